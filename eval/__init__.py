@@ -1,0 +1,1 @@
+"""llm2clip.eval"""
