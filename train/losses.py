@@ -1,0 +1,249 @@
+"""Every loss the recipes train with, as pure functions of tensors.
+
+Shape legend: B rows of a batch, C candidates, D feature width, L token positions, V vocabulary, W processes.
+
+Sources. ``contrastive_loss``: the supervised SimCSE loss with hard negatives that LLM2Vec and LLM2CLIP's
+stage 1 use. ``masked_next_token_loss``: LLM2Vec's MNTP. ``clip_loss`` and ``siglip_loss``: CLIP (Radford et
+al. 2021) and SigLIP (Zhai et al. 2023), as LLM2CLIP's stage 2 uses them against frozen text features. Golden
+cases f and g hold them to values and gradients recorded from the reference implementations.
+
+A ``scale`` is the factor on the cosines itself (1 / temperature), never its logarithm: take ``exp`` of a
+learnt ``logit_scale`` parameter before calling.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, distributed
+
+IGNORED_LABEL = -100
+"""Label of token positions that do not count, as in transformers' collators."""
+
+
+def contrastive_loss(
+    queries: Tensor, positives: Tensor, negatives: Tensor | None = None, *, scale: float
+) -> Tensor:
+    """Find each query's own positive among all positives and all hard negatives of the batch.
+
+    ``CE(scale * cos(queries, [positives; negatives]), arange(B))``, one direction, mean over queries. Two
+    rows that are positives of each other (captions of one picture) must not meet in one batch, or they count
+    as wrong answers.
+
+    Args:
+        queries: Shape: (B, D), any norm.
+        positives: Shape: (B, D), any norm; row i belongs to query i.
+        negatives: Shape: (N, D), any norm and any number, or ``None`` for in-batch negatives only.
+        scale: Factor on the cosines; LLM2CLIP's stage 1 uses 50.
+
+    Returns:
+        Shape: (), the mean loss.
+
+    Raises:
+        ValueError: The shapes do not fit.
+    """
+    if queries.shape != positives.shape:
+        raise ValueError(
+            f"queries and positives must have one shape, got {tuple(queries.shape)} "
+            f"and {tuple(positives.shape)}"
+        )
+    candidates = positives if negatives is None else torch.cat((positives, negatives))
+    targets = torch.arange(queries.shape[0], device=queries.device)
+    return candidate_loss(queries, candidates, targets, scale=scale)
+
+
+def candidate_loss(queries: Tensor, candidates: Tensor, targets: Tensor, *, scale: float | Tensor) -> Tensor:
+    """Cross-entropy of each query's softmax over the candidates' cosines.
+
+    Args:
+        queries: Shape: (B, D), any norm.
+        candidates: Shape: (C, D), any norm.
+        targets: Shape: (B,), int64, the index of the right candidate; or shape (B, C), float, a distribution
+            over the candidates (rows sum to 1) for a query with several right answers.
+        scale: Factor on the cosines.
+
+    Returns:
+        Shape: (), the mean over queries.
+
+    Raises:
+        ValueError: The targets have neither of the two shapes.
+    """
+    rows, width = queries.shape[0], candidates.shape[0]
+    if targets.shape != ((rows, width) if targets.is_floating_point() else (rows,)):
+        raise ValueError(
+            f"targets must be {rows} indices or a ({rows}, {width}) float distribution over the candidates, "
+            f"got {tuple(targets.shape)} of {targets.dtype}"
+        )
+    cosines_BC = F.normalize(queries, dim=-1) @ F.normalize(candidates, dim=-1).T
+    return F.cross_entropy(scale * cosines_BC, targets)
+
+
+def masked_next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of predicting the token at position i from the state at position i - 1.
+
+    With labels on masked positions only this is LLM2Vec's masked next-token prediction; with every token as
+    its own label and causal attention it is ordinary language modelling. A label at position 0 has no state
+    before it and does not count.
+
+    Args:
+        logits: Shape: (B, L, V), float.
+        labels: Shape: (B, L), int64 token ids, ``IGNORED_LABEL`` where nothing is to be predicted.
+
+    Returns:
+        Shape: (), the mean over counted labels; 0 if the batch holds none.
+    """
+    shifted = labels[:, 1:].flatten()
+    total = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), shifted, ignore_index=IGNORED_LABEL, reduction="sum"
+    )
+    return total / (shifted != IGNORED_LABEL).sum().clamp(min=1)
+
+
+def clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Symmetric softmax loss: each picture finds its text, each text its picture; the mean of both.
+
+    In several processes, gather both sides with :func:`gather_with_grad` first, or call
+    :func:`sharded_clip_loss`.
+
+    Args:
+        image_features: Shape: (B, D), unit rows.
+        text_features: Shape: (B, D), unit rows; row i belongs to picture i.
+        logit_scale: Factor on the inner products (not its logarithm).
+        label_smoothing: Probability spread evenly over all candidates, in [0, 1).
+
+    Returns:
+        Shape: ().
+    """
+    _check_pairs(image_features, text_features)
+    logits_BB = logit_scale * image_features @ text_features.T
+    targets = torch.arange(image_features.shape[0], device=image_features.device)
+    forth = F.cross_entropy(logits_BB, targets, label_smoothing=label_smoothing)
+    back = F.cross_entropy(logits_BB.T, targets, label_smoothing=label_smoothing)
+    return (forth + back) / 2
+
+
+def sharded_clip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """:func:`clip_loss` of the batch that all processes hold together, this process's rows of it.
+
+    The mean of the processes' losses is the loss of the whole batch, and data parallel's mean of their
+    gradients its gradient; a process computes (B, W * B) logits rather than (W * B, W * B).
+
+    Args:
+        image_features: Shape: (B, D), unit rows, this process's part; every process holds equally many.
+        text_features: Shape: (B, D), unit rows.
+        logit_scale: Factor on the inner products (not its logarithm).
+        label_smoothing: Probability spread evenly over all candidates, in [0, 1).
+
+    Returns:
+        Shape: ().
+    """
+    _check_pairs(image_features, text_features)
+    targets = torch.arange(image_features.shape[0], device=image_features.device) + first_row(image_features)
+    forth = logit_scale * image_features @ gather_with_grad(text_features).T
+    back = logit_scale * text_features @ gather_with_grad(image_features).T
+    return (
+        F.cross_entropy(forth, targets, label_smoothing=label_smoothing)
+        + F.cross_entropy(back, targets, label_smoothing=label_smoothing)
+    ) / 2
+
+
+def siglip_loss(
+    image_features: Tensor,
+    text_features: Tensor,
+    *,
+    logit_scale: float | Tensor,
+    logit_bias: float | Tensor,
+    first_text: int = 0,
+) -> Tensor:
+    """Sigmoid loss: every picture-text pair is a yes-or-no question; their sum divided by the pictures.
+
+    In several processes pass this one's pictures, ``gather_with_grad(texts)`` and ``first_row(pictures)``.
+
+    Args:
+        image_features: Shape: (B, D), unit rows.
+        text_features: Shape: (C, D), unit rows, C >= B.
+        logit_scale: Factor on the inner products (not its logarithm).
+        logit_bias: Added to every logit; negative, since most pairs do not match.
+        first_text: Row of the text that belongs to picture 0; picture i's is ``first_text + i``.
+
+    Returns:
+        Shape: ().
+
+    Raises:
+        ValueError: Some picture's text lies outside ``text_features``.
+    """
+    rows, texts = image_features.shape[0], text_features.shape[0]
+    if not 0 <= first_text <= texts - rows:
+        raise ValueError(f"pictures 0..{rows - 1} need texts from row {first_text} on, got {texts} texts")
+    logits_BC = logit_scale * image_features @ text_features.T + logit_bias
+    own = torch.arange(rows, device=image_features.device)
+    signs_BC = torch.full_like(logits_BC, -1.0)
+    signs_BC[own, own + first_text] = 1.0
+    return -F.logsigmoid(signs_BC * logits_BC).sum() / rows
+
+
+def gather_with_grad(features: Tensor) -> Tensor:
+    """All processes' rows in rank order, with gradients flowing back to the process each row came from.
+
+    Backward sums what every process's loss says about a row. With W processes whose losses average to the
+    loss of the whole batch, each row therefore receives W times the whole batch's gradient, and the mean over
+    processes that data parallel takes restores it exactly (golden case g).
+
+    Args:
+        features: Shape: (B, D); every process must hold equally many rows.
+
+    Returns:
+        Shape: (W * B, D); ``features`` itself outside torch.distributed.
+    """
+    if not _is_distributed():
+        return features
+    gathered: Tensor = _Gather.apply(features)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def first_row(features: Tensor) -> int:
+    """Where this process's rows begin in :func:`gather_with_grad`'s result; 0 outside torch.distributed."""
+    return distributed.get_rank() * features.shape[0] if _is_distributed() else 0
+
+
+class _Gather(torch.autograd.Function):
+    # torch types the context as an attribute bag, so it is Any here.
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.rows = features.shape[0]
+        parts = [torch.empty_like(features) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(parts, features.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:  # noqa: ANN401
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        first = distributed.get_rank() * ctx.rows
+        return total[first : first + ctx.rows]
+
+
+def _is_distributed() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+def _check_pairs(image_features: Tensor, text_features: Tensor) -> None:
+    if image_features.shape != text_features.shape:
+        raise ValueError(
+            f"pictures and texts must come in pairs of one width, got {tuple(image_features.shape)} and "
+            f"{tuple(text_features.shape)}"
+        )
