@@ -1,0 +1,74 @@
+# One environment for everything: .venv, made once and again when pyproject.toml changes.
+#   make demo    build an index over the sample pictures, search it, write a gallery
+#   make test    linter, formatter, type checker, tests
+# PYTHON chooses the interpreter, PIP_INSTALL_ARGS and PYTEST_ARGS add to those commands' arguments.
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+EXTRAS ?= cpu,eval,train,dev
+AREAS := encoders indexer retrieval train eval
+PIP_INSTALL_ARGS ?=
+PYTEST_ARGS ?=
+DEMO_OUT ?= demo-output
+
+# The tested interpreters first, then whatever else is new enough.
+ifndef PYTHON
+PYTHON := $(shell for range in '(3,11)<=v<=(3,13)' '(3,11)<=v'; do \
+	for python in python3 python3.13 python3.12 python3.11 python; do \
+		"$$python" -c "import sys; v = sys.version_info[:2]; sys.exit(not $$range)" >/dev/null 2>&1 \
+			&& echo "$$python" && exit; done; done)
+endif
+
+.PHONY: help install demo test bench lint typecheck pytest format docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo 'make demo       build an index over the sample pictures, search it, write a gallery'
+	@echo 'make test       linter, formatter, type checker, tests'
+	@echo 'make bench      speed of building and searching'
+	@echo 'make lint       linter and formatter only;  make format  lets them change files'
+	@echo 'make typecheck  type checker only;          make pytest  tests only'
+	@echo 'make docs       write the --help blocks of docs/cli.md anew'
+	@echo 'make clean      delete the environment and everything generated'
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@test -n '$(PYTHON)' || { echo 'no Python >= 3.11 found: install one, or name it: make PYTHON=/path/to/python3' >&2; exit 1; }
+	@test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON) -m venv' failed: install the venv module of this Python (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo 'installing into $(VENV): once, a few minutes (torch is large)'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q $(PIP_INSTALL_ARGS) -e '.[$(EXTRAS)]'
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m llm2clip.retrieval.demo --out $(DEMO_OUT)
+
+test: lint typecheck pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# An editable install is an import hook, which type checkers do not see: links spell the package out for them.
+typecheck: $(STAMP)
+	@mkdir -p .typing/llm2clip && for area in $(AREAS); do ln -sfn ../../$$area .typing/llm2clip/$$area; done
+	$(BIN)/mypy .typing/llm2clip
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks
+
+docs: $(STAMP)
+	$(BIN)/python tests/test_docs.py
+
+clean:
+	rm -rf $(VENV) .typing build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
