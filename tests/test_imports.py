@@ -1,0 +1,177 @@
+"""The arrows between the folders, and what may be imported when: read from the sources, then run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+AREAS = ("encoders", "indexer", "retrieval", "train", "eval")
+SOURCES = sorted(path.relative_to(ROOT).as_posix() for area in AREAS for path in (ROOT / area).rglob("*.py"))
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+
+ALLOWED = {
+    "encoders": set(),
+    "indexer": set(),
+    "retrieval": {"encoders", "indexer"},
+    "train": {"encoders"},
+    "eval": {"encoders", "indexer", "retrieval"},
+}
+"""Which folders a folder may import (docs/architecture.md)."""
+
+LATE_ALLOWED = {"indexer/cli.py": {"encoders"}}
+"""What a file may import beyond that, inside functions only: the command looks an encoder up by its name."""
+
+HEAVY = {
+    "torch",
+    "transformers",
+    "faiss",
+    "sentence_transformers",
+    "PIL",
+    "tokenizers",
+    "safetensors",
+    "scipy",
+}
+"""Packages that cost more to import than a command's --help may take."""
+
+
+class Import(NamedTuple):
+    """One imported name in a source file."""
+
+    name: str
+    """Dotted, absolute: ``llm2clip.encoders.base.Encoder``."""
+    late: bool
+    """Inside a function."""
+    typing_only: bool
+    """Under ``if TYPE_CHECKING``."""
+
+
+def imports(relative: str, source: str) -> list[Import]:
+    """Every import of the file at ``relative`` (below the root), relative ones spelt out."""
+    package = ("llm2clip", *relative.split("/")[:-1])
+    return list(_below(ast.parse(source), package, Import("", late=False, typing_only=False)))
+
+
+def _below(tree: ast.AST, package: tuple[str, ...], place: Import) -> Iterator[Import]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield place._replace(name=alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            for alias in node.names:
+                yield place._replace(name=".".join((*start, *filter(None, [node.module]), alias.name)))
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _below(node, package, place._replace(late=True))
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from _below(ast.Module(node.body, []), package, place._replace(typing_only=True))
+            yield from _below(ast.Module(node.orelse, []), package, place)
+        else:
+            yield from _below(node, package, place)
+
+
+def read_imports(relative: str) -> list[Import]:
+    return imports(relative, (ROOT / relative).read_text(encoding="utf-8"))
+
+
+def forbidden_arrows(relative: str, found: list[Import]) -> list[str]:
+    """The imports that the file's place in the house does not allow."""
+    area = relative.split("/")[0]
+    wrong = []
+    for name, late, _ in found:
+        parts = name.split(".")
+        if parts[0] in AREAS:
+            wrong.append(f"{relative} imports {name} by its bare name: write llm2clip.{name}")
+        if parts[0] == "llm2clip" and parts[1] != area:
+            allowed = ALLOWED[area] | (LATE_ALLOWED.get(relative, set()) if late else set())
+            if parts[1] not in allowed:
+                wrong.append(f"{relative} imports {name}; allowed: {sorted(allowed) or 'no other folder'}")
+    return wrong
+
+
+@pytest.mark.parametrize("relative", SOURCES)
+def test_imports_follow_the_arrows(relative: str):
+    assert forbidden_arrows(relative, read_imports(relative)) == []
+
+
+@pytest.mark.parametrize(
+    ("relative", "source", "wrong"),
+    [
+        ("indexer/store.py", "import numpy\nfrom llm2clip.indexer.hits import Hit", False),
+        ("indexer/store.py", "from llm2clip.encoders import Encoder", True),
+        ("indexer/store.py", "def late():\n    from llm2clip.encoders import Encoder", True),
+        ("indexer/store.py", "if TYPE_CHECKING:\n    from llm2clip.encoders import Encoder", True),
+        ("indexer/cli.py", "def late():\n    from llm2clip.encoders import load_encoder", False),
+        ("indexer/cli.py", "from llm2clip.encoders import load_encoder", True),
+        ("indexer/deep/store.py", "from ...encoders import Encoder", True),
+        ("indexer/deep/store.py", "from ..hits import Hit", False),
+        ("retrieval/searcher.py", "from llm2clip import encoders, indexer", False),
+        ("retrieval/searcher.py", "from llm2clip import eval", True),
+        ("retrieval/searcher.py", "import llm2clip.train.losses", True),
+        ("retrieval/searcher.py", "from ..train import losses", True),
+        ("retrieval/searcher.py", "from ..indexer import Hit", False),
+        ("retrieval/searcher.py", "from .. import train", True),
+        ("train/nano.py", "import llm2clip.encoders", False),
+        ("train/nano.py", "import llm2clip.eval", True),
+        ("eval/metrics.py", "try:\n    import encoders\nexcept ImportError:\n    pass", True),
+        ("eval/metrics.py", "import evaluation, retrieval_tools", False),
+    ],
+)
+def test_the_reader_of_arrows_sees_each_form(relative: str, source: str, wrong: bool):
+    assert bool(forbidden_arrows(relative, imports(relative, source))) is wrong
+
+
+@pytest.mark.parametrize("relative", [name for name in SOURCES if name.endswith(("/cli.py", "/__init__.py"))])
+def test_commands_and_package_roots_import_nothing_heavy(relative: str):
+    now = [entry.name for entry in read_imports(relative) if not (entry.late or entry.typing_only)]
+    assert [name for name in now if name.split(".")[0] in HEAVY] == []
+
+
+def test_only_one_file_imports_faiss():
+    importers = {
+        relative
+        for relative in SOURCES
+        for entry in read_imports(relative)
+        if entry.name.split(".")[0] == "faiss" and not entry.typing_only
+    }
+    assert importers <= {"indexer/faiss_index.py"}
+
+
+def loaded_by(program: str) -> set[str]:
+    """Top-level packages in ``sys.modules`` of a fresh interpreter after running ``program``."""
+    program += "\nimport sys, json\nprint('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("area", AREAS)
+def test_importing_a_folder_is_instant(area: str):
+    assert loaded_by(f"import llm2clip.{area}") & (HEAVY | {"numpy"}) == set()
+
+
+HELP_OF_EVERY_COMMAND = """
+import sys, typer
+from {module} import app, main
+command = typer.main.get_command(app)
+for path in ([], *([name] for name in getattr(command, "commands", {{}}))):
+    sys.argv = [{script!r}, *path, "--help"]
+    try:
+        main()
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_imports_nothing_heavy(script: str):
+    program = HELP_OF_EVERY_COMMAND.format(module=SCRIPTS[script].split(":")[0], script=script)
+    assert loaded_by(program) & (HEAVY | {"numpy"}) == set()
