@@ -1,0 +1,152 @@
+"""The manuals against the program: --help blocks, the list of commands, links, and every snippet run.
+
+In README.md and docs/*.md, a block fenced as ``console`` is run, each line after ``$`` in order, in one folder
+per document; the lines below a command must appear in its output, in order, ``...`` standing for anything.
+Blocks fenced as ``python`` run after them, in one interpreter per document. Other fences are not run.
+
+``make docs`` (this file run as a script) writes the --help blocks of docs/cli.md anew.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MANUAL = ROOT / "docs" / "cli.md"
+DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+HELP_BLOCK = re.compile(r"(<!-- help: (?P<command>.+?) -->\n```text\n)(?P<body>.*?)(```\n)", re.DOTALL)
+FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#[^)]*)?\)")
+
+
+def helps() -> Iterator[tuple[str, str]]:
+    """Every command and what its --help says, without the frames that depend on the terminal."""
+    import typer
+
+    for script, entry in SCRIPTS.items():
+        app = importlib.import_module(entry.split(":")[0]).app
+        yield from _helps_below(typer.main.get_command(app), script, None)
+
+
+def _helps_below(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
+    command.rich_markup_mode = None
+    context = command.make_context(name.split()[-1], [], parent=parent, resilient_parsing=True)
+    context.max_content_width = context.terminal_width = 100
+    yield name, "\n".join(line.rstrip() for line in context.get_help().splitlines()) + "\n"
+    for child, below in getattr(command, "commands", {}).items():
+        if not below.hidden:
+            yield from _helps_below(below, f"{name} {child}", context)
+
+
+def with_current_help(manual: str) -> str:
+    """The manual's text with every --help block as the program has it now."""
+    current = dict(helps())
+    return HELP_BLOCK.sub(lambda block: block[1] + current.get(block["command"], "") + block[4], manual)
+
+
+def test_every_command_is_in_the_manual_and_nothing_else():
+    assert [block["command"] for block in HELP_BLOCK.finditer(MANUAL.read_text(encoding="utf-8"))] == [
+        name for name, _ in helps()
+    ]
+
+
+def test_help_blocks_are_current():
+    for block in HELP_BLOCK.finditer(MANUAL.read_text(encoding="utf-8")):
+        expected = dict(helps())[block["command"]]
+        # Versions of the command-line library wrap differently; the words must agree.
+        assert block["body"].split() == expected.split(), f"{block['command']} --help changed: run make docs"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path):
+    targets = [link["target"] for link in LINK.finditer(document.read_text(encoding="utf-8"))]
+    local = [target for target in targets if "://" not in target]
+    assert [target for target in local if not (document.parent / target).exists()] == []
+
+
+def commands(block: str) -> list[tuple[str, list[str]]]:
+    """The commands of a console block, each with the output lines written below it."""
+    found: list[tuple[str, list[str]]] = []
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append((line[2:], []))
+        elif line.strip():
+            found[-1][1].append(line.strip())
+    return found
+
+
+def assert_in_order(expected: list[str], output: str) -> None:
+    """Every expected line occurs in the output after the one before it, ``...`` matching anything."""
+    lines = iter([" ".join(line.split()) for line in output.splitlines()])
+    for line in expected:
+        if line == "...":
+            continue
+        pattern = ".*".join(re.escape(part) for part in " ".join(line.split()).split("..."))
+        assert any(re.fullmatch(pattern, candidate) for candidate in lines), f"{line!r} is not in\n{output}"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, data_home: Path) -> tuple[Path, dict[str, str]]:
+    """A folder with three pictures, and an environment with our commands on the path."""
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    for name, colour in (("red", "#c02020"), ("green", "#20c020"), ("blue", "#2020c0")):
+        Image.new("RGB", (320, 240), colour).save(tmp_path / "photos" / f"{name}.jpg")
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    return tmp_path, {**os.environ, "PATH": path, "COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_snippets_run(document: Path, workplace: tuple[Path, dict[str, str]]):
+    folder, environment = workplace
+    blocks = [
+        (match["kind"], match["body"]) for match in FENCE.finditer(document.read_text(encoding="utf-8"))
+    ]
+    runs = [run for kind, body in blocks if kind == "console" for run in commands(body)]
+    for command, expected in runs:
+        output = _run(["bash", "-c", command], folder, environment)
+        assert_in_order(expected, output)
+    program = "\n".join(body for kind, body in blocks if kind == "python")
+    if program:
+        _run([sys.executable, "-W", "error", "-c", program], folder, environment)
+
+
+def _run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}"
+    return done.stdout
+
+
+def test_the_order_of_output_is_checked():
+    output = "Indexed 3 pictures in 0.4 s\n  1  0.812  red.jpg\n"
+    assert_in_order(["Indexed 3 pictures in ... s", "...", "1 ... red.jpg"], output)
+    with pytest.raises(AssertionError, match=r"'1 \.\.\. blue\.jpg' is not in"):
+        assert_in_order(["1 ... blue.jpg"], output)
+    with pytest.raises(AssertionError, match="is not in"):
+        assert_in_order(["1 ... red.jpg", "Indexed ..."], output)
+    assert commands("$ a b\nout\n...\n$ c\n") == [("a b", ["out", "..."]), ("c", [])]
+
+
+if __name__ == "__main__":
+    MANUAL.write_text(with_current_help(MANUAL.read_text(encoding="utf-8")), encoding="utf-8")
