@@ -1,0 +1,59 @@
+"""The seam to encoders: what the indexer asks of one, and no more. It never learns what a model is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class EncoderIdentity(Protocol):
+    """Which encoder made the vectors."""
+
+    @property
+    def name(self) -> str:
+        """What ``load_encoder`` calls it."""
+
+    @property
+    def dim(self) -> int:
+        """Length of its vectors."""
+
+    def identity(self) -> Mapping[str, str | int]:
+        """What an index stores and compares: at least ``name``, ``dim``, ``weights_sha256``, ``preprocessing``."""
+
+
+class Prepared(Protocol):
+    """A decoded picture, ready for the model."""
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """Shape: (size, size, 3), uint8, RGB."""
+
+    @property
+    def width(self) -> int:
+        """Width of the original picture as it is shown (after its EXIF rotation), in pixels."""
+
+    @property
+    def height(self) -> int:
+        """Height of the original picture as it is shown, in pixels."""
+
+
+class ImageEncoder(Protocol):
+    """Anything that turns picture bytes into unit vectors. ``llm2clip.encoders.Encoder`` is one."""
+
+    @property
+    def info(self) -> EncoderIdentity:
+        """Which encoder this is."""
+
+    def prepare(self, image: bytes, /) -> Prepared:
+        """Decode one picture; called from several threads at once.
+
+        Raises:
+            ValueError: the bytes are no picture that can be read; the message is the reason, in a few words.
+        """
+
+    def encode_prepared(self, pixels: NDArray[np.uint8], /) -> NDArray[np.float32]:
+        """One forward pass. Shape: (n, size, size, 3), uint8 -> (n, dim), float32, unit rows."""
