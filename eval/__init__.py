@@ -10,22 +10,21 @@ if TYPE_CHECKING:
     from llm2clip.eval.evaluate import evaluate
     from llm2clip.eval.metrics import (
         DirectionMetrics,
-        Embeddings,
         Recall,
         RetrievalMetrics,
-        Ties,
         Unmatched,
         retrieval_metrics,
     )
+    from llm2clip.eval.standing import Embeddings, Ties
 
 # Names are resolved on first use, so that importing the package costs nothing.
 _HOMES = {
     "CaptionedImages": "datasets",
     "DirectionMetrics": "metrics",
-    "Embeddings": "metrics",
+    "Embeddings": "standing",
     "Recall": "metrics",
     "RetrievalMetrics": "metrics",
-    "Ties": "metrics",
+    "Ties": "standing",
     "Unmatched": "metrics",
     "evaluate": "evaluate",
     "read_captioned": "datasets",

@@ -8,16 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.eval.metrics import (
-    Embeddings,
-    Ties,
-    Unmatched,
-    direction_metrics,
-    found_share,
-    retrieval_metrics,
-    standing,
-)
+from llm2clip.eval.metrics import Unmatched, direction_metrics, retrieval_metrics
 from llm2clip.eval.positives import Positives
+from llm2clip.eval.standing import Embeddings, Ties, found_share, standing
 
 REAL_VECTORS = Path(__file__).resolve().parents[3] / "shared" / "data" / "clip_vitb32_flickr8k_val"
 

@@ -1,0 +1,107 @@
+"""The command ``llm2clip-eval``: measure encoders."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from llm2clip.eval.nano import NanoOptions, NanoReport
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _eval() -> None:
+    """Measure encoders: how often the right picture is found, and at what cost."""
+
+
+@app.command()
+def nano(
+    *,
+    encoder: Annotated[str, typer.Option(help="Built-in name or folder of the encoder to measure.")] = "nano",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of openmoji.tar and scenes.tar; made when missing.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write all numbers here.")] = None,
+    styles: Annotated[str, typer.Option(help="Galleries of emoji artwork, by commas.")] = "noto,openmoji",
+    scenes: Annotated[bool, typer.Option(help="Measure scenes with long captions.")] = True,
+    blocks: Annotated[bool, typer.Option(help="Measure again with the transformer blocks zeroed.")] = True,
+) -> None:
+    """Print every number of nano's model card: names, free-form queries, scenes, blocks, cost, targets."""
+    with _one_line_errors():
+        options = _options(data, styles=styles, scenes=scenes, blocks=blocks)
+        report = _measure(encoder, options)
+        if json_file:
+            text = json.dumps(report.as_json(), ensure_ascii=False, indent=1)
+            json_file.write_text(text + "\n", encoding="utf-8")
+        _print(report)
+
+
+def _options(data: Path | None, *, styles: str, scenes: bool, blocks: bool) -> NanoOptions:
+    from llm2clip.eval.nano import NanoOptions
+    from llm2clip.indexer.location import data_home
+
+    return NanoOptions(
+        data=data or data_home() / "eval",
+        styles=tuple(style.strip() for style in styles.split(",") if style.strip()),
+        scenes=scenes,
+        blocks=blocks,
+    )
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def _measure(name: str, options: NanoOptions) -> NanoReport:
+    from rich.console import Console
+
+    from llm2clip.encoders import load_encoder
+    from llm2clip.eval.nano import encoder_folder, measure_nano
+
+    console = Console(stderr=True)
+    with console.status("loading the encoder") as status:
+        encoder = load_encoder(name)
+
+        def say(line: str) -> None:
+            status.update(line) if console.is_terminal else console.print(line, highlight=False)
+
+        return measure_nano(encoder, options=options, folder=encoder_folder(name), progress=say)
+
+
+def _print(report: NanoReport) -> None:
+    from rich.console import Console
+
+    from llm2clip.eval.nano_tables import nano_tables
+
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=110)
+    identity = report.provenance["encoder"]
+    console.print(f"encoder {identity['name']}, weights {identity['weights_sha256'][:12]}")
+    for table in nano_tables(report):
+        console.print(table)
+    for note in report.notes:
+        console.print(f"note: {note}")
+
+
+def main() -> None:
+    """Entry point of ``llm2clip-eval``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
