@@ -1,0 +1,78 @@
+"""Where things live: the data home, the index of a corpus, the index last built, the sample corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from pathlib import Path
+
+SAMPLE = "sample:"
+"""The corpus that ships with the package, as ``llm2clip-index build`` and ``build_index`` know it."""
+
+
+def data_home() -> Path:
+    """The folder for indexes made without ``--index``: ``$LLM2CLIP_HOME``, else the platform's data folder."""
+    if told := os.environ.get("LLM2CLIP_HOME"):
+        return Path(told).expanduser().absolute()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "llm2clip"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "llm2clip"
+    told = os.environ.get("XDG_DATA_HOME", "")
+    return (Path(told) if os.path.isabs(told) else Path.home() / ".local" / "share") / "llm2clip"
+
+
+def default_index_path(corpus: str | os.PathLike[str]) -> Path:
+    """Where the index of ``corpus`` is put when nothing else is said: one place per corpus, the same every time."""
+    spec = os.fspath(corpus)
+    if spec == SAMPLE:
+        return data_home() / "indexes" / "sample.index"
+    place = os.path.realpath(os.path.expanduser(spec))
+    digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
+    name = re.sub(r"[^\w.-]+", "-", os.path.basename(place)).strip("-.") or "pictures"
+    return data_home() / "indexes" / f"{name[:60]}-{digest}.index"
+
+
+def sample_index_path() -> Path:
+    """Where the index of the sample corpus is put when nothing else is said."""
+    return default_index_path(SAMPLE)
+
+
+def sample_folder() -> Path:
+    """The folder of the sample corpus inside the installed package."""
+    return Path(__file__).parent / "sample"
+
+
+def sample_shards() -> list[Path]:
+    """The tar shards of the sample corpus, in order; empty where the installation has none."""
+    return sorted(sample_folder().glob("*.tar"))
+
+
+def _pointer() -> Path:
+    return data_home() / "current.json"
+
+
+def current_index() -> Path | None:
+    """The index that was built last from pictures of one's own, whether or not it still exists; None if none was."""
+    try:
+        recorded = json.loads(_pointer().read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    place = recorded.get("index") if isinstance(recorded, dict) else None
+    return Path(place) if isinstance(place, str) else None
+
+
+def set_current_index(index: str | os.PathLike[str]) -> None:
+    """Make ``index`` the one that is searched when no other is named.
+
+    Raises:
+        OSError: the data home cannot be written.
+    """
+    pointer = _pointer()
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    draft = pointer.with_name(f"{pointer.name}.{os.getpid()}.tmp")
+    draft.write_text(json.dumps({"index": os.path.abspath(index)}, indent=2) + "\n", "utf-8")
+    os.replace(draft, pointer)
