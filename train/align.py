@@ -1,0 +1,294 @@
+"""Stage 2: the vision tower and the adapter learn from the frozen language model's cached features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from llm2clip.encoders.adapter import TextAdapter
+from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
+from llm2clip.train.augment import augment_drawings, augment_scenes
+from llm2clip.train.emoji import ART_SIZE, Artwork
+from llm2clip.train.features import SceneFeatures, TextFeatures
+from llm2clip.train.losses import candidate_loss, clip_loss
+from llm2clip.train.run import LoopConfig, Run, Trainee, train_loop
+from llm2clip.train.scenes import Thumbnails, draw_scene, thumbnails
+
+PIXEL_MEAN = 0.5
+PIXEL_STD = 0.5
+SCENE_SIDES = (17, 19, 20, 21)
+"""Sides in pixels at which objects appear in a 64-pixel scene."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig:
+    """Recipe of stage 2."""
+
+    first: LoopConfig
+    """Single emoji against the pictures' prototypes; the adapter waits."""
+    second: LoopConfig
+    """Emoji and scenes against captions, through the adapter."""
+    batch: int = 256
+    """Emoji pictures per step of the first part, all of different emoji."""
+    emoji_batch: int = 176
+    """Emoji pictures per step of the second part."""
+    scene_batch: int = 80
+    """Scene pictures per step of the second part."""
+    vision: NanoVisionConfig = field(default_factory=lambda: NanoVisionConfig(image_size=ART_SIZE, batch_norm=True))
+    """Shape of the vision tower."""
+    learning_rate: float = 2e-3
+    """Peak rate of the vision tower in the first part."""
+    second_learning_rate: float = 1e-3
+    """Peak rate of the vision tower in the second part."""
+    adapter_rate: float = 5e-4
+    """Peak rate of the adapter."""
+    scale: float = 14.0
+    """Factor on cosines between a picture and all captions' centroids."""
+    scene_scale: float = 25.0
+    """Factor on cosines between scenes and their captions."""
+
+
+class PictureSide(nn.Module):
+    """Vision tower and projection, as one trainee."""
+
+    def __init__(self, config: NanoVisionConfig, dim: int) -> None:
+        super().__init__()
+        self.vision = NanoVisionTower(config)
+        self.projection = nn.Linear(self.vision.width, dim, bias=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Shape: (B, 3, S, S) in 0..1 -> (B, dim), not normalised."""
+        pixels = ((pictures - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last)
+        embedded: Tensor = self.projection(self.vision(pixels))
+        return embedded
+
+
+class Gallery:
+    """Drawings to train on."""
+
+    def __init__(self, artwork: Artwork, emoji_count: int) -> None:
+        self.artwork = artwork
+        self.by_emoji = [np.flatnonzero(artwork.emoji == index) for index in range(emoji_count)]
+
+    def batch(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Tensor]:
+        """Pictures of ``count`` different emoji, each in a random style. Shapes: (count,), (count, 3, S, S)."""
+        chosen = rng.choice(len(self.by_emoji), count, replace=False)
+        rows = np.array([rng.choice(self.by_emoji[index]) for index in chosen])
+        return chosen, augment_drawings(self.artwork.pixels[rows], rng)
+
+
+def identity_adapter(width: int, dim: int) -> TextAdapter:
+    """The adapter, begun near the identity: residual branches silent, last layer orthonormal."""
+    adapter = TextAdapter(width, dim)
+    with torch.no_grad():
+        for block in adapter.adaptor[:4]:
+            block.fn[3].weight.zero_()  # type: ignore[index, union-attr, operator]
+            block.fn[3].bias.zero_()  # type: ignore[index, union-attr, operator]
+        last = adapter.adaptor[5]
+        last.weight.copy_(torch.eye(dim, width))  # type: ignore[operator, union-attr]
+        last.bias.zero_()  # type: ignore[operator, union-attr]
+    return adapter
+
+
+def _groups(module: nn.Module, rate: float, decay: float) -> list[dict[str, object]]:
+    matrices = [p for p in module.parameters() if p.ndim >= 2]
+    vectors = [p for p in module.parameters() if p.ndim < 2]
+    return [
+        {"params": matrices, "lr": rate, "weight_decay": decay},
+        {"params": vectors, "lr": rate, "weight_decay": 0.0},
+    ]
+
+
+def train_vision(
+    run: Run, picture_side: PictureSide, anchors_ED: Tensor, gallery: Gallery, held: Gallery, config: AlignConfig
+) -> None:
+    """First part: every emoji picture finds its emoji's prototype among all, every prototype its picture in the batch.
+
+    Args:
+        run: Where history and checkpoints go.
+        picture_side: Trained in place.
+        anchors_ED: Shape: (emoji, dim), frozen prototypes.
+        gallery: Drawings of the trained styles.
+        held: Drawings of another style, for the progress report only.
+        config: Recipe.
+    """
+    anchors = F.normalize(anchors_ED, dim=-1)
+    optimizer = torch.optim.AdamW(_groups(picture_side, config.learning_rate, 0.05), betas=(0.9, 0.98))  # type: ignore[arg-type]
+
+    def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
+        chosen, pictures = gallery.batch(config.batch, rng)
+        embedded = picture_side(pictures)
+        index = torch.from_numpy(chosen)
+        find = candidate_loss(embedded, anchors, index, scale=config.scale)
+        found = candidate_loss(anchors[index], embedded, torch.arange(len(chosen)), scale=config.scale)
+        return {"loss": find + 0.5 * found, "find": find}
+
+    train_loop(
+        run,
+        "vision",
+        Trainee({"picture": picture_side}, optimizer),
+        step,
+        config=config.first,
+        evaluate=lambda: picture_scores(picture_side, anchors, gallery, held),
+    )
+
+
+@dataclass
+class AlignStage:
+    """Second part of stage 2: what a batch is made of, and its losses."""
+
+    gallery: Gallery
+    held: Gallery
+    texts: TextFeatures
+    scenes: SceneFeatures
+    sizes: Sequence[Thumbnails]
+    config: AlignConfig
+
+    @classmethod
+    def create(
+        cls, gallery: Gallery, held: Gallery, texts: TextFeatures, scenes: SceneFeatures, config: AlignConfig
+    ) -> AlignStage:
+        """Prepare thumbnails for scenes."""
+        sizes = [thumbnails(gallery.artwork, len(gallery.by_emoji), side=side) for side in SCENE_SIDES]
+        return cls(gallery, held, texts, scenes, sizes, config)
+
+    def emoji_losses(
+        self, picture_side: PictureSide, adapter: TextAdapter, rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """Pictures against the centroids of all captions, and against one caption of each in any language."""
+        chosen, pictures = self.gallery.batch(self.config.emoji_batch, rng)
+        embedded = F.normalize(picture_side(pictures), dim=-1)
+        index = torch.from_numpy(chosen)
+        centroids = adapter(self.texts.centroids)
+        captions = F.normalize(adapter(self.texts.draw(chosen, rng)), dim=-1)
+        return {
+            "find": candidate_loss(embedded, centroids, index, scale=self.config.scale),
+            "caption": clip_loss(embedded, captions, logit_scale=self.config.scale),
+        }
+
+    def scene_loss(self, picture_side: PictureSide, adapter: TextAdapter, rng: np.random.Generator) -> Tensor:
+        """Scene pictures against captions of the batch and their twins, and captions against pictures."""
+        count = self.config.scene_batch
+        rows = rng.choice(len(self.scenes.scenes), count, replace=False)
+        drawings = self.sizes[int(rng.integers(len(self.sizes)))]
+        drawn = np.stack([draw_scene(self.scenes.scenes[row], drawings, rng, size=ART_SIZE) for row in rows])
+        embedded = F.normalize(picture_side(augment_scenes(drawn, rng)), dim=-1)
+        captions, twins = self.scenes.draw(rows, rng)
+        texts = F.normalize(adapter(torch.cat((captions, twins))), dim=-1)
+        own = torch.arange(count)
+        forward = candidate_loss(embedded, texts, own, scale=self.config.scene_scale)
+        backward = candidate_loss(texts[:count], embedded, own, scale=self.config.scene_scale)
+        return 0.5 * (forward + backward)
+
+
+def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: AlignStage) -> None:
+    """Second part: emoji and scenes against the language model's own features, through the adapter."""
+    config = stage.config
+    optimizer = torch.optim.AdamW(
+        [*_groups(picture_side, config.second_learning_rate, 0.05), *_groups(adapter, config.adapter_rate, 0.05)],  # type: ignore[arg-type]
+        betas=(0.9, 0.98),
+    )
+
+    def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
+        losses = stage.emoji_losses(picture_side, adapter, rng)
+        losses["scene"] = stage.scene_loss(picture_side, adapter, rng)
+        return {"loss": losses["find"] + 0.5 * losses["caption"] + losses["scene"], **losses}
+
+    train_loop(
+        run,
+        "align",
+        Trainee({"picture": picture_side, "adapter": adapter}, optimizer),
+        step,
+        config=config.second,
+        evaluate=lambda: align_scores(picture_side, adapter, stage),
+    )
+
+
+@torch.no_grad()
+def embed_drawings(picture_side: PictureSide, artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
+    """Unit embeddings of drawings on white, unchanged. Shape: (len(rows), dim)."""
+    picture_side.eval()
+    parts = []
+    for block in np.array_split(rows, max(1, len(rows) // 256)):
+        rgba = torch.from_numpy(artwork.pixels[block]).permute(0, 3, 1, 2).float() / 255
+        parts.append(F.normalize(picture_side(rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]), dim=-1))
+    picture_side.train()
+    return torch.cat(parts)
+
+
+def picture_scores(picture_side: PictureSide, anchors_ED: Tensor, gallery: Gallery, held: Gallery) -> dict[str, float]:
+    """Progress in percent: prototype or centroid -> picture R@1 and R@5 by inner product, and the mean own cosine.
+
+    ``noto`` is the shipped style, ``held`` one never trained on.
+    """
+    scores = {}
+    for name, one in (("noto", gallery), ("held", held)):
+        style = one.artwork.styles.index("noto") if name == "noto" else 0
+        rows = np.flatnonzero(one.artwork.style == style)
+        owners = torch.from_numpy(one.artwork.emoji[rows])
+        embedded = embed_drawings(picture_side, one.artwork, rows)
+        similarity = anchors_ED[owners] @ embedded.T
+        own = similarity.diagonal()
+        rank = (similarity >= own[:, None]).sum(1)
+        scores |= {
+            f"{name}_r1": 100 * float((rank <= 1).float().mean()),
+            f"{name}_r5": 100 * float((rank <= 5).float().mean()),
+            f"{name}_cos": 100 * float(own.mean()),
+        }
+    return scores
+
+
+@torch.no_grad()
+def align_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignStage) -> dict[str, float]:
+    """Progress of the second part: names of some languages -> pictures, and scenes never trained on."""
+    adapter.eval()
+    scores = picture_scores(
+        picture_side, F.normalize(adapter(stage.texts.centroids), dim=-1), stage.gallery, stage.held
+    )
+    for language in ("en", "zh", "hi"):
+        owners, features = stage.texts.names(language)
+        queries = F.normalize(adapter(features), dim=-1)
+        for name, one in (("noto", stage.gallery), ("held", stage.held)):
+            style = one.artwork.styles.index("noto") if name == "noto" else 0
+            rows = np.flatnonzero(one.artwork.style == style)
+            embedded = embed_drawings(picture_side, one.artwork, rows)
+            position = torch.full((len(stage.gallery.by_emoji),), -1)
+            position[torch.from_numpy(one.artwork.emoji[rows])] = torch.arange(len(rows))
+            similarity = queries @ embedded.T
+            own = similarity.gather(1, position[owners][:, None])
+            rank = (similarity >= own).sum(1)
+            scores[f"{name}_{language}"] = 100 * float((rank <= 1).float().mean())
+    scores |= _scene_scores(picture_side, adapter, stage)
+    adapter.train()
+    return scores
+
+
+def _scene_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignStage) -> dict[str, float]:
+    held = stage.scenes.held
+    rng = np.random.default_rng(3)
+    noto = thumbnails_of_style(stage.gallery.artwork, "noto", len(stage.gallery.by_emoji), side=20)
+    drawn = np.stack([draw_scene(scene, noto, rng, size=ART_SIZE) for scene in held.scenes])
+    picture_side.eval()
+    pictures = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
+    embedded = F.normalize(torch.cat([picture_side(part) for part in pictures.split(256)]), dim=-1)
+    picture_side.train()
+    captions = F.normalize(adapter(held.captions[:, 0].float()), dim=-1)
+    similarity = captions @ embedded.T
+    own = similarity.diagonal()
+    scores = {"scene_r1": 100 * float(((similarity >= own[:, None]).sum(1) <= 1).float().mean())}
+    for number, kind in enumerate(("swap", "last")):
+        twins = F.normalize(adapter(held.twins[:, number, 0].float()), dim=-1)
+        scores[kind] = 100 * float((own > (twins * embedded).sum(1)).float().mean())
+    return scores
+
+
+def thumbnails_of_style(artwork: Artwork, style: str, emoji_count: int, *, side: int) -> Thumbnails:
+    """Thumbnails of one style only."""
+    rows = artwork.style == artwork.styles.index(style)
+    return thumbnails(Artwork(artwork.pixels[rows], artwork.emoji[rows], artwork.style[rows], artwork.styles), emoji_count, side=side)

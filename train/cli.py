@@ -1,0 +1,94 @@
+"""``llm2clip-train``: make encoders."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+Out = Annotated[Path, typer.Option("--out", help="Run folder: configuration, history, checkpoints, result.")]
+Cache = Annotated[Path, typer.Option("--cache", help="Folder that keeps fetched packages and drawn artwork.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores if not given.")]
+Debug = Annotated[bool, typer.Option("--debug", help="The same recipe with a few steps of each stage.")]
+
+
+@app.callback()
+def _root() -> None:
+    """Make encoders: nano, the small LLM2CLIP that ships with this package, from public artwork and annotations."""
+
+
+@app.command()
+def nano(
+    out: Out = Path("runs/nano"),
+    cache: Cache = Path("runs/cache"),
+    threads: Threads = None,
+    debug: Debug = False,
+    stage: Annotated[str, typer.Option(help="Stop after this stage: language, pictures or all.")] = "all",
+) -> None:
+    """Train nano: fetch packages, tokenizer, language model, caption contrast, features, alignment, export, evaluation.
+
+    Interrupted, it goes on where it stopped when started again.
+    """
+    from llm2clip.train.recipes import make_nano
+
+    typer.echo(make_nano(out, cache, threads=threads, debug=debug, stage=stage))
+
+
+@app.command("nano-english")
+def nano_english(
+    out: Out = Path("runs/nano-english"),
+    cache: Cache = Path("runs/cache"),
+    language: Annotated[
+        Path, typer.Option(help="Run folder of nano, whose language model the experiment reads with.")
+    ] = Path("runs/nano"),
+    threads: Threads = None,
+    debug: Debug = False,
+) -> None:
+    """The paper's claim on our ground: stage 2 in English only, beside three controls, each from the same start."""
+    from llm2clip.train.recipes import make_english
+
+    typer.echo(make_english(out, cache, language, threads=threads, debug=debug))
+
+
+@app.command()
+def data(
+    out: Annotated[Path, typer.Option("--out", help="Folder for the measuring sets.")] = Path("runs/measure"),
+    cache: Cache = Path("runs/cache"),
+    sample: Annotated[Path | None, typer.Option(help="Also write the sample corpus into this folder.")] = None,
+) -> None:
+    """Write what nano is measured on: OpenMoji pictures and scenes, as WebDataset tars. Fetches packages by name."""
+    from llm2clip.train.recipes import make_data
+
+    typer.echo(make_data(out, cache, sample=sample))
+
+
+def main() -> None:
+    """Run the command; expected failures are one line on stderr."""
+    try:
+        app(standalone_mode=False)
+    except (ValueError, OSError) as error:
+        sys.exit(_fail(str(error), 1))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(_fail("interrupted; start the same command again to go on", 130))
+    except Exception as error:
+        # Usage errors of the command line parser carry their own exit code.
+        code = getattr(error, "exit_code", None)
+        if code is None:
+            raise
+        show = getattr(error, "show", None)
+        if show:
+            show()
+        sys.exit(code)
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"llm2clip-train: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

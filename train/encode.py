@@ -1,0 +1,69 @@
+"""Turn texts into token rows and pooled states while training: padded in length-sorted chunks, order restored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from llm2clip.encoders.llama import BidirectionalLlama, mean_pool
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TextEncoder:
+    """nano's text rules, for training: begin token, the text, end token; everything but the begin token is pooled."""
+
+    def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, chunk_tokens: int = 4096) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.chunk_tokens = chunk_tokens
+        self.bos, self.eot, self.pad = (
+            tokenizer.token_to_id(token) for token in ("<|begin_of_text|>", "<|eot_id|>", "<|pad|>")
+        )
+
+    @classmethod
+    def from_file(cls, path: Path, *, max_tokens: int, dropout: float | None = None) -> TextEncoder:
+        """Read ``tokenizer.json``; with ``dropout`` merges are left out at random (BPE dropout)."""
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer.model.dropout = dropout
+        return cls(tokenizer, max_tokens=max_tokens)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token rows with begin and end token, cut to ``max_tokens`` with the end token kept."""
+        encoded = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [[self.bos, *item.ids[: self.max_tokens - 2], self.eot] for item in encoded]
+
+    def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Pad rows on the right. Shapes: (B, L) int64 ids and (B, L) int64 attention mask."""
+        length = max(map(len, rows))
+        ids = torch.full((len(rows), length), self.pad)
+        mask = torch.zeros((len(rows), length), dtype=torch.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = torch.tensor(row)
+            mask[number, : len(row)] = 1
+        return ids, mask
+
+    def pool(self, model: BidirectionalLlama, texts: Sequence[str]) -> Tensor:
+        """Pooled states of texts. Shape: (len(texts), D), with gradient where it is enabled."""
+        rows = self.tokenize(texts)
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+        pooled, start = [], 0
+        while start < len(order):
+            end = start + 1
+            while end < len(order) and (end - start + 1) * len(rows[order[end]]) <= self.chunk_tokens:
+                end += 1
+            ids, mask = self.batch([rows[i] for i in order[start:end]])
+            pool_mask = mask.clone()
+            pool_mask[:, 0] = 0
+            pooled.append(mean_pool(model(ids, mask), pool_mask))
+            start = end
+        back = torch.empty(len(order), dtype=torch.int64)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return torch.cat(pooled)[back]

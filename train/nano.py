@@ -1,0 +1,189 @@
+"""The nano recipe: from packages by name to the shipped weights, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm2clip.encoders.adapter import TextAdapter
+from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.train.align import AlignConfig, AlignStage, Gallery, PictureSide, align, identity_adapter, train_vision
+from llm2clip.train.emoji import Emoji, load_artwork, load_emoji
+from llm2clip.train.encode import TextEncoder
+from llm2clip.train.features import cache_scenes, cache_texts
+from llm2clip.train.language import ContrastiveStage, LanguageConfig, Prototypes, pretrain, tune_embeddings, tune_model
+from llm2clip.train.phrases import SCENE_LANGUAGES
+from llm2clip.train.run import LoopConfig, Run
+from llm2clip.train.scenes import caption, sample_scene, scene_pool
+from llm2clip.train.teacher import ask_teacher
+from llm2clip.train.texts import TextPool, load_descriptions
+from llm2clip.train.tokenizer import build_tokenizer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanoConfig:
+    """Everything that decides the weights."""
+
+    seed: int = 20
+    """Seed of every draw."""
+    vocab_size: int = 16_000
+    """Tokens of the tokenizer."""
+    width: int = 192
+    """Width of the language model."""
+    layers: int = 3
+    """Blocks of the language model."""
+    max_tokens: int = 256
+    """Longest text in tokens, begin and end token included."""
+    teacher_queries: int = 12_000
+    """English queries with soft targets."""
+    language: LanguageConfig = field(
+        default_factory=lambda: LanguageConfig(
+            pretrain=LoopConfig(steps=300),
+            warm=LoopConfig(steps=1000, evaluate_every=250),
+            tune=LoopConfig(steps=950),
+        )
+    )
+    """Recipe of the text side."""
+    align: AlignConfig = field(
+        default_factory=lambda: AlignConfig(first=LoopConfig(steps=1200, floor=0.25), second=LoopConfig(steps=2000))
+    )
+    """Recipe of stage 2."""
+    scenes: int = 8_000
+    """Scenes whose captions stage 2 reads."""
+    wordings: int = 4
+    """Captions of each scene, the first in English."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the stages work on."""
+
+    emoji: list[Emoji]
+    pool: TextPool
+    scene_pool: list[int]
+    cache: Path
+
+
+def gather_material(cache: Path) -> Material:
+    """Fetch the packages and read names, keywords and descriptions."""
+    cache.mkdir(parents=True, exist_ok=True)
+    emoji = load_emoji(cache)
+    return Material(emoji, TextPool(emoji, load_descriptions(emoji)), scene_pool(emoji), cache)
+
+
+def language_corpus(material: Material, rng: np.random.Generator) -> Iterator[str]:
+    """Texts for the tokenizer and for pre-training: names twice, keywords, descriptions twice, queries, scenes."""
+    for texts, times in ((material.pool.names, 2), (material.pool.keywords, 1), (material.pool.descriptions, 2)):
+        for text in texts:
+            yield from (text.text for _ in range(times))
+    yield from (text.text for text in material.pool.sample(40_000, rng))
+    for wording in range(1500):
+        scene = sample_scene(material.scene_pool, rng, objects=(2, 8))
+        for language in SCENE_LANGUAGES:
+            yield caption(scene, material.emoji, language=language, wording=wording)
+
+
+def llama_config(config: NanoConfig) -> LlamaConfig:
+    """Shape of nano's language model."""
+    return LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        intermediate_size=8 * config.width // 3,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.width // 32,
+        num_key_value_heads=config.width // 32,
+        head_dim=32,
+    )
+
+
+def train_language(run: Run, material: Material, config: NanoConfig) -> BidirectionalLlama:
+    """Tokenizer, pre-training and stage 1; each part is skipped where the run has finished it.
+
+    Leaves ``tokenizer.json`` and ``prototypes.safetensors`` in the run folder.
+    """
+    tokenizer_path = run.folder / "tokenizer.json"
+    corpus = list(language_corpus(material, np.random.default_rng([config.seed, 1])))
+    if not tokenizer_path.exists():
+        begun = time.monotonic()
+        tokenizer = build_tokenizer(corpus, vocab_size=config.vocab_size)
+        partial = tokenizer_path.with_suffix(".partial")
+        tokenizer.save(str(partial))
+        partial.replace(tokenizer_path)
+        run.finish("tokenizer", seconds=time.monotonic() - begun)
+    encoder = text_encoder(run, config)
+    noisy = text_encoder(run, config, dropout=0.1)
+    torch.manual_seed(config.seed)
+    model = BidirectionalLlama(llama_config(config))
+    torch.nn.init.normal_(model.embed_tokens.weight, std=0.02)
+    pretrain(run, model, encoder, corpus, config.language)
+    teacher = ask_teacher(
+        material.emoji, material.pool, queries=config.teacher_queries, seed=config.seed, cache=run.folder
+    )
+    stage = ContrastiveStage(material.emoji, material.pool, teacher, material.scene_pool)
+    prototypes = Prototypes(len(material.emoji), config.width)
+    tune_embeddings(run, model, prototypes, (encoder, noisy), stage, config.language)
+    save_file({"prototypes": prototypes.weight.detach()}, run.folder / "prototypes.safetensors")
+    tune_model(run, model, prototypes, (encoder, noisy), stage, config.language)
+    return model
+
+
+def text_encoder(run: Run, config: NanoConfig, *, dropout: float | None = None) -> TextEncoder:
+    """The run's tokenizer with nano's text rules."""
+    return TextEncoder.from_file(run.folder / "tokenizer.json", max_tokens=config.max_tokens, dropout=dropout)
+
+
+def train_pictures(run: Run, material: Material, config: NanoConfig) -> tuple[PictureSide, Gallery, Gallery]:
+    """First part of stage 2, which needs the prototypes only: it may run beside the second part of stage 1."""
+    gallery = Gallery(load_artwork(material.emoji, material.cache), len(material.emoji))
+    held = Gallery(load_artwork(material.emoji, material.cache, styles=("openmoji",)), len(material.emoji))
+    torch.manual_seed(config.seed)
+    picture_side = PictureSide(config.align.vision, config.width)
+    prototypes = load_file(run.folder / "prototypes.safetensors")["prototypes"]
+    train_vision(run, picture_side, prototypes, gallery, held, config.align)
+    return picture_side, gallery, held
+
+
+def train_nano(
+    run: Run, material: Material, config: NanoConfig, *, languages: Sequence[str] | None = None
+) -> tuple[BidirectionalLlama, PictureSide, TextAdapter]:
+    """All stages up to the trained parts.
+
+    Args:
+        run: Where everything is kept; finished stages are skipped.
+        material: Names, descriptions, scenes.
+        config: Recipe.
+        languages: Languages of the captions that stage 2 sees; all if ``None``.
+    """
+    model = train_language(run, material, config)
+    picture_side, gallery, held = train_pictures(run, material, config)
+    encoder = text_encoder(run, config)
+    model.requires_grad_(False)
+    texts = cache_texts(model, encoder, material.pool, run.folder / "features-texts.safetensors", languages=languages)
+    spoken = tuple(language for language in SCENE_LANGUAGES if languages is None or language in languages)
+    scenes, unseen = (
+        cache_scenes(
+            model,
+            encoder,
+            material.emoji,
+            material.scene_pool,
+            run.folder / f"features-{name}.safetensors",
+            count=count,
+            wordings=wordings,
+            seed=config.seed + shift,
+            languages=spoken,
+        )
+        for name, count, wordings, shift in (("scenes", config.scenes, config.wordings, 0), ("held", 300, 1, 1))
+    )
+    scenes.held = unseen
+    adapter = identity_adapter(config.width, config.width)
+    align(run, picture_side, adapter, AlignStage.create(gallery, held, texts, scenes, config.align))
+    return model, picture_side, adapter

@@ -1,0 +1,254 @@
+"""One training run on disk, and the loop every stage runs in.
+
+A run is a folder: ``run.json`` (configuration, seed, versions, timings), ``history.jsonl`` (one line per logged step),
+``<stage>.pt`` (resumable checkpoint) and whatever finished stages leave for the next. Started again with the same
+configuration it goes on where it stopped; with another one it refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class RunError(ValueError):
+    """A run folder cannot be used as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """How long and how fast a stage learns."""
+
+    steps: int
+    """Optimiser steps."""
+    warmup: int = 30
+    """Steps of linear warm-up."""
+    floor: float = 0.02
+    """Learning rate at the end, as a part of its peak (cosine in between)."""
+    clip: float = 1.0
+    """Largest gradient norm; larger ones are scaled down."""
+    checkpoint_every: int = 200
+    """Steps between checkpoints."""
+    evaluate_every: int = 200
+    """Steps between evaluations; the last step is always evaluated."""
+
+
+def learning_rate_factor(step: int, *, warmup: int, total: int, floor: float = 0.0) -> float:
+    """Factor on the base learning rate: linear warm-up, then a half cosine down to ``floor``.
+
+    Source: golden case h, with ``floor`` 0: (step + 1) / warmup, then 0.5 (1 + cos(pi (step - warmup) / (total - warmup))).
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the result depends on."""
+    packages = ("llm2clip-retrieval", "torch", "numpy", "tokenizers", "safetensors", "pillow")
+    return {name: metadata.version(name) for name in packages} | {"python": platform.python_version()}
+
+
+class Run:
+    """A run folder."""
+
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        self.folder = folder
+        self.seed = seed
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "run.json"
+        self.description: dict[str, Any] = {"seed": seed, "versions": versions(), "stages": {}}
+        if path.exists():
+            self.description = json.loads(path.read_text(encoding="utf-8"))
+            if self.description["seed"] != seed:
+                raise RunError(
+                    f"{folder} holds a run with seed {self.description['seed']}, got seed {seed}. "
+                    "Choose another --out folder, or delete this one."
+                )
+        self.save_description()
+
+    def begin(self, stage: str, config: Any) -> None:  # noqa: ANN401 - any dataclass
+        """Record a stage's configuration, or check that it is the one the stage began with.
+
+        Raises:
+            RunError: if this folder holds the stage with another configuration.
+        """
+        wanted = json.loads(json.dumps(asdict(config)))
+        entry = self.description["stages"].setdefault(stage, {"config": wanted})
+        changed = sorted(
+            key for key in entry["config"].keys() | wanted.keys() if entry["config"].get(key) != wanted.get(key)
+        )
+        if changed:
+            raise RunError(
+                f"{self.folder} holds stage {stage!r} with another configuration (differs in {changed}). "
+                "Choose another --out folder, or delete this one."
+            )
+        self.save_description()
+
+    def save_description(self) -> None:
+        """Write ``run.json`` atomically."""
+        write_atomically(self.folder / "run.json", json.dumps(self.description, indent=1, ensure_ascii=False).encode())
+
+    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
+        """Append one line to the metric history."""
+        line = {"stage": stage, "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")}
+        line |= {key: round(float(value), 6) for key, value in values.items()}
+        with (self.folder / "history.jsonl").open("a", encoding="utf-8") as history:
+            history.write(json.dumps(line) + "\n")
+
+    def done(self, stage: str) -> bool:
+        """Whether the stage has finished in this folder."""
+        return "finished" in self.description["stages"].get(stage, {})
+
+    def finish(self, stage: str, *, seconds: float, result: Mapping[str, float] | None = None) -> None:
+        """Mark a stage as finished."""
+        entry = self.description["stages"].setdefault(stage, {"config": {}})
+        entry |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1)}
+        if result:
+            entry["result"] = dict(result)
+        self.save_description()
+
+    def rng(self, stage: str, step: int) -> np.random.Generator:
+        """The random numbers of one step: the same however often the run was interrupted."""
+        return np.random.default_rng([self.seed, int.from_bytes(stage.encode()[:8].ljust(8), "big"), step])
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader sees the old or the new content, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@dataclass
+class Trainee:
+    """What a stage trains: named modules, and an optimiser whose groups carry their peak rate in ``lr``."""
+
+    modules: dict[str, nn.Module]
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    peaks: list[float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters the optimiser moves."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint atomically."""
+        partial = path.with_name(f".{path.name}.partial")
+        state = {
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "peaks": self.peaks,
+        }
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Read a checkpoint (tensors only, nothing is unpickled)."""
+        state = torch.load(path, weights_only=True)
+        for name, module in self.modules.items():
+            module.load_state_dict(state["modules"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.peaks = state["step"], state["peaks"]
+
+
+StepFunction = Callable[[np.random.Generator, int], dict[str, Tensor]]
+EvaluateFunction = Callable[[], dict[str, float]]
+
+
+def train_loop(
+    run: Run, stage: str, trainee: Trainee, step: StepFunction, *, config: LoopConfig, evaluate: EvaluateFunction | None
+) -> None:
+    """Train until ``config.steps``, resuming from the stage's checkpoint.
+
+    Args:
+        run: Where history and checkpoints go.
+        stage: Name of the stage; its checkpoint is ``<stage>.pt``.
+        trainee: Modules and optimiser, changed in place.
+        step: Called with this step's random numbers and its number; returns losses, ``"loss"`` among them, to be minimised.
+        config: Length, learning rates, intervals.
+        evaluate: Called now and then; what it returns is logged.
+    """
+    run.begin(stage, config)
+    checkpoint = run.folder / f"{stage}.pt"
+    if checkpoint.exists():
+        trainee.load(checkpoint)
+    if run.done(stage):
+        return
+    begun, last_saved = time.monotonic(), trainee.step
+    with _progress() as progress:
+        task = progress.add_task(stage, total=config.steps, completed=trainee.step, note="")
+        averages: dict[str, float] = {}
+        while trainee.step < config.steps:
+            losses = _one_step(run, stage, trainee, step, config)
+            for name, value in losses.items():
+                averages[name] = 0.95 * averages.get(name, value) + 0.05 * value
+            trainee.step += 1
+            note = " ".join(f"{name} {value:.3f}" for name, value in averages.items())
+            progress.update(task, completed=trainee.step, note=note)
+            final = trainee.step == config.steps
+            if final or trainee.step % config.evaluate_every == 0:
+                measured = evaluate() if evaluate else {}
+                run.log(stage, trainee.step, averages | measured)
+                progress.console.print(f"{stage} {trainee.step}: {note} " + _show(measured), highlight=False)
+            if final or trainee.step - last_saved >= config.checkpoint_every:
+                trainee.save(checkpoint)
+                last_saved = trainee.step
+    run.finish(stage, seconds=time.monotonic() - begun)
+
+
+def _one_step(run: Run, stage: str, trainee: Trainee, step: StepFunction, config: LoopConfig) -> dict[str, float]:
+    torch.manual_seed(run.seed * 1_000_003 + trainee.step)
+    factor = learning_rate_factor(trainee.step, warmup=config.warmup, total=config.steps, floor=config.floor)
+    for group, peak in zip(trainee.optimizer.param_groups, trainee.peaks, strict=True):
+        group["lr"] = peak * factor
+    losses = step(run.rng(stage, trainee.step), trainee.step)
+    loss = losses["loss"]
+    if not bool(torch.isfinite(loss)):
+        raise RunError(f"stage {stage!r} diverged at step {trainee.step}: loss is {loss.item()}. Lower the learning rate.")
+    trainee.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(trainee.parameters(), config.clip)
+    trainee.optimizer.step()
+    return {name: float(value.detach()) for name, value in losses.items()}
+
+
+def _show(values: Mapping[str, float]) -> str:
+    return " ".join(f"{name} {value:.1f}" for name, value in values.items())
+
+
+def _progress() -> Any:  # noqa: ANN401 - rich is imported late
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        refresh_per_second=2,
+    )

@@ -1,0 +1,192 @@
+"""Fetch the packages nano is made from, by name and version, with the clients a machine already has.
+
+Artwork and annotations are ordinary packages of the npm registry and of Debian; nothing is downloaded by address.
+``STYLES`` and ``TEXT_PACKAGES`` are the whole list, with the licence each package states.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+class SourceError(ValueError):
+    """A package could not be fetched or unpacked; the message says which, why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """One package of a registry."""
+
+    name: str
+    """Name in its registry."""
+    version: str
+    """Exact version; empty for Debian, whose release decides."""
+    client: Literal["npm", "apt"]
+    """Command-line client that fetches it."""
+
+    @property
+    def folder(self) -> str:
+        """Folder name it is unpacked to."""
+        return f"{self.name.strip('@').replace('/', '-')}-{self.version or self.client}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Style:
+    """One set of emoji artwork."""
+
+    name: str
+    """Short name, as in the metadata of the sample corpus."""
+    package: Package
+    """Where it comes from."""
+    layout: Literal["cbdt", "svg-by-codepoint", "iconify", "openmoji"]
+    """How pictures are found inside the package."""
+    licence: str
+    """SPDX identifier of the artwork."""
+    source: str
+    """Who drew it, for the notice."""
+    trained: bool = True
+    """Whether nano sees it in training; the others only measure."""
+
+
+def _npm(name: str, version: str) -> Package:
+    return Package(name=name, version=version, client="npm")
+
+
+STYLES: tuple[Style, ...] = (
+    Style(
+        name="noto",
+        package=Package(name="fonts-noto-color-emoji", version="", client="apt"),
+        layout="cbdt",
+        licence="Apache-2.0",
+        source="Noto Color Emoji, Google",
+    ),
+    # The package says MIT (its packager's code); the artwork is CC-BY-4.0 by LICENSE-GRAPHICS of jdecked/twemoji.
+    Style(
+        name="twemoji",
+        package=_npm("@twemoji/svg", "15.0.0"),
+        layout="svg-by-codepoint",
+        licence="CC-BY-4.0",
+        source="Twemoji, Twitter, Inc and other contributors",
+    ),
+    Style(
+        name="fluent-flat",
+        package=_npm("@iconify-json/fluent-emoji-flat", "1.2.6"),
+        layout="iconify",
+        licence="MIT",
+        source="Fluent Emoji, Microsoft",
+    ),
+    Style(
+        name="fluent",
+        package=_npm("@iconify-json/fluent-emoji", "1.2.7"),
+        layout="iconify",
+        licence="MIT",
+        source="Fluent Emoji, Microsoft",
+    ),
+    Style(
+        name="fluent-contrast",
+        package=_npm("@iconify-json/fluent-emoji-high-contrast", "1.2.6"),
+        layout="iconify",
+        licence="MIT",
+        source="Fluent Emoji, Microsoft",
+    ),
+    Style(
+        name="noto-blob",
+        package=_npm("@iconify-json/noto-v1", "1.2.5"),
+        layout="iconify",
+        licence="Apache-2.0",
+        source="Noto Emoji (2017), Google",
+    ),
+    Style(
+        name="emojione",
+        package=_npm("@iconify-json/emojione", "1.2.3"),
+        layout="iconify",
+        licence="CC-BY-4.0",
+        source="EmojiOne 2",
+    ),
+    Style(
+        name="emojione-mono",
+        package=_npm("@iconify-json/emojione-monotone", "1.2.1"),
+        layout="iconify",
+        licence="CC-BY-4.0",
+        source="EmojiOne 2",
+    ),
+    Style(
+        name="openmoji",
+        package=_npm("openmoji", "17.0.0"),
+        layout="openmoji",
+        licence="CC-BY-SA-4.0",
+        source="OpenMoji",
+        trained=False,
+    ),
+)
+TEXT_PACKAGES: tuple[Package, ...] = (
+    _npm("cldr-annotations-full", "48.2.0"),
+    _npm("cldr-annotations-derived-full", "48.2.0"),
+)
+
+
+def style(name: str) -> Style:
+    """The style of that name; ``ValueError`` lists the known ones."""
+    for candidate in STYLES:
+        if candidate.name == name:
+            return candidate
+    raise ValueError(f"unknown artwork style {name!r}, expected one of {[s.name for s in STYLES]}")
+
+
+def fetch(package: Package, cache: Path) -> Path:
+    """Fetch and unpack a package once.
+
+    Args:
+        package: What to fetch.
+        cache: Folder that keeps unpacked packages.
+
+    Returns:
+        The unpacked folder.
+
+    Raises:
+        SourceError: if the client is missing or reports a failure.
+    """
+    target = cache / package.folder
+    if target.is_dir():
+        return target
+    partial = cache / f".{package.folder}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    unpack: Callable[[Package, Path], None] = {"npm": _fetch_npm, "apt": _fetch_apt}[package.client]
+    unpack(package, partial)
+    partial.rename(target)
+    return target
+
+
+def _run(command: list[str], folder: Path, package: Package) -> None:
+    if shutil.which(command[0]) is None:
+        raise SourceError(
+            f"cannot fetch package {package.name!r}: the command {command[0]!r} is not installed. "
+            f"Install {package.client}, or run this on a machine that has it."
+        )
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        reason = lines[-1] if lines else "no message"
+        raise SourceError(f"cannot fetch package {package.name!r} with {command[0]}: {reason}")
+
+
+def _fetch_npm(package: Package, folder: Path) -> None:
+    _run(["npm", "pack", "--silent", f"{package.name}@{package.version}"], folder, package)
+    (archive,) = folder.glob("*.tgz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder, filter="data")
+    archive.unlink()
+
+
+def _fetch_apt(package: Package, folder: Path) -> None:
+    _run(["apt-get", "download", package.name], folder, package)
+    (archive,) = folder.glob("*.deb")
+    _run(["dpkg-deb", "-x", archive.name, "package"], folder, package)
+    archive.unlink()
