@@ -29,6 +29,7 @@ from llm2clip.eval.nano_measures import (
 )
 from llm2clip.eval.nano_targets import TARGETS
 from llm2clip.eval.queries import FreeQuery, load_queries
+from llm2clip.indexer.location import sample_shards
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
@@ -175,7 +176,7 @@ class _Run:
 
     def _load(self) -> tuple[list[Gallery], tuple[Scene, ...]]:
         options = self.options
-        shipped = sample_tars()
+        shipped = sample_shards()
         found = {style: read_gallery(shipped, style=style) for style in options.styles}
         needed = [f"{style}.tar" for style, gallery in found.items() if gallery is None]
         if options.scenes:
@@ -214,11 +215,6 @@ class _Run:
 
     def _keep(self, measurements: Iterable[Measurement], *, blocks: bool = True) -> None:
         self.measurements += [replace(one, blocks=blocks) for one in measurements]
-
-
-def sample_tars() -> list[Path]:
-    """Tar files of the sample corpus that ships with the indexer."""
-    return sorted(Path(str(resources.files("llm2clip.indexer"))).glob("sample/*.tar"))
 
 
 def encoder_folder(name: str) -> Path | None:

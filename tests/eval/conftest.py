@@ -1,10 +1,13 @@
 """Small tar files in the sample-corpus format, made of plain colours."""
 
 import io
+import itertools
 import json
 import tarfile
+from dataclasses import dataclass
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -35,3 +38,152 @@ def add(tar, name, content):
 @pytest.fixture
 def tars():
     return SimpleNamespace(colour=colour, write=write, add=add)
+
+
+PALETTE = {
+    "red": (255, 0, 0),
+    "green": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "white": (255, 255, 255),
+    "black": (0, 0, 0),
+}
+EMOJI = dict(zip(PALETTE, "🍎🍏🫐🍋🥚🎱", strict=True))
+GERMAN = dict(
+    zip(["rot", "grün", "blau", "gelb", "schwarz", "weiß"], [*[*PALETTE][:4], "black", "white"], strict=True)
+)
+
+
+@dataclass(frozen=True)
+class Info:
+    name: str = "colours"
+    dim: int = 2 * len(PALETTE)
+    weights_sha256: str = "0" * 64
+    preprocessing: str = "halves"
+    parameters: int = 1_500_000
+    languages: tuple[str, ...] = ("en", "de")
+
+    def identity(self):
+        return {
+            "name": self.name,
+            "family": "stub",
+            "dim": self.dim,
+            "weights_sha256": self.weights_sha256,
+            "preprocessing": self.preprocessing,
+        }
+
+
+class ColourEncoder:
+    """Sees the colour of a picture's left and right half, and reads a text's first and last colour word.
+
+    Vectors are one-hot per half: every score is 0, 1/2 or 1 and every metric can be worked out by hand.
+    As a bag of words it cannot tell first from last.
+    """
+
+    def __init__(self, *, bag=False):
+        self.info = Info()
+        self.bag = bag
+
+    def prepare(self, image):
+        picture = Image.open(io.BytesIO(image)).convert("RGB")
+        pixels = np.asarray(picture.resize((2, 1), Image.Resampling.NEAREST))
+        return SimpleNamespace(pixels=pixels, width=picture.width, height=picture.height)
+
+    def encode_prepared(self, pixels):
+        palette = np.array(list(PALETTE.values()))
+        nearest = np.abs(pixels[:, 0, :, None, :].astype(int) - palette).sum(-1).argmin(-1)
+        return self._halves(nearest)
+
+    def encode_images(self, images, *, batch_size=64):
+        return self.encode_prepared(np.stack([self.prepare(image).pixels for image in images]))
+
+    def encode_texts(self, texts, *, batch_size=64):
+        words = list(PALETTE)
+        rows = []
+        for text in texts:
+            said = [GERMAN.get(word, word) for word in text.split()]
+            colours = [words.index(word) for word in said if word in words]
+            rows.append(self._row(colours))
+        return np.stack(rows).astype(np.float32)
+
+    def count_tokens(self, texts):
+        return [len(text.split()) for text in texts]
+
+    def _row(self, colours):
+        row = np.zeros((2, len(PALETTE)))
+        if self.bag:
+            for colour in colours:
+                row[:, colour] += 1
+        elif colours:
+            row[[0, 1], [colours[0], colours[-1]]] = 1
+        if not row.any():
+            row[:] = 1
+        return (row / np.linalg.norm(row)).ravel()
+
+    def _halves(self, colours):
+        return np.stack([ColourEncoder()._row(list(pair)) for pair in colours]).astype(np.float32)
+
+
+@pytest.fixture
+def colours():
+    """The stub encoder and what it knows."""
+    return SimpleNamespace(Encoder=ColourEncoder, palette=PALETTE, emoji=EMOJI, german=GERMAN)
+
+
+@pytest.fixture
+def gallery_tar(tmp_path):
+    """Six pictures with English names, German names of which two are exchanged, and one scene."""
+
+    def make(name, style):
+        items = {}
+        for number, (word, rgb) in enumerate(PALETTE.items()):
+            german = list(GERMAN)[number]
+            names = {"en": word, "de": german} | ({"fr": "vert"} if word == "green" else {})
+            metadata = {
+                "caption": word,
+                "emoji": EMOJI[word],
+                "names": names,
+                "style": style,
+                "kind": "emoji",
+            }
+            items[f"{style}/{number}"] = (colour(rgb), metadata)
+        items["scene"] = (colour((9, 9, 9)), {"caption": "a scene", "kind": "scene", "style": style})
+        return write(tmp_path / name, items)
+
+    return make
+
+
+@pytest.fixture
+def scenes_tar(tmp_path):
+    """Every ordered pair of different colours side by side, told at a length of 102 words."""
+    middle = " and" * 100
+
+    def make(name="scenes.tar"):
+        items = {}
+        words = list(PALETTE)
+        reverse = {english: german for german, english in GERMAN.items()}
+        for left, right in itertools.permutations(words, 2):
+            other = next(word for word in words if word not in (left, right))
+            metadata = {
+                "caption": f"{left}{middle} {right}",
+                "captions": {
+                    "en": f"{left}{middle} {right}",
+                    "de": f"{reverse[left]}{middle} {reverse[right]}",
+                },
+                "kind": "scene",
+                "emoji": EMOJI[left] + EMOJI[right],
+                "objects": [left, right],
+                "twins": {"last": f"{left}{middle} {other}", "swap": f"{right}{middle} {left}"},
+            }
+            items[f"{left}-{right}"] = (halves(PALETTE[left], PALETTE[right]), metadata)
+        return write(tmp_path / name, items)
+
+    return make
+
+
+def halves(left, right):
+    picture = Image.new("RGB", (16, 16), left)
+    picture.paste(right, (8, 0, 16, 16))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()

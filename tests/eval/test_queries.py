@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 
 from llm2clip.eval.datasets import read_tar
-from llm2clip.eval.nano import sample_tars
 from llm2clip.eval.queries import Split, load_queries, plain_emoji
+from llm2clip.indexer.location import sample_shards
 
 SPACED = {"en", "es", "de", "fr", "ar", "hi", "ru", "ko"}
 SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}
@@ -40,7 +40,7 @@ def test_each_query_is_short_and_accepts_a_few_emoji(query):
 
 
 def test_every_accepted_emoji_is_in_the_sample_corpus():
-    pictures = [picture for tar in sample_tars() for picture in read_tar(tar)]
+    pictures = [picture for tar in sample_shards() for picture in read_tar(tar)]
     if not pictures:
         pytest.skip("the sample corpus is not there")
     shown = {

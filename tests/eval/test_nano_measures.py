@@ -1,0 +1,195 @@
+import numpy as np
+import pytest
+
+from llm2clip.eval.datasets import DatasetError, read_tar
+from llm2clip.eval.evaluate import encode_pictures
+from llm2clip.eval.nano_data import make_missing, read_gallery, read_scenes, write_gallery
+from llm2clip.eval.nano_measures import (
+    QueryAnswer,
+    answer_queries,
+    count_answers,
+    cut_texts,
+    index_gallery,
+    measure_names,
+    measure_scenes,
+    tell_apart,
+)
+from llm2clip.eval.nano_targets import TARGETS
+from llm2clip.eval.queries import FreeQuery, Split
+
+
+@pytest.fixture
+def gallery(gallery_tar):
+    return read_gallery([gallery_tar("noto.tar", "noto")], style="noto")
+
+
+@pytest.fixture
+def scenes(scenes_tar):
+    return read_scenes(scenes_tar())
+
+
+def values(measurements):
+    return {(one.row, one.metric): one.value for one in measurements}
+
+
+def query(number, text, accept, *, language="en", split=Split.TEST):
+    return FreeQuery(
+        id=f"{language}-{number}", language=language, split=split, text=text, accept=frozenset(accept)
+    )
+
+
+def test_a_gallery_holds_only_the_emoji_of_one_style(gallery, gallery_tar, colours):
+    assert gallery.emoji == tuple(colours.emoji.values())
+    assert gallery.languages() == ["en", "de"]
+    assert gallery.names("fr") == {1: "vert"}
+    both = [gallery_tar("a.tar", "noto"), gallery_tar("b.tar", "fluent")]
+    assert len(read_gallery(both, style="fluent").pictures) == 6
+    assert read_gallery(both, style="openmoji") is None
+
+
+def test_an_emoji_shown_twice_is_refused(gallery_tar):
+    with pytest.raises(DatasetError, match="gallery 'noto' has 2 pictures of '🍎'"):
+        read_gallery([gallery_tar("a.tar", "noto"), gallery_tar("b.tar", "noto")], style="noto")
+
+
+def test_names_by_language_and_their_mean(gallery, colours):
+    encoder = colours.Encoder()
+    vectors = encode_pictures(encoder, gallery.pictures)
+    found = values(measure_names(encoder, gallery, vectors, languages=["en", "de"]))
+    # Two German names are exchanged: each scores the other picture 1 and all others 0, its own included.
+    assert found == {
+        ("en", "R@1"): 100,
+        ("en", "R@5"): 100,
+        ("en", "R@10"): 100,
+        ("de", "R@1"): pytest.approx(100 * 4 / 6),
+        ("de", "R@5"): pytest.approx(100 * 4 / 6),
+        ("de", "R@10"): 100,
+        ("mean", "R@1"): pytest.approx(100 * 5 / 6),
+        ("mean", "R@5"): pytest.approx(100 * 5 / 6),
+        ("mean", "R@10"): 100,
+    }
+
+
+def test_a_gallery_copied_into_a_tar_is_the_same_gallery(gallery, tmp_path):
+    write_gallery(gallery, tmp_path / "copy.tar")
+    copied = list(read_tar(tmp_path / "copy.tar"))
+    assert [picture.read() for picture in copied] == [picture.read() for picture in gallery.pictures]
+    assert [picture.metadata for picture in copied] == [picture.metadata for picture in gallery.pictures]
+
+
+def test_free_form_queries_through_a_real_index(gallery, colours, tmp_path):
+    encoder = colours.Encoder()
+    index = index_gallery(encoder, gallery, tmp_path / "index")
+    queries = [
+        query(1, "something red", ["🍎"]),
+        query(2, "blue", ["🍋"]),
+        query(3, "gelb", ["🍋"], language="de", split=Split.DEVELOPMENT),
+    ]
+    answers = answer_queries(encoder, gallery, index, queries=queries, k=1)
+    assert answers == [
+        QueryAnswer(id="en-1", gallery="noto", rank=1, hits=("🍎",)),
+        QueryAnswer(id="en-2", gallery="noto", rank=None, hits=("🫐",)),
+        QueryAnswer(id="de-3", gallery="noto", rank=1, hits=("🍋",)),
+    ]
+    counted = {
+        (one.row, one.metric): (one.value, one.count) for one in count_answers(answers, queries=queries)
+    }
+    assert counted == {
+        ("en", "development"): (0, 0),
+        ("de", "development"): (1, 1),
+        ("all", "development"): (1, 1),
+        ("en", "test"): (1, 2),
+        ("de", "test"): (0, 0),
+        ("all", "test"): (1, 2),
+    }
+
+
+def test_scenes_are_found_whole_and_lost_when_cut(scenes, colours):
+    encoder = colours.Encoder()
+    vectors = encode_pictures(encoder, [scene.picture for scene in scenes])
+    found = values(measure_scenes(encoder, scenes, vectors))
+    assert found["en", "R@1"] == found["de", "R@1"] == 100
+    # Cut before its last word a caption names one colour, which ten scenes show on one side.
+    # All ten tie, so none is found at 1 or 5 and all at 10.
+    cut = "en, first 75 tokens"
+    assert (found[cut, "R@1"], found[cut, "R@5"], found[cut, "R@10"]) == (0, 0, 100)
+    assert found["en", "R@1 over R@1 of 75 tokens"] == pytest.approx(len(scenes))
+    assert found["en", "median tokens"] == 102
+    assert found["twins: last object", "told apart"] == 100
+    assert found["twins: two places swapped", "told apart"] == 100
+
+
+def test_a_bag_of_words_cannot_tell_swapped_places(scenes, colours):
+    vectors = encode_pictures(colours.Encoder(), [scene.picture for scene in scenes])
+    found = values(measure_scenes(colours.Encoder(bag=True), scenes, vectors))
+    assert found["twins: last object", "told apart"] == 100
+    assert found["twins: two places swapped", "told apart"] == 0
+
+
+def test_a_collapsed_encoder_tells_nothing_apart():
+    class Collapsed:
+        def encode_texts(self, texts):
+            return np.full((len(texts), 4), 0.5, dtype=np.float32)
+
+    vectors = np.full((3, 4), 0.5, dtype=np.float32)
+    assert tell_apart(Collapsed(), right=["a"] * 3, wrong=["b"] * 3, vectors=vectors) == 0
+    with pytest.raises(ValueError, match="non-finite score"):
+        tell_apart(Collapsed(), right=["a"], wrong=["b"], vectors=np.full((1, 4), np.nan, dtype=np.float32))
+
+
+def test_texts_are_cut_to_the_longest_beginning_that_fits(colours):
+    texts = ["", "one", "one two three", "one two three four", "  spaced   out   words here "]
+    assert cut_texts(colours.Encoder(), texts, tokens=3) == [
+        "",
+        "one",
+        "one two three",
+        "one two three",
+        "  spaced   out   words",
+    ]
+
+
+def test_scenes_without_captions_are_refused(tars, tmp_path):
+    path = tars.write(tmp_path / "scenes.tar", {"1": (tars.colour((0, 0, 0)), {"kind": "scene"})})
+    with pytest.raises(DatasetError, match="scene 1 has no English caption"):
+        read_scenes(path)
+    path = tars.write(tmp_path / "none.tar", {"1": (tars.colour((0, 0, 0)), {"kind": "emoji"})})
+    with pytest.raises(DatasetError, match="holds no item of kind 'scene'"):
+        read_scenes(path)
+
+
+def test_missing_files_are_made_by_the_training_command(tmp_path, monkeypatch):
+    said, ran = [], []
+
+    class Done:
+        returncode = 0
+
+    def run(command, **options):
+        ran.append(command[1:])
+        (tmp_path / "openmoji.tar").touch()
+        return Done()
+
+    monkeypatch.setattr("subprocess.run", run)
+    make_missing(tmp_path, ["openmoji.tar"], say=said.append)
+    assert ran == [["-m", "llm2clip.train.cli", "data", "--out", str(tmp_path)]]
+    assert len(said) == 1
+    assert "openmoji.tar" in said[0]
+    make_missing(tmp_path, ["openmoji.tar"], say=said.append)
+    assert len(ran) == 1
+    with pytest.raises(DatasetError, match=r"did not make scenes\.tar"):
+        make_missing(tmp_path, ["openmoji.tar", "scenes.tar"], say=said.append)
+    Done.returncode = 3
+    with pytest.raises(DatasetError, match=r"ended with code 3.*scenes\.tar.*llm2clip-retrieval\[train\]"):
+        make_missing(tmp_path, ["scenes.tar"], say=said.append)
+
+
+def test_targets_are_those_fixed_before_training():
+    bounds = {target.text: (target.bound, target.at_most) for target in TARGETS}
+    assert len(bounds) == len(TARGETS) == 12
+    assert bounds["openmoji, name to picture, en, R@1"] == (40, False)
+    assert bounds["noto, name to picture, mean over languages, R@5"] == (80, False)
+    assert bounds["one query, one thread, median"] == (20, True)
+    speed = next(target for target in TARGETS if target.at_most)
+    assert speed.met(20)
+    assert not speed.met(20.1)
+    assert TARGETS[0].met(40)
+    assert not TARGETS[0].met(39.9)
