@@ -1,8 +1,9 @@
 """The manuals against the program: --help blocks, the list of commands, links, and every snippet run.
 
-In README.md and docs/*.md, a block fenced as ``console`` is run, each line after ``$`` in order, in one folder
-per document; the lines below a command must appear in its output, in order, ``...`` standing for anything.
-Blocks fenced as ``python`` run after them, in one interpreter per document. Other fences are not run.
+In README.md and docs/*.md, a block fenced as ``console`` is run, every line after ``$`` in order, in one
+folder per document; the lines below a command must appear in its output, in order, ``...`` standing for
+anything. Blocks fenced as ``python`` run after them, in one interpreter per document. Other fences are not
+run.
 
 ``make docs`` (this file run as a script) writes the --help blocks of docs/cli.md anew.
 """
