@@ -62,11 +62,15 @@ def test_every_command_is_in_the_manual_and_nothing_else():
     ]
 
 
+def words(text: str) -> list[str]:
+    """What a --help says; wrapping and the names of types depend on the command-line library's version."""
+    return re.sub(r"<[^>]+>|\b(TEXT|PATH|INTEGER|FLOAT|RANGE|BOOLEAN|FILE)\b", "", text).split()
+
+
 def test_help_blocks_are_current():
     for block in HELP_BLOCK.finditer(MANUAL.read_text(encoding="utf-8")):
         expected = dict(helps())[block["command"]]
-        # Versions of the command-line library wrap differently; the words must agree.
-        assert block["body"].split() == expected.split(), f"{block['command']} --help changed: run make docs"
+        assert words(block["body"]) == words(expected), f"{block['command']} --help changed: run make docs"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
