@@ -1,0 +1,240 @@
+"""What every encoder is: pictures and texts in, unit vectors of one shared space out.
+
+Batching, sorting by length, checking and normalising live here once; an encoder implements the five members
+whose names are abstract below. Neither torch nor PIL is imported by this module.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from llm2clip.encoders.errors import EncodingError, ImageError, TextTooLongWarning
+
+if TYPE_CHECKING:
+    import os
+
+    import PIL.Image
+    from numpy.typing import NDArray
+
+    ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image | NDArray[np.uint8]
+    """A file, its bytes, a PIL picture, or an array of shape (H, W, 3), uint8, RGB."""
+else:
+    ImageSource = object
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderInfo:
+    """What an encoder is, for people and for the manifest of an index."""
+
+    name: str
+    """What ``load_encoder`` calls it; a local folder's name otherwise."""
+    family: str
+    """Architecture: ``"llm2clip"``, ``"clip"`` or ``"fake"``."""
+    dim: int
+    """Length of its vectors."""
+    image_size: int
+    """Side of the square picture it looks at, in pixels."""
+    max_text_tokens: int
+    """Tokens of a text that are read, the template's own included."""
+    weights_sha256: str
+    """SHA-256 of ``model.safetensors``, in hexadecimal."""
+    preprocessing: str
+    """How a picture becomes pixels, e.g. ``"rgb-on-white/pad-square/bicubic-64/mean.5std.5"``."""
+    parameters: int
+    """Trained numbers, both sides together."""
+    languages: tuple[str, ...]
+    """Language codes of the texts it was trained on."""
+    licence: str
+    """Licence of the weights."""
+    note: str
+    """One line on what it is good for and no good at."""
+
+    def identity(self) -> dict[str, str | int]:
+        """What must agree for two sets of vectors to be comparable; stored by an index."""
+        return {
+            "name": self.name,
+            "family": self.family,
+            "dim": self.dim,
+            "weights_sha256": self.weights_sha256,
+            "preprocessing": self.preprocessing,
+        }
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """A decoded picture, ready for the model."""
+
+    pixels: NDArray[np.uint8]
+    """Shape: (size, size, 3), uint8, RGB."""
+    width: int
+    """Width of the original picture as it is shown (after its EXIF rotation), in pixels."""
+    height: int
+    """Height of the original picture as it is shown, in pixels."""
+
+
+class Encoder(ABC):
+    """Turns pictures and texts into unit vectors whose inner product says how well they match.
+
+    An encoder may be used from several threads for :meth:`prepare`; the forward passes are meant for one at
+    a time.
+    """
+
+    @property
+    @abstractmethod
+    def info(self) -> EncoderInfo:
+        """What this encoder is."""
+
+    @abstractmethod
+    def _prepare(self, image: ImageSource) -> PreparedImage:
+        """Decode, resize and crop; thread-safe."""
+
+    @abstractmethod
+    def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One forward pass. Shape: (n, size, size, 3), uint8 -> (n, dim), any scale."""
+
+    @abstractmethod
+    def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """One forward pass over texts of similar length, cut to the limit. Shape: (n, dim), any scale."""
+
+    @abstractmethod
+    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before cutting, the template's own included."""
+
+    @final
+    def prepare(self, image: ImageSource) -> PreparedImage:
+        """Decode one picture and bring it to the size the model takes; may be called from several threads.
+
+        Raises:
+            ImageError: The picture cannot be read; the message is the reason, in a few words.
+        """
+        return self._prepare(image)
+
+    @final
+    def encode_prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One forward pass over prepared pictures; the caller chooses how many.
+
+        Args:
+            pixels: Shape: (n, size, size, 3), uint8, from :meth:`prepare`.
+
+        Returns:
+            Shape: (n, dim), float32, unit rows.
+
+        Raises:
+            ValueError: Another shape or dtype.
+            EncodingError: A vector is zero or not finite.
+        """
+        size = self.info.image_size
+        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"pixels must be uint8 of shape (n, {size}, {size}, 3), got {pixels.dtype} {pixels.shape}"
+            )
+        if not len(pixels):
+            return np.zeros((0, self.info.dim), np.float32)
+        return self._unit_rows(self._image_batch(pixels), "picture")
+
+    @final
+    def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 64) -> NDArray[np.float32]:
+        """Vectors of pictures, in their order.
+
+        Args:
+            images: Files, bytes, PIL pictures or arrays.
+            batch_size: Pictures per forward pass.
+
+        Returns:
+            Shape: (len(images), dim), float32, unit rows.
+
+        Raises:
+            ImageError: A picture cannot be read (the message says which if several were given).
+            ValueError: ``batch_size`` is not positive.
+        """
+        _check_batch(images, batch_size, "images")
+        vectors = np.zeros((len(images), self.info.dim), np.float32)
+        for start in range(0, len(images), batch_size):
+            chunk = images[start : start + batch_size]
+            pixels = np.stack(
+                [self._prepare_at(image, start + i, len(images)) for i, image in enumerate(chunk)]
+            )
+            vectors[start : start + len(chunk)] = self.encode_prepared(pixels)
+        return vectors
+
+    @final
+    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> NDArray[np.float32]:
+        """Vectors of texts, in their order; texts of similar length share a forward pass.
+
+        Args:
+            texts: Any language the encoder knows; of a text beyond ``info.max_text_tokens`` only the
+                beginning is read.
+            batch_size: Texts per forward pass.
+
+        Returns:
+            Shape: (len(texts), dim), float32, unit rows.
+
+        Raises:
+            ValueError: A text is empty or blank, or ``batch_size`` is not positive.
+
+        Warns:
+            TextTooLongWarning: Once for each text that is cut, naming how much of it was read.
+        """
+        _check_batch(texts, batch_size, "texts")
+        for position, text in enumerate(texts):
+            if not text.strip():
+                where = f" (number {position + 1} of {len(texts)})" if len(texts) > 1 else ""
+                raise ValueError(f"the text is empty{where}; give at least one word")
+        vectors = np.zeros((len(texts), self.info.dim), np.float32)
+        if not texts:
+            return vectors
+        lengths = self._count_tokens(texts)
+        self._warn_of_cuts(texts, lengths)
+        order = sorted(range(len(texts)), key=lambda i: lengths[i])
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            vectors[chosen] = self._unit_rows(self._text_batch([texts[i] for i in chosen]), "text")
+        return vectors
+
+    @final
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text as the encoder counts them against ``info.max_text_tokens``, before any cut."""
+        _check_batch(texts, 1, "texts")
+        return self._count_tokens(texts) if texts else []
+
+    def _prepare_at(self, image: ImageSource, position: int, total: int) -> NDArray[np.uint8]:
+        try:
+            return self.prepare(image).pixels
+        except ImageError as error:
+            if total == 1:
+                raise
+            raise ImageError(f"picture {position + 1} of {total}: {error}") from error
+
+    def _warn_of_cuts(self, texts: Sequence[str], lengths: Sequence[int]) -> None:
+        limit = self.info.max_text_tokens
+        for text, length in zip(texts, lengths, strict=True):
+            if length > limit:
+                start = " ".join(text[:60].split())
+                warnings.warn(
+                    f"text too long for {self.info.name}: the first {limit} of {length} tokens were read, "
+                    f"the rest was left out (it begins {start!r})",
+                    TextTooLongWarning,
+                    stacklevel=3,
+                )
+
+    def _unit_rows(self, vectors: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
+        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        if not np.isfinite(norms).all() or not (norms > 0).all():
+            raise EncodingError(
+                f"encoder {self.info.name!r} gave a {kind} vector without a direction (zero or not finite)"
+            )
+        return vectors / norms
+
+
+def _check_batch(items: Sequence[object], batch_size: int, what: str) -> None:
+    if isinstance(items, str | bytes):
+        raise ValueError(f"{what} must be a list, got one {type(items).__name__}; put it in a list")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")

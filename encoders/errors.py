@@ -1,0 +1,19 @@
+"""What can go wrong with an encoder, each a class of its own: caught by name, printed as one line."""
+
+from __future__ import annotations
+
+
+class ImageError(ValueError):
+    """A picture that cannot be read; the message is the reason in a few words (``"truncated file"``)."""
+
+
+class EncodingError(ValueError):
+    """An encoder gave a vector that cannot be normalised: zero, or not finite."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded: unknown name, file missing or damaged, wrong tensor or setting."""
+
+
+class TextTooLongWarning(UserWarning):
+    """A text was longer than its encoder reads; the message says how much of it was read."""

@@ -1,0 +1,198 @@
+"""Read pictures that nobody vouches for: any common format in, upright 8-bit RGB over white out.
+
+Reasons for refusing a picture are a few words, because they end up in a list of hundreds.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from io import BytesIO
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from llm2clip.encoders.base import ImageSource
+from llm2clip.encoders.errors import ImageError
+
+MAX_PIXELS = 64_000_000
+"""Pictures of more pixels are refused by their header, before anything is decoded."""
+
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "AVIF",
+    "JPEG2000",
+    "PPM",
+    "ICO",
+    "MPO",
+    "QOI",
+    "TGA",
+)
+"""Formats that are read. No EPS (it starts a program), nothing exotic: each parser is a way in."""
+
+# What Pillow's parsers raise on damaged data. Warnings are listed for processes that turn them into errors.
+_PARSE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Warning,
+    Image.DecompressionBombError,
+)
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what undoes it."""
+_ORIENTATION = 0x0112
+
+
+def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture completely: first frame, upright, 8 bits per channel, blended over white.
+
+    16-bit grey is scaled to 8 bits, not clipped; integers and floats without a defined range (TIFF) are
+    stretched from their smallest to their largest value. Thread-safe.
+
+    Args:
+        source: A path, the bytes of a file, a PIL image (left unchanged), or an array (H, W, 3), uint8.
+        max_pixels: Refuse pictures with more pixels than this, before decoding them.
+
+    Returns:
+        An image of mode RGB.
+
+    Raises:
+        ImageError: The picture cannot be read; the message is the reason, in a few words.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, max_pixels)
+    if isinstance(source, Image.Image):
+        return _finish(source, max_pixels)
+    if isinstance(source, bytes):
+        return _decode(BytesIO(source), max_pixels)
+    if not isinstance(source, str | os.PathLike):
+        raise ImageError(f"expected a path, bytes, a PIL image or an array, got {type(source).__name__}")
+    try:
+        with open(source, "rb") as stream:
+            return _decode(stream, max_pixels)
+    except IsADirectoryError as error:
+        raise ImageError("a folder, not a file") from error
+    except OSError as error:
+        raise ImageError((error.strerror or str(error)).lower()) from error
+
+
+def _decode(stream: IO[bytes], max_pixels: int) -> Image.Image:
+    with _open(stream) as image:
+        return _finish(image, max_pixels)
+
+
+def _open(stream: IO[bytes]) -> ImageFile.ImageFile:
+    """Parse the header.
+
+    ``Image.open`` is not used: it warns of large pictures through a filter that is global to the process,
+    and tries every format it knows.
+    """
+    Image.init()
+    prefix = stream.read(16)
+    if not prefix:
+        raise ImageError("empty file")
+    tried = ""
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            continue
+        factory, accepts = Image.OPEN[name]
+        accepted = accepts is None or accepts(prefix)
+        if isinstance(accepted, str) or not accepted:
+            continue
+        stream.seek(0)
+        try:
+            return factory(stream, "")
+        except _PARSE_ERRORS:
+            # A format without a signature accepts anything, so its refusal says nothing about the file.
+            tried = tried or (name if accepts else "")
+    raise ImageError(f"damaged or truncated {tried} header" if tried else "not a picture")
+
+
+def _finish(image: Image.Image, max_pixels: int) -> Image.Image:
+    _check_size(image.width, image.height, max_pixels)
+    try:
+        image.load()
+    except _PARSE_ERRORS as error:
+        reason = "truncated file" if "truncated" in str(error).lower() else "damaged file"
+        raise ImageError(reason) from error
+    try:
+        return _turned(_rgb(image), _orientation(image))
+    except ImageError:
+        raise
+    except _PARSE_ERRORS as error:
+        raise ImageError(f"cannot be converted to RGB from {image.mode}") from error
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"no pixels: {width} x {height}")
+    if width * height > max_pixels:
+        raise ImageError(f"{width * height / 1e6:.1f} megapixels, limit {max_pixels / 1e6:g}")
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except _PARSE_ERRORS:
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(image)).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    if image.mode == "PA":
+        image = image.convert("RGBA")
+    over = image.convert("RGBA")
+    white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, over).convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
+    values = np.asarray(image).astype(np.float64)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        return np.rint(values / 257).astype(np.uint8)
+    low, high = float(values.min()), float(values.max())
+    if not np.isfinite(high - low):
+        raise ImageError("pixel values that are not finite")
+    scaled = np.zeros_like(values) if high == low else (values - low) * (255 / (high - low))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _from_array(array: NDArray[np.uint8], max_pixels: int) -> Image.Image:
+    if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
+        raise ImageError(f"expected an array of shape (H, W, 3), uint8, got {array.shape}, {array.dtype}")
+    _check_size(array.shape[1], array.shape[0], max_pixels)
+    return Image.fromarray(np.ascontiguousarray(array))

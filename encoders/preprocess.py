@@ -1,0 +1,123 @@
+"""What is done to a picture before a model sees it, as data: saved with the model, named in every index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from llm2clip.encoders.base import ImageSource, PreparedImage
+from llm2clip.encoders.images import MAX_PIXELS, read_image
+
+_LONG_STRIP = 16
+"""Beyond this ratio of sides the part that a centre crop throws away is not computed at all."""
+
+
+class ResizeMode(StrEnum):
+    """How a picture of any shape becomes a square."""
+
+    PAD_SQUARE = "pad-square"
+    """Fit inside, keep the aspect, centre on white."""
+    SHORTEST_CROP = "shortest-crop"
+    """Bring the shorter side to size, cut the middle out of the longer one (CLIP)."""
+    SQUASH = "squash"
+    """Ignore the aspect (SigLIP)."""
+
+
+class Resample(StrEnum):
+    """Filter for resizing; all of them average when shrinking."""
+
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
+_FILTERS = {
+    Resample.BILINEAR: Image.Resampling.BILINEAR,
+    Resample.BICUBIC: Image.Resampling.BICUBIC,
+    Resample.LANCZOS: Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """From a picture file to the numbers a vision tower reads."""
+
+    size: int
+    """Side of the square in pixels."""
+    mode: ResizeMode
+    """How the picture becomes a square."""
+    resample: Resample = Resample.BICUBIC
+    """Filter for resizing."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from R, G, B in 0..1."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides R, G, B after that."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    @property
+    def identifier(self) -> str:
+        """Canonical name; two settings have the same one exactly when they do the same.
+
+        Example: ``rgb-on-white/pad-square/bicubic-64/mean.5std.5``.
+        """
+        numbers = f"mean{_short(self.mean)}std{_short(self.std)}"
+        return f"rgb-on-white/{self.mode}/{self.resample}-{self.size}/{numbers}"
+
+    def prepare(self, source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> PreparedImage:
+        """Decode a picture and bring it to size. Thread-safe.
+
+        Raises:
+            ImageError: The picture cannot be read.
+        """
+        image = read_image(source, max_pixels=max_pixels)
+        return PreparedImage(pixels=self.resize(image), width=image.width, height=image.height)
+
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Bring an RGB image to size. Shape: (size, size, 3), uint8."""
+        if self.mode is ResizeMode.PAD_SQUARE:
+            image = self._pad_square(image)
+        elif self.mode is ResizeMode.SHORTEST_CROP:
+            image = self._shortest_crop(image)
+        else:
+            image = image.resize((self.size, self.size), _FILTERS[self.resample])
+        return np.array(image, dtype=np.uint8)
+
+    def _pad_square(self, image: Image.Image) -> Image.Image:
+        longest = max(image.size)
+        width, height = (max(1, round(side * self.size / longest)) for side in image.size)
+        square = Image.new("RGB", (self.size, self.size), (255, 255, 255))
+        fitted = image.resize((width, height), _FILTERS[self.resample])
+        square.paste(fitted, ((self.size - width) // 2, (self.size - height) // 2))
+        return square
+
+    def _shortest_crop(self, image: Image.Image) -> Image.Image:
+        shortest, longest = sorted(image.size)
+        if longest > _LONG_STRIP * shortest:
+            image = _middle(image, _LONG_STRIP * shortest)
+            longest = max(image.size)
+        long_side = int(self.size * longest / shortest)
+        width, height = (self.size, long_side) if image.width == shortest else (long_side, self.size)
+        left, top = (width - self.size) // 2, (height - self.size) // 2
+        resized = image.resize((width, height), _FILTERS[self.resample])
+        return resized.crop((left, top, left + self.size, top + self.size))
+
+
+def _middle(image: Image.Image, length: int) -> Image.Image:
+    """The middle of a long strip, at most ``length`` pixels of its longer side."""
+    left, top = max(0, (image.width - length) // 2), max(0, (image.height - length) // 2)
+    return image.crop((left, top, min(image.width, left + length), min(image.height, top + length)))
+
+
+def _short(values: tuple[float, ...]) -> str:
+    # Nine significant digits tell any two float32 numbers apart.
+    texts = [f"{value:.9g}".removeprefix("0") or "0" for value in values]
+    return texts[0] if len(set(texts)) == 1 else ",".join(texts)
