@@ -105,6 +105,14 @@ def llama_config(config: NanoConfig) -> LlamaConfig:
     )
 
 
+def new_language_model(config: NanoConfig) -> BidirectionalLlama:
+    """The untrained language model, the same for a given seed."""
+    torch.manual_seed(config.seed)
+    model = BidirectionalLlama(llama_config(config))
+    torch.nn.init.normal_(model.embed_tokens.weight, std=0.02)
+    return model
+
+
 def train_language(run: Run, material: Material, config: NanoConfig) -> BidirectionalLlama:
     """Tokenizer, pre-training and stage 1; each part is skipped where the run has finished it.
 
@@ -121,9 +129,7 @@ def train_language(run: Run, material: Material, config: NanoConfig) -> Bidirect
         run.finish("tokenizer", seconds=time.monotonic() - begun)
     encoder = text_encoder(run, config)
     noisy = text_encoder(run, config, dropout=0.1)
-    torch.manual_seed(config.seed)
-    model = BidirectionalLlama(llama_config(config))
-    torch.nn.init.normal_(model.embed_tokens.weight, std=0.02)
+    model = new_language_model(config)
     pretrain(run, model, encoder, corpus, config.language)
     teacher = ask_teacher(
         material.emoji, material.pool, queries=config.teacher_queries, seed=config.seed, cache=run.folder

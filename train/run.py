@@ -71,15 +71,14 @@ class Run:
         self.seed = seed
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.json"
-        self.description: dict[str, Any] = {"seed": seed, "versions": versions(), "stages": {}}
-        if path.exists():
-            self.description = json.loads(path.read_text(encoding="utf-8"))
-            if self.description["seed"] != seed:
-                raise RunError(
-                    f"{folder} holds a run with seed {self.description['seed']}, got seed {seed}. "
-                    "Choose another --out folder, or delete this one."
-                )
-        self.save_description()
+        if not path.exists():
+            description = {"seed": seed, "versions": versions(), "stages": {}}
+            write_atomically(path, json.dumps(description, indent=1).encode())
+        found = self._read()["seed"]
+        if found != seed:
+            raise RunError(
+                f"{folder} holds a run with seed {found}, got seed {seed}. Choose another --out folder, or delete this one."
+            )
 
     def begin(self, stage: str, config: Any) -> None:  # noqa: ANN401 - any dataclass
         """Record a stage's configuration, or check that it is the one the stage began with.
@@ -88,20 +87,24 @@ class Run:
             RunError: if this folder holds the stage with another configuration.
         """
         wanted = json.loads(json.dumps(asdict(config)))
-        entry = self.description["stages"].setdefault(stage, {"config": wanted})
-        changed = sorted(
-            key for key in entry["config"].keys() | wanted.keys() if entry["config"].get(key) != wanted.get(key)
-        )
+        known = self._read()["stages"].get(stage, {}).get("config", wanted)
+        changed = sorted(key for key in known.keys() | wanted.keys() if known.get(key) != wanted.get(key))
         if changed:
             raise RunError(
                 f"{self.folder} holds stage {stage!r} with another configuration (differs in {changed}). "
                 "Choose another --out folder, or delete this one."
             )
-        self.save_description()
+        self._update(stage, {"config": wanted})
 
-    def save_description(self) -> None:
-        """Write ``run.json`` atomically."""
-        write_atomically(self.folder / "run.json", json.dumps(self.description, indent=1, ensure_ascii=False).encode())
+    def _read(self) -> dict[str, Any]:
+        saved: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
+        return saved
+
+    def _update(self, stage: str, entry: Mapping[str, Any]) -> None:
+        # Read again each time: stages that do not need each other may run side by side in two processes.
+        description = self._read()
+        description["stages"][stage] = description["stages"].get(stage, {}) | dict(entry)
+        write_atomically(self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False).encode())
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to the metric history."""
@@ -112,15 +115,13 @@ class Run:
 
     def done(self, stage: str) -> bool:
         """Whether the stage has finished in this folder."""
-        return "finished" in self.description["stages"].get(stage, {})
+        return "finished" in self._read()["stages"].get(stage, {})
 
-    def finish(self, stage: str, *, seconds: float, result: Mapping[str, float] | None = None) -> None:
+    def finish(self, stage: str, *, seconds: float) -> None:
         """Mark a stage as finished."""
-        entry = self.description["stages"].setdefault(stage, {"config": {}})
-        entry |= {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1)}
-        if result:
-            entry["result"] = dict(result)
-        self.save_description()
+        self._update(
+            stage, {"finished": datetime.now(UTC).isoformat(timespec="seconds"), "seconds": round(seconds, 1)}
+        )
 
     def rng(self, stage: str, step: int) -> np.random.Generator:
         """The random numbers of one step: the same however often the run was interrupted."""

@@ -1,0 +1,117 @@
+import numpy as np
+import torch
+from llm2clip.encoders.adapter import TextAdapter
+from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
+from llm2clip.train.align import (
+    AlignConfig,
+    AlignStage,
+    Gallery,
+    PictureSide,
+    align,
+    identity_adapter,
+    parameter_groups,
+    picture_scores,
+    train_vision,
+)
+from llm2clip.train.augment import augment_drawings, augment_scenes
+from llm2clip.train.export import fold_batch_norm
+from llm2clip.train.features import SceneFeatures, TextFeatures
+from llm2clip.train.run import LoopConfig, Run
+from llm2clip.train.scenes import sample_scene, scene_pool
+from llm2clip.train.texts import Text
+
+from .material import artwork, emoji
+
+SMALL = NanoVisionConfig(image_size=64, widths=(8, 16, 24), blocks=(1, 1, 1), layers=1, heads=2, batch_norm=True)
+
+
+def test_folding_keeps_the_function():
+    torch.manual_seed(0)
+    tower = NanoVisionTower(SMALL)
+    for _ in range(3):
+        tower(torch.randn(8, 3, 64, 64) * 2 + 1)
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    folded = fold_batch_norm(tower)
+    assert not any("running" in name for name in folded.state_dict())
+    pixels = torch.randn(4, 3, 64, 64)
+    torch.testing.assert_close(folded(pixels), tower.eval()(pixels), atol=1e-4, rtol=1e-4)
+
+
+def test_the_adapter_begins_as_the_direction_of_its_input():
+    features = torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
+    adapter: TextAdapter = identity_adapter(32, 32)
+    cosine = torch.nn.functional.cosine_similarity(adapter(features), features - features.mean(1, keepdim=True))
+    torch.testing.assert_close(cosine, torch.ones(5))
+
+
+def test_augmented_pictures_are_pictures_and_reproducible():
+    drawings = artwork().pixels
+    first = augment_drawings(drawings, np.random.default_rng(5))
+    assert first.shape == (24, 3, 64, 64)
+    assert first.dtype == torch.float32
+    assert 0 <= float(first.min()) <= float(first.max()) <= 1
+    torch.testing.assert_close(first, augment_drawings(drawings, np.random.default_rng(5)), rtol=0, atol=0)
+    scenes = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
+    changed = augment_scenes(scenes, np.random.default_rng(5))
+    assert float((changed - torch.from_numpy(scenes).permute(0, 3, 1, 2) / 255).abs().mean()) < 0.2
+
+
+def test_no_weight_decay_on_vectors():
+    groups = parameter_groups(PictureSide(SMALL, 16), 1e-3, 0.05)
+    assert all(p.ndim >= 2 for p in groups[0]["params"])
+    assert all(p.ndim < 2 for p in groups[1]["params"])
+    assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.05, 0.0)
+
+
+def test_both_parts_of_stage_two_learn_a_tiny_world(tmp_path):
+    things, drawings = emoji(), artwork()
+    gallery, held = Gallery(drawings, 12), Gallery(artwork(styles=("held",)), 12)
+    torch.manual_seed(0)
+    anchors = torch.nn.functional.normalize(torch.randn(12, 16), dim=-1)
+    picture_side = PictureSide(SMALL, 16)
+    config = AlignConfig(
+        first=LoopConfig(steps=40, warmup=3, evaluate_every=40),
+        second=LoopConfig(steps=4, warmup=1, evaluate_every=4),
+        batch=12,
+        emoji_batch=12,
+        scene_batch=6,
+        vision=SMALL,
+    )
+    run = Run(tmp_path, seed=1)
+    before = picture_scores(picture_side, anchors, gallery, held)
+    train_vision(run, picture_side, anchors, gallery, held, config)
+    after = picture_scores(picture_side, anchors, gallery, held)
+    assert after["noto_cos"] > before["noto_cos"] + 8
+    names = [Text(thing.names[lang], lang, (i,)) for i, thing in enumerate(things) for lang in ("en", "zh", "hi")]
+    texts = TextFeatures(names, anchors.repeat_interleave(3, 0).half(), 12, languages=None)
+    rng = np.random.default_rng(0)
+    scenes = [sample_scene(scene_pool(things), rng, objects=(2, 3)) for _ in range(8)]
+    cached = SceneFeatures(scenes, torch.randn(8, 2, 16).half(), torch.randn(8, 2, 2, 16).half())
+    cached.held = SceneFeatures(scenes[:4], torch.randn(4, 1, 16).half(), torch.randn(4, 2, 1, 16).half())
+    adapter = identity_adapter(16, 16)
+    align(run, picture_side, adapter, AlignStage.create(gallery, held, texts, cached, config))
+    lines = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert '"stage": "align"' in lines[-1]
+    assert "scene_r1" in lines[-1]
+
+
+def test_scene_twins_are_drawn_in_the_captions_wording():
+    captions = torch.arange(4 * 3).view(4, 3, 1).half()
+    twins = (100 + torch.arange(4 * 2 * 3)).view(4, 2, 3, 1).half()
+    features = SceneFeatures([], captions, twins)
+    own, other = features.draw(np.array([2, 0]), np.random.default_rng(0))
+    wording = (own.flatten() - torch.tensor([6.0, 0.0])).long()
+    swap, last = other.flatten().split(2)
+    torch.testing.assert_close(swap, torch.tensor([112.0, 100.0]) + wording)
+    torch.testing.assert_close(last, torch.tensor([115.0, 103.0]) + wording)
+
+
+def test_centroids_of_chosen_languages_only():
+    texts = [Text("a", "en", (0,)), Text("b", "zh", (0,)), Text("c", "en", (1,)), Text("d", "zh", (0, 1))]
+    features = torch.eye(4).half()
+    every = TextFeatures(texts, features, 2, languages=None)
+    torch.testing.assert_close(every.centroids[0], torch.tensor([1.0, 1, 0, 1]) / 3**0.5)
+    english = TextFeatures(texts, features, 2, languages=("en",))
+    torch.testing.assert_close(english.centroids, torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0]]))

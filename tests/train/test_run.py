@@ -1,0 +1,78 @@
+import json
+import math
+
+import pytest
+import torch
+from llm2clip.train.run import LoopConfig, Run, RunError, Trainee, learning_rate_factor, train_loop
+from torch import nn
+
+
+def quadratic(folder, *, stop_at=None, steps=12):
+    run = Run(folder, seed=3)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    trainee = Trainee({"model": model}, torch.optim.AdamW(model.parameters(), lr=0.05))
+
+    def step(rng, number):
+        if number == stop_at:
+            raise KeyboardInterrupt
+        inputs = torch.from_numpy(rng.standard_normal((8, 4))).float()
+        return {"loss": (model(inputs) - inputs.sum(1, keepdim=True)).pow(2).mean()}
+
+    config = LoopConfig(steps=steps, warmup=2, checkpoint_every=3, evaluate_every=6)
+    train_loop(run, "fit", trainee, step, config=config, evaluate=lambda: {"bias": float(model.bias.detach())})
+    return run, model
+
+
+def test_schedule_by_hand():
+    factors = [learning_rate_factor(step, warmup=2, total=6) for step in range(7)]
+    expected = [0.5, 1.0, 1.0, 0.5 * (1 + math.cos(math.pi / 4)), 0.5, 0.5 * (1 + math.cos(3 * math.pi / 4)), 0.0]
+    assert factors == pytest.approx(expected)
+    assert learning_rate_factor(6, warmup=2, total=6, floor=0.1) == pytest.approx(0.1)
+
+
+def test_an_interrupted_stage_ends_as_the_uninterrupted_one(tmp_path):
+    _, straight = quadratic(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        quadratic(tmp_path / "resumed", stop_at=8)
+    run, resumed = quadratic(tmp_path / "resumed")
+    torch.testing.assert_close(resumed.weight, straight.weight, rtol=0, atol=0)
+    assert run.done("fit")
+    assert [json.loads(line)["step"] for line in (run.folder / "history.jsonl").read_text().splitlines()] == [6, 12]
+
+
+def test_a_finished_stage_is_loaded_not_trained(tmp_path):
+    _, first = quadratic(tmp_path)
+    _, again = quadratic(tmp_path, stop_at=0)
+    torch.testing.assert_close(again.weight, first.weight, rtol=0, atol=0)
+
+
+def test_another_configuration_is_refused(tmp_path):
+    quadratic(tmp_path)
+    with pytest.raises(RunError, match=r"stage 'fit' with another configuration \(differs in \['steps'\]\)"):
+        quadratic(tmp_path, steps=13)
+    with pytest.raises(RunError, match="seed 3, got seed 4"):
+        Run(tmp_path, seed=4)
+
+
+def test_a_run_says_what_made_it(tmp_path):
+    run, _ = quadratic(tmp_path)
+    saved = json.loads((run.folder / "run.json").read_text())
+    assert saved["seed"] == 3
+    assert saved["versions"]["torch"] == torch.__version__.split("+")[0] or saved["versions"]["torch"] == torch.__version__
+    assert saved["stages"]["fit"]["config"]["steps"] == 12
+
+
+def test_a_diverging_loss_stops_with_a_reason(tmp_path):
+    run = Run(tmp_path, seed=1)
+    model = nn.Linear(1, 1)
+    trainee = Trainee({"model": model}, torch.optim.AdamW(model.parameters()))
+    with pytest.raises(RunError, match="diverged at step 0: loss is nan"):
+        train_loop(
+            run,
+            "bad",
+            trainee,
+            lambda rng, number: {"loss": model.weight.sum() * math.nan},
+            config=LoopConfig(steps=1),
+            evaluate=None,
+        )

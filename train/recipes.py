@@ -1,0 +1,150 @@
+"""What the commands of ``llm2clip-train`` run: a recipe is a function."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm2clip.encoders.llama import BidirectionalLlama
+from llm2clip.train.align import AlignConfig, Gallery
+from llm2clip.train.corpus import write_measuring_sets, write_sample_corpus
+from llm2clip.train.emoji import load_artwork
+from llm2clip.train.english import EnglishConfig, compare_rows, table
+from llm2clip.train.export import export_nano
+from llm2clip.train.language import LanguageConfig
+from llm2clip.train.nano import (
+    NanoConfig,
+    gather_material,
+    llama_config,
+    new_language_model,
+    text_encoder,
+    train_language,
+    train_nano,
+    train_pictures,
+)
+from llm2clip.train.run import LoopConfig, Run, RunError, write_atomically
+
+
+def nano(*, debug: bool = False) -> NanoConfig:
+    """The recipe of the shipped weights; ``debug`` takes a few steps of each stage."""
+    if not debug:
+        return NanoConfig()
+    few = LoopConfig(steps=3, warmup=1, evaluate_every=3, checkpoint_every=2)
+    return NanoConfig(
+        vocab_size=2_000,
+        width=64,
+        layers=1,
+        teacher_queries=0,
+        scenes=60,
+        wordings=2,
+        language=LanguageConfig(
+            pretrain=few, warm=few, tune=few, pretrain_batch=16, warm_batch=64, tune_batch=32, long_scenes=2, short_scenes=2
+        ),
+        align=AlignConfig(first=few, second=few, batch=16, emoji_batch=12, scene_batch=6),
+    )
+
+
+def make_nano(out: Path, cache: Path, *, threads: int | None, debug: bool, stage: str) -> str:
+    """Train nano up to ``stage`` and, when all is done, export and measure it.
+
+    Args:
+        out: Run folder.
+        cache: Folder of packages and artwork.
+        threads: CPU threads, or ``None`` for all cores.
+        debug: Take the small recipe.
+        stage: ``language``, ``pictures`` (first part of stage 2) or ``all``.
+
+    Returns:
+        One line that says where the result is.
+    """
+    if stage not in ("language", "pictures", "all"):
+        raise ValueError(f"unknown stage {stage!r}, expected 'language', 'pictures' or 'all'")
+    if threads:
+        torch.set_num_threads(threads)
+    config = nano(debug=debug)
+    material = gather_material(cache)
+    run = Run(out, seed=config.seed)
+    if stage == "language":
+        train_language(run, material, config)
+        return f"language model trained, in {out}"
+    if stage == "pictures":
+        train_pictures(run, material, config)
+        return f"vision tower trained against the prototypes, in {out}"
+    parts = train_nano(run, material, config)
+    folder = export_nano(run, config, *parts)
+    if not debug:
+        measure_nano(folder, out, cache)
+    return f"nano is in {folder}; use it with --encoder {folder}"
+
+
+def measure_nano(folder: Path, out: Path, cache: Path) -> None:
+    """Write the measuring sets and measure an exported folder with the evaluation command, as anybody would."""
+    sets = out / "measure"
+    make_data(sets, cache, sample=None)
+    command = [sys.executable, "-m", "llm2clip.eval.cli", "nano", "--encoder", str(folder), "--data", str(sets)]
+    done = subprocess.run([*command, "--json", str(out / "evaluation.json")], check=False)
+    if done.returncode != 0:
+        raise RunError(f"the evaluation ended with exit code {done.returncode}; run it by hand: {' '.join(command)}")
+
+
+def make_english(out: Path, cache: Path, language: Path, *, threads: int | None, debug: bool) -> str:
+    """The English-only row and its three controls; returns the table and writes it to ``english.json``.
+
+    Args:
+        out: Run folder.
+        cache: Folder of packages and artwork.
+        language: Run folder of nano with a finished text side.
+        threads: CPU threads, or ``None`` for all cores.
+        debug: Take a few steps only.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    config, recipe = nano(debug=debug), EnglishConfig()
+    if debug:
+        few = LoopConfig(steps=2, warmup=1, evaluate_every=2)
+        recipe = replace(recipe, loop=few, batch=12)
+    source = Run(language, seed=config.seed)
+    for needed in ("pretrain", "tune"):
+        if not source.done(needed):
+            raise RunError(f"{language} has no finished stage {needed!r}. Run `llm2clip-train nano --out {language}` first.")
+    material = gather_material(cache)
+    run = Run(out, seed=config.seed)
+    models = {
+        "cc": _checkpointed(source, "tune", config),
+        "raw": _checkpointed(source, "pretrain", config),
+        "new": new_language_model(config),
+    }
+    emoji = material.emoji
+    galleries = (
+        Gallery(load_artwork(emoji, cache), len(emoji)),
+        Gallery(load_artwork(emoji, cache, styles=("openmoji",)), len(emoji)),
+    )
+    rows = compare_rows(run, models, text_encoder(source, config), emoji, galleries, recipe)
+    write_atomically(out / "english.json", json.dumps(rows, indent=1).encode())
+    return table(rows)
+
+
+def _checkpointed(run: Run, stage: str, config: NanoConfig) -> BidirectionalLlama:
+    model = BidirectionalLlama(llama_config(config))
+    state: dict[str, Any] = torch.load(run.folder / f"{stage}.pt", weights_only=True)
+    model.load_state_dict(state["modules"]["model"])
+    return model
+
+
+def make_data(out: Path, cache: Path, *, sample: Path | None) -> str:
+    """Write the measuring sets that are missing (and the sample corpus, if a folder is given for it)."""
+    needed = ("openmoji.tar", "scenes.tar", "scenes-openmoji.tar")
+    if sample is None and all((out / name).exists() for name in needed):
+        return f"measuring sets are already in {out}"
+    material = gather_material(cache)
+    written = write_measuring_sets(material.emoji, material.scene_pool, cache, out)
+    if sample is not None:
+        written |= write_sample_corpus(material.emoji, material.scene_pool, cache, sample)
+    counts = ", ".join(f"{name} ({count})" for name, count in written.items())
+    return f"wrote {counts} to {out}"
