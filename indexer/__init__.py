@@ -1,1 +1,94 @@
-"""llm2clip.indexer"""
+"""Corpus -> index on disk -> neighbours. Knows vectors, ids and metadata; never a model."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from llm2clip.indexer.build import build_index
+    from llm2clip.indexer.corpus import open_corpus
+    from llm2clip.indexer.errors import (
+        CorpusError,
+        EncoderMismatchError,
+        FaissNotInstalledError,
+        IndexConflictError,
+        IndexDamagedError,
+        IndexerError,
+        IndexNotFoundError,
+        IndexVersionError,
+        IndexWriteError,
+    )
+    from llm2clip.indexer.hits import Hit
+    from llm2clip.indexer.records import Corpus, Record
+    from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport, Progress
+    from llm2clip.indexer.seam import EncoderIdentity, ImageEncoder, Prepared
+    from llm2clip.indexer.search import Index, IndexInfo, open_index
+    from llm2clip.indexer.verify import VerifyReport
+
+# Names are resolved on first use, so that importing the package costs nothing.
+_HOMES = {
+    "BadPicture": "reports",
+    "BuildOptions": "reports",
+    "BuildReport": "reports",
+    "Corpus": "records",
+    "CorpusError": "errors",
+    "EncoderIdentity": "seam",
+    "EncoderMismatchError": "errors",
+    "FaissNotInstalledError": "errors",
+    "Hit": "hits",
+    "ImageEncoder": "seam",
+    "Index": "search",
+    "IndexConflictError": "errors",
+    "IndexDamagedError": "errors",
+    "IndexInfo": "search",
+    "IndexNotFoundError": "errors",
+    "IndexerError": "errors",
+    "IndexWriteError": "errors",
+    "IndexVersionError": "errors",
+    "Prepared": "seam",
+    "Progress": "reports",
+    "Record": "records",
+    "VerifyReport": "verify",
+    "build_index": "build",
+    "open_corpus": "corpus",
+    "open_index": "search",
+}
+
+__all__ = [
+    "BadPicture",
+    "BuildOptions",
+    "BuildReport",
+    "Corpus",
+    "CorpusError",
+    "EncoderIdentity",
+    "EncoderMismatchError",
+    "FaissNotInstalledError",
+    "Hit",
+    "ImageEncoder",
+    "Index",
+    "IndexConflictError",
+    "IndexDamagedError",
+    "IndexInfo",
+    "IndexNotFoundError",
+    "IndexVersionError",
+    "IndexWriteError",
+    "IndexerError",
+    "Prepared",
+    "Progress",
+    "Record",
+    "VerifyReport",
+    "build_index",
+    "open_corpus",
+    "open_index",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 
-class IndexProblem(ValueError):
+class IndexerError(ValueError):
     """Anything about an index or a corpus that its user can put right; the message says how."""
 
 
-class IndexMissing(IndexProblem):
+class IndexNotFoundError(IndexerError):
     """There is no index at the place given, or only a build that has not finished."""
 
 
-class IndexDamaged(IndexProblem):
+class IndexDamagedError(IndexerError):
     """A file of the index is missing, cut short, altered, or belongs to another index."""
 
 
-class IndexVersion(IndexProblem):
+class IndexVersionError(IndexerError):
     """The index was written in a format that this release does not read."""
 
 
-class EncoderMismatch(IndexProblem):
+class EncoderMismatchError(IndexerError):
     """The index was built with another encoder, or with other weights of the same one."""
 
 
-class IndexConflict(IndexProblem):
+class IndexConflictError(IndexerError):
     """The place is taken: by another corpus's index, by somebody's files, or by a build that is running."""
 
 
-class CorpusProblem(IndexProblem):
+class CorpusError(IndexerError):
     """The corpus cannot be read, or holds no picture that can."""
 
 
-class IndexUnwritable(OSError):
+class IndexWriteError(OSError):
     """The index cannot be written: disk full, no permission, read-only. What was written is kept."""
 
 
-class FaissMissing(ImportError, IndexProblem):
+class FaissNotInstalledError(ImportError, IndexerError):
     """No FAISS wheel is installed."""

@@ -1,0 +1,52 @@
+"""What ``llm2clip-index build CORPUS`` may be given, and which reader reads it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from llm2clip.indexer.errors import CorpusError
+from llm2clip.indexer.folders import FolderCorpus
+from llm2clip.indexer.location import SAMPLE
+from llm2clip.indexer.records import Corpus, ending, picture_endings
+from llm2clip.indexer.shards import SampleCorpus, TarCorpus, expand
+
+_PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
+
+
+def open_corpus(spec: str | os.PathLike[str]) -> Corpus:
+    """Find out what ``spec`` names.
+
+    Args:
+        spec: a folder of pictures (with everything below it), a tar, a folder of tars, a brace range of tars like
+            ``shards/{00..03}.tar``, or ``sample:``.
+
+    Raises:
+        CorpusError: it is none of these, or does not exist.
+    """
+    given = os.fspath(spec)
+    if given == SAMPLE:
+        return SampleCorpus()
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return _folder(given, path)
+    if path.exists() and ending(given) in picture_endings():
+        raise CorpusError(f"{given} is a single picture: expected the folder it is in, or tar shards")
+    if path.exists() and ending(given) != ".tar" and ending(given) not in _PACKED:
+        raise CorpusError(f"{given} is neither a folder of pictures nor a .tar of them")
+    if not path.exists() and len(expand(given)) == 1:
+        raise CorpusError(f"no such folder or tar: {given}")
+    return TarCorpus(given)
+
+
+def _folder(given: str, path: Path) -> Corpus:
+    """Tars if the folder holds some and no picture, else its pictures."""
+    folder = FolderCorpus(given, Path(os.path.abspath(path)))
+    tars = [tar.name for tar in path.glob("*.tar") if not tar.name.startswith(".")]
+    if tars and next(folder.records(captions=False), None) is None:
+        return TarCorpus(given)
+    if tars:
+        folder.notes.append(
+            f"{len(tars)} tar files in {given} were not read, since there are pictures beside them"
+        )
+    return folder

@@ -1,0 +1,125 @@
+"""The derived FAISS index: candidates for a search. The one file that imports faiss.
+
+Its rows are the stored halves as they are, compared in float32. It can be made again from the segments at any time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.indexer.errors import FaissNotInstalledError, IndexDamagedError
+
+KIND = "flat-fp16-ip"
+"""Exhaustive, float16 storage, inner product: exact, half the size of float32, and faster where memory is the limit."""
+
+
+def import_faiss() -> ModuleType:
+    """The faiss module of whichever wheel is installed.
+
+    Raises:
+        FaissNotInstalledError: none is.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise FaissNotInstalledError(
+            f"searching and building need FAISS, which cannot be imported ({error}). "
+            "Install it: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
+        ) from error
+    found: ModuleType = faiss
+    return found
+
+
+def _empty(faiss: ModuleType, dim: int) -> Any:  # noqa: ANN401
+    return faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+
+
+def write_faiss(
+    path: Path, blocks: Iterable[tuple[int, NDArray[np.float16]]], *, rows: int, dim: int
+) -> None:
+    """Write the FAISS index of ``rows`` vectors to ``path``, in memory that does not grow with them.
+
+    Args:
+        path: the file to write.
+        blocks: (id of the first row, rows of shape (n, dim), float16), in order.
+        rows: how many there are in all.
+        dim: length of the rows.
+
+    Raises:
+        FaissNotInstalledError: FAISS is not installed.
+        OSError: the disk is full, or worse.
+    """
+    faiss = import_faiss()
+    # A file of this kind is a header, the number of rows at byte 8, the number of bytes at its end, then the rows as
+    # halves, which is what we hold. FAISS itself would first gather all of them in memory, twice over.
+    header = bytearray(faiss.serialize_index(_empty(faiss, dim)).tobytes())
+    header[8:16] = rows.to_bytes(8, "little")
+    header[-8:] = (rows * dim * 2).to_bytes(8, "little")
+    with open(path, "wb") as file:
+        file.write(header)
+        for _, block in blocks:
+            file.write(np.ascontiguousarray(block, dtype="<f2").data)
+        file.flush()
+        os.fsync(file.fileno())
+    FaissIndex(path, rows=rows, dim=dim)
+
+
+class FaissIndex:
+    """A FAISS index file, mapped into memory where this FAISS can.
+
+    Args:
+        path: the file.
+        rows: vectors it must have.
+        dim: length they must have.
+
+    Raises:
+        FaissNotInstalledError: FAISS is not installed.
+        IndexDamagedError: the file is missing or not the index that was expected.
+    """
+
+    def __init__(self, path: Path, *, rows: int, dim: int) -> None:
+        faiss = import_faiss()
+        if not path.is_file():
+            raise IndexDamagedError(f"{path} is missing. Make it again: run the build command again")
+        try:
+            self._index = faiss.read_index(os.fspath(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise IndexDamagedError(
+                f"{path} cannot be read by FAISS {faiss.__version__}: {reason}"
+            ) from error
+        found = (self._index.ntotal, self._index.d, self._index.metric_type, self._index.codes.size())
+        expected = (rows, dim, faiss.METRIC_INNER_PRODUCT, rows * dim * 2)
+        if found != expected:
+            raise IndexDamagedError(
+                f"{path} does not fit the index: got (rows, dim, metric, bytes) {found}, not {expected}"
+            )
+
+    def candidates(
+        self, vectors: NDArray[np.float32], *, count: int
+    ) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
+        """The nearest rows of each query, nearest first.
+
+        Args:
+            vectors: Shape: (n, dim), float32.
+            count: how many rows to find.
+
+        Returns:
+            scores, shape (n, count), float32, and for each query the ids found, (up to count,), int64.
+        """
+        scores, ids = self._index.search(vectors, count)
+        if ids.size and ids.min() >= 0:
+            return scores, list(ids)
+        return scores, [row[row >= 0] for row in ids]
+
+    def rows(self, first: int, count: int) -> NDArray[np.float32]:
+        """Some rows as FAISS has them. Shape: (count, dim), float32."""
+        found: NDArray[np.float32] = self._index.reconstruct_n(first, count)
+        return found

@@ -1,0 +1,141 @@
+"""A folder of pictures, with everything below it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple, final
+
+from llm2clip.indexer.records import (
+    MAX_SIDECAR_BYTES,
+    Corpus,
+    Record,
+    Sidecar,
+    ending,
+    parse_sidecar,
+    picture_endings,
+    printable,
+)
+
+
+class _Folder(NamedTuple):
+    """A folder of the corpus."""
+
+    path: Path
+    below: str  # its path below the root, with a slash at the end; empty for the root
+    names: list[str]  # of the files in it, sorted
+    problem: str | None = None  # why it cannot be read
+
+
+@final
+class FolderCorpus(Corpus):
+    """Pictures of a folder and the folders in it, by name; hidden ones are left out.
+
+    A file ``name.txt`` or ``name.json`` beside a picture ``name.*`` is its caption or metadata. Linked folders are
+    followed where they lead out of the corpus; no folder is read twice, so that loops end.
+    """
+
+    kind: Final = "folder"  # type: ignore[misc]
+
+    def records(self, *, captions: bool = True) -> Iterator[Record]:
+        """All pictures, folder by folder, in order of their names."""
+        for folder in self._folders(self.root, "", set()):
+            if folder.problem is not None:
+                key, uri = printable(folder.below.rstrip("/")), printable(str(folder.path))
+                yield Record(key=key, uri=uri, file=folder.path, problem=f"folder: {folder.problem}")
+            present = frozenset(folder.names)
+            for name in folder.names:
+                if ending(name) in picture_endings():
+                    yield self._record(folder, name, present, captions)
+
+    def _folders(self, path: Path, below: str, seen: set[tuple[int, int]]) -> Iterator[_Folder]:
+        try:
+            where = path.stat()
+            if (where.st_dev, where.st_ino) in seen:
+                return
+            seen.add((where.st_dev, where.st_ino))
+            with os.scandir(path) as entries:
+                visible = [
+                    (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
+                ]
+        except OSError as error:
+            if not below:
+                raise
+            yield _Folder(path, below, [], error.strerror or str(error))
+            return
+        yield _Folder(path, below, sorted(name for name, is_folder in visible if not is_folder))
+        for name in sorted(name for name, is_folder in visible if is_folder):
+            inner = path / name
+            if not (inner.is_symlink() and self._inside(inner)):
+                yield from self._folders(inner, f"{below}{name}/", seen)
+
+    def _inside(self, link: Path) -> bool:
+        """Whether a link leads to a folder that is read anyway."""
+        root, target = os.path.realpath(self.root), os.path.realpath(link)
+        if target != root and not target.startswith(os.path.join(root, "")):
+            return False
+        return not any(
+            part.startswith(".") for part in os.path.relpath(target, root).split(os.sep) if part != "."
+        )
+
+    def _record(self, folder: _Folder, name: str, present: frozenset[str], captions: bool) -> Record:
+        file, key = folder.path / name, folder.below + name
+        uri = f"{self.root}{os.sep}{key}"
+        if key != printable(key):
+            shown = printable(key)
+            return Record(key=shown, uri=shown, file=file, problem="file name is not UTF-8: rename it")
+        try:
+            found = file.stat()
+        except OSError as error:
+            reason = "link to nothing" if file.is_symlink() else str(error.strerror or error)
+            return Record(key=key, uri=uri, file=file, problem=reason)
+        if not stat.S_ISREG(found.st_mode):
+            return Record(key=key, uri=uri, file=file, problem="not a regular file")
+        changed, sidecar = _sidecar(folder.path, os.path.splitext(name)[0], present, captions)
+        return Record(
+            key=key,
+            uri=uri,
+            file=file,
+            size=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            sidecar_ns=changed,
+            caption=sidecar.caption,
+            metadata=sidecar.metadata,
+            note=sidecar.note,
+        )
+
+    def emptiness(self) -> str:
+        """What the folder holds instead of pictures."""
+        names = (name for folder in self._folders(self.root, "", set()) for name in folder.names)
+        endings = Counter(ending(name) or "no ending" for name in islice(names, 100_000))
+        wanted = " ".join(sorted(picture_endings()))
+        if not endings:
+            return f"no pictures in {self.root}: the folder is empty. Expected files ending in {wanted}"
+        some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4))
+        return (
+            f"no pictures in {self.root}: got {endings.total():,} files ({some}), expected endings {wanted}"
+        )
+
+
+def _sidecar(folder: Path, stem: str, present: frozenset[str], captions: bool) -> tuple[int | None, Sidecar]:
+    """When caption and metadata files of a picture last changed, and what they say."""
+    files = [folder / f"{stem}{kind}" if f"{stem}{kind}" in present else None for kind in (".json", ".txt")]
+    if files == [None, None]:
+        return None, Sidecar()
+    try:
+        found = [file.stat() for file in files if file is not None]
+        changed = max(each.st_mtime_ns for each in found)
+        if not captions:
+            return changed, Sidecar()
+        if max(each.st_size for each in found) > MAX_SIDECAR_BYTES:
+            return changed, Sidecar(
+                note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes"
+            )
+        contents = [file.read_bytes() if file is not None else None for file in files]
+        return changed, parse_sidecar(contents[0], contents[1])
+    except OSError as error:
+        return None, Sidecar(note=f"caption or metadata left out: {error.strerror or error}")

@@ -1,0 +1,190 @@
+"""``Record`` and ``Corpus``: pictures one by one, under stable names, wherever they come from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llm2clip.indexer.errors import CorpusError
+from llm2clip.indexer.location import sample_folder
+
+MAX_PICTURE_BYTES = 256 * 2**20
+"""A larger file is not read: it is no picture that anybody would search."""
+MAX_SIDECAR_BYTES = 2**20
+"""A larger caption or metadata file is not read."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A picture of a corpus, not yet read."""
+
+    key: str
+    """Stable name: the path below the root of the corpus with forward slashes, ``shard.tar#member`` in a tar."""
+    uri: str
+    """Where it is: a file path, or the path of a tar, ``#`` and the member."""
+    file: Path
+    """The file that holds its bytes."""
+    path: str | None = None
+    """That file below the root, if ``key`` is not it."""
+    offset: int | None = None
+    """Where in the file its bytes begin; None: they are the whole file."""
+    size: int | None = None
+    """How many bytes it has; None if that cannot be known."""
+    mtime_ns: int | None = None
+    """When the file last changed, in nanoseconds since 1970; None if that cannot be known."""
+    sidecar_ns: int | None = None
+    """When its caption and metadata files last changed; None if it has none of its own."""
+    caption: str | None = None
+    """The caption that came with it."""
+    metadata: Mapping[str, Any] | None = None
+    """What else came with it."""
+    problem: str | None = None
+    """Why it cannot be read at all, if that is known beforehand."""
+    note: str | None = None
+    """What is wrong with its caption or metadata, if anything."""
+
+    def read(self) -> bytes:
+        """Its encoded bytes.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: it is larger than ``MAX_PICTURE_BYTES``, or already known to be unreadable.
+        """
+        if self.problem is not None:
+            raise CorpusError(self.problem)
+        if (self.size or 0) > MAX_PICTURE_BYTES:
+            raise CorpusError(
+                f"file of {self.size:,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read"
+            )
+        if self.offset is None:
+            return self.file.read_bytes()
+        return read_span(self.file, offset=self.offset, size=self.size or 0)
+
+
+class Corpus(ABC):
+    """Pictures to index. Implementations are final; ``open_corpus`` chooses one."""
+
+    kind: str
+    """Which implementation it is, as the manifest says."""
+
+    def __init__(self, spec: str, root: Path) -> None:
+        self.spec, self.root = spec, root
+        self.notes: list[str] = []
+        """What a person should know about how it is read."""
+
+    @abstractmethod
+    def records(self, *, captions: bool = True) -> Iterator[Record]:
+        """All pictures, in an order that is the same every time.
+
+        Args:
+            captions: also read captions and metadata; without, listing is a matter of file names.
+        """
+
+    @abstractmethod
+    def emptiness(self) -> str:
+        """Why ``records`` gave none: what was found, and what was looked for."""
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores: two corpora are the same if these are, ``spec`` apart."""
+        return {"kind": self.kind, "spec": self.spec, "root": str(self.root)}
+
+
+def root_of(identity: Mapping[str, str]) -> str:
+    """The folder below which the keys of a corpus lie; that of the sample corpus moves with the installation."""
+    return str(sample_folder()) if identity["kind"] == "sample" else identity["root"]
+
+
+def same_corpus(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two identities name the same pictures, however they were spelt."""
+    return {**one, "spec": ""} == {**other, "spec": ""}
+
+
+def content_hash(content: bytes) -> bytes:
+    """BLAKE2b of the encoded picture, 16 bytes."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def read_span(file: Path, *, offset: int, size: int) -> bytes:
+    """``size`` bytes of a file from ``offset``: one seek.
+
+    Raises:
+        OSError: the file cannot be read, or ends before.
+    """
+    with open(file, "rb", buffering=0) as stream:
+        stream.seek(offset)
+        content = stream.read(size)
+        while len(content) < size and (more := stream.read(size - len(content))):
+            content += more
+    if len(content) < size:
+        raise OSError(f"{file} ends {size - len(content):,} bytes early")
+    return content
+
+
+@cache
+def picture_endings() -> frozenset[str]:
+    """File name endings of pictures, lower case with their dot; ``.avif`` where this Pillow reads it."""
+    from PIL import features
+
+    common = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
+    return common | {".avif"} if features.check("avif") else common
+
+
+def ending(name: str) -> str:
+    """The ending of a file name, lower case with its dot; empty if it has none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def printable(name: str) -> str:
+    """A file name as text that can be stored: bytes that are no UTF-8 are spelt out."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """Caption and metadata of a picture."""
+
+    caption: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    note: str | None = None
+
+
+def parse_sidecar(metadata: bytes | None, text: bytes | None) -> Sidecar:
+    """Caption and metadata from the content of a ``.json`` and a ``.txt`` file.
+
+    The caption is ``caption`` or ``text`` of the JSON object (of a list of strings the first), else the text file.
+    The rest of the object is the metadata; a list of captions stays there too. What cannot be read is noted.
+    """
+    rest: dict[str, Any] = {}
+    caption = note = None
+    if metadata is not None:
+        try:
+            parsed = json.loads(metadata.decode("utf-8-sig"))
+            if not isinstance(parsed, dict):
+                raise ValueError(f"expected an object, got {type(parsed).__name__}")
+            json.dumps(parsed, ensure_ascii=False).encode()  # lone surrogates cannot be stored
+            rest, caption = _split(parsed)
+        except (ValueError, RecursionError) as error:
+            note = f"metadata left out, not usable JSON: {error}"
+    if caption is None and text is not None:
+        try:
+            caption = text.decode("utf-8-sig").strip() or None
+        except UnicodeDecodeError as error:
+            note = f"caption left out, not UTF-8: {error}"
+    return Sidecar(caption=caption, metadata=rest or None, note=note)
+
+
+def _split(parsed: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    for name in ("caption", "text"):
+        value = parsed.get(name)
+        if isinstance(value, str) and value.strip():
+            return {key: other for key, other in parsed.items() if key != name}, value.strip()
+        if isinstance(value, list) and value and isinstance(value[0], str) and value[0].strip():
+            return parsed, value[0].strip()
+    return parsed, None

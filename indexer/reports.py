@@ -1,0 +1,86 @@
+"""How to build, how far a build has come, and what it did: plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from llm2clip.indexer.errors import IndexerError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a build has come."""
+
+    stage: Literal["listing", "embedding", "writing"]
+    """What it is doing."""
+    done: int
+    """Pictures that are done, the bad ones included."""
+    total: int
+    """Pictures in the corpus; while listing, those found so far."""
+    kept: int = 0
+    """Pictures whose vectors an earlier build had made."""
+    bad: int = 0
+    """Pictures that could not be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """How to build."""
+
+    batch_size: int = 64
+    """Pictures in one forward pass."""
+    workers: int | None = None
+    """Threads that read and decode; None: as many as there are processors, 16 at most."""
+    overwrite: bool = False
+    """Build anew, whatever is there; otherwise vectors of unchanged pictures are kept and the index of another
+    corpus or encoder is refused."""
+    encoder_source: str | None = None
+    """What ``load_encoder`` was given, if that is not the encoder's name."""
+    on_progress: Callable[[Progress], None] | None = None
+    """Called now and then from the calling thread."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise IndexerError(f"the batch size must be at least 1, got {self.batch_size}")
+        if self.workers is not None and self.workers < 1:
+            raise IndexerError(f"the number of workers must be at least 1, got {self.workers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadPicture:
+    """A picture that could not be read."""
+
+    key: str
+    """Its name in the corpus."""
+    reason: str
+    """Why, in a few words."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildReport:
+    """What a build did."""
+
+    path: str
+    """The index."""
+    corpus: str
+    """The corpus as it was given."""
+    encoder: str
+    """Name of the encoder."""
+    up_to_date: bool
+    """Whether nothing had changed since the last build, so that nothing was done."""
+    items: int
+    """Pictures in the index."""
+    embedded: int
+    """Pictures that were embedded now."""
+    kept: int
+    """Pictures whose vectors an earlier build had made."""
+    bad: int
+    """Pictures that could not be read; the index has them in its errors table."""
+    bad_pictures: tuple[BadPicture, ...]
+    """The first thousand of them, with reasons."""
+    notes: tuple[str, ...]
+    """What else a person should know."""
+    seconds: float
+    """How long it took."""

@@ -1,0 +1,185 @@
+"""Vector segments: ``.npy`` files of float16 rows, appended while an index is built and never changed afterwards."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from llm2clip.indexer.errors import IndexDamagedError
+
+SEGMENT_ROWS = 262_144
+"""A segment is closed after this many rows: files stay of a size that copies and checks well."""
+
+Rows = NDArray[np.float16]
+
+
+def _header(rows: int, dim: int) -> bytes:
+    # NumPy pads the header so that its length is the same for every number of rows: it can be put right at the end.
+    buffer = io.BytesIO()
+    npy.write_array_header_1_0(buffer, {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)})
+    return buffer.getvalue()
+
+
+class SegmentWriter:
+    """Appends rows to segment files ``vectors-<generation>-<number>.npy``.
+
+    Args:
+        folder: the index.
+        generation: the generation being written.
+        dim: length of the rows.
+        segment_rows: rows after which the next file is begun.
+    """
+
+    def __init__(self, folder: Path, *, generation: int, dim: int, segment_rows: int = SEGMENT_ROWS) -> None:
+        self._folder, self._generation, self._dim, self._limit = folder, generation, dim, segment_rows
+        self._file: BinaryIO | None = None
+        self.rows: list[int] = []
+        """Rows of each file so far."""
+
+    def name(self, number: int) -> str:
+        """Name of the segment file of that number, from 0."""
+        return segment_name(self._generation, number)
+
+    def append(self, rows: Rows) -> None:
+        """Write rows. Shape: (n, dim), float16. A process killed afterwards does not lose them.
+
+        Raises:
+            OSError: the disk is full, or worse.
+        """
+        while len(rows):
+            if self._file is None or self.rows[-1] == self._limit:
+                self._next()
+            part = rows[: self._limit - self.rows[-1]]
+            self._write(np.ascontiguousarray(part, dtype="<f2"))
+            self.rows[-1] += len(part)
+            rows = rows[len(part) :]
+
+    def _write(self, part: Rows) -> None:
+        if self._file is None:
+            raise ValueError("the segment writer is closed")
+        view = part.data.cast("B")
+        while (
+            view
+        ):  # an unbuffered file may write less than it was given, without an error, when the disk is full
+            view = view[self._file.write(view) :]
+
+    def _next(self) -> None:
+        self._finish()
+        self._file = open(self._folder / self.name(len(self.rows)), "wb", buffering=0)  # noqa: SIM115
+        self._file.write(_header(0, self._dim))
+        self.rows.append(0)
+
+    def _finish(self) -> None:
+        if self._file is not None:
+            self._file.seek(0)
+            self._file.write(_header(self.rows[-1], self._dim))
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+    def sync(self) -> None:
+        """Flush what was appended to the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self, *, finish: bool) -> None:
+        """Close the last file; ``finish`` also writes how many rows it has, which makes it a whole ``.npy``."""
+        if finish:
+            self._finish()
+        elif self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(finish=False)
+
+
+def segment_name(generation: int, number: int) -> str:
+    """File name of a segment."""
+    return f"vectors-{generation:05d}-{number:05d}.npy"
+
+
+def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
+    """Map a finished segment into memory, read-only. Shape: (rows, dim), float16.
+
+    Raises:
+        IndexDamagedError: the file is missing or is not ``rows`` by ``dim`` halves.
+    """
+    expected = _header(rows, dim)
+    try:
+        with open(path, "rb") as file:
+            found = file.read(len(expected))
+        if found != expected or path.stat().st_size != len(expected) + rows * dim * 2:
+            raise IndexDamagedError(
+                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. Build the index anew"
+            )
+        return _mapped(path, rows, dim, len(expected))
+    except FileNotFoundError as error:
+        raise IndexDamagedError(
+            f"{path} is missing: the index is not whole. Run the build command again"
+        ) from error
+
+
+def map_unfinished(folder: Path, *, generation: int, rows: int, dim: int) -> list[Rows]:
+    """Map the first ``rows`` rows of a generation that was never committed; fewer where the files hold fewer."""
+    found: list[Rows] = []
+    number = 0
+    header = len(_header(0, dim))
+    while rows > 0 and (path := folder / segment_name(generation, number)).exists():
+        here = min(rows, max(0, path.stat().st_size - header) // (dim * 2))
+        if here:
+            found.append(_mapped(path, here, dim, header))
+        rows, number = rows - here, number + 1
+    return found
+
+
+def _mapped(path: Path, rows: int, dim: int, offset: int) -> Rows:
+    # As a plain array: np.memmap makes every small slice of a search several times dearer.
+    mapped: Rows = np.memmap(path, dtype="<f2", mode="r", offset=offset, shape=(rows, dim))
+    return mapped.view(np.ndarray)
+
+
+class Vectors:
+    """All rows of an index by id, over its mapped segments.
+
+    Args:
+        segments: rows of consecutive ids from 0. Shapes: (rows, dim), float16.
+        dim: length of the rows.
+    """
+
+    def __init__(self, segments: Sequence[Rows], *, dim: int) -> None:
+        self.segments, self.dim = list(segments), dim
+        self._starts = np.cumsum([0, *(len(segment) for segment in segments)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, ids: NDArray[np.int64]) -> Rows:
+        """The rows of some ids. Shape: (n,), int64, each below ``len(self)`` -> (n, dim), float16."""
+        if len(self.segments) == 1:
+            return self.segments[0][ids]
+        rows = np.empty((len(ids), self.dim), dtype=np.float16)
+        where = np.searchsorted(self._starts, ids, side="right") - 1
+        for number in np.unique(where):
+            chosen = where == number
+            rows[chosen] = self.segments[number][ids[chosen] - self._starts[number]]
+        return rows
+
+    def blocks(self, rows: int = 16_384) -> Iterator[tuple[int, Rows]]:
+        """All rows in order, in blocks: (id of the first row, (n, dim) float16)."""
+        for first, segment in zip(self._starts, self.segments, strict=False):
+            for start in range(0, len(segment), rows):
+                yield int(first) + start, segment[start : start + rows]

@@ -1,0 +1,248 @@
+"""Tar shards in the WebDataset layout: consecutive members of one name are one sample."""
+
+from __future__ import annotations
+
+import os
+import re
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple, final
+
+from llm2clip.indexer.errors import CorpusError
+from llm2clip.indexer.location import SAMPLE, sample_folder, sample_shards
+from llm2clip.indexer.records import (
+    MAX_SIDECAR_BYTES,
+    Corpus,
+    Record,
+    Sidecar,
+    ending,
+    parse_sidecar,
+    picture_endings,
+    printable,
+    read_span,
+)
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_MOST_SHARDS = 1_000_000
+
+
+class _Member(NamedTuple):
+    """A file in a tar."""
+
+    name: str
+    offset: int  # of its content, from the start of the tar
+    size: int
+
+
+@dataclass(kw_only=True)
+class _Sample:
+    """Consecutive members whose names are the same up to their first dot."""
+
+    stem: str
+    pictures: list[_Member] = field(default_factory=list)
+    sidecars: dict[str, _Member] = field(default_factory=dict)
+
+
+class _Shards(Corpus):
+    """Pictures of tar files; the key of each is ``shard.tar#member``."""
+
+    _files: list[Path]
+
+    def records(self, *, captions: bool = True) -> Iterator[Record]:
+        """All pictures, shard by shard, in the order of their members."""
+        for file in self._files:
+            yield from self._shard(file, captions)
+
+    def emptiness(self) -> str:
+        """What the shards hold instead of pictures."""
+        endings: Counter[str] = Counter()
+        for file in self._files:
+            endings.update(ending(member.name) or "no ending" for member in _members(file))
+        some = (
+            ", ".join(f"{count} with {what}" for what, count in endings.most_common(4)) or "no files at all"
+        )
+        wanted = " ".join(sorted(picture_endings()))
+        return f"no pictures in the {len(self._files)} shards of {self.spec}: got {some}; expected endings {wanted}"
+
+    def _shard(self, file: Path, captions: bool) -> Iterator[Record]:
+        path = file.relative_to(self.root).as_posix()
+        done = 0
+        try:
+            changed = file.stat().st_mtime_ns
+            seen: set[int] = set()
+            for sample in _samples(file):
+                sidecar = _sidecar(file, sample) if captions else Sidecar()
+                for picture in sample.pictures:
+                    yield _record(
+                        file,
+                        path,
+                        picture,
+                        problem=_problem(picture, seen),
+                        mtime_ns=changed,
+                        sidecar=sidecar,
+                    )
+                    done += 1
+        except (OSError, tarfile.TarError) as error:
+            reason = f"tar cannot be read after {done} pictures: {getattr(error, 'strerror', None) or error}"
+            yield Record(key=path, uri=str(file), file=file, problem=reason)
+
+
+def _problem(picture: _Member, seen: set[int]) -> str | None:
+    if picture.name != printable(picture.name):
+        return "member name is not UTF-8"
+    if hash(picture.name) in seen:
+        return "second member of this name"
+    seen.add(hash(picture.name))  # hashes, not names: a shard may have millions of members
+    return None
+
+
+@final
+class TarCorpus(_Shards):
+    """Tar shards: one, the ones directly in a folder, or a brace range of them.
+
+    Args:
+        spec: a tar, a folder of tars, or a pattern like ``shards/{00..03}.tar`` or ``{a,b}.tar``.
+
+    Raises:
+        CorpusError: a shard is missing or compressed, or the pattern is malformed.
+    """
+
+    kind: Final = "tar"  # type: ignore[misc]
+
+    def __init__(self, spec: str) -> None:
+        place = os.path.abspath(os.path.expanduser(spec))
+        if os.path.isdir(place):
+            self._files = sorted(path for path in Path(place).glob("*.tar") if not path.name.startswith("."))
+            super().__init__(spec, Path(place))
+        else:
+            self._files = [Path(each) for each in dict.fromkeys(expand(place))]
+            super().__init__(spec, Path(os.path.commonpath([file.parent for file in self._files])))
+        self._pattern = place
+        for file in self._files:
+            if not file.is_file():
+                raise CorpusError(f"no such shard: {file} (of {spec})")
+            if file.suffix.lower() != ".tar":
+                raise CorpusError(
+                    f"{file} is not a plain .tar: compressed shards cannot be read at random. Unpack it once: "
+                    f"gunzip {file.name}, or zstd -d, xz -d"
+                )
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores."""
+        return {**super().identity(), "shards": self._pattern}
+
+
+@final
+class SampleCorpus(_Shards):
+    """The pictures that ship with the package.
+
+    Raises:
+        CorpusError: this installation has none.
+    """
+
+    kind: Final = "sample"  # type: ignore[misc]
+
+    def __init__(self) -> None:
+        super().__init__(SAMPLE, sample_folder())
+        self._files = sample_shards()
+        if not self._files:
+            raise CorpusError(f"this installation has no sample pictures: expected *.tar in {self.root}")
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores: no folder, since that moves with the installation."""
+        return {"kind": self.kind, "spec": self.spec}
+
+
+def expand(pattern: str) -> list[str]:
+    """Expand brace ranges and lists: ``a{08..10}.tar`` -> ``a08.tar``, ``a09.tar``, ``a10.tar``.
+
+    Raises:
+        CorpusError: a range runs backwards, or there are too many shards.
+    """
+    expanded = [pattern]
+    while any(match := _RANGE.search(each) or _LIST.search(each) for each in expanded):
+        grown: list[str] = []
+        for each in expanded:
+            match = _RANGE.search(each) or _LIST.search(each)
+            parts = _parts(match) if match else [""]
+            head, tail = (each[: match.start()], each[match.end() :]) if match else (each, "")
+            grown += [f"{head}{part}{tail}" for part in parts]
+        expanded = grown
+        if len(expanded) > _MOST_SHARDS:
+            raise CorpusError(f"{pattern} names more than {_MOST_SHARDS:,} shards")
+    return expanded
+
+
+def _parts(match: re.Match[str]) -> list[str]:
+    if match.re is _LIST:
+        return match[1].split(",")
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < _MOST_SHARDS:
+        raise CorpusError(f"{match[0]} is no range of shards: expected {{first..last}} like {{00..03}}")
+    return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
+
+
+def _members(file: Path) -> Iterator[_Member]:
+    """The regular members of a tar."""
+    with tarfile.open(file, "r:") as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every member it has read: without this, memory grows with the shard
+            if member.isreg() and not member.issparse():
+                yield _Member(member.name.removeprefix("./"), member.offset_data, member.size)
+        # tarfile takes a damaged header for the end, without a word.
+        if read_span(file, offset=tar.offset, size=tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError(f"damaged at byte {tar.offset:,}")
+
+
+def _samples(file: Path) -> Iterator[_Sample]:
+    sample: _Sample | None = None
+    for member in _members(file):
+        folder, _, base = member.name.rpartition("/")
+        if base.startswith("."):
+            continue
+        stem = f"{folder}/{base.partition('.')[0]}"
+        if sample is None or sample.stem != stem:
+            if sample is not None:
+                yield sample
+            sample = _Sample(stem=stem)
+        kind = ending(base)
+        if kind in picture_endings():
+            sample.pictures.append(member)
+        elif kind in (".json", ".txt"):
+            sample.sidecars.setdefault(kind, member)
+    if sample is not None:
+        yield sample
+
+
+def _sidecar(file: Path, sample: _Sample) -> Sidecar:
+    if not sample.pictures or not sample.sidecars:
+        return Sidecar()
+    if max(member.size for member in sample.sidecars.values()) > MAX_SIDECAR_BYTES:
+        return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
+    members = [sample.sidecars.get(kind) for kind in (".json", ".txt")]
+    contents = [read_span(file, offset=each.offset, size=each.size) if each else None for each in members]
+    return parse_sidecar(contents[0], contents[1])
+
+
+def _record(
+    file: Path, path: str, member: _Member, *, problem: str | None, mtime_ns: int, sidecar: Sidecar
+) -> Record:
+    # A member that cannot be told apart by its name gets its place as well: keys must differ.
+    name = printable(member.name) + (f"@{member.offset}" if problem else "")
+    return Record(
+        key=f"{path}#{name}",
+        uri=f"{file}#{name}",
+        file=file,
+        path=path,
+        offset=member.offset,
+        size=member.size,
+        mtime_ns=mtime_ns,
+        caption=sidecar.caption,
+        metadata=sidecar.metadata,
+        problem=problem,
+        note=sidecar.note,
+    )
