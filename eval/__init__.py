@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm2clip.eval.datasets import CaptionedImages, read_captioned
-    from llm2clip.eval.evaluate import evaluate
+    from llm2clip.eval.evaluation import evaluate
     from llm2clip.eval.metrics import (
         DirectionMetrics,
         Recall,
@@ -26,7 +26,7 @@ _HOMES = {
     "RetrievalMetrics": "metrics",
     "Ties": "standing",
     "Unmatched": "metrics",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "read_captioned": "datasets",
     "retrieval_metrics": "metrics",
 }

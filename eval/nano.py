@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.evaluate import encode_pictures
+from llm2clip.eval.evaluation import encode_pictures
 from llm2clip.eval.nano_ablation import without_blocks
 from llm2clip.eval.nano_cost import measure_cost, measure_size
 from llm2clip.eval.nano_data import SCENES_FILE, Gallery, Scene, make_missing, read_gallery, read_scenes

@@ -43,4 +43,5 @@ def without_blocks(folder: Path, copy: Path) -> Encoder:
     for name in found:
         tensors[name] = tensors[name].zero_()
     save_file(tensors, weights)
-    return load_encoder(copy)
+    encoder: Encoder = load_encoder(copy)
+    return encoder

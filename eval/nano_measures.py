@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 KS = (1, 5, 10)
 CUT_TOKENS = 75
-"""Tokens of the shortened caption: CLIP reads 77, its two marks included."""
+"""Caption tokens that are left when a caption is cut: CLIP reads 77, its two marks included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,8 +166,9 @@ def measure_scenes(
     floor = max(cut.recall[1].pessimistic, 1 / len(scenes))
     ratio = whole.recall[1].pessimistic / floor
     yield _scene_value("en", f"R@1 over R@1 of {CUT_TOKENS} tokens", ratio, unit="x", count=len(scenes))
-    counts = encoder.count_tokens(english)
-    yield _scene_value("en", "median tokens", float(np.median(counts)), unit="tokens", count=len(scenes))
+    counts = np.asarray(encoder.count_tokens(english)) - template_tokens(encoder)
+    for name, value in (("fewest", counts.min()), ("median", np.median(counts)), ("most", counts.max())):
+        yield _scene_value("en", f"{name} tokens", float(value), unit="tokens", count=len(scenes))
     for language in sorted({language for scene in scenes for language in scene.captions} - {"en"}):
         own = {n: scene.captions[language] for n, scene in enumerate(scenes) if language in scene.captions}
         result = _text_to_image(encoder, list(own.values()), vectors, list(own))
@@ -205,10 +206,11 @@ def tell_apart(
 
 
 def cut_texts(encoder: Encoder, texts: Sequence[str], *, tokens: int) -> list[str]:
-    """Shorten each text to its longest beginning that has at most ``tokens`` tokens of the encoder's own.
+    """Shorten each text to its longest beginning of at most ``tokens`` tokens, the template's not counted.
 
-    A text within the limit is returned unchanged.
+    The encoder's own tokenizer counts. A text within the limit is returned unchanged.
     """
+    tokens += template_tokens(encoder)
     fits = [0] * len(texts)
     fails = [len(text) + 1 for text in texts]
     ceiling = encoder.count_tokens(list(texts))
@@ -226,6 +228,12 @@ def cut_texts(encoder: Encoder, texts: Sequence[str], *, tokens: int) -> list[st
             else:
                 fails[number] = middle
     return [text[:length].rstrip() for text, length in zip(texts, fits, strict=True)]
+
+
+def template_tokens(encoder: Encoder) -> int:
+    """Tokens that the encoder puts around every text: what is not doubled when the text is."""
+    once, twice = encoder.count_tokens(["red", "red red"])
+    return max(2 * once - twice, 0)
 
 
 def _scene_value(row: str, metric: str, value: float, *, unit: str, count: int) -> Measurement:

@@ -10,11 +10,13 @@ from rich.table import Table
 
 from llm2clip.eval.nano_measures import KS, Measurement
 from llm2clip.eval.nano_targets import TARGETS
+from llm2clip.eval.queries import Split
 
 if TYPE_CHECKING:
     from llm2clip.eval.nano import NanoReport
 
 _RECALLS = tuple(f"R@{k}" for k in KS)
+_SHORT = {Split.DEVELOPMENT.value: "dev.", Split.TEST.value: "test"}
 
 
 def nano_tables(report: NanoReport) -> Iterator[Table]:
@@ -45,7 +47,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _recall_table(title: str, first: str, measurements: Iterable[Measurement], *, off: bool) -> Table:
-    columns = _RECALLS + (tuple(f"blocks off {metric}" for metric in _RECALLS) if off else ())
+    columns = _RECALLS + (tuple(f"blocks off\n{metric}" for metric in _RECALLS) if off else ())
     table = _table(title, first, *columns)
     cells = {(one.row, one.metric, one.blocks): one.value for one in measurements}
     for row in dict.fromkeys(row for row, _, _ in cells):
@@ -61,9 +63,12 @@ def _queries_table(measurements: Iterable[Measurement], *, off: bool) -> Table:
     columns = dict.fromkeys((subject, metric, blocks) for _, subject, metric, blocks in cells)
     shown = sorted(columns, key=lambda column: (not column[2], list(columns).index(column)))
     headers = [
-        f"{subject} {metric}" + ("" if blocks else ", blocks off") for subject, metric, blocks in shown
+        ("" if blocks else "blocks off\n") + f"{subject}\n{_SHORT.get(metric, metric)}"
+        for subject, metric, blocks in shown
     ]
-    table = _table("Free-form queries answered in the first five", "language", *headers)
+    table = _table("Free-form queries of our own list, answered in the first five", "language", *headers)
+    table.caption = "The target of 44 of 63 is on another list, which is held back."
+    table.caption_justify = "left"
     for row in dict.fromkeys(row for row, _, _, _ in cells):
         found = [cells[row, *column] for column in shown]
         table.add_row(row, *(f"{one.value:.0f} {one.unit}" for one in found))

@@ -4,12 +4,13 @@ import io
 import itertools
 import json
 import tarfile
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from llm2clip.encoders import Encoder, EncoderInfo, PreparedImage
 
 
 def colour(rgb, *, size=16):
@@ -54,26 +55,7 @@ GERMAN = dict(
 )
 
 
-@dataclass(frozen=True)
-class Info:
-    name: str = "colours"
-    dim: int = 2 * len(PALETTE)
-    weights_sha256: str = "0" * 64
-    preprocessing: str = "halves"
-    parameters: int = 1_500_000
-    languages: tuple[str, ...] = ("en", "de")
-
-    def identity(self):
-        return {
-            "name": self.name,
-            "family": "stub",
-            "dim": self.dim,
-            "weights_sha256": self.weights_sha256,
-            "preprocessing": self.preprocessing,
-        }
-
-
-class ColourEncoder:
+class ColourEncoder(Encoder):
     """Sees the colour of a picture's left and right half, and reads a text's first and last colour word.
 
     Vectors are one-hot per half: every score is 0, 1/2 or 1 and every metric can be worked out by hand.
@@ -81,32 +63,44 @@ class ColourEncoder:
     """
 
     def __init__(self, *, bag=False):
-        self.info = Info()
         self.bag = bag
 
-    def prepare(self, image):
-        picture = Image.open(io.BytesIO(image)).convert("RGB")
-        pixels = np.asarray(picture.resize((2, 1), Image.Resampling.NEAREST))
-        return SimpleNamespace(pixels=pixels, width=picture.width, height=picture.height)
+    @property
+    def info(self):
+        return EncoderInfo(
+            name="colours",
+            family="stub",
+            dim=2 * len(PALETTE),
+            image_size=2,
+            max_text_tokens=1000,
+            weights_sha256="0" * 64,
+            preprocessing="halves",
+            parameters=1_500_000,
+            languages=("en", "de"),
+            licence="MIT",
+            note="knows six colours",
+        )
 
-    def encode_prepared(self, pixels):
+    def _prepare(self, image):
+        picture = Image.open(io.BytesIO(image)).convert("RGB")
+        pixels = np.asarray(picture.resize((2, 2), Image.Resampling.NEAREST))
+        return PreparedImage(pixels=pixels, width=picture.width, height=picture.height)
+
+    def _image_batch(self, pixels):
         palette = np.array(list(PALETTE.values()))
         nearest = np.abs(pixels[:, 0, :, None, :].astype(int) - palette).sum(-1).argmin(-1)
-        return self._halves(nearest)
+        return np.stack([ColourEncoder()._row(list(pair)) for pair in nearest])
 
-    def encode_images(self, images, *, batch_size=64):
-        return self.encode_prepared(np.stack([self.prepare(image).pixels for image in images]))
-
-    def encode_texts(self, texts, *, batch_size=64):
+    def _text_batch(self, texts):
         words = list(PALETTE)
         rows = []
         for text in texts:
             said = [GERMAN.get(word, word) for word in text.split()]
             colours = [words.index(word) for word in said if word in words]
             rows.append(self._row(colours))
-        return np.stack(rows).astype(np.float32)
+        return np.stack(rows)
 
-    def count_tokens(self, texts):
+    def _count_tokens(self, texts):
         return [len(text.split()) for text in texts]
 
     def _row(self, colours):
@@ -118,10 +112,7 @@ class ColourEncoder:
             row[[0, 1], [colours[0], colours[-1]]] = 1
         if not row.any():
             row[:] = 1
-        return (row / np.linalg.norm(row)).ravel()
-
-    def _halves(self, colours):
-        return np.stack([ColourEncoder()._row(list(pair)) for pair in colours]).astype(np.float32)
+        return row.ravel()
 
 
 @pytest.fixture

@@ -1,0 +1,182 @@
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+from llm2clip.eval import nano
+from llm2clip.eval.cli import app
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.nano import NanoOptions, encoder_folder, measure_nano
+from llm2clip.eval.nano_tables import nano_tables
+from llm2clip.eval.queries import FreeQuery, Split
+
+QUERIES = tuple(
+    FreeQuery(id=f"en-{number}", language="en", split=split, text=text, accept=frozenset(accept))
+    for number, split, text, accept in [
+        (1, Split.DEVELOPMENT, "something red", "🍎"),
+        (2, Split.TEST, "something yellow", "🍋"),
+    ]
+)
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, gallery_tar, scenes_tar, colours):
+    """A sample corpus of one style, evaluation files of another, and an encoder without blocks."""
+    shipped = gallery_tar("sample.tar", "noto")
+    gallery_tar("openmoji.tar", "openmoji")
+    scenes_tar()
+    encoder_files = tmp_path / "colours"
+    encoder_files.mkdir()
+    (encoder_files / "model.safetensors").write_bytes(b"x" * 2_000_000)
+    (encoder_files / "tokenizer.json").write_bytes(b"x" * 500_000)
+    monkeypatch.setattr(nano, "sample_shards", lambda: [shipped])
+    monkeypatch.setattr(nano, "load_queries", lambda: QUERIES)
+    monkeypatch.setattr(nano, "without_blocks", lambda folder, copy: colours.Encoder(bag=True))
+    monkeypatch.setattr("llm2clip.encoders.load_encoder", lambda name: colours.Encoder(), raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def report(world, colours):
+    options = NanoOptions(data=world)
+    return measure_nano(
+        colours.Encoder(), options=options, folder=world / "colours", progress=lambda line: None
+    )
+
+
+def number(report, table, subject, row, metric, *, blocks=True):
+    found = [
+        one.value
+        for one in report.measurements
+        if (one.table, one.subject, one.row, one.metric) == (table, subject, row, metric)
+        and one.blocks is blocks
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_report_has_every_part_with_and_without_blocks(report):
+    for style in ("noto", "openmoji"):
+        for blocks in (True, False):
+            assert number(report, "names", style, "en", "R@1", blocks=blocks) == 100
+            assert number(report, "names", style, "mean", "R@1", blocks=blocks) == pytest.approx(100 * 5 / 6)
+            assert number(report, "queries", style, "all", "test", blocks=blocks) == 1
+    swapped = ("scenes", "scenes", "twins: two places swapped", "told apart")
+    assert number(report, *swapped) == 100
+    assert number(report, *swapped, blocks=False) == 0
+    assert number(report, "cost", "size", "weights", "size") == 2
+    assert number(report, "cost", "size", "tokenizer", "size") == 0.5
+    assert number(report, "cost", "size", "parameters", "size") == 1.5
+    assert number(report, "cost", "speed", "query", "median") > 0
+    assert number(report, "cost", "speed", "pictures, from files", "rate") > 0
+    assert report.notes == ()
+
+
+def test_the_json_says_what_made_every_number(report):
+    content = json.loads(json.dumps(report.as_json()))
+    assert set(content["tables"]) == {"names", "queries", "scenes", "cost"}
+    for table in content["tables"].values():
+        assert table["provenance"]["encoder"]["weights_sha256"] == "0" * 64
+        assert table["provenance"]["date"].startswith("20")
+        assert {"python", "numpy", "torch", "llm2clip-retrieval"} <= set(table["provenance"]["versions"])
+        assert table["rows"]
+    first = content["tables"]["queries"]["answers"][0]
+    assert (first["id"], first["split"], first["accept"], first["rank"]) == ("en-1", "development", ["🍎"], 1)
+    assert first["hits"][0] == "🍎"
+    targets = {target["text"]: target for target in content["targets"]}
+    assert targets["openmoji, name to picture, en, R@1"]["met"] is True
+    assert targets["weights"] == targets["weights"] | {"value": 2.0, "bound": 20, "met": True}
+
+
+def test_the_tables_show_numbers_and_targets(report):
+    console = Console(width=120, file=io.StringIO())
+    for table in nano_tables(report):
+        console.print(table)
+    text = console.file.getvalue()
+    for expected in (
+        "Name to picture, noto artwork",
+        "Name to picture, openmoji artwork",
+        "Free-form queries of our own list",
+        "twins: two places swapped, told apart",
+        "Targets, fixed before training",
+    ):
+        assert expected in text
+    lines = {line.strip().split("  ")[0]: line for line in text.splitlines()}
+    assert lines["weights"].split()[-4:] == ["<=", "20", "2.0", "yes"]
+    assert lines["all"].split() == ["all"] + ["1", "of", "1"] * 8
+
+
+def test_parts_can_be_left_out(world, colours):
+    options = NanoOptions(data=world, styles=("noto",), scenes=False)
+    report = measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
+    assert {one.table for one in report.measurements} == {"names", "queries", "cost"}
+    assert all(one.blocks for one in report.measurements)
+    assert len(report.notes) == 1
+    assert "blocks not switched off" in report.notes[0]
+    unmet = [target for target in report.as_json()["targets"] if target["met"] is None]
+    assert {target["table"] for target in unmet} == {"names", "scenes", "cost"}
+
+
+def test_a_style_found_nowhere_is_asked_of_the_training_command(world, colours, monkeypatch):
+    asked = []
+    monkeypatch.setattr(nano, "make_missing", lambda folder, names, say: asked.append(names))
+    (world / "fluent.tar").write_bytes((world / "openmoji.tar").read_bytes())
+    options = NanoOptions(data=world, styles=("noto", "fluent"))
+    with pytest.raises(DatasetError, match=r"fluent\.tar has no picture of kind 'emoji', style 'fluent'"):
+        measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
+    assert asked == [["fluent.tar", "scenes.tar"]]
+
+
+@pytest.mark.parametrize("styles", [(), ("noto", "noto")])
+def test_styles_must_be_different_names(tmp_path, styles):
+    with pytest.raises(ValueError, match="expected different names such as noto, openmoji"):
+        NanoOptions(data=tmp_path, styles=styles)
+
+
+def test_the_folder_of_an_encoder(world):
+    assert encoder_folder(str(world / "colours")) == world / "colours"
+    assert encoder_folder("no such encoder") is None
+
+
+def test_the_command_prints_tables_and_writes_json(world):
+    target = world / "out.json"
+    arguments = ["nano", "--encoder", str(world / "colours"), "--data", str(world), "--json", str(target)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("encoder colours, weights 000000000000")
+    assert "Targets, fixed before training" in result.stdout
+    assert "encoding" in result.stderr
+    assert json.loads(target.read_text(encoding="utf-8"))["report"] == "nano"
+
+
+def test_failures_are_one_line(world):
+    result = CliRunner().invoke(app, ["nano", "--styles", "", "--data", str(world)])
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: got styles []")
+    assert CliRunner().invoke(app, ["nano", "--stiles", "noto"]).exit_code == 2
+
+
+def test_ctrl_c_prints_one_line(world, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nano, "measure_nano", interrupted)
+    result = CliRunner().invoke(app, ["nano", "--data", str(world)])
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["nano", "--help"]])
+def test_help_imports_nothing_heavy(arguments):
+    script = (
+        "import sys\nfrom llm2clip.eval.cli import app\n"
+        f"try: app({arguments!r})\n"
+        "finally: assert not {'torch', 'transformers', 'faiss', 'PIL', 'numpy'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Usage" in done.stdout
