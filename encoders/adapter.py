@@ -1,6 +1,7 @@
 """The text adapter of LLM2CLIP: from the language model's pooled state to the space shared with pictures.
 
-Source: LLM2CLIP paper section 4.1 (inverted bottleneck, after FuseMix) and its released ``TextProj``; golden cases b and e.
+Source: LLM2CLIP paper section 4.1 (inverted bottleneck, after FuseMix) and its released ``TextProj``; golden
+cases b and e.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """Shape: (B, D) -> (B, D)."""
-        return features_BD + self.fn(self.ln(features_BD))
+        output: Tensor = features_BD + self.fn(self.ln(features_BD))
+        return output
 
 
 class TextAdapter(nn.Module):
     """L2-normalise, ``blocks`` residual blocks, LayerNorm, Linear.
 
-    Parameter names below this module are those of the released checkpoints: ``adaptor.0.fn.0.weight`` and so on.
+    Parameter names below this module are those of the released checkpoints: ``adaptor.0.fn.0.weight``, ...
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class TextAdapter(nn.Module):
         super().__init__()
         self.normalize_input = normalize_input
         self.adaptor = nn.Sequential(
-            *(ResidualBlock(width, expansion) for _ in range(blocks)), nn.LayerNorm(width), nn.Linear(width, dim)
+            *(ResidualBlock(width, expansion) for _ in range(blocks)),
+            nn.LayerNorm(width),
+            nn.Linear(width, dim),
         )
 
     def forward(self, features_BD: Tensor) -> Tensor:

@@ -176,16 +176,16 @@ class Encoder(ABC):
             Shape: (len(texts), dim), float32, unit rows.
 
         Raises:
-            ValueError: A text is empty or blank, or ``batch_size`` is not positive.
+            ValueError: A text is empty, blank or no valid Unicode, or ``batch_size`` is not positive.
+            EncodingError: A vector is zero or not finite.
 
         Warns:
-            TextTooLongWarning: Once for each text that is cut, naming how much of it was read.
+            TextTooLongWarning: Once per call with a text that is cut, saying how many tokens of how many were
+            read.
         """
         _check_batch(texts, batch_size, "texts")
-        for position, text in enumerate(texts):
-            if not text.strip():
-                where = f" (number {position + 1} of {len(texts)})" if len(texts) > 1 else ""
-                raise ValueError(f"the text is empty{where}; give at least one word")
+        for position, text in enumerate(texts, start=1):
+            _check_text(text, f"text {position} of {len(texts)}" if len(texts) > 1 else "the text")
         vectors = np.zeros((len(texts), self.info.dim), np.float32)
         if not texts:
             return vectors
@@ -213,15 +213,18 @@ class Encoder(ABC):
 
     def _warn_of_cuts(self, texts: Sequence[str], lengths: Sequence[int]) -> None:
         limit = self.info.max_text_tokens
-        for text, length in zip(texts, lengths, strict=True):
-            if length > limit:
-                start = " ".join(text[:60].split())
-                warnings.warn(
-                    f"text too long for {self.info.name}: the first {limit} of {length} tokens were read, "
-                    f"the rest was left out (it begins {start!r})",
-                    TextTooLongWarning,
-                    stacklevel=3,
-                )
+        cut = [position for position, length in enumerate(lengths) if length > limit]
+        if not cut:
+            return
+        longest = max(cut, key=lambda position: lengths[position])
+        start = " ".join(texts[longest][:60].split())
+        if len(texts) == 1:
+            message = f"the text is too long for {self.info.name!r}:"
+        else:
+            message = f"{len(cut)} of {len(texts)} texts are too long for {self.info.name!r}; of the longest"
+            message += f" (number {longest + 1}, {start!r}...)"
+        message += f" only the first {limit} of {lengths[longest]} tokens were read"
+        warnings.warn(message, TextTooLongWarning, stacklevel=3)
 
     def _unit_rows(self, vectors: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
         vectors = np.ascontiguousarray(vectors, dtype=np.float32)
@@ -230,7 +233,19 @@ class Encoder(ABC):
             raise EncodingError(
                 f"encoder {self.info.name!r} gave a {kind} vector without a direction (zero or not finite)"
             )
-        return vectors / norms
+        unit: NDArray[np.float32] = vectors / norms
+        return unit
+
+
+def _check_text(text: str, name: str) -> None:
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is {type(text).__name__}, expected str")
+    if not text.strip():
+        raise ValueError(f"{name} is empty; give at least one word")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not valid Unicode: lone surrogate at position {error.start}") from error
 
 
 def _check_batch(items: Sequence[object], batch_size: int, what: str) -> None:

@@ -102,7 +102,7 @@ class FakeEncoder(Encoder):
     def _read(self, text: str) -> NDArray[np.float64]:
         text = " ".join(text.split()[: self._info.max_text_tokens]).lower()
         named = [COLOURS[word] for word in _WORD.findall(text) if word in COLOURS]
-        named += [tuple(bytes.fromhex(digits)) for digits in _HEX.findall(text)]
+        named += [(r, g, b) for r, g, b in map(bytes.fromhex, _HEX.findall(text))]
         vector = np.zeros(self._info.dim)
         if named:
             vector[:3] = np.mean(named, axis=0) / 127.5 - 1

@@ -1,8 +1,9 @@
-"""Llama as a text encoder: the published architecture with bidirectional attention and no language-model head.
+"""Llama as a text encoder: the published architecture, attention both ways, no language-model head.
 
-Parameter names, shapes and arithmetic are those of transformers' ``LlamaModel``, so its checkpoints drop in; a test holds
-the two equal. The module is ours because importing transformers' Llama pulls in torch.distributed, torch._dynamo and
-scipy, which takes twice as long as everything else a search does from a cold start.
+Parameter names, shapes and arithmetic are those of transformers' ``LlamaModel``, so its checkpoints drop in;
+a test holds the two equal. The module is ours because importing transformers' Llama pulls in
+torch.distributed, torch._dynamo and scipy, which takes twice as long as everything else a search does from a
+cold start.
 
 Shape suffixes: B texts, L token positions, D hidden width, H heads, K key/value heads, E head width.
 """
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """The ``llama3`` rule that stretches low rotary frequencies beyond the original context (Llama 3.1 and later)."""
+    """The ``llama3`` rule (Llama 3.1 and later): low rotary frequencies stretch beyond the original context."""
 
     factor: float
     """How many times slower the lowest frequencies turn."""
@@ -112,8 +113,8 @@ def rotary_frequencies(config: LlamaConfig) -> Tensor:
         return frequencies
     wavelengths = 2 * math.pi / frequencies
     context = scaling.original_max_position_embeddings
-    blend = (context / wavelengths - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    blend = blend.clamp(0, 1)
+    blend = context / wavelengths - scaling.low_freq_factor
+    blend = (blend / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
     return (1 - blend) * frequencies / scaling.factor + blend * frequencies
 
 
@@ -142,7 +143,8 @@ class RMSNorm(nn.Module):
         dtype = hidden_BLD.dtype
         hidden = hidden_BLD.float()
         hidden = hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * hidden.to(dtype)
+        output: Tensor = self.weight * hidden.to(dtype)
+        return output
 
 
 class _Attention(nn.Module):
@@ -161,7 +163,8 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(query, width, bias=False)
 
     def _heads(self, states_BLX: Tensor) -> Tensor:
-        return states_BLX.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        heads: Tensor = states_BLX.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return heads
 
     def forward(
         self, hidden_BLD: Tensor, rotary: tuple[Tensor, Tensor], mask_BHLL: Tensor | None, causal: bool
@@ -211,7 +214,7 @@ class LlamaBlock(nn.Module):
 class BidirectionalLlama(nn.Module):
     """Token ids to contextual states, every token seeing every other (LLM2CLIP stage 1, after LLM2Vec).
 
-    ``causal=True`` gives the ordinary language model; it exists for language-model pre-training and for tests.
+    ``causal=True`` gives the ordinary language model, for pre-training and for tests.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -223,7 +226,7 @@ class BidirectionalLlama(nn.Module):
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     def rotary(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary tables of at least ``length`` positions, kept between calls. Shape of each: (length, E), dtype of ``like``."""
+        """Rotary tables of ``length`` positions, kept between calls. Shape: (length, E) each, ``like``'s dtype."""
         table = self._rotary
         if table is None or table[0].shape[0] < length or table[0].device != like.device:
             frequencies = rotary_frequencies(self.config).to(like.device)
@@ -241,10 +244,12 @@ class BidirectionalLlama(nn.Module):
         """Contextual states after the final norm.
 
         Args:
-            input_ids_BL: Shape: (B, L), int64 token ids. Positions are counted from the row's start, padding included.
-            attention_mask_BL: Shape: (B, L), non-zero where a token may be attended to; ``None`` if nothing is padded.
+            input_ids_BL: Shape: (B, L), int64 token ids. Positions are counted from the row's start, padding
+                included.
+            attention_mask_BL: Shape: (B, L), non-zero where a token may be attended to; ``None`` if nothing is
+                padded.
             causal: Let a token see only itself and what stands before it.
-            hidden_states: If given, receives the embeddings, then each block's output (the last one normalised).
+            hidden_states: If given, receives the embeddings, then each block's output (the last normalised).
 
         Returns:
             Shape: (B, L, D), dtype of the weights.

@@ -82,7 +82,8 @@ class AttentionBlock(nn.Module):
         qkv = self.qkv(self.norm1(tokens_BTD)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2])
         tokens_BTD = tokens_BTD + self.proj(mixed.transpose(1, 2).flatten(2))
-        return tokens_BTD + self.mlp(self.norm2(tokens_BTD))
+        output: Tensor = tokens_BTD + self.mlp(self.norm2(tokens_BTD))
+        return output
 
 
 class NanoVisionTower(nn.Module):
@@ -92,7 +93,7 @@ class NanoVisionTower(nn.Module):
         super().__init__()
         self.config = config
         norm = config.batch_norm
-        first, second, third = config.widths
+        first, _, third = config.widths
         self.stem = ConvUnit(3, first // 2, stride=2, batch_norm=norm)
         inputs = first // 2
         stages: list[nn.Module] = []
