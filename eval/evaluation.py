@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,36 @@ if TYPE_CHECKING:
     from llm2clip.encoders import Encoder, ImageSource
 
 _BATCH = 256
+
+
+class TextEncoder(Protocol):
+    """The side of an encoder that reads."""
+
+    def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+        """Shape: (texts, dim), float32, unit rows."""
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Tokens of each text, the template's own included."""
+
+
+class RememberedTexts:
+    """An encoder's reading side that encodes no text twice, however many galleries are asked the same."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        """Nothing is encoded until it is asked for; vectors are kept as long as this object."""
+        self._encoder = encoder
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+        """Shape: (texts, dim), float32, unit rows."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known.update(zip(new, self._encoder.encode_texts(new), strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Tokens of each text, the template's own included."""
+        return self._encoder.count_tokens(texts)
 
 
 def evaluate(

@@ -14,10 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.evaluation import encode_pictures
+from llm2clip.eval.evaluation import RememberedTexts, TextEncoder, encode_pictures
 from llm2clip.eval.nano_ablation import without_blocks
 from llm2clip.eval.nano_cost import measure_cost, measure_size
-from llm2clip.eval.nano_data import SCENES_FILE, Gallery, Scene, make_missing, read_gallery, read_scenes
+from llm2clip.eval.nano_data import (
+    OTHER_SCENES_FILE,
+    SCENES_FILE,
+    Gallery,
+    Scene,
+    make_missing,
+    read_gallery,
+    read_scenes,
+)
 from llm2clip.eval.nano_measures import (
     Measurement,
     QueryAnswer,
@@ -35,6 +43,8 @@ if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
 
 _LIBRARIES = ("llm2clip-retrieval", "torch", "transformers", "tokenizers", "numpy", "pillow", "faiss-cpu")
+
+_TIMED_CAPTIONS = 50
 
 Progress = Callable[[str], None]
 """Told what is being done now."""
@@ -150,31 +160,28 @@ class _Run:
 
     def measure(self, scratch: Path) -> None:
         galleries, scenes = self._load()
-        sides = [(self.encoder, True)]
+        sides: list[tuple[TextEncoder, bool]] = [(RememberedTexts(self.encoder), True)]
         if self.options.blocks and self.folder is not None:
             self.progress("switching the transformer blocks off in a copy")
-            sides.append((without_blocks(self.folder, scratch / "without-blocks"), False))
+            bare = without_blocks(self.folder, scratch / "without-blocks")
+            sides.append((RememberedTexts(bare), False))
         elif self.options.blocks:
             self.notes.append("blocks not switched off: the encoder is no folder of files")
         for gallery in galleries:
             self._measure_gallery(gallery, sides, scratch)
-        for blocks in {blocks for _, blocks in sides}:
+        for _, blocks in sides:
             answers = [answer for answer in self.answers if answer.blocks is blocks]
             self._keep(count_answers(answers, queries=self.queries), blocks=blocks)
-        if scenes:
-            self.progress(f"scenes: encoding {len(scenes):,} pictures")
-            vectors = encode_pictures(self.encoder, [scene.picture for scene in scenes])
-            for encoder, blocks in sides:
-                self.progress("scenes: long captions" + ("" if blocks else ", blocks switched off"))
-                self._keep(measure_scenes(encoder, scenes, vectors), blocks=blocks)
+        for subject, some in scenes.items():
+            self._measure_scenes(subject, some, sides)
         self.progress("timing")
-        captions = [scene.captions["en"] for scene in scenes[:50]]
+        captions = [scene.captions["en"] for some in scenes.values() for scene in some][:_TIMED_CAPTIONS]
         texts = [query.text for query in self.queries]
         pictures = galleries[0].pictures
         self._keep(measure_cost(self.encoder, queries=texts, captions=captions, pictures=pictures))
         self._keep(measure_size(self.encoder, self.folder))
 
-    def _load(self) -> tuple[list[Gallery], tuple[Scene, ...]]:
+    def _load(self) -> tuple[list[Gallery], dict[str, tuple[Scene, ...]]]:
         options = self.options
         shipped = sample_shards()
         found = {style: read_gallery(shipped, style=style) for style in options.styles}
@@ -190,10 +197,12 @@ class _Run:
                     f"{options.data / style}.tar has no picture of kind 'emoji', style '{style}'"
                 )
             galleries.append(gallery)
-        return galleries, read_scenes(options.data / SCENES_FILE) if options.scenes else ()
+        files = (SCENES_FILE, OTHER_SCENES_FILE) if options.scenes else ()
+        scenes = {Path(name).stem: options.data / name for name in files if (options.data / name).is_file()}
+        return galleries, {subject: read_scenes(tar) for subject, tar in scenes.items()}
 
     def _measure_gallery(
-        self, gallery: Gallery, sides: Sequence[tuple[Encoder, bool]], scratch: Path
+        self, gallery: Gallery, sides: Sequence[tuple[TextEncoder, bool]], scratch: Path
     ) -> None:
         self.progress(f"{gallery.style}: encoding {len(gallery.pictures):,} pictures")
         vectors = encode_pictures(self.encoder, gallery.pictures)
@@ -212,6 +221,15 @@ class _Run:
             self.progress(f"{gallery.style}: {len(self.queries)} free-form queries{off}")
             answers = answer_queries(encoder, gallery, index, queries=self.queries)
             self.answers += [replace(answer, blocks=blocks) for answer in answers]
+
+    def _measure_scenes(
+        self, subject: str, scenes: Sequence[Scene], sides: Sequence[tuple[TextEncoder, bool]]
+    ) -> None:
+        self.progress(f"{subject}: encoding {len(scenes):,} pictures")
+        vectors = encode_pictures(self.encoder, [scene.picture for scene in scenes])
+        for encoder, blocks in sides:
+            self.progress(f"{subject}: long captions" + ("" if blocks else ", blocks switched off"))
+            self._keep(measure_scenes(encoder, scenes, vectors, subject=subject), blocks=blocks)
 
     def _keep(self, measurements: Iterable[Measurement], *, blocks: bool = True) -> None:
         self.measurements += [replace(one, blocks=blocks) for one in measurements]

@@ -14,6 +14,9 @@ from llm2clip.eval.datasets import DatasetError, TarPicture, read_tar
 from llm2clip.eval.queries import plain_emoji
 
 SCENES_FILE = "scenes.tar"
+"""Scenes in the styles of drawing that nano was trained on."""
+OTHER_SCENES_FILE = "scenes-openmoji.tar"
+"""Scenes in a style it never saw; measured where the file is there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,8 @@ def make_missing(folder: Path, names: Sequence[str], *, say: Callable[[str], Non
     missing = [name for name in names if not (folder / name).is_file()]
     if not missing:
         return
-    command = [sys.executable, "-m", "llm2clip.train.cli", "data", "--out", str(folder)]
+    command = [sys.executable, "-m", "llm2clip.train.cli", "data"]
+    command += ["--out", str(folder), "--cache", str(folder / "packages")]
     say(f"{' and '.join(missing)} not in {folder}: making them with llm2clip-train data (once, some minutes)")
     # Its output goes to our standard error (2): standard output holds nothing but results.
     code = subprocess.run(command, stdout=2, check=False).returncode

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.eval.evaluation import TextEncoder
 from llm2clip.eval.metrics import DirectionMetrics, direction_metrics
 from llm2clip.eval.nano_data import Gallery, Scene, write_gallery
 from llm2clip.eval.queries import FreeQuery, Split, plain_emoji
@@ -67,7 +68,7 @@ class QueryAnswer:
 
 
 def measure_names(
-    encoder: Encoder, gallery: Gallery, vectors: NDArray[np.float32], *, languages: Sequence[str]
+    encoder: TextEncoder, gallery: Gallery, vectors: NDArray[np.float32], *, languages: Sequence[str]
 ) -> Iterator[Measurement]:
     """Ask for every picture by its CLDR name, one language at a time, and average over languages.
 
@@ -112,7 +113,7 @@ def index_gallery(encoder: Encoder, gallery: Gallery, folder: Path) -> Index:
 
 
 def answer_queries(
-    encoder: Encoder, gallery: Gallery, index: Index, *, queries: Sequence[FreeQuery], k: int = 5
+    encoder: TextEncoder, gallery: Gallery, index: Index, *, queries: Sequence[FreeQuery], k: int = 5
 ) -> list[QueryAnswer]:
     """Put free-form queries to an index and look for an accepted emoji among the first ``k`` hits."""
     vectors = encoder.encode_texts([query.text for query in queries])
@@ -147,7 +148,7 @@ def count_answers(answers: Sequence[QueryAnswer], *, queries: Sequence[FreeQuery
 
 
 def measure_scenes(
-    encoder: Encoder, scenes: Sequence[Scene], vectors: NDArray[np.float32]
+    encoder: TextEncoder, scenes: Sequence[Scene], vectors: NDArray[np.float32], *, subject: str = "scenes"
 ) -> Iterator[Measurement]:
     """Find scenes by long captions: whole, cut short, in other languages, and against wrong twins.
 
@@ -155,24 +156,31 @@ def measure_scenes(
         encoder: Encodes the captions.
         scenes: The scenes.
         vectors: Shape: (scenes, dim), float32, unit rows, in the order of ``scenes``.
+        subject: Name of the set in the report.
     """
+
+    def single(row: str, metric: str, value: float, unit: str = "%") -> Measurement:
+        return Measurement(
+            table="scenes", subject=subject, row=row, metric=metric, value=value, unit=unit, count=len(scenes)
+        )
+
     english = [scene.captions["en"] for scene in scenes]
     everyone = list(range(len(scenes)))
     whole = _text_to_image(encoder, english, vectors, everyone)
-    yield from _recalls(whole, table="scenes", subject="scenes", row="en")
+    yield from _recalls(whole, table="scenes", subject=subject, row="en")
     cut = _text_to_image(encoder, cut_texts(encoder, english, tokens=CUT_TOKENS), vectors, everyone)
-    yield from _recalls(cut, table="scenes", subject="scenes", row=f"en, first {CUT_TOKENS} tokens")
+    yield from _recalls(cut, table="scenes", subject=subject, row=f"en, first {CUT_TOKENS} tokens")
     # A cut run that finds nothing is taken as one found query: the ratio is then a lower bound, and finite.
     floor = max(cut.recall[1].pessimistic, 1 / len(scenes))
     ratio = whole.recall[1].pessimistic / floor
-    yield _scene_value("en", f"R@1 over R@1 of {CUT_TOKENS} tokens", ratio, unit="x", count=len(scenes))
+    yield single("en", f"R@1 over R@1 of {CUT_TOKENS} tokens", ratio, "x")
     counts = np.asarray(encoder.count_tokens(english)) - template_tokens(encoder)
     for name, value in (("fewest", counts.min()), ("median", np.median(counts)), ("most", counts.max())):
-        yield _scene_value("en", f"{name} tokens", float(value), unit="tokens", count=len(scenes))
+        yield single("en", f"{name} tokens", float(value), "tokens")
     for language in sorted({language for scene in scenes for language in scene.captions} - {"en"}):
         own = {n: scene.captions[language] for n, scene in enumerate(scenes) if language in scene.captions}
         result = _text_to_image(encoder, list(own.values()), vectors, list(own))
-        yield from _recalls(result, table="scenes", subject="scenes", row=language)
+        yield from _recalls(result, table="scenes", subject=subject, row=language)
     for twin, row in (("last", "twins: last object"), ("swap", "twins: two places swapped")):
         chosen = [number for number, scene in enumerate(scenes) if twin in scene.twins]
         if chosen:
@@ -182,11 +190,11 @@ def measure_scenes(
                 wrong=[scenes[number].twins[twin] for number in chosen],
                 vectors=vectors[chosen],
             )
-            yield _scene_value(row, "told apart", 100 * told, unit="%", count=len(chosen))
+            yield replace(single(row, "told apart", 100 * told), count=len(chosen))
 
 
 def tell_apart(
-    encoder: Encoder, *, right: Sequence[str], wrong: Sequence[str], vectors: NDArray[np.float32]
+    encoder: TextEncoder, *, right: Sequence[str], wrong: Sequence[str], vectors: NDArray[np.float32]
 ) -> float:
     """Share of pictures that score their caption strictly above its wrong twin; guessing gives 0.5.
 
@@ -205,7 +213,7 @@ def tell_apart(
     return float(np.mean(scores[0] > scores[1]))
 
 
-def cut_texts(encoder: Encoder, texts: Sequence[str], *, tokens: int) -> list[str]:
+def cut_texts(encoder: TextEncoder, texts: Sequence[str], *, tokens: int) -> list[str]:
     """Shorten each text to its longest beginning of at most ``tokens`` tokens, the template's not counted.
 
     The encoder's own tokenizer counts. A text within the limit is returned unchanged.
@@ -230,20 +238,14 @@ def cut_texts(encoder: Encoder, texts: Sequence[str], *, tokens: int) -> list[st
     return [text[:length].rstrip() for text, length in zip(texts, fits, strict=True)]
 
 
-def template_tokens(encoder: Encoder) -> int:
+def template_tokens(encoder: TextEncoder) -> int:
     """Tokens that the encoder puts around every text: what is not doubled when the text is."""
     once, twice = encoder.count_tokens(["red", "red red"])
     return max(2 * once - twice, 0)
 
 
-def _scene_value(row: str, metric: str, value: float, *, unit: str, count: int) -> Measurement:
-    return Measurement(
-        table="scenes", subject="scenes", row=row, metric=metric, value=value, unit=unit, count=count
-    )
-
-
 def _text_to_image(
-    encoder: Encoder, texts: Sequence[str], vectors: NDArray[np.float32], owners: Sequence[int]
+    encoder: TextEncoder, texts: Sequence[str], vectors: NDArray[np.float32], owners: Sequence[int]
 ) -> DirectionMetrics:
     pair = Embeddings(texts=encoder.encode_texts(texts), images=vectors)
     return direction_metrics(standing(pair, positives=np.asarray(owners)), ks=KS)

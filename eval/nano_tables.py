@@ -30,10 +30,13 @@ def nano_tables(report: NanoReport) -> Iterator[Table]:
     if queries:
         yield _queries_table(queries, off=off)
     scenes = [one for one in report.measurements if one.table == "scenes"]
-    if scenes:
-        recalls = [one for one in scenes if one.metric in _RECALLS]
-        yield _recall_table("Scenes by long caption, %", "caption", recalls, off=off)
-        yield _value_table("Scenes", [one for one in scenes if one.metric not in _RECALLS], off=off)
+    for subject in dict.fromkeys(one.subject for one in scenes):
+        own = [one for one in scenes if one.subject == subject]
+        recalls = [one for one in own if one.metric in _RECALLS]
+        yield _recall_table(f"Long caption to picture, {subject}, %", "caption", recalls, off=off)
+        yield _value_table(
+            f"Captions of {subject}", [one for one in own if one.metric not in _RECALLS], off=off
+        )
     yield _value_table("Cost", [one for one in report.measurements if one.table == "cost"], off=False)
     yield _target_table(report)
 

@@ -3,7 +3,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.eval import CaptionedImages, Unmatched, evaluate, read_captioned
-from llm2clip.eval.evaluation import encode_pictures
+from llm2clip.eval.evaluation import RememberedTexts, encode_pictures
 
 
 def test_a_set_from_a_tar_is_measured_in_both_directions(tars, tmp_path):
@@ -50,3 +50,14 @@ def test_an_unreadable_picture_ends_an_evaluation(tars):
     )
     with pytest.raises(ValueError, match="picture 2 of 2"):
         evaluate(FakeEncoder(), dataset)
+
+
+def test_no_text_is_encoded_twice():
+    encoder = FakeEncoder()
+    remembered = RememberedTexts(encoder)
+    first = remembered.encode_texts(["red", "blue", "red"])
+    second = remembered.encode_texts(["green", "blue"])
+    assert encoder.text_batches == [2, 1]
+    expected = FakeEncoder().encode_texts(["red", "blue", "red", "green", "blue"])
+    np.testing.assert_array_equal(np.concatenate([first, second]), expected)
+    assert remembered.count_tokens(["two words"]) == [2]

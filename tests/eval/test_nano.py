@@ -29,6 +29,7 @@ def world(tmp_path, monkeypatch, gallery_tar, scenes_tar, colours):
     shipped = gallery_tar("sample.tar", "noto")
     gallery_tar("openmoji.tar", "openmoji")
     scenes_tar()
+    scenes_tar("scenes-openmoji.tar")
     encoder_files = tmp_path / "colours"
     encoder_files.mkdir()
     (encoder_files / "model.safetensors").write_bytes(b"x" * 2_000_000)
@@ -65,9 +66,10 @@ def test_the_report_has_every_part_with_and_without_blocks(report):
             assert number(report, "names", style, "en", "R@1", blocks=blocks) == 100
             assert number(report, "names", style, "mean", "R@1", blocks=blocks) == pytest.approx(100 * 5 / 6)
             assert number(report, "queries", style, "all", "test", blocks=blocks) == 1
-    swapped = ("scenes", "scenes", "twins: two places swapped", "told apart")
-    assert number(report, *swapped) == 100
-    assert number(report, *swapped, blocks=False) == 0
+    for subject in ("scenes", "scenes-openmoji"):
+        swapped = ("scenes", subject, "twins: two places swapped", "told apart")
+        assert number(report, *swapped) == 100
+        assert number(report, *swapped, blocks=False) == 0
     assert number(report, "cost", "size", "weights", "size") == 2
     assert number(report, "cost", "size", "tokenizer", "size") == 0.5
     assert number(report, "cost", "size", "parameters", "size") == 1.5

@@ -180,7 +180,8 @@ def test_missing_files_are_made_by_the_training_command(tmp_path, monkeypatch):
 
     monkeypatch.setattr("subprocess.run", run)
     make_missing(tmp_path, ["openmoji.tar"], say=said.append)
-    assert ran == [["-m", "llm2clip.train.cli", "data", "--out", str(tmp_path)]]
+    paths = ["--out", str(tmp_path), "--cache", str(tmp_path / "packages")]
+    assert ran == [["-m", "llm2clip.train.cli", "data", *paths]]
     assert len(said) == 1
     assert "openmoji.tar" in said[0]
     make_missing(tmp_path, ["openmoji.tar"], say=said.append)
