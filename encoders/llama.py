@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """The ``llama3`` rule (Llama 3.1 and later): low rotary frequencies stretch beyond the original context."""
+    """The ``llama3`` rule (Llama 3.1 and later): low frequencies stretch beyond the original context."""
 
     factor: float
     """How many times slower the lowest frequencies turn."""
@@ -226,7 +226,7 @@ class BidirectionalLlama(nn.Module):
         self._rotary: tuple[Tensor, Tensor] | None = None
 
     def rotary(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary tables of ``length`` positions, kept between calls. Shape: (length, E) each, ``like``'s dtype."""
+        """Rotary tables, kept between calls. Shape: (length, E) each, dtype of ``like``."""
         table = self._rotary
         if table is None or table[0].shape[0] < length or table[0].device != like.device:
             frequencies = rotary_frequencies(self.config).to(like.device)
@@ -246,8 +246,8 @@ class BidirectionalLlama(nn.Module):
         Args:
             input_ids_BL: Shape: (B, L), int64 token ids. Positions are counted from the row's start, padding
                 included.
-            attention_mask_BL: Shape: (B, L), non-zero where a token may be attended to; ``None`` if nothing is
-                padded.
+            attention_mask_BL: Shape: (B, L), non-zero where a token may be attended to; ``None`` where nothing
+                is padded.
             causal: Let a token see only itself and what stands before it.
             hidden_states: If given, receives the embeddings, then each block's output (the last normalised).
 

@@ -151,7 +151,7 @@ class Llm2ClipEncoder(Encoder):
             family=files.FAMILY,
             dim=config.adapter.dim,
             image_size=config.preprocessing.size,
-            max_text_tokens=self._reader.limit,
+            max_text_tokens=self._reader.capacity,
             weights_sha256=file_sha256(self._weights),
             preprocessing=config.preprocessing.identifier,
             parameters=sum(spec.size for spec in self._header.values()),
