@@ -64,7 +64,7 @@ class Golden:
         """Folder of a case; skips the test where the golden folder has none."""
         if not (self.root / case).is_dir():
             pytest.skip(f"no case {case} in {self.root}")
-        self._case = case
+        self._case = case.split("/")[0]
         return self.root / case
 
     def case(self, case: str) -> Case:
