@@ -1,0 +1,226 @@
+"""What the base class does for every encoder: batching, order, checks, unit rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from llm2clip.encoders import (
+    Encoder,
+    EncoderInfo,
+    EncodingError,
+    FakeEncoder,
+    ImageError,
+    ImageSource,
+    PreparedImage,
+    TextTooLongWarning,
+)
+
+
+class Plain(Encoder):
+    """Length of a text and mean of a picture as vectors, far from unit length; remembers its texts."""
+
+    def __init__(self, *, fill: float | None = None) -> None:
+        self.fill = fill
+        self.seen: list[list[str]] = []
+        self._info = FakeEncoder(dim=4, image_size=2, max_text_tokens=5).info
+
+    @property
+    def info(self) -> EncoderInfo:
+        return self._info
+
+    def _prepare(self, image: ImageSource) -> PreparedImage:
+        if not isinstance(image, np.ndarray):
+            raise ImageError("truncated file")
+        return PreparedImage(pixels=image, width=2, height=2)
+
+    def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return self._vectors([float(picture.mean()) for picture in pixels])
+
+    def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.seen.append(list(texts))
+        return self._vectors([len(text) for text in texts])
+
+    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) for text in texts]
+
+    def _vectors(self, values: Sequence[float]) -> NDArray[np.float32]:
+        rows = [[3 * value, 4, 5, 6] if self.fill is None else [self.fill] * 4 for value in values]
+        return np.array(rows, dtype=np.float32)
+
+
+def unit(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    vectors = np.array(rows, dtype=np.float64)
+    return vectors / np.sqrt((vectors**2).sum(axis=1, keepdims=True))
+
+
+def picture(value: int) -> NDArray[np.uint8]:
+    return np.full((2, 2, 3), value, dtype=np.uint8)
+
+
+@given(st.lists(st.integers(0, 255), max_size=12), st.integers(1, 5))
+def test_pictures_keep_their_order_in_any_batches(values: list[int], batch_size: int):
+    vectors = Plain().encode_images([picture(value) for value in values], batch_size=batch_size)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(values), 4)
+    if values:
+        assert np.allclose(vectors, unit([[3 * value, 4, 5, 6] for value in values]), atol=1e-6)
+
+
+@given(
+    st.lists(st.text("ab ", min_size=1, max_size=9).map(lambda text: text + "c"), max_size=12),
+    st.integers(1, 5),
+)
+def test_texts_keep_their_order_in_any_batches(texts: list[str], batch_size: int):
+    encoder = Plain()
+    vectors = encoder.encode_texts(texts, batch_size=batch_size)
+    assert vectors.dtype == np.float32
+    assert vectors.shape == (len(texts), 4)
+    if texts:
+        assert np.allclose(vectors, unit([[3 * len(text), 4, 5, 6] for text in texts]), atol=1e-6)
+    assert all(len(batch) <= batch_size for batch in encoder.seen)
+    assert sorted(text for batch in encoder.seen for text in batch) == sorted(texts)
+
+
+def test_texts_of_like_length_share_a_batch():
+    encoder = Plain()
+    encoder.encode_texts(["a b c", "a", "a b", "x"], batch_size=2)
+    assert encoder.seen == [["a", "x"], ["a b", "a b c"]]
+
+
+def test_nothing_gives_no_rows():
+    encoder = FakeEncoder(dim=7)
+    for vectors in (
+        encoder.encode_images([]),
+        encoder.encode_texts([]),
+        encoder.encode_prepared(np.zeros((0, 8, 8, 3), np.uint8)),
+    ):
+        assert (vectors.shape, vectors.dtype) == ((0, 7), np.float32)
+    assert encoder.count_tokens([]) == []
+
+
+@pytest.mark.parametrize("fill", [0.0, np.nan, np.inf, -np.inf])
+def test_a_vector_without_direction_is_refused(fill: float):
+    encoder = Plain(fill=fill)
+    message = r"encoder 'fake' gave a {} vector without a direction \(zero or not finite\)"
+    with pytest.raises(EncodingError, match=message.format("text")):
+        encoder.encode_texts(["a"])
+    with pytest.raises(EncodingError, match=message.format("picture")):
+        encoder.encode_prepared(picture(0)[None])
+
+
+@pytest.mark.parametrize("fill", [1e-18, 1e-25, 1e18, 1e25])
+def test_a_vector_of_any_other_length_is_not(fill: float):
+    """Squares of these lie outside float32, or near its end."""
+    assert np.allclose(Plain(fill=fill).encode_texts(["a"]), [[0.5] * 4], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([""], r"^the text is empty; give at least one word$"),
+        (["  \n\t "], r"^the text is empty; give at least one word$"),
+        (["a", "\u3000"], r"^text 2 of 2 is empty; give at least one word$"),
+        (["a", 5], r"^text 2 of 2 is int, expected str$"),
+        (["ab\ud800c"], r"^the text is not valid Unicode: lone surrogate at position 2$"),
+    ],
+)
+def test_texts_that_cannot_be_read(texts: list[str], message: str):
+    encoder = Plain()
+    with pytest.raises(ValueError, match=message):
+        encoder.encode_texts(texts)
+    assert encoder.seen == []
+
+
+def test_one_string_is_not_a_list_of_letters():
+    with pytest.raises(ValueError, match="texts must be a list, got one str; put it in a list"):
+        Plain().encode_texts("a cat")
+    with pytest.raises(ValueError, match="texts must be a list, got one str"):
+        Plain().count_tokens("a cat")
+    for one in ("cat.jpg", b"\xff\xd8", Path("cat.jpg")):
+        with pytest.raises(ValueError, match=r"images must be a list, got one .*; put it in a list"):
+            Plain().encode_images(one)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_holds_something(batch_size: int):
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        Plain().encode_texts(["a"], batch_size=batch_size)
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        Plain().encode_images([picture(1)], batch_size=batch_size)
+
+
+def test_a_long_text_is_cut_with_a_warning():
+    with pytest.warns(TextTooLongWarning) as caught:
+        Plain().encode_texts(["a b c d e f g"])
+    (warning,) = caught
+    assert str(warning.message) == "the text is too long for 'fake': only the first 5 of 7 tokens were read"
+    assert warning.filename == __file__
+
+
+def test_several_long_texts_are_one_warning():
+    with pytest.warns(TextTooLongWarning) as caught:
+        Plain().encode_texts(["a b c d e f", "a b c d e", "x b c d e f g h"])
+    (warning,) = caught
+    assert "2 of 3 texts are too long for 'fake'" in str(warning.message)
+    assert "number 3, 'x b c d e f g h'" in str(warning.message)
+    assert str(warning.message).endswith("only the first 5 of 8 tokens were read")
+
+
+def test_a_text_that_just_fits_is_no_reason_to_warn():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Plain().encode_texts(["a b c d e"])
+
+
+def test_tokens_are_counted_uncut():
+    assert Plain().count_tokens(["a", "a b c d e f g"]) == [1, 7]
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((2, 2, 3), np.uint8),
+        np.zeros((1, 3, 2, 3), np.uint8),
+        np.zeros((1, 3, 2, 2), np.uint8),
+        np.zeros((1, 2, 2, 3), np.float32),
+    ],
+)
+def test_pixels_of_another_shape_or_type(pixels: np.ndarray):
+    with pytest.raises(ValueError, match=r"pixels must be uint8 of shape \(n, 2, 2, 3\), got "):
+        Plain().encode_prepared(pixels)
+
+
+def test_a_picture_that_cannot_be_read_is_named():
+    with pytest.raises(ImageError, match=r"^picture 2 of 3: truncated file$"):
+        Plain().encode_images([picture(0), b"x", picture(1)])
+    with pytest.raises(ImageError, match=r"^truncated file$"):
+        Plain().encode_images([b"x"])
+    with pytest.raises(ImageError, match=r"^truncated file$"):
+        Plain().prepare(b"x")
+
+
+def test_identity_is_what_makes_vectors_comparable():
+    info = FakeEncoder(name="a", dim=5).info
+    assert info.identity() == {
+        "name": "a",
+        "family": "fake",
+        "dim": 5,
+        "weights_sha256": info.weights_sha256,
+        "preprocessing": info.preprocessing,
+    }
+
+
+def test_prepare_and_encode_prepared_are_encode_images():
+    encoder = FakeEncoder()
+    images = [Image.new("RGB", (9, 5), (n, 90, 200)) for n in range(5)]
+    pixels = np.stack([encoder.prepare(image).pixels for image in images])
+    assert np.array_equal(encoder.encode_prepared(pixels), encoder.encode_images(images, batch_size=2))

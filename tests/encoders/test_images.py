@@ -1,0 +1,421 @@
+"""Pictures that nobody vouches for, made here by hand or with Pillow; what is expected is worked out."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import warnings
+import zlib
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llm2clip.encoders import ImageError
+from llm2clip.encoders.images import read_image
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+
+
+def saved(image: Image.Image, format: str, **options: object) -> bytes:
+    stream = BytesIO()
+    image.save(stream, format, **options)
+    return stream.getvalue()
+
+
+def pixels(source: object) -> np.ndarray:
+    image = read_image(source)  # type: ignore[arg-type]
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def reason(data: bytes) -> str:
+    """Why ``data`` is refused; empty if it is not. Anything but an ``ImageError`` fails the test."""
+    try:
+        read_image(data, max_pixels=1_000_000)
+    except ImageError as error:
+        return str(error)
+    return ""
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(width: int, height: int, *, depth: int, colour: int, rows: bytes) -> bytes:
+    """A PNG written by hand; ``rows`` are raw scan lines, each with its filter byte."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def corners(mode: str = "RGB") -> Image.Image:
+    """3 wide, 2 high: red top left, green top right, blue bottom left, the rest white."""
+    image = Image.new("RGB", (3, 2), WHITE)
+    for place, colour in (((0, 0), RED), ((2, 0), GREEN), ((0, 1), BLUE)):
+        image.putpixel(place, colour)
+    return image.convert(mode)
+
+
+CORNERS = np.array([[RED, WHITE, GREEN], [BLUE, WHITE, WHITE]], dtype=np.uint8)
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP", "JPEG2000"])
+def test_lossless_formats_come_out_as_they_went_in(format: str):
+    options = {"lossless": True} if format == "WEBP" else {}
+    assert pixels(saved(corners(), format, **options)).tolist() == CORNERS.tolist()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "AVIF"])
+def test_lossy_formats_come_close(format: str):
+    image = Image.new("RGB", (32, 32), (200, 100, 50))
+    assert np.abs(pixels(saved(image, format, quality=95)).astype(int) - (200, 100, 50)).max() <= 3
+
+
+def test_all_kinds_of_source_give_the_same(tmp_path: Path):
+    data = saved(corners(), "PNG")
+    path = tmp_path / "näme with spaces.dat"
+    path.write_bytes(data)
+    for source in (
+        path,
+        str(path),
+        data,
+        Image.open(BytesIO(data)),
+        corners(),
+        CORNERS,
+        CORNERS[:, ::-1][:, ::-1],
+    ):
+        assert pixels(source).tolist() == CORNERS.tolist()
+
+
+def test_a_pil_image_is_left_as_it_was():
+    image = corners("RGBA")
+    exif = image.getexif()
+    exif[0x0112] = 6
+    read_image(image)
+    assert (image.mode, image.size, image.getexif()[0x0112]) == ("RGBA", (3, 2), 6)
+
+
+TURNED = {
+    1: [[RED, WHITE, GREEN], [BLUE, WHITE, WHITE]],
+    2: [[GREEN, WHITE, RED], [WHITE, WHITE, BLUE]],
+    3: [[WHITE, WHITE, BLUE], [GREEN, WHITE, RED]],
+    4: [[BLUE, WHITE, WHITE], [RED, WHITE, GREEN]],
+    5: [[RED, BLUE], [WHITE, WHITE], [GREEN, WHITE]],
+    6: [[BLUE, RED], [WHITE, WHITE], [WHITE, GREEN]],
+    7: [[WHITE, GREEN], [WHITE, WHITE], [BLUE, RED]],
+    8: [[GREEN, WHITE], [WHITE, WHITE], [RED, BLUE]],
+}
+"""What is seen, by EXIF orientation. 6 says: turn clockwise by a quarter to see it upright."""
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_exif_orientation_is_applied(orientation: int, format: str):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = saved(corners(), format, exif=exif, **options)
+    assert pixels(data).tolist() == np.array(TURNED[orientation]).tolist()
+
+
+def test_a_rotated_jpeg_is_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("RGB", (64, 32), RED)
+    image.paste(BLUE, (32, 0, 64, 32))
+    upright = pixels(saved(image, "JPEG", exif=exif, quality=95))
+    assert upright.shape == (64, 32, 3)
+    assert np.abs(upright[8, 16].astype(int) - RED).max() < 5
+    assert np.abs(upright[56, 16].astype(int) - BLUE).max() < 5
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 77])
+def test_an_orientation_that_does_not_exist_is_ignored(orientation: int):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert pixels(saved(corners(), "PNG", exif=exif)).tolist() == CORNERS.tolist()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_broken_exif_data_does_not_cost_the_picture():
+    jpeg = saved(Image.new("RGB", (16, 16), (10, 200, 30)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert np.abs(pixels(jpeg)[8, 8].astype(int) - (10, 200, 30)).max() < 5
+
+
+def test_rgba_is_blended_over_white():
+    image = Image.new("RGBA", (4, 1))
+    image.putdata([(255, 0, 0, 255), (255, 0, 0, 0), (255, 0, 0, 128), (0, 0, 0, 51)])
+    # 255 - 255 * a / 255 where the colour is 0.
+    assert pixels(saved(image, "PNG")).tolist() == [
+        [[255, 0, 0], [255, 255, 255], [255, 127, 127], [204, 204, 204]]
+    ]
+
+
+def test_grey_with_alpha_is_blended_over_white():
+    image = Image.new("LA", (3, 1))
+    image.putdata([(0, 255), (0, 0), (100, 51)])
+    # 100 * 0.2 + 255 * 0.8
+    assert pixels(saved(image, "PNG")).tolist() == [[[0, 0, 0], [255, 255, 255], [224, 224, 224]]]
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255])])
+def test_a_transparent_palette_colour_becomes_white(transparency: int | bytes):
+    image = Image.new("P", (3, 1))
+    image.putpalette([*RED, *GREEN, *BLUE])
+    image.putdata([0, 1, 2])
+    data = saved(image, "PNG", transparency=transparency)
+    assert pixels(data).tolist() == [[list(RED), list(WHITE), list(BLUE)]]
+
+
+def test_a_palette_colour_may_be_half_transparent():
+    image = Image.new("P", (1, 1))
+    image.putpalette([*RED])
+    assert pixels(saved(image, "PNG", transparency=bytes([51]))).tolist() == [[[255, 204, 204]]]
+
+
+@pytest.mark.parametrize(("mode", "transparency"), [("RGB", GREEN), ("L", 7)])
+def test_a_colour_declared_transparent_becomes_white(mode: str, transparency: object):
+    image = Image.new(mode, (2, 1), transparency)  # type: ignore[arg-type]
+    image.putpixel((1, 0), 0 if mode == "L" else (0, 0, 0))
+    assert pixels(saved(image, "PNG", transparency=transparency)).tolist() == [[list(WHITE), [0, 0, 0]]]
+
+
+def test_black_and_white_and_grey():
+    bits = Image.new("1", (2, 1))
+    bits.putpixel((1, 0), 1)
+    assert pixels(saved(bits, "PNG")).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+    assert pixels(saved(Image.new("L", (1, 1), 77), "PNG")).tolist() == [[[77, 77, 77]]]
+
+
+GREY16 = [0, 128, 129, 257, 1000, 32768, 40000, 65535]
+GREY8 = [0, 0, 1, 1, 4, 128, 156, 255]
+"""round(value / 257); clipping at 255 would make all but three of them white."""
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    by_hand = png(8, 1, depth=16, colour=0, rows=b"\0" + struct.pack(">8H", *GREY16))
+    pgm = b"P5 8 1 65535\n" + struct.pack(">8H", *GREY16)
+    array = np.array([GREY16], dtype=np.uint16)
+    for source in (by_hand, pgm, saved(Image.fromarray(array), "TIFF"), Image.fromarray(array)):
+        assert pixels(source)[0].tolist() == [[value] * 3 for value in GREY8]
+
+
+def test_sixteen_bit_grey_of_either_byte_order():
+    little = saved(Image.fromarray(np.array([GREY16], dtype="<u2")), "TIFF")
+    big = Image.fromarray(np.array([GREY16], dtype=">u2"))
+    assert little[:2] == b"II"
+    assert pixels(little).tolist() == pixels(big).tolist()
+
+
+def test_sixteen_bit_colour_keeps_the_high_byte():
+    rows = b"\0" + struct.pack(">6H", 65535, 0, 32768, 256, 40000, 65280)
+    assert pixels(png(2, 1, depth=16, colour=2, rows=rows)).tolist() == [[[255, 0, 128], [1, 156, 255]]]
+
+
+def test_sixteen_bit_colour_with_alpha_is_blended():
+    rows = b"\0" + struct.pack(">4H", 65535, 0, 0, 51 * 257)
+    assert pixels(png(1, 1, depth=16, colour=6, rows=rows)).tolist() == [[[255, 204, 204]]]
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_values_without_a_range_are_stretched(dtype: type):
+    values = np.array([[-10, 0, 10, 40]], dtype=dtype)
+    data = saved(Image.fromarray(values), "TIFF")
+    assert pixels(data)[0, :, 0].tolist() == [0, 51, 102, 255]
+    assert pixels(saved(Image.fromarray(np.full((1, 2), 7, dtype)), "TIFF")).tolist() == [[[0] * 3] * 2]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_values_that_are_not_finite_are_refused(value: float):
+    data = saved(Image.fromarray(np.array([[0, value]], dtype=np.float32)), "TIFF")
+    with pytest.raises(ImageError, match=r"^pixel values that are not finite$"):
+        read_image(data)
+
+
+def test_cmyk_becomes_rgb():
+    image = Image.new("CMYK", (4, 1))
+    image.putdata([(0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0)])
+    assert pixels(saved(image, "TIFF")).tolist() == [[list(RED), list(GREEN), [0, 0, 0], list(WHITE)]]
+
+
+def test_cmyk_jpeg_of_adobe_is_not_inverted():
+    jpeg = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
+    assert b"Adobe" in jpeg
+    assert np.abs(pixels(jpeg)[8, 8].astype(int) - RED).max() < 5
+
+
+def test_ycbcr_becomes_rgb():
+    jpeg = saved(Image.new("YCbCr", (16, 16), (76, 85, 255)), "JPEG", quality=95)
+    assert np.abs(pixels(jpeg)[8, 8].astype(int) - (254, 0, 0)).max() < 6
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_the_first_frame_of_an_animation(format: str):
+    frames = [Image.new("RGB", (3, 2), colour) for colour in (RED, GREEN, BLUE)]
+    options = {"lossless": True} if format == "WEBP" else {}
+    data = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
+    assert getattr(Image.open(BytesIO(data)), "n_frames", 1) == 3
+    assert pixels(data).tolist() == [[list(RED)] * 3] * 2
+
+
+def test_a_transparent_first_frame_is_over_white():
+    frame = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
+    frame.putpixel((1, 0), (0, 0, 0, 0))
+    data = saved(frame, "GIF", save_all=True, append_images=[Image.new("RGBA", (2, 1), (0, 0, 255, 255))])
+    assert pixels(data).tolist() == [[list(RED), list(WHITE)]]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", "AVIF", "PPM"])
+@pytest.mark.parametrize("part", [0.5, 0.9])
+def test_a_file_cut_short(format: str, part: float):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = saved(noise, format)
+    with pytest.raises(
+        ImageError, match=f"^(truncated file|damaged file|damaged or truncated {format} header)$"
+    ):
+        read_image(data[: int(len(data) * part)])
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_the_common_formats_say_truncated(format: str):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    data = saved(noise, format)
+    with pytest.raises(ImageError, match=r"^truncated file$"):
+        read_image(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP", "AVIF", "JPEG2000"])
+def test_no_prefix_of_a_file_raises_anything_else(format: str):
+    data = saved(corners(), format)
+    for length in range(len(data)):
+        assert len(reason(data[:length])) < 60
+
+
+def test_flipped_bytes_raise_nothing_else():
+    random = np.random.default_rng(1)
+    for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP"):
+        data = saved(corners("P" if format == "GIF" else "RGB"), format)
+        for _ in range(150):
+            damaged = bytearray(data)
+            for place in random.integers(0, len(data), 3):
+                damaged[place] = int(random.integers(256))
+            assert len(reason(bytes(damaged))) < 60
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"hello, this is no picture\n" * 20,
+        b"\0" * 1000,
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"x",
+        b"P",
+    ],
+)
+def test_something_else_with_the_ending_of_a_picture(content: bytes, tmp_path: Path):
+    (tmp_path / "photo.jpg").write_bytes(content)
+    with pytest.raises(ImageError, match=r"^not a picture$"):
+        read_image(tmp_path / "photo.jpg")
+
+
+def test_postscript_is_never_run(tmp_path: Path):
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+    with pytest.raises(ImageError, match=r"^not a picture$"):
+        read_image(eps)
+
+
+def test_an_empty_file(tmp_path: Path):
+    (tmp_path / "photo.jpg").touch()
+    for source in (tmp_path / "photo.jpg", b""):
+        with pytest.raises(ImageError, match=r"^empty file$"):
+            read_image(source)
+
+
+def test_a_path_that_cannot_be_opened(tmp_path: Path):
+    with pytest.raises(ImageError, match=r"^no such file or directory$"):
+        read_image(tmp_path / "missing.jpg")
+    with pytest.raises(ImageError, match=r"^a folder, not a file$"):
+        read_image(tmp_path)
+
+
+def test_a_bomb_is_refused_by_its_header():
+    # 10,000 x 10,000 pixels declared, and not a byte of them present: decoding would say "truncated".
+    bomb = png(10_000, 10_000, depth=8, colour=2, rows=b"")
+    with pytest.raises(ImageError, match=r"^100\.0 megapixels, limit 64$"):
+        read_image(bomb)
+
+
+@pytest.mark.parametrize("side", [10_000, 20_000, 60_000])
+def test_no_size_makes_pillow_warn_or_raise(side: int):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageError, match="megapixels, limit 64"):
+            read_image(png(side, side, depth=8, colour=2, rows=b""))
+
+
+def test_the_limit_can_be_set():
+    data = saved(Image.new("RGB", (50, 40)), "PNG")
+    assert read_image(data, max_pixels=2000).size == (50, 40)
+    for source in (data, Image.new("RGB", (50, 40)), np.zeros((40, 50, 3), np.uint8)):
+        with pytest.raises(ImageError, match=r"^0\.0 megapixels, limit 0\.001999$"):
+            read_image(source, max_pixels=1999)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((1, 4, 4, 3), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+    ],
+)
+def test_an_array_of_another_shape_or_type(array: np.ndarray):
+    with pytest.raises(ImageError, match=r"expected an array of shape \(H, W, 3\), uint8, got "):
+        read_image(array)
+
+
+def test_no_pixels():
+    with pytest.raises(ImageError, match=r"^no pixels: 3 x 0$"):
+        read_image(np.zeros((0, 3, 3), np.uint8))
+
+
+def test_something_that_is_no_source():
+    with pytest.raises(ImageError, match="expected a path, bytes, a PIL image or an array, got int"):
+        read_image(5)  # type: ignore[arg-type]
+
+
+def test_lab_becomes_rgb():
+    assert pixels(saved(Image.new("LAB", (1, 1), (255, 128, 128)), "TIFF")).min() >= 254
+
+
+def test_a_mode_that_pillow_cannot_convert():
+    with pytest.raises(ImageError, match=r"^cannot be converted to RGB from La$"):
+        read_image(Image.new("La", (2, 2)))
+
+
+def test_many_threads_at_once():
+    sources = [saved(Image.new("RGB", (40 + n, 30), (n, 2 * n, 3 * n)), "PNG") for n in range(40)]
+    bomb = png(10_000, 10_000, depth=8, colour=2, rows=b"")
+    wrong: list[int] = []
+
+    def work(offset: int) -> None:
+        for n in range(offset, len(sources), 4):
+            image = read_image(sources[n])
+            if image.getpixel((0, 0)) != (n, 2 * n, 3 * n) or image.width != 40 + n:
+                wrong.append(n)
+            try:
+                read_image(bomb)
+                wrong.append(-1)
+            except ImageError:
+                pass
+
+    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
