@@ -1,0 +1,168 @@
+"""What ``llm2clip-search`` does once its arguments are read: ask, print, explain."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Literal
+
+from llm2clip.retrieval.answers import Answer, Query, printable, text_query
+from llm2clip.retrieval.locating import locate
+from llm2clip.retrieval.searcher import Searcher
+
+Output = Literal["table", "json", "paths"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """The arguments of one ``llm2clip-search``."""
+
+    texts: tuple[str, ...] = ()
+    """Text queries."""
+    images: tuple[Path, ...] = ()
+    """Query pictures."""
+    queries_file: str | None = None
+    """File with one text query per line, ``-`` for standard input."""
+    k: int = 10
+    """Hits per query."""
+    index: Path | str | None = None
+    """Index folder; ``None`` for the one at hand."""
+    encoder: str | None = None
+    """Encoder name or folder; ``None`` for the one the index names."""
+    output: Output = "table"
+    """What to print."""
+    html: Path | None = None
+    """Where to write a gallery as well."""
+
+
+def run(request: SearchRequest) -> None:
+    """Search and print.
+
+    Raises:
+        ValueError: A query, the index or the encoder is at fault; the message is one line with the remedy.
+        OSError: A file cannot be read or written.
+    """
+    texts = [*request.texts, *read_queries(request.queries_file)]
+    pictures = [(path, path.read_bytes()) for path in request.images]
+    if not texts and not pictures:
+        raise ValueError(f"{request.queries_file} holds no query: it is empty or all its lines are blank")
+    with _one_line_warnings(), open_saying_so(request.index, encoder=request.encoder) as searcher:
+        answers = ask(searcher, texts=texts, pictures=pictures, k=request.k)
+        print_answers(answers, output=request.output)
+        if request.html is not None:
+            note(f"gallery written to {save_gallery(searcher, answers, path=request.html)}")
+
+
+def ask(
+    searcher: Searcher, *, texts: Sequence[str] = (), pictures: Sequence[tuple[Path, bytes]] = (), k: int = 10
+) -> list[Answer]:
+    """Search for texts, then for pictures (their path and encoded bytes); the answers come in that order.
+
+    Raises:
+        ValueError: A text is blank, or a picture cannot be read; the message says which.
+    """
+    queries = [text_query(text) for text in texts]
+    queries += [Query(kind="image", label=str(path), picture=data) for path, data in pictures]
+    found = searcher.search(list(texts), k=k)
+    for path, data in pictures:
+        try:
+            found += searcher.search_images([data], k=k)
+        except ValueError as error:
+            raise ValueError(f"cannot search with the picture {path}: {error}") from error
+    return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)]
+
+
+def read_queries(source: str | None) -> list[str]:
+    """The lines of a UTF-8 file (``-``: standard input), without surrounding space and those that are blank.
+
+    Raises:
+        ValueError: The file is not UTF-8.
+        OSError: It cannot be read.
+    """
+    if source is None:
+        return []
+    data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        name = "standard input" if source == "-" else source
+        raise ValueError(
+            f"{name} must be UTF-8 text, got byte 0x{data[error.start]:02x} at offset {error.start}: "
+            "convert it, such as with iconv -t UTF-8"
+        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def open_saying_so(index: Path | str | None = None, *, encoder: str | None = None) -> Searcher:
+    """``Searcher.open``, saying so on standard error where the sample stands in for an index of one's own."""
+    place = locate(index)
+    subject = "no index of your own yet: " if place.fallback else ""
+    subject += "searching the sample pictures"
+    said = False
+
+    def building() -> None:
+        nonlocal said
+        said = True
+        note(f"{subject} (building their index first, once)")
+
+    searcher = Searcher.open(index, encoder=encoder, sample_building=building)
+    if place.fallback and not said:
+        note(subject)
+    return searcher
+
+
+def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> None:
+    """Print answers to standard output."""
+    from llm2clip.retrieval.printing import answer_json, answer_paths, answer_table
+
+    if output == "table":
+        from rich.console import Console
+
+        _encode(errors="replace")
+        console = Console(highlight=False)
+        for answer in answers:
+            console.print(answer_table(answer, width=console.width))
+    elif output == "json":
+        ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+        print("\n".join(answer_json(answer, ascii_only=ascii_only) for answer in answers))
+    else:
+        # The bytes of a file's name, whatever they are, so that other programs find it.
+        _encode(errors="surrogateescape", encoding="utf-8" if os.name == "posix" else None)
+        for answer in answers:
+            for place in answer_paths(answer):
+                print(place)
+    sys.stdout.flush()
+
+
+def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -> Path:
+    """Write answers as an HTML gallery that names the index and the encoder; returns the absolute path."""
+    from llm2clip.retrieval.gallery import GalleryOptions, write_gallery
+
+    subtitle = f"{len(searcher.index):,} pictures, compared by the encoder {searcher.encoder.info.name}"
+    options = GalleryOptions(subtitle=subtitle)
+    return write_gallery(path, answers, read_image=searcher.index.read_image, options=options)
+
+
+def note(message: str) -> None:
+    """Say something beside the data: one line on standard error."""
+    # Python writes what the terminal's encoding lacks to standard error as escapes, never failing.
+    print(printable(message), file=sys.stderr, flush=True)
+
+
+def _encode(*, errors: Literal["replace", "surrogateescape"], encoding: str | None = None) -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding=encoding, errors=errors)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_rest, **_named: note(f"warning: {message}")
+        yield

@@ -1,0 +1,186 @@
+"""Answers as one self-contained HTML page: pictures inside as data URIs, nothing fetched, no script.
+
+Whatever comes from outside (queries, captions, keys, metadata) is escaped, and the Content-Security-Policy of
+the page allows only inline style and ``data:`` pictures, so that even a slip could load and run nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import TYPE_CHECKING
+
+from llm2clip.retrieval.answers import Answer, Query, caption_for, printable
+
+if TYPE_CHECKING:
+    from llm2clip.indexer import Hit
+
+_SIDE = 240
+"""Longer side of a thumbnail, pixels: a card's 160 CSS pixels at the usual 1.5 device pixels each."""
+_LONG = 120
+"""Characters from which a query is set as a paragraph rather than a heading."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryOptions:
+    """What the page says around the answers."""
+
+    title: str = "Picture search"
+    """Heading and window title."""
+    subtitle: str = ""
+    """One line under the heading: which index, which encoder."""
+    footer: str = "Scores are inner products of unit vectors: 1 is identical, higher is better."
+    """Last line of the page."""
+
+
+@dataclass
+class _Page:
+    """What rendering one page carries along: where pictures come from and those already made."""
+
+    read_image: Callable[[int], bytes]
+    made: dict[int, str | None] = field(default_factory=dict)
+
+    def picture(self, hit: Hit) -> str | None:
+        if hit.id not in self.made:
+            try:
+                self.made[hit.id] = thumbnail(self.read_image(hit.id))
+            except (OSError, ValueError):
+                self.made[hit.id] = None
+        return self.made[hit.id]
+
+
+def write_gallery(
+    path: str | Path,
+    answers: Sequence[Answer],
+    *,
+    read_image: Callable[[int], bytes],
+    options: GalleryOptions | None = None,
+) -> Path:
+    """Write ``render_gallery`` to a file, in UTF-8, making its folder if need be.
+
+    Returns:
+        The absolute path written.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    target = Path(path).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(render_gallery(answers, read_image=read_image, options=options), encoding="utf-8")
+    return target
+
+
+def render_gallery(
+    answers: Sequence[Answer],
+    *,
+    read_image: Callable[[int], bytes],
+    options: GalleryOptions | None = None,
+) -> str:
+    """The page as a string.
+
+    Args:
+        answers: Queries and hits, in the order shown.
+        read_image: Gives the encoded picture of a hit's id, as ``Index.read_image`` does. Where it raises
+            ``OSError`` or ``ValueError``, or the picture cannot be decoded, the page says so in its place.
+        options: Title, subtitle and footer.
+    """
+    options = options or GalleryOptions()
+    page = _Page(read_image)
+    template = Template(files(__package__).joinpath("gallery.html").read_text("utf-8"))
+    return template.substitute(
+        title=_text(options.title),
+        subtitle=_text(options.subtitle),
+        footer=_text(options.footer),
+        contents=_contents(answers),
+        sections="\n".join(_section(number, answer, page) for number, answer in enumerate(answers, start=1)),
+    )
+
+
+def thumbnail(data: bytes) -> str | None:
+    """A picture made small, as a ``data:`` URI, or ``None`` if it cannot be decoded or is too large.
+
+    It is read as the encoders read it: first frame, upright, transparency laid on white.
+    """
+    from llm2clip.encoders.images import read_image
+
+    try:
+        picture = read_image(data)
+    except ValueError:
+        return None
+    picture.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=82, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _text(text: str) -> str:
+    """Safe inside an element or a quoted attribute."""
+    return escape(printable(text), quote=True)
+
+
+def _lang(language: str | None) -> str:
+    return f' lang="{_text(language)}"' if language else ""
+
+
+def _contents(answers: Sequence[Answer]) -> str:
+    if len(answers) < 3:
+        return ""
+    links = "".join(
+        f'<li><a href="#q{number}" dir="auto"{_lang(query.language)}>{_text(_short(query))}</a></li>'
+        for number, query in enumerate((answer.query for answer in answers), start=1)
+    )
+    return f'<nav aria-label="Queries"><ul>{links}</ul></nav>'
+
+
+def _short(query: Query) -> str:
+    label = Path(query.label).name if query.kind == "image" else query.label
+    return label if len(label) <= 60 else label[:59].rstrip() + "…"
+
+
+def _section(number: int, answer: Answer, page: _Page) -> str:
+    found = "\n".join(_card(hit, answer.query, page) for hit in answer.hits)
+    body = f'<ol class="hits">\n{found}\n</ol>' if found else '<p class="none">Nothing found.</p>'
+    heading = _heading(number, answer.query)
+    return f'<section id="q{number}" aria-labelledby="h{number}">\n{heading}\n{body}\n</section>'
+
+
+def _heading(number: int, query: Query) -> str:
+    if query.kind == "text":
+        kind = ' class="long"' if len(query.label) > _LONG else ""
+        return f'<h2 id="h{number}" dir="auto"{kind}{_lang(query.language)}>{_text(query.label)}</h2>'
+    name = _text(_short(query))
+    picture = thumbnail(query.picture) if query.picture else None
+    shown = f'<img src="{picture}" alt="The query picture, {name}">' if picture else ""
+    return (
+        f'<div class="asked">{shown}<h2 id="h{number}">'
+        f'<span class="kind">Pictures like</span><bdi>{name}</bdi></h2></div>'
+    )
+
+
+def _card(hit: Hit, query: Query, page: _Page) -> str:
+    caption, language = caption_for(hit, query.language)
+    caption = caption or Path(hit.key).name
+    picture = page.picture(hit)
+    if picture:
+        shown = (
+            f'<img src="{picture}" alt="{_text(caption)}"{_lang(language)} loading="lazy" decoding="async">'
+        )
+        frame = f'<div class="picture">{shown}<span class="rank">{hit.rank}</span></div>'
+    else:
+        frame = (
+            '<div class="picture lost"><span>This picture can no longer be read.</span>'
+            f'<span class="rank">{hit.rank}</span></div>'
+        )
+    return (
+        f"<li><figure>{frame}<figcaption>"
+        f'<span class="caption" dir="auto"{_lang(language)} title="{_text(caption)}">{_text(caption)}</span>'
+        f'<span class="meta"><span class="key" title="{_text(hit.key)}">{_text(hit.key)}</span>'
+        f'<span class="score">{hit.score:.3f}</span></span>'
+        "</figcaption></figure></li>"
+    )

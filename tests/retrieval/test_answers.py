@@ -1,0 +1,73 @@
+"""Language guesses, captions by language, and text made safe to print."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm2clip.indexer import Hit
+from llm2clip.retrieval.answers import caption_for, guess_language, printable, text_query
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("两只猫在睡觉", "zh"),
+        ("長い首の動物のえ", "ja"),
+        ("カメラ", "ja"),
+        ("고양이", "ko"),
+        ("زرافة طويلة", "ar"),
+        ("گربه‌ی سیاه", "fa"),
+        ("чёрная кошка", "ru"),
+        ("чорна кішка, їжак", "uk"),
+        ("लंबी गर्दन वाला जानवर", "hi"),
+        ("ยีราฟ", "th"),
+        ("καμηλοπάρδαλη", "el"),
+        ("a red bicycle", None),
+        ("una bicicleta roja", None),
+        ("the Chinese word 猫 and what it means", None),
+        ("🦒 42", None),
+        ("", None),
+    ],
+)
+def test_a_language_is_guessed_where_the_script_tells(text: str, language: str | None):
+    assert guess_language(text) == language
+
+
+def test_a_stated_language_beats_the_guess():
+    assert text_query("猫", language="ja").language == "ja"
+    assert text_query("猫").language == "zh"
+
+
+def hit(**changes: object) -> Hit:
+    values = {
+        "id": 1,
+        "key": "a/b.jpg",
+        "score": 0.5,
+        "rank": 1,
+        "uri": "/x/a/b.jpg",
+        "width": 4,
+        "height": 3,
+    }
+    return Hit(**{**values, **changes})
+
+
+def test_the_caption_in_the_language_of_the_query_is_preferred():
+    names = hit(caption="giraffe", metadata={"names": {"en": "giraffe", "zh": "长颈鹿", "hi": "  "}})
+    assert caption_for(names, "zh") == ("长颈鹿", "zh")
+    assert caption_for(names, "hi") == ("giraffe", None)
+    assert caption_for(names, "ar") == ("giraffe", None)
+    assert caption_for(names, None) == ("giraffe", None)
+    assert caption_for(hit(metadata={"captions": {"ja": "きりん"}}), "ja") == ("きりん", "ja")
+
+
+@pytest.mark.parametrize("metadata", [{"names": "zh"}, {"names": {"zh": 3}}, {"captions": ["zh"]}, {}])
+def test_metadata_of_another_shape_is_no_trouble(metadata: dict[str, object]):
+    assert caption_for(hit(caption="c", metadata=metadata), "zh") == ("c", None)
+
+
+def test_what_could_steer_a_terminal_becomes_visible():
+    assert printable("\x1b[31mred\x07") == r"\x1b[31mred\x07"
+    assert printable("photo\u202egpj.exe") == "photo\\u202egpj.exe"
+    assert printable("caf\udce9") == "caf\\udce9"
+    assert printable("two\nlines\tand\r") == "two lines and "
+    assert printable("दो 👩‍🚀 می‌روم é") == "दो 👩‍🚀 می‌روم é"

@@ -1,0 +1,369 @@
+"""The command: what it prints where, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.cells import cell_len
+from typer.testing import Result
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import build_index
+from llm2clip.indexer.location import set_current_index
+
+from .conftest import COLOURS, Corpus, picture
+
+Search = Callable[..., Result]
+
+
+def records(result: Result) -> list[dict]:
+    assert result.exit_code == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_table_for_each_query_by_default(corpus: Corpus, search: Search):
+    result = search("red", "blue", "-k", 2, "--index", corpus.index)
+    assert (result.exit_code, result.stderr) == (0, "")
+    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    assert lines[0] == "red"
+    assert lines[1].split() == ["rank", "score", "picture", "caption"]
+    assert lines[2].split()[0:1] + lines[2].split()[2:] == ["1", "warm/red.png", "a", "red", "square"]
+    assert 0.7 < float(lines[2].split()[1]) <= 1
+    assert lines[5] == "blue"
+    assert lines[7].split()[0:1] + lines[7].split()[2:] == ["1", "cold/blue.png", "a", "blue", "square"]
+    assert max(cell_len(line) for line in lines) <= 80
+
+
+def test_json_has_one_object_per_query_with_all_there_is(corpus: Corpus, search: Search):
+    red, image = records(
+        search("red", "--image", corpus.folder / "cold/blue.png", "-k", 3, "--json", "--index", corpus.index)
+    )
+    assert (red["query"], red["kind"], red["language"]) == ("red", "text", None)
+    assert (image["query"], image["kind"]) == (str(corpus.folder / "cold/blue.png"), "image")
+    assert [hit["rank"] for hit in red["hits"]] == [1, 2, 3]
+    first = image["hits"][0]
+    assert first.keys() == {"rank", "score", "id", "key", "uri", "caption", "width", "height", "metadata"}
+    assert (first["key"], first["caption"], first["metadata"]) == (
+        "cold/blue.png",
+        "a blue square",
+        {"mood": "calm"},
+    )
+    assert Path(first["uri"]) == corpus.folder / "cold/blue.png"
+    assert first["score"] == pytest.approx(1, abs=1e-3)
+
+
+def test_json_scores_are_those_of_a_brute_force(corpus: Corpus, search: Search):
+    files = sorted(corpus.folder.rglob("*.png"))
+    vectors = corpus.encoder.encode_images(files).astype(np.float16).astype(np.float32)
+    (found,) = records(search("green", "-k", 8, "--json", "--index", corpus.index))
+    scores = vectors @ corpus.encoder.encode_texts(["green"])[0]
+    order = np.argsort(-scores, kind="stable")
+    expected = [files[i].relative_to(corpus.folder).as_posix() for i in order]
+    assert [hit["key"] for hit in found["hits"]] == expected
+    assert [hit["score"] for hit in found["hits"]] == pytest.approx(scores[order].tolist(), abs=2e-6)
+
+
+def test_paths_are_printed_one_per_line_and_nothing_else(corpus: Corpus, search: Search):
+    result = search("red", "blue", "-k", 1, "--paths", "--index", corpus.index)
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        str(corpus.folder / "warm/red.png"),
+        str(corpus.folder / "cold/blue.png"),
+    ]
+
+
+def test_a_gallery_is_written_beside_the_table(corpus: Corpus, search: Search, tmp_path: Path):
+    target = tmp_path / "new" / "gallery.html"
+    result = search("red", "-k", 2, "--html", target, "--index", corpus.index)
+    assert result.exit_code == 0
+    assert result.stderr == f"gallery written to {target}\n"
+    assert "warm/red.png" in result.stdout
+    page = target.read_text("utf-8")
+    assert page.count("data:image/webp;base64,") == 2
+    assert "8 pictures, compared by the encoder fake" in page
+
+
+@pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order-mark"])
+def test_queries_come_from_a_file_or_stdin(corpus: Corpus, search: Search, tmp_path: Path, start: bytes):
+    content = start + "red\n\n  \r\n  blue \r\n綠 green".encode()
+    (tmp_path / "q.txt").write_bytes(content)
+    options = ("-k", 1, "--json", "--index", corpus.index)
+    for result in (
+        search("--queries", tmp_path / "q.txt", *options),
+        search("--queries", "-", *options, stdin=content),
+    ):
+        found = records(result)
+        assert [record["query"] for record in found] == ["red", "blue", "綠 green"]
+        assert [Path(record["hits"][0]["key"]).stem for record in found] == ["red", "blue", "green"]
+
+
+def test_queries_are_answered_in_order_words_first(corpus: Corpus, search: Search, tmp_path: Path):
+    (tmp_path / "q.txt").write_text("blue\n")
+    (tmp_path / "p.png").write_bytes(picture("#00ff00"))
+    arguments = ("--image", tmp_path / "p.png", "--queries", tmp_path / "q.txt", "red", "--json")
+    found = records(search(*arguments, "--index", corpus.index))
+    assert [record["query"] for record in found] == ["red", "blue", str(tmp_path / "p.png")]
+
+
+def failure(result: Result) -> str:
+    """The one line on standard error of a command that failed with nothing on standard output."""
+    assert (result.exit_code, result.stdout) == (1, ""), result.stderr
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+@pytest.mark.parametrize("query", ["", "  ", "\t"])
+def test_an_empty_query_is_one_line(corpus: Corpus, search: Search, query: str):
+    assert "the query is empty; give at least one word" in failure(search(query, "--index", corpus.index))
+
+
+def test_a_queries_file_without_queries_is_one_line(corpus: Corpus, search: Search, tmp_path: Path):
+    (tmp_path / "q.txt").write_text("\n  \n")
+    message = failure(search("--queries", tmp_path / "q.txt", "--index", corpus.index))
+    assert message.endswith("q.txt holds no query: it is empty or all its lines are blank")
+    (tmp_path / "q.txt").write_bytes("größer".encode("latin-1"))
+    message = failure(search("--queries", tmp_path / "q.txt", "--index", corpus.index))
+    assert "q.txt must be UTF-8 text, got byte 0xf6 at offset 2: convert it" in message
+
+
+@pytest.mark.parametrize("option", ["--queries", "--image"])
+def test_a_missing_file_is_one_line(corpus: Corpus, search: Search, tmp_path: Path, option: str):
+    message = failure(search(option, tmp_path / "missing", "--index", corpus.index))
+    assert message == f"error: {tmp_path / 'missing'}: No such file or directory"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "empty file"), (b"words", "not a picture"), (picture("red")[:40], "truncated")],
+)
+def test_an_unreadable_query_picture_is_one_line(
+    corpus: Corpus, search: Search, tmp_path: Path, content: bytes, reason: str
+):
+    (tmp_path / "bad.png").write_bytes(content)
+    message = failure(search("--image", tmp_path / "bad.png", "--index", corpus.index))
+    assert f"cannot search with the picture {tmp_path / 'bad.png'}: " in message
+    assert reason in message
+
+
+def test_a_missing_index_is_one_line_with_the_remedy(search: Search, tmp_path: Path):
+    message = failure(search("red", "--index", tmp_path / "none"))
+    assert f"no index at {tmp_path / 'none'}" in message
+    assert "llm2clip-index build" in message
+
+
+def test_a_tampered_index_is_one_line_with_the_remedy(corpus: Corpus, search: Search):
+    manifest = corpus.index / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"items": 8', '"items": 7'))
+    message = failure(search("red", "--index", corpus.index))
+    assert "checksum" in message
+    assert "--overwrite" in message
+
+
+@pytest.mark.parametrize("pattern", ["items-*.db", "vectors-*.npy", "candidates-*.faiss"])
+def test_a_cut_or_missing_file_of_the_index_is_one_line(corpus: Corpus, search: Search, pattern: str):
+    (file,) = corpus.index.glob(pattern)
+    file.write_bytes(file.read_bytes()[:-7])
+    assert file.name in failure(search("red", "--index", corpus.index))
+    file.unlink()
+    assert file.name in failure(search("red", "--index", corpus.index))
+
+
+def test_an_index_of_another_format_version_is_one_line(corpus: Corpus, search: Search):
+    manifest = corpus.index / "manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**content, "format_version": 99}))
+    message = failure(search("red", "--index", corpus.index))
+    assert "format version 99" in message
+
+
+def test_a_half_written_index_is_one_line_with_the_remedy(
+    corpus: Corpus, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    class Stopping(FakeEncoder):
+        def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
+            if len(self.image_batches) == 2:
+                raise KeyboardInterrupt
+            return super()._image_batch(pixels)
+
+    from llm2clip.indexer import BuildOptions
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index(
+            corpus.folder,
+            tmp_path / "half",
+            encoder=Stopping(),
+            options=BuildOptions(batch_size=2, workers=1),
+        )
+    message = failure(search("red", "--index", tmp_path / "half"))
+    assert "is not finished" in message
+    assert "llm2clip-index build" in message
+
+
+def test_another_encoder_is_one_line(corpus: Corpus, search: Search):
+    message = failure(search("red", "--encoder", "other", "--index", corpus.index))
+    assert "was built with encoder 'fake' (dim 16), got 'other' (dim 16)" in message
+    assert "no encoder named 'missing'" in failure(
+        search("red", "--encoder", "missing", "--index", corpus.index)
+    )
+
+
+def test_a_gallery_that_cannot_be_written_is_one_line(corpus: Corpus, search: Search, tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    result = search("red", "--html", tmp_path / "file" / "g.html", "--index", corpus.index)
+    assert result.exit_code == 1
+    assert len(result.stderr.splitlines()) == 1
+    assert str(tmp_path / "file") in result.stderr
+
+
+def test_a_text_beyond_the_limit_is_cut_with_a_line_that_says_how_much(corpus: Corpus, search: Search):
+    result = search("red " * 100, "--json", "-k", 1, "--index", corpus.index)
+    (record,) = records(result)
+    assert record["hits"][0]["key"] == "warm/red.png"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("warning: ")
+    assert "64 of 100 tokens" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "say what to look for: words, --image FILE or --queries FILE"),
+        (("red", "--json", "--paths"), "--json and --paths exclude each other"),
+        (("red", "-k", "0"), "-k"),
+        (("red", "-k", "many"), "-k"),
+        (("red", "--colour"), "--colour"),
+    ],
+)
+def test_misuse_exits_with_2(search: Search, arguments: tuple[str, ...], message: str):
+    result = search(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert message in result.stderr
+
+
+def test_hostile_names_reach_the_terminal_without_their_powers(search: Search, tmp_path: Path):
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "\x1b[2J\u202egnp.png").write_bytes(picture("red"))
+    build_index(tmp_path / "p", tmp_path / "i", encoder=FakeEncoder())
+    result = search("red", "--index", tmp_path / "i")
+    assert result.exit_code == 0
+    assert "\x1b" not in result.stdout
+    assert "\u202e" not in result.stdout
+
+
+def test_the_environment_then_the_index_built_last_are_searched(
+    corpus: Corpus, search: Search, tmp_path: Path
+):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "only.png").write_bytes(picture("red"))
+    build_index(other, tmp_path / "other.index", encoder=FakeEncoder())
+    set_current_index(corpus.index)
+
+    def first(**environment: str) -> str:
+        return records(search("red", "--json", **environment))[0]["hits"][0]["key"]
+
+    assert first() == "warm/red.png"
+    assert first(LLM2CLIP_INDEX=str(tmp_path / "other.index")) == "only.png"
+    assert first(LLM2CLIP_INDEX="") == "warm/red.png"
+
+
+def test_an_index_that_is_gone_is_never_replaced_by_the_sample(search: Search, tmp_path: Path):
+    set_current_index(tmp_path / "gone")
+    assert f"the index built last, {tmp_path / 'gone'}, is no longer there" in failure(search("red"))
+    message = failure(search("red", LLM2CLIP_INDEX=str(tmp_path / "away")))
+    assert f"LLM2CLIP_INDEX names {tmp_path / 'away'}, which does not exist" in message
+    assert "--index sample:" in message
+
+
+# What follows runs the command in a process of its own, with the fake encoder put in place first.
+PROGRAM = """
+import sys
+from llm2clip import encoders
+encoders.load_encoder = lambda name, *, device="auto", dtype="auto": encoders.FakeEncoder()
+from llm2clip.retrieval.cli import main
+main()
+"""
+
+
+def start(*arguments: object, program: str = PROGRAM, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "llm2clip.retrieval.command.read_queries",
+        "llm2clip.encoders.load_encoder",
+        "rich.console.Console.print",
+    ],
+)
+def test_ctrl_c_is_one_line_and_status_130(corpus: Corpus, place: str):
+    module, _, name = place.rpartition(".")
+    module, _, owner = module.rpartition(".") if module.endswith("Console") else (module, "", "")
+    interrupting = f"""
+import importlib, os, signal
+target = importlib.import_module({module!r})
+target = getattr(target, {owner!r}) if {owner!r} else target
+setattr(target, {name!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+"""
+    program = PROGRAM.replace("main()", interrupting + "main()")
+    process = start("red", "--index", corpus.index, program=program)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
+
+
+def test_a_reader_that_leaves_early_is_no_error(corpus: Corpus):
+    process = start("--queries", "-", "--json", "--index", corpus.index)
+    process.stdout.close()
+    process.stdin.write(b"red\n" * 300)
+    process.stdin.close()
+    assert process.wait(timeout=60) == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize("output", ["--json", "--paths", None])
+def test_an_output_that_knows_only_ascii_is_served(search: Search, tmp_path: Path, output: str | None):
+    (tmp_path / "图").mkdir()
+    (tmp_path / "图" / "红.png").write_bytes(picture("red"))
+    build_index(tmp_path / "图", tmp_path / "i", encoder=FakeEncoder())
+    arguments = ("red", "--index", tmp_path / "i", *([output] if output else []))
+    process = start(*arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    if output == "--json":
+        assert json.loads(out)["hits"][0]["key"] == "红.png"
+
+
+def test_no_torch_and_nothing_else_heavy_is_loaded_before_the_encoder(corpus: Corpus):
+    program = PROGRAM.replace("main()", "app(standalone_mode=False)").replace("import main", "import app")
+    listing = "\nprint(sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
+    done = subprocess.run(
+        [sys.executable, "-c", program + listing, "red", "--index", str(corpus.index)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stderr.splitlines()[-1].replace("'", '"')))
+    assert "faiss" in loaded
+    assert not loaded & {"torch", "transformers", "sentence_transformers", "scipy", "PIL", "tokenizers"}
+
+
+def test_colours_are_found_by_their_names(corpus: Corpus, search: Search):
+    found = records(search(*COLOURS, "-k", 1, "--json", "--index", corpus.index))
+    assert [Path(record["hits"][0]["key"]).stem for record in found] == list(COLOURS)

@@ -1,0 +1,240 @@
+"""The gallery: what it shows, that it is sound HTML, and that nothing from outside gets out of its place."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llm2clip.indexer import Hit
+from llm2clip.retrieval.answers import Answer, Query, text_query
+from llm2clip.retrieval.gallery import GalleryOptions, render_gallery, thumbnail, write_gallery
+
+VOID = {"meta", "img", "link", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Elements in order with their attributes and text; fails where tags do not close in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert len({name for name, _ in attrs}) == len(attrs), f"an attribute twice: {attrs}"
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and self._open[-1:] != ["style"]:
+            self.texts.append(data.strip())
+
+    def all(self, tag: str, **attributes: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.elements if name == tag and attributes.items() <= attrs.items()]
+
+
+def png(colour: str = "red", size: tuple[int, int] = (32, 16), mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def hit(rank: int = 1, **changes: object) -> Hit:
+    values = {
+        "id": rank,
+        "key": f"p{rank}.png",
+        "score": 0.5,
+        "rank": rank,
+        "uri": "/p",
+        "width": 2,
+        "height": 1,
+    }
+    return Hit(**{**values, **changes})
+
+
+def render(*answers: Answer, read: Callable[[int], bytes] = lambda _: png()) -> Page:
+    return Page(render_gallery(answers, read_image=read))
+
+
+def test_queries_hits_scores_and_captions_are_there_in_order():
+    first = Answer(
+        query=text_query("两只猫"), hits=[hit(1, score=0.8125, caption="two cats"), hit(2, caption="a cat")]
+    )
+    second = Answer(query=text_query("no such thing"), hits=[])
+    page = render(first, second)
+    texts = " | ".join(page.texts)
+    assert re.search(
+        r"两只猫 \| 1 \| two cats \| p1.png \| 0.812 \| 2 \| a cat .* no such thing \| Nothing found", texts
+    )
+    assert page.all("h2", lang="zh", dir="auto")
+    assert page.all("h2", dir="auto", id="h2") == [{"id": "h2", "dir": "auto"}]
+    assert len(page.all("section")) == 2
+    assert len(page.all("ol")) == 1
+
+
+def test_each_picture_has_an_alternative_text_in_its_language():
+    giraffe = hit(1, caption="giraffe", metadata={"names": {"zh": "长颈鹿"}})
+    page = render(Answer(query=text_query("脖子很长"), hits=[giraffe, hit(2)]))
+    assert [(image["alt"], image.get("lang")) for image in page.all("img")] == [
+        ("长颈鹿", "zh"),
+        ("p2.png", None),
+    ]
+
+
+def test_a_query_picture_is_shown():
+    page = render(
+        Answer(query=Query(kind="image", label="/home/me/cat.png", picture=png("blue")), hits=[hit()])
+    )
+    assert [image["alt"] for image in page.all("img")] == ["The query picture, cat.png", "p1.png"]
+    assert "/home/me" not in " ".join(page.texts)
+
+
+def test_many_queries_get_a_table_of_contents_that_leads_to_them():
+    answers = [Answer(query=text_query(f"query {number} " + "x" * 80), hits=[hit()]) for number in range(3)]
+    page = render(*answers)
+    targets = [link["href"] for link in page.all("a")]
+    assert targets == ["#q1", "#q2", "#q3"]
+    assert [section["id"] for section in page.all("section")] == ["q1", "q2", "q3"]
+    assert not render(*answers[:2]).all("nav")
+
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "' onmouseover='alert(1)",
+    "</style><script>x</script>",
+    "</title><svg onload=alert(1)>",
+    "<!-- --><![CDATA[",
+    "$title ${sections} $$ %s {0}",
+    "&lt;b&gt; &amp; &#60;",
+    "javascript:alert(1)",
+    "\x00\x1b[2J\u202egnp.exe\ud800",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_nothing_from_outside_becomes_markup(text: str, tmp_path: Path):
+    """The page with hostile texts has the same elements and attribute names as one with harmless texts."""
+
+    def page(words: str) -> tuple[Page, str]:
+        answers = [
+            Answer(
+                query=text_query(words, language=words),
+                hits=[
+                    hit(
+                        1,
+                        key=words,
+                        uri=words,
+                        caption=words,
+                        metadata={"names": {words: words}, words: words},
+                    ),
+                    hit(2, key=words),
+                ],
+            ),
+            Answer(query=Query(kind="image", label=words, picture=png()), hits=[hit(1, key=words)]),
+            Answer(query=Query(kind="image", label=words, picture=words.encode("utf-8", "replace")), hits=[]),
+        ]
+        options = GalleryOptions(title=words, subtitle=words, footer=words)
+        written = write_gallery(tmp_path / "g.html", answers, read_image=lambda _: png(), options=options)
+        html = written.read_text("utf-8")
+        return Page(html), html
+
+    (hostile, html), (harmless, _) = page(text), page("harmless")
+    assert [(tag, list(attributes)) for tag, attributes in hostile.elements] == [
+        (tag, list(attributes)) for tag, attributes in harmless.elements
+    ]
+    assert not any(start in html for start in ("<script", "<svg", "<img src=x"))
+    assert all(
+        not (
+            name.startswith("on")
+            or (name in ("href", "src") and not str(value).startswith(("#q", "data:image/")))
+        )
+        for _, attributes in hostile.elements
+        for name, value in attributes.items()
+    )
+    assert len(hostile.texts) == len(harmless.texts)
+
+
+def test_the_page_fetches_nothing_and_forbids_it():
+    html = render_gallery([Answer(query=text_query("q"), hits=[hit()])], read_image=lambda _: png())
+    assert not any(way in html for way in ("http:", "https:", "@import", "url(", "src=//"))
+    policy = Page(html).all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
+    assert str(policy).startswith("default-src 'none'; img-src data:;")
+    assert "script-src" not in str(policy)
+
+
+def test_light_dark_and_small_screens_are_provided_for():
+    html = render_gallery([], read_image=lambda _: png())
+    assert "prefers-color-scheme: dark" in html
+    assert "max-width: 34rem" in html
+    assert Page(html).all("meta", name="viewport", content="width=device-width, initial-scale=1")
+
+
+def decoded(uri: str | None) -> Image.Image:
+    assert str(uri).startswith("data:image/webp;base64,")
+    return Image.open(io.BytesIO(base64.b64decode(str(uri).partition(",")[2])))
+
+
+def test_thumbnails_keep_shape_and_colour():
+    small = decoded(thumbnail(png((10, 200, 30), (900, 300))))
+    assert small.size == (240, 80)
+    assert small.convert("RGB").getpixel((120, 40)) == pytest.approx((10, 200, 30), abs=12)
+
+
+def test_thumbnails_lay_transparency_on_white_and_turn_by_exif():
+    assert min(decoded(thumbnail(png((0, 0, 0, 0), mode="RGBA"))).convert("RGB").getpixel((3, 3))) > 245
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 20)).save(buffer, "JPEG", exif=exif)
+    assert decoded(thumbnail(buffer.getvalue())).size == (20, 40)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", png()[:40], png(size=(64, 64))[:90]])
+def test_what_is_no_picture_gives_no_thumbnail(data: bytes):
+    assert thumbnail(data) is None
+
+
+def test_a_picture_too_large_is_not_decoded():
+    buffer = io.BytesIO()
+    Image.new("1", (9_000, 8_000)).save(buffer, "PNG")
+    assert thumbnail(buffer.getvalue()) is None
+
+
+def test_a_picture_that_cannot_be_read_is_said_and_the_rest_shown():
+    def read(number: int) -> bytes:
+        if number == 1:
+            raise FileNotFoundError("gone")
+        return png()
+
+    page = render(Answer(query=text_query("q"), hits=[hit(1), hit(2)]), read=read)
+    assert "This picture can no longer be read." in page.texts
+    assert len(page.all("img")) == 1
+
+
+def test_a_picture_found_twice_is_read_once():
+    reads: list[int] = []
+    answers = [Answer(query=text_query(word), hits=[hit(1), hit(2)]) for word in ("a", "b")]
+    render_gallery(answers, read_image=lambda number: reads.append(number) or png())
+    assert sorted(reads) == [1, 2]
+
+
+def test_the_folder_is_made_and_the_path_returned(tmp_path: Path):
+    written = write_gallery(tmp_path / "new" / "g.html", [], read_image=lambda _: b"")
+    assert written == tmp_path / "new" / "g.html"
+    assert written.read_text("utf-8").startswith("<!DOCTYPE html>")

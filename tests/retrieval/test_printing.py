@@ -1,0 +1,143 @@
+"""Tables that fit their width, JSON that parses back, paths as they are."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
+
+from llm2clip.indexer import Hit
+from llm2clip.retrieval.answers import Answer, Query, text_query
+from llm2clip.retrieval.printing import answer_json, answer_paths, answer_table, picture_name
+
+
+def hit(rank: int = 1, **changes: object) -> Hit:
+    values = {
+        "id": 10 + rank,
+        "key": f"folder/picture-{rank}.jpg",
+        "score": 0.75 - rank / 8,
+        "rank": rank,
+        "uri": f"/pictures/folder/picture-{rank}.jpg",
+        "caption": None,
+        "width": 640,
+        "height": 480,
+    }
+    return Hit(**{**values, **changes})
+
+
+def printed(answer: Answer, *, width: int = 80) -> list[str]:
+    console = Console(file=io.StringIO(), width=width, highlight=False, force_terminal=False)
+    console.print(answer_table(answer, width=width))
+    return console.file.getvalue().splitlines()
+
+
+def test_a_table_shows_rank_score_picture_and_caption():
+    lines = printed(Answer(query=text_query("a red bicycle"), hits=[hit(1, caption="a bicycle"), hit(2)]))
+    assert lines[0] == "a red bicycle"
+    assert lines[1].split() == ["rank", "score", "picture", "caption"]
+    assert lines[2].split() == ["1", "0.625", "folder/picture-1.jpg", "a", "bicycle"]
+    assert lines[3].split() == ["2", "0.500", "folder/picture-2.jpg"]
+
+
+CAPTIONS = {
+    "english": "a long description of what is to be seen, " * 9,
+    "chinese": "一只长颈鹿站在红苹果旁边，" * 20,
+    "arabic": "زرافة طويلة بجانب تفاحة حمراء " * 12,
+    "hindi": "लंबी गर्दन वाला जानवर और लाल सेब " * 12,
+    "emoji": "👩‍🚀🏳️‍🌈👨‍👩‍👧‍👦" * 30,
+    "unbroken": "x" * 300,
+}
+
+
+@pytest.mark.parametrize("caption", CAPTIONS.values(), ids=CAPTIONS)
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_no_line_is_wider_than_the_terminal(caption: str, width: int):
+    lines = printed(
+        Answer(query=text_query(caption), hits=[hit(1, key="目录/" * 30 + "猫.jpg", caption=caption)]),
+        width=width,
+    )
+    assert max(cell_len(line) for line in lines) <= width
+
+
+def test_columns_stand_in_line_whatever_the_script():
+    hits = [
+        hit(1, key="猫/一.jpg", caption="两只猫"),
+        hit(2, key="plain.jpg", caption="قطتان"),
+        hit(3, caption="cats"),
+    ]
+    rows = printed(Answer(query=text_query("猫"), hits=hits))[2:5]
+    starts = [
+        cell_len(row[: row.index(text)]) for row, text in zip(rows, ("两只猫", "قطتان", "cats"), strict=True)
+    ]
+    assert len(set(starts)) == 1
+
+
+def test_the_caption_follows_the_language_of_the_query_and_carries_the_emoji():
+    giraffe = hit(1, caption="giraffe", metadata={"emoji": "🦒", "names": {"zh": "长颈鹿"}})
+    assert "长颈鹿  🦒" in "\n".join(printed(Answer(query=text_query("脖子很长的动物"), hits=[giraffe])))
+    assert "giraffe  🦒" in "\n".join(printed(Answer(query=text_query("long neck"), hits=[giraffe])))
+
+
+def test_nothing_found_is_said():
+    assert "nothing found" in printed(Answer(query=text_query("cat"), hits=[]))[1]
+
+
+def test_markup_and_escape_sequences_are_only_text():
+    hostile = hit(1, key="[red]x[/red].jpg", caption="[bold]not bold[/bold] \x1b[2J")
+    text = "\n".join(printed(Answer(query=text_query("[link=http://x]q[/link]"), hits=[hostile])))
+    assert "[red]x[/red].jpg" in text
+    assert r"[bold]not bold[/bold] \x1b[2J" in text
+    assert "[link=http://x]q[/link]" in text
+    assert "\x1b" not in text
+
+
+def test_a_long_name_keeps_its_end():
+    assert picture_name(hit(key="a/b/c.jpg"), cells=20) == "a/b/c.jpg"
+    assert picture_name(hit(key="a-long-folder/another-long-folder/c.jpg"), cells=20) == "…/c.jpg"
+    short = picture_name(hit(key="shard-000001.tar#" + "very" * 10 + "-long-name.webp"), cells=20)
+    assert (short[0], short[-15:]) == ("…", "-long-name.webp")
+    assert cell_len(short) <= 20
+
+
+def test_json_carries_everything():
+    metadata = {"emoji": "🦒", "names": {"zh": "长颈鹿"}}
+    answer = Answer(query=text_query("长颈鹿"), hits=[hit(1, caption="giraffe", metadata=metadata)])
+    line = answer_json(answer)
+    assert "\n" not in line
+    assert "长颈鹿" in line
+    assert json.loads(line) == {
+        "query": "长颈鹿",
+        "kind": "text",
+        "language": "zh",
+        "hits": [
+            {
+                "rank": 1,
+                "score": 0.625,
+                "id": 11,
+                "key": "folder/picture-1.jpg",
+                "uri": "/pictures/folder/picture-1.jpg",
+                "caption": "giraffe",
+                "width": 640,
+                "height": 480,
+                "metadata": metadata,
+            }
+        ],
+    }
+    assert json.loads(answer_json(answer, ascii_only=True)) == json.loads(line)
+    assert answer_json(answer, ascii_only=True).isascii()
+
+
+def test_json_of_a_name_that_is_no_utf8_can_be_written():
+    answer = Answer(query=Query(kind="image", label="x\udce9.jpg"), hits=[hit(1, key="caf\udce9.jpg")])
+    line = answer_json(answer).encode("utf-8")
+    assert json.loads(line)["hits"][0]["key"] == "caf\udce9.jpg"
+
+
+def test_paths_are_the_uris():
+    assert list(answer_paths(Answer(query=text_query("q"), hits=[hit(1), hit(2, uri="/s.tar#m.webp")]))) == [
+        "/pictures/folder/picture-1.jpg",
+        "/s.tar#m.webp",
+    ]

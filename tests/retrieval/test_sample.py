@@ -1,0 +1,110 @@
+"""The sample stands in where nobody built an index; its index is built once, and again when out of date."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import Result
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import location, records, shards
+from llm2clip.retrieval import Searcher
+from llm2clip.retrieval.locating import locate, open_sample
+
+from .conftest import COLOURS, Corpus, write_coloured_shard
+
+
+@pytest.fixture
+def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shard of a sample corpus of eight colours, older than any index."""
+    folder = tmp_path / "sample"
+    folder.mkdir()
+    write_coloured_shard(folder / "colours-000.tar")
+    long_ago = time.time() - 1000
+    os.utime(folder / "colours-000.tar", (long_ago, long_ago))
+    monkeypatch.setattr(location, "sample_folder", lambda: folder)
+    for module in (shards, records):
+        monkeypatch.setattr(module, "sample_folder", lambda: folder)
+    return folder / "colours-000.tar"
+
+
+def keys(result: Result) -> list[str]:
+    assert result.exit_code == 0, result.stderr
+    return [hit["key"] for hit in json.loads(result.stdout)["hits"]]
+
+
+def test_with_no_index_the_sample_is_searched_and_said(sample: Path, search: Callable[..., Result]):
+    first = search("red", "--json", "-k", 1)
+    assert keys(first) == ["colours-000.tar#red.png"]
+    assert first.stderr == (
+        "no index of your own yet: searching the sample pictures (building their index first, once)\n"
+    )
+    second = search("红色红色 red", "--json", "-k", 1)
+    assert second.stderr == "no index of your own yet: searching the sample pictures\n"
+    hit = json.loads(second.stdout)["hits"][0]
+    assert hit["metadata"] == {"names": {"en": "red", "zh": "red色"}, "emoji": "🟥"}
+    table = search("红色红色 red", "-k", 1)
+    assert "red色  🟥" in table.stdout
+
+
+def test_the_sample_can_be_asked_for_by_name(corpus: Corpus, sample: Path, search: Callable[..., Result]):
+    location.set_current_index(corpus.index)
+    assert keys(search("red", "--json", "-k", 1)) == ["warm/red.png"]
+    asked = search("red", "--json", "-k", 1, "--index", "sample:")
+    assert keys(asked) == ["colours-000.tar#red.png"]
+    assert asked.stderr == "searching the sample pictures (building their index first, once)\n"
+    assert search("red", "--index", "sample:").stderr == ""
+    assert locate("sample:").path == location.sample_index_path()
+
+
+def test_the_library_falls_back_too_and_reads_the_pictures(sample: Path, fake_by_name: object):
+    with Searcher.open() as searcher:
+        hits = searcher.search("blue", k=8)
+        assert len(hits) == len(COLOURS)
+        assert hits[0].key == "colours-000.tar#blue.png"
+        assert searcher.index.read_image(hits[0].id)[:4] == b"\x89PNG"
+
+
+def test_the_index_of_the_sample_is_built_once(sample: Path):
+    builds: list[int] = []
+    for _ in range(3):
+        open_sample(FakeEncoder(), building=lambda: builds.append(1)).close()
+    assert builds == [1]
+
+
+def test_it_is_built_again_for_other_weights_or_after_damage(sample: Path):
+    builds: list[int] = []
+    open_sample(FakeEncoder()).close()
+    open_sample(FakeEncoder(seed=1), building=lambda: builds.append(1)).close()
+    (location.sample_index_path() / "manifest.json").write_text("{")
+    with open_sample(FakeEncoder(seed=1), building=lambda: builds.append(2)) as index:
+        assert len(index) == len(COLOURS)
+    assert builds == [1, 2]
+
+
+def test_it_is_built_again_for_other_pictures_and_only_looked_at_for_the_same(sample: Path):
+    encoder, builds = FakeEncoder(), []
+    open_sample(encoder).close()
+    soon = time.time() + 1
+    write_coloured_shard(sample, colours={"red": "#ff0000", "orange": "#ff8000"})
+    os.utime(sample, (soon, soon))
+    time.sleep(1.1)
+    with open_sample(encoder, building=lambda: builds.append(1)) as index:
+        assert len(index) == 2
+    open_sample(encoder, building=lambda: builds.append(2)).close()
+    assert builds == [1]
+
+
+def test_an_installation_without_sample_says_what_to_do(sample: Path, search: Callable[..., Result]):
+    sample.unlink()
+    result = search("red")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        "error: this installation has no sample pictures; "
+        "build one of your own pictures with  llm2clip-index build FOLDER\n"
+    )

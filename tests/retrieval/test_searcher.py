@@ -1,0 +1,175 @@
+"""Searching against brute force, and what is refused."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llm2clip.encoders import FakeEncoder, ImageError, ModelError, TextTooLongWarning
+from llm2clip.indexer import EncoderMismatchError, IndexNotFoundError, build_index, open_index
+from llm2clip.retrieval import Searcher
+
+from .conftest import COLOURS, Corpus, picture
+
+
+@pytest.fixture
+def searcher(corpus: Corpus) -> Searcher:
+    return Searcher.open(corpus.index, encoder=corpus.encoder)
+
+
+def names(hits: list[Any]) -> list[str]:
+    return [Path(hit.key).stem for hit in hits]
+
+
+def test_hits_are_those_of_a_brute_force_in_its_order(corpus: Corpus, searcher: Searcher):
+    files = sorted(corpus.folder.rglob("*.png"))
+    pictures = corpus.encoder.encode_images(files).astype(np.float16).astype(np.float32)
+    for text in ("red", "a green and yellow thing", "#804020", "no colour at all"):
+        scores = pictures @ corpus.encoder.encode_texts([text])[0]
+        expected = sorted(
+            zip(-scores, (file.relative_to(corpus.folder).as_posix() for file in files), strict=True)
+        )
+        hits = searcher.search(text, k=5)
+        assert [hit.key for hit in hits] == [key for _, key in expected[:5]]
+        assert [hit.score for hit in hits] == pytest.approx([-score for score, _ in expected[:5]], abs=1e-6)
+        assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+
+
+def test_a_text_gives_hits_and_a_list_gives_lists(searcher: Searcher):
+    assert names(searcher.search("red", k=1)) == ["red"]
+    assert [names(hits) for hits in searcher.search(["blue", "green"], k=1)] == [["blue"], ["green"]]
+    assert [names(hits) for hits in searcher.search(("cyan",), k=1)] == [["cyan"]]
+    assert searcher.search([]) == []
+
+
+def test_many_queries_give_what_each_gives_alone(searcher: Searcher):
+    texts = [f"{name} number {number}" for number in range(9) for name in COLOURS]
+    assert searcher.search(texts, k=3) == [searcher.search(text, k=3) for text in texts]
+
+
+def test_a_picture_finds_itself_whatever_form_it_has(corpus: Corpus, searcher: Searcher):
+    file = corpus.folder / "warm" / "red.png"
+    with Image.open(file) as opened:
+        forms = [file, str(file), file.read_bytes(), opened, np.array(opened)]
+        for hits in searcher.search_images(forms, k=2):
+            assert names(hits)[0] == "red"
+            assert hits[0].score == pytest.approx(1, abs=1e-3)
+    assert searcher.search_images([]) == []
+
+
+def test_hits_carry_caption_metadata_and_place(corpus: Corpus, searcher: Searcher):
+    red, blue = (searcher.search(name, k=1)[0] for name in ("red", "blue"))
+    assert (red.caption, red.metadata) == ("a red square", {})
+    assert (blue.caption, blue.metadata) == ("a blue square", {"mood": "calm"})
+    assert (blue.width, blue.height) == (24, 16)
+    assert Path(blue.uri) == corpus.folder / "cold" / "blue.png"
+
+
+def test_fewer_pictures_than_asked_for(searcher: Searcher):
+    assert len(searcher.search("red", k=1000)) == len(COLOURS)
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t", "\u3000"])
+def test_a_blank_query_is_refused(searcher: Searcher, text: str):
+    with pytest.raises(ValueError, match=r"^the query is empty; give at least one word"):
+        searcher.search(text)
+    with pytest.raises(ValueError, match=r"^query 2 of 3 is empty"):
+        searcher.search(["red", text, "blue"])
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_k_must_be_positive(searcher: Searcher, k: int):
+    with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
+        searcher.search("red", k=k)
+    with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
+        searcher.search_images([picture("red")], k=k)
+
+
+def test_wrong_kinds_of_query_are_refused(searcher: Searcher):
+    with pytest.raises(ValueError, match="query 1 must be text, got bytes"):
+        searcher.search([b"red"])
+    with pytest.raises(ValueError, match="images must be a list of pictures, got str"):
+        searcher.search_images("red.png")
+    with pytest.raises(ImageError, match="not a picture"):
+        searcher.search_images([b"words"])
+
+
+def test_a_long_text_is_read_to_the_limit_and_cut_only_with_a_warning(corpus: Corpus):
+    searcher = Searcher.open(corpus.index, encoder=corpus.encoder)
+    limit = corpus.encoder.info.max_text_tokens
+    last_word_counts = "thing " * (limit - 1) + "green"
+    assert names(searcher.search(last_word_counts, k=1)) == ["green"]
+    with pytest.warns(TextTooLongWarning, match=f"{limit} of {limit + 3} tokens"):
+        searcher.search(last_word_counts + " and more words")
+
+
+def test_the_encoder_is_loaded_once_and_only_when_wanted(corpus: Corpus, monkeypatch: pytest.MonkeyPatch):
+    from llm2clip import encoders
+
+    loads: list[tuple[str, str]] = []
+
+    def load(name: str, *, device: str) -> FakeEncoder:
+        loads.append((name, device))
+        return FakeEncoder()
+
+    monkeypatch.setattr(encoders, "load_encoder", load)
+    searcher = Searcher.open(corpus.index, device="cpu")
+    assert loads == []
+    threads = [threading.Thread(target=searcher.search, args=("red",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert loads == [("fake", "cpu")]
+
+
+def test_the_encoder_is_loaded_from_where_the_build_said(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from llm2clip import encoders
+    from llm2clip.indexer import BuildOptions
+
+    options = BuildOptions(encoder_source="/models/mine")
+    build_index(corpus.folder, tmp_path / "i", encoder=FakeEncoder(), options=options)
+    loads: list[str] = []
+    monkeypatch.setattr(encoders, "load_encoder", lambda name, *, device: loads.append(name) or FakeEncoder())
+    assert names(Searcher.open(tmp_path / "i").search("red", k=1)) == ["red"]
+    assert loads == ["/models/mine"]
+
+
+def test_another_encoder_is_refused_in_one_sentence(corpus: Corpus, fake_by_name: object):
+    with pytest.raises(EncoderMismatchError) as narrower:
+        Searcher.open(corpus.index, encoder=FakeEncoder(dim=8))
+    assert "was built with encoder 'fake' (dim 16), got 'fake' (dim 8)" in str(narrower.value)
+    with pytest.raises(EncoderMismatchError, match=r"'other' \(dim 16\)"):
+        Searcher.open(corpus.index, encoder="other").search("red")
+    with pytest.raises(EncoderMismatchError, match=r"another version of encoder 'fake' \(weights_sha256 .*"):
+        Searcher(open_index(corpus.index), encoder=FakeEncoder(seed=7))
+
+
+def test_an_encoder_that_cannot_be_loaded_names_index_and_remedy(
+    corpus: Corpus, tmp_path: Path, fake_by_name: object
+):
+    build_index(corpus.folder, tmp_path / "i", encoder=FakeEncoder(name="lost"))
+    searcher = Searcher.open(tmp_path / "i")
+    with pytest.raises(
+        ModelError, match=r"was built with encoder 'lost', which cannot be loaded .*--encoder"
+    ):
+        searcher.search("red")
+
+
+def test_a_missing_index_is_noticed_before_the_encoder_is_loaded(tmp_path: Path):
+    with pytest.raises(IndexNotFoundError, match=r"no index at .*nowhere"):
+        Searcher.open(tmp_path / "nowhere")
+
+
+def test_closing_closes_the_index(corpus: Corpus):
+    with Searcher.open(corpus.index, encoder=corpus.encoder) as searcher:
+        searcher.search("red")
+    with pytest.raises(Exception, match="closed"):
+        searcher.search("red")
