@@ -246,7 +246,7 @@ class BidirectionalLlama(nn.Module):
         Args:
             input_ids_BL: Shape: (B, L), int64 token ids. Positions are counted from the row's start, padding
                 included.
-            attention_mask_BL: Shape: (B, L), non-zero where a token may be attended to; ``None`` where nothing
+            attention_mask_BL: Shape: (B, L), non-zero where a token may be attended to; ``None`` if nothing
                 is padded.
             causal: Let a token see only itself and what stands before it.
             hidden_states: If given, receives the embeddings, then each block's output (the last normalised).
