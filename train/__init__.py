@@ -1,1 +1,1 @@
-"""llm2clip.train"""
+"""Makes encoders: the losses, loops and recipes of LLM2CLIP's two stages, and nano, made with them."""

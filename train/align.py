@@ -41,7 +41,9 @@ class AlignConfig:
     """Emoji pictures per step of the second part."""
     scene_batch: int = 80
     """Scene pictures per step of the second part."""
-    vision: NanoVisionConfig = field(default_factory=lambda: NanoVisionConfig(image_size=ART_SIZE, batch_norm=True))
+    vision: NanoVisionConfig = field(
+        default_factory=lambda: NanoVisionConfig(image_size=ART_SIZE, batch_norm=True)
+    )
     """Shape of the vision tower."""
     learning_rate: float = 2e-3
     """Peak rate of the vision tower in the first part."""
@@ -87,13 +89,13 @@ class Gallery:
 def identity_adapter(width: int, dim: int) -> TextAdapter:
     """The adapter, begun near the identity: residual branches silent, last layer orthonormal."""
     adapter = TextAdapter(width, dim)
+    final = f"adaptor.{len(adapter.adaptor) - 1}"
     with torch.no_grad():
-        for block in adapter.adaptor[:4]:
-            block.fn[3].weight.zero_()  # type: ignore[index, union-attr, operator]
-            block.fn[3].bias.zero_()  # type: ignore[index, union-attr, operator]
-        last = adapter.adaptor[5]
-        last.weight.copy_(torch.eye(dim, width))  # type: ignore[operator, union-attr]
-        last.bias.zero_()  # type: ignore[operator, union-attr]
+        for name, parameter in adapter.named_parameters():
+            if ".fn.3." in name or name == f"{final}.bias":
+                parameter.zero_()
+            elif name == f"{final}.weight":
+                parameter.copy_(torch.eye(dim, width))
     return adapter
 
 
@@ -108,7 +110,12 @@ def parameter_groups(module: nn.Module, rate: float, decay: float) -> list[dict[
 
 
 def train_vision(
-    run: Run, picture_side: PictureSide, anchors_ED: Tensor, gallery: Gallery, held: Gallery, config: AlignConfig
+    run: Run,
+    picture_side: PictureSide,
+    anchors_ED: Tensor,
+    gallery: Gallery,
+    held: Gallery,
+    config: AlignConfig,
 ) -> None:
     """First part: every emoji picture finds its emoji's prototype among all, every prototype its picture in the batch.
 
@@ -121,7 +128,9 @@ def train_vision(
         config: Recipe.
     """
     anchors = F.normalize(anchors_ED, dim=-1)
-    optimizer = torch.optim.AdamW(parameter_groups(picture_side, config.learning_rate, 0.05), betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(picture_side, config.learning_rate, 0.05), betas=(0.9, 0.98)
+    )
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
         chosen, pictures = gallery.batch(config.batch, rng)
@@ -193,7 +202,10 @@ def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: Alig
     """Second part: emoji and scenes against the language model's own features, through the adapter."""
     config = stage.config
     optimizer = torch.optim.AdamW(
-        [*parameter_groups(picture_side, config.second_learning_rate, 0.05), *parameter_groups(adapter, config.adapter_rate, 0.05)],
+        [
+            *parameter_groups(picture_side, config.second_learning_rate, 0.05),
+            *parameter_groups(adapter, config.adapter_rate, 0.05),
+        ],
         betas=(0.9, 0.98),
     )
 
@@ -224,12 +236,14 @@ def embed_drawings(picture_side: PictureSide, artwork: Artwork, rows: NDArray[np
     return torch.cat(parts)
 
 
-def picture_scores(picture_side: PictureSide, anchors_ED: Tensor, gallery: Gallery, held: Gallery) -> dict[str, float]:
+def picture_scores(
+    picture_side: PictureSide, anchors_ED: Tensor, gallery: Gallery, held: Gallery
+) -> dict[str, float]:
     """Progress in percent: prototype or centroid -> picture R@1 and R@5 by inner product, and the mean own cosine.
 
     ``noto`` is the shipped style, ``held`` one never trained on.
     """
-    scores = {}
+    scores: dict[str, float] = {}
     for name, one in (("noto", gallery), ("held", held)):
         style = one.artwork.styles.index("noto") if name == "noto" else 0
         rows = np.flatnonzero(one.artwork.style == style)
@@ -273,6 +287,8 @@ def align_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignSt
 
 def _scene_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignStage) -> dict[str, float]:
     held = stage.scenes.held
+    if held is None:
+        return {}
     rng = np.random.default_rng(3)
     noto = thumbnails_of_style(stage.gallery.artwork, "noto", len(stage.gallery.by_emoji), side=20)
     drawn = np.stack([draw_scene(scene, noto, rng, size=ART_SIZE) for scene in held.scenes])
@@ -293,4 +309,8 @@ def _scene_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignS
 def thumbnails_of_style(artwork: Artwork, style: str, emoji_count: int, *, side: int) -> Thumbnails:
     """Thumbnails of one style only."""
     rows = artwork.style == artwork.styles.index(style)
-    return thumbnails(Artwork(artwork.pixels[rows], artwork.emoji[rows], artwork.style[rows], artwork.styles), emoji_count, side=side)
+    return thumbnails(
+        Artwork(artwork.pixels[rows], artwork.emoji[rows], artwork.style[rows], artwork.styles),
+        emoji_count,
+        side=side,
+    )

@@ -51,7 +51,9 @@ def augment_scenes(scenes: NDArray[np.uint8], rng: np.random.Generator) -> Tenso
 def disturb(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     """Contrast, blur and noise. Shape: (B, 3, S, S), 0..1, kept."""
     count = len(pictures)
-    contrast = torch.where(_chance(count, 0.5, rng), _uniform(count, 0.8, 1.15, rng), torch.ones(count, 1, 1, 1))
+    contrast = torch.where(
+        _chance(count, 0.5, rng), _uniform(count, 0.8, 1.15, rng), torch.ones(count, 1, 1, 1)
+    )
     pictures = (pictures - 1) * contrast + 1
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     pictures = torch.where(_chance(count, 0.15, rng), 0.5 * (blurred + pictures), pictures)
@@ -79,7 +81,10 @@ def _placements(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     room = np.maximum(0.06, 1 - scale)
     shift = rng.uniform(-0.6, 0.6, (count, 2)) * room[:, None]
     rows = np.stack(
-        (np.stack((cosine * stretch, sine, shift[:, 0] / scale), 1), np.stack((-sine, cosine / stretch, shift[:, 1] / scale), 1)),
+        (
+            np.stack((cosine * stretch, sine, shift[:, 0] / scale), 1),
+            np.stack((-sine, cosine / stretch, shift[:, 1] / scale), 1),
+        ),
         axis=1,
     )
     return F.affine_grid(torch.from_numpy(rows.astype(np.float32)), list(pictures.shape), align_corners=False)
@@ -94,10 +99,14 @@ def _jitter(colour: Tensor, rng: np.random.Generator) -> Tensor:
     """Saturation, brightness, a rotation of hue (often small, sometimes any) and a tint."""
     count = len(colour)
     grey = _grey(colour)
-    turn = np.where(rng.random(count) < 0.03, rng.uniform(-math.pi, math.pi, count), rng.normal(0, 0.15, count))
+    turn = np.where(
+        rng.random(count) < 0.03, rng.uniform(-math.pi, math.pi, count), rng.normal(0, 0.15, count)
+    )
     hue = torch.from_numpy(_hue_matrices(turn))
     colour = torch.einsum("bij,bjhw->bihw", hue, colour)
-    saturation = torch.where(_chance(count, 0.07, rng), torch.zeros(count, 1, 1, 1), _uniform(count, 0.5, 1.6, rng))
+    saturation = torch.where(
+        _chance(count, 0.07, rng), torch.zeros(count, 1, 1, 1), _uniform(count, 0.5, 1.6, rng)
+    )
     colour = grey + (colour - grey) * saturation
     tint = torch.from_numpy(rng.uniform(-0.08, 0.08, (count, 3, 1, 1)).astype(np.float32))
     brightness = _uniform(count, 0.75, 1.25, rng)
@@ -116,7 +125,9 @@ def _hue_matrices(angle: NDArray[np.float64]) -> NDArray[np.float32]:
     return matrices.astype(np.float32)
 
 
-def _outline(colour: Tensor, alpha: Tensor, chosen: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _outline(
+    colour: Tensor, alpha: Tensor, chosen: Tensor, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
     """Draw a dark line around the shape and along its inner edges, as line artwork has it."""
     count = len(colour)
     wide = F.max_pool2d(alpha, 5, stride=1, padding=2)
@@ -142,7 +153,9 @@ def _outline(colour: Tensor, alpha: Tensor, chosen: Tensor, rng: np.random.Gener
 
 def _backgrounds(count: int, size: int, rng: np.random.Generator) -> Tensor:
     """White for half of the pictures, otherwise a colour (mostly pale) or a gradient of two."""
-    pale = np.where(rng.random((count, 1)) < 0.7, rng.uniform(0.7, 1, (count, 3)), rng.uniform(0, 1, (count, 3)))
+    pale = np.where(
+        rng.random((count, 1)) < 0.7, rng.uniform(0.7, 1, (count, 3)), rng.uniform(0, 1, (count, 3))
+    )
     other = pale + rng.normal(0, 0.15, (count, 3))
     ramp = np.linspace(0, 1, size)[None, None, :, None]
     ramp = np.where(rng.random((count, 1, 1, 1)) < 0.5, ramp, ramp[:, :, ::-1])

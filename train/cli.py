@@ -58,7 +58,9 @@ def nano_english(
 def data(
     out: Annotated[Path, typer.Option("--out", help="Folder for the measuring sets.")] = Path("runs/measure"),
     cache: Cache = Path("runs/cache"),
-    sample: Annotated[Path | None, typer.Option(help="Also write the sample corpus into this folder.")] = None,
+    sample: Annotated[
+        Path | None, typer.Option(help="Also write the sample corpus into this folder.")
+    ] = None,
 ) -> None:
     """Write what nano is measured on: OpenMoji pictures and scenes, as WebDataset tars. Fetches packages by name."""
     from llm2clip.train.recipes import make_data

@@ -10,9 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from llm2clip.train.emoji import Emoji, codepoints, load_artwork, render_style
-from llm2clip.train.scenes import Scene, Thumbnails, caption, draw_scene, last_twin, sample_scene, scene_record, swap_twin
+from llm2clip.train.scenes import (
+    Scene,
+    Thumbnails,
+    caption,
+    draw_scene,
+    last_twin,
+    sample_scene,
+    scene_record,
+    swap_twin,
+)
 from llm2clip.train.scenes import thumbnails as make_thumbnails
 from llm2clip.train.sources import style
 
@@ -22,12 +32,12 @@ SCENE_SIDE = 144
 """Side in pixels of a scene."""
 WEBP_QUALITY = 78
 CAPTION_WORDS = (82, 130)
-"""Shortest and longest English caption of a measured scene, in words and marks; nano's tokenizer makes about one token of each."""
+"""Shortest and longest English caption of a measured scene, in words and marks, each about one token of nano."""
 
 Sample = tuple[str, bytes, dict[str, Any]]
 
 
-def webp(image: Any) -> bytes:  # noqa: ANN401 - a PIL image
+def webp(image: Image.Image) -> bytes:
     """Encode a picture as lossy WebP."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=6)
@@ -57,17 +67,23 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> int:
 
 def emoji_samples(name: str, emoji: Sequence[Emoji], cache: Path) -> Iterator[Sample]:
     """Every emoji of one style on white, with its names in all languages."""
-    from PIL import Image
-
     for index, drawing in render_style(style(name), list(emoji), cache, size=EMOJI_SIDE):
         item = emoji[index]
         page = Image.new("RGB", drawing.size, "white")
         page.paste(drawing, mask=drawing)
-        record = {"kind": "emoji", "caption": item.names["en"], "emoji": item.char, "style": name, "names": item.names}
+        record = {
+            "kind": "emoji",
+            "caption": item.names["en"],
+            "emoji": item.char,
+            "style": name,
+            "names": item.names,
+        }
         yield f"{name}-{codepoints(item.char)}", webp(page), record
 
 
-def measured_scenes(pool: Sequence[int], emoji: Sequence[Emoji], count: int, rng: np.random.Generator) -> Iterator[Scene]:
+def measured_scenes(
+    pool: Sequence[int], emoji: Sequence[Emoji], count: int, rng: np.random.Generator
+) -> Iterator[Scene]:
     """Scenes of seven or eight objects whose English caption has the measured length."""
     while count:
         scene = sample_scene(pool, rng)
@@ -80,8 +96,6 @@ def scene_samples(
     emoji: Sequence[Emoji], pool: Sequence[int], drawings: Thumbnails, *, count: int, seed: int, twins: bool
 ) -> Iterator[Sample]:
     """Scenes with captions in the scene languages, and for measuring with their twins' English captions."""
-    from PIL import Image
-
     rng = np.random.default_rng([seed, 9])
     for number, scene in enumerate(measured_scenes(pool, emoji, count, rng)):
         family = {"last": last_twin(scene, pool, rng), "swap": swap_twin(scene, rng)} if twins else {}
@@ -95,7 +109,9 @@ def style_thumbnails(name: str, emoji: Sequence[Emoji], cache: Path) -> Thumbnai
     return make_thumbnails(artwork, len(emoji), side=round(0.9 * SCENE_SIDE / 3))
 
 
-def write_sample_corpus(emoji: Sequence[Emoji], pool: Sequence[int], cache: Path, out: Path) -> dict[str, int]:
+def write_sample_corpus(
+    emoji: Sequence[Emoji], pool: Sequence[int], cache: Path, out: Path
+) -> dict[str, int]:
     """The shipped corpus: all emoji in Noto artwork, and 240 scenes made of it."""
     drawings = style_thumbnails("noto", emoji, cache)
     return {
@@ -106,7 +122,9 @@ def write_sample_corpus(emoji: Sequence[Emoji], pool: Sequence[int], cache: Path
     }
 
 
-def write_measuring_sets(emoji: Sequence[Emoji], pool: Sequence[int], cache: Path, out: Path) -> dict[str, int]:
+def write_measuring_sets(
+    emoji: Sequence[Emoji], pool: Sequence[int], cache: Path, out: Path
+) -> dict[str, int]:
     """What nano is measured on: OpenMoji (never trained on, never shipped), and 1,000 scenes with twins.
 
     ``scenes.tar`` is drawn in Noto, ``scenes-openmoji.tar`` shows other scenes in OpenMoji.

@@ -9,12 +9,16 @@ import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from llm2clip.train.sources import STYLES, TEXT_PACKAGES, SourceError, Style, fetch, style
+
+if TYPE_CHECKING:
+    from fontTools.ttLib import TTFont
 
 LANGUAGES: tuple[str, ...] = (
     *("en", "zh", "es", "ar", "ja", "hi", "de", "fr", "pt", "ru", "ko", "it", "tr", "vi", "th", "id", "nl"),
@@ -67,7 +71,9 @@ def load_emoji(cache: Path) -> list[Emoji]:
     Args:
         cache: Folder of fetched packages.
     """
-    twemoji = {_canonical(path.stem) for path in (fetch(style("twemoji").package, cache) / "package").glob("*.svg")}
+    twemoji = {
+        _canonical(path.stem) for path in (fetch(style("twemoji").package, cache) / "package").glob("*.svg")
+    }
     openmoji_folder = fetch(style("openmoji").package, cache) / "package"
     catalogue = json.loads((openmoji_folder / "data" / "openmoji.json").read_text(encoding="utf-8"))
     groups = {_canonical(entry["hexcode"]): entry["group"] for entry in catalogue}
@@ -83,7 +89,9 @@ def load_emoji(cache: Path) -> list[Emoji]:
             entry = table.get(char)
             if entry and entry.get("tts"):
                 names[language] = entry["tts"][0]
-                keywords[language] = tuple(word for word in entry.get("default", ()) if word != entry["tts"][0])
+                keywords[language] = tuple(
+                    word for word in entry.get("default", ()) if word != entry["tts"][0]
+                )
         found.append(Emoji(char=spelled[code], names=names, keywords=keywords, group=groups[code]))
     return found
 
@@ -102,7 +110,11 @@ def _svg_sources(chosen: Style, folder: Path, emoji: list[Emoji]) -> Iterator[tu
             by_code = {_canonical(code): name for code, name in chars.items()}
         for index, item in enumerate(emoji):
             english = item.names["en"]
-            options = (by_code.get(codepoints(item.char)), _slug(english), _slug(english.replace("flag: ", "flag-for-")))
+            options = (
+                by_code.get(codepoints(item.char)),
+                _slug(english),
+                _slug(english.replace("flag: ", "flag-for-")),
+            )
             name = next((option for option in options if option in icons["icons"]), None)
             if name is None:
                 continue
@@ -138,7 +150,7 @@ def _cbdt_pictures(folder: Path, emoji: list[Emoji]) -> Iterator[tuple[int, byte
             yield index, strike[glyph].imageData
 
 
-def _ligatures(font: Any) -> dict[tuple[str, ...], str]:
+def _ligatures(font: TTFont) -> dict[tuple[str, ...], str]:
     table: dict[tuple[str, ...], str] = {}
     for lookup in font["GSUB"].table.LookupList.Lookup:
         for sub in lookup.SubTable:
@@ -149,7 +161,9 @@ def _ligatures(font: Any) -> dict[tuple[str, ...], str]:
     return table
 
 
-def render_style(chosen: Style, emoji: list[Emoji], cache: Path, *, size: int = ART_SIZE) -> Iterator[tuple[int, Any]]:
+def render_style(
+    chosen: Style, emoji: list[Emoji], cache: Path, *, size: int = ART_SIZE
+) -> Iterator[tuple[int, Image.Image]]:
     """Draw one style.
 
     Args:
@@ -161,8 +175,6 @@ def render_style(chosen: Style, emoji: list[Emoji], cache: Path, *, size: int = 
     Yields:
         Position in ``emoji`` and an RGBA PIL image of ``size`` x ``size``, fitted inside with its aspect kept.
     """
-    from PIL import Image
-
     folder = fetch(chosen.package, cache) / "package"
     if chosen.layout == "cbdt":
         for index, data in _cbdt_pictures(folder, emoji):
@@ -175,9 +187,7 @@ def render_style(chosen: Style, emoji: list[Emoji], cache: Path, *, size: int = 
         yield index, _fit(Image.open(io.BytesIO(png)).convert("RGBA"), size)
 
 
-def _fit(image: Any, size: int) -> Any:
-    from PIL import Image
-
+def _fit(image: Image.Image, size: int) -> Image.Image:
     scale = size / max(image.size)
     box = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     # Premultiplied resizing keeps transparent pixels from bleeding their hidden colour into the edge.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llm2clip.encoders.llama import BidirectionalLlama, mean_pool
+from llm2clip.train.tokenizer import BOS, EOT, PAD
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -24,9 +25,8 @@ class TextEncoder:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.chunk_tokens = chunk_tokens
-        self.bos, self.eot, self.pad = (
-            tokenizer.token_to_id(token) for token in ("<|begin_of_text|>", "<|eot_id|>", "<|pad|>")
-        )
+        known = tokenizer.get_vocab()
+        self.bos, self.eot, self.pad = known[BOS], known[EOT], known[PAD]
 
     @classmethod
     def from_file(cls, path: Path, *, max_tokens: int, dropout: float | None = None) -> TextEncoder:

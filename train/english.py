@@ -1,8 +1,9 @@
 """The paper's claim on small ground: stage 2 in English only, beside three controls, all from the same start.
 
-Rows: the contrastively tuned language model frozen and English captions (``nano-english``); the same with the pre-trained
-language model that never saw the contrastive stage (``no-cc``); text towers trained with the pictures, as CLIP does, on
-English only (``clip-english``) and on Chinese only (``clip-chinese``). Every row sees the same pictures for the same steps.
+Rows: the contrastively tuned language model frozen and English captions (``nano-english``); the same with the
+pre-trained language model that never saw the contrastive stage (``no-cc``); text towers trained with the pictures, as
+CLIP does, on English only (``clip-english``) and on Chinese only (``clip-chinese``). Every row sees the same pictures
+for the same number of steps.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ LANGUAGES_SHOWN = ("en", "zh", "es", "de", "ja", "ar", "hi")
 class EnglishConfig:
     """Recipe of one row."""
 
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=400, evaluate_every=200, checkpoint_every=100))
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(steps=400, evaluate_every=200, checkpoint_every=100)
+    )
     """Length and schedule."""
     batch: int = 192
     """Pictures per step, all of different emoji."""
-    vision: NanoVisionConfig = field(default_factory=lambda: NanoVisionConfig(image_size=ART_SIZE, batch_norm=True))
+    vision: NanoVisionConfig = field(
+        default_factory=lambda: NanoVisionConfig(image_size=ART_SIZE, batch_norm=True)
+    )
     """Shape of the vision tower."""
     learning_rate: float = 2e-3
     """Peak rate of what is trained from scratch."""
@@ -86,13 +91,22 @@ def train_row(
     """
     torch.manual_seed(run.seed)
     picture_side = PictureSide(config.vision, 192)
-    groups = [*parameter_groups(picture_side, config.learning_rate, 0.05), *parameter_groups(trained, 1e-3, 0.01)]
+    groups = [
+        *parameter_groups(picture_side, config.learning_rate, 0.05),
+        *parameter_groups(trained, 1e-3, 0.01),
+    ]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
         chosen, pictures = galleries[0].batch(config.batch, rng)
         texts = [_caption(emoji[index], language, rng) for index in chosen]
-        return {"loss": clip_loss(F.normalize(picture_side(pictures), dim=-1), F.normalize(tower(texts), dim=-1), logit_scale=config.scale)}
+        return {
+            "loss": clip_loss(
+                F.normalize(picture_side(pictures), dim=-1),
+                F.normalize(tower(texts), dim=-1),
+                logit_scale=config.scale,
+            )
+        }
 
     trainee = Trainee({"picture": picture_side, "text": trained}, optimizer)
     train_loop(run, name, trainee, step, config=config.loop, evaluate=None)
@@ -112,7 +126,10 @@ def measure_row(
 ) -> dict[str, float]:
     """Name -> picture R@1 and R@5 by inner product over one gallery of each style, ties counted against us."""
     scores: dict[str, float] = {}
-    queries = {language: F.normalize(tower([e.names[language] for e in emoji]), dim=-1) for language in LANGUAGES_SHOWN}
+    queries = {
+        language: F.normalize(tower([e.names[language] for e in emoji]), dim=-1)
+        for language in LANGUAGES_SHOWN
+    }
     for style, gallery in (("noto", galleries[0]), ("openmoji", galleries[1])):
         artwork = gallery.artwork
         rows = np.flatnonzero(artwork.style == artwork.styles.index(style))
@@ -138,8 +155,8 @@ def compare_rows(
 
     Args:
         run: Run folder.
-        models: ``"cc"``: the tuned language model; ``"raw"``: the pre-trained one; ``"new"``: an untrained one of the same shape,
-            whose state every CLIP-style row starts from.
+        models: ``"cc"``: the tuned language model; ``"raw"``: the pre-trained one; ``"new"``: an untrained one of
+            the same shape, whose state both CLIP-style rows start from.
         encoder: Text rules.
         emoji: All emoji.
         galleries: Trained drawings and held-out drawings.
@@ -171,9 +188,15 @@ def table(rows: dict[str, dict[str, float]]) -> str:
     """The comparison as Markdown: R@1/R@5 in percent."""
     lines = []
     for style in ("noto", "openmoji"):
-        lines += [f"{style} | " + " | ".join(LANGUAGES_SHOWN), " | ".join(["---"] * (len(LANGUAGES_SHOWN) + 1))]
+        lines += [
+            f"{style} | " + " | ".join(LANGUAGES_SHOWN),
+            " | ".join(["---"] * (len(LANGUAGES_SHOWN) + 1)),
+        ]
         for name, scores in rows.items():
-            cells = [f"{scores[f'{style}_{lang}_r1']:.1f}/{scores[f'{style}_{lang}_r5']:.1f}" for lang in LANGUAGES_SHOWN]
+            cells = [
+                f"{scores[f'{style}_{lang}_r1']:.1f}/{scores[f'{style}_{lang}_r5']:.1f}"
+                for lang in LANGUAGES_SHOWN
+            ]
             lines.append(f"{name} | " + " | ".join(cells))
         lines.append("")
     return "\n".join(lines)

@@ -23,7 +23,9 @@ from llm2clip.train.texts import Text, TextPool
 class TextFeatures:
     """Unit features of names and descriptions, and their centroid for each picture."""
 
-    def __init__(self, texts: Sequence[Text], features: Tensor, pictures: int, *, languages: Sequence[str] | None) -> None:
+    def __init__(
+        self, texts: Sequence[Text], features: Tensor, pictures: int, *, languages: Sequence[str] | None
+    ) -> None:
         """Keep the texts of ``languages`` (all if ``None``).
 
         Args:
@@ -41,7 +43,10 @@ class TextFeatures:
                     lists[picture].append(row)
         self._of_picture = [np.array(rows) for rows in lists]
         self.centroids = torch.stack(
-            [F.normalize(features[torch.from_numpy(rows)].float().mean(0), dim=0) for rows in self._of_picture]
+            [
+                F.normalize(features[torch.from_numpy(rows)].float().mean(0), dim=0)
+                for rows in self._of_picture
+            ]
         )
 
     def draw(self, pictures: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
@@ -70,7 +75,8 @@ class SceneFeatures:
     """Shape: (scenes, wordings, D), float16, unit rows."""
     twins: Tensor
     """Shape: (scenes, 2, wordings, D), float16: places swapped, last object changed; wordings as in ``captions``."""
-    held: SceneFeatures | None = None  # type: ignore[assignment]
+    held: SceneFeatures | None = None
+    """Scenes never trained on, for the progress report."""
 
     def draw(self, rows: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A caption of each scene, and both twins of each in the same wording. Shapes: (n, D), (2 n, D), float32."""
@@ -93,17 +99,29 @@ def read_texts(model: BidirectionalLlama, encoder: TextEncoder, texts: Sequence[
 
 
 def cache_texts(
-    model: BidirectionalLlama, encoder: TextEncoder, pool: TextPool, path: Path, *, languages: Sequence[str] | None = None
+    model: BidirectionalLlama,
+    encoder: TextEncoder,
+    pool: TextPool,
+    path: Path,
+    *,
+    languages: Sequence[str] | None = None,
 ) -> TextFeatures:
     """Features of all names and descriptions, read once and kept at ``path``."""
     texts = [*pool.names, *pool.descriptions]
-    features = _cached(path, lambda: {"features": read_texts(model, encoder, [t.text for t in texts])})["features"]
+    features = _cached(path, lambda: {"features": read_texts(model, encoder, [t.text for t in texts])})[
+        "features"
+    ]
     return TextFeatures(texts, features, len(pool.emoji), languages=languages)
 
 
-def scene_wordings(scene_languages: Sequence[str], rng: np.random.Generator, count: int) -> list[tuple[str, int]]:
+def scene_wordings(
+    scene_languages: Sequence[str], rng: np.random.Generator, count: int
+) -> list[tuple[str, int]]:
     """``count`` (language, wording) pairs for one scene: English first, then any."""
-    rest = [(scene_languages[int(rng.integers(len(scene_languages)))], int(rng.integers(3))) for _ in range(count - 1)]
+    rest = [
+        (scene_languages[int(rng.integers(len(scene_languages)))], int(rng.integers(3)))
+        for _ in range(count - 1)
+    ]
     return [("en", int(rng.integers(3))), *rest]
 
 
@@ -124,7 +142,9 @@ def cache_scenes(
     One scene in three has two to five objects, the rest six to eight.
     """
     rng = np.random.default_rng([seed, 5])
-    scenes = [sample_scene(pool, rng, objects=(2, 5) if rng.random() < 0.33 else (6, 8)) for _ in range(count)]
+    scenes = [
+        sample_scene(pool, rng, objects=(2, 5) if rng.random() < 0.33 else (6, 8)) for _ in range(count)
+    ]
     texts: list[str] = []
     for scene in scenes:
         family = (scene, swap_twin(scene, rng), last_twin(scene, pool, rng))

@@ -46,8 +46,8 @@ class LanguageConfig:
     taught: float = 0.15
     """Part of the short texts that are English queries with the sentence encoder's soft targets."""
     scale: float = 12.0
-    """Factor on cosines to pictures' prototypes. Low on purpose: it asks for a wide margin, so that plain inner products
-    rank well afterwards."""
+    """Factor on cosines to pictures' prototypes. Low on purpose: it asks for a wide margin, so that plain inner
+    products rank well afterwards."""
     scene_scale: float = 20.0
     """Factor on cosines between scene captions."""
     neighbour_share: float = 0.1
@@ -66,7 +66,9 @@ class Teacher:
     """Shape: (queries, pictures), rows sum to 1."""
 
 
-def pretrain(run: Run, model: BidirectionalLlama, encoder: TextEncoder, corpus: Sequence[str], config: LanguageConfig) -> None:
+def pretrain(
+    run: Run, model: BidirectionalLlama, encoder: TextEncoder, corpus: Sequence[str], config: LanguageConfig
+) -> None:
     """Train the model to predict the next token of names, keywords, queries and scene captions."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
     rows = encoder.tokenize(corpus)
@@ -96,7 +98,9 @@ class ContrastiveStage:
     drawn against each other, wording against wording and language against language, with a twin as hard negative.
     """
 
-    def __init__(self, emoji: Sequence[Emoji], pool: TextPool, teacher: Teacher, scene_pool: Sequence[int]) -> None:
+    def __init__(
+        self, emoji: Sequence[Emoji], pool: TextPool, teacher: Teacher, scene_pool: Sequence[int]
+    ) -> None:
         self.emoji = emoji
         self.pool = pool
         self.teacher = teacher
@@ -115,7 +119,9 @@ class ContrastiveStage:
             picked = rng.choice(len(self.teacher.queries), taught)
             queries = [self.teacher.queries[i] for i in picked]
             own = target_matrix(queries, len(self.emoji))
-            target = np.concatenate((target, 0.5 * own + 0.5 * self.teacher.query_targets[picked].astype(np.float32)))
+            target = np.concatenate(
+                (target, 0.5 * own + 0.5 * self.teacher.query_targets[picked].astype(np.float32))
+            )
             texts += queries
         return [text.text for text in texts], torch.from_numpy(target)
 
@@ -205,7 +211,12 @@ def tune_embeddings(
 
     trainee = Trainee({"model": model, "prototypes": prototypes}, optimizer)
     train_loop(
-        run, "warm", trainee, step, config=config.warm, evaluate=lambda: text_scores(model, prototypes, encoders[0], stage)
+        run,
+        "warm",
+        trainee,
+        step,
+        config=config.warm,
+        evaluate=lambda: text_scores(model, prototypes, encoders[0], stage),
     )
     model.layers = blocks
 
@@ -248,7 +259,12 @@ def tune_model(
 
     trainee = Trainee({"model": model}, optimizer)
     train_loop(
-        run, "tune", trainee, step, config=config.tune, evaluate=lambda: text_scores(model, prototypes, encoders[0], stage)
+        run,
+        "tune",
+        trainee,
+        step,
+        config=config.tune,
+        evaluate=lambda: text_scores(model, prototypes, encoders[0], stage),
     )
 
 
@@ -277,7 +293,9 @@ def text_scores(
                 for wording, column in ((0, 0), (1, 1), (1, 2))
                 for scene in (triple[column] for triple in triples)
             ]
-            query, right, wrong = nn.functional.normalize(encoder.pool(model, texts), dim=-1).split(len(scenes))
+            query, right, wrong = nn.functional.normalize(encoder.pool(model, texts), dim=-1).split(
+                len(scenes)
+            )
             told = (query * right).sum(1) > (query * wrong).sum(1)
             scores[name] = 100 * float(told.float().mean())
     return scores

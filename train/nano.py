@@ -13,11 +13,26 @@ from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders.adapter import TextAdapter
 from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.train.align import AlignConfig, AlignStage, Gallery, PictureSide, align, identity_adapter, train_vision
+from llm2clip.train.align import (
+    AlignConfig,
+    AlignStage,
+    Gallery,
+    PictureSide,
+    align,
+    identity_adapter,
+    train_vision,
+)
 from llm2clip.train.emoji import Emoji, load_artwork, load_emoji
 from llm2clip.train.encode import TextEncoder
 from llm2clip.train.features import cache_scenes, cache_texts
-from llm2clip.train.language import ContrastiveStage, LanguageConfig, Prototypes, pretrain, tune_embeddings, tune_model
+from llm2clip.train.language import (
+    ContrastiveStage,
+    LanguageConfig,
+    Prototypes,
+    pretrain,
+    tune_embeddings,
+    tune_model,
+)
 from llm2clip.train.phrases import SCENE_LANGUAGES
 from llm2clip.train.run import LoopConfig, Run
 from llm2clip.train.scenes import caption, sample_scene, scene_pool
@@ -54,7 +69,9 @@ class NanoConfig:
     )
     """Recipe of the text side."""
     align: AlignConfig = field(
-        default_factory=lambda: AlignConfig(first=LoopConfig(steps=1200, floor=0.25), second=LoopConfig(steps=2000))
+        default_factory=lambda: AlignConfig(
+            first=LoopConfig(steps=1200, floor=0.25), second=LoopConfig(steps=2000)
+        )
     )
     """Recipe of stage 2."""
     scenes: int = 8_000
@@ -82,7 +99,11 @@ def gather_material(cache: Path) -> Material:
 
 def language_corpus(material: Material, rng: np.random.Generator) -> Iterator[str]:
     """Texts for the tokenizer and for pre-training: names twice, keywords, descriptions twice, queries, scenes."""
-    for texts, times in ((material.pool.names, 2), (material.pool.keywords, 1), (material.pool.descriptions, 2)):
+    for texts, times in (
+        (material.pool.names, 2),
+        (material.pool.keywords, 1),
+        (material.pool.descriptions, 2),
+    ):
         for text in texts:
             yield from (text.text for _ in range(times))
     yield from (text.text for text in material.pool.sample(40_000, rng))
@@ -173,7 +194,9 @@ def train_nano(
     picture_side, gallery, held = train_pictures(run, material, config)
     encoder = text_encoder(run, config)
     model.requires_grad_(False)
-    texts = cache_texts(model, encoder, material.pool, run.folder / "features-texts.safetensors", languages=languages)
+    texts = cache_texts(
+        model, encoder, material.pool, run.folder / "features-texts.safetensors", languages=languages
+    )
     spoken = tuple(language for language in SCENE_LANGUAGES if languages is None or language in languages)
     scenes, unseen = (
         cache_scenes(
@@ -187,7 +210,10 @@ def train_nano(
             seed=config.seed + shift,
             languages=spoken,
         )
-        for name, count, wordings, shift in (("scenes", config.scenes, config.wordings, 0), ("held", 300, 1, 1))
+        for name, count, wordings, shift in (
+            ("scenes", config.scenes, config.wordings, 0),
+            ("held", 300, 1, 1),
+        )
     )
     scenes.held = unseen
     adapter = identity_adapter(config.width, config.width)

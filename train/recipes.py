@@ -44,7 +44,14 @@ def nano(*, debug: bool = False) -> NanoConfig:
         scenes=60,
         wordings=2,
         language=LanguageConfig(
-            pretrain=few, warm=few, tune=few, pretrain_batch=16, warm_batch=64, tune_batch=32, long_scenes=2, short_scenes=2
+            pretrain=few,
+            warm=few,
+            tune=few,
+            pretrain_batch=16,
+            warm_batch=64,
+            tune_batch=32,
+            long_scenes=2,
+            short_scenes=2,
         ),
         align=AlignConfig(first=few, second=few, batch=16, emoji_batch=12, scene_batch=6),
     )
@@ -87,10 +94,21 @@ def measure_nano(folder: Path, out: Path, cache: Path) -> None:
     """Write the measuring sets and measure an exported folder with the evaluation command, as anybody would."""
     sets = out / "measure"
     make_data(sets, cache, sample=None)
-    command = [sys.executable, "-m", "llm2clip.eval.cli", "nano", "--encoder", str(folder), "--data", str(sets)]
+    command = [
+        sys.executable,
+        "-m",
+        "llm2clip.eval.cli",
+        "nano",
+        "--encoder",
+        str(folder),
+        "--data",
+        str(sets),
+    ]
     done = subprocess.run([*command, "--json", str(out / "evaluation.json")], check=False)
     if done.returncode != 0:
-        raise RunError(f"the evaluation ended with exit code {done.returncode}; run it by hand: {' '.join(command)}")
+        raise RunError(
+            f"the evaluation ended with exit code {done.returncode}; run it by hand: {' '.join(command)}"
+        )
 
 
 def make_english(out: Path, cache: Path, language: Path, *, threads: int | None, debug: bool) -> str:
@@ -112,7 +130,9 @@ def make_english(out: Path, cache: Path, language: Path, *, threads: int | None,
     source = Run(language, seed=config.seed)
     for needed in ("pretrain", "tune"):
         if not source.done(needed):
-            raise RunError(f"{language} has no finished stage {needed!r}. Run `llm2clip-train nano --out {language}` first.")
+            raise RunError(
+                f"{language} has no finished stage {needed!r}. Run `llm2clip-train nano --out {language}` first."
+            )
     material = gather_material(cache)
     run = Run(out, seed=config.seed)
     models = {

@@ -104,7 +104,9 @@ class Run:
         # Read again each time: stages that do not need each other may run side by side in two processes.
         description = self._read()
         description["stages"][stage] = description["stages"].get(stage, {}) | dict(entry)
-        write_atomically(self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False).encode())
+        write_atomically(
+            self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False).encode()
+        )
 
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to the metric history."""
@@ -180,7 +182,13 @@ EvaluateFunction = Callable[[], dict[str, float]]
 
 
 def train_loop(
-    run: Run, stage: str, trainee: Trainee, step: StepFunction, *, config: LoopConfig, evaluate: EvaluateFunction | None
+    run: Run,
+    stage: str,
+    trainee: Trainee,
+    step: StepFunction,
+    *,
+    config: LoopConfig,
+    evaluate: EvaluateFunction | None,
 ) -> None:
     """Train until ``config.steps``, resuming from the stage's checkpoint.
 
@@ -220,7 +228,9 @@ def train_loop(
     run.finish(stage, seconds=time.monotonic() - begun)
 
 
-def _one_step(run: Run, stage: str, trainee: Trainee, step: StepFunction, config: LoopConfig) -> dict[str, float]:
+def _one_step(
+    run: Run, stage: str, trainee: Trainee, step: StepFunction, config: LoopConfig
+) -> dict[str, float]:
     torch.manual_seed(run.seed * 1_000_003 + trainee.step)
     factor = learning_rate_factor(trainee.step, warmup=config.warmup, total=config.steps, floor=config.floor)
     for group, peak in zip(trainee.optimizer.param_groups, trainee.peaks, strict=True):
@@ -228,9 +238,11 @@ def _one_step(run: Run, stage: str, trainee: Trainee, step: StepFunction, config
     losses = step(run.rng(stage, trainee.step), trainee.step)
     loss = losses["loss"]
     if not bool(torch.isfinite(loss)):
-        raise RunError(f"stage {stage!r} diverged at step {trainee.step}: loss is {loss.item()}. Lower the learning rate.")
+        raise RunError(
+            f"stage {stage!r} diverged at step {trainee.step}: loss is {loss.item()}. Lower the learning rate."
+        )
     trainee.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(trainee.parameters(), config.clip)
     trainee.optimizer.step()
     return {name: float(value.detach()) for name, value in losses.items()}

@@ -45,7 +45,9 @@ def scene_pool(emoji: Sequence[Emoji]) -> list[int]:
     ]
 
 
-def sample_scene(pool: Sequence[int], rng: np.random.Generator, *, objects: tuple[int, int] = (7, 8)) -> Scene:
+def sample_scene(
+    pool: Sequence[int], rng: np.random.Generator, *, objects: tuple[int, int] = (7, 8)
+) -> Scene:
     """Draw a scene of ``objects[0]`` to ``objects[1]`` different emoji on different cells."""
     count = int(rng.integers(objects[0], objects[1] + 1))
     return Scene(
@@ -161,7 +163,12 @@ def scene_record(scene: Scene, emoji: Sequence[Emoji], *, twins: dict[str, Scene
         "captions": {language: caption(scene, emoji, language=language) for language in SCENE_LANGUAGES},
         "emoji": "".join(emoji[index].char for index in scene.objects),
         "objects": [
-            {"emoji": emoji[index].char, "name": emoji[index].names["en"], "row": cell // 3, "column": cell % 3}
+            {
+                "emoji": emoji[index].char,
+                "name": emoji[index].names["en"],
+                "row": cell // 3,
+                "column": cell % 3,
+            }
             for index, cell in zip(scene.objects, scene.cells, strict=True)
         ],
     }

@@ -38,7 +38,9 @@ def ask_teacher(emoji: Sequence[Emoji], pool: TextPool, *, queries: int, seed: i
         described = [", ".join((e.names["en"], *e.keywords.get("en", ()))) for e in emoji]
         anchors = _embed(described)
         neighbours = _softmax(anchors @ anchors.T / NEIGHBOUR_TEMPERATURE)
-        asked = _embed([text.text for text in drawn]) if drawn else np.zeros((0, anchors.shape[1]), np.float32)
+        asked = (
+            _embed([text.text for text in drawn]) if drawn else np.zeros((0, anchors.shape[1]), np.float32)
+        )
         targets = _softmax(asked @ anchors.T / QUERY_TEMPERATURE).astype(np.float16)
         partial = path.with_name(f"{path.stem}.partial.npz")
         np.savez(partial, neighbours=neighbours, targets=targets)
@@ -70,4 +72,4 @@ def _embed(texts: Sequence[str]) -> NDArray[np.float32]:
 
 def _softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     exponent = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return (exponent / exponent.sum(axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(exponent / exponent.sum(axis=1, keepdims=True), dtype=np.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
@@ -35,11 +34,13 @@ def load_descriptions(emoji: Sequence[Emoji]) -> list[Text]:
     for path in sorted(resources.files("llm2clip.train").joinpath("data").iterdir(), key=lambda p: p.name):
         if not path.name.endswith(".tsv"):
             continue
-        with path.open(encoding="utf-8", newline="") as lines:  # type: ignore[call-arg]
-            for char, language, sentence in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE):
-                if _bare(char) in index:
-                    fits[language, sentence].add(index[_bare(char)])
-    return [Text(sentence, language, tuple(sorted(found))) for (language, sentence), found in sorted(fits.items())]
+        for line in path.read_text(encoding="utf-8").splitlines():
+            char, language, sentence = line.split("\t")
+            if _bare(char) in index:
+                fits[language, sentence].add(index[_bare(char)])
+    return [
+        Text(sentence, language, tuple(sorted(found))) for (language, sentence), found in sorted(fits.items())
+    ]
 
 
 def _bare(char: str) -> str:
@@ -82,11 +83,18 @@ class TextPool:
         self.keywords = [Text(word, language, found) for (language, word), found in self.by_keyword.items()]
         self._weights = {
             kind: _language_weights(texts)
-            for kind, texts in (("names", self.names), ("keywords", self.keywords), ("descriptions", self.descriptions))
+            for kind, texts in (
+                ("names", self.names),
+                ("keywords", self.keywords),
+                ("descriptions", self.descriptions),
+            )
         }
 
     def sample(self, count: int, rng: np.random.Generator) -> list[Text]:
-        """Draw ``count`` texts: names 40 %, keywords 20 %, pairs 15 %, descriptions 25 %, many put into a query's frame."""
+        """Draw ``count`` texts, many of them put into a query's frame.
+
+        Names 40 %, keywords 20 %, pairs of keywords 15 %, descriptions 25 %.
+        """
         kinds = rng.choice(4, count, p=(0.40, 0.20, 0.15, 0.25))
         drawn: list[Text] = []
         for kind, source, framed in ((0, "names", 0.25), (1, "keywords", 0.5), (3, "descriptions", 0.15)):
@@ -98,9 +106,9 @@ class TextPool:
                 drawn.append(_framed(texts[min(int(position), len(texts) - 1)], rng, framed))
         while len(drawn) < count:
             drawn.append(self._pair(rng))
-        for number in np.flatnonzero(rng.random(count) < 0.05):
-            item = drawn[number]
-            drawn[number] = Text(strip_accents(item.text), item.language, item.pictures)
+        for row in np.flatnonzero(rng.random(count) < 0.05).tolist():
+            item = drawn[row]
+            drawn[row] = Text(strip_accents(item.text), item.language, item.pictures)
         return drawn
 
     def _pair(self, rng: np.random.Generator) -> Text:
@@ -128,7 +136,7 @@ def _spellings(name: str) -> list[str]:
 
 
 def _language_weights(texts: Sequence[Text]) -> NDArray[np.float64]:
-    weight = {language: 1.0 for language in LANGUAGES} | {language: 1.5 for language in QUERY_FRAMES} | {"en": 3.0}
+    weight = dict.fromkeys(LANGUAGES, 1.0) | dict.fromkeys(QUERY_FRAMES, 1.5) | {"en": 3.0}
     total = np.cumsum([weight.get(text.language, 1.0) for text in texts])
     return total / total[-1] if len(total) else total
 
@@ -141,7 +149,7 @@ def _framed(text: Text, rng: np.random.Generator, share: float) -> Text:
 
 
 def target_matrix(texts: Sequence[Text], pictures: int) -> NDArray[np.float32]:
-    """Target distribution of each text over all pictures, uniform over those it fits. Shape: (texts, pictures)."""
+    """Target distribution of each text, uniform over the pictures it fits. Shape: (texts, pictures)."""
     target = np.zeros((len(texts), pictures), dtype=np.float32)
     for row, text in enumerate(texts):
         target[row, list(text.pictures)] = 1 / len(text.pictures)

@@ -1,7 +1,7 @@
-"""Build nano's tokenizer: byte-level BPE that keeps combining marks with their letters.
+r"""Build nano's tokenizer: byte-level BPE that keeps combining marks with their letters.
 
-GPT-2's pattern cuts words at combining marks, so that Devanagari, Bengali or Thai fall apart into single signs; the
-pattern here keeps ``\\p{M}`` with ``\\p{L}``. Everything is lower-cased and NFC-normalised, because queries are.
+GPT-2's pattern cuts words at combining marks, so that Devanagari, Bengali or Thai fall apart into single
+signs; the pattern here keeps ``\p{M}`` with ``\p{L}``. Everything is lower-cased and NFC-normalised.
 """
 
 from __future__ import annotations
@@ -27,11 +27,26 @@ def build_tokenizer(corpus: Iterable[str], *, vocab_size: int) -> Tokenizer:
         corpus: Texts like those it will read.
         vocab_size: Number of tokens, the four special ones and 256 bytes included.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+        trainers,
+    )
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Lowercase(), normalizers.Prepend(" "), normalizers.Replace(Regex(r"\s+"), " ")]
+        [
+            normalizers.NFC(),
+            normalizers.Lowercase(),
+            normalizers.Prepend(" "),
+            normalizers.Replace(Regex(r"\s+"), " "),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from llm2clip.train.emoji import ART_SIZE, Artwork, Emoji
 from llm2clip.train.phrases import SCENE_LANGUAGES
 

@@ -1,5 +1,6 @@
 import numpy as np
 import torch
+
 from llm2clip.encoders.adapter import TextAdapter
 from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
 from llm2clip.train.align import (
@@ -22,7 +23,9 @@ from llm2clip.train.texts import Text
 
 from .material import artwork, emoji
 
-SMALL = NanoVisionConfig(image_size=64, widths=(8, 16, 24), blocks=(1, 1, 1), layers=1, heads=2, batch_norm=True)
+SMALL = NanoVisionConfig(
+    image_size=64, widths=(8, 16, 24), blocks=(1, 1, 1), layers=1, heads=2, batch_norm=True
+)
 
 
 def test_folding_keeps_the_function():
@@ -42,7 +45,9 @@ def test_folding_keeps_the_function():
 def test_the_adapter_begins_as_the_direction_of_its_input():
     features = torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
     adapter: TextAdapter = identity_adapter(32, 32)
-    cosine = torch.nn.functional.cosine_similarity(adapter(features), features - features.mean(1, keepdim=True))
+    cosine = torch.nn.functional.cosine_similarity(
+        adapter(features), features - features.mean(1, keepdim=True)
+    )
     torch.testing.assert_close(cosine, torch.ones(5))
 
 
@@ -84,7 +89,9 @@ def test_both_parts_of_stage_two_learn_a_tiny_world(tmp_path):
     train_vision(run, picture_side, anchors, gallery, held, config)
     after = picture_scores(picture_side, anchors, gallery, held)
     assert after["noto_cos"] > before["noto_cos"] + 8
-    names = [Text(thing.names[lang], lang, (i,)) for i, thing in enumerate(things) for lang in ("en", "zh", "hi")]
+    names = [
+        Text(thing.names[lang], lang, (i,)) for i, thing in enumerate(things) for lang in ("en", "zh", "hi")
+    ]
     texts = TextFeatures(names, anchors.repeat_interleave(3, 0).half(), 12, languages=None)
     rng = np.random.default_rng(0)
     scenes = [sample_scene(scene_pool(things), rng, objects=(2, 3)) for _ in range(8)]

@@ -3,8 +3,9 @@ import math
 
 import pytest
 import torch
-from llm2clip.train.run import LoopConfig, Run, RunError, Trainee, learning_rate_factor, train_loop
 from torch import nn
+
+from llm2clip.train.run import LoopConfig, Run, RunError, Trainee, learning_rate_factor, train_loop
 
 
 def quadratic(folder, *, stop_at=None, steps=12):
@@ -20,13 +21,23 @@ def quadratic(folder, *, stop_at=None, steps=12):
         return {"loss": (model(inputs) - inputs.sum(1, keepdim=True)).pow(2).mean()}
 
     config = LoopConfig(steps=steps, warmup=2, checkpoint_every=3, evaluate_every=6)
-    train_loop(run, "fit", trainee, step, config=config, evaluate=lambda: {"bias": float(model.bias.detach())})
+    train_loop(
+        run, "fit", trainee, step, config=config, evaluate=lambda: {"bias": float(model.bias.detach())}
+    )
     return run, model
 
 
 def test_schedule_by_hand():
     factors = [learning_rate_factor(step, warmup=2, total=6) for step in range(7)]
-    expected = [0.5, 1.0, 1.0, 0.5 * (1 + math.cos(math.pi / 4)), 0.5, 0.5 * (1 + math.cos(3 * math.pi / 4)), 0.0]
+    expected = [
+        0.5,
+        1.0,
+        1.0,
+        0.5 * (1 + math.cos(math.pi / 4)),
+        0.5,
+        0.5 * (1 + math.cos(3 * math.pi / 4)),
+        0.0,
+    ]
     assert factors == pytest.approx(expected)
     assert learning_rate_factor(6, warmup=2, total=6, floor=0.1) == pytest.approx(0.1)
 
@@ -38,7 +49,10 @@ def test_an_interrupted_stage_ends_as_the_uninterrupted_one(tmp_path):
     run, resumed = quadratic(tmp_path / "resumed")
     torch.testing.assert_close(resumed.weight, straight.weight, rtol=0, atol=0)
     assert run.done("fit")
-    assert [json.loads(line)["step"] for line in (run.folder / "history.jsonl").read_text().splitlines()] == [6, 12]
+    assert [json.loads(line)["step"] for line in (run.folder / "history.jsonl").read_text().splitlines()] == [
+        6,
+        12,
+    ]
 
 
 def test_a_finished_stage_is_loaded_not_trained(tmp_path):
@@ -59,7 +73,10 @@ def test_a_run_says_what_made_it(tmp_path):
     run, _ = quadratic(tmp_path)
     saved = json.loads((run.folder / "run.json").read_text())
     assert saved["seed"] == 3
-    assert saved["versions"]["torch"] == torch.__version__.split("+")[0] or saved["versions"]["torch"] == torch.__version__
+    assert (
+        saved["versions"]["torch"] == torch.__version__.split("+")[0]
+        or saved["versions"]["torch"] == torch.__version__
+    )
     assert saved["stages"]["fit"]["config"]["steps"] == 12
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from llm2clip.train.phrases import CELLS, COLOUR_NAMES, COLOURS, ITEMS, OPENINGS, PLACES, SCENE_LANGUAGES
 from llm2clip.train.scenes import (
     Scene,
@@ -59,8 +60,12 @@ def test_a_drawn_object_stands_in_its_cell():
     drawings = thumbnails(artwork(styles=("noto",)), 12, side=20)
     picture = draw_scene(SCENE, drawings, np.random.default_rng(0), size=66, jitter=0.0)
     assert picture.shape == (66, 66, 3)
-    # Centres of the cells 0, 8 and 4 show apple red, lemon yellow and fish turquoise; an empty cell shows the background.
-    for (row, column), colour in (((11, 11), (220, 40, 40)), ((55, 55), (230, 200, 40)), ((33, 33), (60, 190, 200))):
+    # Centres of the cells 0, 8 and 4 show apple red, lemon yellow and fish turquoise; an empty cell shows nothing.
+    for (row, column), colour in (
+        ((11, 11), (220, 40, 40)),
+        ((55, 55), (230, 200, 40)),
+        ((33, 33), (60, 190, 200)),
+    ):
         assert np.abs(picture[row, column].astype(int) - colour).max() <= 2
     assert tuple(picture[11, 55]) == COLOURS[1]
 
@@ -83,6 +88,6 @@ def test_record_lists_objects_and_twins():
 
 @pytest.mark.parametrize("language", SCENE_LANGUAGES)
 def test_wordings_wrap_around(language):
-    assert caption(SCENE, emoji(), language=language, wording=len(ITEMS[language]) * len(OPENINGS[language])) == caption(
-        SCENE, emoji(), language=language
-    )
+    assert caption(
+        SCENE, emoji(), language=language, wording=len(ITEMS[language]) * len(OPENINGS[language])
+    ) == caption(SCENE, emoji(), language=language)

@@ -1,4 +1,5 @@
 import numpy as np
+
 from llm2clip.train.texts import Text, TextPool, load_descriptions, strip_accents, target_matrix
 from llm2clip.train.tokenizer import build_tokenizer
 
@@ -21,7 +22,10 @@ def test_sampled_texts_are_true_of_their_pictures():
     pool = TextPool(things, [Text("something green", "en", (1,))])
     for text in pool.sample(400, np.random.default_rng(0)):
         for picture in text.pictures:
-            known = [*things[picture].names.values(), *(w for ws in things[picture].keywords.values() for w in ws)]
+            known = [
+                *things[picture].names.values(),
+                *(w for ws in things[picture].keywords.values() for w in ws),
+            ]
             assert "something green" in text.text or any(word in text.text for word in known)
 
 
