@@ -49,7 +49,8 @@ class LoopConfig:
 def learning_rate_factor(step: int, *, warmup: int, total: int, floor: float = 0.0) -> float:
     """Factor on the base learning rate: linear warm-up, then a half cosine down to ``floor``.
 
-    Source: golden case h, with ``floor`` 0: (step + 1) / warmup, then 0.5 (1 + cos(pi (step - warmup) / (total - warmup))).
+    Source: golden case h, where ``floor`` is 0: (step + 1) / warmup, then
+    0.5 (1 + cos(pi (step - warmup) / (total - warmup))).
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -77,7 +78,8 @@ class Run:
         found = self._read()["seed"]
         if found != seed:
             raise RunError(
-                f"{folder} holds a run with seed {found}, got seed {seed}. Choose another --out folder, or delete this one."
+                f"{folder} holds a run with seed {found}, got seed {seed}. "
+                "Choose another --out folder, or delete this one."
             )
 
     def begin(self, stage: str, config: Any) -> None:  # noqa: ANN401 - any dataclass
@@ -196,7 +198,7 @@ def train_loop(
         run: Where history and checkpoints go.
         stage: Name of the stage; its checkpoint is ``<stage>.pt``.
         trainee: Modules and optimiser, changed in place.
-        step: Called with this step's random numbers and its number; returns losses, ``"loss"`` among them, to be minimised.
+        step: Called with this step's random numbers and its number; returns losses, of which ``"loss"`` is minimised.
         config: Length, learning rates, intervals.
         evaluate: Called now and then; what it returns is logged.
     """

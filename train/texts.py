@@ -60,8 +60,8 @@ def strip_accents(text: str) -> str:
 class TextPool:
     """All short texts by kind, with sampling.
 
-    Kinds: names (CLDR short names), keywords (one keyword: every emoji that has it in that language), pairs (two keywords of
-    one emoji), descriptions (hand-written).
+    Kinds: names (CLDR short names), keywords (every emoji that has the keyword in that language), pairs (two keywords
+    of one emoji), descriptions (hand-written).
     """
 
     def __init__(self, emoji: Sequence[Emoji], descriptions: Sequence[Text]) -> None:
