@@ -19,6 +19,7 @@ from llm2clip.indexer.errors import (
     IndexerError,
     IndexNotFoundError,
     IndexVersionError,
+    IndexWriteError,
 )
 from llm2clip.indexer.faiss_index import import_faiss
 from llm2clip.indexer.generation import GenerationWriter, Origin
@@ -36,6 +37,7 @@ from llm2clip.indexer.store import (
     items_name,
     lock,
     read_meta,
+    remove_generation,
     remove_generations,
     unfinished,
 )
@@ -111,7 +113,12 @@ class _Build:
             earlier = self._unfinished(stack)
             if committed is not None and manifest is not None and self._trusted(manifest):
                 earlier.append(committed)
-            return self._write(earlier, total)
+            try:
+                return self._write(earlier, total)
+            except CorpusError:
+                stack.close()
+                self._discard()
+                raise
 
     def _present(self) -> Manifest | None:
         """The index that is there, if it may be built upon; None if there is none or it is not to be used."""
@@ -184,15 +191,20 @@ class _Build:
 
     def _unfinished(self, stack: ExitStack) -> list[Earlier]:
         """The build that got furthest of those that never finished; the others are deleted."""
-        best: Earlier | None = None
-        committed = self._committed_generation()
-        for generation in unfinished(self._folder, after=committed):
-            found = self._usable(generation)
-            if found is not None and (best is None or found.items.count() > best.items.count()):
-                best = found
-        if best is not None:
-            stack.callback(best.close)
-        return [best] if best is not None else []
+        found: list[tuple[int, int]] = []
+        generations = unfinished(self._folder, after=self._committed_generation())
+        for generation in generations:
+            done = self._usable(generation)
+            if done:
+                found.append((done, generation))
+        best = max(found, default=(0, 0))[1]
+        for generation in generations:
+            if generation != best:
+                remove_generation(self._folder, generation)
+        if not best:
+            return []
+        earlier = Earlier.unfinished(self._folder, generation=best, dim=self._encoder.info.dim)
+        return [stack.enter_context(closing(earlier))]
 
     def _committed_generation(self) -> int:
         try:
@@ -200,40 +212,42 @@ class _Build:
         except IndexerError:
             return 0
 
-    def _usable(self, generation: int) -> Earlier | None:
+    def _usable(self, generation: int) -> int:
+        """How many pictures of an unfinished build can be taken over; refuses one of another corpus or encoder."""
         try:
             items = ItemsReader(self._folder / items_name(generation), writable=True)
             with closing(items):
                 corpus, encoder = read_meta(items, "corpus"), read_meta(items, "encoder")
-                anew = bool(read_meta(items, "anew"))
+                anew, done = bool(read_meta(items, "anew")), items.count()
         except IndexerError:
-            return None  # killed before it had written anything
+            return 0  # killed before it had written anything
         if self._options.overwrite:
             same = same_corpus(corpus, self._origin.corpus) and dict(encoder) == dict(self._origin.encoder)
-            if not (same and anew):
-                return None
+            return done if same and anew else 0
         self._refuse(corpus, encoder, "an unfinished build")
-        return Earlier.unfinished(self._folder, generation=generation, dim=int(encoder["dim"]))
+        return done
 
     def _write(self, earlier: list[Earlier], total: int) -> BuildReport:
-        writer = GenerationWriter(self._folder, generation=self._next_generation(), origin=self._origin)
+        generation = self._next_generation()
+        writer = GenerationWriter(self._folder, generation=generation, origin=self._origin)
         try:
-            try:
-                for outcomes in self._outcomes(earlier):
-                    writer.append(outcomes)
-                    self._count(outcomes)
-                    self._tell("embedding", writer.items + writer.bad, total)
-            except (KeyboardInterrupt, IndexerError):
-                writer.checkpoint()
-                raise
+            for outcomes in self._outcomes(earlier):
+                writer.append(outcomes)
+                self._count(outcomes)
+                self._tell("embedding", writer.items + writer.bad, total)
             if not writer.items:
                 raise CorpusError(self._unreadable())
             self._tell("writing", writer.items + writer.bad, total)
             manifest = writer.commit()
+        except IndexWriteError:
+            raise
+        except BaseException:  # Ctrl-C above all: what was done is kept
+            writer.checkpoint()
+            raise
         finally:
             writer.close()
             if not writer.items:
-                self._discard()
+                remove_generation(self._folder, generation)
         return self._report(manifest.items, manifest.bad, up_to_date=False)
 
     def _outcomes(self, earlier: list[Earlier]) -> Iterator[list[Outcome]]:

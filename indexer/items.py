@@ -81,6 +81,11 @@ class Known:
     errors: Mapping[str, ErrorRow]
 
 
+ShownRow = tuple[int, str, str | None, str | None, int, int]
+"""id, key, caption, metadata, width, height."""
+_SHOWN = "id, key, caption, metadata, width, height"
+_AT_ONCE = 500
+
 _ITEM = ", ".join(ItemRow._fields)
 _ERROR = ", ".join(ErrorRow._fields)
 _IN = "(SELECT value FROM json_each(?))"  # any number of values in one statement that SQLite compiles once
@@ -109,6 +114,7 @@ class ItemsWriter:
 
     def __init__(self, path: Path, *, meta: Mapping[str, str]) -> None:
         self.path = path
+        self._closed = False
         with _sqlite(path, writing=True):
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.execute("PRAGMA synchronous = FULL")
@@ -132,11 +138,12 @@ class ItemsWriter:
     def commit(self) -> None:
         """Make what was appended last."""
         with _sqlite(self.path, writing=True):
-            if self._db.in_transaction:
+            if not self._closed and self._db.in_transaction:
                 self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Close the file; what was not committed is dropped."""
+        self._closed = True
         self._db.close()
 
 
@@ -176,10 +183,19 @@ class ItemsReader:
         with self._lock, _sqlite(self.path):
             return self._db.execute(statement, values).fetchall()
 
-    def fetch(self, ids: Sequence[int]) -> dict[int, ItemRow]:
-        """The rows of some ids, in one statement."""
-        rows = self._all(f"SELECT {_ITEM} FROM items WHERE id IN {_IN}", json.dumps(ids))
-        return {row[0]: ItemRow._make(row) for row in rows}
+    def shown(self, ids: Sequence[int]) -> dict[int, ShownRow]:
+        """What hits show of some items. This is on the path of every search."""
+        rows: list[ShownRow] = []
+        for start in range(0, len(ids), _AT_ONCE):
+            part = ids[start : start + _AT_ONCE]
+            marks = ("?, " * len(part))[:-2]
+            rows += self._all(f"SELECT {_SHOWN} FROM items WHERE id IN ({marks})", *part)
+        return {row[0]: row for row in rows}
+
+    def get(self, id: int) -> ItemRow | None:
+        """The row of an item, if there is one of that id."""
+        rows = self._all(f"SELECT {_ITEM} FROM items WHERE id = ?", id)
+        return ItemRow._make(rows[0]) if rows else None
 
     def find(self, keys: Sequence[str]) -> Known:
         """What is known about some keys."""

@@ -171,9 +171,11 @@ def _encode(outcomes: list[Outcome], encoder: ImageEncoder) -> None:
     except ValueError as error:
         if len(outcomes) == 1:
             outcomes[0].pixels, outcomes[0].stage, outcomes[0].reason = None, "encode", _reason(error)
-        else:  # one picture must not take the others of its batch with it
-            for outcome in outcomes:
-                _encode([outcome], encoder)
+            return
+        for outcome in outcomes:  # one picture must not take the others of its batch with it
+            _encode([outcome], encoder)
+        if all(outcome.reason is not None for outcome in outcomes):
+            raise  # it is not the pictures
         return
     _check_rows(rows, len(pixels), encoder.info)
     for outcome, row in zip(outcomes, rows, strict=True):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from llm2clip.indexer.errors import EncoderMismatchError, IndexDamagedError, IndexerError, IndexNotFoundError
 from llm2clip.indexer.faiss_index import FaissIndex
 from llm2clip.indexer.hits import Hit
-from llm2clip.indexer.items import ErrorRow, ItemRow, ItemsReader
+from llm2clip.indexer.items import ErrorRow, ItemsReader, ShownRow
 from llm2clip.indexer.manifest import Manifest, read_manifest
 from llm2clip.indexer.ranking import exact_scan, settle
 from llm2clip.indexer.records import content_hash, read_span, root_of
@@ -101,6 +102,7 @@ class Index:
                 f"{folder / manifest.items_file} belongs to another index. Run the build command again"
             )
         self._root = root_of(manifest.corpus)
+        self._prefix = self._root + os.sep
 
     def __len__(self) -> int:
         return self.manifest.items
@@ -142,7 +144,7 @@ class Index:
         found: list[list[tuple[int, float]]] = []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
             found += self._nearest(queries[start : start + _QUERIES_AT_ONCE], min(k, len(self)))
-        rows = self.items.fetch(list({id for hits in found for id, _ in hits}))
+        rows = self.items.shown(list({id for hits in found for id, _ in hits}))
         return [self._hits(hits, rows) for hits in found]
 
     def _checked(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -152,11 +154,12 @@ class Index:
                 f"queries must have the shape (n, {self.manifest.dim}), got {queries.shape}: this index was built "
                 f"with encoder '{self.manifest.encoder['name']}'"
             )
-        norms = np.einsum("nd,nd->n", queries, queries)
-        if not np.all(np.abs(norms - 1) < 0.02):
+        squares = np.einsum("nd,nd->n", queries, queries)
+        low, high = float(squares.min(initial=1)), float(squares.max(initial=1))
+        if not (low > 0.98 and high < 1.02):  # which is also so where one is not a number
             raise IndexerError(
-                f"queries must be finite rows of length 1, got lengths {np.sqrt(norms.min(initial=1)):.4g} to "
-                f"{np.sqrt(norms.max(initial=1)):.4g}: divide each by its length"
+                f"queries must be finite rows of length 1, got lengths {low**0.5:.4g} to {high**0.5:.4g}: "
+                "divide each by its length"
             )
         return queries
 
@@ -178,30 +181,29 @@ class Index:
             settled[number] = hits
         return [hits for hits in settled if hits is not None]
 
-    def _hits(self, found: Iterable[tuple[int, float]], rows: Mapping[int, ItemRow]) -> list[Hit]:
+    def _hits(self, found: Iterable[tuple[int, float]], rows: Mapping[int, ShownRow]) -> list[Hit]:
+        hits: list[Hit] = []
         try:
-            return [
-                Hit(
-                    id=id,
-                    key=row.key,
-                    score=score,
-                    rank=rank,
-                    uri=self._uri(row.key),
-                    caption=row.caption,
-                    metadata=json.loads(row.metadata) if row.metadata else {},
-                    width=row.width,
-                    height=row.height,
+            for rank, (id, score) in enumerate(found, 1):
+                _, key, caption, metadata, width, height = rows[id]
+                hits.append(
+                    Hit(
+                        id=id,
+                        key=key,
+                        score=score,
+                        rank=rank,
+                        uri=self._prefix + key,
+                        caption=caption,
+                        metadata=json.loads(metadata) if metadata else {},
+                        width=width,
+                        height=height,
+                    )
                 )
-                for rank, (id, score) in enumerate(found, 1)
-                for row in (rows[id],)
-            ]
-        except KeyError as error:
+        except (KeyError, ValueError) as error:
             raise IndexDamagedError(
-                f"{self.items.path} has no item {error}. Run the build command again"
+                f"{self.items.path} is damaged at item {id} ({error}). Run the build command again"
             ) from error
-
-    def _uri(self, key: str) -> str:
-        return f"{self._root}{os.sep}{key}"
+        return hits
 
     def read_image(self, hit_id: int) -> bytes:
         """The encoded picture of a hit, as it is in the corpus now: a whole file, or one seek into a tar.
@@ -210,7 +212,7 @@ class Index:
             OSError: the corpus is no longer there.
             IndexerError: there is no such id, or a tar changed since it was indexed.
         """
-        row = self.items.fetch([hit_id]).get(hit_id)
+        row = self.items.get(hit_id)
         if row is None:
             raise IndexerError(f"no picture has the id {hit_id}: ids go from 0 to {len(self) - 1}")
         within = row.path or row.key
@@ -260,7 +262,8 @@ class Index:
         if problem := encoder_mismatch(self.manifest.encoder, encoder.identity()):
             raise EncoderMismatchError(
                 f"{self.path} {problem}. Search it with the encoder it was built with, or build it anew: "
-                f"llm2clip-index build {self.manifest.corpus['spec']} --encoder {encoder.name} --overwrite"
+                f"llm2clip-index build {quote(self.manifest.corpus['spec'])} --index {quote(str(self.path))} "
+                f"--encoder {quote(encoder.name)} --overwrite"
             )
 
     def verify(self) -> VerifyReport:

@@ -136,12 +136,16 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
 def map_unfinished(folder: Path, *, generation: int, rows: int, dim: int) -> list[Rows]:
     """Map the first ``rows`` rows of a generation that was never committed; fewer where the files hold fewer."""
     found: list[Rows] = []
-    number = 0
     header = len(_header(0, dim))
+    number = 0
     while rows > 0 and (path := folder / segment_name(generation, number)).exists():
         here = min(rows, max(0, path.stat().st_size - header) // (dim * 2))
+        with open(path, "rb") as file:
+            closed = file.read(header) == _header(here, dim)
         if here:
             found.append(_mapped(path, here, dim, header))
+        if not closed:
+            break  # rows of a later file would not have the ids that the items give them
         rows, number = rows - here, number + 1
     return found
 

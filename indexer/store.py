@@ -18,11 +18,12 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import IO, Any
 
 from llm2clip.indexer.errors import IndexConflictError, IndexerError
 from llm2clip.indexer.items import ItemsReader
-from llm2clip.indexer.manifest import MANIFEST
+from llm2clip.indexer.manifest import MANIFEST, read_manifest
 
 LOCK = "lock"
 _OURS = re.compile(r"(?:items-(\d{5,})\.db|vectors-(\d{5,})-\d{5,}\.npy|candidates-(\d{5,})\.faiss)")
@@ -63,12 +64,13 @@ def describe_unfinished(folder: Path) -> str | None:
     for generation in reversed(generations):
         with (
             suppress(IndexerError),
-            closing(ItemsReader(folder / items_name(generation), writable=False)) as items,
+            closing(ItemsReader(folder / items_name(generation))) as items,
         ):
             corpus, encoder = read_meta(items, "corpus")["spec"], read_meta(items, "encoder_source")
             return (
                 f"the index at {folder} is not finished: {items.count():,} pictures so far. "
-                f"Go on with: llm2clip-index build {corpus} --index {folder} --encoder {encoder}"
+                f"Go on with: llm2clip-index build {quote(corpus)} --index {quote(str(folder))} "
+                f"--encoder {quote(encoder)}"
             )
     return f"the index at {folder} is not finished. Go on with the command that began it"
 
@@ -81,6 +83,22 @@ def remove_generations(folder: Path, *, keep: frozenset[str]) -> None:
                 OSError
             ):  # on Windows a reader may hold an old file open: the next commit tries again
                 os.unlink(folder / name)
+
+
+def remove_generation(folder: Path, generation: int) -> None:
+    """Delete the files of one generation."""
+    others = (name for name in os.listdir(folder) if generation_of(name) != generation)
+    remove_generations(folder, keep=frozenset(others))
+
+
+def recorded_encoder(folder: Path) -> str | None:
+    """What ``load_encoder`` was given for the index in ``folder``, finished or not; None if there is none."""
+    with suppress(IndexerError):
+        return read_manifest(folder).encoder_source
+    for generation in reversed(unfinished(folder)):
+        with suppress(IndexerError), closing(ItemsReader(folder / items_name(generation))) as items:
+            return str(read_meta(items, "encoder_source"))
+    return None
 
 
 def claim(folder: Path) -> bool:

@@ -1,0 +1,89 @@
+"""Which encoder a build uses: the one named, the one that its index already has, or the one that is asked for.
+
+``nano`` is never chosen for somebody's own pictures without their saying so: it is no good at photographs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from llm2clip.indexer.errors import IndexerError
+from llm2clip.indexer.location import SAMPLE
+from llm2clip.indexer.store import recorded_encoder
+
+VARIABLE = "LLM2CLIP_ENCODER"
+"""Environment variable that names the encoder of builds that name none."""
+NANO = "nano"
+"""The encoder that ships with the package, and knows the sample pictures."""
+
+
+class NoEncoderError(IndexerError):
+    """No encoder was named, and there is nobody to ask."""
+
+
+def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[[str], str] | None) -> str:
+    """What to give to ``load_encoder``.
+
+    Args:
+        corpus: the corpus as it was given.
+        index: folder of the index, which may have an encoder already.
+        told: the encoder that was named on the command line.
+        ask: puts a question to a person and returns the answer; None if there is nobody.
+
+    Raises:
+        NoEncoderError: none was named and nobody can be asked; the message lists the encoders.
+    """
+    chosen = told or recorded_encoder(index) or os.environ.get(VARIABLE)
+    if chosen is None and corpus == SAMPLE:
+        return NANO
+    if chosen is None:
+        if ask is None:
+            raise NoEncoderError(
+                f"which encoder? Say --encoder NAME, or set {VARIABLE}. There are\n{listed()}\n"
+                "or the folder of one"
+            )
+        chosen = _ask(ask)
+    return chosen
+
+
+def source_of(encoder: str) -> str:
+    """What the index remembers of an encoder that was named: a built-in name as it is, a folder from the root."""
+    from llm2clip.encoders import list_encoders
+
+    builtin = any(card.name == encoder for card in list_encoders())
+    return encoder if builtin or not os.path.isdir(os.path.expanduser(encoder)) else _absolute(encoder)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def listed() -> str:
+    """The built-in encoders, numbered, with what one needs to know to choose."""
+    from llm2clip.encoders import list_encoders
+
+    cards = list_encoders()
+    width = max(len(card.name) for card in cards)
+    lines = []
+    for number, card in enumerate(cards, 1):
+        download = f"download: {card.download}" if card.download else "nothing to download"
+        lines.append(f"  {number}  {card.name:<{width}}  {card.summary}")
+        lines.append(f"     {'':<{width}}  {card.size}, {card.quality}; {download}")
+    return "\n".join(lines)
+
+
+def _ask(ask: Callable[[str], str]) -> str:
+    from llm2clip.encoders import list_encoders
+
+    names = [card.name for card in list_encoders()]
+    print(f"Which encoder shall read your pictures?\n{listed()}", file=sys.stderr)
+    while True:
+        answer = ask("Number, name or folder").strip()
+        if answer.isdecimal() and 1 <= int(answer) <= len(names):
+            return names[int(answer) - 1]
+        if answer in names or os.path.isdir(os.path.expanduser(answer)):
+            return answer
+        print(f"{answer!r} is none of them: expected 1 to {len(names)}, a name or a folder", file=sys.stderr)

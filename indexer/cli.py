@@ -1,0 +1,130 @@
+"""The ``llm2clip-index`` command."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Make an index of pictures, and look after it.",
+)
+
+IndexOption = Annotated[
+    Path | None, typer.Option("--index", metavar="PATH", help="Default: the index that was built last.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+@app.command()
+def build(
+    corpus: Annotated[
+        str,
+        typer.Argument(
+            metavar="CORPUS",
+            help="A folder of pictures, a .tar, a folder of them, shards/{00..03}.tar, or sample: for ours.",
+        ),
+    ],
+    index: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Folder of the index. Default: one per corpus.")
+    ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="See `llm2clip-index encoders`. Default: that of the index, else asked."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures encoded at once.")] = 64,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Build anew, also over the index of other pictures.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Index pictures, or bring their index up to date; a build that was stopped goes on."""
+    with _one_line_errors():
+        from llm2clip.indexer.command import BuildRequest, run_build
+
+        request = BuildRequest(
+            corpus=corpus,
+            index=index,
+            encoder=encoder,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            as_json=as_json,
+        )
+        run_build(request)
+
+
+@app.command()
+def info(
+    index: IndexOption = None,
+    errors: Annotated[
+        bool, typer.Option("--errors", help="List the pictures that could not be read, with reasons.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an index is: its pictures, its encoder, its size."""
+    with _one_line_errors():
+        from llm2clip.indexer.command import run_info
+
+        run_info(index, errors=errors, as_json=as_json)
+
+
+@app.command()
+def verify(index: IndexOption = None, as_json: JsonOption = False) -> None:
+    """Check every file, number and vector of an index. Exits with 1 if anything is wrong."""
+    with _one_line_errors():
+        from llm2clip.indexer.command import run_verify
+
+        if not run_verify(index, as_json=as_json):
+            raise typer.Exit(1)
+
+
+@app.command()
+def encoders(as_json: JsonOption = False) -> None:
+    """List the built-in encoders: size, quality and what must be downloaded."""
+    with _one_line_errors():
+        from llm2clip.indexer.command import run_encoders
+
+        run_encoders(as_json=as_json)
+
+
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn expected failures into one line and exit status 1 (2: something was left unsaid), Ctrl-C into 130."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        print(f"interrupted{interrupt}", file=sys.stderr)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # Whoever read our output, such as head, has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    except (ValueError, OSError) as error:
+        from llm2clip.indexer.choosing import NoEncoderError
+        from llm2clip.indexer.console import note
+
+        reason = (
+            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        )
+        note(f"error: {reason}")
+        raise typer.Exit(2 if isinstance(error, NoEncoderError) else 1) from error
+
+
+def main() -> None:
+    """Entry point of ``llm2clip-index``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What ``llm2clip-index`` does once its arguments are read: one call each, then print."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from llm2clip.indexer import console
+from llm2clip.indexer.build import build_index
+from llm2clip.indexer.choosing import NANO, choose_encoder, listed, source_of
+from llm2clip.indexer.corpus import open_corpus
+from llm2clip.indexer.errors import IndexNotFoundError
+from llm2clip.indexer.location import (
+    SAMPLE,
+    current_index,
+    default_index_path,
+    sample_index_path,
+    set_current_index,
+)
+from llm2clip.indexer.reports import BuildOptions, BuildReport, Progress
+from llm2clip.indexer.seam import ImageEncoder
+from llm2clip.indexer.search import Index, open_index
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildRequest:
+    """The arguments of ``llm2clip-index build``."""
+
+    corpus: str
+    """What to index."""
+    index: Path | None
+    """Where to; None for the corpus's own place."""
+    encoder: str | None
+    """Encoder name or folder; None to find out."""
+    batch_size: int
+    """Pictures per forward pass."""
+    overwrite: bool
+    """Build anew whatever is there."""
+    as_json: bool
+    """Print the report as JSON."""
+
+
+def run_build(request: BuildRequest) -> None:
+    """Build and print.
+
+    Raises:
+        ValueError: corpus, index or encoder are at fault; the message is one line with the remedy.
+        OSError: something cannot be read or written.
+        KeyboardInterrupt: Ctrl-C; its text says what is kept.
+    """
+    folder = (request.index or default_index_path(request.corpus)).expanduser().absolute()
+    done = 0
+
+    def follow(progress: Progress) -> None:
+        nonlocal done
+        done = progress.done
+        show(progress)
+
+    try:
+        open_corpus(request.corpus)  # a misspelt corpus is worth saying before anybody is asked anything
+        name = choose_encoder(request.corpus, folder, told=request.encoder, ask=_asker())
+        if name == NANO and request.corpus != SAMPLE:
+            console.note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
+        encoder = _load(name)
+        with console.progress_bar() as show:
+            options = BuildOptions(
+                batch_size=request.batch_size,
+                overwrite=request.overwrite,
+                encoder_source=source_of(name),
+                on_progress=follow,
+            )
+            report = build_index(request.corpus, folder, encoder=encoder, options=options)
+    except KeyboardInterrupt:
+        kept = (
+            f"{done:,} pictures are kept, the same command goes on from there"
+            if done
+            else "nothing was built"
+        )
+        raise KeyboardInterrupt(f": {kept}") from None
+    _finish(report, as_json=request.as_json)
+
+
+def _finish(report: BuildReport, *, as_json: bool) -> None:
+    current = False
+    if report.corpus != SAMPLE:
+        with suppress(OSError):  # the index is built all the same, and the command that is printed names it
+            set_current_index(report.path)
+            current = True
+    if as_json:
+        print(json.dumps(asdict(report), ensure_ascii=False))
+    else:
+        console.print_build(report, search=console.search_command(report, current=current))
+
+
+def _load(name: str) -> ImageEncoder:
+    from llm2clip.encoders import load_encoder
+
+    return load_encoder(name)
+
+
+def _asker() -> Callable[[str], str] | None:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return None
+
+    def ask(question: str) -> str:
+        print(f"{question}: ", end="", file=sys.stderr, flush=True)
+        answer = sys.stdin.readline()
+        if not answer:
+            raise KeyboardInterrupt
+        return answer
+
+    return ask
+
+
+def _open(index: Path | None) -> Index:
+    if index is not None:
+        return open_index(sample_index_path() if str(index) == SAMPLE else index)
+    last = current_index()
+    if last is None:
+        raise IndexNotFoundError("no index was built yet: name one with --index PATH, or build one")
+    return open_index(last)
+
+
+def run_info(index: Path | None, *, errors: bool, as_json: bool) -> None:
+    """Print what an index is, or the pictures that could not be read."""
+    with _open(index) as opened:
+        if errors:
+            for error in opened.errors():
+                row = {"key": error.key, "stage": error.stage, "reason": error.reason}
+                print(
+                    json.dumps(row, ensure_ascii=False)
+                    if as_json
+                    else console.plain(f"{error.key}\t{error.reason}")
+                )
+        elif as_json:
+            print(json.dumps(asdict(opened.info()), ensure_ascii=False))
+        else:
+            console.print_info(opened.info())
+
+
+def run_verify(index: Path | None, *, as_json: bool) -> bool:
+    """Check an index and print what is wrong; returns whether nothing is."""
+    with _open(index) as opened:
+        report = opened.verify()
+    if as_json:
+        print(json.dumps({**asdict(report), "ok": report.ok}, ensure_ascii=False))
+    else:
+        console.print_verify(report)
+    return report.ok
+
+
+def run_encoders(*, as_json: bool) -> None:
+    """Print the built-in encoders."""
+    if as_json:
+        from llm2clip.encoders import list_encoders
+
+        print(json.dumps([asdict(card) for card in list_encoders()], ensure_ascii=False))
+    else:
+        print(listed())

@@ -1,0 +1,123 @@
+"""What the ``llm2clip-index`` command prints: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from llm2clip.indexer.location import SAMPLE
+from llm2clip.indexer.reports import BuildReport, Progress
+from llm2clip.indexer.search import IndexInfo
+from llm2clip.indexer.verify import VerifyReport
+
+_SHOWN = 20
+
+
+def plain(text: str) -> str:
+    """Text that does nothing to a terminal: file names may hold control characters."""
+    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+
+
+def note(text: str) -> None:
+    """Tell the person something that is no result."""
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar on standard error where that is a terminal; silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda progress: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[bad]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("looking", total=None, rate="", bad="")
+
+        def show(progress: Progress) -> None:
+            if progress.stage == "listing":
+                bar.update(task, description=f"looking: {progress.total:,} pictures")
+                return
+            speed = bar.tasks[0].speed
+            bar.update(
+                task,
+                description=progress.stage,
+                completed=progress.done,
+                total=progress.total,
+                rate=f"{speed:,.0f} pictures/s" if speed else "",
+                bad=f"{progress.bad:,} bad" if progress.bad else "",
+            )
+
+        yield show
+
+
+def print_build(report: BuildReport, *, search: str) -> None:
+    """Print what a build did, where the index is, and how to search it."""
+    if report.up_to_date:
+        print(f"Up to date: {_pictures(report.items)}, nothing has changed.")
+    else:
+        rate = f" ({report.embedded / report.seconds:,.0f}/s)" if report.embedded else ""
+        kept = f", {report.kept:,} of them embedded before" if report.kept else ""
+        print(f"Indexed {_pictures(report.items)}{kept} in {report.seconds:,.1f} s{rate}.")
+    if report.bad:
+        print(f"{_pictures(report.bad)} could not be read:")
+        for bad in report.bad_pictures[:_SHOWN]:
+            print(plain(f"  {bad.key}: {bad.reason}"))
+        if report.bad > _SHOWN:
+            print(f"  and {report.bad - _SHOWN:,} more: llm2clip-index info --errors --index {report.path}")
+    for each in report.notes:
+        note(f"note: {each}")
+    print(f"Index:  {report.path}")
+    print(f"Search: {search}")
+
+
+def search_command(report: BuildReport, *, current: bool) -> str:
+    """The command that searches the index just built, ready to be copied."""
+    import shlex
+
+    if report.corpus == SAMPLE:
+        return 'llm2clip-search --index sample: "an animal with a long neck"'
+    if current and not os.environ.get("LLM2CLIP_INDEX"):
+        return 'llm2clip-search "a red bicycle in the rain"'
+    return f'llm2clip-search --index {shlex.quote(report.path)} "a red bicycle in the rain"'
+
+
+def print_info(info: IndexInfo) -> None:
+    """Print what an index is."""
+    rows = {
+        "index": info.path,
+        "pictures": f"{info.items:,}" + (f" ({info.bad:,} more could not be read)" if info.bad else ""),
+        "corpus": " in ".join(filter(None, [info.corpus["spec"], info.corpus.get("root")])),
+        "encoder": f"{info.encoder['name']} (weights {str(info.encoder.get('weights_sha256', '?'))[:12]}...)",
+        "vectors": f"{info.dim} numbers each, float16, in {info.segments} files; FAISS index: {info.faiss}",
+        "size": f"{info.bytes / 2**20:,.1f} MB",
+        "built": f"{info.created} by {info.written_by}, generation {info.generation}",
+    }
+    for name, value in rows.items():
+        print(plain(f"{name:<9} {value}"))
+
+
+def print_verify(report: VerifyReport) -> None:
+    """Print what verifying found."""
+    for each in report.notes:
+        note(f"note: {each}")
+    if report.ok:
+        print(plain(f"{report.path} is whole: {report.files} files, {_pictures(report.items)}"))
+    for problem in report.problems:
+        print(plain(problem))
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'' if count == 1 else 's'}"
