@@ -28,7 +28,7 @@ def load_language_model(folder: str | Path, *, dtype: torch.dtype = torch.float3
     checkpoints) are left out; any other tensor that the model does not have is an error.
 
     Args:
-        folder: Holds ``config.json`` and ``model.safetensors``, or ``model.safetensors.index.json`` and shards.
+        folder: Holds ``config.json`` and ``model.safetensors``, or shards with their index.
         dtype: Of the loaded weights, whatever they are stored as.
 
     Raises:

@@ -96,7 +96,7 @@ class TextReader:
             pad_id: Token id of padding. No ``native`` result depends on it.
 
         Raises:
-            ValueError: ``native`` rules leave no room for a caption.
+            ValueError: The rules leave no room for a caption.
         """
         self.rules = rules
         self._tokenizer = tokenizer
@@ -104,21 +104,18 @@ class TextReader:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
-        begin, self._end = _added_by_post_processor(tokenizer)
-        header, footer = self._tokens([rules.header, rules.footer])
+        self._begin, self._end = _added_by_post_processor(tokenizer)
+        self._header, self._footer = self._tokens([rules.header, rules.footer])
         self._upstream = rules.parity == "upstream"
-        self._before = begin if self._upstream else begin + header
-        self._after = self._end if self._upstream else footer + self._end
-        self._room = rules.max_tokens - len(self._before) - len(self._after)
-        if self._upstream:
-            return
-        if self._room < 1:
-            around = len(self._before) + len(self._after)
+        around = sum(map(len, (self._begin, self._header, self._footer, self._end)))
+        if rules.max_tokens <= around:
             raise ValueError(
                 f"max_tokens {rules.max_tokens} leaves no room for a caption: {around} tokens stand around it"
             )
-        self._room = min(self._room, rules.doc_max_length or self._room)
-        tokenizer.encode_special_tokens = True
+        room = rules.max_tokens - around
+        self._room = min(room, rules.doc_max_length or room)
+        # From here on native texts are read, in which no special token is meant.
+        tokenizer.encode_special_tokens = not self._upstream
 
     def batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Tokenise texts into one padded batch.
@@ -164,62 +161,64 @@ class TextReader:
 
     @property
     def capacity(self) -> int:
-        """Most tokens, as ``count_tokens`` counts them, of a text that ``native`` reads to its end."""
-        return self._room + len(self._after)
+        """Most tokens, as ``count_tokens`` counts them, of a text that is read to its end."""
+        return self._room + len(self._footer) + len(self._end)
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each whole text with its footer; begin token and header not counted."""
-        return self._counts(
-            self._upstream_bodies(texts) if self._upstream else [text.strip() for text in texts]
-        )
+        """Tokens of each whole text and of what follows it; begin token and header not counted."""
+        if self._upstream:
+            return self._upstream_counts(texts)
+        return [len(ids) + len(self._footer) + len(self._end) for ids in self._native_tokens(texts)]
 
     def truncation(self, texts: Sequence[str]) -> list[Truncation]:
         """Those of the texts that are not read to their end."""
         counts = self.count_tokens(texts)
         if self._upstream:
-            header = len(self._tokens([self.rules.header])[0])
-            shortened = self._counts(self._upstream_bodies([self._shortened(text) for text in texts]))
-            reads = [min(count, max(self._room - header, 0)) for count in shortened]
+            limit = self.rules.max_tokens - len(self._begin) - len(self._header)
+            left = self._upstream_counts([self._shortened(text) for text in texts])
+            reads = [min(count, limit) for count in left]
         else:
             reads = [min(count, self.capacity) for count in counts]
         triples = zip(range(len(counts)), counts, reads, strict=True)
         return [Truncation(index, count, read) for index, count, read in triples if read < count]
 
+    def prepared(self, text: str) -> str:
+        """The string that ``upstream`` makes of a text, separator included, before it is tokenised."""
+        return self._wrapped(_SEPARATOR + self._shortened(text))
+
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
         return [item.ids for item in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
-    def _counts(self, bodies: Sequence[str]) -> list[int]:
-        return [len(ids) + len(self._after) for ids in self._tokens(bodies)]
+    def _native_tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._tokens([text.strip() for text in texts])
 
     def _native_rows(self, texts: Sequence[str]) -> list[_Row]:
         rows = []
-        for text, ids in zip(texts, self._tokens([text.strip() for text in texts]), strict=True):
-            own = ids[: self._room] + self._after
-            if not own:
+        for text, ids in zip(texts, self._native_tokens(texts), strict=True):
+            pooled = ids[: self._room] + self._footer + self._end
+            if not pooled:
                 raise ValueError(f"expected a text with something to read, got {text!r}")
-            rows.append(_Row(self._before + own, len(own)))
+            rows.append(_Row(self._begin + self._header + pooled, len(pooled)))
         return rows
 
     def _upstream_rows(self, texts: Sequence[str]) -> list[_Row]:
-        rules = self.rules
-        wrapped = [self.prepared(text) for text in texts]
-        whole = self._tokens([text.replace(_SEPARATOR, "") for text in wrapped])
-        own = self._tokens([text.split(_SEPARATOR)[1] for text in wrapped])
+        limit = self.rules.max_tokens
+        room = limit - len(self._begin) - len(self._end)
+        prepared = [self.prepared(text) for text in texts]
+        whole = self._tokens([text.replace(_SEPARATOR, "") for text in prepared])
+        counted = self._tokens([text.split(_SEPARATOR)[1] for text in prepared])
         return [
-            _Row(self._before + ids[: self._room] + self._after, min(len(tail), rules.max_tokens))
-            for ids, tail in zip(whole, own, strict=True)
+            _Row(self._begin + ids[:room] + self._end, min(len(own), limit))
+            for ids, own in zip(whole, counted, strict=True)
         ]
 
-    def _upstream_bodies(self, texts: Sequence[str]) -> list[str]:
-        strip = bool(self.rules.header or self.rules.footer)
-        return [(text.rstrip() if strip else text) + self.rules.footer for text in texts]
+    def _upstream_counts(self, texts: Sequence[str]) -> list[int]:
+        bodies = [self._wrapped(text).removeprefix(self.rules.header) for text in texts]
+        return [len(ids) + len(self._end) for ids in self._tokens(bodies)]
 
-    def prepared(self, text: str) -> str:
-        """The string that ``upstream`` makes of a text, separator included, before it is tokenised."""
-        body = _SEPARATOR + self._shortened(text)
-        if not (self.rules.header or self.rules.footer):
-            return body
-        return self.rules.header + body.strip() + self.rules.footer
+    def _wrapped(self, text: str) -> str:
+        rules = self.rules
+        return f"{rules.header}{text.strip()}{rules.footer}" if rules.header or rules.footer else text
 
     def _shortened(self, text: str) -> str:
         """The first words of a text, as many as the reference keeps."""
