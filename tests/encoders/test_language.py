@@ -1,0 +1,161 @@
+"""Published language models: every layout of the weights gives the same model, anything amiss is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llm2clip.encoders import ModelError
+from llm2clip.encoders.language import load_language_model
+from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
+
+CONFIG = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "vocab_size": 11,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "torch_dtype": "bfloat16",
+}
+IDS = torch.tensor([[1, 2, 3, 4]])
+
+
+@pytest.fixture
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    state = BidirectionalLlama(LlamaConfig.from_hf(CONFIG)).state_dict()
+    # Rounded to bfloat16, so that every layout holds the same numbers.
+    return {name: torch.randn(value.shape).bfloat16().float() for name, value in state.items()}
+
+
+@pytest.fixture
+def states(weights) -> torch.Tensor:
+    model = BidirectionalLlama(LlamaConfig.from_hf(CONFIG))
+    model.load_state_dict(weights)
+    return model(IDS).detach()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG), encoding="utf-8")
+    return tmp_path
+
+
+def write_shards(folder: Path, weights: dict[str, torch.Tensor], *, count: int = 3) -> dict[str, str]:
+    names = sorted(weights)
+    listed = {}
+    for number in range(count):
+        file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        save_file({name: weights[name] for name in names[number::count]}, folder / file)
+        listed |= dict.fromkeys(names[number::count], file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}), encoding="utf-8")
+    return listed
+
+
+@pytest.mark.parametrize("prefix", ["", "model."])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_every_layout_is_the_same_model(folder, weights, states, prefix, stored, sharded):
+    named = {prefix + name: value.to(stored) for name, value in weights.items()}
+    if sharded:
+        write_shards(folder, named)
+    else:
+        save_file(named, folder / "model.safetensors")
+    model = load_language_model(folder)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert not model.training
+    assert torch.equal(model(IDS), states)
+
+
+def test_dtype_is_what_was_asked_for(folder, weights):
+    save_file(weights, folder / "model.safetensors")
+    model = load_language_model(folder, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert torch.equal(model.norm.weight, weights["norm.weight"].bfloat16())
+
+
+def test_head_and_rotary_tables_are_left_out(folder, weights, states):
+    extra = {
+        "lm_head.weight": torch.ones(11, 8),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2),
+    }
+    save_file(
+        {f"model.{name}": value for name, value in weights.items()} | extra, folder / "model.safetensors"
+    )
+    assert torch.equal(load_language_model(folder)(IDS), states)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm.weight": None}, "missing tensors: norm.weight"),
+        (
+            {"layers.2.mlp.up_proj.weight": torch.ones(12, 8)},
+            "unexpected tensors: layers.2.mlp.up_proj.weight",
+        ),
+        ({"norm.weight": torch.ones(9)}, r"norm.weight is F32 \[9\], expected F32 \[8\]"),
+        ({"norm.weight": torch.ones(8, dtype=torch.int64)}, r"norm.weight is I64 \[8\], expected F32 \[8\]"),
+        ({"norm.weight": torch.full((8,), torch.nan)}, "not finite in: norm.weight"),
+        ({"model.norm.weight": torch.ones(8)}, "holds norm.weight twice"),
+    ],
+)
+def test_a_wrong_tensor_is_named(folder, weights, change, message):
+    changed = {name: value for name, value in (weights | change).items() if value is not None}
+    save_file(changed, folder / "model.safetensors")
+    with pytest.raises(ModelError, match=message):
+        load_language_model(folder)
+
+
+def test_shards_that_do_not_fit_their_index(folder, weights):
+    listed = write_shards(folder, weights)
+    index = folder / "model.safetensors.index.json"
+    wrong = listed | {"norm.weight": "model-00001-of-00003.safetensors"}
+    assert wrong != listed
+    index.write_text(json.dumps({"weight_map": wrong}), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"norm\.weight should be in model-00001-of-00003\.safetensors"):
+        load_language_model(folder)
+    index.write_text(json.dumps({"weight_map": {"norm.weight": "../x.safetensors"}}), encoding="utf-8")
+    with pytest.raises(ModelError, match="files outside its folder"):
+        load_language_model(folder)
+    index.write_text(json.dumps({}), encoding="utf-8")
+    with pytest.raises(ModelError, match="no weight_map"):
+        load_language_model(folder)
+    index.write_text(json.dumps({"weight_map": listed}), encoding="utf-8")
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model-00002-of-00003\.safetensors cannot be read"):
+        load_language_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "expected an object, got list"),
+        (json.dumps(CONFIG | {"hidden_act": "gelu"}), "hidden_act='gelu', expected 'silu'"),
+        (json.dumps({"model_type": "llama"}), "no Llama that can be read: no '"),
+    ],
+)
+def test_a_wrong_config_is_named(folder, weights, config, message):
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(config, encoding="utf-8")
+    with pytest.raises(ModelError, match=message):
+        load_language_model(folder)
+
+
+def test_missing_files(folder, tmp_path):
+    with pytest.raises(
+        ModelError, match=r"has neither model\.safetensors nor model\.safetensors\.index\.json"
+    ):
+        load_language_model(folder)
+    with pytest.raises(ModelError, match=r"config\.json cannot be read: No such file"):
+        load_language_model(tmp_path / "nowhere")

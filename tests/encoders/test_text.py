@@ -1,0 +1,267 @@
+"""How captions become token rows: hand-made expectations on a tokenizer of whole words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.text import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules, Truncation
+from llm2clip.train.encode import TextEncoder
+from llm2clip.train.tokenizer import BOS, EOT, build_tokenizer
+
+BEGIN, HEAD, END, PAD, UNKNOWN = range(5)
+WORDS = {word: 5 + number for number, word in enumerate(("caption", ":", "a", "red", "fox", "eot", "<", ">"))}
+A, RED, FOX = WORDS["a"], WORDS["red"], WORDS["fox"]
+RULES = TextRules(header="<head>caption:", footer="<eot>", max_tokens=10)
+BEFORE = [BEGIN, HEAD, WORDS["caption"], WORDS[":"]]
+
+
+def word_tokenizer() -> Tokenizer:
+    special = ("<begin>", "<head>", "<eot>", "<pad>", "<unknown>")
+    vocab = {token: number for number, token in enumerate(special)} | WORDS
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unknown>"))
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<begin> $A", special_tokens=[("<begin>", BEGIN)]
+    )
+    return tokenizer
+
+
+@pytest.fixture
+def reader() -> TextReader:
+    return TextReader(word_tokenizer(), RULES, pad_id=PAD)
+
+
+def rows(reader: TextReader, *texts: str) -> list[list[list[int]]]:
+    return [part.tolist() for part in reader.batch(texts)]
+
+
+def test_row_of_begin_header_caption_and_end(reader):
+    ids, attention, embed = reader.batch(["a red fox"])
+    assert ids.tolist() == [[*BEFORE, A, RED, FOX, END]]
+    assert attention.tolist() == [[1] * 8]
+    assert embed.tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]]
+    assert {part.dtype for part in (ids, attention, embed)} == {torch.int64}
+
+
+def test_padding_stands_on_the_right(reader):
+    ids, attention, embed = rows(reader, "a red fox", "fox")
+    assert ids == [[*BEFORE, A, RED, FOX, END], [*BEFORE, FOX, END, PAD, PAD]]
+    assert attention == [[1] * 8, [1] * 6 + [0] * 2]
+    assert embed == [[0] * 4 + [1] * 4, [0] * 4 + [1] * 2 + [0] * 2]
+
+
+def test_a_long_caption_loses_words_and_keeps_its_end_token(reader):
+    ids, _, embed = rows(reader, "a red fox a red fox a red")
+    assert ids == [[*BEFORE, A, RED, FOX, A, RED, END]]
+    assert embed == [[0] * 4 + [1] * 6]
+
+
+def test_doc_max_length_limits_the_caption_alone():
+    rules = TextRules(header=RULES.header, footer=RULES.footer, max_tokens=10, doc_max_length=2)
+    reader = TextReader(word_tokenizer(), rules)
+    assert rows(reader, "a red fox")[0] == [[*BEFORE, A, RED, END]]
+    assert reader.capacity == 3
+    loose = TextRules(header=RULES.header, footer=RULES.footer, max_tokens=10, doc_max_length=100)
+    assert TextReader(word_tokenizer(), loose).capacity == 6
+
+
+def test_names_of_special_tokens_in_a_caption_are_text(reader):
+    ids, _, embed = rows(reader, "a <eot> fox")
+    plain = [WORDS["<"], WORDS["eot"], WORDS[">"]]
+    assert ids == [[*BEFORE, A, *plain, FOX, END]]
+    assert embed == [[0] * 4 + [1] * 6]
+
+
+@pytest.mark.parametrize("text", ["  a fox", "a fox \n", "\t a fox\u00a0", "\n\na fox\n\n"])
+def test_surrounding_white_space_does_not_count(reader, text):
+    assert rows(reader, text) == rows(reader, "a fox")
+
+
+def test_an_empty_caption_pools_the_end_token_if_there_is_one(reader):
+    ids, _, embed = rows(reader, " ")
+    assert ids == [[*BEFORE, END]]
+    assert embed == [[0, 0, 0, 0, 1]]
+    bare = TextReader(word_tokenizer(), TextRules(max_tokens=10))
+    assert rows(bare, "fox") == [[[BEGIN, FOX]], [[1, 1]], [[0, 1]]]
+    with pytest.raises(ValueError, match=r"expected a text with something to read, got ' '"):
+        bare.batch(["fox", " "])
+
+
+def test_what_a_post_processor_adds_behind_is_pooled():
+    tokenizer = word_tokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<begin> $A <eot>", special_tokens=[("<begin>", BEGIN), ("<eot>", END)]
+    )
+    reader = TextReader(tokenizer, TextRules(max_tokens=4))
+    assert rows(reader, "a red fox") == [[[BEGIN, A, RED, END]], [[1] * 4], [[0, 1, 1, 1]]]
+    assert reader.count_tokens(["a red fox"]) == [4]
+    assert reader.capacity == 3
+
+
+def test_tokens_are_counted_with_the_end_token_and_without_header(reader):
+    assert reader.count_tokens(["fox", "a red fox", "a red fox a red fox a red"]) == [2, 4, 9]
+    assert reader.capacity == 6
+
+
+def test_truncation_names_the_texts_that_are_cut(reader):
+    texts = ["fox", "a red fox a red", "a red fox a red fox a red"]
+    assert reader.truncation(texts) == [Truncation(index=2, tokens=9, read=6)]
+    assert reader.truncation(texts[:2]) == []
+
+
+def test_truncation_and_padding_of_the_tokenizer_file_do_not_matter(reader):
+    tokenizer = word_tokenizer()
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=50)
+    assert rows(TextReader(tokenizer, RULES, pad_id=PAD), "a red fox") == rows(reader, "a red fox")
+
+
+def test_no_texts(reader):
+    with pytest.raises(ValueError, match="expected at least one text"):
+        reader.batch([])
+
+
+def test_rules_that_leave_no_room():
+    with pytest.raises(
+        ValueError, match="max_tokens 5 leaves no room for a caption: 5 tokens stand around it"
+    ):
+        TextReader(word_tokenizer(), TextRules(header=RULES.header, footer=RULES.footer, max_tokens=5))
+
+
+@pytest.mark.parametrize("options", [{"max_tokens": 0}, {"doc_max_length": 0}, {"parity": "reference"}])
+def test_impossible_rules(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        TextRules(**options)
+
+
+@pytest.fixture(scope="module")
+def model() -> BidirectionalLlama:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    model = BidirectionalLlama(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return model.eval()
+
+
+@torch.no_grad()
+def embed(model: BidirectionalLlama, reader: TextReader, texts: list[str]) -> torch.Tensor:
+    ids, attention, mask = reader.batch(texts)
+    return reader.pool(model(ids, attention), mask)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(["a", "red", "fox"]), max_size=9).map(" ".join), min_size=1, max_size=6)
+)
+def test_a_result_depends_neither_on_the_batch_nor_on_what_padding_is(model, texts):
+    together = embed(model, TextReader(word_tokenizer(), RULES, pad_id=PAD), texts)
+    reader = TextReader(word_tokenizer(), RULES, pad_id=FOX)
+    torch.testing.assert_close(embed(model, reader, texts), together, atol=1e-5, rtol=1e-5)
+    alone = torch.cat([embed(model, reader, [text]) for text in texts])
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
+
+
+def test_pooling_is_the_mean_over_caption_and_end_token(reader):
+    hidden = torch.arange(8, dtype=torch.float32).repeat(2, 1)[..., None] ** 2
+    _, _, mask = reader.batch(["a red fox", "fox"])
+    assert reader.pool(hidden, mask).flatten().tolist() == [(16 + 25 + 36 + 49) / 4, (16 + 25) / 2]
+
+
+@pytest.fixture
+def upstream() -> TextReader:
+    rules = TextRules(
+        header=RULES.header, footer=RULES.footer, max_tokens=10, doc_max_length=4, parity="upstream"
+    )
+    return TextReader(word_tokenizer(), rules, pad_id=PAD)
+
+
+def test_upstream_pads_on_the_left(upstream):
+    ids, attention, embed = rows(upstream, "a red fox", "fox")
+    assert ids == [[*BEFORE, A, RED, FOX, END], [PAD, PAD, *BEFORE, FOX, END]]
+    assert attention == [[1] * 8, [0] * 2 + [1] * 6]
+    assert embed == [[0] * 4 + [1] * 4, [0] * 6 + [1] * 2]
+
+
+def test_upstream_shortens_to_words_and_to_nothing(upstream):
+    # 7 words, 7 tokens: int(7 * 4 / 7) = 4 words stay. One word of 5 tokens: int(1 * 4 / 5) = 0 words stay.
+    ids, _, embed = rows(upstream, "a red fox a red fox a", "a:a:a")
+    assert ids == [[*BEFORE, A, RED, FOX, A, END], [*[PAD] * 4, *BEFORE, END]]
+    assert embed == [[0] * 4 + [1] * 5, [0] * 8 + [1]]
+    assert upstream.truncation(["a red fox", "a red fox a red fox a", "a:a:a"]) == [
+        Truncation(index=1, tokens=8, read=5),
+        Truncation(index=2, tokens=6, read=1),
+    ]
+    assert upstream.capacity == 5
+
+
+def test_upstream_reads_special_tokens_and_is_misled_by_its_separator(upstream):
+    ids, _, embed = rows(upstream, "a <eot> !@#$%^&*()fox")
+    assert ids == [[*BEFORE, A, END, FOX, END]]
+    assert embed == [[0] * 6 + [1, 1]]  # as many as "a <eot>" has, from the right
+
+
+def test_upstream_row_that_pools_nothing_is_averaged_with_its_padding(upstream):
+    ids, _, mask = upstream.batch(["!@#$%^&*()fox", "a red fox"])
+    assert ids[0, :2].tolist() == [PAD, PAD]
+    assert mask.sum(dim=1).tolist() == [0, 4]
+    hidden = torch.arange(8, dtype=torch.float32).repeat(2, 1)[..., None]
+    assert upstream.pool(hidden, mask).flatten().tolist() == [3.5, 5.5]
+
+
+CORPUS = [
+    "a red fox",
+    "Ein roter Fuchs",
+    "红色的狐狸",
+    "ثعلب أحمر",
+    "एक लाल लोमड़ी",
+    "赤いキツネ",
+    "🦊 face",
+    "café",
+] * 3
+
+
+@pytest.fixture(scope="module")
+def nano_json() -> str:
+    return build_tokenizer(CORPUS, vocab_size=330).to_str()
+
+
+@given(
+    texts=st.lists(st.one_of(st.sampled_from(CORPUS), st.text()), min_size=1, max_size=5),
+    limit=st.integers(4, 20),
+)
+def test_nano_reads_what_it_was_trained_to_read(nano_json, texts, limit):
+    texts = [text.strip() for text in texts]
+    reader = TextReader(Tokenizer.from_str(nano_json), TextRules(footer="<|eot_id|>", max_tokens=limit))
+    trained = TextEncoder(Tokenizer.from_str(nano_json), max_tokens=limit).tokenize(texts)
+    ids, attention, embed = reader.batch(texts)
+    for row, length, expected in zip(ids.tolist(), attention.sum(dim=1).tolist(), trained, strict=True):
+        assert row[:length] == expected
+    assert torch.equal(embed[:, 1:], attention[:, 1:])
+    assert not embed[:, 0].any()
+
+
+def test_nano_reads_names_of_special_tokens_as_text(nano_json):
+    reader = TextReader(Tokenizer.from_str(nano_json), TextRules(footer=EOT, max_tokens=50))
+    begin, end = (Tokenizer.from_str(nano_json).token_to_id(token) for token in (BOS, EOT))
+    (row,), _, _ = rows(reader, f"fox{EOT} {BOS}red")
+    assert (row.index(begin), row.index(end)) == (0, len(row) - 1)
+    assert (row.count(begin), row.count(end)) == (1, 1)
+
+
+def test_llama_3_wrapper():
+    assert LLAMA3_HEADER == "<|start_header_id|>user<|end_header_id|>\n\n"
+    assert LLAMA3_FOOTER == "<|eot_id|>"
