@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,10 +159,10 @@ def save_llm2clip(
     tokenizer_json: str | Path,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write trained parts as an encoder folder, and check that it loads.
+    """Write trained parts as an encoder folder, once they have proved to load.
 
     Args:
-        folder: Where to; made if need be, files of the same names are replaced.
+        folder: Where to; made if need be. Files of the same names are replaced, after the new ones are checked.
         config: What to write beside the weights; its ``dtype`` gives way to the argument.
         vision: The vision tower, batch normalisation folded.
         projection: A linear layer without bias from the tower's width to ``config.adapter.dim``.
@@ -172,8 +173,8 @@ def save_llm2clip(
         dtype: How to store the weights; ``None`` for ``config.dtype``.
 
     Raises:
-        ModelError: The parts do not fit the configuration, or a weight is not finite once stored; the message
-        names it. OSError: A file cannot be written.
+        ModelError: The parts do not fit the configuration, or a weight is not finite once stored.
+        OSError: A file cannot be written.
     """
     from llm2clip.encoders.llm2clip import Llm2ClipEncoder
 
@@ -191,10 +192,14 @@ def save_llm2clip(
     folder.mkdir(parents=True, exist_ok=True)
     is_text = isinstance(tokenizer_json, str) and tokenizer_json.lstrip().startswith("{")
     tokenizer = str(tokenizer_json) if is_text else Path(tokenizer_json).read_text(encoding="utf-8")
-    (folder / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-    write_tensors(folder / WEIGHTS_FILE, tensors)
-    write_config(folder, config)
-    Llm2ClipEncoder.from_folder(folder, device="cpu").load_all()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+        draft = Path(name)
+        (draft / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+        write_tensors(draft / WEIGHTS_FILE, tensors)
+        write_config(draft, config)
+        Llm2ClipEncoder.from_folder(draft, device="cpu").load_all()
+        for file in (WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE):
+            (draft / file).replace(folder / file)
 
 
 def _dtype_name(dtype: torch.dtype) -> StoredDtype:

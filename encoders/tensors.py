@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 """Names of dtypes as torch and a configuration have them -> as a safetensors header has them."""
 
-_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 _MAX_HEADER = 100_000_000
 
 
@@ -120,22 +118,14 @@ def read_tensors(path: Path, names: Iterable[str], *, dtype: torch.dtype) -> dic
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file; a file of that name is replaced only once the new one is complete.
+    """Write a safetensors file: the same bytes for the same tensors.
 
     Raises:
         OSError: The file cannot be written.
     """
     from safetensors.torch import save
 
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as stream:
-            stream.write(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    path.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
 
 def file_sha256(path: Path) -> str:

@@ -1,0 +1,352 @@
+"""The folder format: byte-exact round trips, and every way in which a folder can be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from llm2clip.encoders import Llm2ClipEncoder, ModelError, load_encoder
+from llm2clip.encoders.folder import read_config, save_llm2clip
+from llm2clip.encoders.tensors import TensorSpec, read_header
+
+from .conftest import Parts
+
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+Q_PROJ = "language_model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture
+def folder(tiny_folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_folder, tmp_path / "copy"))
+
+
+def edit_config(folder: Path, change: Callable[[dict], object]) -> None:
+    data = json.loads((folder / CONFIG).read_text())
+    change(data)
+    (folder / CONFIG).write_text(json.dumps(data))
+
+
+def edit_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+def refused(folder: Path, message: str) -> None:
+    """Loading fails at once, with one line that has ``message`` and the folder in it."""
+    with pytest.raises(ModelError, match=message) as caught:
+        load_encoder(folder, device="cpu")
+    assert "\n" not in str(caught.value)
+    assert str(folder) in str(caught.value)
+
+
+# Round trips
+
+
+def test_every_weight_comes_back(parts: Parts, tiny_folder: Path):
+    stored = load_file(tiny_folder / WEIGHTS)
+    expected = {"visual_projection.weight": parts.projection.weight, "logit_scale": torch.tensor(2.5)}
+    for prefix, module in (
+        ("vision.", parts.vision),
+        ("language_model.", parts.language_model),
+        ("text_adapter.", parts.adapter),
+    ):
+        expected |= {prefix + name: value for name, value in module.named_parameters()}
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], value) for name, value in expected.items())
+    assert read_config(tiny_folder) == parts.config
+
+
+def test_a_configuration_with_every_kind_of_value_comes_back(parts: Parts, tmp_path: Path):
+    from llm2clip.encoders.folder import write_config
+    from llm2clip.encoders.llama import RopeScaling
+
+    scaling = RopeScaling(
+        factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+    )
+    config = dataclasses.replace(
+        parts.config,
+        note="naïve “quotes” 好",
+        text=dataclasses.replace(parts.config.text, rope_scaling=scaling),
+        text_rules=dataclasses.replace(parts.config.text_rules, doc_max_length=9),
+    )
+    write_config(tmp_path, config)
+    for name in (WEIGHTS, TOKENIZER):
+        (tmp_path / name).touch()
+    assert read_config(tmp_path) == config
+
+
+def test_save_pretrained_writes_the_same_bytes(folder: Path, tmp_path: Path):
+    (folder / "README.md").write_text("about it\n")
+    encoder = Llm2ClipEncoder.from_folder(folder, device="cpu")
+    encoder.save_pretrained(tmp_path / "a" / "b")
+    for name in (WEIGHTS, CONFIG, TOKENIZER, "README.md"):
+        assert (tmp_path / "a" / "b" / name).read_bytes() == (folder / name).read_bytes()
+    again = load_encoder(tmp_path / "a" / "b", device="cpu")
+    assert again.info == encoder.info
+    assert np.array_equal(again.encode_texts(["a cat"]), encoder.encode_texts(["a cat"]))
+    with pytest.raises(ValueError, match="is the folder this encoder was loaded from"):
+        encoder.save_pretrained(folder)
+
+
+def test_saving_twice_gives_the_same_bytes(parts: Parts, tmp_path: Path):
+    first, second = parts.save(tmp_path / "1"), parts.save(tmp_path / "2")
+    for name in (WEIGHTS, CONFIG, TOKENIZER):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+    assert sorted(path.name for path in first.iterdir()) == [CONFIG, WEIGHTS, TOKENIZER]
+
+
+def test_saving_over_a_folder_replaces_it(parts: Parts, folder: Path):
+    parts.save(folder, dtype=torch.float16)
+    assert read_config(folder).dtype == "float16"
+    dtypes = {name: spec.dtype for name, spec in read_header(folder / WEIGHTS).items()}
+    assert dtypes.pop("logit_scale") == "F32"
+    assert set(dtypes.values()) == {"F16"}
+
+
+def test_a_tokenizer_may_be_a_file(parts: Parts, tmp_path: Path):
+    source = tmp_path / "tok.json"
+    source.write_text(parts.tokenizer.to_str())
+    for number, given in enumerate((source, str(source))):
+        save_llm2clip(
+            tmp_path / str(number),
+            config=parts.config,
+            vision=parts.vision,
+            projection=parts.projection,
+            language_model=parts.language_model,
+            adapter=parts.adapter,
+            logit_scale=torch.tensor([1.5]),
+            tokenizer_json=given,
+        )
+        assert (tmp_path / str(number) / TOKENIZER).read_bytes() == source.read_bytes()
+
+
+def test_info_describes_the_file(parts: Parts, folder: Path):
+    encoder = Llm2ClipEncoder.from_folder(folder, device="cpu")
+    modules = (parts.vision, parts.projection, parts.language_model, parts.adapter)
+    info = encoder.info
+    assert info.parameters == 1 + sum(p.numel() for module in modules for p in module.parameters())
+    assert info.weights_sha256 == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    assert (info.name, info.family, info.dim, info.image_size) == ("tiny", "llm2clip", 20, 32)
+    assert info.preprocessing == "rgb-on-white/pad-square/bicubic-32/mean.5std.5"
+    assert info.languages == ("en", "zh")
+    assert encoder.logit_scale == 2.5
+
+
+def test_the_model_outlives_its_file(folder: Path):
+    encoder = Llm2ClipEncoder.from_folder(folder, device="cpu")
+    before = encoder.encode_texts(["a cat"])
+    (folder / WEIGHTS).write_bytes(bytes((folder / WEIGHTS).stat().st_size))
+    assert np.array_equal(encoder.encode_texts(["a cat"]), before)
+
+
+# Tensors
+
+
+def test_missing_tensor(folder: Path):
+    edit_weights(folder, lambda tensors: tensors.pop(Q_PROJ))
+    refused(folder, f"does not fit its config.json: missing tensors: {re.escape(Q_PROJ)}$")
+
+
+def test_unexpected_tensor(folder: Path):
+    edit_weights(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(2)}))
+    refused(folder, r"unexpected tensors: lm_head\.weight$")
+
+
+def test_wrong_shape(folder: Path):
+    edit_weights(folder, lambda tensors: tensors.update({Q_PROJ: torch.zeros(24, 25)}))
+    refused(folder, rf"wrong tensors: {re.escape(Q_PROJ)} is F32 \[24, 25\], expected F32 \[24, 24\]$")
+
+
+def test_wrong_dtype(folder: Path):
+    edit_weights(folder, lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ].half()}))
+    refused(folder, rf"{re.escape(Q_PROJ)} is F16 \[24, 24\], expected F32 \[24, 24\]$")
+
+
+def test_many_wrong_tensors_are_counted(folder: Path):
+    edit_weights(folder, lambda tensors: [tensors.pop(n) for n in list(tensors) if n.startswith("vision.")])
+    refused(folder, r"missing tensors: (vision\.\S+, ){4}vision\.\S+ and \d+ more$")
+
+
+def test_not_finite(folder: Path):
+    edit_weights(folder, lambda tensors: tensors[Q_PROJ].fill_(float("nan")))
+    encoder = load_encoder(folder, device="cpu")
+    with pytest.raises(ModelError, match=f"not finite in: {re.escape(Q_PROJ)}"):
+        encoder.encode_texts(["a"])
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, -1])
+def test_truncated_file(folder: Path, keep: int):
+    content = (folder / WEIGHTS).read_bytes()
+    (folder / WEIGHTS).write_bytes(content[:keep])
+    refused(folder, r"model\.safetensors is truncated: .* bytes.*copy or download it again")
+
+
+def test_bytes_too_many(folder: Path):
+    with (folder / WEIGHTS).open("ab") as stream:
+        stream.write(b"x")
+    refused(folder, "has bytes too many")
+
+
+@pytest.mark.parametrize("header", [b"not json at all!", b"[1, 2, 3, 4, 5] ", b'{"a": {"b": 1}} '])
+def test_no_safetensors_file(folder: Path, header: bytes):
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(folder, r"is not a safetensors file")
+
+
+def test_something_else_altogether(folder: Path):
+    (folder / WEIGHTS).write_bytes(b"\x80\x04pickle, or a web page" * 10)
+    refused(folder, r"is not a safetensors file")
+
+
+def test_header_says_what_safetensors_says(tiny_folder: Path):
+    names = {torch.float32: "F32"}
+    expected = {
+        name: TensorSpec(tuple(tensor.shape), names[tensor.dtype])
+        for name, tensor in load_file(tiny_folder / WEIGHTS).items()
+    }
+    assert read_header(tiny_folder / WEIGHTS) == expected
+
+
+# Configuration
+
+
+def test_unknown_key_with_likely_spelling(folder: Path):
+    edit_config(folder, lambda data: data["vision"].update(image_sise=64))
+    refused(folder, r"config\.json\.vision: unknown keys: \['image_sise'\]; did you mean 'image_size'\?")
+
+
+def test_unknown_key_at_the_top(folder: Path):
+    edit_config(folder, lambda data: data.update(pooling="mean"))
+    refused(folder, r"unknown keys: \['pooling'\]")
+
+
+def test_missing_key(folder: Path):
+    edit_config(folder, lambda data: data["text"].pop("vocab_size"))
+    refused(folder, r"config\.json\.text: missing keys: \['vocab_size'\]")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"format": "other"},
+            r"expected format 'llm2clip-encoder', got 'other'; it is another kind of folder",
+        ),
+        ({"version": 2}, r"format version 2, this release reads 1; use the release that wrote it"),
+        ({"version": None}, r"format version None"),
+        ({"family": "clip"}, r"expected family 'llm2clip', got 'clip'"),
+        ({"dtype": "float64"}, r"dtype: expected one of \['float16', 'bfloat16', 'float32'\], got 'float64'"),
+        ({"languages": "en"}, r"languages: expected a list, got str"),
+        ({"name": 3}, r"name: expected str, got int 3"),
+    ],
+)
+def test_wrong_value(folder: Path, change: dict, message: str):
+    edit_config(folder, lambda data: data.update(change))
+    refused(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("vision", {"batch_norm": True}, "vision.batch_norm is for training; fold it"),
+        ("preprocessing", {"size": 40}, "preprocessing.size is 40, but vision.image_size is 32"),
+        ("adapter", {"width": 25}, "adapter.width is 25, but text.hidden_size is 24"),
+        ("text", {"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads"),
+        ("text_rules", {"max_tokens": 0}, "must be positive"),
+        ("text_rules", {"parity": "none"}, "expected one of"),
+        ("preprocessing", {"mode": "stretch"}, "expected one of"),
+    ],
+)
+def test_values_that_do_not_fit(folder: Path, section: str, change: dict, message: str):
+    edit_config(folder, lambda data: data[section].update(change))
+    refused(folder, message)
+
+
+def test_rules_without_room(folder: Path):
+    edit_config(folder, lambda data: data["text_rules"].update(max_tokens=2))
+    encoder = load_encoder(folder, device="cpu")
+    with pytest.raises(ModelError, match=r"config\.json: text_rules: max_tokens 2 leaves no room"):
+        encoder.encode_texts(["a"])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "\ufeff"])
+def test_no_json(folder: Path, text: str):
+    (folder / CONFIG).write_text(text)
+    refused(folder, "config.json( is not valid JSON|: expected an object, got list)")
+
+
+def test_config_of_binary_data(folder: Path):
+    (folder / CONFIG).write_bytes(b"\xff\xfe\x00")
+    refused(folder, "config.json is not valid JSON")
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG, TOKENIZER])
+def test_missing_file(folder: Path, name: str):
+    (folder / name).unlink()
+    refused(folder, f"is not an encoder folder: it has no {re.escape(name)} ")
+
+
+def test_empty_folder(tmp_path: Path):
+    refused(tmp_path, "it has no config.json, model.safetensors, tokenizer.json ")
+
+
+def test_tokenizer_of_another_kind(folder: Path):
+    (folder / TOKENIZER).write_text("{}")
+    encoder = load_encoder(folder, device="cpu")
+    with pytest.raises(ModelError, match=r"tokenizer\.json is not a tokenizer file: "):
+        encoder.encode_texts(["a"])
+
+
+def test_tokenizer_of_another_model(folder: Path, parts: Parts):
+    from tokenizers import Tokenizer
+
+    larger = Tokenizer.from_str(parts.tokenizer.to_str())
+    larger.add_tokens(["more", "words"])
+    larger.save(str(folder / TOKENIZER))
+    encoder = load_encoder(folder, device="cpu")
+    with pytest.raises(ModelError, match=r"has 260 tokens, but config\.json says text\.vocab_size is 258"):
+        encoder.encode_texts(["a"])
+
+
+# Saving
+
+
+def test_parts_that_do_not_fit_are_refused(parts: Parts, tmp_path: Path):
+    wrong = dataclasses.replace(parts, projection=nn.Linear(16, 20, bias=True))
+    with pytest.raises(ModelError, match=r"unexpected tensors: visual_projection\.bias"):
+        wrong.save(tmp_path / "x")
+
+
+def test_a_weight_too_large_for_half_precision_is_refused(parts: Parts, tmp_path: Path):
+    large = nn.Linear(16, 20, bias=False)
+    large.weight.data.fill_(1e5)
+    with pytest.raises(ModelError, match=r"not finite in: visual_projection\.weight"):
+        dataclasses.replace(parts, projection=large).save(tmp_path / "x", dtype=torch.float16)
+
+
+def test_a_failed_save_leaves_the_folder_as_it_was(parts: Parts, folder: Path):
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ModelError):
+        dataclasses.replace(parts, projection=nn.Linear(16, 21, bias=False)).save(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_dtype_that_is_not_stored(parts: Parts, tmp_path: Path):
+    with pytest.raises(ValueError, match=r"stored as float16 or bfloat16 or float32, got torch\.float64"):
+        parts.save(tmp_path / "x", dtype=torch.float64)

@@ -1,0 +1,144 @@
+"""Our Llama against transformers' on random configurations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig, mean_pool
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 500.0,
+}
+SHAPES = {
+    "plain": {"num_attention_heads": 4, "num_key_value_heads": 4},
+    "grouped": {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8},
+    "one key head": {"num_attention_heads": 4, "num_key_value_heads": 1},
+    "wide heads": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
+    "llama3 rope": {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": LLAMA3},
+}
+LENGTHS = (50, 33, 1, 17)
+"""Tokens of each row; the longer ones lie beyond the original context of the llama3 rule."""
+
+
+def pair(shape: dict):
+    """transformers' model with random weights, and ours with the same."""
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaModel
+
+    torch.manual_seed(len(str(shape)))
+    theirs = TheirConfig(
+        vocab_size=80,
+        hidden_size=32,
+        intermediate_size=56,
+        num_hidden_layers=3,
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        attn_implementation="eager",
+        **shape,
+    )
+    reference = LlamaModel(theirs).eval()
+    for parameter in reference.parameters():
+        # The library's own start is so small that attention would hardly matter.
+        torch.nn.init.normal_(parameter, std=0.3)
+    ours = BidirectionalLlama(LlamaConfig.from_hf(theirs.to_dict())).eval()
+    ours.load_state_dict(reference.state_dict(), strict=True)
+    return reference, ours
+
+
+def rows(*, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = torch.randint(80, (len(LENGTHS), 50)), torch.zeros(len(LENGTHS), 50, dtype=torch.int64)
+    for row, length in enumerate(LENGTHS):
+        mask[row, 50 - length :] = 1 if left else 0
+        mask[row, :length] = mask[row, :length] if left else 1
+    return ids, mask
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["right padding", "left padding"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@torch.no_grad()
+def test_bidirectional_states_are_those_of_transformers(shape: dict, left: bool):
+    reference, ours = pair(shape)
+    ids, mask = rows(left=left)
+    seen = mask[:, None, None, :].expand(-1, 1, 50, -1) != 0
+    additive = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+    positions = torch.arange(50)[None].expand(len(LENGTHS), -1)
+    expected = reference(ids, attention_mask=additive, position_ids=positions).last_hidden_state
+    torch.testing.assert_close(ours(ids, mask)[mask == 1], expected[mask == 1], atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@torch.no_grad()
+def test_causal_states_are_those_of_transformers(shape: dict):
+    reference, ours = pair(shape)
+    ids, mask = rows(left=False)
+    collected: list[torch.Tensor] = []
+    expected = reference(ids, attention_mask=mask, output_hidden_states=True)
+    states = ours(ids, mask, causal=True, hidden_states=collected)
+    torch.testing.assert_close(states[mask == 1], expected.last_hidden_state[mask == 1], atol=2e-5, rtol=1e-5)
+    assert len(collected) == len(expected.hidden_states) == 4
+    for mine, yours in zip(collected, expected.hidden_states, strict=True):
+        torch.testing.assert_close(mine[mask == 1], yours[mask == 1], atol=2e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_causal_without_padding_sees_nothing_later():
+    _, ours = pair(SHAPES["grouped"])
+    ids = torch.randint(80, (2, 20))
+    changed = ids.clone()
+    changed[:, 12:] = 5
+    torch.testing.assert_close(ours(ids, causal=True)[:, :12], ours(changed, causal=True)[:, :12])
+    assert not torch.allclose(ours(ids)[:, :12], ours(changed)[:, :12])
+
+
+def test_rotary_tables_grow_and_do_not_change():
+    _, ours = pair(SHAPES["llama3 rope"])
+    like = torch.zeros(1)
+    short = [table.clone() for table in ours.rotary(10, like)]
+    long = ours.rotary(200, like)
+    assert long[0].shape == (200, 8)
+    assert all(torch.equal(a, b[:10]) for a, b in zip(short, long, strict=True))
+
+
+def test_pooling_is_the_mean_of_the_chosen():
+    states = torch.arange(12, dtype=torch.float32).view(1, 4, 3)
+    assert mean_pool(states, torch.tensor([[0, 1, 0, 1]])).tolist() == [[6, 7, 8]]
+
+
+def test_transformers_4_layout_is_read():
+    old = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1}
+    old |= {
+        "num_attention_heads": 2,
+        "rope_theta": 5e5,
+        "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"},
+    }
+    config = LlamaConfig.from_hf(old)
+    assert (config.rope_theta, config.num_key_value_heads, config.head_dim, config.rms_norm_eps) == (
+        5e5,
+        2,
+        4,
+        1e-6,
+    )
+    assert config.rope_scaling is not None
+    assert config.rope_scaling.factor == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_act": "gelu"}, "hidden_act='gelu', expected 'silu'"),
+        ({"attention_bias": True}, "attention_bias=True, expected False"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "unsupported rope type 'yarn'"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 2}, "must be a multiple"),
+        ({"head_dim": 3}, "head_dim must be even"),
+    ],
+)
+def test_what_it_does_not_compute_is_refused(change: dict, message: str):
+    base = {"vocab_size": 9, "hidden_size": 12, "intermediate_size": 4, "num_hidden_layers": 1}
+    with pytest.raises(ValueError, match=message):
+        LlamaConfig.from_hf(base | {"num_attention_heads": 2} | change)

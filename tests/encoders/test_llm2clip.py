@@ -1,0 +1,170 @@
+"""The composed encoder against the same composition written out by hand, and its two sides apart."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llm2clip.encoders import Llm2ClipEncoder, TextTooLongWarning, load_encoder
+
+from .conftest import BOS, EOT, Parts
+
+TEXTS = ["a cat", "b", "the dog over there", "zz top", "a cat"]
+
+
+@pytest.fixture
+def encoder(tiny_folder: Path) -> Llm2ClipEncoder:
+    return Llm2ClipEncoder.from_folder(tiny_folder, device="cpu")
+
+
+def unit(vector: torch.Tensor) -> np.ndarray:
+    return (vector / vector.norm(dim=-1, keepdim=True)).numpy()
+
+
+def text_by_hand(parts: Parts, text: str) -> np.ndarray:
+    """Begin token, one token per character, end token; alone, so without padding; begin token not pooled."""
+    ids = [parts.tokenizer.token_to_id(part) for part in (BOS, *text.replace(" ", "Ġ"), EOT)]
+    with torch.no_grad():
+        states = parts.language_model(torch.tensor([ids]))[0]
+        pooled = sum(states[1:]) / (len(ids) - 1)
+        return unit(parts.adapter(pooled[None])[0])
+
+
+def image_by_hand(parts: Parts, pixels: np.ndarray) -> np.ndarray:
+    values = (torch.from_numpy(pixels.astype(np.float64)) / 255 - 0.5) / 0.5
+    with torch.no_grad():
+        pooled = parts.vision(values.permute(2, 0, 1)[None].float())[0]
+        return unit(parts.projection.weight @ pooled)
+
+
+def noise(count: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(3).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def test_text_vectors_are_those_of_the_parts(encoder: Llm2ClipEncoder, parts: Parts):
+    expected = np.stack([text_by_hand(parts, text) for text in TEXTS])
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=2e-6)
+
+
+def test_image_vectors_are_those_of_the_parts(encoder: Llm2ClipEncoder, parts: Parts):
+    pixels = noise(5)
+    expected = np.stack([image_by_hand(parts, picture) for picture in pixels])
+    np.testing.assert_allclose(encoder.encode_prepared(pixels), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_company_in_a_batch_does_not_matter(encoder: Llm2ClipEncoder, batch_size: int):
+    alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS, batch_size=batch_size), alone, atol=2e-6)
+
+
+def test_right_and_left_padding_give_the_same(encoder: Llm2ClipEncoder, parts: Parts):
+    ids, attention, embed = encoder._reader.batch(["a cat", "the dog over there"])
+    rolled = [part.clone() for part in (ids, attention, embed)]
+    shift = ids.shape[1] - int(attention[0].sum())
+    for part in rolled:
+        part[0] = part[0].roll(shift)
+    with torch.no_grad():
+        right = parts.language_model(ids, attention)[0][embed[0] == 1]
+        left = parts.language_model(rolled[0], rolled[1])[0][rolled[2][0] == 1]
+    assert shift > 0
+    np.testing.assert_allclose(left.numpy(), right.numpy(), atol=5e-6)
+
+
+def test_what_padding_holds_does_not_matter(encoder: Llm2ClipEncoder, parts: Parts):
+    ids, attention, _ = encoder._reader.batch(["a", "the dog over there"])
+    other = torch.where(attention == 0, 99, ids)
+    with torch.no_grad():
+        first, second = parts.language_model(ids, attention), parts.language_model(other, attention)
+    mask = attention == 1
+    assert torch.equal(first[mask], second[mask])
+
+
+def test_a_long_text_is_cut_with_a_warning(encoder: Llm2ClipEncoder):
+    # 40 tokens: begin, 38 characters, end. The limit counts what is told apart from the begin token.
+    assert encoder.info.max_text_tokens == 39
+    assert encoder.count_tokens(["x" * 38, "x" * 45]) == [39, 46]
+    with pytest.warns(TextTooLongWarning, match=r"only the first 39 of 46 tokens were read") as caught:
+        cut = encoder.encode_texts(["abcdefghi" * 5])
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        np.testing.assert_allclose(cut, encoder.encode_texts([("abcdefghi" * 5)[:38]]), atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t"])
+def test_an_empty_text_is_refused(encoder: Llm2ClipEncoder, text: str):
+    with pytest.raises(ValueError, match="the text is empty"):
+        encoder.encode_texts([text])
+
+
+def test_sides_load_when_used(tiny_folder: Path):
+    encoder = Llm2ClipEncoder.from_folder(tiny_folder, device="cpu")
+    encoder.prepare(Image.new("RGB", (5, 9)))
+    assert encoder.info.dim == 20
+    assert encoder.loaded_sides == set()
+    encoder.encode_prepared(noise(1))
+    assert encoder.loaded_sides == {"vision"}
+    encoder = Llm2ClipEncoder.from_folder(tiny_folder, device="cpu")
+    encoder.encode_texts(["a"])
+    assert encoder.loaded_sides == {"text"}
+    encoder.load_all()
+    assert encoder.loaded_sides == {"text", "vision"}
+
+
+def test_threads_share_one_load(tiny_folder: Path):
+    encoder = Llm2ClipEncoder.from_folder(tiny_folder, device="cpu")
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: encoder.encode_prepared(noise(1)), range(16)))
+    assert all(np.array_equal(answer, answers[0]) for answer in answers)
+
+
+def test_no_transformers_on_this_path(tiny_folder: Path):
+    code = (
+        "import sys; from llm2clip.encoders import load_encoder\n"
+        f"encoder = load_encoder({str(tiny_folder)!r}, device='cpu'); encoder.encode_texts(['a'])\n"
+        "print([name for name in ('transformers', 'scipy', 'sentence_transformers') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_half_precision_is_storage_only(parts: Parts, tmp_path: Path):
+    encoder = load_encoder(parts.save(tmp_path / "half", dtype=torch.float16), device="cpu")
+    assert isinstance(encoder, Llm2ClipEncoder)
+    rounded = torch.nn.Linear(16, 20, bias=False)
+    rounded.weight.data = parts.projection.weight.data.half().float()
+    encoder.encode_prepared(noise(1))
+    loaded = encoder._vision.visual_projection.weight
+    assert loaded.dtype == torch.float32
+    assert torch.equal(loaded, rounded.weight)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_arithmetic_in_half_precision_is_close(tiny_folder: Path, encoder: Llm2ClipEncoder, dtype: str):
+    half = Llm2ClipEncoder.from_folder(tiny_folder, device="cpu", dtype=dtype)
+    assert (half.encode_texts(TEXTS) * encoder.encode_texts(TEXTS)).sum(axis=1).min() > 0.999
+    assert (half.encode_prepared(noise(3)) * encoder.encode_prepared(noise(3))).sum(axis=1).min() > 0.99
+
+
+def test_vectors_may_be_written_to(encoder: Llm2ClipEncoder):
+    vectors = encoder.encode_texts(["a"])
+    vectors += 1
+    assert vectors.dtype == np.float32
+
+
+def test_devices_and_dtypes_that_are_not_there(tiny_folder: Path):
+    with pytest.raises(ValueError, match="unknown device 'gpu', expected 'auto', 'cpu', 'cuda'"):
+        Llm2ClipEncoder.from_folder(tiny_folder, device="gpu")
+    with pytest.raises(ValueError, match="'cuda:99' is not there: torch sees"):
+        Llm2ClipEncoder.from_folder(tiny_folder, device="cuda:99")
+    with pytest.raises(ValueError, match="unknown dtype 'int8', expected 'auto' or one of float32"):
+        Llm2ClipEncoder.from_folder(tiny_folder, dtype="int8")
