@@ -227,14 +227,14 @@ class Encoder(ABC):
         warnings.warn(message, TextTooLongWarning, stacklevel=3)
 
     def _unit_rows(self, vectors: NDArray[np.float32], kind: str) -> NDArray[np.float32]:
-        vectors = np.ascontiguousarray(vectors, dtype=np.float32)
-        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        # In float64, as squares of large or small float32 values lie outside float32.
+        exact = np.asarray(vectors, dtype=np.float64)
+        norms = np.linalg.norm(exact, axis=1, keepdims=True)
         if not np.isfinite(norms).all() or not (norms > 0).all():
             raise EncodingError(
                 f"encoder {self.info.name!r} gave a {kind} vector without a direction (zero or not finite)"
             )
-        unit: NDArray[np.float32] = vectors / norms
-        return unit
+        return (exact / norms).astype(np.float32)
 
 
 def _check_text(text: str, name: str) -> None:
@@ -249,7 +249,7 @@ def _check_text(text: str, name: str) -> None:
 
 
 def _check_batch(items: Sequence[object], batch_size: int, what: str) -> None:
-    if isinstance(items, str | bytes):
+    if isinstance(items, str | bytes) or not isinstance(items, Sequence):
         raise ValueError(f"{what} must be a list, got one {type(items).__name__}; put it in a list")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
