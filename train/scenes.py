@@ -86,6 +86,8 @@ def caption(scene: Scene, emoji: Sequence[Emoji], *, language: str = "en", wordi
     opening = openings[wording % len(openings)].format(
         n=len(scene.objects), colour=COLOUR_NAMES[language][scene.background]
     )
+    if language == "en":
+        opening = opening.replace(" a orange", " an orange")
     sentences = [
         items[wording % len(items)].format(place=PLACES[language][cell], name=_noun(emoji[index], language))
         for index, cell in zip(scene.objects, scene.cells, strict=True)
