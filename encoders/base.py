@@ -234,7 +234,8 @@ class Encoder(ABC):
             raise EncodingError(
                 f"encoder {self.info.name!r} gave a {kind} vector without a direction (zero or not finite)"
             )
-        return (exact / norms).astype(np.float32)
+        unit: NDArray[np.float32] = (exact / norms).astype(np.float32)
+        return unit
 
 
 def _check_text(text: str, name: str) -> None:
