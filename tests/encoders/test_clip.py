@@ -1,0 +1,284 @@
+"""The CLIP baseline against transformers' own ``get_image_features`` and ``get_text_features``, tiny and random."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
+from llm2clip.encoders.clip import CLIP_MODELS, load_clip
+
+TEXTS = ["a red bicycle in the rain", "cat", "two dogs, one ball!", "Ein Hund"]
+
+
+@pytest.fixture(scope="session")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random CLIP of two layers with a tokenizer of its own, saved by transformers as a published one is."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    folder = tmp_path_factory.mktemp("clip")
+    symbols = sorted(set("abcdefghijklmnopqrstuvwxyz,!."))
+    merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("r", "e"), ("re", "d</w>")]
+    words = [
+        *symbols,
+        *(s + "</w>" for s in symbols),
+        *(a + b for a, b in merges),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=20)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
+        folder
+    )
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    end = vocabulary["<|endoftext|>"]
+    text = {"vocab_size": len(words), "max_position_embeddings": 20, "eos_token_id": end, "pad_token_id": end}
+    config = CLIPConfig(
+        text_config={**layers, **text, "bos_token_id": end - 1},
+        vision_config={**layers, "image_size": 28, "patch_size": 14},
+        projection_dim=24,
+    )
+    torch.manual_seed(0)
+    model = CLIPModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return shutil.copytree(saved, tmp_path / "my-clip")
+
+
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height in ((28, 28), (40, 31), (31, 57), (100, 29))
+    ]
+
+
+def unit(vectors: torch.Tensor) -> NDArray[np.float32]:
+    return torch.nn.functional.normalize(vectors.detach(), dim=-1).numpy()
+
+
+def test_pictures_are_those_of_transformers(saved: Path):
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+    model, processor = CLIPModel.from_pretrained(saved).eval(), CLIPImageProcessorPil.from_pretrained(saved)
+    theirs = model.get_image_features(**processor(images=pictures(), return_tensors="pt")).pooler_output
+    ours = load_encoder(saved).encode_images(pictures(), batch_size=3)
+    assert ours.shape == (4, 24)
+    np.testing.assert_allclose(ours, unit(theirs), atol=1e-5, rtol=1e-4)
+
+
+def test_texts_are_those_of_transformers(saved: Path):
+    from transformers import CLIPModel, CLIPTokenizer
+
+    model, tokenizer = CLIPModel.from_pretrained(saved).eval(), CLIPTokenizer.from_pretrained(saved)
+    theirs = [model.get_text_features(**tokenizer(text, return_tensors="pt")).pooler_output for text in TEXTS]
+    ours = load_encoder(saved).encode_texts(TEXTS, batch_size=3)
+    np.testing.assert_allclose(ours, unit(torch.cat(theirs)), atol=1e-5, rtol=1e-4)
+    assert np.linalg.matrix_rank(ours) == 4
+
+
+def test_long_texts_are_cut_as_transformers_cuts_them(saved: Path):
+    from transformers import CLIPModel, CLIPTokenizer
+
+    text = "a cat and a dog and a red ball and a car"
+    model, tokenizer = CLIPModel.from_pretrained(saved).eval(), CLIPTokenizer.from_pretrained(saved)
+    tokens = tokenizer(text, truncation=True, max_length=20, return_tensors="pt")
+    encoder = load_encoder(saved)
+    (count,) = encoder.count_tokens([text])
+    assert count == len(tokenizer(text, verbose=False)["input_ids"]) > 20
+    with pytest.warns(TextTooLongWarning, match=f"only the first 20 of {count} tokens were read"):
+        ours = encoder.encode_texts([text])
+    np.testing.assert_allclose(ours, unit(model.get_text_features(**tokens).pooler_output), atol=1e-5)
+
+
+def test_what_it_says_of_itself(saved: Path):
+    import hashlib
+
+    from transformers import CLIPModel
+
+    info = load_encoder(saved).info
+    weights = sum(parameter.numel() for parameter in CLIPModel.from_pretrained(saved).parameters())
+    assert (info.family, info.dim, info.image_size, info.max_text_tokens) == ("clip", 24, 28, 20)
+    assert info.parameters == weights
+    assert info.weights_sha256 == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
+    assert info.preprocessing.startswith("rgb-on-white/shortest-crop/bicubic-28/mean.48145466,")
+
+
+def test_the_sides_are_loaded_apart(folder: Path):
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v for k, v in tensors.items() if k.startswith("text_")}, folder / "model.safetensors")
+    encoder = load_encoder(folder)
+    assert encoder.encode_texts(["cat"]).shape == (1, 24)
+    with pytest.raises(ModelError, match=r"missing tensors: vision_model\.embeddings\.class_embedding, "):
+        encoder.encode_images(pictures()[:1])
+
+
+def test_weights_published_before_safetensors(saved: Path, folder: Path):
+    tensors = load_file(folder / "model.safetensors")
+    tensors["text_model.embeddings.position_ids"] = torch.arange(20)[None]
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    old, new = load_encoder(folder), load_encoder(saved)
+    assert np.array_equal(old.encode_texts(TEXTS), new.encode_texts(TEXTS))
+    assert np.array_equal(old.encode_images(pictures()), new.encode_images(pictures()))
+    assert old.info.parameters == new.info.parameters
+
+
+def test_half_precision_weights_are_computed_in_float32(folder: Path, saved: Path):
+    tensors = load_file(folder / "model.safetensors")
+    halved = {name: tensor.half() for name, tensor in tensors.items()}
+    save_file(halved, folder / "model.safetensors")
+    half = load_encoder(folder).encode_texts(TEXTS)
+    save_file({name: tensor.float() for name, tensor in halved.items()}, folder / "model.safetensors")
+    assert np.array_equal(half, load_encoder(folder).encode_texts(TEXTS))
+    assert not np.array_equal(half, load_encoder(saved).encode_texts(TEXTS))
+
+
+class Planted:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, ("touch planted",)
+
+
+def test_a_pickle_with_code_in_it_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"logit_scale": Planted()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is damaged or holds more than tensors: "):
+        load_encoder(folder).encode_texts(["cat"])
+    assert not (folder / "planted").exists()
+
+
+def change(folder: Path, file: str, **values: object) -> None:
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps({**settings, **values}))
+
+
+def test_a_missing_an_unexpected_and_a_misshapen_tensor(folder: Path):
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    name = "text_model.final_layer_norm.weight"
+    cases = [
+        ({k: v for k, v in tensors.items() if k != name}, f"missing tensors: {name}"),
+        ({**tensors, "text_model.extra": torch.zeros(1)}, "unexpected tensors: text_model.extra"),
+        ({**tensors, "stray": torch.zeros(1)}, "unexpected tensors: stray"),
+        ({**tensors, name: torch.zeros(5)}, rf"{name} is F32 \[5\], expected F32 \[32\]"),
+        ({**tensors, name: torch.zeros(32).long()}, rf"{name} is I64 \[32\], expected F32 \[32\]"),
+    ]
+    for spoilt, message in cases:
+        save_file(spoilt, weights)
+        with pytest.raises(ModelError, match=message):
+            load_encoder(folder).encode_texts(["cat"])
+
+
+def test_a_truncated_file_is_named(folder: Path):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors is truncated"):
+        load_encoder(folder).encode_texts(["cat"])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"do_center_crop": False}, "unsupported do_center_crop: False, expected True"),
+        (
+            {"size": {"height": 28, "width": 28}},
+            r"unsupported size: .*, expected 28 or \{'shortest_edge': 28\}",
+        ),
+        ({"crop_size": 14}, r"unsupported crop_size: 14, expected 28 or "),
+        ({"resample": 0}, "unsupported resample: 0, expected 1 or 2 or 3"),
+        ({"rescale_factor": 1.0}, "unsupported rescale_factor: 1.0"),
+        ({"image_mean": [0.5]}, "mean: expected 3 values, got 1"),
+        ({"image_std": [0.5, 0.0, 0.5]}, "std must be positive"),
+    ],
+)
+def test_preprocessing_that_is_not_clips(values: dict[str, object], message: str, folder: Path):
+    change(folder, "preprocessor_config.json", **values)
+    with pytest.raises(ModelError, match=message):
+        load_encoder(folder)
+
+
+def test_the_notation_of_old_releases_is_read(folder: Path, saved: Path):
+    change(folder, "preprocessor_config.json", size=28, crop_size=28)
+    assert load_encoder(folder).info.preprocessing == load_encoder(saved).info.preprocessing
+    (folder / "preprocessor_config.json").unlink()
+    assert load_encoder(folder).info.preprocessing == load_encoder(saved).info.preprocessing
+
+
+def test_files_that_are_missing(folder: Path):
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (folder / name).unlink(missing_ok=True)
+    with pytest.raises(
+        ModelError,
+        match=r"my-clip has no tokenizer: expected tokenizer\.json, or vocab\.json and merges\.txt",
+    ):
+        load_encoder(folder).encode_texts(["cat"])
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        ModelError, match=r"has no weights: expected model\.safetensors or pytorch_model\.bin"
+    ):
+        load_encoder(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelError):
+        load_encoder(folder)
+
+
+def test_another_kind_of_model_is_named(folder: Path):
+    change(folder, "config.json", model_type="siglip")
+    with pytest.raises(ModelError, match="is of model_type 'siglip', expected 'clip'"):
+        load_clip(folder, name="x", device="cpu", dtype="auto")
+
+
+@pytest.mark.parametrize("name", CLIP_MODELS)
+def test_without_weights_and_network_the_way_out_is_told(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ModelError) as caught:
+        load_encoder(name)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert f"{name} is not on this machine (looked in {tmp_path / 'cache'})" in message
+    assert f"hf download {CLIP_MODELS[name]} --local-dir {name}" in message
+    assert f"./{name}" in message
+
+
+def test_the_cache_of_the_hub_is_used(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Laid out as the hub's client does: links to files that are called by their hash."""
+    cache = tmp_path / "cache"
+    model = cache / "models--openai--clip-vit-base-patch32"
+    snapshot = model / "snapshots" / "abc123"
+    snapshot.mkdir(parents=True)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text("abc123")
+    (model / "blobs").mkdir()
+    for file in saved.iterdir():
+        blob = "ab" * 32 if file.name == "model.safetensors" else file.name
+        shutil.copy(file, model / "blobs" / blob)
+        (snapshot / file.name).symlink_to(model / "blobs" / blob)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    encoder = load_encoder("clip-vit-b-32")
+    assert np.array_equal(encoder.encode_texts(TEXTS), load_encoder(saved).encode_texts(TEXTS))
+    assert encoder.info.name == "clip-vit-b-32"
+    assert encoder.info.weights_sha256 == "ab" * 32
+    assert (encoder.info.languages, encoder.info.licence) == (("en",), "MIT")
