@@ -155,7 +155,7 @@ class Index:
                 f"with encoder '{self.manifest.encoder['name']}'"
             )
         squares = np.einsum("nd,nd->n", queries, queries)
-        low, high = float(squares.min(initial=1)), float(squares.max(initial=1))
+        low, high = (float(squares.min()), float(squares.max())) if len(squares) else (1.0, 1.0)
         if not (low > 0.98 and high < 1.02):  # which is also so where one is not a number
             raise IndexerError(
                 f"queries must be finite rows of length 1, got lengths {low**0.5:.4g} to {high**0.5:.4g}: "

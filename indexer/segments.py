@@ -41,6 +41,7 @@ class SegmentWriter:
     def __init__(self, folder: Path, *, generation: int, dim: int, segment_rows: int = SEGMENT_ROWS) -> None:
         self._folder, self._generation, self._dim, self._limit = folder, generation, dim, segment_rows
         self._file: BinaryIO | None = None
+        self._closed = False
         self.rows: list[int] = []
         """Rows of each file so far."""
 
@@ -54,28 +55,29 @@ class SegmentWriter:
         Raises:
             OSError: the disk is full, or worse.
         """
+        if self._closed:
+            raise ValueError("the segment writer is closed")
         while len(rows):
             if self._file is None or self.rows[-1] == self._limit:
-                self._next()
+                self._file = self._next()
             part = rows[: self._limit - self.rows[-1]]
-            self._write(np.ascontiguousarray(part, dtype="<f2"))
+            self._write(self._file, np.ascontiguousarray(part, dtype="<f2"))
             self.rows[-1] += len(part)
             rows = rows[len(part) :]
 
-    def _write(self, part: Rows) -> None:
-        if self._file is None:
-            raise ValueError("the segment writer is closed")
+    @staticmethod
+    def _write(file: BinaryIO, part: Rows) -> None:
         view = part.data.cast("B")
-        while (
-            view
-        ):  # an unbuffered file may write less than it was given, without an error, when the disk is full
-            view = view[self._file.write(view) :]
+        # An unbuffered file may write less than it was given, without an error, when the disk is full.
+        while view:
+            view = view[file.write(view) :]
 
-    def _next(self) -> None:
+    def _next(self) -> BinaryIO:
         self._finish()
-        self._file = open(self._folder / self.name(len(self.rows)), "wb", buffering=0)  # noqa: SIM115
-        self._file.write(_header(0, self._dim))
+        file = open(self._folder / self.name(len(self.rows)), "wb", buffering=0)  # noqa: SIM115
         self.rows.append(0)
+        file.write(_header(0, self._dim))
+        return file
 
     def _finish(self) -> None:
         if self._file is not None:
@@ -92,6 +94,7 @@ class SegmentWriter:
 
     def close(self, *, finish: bool) -> None:
         """Close the last file; ``finish`` also writes how many rows it has, which makes it a whole ``.npy``."""
+        self._closed = True
         if finish:
             self._finish()
         elif self._file is not None:

@@ -200,20 +200,25 @@ def _members(file: Path) -> Iterator[_Member]:
 
 def _samples(file: Path) -> Iterator[_Sample]:
     sample: _Sample | None = None
-    for member in _members(file):
-        folder, _, base = member.name.rpartition("/")
-        if base.startswith("."):
-            continue
-        stem = f"{folder}/{base.partition('.')[0]}"
-        if sample is None or sample.stem != stem:
-            if sample is not None:
-                yield sample
-            sample = _Sample(stem=stem)
-        kind = ending(base)
-        if kind in picture_endings():
-            sample.pictures.append(member)
-        elif kind in (".json", ".txt"):
-            sample.sidecars.setdefault(kind, member)
+    try:
+        for member in _members(file):
+            folder, _, base = member.name.rpartition("/")
+            if base.startswith("."):
+                continue
+            stem = f"{folder}/{base.partition('.')[0]}"
+            if sample is None or sample.stem != stem:
+                if sample is not None:
+                    yield sample
+                sample = _Sample(stem=stem)
+            kind = ending(base)
+            if kind in picture_endings():
+                sample.pictures.append(member)
+            elif kind in (".json", ".txt"):
+                sample.sidecars.setdefault(kind, member)
+    except (OSError, tarfile.TarError):
+        if sample is not None:
+            yield sample  # what came before the damage is not lost
+        raise
     if sample is not None:
         yield sample
 

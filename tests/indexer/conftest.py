@@ -1,0 +1,86 @@
+"""Small corpora and indexes made on the spot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import Index, open_index
+from llm2clip.indexer.generation import GenerationWriter, Origin
+from llm2clip.indexer.pipeline import Outcome
+from llm2clip.indexer.records import Record
+
+from .material import colour_of, encoded, tar_of
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of 30 pictures in three folders."""
+    folder = tmp_path / "photos"
+    for number in range(30):
+        file = folder / ["", "summer", "summer/lake"][number % 3] / f"{number:03d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(encoded(colour_of(number)))
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """A folder of two WebDataset shards with five pictures, captions and metadata."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for shard, numbers in enumerate([(0, 1, 2), (3, 4)]):
+        members: dict[str, bytes] = {}
+        for number in numbers:
+            members[f"{number:04d}.webp"] = encoded(colour_of(number), format="WEBP")
+            about = {"caption": f"picture {number}", "emoji": "🦒", "names": {"zh": "长颈鹿"}}
+            members[f"{number:04d}.json"] = json.dumps(about).encode()
+        (folder / f"{shard:02d}.tar").write_bytes(tar_of(members))
+    return folder
+
+
+MakeIndex = Callable[[np.ndarray], Index]
+
+
+@pytest.fixture
+def index_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeIndex]:
+    """Make an index of given rows, (n, dim) float32, without any picture."""
+    opened: list[Index] = []
+
+    def make(rows: np.ndarray) -> Index:
+        folder = tmp_path_factory.mktemp("index")
+        origin = Origin(
+            corpus={"kind": "folder", "spec": "p", "root": "/p"},
+            encoder={"name": "rows", "dim": rows.shape[1], "weights_sha256": "0", "preprocessing": "none"},
+            encoder_source="rows",
+            anew=False,
+        )
+        writer = GenerationWriter(folder, generation=1, origin=origin)
+        outcomes = [
+            Outcome(
+                record=Record(key=f"{n}.png", uri="", file=Path(), size=1, mtime_ns=1, caption=f"number {n}"),
+                vector=row,
+                hash=b"0" * 16,
+                width=n + 1,
+                height=1,
+            )
+            for n, row in enumerate(rows.astype(np.float16))
+        ]
+        writer.append(outcomes)
+        writer.commit()
+        opened.append(open_index(folder))
+        return opened[-1]
+
+    yield make
+    for index in opened:
+        index.close()

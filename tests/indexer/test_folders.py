@@ -1,0 +1,235 @@
+"""Folders of pictures: which are found, under which names, in which order."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm2clip.indexer import CorpusError, open_corpus
+from llm2clip.indexer.records import MAX_PICTURE_BYTES
+
+from .material import encoded
+
+PICTURE = encoded((1, 2, 3))
+posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX file system")
+
+
+def keys(folder):
+    return [record.key for record in open_corpus(folder).records()]
+
+
+def put(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(PICTURE)
+
+
+def test_pictures_are_found_by_ending_in_order_of_names(tmp_path):
+    put(
+        tmp_path,
+        "b.JPG",
+        "a.jpeg",
+        "c.PnG",
+        "d.webp",
+        "e.gif",
+        "f.tif",
+        "g.tiff",
+        "h.bmp",
+        "x/y/z.jpg",
+        "B/1.jpg",
+    )
+    (tmp_path / "notes.md").write_text("no picture")
+    (tmp_path / "noending").write_bytes(PICTURE)
+    expected = [
+        "a.jpeg",
+        "b.JPG",
+        "c.PnG",
+        "d.webp",
+        "e.gif",
+        "f.tif",
+        "g.tiff",
+        "h.bmp",
+        "B/1.jpg",
+        "x/y/z.jpg",
+    ]
+    assert keys(tmp_path) == expected
+    assert keys(tmp_path) == expected
+
+
+def test_avif_is_found_where_pillow_reads_it(tmp_path):
+    from PIL import features
+
+    put(tmp_path, "a.avif", "b.png")
+    assert keys(tmp_path) == (["a.avif", "b.png"] if features.check("avif") else ["b.png"])
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path):
+    put(tmp_path, ".hidden.jpg", ".cache/a.jpg", "._a.jpg", "a.jpg")
+    assert keys(tmp_path) == ["a.jpg"]
+
+
+@posix
+def test_names_in_any_script_and_with_any_character(tmp_path):
+    names = [
+        "été à la mer.jpg",
+        "北京/长城.png",
+        "🦒.webp",
+        "a#b?c%20d.jpg",
+        "new\nline.jpg",
+        "-rf.jpg",
+        " .jpg",
+    ]
+    put(tmp_path, *names)
+    records = list(open_corpus(tmp_path).records())
+    assert sorted(record.key for record in records) == sorted(names)
+    assert all(record.read() == PICTURE and record.problem is None for record in records)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_a_name_that_is_not_utf8_is_reported(tmp_path):
+    put(tmp_path, "a.jpg")
+    with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
+        file.write(PICTURE)
+    bad = [record for record in open_corpus(tmp_path).records() if record.problem]
+    assert [(record.key, record.problem) for record in bad] == [
+        ("caf\\xe9.jpg", "file name is not UTF-8: rename it")
+    ]
+
+
+@posix
+def test_links_are_followed_out_of_the_corpus_and_loops_end(tmp_path):
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    put(corpus, "a/1.jpg", "b/2.jpg")
+    put(elsewhere, "3.jpg", "deep/4.jpg")
+    (corpus / "a" / "loop").symlink_to(corpus)
+    (corpus / "again").symlink_to(corpus / "b")
+    (corpus / "out").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(corpus)
+    (elsewhere / "up").symlink_to(tmp_path)
+    (corpus / "same.jpg").symlink_to(elsewhere / "3.jpg")
+    assert keys(corpus) == ["same.jpg", "a/1.jpg", "b/2.jpg", "out/3.jpg", "out/deep/4.jpg"]
+
+
+@posix
+def test_what_is_no_file_is_reported_and_not_opened(tmp_path):
+    put(tmp_path, "a.jpg")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    problems = {record.key: record.problem for record in open_corpus(tmp_path).records()}
+    assert problems == {"a.jpg": None, "gone.jpg": "link to nothing", "pipe.jpg": "not a regular file"}
+    with pytest.raises(CorpusError, match="not a regular file"):
+        next(record for record in open_corpus(tmp_path).records() if record.key == "pipe.jpg").read()
+
+
+def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
+    put(tmp_path, "a.jpg", "locked/b.jpg", "z/c.jpg")
+    scandir = os.scandir
+
+    def guarded(path):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    problems = {record.key: record.problem for record in open_corpus(tmp_path).records()}
+    assert problems == {"a.jpg": None, "locked": "folder: Permission denied", "z/c.jpg": None}
+
+
+def test_captions_and_metadata_beside_a_picture(tmp_path):
+    put(tmp_path, "1.jpg", "2.png", "3.jpg", "4.jpg", "5.jpg", "6.jpg")
+    (tmp_path / "1.txt").write_text(" a dog \n", "utf-8")
+    (tmp_path / "2.json").write_text(json.dumps({"caption": "ein Hund", "year": 1999}), "utf-8-sig")
+    (tmp_path / "3.json").write_text('{"text": "un perro", "tags": ["a"]}')
+    (tmp_path / "3.txt").write_text("not this")
+    (tmp_path / "4.json").write_text('{"caption": ["一只狗", "狗"]}', "utf-8")
+    (tmp_path / "5.json").write_text("{broken")
+    (tmp_path / "5.txt").write_text("still here")
+    (tmp_path / "6.json").write_text("[1, 2]")
+    records = {record.key: record for record in open_corpus(tmp_path).records()}
+    about = {key: (record.caption, record.metadata) for key, record in records.items()}
+    assert about == {
+        "1.jpg": ("a dog", None),
+        "2.png": ("ein Hund", {"year": 1999}),
+        "3.jpg": ("un perro", {"tags": ["a"]}),
+        "4.jpg": ("一只狗", {"caption": ["一只狗", "狗"]}),
+        "5.jpg": ("still here", None),
+        "6.jpg": (None, None),
+    }
+    assert records["5.jpg"].note.startswith("metadata left out, not usable JSON: ")
+    assert records["6.jpg"].note == "metadata left out, not usable JSON: expected an object, got list"
+    assert records["1.jpg"].note is None
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"caption": "\\ud83e"}', b"[" * 100_000, b"\xff\xfe", b'{"a": ' + b"9" * 5000 + b"}"]
+)
+def test_hostile_metadata_is_noted_not_fatal(tmp_path, content):
+    put(tmp_path, "a.jpg")
+    (tmp_path / "a.json").write_bytes(content)
+    [record] = open_corpus(tmp_path).records()
+    assert record.note.startswith("metadata left out, not usable JSON: ")
+    assert (record.caption, record.metadata) == (None, None)
+
+
+def test_listing_without_captions_reads_none(tmp_path, monkeypatch):
+    put(tmp_path, "a.jpg")
+    (tmp_path / "a.txt").write_text("a caption")
+    with_captions = next(open_corpus(tmp_path).records())
+    without = next(open_corpus(tmp_path).records(captions=False))
+    assert (with_captions.caption, without.caption) == ("a caption", None)
+    assert without.sidecar_ns == with_captions.sidecar_ns == (tmp_path / "a.txt").stat().st_mtime_ns
+    assert (without.size, without.mtime_ns) == (len(PICTURE), (tmp_path / "a.jpg").stat().st_mtime_ns)
+
+
+def test_a_huge_file_is_not_read(tmp_path):
+    with open(tmp_path / "a.jpg", "wb") as file:
+        file.truncate(MAX_PICTURE_BYTES + 1)
+    with pytest.raises(
+        CorpusError, match="file of 268,435,457 bytes, more than the 268,435,456 that are read"
+    ):
+        next(open_corpus(tmp_path).records()).read()
+
+
+def test_emptiness_says_what_was_found(tmp_path):
+    corpus = open_corpus(tmp_path)
+    assert "the folder is empty. Expected files ending in " in corpus.emptiness()
+    for name in ("a.heic", "b.heic", "c.mov", "README"):
+        (tmp_path / name).write_bytes(b"x")
+    assert (
+        "got 4 files (2 with .heic, 1 with no ending, 1 with .mov), expected endings " in corpus.emptiness()
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "no such folder or tar: .*nowhere"),
+        ("a.jpg", "is a single picture: expected the folder it is in"),
+        ("a.pdf", "neither a folder of pictures nor a .tar"),
+    ],
+)
+def test_what_is_no_corpus_is_refused(tmp_path, name, message):
+    put(tmp_path, "a.jpg")
+    (tmp_path / "a.pdf").write_bytes(b"x")
+    with pytest.raises(CorpusError, match=message):
+        open_corpus(tmp_path / name)
+
+
+@given(
+    names=st.lists(
+        st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20), max_size=8
+    )
+)
+def test_every_visible_name_is_found_once(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp("names")
+    wanted = set()
+    for name in names:
+        if not name.startswith("."):
+            (folder / f"{name}.png").write_bytes(PICTURE)
+            wanted.add(f"{name}.png")
+    assert keys(folder) == sorted(wanted) if wanted else keys(folder) == []

@@ -1,0 +1,139 @@
+"""Searching, against a NumPy brute force over the stored rows."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm2clip.indexer import Hit, Index, IndexerError
+from llm2clip.indexer.ranking import exact_scan, settle
+from llm2clip.indexer.segments import Vectors
+
+from .material import unit
+
+
+def brute_force(rows: np.ndarray, queries: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
+    """(id, score) of the best rows, equal scores by id; rows as stored, in float16."""
+    stored = rows.astype(np.float16).astype(np.float64)
+    answers = []
+    for query in queries.astype(np.float64):
+        scores = [float(np.float32(sum(a * b for a, b in zip(row, query, strict=True)))) for row in stored]
+        order = sorted(range(len(rows)), key=lambda n: (-scores[n], n))[:k]
+        answers.append([(n, scores[n]) for n in order])
+    return answers
+
+
+def found(answers: list[list[Hit]]) -> list[list[tuple[int, float]]]:
+    return [[(hit.id, hit.score) for hit in hits] for hits in answers]
+
+
+def check_equal(got: list[list[tuple[int, float]]], expected: list[list[tuple[int, float]]]) -> None:
+    for one, other in zip(got, expected, strict=True):
+        assert [id for id, _ in one] == [id for id, _ in other]
+        np.testing.assert_allclose([s for _, s in one], [s for _, s in other], rtol=0, atol=1e-7)
+
+
+def test_search_is_the_brute_force(index_of):
+    rng = np.random.default_rng(0)
+    rows, queries = unit(rng.standard_normal((500, 24))), unit(rng.standard_normal((20, 24)))
+    index = index_of(rows)
+    check_equal(found(index.search(queries, k=7)), brute_force(rows, queries, 7))
+
+
+def test_hits_carry_what_the_index_knows(index_of):
+    index = index_of(np.eye(8, dtype=np.float32))
+    [[first, second]] = index.search(np.eye(8, dtype=np.float32)[5:6], k=2)
+    assert first == Hit(
+        id=5,
+        key="5.png",
+        score=1.0,
+        rank=1,
+        uri="/p/5.png",
+        caption="number 5",
+        metadata={},
+        width=6,
+        height=1,
+    )
+    assert (second.id, second.score, second.rank) == (0, 0.0, 2)
+    assert len(index) == 8
+
+
+rows_with_repeats = st.lists(st.integers(0, 5), min_size=1, max_size=60)
+
+
+@settings(max_examples=25)
+@given(choices=rows_with_repeats, k=st.integers(1, 70), seed=st.integers(0, 3))
+def test_equal_rows_are_ranked_by_id(choices, k, seed):
+    rng = np.random.default_rng(seed)
+    base = unit(rng.standard_normal((6, 5)))
+    rows, query = base[choices], unit(rng.standard_normal((1, 5)))
+    vectors = Vectors([rows.astype(np.float16)], dim=5)
+    [expected] = brute_force(rows, query, k)
+    check_equal([exact_scan(vectors, query[0], k=k)], [expected])
+    order = np.argsort(-(rows.astype(np.float16).astype(np.float32) @ query[0]), kind="stable")
+    scores = rows.astype(np.float16).astype(np.float32)[order] @ query[0]
+    check_equal(settle(vectors, query, [order], scores[None], k=k), [expected])
+
+
+def test_ties_beyond_what_faiss_proposes(index_of):
+    """More equal rows than candidates: those of the lowest ids belong into the answer."""
+    rng = np.random.default_rng(1)
+    base = unit(rng.standard_normal((3, 16)))
+    rows = base[rng.integers(0, 3, size=3000)]
+    index = index_of(rows)
+    query = unit(base[:1] + 0.1 * base[1:2])
+    expected = [n for n in range(3000) if np.array_equal(rows[n], rows[int(np.argmax(rows @ query[0]))])][:12]
+    assert [hit.id for hit in index.search(query, k=12)[0]] == expected
+
+
+def test_all_rows_equal(index_of):
+    index = index_of(np.tile(unit(np.ones((1, 4))), (10_000, 1)))
+    assert [hit.id for hit in index.search(unit(np.ones((1, 4))), k=5)[0]] == [0, 1, 2, 3, 4]
+
+
+def test_answers_do_not_depend_on_the_other_queries(index_of):
+    rng = np.random.default_rng(2)
+    index = index_of(unit(rng.standard_normal((300, 40))))
+    queries = unit(rng.standard_normal((300, 40)))
+    together = index.search(queries, k=5)
+    for number in (0, 1, 150, 299):
+        assert index.search(queries[number : number + 1], k=5)[0] == together[number]
+
+
+def test_fewer_rows_than_asked_for(index_of):
+    index = index_of(np.eye(3, dtype=np.float32))
+    assert [len(hits) for hits in index.search(np.eye(3, dtype=np.float32)[:2], k=50)] == [3, 3]
+
+
+def test_no_queries(index_of):
+    assert index_of(np.eye(3, dtype=np.float32)).search(np.empty((0, 3), dtype=np.float32)) == []
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "message"),
+    [
+        (np.ones((1, 4), np.float32), 1, r"shape \(n, 3\), got \(1, 4\).*encoder 'rows'"),
+        (np.ones(3, np.float32), 1, r"shape \(n, 3\), got \(3,\)"),
+        (np.full((1, 3), 2, np.float32), 1, r"length 1, got lengths 3.464 to 3.464"),
+        (np.full((1, 3), np.nan, np.float32), 1, r"finite rows of length 1"),
+        (np.eye(3, dtype=np.float32), 0, r"k must be at least 1, got 0"),
+    ],
+)
+def test_wrong_queries_are_refused(index_of, queries, k, message):
+    with pytest.raises(IndexerError, match=message):
+        index_of(np.eye(3, dtype=np.float32)).search(queries, k=k)
+
+
+def test_threads_share_an_index(index_of):
+    rng = np.random.default_rng(3)
+    rows = unit(rng.standard_normal((400, 12)))
+    index: Index = index_of(rows)
+    queries = [unit(rng.standard_normal((2, 12))) for _ in range(40)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda q: index.search(q, k=4), queries))
+    for query, answer in zip(queries, answers, strict=True):
+        check_equal(found(answer), brute_force(rows, query, 4))

@@ -1,0 +1,78 @@
+"""Vector segments: what is appended is what is read, as plain ``.npy`` too."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm2clip.indexer import IndexDamagedError
+from llm2clip.indexer.segments import SegmentWriter, Vectors, map_segment, map_unfinished, segment_name
+
+pieces = st.lists(st.integers(0, 7), max_size=8)
+
+
+def rows_of(count: int, dim: int) -> np.ndarray:
+    return np.random.default_rng(count).standard_normal((count, dim)).astype(np.float16)
+
+
+@given(pieces=pieces, limit=st.integers(1, 9), dim=st.integers(1, 5), kept=st.integers(0, 60))
+def test_appended_rows_come_back(tmp_path_factory, pieces, limit, dim, kept):
+    folder = tmp_path_factory.mktemp("segments")
+    rows = rows_of(sum(pieces), dim)
+    writer = SegmentWriter(folder, generation=3, dim=dim, segment_rows=limit)
+    start = 0
+    for piece in pieces:
+        writer.append(rows[start : start + piece])
+        start += piece
+    # What a killed process leaves: some rows are in the files, and the items say how many of them count.
+    left = map_unfinished(folder, generation=3, rows=kept, dim=dim)
+    np.testing.assert_array_equal(np.concatenate([*left, np.empty((0, dim), np.float16)]), rows[:kept])
+    writer.close(finish=True)
+    assert all(count <= limit for count in writer.rows)
+    files = [folder / segment_name(3, number) for number in range(len(writer.rows))]
+    loaded = [np.load(file) for file in files]
+    np.testing.assert_array_equal(np.concatenate([*loaded, np.empty((0, dim), np.float16)]), rows)
+    mapped = [map_segment(file, rows=n, dim=dim) for file, n in zip(files, writer.rows, strict=True)]
+    vectors = Vectors(mapped, dim=dim)
+    assert len(vectors) == len(rows)
+    ids = np.random.default_rng(0).integers(0, max(1, len(rows)), size=10 if len(rows) else 0)
+    np.testing.assert_array_equal(vectors.take(ids), rows[ids])
+    blocks = list(vectors.blocks(4))
+    assert [first for first, _ in blocks] == list(np.cumsum([0, *(len(b) for _, b in blocks)]))[: len(blocks)]
+    np.testing.assert_array_equal(np.concatenate([*(b for _, b in blocks), np.empty((0, dim))]), rows)
+
+
+def test_rows_after_a_short_file_are_not_taken_over(tmp_path):
+    """After a power cut a file may be shorter than the items say: later ids would name other rows."""
+    writer = SegmentWriter(tmp_path, generation=1, dim=2, segment_rows=4)
+    writer.append(rows_of(7, 2))
+    writer.close(finish=True)
+    first = tmp_path / segment_name(1, 0)
+    first.write_bytes(first.read_bytes()[:-4])
+    assert [len(rows) for rows in map_unfinished(tmp_path, generation=1, rows=7, dim=2)] == [3]
+
+
+@pytest.mark.parametrize(
+    "change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b"X" + b[1:], lambda b: b""]
+)
+def test_a_changed_file_is_refused(tmp_path, change):
+    writer = SegmentWriter(tmp_path, generation=1, dim=2)
+    writer.append(rows_of(3, 2))
+    writer.close(finish=True)
+    path = tmp_path / segment_name(1, 0)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(IndexDamagedError, match="expected 3 rows of 2 float16 numbers"):
+        map_segment(path, rows=3, dim=2)
+    path.unlink()
+    with pytest.raises(IndexDamagedError, match="is missing"):
+        map_segment(path, rows=3, dim=2)
+
+
+def test_nothing_is_written_after_closing(tmp_path):
+    writer = SegmentWriter(tmp_path, generation=1, dim=2)
+    writer.append(rows_of(1, 2))
+    writer.close(finish=False)
+    with pytest.raises(ValueError, match="closed"):
+        writer.append(rows_of(1, 2))

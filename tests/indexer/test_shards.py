@@ -1,0 +1,199 @@
+"""Tar shards: members joined to samples, and each picture found again by one seek."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm2clip.indexer import CorpusError, open_corpus
+from llm2clip.indexer.shards import expand
+
+from .material import colour_of, encoded, tar_of
+
+RED, BLUE = encoded((255, 0, 0)), encoded((0, 0, 255))
+
+
+def records(spec):
+    return list(open_corpus(spec).records())
+
+
+def test_pictures_captions_and_metadata_of_a_sample(shards):
+    found = records(shards / "00.tar")
+    assert [record.key for record in found] == ["00.tar#0000.webp", "00.tar#0001.webp", "00.tar#0002.webp"]
+    assert found[1].uri == f"{shards}/00.tar#0001.webp"
+    assert found[1].caption == "picture 1"
+    assert found[1].metadata == {"emoji": "🦒", "names": {"zh": "长颈鹿"}}
+    for number, record in enumerate(found):
+        assert record.read() == encoded(colour_of(number), format="WEBP")
+
+
+def test_a_folder_of_tars_and_brace_ranges_are_the_same_pictures(shards):
+    by_folder = [record.key for record in records(shards)]
+    assert by_folder == [f"0{s}.tar#000{n}.webp" for s, n in [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4)]]
+    assert [record.key for record in records(shards / "{00..01}.tar")] == by_folder
+    assert [record.key for record in records(shards / "{01,00}.tar")] == by_folder[3:] + by_folder[:3]
+    assert [record.key for record in records(f"{shards.parent}/{{shards,shards}}/0{{0..1}}.tar")] == by_folder
+
+
+def test_shards_of_equal_name_in_two_folders_keep_their_keys_apart(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.tar").write_bytes(tar_of({"x.png": RED}))
+    assert [r.key for r in records(tmp_path / "{a,b}" / "0.tar")] == ["a/0.tar#x.png", "b/0.tar#x.png"]
+
+
+def test_members_are_joined_by_name_up_to_the_first_dot(tmp_path):
+    members = {
+        "d/1.json": b'{"text": "one", "n": 1}',
+        "d/1.left.png": RED,
+        "d/1.right.png": BLUE,
+        "d/1.cls": b"7",
+        "e/1.png": BLUE,
+        "2.txt": b"zwei",
+        "2.png": RED,
+        "2.json": b'{"n": 2}',
+        "._2.png": b"left by a Mac",
+    }
+    (tmp_path / "s.tar").write_bytes(tar_of(members))
+    found = {record.key: (record.caption, record.metadata) for record in records(tmp_path / "s.tar")}
+    assert found == {
+        "s.tar#d/1.left.png": ("one", {"n": 1}),
+        "s.tar#d/1.right.png": ("one", {"n": 1}),
+        "s.tar#e/1.png": (None, None),
+        "s.tar#2.png": ("zwei", {"n": 2}),
+    }
+
+
+def test_long_and_foreign_names(tmp_path):
+    name = "长" * 120 + "/" + "🦒" * 60 + ".png"
+    for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = len(RED)
+            tar.addfile(member, io.BytesIO(RED))
+        (tmp_path / "s.tar").write_bytes(buffer.getvalue())
+        [record] = records(tmp_path / "s.tar")
+        assert (record.key, record.read()) == (f"s.tar#{name}", RED)
+
+
+def test_links_and_folders_in_a_tar_are_left_out(tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name, kind in [
+            ("a.png", tarfile.SYMTYPE),
+            ("b.png", tarfile.LNKTYPE),
+            ("c.png", tarfile.DIRTYPE),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+    assert records(tmp_path / "s.tar") == []
+    assert "got no files at all" in open_corpus(tmp_path / "s.tar").emptiness()
+
+
+def test_a_second_member_of_one_name_is_reported(tmp_path):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for content in (RED, BLUE):
+            member = tarfile.TarInfo("a.png")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    (tmp_path / "s.tar").write_bytes(buffer.getvalue())
+    first, second = records(tmp_path / "s.tar")
+    assert (first.key, first.problem) == ("s.tar#a.png", None)
+    assert second.key.startswith("s.tar#a.png@")
+    assert second.problem == "second member of this name"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "readable", "problem"),
+    [
+        (lambda tar: tar[:2600], 3, "tar cannot be read after 3 pictures: unexpected end of data"),
+        (lambda tar: tar[:1024], 1, "tar cannot be read after 1 pictures: {file} ends 512 bytes early"),
+        (
+            lambda tar: tar[:1024] + b"\1" * 512 + tar[1536:],
+            1,
+            "tar cannot be read after 1 pictures: damaged at byte 1,024",
+        ),
+        (lambda tar: b"no tar at all" * 100, 0, "tar cannot be read after 0 pictures: invalid header"),
+        (lambda tar: b"", 0, "tar cannot be read after 0 pictures: empty file"),
+    ],
+)
+def test_a_damaged_shard_is_reported_and_the_next_one_read(tmp_path, spoil, readable, problem):
+    # Three members of a header of 512 bytes and a content of one block each, then the end mark.
+    whole = tar_of({f"{n}.png": encoded(colour_of(n)) for n in range(3)})
+    file = tmp_path / "0.tar"
+    file.write_bytes(spoil(whole))
+    (tmp_path / "1.tar").write_bytes(tar_of({"z.png": RED}))
+    found = records(tmp_path / "{0..1}.tar")
+    good = [record.key for record in found if record.problem is None]
+    bad = [(record.key, record.problem) for record in found if record.problem is not None]
+    assert good == [*(f"0.tar#{n}.png" for n in range(readable)), "1.tar#z.png"]
+    assert bad == [("0.tar", problem.format(file=file))]
+
+
+def test_a_picture_cut_short_with_its_tar_cannot_be_read(tmp_path):
+    (tmp_path / "0.tar").write_bytes(tar_of({"a.png": RED, "b.png": BLUE})[:1600])
+    first, second, shard = records(tmp_path / "0.tar")
+    assert first.read() == RED
+    with pytest.raises(OSError, match="bytes early"):
+        second.read()
+    assert shard.problem is not None
+
+
+def test_metadata_that_cannot_be_read_is_noted(tmp_path):
+    (tmp_path / "s.tar").write_bytes(tar_of({"a.png": RED, "a.json": b"nonsense", "a.txt": b"a caption"}))
+    [record] = records(tmp_path / "s.tar")
+    assert record.caption == "a caption"
+    assert record.note.startswith("metadata left out, not usable JSON: ")
+    (tmp_path / "s.tar").write_bytes(tar_of({"a.png": RED, "a.txt": b"x" * (2**20 + 1)}))
+    [record] = records(tmp_path / "s.tar")
+    assert record.note == "caption or metadata left out: more than 1,048,576 bytes"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("{00..07}.tar", r"no such shard: .*02\.tar"),
+        ("{07..00}.tar", r"\{07\.\.00\} is no range of shards"),
+        ("{0..99999999}.tar", r"is no range of shards"),
+        ("x.tar.gz", r"not a plain \.tar: .*gunzip x\.tar\.gz"),
+    ],
+)
+def test_wrong_shards_are_refused(shards, spec, message):
+    (shards / "x.tar.gz").write_bytes(b"x")
+    with pytest.raises(CorpusError, match=message):
+        open_corpus(shards / spec)
+
+
+def test_tars_beside_pictures_are_mentioned(shards):
+    (shards / "a.png").write_bytes(RED)
+    corpus = open_corpus(shards)
+    assert [record.key for record in corpus.records()] == ["a.png"]
+    assert corpus.notes == [f"2 tar files in {shards} were not read, since there are pictures beside them"]
+
+
+@given(first=st.integers(0, 200), count=st.integers(1, 50), width=st.integers(1, 6))
+def test_expand_counts_as_a_shell_does(first, count, width):
+    numbers = range(first, first + count)
+    pattern = f"a/{{{first:0{width}d}..{first + count - 1}}}-{{x,y}}.tar"
+    wide = max(width, len(str(first)))
+    assert expand(pattern) == [f"a/{n:0{wide}d}-{xy}.tar" for n in numbers for xy in "xy"]
+
+
+def test_expand_leaves_other_names_alone():
+    assert expand("a{b}c{}.tar") == ["a{b}c{}.tar"]
+
+
+def test_names_up_to_the_limit_of_json(tmp_path):
+    """Captions keep every character that JSON and UTF-8 can carry."""
+    caption = "".join(map(chr, [*range(1, 0x80), 0x200D, 0xFFFD, 0x1F992])).strip()
+    (tmp_path / "s.tar").write_bytes(
+        tar_of({"a.png": RED, "a.json": json.dumps({"caption": caption}).encode()})
+    )
+    assert records(tmp_path / "s.tar")[0].caption == caption
