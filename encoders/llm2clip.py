@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar, final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from llm2clip.encoders import folder as files
@@ -41,7 +42,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_FILLS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_})
+_FILLS = frozenset(
+    {
+        init.kaiming_uniform_,
+        init.normal_,
+        init.uniform_,
+        Tensor.fill_,
+        Tensor.normal_,
+        Tensor.uniform_,
+        Tensor.zero_,
+    }
+)
 
 
 class _NoInit(TorchFunctionMode):
@@ -57,7 +68,10 @@ class _NoInit(TorchFunctionMode):
         args: tuple[object, ...] = (),
         kwargs: dict[str, object] | None = None,
     ) -> object:
-        return args[0] if func in _FILLS else func(*args, **(kwargs or {}))
+        named = kwargs or {}
+        if func in _FILLS:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 Side = TypeVar("Side", bound=nn.Module)

@@ -111,7 +111,12 @@ def read_tensors(path: Path, names: Iterable[str], *, dtype: torch.dtype) -> dic
             tensors = {name: file.get_tensor(name).to(dtype, copy=True) for name in names}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from error
-    broken = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    # A sum takes a tenth of the time, and is finite only if every value is; the reverse is not certain.
+    broken = [
+        name
+        for name, tensor in tensors.items()
+        if not (bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all()))
+    ]
     if broken:
         raise ModelError(f"{path} has values that are not finite in: {_some(broken)}")
     return tensors
