@@ -53,6 +53,8 @@ class Query:
     """The query text, or the path or name of the query picture."""
     language: str | None = None
     """BCP 47 tag of the text, if known."""
+    gloss: str | None = None
+    """What it means, for those who do not read its language."""
     picture: bytes | None = None
     """The encoded query picture, for the gallery."""
 
@@ -65,9 +67,9 @@ class Answer:
     hits: Sequence[Hit]
 
 
-def text_query(text: str, *, language: str | None = None) -> Query:
+def text_query(text: str, *, language: str | None = None, gloss: str | None = None) -> Query:
     """A text query, its language guessed from its script where that settles it."""
-    return Query(kind="text", label=text, language=language or guess_language(text))
+    return Query(kind="text", label=text, language=language or guess_language(text), gloss=gloss)
 
 
 def guess_language(text: str) -> str | None:

@@ -10,11 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from llm2clip.retrieval.answers import Answer, Query, printable, text_query
 from llm2clip.retrieval.locating import locate
 from llm2clip.retrieval.searcher import Searcher
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+    from llm2clip.indexer import Progress
 
 Output = Literal["table", "json", "paths"]
 
@@ -54,9 +60,10 @@ def run(request: SearchRequest) -> None:
         raise ValueError(f"{request.queries_file} holds no query: it is empty or all its lines are blank")
     with _one_line_warnings(), open_saying_so(request.index, encoder=request.encoder) as searcher:
         answers = ask(searcher, texts=texts, pictures=pictures, k=request.k)
+        written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
-        if request.html is not None:
-            note(f"gallery written to {save_gallery(searcher, answers, path=request.html)}")
+        if written:
+            note(f"gallery written to {written}")
 
 
 def ask(
@@ -104,17 +111,54 @@ def open_saying_so(index: Path | str | None = None, *, encoder: str | None = Non
     place = locate(index)
     subject = "no index of your own yet: " if place.fallback else ""
     subject += "searching the sample pictures"
-    said = False
-
-    def building() -> None:
-        nonlocal said
-        said = True
-        note(f"{subject} (building their index first, once)")
-
-    searcher = Searcher.open(index, encoder=encoder, sample_building=building)
-    if place.fallback and not said:
+    with BuildProgress(f"{subject} (building their index first, once)") as progress:
+        searcher = Searcher.open(index, encoder=encoder, on_progress=progress)
+    if place.fallback and not progress.begun:
         note(subject)
     return searcher
+
+
+class BuildProgress:
+    """Says that an index is being built when that begins, and on a terminal shows how far it has come.
+
+    Args:
+        begin: The line to print first.
+    """
+
+    def __init__(self, begin: str) -> None:
+        self._begin = begin
+        self._bar: RichProgress | None = None
+        self._task: TaskID | None = None
+        self.begun = False
+        """Whether anything was reported."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a report of ``build_index``."""
+        if not self.begun:
+            self.begun = True
+            note(self._begin)
+            self._show()
+        if self._bar is not None and self._task is not None and progress.stage == "embedding":
+            self._bar.update(self._task, completed=progress.done, total=progress.total)
+
+    def __enter__(self) -> BuildProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def _show(self) -> None:
+        from rich.console import Console
+        from rich.progress import MofNCompleteColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        console = Console(stderr=True)
+        if console.is_terminal:
+            columns = (*Bar.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Bar(*columns, console=console, transient=True)
+            self._task = self._bar.add_task("pictures", total=None)
+            self._bar.start()
 
 
 def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> None:
@@ -144,7 +188,7 @@ def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -
     """Write answers as an HTML gallery that names the index and the encoder; returns the absolute path."""
     from llm2clip.retrieval.gallery import GalleryOptions, write_gallery
 
-    subtitle = f"{len(searcher.index):,} pictures, compared by the encoder {searcher.encoder.info.name}"
+    subtitle = f"{len(searcher.index):,} pictures, encoder {searcher.encoder.info.name}"
     options = GalleryOptions(subtitle=subtitle)
     return write_gallery(path, answers, read_image=searcher.index.read_image, options=options)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from importlib.resources import files
-from pathlib import Path
+from pathlib import Path, PurePath
 from string import Template
 from typing import TYPE_CHECKING
 
@@ -21,8 +21,8 @@ from llm2clip.retrieval.answers import Answer, Query, caption_for, printable
 if TYPE_CHECKING:
     from llm2clip.indexer import Hit
 
-_SIDE = 240
-"""Longer side of a thumbnail, pixels: a card's 160 CSS pixels at the usual 1.5 device pixels each."""
+_SIDE = 320
+"""Longer side of a thumbnail, pixels: a card's 220 CSS pixels at 1.5 device pixels each."""
 _LONG = 120
 """Characters from which a query is set as a paragraph rather than a heading."""
 
@@ -153,7 +153,8 @@ def _section(number: int, answer: Answer, page: _Page) -> str:
 def _heading(number: int, query: Query) -> str:
     if query.kind == "text":
         kind = ' class="long"' if len(query.label) > _LONG else ""
-        return f'<h2 id="h{number}" dir="auto"{kind}{_lang(query.language)}>{_text(query.label)}</h2>'
+        gloss = f'<span class="gloss" dir="ltr" lang="en">{_text(query.gloss)}</span>' if query.gloss else ""
+        return f'<h2 id="h{number}" dir="auto"{kind}{_lang(query.language)}>{_text(query.label)}{gloss}</h2>'
     name = _text(_short(query))
     picture = thumbnail(query.picture) if query.picture else None
     shown = f'<img src="{picture}" alt="The query picture, {name}">' if picture else ""
@@ -165,22 +166,21 @@ def _heading(number: int, query: Query) -> str:
 
 def _card(hit: Hit, query: Query, page: _Page) -> str:
     caption, language = caption_for(hit, query.language)
-    caption = caption or Path(hit.key).name
+    name = PurePath(hit.key.rpartition("#")[2]).name
+    caption = caption or name
     picture = page.picture(hit)
     if picture:
         shown = (
             f'<img src="{picture}" alt="{_text(caption)}"{_lang(language)} loading="lazy" decoding="async">'
         )
-        frame = f'<div class="picture">{shown}<span class="rank">{hit.rank}</span></div>'
+        frame = f'<div class="picture">{shown}</div>'
     else:
-        frame = (
-            '<div class="picture lost"><span>This picture can no longer be read.</span>'
-            f'<span class="rank">{hit.rank}</span></div>'
-        )
+        frame = '<div class="picture lost">This picture can no longer be read.</div>'
     return (
         f"<li><figure>{frame}<figcaption>"
         f'<span class="caption" dir="auto"{_lang(language)} title="{_text(caption)}">{_text(caption)}</span>'
-        f'<span class="meta"><span class="key" title="{_text(hit.key)}">{_text(hit.key)}</span>'
+        f'<span class="meta"><span class="rank">{hit.rank}</span>'
+        f'<span class="key" title="{_text(hit.key)}">{_text(name)}</span>'
         f'<span class="score">{hit.score:.3f}</span></span>'
         "</figcaption></figure></li>"
     )

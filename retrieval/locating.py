@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
-    from llm2clip.indexer import Index
+    from llm2clip.indexer import Index, Progress
 
 VARIABLE = "LLM2CLIP_INDEX"
 """Environment variable that names the index to search."""
@@ -67,23 +67,15 @@ def _require(path: Path, problem: str) -> None:
         )
 
 
-def sample_is_ready() -> bool:
-    """Whether the sample's index exists and is newer than the pictures it was built from."""
-    from llm2clip.indexer.location import sample_index_path, sample_shards
-
-    try:
-        built = (sample_index_path() / _MANIFEST).stat().st_mtime_ns
-    except OSError:
-        return False
-    return all(shard.stat().st_mtime_ns <= built for shard in sample_shards())
-
-
-def open_sample(encoder: Encoder, *, building: Callable[[], None] | None = None) -> Index:
+def open_sample(
+    encoder: Encoder, *, path: Path | None = None, on_progress: Callable[[Progress], None] | None = None
+) -> Index:
     """Open the sample's index, building it first where it is missing, damaged or out of date.
 
     Args:
         encoder: ``nano``, or whatever shall index the sample.
-        building: Called before building, which takes some seconds and happens once.
+        path: Folder of its index; ``None`` for the usual place.
+        on_progress: Called while the index is built, which takes some seconds and happens once.
 
     Raises:
         CorpusError: This installation has no sample pictures.
@@ -93,15 +85,14 @@ def open_sample(encoder: Encoder, *, building: Callable[[], None] | None = None)
     from llm2clip.indexer.errors import CorpusError
     from llm2clip.indexer.location import SAMPLE, sample_index_path, sample_shards
 
-    path = sample_index_path()
+    path = path or sample_index_path()
     fitting = _open_if_fitting(path, encoder)
-    if fitting is not None and sample_is_ready():
+    if fitting is not None and _newer_than_the_sample(path):
         return fitting
     if not sample_shards():
         raise CorpusError(f"this installation has no sample pictures; {_OWN}")
-    if building is not None:
-        building()
-    build_index(SAMPLE, path, encoder=encoder, options=BuildOptions(overwrite=fitting is None))
+    options = BuildOptions(overwrite=fitting is None, on_progress=on_progress)
+    build_index(SAMPLE, path, encoder=encoder, options=options)
     # A build that found nothing to do leaves the manifest as it was: note that it was looked at.
     os.utime(path / _MANIFEST)
     return open_index(path)
@@ -116,3 +107,10 @@ def _open_if_fitting(path: Path, encoder: Encoder) -> Index | None:
     except IndexerError:
         return None
     return index
+
+
+def _newer_than_the_sample(path: Path) -> bool:
+    from llm2clip.indexer.location import sample_shards
+
+    built = (path / _MANIFEST).stat().st_mtime_ns
+    return all(shard.stat().st_mtime_ns <= built for shard in sample_shards())

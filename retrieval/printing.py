@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _CAPTION_LINES = 2
 """A caption longer than this many lines of its column is cut, with an ellipsis."""
+_EMOJI_CHARACTERS = 40
+"""Metadata that says ``emoji`` is shown beside the caption up to this length."""
 _QUERY_CELLS = 400
 """A query longer than this many cells is cut in the table's heading."""
 
@@ -37,6 +39,8 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     label = _cut(printable(answer.query.label), _QUERY_CELLS)
     heading = Text("pictures like " if answer.query.kind == "image" else "", style="dim")
     heading.append(label, style="bold not dim")
+    if answer.query.gloss:
+        heading.append(f"  ({printable(answer.query.gloss)})", style="dim")
     if not answer.hits:
         return Group(heading, Text("  nothing found", style="dim"), Text())
     picture_cells = max(12, min(30, width // 3))
@@ -51,7 +55,8 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
             str(hit.rank),
             f"{hit.score:.3f}",
             Text(picture_name(hit, cells=picture_cells)),
-            Text(_shown_caption(hit, answer.query.language, _CAPTION_LINES * caption_cells)),
+            # Lines break at words, so fewer cells are filled than there are.
+            Text(_shown_caption(hit, answer.query.language, int(_CAPTION_LINES * caption_cells * 0.9))),
         )
     return Group(heading, table, Text())
 
@@ -60,15 +65,13 @@ def picture_name(hit: Hit, *, cells: int) -> str:
     """The hit's key in at most ``cells`` columns; what is cut is cut in front, where paths say least."""
     from rich.cells import cell_len
 
-    name = printable(hit.key)
-    if cell_len(name) <= cells:
-        return name
-    last = PurePath(name).name
-    if cell_len(last) + 2 <= cells:
-        name = f"/{last}"
-    while cell_len(name) + 1 > cells:
-        name = name[1:]
-    return f"…{name}"
+    key = printable(hit.key)
+    member = key.rpartition("#")[2]
+    last = PurePath(member).name
+    name = next((part for part in (key, member, f"…/{last}", last) if cell_len(part) <= cells), member)
+    while cell_len(name) > cells:
+        name = f"…{name.removeprefix('…')[1:]}"
+    return name
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:
@@ -117,7 +120,7 @@ def _shown_caption(hit: Hit, language: str | None, cells: int) -> str:
     caption, _ = caption_for(hit, language)
     text = _cut(printable(caption or ""), cells)
     emoji = hit.metadata.get("emoji")
-    if isinstance(emoji, str) and 0 < len(emoji) <= 12:
+    if isinstance(emoji, str) and 0 < len(emoji) <= _EMOJI_CHARACTERS:
         text = f"{text}  {printable(emoji)}" if text else printable(emoji)
     return text
 
@@ -127,6 +130,8 @@ def _cut(text: str, cells: int) -> str:
 
     if cell_len(text) <= cells:
         return text
+    text = text[:cells]
     while text and cell_len(text) + 2 > cells:
         text = text[:-1]
-    return f"{text.rstrip()} …"
+    at_word = text.rpartition(" ")[0]
+    return f"{(at_word if 2 * len(at_word) > len(text) else text).rstrip()} …"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, overload
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder, ImageSource
-    from llm2clip.indexer import Hit, Index
+    from llm2clip.indexer import Hit, Index, Progress
 
 
 class Searcher:
@@ -46,7 +46,7 @@ class Searcher:
         *,
         encoder: Encoder | str | os.PathLike[str] | None = None,
         device: str = "auto",
-        sample_building: Callable[[], None] | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
     ) -> Searcher:
         """Open an index for searching.
 
@@ -55,7 +55,7 @@ class Searcher:
                 the index built last, else the sample's.
             encoder: The encoder, or its name or folder. ``None``: the one the index names.
             device: Where the encoder runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
-            sample_building: Called before the sample's index is built, which happens once and takes seconds.
+            on_progress: Called while the sample's index is built, where it is wanted and there is none yet.
 
         Raises:
             IndexerError: The index is missing, unfinished, damaged or of another format version.
@@ -69,7 +69,7 @@ class Searcher:
             return cls(open_index(place.path), encoder=encoder, device=device)
         if encoder is None or isinstance(encoder, str | os.PathLike):
             encoder = _load(encoder or SAMPLE_ENCODER, device=device)
-        return cls(open_sample(encoder, building=sample_building), encoder=encoder, device=device)
+        return cls(open_sample(encoder, on_progress=on_progress), encoder=encoder, device=device)
 
     @property
     def encoder(self) -> Encoder:

@@ -71,33 +71,33 @@ def test_the_library_falls_back_too_and_reads_the_pictures(sample: Path, fake_by
 
 
 def test_the_index_of_the_sample_is_built_once(sample: Path):
-    builds: list[int] = []
-    for _ in range(3):
-        open_sample(FakeEncoder(), building=lambda: builds.append(1)).close()
-    assert builds == [1]
+    builds: set[int] = set()
+    for number in range(3):
+        open_sample(FakeEncoder(), on_progress=lambda _, number=number: builds.add(number)).close()
+    assert builds == {0}
 
 
 def test_it_is_built_again_for_other_weights_or_after_damage(sample: Path):
-    builds: list[int] = []
+    builds: set[int] = set()
     open_sample(FakeEncoder()).close()
-    open_sample(FakeEncoder(seed=1), building=lambda: builds.append(1)).close()
+    open_sample(FakeEncoder(seed=1), on_progress=lambda _: builds.add(1)).close()
     (location.sample_index_path() / "manifest.json").write_text("{")
-    with open_sample(FakeEncoder(seed=1), building=lambda: builds.append(2)) as index:
+    with open_sample(FakeEncoder(seed=1), on_progress=lambda _: builds.add(2)) as index:
         assert len(index) == len(COLOURS)
-    assert builds == [1, 2]
+    assert builds == {1, 2}
 
 
 def test_it_is_built_again_for_other_pictures_and_only_looked_at_for_the_same(sample: Path):
-    encoder, builds = FakeEncoder(), []
+    encoder, builds = FakeEncoder(), set()
     open_sample(encoder).close()
     soon = time.time() + 1
     write_coloured_shard(sample, colours={"red": "#ff0000", "orange": "#ff8000"})
     os.utime(sample, (soon, soon))
     time.sleep(1.1)
-    with open_sample(encoder, building=lambda: builds.append(1)) as index:
+    with open_sample(encoder, on_progress=lambda _: builds.add(1)) as index:
         assert len(index) == 2
-    open_sample(encoder, building=lambda: builds.append(2)).close()
-    assert builds == [1]
+    open_sample(encoder, on_progress=lambda _: builds.add(2)).close()
+    assert builds == {1}
 
 
 def test_an_installation_without_sample_says_what_to_do(sample: Path, search: Callable[..., Result]):

@@ -1,0 +1,148 @@
+"""``python -m llm2clip.retrieval.demo``: the sample pictures, searched in many languages, as tables and as a page."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llm2clip.retrieval.answers import Answer, Query, text_query
+from llm2clip.retrieval.cli import one_line_errors
+
+if TYPE_CHECKING:
+    from llm2clip.indexer import Record
+    from llm2clip.retrieval.searcher import Searcher
+
+QUERIES = (
+    ("en", "an animal with a long neck", None),
+    ("zh", "下雨天用的东西", "Chinese: something used on rainy days"),
+    ("es", "una fruta amarilla y ácida", "Spanish: a yellow, sour fruit"),
+    ("ar", "حيوان يعيش في الصحراء", "Arabic: an animal that lives in the desert"),
+    ("ja", "冬に降る白いもの", "Japanese: something white that falls in winter"),
+    ("hi", "जन्मदिन का केक", "Hindi: birthday cake"),
+    ("de", "damit schneidet man Papier", "German: paper is cut with it"),
+    ("fr", "le camion rouge des pompiers", "French: the firefighters' red truck"),
+    ("ru", "музыкальный инструмент с клавишами", "Russian: a musical instrument with keys"),
+    ("ko", "밤하늘에 빛나는 것", "Korean: something that shines in the night sky"),
+    ("sw", "mnyama mkubwa mwenye mkonga", "Swahili: a big animal with a trunk"),
+)
+"""Language, text and what it means."""
+QUERY_EMOJI = "🦒"
+"""The sample picture of this character is the picture query."""
+CLIP_TOKENS = 77
+"""What the text towers of CLIP read; the long query is longer."""
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """Pictures of the sample that the demo asks about."""
+
+    scene: Record
+    picture: Record
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the gallery goes.")] = Path("demo-output"),
+    index: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where the index goes. Default: the usual place.")
+    ] = None,
+    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Hits for each query.")] = 5,
+) -> None:
+    """Index the sample pictures with the encoder that comes with them, and search them in many languages."""
+    with one_line_errors():
+        run(out, index=index, k=k)
+
+
+def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
+    """The demonstration: build or reuse the index, search, print tables, write the gallery, say what next.
+
+    Returns:
+        The answers shown, for tests.
+    """
+    from llm2clip.encoders import load_encoder
+    from llm2clip.retrieval.command import BuildProgress, print_answers, save_gallery
+    from llm2clip.retrieval.locating import SAMPLE_ENCODER, open_sample
+    from llm2clip.retrieval.searcher import Searcher
+
+    encoder = load_encoder(SAMPLE_ENCODER)
+    began = time.perf_counter()
+    with BuildProgress("building the index of the sample pictures") as progress:
+        opened = open_sample(encoder, path=index, on_progress=progress)
+    took = time.perf_counter() - began
+    with Searcher(opened, encoder=encoder) as searcher:
+        how = f"indexed in {took:.1f} s" if progress.begun else "their index was up to date"
+        print(f"{len(opened):,} sample pictures, {how}: {opened.path}\n")
+        answers, seconds = _answers(searcher, k=k)
+        print_answers(answers)
+        written = save_gallery(searcher, answers, path=out / "gallery.html")
+    print(f"{len(answers)} queries in {seconds:.2f} s, the encoder's start included.")
+    print(f"The same with pictures: {written}\n")
+    print(_NEXT)
+    return answers
+
+
+def _answers(searcher: Searcher, *, k: int) -> tuple[list[Answer], float]:
+    """All answers, and the seconds that searching took."""
+    chosen = _choose(searcher)
+    long = chosen.scene.caption or ""
+    (tokens,) = searcher.encoder.count_tokens([long])
+    gloss = f"{tokens} tokens, CLIP reads {CLIP_TOKENS}; it describes {_name(chosen.scene)}"
+    queries = [text_query(text, language=language, gloss=meaning) for language, text, meaning in QUERIES]
+    queries.append(text_query(long, language="en", gloss=gloss))
+    picture = chosen.picture.read()
+    began = time.perf_counter()
+    found = searcher.search([query.label for query in queries], k=k)
+    found += searcher.search_images([picture], k=k)
+    seconds = time.perf_counter() - began
+    queries.append(Query(kind="image", label=_name(chosen.picture), picture=picture))
+    return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)], seconds
+
+
+def _choose(searcher: Searcher) -> _Chosen:
+    """The first scene whose caption is longer than CLIP reads, and the first picture of ``QUERY_EMOJI``."""
+    scene = picture = None
+    for record in _sample():
+        metadata = record.metadata or {}
+        if scene is None and metadata.get("kind") == "scene" and record.caption:
+            if searcher.encoder.count_tokens([record.caption])[0] > CLIP_TOKENS:
+                scene = record
+        elif picture is None and metadata.get("emoji") == QUERY_EMOJI:
+            picture = record
+        if scene is not None and picture is not None:
+            return _Chosen(scene=scene, picture=picture)
+    raise ValueError("the sample corpus lacks the pictures that the demonstration asks about: install again")
+
+
+def _sample() -> Iterator[Record]:
+    from llm2clip.indexer import open_corpus
+    from llm2clip.indexer.location import SAMPLE
+
+    return open_corpus(SAMPLE).records()
+
+
+def _name(record: Record) -> str:
+    return record.key.rpartition("#")[2]
+
+
+_NEXT = """\
+Try next:
+  llm2clip-search "a red flower"                  the sample pictures, with your own words
+  llm2clip-search "一只猫" --html cats.html        as a page with pictures
+  llm2clip-index build YOUR_PHOTOS                an index of your own; it asks which encoder to use
+  llm2clip-search --help                          pictures as queries, JSON, many queries at once"""
+
+
+def main() -> None:
+    """Entry point of ``python -m llm2clip.retrieval.demo``."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
