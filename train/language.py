@@ -39,17 +39,18 @@ class LanguageConfig:
     """Short texts per step of the first contrastive part."""
     tune_batch: int = 512
     """Short texts per step of the second."""
-    long_scenes: int = 24
-    """Scenes of seven or eight objects per step."""
-    short_scenes: int = 32
-    """Scenes of two to four objects per step."""
+    long_scenes: int = 16
+    """Scenes of six to eight objects per step."""
+    short_scenes: int = 48
+    """Scenes of two or three objects per step: the cheapest place to learn what stands where."""
     taught: float = 0.15
     """Part of the short texts that are English queries with the sentence encoder's soft targets."""
     scale: float = 12.0
     """Factor on cosines to pictures' prototypes. Low on purpose: it asks for a wide margin, so that plain inner
     products rank well afterwards."""
-    scene_scale: float = 20.0
-    """Factor on cosines between scene captions."""
+    scene_scale: float = 50.0
+    """Factor on cosines between scene captions (LLM2CLIP's stage 1 uses 50). High on purpose: a scene and its twin share
+    almost every word."""
     neighbour_share: float = 0.1
     """Part of every target that goes to pictures of similar meaning."""
 
@@ -253,7 +254,7 @@ def tune_model(
         texts, target = stage.short_batch(config.tune_batch, rng, config)
         features = encoders[number % 2].pool(model, texts)
         short = candidate_loss(features, anchors, target, scale=config.scale)
-        few = scene_loss(config.short_scenes, (2, 4), rng)
+        few = scene_loss(config.short_scenes, (2, 3), rng)
         many = scene_loss(config.long_scenes, (6, 8), rng)
         return {"loss": short + few + many, "text": short, "few": few, "many": many}
 

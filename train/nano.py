@@ -64,7 +64,7 @@ class NanoConfig:
         default_factory=lambda: LanguageConfig(
             pretrain=LoopConfig(steps=300),
             warm=LoopConfig(steps=1000, evaluate_every=250),
-            tune=LoopConfig(steps=950),
+            tune=LoopConfig(steps=700, evaluate_every=100, checkpoint_every=100),
         )
     )
     """Recipe of the text side."""
