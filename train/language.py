@@ -49,8 +49,8 @@ class LanguageConfig:
     """Factor on cosines to pictures' prototypes. Low on purpose: it asks for a wide margin, so that plain inner
     products rank well afterwards."""
     scene_scale: float = 50.0
-    """Factor on cosines between scene captions (LLM2CLIP's stage 1 uses 50). High on purpose: a scene and its twin share
-    almost every word."""
+    """Factor on cosines between scene captions (LLM2CLIP's stage 1 uses 50). High on purpose: a scene and its twin
+    share almost every word."""
     neighbour_share: float = 0.1
     """Part of every target that goes to pictures of similar meaning."""
 
