@@ -128,7 +128,8 @@ class TextReader:
             Shape of each: (B, L), int64. L is the longest row's length.
 
         Raises:
-            ValueError: There is no text, or (``native``) a text has nothing to pool.
+            ValueError: There is no text, a text is not valid Unicode (half a surrogate pair, as undecodable
+                bytes on a command line give), or (``native``) it has nothing to pool.
         """
         if not texts:
             raise ValueError("expected at least one text, got none")
@@ -187,7 +188,13 @@ class TextReader:
         return self._wrapped(_SEPARATOR + self._shortened(text))
 
     def _tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        return [item.ids for item in self._tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        try:
+            encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        except TypeError as error:
+            if wrong := [text for text in texts if not _is_unicode(text)]:
+                raise ValueError(f"expected text in valid Unicode, got {wrong[0]!r}") from error
+            raise
+        return [item.ids for item in encoded]
 
     def _native_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokens([text.strip() for text in texts])
@@ -228,6 +235,10 @@ class TextReader:
             # In this order of operations: the quotient is rounded before it is multiplied.
             text = " ".join(words[: int(len(words) * (limit / count))])
         return text
+
+
+def _is_unicode(text: object) -> bool:
+    return not isinstance(text, str) or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _added_by_post_processor(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
