@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import llm2clip.encoders
 from llm2clip.encoders import Llm2ClipEncoder, ModelError, list_encoders, load_encoder
+
+NANO = Path(llm2clip.encoders.__file__).parent / "nano"
 
 
 def test_cards_say_what_one_must_know():
@@ -14,6 +17,25 @@ def test_cards_say_what_one_must_know():
     assert [card.name for card in cards] == ["nano", "clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14"]
     assert all(card.summary and card.size and card.quality for card in cards)
     assert [card.name for card in cards if not card.download] == ["nano"]
+
+
+def test_every_card_is_about_a_model_there_is():
+    from llm2clip.encoders.clip import CLIP_MODELS
+
+    downloads = {card.name: card.download.split(" ")[0] for card in list_encoders() if card.download}
+    assert downloads == CLIP_MODELS
+
+
+@pytest.mark.skipif(not (NANO / "config.json").is_file(), reason="nano is not trained yet")
+def test_nano_ships_with_the_package():
+    encoder = load_encoder("nano", device="cpu")
+    card = list_encoders()[0]
+    megabytes = (NANO / "model.safetensors").stat().st_size / 1e6
+    assert isinstance(encoder, Llm2ClipEncoder)
+    encoder.load_all()
+    assert encoder.info.name == "nano"
+    assert megabytes <= 20
+    assert card.size == f"{megabytes:.0f} MB"
 
 
 def test_a_folder_is_loaded(tiny_folder: Path):
