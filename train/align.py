@@ -17,7 +17,7 @@ from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
 from llm2clip.train.augment import augment_drawings, augment_scenes
 from llm2clip.train.emoji import ART_SIZE, Artwork
 from llm2clip.train.features import SceneFeatures, TextFeatures
-from llm2clip.train.losses import candidate_loss, clip_loss
+from llm2clip.train.losses import candidate_loss
 from llm2clip.train.run import LoopConfig, Run, Trainee, train_loop
 from llm2clip.train.scenes import Thumbnails, draw_scene, thumbnails
 
@@ -53,7 +53,7 @@ class AlignConfig:
     """Peak rate of the adapter."""
     scale: float = 14.0
     """Factor on cosines between a picture and all captions' centroids."""
-    scene_scale: float = 25.0
+    scene_scale: float = 30.0
     """Factor on cosines between scenes and their captions."""
 
 
@@ -169,33 +169,54 @@ class AlignStage:
         sizes = [thumbnails(gallery.artwork, len(gallery.by_emoji), side=side) for side in SCENE_SIDES]
         return cls(gallery, held, texts, scenes, sizes, config)
 
-    def emoji_losses(
+    def losses(
         self, picture_side: PictureSide, adapter: TextAdapter, rng: np.random.Generator
     ) -> dict[str, Tensor]:
-        """Pictures against the centroids of all captions, and against one caption of each in any language."""
-        chosen, pictures = self.gallery.batch(self.config.emoji_batch, rng)
-        embedded = F.normalize(picture_side(pictures), dim=-1)
-        index = torch.from_numpy(chosen)
-        centroids = adapter(self.texts.centroids)
-        captions = F.normalize(adapter(self.texts.draw(chosen, rng)), dim=-1)
-        return {
-            "find": candidate_loss(embedded, centroids, index, scale=self.config.scale),
-            "caption": clip_loss(embedded, captions, logit_scale=self.config.scale),
-        }
+        """The losses of one batch.
 
-    def scene_loss(self, picture_side: PictureSide, adapter: TextAdapter, rng: np.random.Generator) -> Tensor:
-        """Scene pictures against captions of the batch and their twins, and captions against pictures."""
-        count = self.config.scene_batch
-        rows = rng.choice(len(self.scenes.scenes), count, replace=False)
+        All pictures go through the tower together, so that batch normalisation sees in training what its running
+        averages will stand for: emoji and scenes mixed.
+        """
+        chosen, pictures = self.gallery.batch(self.config.emoji_batch, rng)
+        rows, scenes = self._draw_scenes(rng)
+        embedded = F.normalize(picture_side(torch.cat((pictures, scenes))), dim=-1)
+        losses = self._emoji_losses(embedded, adapter, chosen, rng)
+        losses["scene"] = self._scene_loss(embedded[len(chosen) :], adapter, rows, rng)
+        return {"loss": losses["find"] + 0.5 * losses["caption"] + losses["scene"], **losses}
+
+    def _draw_scenes(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], Tensor]:
+        rows = rng.choice(len(self.scenes.scenes), self.config.scene_batch, replace=False)
         drawings = self.sizes[int(rng.integers(len(self.sizes)))]
         drawn = np.stack([draw_scene(self.scenes.scenes[row], drawings, rng, size=ART_SIZE) for row in rows])
-        embedded = F.normalize(picture_side(augment_scenes(drawn, rng)), dim=-1)
+        return rows, augment_scenes(drawn, rng)
+
+    def _emoji_losses(
+        self, embedded: Tensor, adapter: TextAdapter, chosen: NDArray[np.int64], rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """Emoji against the centroids of all captions, and against one caption each, in any language.
+
+        A caption has to find its picture among the scenes too.
+        """
+        emoji, own, scale = embedded[: len(chosen)], torch.arange(len(chosen)), self.config.scale
+        captions = F.normalize(adapter(self.texts.draw(chosen, rng)), dim=-1)
+        there = candidate_loss(emoji, captions, own, scale=scale)
+        back = candidate_loss(captions, embedded, own, scale=scale)
+        centroids = adapter(self.texts.centroids)
+        return {
+            "find": candidate_loss(emoji, centroids, torch.from_numpy(chosen), scale=scale),
+            "caption": 0.5 * (there + back),
+        }
+
+    def _scene_loss(
+        self, embedded: Tensor, adapter: TextAdapter, rows: NDArray[np.int64], rng: np.random.Generator
+    ) -> Tensor:
+        """Scenes against the captions of the batch and their twins, and captions against scenes."""
         captions, twins = self.scenes.draw(rows, rng)
         texts = F.normalize(adapter(torch.cat((captions, twins))), dim=-1)
-        own = torch.arange(count)
-        forward = candidate_loss(embedded, texts, own, scale=self.config.scene_scale)
-        backward = candidate_loss(texts[:count], embedded, own, scale=self.config.scene_scale)
-        return 0.5 * (forward + backward)
+        own, scale = torch.arange(len(rows)), self.config.scene_scale
+        there = candidate_loss(embedded, texts, own, scale=scale)
+        back = candidate_loss(texts[: len(rows)], embedded, own, scale=scale)
+        return 0.5 * (there + back)
 
 
 def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: AlignStage) -> None:
@@ -210,9 +231,7 @@ def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: Alig
     )
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
-        losses = stage.emoji_losses(picture_side, adapter, rng)
-        losses["scene"] = stage.scene_loss(picture_side, adapter, rng)
-        return {"loss": losses["find"] + 0.5 * losses["caption"] + losses["scene"], **losses}
+        return stage.losses(picture_side, adapter, rng)
 
     train_loop(
         run,
