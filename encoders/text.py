@@ -237,8 +237,8 @@ class TextReader:
         return text
 
 
-def _is_unicode(text: object) -> bool:
-    return not isinstance(text, str) or not any("\ud800" <= character <= "\udfff" for character in text)
+def _is_unicode(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _added_by_post_processor(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -49,7 +49,7 @@ def pytest_configure(config):
 
 def golden_root(config) -> Path:
     chosen = config.getoption("golden_root", None)
-    return config.invocation_params.dir / chosen if chosen else HERE / "data"
+    return (config.invocation_params.dir / chosen).resolve() if chosen else HERE / "data"
 
 
 class Golden:
