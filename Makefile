@@ -1,7 +1,7 @@
 # One environment for everything: .venv, made once and again when pyproject.toml changes.
 #   make demo    build an index over the sample pictures, search it, write a gallery
 #   make test    linter, formatter, type checker, tests
-# PYTHON chooses the interpreter, PIP_INSTALL_ARGS and PYTEST_ARGS add to those commands' arguments.
+# PYTHON chooses the interpreter, PIP_INSTALL_ARGS, PYTEST_ARGS and BENCH_ARGS add arguments.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -10,6 +10,7 @@ EXTRAS ?= cpu,eval,train,dev
 AREAS := encoders indexer retrieval train eval
 PIP_INSTALL_ARGS ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 DEMO_OUT ?= demo-output
 
 # The tested interpreters first, then whatever else is new enough.
@@ -64,7 +65,7 @@ pytest: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(STAMP)
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python tests/test_docs.py
