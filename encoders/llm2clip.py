@@ -221,7 +221,8 @@ class Llm2ClipEncoder(Encoder):
     def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         side = self._load(self._vision)
         with torch.inference_mode():
-            batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+            # A copy: torch warns of arrays that are read-only, such as memory maps.
+            batch = torch.tensor(pixels, device=self.device)
             return _numpy(side(batch))
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -161,6 +161,13 @@ def test_vectors_may_be_written_to(encoder: Llm2ClipEncoder):
     assert vectors.dtype == np.float32
 
 
+def test_pixels_may_be_read_only(encoder: Llm2ClipEncoder):
+    pixels = noise(2)
+    expected = encoder.encode_prepared(pixels)
+    pixels.flags.writeable = False
+    assert np.array_equal(encoder.encode_prepared(pixels), expected)
+
+
 def test_devices_and_dtypes_that_are_not_there(tiny_folder: Path):
     with pytest.raises(ValueError, match="unknown device 'gpu', expected 'auto', 'cpu', 'cuda'"):
         Llm2ClipEncoder.from_folder(tiny_folder, device="gpu")
