@@ -51,6 +51,9 @@ class LanguageConfig:
     scene_scale: float = 50.0
     """Factor on cosines between scene captions (LLM2CLIP's stage 1 uses 50). High on purpose: a scene and its twin
     share almost every word."""
+    same_language: float = 0.6
+    """Part of the scenes that are told twice in one language; the rest in two. What stands where is learned within a
+    language first."""
     neighbour_share: float = 0.1
     """Part of every target that goes to pictures of similar meaning."""
 
@@ -127,14 +130,15 @@ class ContrastiveStage:
         return [text.text for text in texts], torch.from_numpy(target)
 
     def scene_batch(
-        self, count: int, objects: tuple[int, int], rng: np.random.Generator
+        self, count: int, objects: tuple[int, int], rng: np.random.Generator, config: LanguageConfig
     ) -> tuple[list[str], list[str], list[str]]:
         """Captions, other captions of the same scenes, and captions of their twins in the latter's wording."""
         queries, positives, negatives = [], [], []
         for _ in range(count):
             scene = sample_scene(self.scene_pool, rng, objects=objects)
             twin = swap_twin(scene, rng) if rng.random() < 0.6 else last_twin(scene, self.scene_pool, rng)
-            first, second = _language(rng), _language(rng)
+            first = _language(rng)
+            second = first if rng.random() < config.same_language else _language(rng)
             words = rng.integers(6, size=2)
             shuffled, shuffled_twin = _reorder(scene, twin, rng)
             queries.append(caption(scene, self.emoji, language=first, wording=int(words[0])))
@@ -246,7 +250,7 @@ def tune_model(
     anchors = prototypes.weight.detach()
 
     def scene_loss(count: int, objects: tuple[int, int], rng: np.random.Generator) -> Tensor:
-        queries, positives, negatives = stage.scene_batch(count, objects, rng)
+        queries, positives, negatives = stage.scene_batch(count, objects, rng, config)
         features = encoders[0].pool(model, [*queries, *positives, *negatives])
         return contrastive_loss(*features.split(count), scale=config.scene_scale)
 
@@ -256,7 +260,7 @@ def tune_model(
         short = candidate_loss(features, anchors, target, scale=config.scale)
         few = scene_loss(config.short_scenes, (2, 3), rng)
         many = scene_loss(config.long_scenes, (6, 8), rng)
-        return {"loss": short + few + many, "text": short, "few": few, "many": many}
+        return {"loss": short + 2 * few + many, "text": short, "few": few, "many": many}
 
     trainee = Trainee({"model": model}, optimizer)
     train_loop(

@@ -70,7 +70,7 @@ class NanoConfig:
     """Recipe of the text side."""
     align: AlignConfig = field(
         default_factory=lambda: AlignConfig(
-            first=LoopConfig(steps=1200, floor=0.25), second=LoopConfig(steps=2000)
+            first=LoopConfig(steps=1500, floor=0.25), second=LoopConfig(steps=2000)
         )
     )
     """Recipe of stage 2."""
