@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from llm2clip.encoders.text import TextRules
 from llm2clip.encoders.vision import ConvUnit, NanoVisionTower
 from llm2clip.train.align import PIXEL_MEAN, PIXEL_STD
 from llm2clip.train.emoji import LANGUAGES
+from llm2clip.train.run import write_atomically
 from llm2clip.train.tokenizer import EOT
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def export_nano(
     picture_side: PictureSide,
     adapter: TextAdapter,
 ) -> Path:
-    """Write the run's result as an encoder folder, ``<run>/nano``, and check that it loads.
+    """Write the run's result as an encoder folder, ``<run>/nano``, with its story, and check that it loads.
 
     Returns:
         The folder.
@@ -98,4 +100,5 @@ def export_nano(
         tokenizer_json=run.folder / "tokenizer.json",
         dtype=torch.float16,
     )
+    write_atomically(folder / "training.json", json.dumps(run.story(), ensure_ascii=False).encode())
     return folder

@@ -77,6 +77,7 @@ def make_nano(out: Path, cache: Path, *, threads: int | None, debug: bool, stage
     config = nano(debug=debug)
     material = gather_material(cache)
     run = Run(out, seed=config.seed)
+    run.describe(config)
     if stage == "language":
         train_language(run, material, config)
         return f"language model trained, in {out}"
@@ -135,6 +136,7 @@ def make_english(out: Path, cache: Path, language: Path, *, threads: int | None,
             )
     material = gather_material(cache)
     run = Run(out, seed=config.seed)
+    run.describe(recipe)
     models = {
         "cc": _checkpointed(source, "tune", config),
         "raw": _checkpointed(source, "pretrain", config),

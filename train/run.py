@@ -110,6 +110,20 @@ class Run:
             self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False).encode()
         )
 
+    def describe(self, recipe: Any) -> None:  # noqa: ANN401 - any dataclass
+        """Record the whole recipe as it is now; the stages keep the lengths and schedules they began with."""
+        description = self._read()
+        description["recipe"] = asdict(recipe)
+        write_atomically(
+            self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False).encode()
+        )
+
+    def story(self) -> dict[str, Any]:
+        """Everything the run wrote down: recipe, seed, versions, stages, and the metric history."""
+        path = self.folder / "history.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return self._read() | {"history": [json.loads(line) for line in lines]}
+
     def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line to the metric history."""
         line = {"stage": stage, "step": step, "time": datetime.now(UTC).isoformat(timespec="seconds")}

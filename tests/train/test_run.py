@@ -78,6 +78,10 @@ def test_a_run_says_what_made_it(tmp_path):
         or saved["versions"]["torch"] == torch.__version__
     )
     assert saved["stages"]["fit"]["config"]["steps"] == 12
+    run.describe(LoopConfig(steps=7))
+    story = run.story()
+    assert story["recipe"]["steps"] == 7
+    assert [line["step"] for line in story["history"]] == [6, 12]
 
 
 def test_a_diverging_loss_stops_with_a_reason(tmp_path):
