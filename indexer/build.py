@@ -239,10 +239,9 @@ class _Build:
                 raise CorpusError(self._unreadable())
             self._tell("writing", writer.items + writer.bad, total)
             manifest = writer.commit()
-        except IndexWriteError:
-            raise
         except BaseException:  # Ctrl-C above all: what was done is kept
-            writer.checkpoint()
+            with suppress(IndexWriteError):
+                writer.checkpoint()
             raise
         finally:
             writer.close()

@@ -134,7 +134,7 @@ def run_info(index: Path | None, *, errors: bool, as_json: bool) -> None:
                 print(
                     json.dumps(row, ensure_ascii=False)
                     if as_json
-                    else console.plain(f"{error.key}\t{error.reason}")
+                    else f"{console.plain(error.key)}\t{console.plain(error.reason)}"
                 )
         elif as_json:
             print(json.dumps(asdict(opened.info()), ensure_ascii=False))

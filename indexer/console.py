@@ -17,12 +17,12 @@ _SHOWN = 20
 
 def plain(text: str) -> str:
     """Text that does nothing to a terminal: file names may hold control characters."""
-    return "".join(char if char.isprintable() or char == "\n" else repr(char)[1:-1] for char in text)
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def note(text: str) -> None:
     """Tell the person something that is no result."""
-    print(plain(text), file=sys.stderr, flush=True)
+    print("\n".join(map(plain, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,39 +68,61 @@ def write_faiss(
             file.write(np.ascontiguousarray(block, dtype="<f2").data)
         file.flush()
         os.fsync(file.fileno())
-    FaissIndex(path, rows=rows, dim=dim)
+    FaissIndex.read(path, rows=rows, dim=dim)
 
 
 class FaissIndex:
-    """A FAISS index file, mapped into memory where this FAISS can.
+    """A FAISS index; made by ``read`` or ``of``."""
 
-    Args:
-        path: the file.
-        rows: vectors it must have.
-        dim: length they must have.
+    def __init__(self, index: Any) -> None:  # noqa: ANN401
+        self._index = index
 
-    Raises:
-        FaissNotInstalledError: FAISS is not installed.
-        IndexDamagedError: the file is missing or not the index that was expected.
-    """
+    @classmethod
+    def read(cls, path: Path, *, rows: int, dim: int) -> Self:
+        """Open a FAISS index file, mapped into memory where this FAISS can.
 
-    def __init__(self, path: Path, *, rows: int, dim: int) -> None:
+        Args:
+            path: the file.
+            rows: vectors it must have.
+            dim: length they must have.
+
+        Raises:
+            FaissNotInstalledError: FAISS is not installed.
+            IndexDamagedError: the file is missing or not the index that was expected.
+        """
         faiss = import_faiss()
-        if not path.is_file():
-            raise IndexDamagedError(f"{path} is missing. Make it again: run the build command again")
         try:
-            self._index = faiss.read_index(os.fspath(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
+            index = faiss.read_index(os.fspath(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
             raise IndexDamagedError(
-                f"{path} cannot be read by FAISS {faiss.__version__}: {reason}"
+                f"{path} cannot be read by FAISS {faiss.__version__}. Run the build command again"
             ) from error
-        found = (self._index.ntotal, self._index.d, self._index.metric_type, self._index.codes.size())
-        expected = (rows, dim, faiss.METRIC_INNER_PRODUCT, rows * dim * 2)
-        if found != expected:
+        kind = getattr(getattr(index, "sq", None), "qtype", None)
+        found = (type(index).__name__, kind, index.ntotal, index.d, index.metric_type)
+        fresh = _empty(faiss, dim)
+        expected = (type(fresh).__name__, fresh.sq.qtype, rows, dim, fresh.metric_type)
+        if found != expected or index.codes.size() != rows * dim * 2:
             raise IndexDamagedError(
-                f"{path} does not fit the index: got (rows, dim, metric, bytes) {found}, not {expected}"
+                f"{path} does not fit the index: got (kind, code, rows, dim, metric) {found}, expected {expected}. "
+                "Run the build command again"
             )
+        return cls(index)
+
+    @classmethod
+    def of(cls, blocks: Iterable[tuple[int, NDArray[np.float16]]], *, dim: int) -> Self:
+        """Make a FAISS index in memory.
+
+        Args:
+            blocks: (id of the first row, rows of shape (n, dim), float16), in order.
+            dim: length of the rows.
+
+        Raises:
+            FaissNotInstalledError: FAISS is not installed.
+        """
+        index = _empty(import_faiss(), dim)
+        for _, rows in blocks:
+            index.add(rows.astype(np.float32))
+        return cls(index)
 
     def candidates(
         self, vectors: NDArray[np.float32], *, count: int

@@ -96,10 +96,16 @@ class Index:
         self.manifest = manifest
         for name, record in manifest.files.items():
             _check_size(folder / name, record.bytes)
+        # Mapped and opened now, though not read: a build may replace this generation and delete its files.
+        mapped = [map_segment(folder / s.file, rows=s.rows, dim=manifest.dim) for s in manifest.segments]
+        self.vectors = Vectors(mapped, dim=manifest.dim)
+        """The stored vectors by id: (len, dim), float16."""
         self.items = ItemsReader(folder / manifest.items_file, committed=True)
+        """The items by id."""
         if self.items.meta.get("index_id") != manifest.index_id:
+            self.items.close()
             raise IndexDamagedError(
-                f"{folder / manifest.items_file} belongs to another index. Run the build command again"
+                f"{self.items.path} belongs to another index. Run the build command again"
             )
         self._root = root_of(manifest.corpus)
         self._prefix = self._root + os.sep
@@ -108,16 +114,16 @@ class Index:
         return self.manifest.items
 
     @cached_property
-    def vectors(self) -> Vectors:
-        """The stored vectors by id: (len, dim), float16, mapped."""
-        manifest = self.manifest
-        mapped = [map_segment(self.path / s.file, rows=s.rows, dim=manifest.dim) for s in manifest.segments]
-        return Vectors(mapped, dim=manifest.dim)
-
-    @cached_property
     def _faiss(self) -> FaissIndex:
-        manifest = self.manifest
-        return FaissIndex(self.path / manifest.faiss_file, rows=len(self.vectors), dim=manifest.dim)
+        path, rows, dim = self.path / self.manifest.faiss_file, len(self.vectors), self.manifest.dim
+        try:
+            return FaissIndex.read(path, rows=rows, dim=dim)
+        except IndexDamagedError:
+            if path.exists():
+                raise
+            return FaissIndex.of(
+                self.vectors.blocks(), dim=dim
+            )  # a build deleted it since this index was opened
 
     def search(self, vectors: NDArray[np.float32], *, k: int = 10) -> list[list[Hit]]:
         """Find the pictures whose vectors have the largest inner products with each query.

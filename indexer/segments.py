@@ -127,7 +127,7 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
             found = file.read(len(expected))
         if found != expected or path.stat().st_size != len(expected) + rows * dim * 2:
             raise IndexDamagedError(
-                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. Build the index anew"
+                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. Run the build command again"
             )
         return _mapped(path, rows, dim, len(expected))
     except FileNotFoundError as error:

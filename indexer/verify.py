@@ -95,7 +95,7 @@ def _vectors(index: Index) -> Iterator[str]:
 
 def _faiss(index: Index) -> Iterator[str]:
     manifest = index.manifest
-    derived = FaissIndex(index.path / manifest.faiss_file, rows=len(index.vectors), dim=manifest.dim)
+    derived = FaissIndex.read(index.path / manifest.faiss_file, rows=len(index.vectors), dim=manifest.dim)
     for first, rows in index.vectors.blocks():
         if not np.array_equal(derived.rows(first, len(rows)), rows.astype(np.float32), equal_nan=True):
             yield f"{manifest.faiss_file} has other vectors than the segments, from about id {first}"

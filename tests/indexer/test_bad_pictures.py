@@ -1,0 +1,197 @@
+"""Real bad and odd pictures, from the files to the report: bad ones are counted and listed, odd ones indexed."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import CorpusError, build_index, open_index
+from llm2clip.indexer import records as records_module
+
+from .material import encoded, tar_of
+
+GOOD = encoded((10, 200, 30))
+
+
+def saved(picture: Image.Image, format: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of 20,000 by 20,000 pixels in half a megabyte."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", 20_000, 20_000, 1, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 2501 * 20_000, 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+NOISE = Image.effect_noise((64, 64), 60).convert("RGB")
+JPEG, PNG = saved(NOISE, "JPEG"), saved(NOISE, "PNG")
+BAD = {
+    "bomb.png": bomb(),
+    "empty.jpg": b"",
+    "nopicture.jpg": b"%PDF-1.4 this is no picture\n" * 20,
+    "truncated.jpg": JPEG[: len(JPEG) // 2],
+    "truncated.png": PNG[: len(PNG) // 2],
+}
+
+
+def odd_pictures() -> dict[str, tuple[bytes, tuple[int, int]]]:
+    """Pictures of every unusual kind, all mostly red: (content, size as shown)."""
+    red = Image.new("RGB", (16, 12), (255, 0, 0))
+    palette = red.quantize(4)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by a quarter
+    frames = [red, Image.new("RGB", (16, 12), (0, 0, 255))]
+    deep = Image.fromarray(np.full((12, 16), 65535, np.uint16))
+    return {
+        "animated.gif": (saved(frames[0], "GIF", save_all=True, append_images=frames[1:]), (16, 12)),
+        "animated.webp": (saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), (16, 12)),
+        "cmyk.jpg": (saved(red.convert("CMYK"), "JPEG"), (16, 12)),
+        "exif.jpg": (saved(red, "JPEG", exif=exif), (12, 16)),
+        "palette.png": (saved(palette, "PNG"), (16, 12)),
+        "rgba.png": (saved(red.convert("RGBA"), "PNG"), (16, 12)),
+        "sixteen.png": (saved(deep, "PNG"), (16, 12)),
+    }
+
+
+def put(folder: Path, files: dict[str, bytes]) -> Path:
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_bad_pictures_are_listed_with_reasons_and_the_others_indexed(tmp_path, encoder):
+    corpus = put(tmp_path / "corpus", {**BAD, "good.png": GOOD})
+    report = build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert (report.items, report.bad) == (1, 5)
+    reasons = {bad.key: bad.reason for bad in report.bad_pictures}
+    assert list(reasons) == sorted(BAD)
+    assert reasons["empty.jpg"] == "the file is empty"
+    for key, hint in [("bomb.png", "pixel"), ("truncated.jpg", "truncated"), ("nopicture.jpg", "")]:
+        assert hint in reasons[key]
+        assert "\n" not in reasons[key]
+    with open_index(tmp_path / "i") as index:
+        assert index.info().bad == 5
+        assert [(row.key, row.stage, row.reason) for row in index.errors()] == [
+            (key, "decode", reason) for key, reason in reasons.items()
+        ]
+        assert [row.key for row in index.errors(limit=2)] == sorted(BAD)[:2]
+        assert index.verify().ok
+
+
+def test_bad_pictures_of_a_tar(tmp_path, encoder):
+    (tmp_path / "s.tar").write_bytes(tar_of({**BAD, "good.png": GOOD}))
+    report = build_index(tmp_path / "s.tar", tmp_path / "i", encoder=encoder)
+    assert (report.items, [bad.key for bad in report.bad_pictures]) == (1, [f"s.tar#{key}" for key in BAD])
+
+
+def test_odd_pictures_are_indexed_as_they_are_shown(tmp_path, encoder):
+    odd = odd_pictures()
+    corpus = put(tmp_path / "corpus", {name: content for name, (content, _) in odd.items()})
+    report = build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert (report.items, report.bad_pictures) == (len(odd), ())
+    with open_index(tmp_path / "i") as index:
+        hits = index.search(encoder.encode_texts(["red"]), k=len(odd))[0]
+        assert {hit.key: (hit.width, hit.height) for hit in hits} == {
+            key: size for key, (_, size) in odd.items()
+        }
+        scores = {hit.key: hit.score for hit in hits}
+        # CMYK red is not quite red, and sixteen-bit white is not red at all.
+        assert scores.pop("sixteen.png") < 0.5
+        assert min(scores.values()) > 0.8
+
+
+def test_bad_pictures_are_not_tried_again_until_they_change(tmp_path):
+    corpus = put(tmp_path / "corpus", {**BAD, "good.png": GOOD})
+    tried: list[int] = []
+
+    class Watching(FakeEncoder):
+        def _prepare(self, image):
+            tried.append(len(image))
+            return super()._prepare(image)
+
+    build_index(corpus, tmp_path / "i", encoder=Watching())
+    assert len(tried) == 5  # the empty one is not shown to the encoder
+    assert build_index(corpus, tmp_path / "i", encoder=Watching()).up_to_date
+    (corpus / "another.png").write_bytes(encoded((1, 1, 1)))
+    (corpus / "truncated.jpg").write_bytes(JPEG)
+    report = build_index(corpus, tmp_path / "i", encoder=Watching())
+    assert len(tried) == 7
+    assert (report.items, report.embedded, report.bad) == (3, 2, 4)
+
+
+def test_a_picture_without_permission_is_tried_again(tmp_path, encoder, monkeypatch):
+    """Tests may run as root, whom no permission stops: the refusal is simulated."""
+    corpus = put(tmp_path / "corpus", {"a.png": GOOD, "locked.png": encoded((1, 2, 3))})
+    read = Path.read_bytes
+
+    def guarded(path: Path) -> bytes:
+        if path.name == "locked.png":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", guarded)
+        report = build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert [(bad.key, bad.reason) for bad in report.bad_pictures] == [("locked.png", "Permission denied")]
+    report = build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert (report.items, report.bad, report.embedded) == (2, 0, 1)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_a_picture_without_permission_for_real(tmp_path, encoder):
+    corpus = put(tmp_path / "corpus", {"a.png": GOOD, "locked.png": GOOD})
+    (corpus / "locked.png").chmod(0)
+    report = build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert [(bad.key, bad.reason) for bad in report.bad_pictures] == [("locked.png", "Permission denied")]
+
+
+def test_a_picture_that_vanishes_meanwhile_is_listed(tmp_path, encoder, monkeypatch):
+    corpus = put(tmp_path / "corpus", {"a.png": GOOD, "b.png": encoded((1, 2, 3))})
+    read = records_module.Record.read
+
+    def vanishing(record):
+        if record.key == "b.png":
+            record.file.unlink(missing_ok=True)
+        return read(record)
+
+    monkeypatch.setattr(records_module.Record, "read", vanishing)
+    report = build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert [(bad.key, bad.reason) for bad in report.bad_pictures] == [("b.png", "No such file or directory")]
+
+
+def test_nothing_readable_is_an_error_and_leaves_nothing(tmp_path, encoder):
+    corpus = put(tmp_path / "corpus", BAD)
+    with pytest.raises(CorpusError) as failure:
+        build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert str(failure.value).startswith(f"none of the pictures in {corpus} can be read (bomb.png: ")
+    assert "empty.jpg: the file is empty" in str(failure.value)
+    assert not (tmp_path / "i").exists()
+
+
+def test_metadata_problems_are_listed_without_losing_the_picture(tmp_path, encoder):
+    corpus = put(tmp_path / "corpus", {"a.png": GOOD, "a.json": b"{"})
+    report = build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert (report.items, report.bad) == (1, 0)
+    with open_index(tmp_path / "i") as index:
+        [error] = index.errors()
+        assert (error.key, error.stage) == ("a.png", "sidecar")
+        assert index.verify().ok
+    assert build_index(corpus, tmp_path / "i", encoder=encoder).up_to_date

@@ -1,0 +1,303 @@
+"""The ``llm2clip-index`` command, from its arguments to its output."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from llm2clip.encoders import FakeEncoder, list_encoders
+from llm2clip.indexer import build_index, choosing, cli, command
+from llm2clip.indexer.location import current_index, default_index_path, sample_index_path
+
+from .material import encoded
+
+run = CliRunner()
+NANO_NOTE = "note: nano was trained on emoji and drawn scenes; it is no good at photographs\n"
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch) -> list[str]:
+    """Names of the encoders that were loaded; all are fakes."""
+    names: list[str] = []
+
+    def load(name: str) -> FakeEncoder:
+        names.append(name)
+        return FakeEncoder(name=name)
+
+    monkeypatch.setattr(command, "_load", load)
+    monkeypatch.delenv("LLM2CLIP_ENCODER", raising=False)
+    monkeypatch.delenv("LLM2CLIP_INDEX", raising=False)
+    return names
+
+
+def test_build_says_where_the_index_is_and_how_to_search_it(photos, loaded):
+    done = run.invoke(cli.app, ["build", str(photos), "--encoder", "clip-vit-b-32"])
+    assert (done.exit_code, done.stderr) == (0, "")
+    indexed, index, search = done.stdout.splitlines()
+    assert indexed.startswith("Indexed 30 pictures in ")
+    assert index == f"Index:  {default_index_path(photos)}"
+    assert search == 'Search: llm2clip-search "a red bicycle in the rain"'
+    assert current_index() == default_index_path(photos)
+    assert loaded == ["clip-vit-b-32"]
+    again = run.invoke(cli.app, ["build", str(photos)])
+    assert again.stdout.splitlines()[0] == "Up to date: 30 pictures, nothing has changed."
+    assert loaded == ["clip-vit-b-32"] * 2
+
+
+def test_bad_pictures_are_listed(photos, tmp_path):
+    for number in range(25):
+        (photos / f"bad{number:02d}\x1b[31m.jpg").write_bytes(b"x")
+    done = run.invoke(cli.app, ["build", str(photos), "--encoder", "x", "--index", str(tmp_path / "i")])
+    lines = done.stdout.splitlines()
+    assert lines[1] == "25 pictures could not be read:"
+    assert lines[2].startswith("  bad00\\x1b[31m.jpg: ")
+    assert lines[22] == f"  and 5 more: llm2clip-index info --errors --index {tmp_path}/i"
+    errors = run.invoke(cli.app, ["info", "--errors"]).stdout.splitlines()
+    assert len(errors) == 25
+    assert errors[24].startswith("bad24\\x1b[31m.jpg\t")
+    as_json = run.invoke(cli.app, ["info", "--errors", "--json"]).stdout.splitlines()
+    assert json.loads(as_json[0])["key"] == "bad00\x1b[31m.jpg"
+
+
+def test_without_an_encoder_the_built_in_ones_are_listed(photos, loaded):
+    done = run.invoke(cli.app, ["build", str(photos)])
+    assert (done.exit_code, done.stdout, loaded) == (2, "", [])
+    assert done.stderr.startswith(
+        "error: which encoder? Say --encoder NAME, or set LLM2CLIP_ENCODER. There are\n"
+    )
+    for card in list_encoders():
+        assert f"  {card.name} " in done.stderr
+        assert card.size in done.stderr
+        assert card.quality in done.stderr
+        assert card.download in done.stderr
+    assert not default_index_path(photos).exists()
+
+
+def test_the_environment_may_name_the_encoder(photos, shards, monkeypatch, loaded):
+    monkeypatch.setenv("LLM2CLIP_ENCODER", "from-environment")
+    assert run.invoke(cli.app, ["build", str(photos)]).exit_code == 0
+    assert run.invoke(cli.app, ["build", str(shards), "--encoder", "named"]).exit_code == 0
+    monkeypatch.setenv("LLM2CLIP_ENCODER", "another")
+    assert run.invoke(cli.app, ["build", str(photos)]).exit_code == 0
+    assert loaded == ["from-environment", "named", "from-environment"]
+
+
+def test_nano_says_that_it_is_no_good_at_photographs(photos, loaded):
+    done = run.invoke(cli.app, ["build", str(photos), "--encoder", "nano"])
+    assert (done.exit_code, done.stderr, loaded) == (0, NANO_NOTE, ["nano"])
+
+
+def test_nano_is_the_encoder_of_the_sample(shards, monkeypatch, loaded):
+    for module in ("location", "shards", "records"):
+        monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
+    done = run.invoke(cli.app, ["build", "sample:"])
+    assert (done.exit_code, done.stderr, loaded) == (0, "", ["nano"])
+    assert done.stdout.splitlines()[1:] == [
+        f"Index:  {sample_index_path()}",
+        'Search: llm2clip-search --index sample: "an animal with a long neck"',
+    ]
+    assert current_index() is None
+    assert "5" in run.invoke(cli.app, ["info", "--index", "sample:"]).stdout
+
+
+@pytest.mark.parametrize(
+    ("answers", "chosen"),
+    [
+        (["2"], "clip-vit-b-32"),
+        (["clip-vit-l-14\n"], "clip-vit-l-14"),
+        (["0", "9", "", "nonsense", "1"], "nano"),
+    ],
+)
+def test_a_person_is_asked(tmp_path, answers, chosen, capsys):
+    remaining = iter(answers)
+    assert choosing.choose_encoder("p", tmp_path, told=None, ask=lambda _: next(remaining)) == chosen
+    asked = capsys.readouterr().err
+    assert asked.startswith("Which encoder shall read your pictures?\n  1  nano")
+    assert asked.count("is none of them: expected 1 to") == len(answers) - 1
+
+
+def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):
+    (tmp_path / "model").mkdir()
+    assert (
+        choosing.choose_encoder("p", tmp_path, told=None, ask=lambda _: f"{tmp_path}/model")
+        == f"{tmp_path}/model"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert choosing.source_of("model") == f"{tmp_path}/model"
+    assert choosing.source_of("nano") == "nano"
+    assert run.invoke(cli.app, ["build", str(photos), "--encoder", "model"]).exit_code == 0
+    info = json.loads(run.invoke(cli.app, ["info", "--json"]).stdout)
+    assert (info["encoder_source"], info["encoder"]["name"]) == (f"{tmp_path}/model", "model")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "says"),
+    [
+        (["build", "nowhere", "--encoder", "x"], 1, "error: no such folder or tar: nowhere\n"),
+        (["info"], 1, "error: no index was built yet: name one with --index PATH, or build one\n"),
+        (["verify", "--index", "nowhere"], 1, "error: no index at "),
+        (["build"], 2, "Missing argument 'CORPUS'"),
+        (["build", "x", "--encode", "y"], 2, "No such option: --encode"),
+        (["build", "x", "--batch-size", "0"], 2, "Invalid value for '--batch-size'"),
+    ],
+)
+def test_failures_are_one_line(arguments, status, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = run.invoke(cli.app, arguments)
+    assert (done.exit_code, done.stdout) == (status, "")
+    assert says in done.stderr
+    if status == 1:
+        assert done.stderr.count("\n") == 1
+
+
+def test_an_index_of_other_pictures_is_replaced_only_when_told(photos, shards, tmp_path):
+    place = ["--index", str(tmp_path / "i")]
+    assert run.invoke(cli.app, ["build", str(photos), "--encoder", "x", *place]).exit_code == 0
+    refused = run.invoke(cli.app, ["build", str(shards), *place])
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert f"holds an index of {photos}, got {shards}" in refused.stderr
+    refused = run.invoke(cli.app, ["build", str(photos), "--encoder", "y", *place])
+    assert "was built with encoder 'x' (dim 16), got 'y' (dim 16)" in refused.stderr
+    done = run.invoke(cli.app, ["build", str(shards), "--encoder", "y", "--overwrite", "--json", *place])
+    report = json.loads(done.stdout)
+    assert (report["items"], report["encoder"], report["up_to_date"]) == (5, "y", False)
+
+
+def test_the_command_that_is_printed_names_the_index_where_it_must(photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM2CLIP_INDEX", "elsewhere")
+    done = run.invoke(
+        cli.app, ["build", str(photos), "--encoder", "x", "--index", str(tmp_path / "my index")]
+    )
+    assert done.stdout.splitlines()[-1] == (
+        f"Search: llm2clip-search --index '{tmp_path}/my index' \"a red bicycle in the rain\""
+    )
+
+
+def test_info_and_verify(photos):
+    run.invoke(cli.app, ["build", str(photos), "--encoder", "x"])
+    shown = run.invoke(cli.app, ["info"]).stdout
+    assert "pictures  30\n" in shown
+    assert "encoder   x (weights " in shown
+    assert f"corpus    {photos} in {photos}\n" in shown
+    verified = run.invoke(cli.app, ["verify"])
+    assert (verified.exit_code, verified.stdout) == (
+        0,
+        f"{default_index_path(photos)} is whole: 4 files, 30 pictures\n",
+    )
+    vectors = default_index_path(photos) / "vectors-00001-00000.npy"
+    content = bytearray(vectors.read_bytes())
+    content[-1] ^= 1
+    vectors.write_bytes(content)
+    verified = run.invoke(cli.app, ["verify", "--json"])
+    assert verified.exit_code == 1
+    assert (
+        json.loads(verified.stdout)["problems"][0] == f"{vectors.name} was altered: its checksum does not fit"
+    )
+
+
+def test_encoders_are_listed(loaded):
+    assert run.invoke(cli.app, ["encoders"]).stdout == choosing.listed() + "\n"
+    cards = json.loads(run.invoke(cli.app, ["encoders", "--json"]).stdout)
+    assert [card["name"] for card in cards] == [card.name for card in list_encoders()]
+
+
+def test_a_terminal_shows_progress(photos, tmp_path):
+    """On a terminal the bar is drawn on standard error; results stay on standard output."""
+    pty = pytest.importorskip("pty")
+    primary, secondary = pty.openpty()
+    driver = os.path.join(os.path.dirname(__file__), "driver.py")
+    arguments = [
+        "build",
+        str(photos),
+        "--index",
+        str(tmp_path / "i"),
+        "--encoder",
+        "fake16",
+        "--batch-size",
+        "8",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, driver, "0.1", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=secondary,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(secondary)
+    drawn = b""
+    while True:
+        try:
+            drawn += os.read(primary, 4096)
+        except OSError:
+            break
+    out, _ = process.communicate()
+    os.close(primary)
+    assert b"16/30" in drawn
+    assert b"pictures/s" in drawn
+    assert "Indexed 30 pictures in" in out.decode()
+    assert b"\x1b" not in out
+
+
+@pytest.mark.parametrize("arguments", [[], ["build"], ["info"], ["verify"], ["encoders"]])
+def test_help_is_instant_and_imports_nothing_heavy(arguments):
+    code = (
+        "import sys, time; began = time.process_time()\n"
+        "from llm2clip.indexer.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as exit: status = exit.code\n"
+        "heavy = {'torch', 'transformers', 'faiss', 'PIL', 'numpy', 'sentence_transformers'} & set(sys.modules)\n"
+        "print(status, sorted(heavy), time.process_time() - began, file=sys.stderr)"
+    )
+    # Processor time, the best of three: a loaded machine is not a slow command.
+    spent = []
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments, "--help"], capture_output=True, text=True, check=True
+        )
+        assert done.stderr.startswith("0 [] ")
+        assert "Usage:" in done.stdout
+        spent.append(float(done.stderr.split()[-1]))
+        if spent[-1] < 0.3:
+            break
+    assert min(spent) < 0.3
+
+
+def test_importing_the_package_imports_nothing():
+    code = "import sys, llm2clip.indexer; print([m for m in ('numpy', 'PIL', 'faiss', 'torch') if m in sys.modules])"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
+    import llm2clip.indexer
+
+    for name in llm2clip.indexer.__all__:
+        assert getattr(llm2clip.indexer, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        llm2clip.indexer.nothing  # noqa: B018
+
+
+def test_results_go_to_a_closed_pipe_quietly(photos, tmp_path):
+    build_index(photos, tmp_path / "i", encoder=FakeEncoder())
+    for number in range(2000):
+        (photos / f"bad{number}.jpg").touch()
+    build_index(photos, tmp_path / "i", encoder=FakeEncoder())
+    command_line = f"{sys.executable} -m llm2clip.indexer.cli info --errors --index {tmp_path}/i"
+    done = subprocess.run(
+        ["sh", "-c", f"{command_line} | head -1"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "bad0.jpg\tthe file is empty\n"
+    assert done.stderr == ""
+
+
+def test_changed_pictures_are_told_from_kept_ones(photos):
+    run.invoke(cli.app, ["build", str(photos), "--encoder", "x"])
+    time.sleep(0.01)
+    (photos / "000.png").write_bytes(encoded((1, 1, 1)))
+    shown = run.invoke(cli.app, ["build", str(photos)]).stdout
+    assert shown.startswith("Indexed 30 pictures, 29 of them embedded before in ")

@@ -1,0 +1,241 @@
+"""Indexes that are missing, half-written, altered, mixed up, or of another format version."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import (
+    FaissNotInstalledError,
+    IndexDamagedError,
+    IndexNotFoundError,
+    IndexVersionError,
+    build_index,
+    open_index,
+)
+from llm2clip.indexer.manifest import read_manifest, write_manifest
+
+KINDS = ["items-00001.db", "vectors-00001-00000.npy", "candidates-00001.faiss"]
+QUERY = np.eye(1, 16, dtype=np.float32)
+
+
+@pytest.fixture
+def index(photos: Path, tmp_path: Path) -> Path:
+    build_index(photos, tmp_path / "i", encoder=FakeEncoder())
+    return tmp_path / "i"
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_missing_index(tmp_path):
+    for place in ("nowhere", ""):
+        with pytest.raises(IndexNotFoundError, match=f"no index at {tmp_path}.*: make one with"):
+            open_index(tmp_path / place)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(IndexNotFoundError, match=r"no index at .*file"):
+        open_index(tmp_path / "file")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_missing_or_cut_file_is_noticed_on_opening(index, photos, name):
+    whole = (index / name).read_bytes()
+    (index / name).write_bytes(whole[:-1])
+    with pytest.raises(
+        IndexDamagedError, match=f"{name} is damaged: got .* bytes, expected .*Run the build command"
+    ):
+        open_index(index)
+    (index / name).unlink()
+    with pytest.raises(IndexDamagedError, match=f"{name} is missing: the index is not whole"):
+        open_index(index)
+    encoder = FakeEncoder()
+    report = build_index(photos, index, encoder=encoder)
+    # Vectors are embedded again only where they or their items are what was lost.
+    assert report.embedded == (0 if name.endswith("faiss") else 30)
+    with open_index(index) as opened:
+        assert opened.verify().ok
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("place", [0, 20, -1, -700])
+def test_a_flipped_bit_is_found_by_verify(index, name, place):
+    flip(index / name, place)
+    try:
+        with open_index(index) as opened:
+            problems = opened.verify().problems
+    except IndexDamagedError:
+        return  # found even sooner
+    assert f"{name} was altered: its checksum does not fit" in problems
+
+
+def test_damage_is_not_taken_over_by_the_next_build(index, photos):
+    flip(index / "vectors-00001-00000.npy", -1)
+    (photos / "000.png").unlink()
+    report = build_index(photos, index, encoder=FakeEncoder())
+    assert (report.embedded, report.kept) == (29, 0)
+    assert report.notes == ("vectors-00001-00000.npy was damaged, so every picture was embedded again",)
+
+
+def test_verify_finds_what_checksums_do_not(index):
+    """Files replaced together with their checksums."""
+
+    def replace(name: str) -> None:
+        manifest = read_manifest(index)
+        record = type(manifest.files[name])(
+            bytes=(index / name).stat().st_size,
+            sha256=hashlib.sha256((index / name).read_bytes()).hexdigest(),
+        )
+        manifest.files[name] = record
+        write_manifest(index, manifest)
+
+    rows = np.load(index / KINDS[1])
+    rows[7] *= 2
+    np.save(index / KINDS[1], rows)
+    replace(KINDS[1])
+    with sqlite3.connect(index / KINDS[0]) as db:
+        db.execute("DELETE FROM items WHERE id = 3")
+    db.close()
+    replace(KINDS[0])
+    with open_index(index) as opened:
+        assert opened.verify().problems == (
+            "items-00001.db: 29 items have ids 0 to 29, expected 0 to 28",
+            "numbers of pictures differ: 30 in the manifest, 29 in items-00001.db, 30 in the segments",
+            "1 vectors are not of unit length, the first with id 7",
+            "candidates-00001.faiss has other vectors than the segments, from about id 0",
+        )
+        with pytest.raises(IndexDamagedError, match=r"items-00001\.db is damaged at item 3"):
+            opened.search(QUERY, k=30)
+
+
+def test_the_items_of_another_index_are_noticed(index, photos, tmp_path):
+    build_index(photos, tmp_path / "other", encoder=FakeEncoder())
+    shutil.copy(tmp_path / "other" / KINDS[0], index / KINDS[0])
+    with pytest.raises(IndexDamagedError, match=r"items-00001\.db belongs to another index"):
+        open_index(index)
+
+
+def test_an_altered_manifest_is_noticed(index, photos):
+    path = index / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "items": 29}))
+    with pytest.raises(IndexDamagedError, match="was altered: its checksum does not fit"):
+        open_index(index)
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(IndexDamagedError, match="is damaged: it is not JSON"):
+        open_index(index)
+    path.write_text("{}")
+    with pytest.raises(IndexDamagedError, match="is not the manifest of an index"):
+        open_index(index)
+    with pytest.raises(IndexDamagedError):
+        build_index(photos, index, encoder=FakeEncoder())
+
+
+def test_an_unknown_entry_of_the_manifest_is_an_error(index):
+    from llm2clip.indexer.manifest import _checksum
+
+    path = index / "manifest.json"
+    content = {**json.loads(path.read_text()), "colour": "green"}
+    path.write_text(json.dumps({**content, "checksum": _checksum(content)}))
+    with pytest.raises(IndexDamagedError, match="missing or unknown entries: colour"):
+        open_index(index)
+
+
+def test_another_format_version_is_named(index, photos):
+    path = index / "manifest.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "format_version": 99, "written_by": "llm2clip-retrieval 9.0"}))
+    expected = (
+        "has index format version 99, this release reads version 1: use the release that wrote it .*9.0"
+    )
+    with pytest.raises(IndexVersionError, match=expected):
+        open_index(index)
+    with pytest.raises(IndexVersionError, match=expected):
+        build_index(photos, index, encoder=FakeEncoder())
+
+
+def test_a_half_written_index_cannot_be_opened(index, photos, tmp_path):
+    """What a copy that was broken off leaves: any part of the files."""
+    (index / "manifest.json").unlink()
+    with pytest.raises(IndexNotFoundError, match="is not finished: 30 pictures so far"):
+        open_index(index)
+    (index / KINDS[0]).write_bytes(b"not a database")
+    with pytest.raises(IndexNotFoundError, match=r"is not finished\. Go on with the command that began it"):
+        open_index(index)
+    assert build_index(photos, index, encoder=FakeEncoder()).embedded == 30
+
+
+def test_items_cannot_name_a_file_outside_their_corpus(index, photos):
+    (photos.parent / "secret").write_text("secret")
+    for path in ("../secret", str(photos.parent / "secret"), "summer/../../secret"):
+        with sqlite3.connect(index / KINDS[0]) as db:
+            db.execute("UPDATE items SET path = ? WHERE id = 0", (path,))
+        db.close()
+        with (
+            open_index(index) as opened,
+            pytest.raises(IndexDamagedError, match="names a file outside its corpus"),
+        ):
+            opened.read_image(0)
+
+
+def test_a_tar_that_changed_is_not_read_at_the_old_place(shards, tmp_path):
+    build_index(shards, tmp_path / "t", encoder=FakeEncoder())
+    flip(shards / "00.tar", 520)
+    with open_index(tmp_path / "t") as opened:
+        with pytest.raises(ValueError, match=r"00\.tar changed since it was indexed: build the index again"):
+            opened.read_image(0)
+        with pytest.raises(ValueError, match="no picture has the id 5: ids go from 0 to 4"):
+            opened.read_image(5)
+
+
+def test_an_index_opens_on_read_only_media(index):
+    """Nothing is written beside the files: no journal, no lock, nothing at all."""
+    before = sorted(path.name for path in index.iterdir())
+    for path in index.iterdir():
+        path.chmod(0o444)
+    index.chmod(0o555)
+    try:
+        with open_index(index) as opened:
+            assert len(opened.search(QUERY, k=3)[0]) == 3
+            assert opened.verify().ok
+    finally:
+        index.chmod(0o755)
+    assert sorted(path.name for path in index.iterdir()) == before
+
+
+def test_names_that_mean_something_in_a_uri(photos, tmp_path):
+    folder = tmp_path / "a?b#c%20d é.index"
+    build_index(photos, folder, encoder=FakeEncoder())
+    with open_index(folder) as opened:
+        assert len(opened.search(QUERY)[0]) == 10
+
+
+def test_without_faiss_the_error_names_the_extra(index, photos, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *rest, **options):
+        if name == "faiss":
+            raise ModuleNotFoundError("No module named 'faiss'")
+        return real(name, *rest, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with open_index(index) as opened:
+        assert opened.info().items == 30
+        with pytest.raises(FaissNotInstalledError, match=r"pip install 'llm2clip-retrieval\[cpu\]'"):
+            opened.search(QUERY)
+        report = opened.verify()
+        assert report.ok
+        assert report.notes[0].startswith("the FAISS index was not compared: ")
+    with pytest.raises(FaissNotInstalledError):
+        build_index(photos, tmp_path / "new", encoder=FakeEncoder())
+    assert not (tmp_path / "new").exists()
