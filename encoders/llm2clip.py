@@ -222,7 +222,7 @@ class Llm2ClipEncoder(Encoder):
         side = self._load(self._vision)
         with torch.inference_mode():
             # A copy: torch warns of arrays that are read-only, such as memory maps.
-            batch = torch.tensor(pixels, device=self.device)
+            batch = torch.tensor(np.ascontiguousarray(pixels), device=self.device)
             return _numpy(side(batch))
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
