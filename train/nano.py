@@ -24,7 +24,7 @@ from llm2clip.train.align import (
 )
 from llm2clip.train.emoji import Emoji, load_artwork, load_emoji
 from llm2clip.train.encode import TextEncoder
-from llm2clip.train.features import cache_scenes, cache_texts
+from llm2clip.train.features import SceneFeatures, TextFeatures, cache_scenes, cache_texts
 from llm2clip.train.language import (
     ContrastiveStage,
     LanguageConfig,
@@ -70,7 +70,8 @@ class NanoConfig:
     """Recipe of the text side."""
     align: AlignConfig = field(
         default_factory=lambda: AlignConfig(
-            first=LoopConfig(steps=1500, floor=0.25), second=LoopConfig(steps=2000)
+            first=LoopConfig(steps=1500, floor=0.25),
+            second=LoopConfig(steps=1400, evaluate_every=200, checkpoint_every=100),
         )
     )
     """Recipe of stage 2."""
@@ -179,21 +180,17 @@ def train_pictures(run: Run, material: Material, config: NanoConfig) -> tuple[Pi
     return picture_side, gallery, held
 
 
-def train_nano(
-    run: Run, material: Material, config: NanoConfig, *, languages: Sequence[str] | None = None
-) -> tuple[BidirectionalLlama, PictureSide, TextAdapter]:
-    """All stages up to the trained parts.
-
-    Args:
-        run: Where everything is kept; finished stages are skipped.
-        material: Names, descriptions, scenes.
-        config: Recipe.
-        languages: Languages of the captions that stage 2 sees; all if ``None``.
-    """
-    model = train_language(run, material, config)
-    picture_side, gallery, held = train_pictures(run, material, config)
-    encoder = text_encoder(run, config)
+def read_captions(
+    run: Run,
+    material: Material,
+    model: BidirectionalLlama,
+    config: NanoConfig,
+    *,
+    languages: Sequence[str] | None = None,
+) -> tuple[TextFeatures, SceneFeatures]:
+    """Cached features of all captions that stage 2 may see, and of some scenes that it may not."""
     model.requires_grad_(False)
+    encoder = text_encoder(run, config)
     texts = cache_texts(
         model, encoder, material.pool, run.folder / "features-texts.safetensors", languages=languages
     )
@@ -216,6 +213,23 @@ def train_nano(
         )
     )
     scenes.held = unseen
+    return texts, scenes
+
+
+def train_nano(
+    run: Run, material: Material, config: NanoConfig, *, languages: Sequence[str] | None = None
+) -> tuple[BidirectionalLlama, PictureSide, TextAdapter]:
+    """All stages up to the trained parts.
+
+    Args:
+        run: Where everything is kept; finished stages are skipped.
+        material: Names, descriptions, scenes.
+        config: Recipe.
+        languages: Languages of the captions that stage 2 sees; all if ``None``.
+    """
+    model = train_language(run, material, config)
+    texts, scenes = read_captions(run, material, model, config, languages=languages)
+    picture_side, gallery, held = train_pictures(run, material, config)
     adapter = identity_adapter(config.width, config.width)
     align(run, picture_side, adapter, AlignStage.create(gallery, held, texts, scenes, config.align))
     return model, picture_side, adapter
