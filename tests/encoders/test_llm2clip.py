@@ -155,6 +155,12 @@ def test_arithmetic_in_half_precision_is_close(tiny_folder: Path, encoder: Llm2C
     assert (half.encode_prepared(noise(3)) * encoder.encode_prepared(noise(3))).sum(axis=1).min() > 0.99
 
 
+def test_pixels_may_lie_in_any_order(encoder: Llm2ClipEncoder):
+    pixels = noise(3)
+    expected = encoder.encode_prepared(pixels)[::-1]
+    np.testing.assert_allclose(encoder.encode_prepared(pixels[::-1]), expected, atol=1e-6)
+
+
 def test_vectors_may_be_written_to(encoder: Llm2ClipEncoder):
     vectors = encoder.encode_texts(["a"])
     vectors += 1
