@@ -32,7 +32,7 @@ class EnglishConfig:
     """Recipe of one row."""
 
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=400, evaluate_every=200, checkpoint_every=100)
+        default_factory=lambda: LoopConfig(steps=250, evaluate_every=125, checkpoint_every=50)
     )
     """Length and schedule."""
     batch: int = 192
