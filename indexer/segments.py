@@ -67,10 +67,14 @@ class SegmentWriter:
 
     @staticmethod
     def _write(file: BinaryIO, part: Rows) -> None:
-        view = part.data.cast("B")
-        # An unbuffered file may write less than it was given, without an error, when the disk is full.
-        while view:
-            view = view[file.write(view) :]
+        view, start = part.data.cast("B"), file.tell()
+        try:
+            # An unbuffered file may write less than it was given, without an error, when the disk is full.
+            while view:
+                view = view[file.write(view) :]
+        except OSError:
+            file.truncate(start)  # leaves a full disk with room to commit what came before
+            raise
 
     def _next(self) -> BinaryIO:
         self._finish()

@@ -223,7 +223,7 @@ def test_a_terminal_shows_progress(photos, tmp_path):
         "8",
     ]
     process = subprocess.Popen(
-        [sys.executable, driver, "0.1", *arguments],
+        [sys.executable, driver, "", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=secondary,

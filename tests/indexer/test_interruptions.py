@@ -28,18 +28,19 @@ class Counting(FakeEncoder):
         return sum(self.image_batches)
 
 
-def start(photos: Path, index: Path, *, pause: float = 20) -> subprocess.Popen[str]:
+def start(photos: Path, index: Path, *, wait_at: str = "") -> subprocess.Popen[str]:
     arguments = ["build", str(photos), "--index", str(index), "--encoder", "fake16", "--batch-size", "4"]
     return subprocess.Popen(
-        [sys.executable, str(DRIVER), str(pause), *arguments],
+        [sys.executable, str(DRIVER), wait_at, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def stop_at(process: subprocess.Popen[str], marker: str, how: signal.Signals) -> tuple[int, str]:
-    """Send a signal when the process has said ``marker``; its exit status and what it wrote on standard error."""
+def stop_at(photos: Path, index: Path, marker: str, how: signal.Signals) -> tuple[int, str]:
+    """Build, and send a signal at ``marker``; the exit status and what was written on standard error."""
+    process = start(photos, index, wait_at=marker)
     assert process.stdout is not None
     for line in process.stdout:
         if line.strip() == marker:
@@ -76,7 +77,7 @@ def check_whole(index: Path, photos: Path, folder: Path) -> None:
 
 @pytest.mark.parametrize(("marker", "kept", "committed"), POINTS)
 def test_a_killed_build_goes_on(photos, tmp_path, marker, kept, committed):
-    assert stop_at(start(photos, tmp_path / "i"), marker, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert stop_at(photos, tmp_path / "i", marker, signal.SIGKILL)[0] == -signal.SIGKILL
     if committed:
         with open_index(tmp_path / "i") as index:
             assert (len(index), index.verify().ok) == (30, True)
@@ -95,7 +96,7 @@ def test_a_killed_rebuild_leaves_the_old_index_or_the_new(photos, tmp_path, mark
     build_index(photos, tmp_path / "i", encoder=FakeEncoder())
     for number in range(30):
         next(photos.rglob(f"{number:03d}.png")).write_bytes(encoded(colour_of(100 + number), size=(30, 30)))
-    stop_at(start(photos, tmp_path / "i"), marker, signal.SIGKILL)
+    stop_at(photos, tmp_path / "i", marker, signal.SIGKILL)
     with open_index(tmp_path / "i") as index:
         assert {index.items.get(id).width for id in range(30)} == {30 if committed else 12}
         assert (len(index), index.verify().ok) == (30, True)
@@ -117,8 +118,8 @@ def test_a_killed_rebuild_leaves_the_old_index_or_the_new(photos, tmp_path, mark
     ],
 )
 def test_ctrl_c_says_in_one_line_how_to_go_on(photos, tmp_path, marker, says):
-    assert stop_at(start(photos, tmp_path / "i"), marker, signal.SIGINT) == (130, says)
-    again = start(photos, tmp_path / "i", pause=0)
+    assert stop_at(photos, tmp_path / "i", marker, signal.SIGINT) == (130, says)
+    again = start(photos, tmp_path / "i")
     out, errors = again.communicate(timeout=250)
     assert (again.returncode, errors) == (0, "")
     assert f"Index:  {tmp_path}/i" in out
@@ -170,15 +171,15 @@ def test_a_full_disk_keeps_what_was_done(small_disk, big_vectors):
 def test_a_full_disk_leaves_the_index_that_was_there(small_disk, big_vectors):
     photos, encoder = big_vectors
     (photos / "later").mkdir()
-    for number in range(100, 300):
+    for number in range(50, 300):
         (photos / f"{number:03d}.png").rename(photos / "later" / f"{number:03d}.jpgx")
-    build_index(photos, small_disk / "i", encoder=FakeEncoder(dim=2048))  # a hundred: 800 KB would not fit
-    for number in range(100, 300):
+    build_index(photos, small_disk / "i", encoder=FakeEncoder(dim=2048))
+    for number in range(50, 300):
         (photos / "later" / f"{number:03d}.jpgx").rename(photos / f"{number:03d}.png")
     with pytest.raises(IndexWriteError):
         build_index(photos, small_disk / "i", encoder=encoder)
     with open_index(small_disk / "i") as index:
-        assert (len(index), index.verify().ok) == (100, True)
+        assert (len(index), index.verify().ok) == (50, True)
 
 
 @pytest.mark.parametrize("limit", [1_000, 40_000, 700_000])
@@ -187,7 +188,7 @@ def test_a_file_size_limit_is_reported_in_one_line(big_vectors, tmp_path, limit)
     photos, _ = big_vectors
     arguments = ["build", str(photos), "--index", str(tmp_path / "i"), "--encoder", "fake2048"]
     done = subprocess.run(
-        [sys.executable, str(DRIVER), "0", *arguments],
+        [sys.executable, str(DRIVER), "", *arguments],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
