@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llm2clip.encoders.adapter import TextAdapter
 from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
 from llm2clip.train.augment import augment_drawings, augment_scenes
+from llm2clip.train.device import tensor_of
 from llm2clip.train.emoji import ART_SIZE, Artwork
 from llm2clip.train.features import SceneFeatures, TextFeatures
 from llm2clip.train.losses import candidate_loss
@@ -135,7 +136,7 @@ def train_vision(
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
         chosen, pictures = gallery.batch(config.batch, rng)
         embedded = picture_side(pictures)
-        index = torch.from_numpy(chosen)
+        index = tensor_of(chosen)
         find = candidate_loss(embedded, anchors, index, scale=config.scale)
         found = candidate_loss(anchors[index], embedded, torch.arange(len(chosen)), scale=config.scale)
         return {"loss": find + 0.5 * found, "find": find}
@@ -203,7 +204,7 @@ class AlignStage:
         back = candidate_loss(captions, embedded, own, scale=scale)
         centroids = adapter(self.texts.centroids)
         return {
-            "find": candidate_loss(emoji, centroids, torch.from_numpy(chosen), scale=scale),
+            "find": candidate_loss(emoji, centroids, tensor_of(chosen), scale=scale),
             "caption": 0.5 * (there + back),
         }
 
@@ -249,7 +250,7 @@ def embed_drawings(picture_side: PictureSide, artwork: Artwork, rows: NDArray[np
     picture_side.eval()
     parts = []
     for block in np.array_split(rows, max(1, len(rows) // 256)):
-        rgba = torch.from_numpy(artwork.pixels[block]).permute(0, 3, 1, 2).float() / 255
+        rgba = tensor_of(artwork.pixels[block]).permute(0, 3, 1, 2).float() / 255
         parts.append(F.normalize(picture_side(rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]), dim=-1))
     picture_side.train()
     return torch.cat(parts)
@@ -266,7 +267,7 @@ def picture_scores(
     for name, one in (("noto", gallery), ("held", held)):
         style = one.artwork.styles.index("noto") if name == "noto" else 0
         rows = np.flatnonzero(one.artwork.style == style)
-        owners = torch.from_numpy(one.artwork.emoji[rows])
+        owners = tensor_of(one.artwork.emoji[rows])
         embedded = embed_drawings(picture_side, one.artwork, rows)
         similarity = anchors_ED[owners] @ embedded.T
         own = similarity.diagonal()
@@ -294,7 +295,7 @@ def align_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignSt
             rows = np.flatnonzero(one.artwork.style == style)
             embedded = embed_drawings(picture_side, one.artwork, rows)
             position = torch.full((len(stage.gallery.by_emoji),), -1)
-            position[torch.from_numpy(one.artwork.emoji[rows])] = torch.arange(len(rows))
+            position[tensor_of(one.artwork.emoji[rows])] = torch.arange(len(rows))
             similarity = queries @ embedded.T
             own = similarity.gather(1, position[owners][:, None])
             rank = (similarity >= own).sum(1)
@@ -312,7 +313,7 @@ def _scene_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignS
     noto = thumbnails_of_style(stage.gallery.artwork, "noto", len(stage.gallery.by_emoji), side=20)
     drawn = np.stack([draw_scene(scene, noto, rng, size=ART_SIZE) for scene in held.scenes])
     picture_side.eval()
-    pictures = torch.from_numpy(drawn).permute(0, 3, 1, 2).float() / 255
+    pictures = tensor_of(drawn).permute(0, 3, 1, 2).float() / 255
     embedded = F.normalize(torch.cat([picture_side(part) for part in pictures.split(256)]), dim=-1)
     picture_side.train()
     captions = F.normalize(adapter(held.captions[:, 0].float()), dim=-1)

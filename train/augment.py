@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llm2clip.train.device import tensor_of
+
 LUMINANCE = (0.299, 0.587, 0.114)
 
 
@@ -25,7 +27,7 @@ def augment_drawings(drawings: NDArray[np.uint8], rng: np.random.Generator) -> T
     Returns:
         Shape: (B, 3, S, S), float32 in 0..1.
     """
-    rgba = torch.from_numpy(drawings).permute(0, 3, 1, 2).float() / 255
+    rgba = tensor_of(drawings).permute(0, 3, 1, 2).float() / 255
     rgba = torch.cat((rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]), dim=1)
     rgba = F.grid_sample(rgba, _placements(rgba, rng), align_corners=False)
     alpha = rgba[:, 3:]
@@ -45,7 +47,7 @@ def augment_scenes(scenes: NDArray[np.uint8], rng: np.random.Generator) -> Tenso
     Returns:
         Shape: (B, 3, S, S), float32 in 0..1.
     """
-    return disturb(torch.from_numpy(scenes).permute(0, 3, 1, 2).float() / 255, rng)
+    return disturb(tensor_of(scenes).permute(0, 3, 1, 2).float() / 255, rng)
 
 
 def disturb(pictures: Tensor, rng: np.random.Generator) -> Tensor:
@@ -57,18 +59,18 @@ def disturb(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     pictures = (pictures - 1) * contrast + 1
     blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     pictures = torch.where(_chance(count, 0.15, rng), 0.5 * (blurred + pictures), pictures)
-    noise = _uniform(count, 0.0, 0.04, rng) * torch.from_numpy(
+    noise = _uniform(count, 0.0, 0.04, rng) * tensor_of(
         rng.standard_normal((count, 1, *pictures.shape[2:]), dtype=np.float32)
     )
     return torch.where(_chance(count, 0.15, rng), pictures + noise, pictures).clamp(0, 1)
 
 
 def _uniform(count: int, low: float, high: float, rng: np.random.Generator) -> Tensor:
-    return torch.from_numpy(rng.uniform(low, high, (count, 1, 1, 1)).astype(np.float32))
+    return tensor_of(rng.uniform(low, high, (count, 1, 1, 1)).astype(np.float32))
 
 
 def _chance(count: int, share: float, rng: np.random.Generator) -> Tensor:
-    return torch.from_numpy(rng.random((count, 1, 1, 1)) < share)
+    return tensor_of(rng.random((count, 1, 1, 1)) < share)
 
 
 def _placements(pictures: Tensor, rng: np.random.Generator) -> Tensor:
@@ -87,7 +89,7 @@ def _placements(pictures: Tensor, rng: np.random.Generator) -> Tensor:
         ),
         axis=1,
     )
-    return F.affine_grid(torch.from_numpy(rows.astype(np.float32)), list(pictures.shape), align_corners=False)
+    return F.affine_grid(tensor_of(rows.astype(np.float32)), list(pictures.shape), align_corners=False)
 
 
 def _grey(colour: Tensor) -> Tensor:
@@ -102,13 +104,13 @@ def _jitter(colour: Tensor, rng: np.random.Generator) -> Tensor:
     turn = np.where(
         rng.random(count) < 0.03, rng.uniform(-math.pi, math.pi, count), rng.normal(0, 0.15, count)
     )
-    hue = torch.from_numpy(_hue_matrices(turn))
+    hue = tensor_of(_hue_matrices(turn))
     colour = torch.einsum("bij,bjhw->bihw", hue, colour)
     saturation = torch.where(
         _chance(count, 0.07, rng), torch.zeros(count, 1, 1, 1), _uniform(count, 0.5, 1.6, rng)
     )
     colour = grey + (colour - grey) * saturation
-    tint = torch.from_numpy(rng.uniform(-0.08, 0.08, (count, 3, 1, 1)).astype(np.float32))
+    tint = tensor_of(rng.uniform(-0.08, 0.08, (count, 3, 1, 1)).astype(np.float32))
     brightness = _uniform(count, 0.75, 1.25, rng)
     # Flattening to few levels imitates flat artwork.
     flat = (colour * 4).round() / 4
@@ -137,13 +139,13 @@ def _outline(
     across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
     edges = ((across.abs() + down.abs()) * _uniform(count, 1.0, 4.0, rng) - 0.25).clamp(0, 1)
-    paint = torch.from_numpy(rng.uniform(0, 0.2, (count, 3, 1, 1)).astype(np.float32))
+    paint = tensor_of(rng.uniform(0, 0.2, (count, 3, 1, 1)).astype(np.float32))
     # Sometimes the fill fades towards white or one flat colour, leaving the lines to carry the shape.
     fade = torch.where(_chance(count, 0.4, rng), _uniform(count, 0.0, 0.9, rng), torch.zeros(count, 1, 1, 1))
     fill = torch.where(
         _chance(count, 0.5, rng),
         torch.ones(count, 3, 1, 1),
-        torch.from_numpy(rng.uniform(0.4, 1, (count, 3, 1, 1)).astype(np.float32)),
+        tensor_of(rng.uniform(0.4, 1, (count, 3, 1, 1)).astype(np.float32)),
     )
     filled = colour * (1 - fade) + fill * fade
     inner = filled * (1 - edges) + paint * edges
@@ -165,4 +167,4 @@ def _backgrounds(count: int, size: int, rng: np.random.Generator) -> Tensor:
         pale[:, :, None, None] + 0 * ramp,
     )
     mixed = np.where(rng.random((count, 1, 1, 1)) < 0.5, 1.0, mixed)
-    return torch.from_numpy(np.broadcast_to(mixed, (count, 3, size, size)).astype(np.float32)).clamp(0, 1)
+    return tensor_of(np.broadcast_to(mixed, (count, 3, size, size)).astype(np.float32)).clamp(0, 1)

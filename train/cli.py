@@ -13,6 +13,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 Out = Annotated[Path, typer.Option("--out", help="Run folder: configuration, history, checkpoints, result.")]
 Cache = Annotated[Path, typer.Option("--cache", help="Folder that keeps fetched packages and drawn artwork.")]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores if not given.")]
+Device = Annotated[str, typer.Option("--device", help="auto (CUDA if there is any), cpu, cuda or cuda:N.")]
 Debug = Annotated[bool, typer.Option("--debug", help="The same recipe with a few steps of each stage.")]
 
 
@@ -25,6 +26,7 @@ def _root() -> None:
 def nano(
     out: Out = Path("runs/nano"),
     cache: Cache = Path("runs/cache"),
+    device: Device = "auto",
     threads: Threads = None,
     debug: Debug = False,
     stage: Annotated[str, typer.Option(help="Stop after this stage: language, pictures or all.")] = "all",
@@ -33,9 +35,10 @@ def nano(
 
     Interrupted, it goes on where it stopped when started again.
     """
-    from llm2clip.train.recipes import make_nano
+    from llm2clip.train.recipes import Machine, make_nano
 
-    typer.echo(make_nano(out, cache, threads=threads, debug=debug, stage=stage))
+    machine = Machine(device=device, threads=threads)
+    typer.echo(make_nano(out, cache, machine=machine, debug=debug, stage=stage))
 
 
 @app.command("nano-english")
@@ -45,13 +48,15 @@ def nano_english(
     language: Annotated[
         Path, typer.Option(help="Run folder of nano, whose language model the experiment reads with.")
     ] = Path("runs/nano"),
+    device: Device = "auto",
     threads: Threads = None,
     debug: Debug = False,
 ) -> None:
     """The paper's claim on our ground: stage 2 in English only, beside three controls, each from the same start."""
-    from llm2clip.train.recipes import make_english
+    from llm2clip.train.recipes import Machine, make_english
 
-    typer.echo(make_english(out, cache, language, threads=threads, debug=debug))
+    machine = Machine(device=device, threads=threads)
+    typer.echo(make_english(out, cache, language, machine=machine, debug=debug))
 
 
 @app.command()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llm2clip.encoders.llama import BidirectionalLlama, mean_pool
+from llm2clip.train.device import tensor_of
 from llm2clip.train.tokenizer import BOS, EOT, PAD
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class TextEncoder:
         mask = np.arange(lengths.max()) < lengths[:, None]
         ids = np.full(mask.shape, self.pad, dtype=np.int64)
         ids[mask] = np.fromiter(chain.from_iterable(rows), dtype=np.int64, count=int(lengths.sum()))
-        return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+        return tensor_of(ids), tensor_of(mask.astype(np.int64))
 
     def pool(self, model: BidirectionalLlama, texts: Sequence[str]) -> Tensor:
         """Pooled states of texts. Shape: (len(texts), D), with gradient where it is enabled."""
@@ -64,6 +65,6 @@ class TextEncoder:
             pool_mask[:, 0] = 0
             pooled.append(mean_pool(model(ids, mask), pool_mask))
             start = end
-        back = torch.empty(len(order), dtype=torch.int64)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return torch.cat(pooled)[back]
+        back = np.empty(len(order), dtype=np.int64)
+        back[order] = np.arange(len(order))
+        return torch.cat(pooled)[tensor_of(back)]

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from llm2clip.encoders.llama import BidirectionalLlama
 from llm2clip.encoders.vision import NanoVisionConfig
 from llm2clip.train.align import Gallery, PictureSide, embed_drawings, identity_adapter, parameter_groups
+from llm2clip.train.device import tensor_of
 from llm2clip.train.emoji import ART_SIZE, Emoji
 from llm2clip.train.encode import TextEncoder
 from llm2clip.train.losses import clip_loss
@@ -134,7 +135,7 @@ def measure_row(
         artwork = gallery.artwork
         rows = np.flatnonzero(artwork.style == artwork.styles.index(style))
         embedded = embed_drawings(picture_side, artwork, rows)
-        owners = torch.from_numpy(artwork.emoji[rows])
+        owners = tensor_of(artwork.emoji[rows])
         for language, texts in queries.items():
             similarity = texts[owners] @ embedded.T
             rank = (similarity >= similarity.diagonal()[:, None]).sum(1)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llm2clip.encoders.llama import BidirectionalLlama
+from llm2clip.train.device import tensor_of
 from llm2clip.train.emoji import Emoji
 from llm2clip.train.encode import TextEncoder
 from llm2clip.train.phrases import SCENE_LANGUAGES
@@ -43,10 +44,7 @@ class TextFeatures:
                     lists[picture].append(row)
         self._of_picture = [np.array(rows) for rows in lists]
         self.centroids = torch.stack(
-            [
-                F.normalize(features[torch.from_numpy(rows)].float().mean(0), dim=0)
-                for rows in self._of_picture
-            ]
+            [F.normalize(features[tensor_of(rows)].float().mean(0), dim=0) for rows in self._of_picture]
         )
 
     def draw(self, pictures: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
@@ -80,8 +78,8 @@ class SceneFeatures:
 
     def draw(self, rows: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """A caption of each scene, and both twins of each in the same wording. Shapes: (n, D), (2 n, D), float32."""
-        index = torch.from_numpy(rows)
-        wording = torch.from_numpy(rng.integers(self.captions.shape[1], size=len(rows)))
+        index = tensor_of(rows)
+        wording = tensor_of(rng.integers(self.captions.shape[1], size=len(rows)))
         twins = self.twins[index, :, wording].float()
         return self.captions[index, wording].float(), twins.transpose(0, 1).flatten(0, 1)
 
@@ -162,4 +160,4 @@ def _cached(path: Path, make: object) -> dict[str, Tensor]:
         partial = path.with_name(f".{path.name}.partial")
         save_file(make(), partial)  # type: ignore[operator]
         partial.replace(path)
-    return load_file(path)
+    return load_file(path, device=str(torch.get_default_device()))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llm2clip.encoders.llama import BidirectionalLlama
+from llm2clip.train.device import tensor_of
 from llm2clip.train.encode import TextEncoder
 from llm2clip.train.losses import candidate_loss, contrastive_loss, masked_next_token_loss
 from llm2clip.train.phrases import SCENE_LANGUAGES
@@ -127,7 +128,7 @@ class ContrastiveStage:
                 (target, 0.5 * own + 0.5 * self.teacher.query_targets[picked].astype(np.float32))
             )
             texts += queries
-        return [text.text for text in texts], torch.from_numpy(target)
+        return [text.text for text in texts], tensor_of(target)
 
     def scene_batch(
         self, count: int, objects: tuple[int, int], rng: np.random.Generator, config: LanguageConfig

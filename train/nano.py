@@ -71,7 +71,7 @@ class NanoConfig:
     align: AlignConfig = field(
         default_factory=lambda: AlignConfig(
             first=LoopConfig(steps=1500, floor=0.25),
-            second=LoopConfig(steps=1400, evaluate_every=200, checkpoint_every=100),
+            second=LoopConfig(steps=1300, evaluate_every=260, checkpoint_every=100),
         )
     )
     """Recipe of stage 2."""
@@ -175,7 +175,9 @@ def train_pictures(run: Run, material: Material, config: NanoConfig) -> tuple[Pi
     held = Gallery(load_artwork(material.emoji, material.cache, styles=("openmoji",)), len(material.emoji))
     torch.manual_seed(config.seed)
     picture_side = PictureSide(config.align.vision, config.width)
-    prototypes = load_file(run.folder / "prototypes.safetensors")["prototypes"]
+    prototypes = load_file(run.folder / "prototypes.safetensors", device=str(torch.get_default_device()))[
+        "prototypes"
+    ]
     train_vision(run, picture_side, prototypes, gallery, held, config.align)
     return picture_side, gallery, held
 

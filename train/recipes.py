@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from llm2clip.encoders.llama import BidirectionalLlama
 from llm2clip.train.align import AlignConfig, Gallery
 from llm2clip.train.corpus import write_measuring_sets, write_sample_corpus
+from llm2clip.train.device import use_device
 from llm2clip.train.emoji import load_artwork
 from llm2clip.train.english import EnglishConfig, compare_rows, table
 from llm2clip.train.export import export_nano
@@ -29,6 +30,22 @@ from llm2clip.train.nano import (
     train_pictures,
 )
 from llm2clip.train.run import LoopConfig, Run, RunError, write_atomically
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run computes on."""
+
+    device: str = "auto"
+    """``"auto"`` (CUDA if there is any), ``"cpu"``, ``"cuda"``."""
+    threads: int | None = None
+    """CPU threads; ``None`` for all cores."""
+
+    def use(self) -> None:
+        """Set it up for this process; ``ValueError`` if there is no such device."""
+        use_device(self.device)
+        if self.threads:
+            torch.set_num_threads(self.threads)
 
 
 def nano(*, debug: bool = False) -> NanoConfig:
@@ -57,13 +74,13 @@ def nano(*, debug: bool = False) -> NanoConfig:
     )
 
 
-def make_nano(out: Path, cache: Path, *, threads: int | None, debug: bool, stage: str) -> str:
+def make_nano(out: Path, cache: Path, *, machine: Machine, debug: bool, stage: str) -> str:
     """Train nano up to ``stage`` and, when all is done, export and measure it.
 
     Args:
         out: Run folder.
         cache: Folder of packages and artwork.
-        threads: CPU threads, or ``None`` for all cores.
+        machine: What to compute on.
         debug: Take the small recipe.
         stage: ``language``, ``pictures`` (first part of stage 2) or ``all``.
 
@@ -72,8 +89,7 @@ def make_nano(out: Path, cache: Path, *, threads: int | None, debug: bool, stage
     """
     if stage not in ("language", "pictures", "all"):
         raise ValueError(f"unknown stage {stage!r}, expected 'language', 'pictures' or 'all'")
-    if threads:
-        torch.set_num_threads(threads)
+    machine.use()
     config = nano(debug=debug)
     material = gather_material(cache)
     run = Run(out, seed=config.seed)
@@ -112,18 +128,17 @@ def measure_nano(folder: Path, out: Path, cache: Path) -> None:
         )
 
 
-def make_english(out: Path, cache: Path, language: Path, *, threads: int | None, debug: bool) -> str:
+def make_english(out: Path, cache: Path, language: Path, *, machine: Machine, debug: bool) -> str:
     """The English-only row and its three controls; returns the table and writes it to ``english.json``.
 
     Args:
         out: Run folder.
         cache: Folder of packages and artwork.
         language: Run folder of nano with a finished text side.
-        threads: CPU threads, or ``None`` for all cores.
+        machine: What to compute on.
         debug: Take a few steps only.
     """
-    if threads:
-        torch.set_num_threads(threads)
+    machine.use()
     config, recipe = nano(debug=debug), EnglishConfig()
     if debug:
         few = LoopConfig(steps=2, warmup=1, evaluate_every=2)
@@ -154,7 +169,9 @@ def make_english(out: Path, cache: Path, language: Path, *, threads: int | None,
 
 def _checkpointed(run: Run, stage: str, config: NanoConfig) -> BidirectionalLlama:
     model = BidirectionalLlama(llama_config(config))
-    state: dict[str, Any] = torch.load(run.folder / f"{stage}.pt", weights_only=True)
+    state: dict[str, Any] = torch.load(
+        run.folder / f"{stage}.pt", weights_only=True, map_location=torch.get_default_device()
+    )
     model.load_state_dict(state["modules"]["model"])
     return model
 

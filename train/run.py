@@ -186,7 +186,7 @@ class Trainee:
 
     def load(self, path: Path) -> None:
         """Read a checkpoint (tensors only, nothing is unpickled)."""
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, weights_only=True, map_location=torch.get_default_device())
         for name, module in self.modules.items():
             module.load_state_dict(state["modules"][name])
         self.optimizer.load_state_dict(state["optimizer"])
