@@ -1,0 +1,1 @@
+"""What wants a GPU; ``benchmarks/gpu/run.sh`` runs all of it."""
