@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     )
     from llm2clip.indexer.hits import Hit
     from llm2clip.indexer.records import Corpus, Record
-    from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport, Progress
+    from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport, IndexInfo, Progress
     from llm2clip.indexer.seam import EncoderIdentity, ImageEncoder, Prepared
-    from llm2clip.indexer.search import Index, IndexInfo, open_index
+    from llm2clip.indexer.search import Index, open_index
     from llm2clip.indexer.verify import VerifyReport
 
 # Names are resolved on first use, so that importing the package costs nothing.
@@ -41,7 +41,7 @@ _HOMES = {
     "Index": "search",
     "IndexConflictError": "errors",
     "IndexDamagedError": "errors",
-    "IndexInfo": "search",
+    "IndexInfo": "reports",
     "IndexNotFoundError": "errors",
     "IndexerError": "errors",
     "IndexWriteError": "errors",

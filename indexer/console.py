@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from llm2clip.indexer.location import SAMPLE
-from llm2clip.indexer.reports import BuildReport, Progress
-from llm2clip.indexer.search import IndexInfo
+from llm2clip.indexer.reports import BuildReport, IndexInfo, Progress
 from llm2clip.indexer.verify import VerifyReport
 
 _SHOWN = 20

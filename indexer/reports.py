@@ -1,8 +1,8 @@
-"""How to build, how far a build has come, and what it did: plain values."""
+"""How to build, how far a build has come, what it did, and what an index is: plain values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,3 +84,35 @@ class BuildReport:
     """What else a person should know."""
     seconds: float
     """How long it took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexInfo:
+    """What an index is."""
+
+    path: str
+    """Its folder."""
+    corpus: Mapping[str, str]
+    """What was indexed."""
+    encoder: Mapping[str, str | int]
+    """Identity of the encoder."""
+    encoder_source: str
+    """What ``load_encoder`` loads the encoder from."""
+    items: int
+    """Pictures that can be found."""
+    bad: int
+    """Pictures that could not be read."""
+    dim: int
+    """Length of the vectors."""
+    bytes: int
+    """Size of all its files."""
+    segments: int
+    """Number of vector files."""
+    faiss: str
+    """Kind of the FAISS index."""
+    generation: int
+    """Counts the builds that were committed here."""
+    created: str
+    """When this one was: ISO 8601, UTC."""
+    written_by: str
+    """Name and version of the software that wrote it."""

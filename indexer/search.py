@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -21,6 +20,7 @@ from llm2clip.indexer.items import ErrorRow, ItemsReader, ShownRow
 from llm2clip.indexer.manifest import Manifest, read_manifest
 from llm2clip.indexer.ranking import exact_scan, settle
 from llm2clip.indexer.records import content_hash, read_span, root_of
+from llm2clip.indexer.reports import IndexInfo
 from llm2clip.indexer.segments import Vectors, map_segment
 from llm2clip.indexer.store import describe_unfinished, encoder_mismatch
 
@@ -29,38 +29,6 @@ if TYPE_CHECKING:
     from llm2clip.indexer.verify import VerifyReport
 
 _QUERIES_AT_ONCE = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class IndexInfo:
-    """What an index is."""
-
-    path: str
-    """Its folder."""
-    corpus: Mapping[str, str]
-    """What was indexed."""
-    encoder: Mapping[str, str | int]
-    """Identity of the encoder."""
-    encoder_source: str
-    """What ``load_encoder`` loads the encoder from."""
-    items: int
-    """Pictures that can be found."""
-    bad: int
-    """Pictures that could not be read."""
-    dim: int
-    """Length of the vectors."""
-    bytes: int
-    """Size of all its files."""
-    segments: int
-    """Number of vector files."""
-    faiss: str
-    """Kind of the FAISS index."""
-    generation: int
-    """Counts the builds that were committed here."""
-    created: str
-    """When this one was: ISO 8601, UTC."""
-    written_by: str
-    """Name and version of the software that wrote it."""
 
 
 def open_index(path: str | os.PathLike[str]) -> Index:
