@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -96,6 +97,7 @@ def machine() -> dict[str, object]:
     """Where and with what it was measured."""
     packages = ("torch", "numpy", "faiss-cpu", "faiss-gpu", "tokenizers", "pillow", "llm2clip-retrieval")
     return {
+        "commit": _commit(),
         "processor": _processor(),
         "cores": os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -103,6 +105,21 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {name: found for name in packages if (found := _version(name))},
     }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout, with a plus sign where files differ from it."""
+    here = Path(__file__).parent
+    try:
+        name = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True
+        )
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True
+        )
+    except OSError:
+        return None
+    return name.stdout.strip() + ("+" if changed.stdout else "") or None
 
 
 def _processor() -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -112,4 +111,4 @@ def report(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

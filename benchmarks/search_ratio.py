@@ -78,7 +78,8 @@ def measure(settings: Settings) -> list[Row]:
 def unit_rows(random: np.random.Generator, count: int) -> NDArray[np.float32]:
     """Random directions. Shape: (count, DIM), float32, unit rows."""
     rows = random.standard_normal((count, DIM), dtype=np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
 
 
 def write_random_index(folder: Path, *, count: int, encoder: ReadyEncoder) -> None:
