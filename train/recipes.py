@@ -143,12 +143,13 @@ def make_english(out: Path, cache: Path, language: Path, *, machine: Machine, de
     if debug:
         few = LoopConfig(steps=2, warmup=1, evaluate_every=2)
         recipe = replace(recipe, loop=few, batch=12)
+    make_it = f"Run `llm2clip-train nano --out {language}` first"
+    if not (language / "run.json").exists():
+        raise RunError(f"{language} holds no run. {make_it}")
     source = Run(language, seed=config.seed)
     for needed in ("pretrain", "tune"):
         if not source.done(needed):
-            raise RunError(
-                f"{language} has no finished stage {needed!r}. Run `llm2clip-train nano --out {language}` first."
-            )
+            raise RunError(f"{language} has no finished stage {needed!r}. {make_it}")
     material = gather_material(cache)
     run = Run(out, seed=config.seed)
     run.describe(recipe)

@@ -16,7 +16,7 @@ def train(*arguments):
         (("nano", "--device", "toaster"), "cannot train on device 'toaster'"),
         (
             ("nano-english", "--language", "nowhere"),
-            "has no finished stage 'pretrain'. Run `llm2clip-train nano",
+            "nowhere holds no run. Run `llm2clip-train nano",
         ),
     ],
 )
