@@ -33,6 +33,7 @@ from llm2clip.eval.nano_measures import (
     count_answers,
     index_gallery,
     measure_names,
+    measure_scene_languages,
     measure_scenes,
 )
 from llm2clip.eval.nano_targets import TARGETS
@@ -230,6 +231,9 @@ class _Run:
         for encoder, blocks in sides:
             self.progress(f"{subject}: long captions" + ("" if blocks else ", blocks switched off"))
             self._keep(measure_scenes(encoder, scenes, vectors, subject=subject), blocks=blocks)
+            if subject == Path(SCENES_FILE).stem:  # long captions are slow: one set in all languages will do
+                found = measure_scene_languages(encoder, scenes, vectors, subject=subject)
+                self._keep(found, blocks=blocks)
 
     def _keep(self, measurements: Iterable[Measurement], *, blocks: bool = True) -> None:
         self.measurements += [replace(one, blocks=blocks) for one in measurements]

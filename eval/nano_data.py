@@ -16,7 +16,7 @@ from llm2clip.eval.queries import plain_emoji
 SCENES_FILE = "scenes.tar"
 """Scenes in the styles of drawing that nano was trained on."""
 OTHER_SCENES_FILE = "scenes-openmoji.tar"
-"""Scenes in a style it never saw; measured where the file is there."""
+"""Scenes in a style it never saw; measured in English where the file is there."""
 
 
 @dataclass(frozen=True, kw_only=True)

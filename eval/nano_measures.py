@@ -150,7 +150,7 @@ def count_answers(answers: Sequence[QueryAnswer], *, queries: Sequence[FreeQuery
 def measure_scenes(
     encoder: TextEncoder, scenes: Sequence[Scene], vectors: NDArray[np.float32], *, subject: str = "scenes"
 ) -> Iterator[Measurement]:
-    """Find scenes by long captions: whole, cut short, in other languages, and against wrong twins.
+    """Find scenes by long English captions, whole and cut short, and tell the captions from wrong twins.
 
     Args:
         encoder: Encodes the captions.
@@ -177,10 +177,6 @@ def measure_scenes(
     counts = np.asarray(encoder.count_tokens(english)) - template_tokens(encoder)
     for name, value in (("fewest", counts.min()), ("median", np.median(counts)), ("most", counts.max())):
         yield single("en", f"{name} tokens", float(value), "tokens")
-    for language in sorted({language for scene in scenes for language in scene.captions} - {"en"}):
-        own = {n: scene.captions[language] for n, scene in enumerate(scenes) if language in scene.captions}
-        result = _text_to_image(encoder, list(own.values()), vectors, list(own))
-        yield from _recalls(result, table="scenes", subject=subject, row=language)
     for twin, row in (("last", "twins: last object"), ("swap", "twins: two places swapped")):
         chosen = [number for number, scene in enumerate(scenes) if twin in scene.twins]
         if chosen:
@@ -191,6 +187,16 @@ def measure_scenes(
                 vectors=vectors[chosen],
             )
             yield replace(single(row, "told apart", 100 * told), count=len(chosen))
+
+
+def measure_scene_languages(
+    encoder: TextEncoder, scenes: Sequence[Scene], vectors: NDArray[np.float32], *, subject: str = "scenes"
+) -> Iterator[Measurement]:
+    """Find scenes by long captions in every language but English; arguments as in :func:`measure_scenes`."""
+    for language in sorted({language for scene in scenes for language in scene.captions} - {"en"}):
+        own = {n: scene.captions[language] for n, scene in enumerate(scenes) if language in scene.captions}
+        result = _text_to_image(encoder, list(own.values()), vectors, list(own))
+        yield from _recalls(result, table="scenes", subject=subject, row=language)
 
 
 def tell_apart(
