@@ -54,7 +54,7 @@ class AlignConfig:
     """Peak rate of the adapter."""
     scale: float = 14.0
     """Factor on cosines between a picture and all captions' centroids."""
-    scene_scale: float = 30.0
+    scene_scale: float = 50.0
     """Factor on cosines between scenes and their captions."""
 
 
@@ -68,9 +68,14 @@ class PictureSide(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Shape: (B, 3, S, S) in 0..1 -> (B, dim), not normalised."""
-        pixels = ((pictures - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last)
-        embedded: Tensor = self.projection(self.vision(pixels))
+        embedded: Tensor = self.projection(self.states(pictures))
         return embedded
+
+    def states(self, pictures: Tensor) -> Tensor:
+        """Pooled states before the projection. Shape: (B, 3, S, S) in 0..1 -> (B, width)."""
+        pixels = ((pictures - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last)
+        pooled: Tensor = self.vision(pixels)
+        return pooled
 
 
 class Gallery:
@@ -248,12 +253,15 @@ def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: Alig
 def embed_drawings(picture_side: PictureSide, artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
     """Unit embeddings of drawings on white, unchanged. Shape: (len(rows), dim)."""
     picture_side.eval()
-    parts = []
-    for block in np.array_split(rows, max(1, len(rows) // 256)):
-        rgba = tensor_of(artwork.pixels[block]).permute(0, 3, 1, 2).float() / 255
-        parts.append(F.normalize(picture_side(rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]), dim=-1))
+    parts = [F.normalize(picture_side(part), dim=-1) for part in plain_drawings(artwork, rows).split(256)]
     picture_side.train()
     return torch.cat(parts)
+
+
+def plain_drawings(artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
+    """Drawings on white, unchanged. Shape: (len(rows), 3, S, S), float32 in 0..1."""
+    rgba = tensor_of(artwork.pixels[rows]).permute(0, 3, 1, 2).float() / 255
+    return rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
 
 
 def picture_scores(

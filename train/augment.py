@@ -75,13 +75,15 @@ def _chance(count: int, share: float, rng: np.random.Generator) -> Tensor:
 
 def _placements(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     count = len(pictures)
-    # A drawing fills its square in most styles; OpenMoji and ordinary icons leave a margin.
-    scale = rng.uniform(0.62, 1.1, count)
+    # A drawing fills its square in most styles; OpenMoji and ordinary icons leave a margin. One in three is as small
+    # as an object of a scene, and anywhere.
+    small = rng.random(count) < 0.33
+    scale = np.where(small, rng.uniform(0.28, 0.6, count), rng.uniform(0.62, 1.1, count))
     stretch = np.exp(rng.uniform(-0.12, 0.12, count))
     angle = rng.normal(0, 6, count) * math.pi / 180
     cosine, sine = np.cos(angle) / scale, np.sin(angle) / scale
     room = np.maximum(0.06, 1 - scale)
-    shift = rng.uniform(-0.6, 0.6, (count, 2)) * room[:, None]
+    shift = rng.uniform(-1, 1, (count, 2)) * (room * np.where(small, 1.0, 0.6))[:, None]
     rows = np.stack(
         (
             np.stack((cosine * stretch, sine, shift[:, 0] / scale), 1),

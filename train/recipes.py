@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from llm2clip.encoders.llama import BidirectionalLlama
-from llm2clip.train.align import AlignConfig, Gallery
+from llm2clip.train.align import AlignConfig
 from llm2clip.train.corpus import write_measuring_sets, write_sample_corpus
 from llm2clip.train.device import use_device
-from llm2clip.train.emoji import load_artwork
-from llm2clip.train.english import EnglishConfig, compare_rows, table
+from llm2clip.train.english import EnglishConfig, compare_rows, read_pictures, table
 from llm2clip.train.export import export_nano
 from llm2clip.train.language import LanguageConfig
 from llm2clip.train.nano import (
@@ -142,12 +142,12 @@ def make_english(out: Path, cache: Path, language: Path, *, machine: Machine, de
     config, recipe = nano(debug=debug), EnglishConfig()
     if debug:
         few = LoopConfig(steps=2, warmup=1, evaluate_every=2)
-        recipe = replace(recipe, loop=few, batch=12)
+        recipe = replace(recipe, loop=few, batch=12, copies=1)
     make_it = f"Run `llm2clip-train nano --out {language}` first"
     if not (language / "run.json").exists():
         raise RunError(f"{language} holds no run. {make_it}")
     source = Run(language, seed=config.seed)
-    for needed in ("pretrain", "tune"):
+    for needed in ("pretrain", "tune", "vision"):
         if not source.done(needed):
             raise RunError(f"{language} has no finished stage {needed!r}. {make_it}")
     material = gather_material(cache)
@@ -156,14 +156,13 @@ def make_english(out: Path, cache: Path, language: Path, *, machine: Machine, de
     models = {
         "cc": _checkpointed(source, "tune", config),
         "raw": _checkpointed(source, "pretrain", config),
-        "new": new_language_model(config),
+        "english": new_language_model(config),
+        "chinese": new_language_model(config),
     }
-    emoji = material.emoji
-    galleries = (
-        Gallery(load_artwork(emoji, cache), len(emoji)),
-        Gallery(load_artwork(emoji, cache, styles=("openmoji",)), len(emoji)),
-    )
-    rows = compare_rows(run, models, text_encoder(source, config), emoji, galleries, recipe)
+    picture_side, *galleries = train_pictures(source, material, config)
+    rng = np.random.default_rng([config.seed, 31])
+    pictures = read_pictures(picture_side, (galleries[0], galleries[1]), recipe.copies, rng)
+    rows = compare_rows(run, models, text_encoder(source, config), material.emoji, pictures, recipe)
     write_atomically(out / "english.json", json.dumps(rows, indent=1).encode())
     return table(rows)
 
