@@ -42,6 +42,8 @@ class AlignConfig:
     """Emoji pictures per step of the second part."""
     scene_batch: int = 80
     """Scene pictures per step of the second part."""
+    caption_batch: int = 768
+    """Captions per step that are drawn to their pictures' centroids, in the second part."""
     vision: NanoVisionConfig = field(
         default_factory=lambda: NanoVisionConfig(image_size=ART_SIZE, batch_norm=True)
     )
@@ -188,7 +190,8 @@ class AlignStage:
         embedded = F.normalize(picture_side(torch.cat((pictures, scenes))), dim=-1)
         losses = self._emoji_losses(embedded, adapter, chosen, rng)
         losses["scene"] = self._scene_loss(embedded[len(chosen) :], adapter, rows, rng)
-        return {"loss": losses["find"] + 0.5 * losses["caption"] + losses["scene"], **losses}
+        total = losses["find"] + 0.5 * (losses["caption"] + losses["words"]) + losses["scene"]
+        return {"loss": total, **losses}
 
     def _draw_scenes(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], Tensor]:
         rows = rng.choice(len(self.scenes.scenes), self.config.scene_batch, replace=False)
@@ -201,16 +204,20 @@ class AlignStage:
     ) -> dict[str, Tensor]:
         """Emoji against the centroids of all captions, and against one caption each, in any language.
 
-        A caption has to find its picture among the scenes too.
+        A caption has to find its picture among the scenes too. Further captions have to find their picture's centroid,
+        so that the adapter brings the languages together where the frozen language model left them apart.
         """
         emoji, own, scale = embedded[: len(chosen)], torch.arange(len(chosen)), self.config.scale
         captions = F.normalize(adapter(self.texts.draw(chosen, rng)), dim=-1)
         there = candidate_loss(emoji, captions, own, scale=scale)
         back = candidate_loss(captions, embedded, own, scale=scale)
         centroids = adapter(self.texts.centroids)
+        named = rng.choice(len(self.texts.centroids), self.config.caption_batch)
+        words = adapter(self.texts.draw(named, rng))
         return {
             "find": candidate_loss(emoji, centroids, tensor_of(chosen), scale=scale),
             "caption": 0.5 * (there + back),
+            "words": candidate_loss(words, centroids, tensor_of(named), scale=scale),
         }
 
     def _scene_loss(

@@ -71,7 +71,7 @@ class NanoConfig:
     align: AlignConfig = field(
         default_factory=lambda: AlignConfig(
             first=LoopConfig(steps=1500, floor=0.25),
-            second=LoopConfig(steps=1900, evaluate_every=250, checkpoint_every=100),
+            second=LoopConfig(steps=1500, evaluate_every=250, checkpoint_every=100),
         )
     )
     """Recipe of stage 2."""

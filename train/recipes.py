@@ -70,7 +70,7 @@ def nano(*, debug: bool = False) -> NanoConfig:
             long_scenes=2,
             short_scenes=2,
         ),
-        align=AlignConfig(first=few, second=few, batch=16, emoji_batch=12, scene_batch=6),
+        align=AlignConfig(first=few, second=few, batch=16, emoji_batch=12, scene_batch=6, caption_batch=16),
     )
 
 

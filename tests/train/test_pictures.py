@@ -82,6 +82,7 @@ def test_both_parts_of_stage_two_learn_a_tiny_world(tmp_path):
         batch=12,
         emoji_batch=12,
         scene_batch=6,
+        caption_batch=8,
         vision=SMALL,
     )
     run = Run(tmp_path, seed=1)
