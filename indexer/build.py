@@ -24,7 +24,7 @@ from llm2clip.indexer.errors import (
 from llm2clip.indexer.faiss_index import import_faiss
 from llm2clip.indexer.generation import GenerationWriter, Origin
 from llm2clip.indexer.items import ItemsReader
-from llm2clip.indexer.manifest import MANIFEST, Manifest, read_manifest
+from llm2clip.indexer.manifest import MANIFEST, Manifest, committed_generation, read_manifest
 from llm2clip.indexer.pipeline import Outcome, chunks, embedded, prepared
 from llm2clip.indexer.records import Corpus, same_corpus
 from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport, Progress
@@ -192,7 +192,7 @@ class _Build:
     def _unfinished(self, stack: ExitStack) -> list[Earlier]:
         """The build that got furthest of those that never finished; the others are deleted."""
         found: list[tuple[int, int]] = []
-        generations = unfinished(self._folder, after=self._committed_generation())
+        generations = unfinished(self._folder, after=committed_generation(self._folder))
         for generation in generations:
             done = self._usable(generation)
             if done:
@@ -205,12 +205,6 @@ class _Build:
             return []
         earlier = Earlier.unfinished(self._folder, generation=best, dim=self._encoder.info.dim)
         return [stack.enter_context(closing(earlier))]
-
-    def _committed_generation(self) -> int:
-        try:
-            return read_manifest(self._folder).generation
-        except IndexerError:
-            return 0
 
     def _usable(self, generation: int) -> int:
         """How many pictures of an unfinished build can be taken over; refuses one of another corpus or encoder."""
@@ -264,7 +258,7 @@ class _Build:
     def _next_generation(self) -> int:
         found = (generation_of(name) for name in os.listdir(self._folder))
         return 1 + max(
-            (number for number in found if number is not None), default=self._committed_generation()
+            (number for number in found if number is not None), default=committed_generation(self._folder)
         )
 
     def _count(self, outcomes: list[Outcome]) -> None:

@@ -36,10 +36,8 @@ def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[
     Raises:
         NoEncoderError: none was named and nobody can be asked; the message lists the encoders.
     """
-    chosen = told or recorded_encoder(index) or os.environ.get(VARIABLE)
-    if chosen is None and corpus == SAMPLE:
-        return NANO
-    if chosen is None:
+    chosen = told or recorded_encoder(index) or (NANO if corpus == SAMPLE else os.environ.get(VARIABLE))
+    if not chosen:
         if ask is None:
             raise NoEncoderError(
                 f"which encoder? Say --encoder NAME, or set {VARIABLE}. There are\n{listed()}\n"

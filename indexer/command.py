@@ -78,7 +78,7 @@ def run_build(request: BuildRequest) -> None:
         kept = (
             f"{done:,} pictures are kept, the same command goes on from there"
             if done
-            else "nothing was built"
+            else "nothing was done yet"
         )
         raise KeyboardInterrupt(f": {kept}") from None
     _finish(report, as_json=request.as_json)

@@ -78,8 +78,8 @@ def print_build(report: BuildReport, *, search: str) -> None:
             print(f"  and {report.bad - _SHOWN:,} more: llm2clip-index info --errors --index {report.path}")
     for each in report.notes:
         note(f"note: {each}")
-    print(f"Index:  {report.path}")
-    print(f"Search: {search}")
+    print(plain(f"Index:  {report.path}"))
+    print(plain(f"Search: {search}"))
 
 
 def search_command(report: BuildReport, *, current: bool) -> str:

@@ -30,9 +30,10 @@ def open_corpus(spec: str | os.PathLike[str]) -> Corpus:
     path = Path(given).expanduser()
     if path.is_dir():
         return _folder(given, path)
-    if path.exists() and ending(given) in picture_endings():
+    kind = ending(path.name)
+    if path.exists() and kind in picture_endings():
         raise CorpusError(f"{given} is a single picture: expected the folder it is in, or tar shards")
-    if path.exists() and ending(given) != ".tar" and ending(given) not in _PACKED:
+    if path.exists() and kind != ".tar" and kind not in _PACKED:
         raise CorpusError(f"{given} is neither a folder of pictures nor a .tar of them")
     if not path.exists() and len(expand(given)) == 1:
         raise CorpusError(f"no such folder or tar: {given}")

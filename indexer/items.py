@@ -7,7 +7,6 @@ media and needs no lock. Ids are consecutive from 0 and are the row numbers of t
 from __future__ import annotations
 
 import json
-import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from llm2clip.indexer.errors import IndexDamagedError, IndexWriteError
 
@@ -167,7 +165,7 @@ class ItemsReader:
         mode = "mode=rw" if writable else "mode=ro&immutable=1" if committed else "mode=ro"
         with _sqlite(path):
             self._db = sqlite3.connect(
-                f"file:{quote(os.path.abspath(path))}?{mode}",
+                f"{path.absolute().as_uri()}?{mode}",
                 uri=True,
                 check_same_thread=False,
                 isolation_level=None,

@@ -99,7 +99,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     content["checksum"] = _checksum(json.loads(json.dumps(content)))
     draft = folder / f"{MANIFEST}.tmp"
     with open(draft, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        file.write(json.dumps(content, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
     os.replace(draft, folder / MANIFEST)
@@ -146,6 +146,15 @@ def read_manifest(folder: Path) -> Manifest:
     if content.get("checksum") != _checksum(content):
         raise IndexDamagedError(f"{path} was altered: its checksum does not fit its content. {_REBUILD}")
     return _parsed(path, content)
+
+
+def committed_generation(folder: Path) -> int:
+    """The generation that the manifest in ``folder`` names, whatever release wrote it; 0 if there is none to be read."""
+    try:
+        generation = json.loads((folder / MANIFEST).read_text("utf-8"))["generation"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return 0
+    return generation if isinstance(generation, int) else 0
 
 
 _REBUILD = "Build the index anew with --overwrite"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -137,8 +136,9 @@ def picture_endings() -> frozenset[str]:
 
 
 def ending(name: str) -> str:
-    """The ending of a file name, lower case with its dot; empty if it has none."""
-    return os.path.splitext(name)[1].lower()
+    """The ending of a file name without folders, lower case with its dot; empty if it has none."""
+    dot = name.rfind(".")
+    return name[dot:].lower() if dot > 0 else ""
 
 
 def printable(name: str) -> str:
@@ -168,7 +168,8 @@ def parse_sidecar(metadata: bytes | None, text: bytes | None) -> Sidecar:
             parsed = json.loads(metadata.decode("utf-8-sig"))
             if not isinstance(parsed, dict):
                 raise ValueError(f"expected an object, got {type(parsed).__name__}")
-            json.dumps(parsed, ensure_ascii=False).encode()  # lone surrogates cannot be stored
+            if b"\\ud" in metadata.lower():  # half a surrogate pair cannot be stored
+                json.dumps(parsed, ensure_ascii=False).encode()
             rest, caption = _split(parsed)
         except (ValueError, RecursionError) as error:
             note = f"metadata left out, not usable JSON: {error}"

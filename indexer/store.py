@@ -12,6 +12,7 @@ build that has not finished: the next build takes their vectors over, and delete
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -23,11 +24,13 @@ from typing import IO, Any
 
 from llm2clip.indexer.errors import IndexConflictError, IndexerError
 from llm2clip.indexer.items import ItemsReader
-from llm2clip.indexer.manifest import MANIFEST, read_manifest
+from llm2clip.indexer.manifest import FORMAT, MANIFEST, read_manifest
+from llm2clip.indexer.records import printable
 
 LOCK = "lock"
 _OURS = re.compile(r"(?:items-(\d{5,})\.db|vectors-(\d{5,})-\d{5,}\.npy|candidates-(\d{5,})\.faiss)")
 _DRAFTS = (f"{MANIFEST}.tmp",)
+_LITTER = ("Thumbs.db", "desktop.ini")  # of file managers
 
 
 def items_name(generation: int) -> str:
@@ -108,20 +111,34 @@ def claim(folder: Path) -> bool:
         IndexConflictError: there are other files in it, or it is a file.
         OSError: it cannot be made.
     """
+    if printable(str(folder)) != str(folder):
+        raise IndexConflictError(
+            f"{printable(str(folder))} is no name for an index: it is not UTF-8. Choose another with --index"
+        )
     try:
         os.makedirs(folder)
         return True
     except FileExistsError:
         if not folder.is_dir():
             raise IndexConflictError(f"{folder} is a file: expected a folder for the index") from None
-    known = {MANIFEST, LOCK, *_DRAFTS}
-    foreign = [name for name in os.listdir(folder) if name not in known and generation_of(name) is None]
-    if foreign and not (folder / MANIFEST).exists():
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    known = {LOCK, *_DRAFTS, *_LITTER}
+    if _is_ours(folder / MANIFEST) or any(generation_of(name) for name in names):
+        known.add(MANIFEST)
+    foreign = sorted(name for name in names if name not in known and generation_of(name) is None)
+    if foreign and not _is_ours(folder / MANIFEST):
         raise IndexConflictError(
-            f"{folder} holds other files ({sorted(foreign)[0]}, ...): expected an index, an empty folder or none. "
+            f"{folder} holds other files ({foreign[0]}, ...): expected an index, an empty folder or none. "
             "Choose another place with --index"
         )
     return False
+
+
+def _is_ours(manifest: Path) -> bool:
+    try:
+        return f'"{FORMAT}"' in manifest.read_text("utf-8", "replace")
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -135,6 +152,9 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             _lock(file)
         except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                yield  # a file system without locks
+                return
             raise IndexConflictError(
                 f"another process is writing {folder}: wait for it, or stop it, then run the command again"
             ) from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import sys
 import threading
 
 import numpy as np
@@ -210,6 +212,45 @@ def test_somebody_elses_folder_is_left_alone(photos, tmp_path, encoder):
     with pytest.raises(IndexConflictError, match="is a file: expected a folder"):
         build_index(photos, tmp_path / "file", encoder=encoder)
     assert len(list(photos.rglob("*.png"))) == 30
+
+
+@pytest.mark.parametrize("content", ['{"name": "a web application"}', "not even JSON"])
+def test_a_manifest_of_something_else_is_left_alone(photos, tmp_path, encoder, content):
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text(content)
+    with pytest.raises(IndexConflictError, match=r"holds other files \(manifest\.json, "):
+        build_index(photos, tmp_path / "app", encoder=encoder, options=BuildOptions(overwrite=True))
+    assert (tmp_path / "app" / "manifest.json").read_text() == content
+
+
+def test_a_damaged_manifest_can_be_overwritten(photos, tmp_path, encoder):
+    build_index(photos, tmp_path / "i", encoder=encoder)
+    (tmp_path / "i" / "manifest.json").write_text("{")
+    (tmp_path / "i" / ".DS_Store").write_text("left by a file manager")
+    report = build_index(photos, tmp_path / "i", encoder=encoder, options=BuildOptions(overwrite=True))
+    assert report.embedded == 30
+    with open_index(tmp_path / "i") as index:
+        assert (len(index), index.verify().ok) == (30, True)
+
+
+def test_a_file_system_without_locks_is_used_without(photos, tmp_path, encoder, monkeypatch):
+    def no_locks(file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(store, "_lock", no_locks)
+    assert build_index(photos, tmp_path / "i", encoder=encoder).items == 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
+def test_a_corpus_whose_own_name_is_not_utf8(photos, tmp_path, encoder):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    photos.rename(odd)
+    with pytest.raises(IndexConflictError, match=r"caf\\xe9\.index is no name for an index: it is not UTF-8"):
+        build_index(odd, f"{odd}.index", encoder=encoder)
+    build_index(odd, tmp_path / "i", encoder=encoder)
+    with open_index(tmp_path / "i") as index:
+        assert index.read_image(0) == encoded(colour_of(0))
+        assert index.verify().ok
 
 
 def test_a_second_writer_is_refused(photos, tmp_path, encoder):

@@ -94,6 +94,7 @@ def test_nano_says_that_it_is_no_good_at_photographs(photos, loaded):
 
 
 def test_nano_is_the_encoder_of_the_sample(shards, monkeypatch, loaded):
+    monkeypatch.setenv("LLM2CLIP_ENCODER", "for-photographs")
     for module in ("location", "shards", "records"):
         monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
     done = run.invoke(cli.app, ["build", "sample:"])

@@ -14,6 +14,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import (
+    BuildOptions,
     FaissNotInstalledError,
     IndexDamagedError,
     IndexNotFoundError,
@@ -162,6 +163,18 @@ def test_another_format_version_is_named(index, photos):
         open_index(index)
     with pytest.raises(IndexVersionError, match=expected):
         build_index(photos, index, encoder=FakeEncoder())
+    before = {file.name: file.read_bytes() for file in index.iterdir()}
+
+    class Stopping(FakeEncoder):
+        def _image_batch(self, pixels):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_index(photos, index, encoder=Stopping(), options=BuildOptions(overwrite=True))
+    assert {file.name: file.read_bytes() for file in index.iterdir()} == before
+    build_index(photos, index, encoder=FakeEncoder(), options=BuildOptions(overwrite=True))
+    with open_index(index) as opened:
+        assert opened.manifest.generation == 2
 
 
 def test_a_half_written_index_cannot_be_opened(index, photos, tmp_path):

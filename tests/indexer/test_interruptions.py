@@ -110,8 +110,8 @@ def test_a_killed_rebuild_leaves_the_old_index_or_the_new(photos, tmp_path, mark
 @pytest.mark.parametrize(
     ("marker", "says"),
     [
-        ("load", "interrupted: nothing was built\n"),
-        ("batch 1", "interrupted: nothing was built\n"),
+        ("load", "interrupted: nothing was done yet\n"),
+        ("batch 1", "interrupted: nothing was done yet\n"),
         ("batch 4", "interrupted: 12 pictures are kept, the same command goes on from there\n"),
         ("before write_faiss", "interrupted: 30 pictures are kept, the same command goes on from there\n"),
         ("after write_manifest", "interrupted: 30 pictures are kept, the same command goes on from there\n"),
