@@ -37,7 +37,7 @@ class EnglishConfig:
     """Recipe of one row."""
 
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=300, evaluate_every=300, checkpoint_every=100)
+        default_factory=lambda: LoopConfig(steps=120, evaluate_every=120, checkpoint_every=40)
     )
     """Length and schedule."""
     batch: int = 512
