@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
@@ -9,6 +10,10 @@ import numpy as np
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import cli, command, generation
+
+
+# A shell starts background jobs with interrupts ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def say(what: str) -> None:

@@ -316,6 +316,7 @@ def test_ctrl_c_is_one_line_and_status_130(corpus: Corpus, place: str):
     module, _, owner = module.rpartition(".") if module.endswith("Console") else (module, "", "")
     interrupting = f"""
 import importlib, os, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with interrupts ignored
 target = importlib.import_module({module!r})
 target = getattr(target, {owner!r}) if {owner!r} else target
 setattr(target, {name!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
