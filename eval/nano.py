@@ -176,6 +176,10 @@ class _Run:
         for subject, some in scenes.items():
             self._measure_scenes(subject, some, sides)
         self.progress("timing")
+        if load := busy_with():
+            self.notes.append(
+                f"speeds are lower bounds: the machine was busy with other work (load {load:.1f})"
+            )
         captions = [scene.captions["en"] for some in scenes.values() for scene in some][:_TIMED_CAPTIONS]
         texts = [query.text for query in self.queries]
         pictures = galleries[0].pictures
@@ -246,6 +250,12 @@ def encoder_folder(name: str) -> Path | None:
         if (folder / "model.safetensors").is_file():
             return folder
     return None
+
+
+def busy_with() -> float | None:
+    """Load average of the last minute where it is more than this process alone would make, else ``None``."""
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return load if load > (os.cpu_count() or 1) + 0.5 else None
 
 
 def provenance(encoder: Encoder) -> dict[str, Any]:

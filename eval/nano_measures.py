@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 KS = (1, 5, 10)
 CUT_TOKENS = 75
 """Caption tokens that are left when a caption is cut: CLIP reads 77, its two marks included."""
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +203,10 @@ def measure_scene_languages(
 def tell_apart(
     encoder: TextEncoder, *, right: Sequence[str], wrong: Sequence[str], vectors: NDArray[np.float32]
 ) -> float:
-    """Share of pictures that score their caption strictly above its wrong twin; guessing gives 0.5.
+    """Share of pictures that score their caption above its wrong twin; guessing gives 0.5.
+
+    A lead within the rounding of single precision is a tie: a bag of tokens sums the same numbers, in another
+    order.
 
     Returns:
         In [0, 1]; a tie counts as not told apart.
@@ -211,12 +215,11 @@ def tell_apart(
         ValueError: If a score is not finite.
     """
     scores = [
-        (encoder.encode_texts(texts).astype(np.float64) * vectors).sum(axis=1).astype(np.float32)
-        for texts in (right, wrong)
+        (encoder.encode_texts(texts).astype(np.float64) * vectors).sum(axis=1) for texts in (right, wrong)
     ]
     if not np.isfinite(scores).all():
         raise ValueError("got a non-finite score for a pair of captions, expected finite numbers")
-    return float(np.mean(scores[0] > scores[1]))
+    return float(np.mean(scores[0] - scores[1] > _ROUNDING))
 
 
 def cut_texts(encoder: TextEncoder, texts: Sequence[str], *, tokens: int) -> list[str]:

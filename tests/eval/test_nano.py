@@ -34,6 +34,7 @@ def world(tmp_path, monkeypatch, gallery_tar, scenes_tar, colours):
     encoder_files.mkdir()
     (encoder_files / "model.safetensors").write_bytes(b"x" * 2_000_000)
     (encoder_files / "tokenizer.json").write_bytes(b"x" * 500_000)
+    monkeypatch.setattr(nano.os, "getloadavg", lambda: (0.1, 0.1, 0.1), raising=False)
     monkeypatch.setattr(nano, "sample_shards", lambda: [shipped])
     monkeypatch.setattr(nano, "load_queries", lambda: QUERIES)
     monkeypatch.setattr(nano, "without_blocks", lambda folder, copy: colours.Encoder(bag=True))
@@ -121,6 +122,13 @@ def test_parts_can_be_left_out(world, colours):
     assert "blocks not switched off" in report.notes[0]
     unmet = [target for target in report.as_json()["targets"] if target["met"] is None]
     assert {target["table"] for target in unmet} == {"names", "scenes", "cost"}
+
+
+def test_speeds_measured_on_a_busy_machine_say_so(world, colours, monkeypatch):
+    monkeypatch.setattr(nano.os, "getloadavg", lambda: (99.0, 1.0, 1.0), raising=False)
+    options = NanoOptions(data=world, styles=("noto",), scenes=False, blocks=False)
+    report = measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
+    assert report.notes == ("speeds are lower bounds: the machine was busy with other work (load 99.0)",)
 
 
 def test_a_style_found_nowhere_is_asked_of_the_training_command(world, colours, monkeypatch):

@@ -142,7 +142,13 @@ def test_a_collapsed_encoder_tells_nothing_apart():
         def encode_texts(self, texts):
             return np.full((len(texts), 4), 0.5, dtype=np.float32)
 
+    class Rounded:
+        def encode_texts(self, texts):
+            shift = 1e-7 if texts[0] == "a" else 0
+            return np.full((len(texts), 4), 0.5 + shift, dtype=np.float32)
+
     vectors = np.full((3, 4), 0.5, dtype=np.float32)
+    assert tell_apart(Rounded(), right=["a"] * 3, wrong=["b"] * 3, vectors=vectors) == 0
     assert tell_apart(Collapsed(), right=["a"] * 3, wrong=["b"] * 3, vectors=vectors) == 0
     with pytest.raises(ValueError, match="non-finite score"):
         tell_apart(Collapsed(), right=["a"], wrong=["b"], vectors=np.full((1, 4), np.nan, dtype=np.float32))
