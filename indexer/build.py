@@ -96,7 +96,7 @@ class _Build:
         )
         self._began = time.perf_counter()
         self._notes = list(corpus.notes)
-        self._kept = self._embedded = 0
+        self._kept = self._embedded = self._bad_count = 0
         self._bad: list[BadPicture] = []
 
     def run(self) -> BuildReport:
@@ -106,6 +106,10 @@ class _Build:
             committed = self._committed(manifest, stack) if manifest else None
             total = self._survey(committed)
             if manifest and committed and total is None:
+                rows = committed.items.errors(limit=_LISTED)
+                self._bad = [
+                    BadPicture(key=row.key, reason=row.reason) for row in rows if row.stage != "sidecar"
+                ]
                 return self._report(manifest.items, manifest.bad, up_to_date=True)
             if not total:
                 self._discard()
@@ -264,6 +268,7 @@ class _Build:
     def _count(self, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
             if outcome.reason is not None:
+                self._bad_count += 1
                 if len(self._bad) < _LISTED:
                     self._bad.append(BadPicture(key=outcome.record.key, reason=outcome.reason))
             elif outcome.kept:
@@ -274,7 +279,7 @@ class _Build:
     def _tell(self, stage: Literal["listing", "embedding", "writing"], done: int, total: int) -> None:
         if self._options.on_progress is not None:
             self._options.on_progress(
-                Progress(stage=stage, done=done, total=total, kept=self._kept, bad=len(self._bad))
+                Progress(stage=stage, done=done, total=total, kept=self._kept, bad=self._bad_count)
             )
 
     def _discard(self) -> None:

@@ -149,7 +149,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def committed_generation(folder: Path) -> int:
-    """The generation that the manifest in ``folder`` names, whatever release wrote it; 0 if there is none to be read."""
+    """The generation that a manifest names, whatever release wrote it; 0 where none can be read."""
     try:
         generation = json.loads((folder / MANIFEST).read_text("utf-8"))["generation"]
     except (OSError, ValueError, LookupError, TypeError):

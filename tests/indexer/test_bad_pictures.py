@@ -129,7 +129,8 @@ def test_bad_pictures_are_not_tried_again_until_they_change(tmp_path):
 
     build_index(corpus, tmp_path / "i", encoder=Watching())
     assert len(tried) == 5  # the empty one is not shown to the encoder
-    assert build_index(corpus, tmp_path / "i", encoder=Watching()).up_to_date
+    again = build_index(corpus, tmp_path / "i", encoder=Watching())
+    assert (again.up_to_date, again.bad, [bad.key for bad in again.bad_pictures]) == (True, 5, sorted(BAD))
     (corpus / "another.png").write_bytes(encoded((1, 1, 1)))
     (corpus / "truncated.jpg").write_bytes(JPEG)
     report = build_index(corpus, tmp_path / "i", encoder=Watching())
