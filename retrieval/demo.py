@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 QUERIES = (
     ("en", "an animal with a long neck", None),
     ("zh", "下雨天用的东西", "Chinese: something used on rainy days"),
-    ("es", "una fruta amarilla y ácida", "Spanish: a yellow, sour fruit"),
+    ("es", "una bebida caliente", "Spanish: a hot drink"),
     ("ar", "حيوان يعيش في الصحراء", "Arabic: an animal that lives in the desert"),
-    ("ja", "冬に降る白いもの", "Japanese: something white that falls in winter"),
+    ("ja", "海に住む大きな動物", "Japanese: a big animal that lives in the sea"),
     ("hi", "जन्मदिन का केक", "Hindi: birthday cake"),
     ("de", "damit schneidet man Papier", "German: paper is cut with it"),
     ("fr", "le camion rouge des pompiers", "French: the firefighters' red truck"),
     ("ru", "музыкальный инструмент с клавишами", "Russian: a musical instrument with keys"),
     ("ko", "밤하늘에 빛나는 것", "Korean: something that shines in the night sky"),
-    ("sw", "mnyama mkubwa mwenye mkonga", "Swahili: a big animal with a trunk"),
+    ("sw", "nyumba ndogo", "Swahili: a small house"),
 )
 """Language, text and what it means."""
 QUERY_EMOJI = "🦒"
@@ -80,8 +80,8 @@ def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
         how = f"indexed in {took:.1f} s" if progress.begun else "their index was up to date"
         print(f"{len(opened):,} sample pictures, {how}: {opened.path}\n")
         answers, seconds = _answers(searcher, k=k)
-        print_answers(answers)
         written = save_gallery(searcher, answers, path=out / "gallery.html")
+    print_answers(answers)
     print(f"{len(answers)} queries in {seconds:.2f} s, the encoder's start included.")
     print(f"The same with pictures: {written}\n")
     print(_NEXT)

@@ -153,8 +153,8 @@ def _section(number: int, answer: Answer, page: _Page) -> str:
 def _heading(number: int, query: Query) -> str:
     if query.kind == "text":
         kind = ' class="long"' if len(query.label) > _LONG else ""
-        gloss = f'<span class="gloss" dir="ltr" lang="en">{_text(query.gloss)}</span>' if query.gloss else ""
-        return f'<h2 id="h{number}" dir="auto"{kind}{_lang(query.language)}>{_text(query.label)}{gloss}</h2>'
+        gloss = f'<p class="gloss" lang="en">{_text(query.gloss)}</p>' if query.gloss else ""
+        return f'<h2 id="h{number}" dir="auto"{kind}{_lang(query.language)}>{_text(query.label)}</h2>{gloss}'
     name = _text(_short(query))
     picture = thumbnail(query.picture) if query.picture else None
     shown = f'<img src="{picture}" alt="The query picture, {name}">' if picture else ""

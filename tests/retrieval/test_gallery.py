@@ -134,7 +134,7 @@ def test_nothing_from_outside_becomes_markup(text: str, tmp_path: Path):
     def page(words: str) -> tuple[Page, str]:
         answers = [
             Answer(
-                query=text_query(words, language=words),
+                query=text_query(words, language=words, gloss=words),
                 hits=[
                     hit(
                         1,

@@ -81,6 +81,11 @@ def test_the_caption_follows_the_language_of_the_query_and_carries_the_emoji():
     assert "giraffe  🦒" in "\n".join(printed(Answer(query=text_query("long neck"), hits=[giraffe])))
 
 
+def test_a_gloss_stands_behind_the_query():
+    query = text_query("猫", gloss="Chinese: cat\x1b[0m")
+    assert printed(Answer(query=query, hits=[]))[0] == r"猫  (Chinese: cat\x1b[0m)"
+
+
 def test_nothing_found_is_said():
     assert "nothing found" in printed(Answer(query=text_query("cat"), hits=[]))[1]
 
