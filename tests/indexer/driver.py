@@ -11,7 +11,6 @@ import numpy as np
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import cli, command, generation
 
-
 # A shell starts background jobs with interrupts ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
