@@ -77,7 +77,7 @@ def test_both_parts_of_stage_two_learn_a_tiny_world(tmp_path):
     anchors = torch.nn.functional.normalize(torch.randn(12, 16), dim=-1)
     picture_side = PictureSide(SMALL, 16)
     config = AlignConfig(
-        first=LoopConfig(steps=40, warmup=3, evaluate_every=40),
+        first=LoopConfig(steps=150, warmup=3, evaluate_every=150),
         second=LoopConfig(steps=4, warmup=1, evaluate_every=4),
         batch=12,
         emoji_batch=12,
