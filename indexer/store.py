@@ -185,7 +185,7 @@ def encoder_mismatch(built: Mapping[str, Any], given: Mapping[str, Any]) -> str 
         )
     different = sorted(name for name in built.keys() | given.keys() if built.get(name) != given.get(name))
     details = "; ".join(
-        f"{name} {str(built.get(name))[:40]}, got {str(given.get(name))[:40]}" for name in different
+        f"{name} {str(built.get(name))[:24]}, got {str(given.get(name))[:24]}" for name in different
     )
     return f"was built with another version of encoder '{built.get('name')}' ({details})"
 
