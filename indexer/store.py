@@ -185,9 +185,13 @@ def encoder_mismatch(built: Mapping[str, Any], given: Mapping[str, Any]) -> str 
         )
     different = sorted(name for name in built.keys() | given.keys() if built.get(name) != given.get(name))
     details = "; ".join(
-        f"{name} {str(built.get(name))[:24]}, got {str(given.get(name))[:24]}" for name in different
+        f"{name} {_short(name, built.get(name))}, got {_short(name, given.get(name))}" for name in different
     )
     return f"was built with another version of encoder '{built.get('name')}' ({details})"
+
+
+def _short(name: str, value: Any) -> str:  # noqa: ANN401
+    return str(value)[:12] if name.endswith("sha256") else str(value)
 
 
 def read_meta(items: ItemsReader, name: str) -> Any:  # noqa: ANN401

@@ -224,7 +224,7 @@ def test_a_terminal_shows_progress(photos, tmp_path):
         "8",
     ]
     process = subprocess.Popen(
-        [sys.executable, driver, "", *arguments],
+        [sys.executable, driver, "everywhere a little", *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=secondary,
