@@ -25,7 +25,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 """Formats that are read, each known by its signature. No EPS (it starts a program), nothing exotic: each
 parser is a way in."""
 
-# What Pillow's parsers raise on damaged data. Warnings are listed for processes that turn them into errors.
+# What Pillow's parsers raise on damaged data; RuntimeError comes from AVIF, MemoryError from sizes that a damaged
+# file asks for. Warnings are listed for processes that turn them into errors.
 _PARSE_ERRORS = (
     OSError,
     ValueError,
@@ -35,7 +36,9 @@ _PARSE_ERRORS = (
     KeyError,
     TypeError,
     AttributeError,
-    OverflowError,
+    ArithmeticError,
+    RuntimeError,
+    MemoryError,
     struct.error,
     zlib.error,
     Warning,
@@ -121,6 +124,8 @@ def _finish(image: Image.Image, max_pixels: int) -> Image.Image:
     _check_size(image.width, image.height, max_pixels)
     try:
         image.load()
+    except MemoryError as error:
+        raise ImageError("damaged file, or not enough memory") from error
     except _PARSE_ERRORS as error:
         reason = "truncated file" if "truncated" in str(error).lower() else "damaged file"
         raise ImageError(reason) from error

@@ -298,15 +298,44 @@ def test_no_prefix_of_a_file_raises_anything_else(format: str):
         assert len(reason(data[:length])) < 60
 
 
-def test_flipped_bytes_raise_nothing_else():
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP", AVIF, "JPEG2000"])
+def test_flipped_bytes_raise_nothing_else(format: str):
     random = np.random.default_rng(1)
-    for format in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP"):
-        data = saved(corners("P" if format == "GIF" else "RGB"), format)
-        for _ in range(150):
-            damaged = bytearray(data)
-            for place in random.integers(0, len(data), 3):
-                damaged[place] = int(random.integers(256))
-            assert len(reason(bytes(damaged))) < 60
+    data = saved(corners("P" if format == "GIF" else "RGB"), format)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(data)
+        for place in random.integers(0, len(data), 3):
+            damaged[place] = int(random.integers(256))
+        why = reason(bytes(damaged))
+        assert len(why) < 60
+        refused += bool(why)
+    assert refused > 0
+
+
+@pytest.mark.skipif("AVIF" not in Image.SAVE, reason="Pillow was built without AVIF")
+def test_an_avif_whose_data_is_damaged():
+    data = saved(Image.effect_noise((64, 64), 60).convert("RGB"), "AVIF")
+    start = data.index(b"mdat") + 4
+    assert reason(data[:start] + b"\xff" * (len(data) - start)) == "damaged file"
+    assert reason(data.replace(b"pitm", b"free")) == "damaged or truncated AVIF header"
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (MemoryError(), "damaged file, or not enough memory"),
+        (RuntimeError("anything"), "damaged file"),
+        (ZeroDivisionError(), "damaged file"),
+    ],
+)
+def test_what_a_decoder_may_raise_is_a_reason(error: Exception, why: str, monkeypatch: pytest.MonkeyPatch):
+    def load(self: object) -> None:
+        raise error
+
+    data = saved(corners(), "PNG")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", load)
+    assert reason(data) == why
 
 
 @pytest.mark.parametrize(
