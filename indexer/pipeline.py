@@ -145,24 +145,39 @@ def embedded(
 ) -> Iterator[list[Outcome]]:
     """Run the encoder over prepared pictures, ``batch_size`` at a time; outcomes stay in order.
 
+    Pictures that it refuses are outcomes with a reason, once it has shown that it can encode any.
+
     Raises:
         IndexerError: the encoder does not keep its promises.
+        ValueError: the encoder refuses all pictures of the first batch.
     """
     pending: list[Outcome] = []
     waiting = 0
+    works = False
     for outcome in outcomes:
         pending.append(outcome)
         waiting += outcome.pixels is not None
         if waiting == batch_size or len(pending) >= CHUNK + 4 * batch_size:
-            _encode([each for each in pending if each.pixels is not None], encoder)
+            works = _settle(pending, encoder, works)
             yield pending
             pending, waiting = [], 0
     if pending:
-        _encode([each for each in pending if each.pixels is not None], encoder)
+        _settle(pending, encoder, works)
         yield pending
 
 
-def _encode(outcomes: list[Outcome], encoder: ImageEncoder) -> None:
+def _settle(pending: list[Outcome], encoder: ImageEncoder, works: bool) -> bool:
+    """Encode what waits; returns whether the encoder, with these weights, has ever given a vector."""
+    works = works or _any_vector(pending)  # those of an earlier build are its own too
+    _encode([each for each in pending if each.pixels is not None], encoder, works)
+    return works or _any_vector(pending)
+
+
+def _any_vector(outcomes: list[Outcome]) -> bool:
+    return any(outcome.vector is not None for outcome in outcomes)
+
+
+def _encode(outcomes: list[Outcome], encoder: ImageEncoder, works: bool) -> None:
     pixels = [outcome.pixels for outcome in outcomes if outcome.pixels is not None]
     if not pixels:
         return
@@ -173,8 +188,8 @@ def _encode(outcomes: list[Outcome], encoder: ImageEncoder) -> None:
             outcomes[0].pixels, outcomes[0].stage, outcomes[0].reason = None, "encode", _reason(error)
             return
         for outcome in outcomes:  # one picture must not take the others of its batch with it
-            _encode([outcome], encoder)
-        if all(outcome.reason is not None for outcome in outcomes):
+            _encode([outcome], encoder, works)
+        if not works and not _any_vector(outcomes):
             raise  # it is not the pictures
         return
     _check_rows(rows, len(pixels), encoder.info)
