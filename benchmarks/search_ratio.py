@@ -39,6 +39,7 @@ class ReadyEncoder(Encoder):
             image_size=8,
             max_text_tokens=8,
             weights_sha256="0" * 64,
+            settings_sha256="0" * 64,
             preprocessing="none",
             parameters=0,
             languages=(),

@@ -44,6 +44,8 @@ class EncoderInfo:
     """Tokens of a text that are read, the template's own included."""
     weights_sha256: str
     """SHA-256 of ``model.safetensors``, in hexadecimal."""
+    settings_sha256: str
+    """SHA-256 of everything else that shapes the vectors: configuration, tokenizer, wrapper of a text."""
     preprocessing: str
     """How a picture becomes pixels, e.g. ``"rgb-on-white/pad-square/bicubic-64/mean.5std.5"``."""
     parameters: int
@@ -56,12 +58,13 @@ class EncoderInfo:
     """One line on what it is good for and no good at."""
 
     def identity(self) -> dict[str, str | int]:
-        """What must agree for two sets of vectors to be comparable; stored by an index."""
+        """What an index stores of an encoder; vectors are comparable if all but ``name``, for people, agrees."""
         return {
             "name": self.name,
             "family": self.family,
             "dim": self.dim,
             "weights_sha256": self.weights_sha256,
+            "settings_sha256": self.settings_sha256,
             "preprocessing": self.preprocessing,
         }
 

@@ -27,6 +27,7 @@ from llm2clip.encoders.clip_files import (
     read_json,
     read_preprocess,
     read_side,
+    settings_hash,
     weights_sha256,
 )
 from llm2clip.encoders.devices import pick_device, pick_dtype
@@ -97,6 +98,7 @@ class ClipEncoder(Encoder):
             image_size=self.preprocess.size,
             max_text_tokens=self._max_tokens,
             weights_sha256=weights_sha256(self.weights),
+            settings_sha256=settings_hash(self.folder, self.config),
             preprocessing=self.preprocess.identifier,
             parameters=count_weights(self.weights),
             languages=("en",) if builtin else (),

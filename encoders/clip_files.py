@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from llm2clip.encoders.errors import ModelError
+from llm2clip.encoders.identity import settings_sha256
 from llm2clip.encoders.preprocess import Preprocess, Resample, ResizeMode
 from llm2clip.encoders.strict import from_json
 from llm2clip.encoders.tensors import (
@@ -46,6 +47,8 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _STD = (0.26862954, 0.26130258, 0.27577711)
 _FILTERS = {1: Resample.LANCZOS, 2: Resample.BILINEAR, 3: Resample.BICUBIC}
 """Pillow's numbers, as ``preprocessor_config.json`` has them."""
+_FOR_PEOPLE = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+"""Entries of ``config.json`` that say where a model came from, not what it computes."""
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
 
 
@@ -191,3 +194,17 @@ def weights_sha256(path: Path) -> str:
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.name
     return file_sha256(path)
+
+
+def settings_hash(folder: Path, config: Mapping[str, Any]) -> str:
+    """SHA-256 of what shapes the vectors besides weights and preprocessing: ``config.json`` and the tokenizer."""
+    present = [folder / name for name in _TOKENIZER if (folder / name).is_file()]
+    return settings_sha256(_without_origin(config), files=present)
+
+
+def _without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_origin(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in _FOR_PEOPLE
+    }

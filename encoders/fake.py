@@ -57,6 +57,7 @@ class FakeEncoder(Encoder):
             image_size=image_size,
             max_text_tokens=max_text_tokens,
             weights_sha256=hashlib.sha256(f"fake {seed} {dim}".encode()).hexdigest(),
+            settings_sha256=hashlib.sha256(f"fake {max_text_tokens}".encode()).hexdigest(),
             preprocessing=f"rgb-on-white/pad-square/bicubic-{image_size}/mean.5std.5",
             parameters=0,
             languages=("en",),

@@ -43,6 +43,8 @@ LOGIT_SCALE = "logit_scale"
 
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 
+_FOR_PEOPLE = frozenset({"name", "note", "licence", "languages"})
+
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
@@ -96,6 +98,10 @@ class Llm2ClipConfig:
         if self.adapter.width != self.text.hidden_size:
             width = self.text.hidden_size
             raise ValueError(f"adapter.width is {self.adapter.width}, but text.hidden_size is {width}")
+
+    def settings(self) -> dict[str, Any]:
+        """What shapes the vectors: all but name, note, licence and languages."""
+        return {key: value for key, value in to_json(self).items() if key not in _FOR_PEOPLE}
 
 
 def is_clip_folder(folder: Path) -> bool:

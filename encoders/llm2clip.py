@@ -25,6 +25,7 @@ from llm2clip.encoders.base import Encoder, EncoderInfo, ImageSource, PreparedIm
 from llm2clip.encoders.devices import pick_device, pick_dtype
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.folder import Llm2ClipConfig, read_config
+from llm2clip.encoders.identity import settings_sha256
 from llm2clip.encoders.llama import BidirectionalLlama
 from llm2clip.encoders.tensors import (
     DTYPES,
@@ -167,6 +168,7 @@ class Llm2ClipEncoder(Encoder):
             image_size=config.preprocessing.size,
             max_text_tokens=self._reader.capacity,
             weights_sha256=file_sha256(self._weights),
+            settings_sha256=settings_sha256(config.settings(), files=[self.folder / files.TOKENIZER_FILE]),
             preprocessing=config.preprocessing.identifier,
             parameters=sum(spec.size for spec in self._header.values()),
             languages=config.languages,

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,13 @@ from llm2clip.indexer.errors import (
 from llm2clip.indexer.faiss_index import import_faiss
 from llm2clip.indexer.generation import GenerationWriter, Origin
 from llm2clip.indexer.items import ItemsReader
-from llm2clip.indexer.manifest import MANIFEST, Manifest, committed_generation, read_manifest
+from llm2clip.indexer.manifest import (
+    MANIFEST,
+    Manifest,
+    committed_generation,
+    read_manifest,
+    write_manifest,
+)
 from llm2clip.indexer.pipeline import Outcome, chunks, embedded, prepared
 from llm2clip.indexer.records import Corpus, same_corpus
 from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport, Progress
@@ -106,6 +113,7 @@ class _Build:
             committed = self._committed(manifest, stack) if manifest else None
             total = self._survey(committed)
             if manifest and committed and total is None:
+                self._note_source(manifest)
                 rows = committed.items.errors(limit=_LISTED)
                 self._bad = [
                     BadPicture(key=row.key, reason=row.reason) for row in rows if row.stage != "sidecar"
@@ -138,6 +146,13 @@ class _Build:
             return None
         self._refuse(manifest.corpus, manifest.encoder, "an index")
         return manifest
+
+    def _note_source(self, manifest: Manifest) -> None:
+        """Write down where the encoder lies now, if that was said and is another place."""
+        source = self._options.encoder_source
+        if source and source != manifest.encoder_source:
+            encoder = self._origin.encoder
+            write_manifest(self._folder, replace(manifest, encoder=encoder, encoder_source=source))
 
     def _refuse(self, corpus: object, encoder: object, what: str) -> None:
         """Refuse to build upon ``what`` if it is of another corpus or encoder."""
@@ -220,7 +235,9 @@ class _Build:
         except IndexerError:
             return 0  # killed before it had written anything
         if self._options.overwrite:
-            same = same_corpus(corpus, self._origin.corpus) and dict(encoder) == dict(self._origin.encoder)
+            same = same_corpus(corpus, self._origin.corpus) and not encoder_mismatch(
+                encoder, self._origin.encoder
+            )
             return done if same and anew else 0
         self._refuse(corpus, encoder, "an unfinished build")
         return done

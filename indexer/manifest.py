@@ -58,7 +58,7 @@ class Manifest:
     corpus: Mapping[str, str]
     """What was indexed: ``kind``, ``spec`` as it was given, and where needed ``root``, below which all keys lie."""
     encoder: Mapping[str, str | int]
-    """Identity of the encoder: ``name``, ``dim``, ``weights_sha256``, ``preprocessing``, ..."""
+    """Identity of the encoder: ``name``, ``dim``, ``weights_sha256``, ``settings_sha256``, ``preprocessing``, ..."""
     encoder_source: str
     """What ``load_encoder`` loads it from: a built-in name, or a folder."""
     items: int

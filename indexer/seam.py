@@ -22,7 +22,7 @@ class EncoderIdentity(Protocol):
         """Length of its vectors."""
 
     def identity(self) -> Mapping[str, str | int]:
-        """What an index stores and compares: at least ``name``, ``dim``, ``weights_sha256``, ``preprocessing``."""
+        """What an index stores: ``name``, for people; and what it compares: ``dim``, hashes, preprocessing, ..."""
 
 
 class Prepared(Protocol):

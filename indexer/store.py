@@ -175,15 +175,19 @@ def _lock(file: IO[bytes]) -> None:
 
 
 def encoder_mismatch(built: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
-    """What is different between two encoder identities, as the end of a sentence; None if they are the same."""
-    if dict(built) == dict(given):
+    """What is different between two encoder identities, as the end of a sentence; None if they are the same.
+
+    The name is for people: a folder may be moved and renamed.
+    """
+    keys = built.keys() | given.keys()
+    different = sorted(key for key in keys - {"name"} if built.get(key) != given.get(key))
+    if not different:
         return None
     if built.get("name") != given.get("name") or built.get("dim") != given.get("dim"):
         return (
             f"was built with encoder '{built.get('name')}' (dim {built.get('dim')}), "
             f"got '{given.get('name')}' (dim {given.get('dim')})"
         )
-    different = sorted(name for name in built.keys() | given.keys() if built.get(name) != given.get(name))
     details = "; ".join(
         f"{name} {_short(name, built.get(name))}, got {_short(name, given.get(name))}" for name in different
     )

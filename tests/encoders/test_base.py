@@ -215,6 +215,7 @@ def test_identity_is_what_makes_vectors_comparable():
         "family": "fake",
         "dim": 5,
         "weights_sha256": info.weights_sha256,
+        "settings_sha256": info.settings_sha256,
         "preprocessing": info.preprocessing,
     }
 

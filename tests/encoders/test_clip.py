@@ -124,6 +124,31 @@ def test_what_it_says_of_itself(saved: Path):
     assert info.preprocessing.startswith("rgb-on-white/shortest-crop/bicubic-28/mean.48145466,")
 
 
+def test_a_moved_folder_is_the_same_encoder(saved: Path, folder: Path):
+    before, after = load_encoder(saved).info, load_encoder(folder).info
+    assert (before.name, after.name) == (saved.name, "my-clip")
+    assert {**after.identity(), "name": before.name} == before.identity()
+    change(folder, "config.json", transformers_version="4.0.0")
+    assert load_encoder(folder).info.settings_sha256 == before.settings_sha256
+
+
+@pytest.mark.parametrize(
+    ("file", "change_to"),
+    [("config.json", {"text_config.hidden_act": "gelu"}), ("tokenizer.json", {"normalizer": None})],
+)
+def test_other_settings_are_another_encoder(
+    saved: Path, folder: Path, file: str, change_to: dict[str, object]
+):
+    content = json.loads((folder / file).read_text())
+    for name, value in change_to.items():
+        *outer, inner = name.split(".")
+        (content[outer[0]] if outer else content)[inner] = value
+    (folder / file).write_text(json.dumps(content))
+    before, after = load_encoder(saved).info, load_encoder(folder).info
+    assert after.weights_sha256 == before.weights_sha256
+    assert after.settings_sha256 != before.settings_sha256
+
+
 def test_the_sides_are_loaded_apart(folder: Path):
     tensors = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in tensors.items() if k.startswith("text_")}, folder / "model.safetensors")

@@ -74,6 +74,7 @@ class ColourEncoder(Encoder):
             image_size=2,
             max_text_tokens=1000,
             weights_sha256="0" * 64,
+            settings_sha256="0" * 64,
             preprocessing="halves",
             parameters=1_500_000,
             languages=("en", "de"),

@@ -162,27 +162,6 @@ def test_progress_goes_from_listing_to_writing(photos, tmp_path, encoder):
     ]
 
 
-def test_another_encoder_is_refused_in_one_sentence(photos, tmp_path, encoder):
-    build_index(photos, tmp_path / "i", encoder=encoder)
-    with pytest.raises(EncoderMismatchError) as failure:
-        build_index(photos, tmp_path / "i", encoder=FakeEncoder(name="other", dim=8))
-    assert str(failure.value) == (
-        f"{tmp_path}/i was built with encoder 'fake' (dim 16), got 'other' (dim 8): build with the first, choose "
-        "another place with --index, or replace it with --overwrite"
-    )
-    with pytest.raises(
-        EncoderMismatchError, match=r"was built with another version of encoder 'fake' .weights_sha256 "
-    ):
-        build_index(photos, tmp_path / "i", encoder=FakeEncoder(seed=1))
-    with open_index(tmp_path / "i") as index:
-        assert len(index) == 30
-        index.require_encoder(encoder.info)
-        with pytest.raises(
-            EncoderMismatchError, match=r"was built with encoder 'fake' .dim 16., got 'other' .dim 8.. S"
-        ):
-            index.require_encoder(FakeEncoder(name="other", dim=8).info)
-
-
 def test_overwriting_replaces_the_index_of_another_encoder_or_corpus(photos, shards, tmp_path, encoder):
     build_index(photos, tmp_path / "i", encoder=encoder)
     with pytest.raises(
