@@ -15,7 +15,6 @@ from llm2clip.encoders import FakeEncoder, ImageError
 from llm2clip.indexer import (
     BuildOptions,
     CorpusError,
-    EncoderMismatchError,
     IndexConflictError,
     IndexerError,
     Progress,
