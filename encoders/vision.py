@@ -123,6 +123,18 @@ class NanoVisionTower(nn.Module):
         Returns:
             Shape: (B, D), the normalised read-out token, not unit length.
         """
+        pooled: Tensor = self.norm(self.tokens(pixels_B3SS)[:, 0])
+        return pooled
+
+    def tokens(self, pixels_B3SS: Tensor) -> Tensor:
+        """States of the read-out token and of every cell of the grid, row by row, before the last norm.
+
+        Args:
+            pixels_B3SS: Shape: (B, 3, S, S), float, normalised as the encoder's preprocessing says.
+
+        Returns:
+            Shape: (B, 1 + grid * grid, D).
+        """
         features = F.relu(self.stem(pixels_B3SS))
         for stage in self.stages:
             features = stage(features)
@@ -130,5 +142,4 @@ class NanoVisionTower(nn.Module):
         tokens = torch.cat((self.readout.expand(len(tokens), -1, -1), tokens), dim=1) + self.position
         for layer in self.layers:
             tokens = layer(tokens)
-        pooled: Tensor = self.norm(tokens[:, 0])
-        return pooled
+        return tokens

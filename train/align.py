@@ -1,97 +1,32 @@
-"""Stage 2: the vision tower and the adapter learn from the frozen language model's cached features."""
+"""Stage 2 proper: vision tower and adapter learn from the frozen language model's cached features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm2clip.encoders.adapter import TextAdapter
-from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
-from llm2clip.train.augment import augment_drawings, augment_scenes
 from llm2clip.train.device import tensor_of
-from llm2clip.train.emoji import ART_SIZE, Artwork
 from llm2clip.train.features import SceneFeatures, TextFeatures
 from llm2clip.train.losses import candidate_loss
-from llm2clip.train.run import LoopConfig, Run, Trainee, train_loop
-from llm2clip.train.scenes import Thumbnails, draw_scene, thumbnails
-
-PIXEL_MEAN = 0.5
-PIXEL_STD = 0.5
-SCENE_SIDES = (17, 19, 20, 21)
-"""Sides in pixels at which objects appear in a 64-pixel scene."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignConfig:
-    """Recipe of stage 2."""
-
-    first: LoopConfig
-    """Single emoji against the pictures' prototypes; the adapter waits."""
-    second: LoopConfig
-    """Emoji and scenes against captions, through the adapter."""
-    batch: int = 256
-    """Emoji pictures per step of the first part, all of different emoji."""
-    emoji_batch: int = 176
-    """Emoji pictures per step of the second part."""
-    scene_batch: int = 80
-    """Scene pictures per step of the second part."""
-    caption_batch: int = 768
-    """Captions per step that are drawn to their pictures' centroids, in the second part."""
-    vision: NanoVisionConfig = field(
-        default_factory=lambda: NanoVisionConfig(image_size=ART_SIZE, batch_norm=True)
-    )
-    """Shape of the vision tower."""
-    learning_rate: float = 2e-3
-    """Peak rate of the vision tower in the first part."""
-    second_learning_rate: float = 1e-3
-    """Peak rate of the vision tower in the second part."""
-    adapter_rate: float = 5e-4
-    """Peak rate of the adapter."""
-    scale: float = 14.0
-    """Factor on cosines between a picture and all captions' centroids."""
-    scene_scale: float = 50.0
-    """Factor on cosines between scenes and their captions."""
-
-
-class PictureSide(nn.Module):
-    """Vision tower and projection, as one trainee."""
-
-    def __init__(self, config: NanoVisionConfig, dim: int) -> None:
-        super().__init__()
-        self.vision = NanoVisionTower(config)
-        self.projection = nn.Linear(self.vision.width, dim, bias=False)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Shape: (B, 3, S, S) in 0..1 -> (B, dim), not normalised."""
-        embedded: Tensor = self.projection(self.states(pictures))
-        return embedded
-
-    def states(self, pictures: Tensor) -> Tensor:
-        """Pooled states before the projection. Shape: (B, 3, S, S) in 0..1 -> (B, width)."""
-        pixels = ((pictures - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last)
-        pooled: Tensor = self.vision(pixels)
-        return pooled
-
-
-class Gallery:
-    """Drawings to train on."""
-
-    def __init__(self, artwork: Artwork, emoji_count: int) -> None:
-        self.artwork = artwork
-        self.by_emoji = [np.flatnonzero(artwork.emoji == index) for index in range(emoji_count)]
-
-    def batch(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Tensor]:
-        """Pictures of ``count`` different emoji, each in a random style. Shapes: (count,), (count, 3, S, S)."""
-        chosen = rng.choice(len(self.by_emoji), count, replace=False)
-        rows = np.array([rng.choice(self.by_emoji[index]) for index in chosen])
-        return chosen, augment_drawings(self.artwork.pixels[rows], rng)
+from llm2clip.train.pictures import (
+    SCENE_SIDES,
+    AlignConfig,
+    Gallery,
+    PictureSide,
+    ScenePainter,
+    embed_drawings,
+    embed_scenes,
+    parameter_groups,
+    picture_scores,
+    thumbnails_of_style,
+)
+from llm2clip.train.run import Run, Trainee, train_loop
 
 
 def identity_adapter(width: int, dim: int) -> TextAdapter:
@@ -107,75 +42,18 @@ def identity_adapter(width: int, dim: int) -> TextAdapter:
     return adapter
 
 
-def parameter_groups(module: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
-    """AdamW groups: weight decay on matrices and kernels, none on biases, gains and other vectors."""
-    matrices = [p for p in module.parameters() if p.ndim >= 2]
-    vectors = [p for p in module.parameters() if p.ndim < 2]
-    return [
-        {"params": matrices, "lr": rate, "weight_decay": decay},
-        {"params": vectors, "lr": rate, "weight_decay": 0.0},
-    ]
-
-
-def train_vision(
-    run: Run,
-    picture_side: PictureSide,
-    anchors_ED: Tensor,
-    gallery: Gallery,
-    held: Gallery,
-    config: AlignConfig,
-) -> None:
-    """First part: every emoji picture finds its emoji's prototype among all, every prototype its picture in the batch.
-
-    Args:
-        run: Where history and checkpoints go.
-        picture_side: Trained in place.
-        anchors_ED: Shape: (emoji, dim), frozen prototypes.
-        gallery: Drawings of the trained styles.
-        held: Drawings of another style, for the progress report only.
-        config: Recipe.
-    """
-    anchors = F.normalize(anchors_ED, dim=-1)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(picture_side, config.learning_rate, 0.05), betas=(0.9, 0.98)
-    )
-
-    def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
-        chosen, pictures = gallery.batch(config.batch, rng)
-        embedded = picture_side(pictures)
-        index = tensor_of(chosen)
-        find = candidate_loss(embedded, anchors, index, scale=config.scale)
-        found = candidate_loss(anchors[index], embedded, torch.arange(len(chosen)), scale=config.scale)
-        return {"loss": find + 0.5 * found, "find": find}
-
-    train_loop(
-        run,
-        "vision",
-        Trainee({"picture": picture_side}, optimizer),
-        step,
-        config=config.first,
-        evaluate=lambda: picture_scores(picture_side, anchors, gallery, held),
-    )
-
-
 @dataclass
 class AlignStage:
-    """Second part of stage 2: what a batch is made of, and its losses."""
+    """Third part of stage 2: what a batch is made of, and its losses."""
 
     gallery: Gallery
     held: Gallery
     texts: TextFeatures
     scenes: SceneFeatures
-    sizes: Sequence[Thumbnails]
     config: AlignConfig
 
-    @classmethod
-    def create(
-        cls, gallery: Gallery, held: Gallery, texts: TextFeatures, scenes: SceneFeatures, config: AlignConfig
-    ) -> AlignStage:
-        """Prepare thumbnails for scenes."""
-        sizes = [thumbnails(gallery.artwork, len(gallery.by_emoji), side=side) for side in SCENE_SIDES]
-        return cls(gallery, held, texts, scenes, sizes, config)
+    def __post_init__(self) -> None:
+        self._painter = ScenePainter(self.gallery)
 
     def losses(
         self, picture_side: PictureSide, adapter: TextAdapter, rng: np.random.Generator
@@ -186,18 +64,13 @@ class AlignStage:
         averages will stand for: emoji and scenes mixed.
         """
         chosen, pictures = self.gallery.batch(self.config.emoji_batch, rng)
-        rows, scenes = self._draw_scenes(rng)
+        rows = rng.choice(len(self.scenes.scenes), self.config.scene_batch, replace=False)
+        scenes = self._painter.draw([self.scenes.scenes[row] for row in rows], rng)
         embedded = F.normalize(picture_side(torch.cat((pictures, scenes))), dim=-1)
         losses = self._emoji_losses(embedded, adapter, chosen, rng)
         losses["scene"] = self._scene_loss(embedded[len(chosen) :], adapter, rows, rng)
         total = losses["find"] + 0.5 * (losses["caption"] + losses["words"]) + losses["scene"]
-        return {"loss": total, **losses}
-
-    def _draw_scenes(self, rng: np.random.Generator) -> tuple[NDArray[np.int64], Tensor]:
-        rows = rng.choice(len(self.scenes.scenes), self.config.scene_batch, replace=False)
-        drawings = self.sizes[int(rng.integers(len(self.sizes)))]
-        drawn = np.stack([draw_scene(self.scenes.scenes[row], drawings, rng, size=ART_SIZE) for row in rows])
-        return rows, augment_scenes(drawn, rng)
+        return {"loss": total + self.config.pull * losses["away"], **losses}
 
     def _emoji_losses(
         self, embedded: Tensor, adapter: TextAdapter, chosen: NDArray[np.int64], rng: np.random.Generator
@@ -211,11 +84,12 @@ class AlignStage:
         captions = F.normalize(adapter(self.texts.draw(chosen, rng)), dim=-1)
         there = candidate_loss(emoji, captions, own, scale=scale)
         back = candidate_loss(captions, embedded, own, scale=scale)
-        centroids = adapter(self.texts.centroids)
+        centroids, index = adapter(self.texts.centroids), tensor_of(chosen)
         named = rng.choice(len(self.texts.centroids), self.config.caption_batch)
         words = adapter(self.texts.draw(named, rng))
         return {
-            "find": candidate_loss(emoji, centroids, tensor_of(chosen), scale=scale),
+            "find": candidate_loss(emoji, centroids, index, scale=scale),
+            "away": (1 - F.cosine_similarity(emoji, centroids[index].detach())).mean(),
             "caption": 0.5 * (there + back),
             "words": candidate_loss(words, centroids, tensor_of(named), scale=scale),
         }
@@ -233,11 +107,11 @@ class AlignStage:
 
 
 def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: AlignStage) -> None:
-    """Second part: emoji and scenes against the language model's own features, through the adapter."""
+    """Third part: emoji and scenes against the language model's own features, through the adapter."""
     config = stage.config
     optimizer = torch.optim.AdamW(
         [
-            *parameter_groups(picture_side, config.second_learning_rate, 0.05),
+            *parameter_groups(picture_side, config.third_learning_rate, 0.05),
             *parameter_groups(adapter, config.adapter_rate, 0.05),
         ],
         betas=(0.9, 0.98),
@@ -251,48 +125,10 @@ def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: Alig
         "align",
         Trainee({"picture": picture_side, "adapter": adapter}, optimizer),
         step,
-        config=config.second,
+        config=config.third,
+        settings=config,
         evaluate=lambda: align_scores(picture_side, adapter, stage),
     )
-
-
-@torch.no_grad()
-def embed_drawings(picture_side: PictureSide, artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
-    """Unit embeddings of drawings on white, unchanged. Shape: (len(rows), dim)."""
-    picture_side.eval()
-    parts = [F.normalize(picture_side(part), dim=-1) for part in plain_drawings(artwork, rows).split(256)]
-    picture_side.train()
-    return torch.cat(parts)
-
-
-def plain_drawings(artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
-    """Drawings on white, unchanged. Shape: (len(rows), 3, S, S), float32 in 0..1."""
-    rgba = tensor_of(artwork.pixels[rows]).permute(0, 3, 1, 2).float() / 255
-    return rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
-
-
-def picture_scores(
-    picture_side: PictureSide, anchors_ED: Tensor, gallery: Gallery, held: Gallery
-) -> dict[str, float]:
-    """Progress in percent: prototype or centroid -> picture R@1 and R@5 by inner product, and the mean own cosine.
-
-    ``noto`` is the shipped style, ``held`` one never trained on.
-    """
-    scores: dict[str, float] = {}
-    for name, one in (("noto", gallery), ("held", held)):
-        style = one.artwork.styles.index("noto") if name == "noto" else 0
-        rows = np.flatnonzero(one.artwork.style == style)
-        owners = tensor_of(one.artwork.emoji[rows])
-        embedded = embed_drawings(picture_side, one.artwork, rows)
-        similarity = anchors_ED[owners] @ embedded.T
-        own = similarity.diagonal()
-        rank = (similarity >= own[:, None]).sum(1)
-        scores |= {
-            f"{name}_r1": 100 * float((rank <= 1).float().mean()),
-            f"{name}_r5": 100 * float((rank <= 5).float().mean()),
-            f"{name}_cos": 100 * float(own.mean()),
-        }
-    return scores
 
 
 @torch.no_grad()
@@ -324,13 +160,10 @@ def _scene_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignS
     held = stage.scenes.held
     if held is None:
         return {}
-    rng = np.random.default_rng(3)
-    noto = thumbnails_of_style(stage.gallery.artwork, "noto", len(stage.gallery.by_emoji), side=20)
-    drawn = np.stack([draw_scene(scene, noto, rng, size=ART_SIZE) for scene in held.scenes])
-    picture_side.eval()
-    pictures = tensor_of(drawn).permute(0, 3, 1, 2).float() / 255
-    embedded = F.normalize(torch.cat([picture_side(part) for part in pictures.split(256)]), dim=-1)
-    picture_side.train()
+    noto = thumbnails_of_style(
+        stage.gallery.artwork, "noto", len(stage.gallery.by_emoji), side=SCENE_SIDES[2]
+    )
+    embedded = embed_scenes(picture_side, held.scenes, noto, np.random.default_rng(3))
     captions = F.normalize(adapter(held.captions[:, 0].float()), dim=-1)
     similarity = captions @ embedded.T
     own = similarity.diagonal()
@@ -339,13 +172,3 @@ def _scene_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignS
         twins = F.normalize(adapter(held.twins[:, number, 0].float()), dim=-1)
         scores[kind] = 100 * float((own > (twins * embedded).sum(1)).float().mean())
     return scores
-
-
-def thumbnails_of_style(artwork: Artwork, style: str, emoji_count: int, *, side: int) -> Thumbnails:
-    """Thumbnails of one style only."""
-    rows = artwork.style == artwork.styles.index(style)
-    return thumbnails(
-        Artwork(artwork.pixels[rows], artwork.emoji[rows], artwork.style[rows], artwork.styles),
-        emoji_count,
-        side=side,
-    )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+from llm2clip.train.entry import main
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 Out = Annotated[Path, typer.Option("--out", help="Run folder: configuration, history, checkpoints, result.")]
 Cache = Annotated[Path, typer.Option("--cache", help="Folder that keeps fetched packages and drawn artwork.")]
@@ -35,10 +39,12 @@ def nano(
 
     Interrupted, it goes on where it stopped when started again.
     """
-    from llm2clip.train.recipes import Machine, make_nano
+    with _one_line_errors():
+        from llm2clip.train.recipes import Machine, make_nano
 
-    machine = Machine(device=device, threads=threads)
-    typer.echo(make_nano(out, cache, machine=machine, debug=debug, stage=stage))
+        machine = Machine(device=device, threads=threads)
+        with _winding_up():
+            typer.echo(make_nano(out, cache, machine=machine, debug=debug, stage=stage))
 
 
 @app.command("nano-english")
@@ -53,10 +59,12 @@ def nano_english(
     debug: Debug = False,
 ) -> None:
     """The paper's claim on our ground: stage 2 in English only, beside three controls, each from the same start."""
-    from llm2clip.train.recipes import Machine, make_english
+    with _one_line_errors():
+        from llm2clip.train.recipes import Machine, make_english
 
-    machine = Machine(device=device, threads=threads)
-    typer.echo(make_english(out, cache, language, machine=machine, debug=debug))
+        machine = Machine(device=device, threads=threads)
+        with _winding_up():
+            typer.echo(make_english(out, cache, language, machine=machine, debug=debug))
 
 
 @app.command()
@@ -68,33 +76,23 @@ def data(
     ] = None,
 ) -> None:
     """Write what nano is measured on: OpenMoji pictures and scenes, as WebDataset tars. Fetches packages by name."""
-    from llm2clip.train.recipes import make_data
+    with _one_line_errors():
+        from llm2clip.train.recipes import make_data
 
-    typer.echo(make_data(out, cache, sample=sample))
-
-
-def main() -> None:
-    """Run the command; expected failures are one line on stderr."""
-    try:
-        app(standalone_mode=False)
-    except (ValueError, OSError) as error:
-        sys.exit(_fail(str(error), 1))
-    except (KeyboardInterrupt, typer.Abort):
-        sys.exit(_fail("interrupted; start the same command again to go on", 130))
-    except Exception as error:
-        # Usage errors of the command line parser carry their own exit code.
-        code = getattr(error, "exit_code", None)
-        if code is None:
-            raise
-        show = getattr(error, "show", None)
-        if show:
-            show()
-        sys.exit(code)
+        with _winding_up():
+            typer.echo(make_data(out, cache, sample=sample))
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"llm2clip-train: {message}", file=sys.stderr)
-    return code
+def _one_line_errors() -> AbstractContextManager[None]:
+    from llm2clip.indexer.terminal import one_line_errors
+
+    return one_line_errors(extra="train", interrupted=": start the same command again to go on")
+
+
+def _winding_up() -> AbstractContextManager[None]:
+    from llm2clip.indexer.entry import winding_up
+
+    return winding_up()
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ EMOJI_SIDE = 72
 SCENE_SIDE = 144
 """Side in pixels of a scene."""
 WEBP_QUALITY = 78
-CAPTION_WORDS = (82, 130)
-"""Shortest and longest English caption of a measured scene, in words and marks, each about one token of nano."""
+CAPTION_WORDS = (90, 125)
+"""Shortest and longest English caption of a measured scene, in words and marks, each at least one token of nano."""
 
 Sample = tuple[str, bytes, dict[str, Any]]
 

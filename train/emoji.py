@@ -26,7 +26,7 @@ LANGUAGES: tuple[str, ...] = (
 )
 """The languages of nano, by CLDR locale."""
 
-ART_SIZE = 64
+ART_SIZE = 96
 """Side in pixels of the artwork that training composes pictures from."""
 
 SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
@@ -202,7 +202,7 @@ class Artwork:
     """All drawings of the chosen styles."""
 
     pixels: NDArray[np.uint8]
-    """Shape: (drawings, ART_SIZE, ART_SIZE, 4), RGBA."""
+    """Shape: (drawings, size, size, 4), uint8 RGBA."""
     emoji: NDArray[np.int64]
     """Shape: (drawings,), position of each drawing's emoji."""
     style: NDArray[np.int64]
@@ -211,14 +211,17 @@ class Artwork:
     """Names of the styles."""
 
 
-def load_artwork(emoji: list[Emoji], cache: Path, *, styles: tuple[str, ...] | None = None) -> Artwork:
-    """Draw the styles (by default every trained one), kept on disk after the first time."""
+def load_artwork(
+    emoji: list[Emoji], cache: Path, *, styles: tuple[str, ...] | None = None, size: int = ART_SIZE
+) -> Artwork:
+    """Draw the styles (by default every trained one) at ``size`` pixels, kept on disk after the first time."""
     names = styles or tuple(s.name for s in STYLES if s.trained)
     pixels, owners, kinds = [], [], []
     for number, name in enumerate(names):
-        path = cache / f"art-{name}-{ART_SIZE}.npz"
+        path = cache / f"art-{name}-{size}.npz"
         if not path.exists():
-            drawn = [(index, np.asarray(image)) for index, image in render_style(style(name), emoji, cache)]
+            rendered = render_style(style(name), emoji, cache, size=size)
+            drawn = [(index, np.asarray(image)) for index, image in rendered]
             # A name that numpy leaves alone: it appends .npz to any other.
             partial = path.with_name(f"{path.stem}.partial.npz")
             np.savez(partial, index=np.array([i for i, _ in drawn]), pixels=np.stack([p for _, p in drawn]))

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llm2clip.encoders.llama import BidirectionalLlama
-from llm2clip.train.align import Gallery, PictureSide, identity_adapter, parameter_groups, plain_drawings
+from llm2clip.train.align import identity_adapter
 from llm2clip.train.augment import augment_drawings
 from llm2clip.train.device import tensor_of
 from llm2clip.train.emoji import Emoji
 from llm2clip.train.encode import TextEncoder
 from llm2clip.train.losses import clip_loss
+from llm2clip.train.pictures import Gallery, PictureSide, parameter_groups, plain_drawings
 from llm2clip.train.run import LoopConfig, Run, Trainee, train_loop
 
 LANGUAGES_SHOWN = ("en", "zh", "es", "de", "ja", "ar", "hi")
@@ -158,7 +159,7 @@ def train_row(
         return {"loss": clip_loss(images, texts, logit_scale=config.scale)}
 
     trainee = Trainee({"projection": projection, "text": tower}, torch.optim.AdamW(groups, betas=(0.9, 0.98)))
-    train_loop(run, name, trainee, step, config=config.loop, evaluate=None)
+    train_loop(run, name, trainee, step, config=config.loop, settings=config, evaluate=None)
     return measure_row(projection, tower, emoji, pictures)
 
 

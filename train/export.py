@@ -16,16 +16,16 @@ from llm2clip.encoders.folder import AdapterConfig, Llm2ClipConfig, save_llm2cli
 from llm2clip.encoders.preprocess import Preprocess, ResizeMode
 from llm2clip.encoders.text import TextRules
 from llm2clip.encoders.vision import ConvUnit, NanoVisionTower
-from llm2clip.train.align import PIXEL_MEAN, PIXEL_STD
 from llm2clip.train.emoji import LANGUAGES
+from llm2clip.train.pictures import PIXEL_MEAN, PIXEL_STD
 from llm2clip.train.run import write_atomically
 from llm2clip.train.tokenizer import EOT
 
 if TYPE_CHECKING:
     from llm2clip.encoders.adapter import TextAdapter
     from llm2clip.encoders.llama import BidirectionalLlama
-    from llm2clip.train.align import PictureSide
     from llm2clip.train.nano import NanoConfig
+    from llm2clip.train.pictures import PictureSide
     from llm2clip.train.run import Run
 
 NOTE = "trained on emoji artwork and composed scenes; no good at photographs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +107,7 @@ def cache_texts(
 ) -> TextFeatures:
     """Features of all names and descriptions, read once and kept at ``path``."""
     texts = [*pool.names, *pool.descriptions]
-    features = _cached(path, lambda: {"features": read_texts(model, encoder, [t.text for t in texts])})[
-        "features"
-    ]
+    features = _read_once(path, model, encoder, [text.text for text in texts])
     return TextFeatures(texts, features, len(pool.emoji), languages=languages)
 
 
@@ -148,16 +147,34 @@ def cache_scenes(
         family = (scene, swap_twin(scene, rng), last_twin(scene, pool, rng))
         for language, wording in scene_wordings(languages, rng, wordings):
             texts += [caption(one, emoji, language=language, wording=wording) for one in family]
-    features = _cached(path, lambda: {"features": read_texts(model, encoder, texts)})["features"]
+    features = _read_once(path, model, encoder, texts)
     shaped = features.view(count, wordings, 3, -1)
     return SceneFeatures(scenes, shaped[:, :, 0], shaped[:, :, 1:].transpose(1, 2))
 
 
-def _cached(path: Path, make: object) -> dict[str, Tensor]:
-    from safetensors.torch import load_file, save_file
+def _read_once(path: Path, model: BidirectionalLlama, encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
+    """Features of texts, from ``path`` if that holds these texts as this model reads them."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
 
-    if not path.exists():
-        partial = path.with_name(f".{path.name}.partial")
-        save_file(make(), partial)  # type: ignore[operator]
-        partial.replace(path)
-    return load_file(path, device=str(torch.get_default_device()))
+    wanted = _fingerprint(model, encoder, texts)
+    if path.exists():
+        with safe_open(path, "pt", device=str(torch.get_default_device())) as saved:
+            if (saved.metadata() or {}).get("made_from") == wanted:
+                kept: Tensor = saved.get_tensor("features")
+                return kept
+    features = read_texts(model, encoder, texts)
+    partial = path.with_name(f".{path.name}.partial")
+    save_file({"features": features}, partial, metadata={"made_from": wanted})
+    partial.replace(path)
+    return features
+
+
+def _fingerprint(model: BidirectionalLlama, encoder: TextEncoder, texts: Sequence[str]) -> str:
+    digest = hashlib.sha256(encoder.tokenizer.to_str().encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    for text in texts:
+        digest.update(text.encode() + b"\0")
+    return digest.hexdigest()

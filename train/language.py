@@ -12,12 +12,21 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llm2clip.encoders.llama import BidirectionalLlama
+from llm2clip.train.binding import SceneBatch, SentenceHead, wake_blocks
+from llm2clip.train.composition import SceneTargets
 from llm2clip.train.device import tensor_of
 from llm2clip.train.encode import TextEncoder
 from llm2clip.train.losses import candidate_loss, contrastive_loss, masked_next_token_loss
 from llm2clip.train.phrases import SCENE_LANGUAGES
+from llm2clip.train.progress import text_scores
 from llm2clip.train.run import LoopConfig, Run, Trainee, train_loop
-from llm2clip.train.scenes import Scene, caption, last_twin, sample_scene, swap_twin
+from llm2clip.train.scenes import (
+    Scene,
+    last_twin,
+    move_twin,
+    sample_scene,
+    sentences,
+)
 from llm2clip.train.texts import Text, TextPool, target_matrix
 
 if TYPE_CHECKING:
@@ -32,18 +41,22 @@ class LanguageConfig:
     """Next-token pre-training."""
     warm: LoopConfig
     """Contrastive fine-tuning of the token embeddings alone, the blocks passing through."""
+    bind: LoopConfig
+    """The blocks alone learn which thing stands in which place, on sentences of one or two things."""
     tune: LoopConfig
     """Contrastive fine-tuning of the whole model."""
     pretrain_batch: int = 256
     """Texts per pre-training step."""
     warm_batch: int = 2048
     """Short texts per step of the first contrastive part."""
-    tune_batch: int = 512
-    """Short texts per step of the second."""
-    long_scenes: int = 16
-    """Scenes of six to eight objects per step."""
-    short_scenes: int = 48
-    """Scenes of two or three objects per step: the cheapest place to learn what stands where."""
+    tune_batch: int = 384
+    """Short texts per step of the third."""
+    bind_scenes: int = 72
+    """Scenes of one or two objects per step of the second."""
+    long_scenes: int = 6
+    """Scenes of four to eight objects per step."""
+    short_scenes: int = 40
+    """Scenes of one or two objects per step, told without an opening: the cheapest place to learn what stands where."""
     taught: float = 0.15
     """Part of the short texts that are English queries with the sentence encoder's soft targets."""
     scale: float = 12.0
@@ -52,6 +65,8 @@ class LanguageConfig:
     scene_scale: float = 50.0
     """Factor on cosines between scene captions (LLM2CLIP's stage 1 uses 50). High on purpose: a scene and its twin
     share almost every word."""
+    composition_scale: float = 20.0
+    """Factor on cosines between scene captions and what the scenes are composed of."""
     same_language: float = 0.6
     """Part of the scenes that are told twice in one language; the rest in two. What stands where is learned within a
     language first."""
@@ -91,7 +106,13 @@ def pretrain(
         return {"loss": masked_next_token_loss(logits, ids.masked_fill(mask == 0, -100))}
 
     train_loop(
-        run, "pretrain", Trainee({"model": model}, optimizer), step, config=config.pretrain, evaluate=None
+        run,
+        "pretrain",
+        Trainee({"model": model}, optimizer),
+        step,
+        config=config.pretrain,
+        settings=config,
+        evaluate=None,
     )
 
 
@@ -100,7 +121,8 @@ class ContrastiveStage:
 
     Short texts are drawn against a prototype of every picture at once (the mean direction of all its captions, learned
     with the model), which is the supervised SimCSE loss with the whole set of pictures as the batch. Scene captions are
-    drawn against each other, wording against wording and language against language, with a twin as hard negative.
+    drawn against each other, wording against wording and language against language, with a twin as hard negative, and
+    to what their scenes are composed of.
     """
 
     def __init__(
@@ -130,22 +152,42 @@ class ContrastiveStage:
             texts += queries
         return [text.text for text in texts], tensor_of(target)
 
-    def scene_batch(
-        self, count: int, objects: tuple[int, int], rng: np.random.Generator, config: LanguageConfig
-    ) -> tuple[list[str], list[str], list[str]]:
-        """Captions, other captions of the same scenes, and captions of their twins in the latter's wording."""
-        queries, positives, negatives = [], [], []
+    def told_scenes(self, count: int, objects: tuple[int, int], rng: np.random.Generator) -> SceneBatch:
+        """Scenes, each told once in any language."""
+        batch = SceneBatch()
         for _ in range(count):
             scene = sample_scene(self.scene_pool, rng, objects=objects)
-            twin = swap_twin(scene, rng) if rng.random() < 0.6 else last_twin(scene, self.scene_pool, rng)
+            batch.scenes.append(scene)
+            batch.captions.append(self._tell(scene, _language(rng), int(rng.integers(6))))
+        return batch
+
+    def _tell(self, scene: Scene, language: str, wording: int) -> list[str]:
+        """One or two objects are told without an opening."""
+        opening = len(scene.objects) > 2
+        return sentences(scene, self.emoji, language=language, wording=wording, opening=opening)
+
+    def scene_batch(
+        self, count: int, objects: tuple[int, int], rng: np.random.Generator, config: LanguageConfig
+    ) -> SceneBatch:
+        """Scenes by threes: one, the same told anew, and a twin in the second wording."""
+        batch = SceneBatch()
+        for _ in range(count):
+            scene = sample_scene(self.scene_pool, rng, objects=objects)
+            twin = move_twin(scene, rng) if rng.random() < 0.6 else last_twin(scene, self.scene_pool, rng)
             first = _language(rng)
             second = first if rng.random() < config.same_language else _language(rng)
             words = rng.integers(6, size=2)
             shuffled, shuffled_twin = _reorder(scene, twin, rng)
-            queries.append(caption(scene, self.emoji, language=first, wording=int(words[0])))
-            positives.append(caption(shuffled, self.emoji, language=second, wording=int(words[1])))
-            negatives.append(caption(shuffled_twin, self.emoji, language=second, wording=int(words[1])))
-        return queries, positives, negatives
+            batch.scenes += [scene, shuffled, shuffled_twin]
+            batch.captions += [
+                self._tell(one, language, int(wording))
+                for one, language, wording in (
+                    (scene, first, words[0]),
+                    (shuffled, second, words[1]),
+                    (shuffled_twin, second, words[1]),
+                )
+            ]
+        return batch
 
 
 def _spread(texts: Sequence[Text], neighbours: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -222,9 +264,41 @@ def tune_embeddings(
         trainee,
         step,
         config=config.warm,
+        settings=config,
         evaluate=lambda: text_scores(model, prototypes, encoders[0], stage),
     )
     model.layers = blocks
+
+
+def bind_places(
+    run: Run,
+    model: BidirectionalLlama,
+    prototypes: Prototypes,
+    encoder: TextEncoder,
+    stage: ContrastiveStage,
+    config: LanguageConfig,
+) -> None:
+    """Second part of stage 1: the blocks learn to tell which thing stands in which place; the embeddings stay.
+
+    On short sentences this takes minutes. Left to long captions alone, where a twin differs in one place of eight, it
+    was not learned at all.
+    """
+    torch.manual_seed(run.seed)
+    head = SentenceHead(prototypes.weight.shape[1])
+    wake_blocks(model)
+    optimizer = torch.optim.AdamW(
+        [*model.layers.parameters(), *head.parameters()], lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    composed = SceneTargets(prototypes.weight, seed=run.seed)
+
+    def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
+        batch = stage.told_scenes(config.bind_scenes, (1, 2), rng)
+        read = encoder.read_sentences(model, batch.captions)
+        placed, known = head(read, batch, composed, scale=config.composition_scale)
+        return {"loss": placed + known, "placed": placed, "known": known}
+
+    trainee = Trainee({"model": model, "head": head}, optimizer)
+    train_loop(run, "bind", trainee, step, config=config.bind, settings=config, evaluate=None)
 
 
 def tune_model(
@@ -235,14 +309,16 @@ def tune_model(
     stage: ContrastiveStage,
     config: LanguageConfig,
 ) -> None:
-    """Second part of stage 1: the whole model, on short texts and on scenes; the prototypes stay."""
+    """Third part of stage 1: the whole model, on short texts and on scenes; the prototypes stay."""
+    torch.manual_seed(run.seed)
+    head = SentenceHead(prototypes.weight.shape[1])
     embeddings = [model.embed_tokens.weight]
     matrices = [p for p in model.layers.parameters() if p.ndim == 2]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
         [
-            {"params": embeddings, "lr": 2e-3, "weight_decay": 0.0},
-            {"params": matrices, "lr": 1e-3, "weight_decay": 0.01},
+            {"params": embeddings, "lr": 1e-3, "weight_decay": 0.0},
+            {"params": [*matrices, *head.parameters()], "lr": 1.5e-3, "weight_decay": 0.01},
             {"params": vectors, "lr": 1e-3, "weight_decay": 0.0},
         ],
         betas=(0.9, 0.98),
@@ -250,58 +326,49 @@ def tune_model(
     # The prototypes stay where the first part left them: the vision tower may already be learning from them.
     anchors = prototypes.weight.detach()
 
-    def scene_loss(count: int, objects: tuple[int, int], rng: np.random.Generator) -> Tensor:
-        queries, positives, negatives = stage.scene_batch(count, objects, rng, config)
-        features = encoders[0].pool(model, [*queries, *positives, *negatives])
-        return contrastive_loss(*features.split(count), scale=config.scene_scale)
+    composed = SceneTargets(anchors, seed=run.seed)
+
+    def scene_losses(
+        count: int, objects: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch = stage.scene_batch(count, objects, rng, config)
+        read = encoders[0].read_sentences(model, batch.captions)
+        pairs = contrastive_loss(
+            read.texts[0::3], read.texts[1::3], read.texts[2::3], scale=config.scene_scale
+        )
+        moved = [move_twin(scene, rng) for scene in batch.scenes]
+        whole = candidate_loss(
+            read.texts,
+            composed([*batch.scenes, *moved]),
+            torch.arange(len(read.texts)),
+            scale=config.composition_scale,
+        )
+        placed, known = head(read, batch, composed, scale=config.composition_scale)
+        return pairs, whole, placed, known
 
     def step(rng: np.random.Generator, number: int) -> dict[str, Tensor]:
         texts, target = stage.short_batch(config.tune_batch, rng, config)
         features = encoders[number % 2].pool(model, texts)
         short = candidate_loss(features, anchors, target, scale=config.scale)
-        few = scene_loss(config.short_scenes, (2, 3), rng)
-        many = scene_loss(config.long_scenes, (6, 8), rng)
-        return {"loss": short + 2 * few + many, "text": short, "few": few, "many": many}
+        few = scene_losses(config.short_scenes, (1, 2), rng)
+        many = scene_losses(config.long_scenes, (4, 8), rng)
+        pairs, whole, placed, known = (0.5 * (a + b) for a, b in zip(few, many, strict=True))
+        return {
+            "loss": 2 * short + pairs + whole + placed + known,
+            "text": short,
+            "pairs": pairs,
+            "whole": whole,
+            "placed": placed,
+            "known": known,
+        }
 
-    trainee = Trainee({"model": model}, optimizer)
+    trainee = Trainee({"model": model, "head": head}, optimizer)
     train_loop(
         run,
         "tune",
         trainee,
         step,
         config=config.tune,
+        settings=config,
         evaluate=lambda: text_scores(model, prototypes, encoders[0], stage),
     )
-
-
-@torch.no_grad()
-def text_scores(
-    model: BidirectionalLlama, prototypes: Prototypes, encoder: TextEncoder, stage: ContrastiveStage
-) -> dict[str, float]:
-    """Progress of stage 1 in percent: name -> prototype R@1 by language, mean cosine to it, twins told apart."""
-    anchors = nn.functional.normalize(prototypes.weight, dim=-1)
-    scores: dict[str, float] = {}
-    rows = np.random.default_rng(1).choice(len(stage.emoji), min(500, len(stage.emoji)), replace=False)
-    for language in ("en", "zh", "es", "ar", "hi", "th"):
-        named = [i for i in rows if language in stage.emoji[i].names]
-        features = encoder.pool(model, [stage.emoji[i].names[language] for i in named])
-        cosines = nn.functional.normalize(features, dim=-1) @ anchors.T
-        own = cosines[torch.arange(len(named)), torch.tensor(named)]
-        scores[language] = 100 * float((cosines.argmax(1) == torch.tensor(named)).float().mean())
-        scores[f"{language}_cos"] = 100 * float(own.mean())
-    if len(model.layers):
-        rng = np.random.default_rng(2)
-        for name, twin_of in (("swap", swap_twin), ("last", lambda s, r: last_twin(s, stage.scene_pool, r))):
-            scenes = [sample_scene(stage.scene_pool, rng) for _ in range(100)]
-            triples = [(s, s, twin_of(s, rng)) for s in scenes]
-            texts = [
-                caption(scene, stage.emoji, wording=wording)
-                for wording, column in ((0, 0), (1, 1), (1, 2))
-                for scene in (triple[column] for triple in triples)
-            ]
-            query, right, wrong = nn.functional.normalize(encoder.pool(model, texts), dim=-1).split(
-                len(scenes)
-            )
-            told = (query * right).sum(1) > (query * wrong).sum(1)
-            scores[name] = 100 * float(told.float().mean())
-    return scores

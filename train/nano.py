@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders.adapter import TextAdapter
 from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.train.align import (
-    AlignConfig,
-    AlignStage,
-    Gallery,
-    PictureSide,
-    align,
-    identity_adapter,
-    train_vision,
-)
+from llm2clip.train.align import AlignStage, align, identity_adapter
 from llm2clip.train.emoji import Emoji, load_artwork, load_emoji
 from llm2clip.train.encode import TextEncoder
 from llm2clip.train.features import SceneFeatures, TextFeatures, cache_scenes, cache_texts
@@ -29,16 +21,19 @@ from llm2clip.train.language import (
     ContrastiveStage,
     LanguageConfig,
     Prototypes,
+    bind_places,
     pretrain,
     tune_embeddings,
     tune_model,
 )
 from llm2clip.train.phrases import SCENE_LANGUAGES
-from llm2clip.train.run import LoopConfig, Run
+from llm2clip.train.pictures import AlignConfig, Gallery, PictureSide
+from llm2clip.train.run import LoopConfig, Run, RunError
 from llm2clip.train.scenes import caption, sample_scene, scene_pool
 from llm2clip.train.teacher import ask_teacher
 from llm2clip.train.texts import TextPool, load_descriptions
 from llm2clip.train.tokenizer import build_tokenizer
+from llm2clip.train.vision import CrowdStage, train_vision, train_vision_on_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -49,7 +44,7 @@ class NanoConfig:
     """Everything that decides the weights."""
 
     seed: int = 20
-    """Seed of every draw."""
+    """Seed of every draw but one: BPE dropout comes from the tokenizers library, which takes no seed."""
     vocab_size: int = 16_000
     """Tokens of the tokenizer."""
     width: int = 192
@@ -64,14 +59,16 @@ class NanoConfig:
         default_factory=lambda: LanguageConfig(
             pretrain=LoopConfig(steps=300),
             warm=LoopConfig(steps=1000, evaluate_every=250),
-            tune=LoopConfig(steps=700, evaluate_every=100, checkpoint_every=100),
+            bind=LoopConfig(steps=800, floor=0.1, evaluate_every=100),
+            tune=LoopConfig(steps=600, evaluate_every=100, checkpoint_every=100),
         )
     )
     """Recipe of the text side."""
     align: AlignConfig = field(
         default_factory=lambda: AlignConfig(
             first=LoopConfig(steps=1500, floor=0.25),
-            second=LoopConfig(steps=1500, evaluate_every=250, checkpoint_every=100),
+            crowds=LoopConfig(steps=1000, evaluate_every=100, checkpoint_every=100),
+            third=LoopConfig(steps=600, evaluate_every=100, checkpoint_every=100),
         )
     )
     """Recipe of stage 2."""
@@ -150,6 +147,11 @@ def train_language(run: Run, material: Material, config: NanoConfig) -> Bidirect
         partial.replace(tokenizer_path)
         run.finish("tokenizer", seconds=time.monotonic() - begun)
     encoder = text_encoder(run, config)
+    if (found := encoder.tokenizer.get_vocab_size()) > config.vocab_size:
+        raise RunError(
+            f"{tokenizer_path} has {found} tokens, expected at most {config.vocab_size}. "
+            "Choose another --out folder, or delete this one."
+        )
     noisy = text_encoder(run, config, dropout=0.1)
     model = new_language_model(config)
     pretrain(run, model, encoder, corpus, config.language)
@@ -160,6 +162,7 @@ def train_language(run: Run, material: Material, config: NanoConfig) -> Bidirect
     prototypes = Prototypes(len(material.emoji), config.width)
     tune_embeddings(run, model, prototypes, (encoder, noisy), stage, config.language)
     save_file({"prototypes": prototypes.weight.detach()}, run.folder / "prototypes.safetensors")
+    bind_places(run, model, prototypes, encoder, stage, config.language)
     tune_model(run, model, prototypes, (encoder, noisy), stage, config.language)
     return model
 
@@ -170,16 +173,36 @@ def text_encoder(run: Run, config: NanoConfig, *, dropout: float | None = None) 
 
 
 def train_pictures(run: Run, material: Material, config: NanoConfig) -> tuple[PictureSide, Gallery, Gallery]:
-    """First part of stage 2, which needs the prototypes only: it may run beside the second part of stage 1."""
-    gallery = Gallery(load_artwork(material.emoji, material.cache), len(material.emoji))
-    held = Gallery(load_artwork(material.emoji, material.cache, styles=("openmoji",)), len(material.emoji))
-    torch.manual_seed(config.seed)
-    picture_side = PictureSide(config.align.vision, config.width)
+    """First parts of stage 2, which need the prototypes only: they may run beside the later parts of stage 1."""
     prototypes = load_file(run.folder / "prototypes.safetensors", device=str(torch.get_default_device()))[
         "prototypes"
     ]
-    train_vision(run, picture_side, prototypes, gallery, held, config.align)
+    first_size = config.align.first_size
+    small_side = new_picture_side(config, size=first_size)
+    small, small_held = load_galleries(material, size=first_size)
+    train_vision(run, small_side, prototypes, small, small_held, config.align)
+    gallery, held = load_galleries(material, size=config.align.vision.image_size)
+    picture_side = new_picture_side(config, size=config.align.vision.image_size)
+    picture_side.grow_from(small_side)
+    stage = CrowdStage(prototypes, gallery, held, material.scene_pool, config.align)
+    train_vision_on_scenes(run, picture_side, stage)
     return picture_side, gallery, held
+
+
+def new_picture_side(config: NanoConfig, *, size: int) -> PictureSide:
+    """The untrained vision tower for pictures of ``size`` pixels, the same for a given seed."""
+    torch.manual_seed(config.seed)
+    return PictureSide(replace(config.align.vision, image_size=size), config.width)
+
+
+def load_galleries(material: Material, *, size: int) -> tuple[Gallery, Gallery]:
+    """Drawings to train on, and those of a style never trained on."""
+    return (
+        Gallery(load_artwork(material.emoji, material.cache, size=size), len(material.emoji)),
+        Gallery(
+            load_artwork(material.emoji, material.cache, styles=("openmoji",), size=size), len(material.emoji)
+        ),
+    )
 
 
 def read_captions(
@@ -232,6 +255,7 @@ def train_nano(
     model = train_language(run, material, config)
     texts, scenes = read_captions(run, material, model, config, languages=languages)
     picture_side, gallery, held = train_pictures(run, material, config)
+    torch.manual_seed(config.seed)
     adapter = identity_adapter(config.width, config.width)
-    align(run, picture_side, adapter, AlignStage.create(gallery, held, texts, scenes, config.align))
+    align(run, picture_side, adapter, AlignStage(gallery, held, texts, scenes, config.align))
     return model, picture_side, adapter

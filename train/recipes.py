@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from llm2clip.encoders.llama import BidirectionalLlama
-from llm2clip.train.align import AlignConfig
 from llm2clip.train.corpus import write_measuring_sets, write_sample_corpus
 from llm2clip.train.device import use_device
 from llm2clip.train.english import EnglishConfig, compare_rows, read_pictures, table
@@ -29,6 +28,7 @@ from llm2clip.train.nano import (
     train_nano,
     train_pictures,
 )
+from llm2clip.train.pictures import AlignConfig
 from llm2clip.train.run import LoopConfig, Run, RunError, write_atomically
 
 
@@ -63,14 +63,18 @@ def nano(*, debug: bool = False) -> NanoConfig:
         language=LanguageConfig(
             pretrain=few,
             warm=few,
+            bind=few,
             tune=few,
             pretrain_batch=16,
             warm_batch=64,
             tune_batch=32,
+            bind_scenes=4,
             long_scenes=2,
             short_scenes=2,
         ),
-        align=AlignConfig(first=few, second=few, batch=16, emoji_batch=12, scene_batch=6, caption_batch=16),
+        align=AlignConfig(
+            first=few, crowds=few, third=few, batch=12, emoji_batch=12, scene_batch=6, caption_batch=16
+        ),
     )
 
 
@@ -147,7 +151,7 @@ def make_english(out: Path, cache: Path, language: Path, *, machine: Machine, de
     if not (language / "run.json").exists():
         raise RunError(f"{language} holds no run. {make_it}")
     source = Run(language, seed=config.seed)
-    for needed in ("pretrain", "tune", "vision"):
+    for needed in ("pretrain", "tune", "crowds"):
         if not source.done(needed):
             raise RunError(f"{language} has no finished stage {needed!r}. {make_it}")
     material = gather_material(cache)

@@ -13,7 +13,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -82,13 +82,21 @@ class Run:
                 "Choose another --out folder, or delete this one."
             )
 
-    def begin(self, stage: str, config: Any) -> None:  # noqa: ANN401 - any dataclass
+    def begin(self, stage: str, config: Any, settings: Any = None) -> None:  # noqa: ANN401 - any dataclasses
         """Record a stage's configuration, or check that it is the one the stage began with.
+
+        Args:
+            stage: Name of the stage.
+            config: Its loop.
+            settings: The recipe it belongs to, of which lengths of loops do not count: those are the stages' own.
 
         Raises:
             RunError: if this folder holds the stage with another configuration.
         """
-        wanted = json.loads(json.dumps(asdict(config)))
+        wanted = asdict(config) | {
+            f"settings.{key}": value for key, value in _without_loops(settings).items()
+        }
+        wanted = json.loads(json.dumps(wanted))
         known = self._read()["stages"].get(stage, {}).get("config", wanted)
         changed = sorted(key for key in known.keys() | wanted.keys() if known.get(key) != wanted.get(key))
         if changed:
@@ -144,6 +152,17 @@ class Run:
     def rng(self, stage: str, step: int) -> np.random.Generator:
         """The random numbers of one step: the same however often the run was interrupted."""
         return np.random.default_rng([self.seed, int.from_bytes(stage.encode()[:8].ljust(8), "big"), step])
+
+
+def _without_loops(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass or None
+    if settings is None:
+        return {}
+    own = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    return {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in own.items()
+        if not isinstance(value, LoopConfig)
+    }
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -205,6 +224,7 @@ def train_loop(
     *,
     config: LoopConfig,
     evaluate: EvaluateFunction | None,
+    settings: Any = None,  # noqa: ANN401 - any dataclass
 ) -> None:
     """Train until ``config.steps``, resuming from the stage's checkpoint.
 
@@ -215,8 +235,9 @@ def train_loop(
         step: Called with this step's random numbers and its number; returns losses, of which ``"loss"`` is minimised.
         config: Length, learning rates, intervals.
         evaluate: Called now and then; what it returns is logged.
+        settings: The recipe the stage belongs to: a run begun with another one is refused.
     """
-    run.begin(stage, config)
+    run.begin(stage, config, settings)
     checkpoint = run.folder / f"{stage}.pt"
     if checkpoint.exists():
         trainee.load(checkpoint)

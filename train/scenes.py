@@ -73,6 +73,16 @@ def swap_twin(scene: Scene, rng: np.random.Generator) -> Scene:
     return replace(scene, cells=tuple(cells))
 
 
+def move_twin(scene: Scene, rng: np.random.Generator) -> Scene:
+    """The same scene with one object on another cell, exchanged with what stands there if anything does."""
+    moved = int(rng.integers(len(scene.objects)))
+    goal = int(rng.integers(CELLS - 1))
+    goal += goal >= scene.cells[moved]
+    cells = [scene.cells[moved] if cell == goal else cell for cell in scene.cells]
+    cells[moved] = goal
+    return replace(scene, cells=tuple(cells))
+
+
 def caption(scene: Scene, emoji: Sequence[Emoji], *, language: str = "en", wording: int = 0) -> str:
     """Tell the scene in one language.
 
@@ -82,17 +92,33 @@ def caption(scene: Scene, emoji: Sequence[Emoji], *, language: str = "en", wordi
         language: One of ``SCENE_LANGUAGES``.
         wording: Which of the language's wordings; taken modulo their number.
     """
+    return "".join(sentences(scene, emoji, language=language, wording=wording))
+
+
+def sentences(
+    scene: Scene, emoji: Sequence[Emoji], *, language: str = "en", wording: int = 0, opening: bool = True
+) -> list[str]:
+    """The sentences of :func:`caption`, which is their concatenation: an opening, then one for each object.
+
+    Args:
+        scene: What stands where.
+        emoji: All emoji.
+        language: One of ``SCENE_LANGUAGES``.
+        wording: Which of the language's wordings; taken modulo their number.
+        opening: Whether to begin with the sentence on background and number.
+    """
     openings, items = OPENINGS[language], ITEMS[language]
-    opening = openings[wording % len(openings)].format(
-        n=len(scene.objects), colour=COLOUR_NAMES[language][scene.background]
-    )
-    if language == "en":
-        opening = opening.replace(" a orange", " an orange")
-    sentences = [
+    told = [
         items[wording % len(items)].format(place=PLACES[language][cell], name=_noun(emoji[index], language))
         for index, cell in zip(scene.objects, scene.cells, strict=True)
     ]
-    return ("" if language in ("zh", "ja") else " ").join((opening, *sentences))
+    if opening:
+        first = openings[wording % len(openings)].format(
+            n=len(scene.objects), colour=COLOUR_NAMES[language][scene.background]
+        )
+        told.insert(0, first.replace(" a orange", " an orange") if language == "en" else first)
+    space = "" if language in ("zh", "ja") else " "
+    return told[:1] + [space + sentence for sentence in told[1:]]
 
 
 def _noun(item: Emoji, language: str) -> str:

@@ -20,12 +20,12 @@ def emoji() -> list[Emoji]:
     return things
 
 
-def artwork(*, styles: tuple[str, ...] = ("noto", "other")) -> Artwork:
+def artwork(*, styles: tuple[str, ...] = ("noto", "other"), size: int = ART_SIZE) -> Artwork:
     """Discs and squares: thing i has colour i mod 6; the second half are squares."""
-    pixels = np.zeros((len(styles) * len(WORDS), ART_SIZE, ART_SIZE, 4), dtype=np.uint8)
-    rows, columns = np.mgrid[:ART_SIZE, :ART_SIZE] - (ART_SIZE - 1) / 2
-    disc = rows**2 + columns**2 < 26**2
-    square = (np.abs(rows) < 22) & (np.abs(columns) < 22)
+    pixels = np.zeros((len(styles) * len(WORDS), size, size, 4), dtype=np.uint8)
+    rows, columns = np.mgrid[:size, :size] - (size - 1) / 2
+    disc = rows**2 + columns**2 < (0.4 * size) ** 2
+    square = (np.abs(rows) < 0.34 * size) & (np.abs(columns) < 0.34 * size)
     for number in range(len(pixels)):
         thing = number % len(WORDS)
         inside = disc if thing < 6 else square

@@ -23,7 +23,7 @@ def train(*arguments):
 def test_expected_failures_are_one_line(arguments, message, tmp_path):
     done = train(*arguments, "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"))
     assert done.returncode == 1
-    assert message in done.stderr
+    assert done.stderr.startswith(f"error: {message}")
     assert len(done.stderr.strip().splitlines()) == 1
     assert done.stdout == ""
 

@@ -1,25 +1,26 @@
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from llm2clip.encoders.adapter import TextAdapter
 from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
-from llm2clip.train.align import (
-    AlignConfig,
-    AlignStage,
-    Gallery,
-    PictureSide,
-    align,
-    identity_adapter,
-    parameter_groups,
-    picture_scores,
-    train_vision,
-)
+from llm2clip.train.align import AlignStage, align, identity_adapter
 from llm2clip.train.augment import augment_drawings, augment_scenes
+from llm2clip.train.composition import SceneTargets
 from llm2clip.train.export import fold_batch_norm
 from llm2clip.train.features import SceneFeatures, TextFeatures
+from llm2clip.train.pictures import (
+    AlignConfig,
+    Gallery,
+    PictureSide,
+    parameter_groups,
+    picture_scores,
+)
 from llm2clip.train.run import LoopConfig, Run
 from llm2clip.train.scenes import sample_scene, scene_pool
 from llm2clip.train.texts import Text
+from llm2clip.train.vision import CrowdStage, composed_scores, train_vision, train_vision_on_scenes
 
 from .material import artwork, emoji
 
@@ -54,7 +55,7 @@ def test_the_adapter_begins_as_the_direction_of_its_input():
 def test_augmented_pictures_are_pictures_and_reproducible():
     drawings = artwork().pixels
     first = augment_drawings(drawings, np.random.default_rng(5))
-    assert first.shape == (24, 3, 64, 64)
+    assert first.shape == (24, 3, 96, 96)
     assert first.dtype == torch.float32
     assert 0 <= float(first.min()) <= float(first.max()) <= 1
     torch.testing.assert_close(first, augment_drawings(drawings, np.random.default_rng(5)), rtol=0, atol=0)
@@ -70,39 +71,68 @@ def test_no_weight_decay_on_vectors():
     assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.05, 0.0)
 
 
-def test_both_parts_of_stage_two_learn_a_tiny_world(tmp_path):
-    things, drawings = emoji(), artwork()
-    gallery, held = Gallery(drawings, 12), Gallery(artwork(styles=("held",)), 12)
+def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
+    things = emoji()
+    gallery, held = Gallery(artwork(size=64), 12), Gallery(artwork(styles=("held",), size=64), 12)
     torch.manual_seed(0)
     anchors = torch.nn.functional.normalize(torch.randn(12, 16), dim=-1)
-    picture_side = PictureSide(SMALL, 16)
+    small_side = PictureSide(SMALL, 16)
     config = AlignConfig(
         first=LoopConfig(steps=150, warmup=3, evaluate_every=150),
-        second=LoopConfig(steps=4, warmup=1, evaluate_every=4),
+        crowds=LoopConfig(steps=60, warmup=3, evaluate_every=60),
+        third=LoopConfig(steps=4, warmup=1, evaluate_every=4),
         batch=12,
         emoji_batch=12,
-        scene_batch=6,
+        scene_batch=24,
         caption_batch=8,
-        vision=SMALL,
+        vision=replace(SMALL, image_size=96),
     )
     run = Run(tmp_path, seed=1)
-    before = picture_scores(picture_side, anchors, gallery, held)
-    train_vision(run, picture_side, anchors, gallery, held, config)
-    after = picture_scores(picture_side, anchors, gallery, held)
+    before = picture_scores(small_side, anchors, gallery, held)
+    train_vision(run, small_side, anchors, gallery, held, config)
+    after = picture_scores(small_side, anchors, gallery, held)
     assert after["noto_cos"] > before["noto_cos"] + 8
+
+    gallery, held = Gallery(artwork(), 12), Gallery(artwork(styles=("held",)), 12)
+    picture_side = PictureSide(config.vision, 16)
+    picture_side.grow_from(small_side)
+    stage = CrowdStage(anchors, gallery, held, scene_pool(things), config)
+    composed = SceneTargets(anchors, seed=run.seed)
+    before = composed_scores(picture_side, composed, gallery, stage.scene_pool)
+    train_vision_on_scenes(run, picture_side, stage)
+    after = composed_scores(picture_side, composed, gallery, stage.scene_pool)
+    assert after["scene_cos"] > before["scene_cos"] + 8
+
     names = [
         Text(thing.names[lang], lang, (i,)) for i, thing in enumerate(things) for lang in ("en", "zh", "hi")
     ]
     texts = TextFeatures(names, anchors.repeat_interleave(3, 0).half(), 12, languages=None)
     rng = np.random.default_rng(0)
-    scenes = [sample_scene(scene_pool(things), rng, objects=(2, 3)) for _ in range(8)]
-    cached = SceneFeatures(scenes, torch.randn(8, 2, 16).half(), torch.randn(8, 2, 2, 16).half())
+    scenes = [sample_scene(scene_pool(things), rng, objects=(2, 3)) for _ in range(24)]
+    cached = SceneFeatures(scenes, torch.randn(24, 2, 16).half(), torch.randn(24, 2, 2, 16).half())
     cached.held = SceneFeatures(scenes[:4], torch.randn(4, 1, 16).half(), torch.randn(4, 2, 1, 16).half())
     adapter = identity_adapter(16, 16)
-    align(run, picture_side, adapter, AlignStage.create(gallery, held, texts, cached, config))
+    align(run, picture_side, adapter, AlignStage(gallery, held, texts, cached, config))
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert '"stage": "align"' in lines[-1]
     assert "scene_r1" in lines[-1]
+
+
+def test_a_grown_tower_keeps_its_weights_and_stretches_its_positions():
+    small, large = PictureSide(SMALL, 16), PictureSide(replace(SMALL, image_size=96), 16)
+    with torch.no_grad():
+        # Positions that say the row: stretched from 4 to 6 rows they must still rise from top to bottom.
+        small.vision.position[0, 1:] = torch.arange(4.0).repeat_interleave(4)[:, None]
+        small.vision.position[0, 0] = 7
+    large.grow_from(small)
+    position = large.vision.position.detach()
+    rows = position[0, 1:, 0].view(6, 6)
+    assert float(position[0, 0, 0]) == 7
+    torch.testing.assert_close(rows, rows[:, :1].expand(6, 6))
+    assert (rows[1:, 0] > rows[:-1, 0]).all()
+    for name, tensor in small.state_dict().items():
+        if name != "vision.position":
+            torch.testing.assert_close(large.state_dict()[name], tensor, rtol=0, atol=0)
 
 
 def test_scene_twins_are_drawn_in_the_captions_wording():

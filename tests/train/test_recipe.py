@@ -1,0 +1,115 @@
+"""The whole nano recipe in its debug size over the tiny world, from tokenizer to a folder that loads."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from llm2clip.encoders import load_encoder
+from llm2clip.train import nano as stages
+from llm2clip.train.export import export_nano
+from llm2clip.train.language import Teacher
+from llm2clip.train.nano import Material, train_language, train_nano
+from llm2clip.train.pictures import plain_drawings
+from llm2clip.train.recipes import nano
+from llm2clip.train.run import Run, RunError
+from llm2clip.train.scenes import scene_pool
+from llm2clip.train.texts import Text, TextPool
+
+from .material import artwork, emoji
+
+
+@pytest.fixture
+def material(tmp_path, monkeypatch):
+    """The tiny world instead of fetched packages; no sentence encoder."""
+    things = emoji()
+
+    def drawn(emoji, cache, *, styles=("noto", "other"), size):
+        return artwork(styles=styles, size=size)
+
+    def teacher(emoji, pool, **_):
+        return Teacher(np.eye(len(emoji), dtype=np.float32), [], np.zeros((0, len(emoji)), np.float16))
+
+    monkeypatch.setattr(stages, "load_artwork", drawn)
+    monkeypatch.setattr(stages, "ask_teacher", teacher)
+    descriptions = [Text("it flies at night", "en", (6,)), Text("会飞的", "zh", (6, 10))]
+    return Material(things, TextPool(things, descriptions), scene_pool(things), tmp_path)
+
+
+def test_the_recipe_makes_a_folder_that_gives_the_trained_vectors(tmp_path, material):
+    config = nano(debug=True)
+    run = Run(tmp_path / "run", seed=config.seed)
+    run.describe(config)
+    model, picture_side, adapter = train_nano(run, material, config)
+    encoder = load_encoder(export_nano(run, config, model, picture_side, adapter))
+
+    names = [thing.names["en"] for thing in material.emoji] + ["it flies at night"]
+    reader = stages.text_encoder(run, config)
+    with torch.no_grad():
+        texts = torch.nn.functional.normalize(adapter.eval()(reader.pool(model, names)), dim=-1)
+    # Weights are stored as float16.
+    np.testing.assert_allclose(encoder.encode_texts(names), texts.numpy(), atol=5e-3)
+
+    drawings = plain_drawings(artwork(), np.arange(12))
+    with torch.no_grad():
+        pictures = torch.nn.functional.normalize(picture_side.eval()(drawings), dim=-1)
+    arrays = [(picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for picture in drawings]
+    np.testing.assert_allclose(encoder.encode_images(arrays), pictures.numpy(), atol=2e-2)
+
+    story = json.loads((run.folder / "nano" / "training.json").read_text())
+    assert story["recipe"]["width"] == 64
+    assert [line["stage"] for line in story["history"]] == [
+        "pretrain",
+        "warm",
+        "bind",
+        "tune",
+        "vision",
+        "crowds",
+        "align",
+    ]
+    assert all("finished" in stage for stage in story["stages"].values())
+
+
+def test_an_interrupted_recipe_ends_in_the_same_weights(tmp_path, material, monkeypatch):
+    config, reader = nano(debug=True), stages.text_encoder
+    # The tokenizers library leaves merges out at random without a seed; all other chances are ours.
+    monkeypatch.setattr(stages, "text_encoder", lambda run, config, **_: reader(run, config))
+    whole = train_nano(Run(tmp_path / "whole", seed=config.seed), material, config)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    broken = Run(tmp_path / "broken", seed=config.seed)
+    for stage in ("tune_model", "align"):
+        with monkeypatch.context() as patched:
+            patched.setattr(stages, stage, stop)
+            with pytest.raises(KeyboardInterrupt):
+                train_nano(Run(broken.folder, seed=config.seed), material, config)
+    resumed = train_nano(Run(broken.folder, seed=config.seed), material, config)
+    for one, other in zip(whole, resumed, strict=True):
+        for name, tensor in one.state_dict().items():
+            torch.testing.assert_close(other.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_a_run_refuses_another_recipe(tmp_path, material):
+    from dataclasses import replace
+
+    config = nano(debug=True)
+    train_language(Run(tmp_path / "run", seed=config.seed), material, config)
+    other = replace(config, language=replace(config.language, scale=9.0))
+    with pytest.raises(RunError, match=r"stage 'pretrain' with another configuration .*settings\.scale"):
+        train_language(Run(tmp_path / "run", seed=config.seed), material, other)
+
+
+def test_captions_are_read_again_when_the_language_model_changed(tmp_path, material):
+    config = nano(debug=True)
+    run = Run(tmp_path / "run", seed=config.seed)
+    model = train_language(run, material, config)
+    first, _ = stages.read_captions(run, material, model, config)
+    again, _ = stages.read_captions(run, material, model, config)
+    torch.testing.assert_close(again.features, first.features, rtol=0, atol=0)
+    with torch.no_grad():
+        model.norm.weight[:8].mul_(3)
+    changed, _ = stages.read_captions(run, material, model, config)
+    assert float((changed.features - first.features).abs().max()) > 0.01
