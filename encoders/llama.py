@@ -74,10 +74,8 @@ class LlamaConfig:
 
         Raises ``ValueError`` where the architecture differs from what this module computes.
         """
-        for key, expected in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-            if config.get(key, expected) != expected:
-                raise ValueError(f"unsupported Llama config: {key}={config[key]!r}, expected {expected!r}")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        _refuse_other_arithmetic(config, rope)
         kind = rope.get("rope_type", rope.get("type", "default"))
         if kind not in ("default", "llama3"):
             raise ValueError(f"unsupported rope type {kind!r}, expected 'default' or 'llama3'")
@@ -102,6 +100,51 @@ class LlamaConfig:
             rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
             rope_scaling=scaling,
         )
+
+
+_NEUTRAL: Mapping[str, object] = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "alibi": False,
+    "attention_bias": False,
+    "attention_multiplier": None,
+    "attn_logit_softcapping": None,
+    "clip_qkv": None,
+    "embedding_multiplier": 1,
+    "mlp_bias": False,
+    "no_rope_layers": None,
+    "num_experts": None,
+    "num_local_experts": None,
+    "partial_rotary_factor": 1,
+    "qk_norm": False,
+    "query_pre_attn_scalar": None,
+    "residual_multiplier": 1,
+    "rotary_pct": 1,
+    "scale_depth": None,
+    "scale_emb": 1,
+    "sliding_window": None,
+    "use_parallel_residual": False,
+    "use_qk_norm": False,
+    "use_sliding_window": False,
+}
+"""Entries that relatives of Llama (Mistral, Qwen, Granite, Gemma, ...) change the arithmetic with, and the value of
+each at which nothing is changed. An entry that is absent or null is neutral too."""
+
+
+def _refuse_other_arithmetic(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
+    """``ValueError`` where a published configuration asks for what this module does not compute."""
+    asked = {key: config[key] for key in _NEUTRAL if config.get(key) is not None}
+    if asked.get("use_sliding_window") is False:
+        asked.pop("sliding_window", None)  # a window that is switched off
+    found = [(key, value, _NEUTRAL[key]) for key, value in asked.items() if value != _NEUTRAL[key]]
+    found += [("layer_types", kind, "full_attention") for kind in config.get("layer_types") or ()]
+    found += [(f"rope {key}", rope[key], 1) for key in ("partial_rotary_factor",) if key in rope]
+    if rope.get("rope_type", rope.get("type", "default")) == "default":
+        ignored = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+        found += [(f"rope {key}", value, None) for key, value in rope.items() if key not in ignored]
+    for key, value, expected in found:
+        if value != expected:
+            raise ValueError(f"unsupported Llama config: {key}={value!r}, expected {expected!r}")
 
 
 def rotary_frequencies(config: LlamaConfig) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -21,6 +23,13 @@ SHAPES = {
     "one key head": {"num_attention_heads": 4, "num_key_value_heads": 1},
     "wide heads": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
     "llama3 rope": {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": LLAMA3},
+}
+BASE = {
+    "vocab_size": 9,
+    "hidden_size": 12,
+    "intermediate_size": 4,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
 }
 LENGTHS = (50, 33, 1, 17)
 """Tokens of each row; the longer ones lie beyond the original context of the llama3 rule."""
@@ -136,9 +145,47 @@ def test_transformers_4_layout_is_read():
         ({"rope_scaling": {"rope_type": "yarn"}}, "unsupported rope type 'yarn'"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "must be a multiple"),
         ({"head_dim": 3}, "head_dim must be even"),
+        ({"model_type": "qwen2"}, "model_type='qwen2', expected 'llama'"),
+        ({"sliding_window": 4096}, "sliding_window=4096, expected None"),
+        ({"use_sliding_window": True}, "use_sliding_window=True, expected False"),
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types='sliding_attention', expected",
+        ),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5, expected 1"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, "rope partial_rotary_factor=0.5, expected 1"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 5.0}}},
+            "rope full_attention={'rope_theta': 5.0}",
+        ),
+        ({"rope_scaling": {"factor": 4.0}}, "rope factor=4.0, expected None"),
+        ({"embedding_multiplier": 12.0}, "embedding_multiplier=12.0, expected 1"),
+        ({"residual_multiplier": 0.22}, "residual_multiplier=0.22, expected 1"),
+        ({"attention_multiplier": 0.0156}, "attention_multiplier=0.0156, expected None"),
     ],
 )
 def test_what_it_does_not_compute_is_refused(change: dict, message: str):
-    base = {"vocab_size": 9, "hidden_size": 12, "intermediate_size": 4, "num_hidden_layers": 1}
-    with pytest.raises(ValueError, match=message):
-        LlamaConfig.from_hf(base | {"num_attention_heads": 2} | change)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        LlamaConfig.from_hf(BASE | change)
+
+
+@pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Qwen3", "Granite", "Gemma"])
+def test_relatives_of_llama_are_refused_by_their_own_configuration(family: str):
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")().to_dict()
+    with pytest.raises(ValueError, match=f"model_type='{family.lower()}', expected 'llama'"):
+        LlamaConfig.from_hf(config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model_type": "llama"},
+        {"sliding_window": None, "partial_rotary_factor": 1.0, "embedding_multiplier": 1.0},
+        {"sliding_window": 4096, "use_sliding_window": False},
+        {"layer_types": ["full_attention"], "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
+    ],
+)
+def test_entries_that_change_nothing_are_read(change: dict):
+    assert LlamaConfig.from_hf(BASE | change) == LlamaConfig.from_hf(BASE)
