@@ -186,8 +186,13 @@ def make_data(out: Path, cache: Path, *, sample: Path | None) -> str:
     if sample is None and all((out / name).exists() for name in needed):
         return f"measuring sets are already in {out}"
     material = gather_material(cache)
-    written = write_measuring_sets(material.emoji, material.scene_pool, cache, out)
+    written = [_listed(out, write_measuring_sets(material.emoji, material.scene_pool, cache, out))]
     if sample is not None:
-        written |= write_sample_corpus(material.emoji, material.scene_pool, cache, sample)
-    counts = ", ".join(f"{name} ({count})" for name, count in written.items())
-    return f"wrote {counts} to {out}"
+        written.append(
+            _listed(sample, write_sample_corpus(material.emoji, material.scene_pool, cache, sample))
+        )
+    return "wrote " + ", and ".join(written)
+
+
+def _listed(folder: Path, counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.items()) + f" to {folder}"

@@ -193,7 +193,7 @@ def scene_record(scene: Scene, emoji: Sequence[Emoji], *, twins: dict[str, Scene
         "objects": [
             {
                 "emoji": emoji[index].char,
-                "name": emoji[index].names["en"],
+                "names": emoji[index].names,
                 "row": cell // 3,
                 "column": cell % 3,
             }

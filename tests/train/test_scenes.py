@@ -81,7 +81,8 @@ def test_half_transparent_thumbnails_mix_with_the_background():
 def test_record_lists_objects_and_twins():
     rng = np.random.default_rng(0)
     record = scene_record(SCENE, emoji(), twins={"swap": swap_twin(SCENE, rng)})
-    assert record["objects"][1] == {"emoji": emoji()[3].char, "name": "lemon", "row": 2, "column": 2}
+    names = emoji()[3].names
+    assert record["objects"][1] == {"emoji": emoji()[3].char, "names": names, "row": 2, "column": 2}
     assert record["caption"] == record["captions"]["en"] != record["twins"]["swap"]
     assert record["emoji"] == "".join(emoji()[i].char for i in SCENE.objects)
 
