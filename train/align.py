@@ -27,6 +27,7 @@ from llm2clip.train.pictures import (
     thumbnails_of_style,
 )
 from llm2clip.train.run import Run, Trainee, train_loop
+from llm2clip.train.vision import PlaceHead, named_loss
 
 
 def identity_adapter(width: int, dim: int) -> TextAdapter:
@@ -51,6 +52,8 @@ class AlignStage:
     texts: TextFeatures
     scenes: SceneFeatures
     config: AlignConfig
+    head: PlaceHead
+    """From the second part; goes on naming what stands where."""
 
     def __post_init__(self) -> None:
         self._painter = ScenePainter(self.gallery)
@@ -65,12 +68,17 @@ class AlignStage:
         """
         chosen, pictures = self.gallery.batch(self.config.emoji_batch, rng)
         rows = rng.choice(len(self.scenes.scenes), self.config.scene_batch, replace=False)
-        scenes = self._painter.draw([self.scenes.scenes[row] for row in rows], rng)
-        embedded = F.normalize(picture_side(torch.cat((pictures, scenes))), dim=-1)
+        scenes = [self.scenes.scenes[row] for row in rows]
+        embedded, grid = picture_side.with_grid(torch.cat((pictures, self._painter.draw(scenes, rng))))
+        embedded = F.normalize(embedded, dim=-1)
         losses = self._emoji_losses(embedded, adapter, chosen, rng)
         losses["scene"] = self._scene_loss(embedded[len(chosen) :], adapter, rows, rng)
-        total = losses["find"] + 0.5 * (losses["caption"] + losses["words"]) + losses["scene"]
-        return {"loss": total + self.config.pull * losses["away"], **losses}
+        centroids = adapter(self.texts.centroids).detach()
+        seen = self.head(grid[len(chosen) :])
+        losses["named"] = named_loss(seen, scenes, centroids, scale=self.config.scale)
+        total = losses["find"] + losses["scene"] + losses["named"]
+        total = total + 0.5 * (losses["caption"] + losses["words"]) + self.config.pull * losses["away"]
+        return {"loss": total, **losses}
 
     def _emoji_losses(
         self, embedded: Tensor, adapter: TextAdapter, chosen: NDArray[np.int64], rng: np.random.Generator
@@ -112,6 +120,7 @@ def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: Alig
     optimizer = torch.optim.AdamW(
         [
             *parameter_groups(picture_side, config.third_learning_rate, 0.05),
+            *parameter_groups(stage.head, config.third_learning_rate, 0.05),
             *parameter_groups(adapter, config.adapter_rate, 0.05),
         ],
         betas=(0.9, 0.98),
@@ -123,7 +132,7 @@ def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: Alig
     train_loop(
         run,
         "align",
-        Trainee({"picture": picture_side, "adapter": adapter}, optimizer),
+        Trainee({"picture": picture_side, "adapter": adapter, "head": stage.head}, optimizer),
         step,
         config=config.third,
         settings=config,

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Entry point of ``llm2clip-train``."""
-    from llm2clip.indexer.entry import start
-
+    try:
+        from llm2clip.indexer.entry import start
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     start("llm2clip.train.cli")

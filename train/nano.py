@@ -33,7 +33,7 @@ from llm2clip.train.scenes import caption, sample_scene, scene_pool
 from llm2clip.train.teacher import ask_teacher
 from llm2clip.train.texts import TextPool, load_descriptions
 from llm2clip.train.tokenizer import build_tokenizer
-from llm2clip.train.vision import CrowdStage, train_vision, train_vision_on_scenes
+from llm2clip.train.vision import CrowdStage, PlaceHead, train_vision, train_vision_on_scenes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -172,7 +172,17 @@ def text_encoder(run: Run, config: NanoConfig, *, dropout: float | None = None) 
     return TextEncoder.from_file(run.folder / "tokenizer.json", max_tokens=config.max_tokens, dropout=dropout)
 
 
-def train_pictures(run: Run, material: Material, config: NanoConfig) -> tuple[PictureSide, Gallery, Gallery]:
+@dataclass(frozen=True)
+class Pictures:
+    """The picture side after the first parts of stage 2, and what it learns from."""
+
+    side: PictureSide
+    head: PlaceHead
+    gallery: Gallery
+    held: Gallery
+
+
+def train_pictures(run: Run, material: Material, config: NanoConfig) -> Pictures:
     """First parts of stage 2, which need the prototypes only: they may run beside the later parts of stage 1."""
     prototypes = load_file(run.folder / "prototypes.safetensors", device=str(torch.get_default_device()))[
         "prototypes"
@@ -185,8 +195,8 @@ def train_pictures(run: Run, material: Material, config: NanoConfig) -> tuple[Pi
     picture_side = new_picture_side(config, size=config.align.vision.image_size)
     picture_side.grow_from(small_side)
     stage = CrowdStage(prototypes, gallery, held, material.scene_pool, config.align)
-    train_vision_on_scenes(run, picture_side, stage)
-    return picture_side, gallery, held
+    head = train_vision_on_scenes(run, picture_side, stage)
+    return Pictures(picture_side, head, gallery, held)
 
 
 def new_picture_side(config: NanoConfig, *, size: int) -> PictureSide:
@@ -254,8 +264,9 @@ def train_nano(
     """
     model = train_language(run, material, config)
     texts, scenes = read_captions(run, material, model, config, languages=languages)
-    picture_side, gallery, held = train_pictures(run, material, config)
+    pictures = train_pictures(run, material, config)
     torch.manual_seed(config.seed)
     adapter = identity_adapter(config.width, config.width)
-    align(run, picture_side, adapter, AlignStage(gallery, held, texts, scenes, config.align))
-    return model, picture_side, adapter
+    stage = AlignStage(pictures.gallery, pictures.held, texts, scenes, config.align, pictures.head)
+    align(run, pictures.side, adapter, stage)
+    return model, pictures.side, adapter

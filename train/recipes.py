@@ -163,9 +163,9 @@ def make_english(out: Path, cache: Path, language: Path, *, machine: Machine, de
         "english": new_language_model(config),
         "chinese": new_language_model(config),
     }
-    picture_side, *galleries = train_pictures(source, material, config)
+    trained = train_pictures(source, material, config)
     rng = np.random.default_rng([config.seed, 31])
-    pictures = read_pictures(picture_side, (galleries[0], galleries[1]), recipe.copies, rng)
+    pictures = read_pictures(trained.side, (trained.gallery, trained.held), recipe.copies, rng)
     rows = compare_rows(run, models, text_encoder(source, config), material.emoji, pictures, recipe)
     write_atomically(out / "english.json", json.dumps(rows, indent=1).encode())
     return table(rows)

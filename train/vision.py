@@ -105,12 +105,13 @@ class CrowdStage:
         self.anchors = F.normalize(self.anchors, dim=-1)
 
 
-def train_vision_on_scenes(run: Run, picture_side: PictureSide, stage: CrowdStage) -> None:
+def train_vision_on_scenes(run: Run, picture_side: PictureSide, stage: CrowdStage) -> PlaceHead:
     """Second part: emoji find their prototypes as before, and scenes what they are composed of.
 
     A head on the tower's grid has to name what stands in each place, which teaches objects in a crowd far faster than
-    the scene's one vector does; it is thrown away. Cosines to the own target are drawn up as well: inner products rank
-    well only where a picture has little in its embedding that no text accounts for.
+    the scene's one vector does; it is returned for the next part and then thrown away. Cosines to the own target are
+    drawn up as well: inner products rank well only where a picture has little in its embedding that no text accounts
+    for.
     """
     config, anchors = stage.config, stage.anchors
     composed = SceneTargets(anchors, seed=run.seed)
@@ -129,7 +130,7 @@ def train_vision_on_scenes(run: Run, picture_side: PictureSide, stage: CrowdStag
         ]
         embedded, grid = picture_side.with_grid(torch.cat((pictures, painter.draw(scenes, rng))))
         embedded = F.normalize(embedded, dim=-1)
-        named = _named_loss(head(grid[len(chosen) :]), scenes, anchors, scale=config.scale)
+        named = named_loss(head(grid[len(chosen) :]), scenes, anchors, scale=config.scale)
         twins = [move_twin(scene, rng) for scene in scenes]
         twins += [last_twin(scene, stage.scene_pool, rng) for scene in scenes]
         targets, index, own = composed([*scenes, *twins]), tensor_of(chosen), torch.arange(len(scenes))
@@ -148,9 +149,10 @@ def train_vision_on_scenes(run: Run, picture_side: PictureSide, stage: CrowdStag
 
     trainee = Trainee({"picture": picture_side, "head": head}, optimizer)
     train_loop(run, "crowds", trainee, step, config=config.crowds, settings=config, evaluate=evaluate)
+    return head
 
 
-def _named_loss(seen_B9D: Tensor, scenes: Sequence[Scene], anchors_ED: Tensor, *, scale: float) -> Tensor:
+def named_loss(seen_B9D: Tensor, scenes: Sequence[Scene], anchors_ED: Tensor, *, scale: float) -> Tensor:
     """Every object of every scene is named by what was seen in its cell."""
     owners = tensor_of(np.repeat(np.arange(len(scenes)), [len(scene.objects) for scene in scenes]))
     cells = tensor_of(np.concatenate([scene.cells for scene in scenes]))

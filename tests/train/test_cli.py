@@ -2,6 +2,9 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
+
+from llm2clip.train.cli import app
 
 
 def train(*arguments):
@@ -32,3 +35,33 @@ def test_a_misspelt_option_is_misuse():
     done = train("nano", "--treads", "2")
     assert done.returncode == 2
     assert "--treads" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["nano", "nano-english", "data"])
+def test_a_missing_extra_is_named(command, monkeypatch, tmp_path):
+    from llm2clip.train import recipes
+
+    def needing(*arguments, **options):
+        import resvg_py  # noqa: F401
+
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    for name in ("make_nano", "make_english", "make_data"):
+        monkeypatch.setattr(recipes, name, needing)
+    result = CliRunner().invoke(app, [command, "--out", str(tmp_path)])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: import of resvg_py halted")
+    assert result.stderr.endswith("install it with: pip install 'llm2clip-retrieval[train]'\n")
+
+
+def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
+    from llm2clip.train import recipes
+
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipes, "make_data", interrupted)
+    result = CliRunner().invoke(app, ["data", "--out", str(tmp_path)])
+    assert (result.exit_code, result.stderr) == (
+        130,
+        "interrupted: start the same command again to go on\n",
+    )

@@ -99,7 +99,7 @@ def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
     stage = CrowdStage(anchors, gallery, held, scene_pool(things), config)
     composed = SceneTargets(anchors, seed=run.seed)
     before = composed_scores(picture_side, composed, gallery, stage.scene_pool)
-    train_vision_on_scenes(run, picture_side, stage)
+    head = train_vision_on_scenes(run, picture_side, stage)
     after = composed_scores(picture_side, composed, gallery, stage.scene_pool)
     assert after["scene_cos"] > before["scene_cos"] + 8
 
@@ -112,7 +112,7 @@ def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
     cached = SceneFeatures(scenes, torch.randn(24, 2, 16).half(), torch.randn(24, 2, 2, 16).half())
     cached.held = SceneFeatures(scenes[:4], torch.randn(4, 1, 16).half(), torch.randn(4, 2, 1, 16).half())
     adapter = identity_adapter(16, 16)
-    align(run, picture_side, adapter, AlignStage(gallery, held, texts, cached, config))
+    align(run, picture_side, adapter, AlignStage(gallery, held, texts, cached, config, head))
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert '"stage": "align"' in lines[-1]
     assert "scene_r1" in lines[-1]
