@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm2clip.eval.entry import main
+from llm2clip.indexer.entry import winding_up
+from llm2clip.indexer.terminal import one_line_errors
+
 if TYPE_CHECKING:
     from llm2clip.eval.nano import NanoOptions, NanoReport
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
+)
 
 
 @app.callback()
@@ -35,7 +39,7 @@ def nano(
     blocks: Annotated[bool, typer.Option(help="Measure again with the transformer blocks zeroed.")] = True,
 ) -> None:
     """Print every number of nano's model card: names, free-form queries, scenes, blocks, cost, targets."""
-    with _one_line_errors():
+    with one_line_errors(extra="train"):
         options = _options(data, styles=styles, scenes=scenes, blocks=blocks)
         report = _measure(encoder, options)
         if json_file:
@@ -56,18 +60,6 @@ def _options(data: Path | None, *, styles: str, scenes: bool, blocks: bool) -> N
     )
 
 
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(1) from error
-
-
 def _measure(name: str, options: NanoOptions) -> NanoReport:
     from rich.console import Console
 
@@ -75,7 +67,7 @@ def _measure(name: str, options: NanoOptions) -> NanoReport:
     from llm2clip.eval.nano import encoder_folder, measure_nano
 
     console = Console(stderr=True)
-    with console.status("loading the encoder") as status:
+    with winding_up(), console.status("loading the encoder") as status:
         encoder = load_encoder(name)
 
         def say(line: str) -> None:
@@ -96,11 +88,6 @@ def _print(report: NanoReport) -> None:
         console.print(table)
     for note in report.notes:
         console.print(f"note: {note}")
-
-
-def main() -> None:
-    """Entry point of ``llm2clip-eval``."""
-    app()
 
 
 if __name__ == "__main__":

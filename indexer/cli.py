@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from llm2clip.indexer.entry import main
+from llm2clip.indexer.terminal import one_line_errors
 
 app = typer.Typer(
     add_completion=False,
@@ -50,7 +49,7 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Index pictures, or bring their index up to date; a build that was stopped goes on."""
-    with _one_line_errors():
+    with one_line_errors():
         from llm2clip.indexer.command import BuildRequest, run_build
 
         request = BuildRequest(
@@ -73,7 +72,7 @@ def info(
     as_json: JsonOption = False,
 ) -> None:
     """Say what an index is: its pictures, its encoder, its size."""
-    with _one_line_errors():
+    with one_line_errors():
         from llm2clip.indexer.command import run_info
 
         run_info(index, errors=errors, as_json=as_json)
@@ -82,7 +81,7 @@ def info(
 @app.command()
 def verify(index: IndexOption = None, as_json: JsonOption = False) -> None:
     """Check every file, number and vector of an index. Exits with 1 if anything is wrong."""
-    with _one_line_errors():
+    with one_line_errors():
         from llm2clip.indexer.command import run_verify
 
         if not run_verify(index, as_json=as_json):
@@ -92,38 +91,10 @@ def verify(index: IndexOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def encoders(as_json: JsonOption = False) -> None:
     """List the built-in encoders: size, quality and what must be downloaded."""
-    with _one_line_errors():
+    with one_line_errors():
         from llm2clip.indexer.command import run_encoders
 
         run_encoders(as_json=as_json)
-
-
-@contextmanager
-def _one_line_errors() -> Iterator[None]:
-    """Turn expected failures into one line and exit status 1 (2: something was left unsaid), Ctrl-C into 130."""
-    try:
-        yield
-    except KeyboardInterrupt as interrupt:
-        print(f"interrupted{interrupt}", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # Whoever read our output, such as head, has seen enough; Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except (ValueError, OSError) as error:
-        from llm2clip.indexer.choosing import NoEncoderError
-        from llm2clip.indexer.console import note
-
-        reason = (
-            f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
-        )
-        note(f"error: {reason}")
-        raise typer.Exit(2 if isinstance(error, NoEncoderError) else 1) from error
-
-
-def main() -> None:
-    """Entry point of ``llm2clip-index``."""
-    app()
 
 
 if __name__ == "__main__":

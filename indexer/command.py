@@ -11,8 +11,9 @@ from pathlib import Path
 
 from llm2clip.indexer import console
 from llm2clip.indexer.build import build_index
-from llm2clip.indexer.choosing import NANO, choose_encoder, listed, source_of
+from llm2clip.indexer.choosing import NANO, NoEncoderError, choose_encoder, listed, source_of
 from llm2clip.indexer.corpus import open_corpus
+from llm2clip.indexer.entry import winding_up
 from llm2clip.indexer.errors import IndexNotFoundError
 from llm2clip.indexer.location import (
     SAMPLE,
@@ -24,6 +25,7 @@ from llm2clip.indexer.location import (
 from llm2clip.indexer.reports import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.seam import ImageEncoder
 from llm2clip.indexer.search import Index, open_index
+from llm2clip.indexer.terminal import note, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +63,20 @@ def run_build(request: BuildRequest) -> None:
         show(progress)
 
     try:
-        open_corpus(request.corpus)  # a misspelt corpus is worth saying before anybody is asked anything
-        name = choose_encoder(request.corpus, folder, told=request.encoder, ask=_asker())
-        if name == NANO and request.corpus != SAMPLE:
-            console.note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
-        encoder = _load(name)
-        with console.progress_bar() as show:
-            options = BuildOptions(
-                batch_size=request.batch_size,
-                overwrite=request.overwrite,
-                encoder_source=source_of(name),
-                on_progress=follow,
-            )
-            report = build_index(request.corpus, folder, encoder=encoder, options=options)
+        with winding_up():
+            open_corpus(request.corpus)  # a misspelt corpus is worth saying before anybody is asked anything
+            name = _choose(request, folder)
+            if name == NANO and request.corpus != SAMPLE:
+                note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
+            encoder = _load(name)
+            with console.progress_bar() as show:
+                options = BuildOptions(
+                    batch_size=request.batch_size,
+                    overwrite=request.overwrite,
+                    encoder_source=source_of(name),
+                    on_progress=follow,
+                )
+                report = build_index(request.corpus, folder, encoder=encoder, options=options)
     except KeyboardInterrupt:
         kept = (
             f"{done:,} pictures are kept, the same command goes on from there"
@@ -82,6 +85,15 @@ def run_build(request: BuildRequest) -> None:
         )
         raise KeyboardInterrupt(f": {kept}") from None
     _finish(report, as_json=request.as_json)
+
+
+def _choose(request: BuildRequest, folder: Path) -> str:
+    try:
+        return choose_encoder(request.corpus, folder, told=request.encoder, ask=_asker())
+    except NoEncoderError as error:  # a list, and misuse rather than a failure
+        for line in f"error: {error}".split("\n"):
+            note(line)
+        raise SystemExit(2) from error
 
 
 def _finish(report: BuildReport, *, as_json: bool) -> None:
@@ -134,7 +146,7 @@ def run_info(index: Path | None, *, errors: bool, as_json: bool) -> None:
                 print(
                     json.dumps(row, ensure_ascii=False)
                     if as_json
-                    else f"{console.plain(error.key)}\t{console.plain(error.reason)}"
+                    else f"{plain(error.key)}\t{plain(error.reason)}"
                 )
         elif as_json:
             print(json.dumps(asdict(opened.info()), ensure_ascii=False))

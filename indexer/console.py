@@ -6,22 +6,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from llm2clip.indexer.location import SAMPLE
 from llm2clip.indexer.reports import BuildReport, IndexInfo, Progress
-from llm2clip.indexer.verify import VerifyReport
+from llm2clip.indexer.terminal import note, plain
+
+if TYPE_CHECKING:
+    from llm2clip.indexer.verify import VerifyReport
 
 _SHOWN = 20
-
-
-def plain(text: str) -> str:
-    """Text that does nothing to a terminal: file names may hold control characters."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def note(text: str) -> None:
-    """Tell the person something that is no result."""
-    print("\n".join(map(plain, text.split("\n"))), file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -112,22 +112,3 @@ def caption_for(hit: Hit, language: str | None) -> tuple[str | None, str | None]
                 if isinstance(caption, str) and caption.strip():
                     return caption, language
     return hit.caption, None
-
-
-def printable(text: str) -> str:
-    """Text from outside made safe to print on one line: control and reordering characters become visible.
-
-    File names and captions may hold escape sequences that would move the cursor, recolour the screen or, by
-    reordering the line, show another name than the real one.
-    """
-    return "".join(_visible(char) for char in text)
-
-
-def _visible(char: str) -> str:
-    if char in "\t\n\r":
-        return " "
-    category = unicodedata.category(char)
-    bidirectional = char in "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-    if category in ("Cc", "Cs") or bidirectional or char in "\u2028\u2029":
-        return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
-    return char

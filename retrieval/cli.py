@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import gc
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from llm2clip.indexer.terminal import one_line_errors
+from llm2clip.retrieval.entry import main
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -63,42 +61,6 @@ def search(
             html=html,
         )
         run(request)
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn expected failures into one line on standard error and exit status 1, Ctrl-C into status 130."""
-    from llm2clip.retrieval.answers import printable
-
-    try:
-        yield
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        # Whoever read our output, such as head, has seen enough; Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(1) from None
-    except (ValueError, OSError) as error:
-        print(printable(f"error: {_reason(error)}"), file=sys.stderr)
-        raise typer.Exit(1) from error
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return str(error) or type(error).__name__
-
-
-def main() -> None:
-    """Entry point of ``llm2clip-search``."""
-    # A search lives for two seconds and imports a thousand modules. Collecting garbage meanwhile, and taking
-    # the modules apart at the end, would add a fifth to that and free nothing that its end does not.
-    gc.disable()
-    try:
-        app()
-    finally:
-        gc.freeze()
 
 
 if __name__ == "__main__":

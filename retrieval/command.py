@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm2clip.retrieval.answers import Answer, Query, printable, text_query
+from llm2clip.indexer.console import progress_bar
+from llm2clip.indexer.entry import winding_up
+from llm2clip.indexer.terminal import note
+from llm2clip.retrieval.answers import Answer, Query, text_query
 from llm2clip.retrieval.locating import locate
 from llm2clip.retrieval.searcher import Searcher
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
-
     from llm2clip.indexer import Progress
 
 Output = Literal["table", "json", "paths"]
@@ -127,38 +127,27 @@ class BuildProgress:
 
     def __init__(self, begin: str) -> None:
         self._begin = begin
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
-        self.begun = False
+        self._open = ExitStack()
+        self._show: Callable[[Progress], None] | None = None
+
+    @property
+    def begun(self) -> bool:
         """Whether anything was reported."""
+        return self._show is not None
 
     def __call__(self, progress: Progress) -> None:
         """Take a report of ``build_index``."""
-        if not self.begun:
-            self.begun = True
+        if self._show is None:
             note(self._begin)
-            self._show()
-        if self._bar is not None and self._task is not None and progress.stage == "embedding":
-            self._bar.update(self._task, completed=progress.done, total=progress.total)
+            self._open.enter_context(winding_up())
+            self._show = self._open.enter_context(progress_bar())
+        self._show(progress)
 
     def __enter__(self) -> BuildProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def _show(self) -> None:
-        from rich.console import Console
-        from rich.progress import MofNCompleteColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
-
-        console = Console(stderr=True)
-        if console.is_terminal:
-            columns = (*Bar.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-            self._bar = Bar(*columns, console=console, transient=True)
-            self._task = self._bar.add_task("pictures", total=None)
-            self._bar.start()
+        self._open.close()
 
 
 def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> None:
@@ -191,12 +180,6 @@ def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -
     subtitle = f"{len(searcher.index):,} pictures, encoder {searcher.encoder.info.name}"
     options = GalleryOptions(subtitle=subtitle)
     return write_gallery(path, answers, read_image=searcher.index.read_image, options=options)
-
-
-def note(message: str) -> None:
-    """Say something beside the data: one line on standard error."""
-    # Python writes what the terminal's encoding lacks to standard error as escapes, never failing.
-    print(printable(message), file=sys.stderr, flush=True)
 
 
 def _encode(*, errors: Literal["replace", "surrogateescape"], encoding: str | None = None) -> None:

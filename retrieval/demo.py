@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm2clip.indexer.terminal import one_line_errors
 from llm2clip.retrieval.answers import Answer, Query, text_query
-from llm2clip.retrieval.cli import one_line_errors
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Record

@@ -16,7 +16,8 @@ from pathlib import Path, PurePath
 from string import Template
 from typing import TYPE_CHECKING
 
-from llm2clip.retrieval.answers import Answer, Query, caption_for, printable
+from llm2clip.indexer.terminal import plain
+from llm2clip.retrieval.answers import Answer, Query, caption_for
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Hit
@@ -121,7 +122,7 @@ def thumbnail(data: bytes) -> str | None:
 
 def _text(text: str) -> str:
     """Safe inside an element or a quoted attribute."""
-    return escape(printable(text), quote=True)
+    return escape(plain(text), quote=True)
 
 
 def _lang(language: str | None) -> str:

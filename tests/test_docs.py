@@ -36,7 +36,7 @@ def helps() -> Iterator[tuple[str, str]]:
     import typer
 
     for script, entry in SCRIPTS.items():
-        app = importlib.import_module(entry.split(":")[0]).app
+        app = importlib.import_module(entry.replace(".entry:main", ".cli")).app
         yield from _helps_below(typer.main.get_command(app), script, None)
 
 

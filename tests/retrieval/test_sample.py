@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import location, records, shards
-from llm2clip.retrieval import Searcher
+from llm2clip.indexer import Progress, location, records, shards
+from llm2clip.retrieval import Searcher, command
 from llm2clip.retrieval.locating import locate, open_sample
 
 from .conftest import COLOURS, Corpus, write_coloured_shard
@@ -108,3 +109,23 @@ def test_an_installation_without_sample_says_what_to_do(sample: Path, search: Ca
         "error: this installation has no sample pictures; "
         "build one of your own pictures with  llm2clip-index build FOLDER\n"
     )
+
+
+def test_building_the_sample_shows_the_bar_of_every_build(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    shown: list[int | str] = []
+
+    @contextmanager
+    def bar() -> Iterator[Callable[[Progress], None]]:
+        yield lambda progress: shown.append(progress.done)
+        shown.append("closed")
+
+    monkeypatch.setattr(command, "progress_bar", bar)
+    with command.BuildProgress("building") as progress:
+        assert not progress.begun
+        for done in (0, 4, 8):
+            progress(Progress(stage="embedding", done=done, total=8))
+        assert progress.begun
+    assert shown == [0, 4, 8, "closed"]
+    assert capsys.readouterr() == ("", "building\n")

@@ -1,0 +1,70 @@
+"""What all commands do alike: text that cannot steer a terminal, failures of one line, Ctrl-C with status 130."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_DISTRIBUTION = "llm2clip-retrieval"
+
+
+def plain(text: str) -> str:
+    """Text from outside made safe to print on one line: control and reordering characters become visible.
+
+    File names and captions may hold escape sequences that would move the cursor, recolour the screen or, by
+    reordering the line, show another name than the real one. Everything else stays as it is, so that a path
+    can be copied: joined emoji and letters, spaces of any width.
+    """
+    return "".join(_visible(char) for char in text)
+
+
+def _visible(char: str) -> str:
+    if char in "\t\n\r":
+        return " "
+    if unicodedata.category(char) in ("Cc", "Cs") or char in _BIDIRECTIONAL or char in "\u2028\u2029":
+        return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+    return char
+
+
+def note(text: str) -> None:
+    """Say something beside the data: one line on standard error."""
+    # Python writes what the terminal's encoding lacks to standard error as escapes, never failing.
+    print(plain(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def one_line_errors(*, extra: str | None = None, interrupted: str = "") -> Iterator[None]:
+    """End the process on an expected failure: one line on standard error and status 1, on Ctrl-C status 130.
+
+    Args:
+        extra: The optional part of the package that brings modules which may be missing, such as ``train``.
+        interrupted: What follows the word "interrupted" where the interruption does not say it itself.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        note(f"interrupted{str(interrupt) or interrupted}")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        # Whoever read our output, such as head, has seen enough; Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
+    except (ValueError, OSError) as error:
+        note(f"error: {_reason(error)}")
+        raise SystemExit(1) from error
+    except ImportError as error:
+        if (error.name or "").split(".")[0] == "llm2clip":
+            raise  # a fault of ours
+        wanted = f"{_DISTRIBUTION}[{extra}]" if extra else _DISTRIBUTION
+        note(f"error: {error}; this command needs it, install it with: pip install '{wanted}'")
+        raise SystemExit(1) from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
