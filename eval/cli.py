@@ -41,11 +41,24 @@ def nano(
     """Print every number of nano's model card: names, free-form queries, scenes, blocks, cost, targets."""
     with one_line_errors(extra="train"):
         options = _options(data, styles=styles, scenes=scenes, blocks=blocks)
-        report = _measure(encoder, options)
         if json_file:
-            text = json.dumps(report.as_json(), ensure_ascii=False, indent=1)
-            json_file.write_text(text + "\n", encoding="utf-8")
-        _print(report)
+            _require_writable(json_file)  # before the measuring, not after
+        report = _measure(encoder, options)
+        try:
+            _print(report)
+        finally:
+            if json_file:
+                text = json.dumps(report.as_json(), ensure_ascii=False, indent=1)
+                json_file.write_text(text + "\n", encoding="utf-8")
+
+
+def _require_writable(path: Path) -> None:
+    """Make the folder of a file and open it for writing; ``OSError`` if that cannot be. A new file is not left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = not path.exists()
+    path.open("a").close()
+    if new:
+        path.unlink()
 
 
 def _options(data: Path | None, *, styles: str, scenes: bool, blocks: bool) -> NanoOptions:

@@ -179,6 +179,40 @@ def test_ctrl_c_prints_one_line(world, monkeypatch):
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
 
 
+def test_a_json_file_that_cannot_be_written_is_said_before_measuring(world, monkeypatch):
+    measured = []
+    monkeypatch.setattr(nano, "measure_nano", lambda *arguments, **options: measured.append(1))
+    (world / "file").write_text("")
+    for target in (world, world / "file" / "numbers.json"):
+        result = CliRunner().invoke(app, ["nano", "--data", str(world), "--json", str(target)])
+        assert (result.exit_code, result.stdout, measured) == (1, "", [])
+        assert result.stderr.startswith(f"error: {world}")
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_folder_of_the_json_file_is_made(world):
+    target = world / "new" / "folder" / "numbers.json"
+    arguments = ["nano", "--data", str(world), "--styles", "noto", "--no-scenes", "--no-blocks"]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(target)])
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(target.read_text(encoding="utf-8"))["report"] == "nano"
+
+
+def test_tables_are_printed_even_where_the_json_file_fails(world, monkeypatch):
+    target, measure = world / "numbers.json", nano.measure_nano
+
+    def spoiling(*arguments, **options):
+        report = measure(*arguments, **options)
+        target.mkdir()
+        return report
+
+    monkeypatch.setattr(nano, "measure_nano", spoiling)
+    arguments = ["nano", "--data", str(world), "--styles", "noto", "--no-scenes", "--no-blocks"]
+    result = CliRunner().invoke(app, [*arguments, "--json", str(target)])
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, f"error: {target}: Is a directory")
+    assert "Name to picture, noto artwork" in result.stdout
+
+
 def test_a_missing_extra_is_named(world, monkeypatch):
     def needing(*arguments, **options):
         import resvg_py  # noqa: F401
