@@ -26,7 +26,6 @@ def test_every_card_is_about_a_model_there_is():
     assert downloads == CLIP_MODELS
 
 
-@pytest.mark.skipif(not (NANO / "config.json").is_file(), reason="nano is not trained yet")
 def test_nano_ships_with_the_package():
     encoder = load_encoder("nano", device="cpu")
     card = list_encoders()[0]

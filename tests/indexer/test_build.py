@@ -147,6 +147,7 @@ def test_readers_during_builds_see_one_state_or_the_other(photos, tmp_path, enco
     for thread in threads:
         thread.join()
     assert problems == []
+    assert seen, "no reader got through while building"
     assert seen <= {(30, 30), (31, 31)}
 
 
