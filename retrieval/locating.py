@@ -6,11 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
-    from llm2clip.indexer import Index, Progress
+    from llm2clip.indexer import EncoderMismatchError, Index, Progress
 
 VARIABLE = "LLM2CLIP_INDEX"
 """Environment variable that names the index to search."""
@@ -67,10 +68,25 @@ def _require(path: Path, problem: str) -> None:
         )
 
 
+def sample_encoder() -> str:
+    """What loads the encoder of the sample's index: that of the index there is, else ``nano``."""
+    from llm2clip.indexer import IndexerError
+    from llm2clip.indexer.location import sample_index_path
+    from llm2clip.indexer.manifest import read_manifest
+
+    try:
+        return read_manifest(sample_index_path()).encoder_source
+    except IndexerError:
+        return SAMPLE_ENCODER
+
+
 def open_sample(
     encoder: Encoder, *, path: Path | None = None, on_progress: Callable[[Progress], None] | None = None
 ) -> Index:
     """Open the sample's index, building it first where it is missing, damaged or out of date.
+
+    In the usual place, which all searches share, it is built for ``nano`` only: any other encoder must fit the
+    index there is.
 
     Args:
         encoder: ``nano``, or whatever shall index the sample.
@@ -79,34 +95,68 @@ def open_sample(
 
     Raises:
         CorpusError: This installation has no sample pictures.
+        EncoderMismatchError: The index in the usual place is another encoder's.
         OSError: The index cannot be written.
     """
     from llm2clip.indexer import BuildOptions, build_index, open_index
     from llm2clip.indexer.errors import CorpusError
     from llm2clip.indexer.location import SAMPLE, sample_index_path, sample_shards
 
-    path = path or sample_index_path()
-    fitting = _open_if_fitting(path, encoder)
-    if fitting is not None and _newer_than_the_sample(path):
-        return fitting
+    place = path or sample_index_path()
+    fits = False
+    if opened := _open_if_whole(place):
+        problem = _mismatch(opened, encoder)
+        fits = problem is None
+        if fits and _newer_than_the_sample(place):
+            return opened
+        opened.close()
+        if problem is not None and path is None and not _is_shipped(encoder):
+            raise problem
+    elif path is None and not _is_shipped(encoder):
+        raise _not_for(encoder)
     if not sample_shards():
         raise CorpusError(f"this installation has no sample pictures; {_OWN}")
-    options = BuildOptions(overwrite=fitting is None, on_progress=on_progress)
-    build_index(SAMPLE, path, encoder=encoder, options=options)
+    options = BuildOptions(overwrite=not fits, on_progress=on_progress)
+    build_index(SAMPLE, place, encoder=encoder, options=options)
     # A build that found nothing to do leaves the manifest as it was: note that it was looked at.
-    os.utime(path / _MANIFEST)
-    return open_index(path)
+    os.utime(place / _MANIFEST)
+    return open_index(place)
 
 
-def _open_if_fitting(path: Path, encoder: Encoder) -> Index | None:
+def _open_if_whole(path: Path) -> Index | None:
     from llm2clip.indexer import IndexerError, open_index
 
     try:
-        index = open_index(path)
-        index.require_encoder(encoder.info)
+        return open_index(path)
     except IndexerError:
         return None
-    return index
+
+
+def _mismatch(index: Index, encoder: Encoder) -> EncoderMismatchError | None:
+    from llm2clip.indexer import EncoderMismatchError
+
+    try:
+        index.require_encoder(encoder.info)
+    except EncoderMismatchError as error:
+        return error
+    return None
+
+
+def _is_shipped(encoder: Encoder) -> bool:
+    """Whether it is the ``nano`` of this installation, and not only one of that name."""
+    from llm2clip.encoders import load_encoder
+    from llm2clip.indexer.store import encoder_mismatch
+
+    return encoder_mismatch(load_encoder(SAMPLE_ENCODER).info.identity(), encoder.info.identity()) is None
+
+
+def _not_for(encoder: Encoder) -> EncoderMismatchError:
+    from llm2clip.indexer import EncoderMismatchError
+
+    return EncoderMismatchError(
+        f"the sample pictures are indexed with encoder '{SAMPLE_ENCODER}', got '{encoder.info.name}': index them "
+        f"for it first, with  llm2clip-index build sample: --encoder {quote(encoder.info.name)} --index PATH"
+    )
 
 
 def _newer_than_the_sample(path: Path) -> bool:

@@ -62,13 +62,13 @@ class Searcher:
             EncoderMismatchError: ``encoder`` is not the one the index was built with.
         """
         from llm2clip.indexer import open_index
-        from llm2clip.retrieval.locating import SAMPLE_ENCODER, locate, open_sample
+        from llm2clip.retrieval.locating import locate, open_sample, sample_encoder
 
         place = locate(index_path)
         if not place.sample:
             return cls(open_index(place.path), encoder=encoder, device=device)
         if encoder is None or isinstance(encoder, str | os.PathLike):
-            encoder = _load(encoder or SAMPLE_ENCODER, device=device)
+            encoder = _load(encoder or sample_encoder(), device=device)
         return cls(open_sample(encoder, on_progress=on_progress), encoder=encoder, device=device)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +13,18 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
+from llm2clip import encoders, indexer
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import Progress, location, records, shards
+from llm2clip.indexer import (
+    EncoderMismatchError,
+    Index,
+    Progress,
+    build_index,
+    location,
+    open_index,
+    records,
+    shards,
+)
 from llm2clip.retrieval import Searcher, command
 from llm2clip.retrieval.locating import locate, open_sample
 
@@ -71,16 +82,19 @@ def test_the_library_falls_back_too_and_reads_the_pictures(sample: Path, fake_by
         assert searcher.index.read_image(hits[0].id)[:4] == b"\x89PNG"
 
 
-def test_the_index_of_the_sample_is_built_once(sample: Path):
+def test_the_index_of_the_sample_is_built_once(sample: Path, fake_by_name: object):
     builds: set[int] = set()
     for number in range(3):
         open_sample(FakeEncoder(), on_progress=lambda _, number=number: builds.add(number)).close()
     assert builds == {0}
 
 
-def test_it_is_built_again_for_other_weights_or_after_damage(sample: Path):
+def test_it_is_built_again_for_the_weights_of_a_new_release_or_after_damage(
+    sample: Path, fake_by_name: object, monkeypatch: pytest.MonkeyPatch
+):
     builds: set[int] = set()
     open_sample(FakeEncoder()).close()
+    monkeypatch.setattr(encoders, "load_encoder", lambda *_, **__: FakeEncoder(name="nano", seed=1))
     open_sample(FakeEncoder(seed=1), on_progress=lambda _: builds.add(1)).close()
     (location.sample_index_path() / "manifest.json").write_text("{")
     with open_sample(FakeEncoder(seed=1), on_progress=lambda _: builds.add(2)) as index:
@@ -88,7 +102,61 @@ def test_it_is_built_again_for_other_weights_or_after_damage(sample: Path):
     assert builds == {1, 2}
 
 
-def test_it_is_built_again_for_other_pictures_and_only_looked_at_for_the_same(sample: Path):
+def test_another_encoder_does_not_take_the_place_of_the_one_that_all_searches_share(
+    sample: Path, fake_by_name: object, search: Callable[..., Result]
+):
+    other = FakeEncoder(name="other", seed=1)
+    remedy = "index them for it first, with  llm2clip-index build sample: --encoder other --index PATH"
+    with pytest.raises(EncoderMismatchError, match=remedy):
+        Searcher.open(encoder=other)
+    assert not location.sample_index_path().exists()
+    Searcher.open().close()
+    manifest = (location.sample_index_path() / "manifest.json").read_bytes()
+    for given in (other, "other"):
+        with pytest.raises(
+            EncoderMismatchError, match=r"was built with encoder 'nano' .dim 16., got 'other' .dim 16."
+        ):
+            Searcher.open("sample:", encoder=given)
+    result = search("red", "--encoder", "other")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "was built with encoder 'nano' (dim 16), got 'other' (dim 16)" in result.stderr
+    assert (location.sample_index_path() / "manifest.json").read_bytes() == manifest
+
+
+def test_a_sample_that_was_built_with_another_encoder_is_searched_with_it(
+    sample: Path, fake_by_name: Callable[[str], FakeEncoder]
+):
+    build_index("sample:", location.sample_index_path(), encoder=fake_by_name("other"))
+    with Searcher.open() as searcher:
+        assert searcher.search("blue", k=1)[0].key == "colours-000.tar#blue.png"
+        assert searcher.encoder.info.name == "other"
+
+
+def test_an_index_that_is_replaced_is_closed_first(
+    sample: Path, fake_by_name: object, monkeypatch: pytest.MonkeyPatch
+):
+    opened: list[Index] = []
+
+    def recording(path: Path) -> Index:
+        opened.append(open_index(path))
+        return opened[-1]
+
+    monkeypatch.setattr(indexer, "open_index", recording, raising=False)
+    open_sample(FakeEncoder()).close()
+    soon = time.time() + 1
+    os.utime(sample, (soon, soon))  # the sample is newer than its index
+    open_sample(FakeEncoder()).close()
+    with pytest.raises(EncoderMismatchError):
+        open_sample(FakeEncoder(seed=1))
+    assert len(opened) == 4
+    for index in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            index.items.count()
+
+
+def test_it_is_built_again_for_other_pictures_and_only_looked_at_for_the_same(
+    sample: Path, fake_by_name: object
+):
     encoder, builds = FakeEncoder(), set()
     open_sample(encoder).close()
     soon = time.time() + 1
