@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import (
     EncoderMismatchError,
     Index,
+    IndexDamagedError,
     Progress,
     build_index,
     location,
@@ -150,7 +150,7 @@ def test_an_index_that_is_replaced_is_closed_first(
         open_sample(FakeEncoder(seed=1))
     assert len(opened) == 4
     for index in opened:
-        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        with pytest.raises(IndexDamagedError, match="closed database"):
             index.items.count()
 
 
