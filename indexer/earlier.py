@@ -92,8 +92,8 @@ class Earlier:
             if record.problem is not None:
                 count += error is not None and error.reason == record.problem
             elif item is not None:
-                where = (item.path, item.offset, item.sidecar_ns)
-                count += _same(record, item) and where == (record.path, record.offset, record.sidecar_ns)
+                where = (item.path, item.offset, item.sidecars)
+                count += _same(record, item) and where == (record.path, record.offset, record.sidecars)
             else:
                 count += error is not None and _same_error(record, error)
         return count

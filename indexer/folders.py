@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, final
@@ -95,14 +96,14 @@ class FolderCorpus(Corpus):
             return Record(key=key, uri=uri, file=file, problem=reason)
         if not stat.S_ISREG(found.st_mode):
             return Record(key=key, uri=uri, file=file, problem="not a regular file")
-        changed, sidecar = _sidecar(folder.path, os.path.splitext(name)[0], present, captions)
+        stamp, sidecar = _sidecar(folder.path, os.path.splitext(name)[0], present, captions)
         return Record(
             key=key,
             uri=uri,
             file=file,
             size=found.st_size,
             mtime_ns=found.st_mtime_ns,
-            sidecar_ns=changed,
+            sidecars=stamp,
             caption=sidecar.caption,
             metadata=sidecar.metadata,
             note=sidecar.note,
@@ -122,20 +123,24 @@ class FolderCorpus(Corpus):
 
 
 def _sidecar(folder: Path, stem: str, present: frozenset[str], captions: bool) -> tuple[int | None, Sidecar]:
-    """When caption and metadata files of a picture last changed, and what they say."""
+    """A number that tells which caption and metadata files a picture has as they are now, and what they say."""
     files = [folder / f"{stem}{kind}" if f"{stem}{kind}" in present else None for kind in (".json", ".txt")]
     if files == [None, None]:
         return None, Sidecar()
     try:
-        found = [file.stat() for file in files if file is not None]
-        changed = max(each.st_mtime_ns for each in found)
+        found = {file.name: file.stat() for file in files if file is not None}
+        stamp = _stamp((name, each.st_size, each.st_mtime_ns) for name, each in found.items())
         if not captions:
-            return changed, Sidecar()
-        if max(each.st_size for each in found) > MAX_SIDECAR_BYTES:
-            return changed, Sidecar(
-                note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes"
-            )
+            return stamp, Sidecar()
+        if max(each.st_size for each in found.values()) > MAX_SIDECAR_BYTES:
+            return stamp, Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
         contents = [file.read_bytes() if file is not None else None for file in files]
-        return changed, parse_sidecar(contents[0], contents[1])
+        return stamp, parse_sidecar(contents[0], contents[1])
     except OSError as error:
         return None, Sidecar(note=f"caption or metadata left out: {error.strerror or error}")
+
+
+def _stamp(files: Iterable[tuple[str, int, int]]) -> int:
+    """64 bits, signed, of the names, sizes and times of files."""
+    digest = hashlib.blake2b(repr(list(files)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

@@ -175,7 +175,7 @@ def _item(id: int, outcome: Outcome) -> ItemRow:
         offset=record.offset,
         size=record.size or 0,
         mtime_ns=record.mtime_ns or 0,
-        sidecar_ns=record.sidecar_ns,
+        sidecars=record.sidecars,
         hash=outcome.hash,
         width=outcome.width,
         height=outcome.height,

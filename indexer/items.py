@@ -26,7 +26,7 @@ CREATE TABLE items (
     offset INTEGER,                 -- where in that file they begin; NULL: they are the whole file
     size INTEGER NOT NULL,          -- bytes of the encoded picture
     mtime_ns INTEGER NOT NULL,      -- of the file that holds it, nanoseconds since 1970
-    sidecar_ns INTEGER,             -- newest mtime of its caption and metadata files; NULL: it has none of its own
+    sidecars INTEGER,               -- hash of names, sizes and times of its caption and metadata files; NULL: none
     hash BLOB NOT NULL,             -- BLAKE2b, 16 bytes, of the encoded picture
     width INTEGER NOT NULL,         -- as shown, in pixels
     height INTEGER NOT NULL,
@@ -53,7 +53,7 @@ class ItemRow(NamedTuple):
     offset: int | None
     size: int
     mtime_ns: int
-    sidecar_ns: int | None
+    sidecars: int | None
     hash: bytes
     width: int
     height: int

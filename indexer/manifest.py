@@ -17,7 +17,7 @@ from typing import Any
 from llm2clip.indexer.errors import IndexDamagedError, IndexNotFoundError, IndexVersionError
 
 FORMAT = "llm2clip-index"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 
 

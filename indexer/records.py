@@ -38,8 +38,8 @@ class Record:
     """How many bytes it has; None if that cannot be known."""
     mtime_ns: int | None = None
     """When the file last changed, in nanoseconds since 1970; None if that cannot be known."""
-    sidecar_ns: int | None = None
-    """When its caption and metadata files last changed; None if it has none of its own."""
+    sidecars: int | None = None
+    """A number that changes with the names, sizes and times of its caption and metadata files; None without any."""
     caption: str | None = None
     """The caption that came with it."""
     metadata: Mapping[str, Any] | None = None

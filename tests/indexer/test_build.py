@@ -111,6 +111,19 @@ def test_a_changed_caption_is_taken_without_embedding(photos, tmp_path, encoder)
     assert build_index(photos, tmp_path / "i", encoder=encoder).up_to_date
 
 
+def test_one_of_two_files_beside_a_picture_is_removed(photos, tmp_path, encoder):
+    (photos / "000.json").write_text('{"caption": "said here", "mood": "calm"}')
+    (photos / "000.txt").write_text("said there")
+    for seconds, name in ((1000, "000.json"), (2000, "000.txt")):
+        os.utime(photos / name, (seconds, seconds))
+    build_index(photos, tmp_path / "i", encoder=encoder)
+    (photos / "000.json").unlink()  # the newer of the two stays
+    report = build_index(photos, tmp_path / "i", encoder=encoder)
+    assert (report.up_to_date, report.embedded, report.kept) == (False, 0, 30)
+    with open_index(tmp_path / "i") as index:
+        assert (index.items.get(0).caption, index.items.get(0).metadata) == ("said there", None)
+
+
 def test_an_index_open_while_it_is_replaced_still_answers(photos, tmp_path, encoder):
     build_index(photos, tmp_path / "i", encoder=encoder)
     query = encoder.encode_images([encoded(colour_of(13))])

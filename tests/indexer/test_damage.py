@@ -157,7 +157,7 @@ def test_another_format_version_is_named(index, photos):
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "format_version": 99, "written_by": "llm2clip-retrieval 9.0"}))
     expected = (
-        "has index format version 99, this release reads version 1: use the release that wrote it .*9.0"
+        "has index format version 99, this release reads version 2: use the release that wrote it .*9.0"
     )
     with pytest.raises(IndexVersionError, match=expected):
         open_index(index)

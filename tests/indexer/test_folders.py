@@ -182,8 +182,33 @@ def test_listing_without_captions_reads_none(tmp_path, monkeypatch):
     with_captions = next(open_corpus(tmp_path).records())
     without = next(open_corpus(tmp_path).records(captions=False))
     assert (with_captions.caption, without.caption) == ("a caption", None)
-    assert without.sidecar_ns == with_captions.sidecar_ns == (tmp_path / "a.txt").stat().st_mtime_ns
+    assert without.sidecars == with_captions.sidecars is not None
     assert (without.size, without.mtime_ns) == (len(PICTURE), (tmp_path / "a.jpg").stat().st_mtime_ns)
+
+
+def test_every_change_of_the_files_beside_a_picture_changes_their_stamp(tmp_path):
+    put(tmp_path, "a.jpg")
+    text, metadata = tmp_path / "a.txt", tmp_path / "a.json"
+
+    def stamp():
+        return next(open_corpus(tmp_path).records(captions=False)).sidecars
+
+    def write(file, content, seconds):
+        file.write_text(content)
+        os.utime(file, ns=(seconds * 10**9, seconds * 10**9))
+        return stamp()
+
+    assert stamp() is None
+    seen = [write(text, "one", 2000), write(metadata, "{}", 1000), write(metadata, '{"a": 1}', 1000)]
+    seen += [write(metadata, '{"a": 1}', 1500), write(text, "one", 1500)]
+    text.unlink()
+    seen.append(stamp())
+    metadata.rename(text)
+    seen.append(stamp())
+    assert len(set(seen)) == len(seen)
+    assert all(-(2**63) <= each < 2**63 for each in seen)
+    text.unlink()
+    assert stamp() is None
 
 
 def test_a_huge_file_is_not_read(tmp_path):
