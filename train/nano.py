@@ -67,8 +67,8 @@ class NanoConfig:
     align: AlignConfig = field(
         default_factory=lambda: AlignConfig(
             first=LoopConfig(steps=1500, floor=0.25),
-            crowds=LoopConfig(steps=1000, evaluate_every=100, checkpoint_every=100),
-            third=LoopConfig(steps=600, evaluate_every=100, checkpoint_every=100),
+            crowds=LoopConfig(steps=700, floor=0.25, evaluate_every=100, checkpoint_every=100),
+            third=LoopConfig(steps=750, evaluate_every=125, checkpoint_every=100),
         )
     )
     """Recipe of stage 2."""

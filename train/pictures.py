@@ -39,10 +39,14 @@ class AlignConfig:
     """Emoji and scenes against captions, through the adapter."""
     batch: int = 256
     """Emoji pictures per step of the first part, all of different emoji."""
-    emoji_batch: int = 144
-    """Emoji pictures per step of the later parts."""
-    scene_batch: int = 112
-    """Scene pictures per step of the later parts."""
+    crowd_emoji_batch: int = 144
+    """Emoji pictures per step of the second part."""
+    crowd_scene_batch: int = 112
+    """Scene pictures per step of the second part."""
+    emoji_batch: int = 176
+    """Emoji pictures per step of the last part."""
+    scene_batch: int = 80
+    """Scene pictures per step of the last part."""
     caption_batch: int = 768
     """Captions per step that are drawn to their pictures' centroids, in the last part."""
     first_size: int = 64

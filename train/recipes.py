@@ -73,7 +73,15 @@ def nano(*, debug: bool = False) -> NanoConfig:
             short_scenes=2,
         ),
         align=AlignConfig(
-            first=few, crowds=few, third=few, batch=12, emoji_batch=12, scene_batch=6, caption_batch=16
+            first=few,
+            crowds=few,
+            third=few,
+            batch=12,
+            crowd_emoji_batch=12,
+            crowd_scene_batch=6,
+            emoji_batch=12,
+            scene_batch=6,
+            caption_batch=16,
         ),
     )
 

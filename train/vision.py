@@ -124,9 +124,10 @@ def train_vision_on_scenes(run: Run, picture_side: PictureSide, stage: CrowdStag
     )
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
-        chosen, pictures = stage.gallery.batch(config.emoji_batch, rng)
+        chosen, pictures = stage.gallery.batch(config.crowd_emoji_batch, rng)
         scenes = [
-            sample_scene(stage.scene_pool, rng, objects=SCENE_OBJECTS) for _ in range(config.scene_batch)
+            sample_scene(stage.scene_pool, rng, objects=SCENE_OBJECTS)
+            for _ in range(config.crowd_scene_batch)
         ]
         embedded, grid = picture_side.with_grid(torch.cat((pictures, painter.draw(scenes, rng))))
         embedded = F.normalize(embedded, dim=-1)

@@ -82,6 +82,8 @@ def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
         crowds=LoopConfig(steps=60, warmup=3, evaluate_every=60),
         third=LoopConfig(steps=4, warmup=1, evaluate_every=4),
         batch=12,
+        crowd_emoji_batch=12,
+        crowd_scene_batch=24,
         emoji_batch=12,
         scene_batch=24,
         caption_batch=8,
