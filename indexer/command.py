@@ -14,7 +14,7 @@ from llm2clip.indexer.build import build_index
 from llm2clip.indexer.choosing import NANO, NoEncoderError, choose_encoder, listed, source_of
 from llm2clip.indexer.corpus import open_corpus
 from llm2clip.indexer.entry import winding_up
-from llm2clip.indexer.errors import IndexNotFoundError
+from llm2clip.indexer.errors import CorpusError, IndexConflictError, IndexNotFoundError
 from llm2clip.indexer.location import (
     SAMPLE,
     current_index,
@@ -25,6 +25,7 @@ from llm2clip.indexer.location import (
 from llm2clip.indexer.reports import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.seam import ImageEncoder
 from llm2clip.indexer.search import Index, open_index
+from llm2clip.indexer.store import describe_unfinished
 from llm2clip.indexer.terminal import note, plain
 
 
@@ -54,7 +55,7 @@ def run_build(request: BuildRequest) -> None:
         OSError: something cannot be read or written.
         KeyboardInterrupt: Ctrl-C; its text says what is kept.
     """
-    folder = (request.index or default_index_path(request.corpus)).expanduser().absolute()
+    folder = _place(request)
     done = 0
 
     def follow(progress: Progress) -> None:
@@ -64,12 +65,12 @@ def run_build(request: BuildRequest) -> None:
 
     try:
         with winding_up():
-            open_corpus(request.corpus)  # a misspelt corpus is worth saying before anybody is asked anything
+            _require_pictures(request.corpus)
             name = _choose(request, folder)
             if name == NANO and request.corpus != SAMPLE:
                 note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
             encoder = _load(name)
-            with console.progress_bar() as show:
+            with console.progress_bar() as show, console.quiet_decoding():
                 options = BuildOptions(
                     batch_size=request.batch_size,
                     overwrite=request.overwrite,
@@ -85,6 +86,25 @@ def run_build(request: BuildRequest) -> None:
         )
         raise KeyboardInterrupt(f": {kept}") from None
     _finish(report, as_json=request.as_json)
+
+
+def _place(request: BuildRequest) -> Path:
+    place = request.index
+    if place is not None and str(place) == SAMPLE:
+        if request.corpus != SAMPLE:
+            raise IndexConflictError(
+                f"{SAMPLE} is the index of the sample pictures, got the corpus {request.corpus}: "
+                "choose a folder with --index"
+            )
+        place = None
+    return (place or default_index_path(request.corpus)).expanduser().absolute()
+
+
+def _require_pictures(corpus: str) -> None:
+    """Whether there is anything to index is worth knowing before anybody is asked, or an encoder fetched."""
+    opened = open_corpus(corpus)
+    if next(opened.records(captions=False), None) is None:
+        raise CorpusError(opened.emptiness())
 
 
 def _choose(request: BuildRequest, folder: Path) -> str:
@@ -130,11 +150,23 @@ def _asker() -> Callable[[str], str] | None:
 
 def _open(index: Path | None) -> Index:
     if index is not None:
-        return open_index(sample_index_path() if str(index) == SAMPLE else index)
+        return _open_sample() if str(index) == SAMPLE else open_index(index)
     last = current_index()
     if last is None:
         raise IndexNotFoundError("no index was built yet: name one with --index PATH, or build one")
     return open_index(last)
+
+
+def _open_sample() -> Index:
+    place = sample_index_path()
+    try:
+        return open_index(place)
+    except IndexNotFoundError as error:
+        if describe_unfinished(place):
+            raise
+        raise IndexNotFoundError(
+            f"the index of the sample pictures is not built yet: make it with  llm2clip-index build {SAMPLE}"
+        ) from error
 
 
 def run_info(index: Path | None, *, errors: bool, as_json: bool) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -54,6 +56,19 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             )
 
         yield show
+
+
+@contextmanager
+def quiet_decoding() -> Iterator[None]:
+    """Keep what Pillow says of odd pictures off the terminal: those that cannot be read are listed by the build."""
+    silent, logger = logging.NullHandler(), logging.getLogger("PIL")
+    logger.addHandler(silent)
+    try:
+        with warnings.catch_warnings():  # of the whole process, so also in the threads that decode
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\b")
+            yield
+    finally:
+        logger.removeHandler(silent)
 
 
 def print_build(report: BuildReport, *, search: str) -> None:

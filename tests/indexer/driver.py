@@ -45,7 +45,7 @@ def told(name: str) -> None:
 
 def load(name: str) -> FakeEncoder:
     say("load")
-    return TellingEncoder(dim=int(name.removeprefix("fake")))
+    return TellingEncoder(name=name, dim=int(name.removeprefix("fake")) if name.startswith("fake") else 16)
 
 
 if __name__ == "__main__":

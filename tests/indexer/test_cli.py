@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import struct
 import subprocess
 import sys
 import time
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder, list_encoders
@@ -157,6 +160,41 @@ def test_failures_are_one_line(arguments, status, says, tmp_path, monkeypatch):
         assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("named", [[], ["--encoder", "far-away"]])
+def test_an_empty_corpus_is_said_before_an_encoder_is_asked_for_or_loaded(tmp_path, loaded, named):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    done = run.invoke(cli.app, ["build", str(tmp_path / "empty"), *named])
+    assert (done.exit_code, done.stdout, loaded) == (1, "", [])
+    assert done.stderr.startswith(
+        f"error: no pictures in {tmp_path}/empty: got 1 files (1 with .txt), expected endings "
+    )
+
+
+def test_the_index_of_the_sample_says_how_it_is_made(loaded):
+    for command_name in ("info", "verify"):
+        done = run.invoke(cli.app, [command_name, "--index", "sample:"])
+        assert (done.exit_code, done.stdout) == (1, "")
+        assert done.stderr == (
+            "error: the index of the sample pictures is not built yet: make it with  llm2clip-index build sample:\n"
+        )
+
+
+def test_the_place_of_the_sample_is_for_the_sample(photos, shards, tmp_path, monkeypatch, loaded):
+    monkeypatch.chdir(tmp_path)
+    refused = run.invoke(cli.app, ["build", str(photos), "--index", "sample:", "--encoder", "x"])
+    assert (refused.exit_code, refused.stdout, loaded) == (1, "", [])
+    assert refused.stderr == (
+        f"error: sample: is the index of the sample pictures, got the corpus {photos}: "
+        "choose a folder with --index\n"
+    )
+    for module in ("location", "shards", "records"):
+        monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
+    done = run.invoke(cli.app, ["build", "sample:", "--index", "sample:"])
+    assert f"Index:  {sample_index_path()}" in done.stdout
+    assert not (tmp_path / "sample:").exists()
+
+
 def test_an_index_of_other_pictures_is_replaced_only_when_told(photos, shards, tmp_path):
     place = ["--index", str(tmp_path / "i")]
     assert run.invoke(cli.app, ["build", str(photos), "--encoder", "x", *place]).exit_code == 0
@@ -243,6 +281,33 @@ def test_a_terminal_shows_progress(photos, tmp_path):
     assert b"pictures/s" in drawn
     assert "Indexed 30 pictures in" in out.decode()
     assert b"\x1b" not in out
+
+
+def odd_exif() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(buffer, "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    return buffer.getvalue()
+
+
+def odd_tiff() -> bytes:
+    """A TIFF that says it has 60 numbers per pixel."""
+    data = bytearray(encoded((1, 2, 3), format="TIFF"))
+    entry = data.index(struct.pack("<HHI", 277, 3, 1))  # SamplesPerPixel, one short
+    data[entry + 8 : entry + 10] = struct.pack("<H", 60)
+    return bytes(data)
+
+
+def test_what_pillow_says_of_odd_pictures_stays_off_the_terminal(photos, tmp_path):
+    (photos / "odd.jpg").write_bytes(odd_exif())
+    (photos / "odd.tif").write_bytes(odd_tiff())
+    driver = os.path.join(os.path.dirname(__file__), "driver.py")
+    arguments = ["build", str(photos), "--index", str(tmp_path / "i"), "--encoder", "fake16"]
+    done = subprocess.run(
+        [sys.executable, driver, "", *arguments], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Indexed 31 pictures in " in done.stdout
+    assert "  odd.tif: damaged or truncated TIFF header\n" in done.stdout
 
 
 def test_importing_the_package_imports_nothing():

@@ -1,0 +1,94 @@
+"""On a terminal, a build without an encoder asks for one. The terminal is real: a pty that the test types into."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm2clip.encoders import list_encoders
+from llm2clip.indexer.location import default_index_path
+
+pty = pytest.importorskip("pty")
+DRIVER = Path(__file__).with_name("driver.py")
+QUESTION = "Number, name or folder: "
+
+
+class Typist:
+    """A command on a terminal of its own, and what the terminal shows."""
+
+    def __init__(self, *arguments: str) -> None:
+        self._terminal, theirs = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+        environment.pop("LLM2CLIP_ENCODER", None)
+        self._process = subprocess.Popen(
+            [sys.executable, str(DRIVER), "", *arguments],
+            stdin=theirs,
+            stdout=subprocess.PIPE,
+            stderr=theirs,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=lambda: own_terminal(theirs),
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def wait_for(self, text: str, *, times: int = 1) -> None:
+        while self.shown.count(text) < times:
+            self.shown += os.read(self._terminal, 4096).decode("utf-8", "replace")
+
+    def type(self, keys: str) -> None:
+        os.write(self._terminal, keys.encode())
+
+    def end(self) -> tuple[int, str]:
+        """Status and standard output; ``shown`` is then everything the terminal showed."""
+        while True:
+            try:
+                self.shown += os.read(self._terminal, 4096).decode("utf-8", "replace")
+            except OSError:
+                break
+        out, _ = self._process.communicate(timeout=100)
+        os.close(self._terminal)
+        return self._process.returncode, out.decode()
+
+
+def own_terminal(descriptor: int) -> None:
+    import fcntl
+    import termios
+
+    fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
+
+
+def test_the_person_is_asked_until_there_is_an_answer_and_the_build_goes_on(photos):
+    typist = Typist("build", str(photos))
+    typist.wait_for(QUESTION)
+    assert "Which encoder shall read your pictures?" in typist.shown
+    for card in list_encoders():
+        assert re.search(rf"{re.escape(card.name)} .*{re.escape(card.summary)}", typist.shown)
+    typist.type("9\n")
+    typist.wait_for(QUESTION, times=2)
+    assert f"'9' is none of them: expected 1 to {len(list_encoders())}, a name or a folder" in typist.shown
+    typist.type("1\n")
+    status, out = typist.end()
+    assert status == 0, typist.shown
+    assert "note: nano was trained on emoji and drawn scenes" in typist.shown
+    assert f"Index:  {default_index_path(photos)}" in out
+    manifest = json.loads((default_index_path(photos) / "manifest.json").read_text("utf-8"))
+    assert (manifest["encoder_source"], manifest["items"]) == ("nano", 30)
+
+
+@pytest.mark.parametrize("keys", ["\x04", "\x03"], ids=["Ctrl-D", "Ctrl-C"])
+def test_a_person_who_does_not_answer_ends_the_command(photos, keys):
+    typist = Typist("build", str(photos))
+    typist.wait_for(QUESTION)
+    typist.type(keys)
+    status, out = typist.end()
+    assert (status, out) == (130, "")
+    assert typist.shown.splitlines()[-1].endswith("interrupted: nothing was done yet")
+    assert "Traceback" not in typist.shown
+    assert not default_index_path(photos).exists()
