@@ -1,13 +1,11 @@
-"""Pictures with captions, read from WebDataset tar files without unpacking them.
+"""Pictures with captions, read from WebDataset tar files without unpacking them, by the indexer's own reader.
 
-A tar holds, for each key, a picture (``<key>.webp``, ``.png``, ``.jpg``) and ``<key>.json`` with ``caption``,
-``captions`` by language or ``names`` by language; the format of the sample corpus.
+A tar holds pictures (``<name>.webp``, ``.png``, ``.jpg``), each beside ``<name>.json`` with ``caption``, ``captions``
+by language or ``names`` by language; the format of the sample corpus.
 """
 
 from __future__ import annotations
 
-import json
-import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm2clip.indexer.errors import CorpusError
+from llm2clip.indexer.records import read_span
+from llm2clip.indexer.shards import TarCorpus
+
 if TYPE_CHECKING:
     from llm2clip.encoders import ImageSource
     from llm2clip.eval.positives import PositivesLike
-
-_PICTURE_ENDINGS = frozenset({"webp", "png", "jpg", "jpeg", "gif", "bmp", "tif", "tiff"})
-_MAX_JSON_BYTES = 1 << 20
 
 
 class DatasetError(ValueError):
@@ -34,21 +33,19 @@ class TarPicture:
     tar: Path
     """The tar file."""
     key: str
-    """Member name without its ending."""
-    ending: str
-    """Ending of the member name, lower case, without the dot."""
+    """Name of the member."""
     offset: int
     """First byte of the picture in the tar file."""
     size: int
     """Bytes of the picture."""
+    caption: str | None = None
+    """The one that came with it."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """Content of ``<key>.json``."""
+    """What else came with it."""
 
     def read(self) -> bytes:
         """Return the encoded picture."""
-        with self.tar.open("rb") as stream:
-            stream.seek(self.offset)
-            return stream.read(self.size)
+        return read_span(self.tar, offset=self.offset, size=self.size)
 
     def texts(self, language: str) -> list[str]:
         """Captions, or names where there are no captions, in one language; empty if there are none."""
@@ -75,48 +72,31 @@ class CaptionedImages:
 
 
 def read_tar(path: str | Path) -> Iterator[TarPicture]:
-    """List the pictures of a tar file in the order of their keys' first appearance, without decoding any.
+    """List the pictures of a tar file in order, as the indexer reads them; none is decoded.
+
+    What an index would leave out with a remark is an error here: a number measured on fewer pictures or texts
+    than the file has would not be comparable.
 
     Raises:
-        DatasetError: If the file is no tar, is cut off, or has a ``.json`` member that is not a JSON object.
-        OSError: If the file cannot be opened.
+        DatasetError: If the file is missing, no tar or cut off, if two members have one name, or if captions or
+            metadata cannot be read.
     """
-    tar = Path(path)
-    pictures: dict[str, tuple[str, int, int]] = {}
-    metadata: dict[str, dict[str, Any]] = {}
     try:
-        with tarfile.open(tar, "r:") as archive:
-            for member in archive:
-                key, _, ending = member.name.rpartition(".")
-                if not member.isfile() or not key:
-                    continue
-                if ending.lower() in _PICTURE_ENDINGS:
-                    pictures[key] = (ending.lower(), member.offset_data, member.size)
-                elif ending.lower() == "json":
-                    metadata[key] = _read_json(archive, member, tar)
-    except tarfile.TarError as error:
-        raise DatasetError(
-            f"{tar} is not a readable tar file ({error}). Make or download it again."
-        ) from error
-    for key, (ending, offset, size) in pictures.items():
-        yield TarPicture(
-            tar=tar, key=key, ending=ending, offset=offset, size=size, metadata=metadata.get(key, {})
-        )
-
-
-def _read_json(archive: tarfile.TarFile, member: tarfile.TarInfo, tar: Path) -> dict[str, Any]:
-    if member.size > _MAX_JSON_BYTES:
-        raise DatasetError(
-            f"{tar}: {member.name} has {member.size} bytes, expected at most {_MAX_JSON_BYTES}"
-        )
-    stream = archive.extractfile(member)
-    try:
-        content = json.loads(stream.read()) if stream else None
-    except ValueError as error:
-        raise DatasetError(f"{tar}: {member.name} is not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DatasetError(f"{tar}: {member.name} holds {type(content).__name__}, expected a JSON object")
-    return content
+        for record in TarCorpus(str(path)).records():
+            if trouble := record.problem or record.note:
+                raise DatasetError(f"{record.key}: {trouble}. Make or download {path} again.")
+            assert record.offset is not None
+            assert record.size is not None
+            yield TarPicture(
+                tar=record.file,
+                key=record.key.partition("#")[2],
+                offset=record.offset,
+                size=record.size,
+                caption=record.caption,
+                metadata=record.metadata or {},
+            )
+    except CorpusError as error:
+        raise DatasetError(str(error)) from error
 
 
 def read_captioned(
@@ -127,13 +107,12 @@ def read_captioned(
     Args:
         *tars: Files in the sample-corpus format.
         language: Take ``captions[language]``, or ``names[language]`` where an item has no captions, each a
-            string or a list of strings; by default the field ``caption``. A picture without a text stays in
-            the gallery.
+            string or a list of strings; by default the picture's one caption. A picture without a text stays
+            in the gallery.
         name: What results call this set; by default the first file's name and the language.
 
     Raises:
-        DatasetError: If no picture or no text is found.
-        OSError: If a file cannot be opened.
+        DatasetError: If a file cannot be read, or no picture or no text is found.
     """
     images = [picture for tar in tars for picture in read_tar(tar)]
     if not images:
@@ -141,12 +120,11 @@ def read_captioned(
     texts: list[str] = []
     owner: list[int] = []
     for number, picture in enumerate(images):
-        caption = picture.metadata.get("caption")
-        own = picture.texts(language) if language else [caption] if isinstance(caption, str) else []
+        own = picture.texts(language) if language else [picture.caption] if picture.caption else []
         texts += own
         owner += [number] * len(own)
     if not texts:
-        wanted = f"captions or names in language '{language}'" if language else "a field 'caption'"
+        wanted = f"captions or names in language '{language}'" if language else "captions"
         raise DatasetError(f"{tars[0]} has {len(images)} pictures but no text, expected {wanted}")
     title = name or Path(tars[0]).stem + (f"-{language}" if language else "")
     return CaptionedImages(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import subprocess
 import sys
 import tarfile
@@ -12,6 +14,7 @@ from pathlib import Path
 
 from llm2clip.eval.datasets import DatasetError, TarPicture, read_tar
 from llm2clip.eval.queries import plain_emoji
+from llm2clip.indexer.records import ending
 
 SCENES_FILE = "scenes.tar"
 """Scenes in the styles of drawing that nano was trained on."""
@@ -62,8 +65,7 @@ def read_gallery(tars: Iterable[Path], *, style: str) -> Gallery | None:
     """Collect the emoji pictures of one style, in file order; ``None`` if there are none.
 
     Raises:
-        DatasetError: If an emoji occurs twice, or a file is unreadable.
-        OSError: If a file cannot be opened.
+        DatasetError: If an emoji occurs twice, or a file is missing or unreadable.
     """
     pictures = [
         picture
@@ -86,15 +88,14 @@ def read_scenes(tar: Path) -> tuple[Scene, ...]:
     """Read composed scenes with their captions and twins.
 
     Raises:
-        DatasetError: If there are none, or one lacks an English caption.
-        OSError: If the file cannot be opened.
+        DatasetError: If there are none, one lacks an English caption, or the file is missing or unreadable.
     """
     scenes = []
     for picture in read_tar(tar):
         if picture.metadata.get("kind") != "scene":
             continue
         captions = dict(picture.metadata.get("captions") or {})
-        captions.setdefault("en", picture.metadata.get("caption"))
+        captions.setdefault("en", picture.caption)
         if not captions["en"]:
             raise DatasetError(f"{tar}: scene {picture.key} has no English caption")
         scenes.append(
@@ -106,17 +107,18 @@ def read_scenes(tar: Path) -> tuple[Scene, ...]:
 
 
 def write_gallery(gallery: Gallery, path: Path) -> None:
-    """Copy the gallery's pictures and metadata into a tar file of their own, to be indexed."""
-    members = {(picture.key, picture.ending) for picture in gallery.pictures}
-    keys = {picture.key for picture in gallery.pictures}
-    sources = dict.fromkeys(picture.tar for picture in gallery.pictures)
+    """Copy the gallery's pictures and metadata, numbered, into a tar file of their own, to be indexed."""
     with tarfile.open(path, "w") as target:
-        for source in sources:
-            with tarfile.open(source, "r:") as archive:
-                for member in archive:
-                    key, _, ending = member.name.rpartition(".")
-                    if (key, ending.lower()) in members or (key in keys and ending.lower() == "json"):
-                        target.addfile(member, archive.extractfile(member))
+        for number, picture in enumerate(gallery.pictures):
+            described = {"caption": picture.caption, **picture.metadata}
+            _add(target, f"{number:06d}{ending(picture.key)}", picture.read())
+            _add(target, f"{number:06d}.json", json.dumps(described, ensure_ascii=False).encode())
+
+
+def _add(target: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    target.addfile(member, io.BytesIO(content))
 
 
 def make_missing(folder: Path, names: Sequence[str], *, say: Callable[[str], None]) -> None:

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from llm2clip.eval.datasets import DatasetError, read_captioned, read_tar
+from llm2clip.indexer import open_corpus
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -27,7 +28,7 @@ def corpus(tmp_path, tars):
 
 def test_pictures_are_found_and_read_where_they_lie(corpus, tars):
     pictures = list(read_tar(corpus))
-    assert [picture.key for picture in pictures] == ["a/1", "2.x", "3"]
+    assert [picture.key for picture in pictures] == ["a/1.png", "2.x.png", "3.png"]
     assert [picture.read() for picture in pictures] == [
         tars.colour(RED),
         tars.colour(GREEN),
@@ -71,40 +72,64 @@ def test_a_tar_without_pictures_is_an_error(tmp_path, tars):
         read_captioned(path)
 
 
+def test_members_belong_together_as_in_an_index(tmp_path, tars):
+    """Up to the first dot of the name, and only one after the other: what a search shows is what is measured."""
+    path = tmp_path / "some.tar"
+    with tarfile.open(path, "w") as tar:
+        tars.add(tar, "1.thumb.png", tars.colour(RED))
+        tars.add(tar, "1.json", b'{"caption": "red", "n": 1}')
+        tars.add(tar, "2.png", tars.colour(GREEN))
+        tars.add(tar, "3.png", tars.colour(BLUE))
+        tars.add(tar, "3.txt", b"blue")
+        tars.add(tar, "2.json", b'{"caption": "late"}')
+    found = [(picture.key, picture.caption, picture.metadata) for picture in read_tar(path)]
+    assert found == [("1.thumb.png", "red", {"n": 1}), ("2.png", None, {}), ("3.png", "blue", {})]
+    indexed = [(record.key, record.caption, record.metadata or {}) for record in open_corpus(path).records()]
+    assert [(f"some.tar#{key}", caption, metadata) for key, caption, metadata in found] == indexed
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"no such shard: .*nowhere\.tar"):
+        list(read_tar(tmp_path / "nowhere.tar"))
+
+
 @pytest.mark.parametrize("content", [b"not a tar at all" * 100, b"\x1f\x8b rest"])
 def test_a_file_that_is_no_tar_is_named(tmp_path, content):
     path = tmp_path / "broken.tar"
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"broken\.tar is not a readable tar file"):
+    with pytest.raises(DatasetError, match=r"broken\.tar: tar cannot be read after 0 pictures: .* download"):
         list(read_tar(path))
 
 
 def test_a_cut_off_tar_is_refused(corpus):
     corpus.write_bytes(corpus.read_bytes()[:700])
-    with pytest.raises(DatasetError, match="not a readable tar file"):
+    with pytest.raises(DatasetError, match=r"corpus\.tar.*: tar cannot be read after \d pictures"):
         list(read_tar(corpus))
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{", "is not valid JSON"),
-        (b"[1]", "holds list, expected a JSON object"),
-        (b"\xff", "is not valid JSON"),
+        (b"{", "metadata left out, not usable JSON: "),
+        (b"[1]", "not usable JSON: expected an object, got list"),
+        (b"\xff", "metadata left out, not usable JSON: "),
+        (b" " * ((1 << 20) + 1), "caption or metadata left out: more than 1,048,576 bytes"),
     ],
+    ids=["cut", "list", "encoding", "huge"],
 )
-def test_bad_json_is_named(tmp_path, content, message, tars):
+def test_metadata_that_cannot_be_read_is_an_error(tmp_path, content, message, tars):
     path = tmp_path / "bad.tar"
     with tarfile.open(path, "w") as tar:
         tars.add(tar, "1.png", tars.colour(RED))
         tars.add(tar, "1.json", content)
-    with pytest.raises(DatasetError, match=rf"bad\.tar: 1\.json {message}"):
+    with pytest.raises(DatasetError, match=rf"bad\.tar#1\.png: .*{message}"):
         list(read_tar(path))
 
 
-def test_a_huge_json_is_refused(tmp_path, tars):
-    path = tmp_path / "huge.tar"
+def test_two_members_of_one_name_are_an_error(tmp_path, tars):
+    path = tmp_path / "twice.tar"
     with tarfile.open(path, "w") as tar:
-        tars.add(tar, "1.json", b" " * ((1 << 20) + 1))
-    with pytest.raises(DatasetError, match="expected at most 1048576"):
+        for colour in (RED, BLUE):
+            tars.add(tar, "1.png", tars.colour(colour))
+    with pytest.raises(DatasetError, match="second member of this name"):
         list(read_tar(path))
