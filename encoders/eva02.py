@@ -122,7 +122,8 @@ class Eva02Attention(nn.Module):
         return output
 
     def _heads(self, states_BLD: Tensor) -> Tensor:
-        return states_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        heads: Tensor = states_BLD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
 
 
 class Eva02FeedForward(nn.Module):
