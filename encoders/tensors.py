@@ -135,6 +135,12 @@ def _check_places(places: Mapping[str, _Place], *, start: int, path: Path) -> No
         start += place.length
 
 
+def of_any_float(shape: tuple[int, ...], found: TensorSpec | None) -> TensorSpec:
+    """A tensor of this shape as it is in a file, if its dtype is one that weights are stored in, else as float32."""
+    stored = found.dtype if found is not None and found.dtype in DTYPES.values() else "F32"
+    return TensorSpec(shape, stored)
+
+
 def check_tensors(
     found: Mapping[str, TensorSpec],
     expected: Mapping[str, TensorSpec],
