@@ -43,8 +43,6 @@ STORED = {
 _MAX_HEADER = 100_000_000
 _PIECE = 1 << 23
 """Bytes read at once; a multiple of every width above."""
-_PIECE = 1 << 23
-"""Bytes read at once."""
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
 
+from llm2clip.encoders.checkpoint import convert_checkpoint
 from llm2clip.encoders.eva02 import Eva02Config, Eva02Tower, rotary_tables
+from llm2clip.encoders.towers import open_vision
 
 
 def is_table(name: str) -> bool:
@@ -99,3 +105,52 @@ def test_tables_rounded_to_half_precision_are_told_apart(case, tower, eva02_name
     got = tower(pixels)
     case.check(f"{eva02_name}: rope_from_file/image_features", got, expected["rope_from_file/image_features"])
     assert (got - expected["image_features"]).abs().max() > 2e-4
+
+
+@torch.no_grad()
+def check_whole(case, plan, name) -> None:
+    inputs, expected = case.tensors("inputs.safetensors"), case.tensors("expected.safetensors")
+    pictures = plan.load()(inputs["pixel_values"])
+    texts = plan.load_adapter()(inputs["llm_features"])
+    case.check(f"{name}: image_features", pictures, expected["image_features"])
+    case.check(f"{name}: text_features", texts, expected["text_features"])
+    pictures, texts = F.normalize(pictures, dim=-1), F.normalize(texts, dim=-1)
+    case.check(f"{name}: image_features_normalized", pictures, expected["image_features_normalized"])
+    case.check(f"{name}: text_features_normalized", texts, expected["text_features_normalized"])
+    scale = torch.tensor(plan.logit_scale()).exp()
+    case.check(f"{name}: logits_per_image", scale * pictures @ texts.T, expected["logits_per_image"])
+
+
+def test_the_file_as_a_whole(case, eva02_name):
+    plan = open_vision(case.folder / "weights.safetensors")
+    recorded = case.json("config.json")
+    assert (plan.layout, plan.dim) == ("eva02", recorded["embed_dim"])
+    assert (plan.image_size, plan.width) == tuple(
+        recorded["vision_cfg"][key] for key in ("image_size", "width")
+    )
+    assert plan.depth == recorded["vision_cfg"]["layers"]
+    assert plan.adapter.width == recorded["text_cfg"]["llm_embedding_dim"]
+    check_whole(case, plan, eva02_name)
+
+
+def test_without_a_configuration_the_tables_tell_heads_and_grid(case, eva02_name, tmp_path):
+    copy = shutil.copy(case.folder / "weights.safetensors", tmp_path)
+    plan = open_vision(tmp_path / copy)
+    assert plan.shape.rope_grid == case.json("config.json")["vision_cfg"]["pt_hw_seq_len"]
+    check_whole(case, plan, eva02_name)
+
+
+def test_without_the_tables_the_configuration_tells(case, eva02_name, tmp_path):
+    shutil.copy(case.folder / "config.json", tmp_path)
+    weights = {name: t for name, t in case.tensors("weights.safetensors").items() if not is_table(name)}
+    save_file(weights, tmp_path / "weights.safetensors")
+    plan = open_vision(tmp_path / "weights.safetensors")
+    assert "no rotary tables in the file" in plan.found
+    check_whole(case, plan, eva02_name)
+
+
+def test_as_it_is_published(case, eva02_name, tmp_path):
+    """A bare dict that ``torch.save`` wrote."""
+    torch.save(case.tensors("weights.safetensors"), tmp_path / "model.pt")
+    path = convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")
+    check_whole(case, open_vision(path, settings=case.json("config.json")), eva02_name)
