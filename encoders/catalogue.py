@@ -81,6 +81,9 @@ class EncoderRow:
     """Where the numbers are from."""
     note: str = ""
     """One line on what it is good for."""
+    beside: str = ""
+    """Another encoder some of whose files are needed too: the tokenizer of Long-CLIP and EVA02-CLIP, the vision
+    tower of multilingual CLIP."""
     weights: str = ""
     """The file of weights among ``files``."""
     weights_bytes: int = 0
@@ -144,8 +147,8 @@ class LlamaShape:
             return self.parameters * _BYTES[choice]
         shapes = self.matrices.values()
         weights = sum(rows * columns for rows, columns in shapes)
-        if choice == "int8":  # a bfloat16 scale for each row
-            block = weights + sum(2 * rows for rows, _ in shapes)
+        if choice == "int8":  # a float32 scale for each row
+            block = weights + sum(4 * rows for rows, _ in shapes)
         else:  # two to a byte, and for each group a bfloat16 scale and zero point
             block = weights // 2 + sum(4 * rows * -(-columns // INT4_GROUP) for rows, columns in shapes)
         rest = self.parameters - self.num_hidden_layers * weights
