@@ -98,15 +98,6 @@ class Llm2ClipConfig:
             raise ValueError(f"adapter.width is {self.adapter.width}, but text.hidden_size is {width}")
 
 
-def is_clip_folder(folder: Path) -> bool:
-    """Whether a folder holds a CLIP model as the Hugging Face hub lays it out, rather than one of ours."""
-    try:
-        data = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and "format" not in data and data.get("model_type") == "clip"
-
-
 def read_config(folder: Path) -> Llm2ClipConfig:
     """The configuration of an encoder folder.
 

@@ -32,41 +32,22 @@ class EncoderCard:
     """What must be fetched, and from where; empty if nothing."""
 
 
-_CARDS = (
-    EncoderCard(
-        name="nano",
-        summary="ours, for the sample corpus: emoji and drawn scenes, many languages, long queries",
-        size="14 MB",
-        quality="no good on photographs",
-        download="",
-    ),
-    EncoderCard(
-        name="clip-vit-b-32",
-        summary="OpenAI CLIP ViT-B/32: photographs, English, up to 77 tokens",
-        size="605 MB",
-        quality="Flickr30k R@1 58.8, the fastest on photographs",
-        download="openai/clip-vit-base-patch32 from the Hugging Face hub",
-    ),
-    EncoderCard(
-        name="clip-vit-b-16",
-        summary="OpenAI CLIP ViT-B/16: photographs, English, up to 77 tokens",
-        size="599 MB",
-        quality="Flickr30k R@1 62.2, four times the work of B/32",
-        download="openai/clip-vit-base-patch16 from the Hugging Face hub",
-    ),
-    EncoderCard(
-        name="clip-vit-l-14",
-        summary="OpenAI CLIP ViT-L/14: photographs, English, up to 77 tokens",
-        size="1.7 GB",
-        quality="Flickr30k R@1 65.0, eighteen times the work of B/32",
-        download="openai/clip-vit-large-patch14 from the Hugging Face hub",
-    ),
+_NANO_CARD = EncoderCard(
+    name="nano",
+    summary="ours, for the sample corpus: emoji and drawn scenes, many languages, long queries",
+    size="14 MB",
+    quality="no good on photographs",
+    download="",
 )
+_LISTED = ("clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14")
+"""The baselines that are offered to people, from the catalogue."""
 
 
 def list_encoders() -> list[EncoderCard]:
     """The built-in encoders, smallest first. Nothing is loaded or fetched."""
-    return list(_CARDS)
+    from llm2clip.encoders.baseline_table import baseline_cards
+
+    return [_NANO_CARD, *(card for card in baseline_cards() if card.name in _LISTED)]
 
 
 def load_encoder(
@@ -84,14 +65,16 @@ def load_encoder(
         ModelError: The name is unknown, or files are missing, damaged or cannot be fetched.
         ValueError: There is no such device or dtype.
     """
-    names = [card.name for card in _CARDS]
     name = os.fspath(name_or_path)
     if name == "nano":
-        return _load_folder(_NANO, device=device, dtype=dtype)
-    if name in names:
-        from llm2clip.encoders.clip import CLIP_MODELS, load_clip
+        from llm2clip.encoders.llm2clip import Llm2ClipEncoder
 
-        return load_clip(CLIP_MODELS[name], name=name, device=device, dtype=dtype)
+        return Llm2ClipEncoder.from_folder(_NANO, device=device, dtype=dtype)
+    names = [card.name for card in list_encoders()]
+    if name in names:
+        from llm2clip.encoders.baselines import load_baseline
+
+        return load_baseline(name, device=device, dtype=dtype)
     path = Path(name).expanduser()
     if path.is_dir():
         return _load_folder(path, device=device, dtype=dtype)
@@ -103,12 +86,10 @@ def load_encoder(
 
 
 def _load_folder(path: Path, *, device: str, dtype: str) -> Encoder:
-    from llm2clip.encoders.folder import is_clip_folder
+    from llm2clip.encoders.baselines import folder_family, load_baseline_folder
 
-    if is_clip_folder(path):
-        from llm2clip.encoders.clip import load_clip
-
-        return load_clip(path, name=path.resolve().name, device=device, dtype=dtype)
+    if folder_family(path) is not None:
+        return load_baseline_folder(path, device=device, dtype=dtype)
     from llm2clip.encoders.llm2clip import Llm2ClipEncoder
 
     return Llm2ClipEncoder.from_folder(path, device=device, dtype=dtype)

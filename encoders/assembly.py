@@ -1,0 +1,138 @@
+"""What the loaders of the baselines share: what was asked for, where its files are, and its two sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from llm2clip.encoders.base import EncoderInfo
+from llm2clip.encoders.catalogue import EncoderRow, find_encoder
+from llm2clip.encoders.devices import pick_device, pick_dtype
+from llm2clip.encoders.dual import Checkpoint
+from llm2clip.encoders.errors import ModelError
+from llm2clip.encoders.hub import fetch
+from llm2clip.encoders.pair import PictureSide, TowerTextSide
+from llm2clip.encoders.preprocess import Preprocess
+from llm2clip.encoders.tokens import TOKENIZER_FILES, TokenReader, load_tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A baseline to be opened."""
+
+    name: str
+    """What the encoder is to be called."""
+    row: EncoderRow | None = None
+    """Its line of the catalogue; none for a model of one's own."""
+    given: Path | None = None
+    """The folder its files were put in by hand; fetched from the hub if ``None``."""
+    device: torch.device
+    """Where it runs."""
+    dtype: torch.dtype
+    """Of the arithmetic."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where its files are, fetched now if need be.
+
+        Raises:
+            ModelError: They are not on this machine and cannot be fetched.
+        """
+        if self.given is not None:
+            return self.given
+        assert self.row is not None, "a request has a row or a folder"
+        return fetch(self.row.repository, files=self.row.files, name=self.name, revision=self.row.revision)
+
+    def beside(self, part: str, *, files: tuple[str, ...] | None = None) -> Path:
+        """Where the files are that it takes from another encoder of the catalogue.
+
+        Args:
+            part: The folder inside a folder of one's own that may hold them.
+            files: Those of the other's files that are needed; all if ``None``.
+        """
+        if self.given is not None and (self.given / part).is_dir():
+            return self.given / part
+        other = find_encoder(self.row.beside) if self.row is not None else None
+        if other is None:
+            raise ModelError(f"{self.name} lacks the folder {part}; expected it at {self.folder / part}")
+        place = f"{self.name}/{part}"
+        return fetch(
+            other.repository,
+            files=other.files if files is None else files,
+            name=self.name,
+            revision=other.revision,
+            place=place,
+        )
+
+    def tokenizer_folder(self) -> Path:
+        """Where its tokenizer is: beside its weights, or with the encoder it takes it from."""
+        if any((self.folder / name).is_file() for name in TOKENIZER_FILES):
+            return self.folder
+        return self.beside("tokenizer", files=("tokenizer.json",))
+
+    def info(
+        self,
+        *,
+        family: str,
+        dim: int,
+        preprocess: Preprocess,
+        limit: int,
+        sha256: str,
+        parameters: int,
+    ) -> EncoderInfo:
+        """What the encoder says of itself: what was measured of its files, and what the catalogue knows."""
+        row = self.row
+        return EncoderInfo(
+            name=self.name,
+            family=family,
+            dim=dim,
+            image_size=preprocess.size,
+            max_text_tokens=limit,
+            weights_sha256=sha256,
+            preprocessing=preprocess.identifier,
+            parameters=parameters,
+            languages=row.languages if row else (),
+            licence=row.licence if row else "unknown",
+            note=row.note if row else f"a {family} model of your own",
+        )
+
+
+def request(
+    name: str, *, row: EncoderRow | None = None, given: Path | None = None, device: str, dtype: str
+) -> Request:
+    """A request with device and dtype picked.
+
+    Raises:
+        ValueError: There is no such device or dtype.
+    """
+    place = pick_device(device)
+    arithmetic = pick_dtype(dtype, device=place, stored="float16")
+    return Request(name=name, row=row, given=given, device=place, dtype=arithmetic)
+
+
+def picture_side(checkpoint: Checkpoint, asked: Request) -> PictureSide:
+    """The vision tower of a model of a family."""
+    return PictureSide(
+        lambda: checkpoint.load_vision(dtype=asked.dtype, device=asked.device),
+        preprocess=checkpoint.preprocess,
+        dtype=asked.dtype,
+        device=asked.device,
+    )
+
+
+def text_side(checkpoint: Checkpoint, asked: Request) -> TowerTextSide:
+    """The text tower of a model of a family."""
+
+    def reader() -> TokenReader:
+        form = checkpoint.family.form
+        tokenizer = load_tokenizer(checkpoint.folder, form=form, vocabulary=checkpoint.vocabulary)
+        return TokenReader(tokenizer, form=form, limit=checkpoint.limit)
+
+    return TowerTextSide(
+        lambda: checkpoint.load_text(dtype=asked.dtype, device=asked.device),
+        reader=reader,
+        device=asked.device,
+    )

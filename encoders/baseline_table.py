@@ -1,0 +1,46 @@
+"""The lines of ``baselines.toml`` and what to say of them. Nothing heavy is imported."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llm2clip.encoders.catalogue import EncoderRow, encoder_rows
+
+if TYPE_CHECKING:
+    from llm2clip.encoders.registry import EncoderCard
+
+BASELINES = frozenset({"clip", "siglip", "siglip2", "metaclip2", "chinese-clip", "altclip"})
+"""Families of the table."""
+
+
+def baseline_rows() -> list[EncoderRow]:
+    """The lines of ``baselines.toml``, in their order."""
+    return [row for row in encoder_rows() if row.family in BASELINES]
+
+
+def baseline_cards() -> list[EncoderCard]:
+    """What one needs to know to choose one of them. Nothing is loaded or fetched."""
+    return [baseline_card(row) for row in baseline_rows()]
+
+
+def baseline_card(row: EncoderRow) -> EncoderCard:
+    """A line of the table in words."""
+    from llm2clip.encoders.registry import EncoderCard
+
+    # A note is what it is, then, after a semicolon, what sets it apart.
+    what, _, apart = row.note.partition("; ")
+    languages = "" if row.languages == ("mul",) else f", {', '.join(row.languages)}"
+    recalls = {
+        "Flickr30k R@1": row.published.flickr30k_t2i_r1 or row.nearest.flickr30k_t2i_r1,
+        "Flickr30k-CN R@1": row.published.flickr30k_cn_t2i_r1,
+    }
+    quality = [f"{name} {value:g}" for name, value in recalls.items() if value is not None]
+    return EncoderCard(
+        name=row.name,
+        summary=f"{what}{languages}, up to {row.max_text_tokens} tokens",
+        size=f"{row.download_bytes / 1e6:.0f} MB"
+        if row.download_bytes < 1e9
+        else f"{row.download_bytes / 1e9:.1f} GB",
+        quality=", ".join([*quality, apart] if apart else quality) or "no published recall on Flickr30k",
+        download=f"{row.repository} from the Hugging Face hub",
+    )

@@ -1,0 +1,93 @@
+"""The encoders LLM2CLIP is compared with, each prepared and read in its own way, behind the same class.
+
+``baselines.toml`` lists them; ``st:NAME`` is any multimodal sentence-transformers model, and
+``open_clip:MODEL/PRETRAINED`` anything open_clip has, where that is installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from difflib import get_close_matches
+from pathlib import Path
+
+from llm2clip.encoders.assembly import Request, picture_side, request, text_side
+from llm2clip.encoders.base import Encoder
+from llm2clip.encoders.baseline_table import baseline_rows
+from llm2clip.encoders.catalogue import find_encoder
+from llm2clip.encoders.dual import Checkpoint
+from llm2clip.encoders.errors import ModelError
+from llm2clip.encoders.families import FAMILIES, family_of
+from llm2clip.encoders.pair import PairEncoder
+from llm2clip.encoders.weights import read_json
+
+
+def load_baseline(name: str, *, device: str = "auto", dtype: str = "auto") -> Encoder:
+    """Open a baseline; its weights are read when they are first needed.
+
+    Args:
+        name: A name or a repository of ``baselines.toml``.
+        device: See ``load_encoder``.
+        dtype: See ``load_encoder``.
+
+    Raises:
+        ModelError: The name is unknown, or files are missing, damaged or cannot be fetched.
+        ValueError: There is no such device or dtype.
+    """
+    row = find_encoder(name)
+    if row is None or row.family not in _LOADERS:
+        names = [row.name for row in baseline_rows()]
+        close = get_close_matches(name, names, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ModelError(f"unknown baseline {name!r}; {hint}known: {', '.join(names)}")
+    return _LOADERS[row.family](request(row.name, row=row, device=device, dtype=dtype))
+
+
+def load_baseline_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Encoder:
+    """Open a baseline from a folder its files were put in by hand, called like the folder.
+
+    Raises:
+        ModelError: It is none of our families, or files are missing or damaged.
+        ValueError: There is no such device or dtype.
+    """
+    name = folder.resolve().name
+    family = folder_family(folder)
+    if family is None:
+        raise ModelError(f"{folder} holds no model of a known family")
+    row = find_encoder(name)
+    known = row if row is not None and row.family == family else None
+    return _LOADERS[family](request(name, row=known, given=folder, device=device, dtype=dtype))
+
+
+def folder_family(folder: Path) -> str | None:
+    """The family of the baseline in a folder; ``None`` if there is none. Only small files are looked at."""
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if "format" in config:
+        return None
+    if "model_type" in config:
+        try:
+            return family_of(folder, config).name
+        except ModelError:
+            return None
+    return next(
+        (row.family for row in baseline_rows() if row.weights and (folder / row.weights).is_file()), None
+    )
+
+
+def _load_dual(asked: Request) -> PairEncoder:
+    checkpoint = Checkpoint(asked.folder, family=asked.row.family if asked.row else None)
+    return PairEncoder(
+        pictures=picture_side(checkpoint, asked),
+        texts=text_side(checkpoint, asked),
+        describe=lambda: asked.info(
+            family=checkpoint.family.name,
+            dim=checkpoint.dim,
+            preprocess=checkpoint.preprocess,
+            limit=checkpoint.limit,
+            sha256=checkpoint.weights.sha256,
+            parameters=checkpoint.weights.parameters,
+        ),
+    )
+
+
+_LOADERS: dict[str, Callable[[Request], Encoder]] = dict.fromkeys(FAMILIES, _load_dual)
+"""Family -> how to open a model of it."""
