@@ -13,8 +13,8 @@ from llm2clip.encoders.catalogue import EncoderRow, find_encoder
 from llm2clip.encoders.devices import pick_device, pick_dtype
 from llm2clip.encoders.dual import Checkpoint
 from llm2clip.encoders.errors import ModelError
-from llm2clip.encoders.hub import fetch
 from llm2clip.encoders.pair import PictureSide, TowerTextSide
+from llm2clip.encoders.places import Wanted, locate
 from llm2clip.encoders.preprocess import Preprocess
 from llm2clip.encoders.tokens import TOKENIZER_FILES, TokenReader, load_tokenizer
 
@@ -44,28 +44,21 @@ class Request:
         if self.given is not None:
             return self.given
         assert self.row is not None, "a request has a row or a folder"
-        return fetch(self.row.repository, files=self.row.files, name=self.name, revision=self.row.revision)
+        return locate(wanted(self.row))
 
-    def beside(self, part: str, *, files: tuple[str, ...] | None = None) -> Path:
+    def beside(self, part: str, *, files: tuple[str, ...] = ()) -> Path:
         """Where the files are that it takes from another encoder of the catalogue.
 
         Args:
             part: The folder inside a folder of one's own that may hold them.
-            files: Those of the other's files that are needed; all if ``None``.
+            files: Those of the other's files that are needed; all if empty.
         """
         if self.given is not None and (self.given / part).is_dir():
             return self.given / part
         other = find_encoder(self.row.beside) if self.row is not None else None
         if other is None:
-            raise ModelError(f"{self.name} lacks the folder {part}; expected it at {self.folder / part}")
-        place = f"{self.name}/{part}"
-        return fetch(
-            other.repository,
-            files=other.files if files is None else files,
-            name=self.name,
-            revision=other.revision,
-            place=place,
-        )
+            raise ModelError(f"{self.folder} has no folder {part}, which its model needs")
+        return locate(wanted(other, name=self.name, files=files))
 
     def tokenizer_folder(self) -> Path:
         """Where its tokenizer is: beside its weights, or with the encoder it takes it from."""
@@ -98,6 +91,17 @@ class Request:
             licence=row.licence if row else "unknown",
             note=row.note if row else f"a {family} model of your own",
         )
+
+
+def wanted(row: EncoderRow, *, name: str = "", files: tuple[str, ...] = ()) -> Wanted:
+    """Files of a line of the catalogue, all if none are named, needed by the encoder ``name`` or by itself."""
+    return Wanted(
+        name=name or row.name,
+        repository=row.repository,
+        files=files or row.files,
+        revision=row.revision,
+        size=0 if files else row.download_bytes,
+    )
 
 
 def request(

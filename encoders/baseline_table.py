@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llm2clip.encoders.catalogue import EncoderRow, encoder_rows
+from llm2clip.encoders.places import human
 
 if TYPE_CHECKING:
     from llm2clip.encoders.registry import EncoderCard
@@ -38,9 +39,7 @@ def baseline_card(row: EncoderRow) -> EncoderCard:
     return EncoderCard(
         name=row.name,
         summary=f"{what}{languages}, up to {row.max_text_tokens} tokens",
-        size=f"{row.download_bytes / 1e6:.0f} MB"
-        if row.download_bytes < 1e9
-        else f"{row.download_bytes / 1e9:.1f} GB",
+        size=human(row.download_bytes),
         quality=", ".join([*quality, apart] if apart else quality) or "no published recall on Flickr30k",
         download=f"{row.repository} from the Hugging Face hub",
     )

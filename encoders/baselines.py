@@ -18,7 +18,7 @@ from llm2clip.encoders.dual import Checkpoint
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.families import FAMILIES, family_of
 from llm2clip.encoders.pair import PairEncoder
-from llm2clip.encoders.weights import read_json
+from llm2clip.encoders.strict import read_object
 
 
 def load_baseline(name: str, *, device: str = "auto", dtype: str = "auto") -> Encoder:
@@ -60,7 +60,7 @@ def load_baseline_folder(folder: Path, *, device: str = "auto", dtype: str = "au
 
 def folder_family(folder: Path) -> str | None:
     """The family of the baseline in a folder; ``None`` if there is none. Only small files are looked at."""
-    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "format" in config:
         return None
     if "model_type" in config:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.families import Family, family_of
 from llm2clip.encoders.image_settings import read_preprocess
-from llm2clip.encoders.weights import Side, Weights, read_json
+from llm2clip.encoders.strict import read_object
+from llm2clip.encoders.weights import Side, Weights
 
 TEXT = ("text_model.", "text_projection.")
 """How the names of the text side's tensors begin."""
@@ -88,7 +89,7 @@ class Checkpoint:
             ModelError: A file is missing or wrong, or it is none of our families.
         """
         self.folder = folder
-        self.config = read_json(folder / "config.json")
+        self.config = read_object(folder / "config.json")
         self.family = family_of(folder, self.config)
         if family not in (None, self.family.name):
             raise ModelError(

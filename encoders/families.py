@@ -14,8 +14,8 @@ from typing import Any
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.image_settings import OPENAI_MEAN, OPENAI_STD
 from llm2clip.encoders.preprocess import Preprocess, Resample, ResizeMode
+from llm2clip.encoders.strict import read_object
 from llm2clip.encoders.tokens import Cleaning, TextForm
-from llm2clip.encoders.weights import read_json
 
 _GEMMA_TOKENS = 256_000
 
@@ -134,5 +134,5 @@ def _is_siglip2(folder: Path, config: Mapping[str, Any]) -> bool:
     if isinstance(text, dict) and text.get("vocab_size") == _GEMMA_TOKENS:
         return True
     path = folder / "tokenizer_config.json"
-    end = read_json(path).get("eos_token") if path.is_file() else None
+    end = read_object(path).get("eos_token") if path.is_file() else None
     return (end.get("content") if isinstance(end, dict) else end) == FAMILIES["siglip2"].form.end

@@ -8,8 +8,7 @@ from typing import Any
 
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.preprocess import Preprocess, Resample, ResizeMode
-from llm2clip.encoders.strict import from_json, to_json
-from llm2clip.encoders.weights import read_json
+from llm2clip.encoders.strict import from_json, read_object, to_json
 
 FILE = "preprocessor_config.json"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -37,7 +36,7 @@ def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess
     if type(size) is not int or size < 1:
         raise ModelError(f"{folder / 'config.json'}: unsupported vision_config.image_size: {size!r}")
     path = folder / FILE
-    settings: dict[str, Any] = read_json(path) if path.is_file() else {}
+    settings: dict[str, Any] = read_object(path) if path.is_file() else {}
     mode = _mode(settings, default.mode)
     square: object = {"height": size, "width": size}
     allowed: dict[str, tuple[object, ...]] = {

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from llm2clip.encoders.errors import ModelError
+from llm2clip.encoders.links import refuse_outside
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 """What a tokenizer may be made from: the first; the second and third; or the fourth."""
@@ -141,6 +142,8 @@ def load_tokenizer(folder: Path, *, form: TextForm, vocabulary: int) -> Tokenize
 
 def _read(folder: Path) -> Tokenizer:
     present = {name for name in TOKENIZER_FILES if (folder / name).is_file()}
+    for name in present:
+        refuse_outside(folder / name)
     try:
         if "tokenizer.json" in present:
             return Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -1,36 +1,39 @@
 """The weights of a model as the Hugging Face hub lays them out, read strictly and one side at a time.
 
-One ``model.safetensors``, several with an index, or a ``pytorch_model.bin`` of before safetensors. No code in any
-of them runs.
+One ``model.safetensors``, several with an index, or a ``pytorch_model.bin`` of before safetensors, which is
+converted once. No code in any of them runs.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import pickle
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from llm2clip.encoders.checkpoint import convert_checkpoint, read_conversion
 from llm2clip.encoders.errors import ModelError
-from llm2clip.encoders.hub import PICKLED, SAFETENSORS
+from llm2clip.encoders.links import refuse_outside
+from llm2clip.encoders.places import models_home
+from llm2clip.encoders.strict import read_object
 from llm2clip.encoders.tensors import (
-    DTYPES,
     TensorSpec,
     check_tensors,
     file_sha256,
+    of_any_float,
     read_header,
     stream_tensors,
 )
 
+SAFETENSORS = "model.safetensors"
+"""The usual file of weights."""
+PICKLED = "pytorch_model.bin"
+"""What older repositories have."""
 INDEX = f"{SAFETENSORS}.index.json"
 """Says which tensor is in which of several files."""
 
@@ -62,14 +65,16 @@ class Weights:
         if not found:
             raise ModelError(f"{folder} has no weights: expected {SAFETENSORS} or {PICKLED}")
         self.path = folder / found[0]
-        self._pickled = self.path.name == PICKLED
+        refuse_outside(self.path)
 
     @cached_property
     def files(self) -> tuple[Path, ...]:
-        """The files of tensors, in the order of their names."""
+        """The safetensors files, in the order of their names; made now if there is only an older file."""
+        if self.path.name == PICKLED:
+            return (convert(self.path),)
         if self.path.name != INDEX:
             return (self.path,)
-        index = read_json(self.path).get("weight_map")
+        index = read_object(self.path).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
             raise ModelError(f"{self.path}: expected a weight_map from names of tensors to files")
         names = sorted(set(index.values()))
@@ -77,14 +82,14 @@ class Weights:
             raise ModelError(f"{self.path} names files outside its folder: {', '.join(strange)}")
         if absent := [name for name in names if not (self.path.parent / name).is_file()]:
             raise ModelError(f"{self.path} names files that are not there: {', '.join(absent)}")
-        return tuple(self.path.parent / name for name in names)
+        paths = tuple(self.path.parent / name for name in names)
+        for path in paths:
+            refuse_outside(path)
+        return paths
 
     @cached_property
     def header(self) -> dict[str, tuple[TensorSpec, Path]]:
         """Every tensor with the file it is in."""
-        if self._pickled:
-            state = read_pickle(self.path)
-            return {name: (spec, self.path) for name, spec in tensor_specs(state).items()}
         found: dict[str, tuple[TensorSpec, Path]] = {}
         for path in self.files:
             for name, spec in read_header(path).items():
@@ -100,9 +105,15 @@ class Weights:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 in hexadecimal of the file; of several files, of their hashes one after another."""
+        """SHA-256 in hexadecimal of the published file; of several files, of their hashes one after another."""
+        if self.path.name == PICKLED:
+            return read_conversion(self.files[0]).sha256
         hashes = [stored_sha256(path) for path in self.files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def size(self, prefixes: tuple[str, ...]) -> int:
+        """How many numbers there are under names that begin so."""
+        return sum(spec.size for name, (spec, _) in self.header.items() if name.startswith(prefixes))
 
     def read(
         self,
@@ -125,21 +136,11 @@ class Weights:
         """
         names = {name: self._in_file(name, side.spellings) for name in expected}
         found = self._of_side(side)
-        floating = tuple(DTYPES.values())
-        # Any of the floating dtypes will do; others are reported against the one most files have.
         wanted = {
-            names[name]: TensorSpec(
-                shape,
-                found[names[name]].dtype
-                if names[name] in found and found[names[name]].dtype in floating
-                else "F32",
-            )
-            for name, shape in expected.items()
+            names[name]: of_any_float(shape, found.get(names[name])) for name, shape in expected.items()
         }
         check_tensors(found, wanted, path=self.path)
         back = {theirs: ours for ours, theirs in names.items()}
-        if self._pickled:
-            return self._from_pickle(back, dtype=dtype, device=device)
         tensors: dict[str, Tensor] = {}
         for path in self.files:
             here = [name for name in back if self.header[name][1] == path]
@@ -163,53 +164,10 @@ class Weights:
                 return other
         return name
 
-    def _from_pickle(
-        self, names: Mapping[str, str], *, dtype: torch.dtype, device: torch.device | str
-    ) -> dict[str, Tensor]:
-        state = read_pickle(self.path)
-        tensors = {ours: state[theirs].to(device, dtype, copy=True) for theirs, ours in names.items()}
-        if broken := [name for name, ours in names.items() if not bool(tensors[ours].isfinite().all())]:
-            raise ModelError(f"{self.path} has values that are not finite in: {', '.join(broken[:5])}")
-        return tensors
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """An object from a JSON file; ``ModelError`` if it cannot be read or is something else."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path}: expected an object, got {type(data).__name__}")
-    return data
-
-
-def read_pickle(path: Path) -> dict[str, Tensor]:
-    """Tensors by name from a file that ``torch.save`` wrote; nothing but tensors is accepted.
-
-    Raises:
-        ModelError: It is damaged, or holds more than tensors.
-    """
-    try:
-        # Files of before 2020 are no zip archives and cannot be mapped.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise ModelError(f"{path} is damaged or holds more than tensors: {reason}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path} is not a state dict: expected tensors by name")
-    return state
-
-
-def tensor_specs(tensors: Mapping[str, Tensor]) -> dict[str, TensorSpec]:
-    """Shapes and dtypes, as a safetensors header has them."""
-    names = {getattr(torch, ours): theirs for ours, theirs in DTYPES.items()}
-    return {
-        name: TensorSpec(tuple(tensor.shape), names.get(tensor.dtype, str(tensor.dtype)))
-        for name, tensor in tensors.items()
-    }
+def convert(path: Path) -> Path:
+    """A ``.pt`` or ``.bin`` file as safetensors, made in the data home at the first call."""
+    return convert_checkpoint(path, models_home() / "converted" / path.parent.name)
 
 
 def stored_sha256(path: Path) -> str:
