@@ -153,7 +153,11 @@ class VisionPlan:
 
 
 def open_vision(
-    path: Path, *, settings: Mapping[str, Any] | None = None, ignore: tuple[str, ...] = ()
+    path: Path,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    normalize_input: bool | None = None,
+    ignore: tuple[str, ...] = (),
 ) -> VisionPlan:
     """Look at a published file that holds a vision tower. No weight is read but small rotary tables.
 
@@ -161,6 +165,8 @@ def open_vision(
         path: A safetensors file.
         settings: A configuration, as parsed from JSON; ``None`` for the ``config.json`` beside the file, if any.
             Sizes are read from the tensors: what it says of them must only agree.
+        normalize_input: Whether the adapter scales the language model's state to unit length first; ``None`` for what
+            is known of the release (all do but SigLIP2's).
         ignore: How names of tensors begin that belong to somebody else, such as a text tower.
 
     Raises:
@@ -177,7 +183,9 @@ def open_vision(
     if tower.tables and "rope_grid" not in values:
         tower = read_tower(header, {**values, "rope_grid": _measure_rope_grid(path, tower)})
     check_claims(claims, tower, path=path, where=beside)
-    adapter = find_adapter(header, normalize_input=False if tower.shape.layout == "siglip2" else None)
+    if normalize_input is None and tower.shape.layout == "siglip2":
+        normalize_input = False
+    adapter = find_adapter(header, normalize_input=normalize_input)
     _check_file(header, tower, adapter, ignore)
     mine = (spec for name, spec in header.specs.items() if not _is_idle(name, tower, adapter, ignore))
     return VisionPlan(
