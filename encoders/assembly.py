@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,6 +18,8 @@ from llm2clip.encoders.pair import PictureSide, TowerTextSide
 from llm2clip.encoders.places import Wanted, locate
 from llm2clip.encoders.preprocess import Preprocess
 from llm2clip.encoders.tokens import TOKENIZER_FILES, TokenReader, load_tokenizer
+
+Parity = Literal["native", "upstream"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class Request:
     """Where it runs."""
     dtype: torch.dtype
     """Of the arithmetic."""
+    parity: Parity = "native"
+    """How pictures are treated that are no upright 8-bit RGB; see ``Preprocess``."""
 
     @cached_property
     def folder(self) -> Path:
@@ -59,6 +64,18 @@ class Request:
         if other is None:
             raise ModelError(f"{self.folder} has no folder {part}, which its model needs")
         return locate(wanted(other, name=self.name, files=files))
+
+    def weights_file(self) -> Path:
+        """The one file of weights that the catalogue names.
+
+        Raises:
+            ModelError: It is not there.
+        """
+        assert self.row is not None, "found by the name of its file"
+        path = self.folder / self.row.weights
+        if not path.is_file():
+            raise ModelError(f"{self.folder} has no {self.row.weights}")
+        return path
 
     def tokenizer_folder(self) -> Path:
         """Where its tokenizer is: beside its weights, or with the encoder it takes it from."""
@@ -105,7 +122,13 @@ def wanted(row: EncoderRow, *, name: str = "", files: tuple[str, ...] = ()) -> W
 
 
 def request(
-    name: str, *, row: EncoderRow | None = None, given: Path | None = None, device: str, dtype: str
+    name: str,
+    *,
+    row: EncoderRow | None = None,
+    given: Path | None = None,
+    device: str,
+    dtype: str,
+    parity: Parity = "native",
 ) -> Request:
     """A request with device and dtype picked.
 
@@ -114,14 +137,14 @@ def request(
     """
     place = pick_device(device)
     arithmetic = pick_dtype(dtype, device=place, stored="float16")
-    return Request(name=name, row=row, given=given, device=place, dtype=arithmetic)
+    return Request(name=name, row=row, given=given, device=place, dtype=arithmetic, parity=parity)
 
 
 def picture_side(checkpoint: Checkpoint, asked: Request) -> PictureSide:
     """The vision tower of a model of a family."""
     return PictureSide(
         lambda: checkpoint.load_vision(dtype=asked.dtype, device=asked.device),
-        preprocess=checkpoint.preprocess,
+        preprocess=replace(checkpoint.preprocess, parity=asked.parity),
         dtype=asked.dtype,
         device=asked.device,
     )

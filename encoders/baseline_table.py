@@ -10,7 +10,7 @@ from llm2clip.encoders.places import human
 if TYPE_CHECKING:
     from llm2clip.encoders.registry import EncoderCard
 
-BASELINES = frozenset({"clip", "siglip", "siglip2", "metaclip2", "chinese-clip", "altclip"})
+BASELINES = frozenset({"clip", "siglip", "siglip2", "metaclip2", "chinese-clip", "altclip", "long-clip"})
 """Families of the table."""
 
 

@@ -10,24 +10,29 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 
-from llm2clip.encoders.assembly import Request, picture_side, request, text_side
+from llm2clip.encoders.assembly import Parity, Request, picture_side, request, text_side
 from llm2clip.encoders.base import Encoder
 from llm2clip.encoders.baseline_table import baseline_rows
-from llm2clip.encoders.catalogue import find_encoder
+from llm2clip.encoders.catalogue import EncoderRow, find_encoder
 from llm2clip.encoders.dual import Checkpoint
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.families import FAMILIES, family_of
+from llm2clip.encoders.long_clip import load_long_clip
 from llm2clip.encoders.pair import PairEncoder
 from llm2clip.encoders.strict import read_object
 
 
-def load_baseline(name: str, *, device: str = "auto", dtype: str = "auto") -> Encoder:
+def load_baseline(
+    name: str, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
+) -> Encoder:
     """Open a baseline; its weights are read when they are first needed.
 
     Args:
         name: A name or a repository of ``baselines.toml``.
         device: See ``load_encoder``.
         dtype: See ``load_encoder``.
+        parity: ``"upstream"`` prepares pictures that are no upright 8-bit RGB as the original program does,
+            mistakes included; see ``Preprocess``.
 
     Raises:
         ModelError: The name is unknown, or files are missing, damaged or cannot be fetched.
@@ -39,10 +44,12 @@ def load_baseline(name: str, *, device: str = "auto", dtype: str = "auto") -> En
         close = get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise ModelError(f"unknown baseline {name!r}; {hint}known: {', '.join(names)}")
-    return _LOADERS[row.family](request(row.name, row=row, device=device, dtype=dtype))
+    return _LOADERS[row.family](request(row.name, row=row, device=device, dtype=dtype, parity=parity))
 
 
-def load_baseline_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> Encoder:
+def load_baseline_folder(
+    folder: Path, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
+) -> Encoder:
     """Open a baseline from a folder its files were put in by hand, called like the folder.
 
     Raises:
@@ -54,8 +61,9 @@ def load_baseline_folder(folder: Path, *, device: str = "auto", dtype: str = "au
     if family is None:
         raise ModelError(f"{folder} holds no model of a known family")
     row = find_encoder(name)
-    known = row if row is not None and row.family == family else None
-    return _LOADERS[family](request(name, row=known, given=folder, device=device, dtype=dtype))
+    if row is None or row.family != family:
+        row = _row_of_weights(folder)
+    return _LOADERS[family](request(name, row=row, given=folder, device=device, dtype=dtype, parity=parity))
 
 
 def folder_family(folder: Path) -> str | None:
@@ -65,23 +73,31 @@ def folder_family(folder: Path) -> str | None:
         return None
     if "model_type" in config:
         try:
-            return family_of(folder, config).name
+            family = family_of(folder, config)
         except ModelError:
             return None
-    return next(
-        (row.family for row in baseline_rows() if row.weights and (folder / row.weights).is_file()), None
-    )
+        # Microsoft's LLM2CLIP says that it is a clip, too.
+        classes = config.get("architectures") or [family.classes]
+        return family.name if str(classes[0]).startswith(family.classes) else None
+    row = _row_of_weights(folder)
+    return row.family if row else None
+
+
+def _row_of_weights(folder: Path) -> EncoderRow | None:
+    """The line of the table whose file of weights has a name of its own and is in a folder."""
+    return next((row for row in baseline_rows() if row.weights and (folder / row.weights).is_file()), None)
 
 
 def _load_dual(asked: Request) -> PairEncoder:
     checkpoint = Checkpoint(asked.folder, family=asked.row.family if asked.row else None)
+    pictures = picture_side(checkpoint, asked)
     return PairEncoder(
-        pictures=picture_side(checkpoint, asked),
+        pictures=pictures,
         texts=text_side(checkpoint, asked),
         describe=lambda: asked.info(
             family=checkpoint.family.name,
             dim=checkpoint.dim,
-            preprocess=checkpoint.preprocess,
+            preprocess=pictures.preprocess,
             limit=checkpoint.limit,
             sha256=checkpoint.weights.sha256,
             parameters=checkpoint.weights.parameters,
@@ -89,5 +105,8 @@ def _load_dual(asked: Request) -> PairEncoder:
     )
 
 
-_LOADERS: dict[str, Callable[[Request], Encoder]] = dict.fromkeys(FAMILIES, _load_dual)
+_LOADERS: dict[str, Callable[[Request], Encoder]] = {
+    **dict.fromkeys(FAMILIES, _load_dual),
+    "long-clip": load_long_clip,
+}
 """Family -> how to open a model of it."""
