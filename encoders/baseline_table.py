@@ -8,9 +8,11 @@ from llm2clip.encoders.catalogue import EncoderRow, encoder_rows
 from llm2clip.encoders.places import human
 
 if TYPE_CHECKING:
-    from llm2clip.encoders.registry import EncoderCard
+    from llm2clip.encoders.cards import EncoderCard
 
-BASELINES = frozenset({"clip", "siglip", "siglip2", "metaclip2", "chinese-clip", "altclip", "long-clip"})
+BASELINES = frozenset(
+    {"clip", "siglip", "siglip2", "metaclip2", "chinese-clip", "altclip", "long-clip", "m-clip"}
+)
 """Families of the table."""
 
 
@@ -26,7 +28,7 @@ def baseline_cards() -> list[EncoderCard]:
 
 def baseline_card(row: EncoderRow) -> EncoderCard:
     """A line of the table in words."""
-    from llm2clip.encoders.registry import EncoderCard
+    from llm2clip.encoders.cards import EncoderCard
 
     # A note is what it is, then, after a semicolon, what sets it apart.
     what, _, apart = row.note.partition("; ")

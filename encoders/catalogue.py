@@ -21,7 +21,7 @@ Choice = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 INT4_GROUP = 128
 """Weights that share one scale and one zero point in int4."""
 
-_TABLES = ("catalogue.toml", "baselines.toml")
+_TABLES = (Path(__file__).with_name("catalogue.toml"), Path(__file__).with_name("baselines.toml"))
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -60,7 +60,9 @@ class EncoderRow:
     revision: str = ""
     """Commit the numbers below belong to: all 40 digits where they are known, else the first ones."""
     files: tuple[str, ...] = ()
-    """What is needed of the repository; ``*`` as in a shell."""
+    """What is needed of the repository; ``*`` as in a shell, ``a|b`` for either."""
+    extras: tuple[str, ...] = ()
+    """What is read too where it is there."""
     download_bytes: int = 0
     """Size of those files; of LLM2CLIP without the language model."""
     parameters: int = 0
@@ -270,12 +272,9 @@ def _answers_to(row: EncoderRow | LanguageRow, name: str) -> bool:
     return asked in (row.name.casefold(), repository, repository.rpartition("/")[2])
 
 
-def _rows(table: str, key: str, kind: type[Any]) -> list[Any]:
-    path = Path(__file__).with_name(table)
-    if not path.is_file():
-        return []
-    data = tomllib.loads(path.read_text(encoding="utf-8"))
+def _rows(table: Path, key: str, kind: type[Any]) -> list[Any]:
+    data = tomllib.loads(table.read_text(encoding="utf-8"))
     return [
-        from_json(kind, row, where=f"{table}: {key} {number}")
+        from_json(kind, row, where=f"{table.name}: {key} {number}")
         for number, row in enumerate(data.get(key, []), 1)
     ]

@@ -29,6 +29,8 @@ class Wanted:
     """``owner/name``."""
     files: tuple[str, ...]
     """What is needed; ``*`` as in a shell, ``a|b`` for either."""
+    extras: tuple[str, ...] = ()
+    """What is fetched too where it is there."""
     revision: str = ""
     """Commit; fewer than 40 digits, or none, mean the newest."""
     size: int = 0
@@ -92,7 +94,7 @@ def locate(wanted: Wanted) -> Path:
         return found
     from huggingface_hub import snapshot_download
 
-    patterns = [either for file in wanted.files for either in file.split("|")]
+    patterns = [either for file in (*wanted.files, *wanted.extras) for either in file.split("|")]
     try:
         folder = Path(snapshot_download(wanted.repository, revision=wanted.commit, allow_patterns=patterns))
     except (OSError, ValueError) as error:
@@ -104,7 +106,7 @@ def locate(wanted: Wanted) -> Path:
 
 def narrowed(wanted: Wanted, files: Sequence[str]) -> Wanted:
     """The same repository, but other files of it."""
-    return replace(wanted, files=tuple(files), size=0)
+    return replace(wanted, files=tuple(files), extras=(), size=0)
 
 
 def human(size: int) -> str:
