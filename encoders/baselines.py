@@ -18,7 +18,10 @@ from llm2clip.encoders.dual import Checkpoint
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.families import FAMILIES, family_of
 from llm2clip.encoders.long_clip import load_long_clip
+from llm2clip.encoders.m_clip import load_m_clip
 from llm2clip.encoders.pair import PairEncoder
+from llm2clip.encoders.sentence import PREFIX as SENTENCE
+from llm2clip.encoders.sentence import load_sentence
 from llm2clip.encoders.strict import read_object
 
 
@@ -28,7 +31,7 @@ def load_baseline(
     """Open a baseline; its weights are read when they are first needed.
 
     Args:
-        name: A name or a repository of ``baselines.toml``.
+        name: A name or a repository of ``baselines.toml``, ``st:NAME`` or ``open_clip:MODEL/PRETRAINED``.
         device: See ``load_encoder``.
         dtype: See ``load_encoder``.
         parity: ``"upstream"`` prepares pictures that are no upright 8-bit RGB as the original program does,
@@ -38,6 +41,12 @@ def load_baseline(
         ModelError: The name is unknown, or files are missing, damaged or cannot be fetched.
         ValueError: There is no such device or dtype.
     """
+    if name.startswith(SENTENCE):
+        if parity != "native":
+            raise ValueError(
+                f"{name}: pictures are prepared by sentence-transformers; parity must be 'native'"
+            )
+        return load_sentence(name, device=device, dtype=dtype)
     row = find_encoder(name)
     if row is None or row.family not in _LOADERS:
         names = [row.name for row in baseline_rows()]
@@ -71,6 +80,8 @@ def folder_family(folder: Path) -> str | None:
     config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "format" in config:
         return None
+    if "modelBase" in config:
+        return "m-clip"
     if "model_type" in config:
         try:
             family = family_of(folder, config)
@@ -108,5 +119,6 @@ def _load_dual(asked: Request) -> PairEncoder:
 _LOADERS: dict[str, Callable[[Request], Encoder]] = {
     **dict.fromkeys(FAMILIES, _load_dual),
     "long-clip": load_long_clip,
+    "m-clip": load_m_clip,
 }
 """Family -> how to open a model of it."""
