@@ -81,10 +81,13 @@ class LanguageSide:
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """Mean states of the texts' own tokens. Shape: (len(texts), width), float32, any scale."""
-        ids, attention, pooled = (part.to(self.device) for part in self.reader.batch(texts))
+        return self.pooled(*(part.to(self.device) for part in self.reader.batch(texts)))
+
+    def pooled(self, ids_BL: Tensor, attention_BL: Tensor, pooled_BL: Tensor) -> Tensor:
+        """Mean states of what ``TextReader.batch`` gave. Shape: (B, width), float32, any scale."""
         model = self.module()
         with torch.inference_mode():
-            return self.reader.pool(model(ids, attention).float(), pooled)
+            return self.reader.pool(model(ids_BL, attention_BL).float(), pooled_BL)
 
     def _load(self) -> nn.Module:
         return self.source.plan.load(self.choice, device=self.device)

@@ -29,6 +29,7 @@ from llm2clip.encoders.vision_source import VisionSource, local_vision, publishe
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from sentence_transformers import SentenceTransformer
     from torch import nn
 
     from llm2clip.encoders.adapter import TextAdapter
@@ -151,6 +152,18 @@ class PublishedEncoder(Encoder):
         from llm2clip.encoders.export import save_published
 
         save_published(self, Path(folder), language_model=language_model)
+
+    def save_vision_tower(self, folder: str | os.PathLike[str]) -> None:
+        """Write the tower alone as a folder of transformers' CLIPVisionModel; see ``vision_export``."""
+        from llm2clip.encoders.vision_export import save_clip_vision
+
+        save_clip_vision(self.vision, Path(folder))
+
+    def as_sentence_transformer(self) -> SentenceTransformer:
+        """The text side as sentence-transformers has its models; see ``sentence_view``."""
+        from llm2clip.encoders.sentence_view import sentence_view
+
+        return sentence_view(self)
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
         return self.pictures.preprocess.prepare(image)

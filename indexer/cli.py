@@ -91,7 +91,7 @@ def verify(index: IndexOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def encoders(as_json: JsonOption = False) -> None:
-    """List the encoders there are names for: size, memory, what they read, how well, and whether they are here."""
+    """List all encoders: size, memory, languages, quality, and whether they are here."""
     with _one_line_errors():
         from llm2clip.indexer.command import run_encoders
 
