@@ -19,6 +19,8 @@ from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.families import FAMILIES, family_of
 from llm2clip.encoders.long_clip import load_long_clip
 from llm2clip.encoders.m_clip import load_m_clip
+from llm2clip.encoders.open_clip_models import PREFIX as OPEN_CLIP
+from llm2clip.encoders.open_clip_models import load_open_clip
 from llm2clip.encoders.pair import PairEncoder
 from llm2clip.encoders.sentence import PREFIX as SENTENCE
 from llm2clip.encoders.sentence import load_sentence
@@ -41,6 +43,8 @@ def load_baseline(
         ModelError: The name is unknown, or files are missing, damaged or cannot be fetched.
         ValueError: There is no such device or dtype.
     """
+    if name.startswith(OPEN_CLIP):
+        return load_open_clip(name, device=device, dtype=dtype, parity=parity)
     if name.startswith(SENTENCE):
         if parity != "native":
             raise ValueError(
