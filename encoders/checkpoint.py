@@ -7,6 +7,7 @@ bytes.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
@@ -111,7 +112,7 @@ def read_conversion(result: Path) -> Conversion:
 
 def _records(pt: Path, cache: Path) -> Iterator[Conversion]:
     """Earlier conversions of files of that name whose results are still whole."""
-    for path in sorted(cache.glob("*.json")):
+    for path in sorted(cache.glob(f"{glob.escape(pt.stem)}-*.json")):
         try:
             record = read_conversion(path)
             whole = (cache / record.result).stat().st_size == record.result_size

@@ -56,9 +56,11 @@ class Tower:
 class Header:
     """The tensors of a file, with errors that name file and tensor."""
 
-    def __init__(self, specs: Mapping[str, TensorSpec], path: Path) -> None:
+    def __init__(self, specs: Mapping[str, TensorSpec], path: Path, *, settings: Path | None = None) -> None:
         self.specs = specs
         self.path = path
+        self.settings = settings or path.parent / "config.json"
+        """Where a configuration is, or should be."""
 
     def axes(self, name: str, count: int) -> Shape:
         """Shape of a tensor that has ``count`` axes, none of them empty."""
@@ -126,19 +128,18 @@ def read_tower(header: Header, claims: Claims) -> Tower:
     )
 
 
-def _heads(header: Header, claims: Claims, *, width: int, likely: int) -> int:
+def _heads(header: Header, claims: Claims, *, patches: str, width: int, likely: int) -> int:
     heads, head_width = claims.get("heads"), claims.get("head_width")
     if isinstance(heads, int):
-        count = heads
+        count, said = heads, f"says that there are {heads} heads"
     elif isinstance(head_width, int):
-        count = width // head_width if head_width > 0 and width % head_width == 0 else 0
+        count = width // head_width if width % head_width == 0 else 0
+        said = f"says that heads are {head_width} wide"
     else:
-        count = likely
+        count, said = likely, "should say num_attention_heads"
     if count < 1 or width % count:
-        said = f"heads {heads}" if heads is not None else f"head width {head_width or _HEAD_WIDTH}"
         raise ModelError(
-            f"{header.path}: a width of {width} cannot be cut into heads ({said}); say num_attention_heads in "
-            "config.json"
+            f"{header.settings} {said}: {patches} of {header.path} is {width} wide, which cannot be cut into such heads"
         )
     return count
 
@@ -162,7 +163,7 @@ def _openai(header: Header, claims: Claims) -> Tower:
         patch_size=patch,
         width=width,
         depth=header.depth(layers),
-        heads=_heads(header, claims, width=width, likely=width // _HEAD_WIDTH),
+        heads=_heads(header, claims, patches=evidence["width"], width=width, likely=width // _HEAD_WIDTH),
         hidden=header.axes(evidence["hidden"], 2)[0],
         dim=header.axes(evidence["dim"], 2)[0],
         activation=str(claims.get("activation", "quick_gelu")),
@@ -207,7 +208,13 @@ def _siglip(header: Header, claims: Claims, *, timm: bool) -> Tower:
         patch_size=patch,
         width=width,
         depth=header.depth(prefix + layers),
-        heads=_heads(header, claims, width=width, likely=_HEADS.get(width, width // _HEAD_WIDTH)),
+        heads=_heads(
+            header,
+            claims,
+            patches=evidence["width"],
+            width=width,
+            likely=_HEADS.get(width, width // _HEAD_WIDTH),
+        ),
         hidden=header.axes(evidence["hidden"], 2)[0],
         dim=width,
         # timm builds the published so400m at 224 with the exact function, transformers with the approximate one.
@@ -240,7 +247,9 @@ def _eva02(header: Header, claims: Claims) -> Tower:
         patch_size=patch,
         width=width,
         depth=header.depth(f"{EVA}blocks."),
-        heads=likely if tables and likely else _heads(header, claims, width=width, likely=likely),
+        heads=likely
+        if tables and likely
+        else _heads(header, claims, patches=evidence["width"], width=width, likely=likely),
         hidden=header.axes(evidence["hidden"], 2)[0],
         dim=header.axes(evidence["dim"], 2)[0],
         activation="silu",
@@ -248,8 +257,8 @@ def _eva02(header: Header, claims: Claims) -> Tower:
     )
     if shape.head_width % 4:
         raise ModelError(
-            f"{header.path}: heads are {shape.head_width} wide, expected a multiple of 4 for rotary positions in "
-            "two axes; say num_attention_heads in config.json"
+            f"{header.settings} should say num_attention_heads: heads of {shape.head_width}, no multiple of 4, "
+            f"cannot turn in two axes ({evidence['width']} of {header.path} is {width} wide)"
         )
     # Files of before LLM2CLIP keep the two biases beside the linear maps.
     old = {

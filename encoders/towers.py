@@ -177,7 +177,7 @@ def open_vision(
     if settings is None:
         settings = read_object(beside, folder=path.parent) if beside.is_file() else {}
     claims = read_claims(settings, where=beside)
-    header = Header(read_header(path), path)
+    header = Header(read_header(path), path, settings=beside)
     values = {field: claim.value for field, claim in claims.items()}
     tower = read_tower(header, values)
     if tower.tables and "rope_grid" not in values:
@@ -207,9 +207,10 @@ def _is_idle(name: str, tower: Tower, adapter: AdapterPlan | None, ignore: tuple
 def _check_file(header: Header, tower: Tower, adapter: AdapterPlan | None, ignore: tuple[str, ...]) -> None:
     shape, specs = tower.shape, header.specs
     if adapter and adapter.config.dim != shape.dim:
+        last = adapter.names[f"adaptor.{adapter.config.blocks + 1}.weight"]
         raise ModelError(
-            f"{header.path}: the text adapter gives vectors of {adapter.config.dim} ({adapter.prefix}*), the "
-            f"{shape.layout} tower of {shape.dim}; expected the same"
+            f"{header.path}: the text adapter gives vectors of {adapter.config.dim} ({last}), the {shape.layout} tower "
+            f"of {shape.dim} ({tower.evidence['dim']}); expected the same"
         )
     sizes = {name: size for rows in tower.rows for name, size in rows.theirs.items()}
     sizes |= dict.fromkeys(tower.tables, (shape.patches, shape.head_width))
