@@ -190,14 +190,19 @@ def stream_tensors(
     Raises:
         ModelError: As ``read_tensors``; values that are not finite only after the last tensor, all of them named.
     """
+    import torch
+
     places = _places(path)
     broken = []
+    # One for all: freed and made anew between tensors that stay, it would leave holes in the heap.
+    piece = torch.empty(_PIECE, dtype=torch.uint8)
     try:
         with path.open("rb") as stream:
             for name in names:
                 if name not in places:
                     raise ModelError(f"{path} has no tensor {name}")
-                tensor = _read(stream, places[name], name=name, path=path, like=(dtype, device))
+                tensor = torch.empty(places[name].spec.shape, dtype=dtype, device=device)
+                _read(stream, places[name], name=name, path=path, into=(tensor, piece))
                 # A sum takes a tenth of the time, and is finite only if every value is; the reverse is not certain.
                 if not (bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())):
                     broken.append(name)
@@ -214,16 +219,16 @@ def _read(
     *,
     name: str,
     path: Path,
-    like: tuple[torch.dtype, torch.device | str],
-) -> Tensor:
+    into: tuple[Tensor, Tensor],
+) -> None:
+    """Fill a tensor by way of a piece of memory."""
     import torch
 
     if place.spec.dtype not in STORED:
         raise ModelError(f"{path}: {name} is {place.spec}, which is none of the dtypes that are read")
     stored = getattr(torch, STORED[place.spec.dtype][0])
-    tensor = torch.empty(place.spec.shape, dtype=like[0], device=like[1])
+    tensor, piece = into
     flat = tensor.view(-1)
-    piece = torch.empty(min(place.length, _PIECE), dtype=torch.uint8)
     stream.seek(place.start)
     done = 0
     while done < place.length:
@@ -234,7 +239,6 @@ def _read(
         first = done // values.element_size()
         flat[first : first + len(values)].copy_(values)
         done += len(raw)
-    return tensor
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
