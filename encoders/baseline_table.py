@@ -10,15 +10,10 @@ from llm2clip.encoders.places import human
 if TYPE_CHECKING:
     from llm2clip.encoders.cards import EncoderCard
 
-BASELINES = frozenset(
-    {"clip", "siglip", "siglip2", "metaclip2", "chinese-clip", "altclip", "long-clip", "m-clip"}
-)
-"""Families of the table."""
-
 
 def baseline_rows() -> list[EncoderRow]:
     """The lines of ``baselines.toml``, in their order."""
-    return [row for row in encoder_rows() if row.family in BASELINES]
+    return [row for row in encoder_rows() if not row.language_model]
 
 
 def baseline_cards() -> list[EncoderCard]:

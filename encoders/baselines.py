@@ -16,6 +16,7 @@ from llm2clip.encoders.baseline_table import baseline_rows
 from llm2clip.encoders.catalogue import EncoderRow, find_encoder
 from llm2clip.encoders.dual import Checkpoint
 from llm2clip.encoders.errors import ModelError
+from llm2clip.encoders.eva02_clip import load_eva02_clip
 from llm2clip.encoders.families import FAMILIES, family_of
 from llm2clip.encoders.long_clip import load_long_clip
 from llm2clip.encoders.m_clip import load_m_clip
@@ -52,7 +53,7 @@ def load_baseline(
             )
         return load_sentence(name, device=device, dtype=dtype)
     row = find_encoder(name)
-    if row is None or row.family not in _LOADERS:
+    if row is None or row.language_model:
         names = [row.name for row in baseline_rows()]
         close = get_close_matches(name, names, n=1)
         hint = f"did you mean {close[0]!r}? " if close else ""
@@ -122,6 +123,7 @@ def _load_dual(asked: Request) -> PairEncoder:
 
 _LOADERS: dict[str, Callable[[Request], Encoder]] = {
     **dict.fromkeys(FAMILIES, _load_dual),
+    "eva02-clip": load_eva02_clip,
     "long-clip": load_long_clip,
     "m-clip": load_m_clip,
 }
