@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llm2clip.encoders.catalogue import EncoderRow, encoder_rows
+from llm2clip.encoders.catalogue import EncoderRow, encoder_rows, find_encoder
 from llm2clip.encoders.places import human
 
 if TYPE_CHECKING:
@@ -33,10 +33,15 @@ def baseline_card(row: EncoderRow) -> EncoderCard:
         "Flickr30k-CN R@1": row.published.flickr30k_cn_t2i_r1,
     }
     quality = [f"{name} {value:g}" for name, value in recalls.items() if value is not None]
+    size, where = row.download_bytes, row.repository
+    if beside := find_encoder(row.beside):
+        part = "vision tower" if row.family == "m-clip" else "tokenizer"
+        size += beside.download_bytes if row.family == "m-clip" else 0
+        where += f", and the {part} of {beside.repository},"
     return EncoderCard(
         name=row.name,
         summary=f"{what}{languages}, up to {row.max_text_tokens} tokens",
-        size=human(row.download_bytes),
+        size=human(size),
         quality=", ".join([*quality, apart] if apart else quality) or "no published recall on Flickr30k",
-        download=f"{row.repository} from the Hugging Face hub",
+        download=f"{where} from the Hugging Face hub",
     )

@@ -159,14 +159,15 @@ def load_m_clip(asked: Request) -> PairEncoder:
     Raises:
         ModelError: A file is missing, damaged, of another kind, or the two sides do not fit each other.
     """
+    folder = asked.folder
     vision = Checkpoint(asked.beside("vision"), family="clip")
     pictures = picture_side(vision, asked)
     texts: AbstractTextSide
     part: SentenceTextSide | MultilingualCheckpoint
-    if (asked.folder / "modules.json").is_file():
-        texts = part = SentenceTextSide(asked.folder, device=asked.device, dtype=asked.dtype)
+    if (folder / "modules.json").is_file():
+        texts = part = SentenceTextSide(folder, device=asked.device, dtype=asked.dtype)
     else:
-        part = checkpoint = MultilingualCheckpoint(asked.folder)
+        part = checkpoint = MultilingualCheckpoint(folder)
         _check_dim(checkpoint, vision)
         texts = TowerTextSide(
             lambda: checkpoint.load(dtype=asked.dtype, device=asked.device),
