@@ -94,9 +94,10 @@ def locate(wanted: Wanted) -> Path:
         return found
     from huggingface_hub import snapshot_download
 
-    patterns = [either for file in (*wanted.files, *wanted.extras) for either in file.split("|")]
     try:
-        folder = Path(snapshot_download(wanted.repository, revision=wanted.commit, allow_patterns=patterns))
+        folder = Path(
+            snapshot_download(wanted.repository, revision=wanted.commit, allow_patterns=_patterns(wanted))
+        )
     except (OSError, ValueError) as error:
         raise ModelError(_advice(wanted, str(error).split("\n")[0])) from error
     if absent := missing_files(folder, wanted.files):
@@ -114,9 +115,13 @@ def human(size: int) -> str:
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
+def _patterns(wanted: Wanted) -> list[str]:
+    return [either for file in (*wanted.files, *wanted.extras) for either in file.split("|")]
+
+
 def _advice(wanted: Wanted, reason: str) -> str:
     files = ", ".join(file.replace("|", " or ") for file in wanted.files)
-    include = " ".join(f"--include '{either}'" for file in wanted.files for either in file.split("|"))
+    include = " ".join(f"--include '{pattern}'" for pattern in _patterns(wanted))
     size = f" ({human(wanted.size)})" if wanted.size else ""
     known = f" (the one described here begins with {wanted.revision})" if wanted.revision else ""
     whole = wanted.commit == wanted.revision
@@ -127,7 +132,7 @@ def _advice(wanted: Wanted, reason: str) -> str:
     hint = f" {wanted.hint}" if wanted.hint else ""
     return (
         f"{wanted.name} is not on this machine: looked in {wanted.home} and in the hub's cache {_hub_cache()}, and "
-        f"could not download it: {reason}. It needs {files}{size} from {wanted.repository} at {revision}, in "
+        f"could not download it: {reason.rstrip('.')}. It needs {files}{size} from {wanted.repository} at {revision}, in "
         f"{wanted.home}. Where there is internet, run: {command}{hint} (The encoder nano needs no files.)"
     )
 
