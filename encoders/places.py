@@ -132,8 +132,8 @@ def _advice(wanted: Wanted, reason: str) -> str:
     hint = f" {wanted.hint}" if wanted.hint else ""
     return (
         f"{wanted.name} is not on this machine: looked in {wanted.home} and in the hub's cache {_hub_cache()}, and "
-        f"could not download it: {reason.rstrip('.')}. It needs {files}{size} from {wanted.repository} at {revision}, in "
-        f"{wanted.home}. Where there is internet, run: {command}{hint} (The encoder nano needs no files.)"
+        f"could not download it: {reason.rstrip('.')}. It needs {files}{size} from {wanted.repository} at {revision}, "
+        f"in {wanted.home}. Where there is internet, run: {command}{hint} (The encoder nano needs no files.)"
     )
 
 
