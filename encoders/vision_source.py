@@ -206,4 +206,10 @@ def _pickled(files: list[Path]) -> Iterator[Path]:
 
 
 def _has_adapter(path: Path) -> bool:
-    return any(name.startswith(_ADAPTERS) for name in read_header(path))
+    names = read_header(path)
+    # An encoder folder of our own has its language model in the same file; no published one has.
+    return any(name.startswith(_ADAPTERS) for name in names) and not any(map(_is_language_model, names))
+
+
+def _is_language_model(name: str) -> bool:
+    return name.startswith("language_model.")
