@@ -13,27 +13,31 @@ if TYPE_CHECKING:
     from llm2clip.encoders.base import EncoderInfo as EncoderInfo
     from llm2clip.encoders.base import ImageSource as ImageSource
     from llm2clip.encoders.base import PreparedImage as PreparedImage
+    from llm2clip.encoders.cards import EncoderCard as EncoderCard
     from llm2clip.encoders.errors import EncodingError as EncodingError
     from llm2clip.encoders.errors import ImageError as ImageError
     from llm2clip.encoders.errors import ModelError as ModelError
     from llm2clip.encoders.errors import TextTooLongWarning as TextTooLongWarning
     from llm2clip.encoders.fake import FakeEncoder as FakeEncoder
+    from llm2clip.encoders.language_encoder import LanguageEncoder as LanguageEncoder
     from llm2clip.encoders.llm2clip import Llm2ClipEncoder as Llm2ClipEncoder
-    from llm2clip.encoders.registry import EncoderCard as EncoderCard
+    from llm2clip.encoders.published import PublishedEncoder as PublishedEncoder
     from llm2clip.encoders.registry import list_encoders as list_encoders
     from llm2clip.encoders.registry import load_encoder as load_encoder
 
 _HOMES = {
     "Encoder": "base",
-    "EncoderCard": "registry",
+    "EncoderCard": "cards",
     "EncoderInfo": "base",
     "EncodingError": "errors",
     "FakeEncoder": "fake",
     "ImageError": "errors",
     "ImageSource": "base",
+    "LanguageEncoder": "language_encoder",
     "Llm2ClipEncoder": "llm2clip",
     "ModelError": "errors",
     "PreparedImage": "base",
+    "PublishedEncoder": "published",
     "TextTooLongWarning": "errors",
     "list_encoders": "registry",
     "load_encoder": "registry",
@@ -47,9 +51,11 @@ __all__ = [
     "FakeEncoder",
     "ImageError",
     "ImageSource",
+    "LanguageEncoder",
     "Llm2ClipEncoder",
     "ModelError",
     "PreparedImage",
+    "PublishedEncoder",
     "TextTooLongWarning",
     "list_encoders",
     "load_encoder",

@@ -104,15 +104,6 @@ class Llm2ClipConfig:
         return {key: value for key, value in to_json(self).items() if key not in _FOR_PEOPLE}
 
 
-def is_clip_folder(folder: Path) -> bool:
-    """Whether a folder holds a CLIP model as the Hugging Face hub lays it out, rather than one of ours."""
-    try:
-        data = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(data, dict) and "format" not in data and data.get("model_type") == "clip"
-
-
 def read_config(folder: Path) -> Llm2ClipConfig:
     """The configuration of an encoder folder.
 

@@ -1,5 +1,7 @@
 """Read pictures that nobody vouches for: any common format in, upright 8-bit RGB over white out.
 
+``read_stored`` leaves a picture as its file has it, for those who want what other programs make of it.
+
 Reasons for refusing a picture are a few words, because they end up in a list of hundreds.
 """
 
@@ -8,6 +10,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from typing import IO
 
@@ -74,26 +77,59 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     Raises:
         ImageError: The picture cannot be read; the message is the reason, in a few words.
     """
+    return _read(source, max_pixels, _upright_rgb)
+
+
+def read_stored(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture completely, first frame, in the mode and orientation it is stored in. Thread-safe.
+
+    Args:
+        source: As for ``read_image``.
+        max_pixels: As for ``read_image``.
+
+    Returns:
+        An image of any mode.
+
+    Raises:
+        ImageError: As ``read_image``.
+    """
+    # A copy: what a file is decoded into goes on using the file.
+    return _read(source, max_pixels, Image.Image.copy)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """RGB as Pillow makes it: transparency dropped, 16 bits cut off at 255.
+
+    Raises:
+        ImageError: There is no such conversion.
+    """
+    try:
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except _PARSE_ERRORS as error:
+        raise ImageError(f"cannot be converted to RGB from {image.mode}") from error
+
+
+def _read(source: ImageSource, max_pixels: int, finish: Callable[[Image.Image], Image.Image]) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
-        return _finish(source, max_pixels)
+        return finish(_loaded(source, max_pixels))
     if isinstance(source, bytes):
-        return _decode(BytesIO(source), max_pixels)
+        return _decode(BytesIO(source), max_pixels, finish)
     if not isinstance(source, str | os.PathLike):
         raise ImageError(f"expected a path, bytes, a PIL image or an array, got {type(source).__name__}")
     try:
         with open(source, "rb") as stream:
-            return _decode(stream, max_pixels)
+            return _decode(stream, max_pixels, finish)
     except IsADirectoryError as error:
         raise ImageError("a folder, not a file") from error
     except OSError as error:
         raise ImageError((error.strerror or str(error)).lower()) from error
 
 
-def _decode(stream: IO[bytes], max_pixels: int) -> Image.Image:
+def _decode(stream: IO[bytes], max_pixels: int, finish: Callable[[Image.Image], Image.Image]) -> Image.Image:
     with _open(stream) as image:
-        return _finish(image, max_pixels)
+        return finish(_loaded(image, max_pixels))
 
 
 def _open(stream: IO[bytes]) -> ImageFile.ImageFile:
@@ -120,7 +156,7 @@ def _open(stream: IO[bytes]) -> ImageFile.ImageFile:
     raise ImageError("not a picture")
 
 
-def _finish(image: Image.Image, max_pixels: int) -> Image.Image:
+def _loaded(image: Image.Image, max_pixels: int) -> Image.Image:
     _check_size(image.width, image.height, max_pixels)
     try:
         image.load()
@@ -129,6 +165,10 @@ def _finish(image: Image.Image, max_pixels: int) -> Image.Image:
     except _PARSE_ERRORS as error:
         reason = "truncated file" if "truncated" in str(error).lower() else "damaged file"
         raise ImageError(reason) from error
+    return image
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
     try:
         return _turned(_rgb(image), _orientation(image))
     except ImageError:

@@ -1,16 +1,24 @@
-"""What is done to a picture before a model sees it, as data: saved with the model, named in every index."""
+"""What is done to a picture before a model sees it, as data: saved with the model, named in every index.
+
+``native``, the default, does what a person would: a picture is turned upright, blended over white, and made 8-bit
+RGB before anything else. ``upstream`` does what the original programs do, for comparing numbers with theirs: they
+ignore the EXIF orientation, drop the transparency, cut 16 bits off at 255, and those that resize first treat a
+palette's numbers as if they were brightness (golden case j). For upright 8-bit RGB the two are one.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from llm2clip.encoders.base import ImageSource, PreparedImage
-from llm2clip.encoders.images import MAX_PIXELS, read_image
+from llm2clip.encoders.errors import ImageError
+from llm2clip.encoders.images import MAX_PIXELS, read_image, read_stored, to_rgb
 
 _LONG_STRIP = 16
 """Beyond this ratio of sides the part that a centre crop throws away is not computed at all."""
@@ -35,6 +43,24 @@ class Resample(StrEnum):
     LANCZOS = "lanczos"
 
 
+class Order(StrEnum):
+    """What the original program of a model does first."""
+
+    CONVERT_FIRST = "convert-first"
+    """Convert to RGB, then resize: the image processors of transformers."""
+    RESIZE_FIRST = "resize-first"
+    """Resize in whatever mode the file has, then convert: EVA-CLIP, Chinese-CLIP's own programs."""
+
+
+class Crop(StrEnum):
+    """Which of two middles is cut out where an odd number of pixels is left over."""
+
+    FLOOR = "floor"
+    """The upper left one: transformers."""
+    HALF_EVEN = "half-even"
+    """The one whose offset is even: torchvision, and so EVA-CLIP."""
+
+
 _FILTERS = {
     Resample.BILINEAR: Image.Resampling.BILINEAR,
     Resample.BICUBIC: Image.Resampling.BICUBIC,
@@ -56,8 +82,18 @@ class Preprocess:
     """Subtracted from R, G, B in 0..1."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Divides R, G, B after that."""
+    crop: Crop = Crop.FLOOR
+    """Rounding of the offset of a centre crop."""
+    order: Order = Order.CONVERT_FIRST
+    """What the original does first; followed under ``upstream`` only."""
+    parity: Literal["native", "upstream"] = "native"
+    """Treat pictures that are no upright 8-bit RGB sensibly, or as the original does."""
 
     def __post_init__(self) -> None:
+        if self.order is Order.RESIZE_FIRST and self.mode is ResizeMode.PAD_SQUARE:
+            raise ValueError("order resize-first goes with shortest-crop or squash, got pad-square")
+        if self.parity not in ("native", "upstream"):
+            raise ValueError(f"parity must be 'native' or 'upstream', got {self.parity!r}")
         if self.size < 1:
             raise ValueError(f"size must be at least 1, got {self.size}")
         if min(self.std) <= 0:
@@ -69,8 +105,11 @@ class Preprocess:
 
         Example: ``rgb-on-white/pad-square/bicubic-64/mean.5std.5``.
         """
+        colours = "rgb-on-white" if self.parity == "native" else f"upstream-{self.order}"
+        crops = self.mode is ResizeMode.SHORTEST_CROP and self.crop is not Crop.FLOOR
+        mode = f"{self.mode}-{self.crop}" if crops else str(self.mode)
         numbers = f"mean{_short(self.mean)}std{_short(self.std)}"
-        return f"rgb-on-white/{self.mode}/{self.resample}-{self.size}/{numbers}"
+        return f"{colours}/{mode}/{self.resample}-{self.size}/{numbers}"
 
     def prepare(self, source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> PreparedImage:
         """Decode a picture and bring it to size. Thread-safe.
@@ -78,18 +117,32 @@ class Preprocess:
         Raises:
             ImageError: The picture cannot be read.
         """
-        image = read_image(source, max_pixels=max_pixels)
+        if self.parity == "native":
+            image = read_image(source, max_pixels=max_pixels)
+        else:
+            image = read_stored(source, max_pixels=max_pixels)
+            if self.order is Order.CONVERT_FIRST:
+                image = to_rgb(image)
         return PreparedImage(pixels=self.resize(image), width=image.width, height=image.height)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Bring an RGB image to size. Shape: (size, size, 3), uint8."""
+        """Bring an image to size, and to RGB if it is not. Shape: (size, size, 3), uint8.
+
+        Raises:
+            ImageError: There is no way to resize an image of its mode.
+        """
+        try:
+            square = self._square(image)
+        except ValueError as error:
+            raise ImageError(f"cannot be resized as {image.mode}") from error
+        return np.array(to_rgb(square), dtype=np.uint8)
+
+    def _square(self, image: Image.Image) -> Image.Image:
         if self.mode is ResizeMode.PAD_SQUARE:
-            image = self._pad_square(image)
-        elif self.mode is ResizeMode.SHORTEST_CROP:
-            image = self._shortest_crop(image)
-        else:
-            image = image.resize((self.size, self.size), _FILTERS[self.resample])
-        return np.array(image, dtype=np.uint8)
+            return self._pad_square(image)
+        if self.mode is ResizeMode.SHORTEST_CROP:
+            return self._shortest_crop(image)
+        return image.resize((self.size, self.size), _FILTERS[self.resample])
 
     def _pad_square(self, image: Image.Image) -> Image.Image:
         longest = max(image.size)
@@ -106,9 +159,14 @@ class Preprocess:
             longest = max(image.size)
         long_side = int(self.size * longest / shortest)
         width, height = (self.size, long_side) if image.width == shortest else (long_side, self.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
+        left, top = self._offset(width), self._offset(height)
         resized = image.resize((width, height), _FILTERS[self.resample])
         return resized.crop((left, top, left + self.size, top + self.size))
+
+    def _offset(self, side: int) -> int:
+        spare = side - self.size
+        # Python rounds halves to the even neighbour.
+        return spare // 2 if self.crop is Crop.FLOOR else round(spare / 2)
 
 
 def _middle(image: Image.Image, length: int) -> Image.Image:

@@ -2,113 +2,171 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from llm2clip.encoders.cards import OFFERED, EncoderCard, all_cards
+from llm2clip.encoders.catalogue import (
+    EncoderRow,
+    LanguageRow,
+    encoder_rows,
+    find_encoder,
+    find_language,
+    language_rows,
+)
 from llm2clip.encoders.errors import ModelError
 
 if TYPE_CHECKING:
     from llm2clip.encoders.base import Encoder
 
-_NANO = Path(__file__).parent / "nano"
+Parity = Literal["native", "upstream"]
 
+FORMAT = "llm2clip-encoder"
+"""What ``config.json`` of a folder that this library wrote says of its format."""
+PUBLISHED = "llm2clip-published"
+"""What it says of the family, where ``PublishedEncoder.save_pretrained`` wrote it."""
 
-@dataclass(frozen=True)
-class EncoderCard:
-    """What one needs to know to choose an encoder."""
-
-    name: str
-    """What ``load_encoder`` takes."""
-    summary: str
-    """One line: what it is."""
-    size: str
-    """Weights, e.g. ``"605 MB"``."""
-    quality: str
-    """What to expect of it on photographs; recall is text to image, from open_clip's table of results."""
-    download: str
-    """What must be fetched, and from where; empty if nothing."""
-
-
-_CARDS = (
-    EncoderCard(
-        name="nano",
-        summary="ours, for the sample corpus: emoji and drawn scenes, many languages, long queries",
-        size="14 MB",
-        quality="no good on photographs",
-        download="",
-    ),
-    EncoderCard(
-        name="clip-vit-b-32",
-        summary="OpenAI CLIP ViT-B/32: photographs, English, up to 77 tokens",
-        size="605 MB",
-        quality="Flickr30k R@1 58.8, the fastest on photographs",
-        download="openai/clip-vit-base-patch32 from the Hugging Face hub",
-    ),
-    EncoderCard(
-        name="clip-vit-b-16",
-        summary="OpenAI CLIP ViT-B/16: photographs, English, up to 77 tokens",
-        size="599 MB",
-        quality="Flickr30k R@1 62.2, four times the work of B/32",
-        download="openai/clip-vit-base-patch16 from the Hugging Face hub",
-    ),
-    EncoderCard(
-        name="clip-vit-l-14",
-        summary="OpenAI CLIP ViT-L/14: photographs, English, up to 77 tokens",
-        size="1.7 GB",
-        quality="Flickr30k R@1 65.0, eighteen times the work of B/32",
-        download="openai/clip-vit-large-patch14 from the Hugging Face hub",
-    ),
-)
+NANO = "nano"
+_NANO_FOLDER = Path(__file__).parent / NANO
+_OTHERS = ("st:", "open_clip:")
+"""How names begin that another library is asked for."""
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 
 
 def list_encoders() -> list[EncoderCard]:
-    """The built-in encoders, smallest first. Nothing is loaded or fetched."""
-    return list(_CARDS)
+    """The built-in encoders: ``nano``, LLM2CLIP, then what it is compared with. Nothing is loaded or fetched."""
+    return all_cards()
 
 
 def load_encoder(
-    name_or_path: str | os.PathLike[str], *, device: str = "auto", dtype: str = "auto"
+    name_or_path: str | os.PathLike[str],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    language_model: str | os.PathLike[str] | None = None,
+    parity: Parity = "native",
 ) -> Encoder:
     """Open an encoder; its weights are read when they are first needed.
 
     Args:
-        name_or_path: A name that ``list_encoders`` gives, or a folder: one of our format (``config.json``,
-            ``model.safetensors``, ``tokenizer.json``), or a CLIP model as the Hugging Face hub lays it out.
+        name_or_path: A name that ``list_encoders`` gives; its repository on the Hugging Face hub; ``st:NAME`` for
+            a model of sentence-transformers, ``open_clip:MODEL/PRETRAINED`` for one of open_clip; or a folder:
+            one that ``save_pretrained`` wrote, or a published model put there by hand. A published ``.pt`` or
+            ``.safetensors`` file of LLM2CLIP will do, too.
         device: ``"auto"`` (CUDA if there is any), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
-        dtype: Of the arithmetic: ``"auto"`` (float32 on a CPU), ``"float32"``, ``"float16"``, ``"bfloat16"``.
+        dtype: Of the arithmetic: ``"auto"`` (float32 on a CPU), ``"float32"``, ``"float16"``, ``"bfloat16"``. A
+            published language model is held as that, or as ``"int8"`` or ``"int4"`` (with torchao); ``"auto"``
+            takes the most faithful that fits into memory, and says so.
+        language_model: LLM2CLIP: name or folder of another language model than the one it was trained with.
+        parity: ``"upstream"`` repeats what the original does to texts and pictures where that is a
+            mistake, for comparing numbers with its own (docs/encoders.md).
 
     Raises:
-        ModelError: The name is unknown, or files are missing, damaged or cannot be fetched.
-        ValueError: There is no such device or dtype.
+        ModelError: The name is unknown; files are missing, damaged, cannot be fetched, or do not fit each other
+            or into memory.
+        ValueError: There is no such device, dtype or parity, or the encoder has no such choice.
     """
-    names = [card.name for card in _CARDS]
     name = os.fspath(name_or_path)
-    if name == "nano":
-        return _load_folder(_NANO, device=device, dtype=dtype)
-    if name in names:
-        from llm2clip.encoders.clip import CLIP_MODELS, load_clip
+    if name.startswith(_OTHERS):
+        from llm2clip.encoders.baselines import load_baseline
 
-        return load_clip(CLIP_MODELS[name], name=name, device=device, dtype=dtype)
+        _refuse(name, language_model=language_model)
+        return load_baseline(name, device=device, dtype=dtype, parity=parity)
+    found = _find(name_or_path)
+    if isinstance(found, Path):
+        return _load_path(found, device=device, dtype=dtype, language_model=language_model, parity=parity)
+    if isinstance(found, LanguageRow):
+        from llm2clip.encoders.language_encoder import load_text_only
+
+        _refuse(name, language_model=language_model)
+        return load_text_only(found, device=device, dtype=dtype, parity=parity)
+    if found.language_model:
+        from llm2clip.encoders.published import load_published
+
+        return load_published(found, device=device, dtype=dtype, language_model=language_model, parity=parity)
+    from llm2clip.encoders.baselines import load_baseline
+
+    _refuse(name, language_model=language_model)
+    return load_baseline(found.name, device=device, dtype=dtype, parity=parity)
+
+
+def _find(asked: str | os.PathLike[str]) -> EncoderRow | LanguageRow | Path:
+    """What a name stands for: its own name before a folder of that name, and that before a repository's name."""
+    name = os.fspath(asked)
     path = Path(name).expanduser()
-    if path.is_dir():
-        return _load_folder(path, device=device, dtype=dtype)
-    if not isinstance(name_or_path, str) or path.is_absolute() or path.exists():
+    if name == NANO:
+        return _NANO_FOLDER
+    if os.sep in name and path.is_dir():
+        return path
+    row = find_encoder(name) if isinstance(asked, str) else None
+    if row is not None and row.name == name:
+        return row
+    if path.is_dir() or (path.is_file() and path.suffix in _WEIGHTS):
+        return path
+    if not isinstance(asked, str) or path.is_absolute() or path.exists():
         raise ModelError(f"no such encoder folder: {path}")
-    close = get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ModelError(f"unknown encoder {name!r}, and no folder of that name; {hint}known: {', '.join(names)}")
+    found = row or find_language(name)
+    if found is None:
+        raise ModelError(_unknown(name))
+    return found
 
 
-def _load_folder(path: Path, *, device: str, dtype: str) -> Encoder:
-    from llm2clip.encoders.folder import is_clip_folder
+def _load_path(
+    path: Path, *, device: str, dtype: str, language_model: str | os.PathLike[str] | None, parity: Parity
+) -> Encoder:
+    ours = saved_family(path)
+    if ours == PUBLISHED:
+        from llm2clip.encoders.export import load_saved
 
-    if is_clip_folder(path):
-        from llm2clip.encoders.clip import load_clip
+        return load_saved(path, device=device, dtype=dtype, language_model=language_model, parity=parity)
+    if not ours:
+        from llm2clip.encoders.vision_source import holds_tower
 
-        return load_clip(path, name=path.resolve().name, device=device, dtype=dtype)
+        if holds_tower(path):
+            from llm2clip.encoders.published import load_published
+
+            return load_published(
+                path, device=device, dtype=dtype, language_model=language_model, parity=parity
+            )
+    _refuse(path.name, language_model=language_model)
+    if not ours:
+        from llm2clip.encoders.baselines import folder_family, load_baseline_folder
+
+        if folder_family(path) is not None:
+            return load_baseline_folder(path, device=device, dtype=dtype, parity=parity)
+    _refuse(path.name, parity=parity)
     from llm2clip.encoders.llm2clip import Llm2ClipEncoder
 
     return Llm2ClipEncoder.from_folder(path, device=device, dtype=dtype)
+
+
+def saved_family(path: Path) -> str:
+    """The family of a folder that this library wrote; empty if it is none."""
+    try:
+        data = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    ours = isinstance(data, dict) and data.get("format") == FORMAT
+    return str(data.get("family", "")) if ours else ""
+
+
+def _refuse(name: str, *, language_model: object = None, parity: str = "native") -> None:
+    """Refuse choices that an encoder does not have."""
+    if language_model is not None:
+        raise ValueError(f"{name} has no choice of language models; only published LLM2CLIP towers have")
+    if parity != "native":
+        raise ValueError(f"parity={parity!r} is of encoders that others published; {name} is ours")
+
+
+def _unknown(name: str) -> str:
+    names = [NANO, *(row.name for row in encoder_rows()), *(row.name for row in language_rows())]
+    close = get_close_matches(name, names, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    offered = ", ".join(OFFERED)
+    return (
+        f"unknown encoder {name!r}, and no folder of that name; {hint}known: {offered}, and "
+        f"{len(names) - len(OFFERED)} more that llm2clip-index encoders lists"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 import typing
 from collections.abc import Mapping
@@ -11,11 +12,16 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from llm2clip.encoders.errors import ModelError
+from llm2clip.encoders.links import refuse_outside
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from _typeshed import DataclassInstance
 
 Config = TypeVar("Config", bound="DataclassInstance")
+
+_MAX_JSON = 64_000_000
 
 
 def to_json(config: DataclassInstance) -> dict[str, Any]:
@@ -54,6 +60,34 @@ def from_json(cls: type[Config], data: object, *, where: str) -> Config:
         raise
     except ValueError as error:
         raise ModelError(f"{where}: {error}") from error
+
+
+def read_object(path: Path, *, folder: Path | None = None) -> dict[str, Any]:
+    """An object from a JSON file.
+
+    Args:
+        path: The file.
+        folder: The model's folder, if the file lies deeper; it must not lead out of it.
+
+    Raises:
+        ModelError: The file cannot be read, leads out of its folder, is no JSON or holds something else.
+    """
+    refuse_outside(path, folder=folder)
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(_MAX_JSON + 1)
+        if len(text) > _MAX_JSON:
+            raise ModelError(f"{path} is larger than {_MAX_JSON:,} bytes; is it a configuration?")
+        data = json.loads(text)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ModelError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ModelError(f"{path}: expected an object, got {type(data).__name__}")
+    return data
 
 
 def check_keys(data: Mapping[str, Any], known: Mapping[str, Any], *, where: str) -> None:

@@ -8,6 +8,7 @@ Shape suffixes: B texts, L token positions, D hidden width.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -96,7 +97,7 @@ class TextReader:
             pad_id: Token id of padding. No ``native`` result depends on it.
 
         Raises:
-            ValueError: The rules leave no room for a caption.
+            ValueError: The rules leave no room for a caption, or name a special token that the tokenizer lacks.
         """
         self.rules = rules
         self._tokenizer = tokenizer
@@ -104,6 +105,11 @@ class TextReader:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
+        for name in re.findall(r"<\|[^|<>]*\|>", rules.header + rules.footer):
+            if tokenizer.token_to_id(name) is None:
+                raise ValueError(
+                    f"the tokenizer has no token {name!r}: is it the tokenizer of another model?"
+                )
         self._begin, self._end = _added_by_post_processor(tokenizer)
         self._header, self._footer = self._tokens([rules.header, rules.footer])
         self._upstream = rules.parity == "upstream"

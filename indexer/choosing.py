@@ -60,28 +60,31 @@ def _absolute(path: str) -> str:
 
 
 def listed() -> str:
-    """The built-in encoders, numbered, with what one needs to know to choose."""
+    """The few encoders to choose from, numbered, with what one needs to know."""
     from llm2clip.encoders import list_encoders
 
-    cards = list_encoders()
+    cards = [card for card in list_encoders() if card.offered]
     width = max(len(card.name) for card in cards)
     lines = []
-    for number, card in enumerate(cards, 1):
+    for number, card in enumerate(sorted(cards, key=lambda card: card.offered), 1):
         download = f"download: {card.download}" if card.download else "nothing to download"
         lines.append(f"  {number}  {card.name:<{width}}  {card.summary}")
         lines.append(f"     {'':<{width}}  {card.size}, {card.quality}; {download}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "  and more: llm2clip-index encoders"])
 
 
 def _ask(ask: Callable[[str], str]) -> str:
     from llm2clip.encoders import list_encoders
 
-    names = [card.name for card in list_encoders()]
+    cards = list_encoders()
+    known = [card.name for card in cards]
+    offered = sorted((card for card in cards if card.offered), key=lambda card: card.offered)
+    names = [card.name for card in offered]
     print(f"Which encoder shall read your pictures?\n{listed()}", file=sys.stderr)
     while True:
         answer = ask("Number, name or folder").strip()
         if answer.isdecimal() and 1 <= int(answer) <= len(names):
             return names[int(answer) - 1]
-        if answer in names or os.path.isdir(os.path.expanduser(answer)):
+        if answer in known or os.path.isdir(os.path.expanduser(answer)):
             return answer
         print(f"{answer!r} is none of them: expected 1 to {len(names)}, a name or a folder", file=sys.stderr)

@@ -90,7 +90,7 @@ def verify(index: IndexOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def encoders(as_json: JsonOption = False) -> None:
-    """List the built-in encoders: size, quality and what must be downloaded."""
+    """List all encoders: size, memory, languages, quality, and whether they are here."""
     with one_line_errors():
         from llm2clip.indexer.command import run_encoders
 

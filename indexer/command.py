@@ -11,10 +11,11 @@ from pathlib import Path
 
 from llm2clip.indexer import console
 from llm2clip.indexer.build import build_index
-from llm2clip.indexer.choosing import NANO, NoEncoderError, choose_encoder, listed, source_of
+from llm2clip.indexer.choosing import NANO, NoEncoderError, choose_encoder, source_of
 from llm2clip.indexer.corpus import open_corpus
 from llm2clip.indexer.entry import winding_up
 from llm2clip.indexer.errors import CorpusError, IndexConflictError, IndexNotFoundError
+from llm2clip.indexer.listing import table
 from llm2clip.indexer.location import (
     SAMPLE,
     current_index,
@@ -198,10 +199,8 @@ def run_verify(index: Path | None, *, as_json: bool) -> bool:
 
 
 def run_encoders(*, as_json: bool) -> None:
-    """Print the built-in encoders."""
-    if as_json:
-        from llm2clip.encoders import list_encoders
+    """Print the encoders there are."""
+    from llm2clip.encoders import list_encoders
 
-        print(json.dumps([asdict(card) for card in list_encoders()], ensure_ascii=False))
-    else:
-        print(listed())
+    cards = list_encoders()
+    print(json.dumps([asdict(card) for card in cards], ensure_ascii=False) if as_json else table(cards))

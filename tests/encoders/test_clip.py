@@ -15,7 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
-from llm2clip.encoders.clip import CLIP_MODELS, load_clip
+from llm2clip.encoders.baseline_table import baseline_rows
+from llm2clip.encoders.baselines import load_baseline
+from llm2clip.encoders.catalogue import EncoderRow, find_encoder
+from llm2clip.encoders.dual import Checkpoint
 
 TEXTS = ["a red bicycle in the rain", "cat", "two dogs, one ball!", "Ein Hund"]
 
@@ -188,7 +191,7 @@ def test_a_pickle_with_code_in_it_is_refused(folder: Path, monkeypatch: pytest.M
     monkeypatch.chdir(folder)
     (folder / "model.safetensors").unlink()
     torch.save({"logit_scale": Planted()}, folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"pytorch_model\.bin is damaged or holds more than tensors: "):
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin is damaged or holds more than tensors "):
         load_encoder(folder).encode_texts(["cat"])
     assert not (folder / "planted").exists()
 
@@ -227,8 +230,12 @@ def test_a_truncated_file_is_named(folder: Path):
     [
         ({"do_center_crop": False}, "unsupported do_center_crop: False, expected True"),
         (
-            {"size": {"height": 28, "width": 28}},
+            {"size": {"shortest_edge": 32}},
             r"unsupported size: .*, expected 28 or \{'shortest_edge': 28\}",
+        ),
+        (
+            {"size": {"height": 28, "width": 20}},
+            r"unsupported size: .*, expected 28 or \{'height': 28, 'width': 28\}",
         ),
         ({"crop_size": 14}, r"unsupported crop_size: 14, expected 28 or "),
         ({"resample": 0}, "unsupported resample: 0, expected 1 or 2 or 3"),
@@ -255,7 +262,7 @@ def test_files_that_are_missing(folder: Path):
         (folder / name).unlink(missing_ok=True)
     with pytest.raises(
         ModelError,
-        match=r"my-clip has no tokenizer: expected tokenizer\.json, or vocab\.json and merges\.txt",
+        match=r"my-clip has no tokenizer: expected tokenizer\.json, or vocab\.json and merges\.txt, or vocab\.txt",
     ):
         load_encoder(folder).encode_texts(["cat"])
     (folder / "model.safetensors").unlink()
@@ -269,33 +276,103 @@ def test_files_that_are_missing(folder: Path):
 
 
 def test_another_kind_of_model_is_named(folder: Path):
-    change(folder, "config.json", model_type="siglip")
-    with pytest.raises(ModelError, match="is of model_type 'siglip', expected 'clip'"):
-        load_clip(folder, name="x", device="cpu", dtype="auto")
+    change(folder, "config.json", model_type="bert")
+    with pytest.raises(ModelError, match="is of model_type 'bert', expected one of 'altclip', "):
+        Checkpoint(folder)
+    change(folder, "config.json", model_type="metaclip_2")
+    with pytest.raises(ModelError, match="is of family 'metaclip2', expected 'clip'"):
+        Checkpoint(folder, family="clip")
 
 
-@pytest.mark.parametrize("name", CLIP_MODELS)
+def test_a_configuration_of_nonsense_is_named(folder: Path):
+    change(folder, "config.json", text_config={"hidden_size": "wide"})
+    with pytest.raises(ModelError, match=r"config\.json is no configuration of CLIP: "):
+        load_encoder(folder).encode_texts(["cat"])
+    change(folder, "config.json", vision_config={"image_size": "large"})
+    with pytest.raises(ModelError, match=r"config\.json: unsupported vision_config\.image_size: 'large'"):
+        load_encoder(folder)
+
+
+def test_a_configuration_that_lies_about_shapes(folder: Path):
+    settings = json.loads((folder / "config.json").read_text())["text_config"]
+    change(folder, "config.json", text_config={**settings, "intermediate_size": 63})
+    with pytest.raises(ModelError, match=r"fc1\.weight is F32 \[64, 32\], expected F32 \[63, 32\]"):
+        load_encoder(folder).encode_texts(["cat"])
+
+
+def test_a_tokenizer_of_another_model(folder: Path):
+    settings = json.loads((folder / "config.json").read_text())["text_config"]
+    change(folder, "config.json", text_config={**settings, "vocab_size": 30})
+    with pytest.raises(ModelError, match="has 65 tokens, the model knows 30; it is of another model"):
+        load_encoder(folder).encode_texts(["cat"])
+    data = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**data, "post_processor": None}))
+    change(folder, "config.json", text_config=settings)
+    with pytest.raises(
+        ModelError, match=r"does not end a text with '<\|endoftext\|>'; it is of another model"
+    ):
+        load_encoder(folder).encode_texts(["cat"])
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="has no tokenizer that can be read: "):
+        load_encoder(folder).encode_texts(["cat"])
+
+
+def test_weights_in_several_files(saved: Path, folder: Path):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = {name: f"model-0000{1 + n % 2}-of-00002.safetensors" for n, name in enumerate(tensors)}
+    for file in set(names.values()):
+        save_file({name: tensors[name] for name in tensors if names[name] == file}, folder / file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}))
+    split, whole = load_encoder(folder), load_encoder(saved)
+    assert np.array_equal(split.encode_texts(TEXTS), whole.encode_texts(TEXTS))
+    assert np.array_equal(split.encode_images(pictures()), whole.encode_images(pictures()))
+    assert split.info.parameters == whole.info.parameters
+    assert len(split.info.weights_sha256) == 64
+    (folder / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(
+        ModelError, match=r"names files that are not there: model-00002-of-00002\.safetensors"
+    ):
+        load_encoder(folder).encode_texts(["cat"])
+    index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
+    with pytest.raises(ModelError, match=r"names files outside its folder: \.\./elsewhere\.safetensors"):
+        load_encoder(folder).encode_texts(["cat"])
+
+
+@pytest.mark.parametrize("row", baseline_rows(), ids=lambda row: row.name)
 def test_without_weights_and_network_the_way_out_is_told(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    row: EncoderRow, data_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError) as caught:
-        load_encoder(name)
+        load_baseline(row.name)
     message = str(caught.value)
+    home = data_home / "models" / row.repository.rpartition("/")[2]
     assert "\n" not in message
-    assert f"{name} is not on this machine (looked in {tmp_path / 'cache'})" in message
-    assert f"hf download {CLIP_MODELS[name]} --local-dir {name}" in message
-    assert f"./{name}" in message
+    assert message.startswith(f"{row.name} is not on this machine: looked in {home} and in ")
+    assert str(tmp_path / "cache") in message
+    revision = row.revision if len(row.revision) == 40 else "main"
+    assert f"hf download {row.repository} --revision {revision} --include " in message
+    assert f" from {row.repository} at " in message
+    assert all(f"--include '{file}'" in message for names in row.files for file in names.split("|"))
+    assert "nano needs no files" in message
+
+
+def test_files_put_there_by_hand_are_used(saved: Path, data_home: Path):
+    shutil.copytree(saved, data_home / "models" / "clip-vit-base-patch32")
+    encoder = load_encoder("clip-vit-b-32")
+    assert np.array_equal(encoder.encode_texts(TEXTS), load_encoder(saved).encode_texts(TEXTS))
 
 
 def test_the_cache_of_the_hub_is_used(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Laid out as the hub's client does: links to files that are called by their hash."""
+    row = find_encoder("clip-vit-b-32")
+    assert row is not None
     cache = tmp_path / "cache"
     model = cache / "models--openai--clip-vit-base-patch32"
-    snapshot = model / "snapshots" / "abc123"
+    snapshot = model / "snapshots" / row.revision
     snapshot.mkdir(parents=True)
-    (model / "refs").mkdir()
-    (model / "refs" / "main").write_text("abc123")
     (model / "blobs").mkdir()
     for file in saved.iterdir():
         blob = "ab" * 32 if file.name == "model.safetensors" else file.name
@@ -307,3 +384,7 @@ def test_the_cache_of_the_hub_is_used(saved: Path, tmp_path: Path, monkeypatch: 
     assert encoder.info.name == "clip-vit-b-32"
     assert encoder.info.weights_sha256 == "ab" * 32
     assert (encoder.info.languages, encoder.info.licence) == (("en",), "MIT")
+    # A file of it is missing: the message says which.
+    (snapshot / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"clip-vit-b-32 is not on this machine: .*tokenizer\.json"):
+        load_encoder("clip-vit-b-32")

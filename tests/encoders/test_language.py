@@ -139,7 +139,7 @@ def test_shards_that_do_not_fit_their_index(folder, weights):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{", "is not JSON"),
+        ("{", "is not valid JSON"),
         ("[]", "expected an object, got list"),
         (json.dumps(CONFIG | {"hidden_act": "gelu"}), "hidden_act='gelu', expected 'silu'"),
         (json.dumps({"model_type": "llama"}), "no Llama that can be read: no '"),

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from llm2clip.encoders import ImageError, ModelError
-from llm2clip.encoders.preprocess import Preprocess, Resample, ResizeMode
+from llm2clip.encoders.preprocess import Crop, Order, Preprocess, Resample, ResizeMode
 from llm2clip.encoders.strict import from_json, to_json
 
 WHITE = [255, 255, 255]
@@ -135,6 +137,14 @@ def test_prepare_passes_the_limit_on():
             ),
             "rgb-on-white/squash/lanczos-7/mean0std1",
         ),
+        (
+            Preprocess(size=7, mode=ResizeMode.SHORTEST_CROP, crop=Crop.HALF_EVEN),
+            "rgb-on-white/shortest-crop-half-even/bicubic-7/mean.5std.5",
+        ),
+        (
+            Preprocess(size=7, mode=ResizeMode.SQUASH, parity="upstream", order=Order.RESIZE_FIRST),
+            "upstream-resize-first/squash/bicubic-7/mean.5std.5",
+        ),
     ],
 )
 def test_identifiers(preprocess: Preprocess, identifier: str):
@@ -153,6 +163,60 @@ def test_identifiers_tell_settings_apart():
     assert len({one.identifier for one in settings}) == len(settings)
 
 
+def test_identifiers_leave_out_what_changes_nothing():
+    squash = spec(ResizeMode.SQUASH)
+    for same in ({"crop": Crop.HALF_EVEN}, {"order": Order.RESIZE_FIRST}):
+        assert replace(squash, **same).identifier == squash.identifier
+    upstream = replace(squash, parity="upstream")
+    assert replace(upstream, order=Order.RESIZE_FIRST).identifier != upstream.identifier != squash.identifier
+
+
+@pytest.mark.parametrize(("width", "left"), [(9, 0), (10, 1), (11, 2), (12, 2), (13, 2), (14, 3), (15, 4)])
+def test_the_middle_is_rounded_to_even_as_torchvision_does(width: int, left: int):
+    image = noise(width, 8)
+    cropped = Preprocess(size=8, mode=ResizeMode.SHORTEST_CROP, crop=Crop.HALF_EVEN).resize(image)
+    assert np.array_equal(cropped, np.asarray(image)[:, left : left + 8])
+    floor = Preprocess(size=8, mode=ResizeMode.SHORTEST_CROP).resize(image)
+    start = (width - 8) // 2
+    assert np.array_equal(floor, np.asarray(image)[:, start : start + 8])
+
+
+def saved(image: Image.Image, format: str) -> bytes:
+    stream = BytesIO()
+    image.save(stream, format)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("order", Order)
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
+)
+def test_upstream_takes_pictures_of_every_mode(mode: str, order: Order):
+    image = noise(20, 12).convert("L") if mode in ("I;16", "I", "F") else noise(20, 12)
+    processor = Preprocess(size=8, mode=ResizeMode.SHORTEST_CROP, parity="upstream", order=order)
+    made = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
+    prepared = processor.prepare(made)
+    assert (prepared.pixels.shape, prepared.width, prepared.height) == ((8, 8, 3), 20, 12)
+
+
+@pytest.mark.parametrize("format", ["PNG", "GIF", "TIFF", "BMP", "WEBP", "JPEG"])
+def test_upstream_reads_files_with_the_same_care(format: str):
+    data = saved(noise(20, 12), format)
+    processor = Preprocess(size=8, mode=ResizeMode.SHORTEST_CROP, parity="upstream")
+    with Image.open(BytesIO(data)) as image:
+        expected = replace(processor, parity="native").resize(image.convert("RGB"))
+    assert np.array_equal(processor.prepare(data).pixels, expected)
+    for spoilt, message in (
+        (data[:-60], "truncated|damaged"),
+        (b"GIF89a", "damaged"),
+        (b"?", "not a picture"),
+    ):
+        with pytest.raises(ImageError, match=message):
+            processor.prepare(spoilt)
+    with pytest.raises(ImageError, match="megapixels"):
+        processor.prepare(data, max_pixels=239)
+
+
 def test_json_round_trip():
     for mode in ResizeMode:
         original = Preprocess(size=224, mode=mode, resample=Resample.LANCZOS, mean=CLIP_MEAN, std=CLIP_STD)
@@ -167,6 +231,8 @@ def test_json_round_trip():
         ({"size": 0}, "preprocess: size must be at least 1, got 0"),
         ({"std": [0.5, 0.0, 0.5]}, r"preprocess: std must be positive, got \(0.5, 0.0, 0.5\)"),
         ({"mode": "stretch"}, "preprocess.mode: expected one of .*'pad-square'.*, got 'stretch'"),
+        ({"parity": "both"}, r"preprocess.parity: expected one of .*, got 'both'"),
+        ({"mode": "pad-square", "order": "resize-first"}, "resize-first goes with shortest-crop or squash"),
         ({"mean": [0.5, 0.5]}, "preprocess.mean: expected 3 values, got 2"),
         ({"sise": 3}, r"preprocess: unknown keys: \['sise'\]; did you mean 'size'\?"),
     ],

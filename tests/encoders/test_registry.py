@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,16 +16,58 @@ NANO = Path(llm2clip.encoders.__file__).parent / "nano"
 
 def test_cards_say_what_one_must_know():
     cards = list_encoders()
-    assert [card.name for card in cards] == ["nano", "clip-vit-b-32", "clip-vit-b-16", "clip-vit-l-14"]
-    assert all(card.summary and card.size and card.quality for card in cards)
+    assert cards[0].name == "nano"
+    assert {card.name for card in cards if card.offered} == {
+        "nano",
+        "clip-vit-b-32",
+        "clip-vit-b-16",
+        "clip-vit-l-14",
+        "llm2clip-llama3.2-1b-eva02-l-14-336",
+        "llm2clip-eva02-l-14-336",
+        "llm2clip-openai-l-14-336",
+    }
+    for card in cards:
+        assert card.summary, card.name
+        assert card.size, card.name
+        assert card.quality, card.name
+        assert card.licence, card.name
+        assert card.languages, card.name
+        assert min(card.parameters, card.dim, card.image_size, card.max_text_tokens) > 0, card.name
+        assert all(size > 0 for size in card.memory.values()), card.name
     assert [card.name for card in cards if not card.download] == ["nano"]
+    assert len({card.name for card in cards}) == len(cards)
 
 
 def test_every_card_is_about_a_model_there_is():
-    from llm2clip.encoders.clip import CLIP_MODELS
+    from llm2clip.encoders.catalogue import find_encoder, find_language
 
-    downloads = {card.name: card.download.split(" ")[0] for card in list_encoders() if card.download}
-    assert downloads == CLIP_MODELS
+    for card in list_encoders()[1:]:
+        row = find_encoder(card.name)
+        assert row is not None
+        language = find_language(row.language_model)
+        repositories = row.repository + (f" and {language.repository}" if language else "")
+        assert card.download == f"{repositories} from the Hugging Face hub"
+        assert card.download_bytes == row.download_bytes + (language.download_bytes if language else 0)
+
+
+def test_the_card_of_nano_is_what_nano_says():
+    card, info = list_encoders()[0], load_encoder("nano", device="cpu").info
+    assert (card.dim, card.image_size, card.max_text_tokens, card.parameters, card.family, card.licence) == (
+        info.dim,
+        info.image_size,
+        info.max_text_tokens,
+        info.parameters,
+        info.family,
+        info.licence,
+    )
+
+
+def test_listing_needs_nothing_heavy():
+    code = "import sys; from llm2clip.encoders import list_encoders; list_encoders(); print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert {"torch", "transformers", "PIL", "safetensors", "tokenizers"}.isdisjoint(loaded)
 
 
 def test_nano_ships_with_the_package():
@@ -50,14 +94,16 @@ def test_a_relative_folder_is_loaded(tiny_folder: Path, monkeypatch: pytest.Monk
 
 
 def test_unknown_name_lists_the_known():
+    more = len(list_encoders()) + 3 - 7  # language models; those that are named
     with pytest.raises(ModelError) as caught:
         load_encoder("clip-vit-b32")
     assert str(caught.value) == (
         "unknown encoder 'clip-vit-b32', and no folder of that name; did you mean 'clip-vit-b-32'? "
-        "known: nano, clip-vit-b-32, clip-vit-b-16, clip-vit-l-14"
+        "known: nano, clip-vit-b-32, clip-vit-b-16, clip-vit-l-14, llm2clip-llama3.2-1b-eva02-l-14-336, "
+        f"llm2clip-eva02-l-14-336, llm2clip-openai-l-14-336, and {more} more that llm2clip-index encoders lists"
     )
     with pytest.raises(ModelError, match="no folder of that name; known: nano"):
-        load_encoder("siglip")
+        load_encoder("zzz")
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path):

@@ -135,12 +135,24 @@ def golden(request) -> Golden:
     return Golden(root, request.config.stash[RECORD])
 
 
+PARAMETERS = {
+    "setting_name": ("d_llm2vec", "*/*/tokens.json"),
+    "eva02_name": ("a_eva02", "*/config.json"),
+    "openai_name": ("c_openai", "*/config.json"),
+    "picture_name": ("j_preprocess", "images/*"),
+}
+"""Argument of a test -> the case in which it is looked for, and the file that a value of it stands beside or is."""
+
+
 def pytest_generate_tests(metafunc):
-    """Run a test that asks for ``setting_name`` once per model and setting found under case d."""
-    if "setting_name" in metafunc.fixturenames:
-        case = golden_root(metafunc.config) / "d_llm2vec"
-        names = [path.parent.relative_to(case).as_posix() for path in sorted(case.glob("*/*/tokens.json"))]
-        metafunc.parametrize("setting_name", names or ["none"])
+    """Run a test that asks for an argument of ``PARAMETERS`` once per value found in the golden folder."""
+    for argument, (case, pattern) in PARAMETERS.items():
+        if argument in metafunc.fixturenames:
+            case_folder = golden_root(metafunc.config) / case
+            found = sorted(case_folder.glob(pattern))
+            paths = [path if "images" in pattern else path.parent for path in found]
+            names = [path.relative_to(case_folder).as_posix() for path in paths]
+            metafunc.parametrize(argument, names or ["none"])
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llm2clip.encoders.adapter import TextAdapter
+from llm2clip.encoders.adapter_file import open_adapter
 
 
 @pytest.fixture
@@ -41,6 +42,17 @@ def test_every_layer_and_the_result(case):
     for number, layer in enumerate(adapter.adaptor):
         hidden = layer(hidden)
         case.check(f"l2_on.layer{number}", hidden, expected[f"l2_on.layer{number}"])
+
+
+@torch.no_grad()
+def test_the_file_is_read_for_what_it_is(case):
+    plan = open_adapter(case.folder / "weights.safetensors")
+    features = case.tensors("inputs.safetensors")["llm_features"]
+    expected = case.tensors("expected.safetensors")
+    assert plan.config.normalize_input
+    case.check("opened: l2_on", plan.load()(features), expected["l2_on"])
+    raw = open_adapter(case.folder / "weights.safetensors", normalize_input=False)
+    case.check("opened: l2_off", raw.load()(features), expected["l2_off"])
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from llm2clip.encoders.adapter import TextAdapter
+from llm2clip.encoders.adapter_file import open_adapter
 
 PREFIX = "text.text_proj.text_adaptor."
 
@@ -40,6 +41,14 @@ def test_features(case):
     case.exact("llm_features_fp16", rounded, expected["llm_features_fp16"])
     case.check("features", adapter(rounded.float()), expected["features"])
     case.check("no_cast/features", adapter(features), expected["no_cast/features"])
+
+
+@torch.no_grad()
+def test_the_file_is_read_for_what_it_is(case):
+    plan = open_adapter(case.folder / "weights.safetensors")
+    expected = case.tensors("expected.safetensors")
+    assert (plan.prefix, plan.config.normalize_input) == (PREFIX, False)
+    case.check("opened: features", plan.load()(expected["llm_features_fp16"].float()), expected["features"])
 
 
 @torch.no_grad()

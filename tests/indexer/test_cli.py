@@ -74,7 +74,7 @@ def test_without_an_encoder_the_built_in_ones_are_listed(photos, loaded):
     assert done.stderr.startswith(
         "error: which encoder? Say --encoder NAME, or set LLM2CLIP_ENCODER. There are\n"
     )
-    for card in list_encoders():
+    for card in [card for card in list_encoders() if card.offered]:
         assert f"  {card.name} " in done.stderr
         assert card.size in done.stderr
         assert card.quality in done.stderr
@@ -241,9 +241,18 @@ def test_info_and_verify(photos):
 
 
 def test_encoders_are_listed(loaded):
-    assert run.invoke(cli.app, ["encoders"]).stdout == choosing.listed() + "\n"
-    cards = json.loads(run.invoke(cli.app, ["encoders", "--json"]).stdout)
-    assert [card["name"] for card in cards] == [card.name for card in list_encoders()]
+    lines = run.invoke(cli.app, ["encoders"]).stdout.splitlines()
+    cards = list_encoders()
+    names = [line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("   ")]
+    assert names == [card.name for card in cards]
+    line = next(line for line in lines if line.startswith("  llm2clip-openai-l-14-336 "))
+    shown = "8.1G 17.3GB 1.2GB + 16.1GB 1280 336 507 en+ 82.3 - no"
+    assert line.split()[1:] == shown.split()
+    assert "  llm2clip-llama3.2-1b-eva02-l-14-336 " in "\n".join(lines)
+    assert any("~81.3" in line for line in lines)
+    shown_json = json.loads(run.invoke(cli.app, ["encoders", "--json"]).stdout)
+    assert [card["name"] for card in shown_json] == names
+    assert shown_json[0]["here"] is True
 
 
 def test_a_terminal_shows_progress(photos, tmp_path):

@@ -1,0 +1,78 @@
+"""A language model of LLM2CLIP by itself, as an encoder of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, final
+
+from llm2clip.encoders.base import Encoder, EncoderInfo, ImageSource, PreparedImage
+from llm2clip.encoders.catalogue import LanguageRow
+from llm2clip.encoders.devices import pick_device
+from llm2clip.encoders.errors import ModelError
+from llm2clip.encoders.language_side import CaptionSide, LanguageSide
+from llm2clip.encoders.language_source import LanguageSource
+from llm2clip.encoders.published import FAMILY, held_and_computed
+from llm2clip.encoders.text import Parity
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@final
+class LanguageEncoder(Encoder):
+    """A language model of LLM2CLIP without a tower: texts to the space that adapters read. It sees no pictures."""
+
+    def __init__(self, language: LanguageSide) -> None:
+        """Put it together; nothing is loaded yet."""
+        self.texts = CaptionSide(language, adapter=None)
+
+    @cached_property
+    def _info(self) -> EncoderInfo:
+        source = self.texts.language.source
+        row = source.row
+        return EncoderInfo(
+            name=source.name,
+            family=FAMILY,
+            dim=source.width or source.plan.config.hidden_size,
+            image_size=0,
+            max_text_tokens=self.texts.language.reader.capacity,
+            weights_sha256="",
+            settings_sha256=self.texts.language.settings_sha256,
+            preprocessing="none",
+            parameters=row.parameters if row else source.plan.parameters,
+            languages=("en",),
+            licence=row.licence if row else "unknown",
+            note=row.note if row else "",
+        )
+
+    @property
+    def info(self) -> EncoderInfo:
+        """What this encoder is."""
+        return self._info
+
+    def _prepare(self, image: ImageSource) -> PreparedImage:
+        name = self.texts.language.source.name
+        raise ModelError(
+            f"{name} is a language model alone and sees no pictures; load an encoder that uses it"
+        )
+
+    def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        raise ModelError(f"{self.texts.language.source.name} sees no pictures")
+
+    def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.texts.vectors(texts)
+
+    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return self.texts.count(texts)
+
+
+def load_text_only(
+    row: LanguageRow, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
+) -> LanguageEncoder:
+    """Open a language model alone; see :class:`LanguageEncoder`."""
+    place = pick_device(device)
+    held, _ = held_and_computed(dtype, place)
+    source = LanguageSource(name=row.name, row=row)
+    return LanguageEncoder(LanguageSide(source, choice=held, device=place, parity=parity))

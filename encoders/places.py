@@ -1,0 +1,143 @@
+"""Where published files are on this machine, how to fetch them, and what to say when they cannot be had.
+
+Looked for in this order: a folder of one's own below :func:`models_home`, called like the repository; the cache of
+the Hugging Face hub; the hub itself. Only what is asked for is fetched: a vision tower without its language model.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from llm2clip.encoders.errors import ModelError
+
+_WHOLE = 40
+"""Digits of a commit; fewer cannot be asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Files of a repository on the hub."""
+
+    name: str
+    """What needs them, for messages."""
+    repository: str
+    """``owner/name``."""
+    files: tuple[str, ...]
+    """What is needed; ``*`` as in a shell, ``a|b`` for either."""
+    extras: tuple[str, ...] = ()
+    """What is fetched too where it is there."""
+    revision: str = ""
+    """Commit; fewer than 40 digits, or none, mean the newest."""
+    size: int = 0
+    """Bytes of them all, for messages."""
+    hint: str = ""
+    """What else to say when they cannot be had."""
+
+    @property
+    def commit(self) -> str:
+        """What to ask the hub for."""
+        return self.revision if len(self.revision) == _WHOLE else "main"
+
+    @property
+    def home(self) -> Path:
+        """The folder of one's own that they may be put in."""
+        return models_home() / self.repository.rpartition("/")[2]
+
+
+def models_home() -> Path:
+    """The folder for models put there by hand: ``models`` in ``$LLM2CLIP_HOME``, else in the platform's data folder.
+
+    The same data home as that of indexes (``llm2clip.indexer.location``), a test sees to it.
+    """
+    if told := os.environ.get("LLM2CLIP_HOME"):
+        home = Path(told).expanduser().absolute()
+    elif sys.platform == "win32":
+        home = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "llm2clip"
+    elif sys.platform == "darwin":
+        home = Path.home() / "Library" / "Application Support" / "llm2clip"
+    else:
+        told = os.environ.get("XDG_DATA_HOME", "")
+        home = (Path(told) if os.path.isabs(told) else Path.home() / ".local" / "share") / "llm2clip"
+    return home / "models"
+
+
+def missing_files(folder: Path, files: Sequence[str]) -> list[str]:
+    """Which of the files are not in a folder."""
+    return [file for file in files if not any(any(folder.glob(either)) for either in file.split("|"))]
+
+
+def find_here(wanted: Wanted) -> Path | None:
+    """The folder on this machine that holds all of the files; ``None`` if there is none. Nothing is fetched."""
+    if wanted.home.is_dir() and not missing_files(wanted.home, wanted.files):
+        return wanted.home
+    cache = _hub_cache() / f"models--{wanted.repository.replace('/', '--')}"
+    commit = wanted.commit
+    with suppress(OSError):  # no branch: a commit
+        commit = (cache / "refs" / commit).read_text(encoding="utf-8").strip()
+    folder = cache / "snapshots" / commit
+    return folder if folder.is_dir() and not missing_files(folder, wanted.files) else None
+
+
+def locate(wanted: Wanted) -> Path:
+    """The folder that holds all of the files, downloaded now if need be.
+
+    Raises:
+        ModelError: They are not on this machine and cannot be downloaded; the message says which files, from
+            where, and where to put them.
+    """
+    if found := find_here(wanted):
+        return found
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(
+            snapshot_download(wanted.repository, revision=wanted.commit, allow_patterns=_patterns(wanted))
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(_advice(wanted, str(error).split("\n")[0])) from error
+    if absent := missing_files(folder, wanted.files):
+        raise ModelError(_advice(wanted, f"the repository has no {', '.join(absent)}"))
+    return folder
+
+
+def narrowed(wanted: Wanted, files: Sequence[str]) -> Wanted:
+    """The same repository, but other files of it."""
+    return replace(wanted, files=tuple(files), extras=(), size=0)
+
+
+def human(size: int) -> str:
+    """Bytes in words: ``"2.3 GB"``, ``"348 MB"``."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def _patterns(wanted: Wanted) -> list[str]:
+    return [either for file in (*wanted.files, *wanted.extras) for either in file.split("|")]
+
+
+def _advice(wanted: Wanted, reason: str) -> str:
+    files = ", ".join(file.replace("|", " or ") for file in wanted.files)
+    include = " ".join(f"--include '{pattern}'" for pattern in _patterns(wanted))
+    size = f" ({human(wanted.size)})" if wanted.size else ""
+    known = f" (the one described here begins with {wanted.revision})" if wanted.revision else ""
+    whole = wanted.commit == wanted.revision
+    revision = f"revision {wanted.revision}" if whole else f"its newest revision{known}"
+    command = (
+        f"hf download {wanted.repository} --revision {wanted.commit} {include} --local-dir {wanted.home}"
+    )
+    hint = f" {wanted.hint}" if wanted.hint else ""
+    return (
+        f"{wanted.name} is not on this machine: looked in {wanted.home} and in the hub's cache {_hub_cache()}, and "
+        f"could not download it: {reason.rstrip('.')}. It needs {files}{size} from {wanted.repository} at {revision}, "
+        f"in {wanted.home}. Where there is internet, run: {command}{hint} (The encoder nano needs no files.)"
+    )
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)

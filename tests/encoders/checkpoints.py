@@ -1,0 +1,62 @@
+"""Tiny checkpoints of the published layouts, with random weights, as dicts of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llm2clip.encoders.adapter import TextAdapter
+from llm2clip.encoders.eva02 import Eva02Config, Eva02Tower, rotary_tables
+
+LLM_WIDTH, DIM = 12, 16
+
+
+def filled(module: torch.nn.Module) -> dict[str, Tensor]:
+    """Weights that all matter, drawn anew."""
+    return {name: torch.randn(tensor.shape) * 0.3 for name, tensor in module.state_dict().items()}
+
+
+def adapter(prefix: str, *, dim: int = DIM) -> dict[str, Tensor]:
+    weights = filled(TextAdapter(LLM_WIDTH, dim, blocks=2))
+    return {prefix + name.removeprefix("adaptor."): tensor for name, tensor in weights.items()}
+
+
+def openai(*, seed: int = 0) -> dict[str, Tensor]:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 1}
+    config = CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=DIM)
+    tower = filled(CLIPVisionModelWithProjection(config))
+    return tower | adapter("text_adapter.adaptor.") | {"logit_scale": torch.tensor(2.6592)}
+
+
+EVA = Eva02Config(image_size=28, patch_size=7, width=64, depth=2, heads=1, hidden=42, dim=DIM)
+
+
+def eva02(*, seed: int = 0, tables: bool = True) -> dict[str, Tensor]:
+    torch.manual_seed(seed)
+    tower = {f"visual.{name}": tensor for name, tensor in filled(Eva02Tower(EVA)).items()}
+    cos, sin = rotary_tables(EVA)
+    rope = {
+        f"visual.{place}rope.freqs_{kind}": table.clone()
+        for place in ("", "blocks.0.attn.", "blocks.1.attn.")
+        for kind, table in (("cos", cos), ("sin", sin))
+    }
+    weights = tower | adapter("text.text_adaptor.") | {"logit_scale": torch.tensor(4.6)}
+    return {name: tensor.half() for name, tensor in (weights | (rope if tables else {})).items()}
+
+
+def siglip(*, seed: int = 0) -> dict[str, Tensor]:
+    from transformers import SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(seed)
+    sizes = {"hidden_size": DIM, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    tower = filled(SiglipVisionModel(SiglipVisionConfig(**sizes, image_size=28, patch_size=14)))
+    weights = {f"vision_model.{name.removeprefix('vision_model.')}": tensor for name, tensor in tower.items()}
+    return weights | adapter("text.text_proj.text_adaptor.") | {"logit_bias": torch.tensor([-10.0])}
+
+
+SIGLIP_SETTINGS = {"vision_config": {"num_attention_heads": 2}}
+MAKERS = {"openai": openai, "eva02": eva02, "siglip2": siglip}
+SETTINGS: dict[str, dict[str, object]] = {"openai": {}, "eva02": {}, "siglip2": SIGLIP_SETTINGS}

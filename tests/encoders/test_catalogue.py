@@ -1,0 +1,143 @@
+"""The tables: complete, at one with arithmetic and with each other, and strict."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from llm2clip.encoders import ModelError, catalogue
+from llm2clip.encoders.cards import adapter_parameters
+from llm2clip.encoders.catalogue import (
+    encoder_rows,
+    find_encoder,
+    find_language,
+    language_of,
+    language_rows,
+    pairing_problem,
+)
+
+PUBLISHED = [row for row in encoder_rows() if row.layout]
+NAMES = {
+    "llm2clip-openai-b-16": "LLM2CLIP-Openai-B-16",
+    "llm2clip-openai-l-14-224": "LLM2CLIP-Openai-L-14-224",
+    "llm2clip-openai-l-14-336": "LLM2CLIP-Openai-L-14-336",
+    "llm2clip-eva02-b-16": "LLM2CLIP-EVA02-B-16",
+    "llm2clip-eva02-l-14-336": "LLM2CLIP-EVA02-L-14-336",
+    "llm2clip-llama3.2-1b-eva02-l-14-336": "LLM2CLIP-Llama3.2-1B-EVA02-L-14-336",
+    "llm2clip-llama3.1-8b-siglip2-so400m-patch14-224": "LLM2CLIP-Llama3.1-8B-siglip2-so400m-patch14-224",
+}
+"""All that were published with weights."""
+LANGUAGES = {
+    "llama-3-8b-cc": "microsoft/LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned",
+    "llama-3.2-1b-cc": "microsoft/LLM2CLIP-Llama-3.2-1B-Instruct-CC-Finetuned",
+    "llama-3.1-8b-cc": "meta-llama/Llama-3.1-8B-Instruct",
+}
+
+
+def test_everything_published_is_there():
+    assert {row.name: row.repository for row in PUBLISHED} == {
+        name: f"microsoft/{repository}" for name, repository in NAMES.items()
+    }
+    assert {row.name: row.repository for row in language_rows()} == LANGUAGES
+
+
+@pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
+def test_a_row_says_all_one_must_know(row: catalogue.EncoderRow):
+    assert re.fullmatch(r"|[0-9a-f]{8,40}", row.revision)
+    assert re.fullmatch(r"|[0-9a-f]{64}", row.weights_sha256)
+    assert row.files
+    assert row.licence
+    assert row.note
+    assert row.source
+    assert row.preprocessing
+    assert row.dim == (1152 if row.layout == "siglip2" else 1280)
+    language = language_of(row)
+    # A row of 512 tokens less begin token and header; what a card's own limit leaves, and the end token.
+    assert row.max_text_tokens == min(language.max_tokens - 5, language.doc_max_length + 1)
+    width = 2 if row.layout == "eva02" else 4
+    assert row.download_bytes - width * row.parameters in (0, 234_452)  # the latter with what the .pt adds
+    known = [recall for recall in (row.published, row.nearest) if recall.flickr30k_t2i_r1 is not None]
+    assert len(known) == 1
+    assert bool(row.nearest_setting) == (row.nearest != catalogue.Recall())
+
+
+def test_adapters_are_as_large_as_the_reference_says():
+    assert adapter_parameters(4096, 1280) == 273_769_728
+    assert adapter_parameters(2048, 1280) == 69_776_640
+
+
+def test_only_the_siglip_release_leaves_the_states_as_they_are():
+    for row in PUBLISHED:
+        siglip = row.layout == "siglip2"
+        assert (row.normalize_input, row.half_features) == (not siglip, siglip)
+
+
+def test_texts_are_wrapped_as_on_the_cards():
+    assert {row.name: (row.wrapper, row.max_tokens, row.doc_max_length) for row in language_rows()} == {
+        "llama-3-8b-cc": ("llama3", 512, 512),
+        "llama-3.2-1b-cc": ("llama3", 512, 400),
+        "llama-3.1-8b-cc": ("llama3", 512, 512),
+    }
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["{name}", "{repository}", "microsoft/{repository}", "{upper}"],
+    ids=["name", "repo", "hub", "upper"],
+)
+def test_all_spellings_are_known(spelling: str):
+    for name, repository in NAMES.items():
+        asked = spelling.format(name=name, repository=repository, upper=name.upper())
+        assert find_encoder(asked).name == name
+        assert find_language(asked) is None
+
+
+def test_a_wrong_pair_names_the_right_one():
+    assert pairing_problem(
+        "llm2clip-openai-l-14-336", width=4096, language="llama-3.2-1b-cc", hidden=2048
+    ) == (
+        "llm2clip-openai-l-14-336 reads language models of width 4096, but llama-3.2-1b-cc is 2048 wide; its partner "
+        "is llama-3-8b-cc; llama-3.2-1b-cc goes with llm2clip-llama3.2-1b-eva02-l-14-336"
+    )
+    assert pairing_problem("mine", width=4096, language="theirs", hidden=999) == (
+        "mine reads language models of width 4096, but theirs is 999 wide; its partner is llama-3-8b-cc or "
+        "llama-3.1-8b-cc"
+    )
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "table.toml"
+    monkeypatch.setattr(catalogue, "_TABLES", (path,))
+    for cached in (encoder_rows, language_rows):
+        cached.cache_clear()
+    yield path
+    monkeypatch.undo()
+    for cached in (encoder_rows, language_rows):
+        cached.cache_clear()
+
+
+ROW = '[[encoder]]\nname = "a"\nfamily = "f"\nrepository = "o/a"\ndim = 1\nimage_size = 1\nmax_text_tokens = 1\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (ROW + 'colour = "red"\n', r"table\.toml: encoder 1: unknown keys: \['colour'\]"),
+        (ROW.replace("dim = 1\n", ""), r"table\.toml: encoder 1: missing keys: \['dim'\]"),
+        (ROW + ROW, "the catalogue has two encoders of one name: a"),
+        (ROW + 'download_bytes = "much"\n', r"encoder 1\.download_bytes: expected int, got str 'much'"),
+    ],
+)
+def test_a_wrong_line_is_named(table: Path, text: str, reason: str):
+    table.write_text(text)
+    with pytest.raises(ModelError, match=reason):
+        encoder_rows()
+
+
+def test_a_missing_partner_is_named(table: Path):
+    table.write_text(ROW + 'language_model = "b"\n')
+    with pytest.raises(ModelError, match="the catalogue has no language model 'b', which a needs"):
+        language_of(encoder_rows()[0])

@@ -1,0 +1,187 @@
+"""EVA02-CLIP from a ``.pt``: pictures against recorded features of the reference, texts against written arithmetic."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from llm2clip.encoders import ModelError, load_encoder
+from llm2clip.encoders.baselines import load_baseline
+from llm2clip.encoders.pair import PairEncoder
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "a_eva02" / "p14_grid_eq"
+WIDTH, DIM, POSITIONS = 64, 24, 20
+SYMBOLS = sorted(set("abcdefghijklmnopqrstuvwxyz,!."))
+WORDS = [*SYMBOLS, *(s + "</w>" for s in SYMBOLS), "<|startoftext|>", "<|endoftext|>"]
+TEXTS = ["a cat", "two red dogs", "ball!"]
+
+
+def text_tower() -> dict[str, Tensor]:
+    torch.manual_seed(5)
+    tensors = {
+        "token_embedding.weight": torch.randn(len(WORDS), WIDTH),
+        "positional_embedding": torch.randn(POSITIONS, WIDTH),
+        "ln_final.weight": 1 + torch.randn(WIDTH) / 8,
+        "ln_final.bias": torch.randn(WIDTH) / 8,
+        "text_projection": torch.randn(WIDTH, DIM) / 8,
+    }
+    for number in range(2):
+        block = f"transformer.resblocks.{number}."
+        shapes = {
+            "attn.in_proj_weight": (3 * WIDTH, WIDTH),
+            "attn.in_proj_bias": (3 * WIDTH,),
+            "attn.out_proj.weight": (WIDTH, WIDTH),
+            "attn.out_proj.bias": (WIDTH,),
+            "mlp.c_fc.weight": (4 * WIDTH, WIDTH),
+            "mlp.c_fc.bias": (4 * WIDTH,),
+            "mlp.c_proj.weight": (WIDTH, 4 * WIDTH),
+            "mlp.c_proj.bias": (WIDTH,),
+        }
+        tensors |= {block + name: torch.randn(shape) / 8 for name, shape in shapes.items()}
+        for name in ("ln_1", "ln_2"):
+            tensors |= {f"{block}{name}.weight": 1 + torch.randn(WIDTH) / 8}
+            tensors |= {f"{block}{name}.bias": torch.randn(WIDTH) / 8}
+    return tensors
+
+
+def checkpoint() -> dict[str, Tensor]:
+    """The vision tower of the recorded case, and a text tower instead of its adapter."""
+    vision = {
+        name: tensor
+        for name, tensor in load_file(GOLDEN / "weights.safetensors").items()
+        if not name.startswith("text.")
+    }
+    return vision | {f"text.{name}": tensor for name, tensor in text_tower().items()}
+
+
+def text_vectors(ids: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """Causal attention by torch's own module, the exact GELU, the state of the end token."""
+
+    def norm(states: Tensor, name: str) -> Tensor:
+        return F.layer_norm(states, (WIDTH,), tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+    states = tensors["token_embedding.weight"][ids] + tensors["positional_embedding"][: ids.shape[1]]
+    mask = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
+    for number in range(2):
+        block = f"transformer.resblocks.{number}"
+        attention = nn.MultiheadAttention(WIDTH, 1, batch_first=True)
+        names = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
+        attention.load_state_dict({name: tensors[f"{block}.attn.{name}"] for name in names})
+        seen = norm(states, f"{block}.ln_1")
+        states = states + attention(seen, seen, seen, need_weights=False, attn_mask=mask)[0]
+        hidden = F.linear(
+            norm(states, f"{block}.ln_2"),
+            tensors[f"{block}.mlp.c_fc.weight"],
+            tensors[f"{block}.mlp.c_fc.bias"],
+        )
+        states = states + F.linear(
+            F.gelu(hidden), tensors[f"{block}.mlp.c_proj.weight"], tensors[f"{block}.mlp.c_proj.bias"]
+        )
+    return norm(states, "ln_final")[torch.arange(len(ids)), ids.argmax(-1)] @ tensors["text_projection"]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from transformers import CLIPTokenizer
+
+    folder = tmp_path_factory.mktemp("eva")
+    torch.save(checkpoint(), folder / "EVA02_CLIP_B_psz16_s8B.pt")
+    vocabulary = {word: number for number, word in enumerate(WORDS)}
+    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=POSITIONS).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(saved, tmp_path / "mine"))
+
+
+def test_pictures_are_those_of_the_reference(saved: Path):
+    encoder = load_encoder(saved)
+    assert isinstance(encoder, PairEncoder)
+    pixels = load_file(GOLDEN / "inputs.safetensors")["pixel_values"]
+    with torch.inference_mode():
+        vectors = encoder.pictures.module()(pixels)
+    expected = load_file(GOLDEN / "expected.safetensors")["image_features"]
+    np.testing.assert_allclose(vectors.numpy(), expected.numpy(), atol=5e-5, rtol=1e-4)
+    assert encoder.loaded_sides == {"vision"}
+
+
+def test_texts_are_those_of_the_original(saved: Path):
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(saved)
+    ids = tokenizer(TEXTS, padding=True, return_tensors="pt")["input_ids"]
+    expected = F.normalize(text_vectors(ids, text_tower()), dim=-1).detach()
+    encoder = load_encoder(saved)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected.numpy(), atol=1e-5, rtol=1e-4)
+    assert isinstance(encoder, PairEncoder)
+    assert encoder.loaded_sides == {"text"}
+
+
+def test_what_it_says_of_itself(saved: Path):
+    info = load_encoder(saved).info
+    assert (info.family, info.dim, info.image_size, info.max_text_tokens) == (
+        "eva02-clip",
+        DIM,
+        56,
+        POSITIONS,
+    )
+    tables = {name for name in checkpoint() if ".rope." in name}
+    assert info.parameters == sum(t.numel() for name, t in checkpoint().items() if name not in tables)
+    assert info.preprocessing.startswith("rgb-on-white/shortest-crop-half-even/bicubic-56/mean.48145466,")
+    assert info.note.startswith("EVA02-CLIP B/16")
+
+
+def test_the_original_preparation_can_be_asked_for(saved: Path):
+    assert load_encoder(saved, parity="upstream").info.preprocessing.startswith("upstream-resize-first/")
+
+
+def test_biases_may_lie_beside_their_layers(saved: Path, folder: Path):
+    """As in the files of before LLM2CLIP."""
+    tensors = checkpoint()
+    for name in [name for name in tensors if name.endswith(("attn.q_proj.bias", "attn.v_proj.bias"))]:
+        tensors[name.replace("_proj.bias", "_bias")] = tensors.pop(name)
+    torch.save(tensors, folder / "EVA02_CLIP_B_psz16_s8B.pt")
+    image = [np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)]
+    assert np.array_equal(load_encoder(folder).encode_images(image), load_encoder(saved).encode_images(image))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_arithmetic_in_half_precision_is_close(saved: Path, dtype: str):
+    half, whole = load_encoder(saved, dtype=dtype), load_encoder(saved)
+    assert (half.encode_texts(TEXTS) * whole.encode_texts(TEXTS)).sum(1).min() >= 0.999
+    images = list(np.random.default_rng(1).integers(0, 256, (3, 56, 56, 3), dtype=np.uint8))
+    assert (half.encode_images(images) * whole.encode_images(images)).sum(1).min() >= 0.999
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text.ln_final.weight": None}, r"missing tensors: text\.ln_final\.weight"),
+        ({"text.stray": torch.zeros(2)}, r"unexpected tensors: text\.stray"),
+        ({"visual.norm.weight": None}, r"missing tensors: visual\.norm\.weight"),
+        ({"text.text_projection": torch.zeros(WIDTH, 8)}, "gives vectors of 8, the vision tower of 24"),
+        ({"text.positional_embedding": torch.zeros(3)}, "expected 2 axes, none empty"),
+    ],
+)
+def test_files_that_are_wrong(change: dict[str, Tensor | None], message: str, folder: Path):
+    tensors = {name: tensor for name, tensor in {**checkpoint(), **change}.items() if tensor is not None}
+    torch.save(tensors, folder / "EVA02_CLIP_B_psz16_s8B.pt")
+    with pytest.raises(ModelError, match=message):
+        load_encoder(folder).encode_texts(["cat"])
+
+
+def test_it_is_found_by_its_name(saved: Path, data_home: Path):
+    shutil.copytree(saved, data_home / "models" / "EVA-CLIP")
+    encoder = load_baseline("eva02-clip-b-16")
+    assert encoder.info.name == "eva02-clip-b-16"
+    assert np.array_equal(encoder.encode_texts(["cat"]), load_encoder(saved).encode_texts(["cat"]))

@@ -1,0 +1,582 @@
+"""Weights that somebody spoilt, by accident or on purpose: each ends in one line that says which file and tensor.
+
+Every mutation starts from a tiny checkpoint that loads. The last tests spoil files at random: whatever comes of
+that, it is a model or one of our errors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+
+from llm2clip.encoders import Llm2ClipEncoder, ModelError
+from llm2clip.encoders.checkpoint import convert_checkpoint
+from llm2clip.encoders.towers import open_vision
+
+from .checkpoints import MAKERS, SETTINGS, eva02
+
+WEIGHTS, CONFIG, PICKLE = "model.safetensors", "config.json", "model.pt"
+LAYOUTS = tuple(MAKERS)
+
+NAMED = {
+    "openai": (
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.embeddings.position_embedding.weight",
+        "vision_model.encoder.layers.1.self_attn.q_proj.weight",
+        "vision_model.encoder.layers.0.layer_norm1.bias",
+        "visual_projection.weight",
+        "text_adapter.adaptor.0.fn.0.weight",
+        "text_adapter.adaptor.1.ln.weight",
+        "text_adapter.adaptor.3.bias",
+    ),
+    "eva02": (
+        "visual.patch_embed.proj.weight",
+        "visual.pos_embed",
+        "visual.blocks.1.attn.v_proj.weight",
+        "visual.blocks.0.mlp.ffn_ln.bias",
+        "visual.head.bias",
+        "text.text_adaptor.1.fn.3.weight",
+        "text.text_adaptor.2.weight",
+        "text.text_adaptor.3.weight",
+    ),
+    "siglip2": (
+        "vision_model.embeddings.patch_embedding.weight",
+        "vision_model.embeddings.position_embedding.weight",
+        "vision_model.encoder.layers.1.mlp.fc2.weight",
+        "vision_model.head.probe",
+        "vision_model.head.attention.in_proj_weight",
+        "text.text_proj.text_adaptor.0.ln.bias",
+        "text.text_proj.text_adaptor.1.fn.0.bias",
+        "text.text_proj.text_adaptor.3.weight",
+    ),
+}
+"""Tensors that are spoilt one at a time: of every part of a checkpoint."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One way to spoil a checkpoint."""
+
+    name: str
+    layout: str
+    apply: Callable[[Path], None]
+    """Spoil a folder that holds weights, a configuration and the same weights as ``.pt``."""
+    tensor: str = ""
+    """What the message must name beside the file."""
+    file: str = WEIGHTS
+    """The file it must name."""
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / PICKLE, weights_only=True)
+
+
+def changed(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tensors = tensors_of(folder)
+        change(tensors)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+
+    return apply
+
+
+def replaced(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    return changed(lambda tensors: tensors.update({name: change(tensors[name])}))
+
+
+def with_value(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def put(tensor: torch.Tensor) -> torch.Tensor:
+        spoilt = tensor.clone()
+        spoilt.view(-1)[tensor.numel() // 2] = value
+        return spoilt
+
+    return put
+
+
+def grown(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.cat((tensor, tensor[:1]))
+
+
+def one_tensor(layout: str, name: str) -> Iterator[Mutation]:
+    """What can be wrong with one tensor."""
+    yield Mutation(f"missing {name}", layout, changed(lambda tensors: tensors.pop(name)), name)
+    renamed = changed(lambda tensors: tensors.update({f"{name}_": tensors.pop(name)}))
+    yield Mutation(f"renamed {name}", layout, renamed, name)
+    yield Mutation(f"one row more in {name}", layout, replaced(name, grown), "weight|bias|probe|embed")
+    flat = replaced(name, lambda tensor: tensor.reshape(-1, 1, 1, 1, 1))
+    yield Mutation(f"five axes in {name}", layout, flat, name)
+    empty = replaced(name, lambda tensor: tensor[:0])
+    yield Mutation(f"nothing in {name}", layout, empty, name)
+    yield Mutation(f"integers in {name}", layout, replaced(name, lambda tensor: tensor.to(torch.int32)), name)
+    yield Mutation(f"doubles in {name}", layout, replaced(name, lambda tensor: tensor.double()), name)
+    yield Mutation(f"nan in {name}", layout, replaced(name, with_value(float("nan"))), name)
+    yield Mutation(f"infinity in {name}", layout, replaced(name, with_value(float("-inf"))), name)
+
+
+def parts_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def header_with(change: Callable[[dict[str, Any], str], object], name: str = "") -> Callable[[Path], None]:
+    """Change the header; the bytes of the tensors stay."""
+
+    def apply(folder: Path) -> None:
+        header, body = parts_of(folder / WEIGHTS)
+        change(header, name)
+        text = json.dumps(header).encode()
+        (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + body)
+
+    return apply
+
+
+def bytes_with(change: Callable[[bytes], bytes], file: str = WEIGHTS) -> Callable[[Path], None]:
+    return lambda folder: write(folder / file, change((folder / file).read_bytes()))
+
+
+def write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+
+
+def lying_headers(layout: str) -> Iterator[Mutation]:
+    name = NAMED[layout][2]
+
+    def entry(key: str, value: object) -> Callable[[Path], None]:
+        return header_with(lambda header, name: header[name].update({key: value}), name)
+
+    for key, value in (
+        ("shape", [2, 2]),
+        ("shape", [-64, -64]),
+        ("shape", [1 << 40, 1 << 40]),
+        ("shape", []),
+        ("dtype", "F64"),
+        ("dtype", "I8"),
+        ("dtype", "F99"),
+        ("data_offsets", [0, 4]),
+        ("data_offsets", [8, 0]),
+    ):
+        yield Mutation(f"header: {key} {value}", layout, entry(key, value), "")
+    for key, value in (
+        ("shape", "64"),
+        ("shape", None),
+        ("shape", [64, "64"]),
+        ("shape", [64.0, 64]),
+        ("dtype", 4),
+        ("dtype", None),
+        ("data_offsets", [0]),
+        ("data_offsets", [0, 1 << 62]),
+        ("data_offsets", ["0", "4"]),
+        ("data_offsets", [-1 << 70, 4]),
+    ):
+        yield Mutation(f"header: {key} {value!r}", layout, entry(key, value))
+    yield Mutation(
+        "header: a list", layout, header_with(lambda header, name: header.update({name: []}), name)
+    )
+    gone = header_with(lambda header, name: header.pop(name), name)
+    yield Mutation("header: bytes of no tensor", layout, gone)
+
+
+def spoilt_bytes(layout: str) -> Iterator[Mutation]:
+    for share in (0, 1, 5, 20, 50, 80, 95, 99):
+        cut = bytes_with(lambda data, share=share: data[: len(data) * share // 100])
+        yield Mutation(f"cut at {share} %", layout, cut)
+    for count in (1, 7, 8, 9, 100):
+        yield Mutation(f"cut to {count} bytes", layout, bytes_with(lambda data, n=count: data[:n]))
+    for missing in (1, 2, 1000):
+        yield Mutation(f"{missing} bytes short", layout, bytes_with(lambda data, n=missing: data[:-n]))
+    yield Mutation("a byte too many", layout, bytes_with(lambda data: data + b"\0"))
+    for length in (0, 1, 1 << 31, 1 << 63, (1 << 64) - 1):
+        lie = bytes_with(lambda data, n=length: n.to_bytes(8, "little") + data[8:])
+        yield Mutation(f"header of {length} bytes", layout, lie)
+    yield Mutation("all zero", layout, bytes_with(lambda data: bytes(len(data))))
+    yield Mutation("a web page", layout, bytes_with(lambda _: b"<!DOCTYPE html><html>login</html>"))
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+    yield Mutation("a pointer of git-lfs", layout, bytes_with(lambda _: pointer))
+    deep = (200_000).to_bytes(8, "little") + b"[" * 200_000
+    yield Mutation("a deep header", layout, bytes_with(lambda _: deep))
+    yield Mutation(
+        "a pickle by another name",
+        layout,
+        lambda folder: write(folder / WEIGHTS, (folder / PICKLE).read_bytes()),
+    )
+
+
+def spoilt_sets(layout: str) -> Iterator[Mutation]:
+    """Tensors that are right one by one and wrong together."""
+    stray = {"stray.weight": torch.zeros(3)}
+    yield Mutation("a stray tensor", layout, changed(lambda tensors: tensors.update(stray)), "stray.weight")
+    adapter = NAMED[layout][-1]
+    other = adapter.rpartition(".")[0].rpartition(".")[0]
+    beyond = f"{other}.9999.fn.0.weight"
+    more = changed(lambda tensors: tensors.update({beyond: torch.zeros(3)}))
+    yield Mutation("a block far beyond", layout, more, beyond)
+    others = {"openai": "eva02", "eva02": "siglip2", "siglip2": "openai"}
+    mixed = MAKERS[others[layout]]
+    yield Mutation(
+        "two towers", layout, changed(lambda tensors: tensors.update(mixed(seed=1))), "text_adaptor.|.weight"
+    )
+    yield Mutation("no tensor", layout, changed(lambda tensors: tensors.clear()))
+    half = changed(lambda tensors: [tensors.pop(name) for name in list(tensors)[::2]])
+    yield Mutation("every other tensor", layout, half, "weight|bias")
+
+
+def lying_configurations(layout: str) -> Iterator[Mutation]:
+    def said(section: str, key: str, value: object) -> Callable[[Path], None]:
+        def apply(folder: Path) -> None:
+            settings = json.loads((folder / CONFIG).read_text())
+            target = settings.setdefault(section, {}) if section else settings
+            target[key] = value
+            write(folder / CONFIG, json.dumps(settings).encode())
+
+        return apply
+
+    for key, value in (
+        ("hidden_size", 63),
+        ("intermediate_size", 1),
+        ("num_hidden_layers", 24),
+        ("patch_size", 16),
+        ("image_size", 336),
+        ("num_attention_heads", 7),
+        ("hidden_size", -64),
+        ("num_hidden_layers", 1 << 40),
+        ("num_hidden_layers", 2.0),
+        ("image_size", [28, 28]),
+        ("hidden_act", "__import__('os')"),
+    ):
+        yield Mutation(
+            f"configuration: {key} {value}", layout, said("vision_config", key, value), file=CONFIG
+        )
+    yield Mutation("configuration: dim", layout, said("", "projection_dim", 1 << 50), file=CONFIG)
+    yield Mutation("configuration: a list", layout, said("", "vision_config", []), file=CONFIG)
+    for name, data in (
+        ("no JSON", b"{"),
+        ("nothing", b""),
+        ("bytes", bytes(range(256))),
+        ("a number", b"5"),
+        ("deep", b"[" * 200_000),
+        ("a long number", b'{"vision_config": {"hidden_size": ' + b"9" * 10_000 + b"}}"),
+    ):
+        spoil = lambda folder, data=data: write(folder / CONFIG, data)  # noqa: E731
+        yield Mutation(f"configuration: {name}", layout, spoil, file=CONFIG)
+
+
+def links(layout: str) -> Iterator[Mutation]:
+    def moved(file: str, *, folder_too: bool = False) -> Callable[[Path], None]:
+        def apply(folder: Path) -> None:
+            outside = folder.parent / "outside"
+            outside.mkdir()
+            (folder / file).replace(outside / file)
+            (folder / file).symlink_to(outside / file)
+
+        return apply
+
+    for file in (WEIGHTS, CONFIG):
+        yield Mutation(f"{file} is a link", layout, moved(file), file=file)
+    yield Mutation(
+        "a link to nowhere",
+        layout,
+        lambda folder: (folder / WEIGHTS).unlink() or (folder / WEIGHTS).symlink_to("gone"),
+    )
+    yield Mutation(
+        "a folder", layout, lambda folder: (folder / WEIGHTS).unlink() or (folder / WEIGHTS).mkdir()
+    )
+    yield Mutation("gone", layout, lambda folder: (folder / WEIGHTS).unlink())
+
+
+MUTATIONS = [
+    mutation
+    for layout in LAYOUTS
+    for family in (lying_headers, spoilt_bytes, spoilt_sets, lying_configurations, links)
+    for mutation in family(layout)
+] + [mutation for layout in LAYOUTS for name in NAMED[layout] for mutation in one_tensor(layout, name)]
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folders = {}
+    for layout, make in MAKERS.items():
+        folder = folders[layout] = tmp_path_factory.mktemp(layout)
+        tensors = make()
+        save_file(tensors, folder / WEIGHTS)
+        torch.save(tensors, folder / PICKLE)
+        (folder / CONFIG).write_text(json.dumps(SETTINGS[layout]))
+    return folders
+
+
+def copied(original: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in original.iterdir():
+        write(target / file.name, file.read_bytes())
+    return target
+
+
+def use(path: Path) -> None:
+    """Read everything that can be read of a file."""
+    plan = open_vision(path)
+    plan.logit_scale()
+    plan.load_adapter()
+    plan.load()
+
+
+def refused(action: Callable[[], object], mutation: Mutation, folder: Path) -> str:
+    with pytest.raises(ModelError) as caught:
+        action()
+    message = str(caught.value)
+    assert str(folder / mutation.file) in message, message
+    assert "\n" not in message
+    assert len(message) < 1200
+    if mutation.tensor:
+        assert any(name in message for name in mutation.tensor.split("|")), message
+    return message
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_originals_load(layout: str, originals: dict[str, Path], tmp_path: Path):
+    folder = copied(originals[layout], tmp_path / "model")
+    use(folder / WEIGHTS)
+    use(convert_checkpoint(folder / PICKLE, folder))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.layout}: {mutation.name}")
+def test_a_spoilt_checkpoint(mutation: Mutation, originals: dict[str, Path], tmp_path: Path):
+    folder = copied(originals[mutation.layout], tmp_path / "model")
+    mutation.apply(folder)
+    refused(lambda: use(folder / WEIGHTS), mutation, folder)
+
+
+def test_there_are_enough_of_them():
+    assert len(MUTATIONS) + len(PICKLES) + len(FOLDERS) >= 200
+    assert len({(mutation.layout, mutation.name) for mutation in MUTATIONS}) == len(MUTATIONS)
+
+
+class Call:
+    """Asks whoever unpickles it to call a function."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return self.call
+
+
+def payloads(folder: Path) -> dict[str, object]:
+    planted = str(folder / "planted")
+    return {
+        "os.mkdir": Call(os.mkdir, planted),
+        "os.system": Call(os.system, f"mkdir {planted}"),
+        "subprocess": Call(subprocess.check_call, ["mkdir", planted]),
+        "eval": Call(eval, f"__import__('os').mkdir({planted!r})"),
+        "exec": Call(exec, f"import os; os.mkdir({planted!r})"),
+        "torch.load": Call(torch.load, planted),
+        "__import__": Call(__import__, "antigravity"),
+        "a path": Path(planted),
+        "a class": Mutation,
+        "a module": torch.nn.Linear(2, 2),
+    }
+
+
+def pickled(change: Callable[[dict[Any, Any], Path], object]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        state: dict[Any, Any] = tensors_of(folder)
+        made = change(state, folder)
+        torch.save(state if made is None else made, folder / PICKLE)
+
+    return apply
+
+
+def spoilt_pickles() -> Iterator[Mutation]:
+    for name in payloads(Path()):
+        put = pickled(lambda state, folder, name=name: state.update({"visual.extra": payloads(folder)[name]}))
+        yield Mutation(f"payload {name}", "eva02", put, file=PICKLE)
+        deep = pickled(lambda state, folder, n=name: {"state_dict": state, "a": [{"b": payloads(folder)[n]}]})
+        yield Mutation(f"payload {name}, deep", "eva02", deep, file=PICKLE)
+    for share in (0, 1, 30, 60, 90, 99):
+        cut = bytes_with(lambda data, share=share: data[: len(data) * share // 100], PICKLE)
+        yield Mutation(f"cut at {share} %", "eva02", cut, file=PICKLE)
+    yield Mutation(
+        "safetensors by another name",
+        "eva02",
+        lambda folder: write(folder / PICKLE, (folder / WEIGHTS).read_bytes()),
+        file=PICKLE,
+    )
+    yield Mutation("a web page", "eva02", bytes_with(lambda _: b"<!DOCTYPE html>", PICKLE), file=PICKLE)
+    yield Mutation(
+        "a bare pickle",
+        "eva02",
+        bytes_with(lambda _: b"cos\nsystem\n(S'mkdir planted'\ntR.", PICKLE),
+        file=PICKLE,
+    )
+    wide = torch.zeros(1).expand(1 << 20, 1 << 20)
+    name = "visual.head.weight"
+    for title, value in (
+        ("a wide tensor", wide),
+        ("a sparse tensor", torch.zeros(3).to_sparse()),
+        ("complex numbers", torch.zeros(3, dtype=torch.complex64)),
+        ("a number", 5),
+        ("a list", [torch.zeros(1)]),
+        ("nothing", None),
+    ):
+        put = pickled(lambda state, _, value=value: state.update({name: value}))
+        yield Mutation(title, "eva02", put, name, file=PICKLE)
+    yield Mutation(
+        "no name", "eva02", pickled(lambda state, _: state.update({7: torch.zeros(1)})), file=PICKLE
+    )
+    yield Mutation("no tensor", "eva02", pickled(lambda state, _: state.clear()), file=PICKLE)
+    yield Mutation("a lone tensor", "eva02", pickled(lambda state, _: torch.zeros(3)), file=PICKLE)
+    yield Mutation("gone", "eva02", lambda folder: (folder / PICKLE).unlink(), file=PICKLE)
+
+    def link(folder: Path) -> None:
+        (folder / PICKLE).replace(folder.parent / "outside.pt")
+        (folder / PICKLE).symlink_to(folder.parent / "outside.pt")
+
+    yield Mutation("a link", "eva02", link, file=PICKLE)
+
+
+PICKLES = list(spoilt_pickles())
+
+
+@pytest.mark.parametrize("mutation", PICKLES, ids=lambda mutation: mutation.name)
+def test_a_spoilt_pickle(
+    mutation: Mutation, originals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    folder = copied(originals["eva02"], tmp_path / "model")
+    mutation.apply(folder)
+    monkeypatch.chdir(folder)
+    modules = set(sys.modules)
+    refused(lambda: convert_checkpoint(folder / PICKLE, folder / "cache"), mutation, folder)
+    assert not (folder / "planted").exists()
+    assert "antigravity" not in set(sys.modules) - modules
+    assert not (folder / "cache").exists()
+
+
+def config_with(**changes: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        data = json.loads((folder / CONFIG).read_text())
+        for place, value in changes.items():
+            *path, last = place.split("__")
+            target = data
+            for key in path:
+                target = target[key]
+            target[last] = value
+        (folder / CONFIG).write_text(json.dumps(data))
+
+    return apply
+
+
+def other_tokenizer(words: list[str]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        tokenizer = Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=words[0]))
+        tokenizer.save(str(folder / "tokenizer.json"))
+
+    return apply
+
+
+TOKENIZER = "tokenizer.json"
+FOLDERS = [
+    Mutation(
+        "a tokenizer with more tokens",
+        "ours",
+        other_tokenizer([f"word{n}" for n in range(300)]),
+        file=TOKENIZER,
+    ),
+    Mutation(
+        "a tokenizer without the end token",
+        "ours",
+        other_tokenizer(["a", "b", "?"]),
+        "<|eot_id|>",
+        file=CONFIG,
+    ),
+    Mutation("an empty tokenizer", "ours", lambda folder: write(folder / TOKENIZER, b"{}"), file=TOKENIZER),
+    Mutation(
+        "a tokenizer cut short",
+        "ours",
+        bytes_with(lambda data: data[: len(data) // 2], TOKENIZER),
+        file=TOKENIZER,
+    ),
+    Mutation(
+        "wider than its weights", "ours", config_with(text__intermediate_size=41), "mlp.gate_proj.weight"
+    ),
+    Mutation(
+        "deeper than its weights", "ours", config_with(text__num_hidden_layers=3), "language_model.layers.2"
+    ),
+    Mutation(
+        "shallower than its weights",
+        "ours",
+        config_with(text__num_hidden_layers=1),
+        "language_model.layers.1",
+    ),
+    Mutation("more tokens than its table", "ours", config_with(text__vocab_size=300), "embed_tokens.weight"),
+    Mutation("another dtype than its weights", "ours", config_with(dtype="float16"), "vision."),
+    Mutation("adapter of another depth", "ours", config_with(adapter__blocks=4), "text_adapter.adaptor."),
+    Mutation(
+        "adapter of another width", "ours", config_with(adapter__width=25), "adapter.width", file=CONFIG
+    ),
+    Mutation(
+        "picture of another size",
+        "ours",
+        config_with(preprocessing__size=33),
+        "preprocessing.size",
+        file=CONFIG,
+    ),
+    Mutation(
+        "a family that runs code", "ours", config_with(auto_map={"AutoModel": "x.Y"}), "auto_map", file=CONFIG
+    ),
+]
+
+
+@pytest.mark.parametrize("mutation", FOLDERS, ids=lambda mutation: mutation.name)
+def test_a_spoilt_folder_of_ours(mutation: Mutation, tiny_folder: Path, tmp_path: Path):
+    folder = copied(tiny_folder, tmp_path / "model")
+    mutation.apply(folder)
+    refused(lambda: Llm2ClipEncoder.from_folder(folder, device="cpu").load_all(), mutation, folder)
+
+
+def spoil_at_random(data: bytes, rng: random.Random, *, until: int) -> bytes:
+    spoilt = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        spoilt[rng.randrange(until)] = rng.randrange(256)
+    return bytes(spoilt)
+
+
+def test_a_header_spoilt_at_random_is_a_model_or_our_error(originals: dict[str, Path], tmp_path: Path):
+    folder = copied(originals["eva02"], tmp_path / "model")
+    data = (folder / WEIGHTS).read_bytes()
+    length = 8 + int.from_bytes(data[:8], "little")
+    errors = 0
+    for seed in range(400):
+        write(folder / WEIGHTS, spoil_at_random(data, random.Random(seed), until=length))
+        try:
+            use(folder / WEIGHTS)
+        except ModelError as error:
+            errors += str(folder) in str(error)
+    assert errors > 300
+
+
+def test_a_pickle_spoilt_at_random_is_a_state_dict_or_our_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("llm2clip.encoders.checkpoint.os.fsync", lambda _: None)
+    small = {name: tensor for name, tensor in eva02().items() if tensor.numel() < 200}
+    torch.save(small, tmp_path / PICKLE)
+    data = (tmp_path / PICKLE).read_bytes()
+    errors = 0
+    for seed in range(200):
+        write(tmp_path / PICKLE, spoil_at_random(data, random.Random(seed), until=len(data)))
+        try:
+            convert_checkpoint(tmp_path / PICKLE, tmp_path / f"cache{seed}")
+        except ModelError as error:
+            errors += str(tmp_path) in str(error)
+    assert errors > 20

@@ -1,0 +1,158 @@
+"""What tells published encoders and baselines apart: language model, rules, tokenizer, settings; not a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from llm2clip.encoders import load_encoder
+from llm2clip.encoders.identity import sampled_sha256, without_origin
+from llm2clip.encoders.open_clip_models import settings_hash as open_clip_hash
+from llm2clip.encoders.published import PublishedEncoder
+from llm2clip.encoders.sentence import model_settings
+
+from .published_files import LLAMAS, models, tiny_files
+
+__all__ = ["models", "tiny_files"]  # fixtures
+
+
+@pytest.fixture
+def language(tmp_path: Path) -> Path:
+    """A folder of a language model that a test may spoil."""
+    return Path(shutil.copytree(LLAMAS["tiny-8b-cc"] / "model", tmp_path / "language"))
+
+
+def settings(name: str | Path, **options: object) -> str:
+    return load_encoder(name, **options).info.settings_sha256  # type: ignore[arg-type]
+
+
+def test_the_language_model_and_how_texts_are_read_count(models: Path):
+    found = {
+        settings("tiny-siglip"),
+        settings("tiny-siglip", language_model="tiny-8b-cc"),
+        settings("tiny-siglip", language_model=LLAMAS["tiny-8b-cc"] / "model"),
+        settings("tiny-siglip", parity="upstream"),
+        settings("tiny-openai"),
+    }
+    assert len(found) == 5
+    assert settings("tiny-8b-cc") != settings("tiny-1b-cc")
+    assert settings("tiny-8b-cc") != settings("tiny-8b-cc", parity="upstream")
+
+
+def test_what_an_index_asks_for_needs_no_language_model(models: Path):
+    before = load_encoder("tiny-openai").info.identity()
+    shutil.rmtree(models / "tiny-8b")
+    encoder = load_encoder("tiny-openai")
+    assert encoder.info.identity() == before
+    assert isinstance(encoder, PublishedEncoder)
+    assert encoder.loaded_sides == frozenset()
+
+
+def test_a_language_model_of_ones_own_is_what_is_in_its_folder(models: Path, language: Path, tmp_path: Path):
+    before = settings("tiny-openai", language_model=language)
+    moved = Path(shutil.copytree(language, tmp_path / "moved"))
+    assert settings("tiny-openai", language_model=moved) == before
+    config = json.loads((moved / "config.json").read_text())
+    (moved / "config.json").write_text(json.dumps({**config, "transformers_version": "4.0.0"}))
+    assert settings("tiny-openai", language_model=moved) == before
+    (moved / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 0.1}))
+    assert settings("tiny-openai", language_model=moved) != before
+
+
+def test_a_language_model_that_was_trained_on_is_another(models: Path, language: Path):
+    before = settings("tiny-openai", language_model=language)
+    (file,) = language.glob("*.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
+    assert settings("tiny-openai", language_model=language) != before
+
+
+def test_another_tokenizer_is_another_encoder(models: Path, language: Path):
+    before = settings("tiny-openai", language_model=language)
+    data = json.loads((language / "tokenizer.json").read_text(encoding="utf-8"))
+    data["normalizer"] = {"type": "Lowercase"}
+    (language / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    assert settings("tiny-openai", language_model=language) != before
+
+
+def test_a_saved_copy_is_the_same_until_its_language_model_is_altered(models: Path, tmp_path: Path):
+    before = load_encoder("tiny-openai").info
+    load_encoder("tiny-openai").save_pretrained(tmp_path / "saved")
+    assert load_encoder(tmp_path / "saved").info.identity() == before.identity()
+    config = tmp_path / "saved" / "language_model" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rms_norm_eps": 0.1}))
+    after = load_encoder(tmp_path / "saved").info
+    assert after.weights_sha256 == before.weights_sha256
+    assert after.settings_sha256 != before.settings_sha256
+
+
+def test_settings_of_sentence_transformers(tmp_path: Path):
+    folder = tmp_path / "model"
+    (folder / "1_Dense").mkdir(parents=True)
+    (folder / "onnx").mkdir()
+    (folder / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Dense"}]))
+    (folder / "1_Dense" / "config.json").write_text(json.dumps({"in_features": 3}))
+    prompts = {"__version__": {"transformers": "5"}, "prompts": {"query": "find "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    (folder / "vocab.txt").write_text("a")
+    before = model_settings(folder)
+    assert set(before) == {
+        "modules.json",
+        "1_Dense/config.json",
+        "config_sentence_transformers.json",
+        "vocab.txt",
+    }
+    # What is for other programs, or about other releases, does not count; nor does the folder's name.
+    (folder / "onnx" / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_text("")
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(prompts | {"__version__": {}}))
+    folder = folder.rename(tmp_path / "moved")
+    assert model_settings(folder) == before
+    for file, text in (("vocab.txt", "b"), ("config_sentence_transformers.json", '{"prompts": {}}')):
+        (folder / file).write_text(text)
+        assert model_settings(folder)[file] != before[file]
+
+
+class Tokens:
+    """As far as open_clip's are asked."""
+
+    def __init__(self, length: int) -> None:
+        self.context_length = length
+
+
+def test_settings_of_open_clip(tmp_path: Path):
+    found = {
+        open_clip_hash(name, Tokens(length))
+        for name, length in (("ViT-B-32", 77), ("ViT-B-32-quickgelu", 77), ("ViT-B-32", 64))
+    }
+    assert len(found) == 3
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "open_clip_config.json").write_text("[]" if name == "c" else "{}")
+    first, second, third = (open_clip_hash(f"local-dir:{tmp_path / name}", Tokens(77)) for name in "abc")
+    assert first == second != third
+
+
+def test_a_large_file_is_told_apart_by_samples(tmp_path: Path):
+    large, small = tmp_path / "large", tmp_path / "small"
+    large.write_bytes(bytes(1 << 20))
+    before = sampled_sha256(large)
+    for place in (0, (1 << 20) - 1):
+        content = bytearray(1 << 20)
+        content[place] = 1
+        large.write_bytes(content)
+        assert sampled_sha256(large) != before
+    large.write_bytes(bytes((1 << 20) + 1))
+    assert sampled_sha256(large) != before
+    small.write_bytes(b"ab")
+    known = sampled_sha256(small)
+    small.write_bytes(b"ac")
+    assert sampled_sha256(small) != known
+
+
+def test_origin_is_left_out_at_every_depth():
+    config = {"dtype": "float32", "text_config": {"torch_dtype": "float16", "width": 3}, "eps": [1]}
+    assert without_origin(config) == {"text_config": {"width": 3}, "eps": [1]}

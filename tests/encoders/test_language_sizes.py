@@ -1,0 +1,72 @@
+"""Published language models at full size, without their weights: names, shapes and totals against transformers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from llm2clip.encoders.catalogue import language_rows
+from llm2clip.encoders.language import open_language
+from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
+
+ROWS = {row.name: row for row in language_rows()}
+WHOLE = {"llama-3-8b-cc": 7_504_924_672, "llama-3.1-8b-cc": 8_030_261_248, "llama-3.2-1b-cc": 1_235_814_400}
+"""Numbers in the published files: the base of a low-rank update has its language-model head as well."""
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+CODES = {"float32": "F32", "bfloat16": "BF16"}
+
+
+def theirs(name: str, *, head: bool) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of transformers' own model of that shape."""
+    from transformers import LlamaConfig as TheirConfig
+    from transformers import LlamaForCausalLM, LlamaModel
+
+    config = TheirConfig(**asdict(ROWS[name].shape), tie_word_embeddings=False)
+    with torch.device("meta"):
+        model = (LlamaForCausalLM if head else LlamaModel)(config)
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def write_hollow(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
+    """A safetensors file that is a header and a hole: as long as the real one, taking no disk."""
+    end, header = 0, {}
+    for name, shape in shapes.items():
+        size = BYTES[dtype] * torch.Size(shape).numel()
+        header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_our_model_has_the_tensors_of_transformers(name: str):
+    row = ROWS[name]
+    with torch.device("meta"):
+        ours = BidirectionalLlama(LlamaConfig(**asdict(row.shape))).state_dict()
+    expected = theirs(name, head=False)
+    assert {key: tuple(value.shape) for key, value in ours.items()} == expected
+    assert (
+        sum(torch.Size(shape).numel() for shape in expected.values())
+        == row.parameters
+        == row.shape.parameters
+    )
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_file_of_the_published_size_is_opened(tmp_path: Path, name: str):
+    row = ROWS[name]
+    shapes = theirs(name, head=row.lora is not None)
+    write_hollow(tmp_path / "model.safetensors", shapes, row.stored)
+    settings = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 500000.0} | asdict(row.shape)
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    plan = open_language(tmp_path)
+    assert (plan.parameters, plan.stored) == (row.parameters, row.stored)
+    total = WHOLE[name] * BYTES[row.stored]
+    assert row.download_bytes == total
+    assert 0 < (tmp_path / "model.safetensors").stat().st_size - total < 100_000

@@ -1,0 +1,218 @@
+"""What loading costs, measured from outside; what is chosen where memory is short; what is refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llm2clip.encoders import ModelError, memory
+from llm2clip.encoders.catalogue import LlamaShape, find_language, language_rows
+from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.memory import free_memory, needs, pick_choice
+
+from .published_files import models, tiny_files
+
+__all__ = ["models", "tiny_files"]  # fixtures
+
+CPU = torch.device("cpu")
+BIG = LlamaShape(
+    vocab_size=4000,
+    hidden_size=1024,
+    intermediate_size=2816,
+    num_hidden_layers=5,
+    num_attention_heads=16,
+    num_key_value_heads=4,
+    head_dim=64,
+)
+"""62 million numbers: 250 MB in float32."""
+
+MEASURE = """
+import resource, sys, threading
+import torch
+from llm2clip.encoders.language import open_language
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+
+plan = open_language(sys.argv[1], update=sys.argv[3] or None)
+torch.zeros(1000, 1000) @ torch.zeros(1000, 1000)
+before = resident()
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # forget the peak so far
+model = plan.load(sys.argv[2])
+with open("/proc/self/status") as file:
+    peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+weights = sum(p.numel() * p.element_size() for p in model.parameters())
+print(peak - before, resident() - before, weights)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large")
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "rms_norm_eps": 1e-5} | asdict(BIG))
+    )
+    with torch.device("meta"):
+        shapes = {
+            name: value.shape
+            for name, value in BidirectionalLlama(LlamaConfig(**asdict(BIG))).state_dict().items()
+        }
+    save_file({name: torch.full(shape, 0.01) for name, shape in shapes.items()}, folder / "model.safetensors")
+    assert (folder / "model.safetensors").stat().st_size > 200_000_000
+    update = folder / "lora"
+    update.mkdir()
+    name = "base_model.model.layers.{}.mlp.up_proj.lora_{}.weight"
+    pairs = {
+        name.format(layer, side): torch.ones(shape)
+        for layer in range(5)
+        for side, shape in (("A", (8, 1024)), ("B", (2816, 8)))
+    }
+    save_file(pairs, update / "adapter_model.safetensors")
+    (update / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 8, "lora_alpha": 8}))
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by the kernel of Linux")
+@pytest.mark.parametrize(("choice", "update"), [("float32", ""), ("bfloat16", ""), ("bfloat16", "lora")])
+def test_loading_takes_little_more_than_holding(large: Path, choice: str, update: str):
+    arguments = [str(large), choice, str(large / update) if update else ""]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True
+    )
+    peak, resident, weights = map(int, done.stdout.split())
+    print(
+        f"{choice} {update}: peak {peak / weights:.3f}, afterwards {resident / weights:.3f} times the weights"
+    )
+    assert weights == BIG.memory(choice)
+    assert weights * 0.98 <= resident
+    assert peak <= 1.15 * weights, f"{peak / weights:.2f} times the weights"
+
+
+ONE_SIDE = """
+import sys
+from llm2clip.encoders import catalogue, load_encoder
+from pathlib import Path
+catalogue._TABLES = (Path(sys.argv[1]),)
+import builtins, io
+opened = []
+real = Path.open
+Path.open = lambda self, *a, **k: opened.append(str(self)) or real(self, *a, **k)
+encoder = load_encoder("tiny-openai")
+if sys.argv[2] == "pictures":
+    from PIL import Image
+    encoder.encode_images([Image.new("RGB", (30, 30))])
+else:
+    encoder.encode_texts(["a dog"])
+print(*opened)
+"""
+
+
+@pytest.mark.parametrize("what", ["pictures", "texts"])
+def test_the_other_side_is_not_even_opened(models: Path, tiny_files: Path, what: str):
+    command = [sys.executable, "-c", ONE_SIDE, str(tiny_files / "catalogue.toml"), what]
+    opened = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert any("tiny-openai" in name for name in opened)
+    assert any("tiny-8b" in name for name in opened) == (what == "texts")
+
+
+def test_sizes_of_the_published_language_models():
+    # 15.0 GB of bfloat16 and 4.94 GB of float32 are what the repositories hold.
+    eight, one = (find_language(name).shape for name in ("llama-3-8b-cc", "llama-3.2-1b-cc"))
+    assert (eight.parameters, one.parameters) == (7_504_924_672, 1_235_814_400)
+    assert round(eight.memory("bfloat16") / 1e9, 1) == 15.0
+    assert round(one.memory("float32") / 1e9, 2) == 4.94
+    for row in language_rows():
+        # By hand: the blocks' matrices at one byte or a half, with their scales; the rest in bfloat16.
+        matrices = row.parameters - row.shape.vocab_size * row.shape.hidden_size
+        assert 1 < (row.shape.memory("int8") - 2 * (row.parameters - matrices)) / matrices < 1.01
+        assert 0.52 < (row.shape.memory("int4") - 2 * (row.parameters - matrices)) / matrices < 0.54
+
+
+@pytest.fixture
+def no_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "has_torchao", lambda: False)
+
+
+@pytest.fixture
+def torchao_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "has_torchao", lambda: True)
+
+
+EIGHT = LlamaShape(**asdict(find_language("llama-3-8b-cc").shape))
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "fast", "expected"),
+    [
+        (64, False, "float32"),
+        (64, True, "bfloat16"),
+        (24, False, "bfloat16"),
+        (24, True, "bfloat16"),
+        (16, True, "int8"),
+        (8, False, "int4"),
+    ],
+)
+@pytest.mark.usefixtures("torchao_there")
+def test_the_most_faithful_that_fits_is_taken(monkeypatch, caplog, gigabytes: int, fast: bool, expected: str):
+    monkeypatch.setattr(memory, "has_bfloat16", lambda: fast)
+    with caplog.at_level(logging.INFO, logger="llm2clip.encoders"):
+        picked = pick_choice(EIGHT, name="llama", stored="bfloat16", device=CPU, free=gigabytes * 10**9)
+    assert picked == expected
+    (record,) = caplog.records
+    assert f"llama is held as {expected} (" in record.getMessage()
+    assert f"of {gigabytes}.0 GB free on cpu)" in record.getMessage()
+    assert record.levelno == (logging.WARNING if expected in ("int8", "int4") else logging.INFO)
+    if expected == "int8":
+        assert record.getMessage().endswith("as stored it takes 18.3 GB; answers differ a little")
+
+
+@pytest.mark.usefixtures("no_torchao")
+def test_a_refusal_has_the_numbers(monkeypatch):
+    monkeypatch.setattr(memory, "has_bfloat16", lambda: False)
+    with pytest.raises(ModelError) as caught:
+        pick_choice(EIGHT, name="llama-3-8b-cc", stored="bfloat16", device=CPU, free=10 * 10**9)
+    assert str(caught.value) == (
+        "llama-3-8b-cc does not fit on cpu: 10.0 GB are free, but it needs 35.5 GB as float32, 18.3 GB as bfloat16 "
+        "(weights, 15% while loading, 1.0 GB for a batch); with torchao installed (pip install torchao) int8 and "
+        "int4 take less. Free memory, or choose an encoder with a smaller language model: "
+        "llm2clip-llama3.2-1b-eva02-l-14-336"
+    )
+
+
+@pytest.mark.usefixtures("no_torchao")
+def test_on_a_gpu_nothing_is_held_wider_than_stored():
+    ways = needs(EIGHT, stored="bfloat16", device=torch.device("cuda"))
+    assert [way.choice for way in ways] == ["bfloat16"]
+
+
+def test_what_was_asked_for_and_cannot_be(monkeypatch, models: Path):
+    from llm2clip.encoders import load_encoder
+
+    monkeypatch.setattr(memory, "free_memory", lambda device: 10_000)
+    encoder = load_encoder("tiny-openai", dtype="float32")
+    with pytest.raises(ModelError, match=r"tiny-8b-cc as float32 takes \d MB on cpu, of which 0 MB are free"):
+        encoder.encode_texts(["a dog"])
+    with pytest.raises(ModelError, match="tiny-8b-cc does not fit on cpu: 0 MB are free"):
+        load_encoder("tiny-openai").encode_texts(["a dog"])
+
+
+def test_free_memory_is_that_of_the_machine_or_of_its_container(tmp_path: Path):
+    free = free_memory(CPU)
+    assert free is None or 10**7 < free < 10**14
+    assert memory._allowed(tmp_path) is None
+    for name, value in (("max", "5000"), ("current", "4000"), ("stat", "anon 1\ninactive_file 700\nslab 3")):
+        (tmp_path / f"memory.{name}").write_text(value + "\n")
+    assert memory._allowed(tmp_path) == 1700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._allowed(tmp_path) is None
+    assert free_memory(torch.device("meta")) is None

@@ -1,0 +1,166 @@
+"""Where files are looked for, and what is said when they are nowhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from llm2clip.encoders import ModelError, load_encoder
+from llm2clip.encoders.places import Wanted, find_here, human, locate, missing_files, models_home, narrowed
+from llm2clip.indexer.location import data_home as home_of_indexes
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+WANTED = Wanted(name="it", repository="owner/model", files=("weights.bin", "a.json|b.json"), revision=COMMIT)
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    return cache
+
+
+def put(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("x")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [{"LLM2CLIP_HOME": "/data/x"}, {"XDG_DATA_HOME": "/data/y"}, {"XDG_DATA_HOME": "relative"}, {}],
+)
+def test_models_are_beside_the_indexes(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]):
+    for name in ("LLM2CLIP_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert models_home() == home_of_indexes() / "models"
+
+
+def test_a_folder_of_ones_own_comes_first(hub: Path):
+    snapshot = put(hub / "models--owner--model" / "snapshots" / COMMIT, "weights.bin", "b.json")
+    assert find_here(WANTED) == snapshot == locate(WANTED)
+    own = put(models_home() / "model", "weights.bin")
+    assert find_here(WANTED) == snapshot  # it lacks a file
+    put(own, "a.json")
+    assert find_here(WANTED) == own == locate(WANTED)
+
+
+def test_the_newest_is_what_the_cache_says(hub: Path):
+    cache = hub / "models--owner--model"
+    put(cache / "snapshots" / "older", "weights.bin", "a.json")
+    newer = put(cache / "snapshots" / "newer", "weights.bin", "a.json")
+    short = Wanted(name="it", repository="owner/model", files=WANTED.files, revision="012345")
+    assert find_here(short) is None
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("newer\n")
+    assert find_here(short) == newer
+    assert find_here(WANTED) is None  # another commit than the pinned one
+
+
+def test_what_is_missing(tmp_path: Path):
+    put(tmp_path, "b.json", "x.pt")
+    assert missing_files(tmp_path, WANTED.files) == ["weights.bin"]
+    assert missing_files(tmp_path, ("*.pt", "*.safetensors|*.bin")) == ["*.safetensors|*.bin"]
+    assert narrowed(WANTED, ["x"]).files == ("x",)
+
+
+def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    asked: list[dict] = []
+
+    def download(repository: str, **options: object) -> str:
+        asked.append({"repository": repository, **options})
+        return str(put(tmp_path / "fetched", "weights.bin", "a.json"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    wanted = Wanted(
+        name="it", repository="owner/model", files=WANTED.files, revision=COMMIT, extras=("notes.txt",)
+    )
+    assert locate(wanted) == tmp_path / "fetched"
+    assert asked == [
+        {
+            "repository": "owner/model",
+            "revision": COMMIT,
+            "allow_patterns": ["weights.bin", "a.json", "b.json", "notes.txt"],
+        }
+    ]
+    with pytest.raises(
+        ModelError, match=r"could not download it: the repository has no tokenizer\.json\. It needs"
+    ):
+        locate(narrowed(WANTED, ["tokenizer.json"]))
+
+
+def test_offline_it_says_what_to_put_where(hub: Path):
+    with pytest.raises(ModelError) as caught:
+        load_encoder("llm2clip-openai-l-14-336")
+    said, place = str(caught.value), models_home() / "LLM2CLIP-Openai-L-14-336"
+    assert said.startswith(
+        f"llm2clip-openai-l-14-336 is not on this machine: looked in {place} and in the hub's cache {hub}, and could "
+        "not download it: "
+    )
+    commit = "92512331f393a003c3d98404677f991c188162c9"
+    assert said.endswith(
+        "It needs model.safetensors, config.json (2.3 GB) from microsoft/LLM2CLIP-Openai-L-14-336 at revision "
+        f"{commit}, in {place}. Where there is internet, run: hf download microsoft/LLM2CLIP-Openai-L-14-336 "
+        f"--revision {commit} --include 'model.safetensors' --include 'config.json' --local-dir {place} "
+        "(The encoder nano needs no files.)"
+    )
+
+
+def test_of_a_language_model_too():
+    with pytest.raises(ModelError) as caught:
+        load_encoder("llama-3.2-1b-cc").encode_texts(["a dog"])
+    said = str(caught.value)
+    assert "from microsoft/LLM2CLIP-Llama-3.2-1B-Instruct-CC-Finetuned at its newest revision, in " in said
+    assert "model.safetensors, tokenizer.json, tokenizer_config.json (4.9 GB)" in said
+    short = "at its newest revision (the one described here begins with ecfb347e), in"
+    with pytest.raises(ModelError, match=short.replace("(", r"\(").replace(")", r"\)")):
+        load_encoder("llm2clip-openai-b-16")
+
+
+def test_a_gated_base_says_so(hub: Path):
+    from llm2clip.encoders.catalogue import find_language
+    from llm2clip.encoders.wanted import language_files, language_is_here, update_files
+
+    row = find_language("llama-3.1-8b-cc")
+    with pytest.raises(
+        ModelError, match=r"The repository is gated: accept its licence on the hub and run hf auth"
+    ):
+        locate(language_files(row))
+    update = update_files(row)
+    assert "LLM2CLIP-Llama-3.1-8B/adapter_config.json" in update.files[0]
+    assert not language_is_here(row)
+    put(language_files(row).home, *row.files)
+    assert not language_is_here(row)
+    put(update.home, "LLM2CLIP-Llama-3.1-8B/adapter_config.json")
+    assert language_is_here(row)
+
+
+def test_the_listing_knows_what_is_here():
+    from llm2clip.encoders import list_encoders
+    from llm2clip.encoders.catalogue import find_encoder, language_of
+
+    name = "llm2clip-llama3.2-1b-eva02-l-14-336"
+    row = find_encoder(name)
+
+    def here() -> bool:
+        return next(card.here for card in list_encoders() if card.name == name)
+
+    put(models_home() / row.repository.split("/")[1], "anything.pt")
+    assert not here()
+    language = language_of(row)
+    put(models_home() / language.repository.split("/")[1], *language.files)
+    assert here()
+
+
+def test_sizes_in_words():
+    assert [human(size) for size in (0, 348_400_000, 999_600_000, 1_442_208_772)] == [
+        "0 MB",
+        "348 MB",
+        "1000 MB",
+        "1.4 GB",
+    ]

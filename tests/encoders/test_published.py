@@ -1,0 +1,363 @@
+"""Published encoders by name: tiny ones in the published layouts, against recorded states and transformers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
+from llm2clip.encoders.published import PublishedEncoder
+
+from .published_files import LLAMAS, PREFIXES, ROWS, models, tiny_files, tower_file
+
+__all__ = ["models", "tiny_files"]  # fixtures
+
+WIDTHS = {"tiny-8b-cc": 64, "tiny-1b-cc": 48, "tiny-lora-cc": 64}
+TEXTS = ["a red bicycle in the rain", "两只猫在睡觉", "Hund"]
+
+
+def recorded(language: str) -> tuple[list[str], torch.Tensor]:
+    """Texts and states that the original gave for each of them alone, of those that its mistakes do not touch."""
+    folder = LLAMAS[language]
+    setting = folder / ("card_1b" if language == "tiny-1b-cc" else "card_8b")
+    items = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
+    tokens = json.loads((setting / "tokens.json").read_text(encoding="utf-8"))
+    states = load_file(setting / "expected.safetensors")["embeddings_alone"]
+    kept = [
+        number
+        for number, (item, row) in enumerate(zip(items, tokens, strict=True))
+        if item["text"].strip() and row["n_pooled"] > 0
+    ]
+    return [items[number]["text"] for number in kept], states[kept]
+
+
+def adapted(
+    states: torch.Tensor, tensors: dict[str, torch.Tensor], prefix: str, *, unit: bool
+) -> NDArray[np.float32]:
+    """The adapter spelt out: 4 x (x + W2 gelu(W1 ln(x))), ln, W; then unit rows."""
+    part = {
+        name.removeprefix(prefix): value.float() for name, value in tensors.items() if name.startswith(prefix)
+    }
+
+    def layer(name: str, x: torch.Tensor) -> torch.Tensor:
+        return x @ part[f"{name}.weight"].T + part[f"{name}.bias"]
+
+    def norm(name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], part[f"{name}.weight"], part[f"{name}.bias"], 1e-5)
+
+    x = F.normalize(states, dim=-1) if unit else states
+    for number in range(4):
+        x = x + layer(f"{number}.fn.3", F.gelu(layer(f"{number}.fn.0", norm(f"{number}.ln", x))))
+    return F.normalize(layer("5", norm("4", x)), dim=-1).numpy()
+
+
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height in ((28, 28), (40, 31), (31, 57))
+    ]
+
+
+def pixels(images: list[Image.Image]) -> torch.Tensor:
+    """As CLIPImageProcessor has them."""
+    from transformers import CLIPImageProcessorPil
+
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    return processor(images=images, return_tensors="pt").pixel_values
+
+
+@pytest.mark.filterwarnings("ignore::llm2clip.encoders.TextTooLongWarning")
+@pytest.mark.parametrize("name", ["tiny-openai", "tiny-eva"])
+def test_texts_are_those_of_the_original(models: Path, name: str):
+    layout, language, _, _ = ROWS[name]
+    texts, states = recorded(language)
+    tensors = tower_file(layout, width=WIDTHS[language])
+    encoder = load_encoder(name, parity="upstream", dtype="float32")
+    got = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    np.testing.assert_allclose(
+        got, adapted(states, tensors, PREFIXES[layout], unit=True), atol=5e-5, rtol=1e-4
+    )
+    wrong = adapted(states, tensors, PREFIXES[layout], unit=False)
+    assert np.abs(got - wrong).max() > 0.01
+
+
+def test_native_texts_are_the_same_where_the_original_makes_no_mistake(models: Path):
+    native, upstream = (load_encoder("tiny-openai", parity=parity) for parity in ("native", "upstream"))
+    np.testing.assert_allclose(native.encode_texts(TEXTS), upstream.encode_texts(TEXTS), atol=1e-5)
+    broken = "猫" * 700
+    with pytest.warns(TextTooLongWarning):
+        ours, theirs = native.encode_texts([broken]), upstream.encode_texts([broken])
+    assert np.abs(ours - theirs).max() > 1e-3
+
+
+def test_siglip_rounds_the_states_and_leaves_their_length(models: Path):
+    from llm2clip.encoders.language import open_language
+
+    encoder = load_encoder("tiny-siglip", dtype="float32")
+    plan = open_language(LLAMAS["tiny-8b-cc"] / "model", update=models / "tiny-siglip" / "lora")
+    reader, model = encoder.language.reader, plan.load()
+    rows = []
+    for text in TEXTS:
+        ids, attention, pooled = reader.batch([text])
+        rows.append((model(ids, attention) * pooled[..., None]).sum(1) / pooled.sum())
+    states = torch.cat(rows)
+    tensors = tower_file("siglip2", width=64)
+    expected = adapted(states.half().float(), tensors, PREFIXES["siglip2"], unit=False)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
+    exact = adapted(states, tensors, PREFIXES["siglip2"], unit=False)
+    assert np.abs(expected - exact).max() > 1e-5
+    # The update counts.
+    bare = LLAMAS["tiny-8b-cc"] / "model"
+    other = load_encoder("tiny-siglip", language_model=bare, dtype="float32").encode_texts(TEXTS)
+    assert np.abs(other - expected).max() > 1e-3
+
+
+def test_pictures_are_those_of_transformers(models: Path):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    tensors = tower_file("openai", width=64)
+    sizes = {"hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 1}
+    theirs = CLIPVisionModelWithProjection(
+        CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=16)
+    )
+    theirs.load_state_dict({name: value for name, value in tensors.items() if name in theirs.state_dict()})
+    expected = F.normalize(theirs.eval()(pixels(pictures())).image_embeds.detach(), dim=-1).numpy()
+    got = load_encoder("tiny-openai").encode_images(pictures(), batch_size=2)
+    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_pickled_towers_are_converted_once(models: Path):
+    first = load_encoder("tiny-eva")
+    vectors = first.encode_images(pictures())
+    converted = first.vision.plan.path
+    assert converted.suffix == ".safetensors"
+    assert converted.parent.parent == models / "converted"
+    stamp = converted.stat().st_mtime_ns
+    second = load_encoder("tiny-eva")
+    assert second.vision.plan.path == converted
+    assert converted.stat().st_mtime_ns == stamp
+    np.testing.assert_array_equal(second.encode_images(pictures()), vectors)
+    import hashlib
+
+    assert (
+        second.info.weights_sha256
+        == hashlib.sha256((models / "tiny-eva" / "tiny.pt").read_bytes()).hexdigest()
+    )
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_what_it_says_of_itself(models: Path, name: str):
+    layout, language, _, _ = ROWS[name]
+    encoder = load_encoder(name)
+    info = encoder.info
+    assert (info.name, info.family, info.dim, info.image_size) == (name, "llm2clip", 16, 28)
+    assert (
+        info.max_text_tokens == (401 if language == "tiny-1b-cc" else 507) == encoder.language.reader.capacity
+    )
+    assert info.preprocessing.startswith(
+        "rgb-on-white/shortest-crop/" if layout == "openai" else "rgb-on-white/shortest-crop-half-even/"
+    )
+    tower = sum(v.numel() for k, v in tower_file(layout, width=WIDTHS[language]).items() if "rope" not in k)
+    assert info.parameters == tower + encoder.language.source.plan.parameters
+    assert encoder.loaded_sides == frozenset()
+    assert f"{layout} tower" in encoder.found
+    assert encoder.found[-1].startswith("texts wrapped as a turn of Llama 3, up to ")
+    if layout == "siglip2":
+        assert "low-rank update of lora merged" in encoder.found
+
+
+def test_the_sides_are_loaded_apart(models: Path):
+    encoder = load_encoder("tiny-openai")
+    encoder.encode_images(pictures())
+    assert encoder.loaded_sides == {"vision"}
+    encoder = load_encoder("tiny-openai")
+    encoder.encode_texts(TEXTS)
+    assert encoder.loaded_sides == {"text"}
+    encoder.load_all()
+    assert encoder.loaded_sides == {"vision", "text"}
+
+
+def test_pictures_need_no_language_model(models: Path):
+    shutil.rmtree(models / "tiny-8b")
+    encoder = load_encoder("tiny-openai")
+    assert encoder.encode_images(pictures()).shape == (3, 16)
+    assert encoder.info.max_text_tokens == 507
+    with pytest.raises(ModelError, match="tiny-8b-cc is not on this machine"):
+        encoder.encode_texts(TEXTS)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ROWS)
+def test_other_arithmetic_is_near(models: Path, name: str, dtype: str):
+    exact, rounded = load_encoder(name, dtype="float32"), load_encoder(name, dtype=dtype)
+    assert rounded.language.choice == dtype
+    for ours, theirs in (
+        (exact.encode_texts(TEXTS), rounded.encode_texts(TEXTS)),
+        (exact.encode_images(pictures()), rounded.encode_images(pictures())),
+    ):
+        assert (ours * theirs).sum(axis=1).min() > 0.999
+
+
+def test_stored_states_need_no_language_model(models: Path):
+    encoder = load_encoder("tiny-openai")
+    vectors = encoder.encode_texts(TEXTS)
+    states = np.concatenate([encoder.language_features([text]) for text in TEXTS])
+    assert states.shape == (3, 64)
+    other = load_encoder("tiny-openai")
+    np.testing.assert_allclose(other.encode_features(states), vectors, atol=1e-6)
+    assert other.loaded_sides == frozenset()
+    with pytest.raises(ModelError, match="reads states of width 64, got 48; were they made by another"):
+        other.encode_features(np.ones((2, 48), np.float32))
+
+
+def test_a_wrong_pair_names_the_right_one(models: Path):
+    shutil.rmtree(models / "tiny-openai")  # nothing is looked for before the names fit
+    with pytest.raises(ModelError) as caught:
+        load_encoder("tiny-openai", language_model="tiny-1b-cc")
+    assert str(caught.value) == (
+        "tiny-openai reads language models of width 64, but tiny-1b-cc is 48 wide; its partner is tiny-8b-cc; "
+        "tiny-1b-cc goes with tiny-eva"
+    )
+
+
+def test_a_wrong_folder_is_found_out_before_it_is_read(models: Path, monkeypatch: pytest.MonkeyPatch):
+    encoder = load_encoder("tiny-openai", language_model=LLAMAS["tiny-1b-cc"] / "model")
+    encoder.encode_images(pictures())
+    monkeypatch.setattr("llm2clip.encoders.language.LanguagePlan.load", None)
+    with pytest.raises(
+        ModelError, match="reads language models of width 64, but model is 48 wide; its partner"
+    ):
+        encoder.encode_texts(TEXTS)
+
+
+def test_another_pair_that_fits_is_remarked_on(models: Path, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.WARNING, logger="llm2clip.encoders"):
+        encoder = load_encoder("tiny-siglip", language_model="tiny-8b-cc")
+    assert "tiny-siglip was trained with tiny-lora-cc, not with tiny-8b-cc" in caplog.text
+    assert encoder.encode_texts(TEXTS).shape == (3, 16)
+
+
+def test_a_folder_is_what_is_in_it(models: Path, tmp_path: Path):
+    named = load_encoder("tiny-openai")
+    moved = shutil.copytree(models / "tiny-openai", tmp_path / "anything")
+    for given in (moved, str(moved), moved / "model.safetensors"):
+        encoder = load_encoder(given)
+        assert isinstance(encoder, PublishedEncoder)
+        assert encoder.info.identity() == named.info.identity()
+    file = shutil.copy(models / "tiny-eva" / "tiny.pt", tmp_path / "mine.pt")
+    assert load_encoder(file).info.identity() == load_encoder("tiny-eva").info.identity()
+    assert load_encoder("ms/tiny-eva").info.name == load_encoder("TINY-EVA").info.name == "tiny-eva"
+
+
+def test_a_tower_of_ones_own(models: Path, tmp_path: Path):
+    tensors = tower_file("openai", width=64, seed=3)
+    del tensors["logit_scale"]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(
+        ModelError, match=r"mine reads language models of width 64, and none of the published is"
+    ):
+        load_encoder(folder)
+    encoder = load_encoder(folder, language_model="tiny-8b-cc")
+    assert (encoder.info.name, encoder.info.note) == ("mine", "openai tower of your own")
+    assert encoder.encode_texts(TEXTS).shape == (3, 16)
+
+
+def test_a_language_model_alone(models: Path):
+    encoder = load_encoder("tiny-1b-cc", parity="upstream")
+    texts, states = recorded("tiny-1b-cc")
+    with pytest.warns(TextTooLongWarning):
+        got = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    np.testing.assert_allclose(got, F.normalize(states, dim=-1).numpy(), atol=5e-5, rtol=1e-4)
+    assert (encoder.info.dim, encoder.info.image_size, encoder.info.preprocessing) == (48, 0, "none")
+    with pytest.raises(ModelError, match="tiny-1b-cc is a language model alone and sees no pictures"):
+        encoder.encode_images(pictures())
+
+
+def test_an_update_may_turn_out_to_be_a_whole_model(models: Path):
+    expected = load_encoder("tiny-openai").language_features(TEXTS[:1])
+    lora = models / "tiny-siglip" / "lora"
+    shutil.rmtree(lora)
+    shutil.copytree(LLAMAS["tiny-8b-cc"] / "model", lora)
+    shutil.rmtree(models / "tiny-31-8b")
+    encoder = load_encoder("tiny-siglip", dtype="float32")
+    np.testing.assert_allclose(encoder.language_features(TEXTS[:1]), expected, atol=1e-6)
+    assert not any("low-rank" in line for line in encoder.found)
+
+
+def test_settings_beside_the_weights_have_the_last_word(models: Path):
+    settings = {
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": {"height": 28, "width": 28},
+    }
+    (models / "tiny-siglip" / "preprocessor_config.json").write_text(json.dumps(settings))
+    encoder = load_encoder("tiny-siglip")
+    assert encoder.info.preprocessing == "rgb-on-white/squash/bicubic-28/mean.5std.5"
+    assert "pictures prepared as preprocessor_config.json says" in encoder.found
+
+
+def spoil(path: Path, change) -> None:
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def without_adapter(tensors: dict) -> None:
+    for name in [name for name in tensors if name.startswith("text_adapter.")]:
+        del tensors[name]
+
+
+def test_another_file_under_the_name_is_found_out(models: Path):
+    path = models / "tiny-openai" / "model.safetensors"
+    spoil(path, without_adapter)
+    with pytest.raises(ModelError) as caught:
+        load_encoder("tiny-openai")
+    said = str(caught.value)
+    assert "is not the published tiny-openai: trained numbers: " in said
+    assert "no text adapter. Fetch model.safetensors again from ms/tiny-openai." in said
+    assert said.endswith("Known of it: it is tiny.")
+    encoder = load_encoder(path.parent, language_model="tiny-8b-cc")
+    assert encoder.encode_images(pictures()).shape == (3, 16)
+    with pytest.raises(
+        ModelError, match="holds a vision tower without the text adapter, so it cannot read texts"
+    ):
+        encoder.encode_texts(TEXTS)
+
+
+def test_a_tokenizer_that_does_not_fit(models: Path, tmp_path: Path):
+    from .conftest import byte_tokenizer
+
+    file = shutil.copytree(models / "tiny-8b", tmp_path / "llama") / "tokenizer.json"
+    reasons = []
+    for spoilt in ("", "{", byte_tokenizer().to_str()):
+        file.write_text(spoilt) if spoilt else file.unlink()
+        with pytest.raises(ModelError) as caught:
+            load_encoder("tiny-openai", language_model=file.parent).encode_texts(TEXTS)
+        reasons.append(str(caught.value))
+    assert reasons[0].endswith("llama has no tokenizer.json; copy it from the model's repository")
+    assert "tokenizer.json is not a tokenizer file: " in reasons[1]
+    assert "has no token <|start_header_id|>, <|end_header_id|>, which stands around every text" in reasons[2]
+
+
+def test_choices_that_there_are_not(models: Path):
+    with pytest.raises(ValueError, match="unknown dtype 'int3', expected 'auto' or one of float32, "):
+        load_encoder("tiny-openai", dtype="int3")
+    with pytest.raises(ValueError, match="parity must be 'native' or 'upstream', got 'both'"):
+        load_encoder("tiny-openai", parity="both")
+    with pytest.raises(ModelError, match=r"unknown language model 'llama-9'.*known: tiny-8b-cc, tiny-1b-cc"):
+        load_encoder("tiny-openai", language_model="llama-9")
+    with pytest.raises(ValueError, match="nano has no choice of language models"):
+        load_encoder("nano", language_model="tiny-8b-cc")

@@ -1,0 +1,123 @@
+"""Language models in eight and four bits: near the stored one, as small as the catalogue says, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+
+from llm2clip.encoders import ModelError, load_encoder, quantise
+from llm2clip.encoders.catalogue import LlamaShape
+from llm2clip.encoders.language import open_language
+from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.quantise import has_torchao, rounder
+
+from .published_files import models, tiny_files
+
+__all__ = ["models", "tiny_files"]  # fixtures
+
+needs_torchao = pytest.mark.skipif(not has_torchao(), reason="torchao is not installed")
+SHAPE = LlamaShape(
+    vocab_size=300,
+    hidden_size=256,
+    intermediate_size=640,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=64,
+)
+COSINE = {"int8": 0.9995, "int4": 0.9}
+"""Least cosine to the model as stored, of random weights; trained ones do better."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("llama")
+    torch.manual_seed(0)
+    model = BidirectionalLlama(LlamaConfig(**asdict(SHAPE)))
+    weights = {
+        name: torch.randn(value.shape) * 0.04 if value.ndim == 2 else 1 + 0.1 * torch.randn(value.shape)
+        for name, value in model.state_dict().items()
+    }
+    save_file({name: value.bfloat16() for name, value in weights.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "rms_norm_eps": 1e-5} | asdict(SHAPE))
+    )
+    return folder
+
+
+def held(model: torch.nn.Module) -> int:
+    """Bytes of everything a model holds."""
+    total = 0
+    for parameter in model.parameters():
+        inner = getattr(parameter, "tensor_data_names", None)
+        parts = [getattr(parameter, name) for name in inner] if inner else [parameter]
+        total += sum(part.numel() * part.element_size() for part in parts)
+    return total
+
+
+@needs_torchao
+@pytest.mark.parametrize("choice", ["int8", "int4"])
+def test_states_are_near_and_small(folder: Path, choice: str):
+    plan = open_language(folder)
+    ids = torch.randint(0, 300, (4, 12), generator=torch.Generator().manual_seed(1))
+    exact, rounded = plan.load("float32"), plan.load(choice)
+    with torch.inference_mode():
+        theirs, ours = exact(ids), rounded(ids).float()
+    assert F.cosine_similarity(ours.flatten(1), theirs.flatten(1)).min() > COSINE[choice]
+    assert (ours - theirs).abs().max() > 1e-4
+    expected = SHAPE.memory(choice)
+    # Norms are held in the dtype of the arithmetic: a few numbers.
+    assert expected <= held(rounded) <= expected * 1.01
+    assert held(exact) == SHAPE.memory("float32")
+
+
+@needs_torchao
+@pytest.mark.parametrize("choice", ["int8", "int4"])
+def test_an_encoder_holds_its_language_model_so(models: Path, choice: str):
+    texts = ["a red bicycle in the rain", "两只猫在睡觉", "Hund"]
+    exact, encoder = load_encoder("tiny-openai", dtype="float32"), load_encoder("tiny-openai", dtype=choice)
+    got, expected = encoder.encode_texts(texts), exact.encode_texts(texts)
+    assert (got * expected).sum(axis=1).min() > (0.999 if choice == "int8" else 0.9)
+    assert encoder.language.choice == choice
+    assert encoder.dtype == torch.float32
+    assert next(encoder.texts.adapter().parameters()).dtype == torch.float32
+
+
+@needs_torchao
+@pytest.mark.parametrize("choice", ["int8", "int4"])
+def test_each_weight_is_rounded_to_its_own_scale(folder: Path, choice: str):
+    weight = load_file(folder / "model.safetensors")["layers.0.mlp.up_proj.weight"].float()
+    layer = open_language(folder).load(choice).layers[0].mlp.up_proj
+    got = layer(torch.eye(256, dtype=torch.float32 if choice == "int8" else torch.bfloat16)).float().T
+    if choice == "int8":
+        step = weight.abs().amax(dim=1, keepdim=True) / 127
+    else:
+        groups = weight.unflatten(1, (2, 128))
+        step = ((groups.amax(-1) - groups.amin(-1)) / 15).repeat_interleave(128, dim=1)
+    # Half a step, and a little: scales and results are rounded, too.
+    assert ((got - weight).abs() / step).max() < (0.51 if choice == "int8" else 0.6)
+
+
+def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, folder: Path):
+    monkeypatch.setattr(quantise, "has_torchao", lambda: False)
+    with pytest.raises(ModelError, match="int8 needs torchao, which is not installed: pip install torchao"):
+        open_language(folder).load("int8")
+
+
+def test_another_torchao_says_which_is_tested(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(quantise, "has_torchao", lambda: True)
+
+    def moved(choice: str, device: torch.device) -> None:
+        raise ImportError("cannot import name 'quantize_'")
+
+    monkeypatch.setattr(quantise, "_torchao", moved)
+    with pytest.raises(
+        ModelError, match=r"int4 on cpu needs another torchao \(0\.18 is tested\): cannot import"
+    ):
+        rounder("int4", torch.device("cpu"))

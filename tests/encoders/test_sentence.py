@@ -1,0 +1,161 @@
+"""Models of sentence-transformers as encoders, against that library's own ``encode``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from llm2clip.encoders import ModelError, load_encoder
+from llm2clip.encoders.baselines import load_baseline
+from llm2clip.encoders.sentence import CANVAS, from_canvas, to_canvas
+
+TEXTS = ["a red ball", "cat", "two dogs"]
+PROMPTS = {"query": "find ", "document": "see "}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A tiny CLIP as a model of sentence-transformers, with prompts, and where it is saved."""
+    from sentence_transformers import SentenceTransformer
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    plain, folder = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("st")
+    symbols = sorted(set("abcdefghijklmnopqrstuvwxyz"))
+    words = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=20)
+    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    ends = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    config = CLIPConfig(
+        text_config={**layers, **ends, "vocab_size": len(words), "max_position_embeddings": 20},
+        vision_config={**layers, "image_size": 28, "patch_size": 14},
+        projection_dim=24,
+    )
+    torch.manual_seed(0)
+    model = CLIPModel(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(plain)
+    crop = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
+    CLIPProcessor(CLIPImageProcessorPil(**crop), tokenizer).save_pretrained(plain)
+    sentences = SentenceTransformer(str(plain), device="cpu", prompts=PROMPTS)
+    sentences.save_pretrained(str(folder))
+    return folder, sentences
+
+
+def pictures() -> list[Image.Image]:
+    rng = np.random.default_rng(0)
+    return [
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+        for width, height in ((28, 28), (40, 31), (31, 57))
+    ]
+
+
+def test_texts_are_its_queries(saved: tuple[Path, Any]):
+    folder, model = saved
+    ours = load_encoder(f"st:{folder}").encode_texts(TEXTS, batch_size=2)
+    np.testing.assert_allclose(
+        ours, model.encode_query(TEXTS, normalize_embeddings=True), atol=1e-5, rtol=1e-4
+    )
+    assert not np.allclose(ours, model.encode(TEXTS, normalize_embeddings=True), atol=1e-3)
+
+
+def test_pictures_are_its_documents(saved: tuple[Path, Any]):
+    folder, model = saved
+    ours = load_encoder(f"st:{folder}").encode_images(pictures(), batch_size=2)
+    theirs = model.encode_document(pictures(), normalize_embeddings=True)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-4)
+    assert np.linalg.matrix_rank(ours) == 3
+
+
+def test_what_it_says_of_itself(saved: tuple[Path, Any]):
+    folder, model = saved
+    encoder = load_encoder(f"st:{folder}")
+    info = encoder.info
+    assert (info.name, info.family, info.dim) == (f"st:{folder}", "sentence-transformers", 24)
+    assert (info.image_size, info.max_text_tokens) == (CANVAS, 20)
+    assert info.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert len(info.weights_sha256) == 64
+    assert encoder.count_tokens(["cat"]) == [5]
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (CANVAS, CANVAS - 1), (300, 40)])
+def test_a_picture_comes_out_of_its_canvas_as_it_went_in(width: int, height: int):
+    image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
+    canvas = to_canvas(image)
+    assert (canvas.shape, canvas.dtype) == ((CANVAS, CANVAS, 3), np.uint8)
+    assert np.array_equal(np.asarray(from_canvas(canvas)), np.asarray(image))
+
+
+@pytest.mark.parametrize(("width", "height"), [(4 * CANVAS, 2 * CANVAS), (100, 3 * CANVAS), (CANVAS, CANVAS)])
+def test_a_large_picture_is_made_to_fit(width: int, height: int):
+    found = from_canvas(to_canvas(Image.new("RGB", (width, height), (9, 8, 7))))
+    assert max(found.width / CANVAS, found.height / (CANVAS - 1)) == pytest.approx(1, abs=0.002)
+    assert found.width / found.height == pytest.approx(width / height, rel=0.05)
+    assert found.getpixel((0, 0)) == (9, 8, 7)
+
+
+def test_pixels_of_another_encoder_are_refused(saved: tuple[Path, Any]):
+    encoder = load_encoder(f"st:{saved[0]}")
+    with pytest.raises(ValueError, match=r"must come from its own prepare\(\)"):
+        encoder.encode_prepared(np.zeros((1, CANVAS, CANVAS, 3), np.uint8))
+
+
+def test_a_model_that_reads_texts_only(tmp_path: Path):
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "cat"]
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    BertModel(BertConfig(vocab_size=6, **sizes)).save_pretrained(tmp_path / "bert")
+    BertTokenizer(vocab={word: n for n, word in enumerate(words)}).save_pretrained(tmp_path / "bert")
+    modules = [Transformer(str(tmp_path / "bert")), Pooling(8)]
+    SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(tmp_path / "st"))
+    with pytest.raises(ModelError, match=r"does not read image; it reads \['text'\]"):
+        load_encoder(f"st:{tmp_path / 'st'}").encode_texts(["cat"])
+
+
+@pytest.mark.parametrize("place", ["modules.json", "0_Router/router_config.json"])
+def test_no_code_of_a_model_is_run(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "evil.py").write_text("open('ran', 'w')\nclass Module: pass\n")
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    if place == "modules.json":
+        path.write_text(json.dumps([{"idx": 0, "name": "0", "path": "", "type": "evil.Module"}]))
+    else:
+        path.write_text(
+            json.dumps({"types": {"query_0": "evil.Module"}, "structure": {"query": ["query_0"]}})
+        )
+    with pytest.raises(ModelError, match=r"wants to run code of its own \(evil\.Module\); none is run here"):
+        load_encoder(f"st:{tmp_path}")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_of_something_else_is_named(tmp_path: Path):
+    (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(ModelError, match="cannot be loaded by sentence-transformers: "):
+        load_encoder(f"st:{tmp_path}").encode_texts(["cat"])
+    (tmp_path / "modules.json").write_text("[")
+    with pytest.raises(ModelError, match=r"modules\.json cannot be read"):
+        load_encoder(f"st:{tmp_path}")
+
+
+def test_without_files_and_network_the_way_out_is_told(data_home: Path):
+    with pytest.raises(ModelError) as caught:
+        load_baseline("st:Qwen/Qwen3-VL-Embedding-2B")
+    message = str(caught.value)
+    assert message.startswith("st:Qwen/Qwen3-VL-Embedding-2B is not on this machine: looked in ")
+    assert str(data_home / "models" / "Qwen3-VL-Embedding-2B") in message
+    assert "hf download Qwen/Qwen3-VL-Embedding-2B" in message
+    for name in ("st:", "st:./nowhere", f"st:{data_home / 'nowhere'}"):
+        with pytest.raises(ModelError, match="no such folder"):
+            load_baseline(name)

@@ -1,0 +1,151 @@
+"""Tensors from a safetensors file: against the library's own reader, and every lie of a header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm2clip.encoders import ModelError
+from llm2clip.encoders.links import refuse_outside
+from llm2clip.encoders.tensors import TensorSpec, read_header, read_tensors, stream_tensors
+
+DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    tensors = {name: (torch.randn(3, 5) * 40).to(getattr(torch, name)) for name in DTYPES}
+    tensors |= {"empty": torch.zeros(0, 4), "number": torch.tensor(2.5)}
+    save_file(tensors, tmp_path / "weights.safetensors", metadata={"format": "pt"})
+    return tmp_path / "weights.safetensors"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_are_those_of_the_library(weights: Path, dtype: torch.dtype):
+    theirs = load_file(weights)
+    ours = read_tensors(weights, theirs, dtype=dtype)
+    assert list(ours) == list(theirs)
+    for name, tensor in theirs.items():
+        assert ours[name].dtype == dtype
+        assert torch.equal(ours[name], tensor.to(dtype))
+    assert read_header(weights)["float64"] == TensorSpec((3, 5), "F64")
+
+
+def test_large_tensors_come_in_pieces(tmp_path: Path):
+    torch.manual_seed(0)
+    tensors = {"large": torch.randn(3, 1_000_003), "half": torch.randn(9_000_001).half()}
+    save_file(tensors, tmp_path / "weights.safetensors")
+    ours = dict(stream_tensors(tmp_path / "weights.safetensors", ["half", "large"], dtype=torch.float32))
+    assert torch.equal(ours["large"], tensors["large"])
+    assert torch.equal(ours["half"], tensors["half"].float())
+
+
+def test_only_what_was_asked_for_comes(weights: Path):
+    assert list(read_tensors(weights, ["number"], dtype=torch.float32)) == ["number"]
+    with pytest.raises(ModelError, match=r"weights\.safetensors has no tensor absent"):
+        read_tensors(weights, ["number", "absent"], dtype=torch.float32)
+
+
+def test_the_model_outlives_the_file(weights: Path):
+    tensors = read_tensors(weights, ["float32"], dtype=torch.float32)
+    before = tensors["float32"].clone()
+    weights.write_bytes(b"")
+    assert torch.equal(tensors["float32"], before)
+
+
+def write(path: Path, header: object, data: bytes) -> None:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def entry(shape: list, begin: object, end: object, dtype: object = "F32") -> dict[str, object]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({"a": entry([3], 0, 8)}, r"damaged: a is F32 \[3\] but has 8 bytes"),
+        ({"a": entry([-2], 0, 8)}, r"damaged: a is F32 \[-2\] but has 8 bytes"),
+        ({"a": entry([-2, -1], 0, 8)}, r"damaged: a is F32 \[-2, -1\] but has 8 bytes"),
+        ({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, r"damaged: b begins at byte \d+, expected \d+"),
+        ({"a": entry([1], 0, 4), "b": entry([0], 8, 8)}, r"damaged: b begins at byte \d+, expected \d+"),
+        ({"a": entry([1], 4, 8)}, r"damaged: a begins at byte \d+, expected \d+"),
+        ({"a": entry([2], 0, 8, "F31")}, r"a is F31 \[2\], which is none of the dtypes that are read"),
+        ({"a": entry([2], 8, 0, "F31")}, "has bytes too many"),
+        ({"a": entry(["2"], 0, 8)}, "its header cannot be parsed"),
+        ({"a": entry([True], 0, 8)}, "its header cannot be parsed"),
+        ({"a": entry([2], 0.0, 8.0)}, "its header cannot be parsed"),
+        ({"a": entry([2], 0, 8, 5)}, "its header cannot be parsed"),
+        ({"a": entry([2], 0, 1 << 80)}, "is truncated"),
+        ({"a": 5}, "its header cannot be parsed"),
+        (b"[" * 200_000, "its header cannot be parsed"),
+        (b'{"a": {"dtype": "F32", "dtype": ', "its header cannot be parsed"),
+    ],
+)
+def test_a_header_that_lies(tmp_path: Path, header: object, message: str):
+    path = tmp_path / "weights.safetensors"
+    write(path, header, bytes(8))
+    with pytest.raises(ModelError, match=message) as caught:
+        read_tensors(path, ["a"], dtype=torch.float32)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_named(tmp_path: Path, value: float):
+    tensors = {"good": torch.ones(3), "bad": torch.tensor([1.0, value, 2.0])}
+    save_file(tensors, tmp_path / "weights.safetensors")
+    with pytest.raises(ModelError, match=r"not finite in: bad$"):
+        read_tensors(tmp_path / "weights.safetensors", tensors, dtype=torch.float32)
+
+
+def test_a_sum_that_overflows_is_no_error(tmp_path: Path):
+    tensors = {"large": torch.full((100,), 6e4, dtype=torch.float16)}
+    save_file(tensors, tmp_path / "weights.safetensors")
+    read = read_tensors(tmp_path / "weights.safetensors", tensors, dtype=torch.float16)
+    assert torch.equal(read["large"], tensors["large"])
+
+
+def test_a_link_out_of_the_folder_is_refused(weights: Path, tmp_path: Path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    link = folder / "model.safetensors"
+    link.symlink_to(weights)
+    with pytest.raises(ModelError, match=r"model\.safetensors is a link that leads out of its folder, to "):
+        read_header(link)
+    assert read_header(weights)
+    (folder / "own.safetensors").write_bytes(weights.read_bytes())
+    link.unlink()
+    link.symlink_to("own.safetensors")
+    assert read_header(link)
+    (tmp_path / "other name").symlink_to(folder)
+    assert read_header(tmp_path / "other name" / "model.safetensors")
+
+
+def test_a_folder_below_that_leads_outside_is_refused(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "lora").symlink_to(tmp_path / "elsewhere")
+    file = tmp_path / "model" / "lora" / "adapter.safetensors"
+    refuse_outside(file)
+    with pytest.raises(ModelError, match="leads out of its folder"):
+        refuse_outside(file, folder=tmp_path / "model")
+
+
+def test_the_cache_of_the_hub_is_let_through(weights: Path, tmp_path: Path):
+    repository = tmp_path / "models--a--b"
+    (repository / "blobs").mkdir(parents=True)
+    (repository / "snapshots" / "abc" / "below").mkdir(parents=True)
+    blob = repository / "blobs" / "0123"
+    blob.write_bytes(weights.read_bytes())
+    for link in ("model.safetensors", "below/model.safetensors"):
+        (repository / "snapshots" / "abc" / link).symlink_to(blob)
+        assert read_header(repository / "snapshots" / "abc" / link)
+    (repository / "snapshots" / "abc" / "out.safetensors").symlink_to(weights)
+    with pytest.raises(ModelError, match="leads out of its folder"):
+        read_header(repository / "snapshots" / "abc" / "out.safetensors")
