@@ -41,7 +41,11 @@ class EncoderInfo:
     image_size: int
     """Side of the square picture it looks at, in pixels."""
     max_text_tokens: int
-    """Tokens of a text that are read, the template's own included."""
+    """Longest text that is read to its end, in tokens as ``count_tokens`` counts them.
+
+    CLIP's 77 include its begin and end marks. LLM2CLIP counts the text and what is put behind it, not the begin mark
+    and header: a row of 256 tokens has room for 255.
+    """
     weights_sha256: str
     """SHA-256 of ``model.safetensors``, in hexadecimal."""
     settings_sha256: str
@@ -107,7 +111,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def _count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text before cutting, the template's own included."""
+        """Tokens of each text before cutting, counted as ``info.max_text_tokens`` is."""
 
     @final
     def prepare(self, image: ImageSource) -> PreparedImage:

@@ -96,7 +96,11 @@ def _print(report: NanoReport) -> None:
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=110)
     identity = report.provenance["encoder"]
-    console.print(f"encoder {identity['name']}, weights {identity['weights_sha256'][:12]}")
+    hashes = [f"{part} {identity[f'{part}_sha256'][:12]}" for part in ("weights", "settings")]
+    console.print(f"encoder {identity['name']}, {', '.join(hashes)}")
+    for subject, files in report.provenance["measured_on"].items():
+        hashes = [f"{name} {sha256[:12]}" for name, sha256 in files.items()]
+        console.print(f"measured on {subject}: {', '.join(hashes)}")
     for table in nano_tables(report):
         console.print(table)
     for note in report.notes:

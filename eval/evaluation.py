@@ -25,7 +25,7 @@ class TextEncoder(Protocol):
         """Shape: (texts, dim), float32, unit rows."""
 
     def count_tokens(self, texts: Sequence[str], /) -> list[int]:
-        """Tokens of each text, the template's own included."""
+        """Tokens of each text, as the encoder counts them."""
 
 
 class RememberedTexts:
@@ -44,7 +44,7 @@ class RememberedTexts:
         return np.stack([self._known[text] for text in texts])
 
     def count_tokens(self, texts: Sequence[str], /) -> list[int]:
-        """Tokens of each text, the template's own included."""
+        """Tokens of each text, as the encoder counts them."""
         return self._encoder.count_tokens(texts)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import resources
@@ -37,7 +38,7 @@ from llm2clip.eval.nano_measures import (
     measure_scenes,
 )
 from llm2clip.eval.nano_targets import TARGETS
-from llm2clip.eval.queries import FreeQuery, load_queries
+from llm2clip.eval.queries import QUERIES_FILE, FreeQuery, load_queries
 from llm2clip.indexer.location import sample_shards
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class NanoReport:
     """Every number, and where it comes from."""
 
     provenance: dict[str, Any]
-    """Encoder identity, date, versions, machine."""
+    """Encoder identity, date, versions, machine, and the SHA-256 of every file that was measured on."""
     measurements: tuple[Measurement, ...]
     """The numbers."""
     answers: tuple[QueryAnswer, ...] = ()
@@ -204,7 +205,18 @@ class _Run:
             galleries.append(gallery)
         files = (SCENES_FILE, OTHER_SCENES_FILE) if options.scenes else ()
         scenes = {Path(name).stem: options.data / name for name in files if (options.data / name).is_file()}
+        self._note_files(galleries, scenes)
         return galleries, {subject: read_scenes(tar) for subject, tar in scenes.items()}
+
+    def _note_files(self, galleries: Sequence[Gallery], scenes: Mapping[str, Path]) -> None:
+        self.progress("hashing what is measured on")
+        files = {one.style: {picture.tar for picture in one.pictures} for one in galleries}
+        files |= {subject: {tar} for subject, tar in scenes.items()}
+        files["queries"] = {QUERIES_FILE}
+        self.provenance["measured_on"] = {
+            subject: {file.name: file_sha256(file) for file in sorted(found)}
+            for subject, found in files.items()
+        }
 
     def _measure_gallery(
         self, gallery: Gallery, sides: Sequence[tuple[TextEncoder, bool]], scratch: Path
@@ -250,6 +262,12 @@ def encoder_folder(name: str) -> Path | None:
         if (folder / "model.safetensors").is_file():
             return folder
     return None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def busy_with() -> float | None:

@@ -9,9 +9,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from importlib import resources
 from pathlib import Path
 from typing import Any
+
+QUERIES_FILE = Path(__file__).parent / "data" / "queries.json"
+"""The shipped list."""
 
 _FIELDS = frozenset({"id", "language", "split", "text", "accept"})
 
@@ -56,7 +58,7 @@ def load_queries(path: Path | None = None) -> tuple[FreeQuery, ...]:
         ValueError: If the file is not of the expected form.
         OSError: If it cannot be read.
     """
-    source = path or resources.files("llm2clip.eval") / "data" / "queries.json"
+    source = path or QUERIES_FILE
     content = json.loads(source.read_text(encoding="utf-8"))
     entries = content.get("queries") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:

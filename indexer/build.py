@@ -314,6 +314,7 @@ class _Build:
         return f"none of the pictures in {self._corpus.spec} can be read ({some}): nothing was indexed"
 
     def _report(self, items: int, bad: int, *, up_to_date: bool) -> BuildReport:
+        passed_over = self._corpus.passed_over_note()
         return BuildReport(
             path=str(self._folder),
             corpus=self._corpus.spec,
@@ -324,6 +325,6 @@ class _Build:
             kept=self._kept if not up_to_date else items,
             bad=bad,
             bad_pictures=tuple(self._bad),
-            notes=tuple(self._notes),
+            notes=(*self._notes, *filter(None, [passed_over])),
             seconds=time.perf_counter() - self._began,
         )

@@ -17,6 +17,7 @@ from llm2clip.indexer.records import (
     Record,
     Sidecar,
     ending,
+    other_picture_endings,
     parse_sidecar,
     picture_endings,
     printable,
@@ -44,14 +45,18 @@ class FolderCorpus(Corpus):
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         """All pictures, folder by folder, in order of their names."""
+        self.passed_over = Counter()
         for folder in self._folders(self.root, "", set()):
             if folder.problem is not None:
                 key, uri = printable(folder.below.rstrip("/")), printable(str(folder.path))
                 yield Record(key=key, uri=uri, file=folder.path, problem=f"folder: {folder.problem}")
             present = frozenset(folder.names)
             for name in folder.names:
-                if ending(name) in picture_endings():
+                kind = ending(name)
+                if kind in picture_endings():
                     yield self._record(folder, name, present, captions)
+                elif kind in other_picture_endings():
+                    self.passed_over[kind] += 1
 
     def _folders(self, path: Path, below: str, seen: set[tuple[int, int]]) -> Iterator[_Folder]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -22,7 +23,7 @@ from llm2clip.indexer.items import ErrorRow, ItemRow, ItemsWriter
 from llm2clip.indexer.manifest import MANIFEST, FileRecord, Manifest, Segment, write_manifest
 from llm2clip.indexer.pipeline import Outcome
 from llm2clip.indexer.segments import SegmentWriter, Vectors, map_segment
-from llm2clip.indexer.store import faiss_name, items_name, remove_generations
+from llm2clip.indexer.store import faiss_name, generation_of, items_name, remove_generations
 
 CHECKPOINT_SECONDS = 2.0
 """At most so much work is lost when the process is killed."""
@@ -78,8 +79,22 @@ class GenerationWriter:
         except OSError as error:
             raise IndexWriteError(
                 f"cannot write the index at {self._folder}: {error.strerror or error}. What was done so far is kept: "
-                "put that right and run the same command again"
+                f"{self._remedy(error)}"
             ) from error
+
+    def _remedy(self, error: OSError) -> str:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error)  # SQLite gives no number
+        if not full:
+            return "put that right and run the same command again"
+        remedy = "make room and run the same command again"
+        if not self.items:
+            return remedy
+        ours = (name for name in os.listdir(self._folder) if generation_of(name) == self._generation)
+        kept = sum(os.path.getsize(self._folder / name) for name in ours)
+        return (
+            f"{remedy}. It first copies the {kept / 2**20:,.1f} MB that are kept into new files: "
+            "they take their room twice until it has ended"
+        )
 
     def append(self, outcomes: Sequence[Outcome]) -> None:
         """Write what became of some records.

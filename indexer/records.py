@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -77,6 +78,8 @@ class Corpus(ABC):
         self.spec, self.root = spec, root
         self.notes: list[str] = []
         """What a person should know about how it is read."""
+        self.passed_over: Counter[str] = Counter()
+        """How many files of each of the ``other_picture_endings`` the last listing found."""
 
     @abstractmethod
     def records(self, *, captions: bool = True) -> Iterator[Record]:
@@ -85,6 +88,18 @@ class Corpus(ABC):
         Args:
             captions: also read captions and metadata; without, listing is a matter of file names.
         """
+
+    def passed_over_note(self) -> str | None:
+        """What a person should know about pictures that were passed over; None if there were none."""
+        if not self.passed_over:
+            return None
+        count = self.passed_over.total()
+        some = ", ".join(f"{number:,} {kind}" for kind, number in self.passed_over.most_common(4))
+        more = ", ..." if len(self.passed_over) > 4 else ""
+        return (
+            f"{count:,} picture{'' if count == 1 else 's'} of kinds that are not read ({some}{more}) passed over: "
+            "convert to JPEG what shall be found"
+        )
 
     @abstractmethod
     def emptiness(self) -> str:
@@ -126,13 +141,25 @@ def read_span(file: Path, *, offset: int, size: int) -> bytes:
     return content
 
 
+_ALWAYS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"])
+_WHERE_PILLOW_CAN = {"avif": frozenset([".avif"]), "jpg_2000": frozenset([".jp2", ".j2k"])}
+_NEVER = frozenset([".heic", ".heif", ".hif", ".jxl"])
+_CAMERAS = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mrw nef nrw orf pef raf rw2 sr2 srf srw x3f"
+
+
 @cache
 def picture_endings() -> frozenset[str]:
-    """File name endings of pictures, lower case with their dot; ``.avif`` where this Pillow reads it."""
+    """File name endings of pictures that are read, lower case with their dot: those that this Pillow can decode."""
     from PIL import features
 
-    common = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"})
-    return common | {".avif"} if features.check("avif") else common
+    return _ALWAYS.union(*(kinds for name, kinds in _WHERE_PILLOW_CAN.items() if features.check(name)))
+
+
+@cache
+def other_picture_endings() -> frozenset[str]:
+    """Endings of pictures that are not read: those of telephones and cameras that Pillow cannot decode."""
+    cameras = (f".{kind}" for kind in _CAMERAS.split())
+    return _NEVER.union(cameras, *_WHERE_PILLOW_CAN.values()) - picture_endings()
 
 
 def ending(name: str) -> str:

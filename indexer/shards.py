@@ -19,6 +19,7 @@ from llm2clip.indexer.records import (
     Record,
     Sidecar,
     ending,
+    other_picture_endings,
     parse_sidecar,
     picture_endings,
     printable,
@@ -54,6 +55,7 @@ class _Shards(Corpus):
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         """All pictures, shard by shard, in the order of their members."""
+        self.passed_over = Counter()
         for file in self._files:
             yield from self._shard(file, captions)
 
@@ -74,7 +76,7 @@ class _Shards(Corpus):
         try:
             changed = file.stat().st_mtime_ns
             seen: set[int] = set()
-            for sample in _samples(file):
+            for sample in _samples(file, self.passed_over):
                 sidecar = _sidecar(file, sample) if captions else Sidecar()
                 for picture in sample.pictures:
                     yield _record(
@@ -234,7 +236,7 @@ def _plain(header: bytes) -> tuple[str, int] | None:
     return None if name.endswith(b"/") else (name.decode("utf-8", "surrogateescape"), size)
 
 
-def _samples(file: Path) -> Iterator[_Sample]:
+def _samples(file: Path, passed_over: Counter[str]) -> Iterator[_Sample]:
     sample: _Sample | None = None
     try:
         for member in _members(file):
@@ -251,6 +253,8 @@ def _samples(file: Path) -> Iterator[_Sample]:
                 sample.pictures.append(member)
             elif kind in (".json", ".txt"):
                 sample.sidecars.setdefault(kind, member)
+            elif kind in other_picture_endings():
+                passed_over[kind] += 1
     except (OSError, tarfile.TarError):
         if sample is not None:
             yield sample  # what came before the damage is not lost

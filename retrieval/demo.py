@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
 
 from llm2clip.indexer.terminal import one_line_errors
 from llm2clip.retrieval.answers import Answer, Query, text_query
@@ -84,7 +89,7 @@ def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
     print_answers(answers)
     print(f"{len(answers)} queries in {seconds:.2f} s, the encoder's start included.")
     print(f"The same with pictures: {written}\n")
-    print(_NEXT)
+    print(_next())
     return answers
 
 
@@ -131,12 +136,31 @@ def _name(record: Record) -> str:
     return record.key.rpartition("#")[2]
 
 
-_NEXT = """\
-Try next:
-  llm2clip-search "a red flower"                  the sample pictures, with your own words
-  llm2clip-search "一只猫" --html cats.html        as a page with pictures
-  llm2clip-index build YOUR_PHOTOS                an index of your own; it asks which encoder to use
-  llm2clip-search --help                          pictures as queries, JSON, many queries at once"""
+def _next() -> str:
+    """Commands to try, as they must be typed here."""
+    search, index = program("llm2clip-search"), program("llm2clip-index")
+    rows = (
+        (f'{search} "a red flower"', "the sample pictures, with your own words"),
+        (f'{search} "一只猫" --html cats.html', "as a page with pictures"),
+        (f"{index} build YOUR_PHOTOS", "an index of your own; it asks which encoder to use"),
+        (f"{search} --help", "pictures as queries, JSON, many queries at once"),
+    )
+    width = max(cell_len(command) for command, _ in rows)
+    lines = (f"  {command}{' ' * (width - cell_len(command))}  {what}" for command, what in rows)
+    return "\n".join(("Try next:", *lines))
+
+
+def program(name: str) -> str:
+    """How to type a command of the environment that is running: by name where the shell finds it, else by path."""
+    own = shutil.which(name, path=str(Path(sys.executable).parent))
+    found = shutil.which(name)
+    if own is None or (found is not None and os.path.samefile(own, found)):
+        return name
+    try:
+        short = os.path.relpath(own)
+    except ValueError:  # another drive of Windows
+        short = own
+    return shlex.quote(min(short, own, key=len))
 
 
 def main() -> None:

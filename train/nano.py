@@ -68,7 +68,7 @@ class NanoConfig:
         default_factory=lambda: AlignConfig(
             first=LoopConfig(steps=1500, floor=0.25),
             crowds=LoopConfig(steps=700, floor=0.25, evaluate_every=100, checkpoint_every=100),
-            third=LoopConfig(steps=900, evaluate_every=100, checkpoint_every=100),
+            third=LoopConfig(steps=1100, evaluate_every=100, checkpoint_every=100),
         )
     )
     """Recipe of stage 2."""

@@ -43,9 +43,9 @@ class AlignConfig:
     """Emoji pictures per step of the second part."""
     crowd_scene_batch: int = 112
     """Scene pictures per step of the second part."""
-    emoji_batch: int = 176
+    emoji_batch: int = 192
     """Emoji pictures per step of the last part."""
-    scene_batch: int = 80
+    scene_batch: int = 64
     """Scene pictures per step of the last part."""
     caption_batch: int = 768
     """Captions per step that are drawn to their pictures' centroids, in the last part."""

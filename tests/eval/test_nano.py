@@ -1,3 +1,4 @@
+import hashlib
 import io
 import json
 import sys
@@ -11,7 +12,7 @@ from llm2clip.eval.cli import app
 from llm2clip.eval.datasets import DatasetError
 from llm2clip.eval.nano import NanoOptions, encoder_folder, measure_nano
 from llm2clip.eval.nano_tables import nano_tables
-from llm2clip.eval.queries import FreeQuery, Split
+from llm2clip.eval.queries import QUERIES_FILE, FreeQuery, Split
 
 QUERIES = tuple(
     FreeQuery(id=f"en-{number}", language="en", split=split, text=text, accept=frozenset(accept))
@@ -94,6 +95,21 @@ def test_the_json_says_what_made_every_number(report):
     assert targets["weights"] == targets["weights"] | {"value": 2.0, "bound": 20, "met": True}
 
 
+def test_the_files_measured_on_are_named_by_their_hash(report, world):
+    files = {
+        "noto": "sample.tar",
+        "openmoji": "openmoji.tar",
+        "scenes": "scenes.tar",
+        "scenes-openmoji": "scenes-openmoji.tar",
+    }
+    expected = {
+        subject: {name: hashlib.sha256((world / name).read_bytes()).hexdigest()}
+        for subject, name in files.items()
+    }
+    queries = hashlib.sha256(QUERIES_FILE.read_bytes()).hexdigest()
+    assert report.provenance["measured_on"] == expected | {"queries": {"queries.json": queries}}
+
+
 def test_the_tables_show_numbers_and_targets(report):
     console = Console(width=120, file=io.StringIO())
     for table in nano_tables(report):
@@ -156,7 +172,11 @@ def test_the_command_prints_tables_and_writes_json(world):
     arguments = ["nano", "--encoder", str(world / "colours"), "--data", str(world), "--json", str(target)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith("encoder colours, weights 000000000000")
+    assert result.stdout.startswith(
+        "encoder colours, weights 000000000000, settings 000000000000\nmeasured on noto: "
+    )
+    sha256 = hashlib.sha256((world / "openmoji.tar").read_bytes()).hexdigest()
+    assert f"\nmeasured on openmoji: openmoji.tar {sha256[:12]}\n" in result.stdout
     assert "Targets, fixed before training" in result.stdout
     assert "encoding" in result.stderr
     assert json.loads(target.read_text(encoding="utf-8"))["report"] == "nano"

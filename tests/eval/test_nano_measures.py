@@ -177,7 +177,7 @@ def test_the_template_is_not_counted_as_caption(colours):
 
 def test_scenes_without_captions_are_refused(tars, tmp_path):
     path = tars.write(tmp_path / "scenes.tar", {"1": (tars.colour((0, 0, 0)), {"kind": "scene"})})
-    with pytest.raises(DatasetError, match="scene 1.png has no English caption"):
+    with pytest.raises(DatasetError, match=r"scene 1\.png has no English caption"):
         read_scenes(path)
     path = tars.write(tmp_path / "none.tar", {"1": (tars.colour((0, 0, 0)), {"kind": "emoji"})})
     with pytest.raises(DatasetError, match="holds no item of kind 'scene'"):

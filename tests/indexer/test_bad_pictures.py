@@ -185,6 +185,18 @@ def test_a_picture_that_vanishes_meanwhile_is_listed(tmp_path, encoder, monkeypa
     assert [(bad.key, bad.reason) for bad in report.bad_pictures] == [("b.png", "No such file or directory")]
 
 
+def test_pictures_of_kinds_that_are_not_read_are_a_note_of_the_report(tmp_path, encoder):
+    files = {"a.jpe": JPEG, "b.jfif": JPEG, "c.heic": b"x", "d.CR2": b"x", "e.heic": b"x"}
+    corpus = put(tmp_path / "corpus", files)
+    for up_to_date in (False, True):
+        report = build_index(corpus, tmp_path / "i", encoder=encoder)
+        assert (report.items, report.bad, report.up_to_date) == (2, 0, up_to_date)
+        assert report.notes == (
+            "3 pictures of kinds that are not read (2 .heic, 1 .cr2) passed over: "
+            "convert to JPEG what shall be found",
+        )
+
+
 def test_nothing_readable_is_an_error_and_leaves_nothing(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", BAD)
     with pytest.raises(CorpusError) as failure:

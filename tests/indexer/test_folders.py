@@ -61,11 +61,32 @@ def test_pictures_are_found_by_ending_in_order_of_names(tmp_path):
     assert keys(tmp_path) == expected
 
 
-def test_avif_is_found_where_pillow_reads_it(tmp_path):
+@pytest.mark.parametrize(("feature", "names"), [("avif", ["a.avif"]), ("jpg_2000", ["a.j2k", "a.jp2"])])
+def test_what_some_pillows_read_is_found_where_this_one_does(tmp_path, feature, names):
     from PIL import features
 
-    put(tmp_path, "a.avif", "b.png")
-    assert keys(tmp_path) == (["a.avif", "b.png"] if features.check("avif") else ["b.png"])
+    put(tmp_path, *names, "b.png")
+    corpus = open_corpus(tmp_path)
+    found = [record.key for record in corpus.records()]
+    if features.check(feature):
+        assert (found, corpus.passed_over_note()) == ([*names, "b.png"], None)
+    else:
+        assert found == ["b.png"]
+        assert corpus.passed_over.total() == len(names)
+
+
+def test_pictures_that_are_not_read_are_counted(tmp_path):
+    put(tmp_path, "a.jfif", "b.JPE", "c.heic", "d/e.HEIC", "d/f.cr2", "g.mov", ".h.heic")
+    corpus = open_corpus(tmp_path)
+    for _ in range(2):
+        assert [record.key for record in corpus.records()] == ["a.jfif", "b.JPE"]
+    assert corpus.passed_over_note() == (
+        "3 pictures of kinds that are not read (2 .heic, 1 .cr2) passed over: convert to JPEG what shall be found"
+    )
+    put(tmp_path, "i.nef", "j.dng", "k.jxl")
+    list(corpus.records(captions=False))
+    assert corpus.passed_over_note().startswith("6 pictures of kinds that are not read (2 .heic, ")
+    assert ", ...) passed over: " in corpus.passed_over_note()
 
 
 def test_hidden_files_and_folders_are_left_out(tmp_path):

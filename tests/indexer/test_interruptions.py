@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -156,8 +157,13 @@ def test_a_full_disk_keeps_what_was_done(small_disk, big_vectors):
     options = BuildOptions(batch_size=16)
     with pytest.raises(
         IndexWriteError, match=r"cannot write the index at .*/i: .*(No space left|full).*run the same"
-    ):
+    ) as failure:
         build_index(photos, small_disk / "i", encoder=encoder, options=options)
+    assert re.search(
+        r"make room and run the same command again\. It first copies the 0\.[3-7] MB that are kept into new files: "
+        r"they take their room twice until it has ended$",
+        str(failure.value),
+    )
     with pytest.raises(IndexNotFoundError, match=r"is not finished"):
         open_index(small_disk / "i")
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -76,6 +77,41 @@ def test_a_sample_without_the_wanted_pictures_is_one_line(stand_in: Path, tmp_pa
     result = CliRunner().invoke(demo.app, ["--out", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith("error: the sample corpus lacks the pictures")
+
+
+@pytest.fixture
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Python of its own with our search beside it, and a current folder above."""
+    folder = tmp_path / "project" / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    script = folder / "llm2clip-search"
+    script.write_text("")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", "/usr/bin")
+    return folder
+
+
+@pytest.mark.skipif(os.name != "posix", reason="makes a program by its permissions")
+def test_commands_to_try_are_printed_as_they_must_be_typed(
+    environment: Path, monkeypatch: pytest.MonkeyPatch
+):
+    assert demo.program("llm2clip-search") == ".venv/bin/llm2clip-search"
+    assert '\n  .venv/bin/llm2clip-search "a red flower"   ' in demo._next()
+    monkeypatch.chdir("/")
+    assert demo.program("llm2clip-search") == str(environment / "llm2clip-search")[1:]
+    monkeypatch.chdir("/usr/bin")
+    assert demo.program("llm2clip-search") == str(environment / "llm2clip-search")
+    monkeypatch.setenv("PATH", f"/usr/bin{os.pathsep}{environment}")
+    assert demo.program("llm2clip-search") == "llm2clip-search"
+    assert demo.program("llm2clip-index") == "llm2clip-index"
+
+
+def test_the_readme_says_how_many_searches_there_are():
+    searches = len(demo.QUERIES) + 2
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"index of the sample pictures, {searches} searches, an HTML gallery" in readme
 
 
 def test_the_languages_of_the_issue_are_among_the_queries():
