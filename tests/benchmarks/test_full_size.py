@@ -13,7 +13,6 @@ TOKENIZER = ROOT / "tests" / "golden" / "data" / "d_llm2vec" / "llama1b_like" / 
 def test_the_files_it_writes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.full_size import write_llama, write_tower
-
     from llm2clip.encoders import load_encoder
 
     tower = write_tower(tmp_path / "tower", small=True)
