@@ -90,7 +90,9 @@ def test_loading_takes_little_more_than_holding(large: Path, choice: str, update
         [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True
     )
     peak, resident, weights = map(int, done.stdout.split())
-    print(f"{choice} {update}: peak {peak / weights:.3f}, afterwards {resident / weights:.3f} times the weights")
+    print(
+        f"{choice} {update}: peak {peak / weights:.3f}, afterwards {resident / weights:.3f} times the weights"
+    )
     assert weights == BIG.memory(choice)
     assert weights * 0.98 <= resident
     assert peak <= 1.15 * weights, f"{peak / weights:.2f} times the weights"
@@ -172,6 +174,17 @@ def test_the_most_faithful_that_fits_is_taken(monkeypatch, caplog, gigabytes: in
     assert record.levelno == (logging.WARNING if expected in ("int8", "int4") else logging.INFO)
     if expected == "int8":
         assert record.getMessage().endswith("as stored it takes 18.3 GB; answers differ a little")
+
+
+@pytest.mark.usefixtures("no_torchao")
+def test_what_is_stored_wide_is_held_wide_where_it_fits(monkeypatch):
+    monkeypatch.setattr(memory, "has_bfloat16", lambda: True)
+    one = LlamaShape(**asdict(find_language("llama-3.2-1b-cc").shape))
+    picked = [
+        pick_choice(one, name="llama", stored="float32", device=CPU, free=gigabytes * 10**9)
+        for gigabytes in (16, 5)
+    ]
+    assert picked == ["float32", "bfloat16"]
 
 
 @pytest.mark.usefixtures("no_torchao")
