@@ -50,12 +50,14 @@ def choices() -> tuple[Choice, ...]:
 def needs(shape: LlamaShape, *, stored: str, device: torch.device) -> list[Need]:
     """The ways worth choosing on a device, the most faithful first; of equals the fastest.
 
-    float32 comes first on a CPU without bfloat16 arithmetic, where it is several times as fast; elsewhere nothing
-    is gained by holding more than what is stored. int8 and int4 are there where torchao is.
+    float32 comes first on a CPU if it is what is stored, or if the CPU has no bfloat16 arithmetic: it is then
+    several times as fast. Elsewhere nothing is gained by holding more than what is stored. int8 and int4 are
+    there where torchao is.
     """
     order: list[Choice] = ["bfloat16"] if stored != "float16" else ["float16"]
     if device.type == "cpu":
-        order = [*order, "float32"] if has_bfloat16() else ["float32", *order]
+        wide = stored == "float32" or not has_bfloat16()
+        order = ["float32", *order] if wide else [*order, "float32"]
     if has_torchao():
         order += ["int8", "int4"]
     return [Need(choice, shape.memory(choice)) for choice in order]

@@ -48,11 +48,11 @@ def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[
 
 
 def source_of(encoder: str) -> str:
-    """What the index remembers of an encoder that was named: a built-in name as it is, a folder from the root."""
+    """What the index remembers of a named encoder: a built-in name as it is, a folder or file from the root."""
     from llm2clip.encoders import list_encoders
 
     builtin = any(card.name == encoder for card in list_encoders())
-    return encoder if builtin or not os.path.isdir(os.path.expanduser(encoder)) else _absolute(encoder)
+    return encoder if builtin or not os.path.exists(os.path.expanduser(encoder)) else _absolute(encoder)
 
 
 def _absolute(path: str) -> str:

@@ -177,6 +177,17 @@ def test_the_most_faithful_that_fits_is_taken(monkeypatch, caplog, gigabytes: in
 
 
 @pytest.mark.usefixtures("no_torchao")
+def test_what_is_stored_wide_is_held_wide_where_it_fits(monkeypatch):
+    monkeypatch.setattr(memory, "has_bfloat16", lambda: True)
+    one = LlamaShape(**asdict(find_language("llama-3.2-1b-cc").shape))
+    picked = [
+        pick_choice(one, name="llama", stored="float32", device=CPU, free=gigabytes * 10**9)
+        for gigabytes in (16, 5)
+    ]
+    assert picked == ["float32", "bfloat16"]
+
+
+@pytest.mark.usefixtures("no_torchao")
 def test_a_refusal_has_the_numbers(monkeypatch):
     monkeypatch.setattr(memory, "has_bfloat16", lambda: False)
     with pytest.raises(ModelError) as caught:

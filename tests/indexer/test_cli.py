@@ -135,6 +135,8 @@ def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):
     monkeypatch.chdir(tmp_path)
     assert choosing.source_of("model") == f"{tmp_path}/model"
     assert choosing.source_of("nano") == "nano"
+    (tmp_path / "tower.pt").write_bytes(b"")
+    assert choosing.source_of("tower.pt") == f"{tmp_path}/tower.pt"
     assert run.invoke(cli.app, ["build", str(photos), "--encoder", "model"]).exit_code == 0
     info = json.loads(run.invoke(cli.app, ["info", "--json"]).stdout)
     assert (info["encoder_source"], info["encoder"]["name"]) == (f"{tmp_path}/model", "model")
