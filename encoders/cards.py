@@ -134,7 +134,6 @@ def _baseline_card(row: EncoderRow) -> EncoderCard:
     return replace(
         baseline_card(row),
         parameters=row.parameters,
-        download_bytes=row.download_bytes,
         memory={"float32": 4 * row.parameters},
         here=encoder_is_here(row),
     )
