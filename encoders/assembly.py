@@ -17,7 +17,7 @@ from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.pair import PictureSide, TowerTextSide
 from llm2clip.encoders.places import Wanted, locate
 from llm2clip.encoders.preprocess import Preprocess
-from llm2clip.encoders.tokens import TOKENIZER_FILES, TokenReader, load_tokenizer
+from llm2clip.encoders.tokens import TOKENIZER_FILES
 
 Parity = Literal["native", "upstream"]
 
@@ -152,14 +152,8 @@ def picture_side(checkpoint: Checkpoint, asked: Request) -> PictureSide:
 
 def text_side(checkpoint: Checkpoint, asked: Request) -> TowerTextSide:
     """The text tower of a model of a family."""
-
-    def reader() -> TokenReader:
-        form = checkpoint.family.form
-        tokenizer = load_tokenizer(checkpoint.folder, form=form, vocabulary=checkpoint.vocabulary)
-        return TokenReader(tokenizer, form=form, limit=checkpoint.limit)
-
     return TowerTextSide(
         lambda: checkpoint.load_text(dtype=asked.dtype, device=asked.device),
-        reader=reader,
+        reader=checkpoint.reader,
         device=asked.device,
     )
