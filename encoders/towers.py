@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from llm2clip.encoders.activation import quicken
 from llm2clip.encoders.adapter_file import AdapterPlan, find_adapter
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.eva02 import Eva02Config, Eva02Tower, rotary_tables
@@ -24,7 +25,8 @@ from llm2clip.encoders.tensors import TensorSpec, check_tensors, of_any_float, r
 from llm2clip.encoders.tower_claims import check_claims, read_claims
 
 if TYPE_CHECKING:
-    from llm2clip.encoders.adapter import TextAdapter
+    from llm2clip.encoders.activation import quicken
+from llm2clip.encoders.adapter import TextAdapter
 
 _SCALARS = (LOGIT_SCALE, "logit_bias")
 """Learnt numbers of the loss; a search has no use for them."""
@@ -301,7 +303,7 @@ def _build(shape: TowerShape) -> nn.Module:
             torch.arange(buffer.numel(), device="cpu").view(buffer.shape),
             persistent=False,
         )
-    return TransformersTower(model, "image_embeds" if shape.layout == "openai" else "pooler_output")
+    return TransformersTower(quicken(model), "image_embeds" if shape.layout == "openai" else "pooler_output")
 
 
 def _place(name: str, shapes: Mapping[str, object]) -> str:
