@@ -25,8 +25,7 @@ from llm2clip.encoders.tensors import TensorSpec, check_tensors, of_any_float, r
 from llm2clip.encoders.tower_claims import check_claims, read_claims
 
 if TYPE_CHECKING:
-    from llm2clip.encoders.activation import quicken
-from llm2clip.encoders.adapter import TextAdapter
+    from llm2clip.encoders.adapter import TextAdapter
 
 _SCALARS = (LOGIT_SCALE, "logit_bias")
 """Learnt numbers of the loss; a search has no use for them."""
