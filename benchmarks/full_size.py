@@ -19,33 +19,34 @@ from pathlib import Path
 
 SIDES = ("pictures", "texts")
 _MEASURE = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
 import torch
 from llm2clip.encoders import load_encoder
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def memory(key):
+    # Not ru_maxrss: a process inherits that of the one that started it.
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
 
 tower, llama, side, dtype = sys.argv[1:]
 encoder = load_encoder(tower, language_model=llama, device="cpu", dtype=dtype)
 picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-before, started = resident(), time.perf_counter()
+before, started = memory("VmRSS"), time.perf_counter()
 encode = (lambda: encoder.encode_images([picture])) if side == "pictures" else (lambda: encoder.encode_texts(["a dog"]))
 vector = encode()
 loaded = time.perf_counter() - started
 started = time.perf_counter()
 again = encode()
 warm = time.perf_counter() - started
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+peak = memory("VmHWM")
 assert np.isfinite(vector).all() and np.array_equal(vector, again)
 print(json.dumps({
     "side": side,
     "held as": encoder.language.choice if side == "texts" else str(encoder.dtype).removeprefix("torch."),
     "peak_bytes": peak,
     "before_bytes": before,
-    "after_bytes": resident(),
+    "after_bytes": memory("VmRSS"),
     "first_s": round(loaded, 2),
     "again_s": round(warm, 3),
     "dim": vector.shape[1],

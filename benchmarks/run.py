@@ -21,6 +21,7 @@ BENCHMARKS = {
     "cold": "cold_search",
     "search": "search_ratio",
     "encode": "query_latency",
+    "images": "image_side",
 }
 
 

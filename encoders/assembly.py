@@ -19,7 +19,7 @@ from llm2clip.encoders.identity import settings_sha256, without_origin
 from llm2clip.encoders.pair import PictureSide, TowerTextSide
 from llm2clip.encoders.places import Wanted, locate
 from llm2clip.encoders.preprocess import Preprocess
-from llm2clip.encoders.tokens import TextForm, TokenReader, load_tokenizer, tokenizer_files
+from llm2clip.encoders.tokens import TextForm, tokenizer_files
 
 Parity = Literal["native", "upstream"]
 
@@ -169,14 +169,8 @@ def picture_side(checkpoint: Checkpoint, asked: Request) -> PictureSide:
 
 def text_side(checkpoint: Checkpoint, asked: Request) -> TowerTextSide:
     """The text tower of a model of a family."""
-
-    def reader() -> TokenReader:
-        form = checkpoint.family.form
-        tokenizer = load_tokenizer(checkpoint.folder, form=form, vocabulary=checkpoint.vocabulary)
-        return TokenReader(tokenizer, form=form, limit=checkpoint.limit)
-
     return TowerTextSide(
         lambda: checkpoint.load_text(dtype=asked.dtype, device=asked.device),
-        reader=reader,
+        reader=checkpoint.reader,
         device=asked.device,
     )

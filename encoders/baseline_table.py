@@ -44,4 +44,5 @@ def baseline_card(row: EncoderRow) -> EncoderCard:
         size=human(size),
         quality=", ".join([*quality, apart] if apart else quality) or "no published recall on Flickr30k",
         download=f"{where} from the Hugging Face hub",
+        download_bytes=size,
     )

@@ -75,10 +75,10 @@ _NANO = EncoderCard(
     quality="no good on photographs",
     download="",
     family="llm2clip",
-    parameters=6_922_705,
-    memory={"float32": 4 * 6_922_705},
+    parameters=6_926_545,
+    memory={"float32": 4 * 6_926_545},
     dim=192,
-    image_size=64,
+    image_size=96,
     max_text_tokens=255,
     languages=("mul",),
     licence="MIT",
@@ -134,7 +134,6 @@ def _baseline_card(row: EncoderRow) -> EncoderCard:
     return replace(
         baseline_card(row),
         parameters=row.parameters,
-        download_bytes=row.download_bytes,
         memory={"float32": 4 * row.parameters},
         here=encoder_is_here(row),
     )

@@ -12,10 +12,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from llm2clip.encoders.activation import quicken
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.families import Family, family_of
 from llm2clip.encoders.image_settings import read_preprocess
 from llm2clip.encoders.strict import read_object
+from llm2clip.encoders.tokens import TokenReader, load_tokenizer
 from llm2clip.encoders.weights import Side, Weights
 
 TEXT = ("text_model.", "text_projection.")
@@ -27,10 +29,13 @@ UNUSED = re.compile(
 )
 """Tensors that neither side needs: the scale and offset of the loss, and counters old releases stored."""
 
+_OLD_END = 2
+"""What old configurations of CLIP have as ``eos_token_id``: with it transformers takes the largest token id."""
 _BUILDING = threading.Lock()
 """Held while a module is built: that replaces torch's initialisers for the whole process for a moment."""
 
 
+@final
 class TextTower(nn.Module):
     """Token ids to vectors; its tensors are called as in the published files."""
 
@@ -52,6 +57,7 @@ class TextTower(nn.Module):
         return vectors
 
 
+@final
 class VisionTower(nn.Module):
     """Normalised pixels to vectors; its tensors are called as in the published files."""
 
@@ -121,6 +127,23 @@ class Checkpoint:
         """Tokens the text tower knows."""
         return int(self.settings.text_config.vocab_size)
 
+    def reader(self) -> TokenReader:
+        """The tokenizer.
+
+        Raises:
+            ModelError: There is none, or it is of another model.
+        """
+        form = self.family.form
+        tokenizer = load_tokenizer(self.folder, form=form, vocabulary=self.vocabulary)
+        end, told = tokenizer.token_to_id(form.end), self.settings.text_config.eos_token_id
+        old = self.family.name == "clip" and told == _OLD_END
+        if self.family.end_state and told != end and not old:
+            raise ModelError(
+                f"{self.folder / 'config.json'}: text_config.eos_token_id is {told}, but {form.end!r} is {end} in "
+                "its tokenizer; they are not of the same model"
+            )
+        return TokenReader(tokenizer, form=form, limit=self.limit)
+
     def load_text(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The text tower with its weights, in evaluation mode."""
         side = Side(prefixes=TEXT, others=VISION, unused=UNUSED, spellings=self.family.spellings)
@@ -160,7 +183,7 @@ def build(make: Callable[[], nn.Module]) -> nn.Module:
     from transformers.initialization import no_init_weights
 
     with _BUILDING, no_init_weights():
-        return make()
+        return quicken(make())
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, device: torch.device) -> nn.Module:

@@ -38,6 +38,8 @@ class Family:
     """Whether a linear layer without bias follows each tower."""
     first_state: bool = False
     """Whether a text's vector comes from its first token's last state, not from what the tower calls pooled."""
+    end_state: bool = False
+    """Whether a text's vector comes from the state of its end token, found by the number ``config.json`` has."""
     text_width: str = "hidden_size"
     """The setting that says how wide a text's state is before the linear layer."""
     text_options: Mapping[str, Any] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class Family:
     """Parts of names of tensors: in the module, and how files may have them instead."""
 
 
-_CLIP_END, _XLM = "<|endoftext|>", TextForm(end="</s>", pad="<pad>")
+_CLIP_END = "<|endoftext|>"
 _CROP = Preprocess(size=224, mode=ResizeMode.SHORTEST_CROP, mean=OPENAI_MEAN, std=OPENAI_STD)
 _SQUASH = Preprocess(size=224, mode=ResizeMode.SQUASH)
 _NO_ENDS = {"bos_token_id": None, "eos_token_id": None}
@@ -63,13 +65,14 @@ FAMILIES = {
             classes="CLIP",
             form=TextForm(end=_CLIP_END, pad=_CLIP_END),
             images=_CROP,
+            end_state=True,
         ),
         # Trained on texts filled up to the limit and without a mask: the last position, fill or not, is read.
         Family(
             name="siglip",
             model_type="siglip",
             classes="Siglip",
-            form=TextForm(end="</s>", pad="</s>", cleaning=Cleaning.CANONICAL, fixed=True),
+            form=TextForm(end="</s>", pad="</s>", cleaning=Cleaning.CANONICAL, fixed=True, bare=True),
             images=_SQUASH,
             projected=False,
             text_settings=_NO_ENDS,
@@ -79,13 +82,20 @@ FAMILIES = {
             name="siglip2",
             model_type="siglip",
             classes="Siglip",
-            form=TextForm(end="<eos>", pad="<pad>", cleaning=Cleaning.LOWER, fixed=True),
+            form=TextForm(end="<eos>", pad="<pad>", cleaning=Cleaning.LOWER, fixed=True, bare=True),
             images=Preprocess(size=224, mode=ResizeMode.SQUASH, resample=Resample.BILINEAR),
             projected=False,
             text_settings=_NO_ENDS,
         ),
-        Family(name="metaclip2", model_type="metaclip_2", classes="MetaClip2", form=_XLM, images=_CROP),
-        # Its text tower has 512 positions but was trained on 52 tokens (arXiv 2211.01335, section 3).
+        Family(
+            name="metaclip2",
+            model_type="metaclip_2",
+            classes="MetaClip2",
+            form=TextForm(end="</s>", pad="<pad>"),
+            images=_CROP,
+            end_state=True,
+        ),
+        # Its text tower has 512 positions; its own programs give it 52 tokens.
         Family(
             name="chinese-clip",
             model_type="chinese_clip",
@@ -95,7 +105,7 @@ FAMILIES = {
             first_state=True,
             text_options={"add_pooling_layer": False},
         ),
-        # Its text tower has 514 positions but was trained on 77 tokens (arXiv 2211.06679, appendix).
+        # Its text tower has 514 positions, but stands in for a teacher that has 77.
         Family(
             name="altclip",
             model_type="altclip",

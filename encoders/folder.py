@@ -44,6 +44,8 @@ LOGIT_SCALE = "logit_scale"
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 
 _FOR_PEOPLE = frozenset({"name", "note", "licence", "languages"})
+_IDENTIFIED = frozenset({"crop", "order", "parity"})
+"""Settings of the preprocessing that only its identifier counts; they came after the first indexes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,9 @@ class Llm2ClipConfig:
 
     def settings(self) -> dict[str, Any]:
         """What shapes the vectors: all but name, note, licence and languages."""
-        return {key: value for key, value in to_json(self).items() if key not in _FOR_PEOPLE}
+        told = {key: value for key, value in to_json(self).items() if key not in _FOR_PEOPLE}
+        told["preprocessing"] = {k: v for k, v in told["preprocessing"].items() if k not in _IDENTIFIED}
+        return told
 
 
 def read_config(folder: Path) -> Llm2ClipConfig:

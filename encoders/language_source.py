@@ -7,7 +7,7 @@ worked out from what is known, and reported.
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,13 +128,7 @@ class LanguageSource:
             wraps = all(name in names for name in _special(LLAMA3_HEADER + LLAMA3_FOOTER))
             header, footer = (LLAMA3_HEADER, LLAMA3_FOOTER) if wraps else ("", "")
             known = TextRules(header=header, footer=footer)
-        return TextRules(
-            header=known.header,
-            footer=known.footer,
-            max_tokens=known.max_tokens,
-            doc_max_length=known.doc_max_length,
-            parity=parity,
-        )
+        return replace(known, parity=parity)
 
     def reader(self, parity: Parity) -> TextReader:
         """The tokenizer with the rules.
@@ -149,14 +143,6 @@ class LanguageSource:
             raise ModelError(
                 f"{folder / TOKENIZER} has {size} tokens, but {folder / 'config.json'} says vocab_size is {known}; "
                 "they are not of the same model"
-            )
-        strange = [
-            name for name in _special(rules.header + rules.footer) if tokenizer.token_to_id(name) is None
-        ]
-        if strange:
-            raise ModelError(
-                f"{folder / TOKENIZER} has no token {', '.join(strange)}, which stands around every text of "
-                f"{self.name}; it is the tokenizer of another model"
             )
         try:
             return TextReader(tokenizer, rules, pad_id=_pad_id(folder, tokenizer))

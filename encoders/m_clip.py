@@ -12,7 +12,7 @@ import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ _BASES = {
 """Part of ``modelBase`` in ``config.json`` -> kind."""
 
 
+@final
 class MultilingualText(nn.Module):
     """Token ids to vectors; its tensors are called as in the published files."""
 
@@ -78,6 +79,7 @@ class MultilingualText(nn.Module):
         return vectors
 
 
+@final
 class MultilingualCheckpoint:
     """The text side of an M-CLIP in a folder."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+@final
 class Late:
     """A module that is loaded once, when it is first asked for; safe to ask for from several threads."""
 

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import cast
+from typing import cast, final
 
 import torch
 from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from llm2clip.encoders.errors import ModelError
@@ -32,7 +33,7 @@ class Cleaning(StrEnum):
 
     NONE = "none"
     LOWER = "lower"
-    """Lower case (SigLIP 2, arXiv 2502.14786, section 2)."""
+    """Lower case (SigLIP 2, arXiv 2502.14786)."""
     CANONICAL = "canonical"
     """Lower case, no ASCII punctuation, single spaces (SigLIP)."""
     CHINESE = "chinese"
@@ -51,6 +52,8 @@ class TextForm:
     """What is done first."""
     limit: int | None = None
     """Tokens that are read, special ones included; ``None`` for as many as the tower has positions."""
+    bare: bool = False
+    """Whether nothing but the end token is added to a text, whatever the tokenizer's file says."""
     fixed: bool = False
     """Whether every text is filled up to the limit and the fill is read like the rest (SigLIP)."""
 
@@ -67,6 +70,7 @@ def clean(text: str, cleaning: Cleaning) -> str:
     return text
 
 
+@final
 class TokenReader:
     """Texts to token ids."""
 
@@ -132,6 +136,9 @@ def load_tokenizer(folder: Path, *, form: TextForm, vocabulary: int) -> Tokenize
     for token in (form.end, form.pad):
         if tokenizer.token_to_id(token) is None:
             raise ModelError(f"the tokenizer in {folder} has no token {token!r}; it is of another model")
+    if form.bare:
+        ends = [(form.end, _id(tokenizer, form.end))]
+        tokenizer.post_processor = TemplateProcessing(single=f"$A {form.end}", special_tokens=ends)
     last = tokenizer.encode("a").ids[-1:]
     if last != [_id(tokenizer, form.end)]:
         raise ModelError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from llm2clip.encoders.activation import quicken
 from llm2clip.encoders.adapter_file import AdapterPlan, find_adapter
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.eva02 import Eva02Config, Eva02Tower, rotary_tables
@@ -301,7 +302,7 @@ def _build(shape: TowerShape) -> nn.Module:
             torch.arange(buffer.numel(), device="cpu").view(buffer.shape),
             persistent=False,
         )
-    return TransformersTower(model, "image_embeds" if shape.layout == "openai" else "pooler_output")
+    return TransformersTower(quicken(model), "image_embeds" if shape.layout == "openai" else "pooler_output")
 
 
 def _place(name: str, shapes: Mapping[str, object]) -> str:

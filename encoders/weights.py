@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import final
 
 import torch
 from torch import Tensor
@@ -52,6 +53,7 @@ class Side:
     """Parts of names: of the module's tensors, and how a file may have them instead."""
 
 
+@final
 class Weights:
     """The weights of one model."""
 

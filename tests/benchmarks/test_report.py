@@ -149,5 +149,12 @@ def test_all_benchmarks_run(tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "b.json").read_text())["rows"]
-    assert {row["benchmark"] for row in rows} == {"build", "cold search", "warm search", "search", "encode"}
+    assert {row["benchmark"] for row in rows} == {
+        "build",
+        "cold search",
+        "warm search",
+        "search",
+        "encode",
+        "images",
+    }
     assert all(row["value"] > 0 for row in rows)

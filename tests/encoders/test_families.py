@@ -5,6 +5,7 @@ Tiny, random, saved by transformers as the published ones are.
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,3 +297,72 @@ def test_names_to_the_files_and_back(family: str, references: dict[str, Referenc
     same = dict(references[family].model.state_dict())
     for name, tensor in {**text, **vision}.items():
         assert torch.equal(tensor, same[name]), name
+
+
+@pytest.mark.parametrize("family", ["clip", "metaclip2"])
+def test_a_tokenizer_with_another_end_is_refused(
+    family: str, references: dict[str, Reference], tmp_path: Path
+):
+    folder = Path(shutil.copytree(references[family].folder, tmp_path / "mine"))
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["eos_token_id"] = 7
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"eos_token_id is 7, but '.*' is \d+ in its tokenizer"):
+        load_encoder(folder).encode_texts(["cat"])
+
+
+@pytest.mark.parametrize("family", ["siglip", "siglip2"])
+def test_siglips_end_token_does_not_depend_on_the_tokenizers_file(
+    family: str, references: dict[str, Reference], tmp_path: Path
+):
+    folder = Path(shutil.copytree(references[family].folder, tmp_path / "mine"))
+    data = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**data, "post_processor": None}))
+    expected = load_encoder(references[family].folder).encode_texts(TEXTS[family])
+    assert np.array_equal(load_encoder(folder).encode_texts(TEXTS[family]), expected)
+
+
+def test_texts_are_cleaned_as_siglip_was_trained(references: dict[str, Reference]):
+    """transformers' plain tokenizer gets what its SigLIP tokenizer would have made of these texts."""
+    reference = references["siglip"]
+    ours = load_encoder(reference.folder).encode_texts(["A Red, CAT!", "  two\tdogs."])
+    expected = theirs(reference, "siglip", ["a red cat", "two dogs"])
+    np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_chinese_clip_as_published_has_a_vocabulary_only(references: dict[str, Reference], tmp_path: Path):
+    reference = references["chinese-clip"]
+    folder = Path(shutil.copytree(reference.folder, tmp_path / "mine"))
+    words = sorted(reference.tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words), encoding="utf-8")
+    (folder / "tokenizer.json").unlink()
+    texts = TEXTS["chinese-clip"]
+    assert np.array_equal(
+        load_encoder(folder).encode_texts(texts), load_encoder(reference.folder).encode_texts(texts)
+    )
+
+
+def test_altclip_as_published_spells_one_tower_otherwise(references: dict[str, Reference], tmp_path: Path):
+    reference = references["altclip"]
+    folder = Path(shutil.copytree(reference.folder, tmp_path / "mine"))
+    tensors = load_file(folder / "model.safetensors")
+    published = {
+        name if name.startswith("text_") else name.replace("encoder.layer.", "encoder.layers."): tensor
+        for name, tensor in tensors.items()
+    }
+    assert published.keys() != tensors.keys()
+    published["text_model.roberta.embeddings.position_ids"] = torch.arange(100)[None]
+    save_file(published, folder / "model.safetensors")
+    ours, same = load_encoder(folder), load_encoder(reference.folder)
+    assert np.array_equal(ours.encode_images(pictures()), same.encode_images(pictures()))
+    assert np.array_equal(ours.encode_texts(TEXTS["altclip"]), same.encode_texts(TEXTS["altclip"]))
+    assert ours.info.parameters == same.info.parameters
+
+
+def test_the_original_preparation_can_be_asked_for(references: dict[str, Reference]):
+    folder = references["siglip"].folder
+    red = Image.new("RGBA", (30, 30), (255, 0, 0, 0))
+    upstream = load_encoder(folder, parity="upstream")
+    assert upstream.info.preprocessing.startswith("upstream-convert-first/squash/bicubic-28/")
+    assert load_encoder(folder).prepare(red).pixels[0, 0].tolist() == [255, 255, 255]
+    assert upstream.prepare(red).pixels[0, 0].tolist() == [255, 0, 0]

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llm2clip import encoders
 from llm2clip.encoders import Encoder, load_encoder
 from llm2clip.encoders.identity import settings_sha256
 
@@ -92,3 +93,9 @@ def test_the_hash_covers_settings_and_files(tmp_path: Path):
         settings_sha256({"a": 1.5, "b": [2, 3]}, files=[first]),
     ]
     assert len({known, *others}) == 5
+
+
+def test_the_card_of_nano_tells_its_identity():
+    info = load_encoder("nano", device="cpu").info
+    card = (Path(encoders.__file__).parent / "nano" / "README.md").read_text(encoding="utf-8")
+    assert f"encoder nano, weights {info.weights_sha256[:12]}, settings {info.settings_sha256[:12]}" in card

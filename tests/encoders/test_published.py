@@ -349,7 +349,7 @@ def test_a_tokenizer_that_does_not_fit(models: Path, tmp_path: Path):
         reasons.append(str(caught.value))
     assert reasons[0].endswith("llama has no tokenizer.json; copy it from the model's repository")
     assert "tokenizer.json is not a tokenizer file: " in reasons[1]
-    assert "has no token <|start_header_id|>, <|end_header_id|>, which stands around every text" in reasons[2]
+    assert "does not fit the rules of llama: the tokenizer has no token '<|start_header_id|>': " in reasons[2]
 
 
 def test_choices_that_there_are_not(models: Path):
