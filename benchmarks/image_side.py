@@ -98,6 +98,7 @@ def _ours(tower: Any, preprocess: Any, dim: int, pictures: list[Any]) -> dict[st
         image_size=preprocess.size,
         max_text_tokens=0,
         weights_sha256="",
+        settings_sha256="",
         preprocessing=preprocess.identifier,
         parameters=0,
         languages=(),
