@@ -94,6 +94,8 @@ def locate(wanted: Wanted) -> Path:
         return found
     from huggingface_hub import snapshot_download
 
+    if problem := _unreachable(wanted):
+        raise ModelError(_advice(wanted, problem))
     try:
         folder = Path(
             snapshot_download(wanted.repository, revision=wanted.commit, allow_patterns=_patterns(wanted))
@@ -103,6 +105,23 @@ def locate(wanted: Wanted) -> Path:
     if absent := missing_files(folder, wanted.files):
         raise ModelError(_advice(wanted, f"the repository has no {', '.join(absent)}"))
     return folder
+
+
+def _unreachable(wanted: Wanted) -> str | None:
+    """Why the hub does not answer; ``None`` if it does. Downloads try for half a minute before they give up."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE forbids it"
+    try:
+        HfApi().model_info(wanted.repository, revision=wanted.commit, timeout=20)
+    except HfHubHTTPError:
+        return None  # it answers: what it has against us, the download says
+    except Exception as error:  # that of whichever HTTP library the hub's client uses
+        return f"the hub does not answer ({str(error) or type(error).__name__})"
+    return None
 
 
 def narrowed(wanted: Wanted, files: Sequence[str]) -> Wanted:

@@ -77,6 +77,8 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return str(put(tmp_path / "fetched", "weights.bin", "a.json"))
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
     wanted = Wanted(
         name="it", repository="owner/model", files=WANTED.files, revision=COMMIT, extras=("notes.txt",)
     )
@@ -92,6 +94,27 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
         ModelError, match=r"could not download it: the repository has no tokenizer\.json\. It needs"
     ):
         locate(narrowed(WANTED, ["tokenizer.json"]))
+
+
+@pytest.mark.parametrize(
+    ("told", "reason"),
+    [
+        (True, "HF_HUB_OFFLINE forbids it"),
+        (False, r"the hub does not answer \(no such host\)"),
+    ],
+)
+def test_without_a_hub_no_download_is_tried(monkeypatch: pytest.MonkeyPatch, told: bool, reason: str):
+    def ask(*_: object, **__: object) -> None:
+        raise ConnectionError("no such host")
+
+    def download(*_: object, **__: object) -> None:
+        pytest.fail("tried to download")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", told)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", ask)
+    with pytest.raises(ModelError, match=f"could not download it: {reason}. It needs"):
+        locate(WANTED)
 
 
 def test_offline_it_says_what_to_put_where(hub: Path):
