@@ -108,8 +108,8 @@ def write_tower(folder: Path, *, small: bool) -> int:
     return _write(folder, shapes, settings)
 
 
-def write_llama(folder: Path, *, small: bool, tokenizer: Path) -> int:
-    """Llama-3.2-1B; returns how many numbers it has."""
+def write_llama(folder: Path, *, small: bool, tokenizer: Path, cut: Mapping[str, int] | None = None) -> int:
+    """Llama-3.2-1B, with other sizes where ``cut`` has them; returns how many numbers it has."""
     import torch
 
     from llm2clip.encoders.catalogue import find_language
@@ -120,12 +120,17 @@ def write_llama(folder: Path, *, small: bool, tokenizer: Path) -> int:
     shape = row.shape
     if small:
         shape = replace(shape, vocab_size=1000, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    shape = replace(shape, **(cut or {}))
     with torch.device("meta"):
         model = BidirectionalLlama(LlamaConfig(**asdict(shape)))
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     rope = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     scaling = {"rope_scaling": rope | {"original_max_position_embeddings": 8192}}
-    settings = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 5e5} | scaling | asdict(shape)
+    settings = (
+        {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 5e5, "max_position_embeddings": 131072}
+        | scaling
+        | asdict(shape)
+    )
     size = _write(folder, shapes, settings)
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     return size
@@ -138,7 +143,7 @@ def _write(folder: Path, shapes: Mapping[str, tuple[int, ...]], settings: Mappin
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     end = 0
-    header: dict[str, object] = {}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # which older transformers insist on
     for name, shape in shapes.items():
         begin, end = end, end + 4 * torch.Size(shape).numel()
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}

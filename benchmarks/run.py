@@ -22,6 +22,7 @@ BENCHMARKS = {
     "search": "search_ratio",
     "encode": "query_latency",
     "images": "image_side",
+    "texts": "text_side",
 }
 
 
@@ -40,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 corpus=corpus,
                 work=Path(work) / name,
                 processor_time=options.processor_time,
+                llm2vec=options.llm2vec,
                 quick=options.quick,
             )
             settings.work.mkdir()
@@ -60,6 +62,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--encoder", default="nano", help="encoder name or folder (default: %(default)s)")
     parser.add_argument("--corpus", default="sample:", help="pictures to index (default: %(default)s)")
+    parser.add_argument(
+        "--llm2vec",
+        metavar="PYTHON",
+        help="interpreter with llm2vec to compare texts with, or 'install' to make one (needs a network)",
+    )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the numbers with machine and versions"
     )

@@ -144,7 +144,8 @@ class PublishedEncoder(Encoder):
     def language_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Pooled states of the language model, to be stored. Shape: (len(texts), width), float32, any scale.
 
-        One forward pass: give texts of similar length, and few enough.
+        Any number of texts of any length, read in passes of a bounded number of tokens (``parity="upstream"``: in
+        one).
         """
         return to_array(self.language.features(texts))
 
