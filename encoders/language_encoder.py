@@ -28,6 +28,18 @@ class LanguageEncoder(Encoder):
         """Put it together; nothing is loaded yet."""
         self.texts = CaptionSide(language, adapter=None)
 
+    @property
+    def language(self) -> LanguageSide:
+        """The language model and its tokenizer."""
+        return self.texts.language
+
+    def language_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Pooled states, to be stored. Shape: (len(texts), width), float32, any scale.
+
+        Any number of texts of any length, read in passes of a bounded number of tokens.
+        """
+        return self.texts.vectors(texts)
+
     @cached_property
     def _info(self) -> EncoderInfo:
         source = self.texts.language.source
