@@ -15,7 +15,10 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
+
+from benchmarks.measuring import machine
 
 SIDES = ("pictures", "texts")
 _MEASURE = """
@@ -70,6 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--small", action="store_true", help="small models: to see that it runs, not to report"
     )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers with machine and versions"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.work, prefix="llm2clip-full-") as name:
         tower, llama = Path(name) / "tower", Path(name) / "llama"
@@ -77,9 +83,17 @@ def main(arguments: list[str] | None = None) -> None:
         sizes["language model"] = write_llama(llama, small=options.small, tokenizer=options.tokenizer)
         for what, size in sizes.items():
             print(f"{what}: {size:,} numbers, random", file=sys.stderr)
+        measured = []
         for side in SIDES:
             command = [sys.executable, "-c", _MEASURE, str(tower), str(llama), side, options.dtype]
-            print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="")
+            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            print(line, end="")
+            measured.append(json.loads(line))
+    if options.json:
+        where = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+        written = {"command": "python -m benchmarks.full_size"} | where
+        written |= {"numbers": sizes, "sides": measured}
+        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tower(folder: Path, *, small: bool) -> int:

@@ -23,6 +23,7 @@ BENCHMARKS = {
     "encode": "query_latency",
     "images": "image_side",
     "texts": "text_side",
+    "quantised": "quantised",
 }
 
 
@@ -112,7 +113,7 @@ def report(
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python -m benchmarks",
-        "settings": {name: value for name, value in settings.items() if name != "json"},
+        "settings": {name: value for name, value in settings.items() if name not in ("json", "llm2vec")},
         "machine": where,
         "rows": [asdict(row) | {"met": row.met} for row in rows],
     }

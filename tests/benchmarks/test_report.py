@@ -157,5 +157,6 @@ def test_all_benchmarks_run(tmp_path: Path):
         "encode",
         "images",
         "texts",
+        "quantised",
     }
     assert all(row["value"] > 0 for row in rows)
