@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from llm2clip.encoders import load_encoder
+from llm2clip.encoders import Encoder, load_encoder
+from llm2clip.encoders.language_encoder import is_language_folder, load_text_only
 from llm2clip.train.caption_features import FeatureOptions, maker_of, write_features
 from llm2clip.train.caption_store import Progress
 from llm2clip.train.recipes import Machine
@@ -27,7 +28,7 @@ def make_features(
     """Write features and say what was written; see ``write_features``."""
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
-    maker = maker_of(load_encoder(encoder, device=machine.device, dtype=dtype))
+    maker = maker_of(_opened(encoder, device=machine.device, dtype=dtype))
     with Console(stderr=True).status("reading captions") as status:
         began, first = time.monotonic(), -1
 
@@ -47,3 +48,11 @@ def make_features(
         lines.append(f"{done.left_out:,} left out, the first of them:")
         lines += [f"  {reason}" for reason in done.reasons]
     return "\n".join(lines)
+
+
+def _opened(name: str, *, device: str, dtype: str) -> Encoder:
+    """An encoder, or a language model in a folder of one's own, which by itself is none that finds pictures."""
+    path = Path(name).expanduser()
+    if path.is_dir() and is_language_folder(path):
+        return load_text_only(path.resolve(), device=device, dtype=dtype)
+    return load_encoder(name, device=device, dtype=dtype)

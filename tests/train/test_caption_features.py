@@ -13,14 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from llm2clip.encoders import load_encoder
+from llm2clip.encoders.language_side import LanguageSide
+from llm2clip.encoders.language_source import language_source
 from llm2clip.train.caption_features import FeatureOptions, Maker, maker_of, write_features
 from llm2clip.train.caption_sources import CaptionError, caption_files, read_captions
 from llm2clip.train.caption_store import CaptionFeatures, FeatureError
 from llm2clip.train.cli import app
-from tests.encoders.published_files import models, tiny_files
+from tests.encoders.published_files import LLAMAS, models, tiny_files
 
 __all__ = ["models", "tiny_files"]  # fixtures
 
@@ -260,6 +263,18 @@ def test_states_of_a_language_model_are_stored_as_the_adapter_reads_them(name: s
     tower = load_encoder("tiny-openai", device="cpu")
     got = tower.encode_features(features.rows(0, 3).astype(np.float32))
     np.testing.assert_allclose((got * tower.encode_texts(texts)).sum(1), 1, atol=1e-5)
+
+
+def test_the_command_reads_with_a_language_model_in_a_folder(tmp_path: Path):
+    (tmp_path / "c.txt").write_text("a dog\nein Hund\n")
+    folder = LLAMAS["tiny-1b-cc"] / "model"
+    command = ["features", str(tmp_path / "c.txt"), "--out", str(tmp_path / "f"), "--encoder", str(folder)]
+    done = CliRunner().invoke(app, [*command, "--device", "cpu", "--dtype", "float32"])
+    assert done.exit_code == 0, done.output
+    assert "2 captions as states of model, 48 numbers each" in done.stdout
+    side = LanguageSide(language_source(folder), choice="float32", device=torch.device("cpu"))
+    expected = side.pooled(*side.reader.batch(["a dog", "ein Hund"]))
+    np.testing.assert_allclose(CaptionFeatures(tmp_path / "f").rows(0, 2), expected, atol=1e-3, rtol=1e-3)
 
 
 def test_the_command(tmp_path: Path):
