@@ -149,3 +149,7 @@ def test_the_cache_of_the_hub_is_let_through(weights: Path, tmp_path: Path):
     (repository / "snapshots" / "abc" / "out.safetensors").symlink_to(weights)
     with pytest.raises(ModelError, match="leads out of its folder"):
         read_header(repository / "snapshots" / "abc" / "out.safetensors")
+    (repository / "mine.safetensors").write_bytes(weights.read_bytes())
+    (repository / "snapshots" / "abc" / "mine.safetensors").symlink_to(repository / "mine.safetensors")
+    with pytest.raises(ModelError, match="leads out of its folder"):
+        read_header(repository / "snapshots" / "abc" / "mine.safetensors")
