@@ -1,7 +1,7 @@
 """A language model held in less: memory, peak while loading, tokens per second and how far its answers move.
 
-Llama-3.2-1B cut to a few layers and a small vocabulary, with random weights stored in float32; each way of holding it
-in a process of its own, on one thread. Cosines are to the same model in bfloat16. Random weights are rounded worse than
+Llama-3.2-1B cut to a few layers, with random weights stored in float32; each way of holding it in a process of its own,
+on one thread. Cosines are to the same model in bfloat16. Random weights are rounded worse than
 trained ones: their values fill the range evenly. int8 and int4 need torchao and are left out without it.
 """
 
@@ -32,7 +32,8 @@ def measure(settings: Settings) -> list[Row]:
     from llm2clip.encoders.quantise import QUANTISED, has_torchao
 
     work = settings.work
-    small = {"layers": 1, "hidden": 256} if settings.quick else {"layers": LAYERS}
+    whole = {"layers": LAYERS, "vocabulary": 128_256}
+    small = {"layers": 1, "hidden": 256} if settings.quick else whole
     write_cut_llama(work / "llama", **small)
     tokens = write_texts(work / "texts.json", work / "llama", count=8 if settings.quick else 4 * TEXTS)
     rows = []

@@ -178,9 +178,9 @@ def drawn_lengths(count: int) -> list[int]:
     return [rng.randint(few, most) for share, few, most in MIX for _ in range(round(share * count))]
 
 
-def write_cut_llama(folder: Path, *, layers: int, hidden: int = 8192) -> None:
+def write_cut_llama(folder: Path, *, layers: int, hidden: int = 8192, vocabulary: int = 560) -> None:
     """Llama-3.2-1B cut to ``layers`` and to the small tokenizer, with all that llm2vec wants of a folder."""
-    cut = {"num_hidden_layers": layers, "vocab_size": 560, "intermediate_size": hidden}
+    cut = {"num_hidden_layers": layers, "vocab_size": vocabulary, "intermediate_size": hidden}
     write_llama(folder, small=False, tokenizer=TOKENIZER / "tokenizer.json", cut=cut)
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         (folder / name).write_bytes((TOKENIZER / name).read_bytes())

@@ -101,6 +101,7 @@ class LanguagePlan:
             if update is not None:
                 update.apply(name, tensor)
             module = _put(model, name, tensor)
+            del tensor  # or it would live on beside its rounded form while the next one is read
             if round_weight is not None and isinstance(module, nn.Linear):
                 round_weight(module)
         if table != dtype:
@@ -116,6 +117,7 @@ class LanguagePlan:
         for (path, kind), renamed in names.items():
             for theirs, tensor in stream_tensors(path, renamed, dtype=kind, device=device):
                 yield renamed[theirs], tensor
+                del tensor
 
     def _open_update(self, model: BidirectionalLlama) -> LowRankUpdate | None:
         if self.update is None:

@@ -207,6 +207,9 @@ def stream_tensors(
                 if not (bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())):
                     broken.append(name)
                 yield name, tensor
+                del (
+                    tensor
+                )  # whoever asked may have rounded it by now: do not hold it while the next one is made
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     if broken:
