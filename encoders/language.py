@@ -18,6 +18,7 @@ from llm2clip.encoders.catalogue import Choice
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.lora import LowRankUpdate, open_lora
+from llm2clip.encoders.memory import give_back
 from llm2clip.encoders.quantise import QUANTISED, SmallTable, arithmetic, rounder
 from llm2clip.encoders.strict import read_object
 from llm2clip.encoders.tensors import TensorSpec, check_tensors, of_any_float, read_header, stream_tensors
@@ -104,6 +105,8 @@ class LanguagePlan:
             del tensor  # or it would live on beside its rounded form while the next one is read
             if round_weight is not None and isinstance(module, nn.Linear):
                 round_weight(module)
+            if round_weight is not None or update is not None:
+                give_back()  # what that took lies between tensors that stay
         if table != dtype:
             model.add_module("embed_tokens", SmallTable(model.embed_tokens, dtype=dtype))
         return model.requires_grad_(False).eval()

@@ -6,8 +6,6 @@ point. int8 has one scale for each row of a matrix, int4 one scale and one zero 
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import warnings
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -96,17 +94,8 @@ def rounder(choice: Choice, device: torch.device) -> Callable[[nn.Linear], None]
                 pieces = [_rounded(rows_of, quantise, make(group)) for rows_of in linear.weight.split(rows)]
                 whole = _joined(pieces, tuple(linear.weight.shape)) if len(pieces) > 1 else pieces[0]
             linear.weight = nn.Parameter(whole, requires_grad=False)
-            del pieces, whole
-            _give_back()
 
     return round_weight
-
-
-def _give_back() -> None:
-    """Return what was freed to the system, where that can be asked for (glibc): else it stays with the process."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _rounded(weight: Tensor, quantise: Callable[[nn.Module, Any], object], config: Any) -> Tensor:  # noqa: ANN401
