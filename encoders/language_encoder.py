@@ -45,7 +45,7 @@ class LanguageEncoder(Encoder):
     @cached_property
     def _info(self) -> EncoderInfo:
         source = self.texts.language.source
-        row = source.row
+        row = source.published
         return EncoderInfo(
             name=source.name,
             family=FAMILY,
@@ -56,7 +56,7 @@ class LanguageEncoder(Encoder):
             settings_sha256=self.texts.language.settings_sha256,
             preprocessing="none",
             parameters=row.parameters if row else source.plan.parameters,
-            languages=("en",),
+            languages=("en",) if row else (),
             licence=row.licence if row else "unknown",
             note=row.note if row else "",
         )

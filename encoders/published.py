@@ -310,7 +310,8 @@ def _check_pairing(vision: VisionSource, source: LanguageSource, *, width: int) 
             pairing_problem(vision.name, width=adapter.width, language=source.name, hidden=width)
         )
     row = vision.row
-    if row is not None and source.row is not None and source.row.name != row.language_model:
+    known = row is not None and bool(row.repository)  # of a tower of one's own nobody knows it
+    if row is not None and known and source.row is not None and source.row.name != row.language_model:
         log.warning(
             "%s was trained with %s, not with %s: the vectors fit in length, but what they find may not",
             row.name,
