@@ -15,7 +15,10 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
+
+from benchmarks.measuring import machine
 
 SIDES = ("pictures", "texts")
 _MEASURE = """
@@ -70,6 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--small", action="store_true", help="small models: to see that it runs, not to report"
     )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the numbers with machine and versions"
+    )
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.work, prefix="llm2clip-full-") as name:
         tower, llama = Path(name) / "tower", Path(name) / "llama"
@@ -77,9 +83,17 @@ def main(arguments: list[str] | None = None) -> None:
         sizes["language model"] = write_llama(llama, small=options.small, tokenizer=options.tokenizer)
         for what, size in sizes.items():
             print(f"{what}: {size:,} numbers, random", file=sys.stderr)
+        measured = []
         for side in SIDES:
             command = [sys.executable, "-c", _MEASURE, str(tower), str(llama), side, options.dtype]
-            print(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout, end="")
+            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            print(line, end="")
+            measured.append(json.loads(line))
+    if options.json:
+        where = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine()}
+        written = {"command": "python -m benchmarks.full_size"} | where
+        written |= {"numbers": sizes, "sides": measured}
+        options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tower(folder: Path, *, small: bool) -> int:
@@ -108,8 +122,8 @@ def write_tower(folder: Path, *, small: bool) -> int:
     return _write(folder, shapes, settings)
 
 
-def write_llama(folder: Path, *, small: bool, tokenizer: Path) -> int:
-    """Llama-3.2-1B; returns how many numbers it has."""
+def write_llama(folder: Path, *, small: bool, tokenizer: Path, cut: Mapping[str, int] | None = None) -> int:
+    """Llama-3.2-1B, with other sizes where ``cut`` has them; returns how many numbers it has."""
     import torch
 
     from llm2clip.encoders.catalogue import find_language
@@ -120,12 +134,17 @@ def write_llama(folder: Path, *, small: bool, tokenizer: Path) -> int:
     shape = row.shape
     if small:
         shape = replace(shape, vocab_size=1000, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    shape = replace(shape, **(cut or {}))
     with torch.device("meta"):
         model = BidirectionalLlama(LlamaConfig(**asdict(shape)))
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     rope = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     scaling = {"rope_scaling": rope | {"original_max_position_embeddings": 8192}}
-    settings = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 5e5} | scaling | asdict(shape)
+    settings = (
+        {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 5e5, "max_position_embeddings": 131072}
+        | scaling
+        | asdict(shape)
+    )
     size = _write(folder, shapes, settings)
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
     return size
@@ -138,7 +157,7 @@ def _write(folder: Path, shapes: Mapping[str, tuple[int, ...]], settings: Mappin
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
     end = 0
-    header: dict[str, object] = {}
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}  # which older transformers insist on
     for name, shape in shapes.items():
         begin, end = end, end + 4 * torch.Size(shape).numel()
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}

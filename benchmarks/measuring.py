@@ -26,6 +26,8 @@ class Settings:
     """Folder for indexes; deleted afterwards."""
     processor_time: bool = False
     """Measure processor time instead of wall time: says something on a busy machine too."""
+    llm2vec: str | None = None
+    """Interpreter of an environment with llm2vec to compare with, or ``"install"`` to make one."""
     quick: bool = False
     """Small sizes and few repeats: to see that it runs, not to report."""
 

@@ -22,6 +22,8 @@ BENCHMARKS = {
     "search": "search_ratio",
     "encode": "query_latency",
     "images": "image_side",
+    "texts": "text_side",
+    "quantised": "quantised",
 }
 
 
@@ -40,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 corpus=corpus,
                 work=Path(work) / name,
                 processor_time=options.processor_time,
+                llm2vec=options.llm2vec,
                 quick=options.quick,
             )
             settings.work.mkdir()
@@ -60,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--encoder", default="nano", help="encoder name or folder (default: %(default)s)")
     parser.add_argument("--corpus", default="sample:", help="pictures to index (default: %(default)s)")
+    parser.add_argument(
+        "--llm2vec",
+        metavar="PYTHON",
+        help="interpreter with llm2vec to compare texts with, or 'install' to make one (needs a network)",
+    )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="also write the numbers with machine and versions"
     )
@@ -105,7 +113,7 @@ def report(
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python -m benchmarks",
-        "settings": {name: value for name, value in settings.items() if name != "json"},
+        "settings": {name: value for name, value in settings.items() if name not in ("json", "llm2vec")},
         "machine": where,
         "rows": [asdict(row) | {"met": row.met} for row in rows],
     }

@@ -43,6 +43,8 @@ class Conversion:
 
     source: str
     """Name of the file that was converted."""
+    place: str
+    """Where it really lay when it was last looked at: two files of one name, size and age are not one file."""
     size: int
     """Its size in bytes."""
     modified_ns: int
@@ -79,6 +81,7 @@ def convert_checkpoint(pt: Path, cache: Path, *, sha256: str | None = None) -> P
         raise ModelError(f"{pt} cannot be read: {error.strerror or error}") from error
     wanted = Conversion(
         source=pt.name,
+        place=str(pt.resolve()),
         size=state.st_size,
         modified_ns=state.st_mtime_ns,
         sha256="",
@@ -94,7 +97,9 @@ def convert_checkpoint(pt: Path, cache: Path, *, sha256: str | None = None) -> P
         known = next((record for record in _records(pt, cache) if record.sha256 == found), None)
         wanted = replace(wanted, sha256=found, result=f"{pt.stem}-{found[:16]}.safetensors")
         known = (
-            _convert(pt, cache, wanted) if known is None else replace(known, modified_ns=state.st_mtime_ns)
+            _convert(pt, cache, wanted)
+            if known is None
+            else replace(known, place=wanted.place, modified_ns=wanted.modified_ns)
         )
         _write_record(cache, known)
     return cache / known.result
@@ -124,14 +129,11 @@ def _records(pt: Path, cache: Path) -> Iterator[Conversion]:
 
 
 def _same_file(record: Conversion, wanted: Conversion) -> bool:
-    return (record.size, record.modified_ns) == (wanted.size, wanted.modified_ns)
+    return all(getattr(record, key) == getattr(wanted, key) for key in ("place", "size", "modified_ns"))
 
 
 def _hash(pt: Path) -> str:
-    blob = pt.resolve()
-    # The hub's cache calls its files by their SHA-256.
-    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
-        return blob.name
+    # Of the bytes, also where the hub's cache has a hash for a name: what is converted once is checked once.
     try:
         return file_sha256(pt)
     except OSError as error:

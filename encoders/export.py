@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from llm2clip.encoders.catalogue import EncoderRow, LanguageRow
+from llm2clip.encoders.catalogue import EncoderRow, LanguageRow, find_language, language_rows
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.folder import CONFIG_FILE, FORMAT, VERSION, WEIGHTS_FILE
 from llm2clip.encoders.language_source import LORA_FOLDER, TOKENIZER, LanguageSource, language_source
+from llm2clip.encoders.links import refuse_outside
 from llm2clip.encoders.preprocess import Preprocess
 from llm2clip.encoders.published import FAMILY, PublishedEncoder, assemble
 from llm2clip.encoders.registry import PUBLISHED
@@ -85,10 +86,13 @@ def save_published(
 
     Raises:
         ModelError: The language model is not on this machine and cannot be fetched.
-        ValueError: ``folder`` is there and not empty, or a model of one's own was to be referred to.
+        ValueError: ``folder`` is there and not empty, a model of one's own was to be referred to, or there is no
+            such choice.
         OSError: A file cannot be written.
     """
     source = encoder.language.source
+    if language_model not in ("copy", "reference"):
+        raise ValueError(f"language_model must be 'copy' or 'reference', got {language_model!r}")
     if language_model == "reference" and (source.given is not None or source.row is None):
         raise ValueError(f"{source.name} is no published language model, and can only be copied")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -150,7 +154,15 @@ def load_saved(
 
 def _language(config: SavedConfig, folder: Path) -> LanguageSource:
     if not config.copied:
-        return language_source(config.language_model)
+        row = find_language(config.language_model)
+        if row is None:  # A path, too: a folder that came from anybody has no say in what else is read here.
+            known = ", ".join(item.name for item in language_rows())
+            raise ModelError(
+                f"{folder / CONFIG_FILE}: language_model is {config.language_model!r}, expected one of {known}; "
+                "name another in load_encoder(..., language_model=FOLDER)"
+            )
+        return LanguageSource(name=row.name, row=row)
+    refuse_outside(folder / LANGUAGE_FOLDER, folder=folder)
     return LanguageSource(
         name=config.language_model,
         row=config.language_row,

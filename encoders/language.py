@@ -18,6 +18,7 @@ from llm2clip.encoders.catalogue import Choice
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.lora import LowRankUpdate, open_lora
+from llm2clip.encoders.memory import give_back
 from llm2clip.encoders.quantise import QUANTISED, SmallTable, arithmetic, rounder
 from llm2clip.encoders.strict import read_object
 from llm2clip.encoders.tensors import TensorSpec, check_tensors, of_any_float, read_header, stream_tensors
@@ -101,8 +102,11 @@ class LanguagePlan:
             if update is not None:
                 update.apply(name, tensor)
             module = _put(model, name, tensor)
+            del tensor  # or it would live on beside its rounded form while the next one is read
             if round_weight is not None and isinstance(module, nn.Linear):
                 round_weight(module)
+            if round_weight is not None or update is not None:
+                give_back()  # what that took lies between tensors that stay
         if table != dtype:
             model.add_module("embed_tokens", SmallTable(model.embed_tokens, dtype=dtype))
         return model.requires_grad_(False).eval()
@@ -116,6 +120,7 @@ class LanguagePlan:
         for (path, kind), renamed in names.items():
             for theirs, tensor in stream_tensors(path, renamed, dtype=kind, device=device):
                 yield renamed[theirs], tensor
+                del tensor
 
     def _open_update(self, model: BidirectionalLlama) -> LowRankUpdate | None:
         if self.update is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from llm2clip.encoders.base import Encoder, EncoderInfo, ImageSource, PreparedImage
@@ -11,8 +12,9 @@ from llm2clip.encoders.catalogue import LanguageRow
 from llm2clip.encoders.devices import pick_device
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.language_side import CaptionSide, LanguageSide
-from llm2clip.encoders.language_source import LanguageSource
+from llm2clip.encoders.language_source import LanguageSource, language_source
 from llm2clip.encoders.published import FAMILY, held_and_computed
+from llm2clip.encoders.strict import read_object
 from llm2clip.encoders.text import Parity
 
 if TYPE_CHECKING:
@@ -28,10 +30,22 @@ class LanguageEncoder(Encoder):
         """Put it together; nothing is loaded yet."""
         self.texts = CaptionSide(language, adapter=None)
 
+    @property
+    def language(self) -> LanguageSide:
+        """The language model and its tokenizer."""
+        return self.texts.language
+
+    def language_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Pooled states, to be stored. Shape: (len(texts), width), float32, any scale.
+
+        Any number of texts of any length, read in passes of a bounded number of tokens.
+        """
+        return self.texts.vectors(texts)
+
     @cached_property
     def _info(self) -> EncoderInfo:
         source = self.texts.language.source
-        row = source.row
+        row = source.published
         return EncoderInfo(
             name=source.name,
             family=FAMILY,
@@ -42,7 +56,7 @@ class LanguageEncoder(Encoder):
             settings_sha256=self.texts.language.settings_sha256,
             preprocessing="none",
             parameters=row.parameters if row else source.plan.parameters,
-            languages=("en",),
+            languages=("en",) if row else (),
             licence=row.licence if row else "unknown",
             note=row.note if row else "",
         )
@@ -68,11 +82,20 @@ class LanguageEncoder(Encoder):
         return self.texts.count(texts)
 
 
+def is_language_folder(path: Path) -> bool:
+    """Whether a folder holds a language model of the published layout by itself."""
+    config = path / "config.json"
+    return config.is_file() and read_object(config).get("model_type") == "llama"
+
+
 def load_text_only(
-    row: LanguageRow, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
+    asked: LanguageRow | Path, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
 ) -> LanguageEncoder:
-    """Open a language model alone; see :class:`LanguageEncoder`."""
+    """Open a language model alone, a published one or that of a folder; see :class:`LanguageEncoder`."""
     place = pick_device(device)
     held, _ = held_and_computed(dtype, place)
-    source = LanguageSource(name=row.name, row=row)
+    if isinstance(asked, LanguageRow):
+        source = LanguageSource(name=asked.name, row=asked)
+    else:
+        source = language_source(asked)
     return LanguageEncoder(LanguageSide(source, choice=held, device=place, parity=parity))

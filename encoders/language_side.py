@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from llm2clip.encoders.catalogue import Choice, LlamaShape
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.identity import settings_sha256
 from llm2clip.encoders.memory import check_choice, pick_choice
+from llm2clip.encoders.packed import pooled_states
 from llm2clip.encoders.pair import AbstractTextSide, Late, to_array
 from llm2clip.encoders.text import Parity, TextReader
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from llm2clip.encoders.adapter import TextAdapter
     from llm2clip.encoders.language_source import LanguageSource
+    from llm2clip.encoders.llama import BidirectionalLlama
 
 
 @final
@@ -88,8 +90,15 @@ class LanguageSide:
         return self.asked
 
     def features(self, texts: Sequence[str]) -> Tensor:
-        """Mean states of the texts' own tokens. Shape: (len(texts), width), float32, any scale."""
-        return self.pooled(*(part.to(self.device) for part in self.reader.batch(texts)))
+        """Mean states of the texts' own tokens. Shape: (len(texts), width), float32, any scale.
+
+        Any number of texts: they are sorted by length and read in passes of a bounded number of tokens, without
+        padding. Only ``parity="upstream"`` reads them in one padded batch, as results depend on it there.
+        """
+        if self.parity == "upstream":
+            return self.pooled(*(part.to(self.device) for part in self.reader.batch(texts)))
+        model = cast("BidirectionalLlama", self.module())
+        return pooled_states(model, self.reader.rows(texts), device=self.device)
 
     def pooled(self, ids_BL: Tensor, attention_BL: Tensor, pooled_BL: Tensor) -> Tensor:
         """Mean states of what ``TextReader.batch`` gave. Shape: (B, width), float32, any scale."""

@@ -16,6 +16,7 @@ from llm2clip.encoders.catalogue import LanguageRow, find_language, language_row
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.identity import sampled_sha256, settings_sha256
 from llm2clip.encoders.language import LanguagePlan, open_language
+from llm2clip.encoders.links import refuse_outside
 from llm2clip.encoders.lora import is_lora_folder
 from llm2clip.encoders.places import locate, missing_files
 from llm2clip.encoders.strict import read_object
@@ -58,6 +59,11 @@ class LanguageSource:
         return self.copied[1] if self.copied is not None and self.copied[0] == digest else digest
 
     @property
+    def published(self) -> LanguageRow | None:
+        """Its line of the catalogue if it is that model, not one of one's own of the same shape."""
+        return self.row if self.given is None or find_language(self.given.resolve().name) else None
+
+    @property
     def files_sha256(self) -> str:
         """SHA-256 of its configuration, its tokenizer, and samples of its weights; wherever they are."""
         folder, update = self._folders
@@ -83,6 +89,7 @@ class LanguageSource:
         """Where the model is, and its low-rank update; fetched now if need be."""
         if self.given is not None:
             beside = self.given / LORA_FOLDER
+            refuse_outside(beside, folder=self.given)
             return self.given, beside if is_lora_folder(beside) else None
         assert self.row is not None, "a source has a row or a folder"
         update = _update_folder(self.row)
@@ -209,6 +216,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
     path = folder / TOKENIZER
     if not path.is_file():
         raise ModelError(f"{folder} has no {TOKENIZER}; copy it from the model's repository")
+    refuse_outside(path)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises nothing more specific

@@ -18,8 +18,6 @@ def refuse_outside(path: Path, *, folder: Path | None = None) -> None:
             whoever named it chose it.
     """
     home, target = (folder or path.parent).resolve(), path.resolve()
-    for above in home.parents:
-        if above.name == "snapshots" and (above.parent / "blobs").is_dir():
-            home = above.parent
-    if not target.is_relative_to(home):
+    blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
+    if not any(target.is_relative_to(place) for place in (home, *blobs)):
         raise ModelError(f"{path} is a link that leads out of its folder, to {target}; put the file there")

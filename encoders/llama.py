@@ -190,7 +190,9 @@ class RMSNorm(nn.Module):
         return output
 
 
-class _Attention(nn.Module):
+class Attention(nn.Module):
+    """Grouped-query attention with rotary embedding, without bias."""
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -212,6 +214,7 @@ class _Attention(nn.Module):
     def forward(
         self, hidden_BLD: Tensor, rotary: tuple[Tensor, Tensor], mask_BHLL: Tensor | None, causal: bool
     ) -> Tensor:
+        """Shape: (B, L, D) -> (B, L, D)."""
         query = _rotate(self._heads(self.q_proj(hidden_BLD)), *rotary)
         key = _rotate(self._heads(self.k_proj(hidden_BLD)), *rotary)
         value = self._heads(self.v_proj(hidden_BLD))
@@ -222,7 +225,9 @@ class _Attention(nn.Module):
         return output
 
 
-class _FeedForward(nn.Module):
+class FeedForward(nn.Module):
+    """SwiGLU."""
+
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
@@ -230,6 +235,7 @@ class _FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
+        """Shape: (B, L, D) -> (B, L, D)."""
         output: Tensor = self.down_proj(F.silu(self.gate_proj(hidden_BLD)) * self.up_proj(hidden_BLD))
         return output
 
@@ -239,8 +245,8 @@ class LlamaBlock(nn.Module):
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.self_attn = _Attention(config)
-        self.mlp = _FeedForward(config)
+        self.self_attn = Attention(config)
+        self.mlp = FeedForward(config)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 

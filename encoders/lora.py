@@ -24,7 +24,7 @@ from llm2clip.encoders.tensors import TensorSpec, read_header, read_tensors
 SETTINGS = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _KEY = re.compile(r"(?:base_model\.model\.)?(?:model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
-_PIECE = 1 << 20
+_PIECE = 1 << 18
 """Values of a weight that are changed at once."""
 _PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),

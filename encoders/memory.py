@@ -6,7 +6,9 @@ token table stays in bfloat16.
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -120,6 +122,13 @@ def _refusal(ways: list[Need], *, name: str, device: torch.device, free: int) ->
         f"{_MARGIN - 1:.0%} while loading, {human(_SPARE)} for a batch){install}. "
         "Free memory, or choose an encoder with a smaller language model: llm2clip-llama3.2-1b-eva02-l-14-336"
     )
+
+
+def give_back() -> None:
+    """Return freed memory to the system where that can be asked for (glibc); else it stays with the process."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def has_bfloat16() -> bool:

@@ -98,7 +98,12 @@ def locate(wanted: Wanted) -> Path:
         raise ModelError(_advice(wanted, problem))
     try:
         folder = Path(
-            snapshot_download(wanted.repository, revision=wanted.commit, allow_patterns=_patterns(wanted))
+            snapshot_download(
+                wanted.repository,
+                revision=wanted.commit,
+                allow_patterns=_patterns(wanted),
+                ignore_patterns=_not_wanted(wanted),
+            )
         )
     except (OSError, ValueError) as error:
         raise ModelError(_advice(wanted, str(error).split("\n")[0])) from error
@@ -138,16 +143,22 @@ def _patterns(wanted: Wanted) -> list[str]:
     return [either for file in (*wanted.files, *wanted.extras) for either in file.split("|")]
 
 
+def _not_wanted(wanted: Wanted) -> list[str]:
+    """To the hub a ``*`` stands for slashes too: what is wanted of a folder would take the folders below along."""
+    patterns = _patterns(wanted)
+    plain = any("*" in pattern for pattern in patterns) and not any("/" in pattern for pattern in patterns)
+    return ["*/*"] if plain else []
+
+
 def _advice(wanted: Wanted, reason: str) -> str:
     files = ", ".join(file.replace("|", " or ") for file in wanted.files)
-    include = " ".join(f"--include '{pattern}'" for pattern in _patterns(wanted))
+    chosen = [f"--include '{pattern}'" for pattern in _patterns(wanted)]
+    chosen += [f"--exclude '{pattern}'" for pattern in _not_wanted(wanted)]
     size = f" ({human(wanted.size)})" if wanted.size else ""
     known = f" (the one described here begins with {wanted.revision})" if wanted.revision else ""
     whole = wanted.commit == wanted.revision
     revision = f"revision {wanted.revision}" if whole else f"its newest revision{known}"
-    command = (
-        f"hf download {wanted.repository} --revision {wanted.commit} {include} --local-dir {wanted.home}"
-    )
+    command = f"hf download {wanted.repository} --revision {wanted.commit} {' '.join(chosen)} --local-dir {wanted.home}"
     hint = f" {wanted.hint}" if wanted.hint else ""
     return (
         f"{wanted.name} is not on this machine: looked in {wanted.home} and in the hub's cache {_hub_cache()}, and "

@@ -144,7 +144,8 @@ class PublishedEncoder(Encoder):
     def language_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Pooled states of the language model, to be stored. Shape: (len(texts), width), float32, any scale.
 
-        One forward pass: give texts of similar length, and few enough.
+        Any number of texts of any length, read in passes of a bounded number of tokens (``parity="upstream"``: in
+        one).
         """
         return to_array(self.language.features(texts))
 
@@ -309,7 +310,8 @@ def _check_pairing(vision: VisionSource, source: LanguageSource, *, width: int) 
             pairing_problem(vision.name, width=adapter.width, language=source.name, hidden=width)
         )
     row = vision.row
-    if row is not None and source.row is not None and source.row.name != row.language_model:
+    known = row is not None and bool(row.repository)  # of a tower of one's own nobody knows it
+    if row is not None and known and source.row is not None and source.row.name != row.language_model:
         log.warning(
             "%s was trained with %s, not with %s: the vectors fit in length, but what they find may not",
             row.name,

@@ -24,6 +24,10 @@ QUANTISED: frozenset[Choice] = frozenset({"int8", "int4"})
 """Ways of holding a language model that need torchao."""
 _GROUPS = (INT4_GROUP, 64, 32)
 """Weights under one scale: the most that divides the length of a row."""
+_ROWS = 64
+"""Rows that are rounded and packed together on a CPU are a multiple of this."""
+_SLAB = 1 << 18
+"""About how many weights are rounded at once."""
 
 
 def has_torchao() -> bool:
@@ -76,14 +80,45 @@ def rounder(choice: Choice, device: torch.device) -> Callable[[nn.Linear], None]
             f"{choice} on {device.type} needs another torchao (0.18 is tested): {error}"
         ) from error
 
+    # Packed for a GPU, the rows of int4 do not lie one below the other.
+    by_slabs = choice == "int8" or device.type == "cpu"
+
     def round_weight(linear: nn.Linear) -> None:
         group = next((size for size in _GROUPS if linear.in_features % size == 0), 0)
         if choice == "int8" or group:
+            rows = (
+                max(_ROWS, _SLAB // linear.in_features // _ROWS * _ROWS) if by_slabs else linear.out_features
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                quantise(linear, make(group))
+                pieces = [_rounded(rows_of, quantise, make(group)) for rows_of in linear.weight.split(rows)]
+                whole = _joined(pieces, tuple(linear.weight.shape)) if len(pieces) > 1 else pieces[0]
+            linear.weight = nn.Parameter(whole, requires_grad=False)
 
     return round_weight
+
+
+def _rounded(weight: Tensor, quantise: Callable[[nn.Module, Any], object], config: Any) -> Tensor:  # noqa: ANN401
+    """Some rows of a matrix, rounded. Rounding takes several times the room of what it is done to."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    quantise(linear, config)
+    return linear.weight.detach()
+
+
+def _joined(pieces: list[Any], shape: tuple[int, ...]) -> Tensor:
+    """Rounded rows, one below the other, as one rounded matrix: torchao's tensors cannot be concatenated as such."""
+    first, total = pieces[0], pieces[0].shape[0]
+    parts = {}
+    for name in first.tensor_data_names:
+        inner = [getattr(piece, name) for piece in pieces]
+        axis = inner[0].shape.index(total)
+        parts[name] = torch.cat(inner, dim=axis)
+    values = {name: getattr(first, name) for name in first.tensor_attribute_names}
+    if "shape" in values:
+        values["shape"] = torch.Size(shape)
+    whole: Tensor = type(first)(**parts, **values)
+    return whole
 
 
 def _torchao(choice: Choice, device: torch.device) -> tuple[Any, Callable[[int], Any]]:

@@ -111,11 +111,10 @@ def check_modules(folder: Path) -> None:
     kinds = set()
     for path in (folder / "modules.json", *sorted(folder.rglob("router_config.json"))):
         if path.is_file():
-            refuse_outside(path, folder=folder)
-            try:
-                kinds |= _types(json.loads(path.read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
-                raise ModelError(f"{path} cannot be read: {error}") from error
+            data = _json(path, folder=folder)
+            kinds |= _types(data)
+            for place in _places(data):
+                refuse_outside(folder / place, folder=folder)
     if strange := sorted(kind for kind in kinds if not kind.startswith(_SAFE)):
         raise ModelError(f"{folder} wants to run code of its own ({', '.join(strange)}); none is run here")
 
@@ -143,17 +142,31 @@ def model_settings(folder: Path) -> dict[str, str]:
     Only the folders that its list of modules names are looked at: a repository may hold copies for other programs.
     """
     listed = folder / "modules.json"
-    modules = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
-    places = {str(module.get("path", "")) for module in modules if isinstance(module, dict)} - {""}
+    places = _places(_json(listed, folder=folder)) if listed.is_file() else set()
     paths = {path for pattern in _SETTINGS for path in folder.glob(pattern)}
     paths |= {path for place in places for pattern in _SETTINGS for path in (folder / place).rglob(pattern)}
-    return {path.relative_to(folder).as_posix(): _file_hash(path) for path in sorted(paths)}
+    return {path.relative_to(folder).as_posix(): _file_hash(path, folder) for path in sorted(paths)}
 
 
-def _file_hash(path: Path) -> str:
+def _places(modules: object) -> set[str]:
+    """The folders below a model's own that its list of modules names."""
+    entries = modules if isinstance(modules, list) else []
+    return {str(module.get("path", "")) for module in entries if isinstance(module, dict)} - {""}
+
+
+def _json(path: Path, *, folder: Path) -> Any:  # noqa: ANN401
+    refuse_outside(path, folder=folder)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+
+
+def _file_hash(path: Path, folder: Path) -> str:
     if path.suffix != ".json":
+        refuse_outside(path, folder=folder)
         return settings_sha256({}, files=[path])
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = _json(path, folder=folder)
     return settings_sha256({"": without_origin(content) if isinstance(content, dict) else content}, files=[])
 
 

@@ -41,6 +41,8 @@ STORED = {
 """Dtypes of a safetensors header that are read -> as torch has them, and bytes of one value."""
 
 _MAX_HEADER = 100_000_000
+_MAX_NUMBER = (1 << 63) - 1
+"""Largest length and position that a header may name."""
 _PIECE = 1 << 23
 """Bytes read at once; a multiple of every width above."""
 
@@ -98,22 +100,46 @@ def _places(path: Path) -> dict[str, _Place]:
     try:
         entries: dict[str, Any] = json.loads(header)
         entries.pop("__metadata__", None)
-        places = {name: _place(entry, 8 + length) for name, entry in entries.items()}
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
+        places = {name: _place(name, entry, 8 + length, path=path) for name, entry in entries.items()}
+    except ModelError:
+        raise
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{path} is not a safetensors file (its header cannot be parsed)") from error
-    end = max((place.start + place.length for place in places.values()), default=8 + length)
-    if size != end:
-        state = "is truncated" if size < end else "has bytes too many"
-        raise ModelError(f"{path} {state}: {size:,} bytes, expected {end:,}; copy or download it again")
+    _check_size(places, size=size, start=8 + length, path=path)
     _check_places(places, start=8 + length, path=path)
     return places
 
 
-def _place(entry: Mapping[str, Any], start: int) -> _Place:
-    (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
-    if not all(type(number) is int for number in (begin, end, *shape)) or not isinstance(dtype, str):
-        raise TypeError("expected whole numbers")
+def _place(name: str, entry: Mapping[str, Any], start: int, *, path: Path) -> _Place:
+    try:
+        (begin, end), shape, dtype = entry["data_offsets"], entry["shape"], entry["dtype"]
+        if not all(type(number) is int and abs(number) <= _MAX_NUMBER for number in (begin, end, *shape)):
+            raise TypeError("expected whole numbers")
+        if not isinstance(dtype, str):
+            raise TypeError("expected a name")
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise ModelError(
+            f"{path} is damaged: its header has {repr(entry)[:80]} for {name[:80]!r}, expected a dtype, a shape and "
+            "two data_offsets; download it again"
+        ) from error
     return _Place(TensorSpec(tuple(shape), dtype), start + begin, end - begin)
+
+
+def _check_size(places: Mapping[str, _Place], *, size: int, start: int, path: Path) -> None:
+    """The file is as long as its header says; where it is not, some tensor is the first to be cut off."""
+    ends = sorted((place.start + place.length, name) for name, place in places.items())
+    end, last = ends[-1] if ends else (start, "the header")
+    if size < end:
+        lost = next(name for stop, name in ends if stop > size)
+        raise ModelError(
+            f"{path} is truncated: {size:,} bytes, expected {end:,}; it ends in {lost[:80]!r}; "
+            "copy or download it again"
+        )
+    if size > end:
+        raise ModelError(
+            f"{path} has bytes too many: {size:,}, expected {end:,} to the end of {last[:80]!r}; "
+            "copy or download it again"
+        )
 
 
 def _check_places(places: Mapping[str, _Place], *, start: int, path: Path) -> None:
@@ -207,6 +233,9 @@ def stream_tensors(
                 if not (bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())):
                     broken.append(name)
                 yield name, tensor
+                del (
+                    tensor
+                )  # whoever asked may have rounded it by now: do not hold it while the next one is made
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     if broken:

@@ -65,8 +65,11 @@ class Truncation:
 
 
 @dataclass(frozen=True)
-class _Row:
+class TextRow:
+    """The tokens of one text."""
+
     ids: list[int]
+    """What the model reads, without padding."""
     pooled: int
     """How many positions are pooled, counted from the right end."""
 
@@ -139,7 +142,7 @@ class TextReader:
         """
         if not texts:
             raise ValueError("expected at least one text, got none")
-        rows = self._upstream_rows(texts) if self._upstream else self._native_rows(texts)
+        rows = self.rows(texts)
         length = max(len(row.ids) for row in rows)
         ids = torch.full((len(rows), length), self._pad_id)
         attention, embed = torch.zeros_like(ids), torch.zeros_like(ids)
@@ -150,6 +153,14 @@ class TextReader:
             attention[number, start:stop] = 1
             embed[number, max(stop - row.pooled, 0) : stop] = 1
         return ids, attention, embed
+
+    def rows(self, texts: Sequence[str]) -> list[TextRow]:
+        """Tokenise texts, without padding.
+
+        Raises:
+            ValueError: As ``batch``, but for the lack of texts.
+        """
+        return self._upstream_rows(texts) if self._upstream else self._native_rows(texts)
 
     def pool(self, hidden_BLD: Tensor, embed_mask_BL: Tensor) -> Tensor:
         """Mean of the states that a batch's embed mask selects.
@@ -205,23 +216,23 @@ class TextReader:
     def _native_tokens(self, texts: Sequence[str]) -> list[list[int]]:
         return self._tokens([text.strip() for text in texts])
 
-    def _native_rows(self, texts: Sequence[str]) -> list[_Row]:
+    def _native_rows(self, texts: Sequence[str]) -> list[TextRow]:
         rows = []
         for text, ids in zip(texts, self._native_tokens(texts), strict=True):
             pooled = ids[: self._room] + self._footer + self._end
             if not pooled:
                 raise ValueError(f"expected a text with something to read, got {text!r}")
-            rows.append(_Row(self._begin + self._header + pooled, len(pooled)))
+            rows.append(TextRow(self._begin + self._header + pooled, len(pooled)))
         return rows
 
-    def _upstream_rows(self, texts: Sequence[str]) -> list[_Row]:
+    def _upstream_rows(self, texts: Sequence[str]) -> list[TextRow]:
         limit = self.rules.max_tokens
         room = limit - len(self._begin) - len(self._end)
         prepared = [self.prepared(text) for text in texts]
         whole = self._tokens([text.replace(_SEPARATOR, "") for text in prepared])
         counted = self._tokens([text.split(_SEPARATOR)[1] for text in prepared])
         return [
-            _Row(self._begin + ids[:room] + self._end, min(len(own), limit))
+            TextRow(self._begin + ids[:room] + self._end, min(len(own), limit))
             for ids, own in zip(whole, counted, strict=True)
         ]
 

@@ -313,10 +313,10 @@ def _place(name: str, shapes: Mapping[str, object]) -> str:
 
 def _cut(pieces: list[Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """Tensors of the file, one below the other, as the tensors of the module that they hold."""
+    whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
     if len(shapes) == 1:
         ((name, shape),) = shapes.items()
-        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         return {name: whole.reshape(shape)}
-    parts = torch.cat(pieces).split([shape[0] for shape in shapes.values()])
+    parts = whole.split([shape[0] for shape in shapes.values()])
     # Copies, so that none of them keeps the others' memory alive.
     return {name: part.clone() for name, part in zip(shapes, parts, strict=True)}

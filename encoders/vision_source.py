@@ -92,7 +92,8 @@ class VisionSource:
     def found(self) -> tuple[str, ...]:
         """What the files turned out to be, in words."""
         how = f"as {IMAGE_SETTINGS} says" if self.has_settings else f"those of {self.kind}"
-        return (f"{self.plan.layout} tower", *self.plan.found, f"pictures prepared {how}")
+        whose = (self.row.note,) if self.row is not None and not self.row.repository else ()
+        return (f"{self.plan.layout} tower", *whose, *self.plan.found, f"pictures prepared {how}")
 
 
 def published_vision(row: EncoderRow) -> VisionSource:
@@ -123,7 +124,10 @@ def local_vision(path: Path) -> VisionSource:
     named = find_encoder(folder.resolve().name)
     pattern = named.weights if named is not None and named.weights else "*"
     file = _choose(folder, pattern) if path.is_dir() else path
-    return _open(file, folder=folder, row=None)
+    found = _open(file, folder=folder, row=None)
+    name = path.resolve().name if path.is_dir() else path.stem
+    row = _row_of(found, name)
+    return replace(found, name=row.name if row else name, row=row)
 
 
 def holds_tower(path: Path) -> bool:
@@ -144,9 +148,9 @@ def _open(path: Path, *, folder: Path, row: EncoderRow | None) -> VisionSource:
         file = convert_checkpoint(path, cache, sha256=(row.weights_sha256 or None) if row else None)
         settings = _settings_of_training(folder)
     plan = open_vision(file, settings=settings)
-    row = row or _row_of(plan)
-    name = row.name if row else (folder.resolve().name if path.parent == folder else path.stem)
-    return VisionSource(name=name, plan=plan, row=row, folder=folder, converted=converted)
+    return VisionSource(
+        name=row.name if row else path.stem, plan=plan, row=row, folder=folder, converted=converted
+    )
 
 
 def _settings_of_training(folder: Path) -> dict[str, Any]:
@@ -156,12 +160,39 @@ def _settings_of_training(folder: Path) -> dict[str, Any]:
     return settings if "vision_cfg" in settings else {}
 
 
-def _row_of(plan: VisionPlan) -> EncoderRow | None:
-    """The published encoder that a file is, by what is in it: no two have as many numbers."""
-    fitting = (row for row in encoder_rows() if row.layout == plan.layout)
-    return next(
-        (row for row in fitting if row.parameters == plan.parameters and row.image_size == plan.image_size),
-        None,
+def _row_of(source: VisionSource, name: str) -> EncoderRow | None:
+    """The published encoder that a file of one's own is, or one of its shape: no two have as many numbers.
+
+    It is the published one if it has its hash, or else, as most hashes were never published, its name.
+    """
+    plan = source.plan
+    alike = (row for row in encoder_rows() if row.layout == plan.layout)
+    sizes = plan.parameters, plan.image_size
+    row = next((row for row in alike if (row.parameters, row.image_size) == sizes), None)
+    if row is None:
+        return None
+    checked = source.converted and bool(row.weights_sha256)
+    published = source.sha256 == row.weights_sha256 if checked else find_encoder(name) == row
+    return row if published else _own_row(row, name)
+
+
+def _own_row(like: EncoderRow, name: str) -> EncoderRow:
+    """A line for a tower of one's own: the rules of the published one of its shape, and nothing else of it."""
+    return EncoderRow(
+        name=name,
+        family=like.family,
+        repository="",
+        parameters=like.parameters,
+        dim=like.dim,
+        image_size=like.image_size,
+        max_text_tokens=like.max_text_tokens,
+        licence="unknown",
+        note=f"of your own, read by the rules of {like.name}, whose shape it has",
+        layout=like.layout,
+        preprocessing=like.preprocessing,
+        language_model=like.language_model,
+        normalize_input=like.normalize_input,
+        half_features=like.half_features,
     )
 
 

@@ -83,6 +83,40 @@ def data(
             typer.echo(make_data(out, cache, sample=sample))
 
 
+@app.command()
+def features(
+    captions: Annotated[
+        list[Path],
+        typer.Argument(help="Files of captions (.txt, .jsonl, .tar) or folders of them.", metavar="CAPTIONS"),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the features; one begun before is gone on with.")
+    ],
+    encoder: Annotated[
+        str, typer.Option(help="Encoder or language model that reads them: a name or a folder.")
+    ] = "llm2clip-openai-l-14-336",
+    device: Device = "auto",
+    dtype: Annotated[str, typer.Option(help="How the language model is held, as for load_encoder.")] = "auto",
+    field: Annotated[
+        str | None, typer.Option(help="Entry of a JSON object that has the text, or a list of texts.")
+    ] = None,
+    threads: Threads = None,
+) -> None:
+    """Write the features of captions to disk, for training against a frozen language model.
+
+    Interrupted or killed, it goes on where it stopped when started again.
+    """
+    with _one_line_errors():
+        from llm2clip.train.caption_command import make_features
+        from llm2clip.train.recipes import Machine
+
+        machine = Machine(device=device, threads=threads)
+        with _winding_up():
+            typer.echo(
+                make_features(captions, out, encoder=encoder, dtype=dtype, field=field, machine=machine)
+            )
+
+
 def _one_line_errors() -> AbstractContextManager[None]:
     from llm2clip.indexer.terminal import one_line_errors
 

@@ -139,15 +139,34 @@ def test_a_hash_that_is_expected(tensors: dict, tmp_path: Path):
         convert_checkpoint(pt, cache, sha256="00")
 
 
-def test_the_hash_of_the_hubs_cache_is_not_computed_again(tensors: dict, tmp_path: Path):
+def test_a_name_is_no_hash(tensors: dict, tmp_path: Path):
+    """The hub's cache calls files by their hashes; whether they have those is another question."""
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshots" / "abc").mkdir(parents=True)
-    torch.save(tensors, tmp_path / "blobs" / ("ab" * 32))
+    blob = tmp_path / "blobs" / ("ab" * 32)
+    torch.save(tensors, blob)
     pt = tmp_path / "snapshots" / "abc" / "model.pt"
-    pt.symlink_to(tmp_path / "blobs" / ("ab" * 32))
-    path = convert_checkpoint(pt, tmp_path / "cache", sha256="ab" * 32)
+    pt.symlink_to(blob)
+    right = hashlib.sha256(blob.read_bytes()).hexdigest()
+    with pytest.raises(ModelError, match=f"model.pt is another file: SHA-256 {right}, expected abab"):
+        convert_checkpoint(pt, tmp_path / "cache", sha256="ab" * 32)
+    path = convert_checkpoint(pt, tmp_path / "cache", sha256=right)
     same(path, tensors)
-    assert path.name == "model-abababababababab.safetensors"
+    assert read_conversion(path).sha256 == right
+
+
+def test_two_files_that_differ_only_inside(tensors: dict, tmp_path: Path):
+    """Archives and images of systems give every file one age, and models of one shape have one size."""
+    other = tensors | {"c.brain": tensors["c.brain"] + 1}
+    for place, state in (("a", tensors), ("b", other)):
+        (tmp_path / place / "model").mkdir(parents=True)
+        torch.save(state, tmp_path / place / "model" / "model.pt")
+        os.utime(tmp_path / place / "model" / "model.pt", ns=(1, 1))
+    first, second = (tmp_path / place / "model" / "model.pt" for place in "ab")
+    assert first.stat().st_size == second.stat().st_size
+    for _ in range(2):
+        same(convert_checkpoint(first, tmp_path / "cache"), tensors)
+        same(convert_checkpoint(second, tmp_path / "cache"), other)
 
 
 def test_a_failed_write_leaves_nothing(tensors: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

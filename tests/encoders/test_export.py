@@ -75,12 +75,6 @@ def test_a_reference_is_looked_for(models: Path, tmp_path: Path):
     assert alone.encode_images(pictures()).shape == (3, 16)
     with pytest.raises(ModelError, match="tiny-8b-cc is not on this machine"):
         alone.encode_texts(TEXTS)
-    own = (
-        load_encoder("tiny-openai", language_model=LLAMAS["tiny-8b-cc"] / "model")
-        if models.exists()
-        else alone
-    )
-    assert own is alone
 
 
 def test_a_language_model_of_ones_own_cannot_be_referred_to(models: Path, tmp_path: Path):
@@ -119,6 +113,24 @@ def test_an_altered_copy_is_another_encoder(models: Path, tmp_path: Path):
     tensors["visual.norm.bias"][0] += 1
     save_file(tensors, file)
     assert load_encoder(tmp_path / "saved").info.weights_sha256 != encoder.info.weights_sha256
+
+
+def test_a_reference_leads_nowhere_else(models: Path, tmp_path: Path):
+    load_encoder("tiny-openai").save_pretrained(tmp_path / "saved", language_model="reference")
+    path = tmp_path / "saved" / "config.json"
+    for told in (str(LLAMAS["tiny-8b-cc"] / "model"), "../models", "llama-9"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"language_model": told}))
+        with pytest.raises(
+            ModelError, match=r"config\.json: language_model is '.*', expected one of tiny-8b-cc"
+        ):
+            load_encoder(tmp_path / "saved")
+    load_encoder("tiny-openai").save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "language_model").rename(tmp_path / "outside")
+    (tmp_path / "whole" / "language_model").symlink_to(tmp_path / "outside")
+    with pytest.raises(ModelError, match="language_model is a link that leads out of its folder"):
+        load_encoder(tmp_path / "whole")
+    with pytest.raises(ValueError, match="language_model must be 'copy' or 'reference', got 'none'"):
+        load_encoder("tiny-openai").save_pretrained(tmp_path / "other", language_model="none")
 
 
 def test_nothing_is_written_over(models: Path, tmp_path: Path):

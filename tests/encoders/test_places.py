@@ -88,6 +88,7 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
             "repository": "owner/model",
             "revision": COMMIT,
             "allow_patterns": ["weights.bin", "a.json", "b.json", "notes.txt"],
+            "ignore_patterns": [],
         }
     ]
     with pytest.raises(
@@ -115,6 +116,33 @@ def test_without_a_hub_no_download_is_tried(monkeypatch: pytest.MonkeyPatch, tol
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", ask)
     with pytest.raises(ModelError, match=f"could not download it: {reason}. It needs"):
         locate(WANTED)
+
+
+def test_a_tower_is_fetched_without_the_language_model_below_it(monkeypatch: pytest.MonkeyPatch):
+    """By the hub's own rule for patterns, in which a star stands for slashes too."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    from llm2clip.encoders.catalogue import find_encoder, find_language
+    from llm2clip.encoders.wanted import encoder_files, update_files
+
+    listed = ["tower.safetensors", "config.json", "LLM2CLIP-Llama-3.1-8B/adapter_config.json"]
+    listed += ["LLM2CLIP-Llama-3.1-8B/adapter_model.safetensors", "model.py"]
+    fetched: list[list[str]] = []
+
+    def download(_: str, *, allow_patterns: list[str], ignore_patterns: list[str], **__: object) -> str:
+        options = {"allow_patterns": allow_patterns, "ignore_patterns": ignore_patterns}
+        fetched.append(list(filter_repo_objects(listed, **options)))
+        raise OSError("that is all")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
+    row = find_encoder("llm2clip-llama3.1-8b-siglip2-so400m-patch14-224")
+    with pytest.raises(ModelError, match=r"--include '\*\.safetensors' .* --exclude '\*/\*' --local-dir "):
+        locate(encoder_files(row))
+    with pytest.raises(ModelError, match="that is all"):
+        locate(update_files(find_language(row.language_model)))
+    assert fetched == [listed[:2], listed[2:4]]
 
 
 def test_offline_it_says_what_to_put_where(hub: Path):

@@ -121,3 +121,23 @@ def test_another_torchao_says_which_is_tested(monkeypatch: pytest.MonkeyPatch):
         ModelError, match=r"int4 on cpu needs another torchao \(0\.18 is tested\): cannot import"
     ):
         rounder("int4", torch.device("cpu"))
+
+
+@needs_torchao
+@pytest.mark.parametrize(("choice", "dtype"), [("int8", torch.float32), ("int4", torch.bfloat16)])
+@pytest.mark.parametrize("shape", [(64, 256), (192, 256), (208, 256), (1040, 128)])
+def test_rounding_slab_by_slab_is_rounding_at_once(monkeypatch, choice, dtype, shape):
+    torch.manual_seed(0)
+    weight, inputs = torch.randn(shape).to(dtype), torch.randn(3, shape[1]).to(dtype)
+    found = []
+    for slab in (1 << 40, 1):
+        monkeypatch.setattr(quantise, "_SLAB", slab)
+        linear = torch.nn.Linear(shape[1], shape[0], bias=False)
+        linear.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
+        rounder(choice, torch.device("cpu"))(linear)
+        found.append((linear(inputs), linear.weight))
+    (whole, whole_weight), (pieces, pieces_weight) = found
+    assert torch.equal(whole, pieces)
+    assert whole_weight.shape == pieces_weight.shape == shape
+    for name in whole_weight.tensor_data_names:
+        assert torch.equal(getattr(whole_weight, name), getattr(pieces_weight, name))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.baselines import load_baseline
-from llm2clip.encoders.sentence import CANVAS, from_canvas, to_canvas
+from llm2clip.encoders.sentence import CANVAS, from_canvas, model_settings, to_canvas
 
 TEXTS = ["a red ball", "cat", "two dogs"]
 PROMPTS = {"query": "find ", "document": "see "}
@@ -147,6 +147,26 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path):
     (tmp_path / "modules.json").write_text("[")
     with pytest.raises(ModelError, match=r"modules\.json cannot be read"):
         load_encoder(f"st:{tmp_path}")
+
+
+@pytest.mark.parametrize("place", ["..", "/etc", "0_Link"])
+def test_a_module_lies_in_the_folder(place: str, tmp_path: Path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "0_Link").symlink_to(tmp_path / "elsewhere")
+    module = {"idx": 0, "name": "0", "path": place, "type": "sentence_transformers.models.Dense"}
+    (folder / "modules.json").write_text(json.dumps([module]))
+    with pytest.raises(
+        ModelError, match=r"model/.* is a link that leads out of its folder, to |^/etc is a link"
+    ):
+        load_encoder(f"st:{folder}")
+
+
+def test_a_file_beside_the_weights_that_cannot_be_read(tmp_path: Path):
+    (tmp_path / "prompts.json").write_text("{")
+    with pytest.raises(ModelError, match=r"prompts\.json cannot be read: Expecting"):
+        model_settings(tmp_path)
 
 
 def test_without_files_and_network_the_way_out_is_told(data_home: Path):

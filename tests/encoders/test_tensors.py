@@ -77,13 +77,14 @@ def entry(shape: list, begin: object, end: object, dtype: object = "F32") -> dic
         ({"a": entry([1], 0, 4), "b": entry([0], 8, 8)}, r"damaged: b begins at byte \d+, expected \d+"),
         ({"a": entry([1], 4, 8)}, r"damaged: a begins at byte \d+, expected \d+"),
         ({"a": entry([2], 0, 8, "F31")}, r"a is F31 \[2\], which is none of the dtypes that are read"),
-        ({"a": entry([2], 8, 0, "F31")}, "has bytes too many"),
-        ({"a": entry(["2"], 0, 8)}, "its header cannot be parsed"),
-        ({"a": entry([True], 0, 8)}, "its header cannot be parsed"),
-        ({"a": entry([2], 0.0, 8.0)}, "its header cannot be parsed"),
-        ({"a": entry([2], 0, 8, 5)}, "its header cannot be parsed"),
-        ({"a": entry([2], 0, 1 << 80)}, "is truncated"),
-        ({"a": 5}, "its header cannot be parsed"),
+        ({"a": entry([2], 8, 0, "F31")}, "has bytes too many: .* to the end of 'a'; copy"),
+        ({"a": entry(["2"], 0, 8)}, r"damaged: its header has \{.*\} for 'a', expected a dtype"),
+        ({"a": entry([True], 0, 8)}, r"damaged: its header has \{.*\} for 'a', expected a dtype"),
+        ({"a": entry([2], 0.0, 8.0)}, r"damaged: its header has \{.*\} for 'a', expected a dtype"),
+        ({"a": entry([2], 0, 8, 5)}, r"damaged: its header has \{.*\} for 'a', expected a dtype"),
+        ({"a": entry([2], 0, 1 << 80)}, r"damaged: its header has \{.* for 'a', expected a dtype"),
+        ({"a": entry([2], 0, 1 << 60)}, "is truncated: .*; it ends in 'a'; copy"),
+        ({"a": 5}, "damaged: its header has 5 for 'a', expected a dtype"),
         (b"[" * 200_000, "its header cannot be parsed"),
         (b'{"a": {"dtype": "F32", "dtype": ', "its header cannot be parsed"),
     ],
@@ -149,3 +150,7 @@ def test_the_cache_of_the_hub_is_let_through(weights: Path, tmp_path: Path):
     (repository / "snapshots" / "abc" / "out.safetensors").symlink_to(weights)
     with pytest.raises(ModelError, match="leads out of its folder"):
         read_header(repository / "snapshots" / "abc" / "out.safetensors")
+    (repository / "mine.safetensors").write_bytes(weights.read_bytes())
+    (repository / "snapshots" / "abc" / "mine.safetensors").symlink_to(repository / "mine.safetensors")
+    with pytest.raises(ModelError, match="leads out of its folder"):
+        read_header(repository / "snapshots" / "abc" / "mine.safetensors")

@@ -1,13 +1,64 @@
-"""Golden case h: the learning-rate schedule; its parameter groups belong to a recipe not written yet."""
+"""Golden case h: which rate and weight decay each parameter has, and the learning-rate schedule."""
 
 from __future__ import annotations
 
+import torch
+
+from llm2clip.train.groups import GroupConfig, optimiser_groups, place_parameters
 from llm2clip.train.run import learning_rate_factor
+
+
+def config_of(hyper) -> GroupConfig:
+    assert hyper["text_ld"] >= 1 <= hyper["ld"], "layer decay of the tower alone is recorded"
+    return GroupConfig(
+        visual_lr=hyper["visual_lr"],
+        text_lr=hyper["text_lr"],
+        lr=hyper["lr"],
+        visual_weight_decay=hyper["visual_wd"],
+        text_weight_decay=hyper["text_wd"],
+        weight_decay=hyper["wd"],
+        visual_layer_decay=hyper["visual_ld"],
+    )
+
+
+def test_parameter_groups(golden):
+    case = golden.case("h_optim")
+    recorded = case.json("optim.json")
+    parameters = recorded["parameters"]
+    placed = place_parameters(
+        {name: len(entry["shape"]) for name, entry in parameters.items()}, config=config_of(recorded["hyper"])
+    )
+    for name, entry in parameters.items():
+        case.exact(f"tower of {name}", placed[name].tower, entry["tower"])
+        case.exact(f"weight decay of {name}", placed[name].weight_decay, entry["weight_decay"])
+    scales = [placed[name].lr_scale for name in parameters]
+    case.check("lr_scale", scales, [entry["lr_scale"] for entry in parameters.values()], atol=0, rtol=1e-12)
+    case.exact("number of groups", len(set(placed.values())), recorded["n_groups"])
+
+
+def test_groups_of_an_optimiser_and_their_peak_rates(golden):
+    case = golden.case("h_optim")
+    recorded = case.json("optim.json")
+    hyper = recorded["hyper"]
+    bases = {"visual": hyper["visual_lr"], "text": hyper["text_lr"], "other": hyper["lr"]}
+    parameters = {
+        name: torch.nn.Parameter(torch.zeros(entry["shape"]))
+        for name, entry in recorded["parameters"].items()
+    }
+    groups = optimiser_groups(parameters.items(), config=config_of(hyper))
+    torch.optim.AdamW(groups)
+    case.exact("number of groups", len(groups), recorded["n_groups"])
+    of = {id(member): group for group in groups for member in group["params"]}
+    assert len(of) == len(parameters)
+    for name, entry in recorded["parameters"].items():
+        group = of[id(parameters[name])]
+        case.exact(f"decay of {name}", group["weight_decay"], entry["weight_decay"])
+        peak = entry["lr_scale"] * bases[entry["tower"]]
+        case.check(f"peak of {name}", group["lr"], peak, atol=0, rtol=1e-12)
 
 
 def test_learning_rate_schedule(golden):
     case = golden.case("h_optim")
-    golden.note("parameter groups not covered yet")
     recorded = case.json("optim.json")
     hyper = recorded["hyper"]
     bases = {"visual": hyper["visual_lr"], "text": hyper["text_lr"], "other": hyper["lr"]}

@@ -1,0 +1,36 @@
+"""The benchmark of ways to hold a language model: its own arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+
+
+def test_bytes_are_those_of_the_weights():
+    from benchmarks.quantised import held_bytes
+
+    model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2, bias=False).bfloat16())
+    assert held_bytes(model) == 4 * (15 + 5) + 2 * 10
+
+
+def test_the_least_cosine_and_the_aim_of_loading(tmp_path: Path):
+    from benchmarks.quantised import _cosine, _rows
+
+    np.save(tmp_path / "bfloat16.npy", np.array([[1, 0], [0, 2]], np.float32))
+    np.save(tmp_path / "int8.npy", np.array([[3, 0], [1, 1]], np.float32))
+    assert _cosine(tmp_path, "bfloat16") == 1
+    assert _cosine(tmp_path, "int8") == pytest.approx(0.5**0.5)
+    found = {"weights": 2_000_000, "peak": 2_400_000, "seconds": 2.0}
+    rows = _rows("int8", found, cosine=0.5, tokens=100)
+    assert [row.value for row in rows] == [2, 1.2, 50, 0.5]
+    assert [row.met for row in rows] == [None, False, None, None]

@@ -1,0 +1,54 @@
+"""Layer decay by hand, on names of a tower of two blocks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from llm2clip.train.groups import GroupConfig, optimiser_groups, place_parameters
+
+NAMES = {
+    "visual.cls_token": 3,
+    "visual.patch_embed.proj.weight": 4,
+    "visual.blocks.0.mlp.w1.weight": 2,
+    "visual.blocks.1.norm1.weight": 1,
+    "visual.head.weight": 2,
+    "text.text_adaptor.5.weight": 2,
+    "text.text_adaptor.5.bias": 1,
+    "logit_scale": 0,
+}
+
+
+def test_each_layer_learns_slower_than_the_one_above_it():
+    config = GroupConfig(visual_layer_decay=0.5, visual_weight_decay=0.1, text_weight_decay=0.2)
+    placed = place_parameters(NAMES, config=config)
+    got = [(placed[name].tower, placed[name].lr_scale, placed[name].weight_decay) for name in NAMES]
+    assert got == [
+        ("visual", 0.125, 0),
+        ("visual", 0.125, 0.1),
+        ("visual", 0.25, 0.1),
+        ("visual", 0.5, 0),
+        ("visual", 1, 0.1),
+        ("text", 1, 0.2),
+        ("text", 1, 0),
+        ("other", 1, 0),
+    ]
+
+
+def test_a_decay_of_one_or_more_is_none():
+    placed = place_parameters(NAMES, config=GroupConfig(visual_layer_decay=1.01))
+    assert {placing.lr_scale for placing in placed.values()} == {1.0}
+
+
+def test_frozen_parameters_are_in_no_group():
+    parameters = {name: torch.nn.Parameter(torch.zeros([2] * axes)) for name, axes in NAMES.items()}
+    parameters["text.text_adaptor.5.weight"].requires_grad_(False)
+    groups = optimiser_groups(parameters.items())
+    assert sum(len(group["params"]) for group in groups) == len(NAMES) - 1
+
+
+def test_unknown_names_and_decays_are_refused():
+    with pytest.raises(ValueError, match=r"no layer is known for 'visual\.stem\.weight'"):
+        place_parameters({"visual.stem.weight": 2})
+    with pytest.raises(ValueError, match="visual_layer_decay must be positive, got 0"):
+        GroupConfig(visual_layer_decay=0)

@@ -1,0 +1,186 @@
+"""The files of a folder of features: a manifest, rows in .npy files, and for each row where its caption came from.
+
+The manifest says what counts. Rows that it does not count, of work that was interrupted, are cut off when the work
+begins again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+HEADER = 128
+"""Bytes before the rows of a .npy file."""
+
+
+class FeatureError(ValueError):
+    """A folder of features cannot be used as asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far the work is; all of it is in the manifest."""
+
+    rows: int = 0
+    """Captions whose features lie on the disk."""
+    left_out: int = 0
+    """Captions that could not be read."""
+    reasons: tuple[str, ...] = ()
+    """The first of them, and why."""
+    key_bytes: int = 0
+    """Length of the file of keys that is being written."""
+    captions_sha256: str = field(default_factory=lambda: hashlib.sha256().hexdigest())
+    """Chained over the blocks: of what was read so far."""
+    shards: tuple[dict[str, Any], ...] = ()
+    """Files that are finished: ``file``, ``keys``, ``rows`` and ``sha256``."""
+    complete: bool = False
+    """Whether all captions have been read."""
+
+
+class CaptionFeatures:
+    """A finished folder of features; rows are read from the disk when they are asked for."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a folder.
+
+        Raises:
+            FeatureError: It holds no features, unfinished ones, or a file is missing or of another length.
+        """
+        self.folder = Path(folder)
+        saved = read_manifest(self.folder / MANIFEST)
+        progress = progress_of(saved)
+        if not progress.complete:
+            raise FeatureError(
+                f"{folder} has features of {progress.rows:,} captions and is not finished; run the same command again"
+            )
+        self.kind: str = saved["kind"]
+        self.made_by: dict[str, Any] = saved["made_by"]
+        self.shape: tuple[int, int] = (progress.rows, saved["dim"])
+        self._shards = progress.shards
+        self._starts = np.cumsum([0, *(shard["rows"] for shard in progress.shards)])
+        for shard in self._shards:
+            path, size = self.folder / shard["file"], HEADER + shard["rows"] * saved["dim"] * 2
+            if not path.is_file() or path.stat().st_size != size:
+                raise FeatureError(f"{path} is missing or damaged: expected {size:,} bytes; make it again")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float16]:
+        """Features of captions ``start`` to ``stop``. Shape: (stop - start, dim), float16."""
+        return np.concatenate(
+            [
+                np.load(self.folder / shard["file"], mmap_mode="r")[
+                    max(0, start - first) : max(0, stop - first)
+                ]
+                for shard, first in zip(self._shards, self._starts, strict=False)
+            ]
+            or [np.zeros(self.shape, np.float16)]
+        )
+
+    def keys(self) -> Iterator[str]:
+        """Where each caption came from, in the order of the rows."""
+        for shard in self._shards:
+            with (self.folder / shard["keys"]).open(encoding="utf-8", newline="\n") as stream:
+                yield from (line.removesuffix("\n") for line in stream)
+
+    def verify(self) -> None:
+        """Compare every file with its recorded hash.
+
+        Raises:
+            FeatureError: One differs.
+        """
+        for shard in self._shards:
+            with (self.folder / shard["file"]).open("rb") as stream:
+                if hashlib.file_digest(stream, "sha256").hexdigest() != shard["sha256"]:
+                    raise FeatureError(f"{self.folder / shard['file']} is damaged; make it again")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Held while a folder is written to; let go of by the system if the process dies.
+
+    Raises:
+        FeatureError: Another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise FeatureError(f"another process writes to {folder}; wait for it") from error
+        yield
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a folder of features says of itself.
+
+    Raises:
+        FeatureError: It says nothing that can be read.
+    """
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        if saved["format"] != FORMAT or not isinstance(saved["progress"], dict):
+            raise ValueError(f"format {saved['format']!r}, expected {FORMAT}")
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FeatureError(f"{path} cannot be read as a manifest of features: {error}") from error
+    found: dict[str, Any] = saved
+    return found
+
+
+def progress_of(manifest: dict[str, Any]) -> Progress:
+    """How far the work is that a manifest describes."""
+    values: dict[str, Any] = dict(manifest["progress"])
+    for name in ("reasons", "shards"):
+        values[name] = tuple(values[name])
+    return Progress(**values)
+
+
+def npy_header(rows: int, dim: int) -> bytes:
+    """What stands before the rows of a .npy file, always as long."""
+    said = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
+    start = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
+    return start + said.ljust(HEADER - 11).encode() + b"\n"
+
+
+def append(path: Path, content: bytes, *, at: int) -> None:
+    """Write behind what counts, to the disk."""
+    with path.open("r+b" if path.exists() else "w+b") as stream:
+        stream.seek(at)
+        stream.write(content)
+        to_disk(stream)
+
+
+def cut(path: Path, size: int, *, counted: bool) -> None:
+    """Take away what does not count; all that counts must be there."""
+    there = path.stat().st_size if path.exists() else 0
+    if counted and there < size:
+        raise FeatureError(
+            f"{path} has {there:,} bytes, expected {size:,}; delete {path.parent} and begin again"
+        )
+    if there > size:
+        os.truncate(path, size)
+
+
+def to_disk(stream: BinaryIO) -> None:
+    """Do not go on before what was written lies on the disk."""
+    stream.flush()
+    os.fsync(stream.fileno())
