@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
+from llm2clip.indexer.containers import expand
 from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.folders import FolderCorpus
 from llm2clip.indexer.location import SAMPLE
 from llm2clip.indexer.records import Corpus, ending, picture_endings
-from llm2clip.indexer.shards import SampleCorpus, TarCorpus, expand
+from llm2clip.indexer.shards import SampleCorpus, TarCorpus
 
 _PACKED = (".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip")
 
@@ -38,6 +40,19 @@ def open_corpus(spec: str | os.PathLike[str]) -> Corpus:
     if not path.exists() and len(expand(given)) == 1:
         raise CorpusError(f"no such folder or tar: {given}")
     return TarCorpus(given)
+
+
+def reopen_corpus(identity: Mapping[str, str]) -> Corpus:
+    """The corpus whose ``Corpus.identity`` an index stores, wherever the command now runs.
+
+    Raises:
+        CorpusError: it is no longer there.
+    """
+    if identity["kind"] == SampleCorpus.kind:
+        return SampleCorpus()
+    if identity["kind"] == TarCorpus.kind:
+        return TarCorpus(identity["shards"])
+    return FolderCorpus(identity["spec"], Path(identity["root"]))
 
 
 def _folder(given: str, path: Path) -> Corpus:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -26,19 +26,26 @@ class Record:
     """A picture of a corpus, not yet read."""
 
     key: str
-    """Stable name: the path below the root of the corpus with forward slashes, ``shard.tar#member`` in a tar."""
+    """Stable name: the path below the root of the corpus with forward slashes; inside a container that of the
+    container, ``#`` and the member (``a.tar#x.jpg``), the row (``a.parquet#17``) or the time (``a.mp4#t=12.5``)."""
     uri: str
-    """Where it is: a file path, or the path of a tar, ``#`` and the member."""
+    """Where it is: a file path or a URL, or that of a container, ``#`` and the rest of the key."""
     file: Path
-    """The file that holds its bytes."""
+    """The file on this machine that holds its bytes; of a remote picture that is not here, its name."""
     path: str | None = None
     """That file below the root, if ``key`` is not it."""
     offset: int | None = None
     """Where in the file its bytes begin; None: they are the whole file."""
     size: int | None = None
-    """How many bytes it has; None if that cannot be known."""
+    """How many bytes it has; 0 where only reading it would tell (a row of a table, a frame of a video), None if it
+    cannot be read."""
     mtime_ns: int | None = None
-    """When the file last changed, in nanoseconds since 1970; None if that cannot be known."""
+    """When the file last changed, in nanoseconds since 1970; 0 where its store does not say, None if it cannot be
+    read."""
+    inner: Mapping[str, Any] | None = None
+    """What else it takes to find its bytes again, if ``path``, ``offset`` and ``size`` do not say it all."""
+    fetch: Callable[[], bytes] | None = None
+    """Reads its bytes where they are not simply in ``file``, or faster together with their neighbours."""
     sidecars: int | None = None
     """A number that changes with the names, sizes and times of its caption and metadata files; None without any."""
     caption: str | None = None
@@ -49,6 +56,14 @@ class Record:
     """Why it cannot be read at all, if that is known beforehand."""
     note: str | None = None
     """What is wrong with its caption or metadata, if anything."""
+
+    @property
+    def locator(self) -> str | None:
+        """How ``locators.read_located`` finds its bytes again, JSON; None: it is the whole file that ``key`` names."""
+        if self.inner is None and self.offset is None:
+            return None if self.path is None else _compact({"path": self.path})
+        span = {} if self.offset is None else {"offset": self.offset, "size": self.size}
+        return _compact({"path": self.path or self.key, **span, **(self.inner or {})})
 
     def read(self) -> bytes:
         """Its encoded bytes.
@@ -63,6 +78,8 @@ class Record:
             raise CorpusError(
                 f"file of {self.size:,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read"
             )
+        if self.fetch is not None:
+            return self.fetch()
         if self.offset is None:
             return self.file.read_bytes()
         return read_span(self.file, offset=self.offset, size=self.size or 0)
@@ -108,6 +125,10 @@ class Corpus(ABC):
     def identity(self) -> dict[str, str]:
         """What the manifest stores: two corpora are the same if these are, ``spec`` apart."""
         return {"kind": self.kind, "spec": self.spec, "root": str(self.root)}
+
+
+def _compact(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def root_of(identity: Mapping[str, str]) -> str:
