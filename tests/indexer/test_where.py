@@ -160,10 +160,7 @@ def test_only_what_is_there_in_a_state_of_the_index_is_let_through(tmp_path: Pat
 
 def test_metadata_that_sqlite_cannot_read_is_as_good_as_missing(tmp_path: Path):
     broken = {**PICTURES[0], "key": "nan", "metadata": {"author": float("nan")}}
-    items = table(
-        tmp_path / "items.db",
-        [*PICTURES, {**PICTURES[0], "key": "nan", "metadata": {"author": float("nan")}}],
-    )
+    items = table(tmp_path / "items.db", [*PICTURES, broken])
     assert np.flatnonzero(compile_where("meta.author = 'Ann'").mask(items, rows=6, commit=1)).tolist() == [0]
     assert compile_where("meta.author IS NULL").mask(items, rows=6, commit=1)[5]
     items.close()
