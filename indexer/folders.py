@@ -6,7 +6,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, final
@@ -101,7 +101,7 @@ class FolderCorpus(Corpus):
             return Record(key=key, uri=uri, file=file, problem=reason)
         if not stat.S_ISREG(found.st_mode):
             return Record(key=key, uri=uri, file=file, problem="not a regular file")
-        stamp, sidecar = _sidecar(folder.path, os.path.splitext(name)[0], present, captions)
+        stamp, sidecar = sidecar_of(folder.path, os.path.splitext(name)[0], present, captions)
         return Record(
             key=key,
             uri=uri,
@@ -127,14 +127,23 @@ class FolderCorpus(Corpus):
         )
 
 
-def _sidecar(folder: Path, stem: str, present: frozenset[str], captions: bool) -> tuple[int | None, Sidecar]:
-    """A number that tells which caption and metadata files a picture has as they are now, and what they say."""
+def sidecar_of(
+    folder: Path, stem: str, present: frozenset[str], captions: bool
+) -> tuple[int | None, Sidecar]:
+    """A number that tells which caption and metadata files a picture has as they are now, and what they say.
+
+    Args:
+        folder: that the picture is in.
+        stem: its name without its ending.
+        present: the files in that folder, at least those of this stem.
+        captions: also read them.
+    """
     files = [folder / f"{stem}{kind}" if f"{stem}{kind}" in present else None for kind in (".json", ".txt")]
     if files == [None, None]:
         return None, Sidecar()
     try:
         found = {file.name: file.stat() for file in files if file is not None}
-        stamp = _stamp((name, each.st_size, each.st_mtime_ns) for name, each in found.items())
+        stamp = stamp_of([(name, each.st_size, each.st_mtime_ns) for name, each in found.items()])
         if not captions:
             return stamp, Sidecar()
         if max(each.st_size for each in found.values()) > MAX_SIDECAR_BYTES:
@@ -145,7 +154,7 @@ def _sidecar(folder: Path, stem: str, present: frozenset[str], captions: bool) -
         return None, Sidecar(note=f"caption or metadata left out: {error.strerror or error}")
 
 
-def _stamp(files: Iterable[tuple[str, int, int]]) -> int:
-    """64 bits, signed, of the names, sizes and times of files."""
-    digest = hashlib.blake2b(repr(list(files)).encode(), digest_size=8).digest()
+def stamp_of(what: object) -> int:
+    """64 bits, signed, of what describes captions and metadata: names, sizes and times of files, or themselves."""
+    digest = hashlib.blake2b(repr(what).encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
