@@ -16,6 +16,7 @@ from llm2clip.indexer.location import SAMPLE
 from llm2clip.indexer.records import Corpus, ending, picture_endings
 from llm2clip.indexer.rows import LISTS
 from llm2clip.indexer.shards import SampleCorpus, TarCorpus
+from llm2clip.indexer.tables import TABLES, TableCorpus
 from llm2clip.indexer.zips import ZipCorpus
 
 _PACKED = frozenset([".gz", ".tgz", ".bz2", ".xz", ".zst"])
@@ -32,6 +33,7 @@ class _Kind(NamedTuple):
 _CONTAINERS: Mapping[str, _Kind] = {
     "tar": _Kind(frozenset([".tar"]), TarCorpus),
     "zip": _Kind(frozenset([".zip"]), ZipCorpus),
+    "table": _Kind(TABLES, TableCorpus, deep=True),
 }
 
 
