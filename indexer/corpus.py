@@ -13,7 +13,7 @@ from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.folders import FolderCorpus
 from llm2clip.indexer.lists import STDIN, ListCorpus, StdinCorpus
 from llm2clip.indexer.location import SAMPLE
-from llm2clip.indexer.records import Corpus, ending, picture_endings
+from llm2clip.indexer.records import VIDEOS, Corpus, ending, picture_endings
 from llm2clip.indexer.rows import LISTS
 from llm2clip.indexer.shards import SampleCorpus, TarCorpus
 from llm2clip.indexer.tables import TABLES, TableCorpus
@@ -37,16 +37,18 @@ _CONTAINERS: Mapping[str, _Kind] = {
 }
 
 
-def open_corpus(spec: str | os.PathLike[str]) -> Corpus:
+def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> Corpus:
     """Find out what ``spec`` names; docs/corpora.md has the list.
 
     Args:
-        spec: a folder of pictures (with everything below it); a tar or zip, a folder of them or a brace range
-            like ``shards/{00..03}.tar``; a list of pictures (.csv, .tsv, .jsonl, .txt), or ``-`` for paths from
-            standard input; or ``sample:``.
+        spec: a folder of pictures (with everything below it); a tar, zip, Parquet or Arrow file, a folder of them or
+            a brace range like ``shards/{00..03}.tar``; a list of pictures (.csv, .tsv, .jsonl, .txt), or ``-`` for
+            paths from standard input; a video; a URL of any of these; or ``sample:``.
+        every: seconds between the frames that are taken of videos; None: 10, where there is nothing but videos, else
+            they are passed over.
 
     Raises:
-        CorpusError: it is none of these, or does not exist.
+        CorpusError: it is none of these, does not exist, or needs an extra that is not installed.
         OSError: it cannot be read.
     """
     given = os.fspath(spec)
@@ -56,12 +58,16 @@ def open_corpus(spec: str | os.PathLike[str]) -> Corpus:
         return StdinCorpus()
     path = Path(given).expanduser()
     if path.is_dir():
-        return _folder(given, path)
+        return _folder(given, path, every)
     kind = ending(path.name)
     if path.exists() and kind in picture_endings():
         raise CorpusError(f"{given} is a single picture: expected the folder it is in, or a list of pictures")
     if path.is_file() and kind in LISTS:
         return ListCorpus(given, path)
+    if kind in VIDEOS:
+        from llm2clip.indexer.videos import EVERY, VideoCorpus
+
+        return VideoCorpus(given, Files.found(given, endings=VIDEOS), every=every or EVERY)
     container = next((each for each in _CONTAINERS.values() if kind in each.endings), None)
     if path.exists() and container is None and kind not in _PACKED:
         raise CorpusError(f"{given} is neither a folder of pictures nor a {_known()} of them")
@@ -91,9 +97,14 @@ def reopen_corpus(identity: Mapping[str, str]) -> Corpus:
     if kind in _CONTAINERS:
         pattern, container = identity["shards"], _CONTAINERS[kind]
         return container.opened(spec, Files.found(pattern, endings=container.endings, deep=container.deep))
+    every = float(identity["every"]) if "every" in identity else None
+    if kind == "video":
+        from llm2clip.indexer.videos import EVERY, VideoCorpus
+
+        return VideoCorpus(spec, Files.found(identity["shards"], endings=VIDEOS), every=every or EVERY)
     if not os.path.isdir(identity["root"]):
         raise CorpusError(f"no such folder: {identity['root']}")
-    return FolderCorpus(spec, Path(identity["root"]))
+    return FolderCorpus(spec, Path(identity["root"]), every=every)
 
 
 def _known() -> str:
@@ -101,21 +112,28 @@ def _known() -> str:
     return ", ".join(endings[:-1]) + f" or {endings[-1]}"
 
 
-def _folder(given: str, path: Path) -> Corpus:
-    """Containers if the folder holds some and no picture, else its pictures."""
-    folder = FolderCorpus(given, Path(os.path.abspath(path)))
+def _folder(given: str, path: Path, every: float | None) -> Corpus:
+    """Containers if the folder holds some and no picture, else its pictures, and videos if nothing else is there."""
+    root = Path(os.path.abspath(path))
+    folder = FolderCorpus(given, root, every=every)
     found = {
         name: Files.found(given, endings=kind.endings, deep=kind.deep) for name, kind in _CONTAINERS.items()
     }
     found = {name: files for name, files in found.items() if files.names}
-    if not found or next(folder.records(captions=False), None) is not None:
-        folder.notes += [_unread(len(files.names), name, given, "pictures") for name, files in found.items()]
-        folder.notes += _lists(path)
-        return folder
-    chosen, *others = found
-    corpus = _CONTAINERS[chosen].opened(given, found[chosen])
-    corpus.notes += [_unread(len(found[name].names), name, given, f"{chosen} files") for name in others]
-    return corpus
+    alone = next(folder.records(captions=False), None) is None
+    if found and alone:
+        chosen, *others = found
+        corpus = _CONTAINERS[chosen].opened(given, found[chosen])
+        corpus.notes += [_unread(len(found[name].names), name, given, f"{chosen} files") for name in others]
+        return corpus
+    if alone and any(kind in VIDEOS for kind in folder.passed_over):
+        from llm2clip.indexer.videos import EVERY
+
+        folder = FolderCorpus(given, root, every=EVERY)
+        folder.notes.append(f"a frame every {EVERY:g} s is taken of each video: --every changes that")
+    folder.notes += [_unread(len(files.names), name, given, "pictures") for name, files in found.items()]
+    folder.notes += _lists(path)
+    return folder
 
 
 def _unread(count: int, kind: str, given: str, beside: str) -> str:

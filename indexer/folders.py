@@ -11,8 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
+from llm2clip.indexer.containers import Container
+from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.records import (
     MAX_SIDECAR_BYTES,
+    VIDEOS,
     Corpus,
     Record,
     Sidecar,
@@ -39,9 +42,29 @@ class FolderCorpus(Corpus):
 
     A file ``name.txt`` or ``name.json`` beside a picture ``name.*`` is its caption or metadata. Linked folders are
     followed where they lead out of the corpus; no folder is read twice, so that loops end.
+
+    Args:
+        spec: what the user named.
+        root: the folder.
+        every: seconds between the frames that are taken of videos; None: videos are passed over.
+
+    Raises:
+        CorpusError: videos are to be read, and PyAV is not installed.
     """
 
     kind: Final = "folder"  # type: ignore[misc]
+
+    def __init__(self, spec: str, root: Path, *, every: float | None = None) -> None:
+        super().__init__(spec, root)
+        self._every = every
+        if every is not None:
+            from llm2clip.indexer.videos import checked
+
+            checked(every)
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores."""
+        return super().identity() | ({} if self._every is None else {"every": f"{self._every:g}"})
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         """All pictures, folder by folder, in order of their names."""
@@ -55,7 +78,9 @@ class FolderCorpus(Corpus):
                 kind = ending(name)
                 if kind in picture_endings():
                     yield self._record(folder, name, present, captions)
-                elif kind in other_picture_endings():
+                elif kind in VIDEOS and self._every is not None:
+                    yield from self._frames(folder, name, self._every, captions)
+                elif kind in VIDEOS or kind in other_picture_endings():
                     self.passed_over[kind] += 1
 
     def _folders(self, path: Path, below: str, seen: set[tuple[int, int]]) -> Iterator[_Folder]:
@@ -113,6 +138,18 @@ class FolderCorpus(Corpus):
             metadata=sidecar.metadata,
             note=sidecar.note,
         )
+
+    def _frames(self, folder: _Folder, name: str, every: float, captions: bool) -> Iterator[Record]:
+        from llm2clip.indexer.videos import frames_of
+
+        file, key = folder.path / name, printable(folder.below + name)
+        try:
+            yield from frames_of(
+                Container(file, key, f"{self.root}{os.sep}{key}"), every=every, captions=captions
+            )
+        except (OSError, CorpusError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            yield Record(key=key, uri=str(file), file=file, problem=f"video cannot be read: {reason}")
 
     def emptiness(self) -> str:
         """What the folder holds instead of pictures."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ class Corpus(ABC):
         self.notes: list[str] = []
         """What a person should know about how it is read."""
         self.passed_over: Counter[str] = Counter()
-        """How many files of each of the ``other_picture_endings`` the last listing found."""
+        """How many files of each of the ``other_picture_endings``, and videos, the last listing did not read."""
 
     @abstractmethod
     def records(self, *, captions: bool = True) -> Iterator[Record]:
@@ -107,16 +108,23 @@ class Corpus(ABC):
         """
 
     def passed_over_note(self) -> str | None:
-        """What a person should know about pictures that were passed over; None if there were none."""
-        if not self.passed_over:
-            return None
-        count = self.passed_over.total()
-        some = ", ".join(f"{number:,} {kind}" for kind, number in self.passed_over.most_common(4))
-        more = ", ..." if len(self.passed_over) > 4 else ""
-        return (
-            f"{count:,} picture{'' if count == 1 else 's'} of kinds that are not read ({some}{more}) passed over: "
-            "convert to JPEG what shall be found"
-        )
+        """What a person should know about pictures and videos that were passed over; None if there were none."""
+        videos = Counter({kind: number for kind, number in self.passed_over.items() if kind in VIDEOS})
+        heif = sum(number for kind, number in self.passed_over.items() if kind in _HEIF)
+        parts = []
+        if pictures := self.passed_over - videos:
+            remedy = "convert to JPEG what shall be found"
+            if heif:
+                remedy = "pip install 'llm2clip-retrieval[heic]' reads HEIC"
+                remedy += "; convert the others to JPEG" if heif < pictures.total() else ""
+            parts.append(
+                f"{_counted(pictures, 'picture')} of kinds that are not read{_some(pictures)} passed over: {remedy}"
+            )
+        if videos:
+            parts.append(
+                f"{_counted(videos, 'video')} passed over{_some(videos)}: --every 10 takes a frame every 10 s"
+            )
+        return "; ".join(parts) or None
 
     @abstractmethod
     def emptiness(self) -> str:
@@ -125,6 +133,16 @@ class Corpus(ABC):
     def identity(self) -> dict[str, str]:
         """What the manifest stores: two corpora are the same if these are, ``spec`` apart."""
         return {"kind": self.kind, "spec": self.spec, "root": str(self.root)}
+
+
+def _counted(kinds: Counter[str], what: str) -> str:
+    count = kinds.total()
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _some(kinds: Counter[str]) -> str:
+    some = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common(4))
+    return f" ({some}{', ...' if len(kinds) > 4 else ''})"
 
 
 def _compact(value: Mapping[str, Any]) -> str:
@@ -164,23 +182,46 @@ def read_span(file: Path, *, offset: int, size: int) -> bytes:
 
 _ALWAYS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"])
 _WHERE_PILLOW_CAN = {"avif": frozenset([".avif"]), "jpg_2000": frozenset([".jp2", ".j2k"])}
-_NEVER = frozenset([".heic", ".heif", ".hif", ".jxl"])
+_HEIF = frozenset([".heic", ".heif", ".hif"])
+_NEVER = frozenset([".jxl"])
 _CAMERAS = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mrw nef nrw orf pef raf rw2 sr2 srf srw x3f"
+
+
+VIDEOS = frozenset(
+    [
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".webm",
+        ".wmv",
+    ]
+)
+"""Endings of videos."""
 
 
 @cache
 def picture_endings() -> frozenset[str]:
-    """File name endings of pictures that are read, lower case with their dot: those that this Pillow can decode."""
+    """Endings of pictures that are read, lower case with their dot: those that this Pillow and its plugin decode."""
     from PIL import features
 
-    return _ALWAYS.union(*(kinds for name, kinds in _WHERE_PILLOW_CAN.items() if features.check(name)))
+    more = _HEIF if find_spec("pillow_heif") else frozenset()
+    return _ALWAYS.union(more, *(kinds for name, kinds in _WHERE_PILLOW_CAN.items() if features.check(name)))
 
 
 @cache
 def other_picture_endings() -> frozenset[str]:
     """Endings of pictures that are not read: those of telephones and cameras that Pillow cannot decode."""
     cameras = (f".{kind}" for kind in _CAMERAS.split())
-    return _NEVER.union(cameras, *_WHERE_PILLOW_CAN.values()) - picture_endings()
+    return _NEVER.union(_HEIF, cameras, *_WHERE_PILLOW_CAN.values()) - picture_endings()
 
 
 def ending(name: str) -> str:
