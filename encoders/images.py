@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from typing import IO
 
@@ -24,9 +25,9 @@ from llm2clip.encoders.errors import ImageError
 MAX_PIXELS = 64_000_000
 """Pictures of more pixels are refused by their header, before anything is decoded."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Formats that are read, each known by its signature. No EPS (it starts a program), nothing exotic: each
-parser is a way in."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
+"""Formats that are read, each known by its signature; HEIF (HEIC) where the extra ``heic`` is installed. No EPS (it
+starts a program), nothing exotic: each parser is a way in."""
 
 # What Pillow's parsers raise on damaged data; RuntimeError comes from AVIF, MemoryError from sizes that a damaged
 # file asks for. Warnings are listed for processes that turn them into errors.
@@ -47,6 +48,8 @@ _PARSE_ERRORS = (
     Warning,
     Image.DecompressionBombError,
 )
+
+_HEIF_BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -142,6 +145,10 @@ def _open(stream: IO[bytes]) -> ImageFile.ImageFile:
     prefix = stream.read(16)
     if not prefix:
         raise ImageError("empty file")
+    heif = prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS
+    if heif and "HEIF" not in Image.OPEN:
+        _register_heif()
+    failure: ImageError | None = None
     for name in FORMATS:
         # AVIF is missing where Pillow was built without its library.
         factory, accepts = Image.OPEN.get(name, (None, None))
@@ -152,8 +159,21 @@ def _open(stream: IO[bytes]) -> ImageFile.ImageFile:
         try:
             return factory(stream, "")
         except _PARSE_ERRORS as error:
-            raise ImageError(f"damaged or truncated {name} header") from error
-    raise ImageError("not a picture")
+            failure = failure or ImageError(f"damaged or truncated {name} header")
+            failure.__cause__ = failure.__cause__ or error
+            if not heif:  # some signatures are shared by AVIF and HEIC
+                break
+    if heif and "HEIF" not in Image.OPEN:
+        raise ImageError("HEIC: reading it needs pip install 'llm2clip-retrieval[heic]'")
+    raise failure or ImageError("not a picture")
+
+
+def _register_heif() -> None:
+    """Teach Pillow to read HEIC, if the package that can is installed."""
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
 
 
 def _loaded(image: Image.Image, max_pixels: int) -> Image.Image:
