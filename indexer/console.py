@@ -109,7 +109,7 @@ def print_info(info: IndexInfo) -> None:
         "pictures": f"{info.items:,}" + (f" ({info.bad:,} more could not be read)" if info.bad else ""),
         "corpus": " in ".join(filter(None, [info.corpus["spec"], info.corpus.get("root")])),
         "encoder": f"{info.encoder['name']} (weights {str(info.encoder.get('weights_sha256', '?'))[:12]}...)",
-        "vectors": f"{info.dim} numbers each, float16; files: {info.segments}; FAISS index: {info.faiss}",
+        "vectors": f"{info.dim} numbers each, float16; files: {info.segments}; search: {info.ann}",
         "size": f"{info.bytes / 2**20:,.1f} MB",
         "built": f"{info.created} by {info.written_by}, generation {info.generation}",
     }

@@ -141,6 +141,21 @@ class FaissIndex:
             return scores, list(ids)
         return scores, [row[row >= 0] for row in ids]
 
+    def nearest(
+        self, queries: NDArray[np.float32], *, count: int, allowed: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The nearest of the rows that are allowed: scores (n, count) float32, ids (n, count) int64, -1: none."""
+        faiss = import_faiss()
+        if allowed is None:
+            found: tuple[NDArray[np.float32], NDArray[np.int64]] = self._index.search(queries, count)
+            return found
+        bits = np.packbits(allowed, bitorder="little")
+        selector = faiss.IDSelectorBitmap(bits)
+        chosen: tuple[NDArray[np.float32], NDArray[np.int64]] = self._index.search(
+            queries, count, params=faiss.SearchParameters(sel=selector)
+        )
+        return chosen
+
     def rows(self, first: int, count: int) -> NDArray[np.float32]:
         """Some rows as FAISS has them. Shape: (count, dim), float32."""
         found: NDArray[np.float32] = self._index.reconstruct_n(first, count)

@@ -36,6 +36,8 @@ class Outcome:
     """Its vector. Shape: (dim,), float16."""
     kept: bool = False
     """Whether the vector, or the failure, is that of an earlier build."""
+    id: int | None = None
+    """The id that it has and keeps, where it had one; None: a new one."""
     hash: bytes = b""
     """Hash of its content."""
     width: int = 0
@@ -64,7 +66,9 @@ def prepared(
     queue: deque[Future[Outcome] | Outcome] = deque()
     try:
         for settled in _looked_up(records, earlier):
-            queue.append(pool.submit(_prepare, settled, encoder) if isinstance(settled, Record) else settled)
+            queue.append(
+                pool.submit(_prepare, settled, encoder, earlier) if isinstance(settled, Record) else settled
+            )
             if len(queue) >= window:
                 yield _result(queue.popleft())
         while queue:
@@ -102,23 +106,32 @@ def _settled(record: Record, answer: Kept | ErrorRow | None) -> Record | Outcome
         return record
     if isinstance(answer, ErrorRow):
         return Outcome(record=record, kept=True, stage=answer.stage, reason=answer.reason)
+    return _settled_as(record, answer)
+
+
+def _settled_as(record: Record, answer: Kept) -> Outcome:
     return Outcome(
         record=record,
         kept=True,
         vector=answer.vector,
+        id=answer.id,
         hash=answer.hash,
         width=answer.width,
         height=answer.height,
     )
 
 
-def _prepare(record: Record, encoder: ImageEncoder) -> Outcome:
+def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier]) -> Outcome:
     try:
         content = record.read()
     except (OSError, ValueError) as error:
         return Outcome(record=record, stage="read", reason=_reason(error))
     if not content:
         return Outcome(record=record, stage="decode", reason="the file is empty")
+    hash = content_hash(content)
+    for source in earlier:
+        if (known := source.by_hash(hash, key=record.key)) is not None:
+            return _settled_as(record, known)
     try:
         picture = encoder.prepare(content)
     except (OSError, ValueError) as error:
@@ -129,7 +142,7 @@ def _prepare(record: Record, encoder: ImageEncoder) -> Outcome:
     return Outcome(
         record=record,
         pixels=picture.pixels,
-        hash=content_hash(content),
+        hash=hash,
         width=picture.width,
         height=picture.height,
     )
@@ -141,11 +154,12 @@ def _reason(error: Exception) -> str:
 
 
 def embedded(
-    outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batch_size: int
+    outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batch_size: int, works: bool = False
 ) -> Iterator[list[Outcome]]:
     """Run the encoder over prepared pictures, ``batch_size`` at a time; outcomes stay in order.
 
-    Pictures that it refuses are outcomes with a reason, once it has shown that it can encode any.
+    Pictures that it refuses are outcomes with a reason, once it has shown that it can encode any, which it may have
+    done before (``works``).
 
     Raises:
         IndexerError: the encoder does not keep its promises.
@@ -153,7 +167,6 @@ def embedded(
     """
     pending: list[Outcome] = []
     waiting = 0
-    works = False
     for outcome in outcomes:
         pending.append(outcome)
         waiting += outcome.pixels is not None

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm2clip.indexer.errors import IndexerError
+
+if TYPE_CHECKING:
+    from llm2clip.indexer.segments import Vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +41,8 @@ class BuildOptions:
     corpus or encoder is refused."""
     encoder_source: str | None = None
     """What ``load_encoder`` was given, if that is not the encoder's name."""
+    planner: Callable[[Vectors], Mapping[str, Any]] | None = None
+    """Chooses the search structure for the vectors; None: the exact one."""
     on_progress: Callable[[Progress], None] | None = None
     """Called now and then from the calling thread."""
 
@@ -93,7 +98,9 @@ class IndexInfo:
     path: str
     """Its folder."""
     corpus: Mapping[str, str]
-    """What was indexed."""
+    """What was indexed first."""
+    sources: tuple[Mapping[str, str], ...]
+    """All that was indexed."""
     encoder: Mapping[str, str | int]
     """Identity of the encoder."""
     encoder_source: str
@@ -108,10 +115,16 @@ class IndexInfo:
     """Size of all its files."""
     segments: int
     """Number of vector files."""
-    faiss: str
-    """Kind of the FAISS index."""
+    rows: int
+    """Vectors that are stored, those of tombstones included."""
+    tombstones: int
+    """Vectors of no picture that can be found; ``compact`` drops them."""
+    ann: str
+    """Kind of the search structure."""
+    tail: int
+    """Vectors that came after it was written, which a search scans."""
     generation: int
-    """Counts the builds that were committed here."""
+    """Number of the last commit."""
     created: str
     """When this one was: ISO 8601, UTC."""
     written_by: str

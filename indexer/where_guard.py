@@ -44,7 +44,6 @@ def open_guarded(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
     connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
-    connection.execute("PRAGMA mmap_size = 1073741824")
     guard(connection)
     return connection
 
