@@ -6,13 +6,14 @@ import os
 import re
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from llm2clip.indexer.errors import CorpusError
+from llm2clip.indexer.location import data_home
 from llm2clip.indexer.records import Corpus, Record, picture_endings, printable
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -43,6 +44,8 @@ class Files:
     """Their absolute paths or URLs, in order."""
     local: Callable[[str], Path] = Path
     """Gives the file on this machine; for a URL it fetches, once."""
+    fetched: Mapping[str, int] = field(default_factory=dict)
+    """URL -> bytes, of those that ``local`` had to fetch."""
 
     @classmethod
     def found(cls, spec: str, *, endings: frozenset[str], deep: bool = False) -> Files:
@@ -127,11 +130,16 @@ class ContainerCorpus(Corpus):
                 for record in self._inside(self.files.container(name), captions):
                     yield record
                     done += 1
-            except (OSError, *self._damage()) as error:
+            except (OSError, CorpusError, *self._damage()) as error:
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
                 path = self.files.path(name)
                 problem = f"{self.what} cannot be read after {done} pictures: {reason}"
                 yield Record(key=printable(path), uri=printable(name), file=Path(name), problem=problem)
+        if fetched := self.files.fetched:
+            size = sum(fetched.values()) / 2**20
+            self.late = [
+                f"fetched {len(fetched):,} files ({size:,.1f} MB), which stay in {data_home() / 'fetched'}"
+            ]
 
     @abstractmethod
     def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
@@ -141,8 +149,8 @@ class ContainerCorpus(Corpus):
     def _names(self, container: Container) -> Iterator[str]:
         """What a file holds, by ending or column, for ``emptiness``."""
 
-    def _damage(self) -> tuple[type[Exception], ...]:
-        """What ``_inside`` raises, beside ``OSError``, for a file that is damaged."""
+    def _damage(self) -> tuple[type[BaseException], ...]:
+        """What ``_inside`` raises for a file that is damaged, beside ``OSError`` and ``CorpusError``."""
         return ()
 
     def emptiness(self) -> str:
@@ -151,7 +159,7 @@ class ContainerCorpus(Corpus):
             return f"no {self.what} in {self.spec}"
         found: Counter[str] = Counter()
         for name in self.files.names:
-            with suppress(OSError, *self._damage()):
+            with suppress(OSError, CorpusError, *self._damage()):
                 found.update(self._names(self.files.container(name)))
         some = (
             ", ".join(f"{count:,} with {what}" for what, count in found.most_common(4)) or "no files at all"

@@ -56,6 +56,8 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
         return SampleCorpus()
     if given == STDIN:
         return StdinCorpus()
+    if "://" in given:
+        return _remote(given, every)
     path = Path(given).expanduser()
     if path.is_dir():
         return _folder(given, path, every)
@@ -65,9 +67,7 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
     if path.is_file() and kind in LISTS:
         return ListCorpus(given, path)
     if kind in VIDEOS:
-        from llm2clip.indexer.videos import EVERY, VideoCorpus
-
-        return VideoCorpus(given, Files.found(given, endings=VIDEOS), every=every or EVERY)
+        return _videos(given, Files.found(given, endings=VIDEOS), every)
     container = next((each for each in _CONTAINERS.values() if kind in each.endings), None)
     if path.exists() and container is None and kind not in _PACKED:
         raise CorpusError(f"{given} is neither a folder of pictures nor a {_known()} of them")
@@ -92,19 +92,47 @@ def reopen_corpus(identity: Mapping[str, str]) -> Corpus:
         raise CorpusError(
             "this index was built from a list on standard input: pipe the list in again, with -"
         )
+    every = float(identity["every"]) if "every" in identity else None
+    if "://" in identity["root"]:
+        return _remote(identity.get("list") or identity.get("shards") or identity["root"], every, spec=spec)
     if kind == ListCorpus.kind:
         return ListCorpus(spec, Path(identity["list"]))
     if kind in _CONTAINERS:
         pattern, container = identity["shards"], _CONTAINERS[kind]
         return container.opened(spec, Files.found(pattern, endings=container.endings, deep=container.deep))
-    every = float(identity["every"]) if "every" in identity else None
     if kind == "video":
-        from llm2clip.indexer.videos import EVERY, VideoCorpus
-
-        return VideoCorpus(spec, Files.found(identity["shards"], endings=VIDEOS), every=every or EVERY)
+        return _videos(spec, Files.found(identity["shards"], endings=VIDEOS), every)
     if not os.path.isdir(identity["root"]):
         raise CorpusError(f"no such folder: {identity['root']}")
     return FolderCorpus(spec, Path(identity["root"]), every=every)
+
+
+def _videos(spec: str, files: Files, every: float | None) -> Corpus:
+    from llm2clip.indexer.videos import EVERY, VideoCorpus
+
+    return VideoCorpus(spec, files, every=EVERY if every is None else every)
+
+
+def _remote(url: str, every: float | None, *, spec: str | None = None) -> Corpus:
+    """What a URL names: by its ending, else a folder of pictures or of containers."""
+    from llm2clip.indexer.remote import Fetched, RemoteFolderCorpus, is_remote_folder, remote_files, walk
+
+    given, kind = spec or url, ending(url.rpartition("/")[2])
+    if kind in LISTS:
+        return ListCorpus(given, Fetched()(url), root=url.rpartition("/")[0])
+    if kind in VIDEOS:
+        return _videos(given, remote_files(url), every)
+    for container in _CONTAINERS.values():
+        if kind in container.endings:
+            return container.opened(given, remote_files(url))
+    if not is_remote_folder(url):
+        raise CorpusError(f"{url} is neither a folder of pictures nor a {_known()} of them")
+    kinds = {ending(entry.name) for entry in walk(url)}
+    if not kinds & picture_endings():
+        for container in _CONTAINERS.values():
+            if kinds & container.endings:
+                return container.opened(given, remote_files(url, endings=container.endings, deep=True))
+    return RemoteFolderCorpus(given if spec is None else url)
 
 
 def _known() -> str:

@@ -98,6 +98,8 @@ class Corpus(ABC):
         """What a person should know about how it is read."""
         self.passed_over: Counter[str] = Counter()
         """How many files of each of the ``other_picture_endings``, and videos, the last listing did not read."""
+        self.late: list[str] = []
+        """What became known while it was read."""
 
     @abstractmethod
     def records(self, *, captions: bool = True) -> Iterator[Record]:
@@ -108,7 +110,7 @@ class Corpus(ABC):
         """
 
     def passed_over_note(self) -> str | None:
-        """What a person should know about pictures and videos that were passed over; None if there were none."""
+        """What a person should know once it was read, above all what was passed over; None if there is nothing."""
         videos = Counter({kind: number for kind, number in self.passed_over.items() if kind in VIDEOS})
         heif = sum(number for kind, number in self.passed_over.items() if kind in _HEIF)
         parts = []
@@ -124,7 +126,7 @@ class Corpus(ABC):
             parts.append(
                 f"{_counted(videos, 'video')} passed over{_some(videos)}: --every 10 takes a frame every 10 s"
             )
-        return "; ".join(parts) or None
+        return "; ".join([*parts, *self.late]) or None
 
     @abstractmethod
     def emptiness(self) -> str:

@@ -48,7 +48,7 @@ class _Shards(ContainerCorpus):
 
     what: Final = "tar"  # type: ignore[misc]
 
-    def _damage(self) -> tuple[type[Exception], ...]:
+    def _damage(self) -> tuple[type[BaseException], ...]:
         return (tarfile.TarError,)
 
     def _names(self, container: Container) -> Iterator[str]:

@@ -58,7 +58,7 @@ class ZipCorpus(ContainerCorpus):
     def __init__(self, spec: str, files: Files | None = None) -> None:
         super().__init__(spec, files or Files.found(spec, endings=frozenset([".zip"])))
 
-    def _damage(self) -> tuple[type[Exception], ...]:
+    def _damage(self) -> tuple[type[BaseException], ...]:
         return (zipfile.BadZipFile, NotImplementedError)
 
     def _names(self, container: Container) -> Iterator[str]:
