@@ -124,13 +124,14 @@ class ContainerCorpus(Corpus):
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         """All pictures, file by file, in the order in which they lie there."""
         self.passed_over = Counter()
+        damaged: tuple[type[BaseException], ...] = (OSError, CorpusError, *self._damage())
         for name in self.files.names:
             done = 0
             try:
                 for record in self._inside(self.files.container(name), captions):
                     yield record
                     done += 1
-            except (OSError, CorpusError, *self._damage()) as error:
+            except damaged as error:
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
                 path = self.files.path(name)
                 problem = f"{self.what} cannot be read after {done} pictures: {reason}"

@@ -115,7 +115,8 @@ def _videos(spec: str, files: Files, every: float | None) -> Corpus:
 
 def _remote(url: str, every: float | None, *, spec: str | None = None) -> Corpus:
     """What a URL names: by its ending, else a folder of pictures or of containers."""
-    from llm2clip.indexer.remote import Fetched, RemoteFolderCorpus, is_remote_folder, remote_files, walk
+    from llm2clip.indexer.remote import Fetched
+    from llm2clip.indexer.remote_folders import RemoteFolderCorpus, is_remote_folder, remote_files, walk
 
     given, kind = spec or url, ending(url.rpartition("/")[2])
     if kind in LISTS:

@@ -10,32 +10,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from functools import partial
-from itertools import takewhile
 from pathlib import Path
-from typing import Any, Final, NamedTuple, final
+from typing import Any
 
-from llm2clip.indexer.containers import Files, expand
 from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.extras import need
 from llm2clip.indexer.folders import stamp_of
 from llm2clip.indexer.location import data_home
-from llm2clip.indexer.records import (
-    MAX_PICTURE_BYTES,
-    MAX_SIDECAR_BYTES,
-    VIDEOS,
-    Corpus,
-    Record,
-    Sidecar,
-    ending,
-    other_picture_endings,
-    parse_sidecar,
-    picture_endings,
-)
+from llm2clip.indexer.records import MAX_PICTURE_BYTES
 
 _NOTE = "about.json"
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
@@ -43,8 +28,12 @@ _MARKS = ("ETag", "etag", "e_tag", "md5Hash", "checksum", "generation", "size", 
 
 
 @contextmanager
-def _asking(url: str) -> Iterator[None]:
-    """Name the URL in whatever a store raises; those of stores are of many kinds."""
+def asking(url: str) -> Iterator[None]:
+    """Name the URL in whatever a store raises; those of stores are of many kinds.
+
+    Raises:
+        CorpusError: anything was raised within.
+    """
     try:
         yield
     except CorpusError:
@@ -59,12 +48,16 @@ def _asking(url: str) -> Iterator[None]:
         ) from error
 
 
-def _store(url: str) -> tuple[Any, str]:
-    """The store of a URL, and the path in it."""
+def store_of(url: str) -> tuple[Any, str]:
+    """The store of a URL, and the path in it.
+
+    Raises:
+        CorpusError: there is no such store, or it needs a package that is not installed.
+    """
     need("fsspec", extra="remote", what=f"reading {url.partition('://')[0]}://")
     from fsspec.core import url_to_fs
 
-    with _asking(url):
+    with asking(url):
         store, path = url_to_fs(url)
         return store, str(path)
 
@@ -75,8 +68,8 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
     Raises:
         CorpusError: it cannot be read, ends before, or has more than ``MAX_PICTURE_BYTES``.
     """
-    store, path = _store(url)
-    with _asking(url):
+    store, path = store_of(url)
+    with asking(url):
         if offset is not None and size is not None:
             content = bytes(store.cat_file(path, start=offset, end=offset + size))
             if len(content) < size:
@@ -99,7 +92,7 @@ def local_copy(url: str, *, fetch: bool = False) -> Path | None:
     Raises:
         CorpusError: it cannot be fetched.
     """
-    store, path = _store(url)
+    store, path = store_of(url)
     if "file" in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,)):
         return Path(path)
     file = _place(url, path)
@@ -120,7 +113,7 @@ def _about(url: str, info: Mapping[str, Any]) -> dict[str, str]:
 def _current(store: Any, path: str, url: str) -> bool:  # noqa: ANN401
     """Whether what was fetched is what the store still has."""
     file = _place(url, path)
-    with _asking(url):
+    with asking(url):
         info = store.info(path)
     try:
         return file.is_file() and json.loads((file.parent / _NOTE).read_text("utf-8")) == _about(url, info)
@@ -131,14 +124,14 @@ def _current(store: Any, path: str, url: str) -> bool:  # noqa: ANN401
 def _fetch(store: Any, path: str, url: str) -> None:  # noqa: ANN401
     file = _place(url, path)
     folder, note = file.parent, file.parent / _NOTE
-    with _asking(url):
+    with asking(url):
         info = store.info(path)
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(folder, url, info.get("size") or 0)
         draft = folder / f"{os.getpid()}.tmp"
         try:
             store.get_file(path, str(draft))
-            changed = _mtime_ns(info)
+            changed = mtime_ns_of(info)
             os.utime(draft, ns=(changed, changed))
             note.unlink(missing_ok=True)
             os.replace(draft, file)
@@ -156,7 +149,7 @@ def _require_room(folder: Path, url: str, size: int) -> None:
         )
 
 
-def _mtime_ns(info: Mapping[str, Any]) -> int:
+def mtime_ns_of(info: Mapping[str, Any]) -> int:
     """When a file changed. Of a store that does not say, a number within the first second of 1970 that changes too."""
     for name in _TIMES:
         value = info.get(name)
@@ -194,159 +187,3 @@ class Fetched:
                 self.fetched[url] = file.stat().st_size
             self._here[url] = file
         return self._here[url]
-
-
-def remote_files(pattern: str, *, endings: frozenset[str] = frozenset(), deep: bool = False) -> Files:
-    """The containers that a URL names: one, a brace range, those that match ``*``, or with ``endings`` a folder's.
-
-    Raises:
-        CorpusError: there is none.
-    """
-    if endings:
-        root = pattern.rstrip("/")
-        names = [f"{root}/{each.below}" for each in walk(root, deep=deep) if ending(each.name) in endings]
-        return _files(root, pattern, names)
-    names = [name for each in expand(pattern) for name in _matching(each)]
-    if not names:
-        raise CorpusError(f"no such file: {pattern}")
-    columns = zip(*(name.split("/")[:-1] for name in names), strict=False)
-    root = "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns))
-    return _files(root, pattern, names)
-
-
-def _files(root: str, pattern: str, names: Sequence[str]) -> Files:
-    local = Fetched()
-    return Files(root=root, pattern=pattern, names=names, local=local, fetched=local.fetched)
-
-
-def _matching(url: str) -> list[str]:
-    if "*" not in url:
-        return [url]
-    store, path = _store(url)
-    with _asking(url):
-        scheme = url.partition("://")[0]
-        return [f"{scheme}://{str(found).partition('://')[2] or found}" for found in sorted(store.glob(path))]
-
-
-def is_remote_folder(url: str) -> bool:
-    """Whether a URL is a folder.
-
-    Raises:
-        CorpusError: it does not exist, or cannot be asked.
-    """
-    store, path = _store(url)
-    with _asking(url):
-        return store.info(path).get("type") == "directory"
-
-
-class Entry(NamedTuple):
-    """A file of a remote folder."""
-
-    below: str
-    """Its path below that folder."""
-    name: str
-    """The last part of it."""
-    size: int
-    """In bytes; 0 if its store does not say."""
-    mtime_ns: int
-    """See ``Record.mtime_ns``."""
-    beside: Mapping[str, tuple[int, int]]
-    """Name -> size and time, of the captions and metadata in its folder."""
-
-
-def walk(url: str, *, deep: bool = True) -> Iterator[Entry]:
-    """All visible files below a URL, folder by folder, in order of their names.
-
-    Raises:
-        CorpusError: the store cannot be read.
-    """
-    store, path = _store(url)
-    yield from _walk(store, path, "", url, deep)
-
-
-def _walk(store: Any, path: str, below: str, url: str, deep: bool) -> Iterator[Entry]:  # noqa: ANN401
-    with _asking(url):
-        found = {
-            str(info["name"]).rstrip("/").rpartition("/")[2]: info for info in store.ls(path, detail=True)
-        }
-    visible = {name: info for name, info in sorted(found.items()) if name and not name.startswith(".")}
-    files = {name: info for name, info in visible.items() if info.get("type") != "directory"}
-    beside = {
-        name: (int(info.get("size") or 0), _mtime_ns(info))
-        for name, info in files.items()
-        if ending(name) in (".txt", ".json")
-    }
-    for name, info in files.items():
-        yield Entry(f"{below}{name}", name, int(info.get("size") or 0), _mtime_ns(info), beside)
-    for name, info in visible.items() if deep else ():
-        if info.get("type") == "directory" and not info.get("islink"):
-            yield from _walk(store, str(info["name"]), f"{below}{name}/", url, deep)
-
-
-@final
-class RemoteFolderCorpus(Corpus):
-    """Pictures below a URL, with captions beside them, as in a folder; each is fetched when it is read.
-
-    Args:
-        spec: the URL.
-    """
-
-    kind: Final = "remote"  # type: ignore[misc]
-
-    def __init__(self, spec: str) -> None:
-        super().__init__(spec, Path(spec))
-        self._url = spec.rstrip("/")
-
-    def identity(self) -> dict[str, str]:
-        """What the manifest stores."""
-        return {"kind": self.kind, "spec": self.spec, "root": self._url}
-
-    def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """All pictures, folder by folder, in order of their names."""
-        self.passed_over = Counter()
-        for entry in walk(self._url):
-            kind = ending(entry.name)
-            if kind in picture_endings():
-                url = f"{self._url}/{entry.below}"
-                stamp, sidecar = _sidecar(url, entry, captions)
-                yield Record(
-                    key=entry.below,
-                    uri=url,
-                    file=Path(url),
-                    size=entry.size,
-                    mtime_ns=entry.mtime_ns,
-                    sidecars=stamp,
-                    fetch=partial(read_remote, url),
-                    caption=sidecar.caption,
-                    metadata=sidecar.metadata,
-                    note=sidecar.note,
-                )
-            elif kind in VIDEOS or kind in other_picture_endings():
-                self.passed_over[kind] += 1
-
-    def emptiness(self) -> str:
-        """What the folder holds instead of pictures."""
-        endings = Counter(ending(entry.name) or "no ending" for entry in walk(self._url))
-        some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4)) or "nothing"
-        return (
-            f"no pictures in {self._url}: got {some}; expected endings {' '.join(sorted(picture_endings()))}"
-        )
-
-
-def _sidecar(url: str, entry: Entry, captions: bool) -> tuple[int | None, Sidecar]:
-    stem = entry.name.rpartition(".")[0]
-    names = [f"{stem}{kind}" for kind in (".json", ".txt")]
-    present = [(name, *entry.beside[name]) for name in names if name in entry.beside]
-    if not present:
-        return None, Sidecar()
-    stamp = stamp_of(present)
-    if not captions:
-        return stamp, Sidecar()
-    if max(size for _, size, _ in present) > MAX_SIDECAR_BYTES:
-        return stamp, Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
-    folder = url.rpartition("/")[0]
-    try:
-        contents = [read_remote(f"{folder}/{name}") if name in entry.beside else None for name in names]
-    except CorpusError as error:
-        return None, Sidecar(note=f"caption or metadata left out: {error}")
-    return stamp, parse_sidecar(contents[0], contents[1])

@@ -222,16 +222,16 @@ def test_a_shard_that_is_gone_is_reported_and_the_others_read(store, tmp_path, m
 
 
 def test_what_a_store_does_not_say_is_made_up_from_what_it_says():
-    from llm2clip.indexer.remote import _mtime_ns
+    from llm2clip.indexer.remote import mtime_ns_of
 
     assert (
-        _mtime_ns({"mtime": 12.5})
-        == _mtime_ns({"updated": "1970-01-01T00:00:12.500000+00:00"})
+        mtime_ns_of({"mtime": 12.5})
+        == mtime_ns_of({"updated": "1970-01-01T00:00:12.500000+00:00"})
         == 12_500_000_000
     )
-    one, two = _mtime_ns({"ETag": "a", "size": 1}), _mtime_ns({"ETag": "b", "size": 1})
+    one, two = mtime_ns_of({"ETag": "a", "size": 1}), mtime_ns_of({"ETag": "b", "size": 1})
     assert 0 <= one < 10**9 > two >= 0
-    assert one != two == _mtime_ns({"ETag": "b", "size": 1})
+    assert one != two == mtime_ns_of({"ETag": "b", "size": 1})
 
 
 def test_no_room_is_said_before_fetching(store, tmp_path, monkeypatch):
