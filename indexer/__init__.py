@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llm2clip.indexer.seam import EncoderIdentity, ImageEncoder, Prepared
     from llm2clip.indexer.search import Index, open_index
     from llm2clip.indexer.verify import VerifyReport
+    from llm2clip.indexer.where import Where, WhereError, compile_where
 
 # Names are resolved on first use, so that importing the package costs nothing.
 _HOMES = {
@@ -50,7 +51,10 @@ _HOMES = {
     "Progress": "reports",
     "Record": "records",
     "VerifyReport": "verify",
+    "Where": "where",
+    "WhereError": "where",
     "build_index": "build",
+    "compile_where": "where",
     "open_corpus": "corpus",
     "open_index": "search",
 }
@@ -78,7 +82,10 @@ __all__ = [
     "Progress",
     "Record",
     "VerifyReport",
+    "Where",
+    "WhereError",
     "build_index",
+    "compile_where",
     "open_corpus",
     "open_index",
 ]

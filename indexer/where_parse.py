@@ -233,8 +233,8 @@ class Parser:
         if name == META:
             return self._metadata(token)
         if name not in FIELDS:
-            hint = nearest(name, [*FIELDS, META]) or f"; metadata is asked for as {META}.{token.value}"
-            self._fail(f"no field '{token.value}'{hint}. Fields: {KNOWN}", token)
+            hint = nearest(name, [*FIELDS, META]) or f"; metadata is asked for as {META}.{token.value}."
+            self._fail(f"no field '{token.value}'{hint} Fields: {KNOWN}", token)
         self.fields.add(name)
         return FIELDS[name]
 

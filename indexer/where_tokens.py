@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from enum import StrEnum
 
 from llm2clip.indexer.errors import IndexerError
@@ -139,5 +138,7 @@ def _stray(text: str, place: int) -> WhereError:
 
 def nearest(word: str, known: Sequence[str]) -> str:
     """``; did you mean 'width'?`` where one of the known words is much like this one, else nothing."""
+    from difflib import get_close_matches
+
     close = get_close_matches(word.lower(), known, n=1, cutoff=0.7)
     return f"; did you mean '{close[0]}'?" if close else ""

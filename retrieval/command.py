@@ -37,6 +37,8 @@ class SearchRequest:
     """File with one text query per line, ``-`` for standard input."""
     k: int = 10
     """Hits per query."""
+    where: str | None = None
+    """Which pictures may be found; ``None`` for all."""
     index: Path | str | None = None
     """Index folder; ``None`` for the one at hand."""
     encoder: str | None = None
@@ -59,27 +61,34 @@ def run(request: SearchRequest) -> None:
     if not texts and not pictures:
         raise ValueError(f"{request.queries_file} holds no query: it is empty or all its lines are blank")
     with _one_line_warnings(), open_saying_so(request.index, encoder=request.encoder) as searcher:
-        answers = ask(searcher, texts=texts, pictures=pictures, k=request.k)
+        answers = ask(searcher, texts=texts, pictures=pictures, k=request.k, where=request.where)
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
+        if request.where and not any(answer.hits for answer in answers):
+            note("no picture passes the filter")
         if written:
             note(f"gallery written to {written}")
 
 
 def ask(
-    searcher: Searcher, *, texts: Sequence[str] = (), pictures: Sequence[tuple[Path, bytes]] = (), k: int = 10
+    searcher: Searcher,
+    *,
+    texts: Sequence[str] = (),
+    pictures: Sequence[tuple[Path, bytes]] = (),
+    k: int = 10,
+    where: str | None = None,
 ) -> list[Answer]:
     """Search for texts, then for pictures (their path and encoded bytes); the answers come in that order.
 
     Raises:
-        ValueError: A text is blank, or a picture cannot be read; the message says which.
+        ValueError: A text is blank, a picture cannot be read, or the filter means nothing; the message says which.
     """
     queries = [text_query(text) for text in texts]
     queries += [Query(kind="image", label=str(path), picture=data) for path, data in pictures]
-    found = searcher.search(list(texts), k=k)
+    found = searcher.search(list(texts), k=k, where=where)
     for path, data in pictures:
         try:
-            found += searcher.search_images([data], k=k)
+            found += searcher.search_images([data], k=k, where=where)
         except ValueError as error:
             raise ValueError(f"cannot search with the picture {path}: {error}") from error
     return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)]

@@ -288,7 +288,7 @@ def test_any_filter_means_what_plain_python_makes_of_it(
     ("text", "place", "message"),
     [
         ("", (0, 0), "the filter is empty"),
-        ("widht > 3", (0, 5), "no field 'widht'; did you mean 'width'?. Fields: key, path, time, size"),
+        ("widht > 3", (0, 5), "no field 'widht'; did you mean 'width'? Fields: key, path, time, size"),
         ("author = 'x'", (0, 6), "metadata is asked for as meta.author"),
         ("width > 'wide'", (8, 14), "width is compared with a number, got text"),
         ("caption = 3", (10, 11), "caption is compared with text, got a number"),
