@@ -30,7 +30,7 @@ from llm2clip.indexer.store import LOCK, claim, encoder_mismatch, lock
 
 
 def build_index(
-    corpus: str | os.PathLike[str],
+    corpus: str | os.PathLike[str] | Corpus,
     path: str | os.PathLike[str],
     *,
     encoder: ImageEncoder,
@@ -41,7 +41,7 @@ def build_index(
     The change is committed in one step at the end. Until then the index is what it was before.
 
     Args:
-        corpus: anything that ``open_corpus`` takes.
+        corpus: anything that ``open_corpus`` takes, or what it gave.
         path: folder of the index; made if it does not exist.
         encoder: anything like ``llm2clip.encoders.Encoder``.
         options: how to build; None: as ``BuildOptions()``.
@@ -54,7 +54,7 @@ def build_index(
         FaissNotInstalledError: FAISS is not installed.
     """
     ann.ready(ann.DEFAULT_PLAN)  # before hours of work, not after
-    source = open_corpus(corpus)
+    source = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     folder = Path(path).expanduser().absolute()
     made = claim(folder)
     try:

@@ -30,7 +30,9 @@ def build(
         str,
         typer.Argument(
             metavar="CORPUS",
-            help="A folder of pictures, a .tar, a folder of them, shards/{00..03}.tar, or sample: for ours.",
+            help="A folder of pictures; a .tar, .zip, .parquet or .arrow, a folder of them, or shards/{00..03}.tar; "
+            "a list of pictures (.csv, .tsv, .jsonl, .txt), or - for paths from standard input; a video; a URL of any "
+            "of these; or sample: for ours. See docs/corpora.md.",
         ),
     ],
     index: Annotated[
@@ -43,6 +45,10 @@ def build(
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures encoded at once.")] = 64,
+    every: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Take a frame of each video this often. Default: pass videos over."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Build anew, also over the index of other pictures.")
     ] = False,
@@ -59,6 +65,7 @@ def build(
             batch_size=batch_size,
             overwrite=overwrite,
             as_json=as_json,
+            every=every,
         )
         run_build(request)
 

@@ -23,6 +23,7 @@ from llm2clip.indexer.location import (
     sample_index_path,
     set_current_index,
 )
+from llm2clip.indexer.records import Corpus
 from llm2clip.indexer.reports import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.seam import ImageEncoder
 from llm2clip.indexer.search import Index, open_index
@@ -46,6 +47,8 @@ class BuildRequest:
     """Build anew whatever is there."""
     as_json: bool
     """Print the report as JSON."""
+    every: float | None = None
+    """Seconds between the frames that are taken of videos."""
 
 
 def run_build(request: BuildRequest) -> None:
@@ -66,7 +69,8 @@ def run_build(request: BuildRequest) -> None:
 
     try:
         with winding_up():
-            _require_pictures(request.corpus)
+            corpus = open_corpus(request.corpus, every=request.every)
+            _require_pictures(corpus)
             name = _choose(request, folder)
             if name == NANO and request.corpus != SAMPLE:
                 note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
@@ -78,7 +82,7 @@ def run_build(request: BuildRequest) -> None:
                     encoder_source=source_of(name),
                     on_progress=follow,
                 )
-                report = build_index(request.corpus, folder, encoder=encoder, options=options)
+                report = build_index(corpus, folder, encoder=encoder, options=options)
     except KeyboardInterrupt:
         kept = (
             f"{done:,} pictures are kept, the same command goes on from there"
@@ -101,11 +105,10 @@ def _place(request: BuildRequest) -> Path:
     return (place or default_index_path(request.corpus)).expanduser().absolute()
 
 
-def _require_pictures(corpus: str) -> None:
+def _require_pictures(corpus: Corpus) -> None:
     """Whether there is anything to index is worth knowing before anybody is asked, or an encoder fetched."""
-    opened = open_corpus(corpus)
-    if next(opened.records(captions=False), None) is None:
-        raise CorpusError(opened.emptiness())
+    if next(corpus.records(captions=False), None) is None:
+        raise CorpusError(corpus.emptiness())
 
 
 def _choose(request: BuildRequest, folder: Path) -> str:
