@@ -138,6 +138,24 @@ def test_names_in_any_script_and_with_any_character(tmp_path):
     assert all(record.read() == PICTURE and record.problem is None for record in found)
 
 
+@posix
+def test_names_as_long_as_a_file_system_takes_and_folders_as_deep(tmp_path):
+    longest = "长" * 83 + "ab.png"  # 255 bytes
+    deep = "/".join(["d" * 200] * 15)  # 3,014 bytes, and the folder of the test before them
+    put(tmp_path, longest, f"{deep}/{longest}")
+    found = list(open_corpus(tmp_path).records())
+    assert [record.key for record in found] == [longest, f"{deep}/{longest}"]
+    assert all(record.read() == PICTURE for record in found)
+
+
+@posix
+def test_letters_that_look_alike_are_different_names(tmp_path):
+    put(
+        tmp_path, "e\u0301.jpg", "\u00e9.jpg"
+    )  # composed and not: a file system may hold both, and keys are bytes
+    assert sorted(keys(tmp_path)) == ["e\u0301.jpg", "\u00e9.jpg"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
 def test_a_name_that_is_not_utf8_is_reported(tmp_path):
     put(tmp_path, "a.jpg")
