@@ -23,6 +23,7 @@ from llm2clip.indexer.generation import GenerationWriter, Origin, unwinding
 from llm2clip.indexer.ingest import LISTED, Ingest, Survey, Tally, require_pictures, tell
 from llm2clip.indexer.items import ItemsReader
 from llm2clip.indexer.manifest import Manifest, read_manifest, write_manifest
+from llm2clip.indexer.migrating import bring_up_to_date
 from llm2clip.indexer.records import Corpus, same_corpus
 from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport
 from llm2clip.indexer.seam import ImageEncoder
@@ -124,7 +125,7 @@ class _Build:
                 return self._write(writer, ingest, survey)
 
     def _write(self, writer: GenerationWriter, ingest: Ingest, survey: Survey) -> BuildReport:
-        ingest.apply(writer, survey, encoder=self._encoder, options=self._options, tally=self._tally)
+        ingest.apply(writer, survey, encoder=lambda: self._encoder, options=self._options, tally=self._tally)
         if not writer.base.items + writer.appended - writer.removed:
             raise CorpusError(self._unreadable())
         tell(self._options, "writing", survey.total, survey.total, self._tally)
@@ -133,6 +134,8 @@ class _Build:
     def _present(self) -> Manifest | None:
         """The index that is there, if it may be built upon; None if there is none or it is not to be used."""
         try:
+            if not self._options.overwrite:
+                bring_up_to_date(self._folder)
             manifest = read_manifest(self._folder)
         except IndexNotFoundError:
             return None

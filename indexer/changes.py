@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,36 @@ from llm2clip.indexer.generation import GenerationWriter, Origin, blank, clean
 from llm2clip.indexer.items import query
 from llm2clip.indexer.items_writer import ItemsWriter
 from llm2clip.indexer.manifest import MANIFEST, Manifest, read_manifest
-from llm2clip.indexer.store import items_files, next_generation, remove_generations
+from llm2clip.indexer.migrating import bring_up_to_date
+from llm2clip.indexer.store import items_files, lock, next_generation, remove_generations
 from llm2clip.indexer.unfinished import files_of, set_aside
 
 
-def change(folder: Path, manifest: Manifest) -> GenerationWriter:
-    """Begin a change of the index in ``folder``, under its lock.
-
-    What a writer that died had written and not committed is taken back; its vectors are kept for whoever needs them.
+@contextmanager
+def changing(folder: Path) -> Iterator[Manifest]:
+    """Hold the index in ``folder`` to change it: as it was last committed, brought to this format if it is older.
 
     Raises:
-        IndexDamagedError: the items are missing, damaged or of another index.
+        IndexNotFoundError: there is none.
+        IndexConflictError: another process writes.
+        IndexDamagedError: the index is damaged.
+        IndexWriteError: the folder cannot be written.
+    """
+    if not (folder / MANIFEST).exists():
+        read_manifest(folder)  # which says how to make one
+    with lock(folder):
+        bring_up_to_date(folder)
+        manifest = read_manifest(folder)
+        recover(folder, manifest)
+        yield manifest
+
+
+def change(folder: Path, manifest: Manifest) -> GenerationWriter:
+    """Begin a change of the index in ``folder``, under its lock, after ``recover``.
+
+    Raises:
         IndexWriteError: the disk is full, or worse.
     """
-    recover(folder, manifest)
     generation = next_generation(folder)
     items = ItemsWriter(folder / manifest.items_file, generation=generation)
     return GenerationWriter(folder, generation=generation, upon=manifest, items=items)
@@ -101,7 +118,7 @@ def begun(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def sound(folder: Path, manifest: Manifest) -> Manifest:
-    """The manifest, if all that it names is there; without its search structure if that is not, which can be made again.
+    """The manifest, if all that it names is there; without its search structure, which can be made again, if not.
 
     Raises:
         IndexDamagedError: vectors are missing, or a file has another size than was committed.

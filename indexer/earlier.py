@@ -97,8 +97,11 @@ class Committed:
         vector = self._vectors.take(np.array([id]))[0]
         return Kept(vector=vector, hash=hash, width=width, height=height, id=id if own else None)
 
-    def unchanged(self, records: Sequence[Record]) -> list[bool]:
-        """Whether each record is in the index just as it is now, captions and errors included; all are seen."""
+    def unchanged(self, records: Sequence[Record], *, by_hand: bool = False) -> list[bool]:
+        """Whether each record is in the index just as it is now, captions and errors included; all are seen.
+
+        Those that were removed by hand are to stay out, so they count as unchanged, unless they are named by hand.
+        """
         known = self.items.known([record.key for record in records], source=self._source)
         seen = [found.id for found in known.items.values()]
         self.seen[seen] = True
@@ -107,7 +110,7 @@ class Committed:
         for record in records:
             item, error = known.items.get(record.key), known.errors.get(record.key)
             if error is not None and error.stage == "removed":
-                answers.append(True)
+                answers.append(not by_hand)
             elif record.problem is not None:
                 answers.append(error is not None and error.reason == record.problem)
             elif item is not None:

@@ -26,7 +26,7 @@ from llm2clip.indexer.items_writer import MODULUS, ItemsWriter
 from llm2clip.indexer.manifest import MANIFEST, Ann, FileRecord, Manifest, write_manifest
 from llm2clip.indexer.merging import join_small
 from llm2clip.indexer.pipeline import Outcome
-from llm2clip.indexer.segments import SegmentWriter, Vectors, map_segment
+from llm2clip.indexer.segments import Rows, SegmentWriter, Vectors, map_segment
 from llm2clip.indexer.store import ann_name, items_name, remove_generations
 from llm2clip.indexer.unfinished import files_of, leftover, tidy
 
@@ -102,6 +102,8 @@ class GenerationWriter:
         self.base = upon
         self.appended = self.removed = self.errors = 0
         """Items and errors written, and items taken away, so far."""
+        self.new = self.changed = self.described = self.lost = 0
+        """Keys that there were not; keys of other content now; of the same; those that cannot be read any more."""
         self._checksum = int(upon.items_checksum, 16)
         self._checkpointed = time.monotonic()
         self.sources = list(upon.sources)
@@ -139,13 +141,6 @@ class GenerationWriter:
         """How many vectors there are now."""
         return self.base.rows + sum(self._segments.rows)
 
-    @property
-    def changed(self) -> bool:
-        """Whether there is anything to commit."""
-        return bool(
-            self.appended or self.removed or self.errors or len(self.sources) > len(self.base.sources)
-        )
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
@@ -181,8 +176,26 @@ class GenerationWriter:
         self.appended += len(items)
         self.removed += len(gone)
         self.errors += len(errors)
+        replaced = {key for _, key in gone}
+        self.described += len(again)
+        self.new += sum(item.key not in replaced for item in items)
+        self.changed += sum(item.key in replaced for item in items) - len(again)
+        self.lost += len(replaced.difference(item.key for item in items))
         if time.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
             self.checkpoint()
+
+    def copy(self, items: Sequence[ItemRow], vectors: Rows) -> None:
+        """Write items of another generation with their vectors under new ids. Shape: (n, dim), float16.
+
+        Raises:
+            IndexWriteError: the disk is full, or worse.
+        """
+        first = self.rows
+        with self._writing():
+            self._segments.append(vectors)
+            added = self._items.append([row._replace(id=first + n) for n, row in enumerate(items)], ())
+        self._checksum = (self._checksum + added) % MODULUS
+        self.appended += len(items)
 
     def remove(self, ids: Sequence[int]) -> int:
         """Take items away; returns how many were there.
@@ -278,8 +291,8 @@ class GenerationWriter:
         )
         plan = planner(vectors) if planner else old.plan if old else DEFAULT_PLAN
         name = ann_name(self.generation)
-        write_ann(folder / name, vectors.blocks(), rows=rows, dim=dim, plan=plan)
-        return Ann(file=name, rows=rows, plan=dict(plan))
+        kept = write_ann(folder / name, vectors, plan=plan, queries=self.queries)
+        return Ann(file=name, rows=rows, plan=dict(kept))
 
     def delete_if_empty(self) -> None:
         """Delete the files of a new index that has nothing, not even what an earlier process left."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.generation import GenerationWriter
 from llm2clip.indexer.items import NEVER
 from llm2clip.indexer.manifest import Manifest
-from llm2clip.indexer.pipeline import Outcome, chunks, embedded, prepared
+from llm2clip.indexer.pace import Batches
+from llm2clip.indexer.pipeline import Outcome, Reading, chunks, embedded, prepared
 from llm2clip.indexer.records import Corpus, Record
 from llm2clip.indexer.reports import BadPicture, BuildOptions, Progress
 from llm2clip.indexer.seam import ImageEncoder
@@ -31,12 +31,6 @@ _AT_ONCE = 10_000
 class Tally:
     """What was done so far."""
 
-    new: int = 0
-    """Pictures of keys that the index did not have."""
-    changed: int = 0
-    """Pictures whose content is another one now."""
-    described: int = 0
-    """Pictures of the same content whose time, caption or metadata changed."""
     moved: int = 0
     """Pictures that went from one key to another."""
     gone: int = 0
@@ -96,11 +90,20 @@ class Ingest:
         source: its position among the sources.
         manifest: the index as it is committed; None for a new one.
         stack: closes what is opened.
+        by_hand: whether somebody names the pictures, so that those that were removed by hand come back.
     """
 
     def __init__(
-        self, folder: Path, corpus: Corpus, *, source: int, manifest: Manifest | None, stack: ExitStack
+        self,
+        folder: Path,
+        corpus: Corpus,
+        *,
+        source: int,
+        manifest: Manifest | None,
+        stack: ExitStack,
+        by_hand: bool = False,
     ) -> None:
+        self._by_hand = by_hand
         self._folder, self._corpus, self._source, self._stack = folder, corpus, source, stack
         self._committed: Committed | None = None
         self._manifest = manifest
@@ -119,7 +122,7 @@ class Ingest:
         for chunk in chunks(self._corpus.records(captions=False)):
             total += len(chunk)
             if self._committed is not None:
-                same = sum(self._committed.unchanged(chunk))
+                same = sum(self._committed.unchanged(chunk, by_hand=self._by_hand))
                 tally.unchanged += same
                 changed += len(chunk) - same
             else:
@@ -147,18 +150,18 @@ class Ingest:
         writer: GenerationWriter,
         survey: Survey,
         *,
-        encoder: ImageEncoder,
+        encoder: Callable[[], ImageEncoder],
         options: BuildOptions,
         tally: Tally,
     ) -> None:
-        """Write what the survey found to have changed.
+        """Write what the survey found to have changed; the encoder is only asked for if anything did.
 
         Raises:
             IndexWriteError: the disk is full, or worse.
         """
         if survey.changed:
             done = 0
-            for outcomes in self._outcomes(writer, encoder, options):
+            for outcomes in self._outcomes(writer, encoder(), options):
                 writer.append(outcomes, source=self._source)
                 tally.count(outcomes)
                 done += len(outcomes)
@@ -187,23 +190,25 @@ class Ingest:
         )
         if len(unfinished):
             earlier.append(unfinished)
-        workers = options.workers or min(16, os.cpu_count() or 1)
+        batches = Batches(options.batch_size)
         ready = prepared(
             self._changed(),
             encoder=encoder,
             earlier=earlier,
-            workers=workers,
-            window=3 * options.batch_size + workers,
+            reading=Reading(workers=options.workers),
+            batches=batches,
         )
         works = self._manifest is not None and self._manifest.items > 0
-        return embedded(ready, encoder=encoder, batch_size=options.batch_size, works=works)
+        return embedded(ready, encoder=encoder, batches=batches, works=works)
 
     def _changed(self) -> Iterator[Record]:
         if self._committed is None:
             yield from self._corpus.records()
             return
         for chunk in chunks(self._corpus.records()):
-            for record, same in zip(chunk, self._committed.unchanged(chunk), strict=True):
+            for record, same in zip(
+                chunk, self._committed.unchanged(chunk, by_hand=self._by_hand), strict=True
+            ):
                 if not same:
                     yield record
 

@@ -187,6 +187,23 @@ def _other_version(folder: Path, content: Mapping[str, Any]) -> str:
     )
 
 
+def read_older(folder: Path) -> dict[str, Any] | None:
+    """The manifest of an index of ``OLDER_VERSION``, checked against its own checksum; None if there is no such one.
+
+    Raises:
+        IndexDamagedError: it was altered.
+    """
+    try:
+        content = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    if not isinstance(content, dict) or content.get("format_version") != OLDER_VERSION:
+        return None
+    if content.get("format") != FORMAT or content.get("checksum") != _checksum(content):
+        raise IndexDamagedError(f"{folder / MANIFEST} was altered: its checksum does not fit. {_REBUILD}")
+    return content
+
+
 def committed_generation(folder: Path) -> int:
     """The generation that a manifest names, whatever release wrote it; 0 where none can be read."""
     try:

@@ -129,3 +129,63 @@ class IndexInfo:
     """When this one was: ISO 8601, UTC."""
     written_by: str
     """Name and version of the software that wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangeReport:
+    """What ``add``, ``update`` or ``remove`` did."""
+
+    path: str
+    """The index."""
+    changed_anything: bool
+    """Whether anything was committed."""
+    new: int
+    """Pictures that the index did not have."""
+    changed: int
+    """Pictures whose content is another one now."""
+    described: int
+    """Pictures of the same content whose time, caption or metadata changed."""
+    moved: int
+    """Pictures that were found under another name; counted among the new and the removed too."""
+    removed: int
+    """Pictures that were taken away."""
+    unchanged: int
+    """Pictures that were looked for and left as they are."""
+    embedded: int
+    """Pictures that were run through the encoder."""
+    reused: int
+    """Pictures whose vectors were there already."""
+    bad: int
+    """Pictures that could not be read, of those that were looked at."""
+    bad_pictures: tuple[BadPicture, ...]
+    """The first thousand of them, with reasons."""
+    items: int
+    """Pictures in the index now."""
+    tombstones: int
+    """Vectors of no picture that can be found; ``compact`` drops them."""
+    notes: tuple[str, ...]
+    """What else a person should know."""
+    seconds: float
+    """How long it took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompactReport:
+    """What ``compact`` did."""
+
+    path: str
+    """The index."""
+    items: int
+    """Pictures in the index."""
+    dropped: int
+    """Vectors that were dropped."""
+    segments: int
+    """Files of vectors now."""
+    bytes_before: int
+    """Size of all files before."""
+    bytes_after: int
+    """Size of all files now."""
+    notes: tuple[str, ...]
+    """What else a person should know."""
+    seconds: float
+    """How long it took."""

@@ -99,7 +99,7 @@ def test_a_killed_build_goes_on(photos, tmp_path, marker, kept, committed):
         check_whole(tmp_path / "i", photos, tmp_path)
 
 
-@pytest.mark.parametrize(("marker", "kept", "committed"), [POINTS[2], *POINTS[4:7]])
+@pytest.mark.parametrize(("marker", "kept", "committed"), [POINTS[2], *POINTS[5:7]])
 def test_a_killed_rebuild_leaves_the_old_index_or_the_new(photos, tmp_path, marker, kept, committed):
     build_index(photos, tmp_path / "i", encoder=FakeEncoder())
     for number in range(30):
