@@ -32,8 +32,8 @@ from llm2clip.indexer.unfinished import files_of, leftover, tidy
 
 CHECKPOINT_SECONDS = 2.0
 """At most so much work is lost when the process is killed."""
-Planner = Callable[[Vectors], Mapping[str, Any]]
-"""Chooses the plan of the search structure for some vectors."""
+Planner = Callable[[Path, Vectors], Mapping[str, Any]]
+"""Chooses a search structure for some vectors, writes it to a file and returns its plan (``planner.py``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +106,8 @@ class GenerationWriter:
         """Keys that there were not; keys of other content now; of the same; those that cannot be read any more."""
         self._checksum = int(upon.items_checksum, 16)
         self._checkpointed = time.monotonic()
+        self.decoding = upon.decoding
+        """How pictures are decoded."""
         self.sources = list(upon.sources)
         """All sources; one that is added may be named by what is appended."""
         with self._writing():
@@ -271,6 +273,7 @@ class GenerationWriter:
                 segments=segments,
                 ann=ann,
                 files={name: base.files.get(name) or _file_record(folder / name) for name in names},
+                decoding=self.decoding,
             )
             write_manifest(folder, manifest)
             tidy(self._items)
@@ -289,10 +292,12 @@ class GenerationWriter:
         vectors = Vectors(
             [map_segment(folder / each.file, rows=each.rows, dim=dim) for each in segments], dim=dim
         )
-        plan = planner(vectors) if planner else old.plan if old else DEFAULT_PLAN
-        name = ann_name(self.generation)
-        kept = write_ann(folder / name, vectors, plan=plan, queries=self.queries)
-        return Ann(file=name, rows=rows, plan=dict(kept))
+        path = folder / ann_name(self.generation)
+        if planner is not None:
+            plan = planner(path, vectors)
+        else:
+            plan = write_ann(path, vectors, plan=old.plan if old else DEFAULT_PLAN)
+        return Ann(file=path.name, rows=rows, plan=dict(plan))
 
     def delete_if_empty(self) -> None:
         """Delete the files of a new index that has nothing, not even what an earlier process left."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from llm2clip.indexer.decoding import ENOUGH, choose_decoding
 from llm2clip.indexer.earlier import Committed, Earlier
 from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.generation import GenerationWriter
 from llm2clip.indexer.items import NEVER
 from llm2clip.indexer.manifest import Manifest
-from llm2clip.indexer.pace import Batches
+from llm2clip.indexer.pace import Batches, Behind
 from llm2clip.indexer.pipeline import Outcome, Reading, chunks, embedded, prepared
 from llm2clip.indexer.records import Corpus, Record
 from llm2clip.indexer.reports import BadPicture, BuildOptions, Progress
@@ -161,11 +163,12 @@ class Ingest:
         """
         if survey.changed:
             done = 0
-            for outcomes in self._outcomes(writer, encoder(), options):
-                writer.append(outcomes, source=self._source)
-                tally.count(outcomes)
-                done += len(outcomes)
-                tell(options, "embedding", done, survey.changed, tally)
+            with Behind(partial(writer.append, source=self._source)) as writing:
+                for outcomes in self._outcomes(writer, encoder(), options, survey.changed):
+                    writing.put(outcomes)
+                    tally.count(outcomes)
+                    done += len(outcomes)
+                    tell(options, "embedding", done, survey.changed, tally)
         self._take_away(writer, survey, tally)
 
     def _take_away(self, writer: GenerationWriter, survey: Survey, tally: Tally) -> None:
@@ -180,7 +183,7 @@ class Ingest:
             writer.remove_errors(survey.gone_errors, source=self._source)
 
     def _outcomes(
-        self, writer: GenerationWriter, encoder: ImageEncoder, options: BuildOptions
+        self, writer: GenerationWriter, encoder: ImageEncoder, options: BuildOptions, changed: int
     ) -> Iterator[list[Outcome]]:
         earlier: list[Earlier] = [self._committed] if self._committed is not None else []
         path = self._folder / writer.base.items_file
@@ -195,11 +198,18 @@ class Ingest:
             self._changed(),
             encoder=encoder,
             earlier=earlier,
-            reading=Reading(workers=options.workers),
+            reading=Reading(workers=options.workers, margin=self._margin(writer, encoder, changed)),
             batches=batches,
         )
         works = self._manifest is not None and self._manifest.items > 0
         return embedded(ready, encoder=encoder, batches=batches, works=works)
+
+    def _margin(self, writer: GenerationWriter, encoder: ImageEncoder, changed: int) -> int:
+        """How pictures are decoded: as those before them, else as a trial on some of them says."""
+        if writer.decoding is None and changed >= ENOUGH and not writer.base.items:
+            records = self._corpus.records(captions=False)
+            writer.decoding = choose_decoding(records, encoder=encoder).to_json()
+        return int(writer.decoding["margin"]) if writer.decoding else 0
 
     def _changed(self) -> Iterator[Record]:
         if self._committed is None:

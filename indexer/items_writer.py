@@ -41,7 +41,9 @@ class ItemsWriter:
         with sqlite(path, writing=True):
             mode = "rwc" if meta is not None else "rw"
             uri = f"{path.absolute().as_uri()}?mode={mode}"
-            self.db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=60.0)
+            self.db = sqlite3.connect(
+                uri, uri=True, isolation_level=None, timeout=60.0, check_same_thread=False
+            )
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             # Readers are locked out from the first page that is written before a commit until the commit.

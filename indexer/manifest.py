@@ -96,6 +96,8 @@ class Manifest:
     """The derived search structure; None: every row is scanned."""
     files: Mapping[str, FileRecord]
     """Size and checksum of every other file of the index but the items file, which changes."""
+    decoding: Mapping[str, int | float] | None = None
+    """How its pictures are decoded: the fields of ``Decoding``; None: whole, as it was never asked."""
 
     @property
     def dim(self) -> int:

@@ -5,9 +5,13 @@ Everything is in order and bounded: at most a window of pictures is in memory, w
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -17,6 +21,7 @@ from numpy.typing import NDArray
 from llm2clip.indexer.earlier import Earlier, Kept
 from llm2clip.indexer.errors import IndexerError
 from llm2clip.indexer.items import ErrorRow
+from llm2clip.indexer.pace import Batches
 from llm2clip.indexer.records import Record, content_hash
 from llm2clip.indexer.seam import EncoderIdentity, ImageEncoder
 from llm2clip.indexer.segments import Rows
@@ -50,35 +55,103 @@ class Outcome:
     """Why it failed; None if it did not."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How pictures are read and decoded."""
+
+    workers: int | None = None
+    """Threads; None: as many as there are processors, and more where they turn out to wait for the storage."""
+    margin: int = 0
+    """See ``Decoding``."""
+
+
+_MOST = 64
+_LARGE_FILE = 6 * 2**20
+_LOOK = 1.0
+
+
+class _Reader:
+    """Reads and decodes pictures in threads.
+
+    How many work at once is a number of permits, which can grow; those on large files, which may need hundreds of
+    megabytes each, are two at most.
+    """
+
+    def __init__(self, encoder: ImageEncoder, earlier: list[Earlier], reading: Reading) -> None:
+        processors = os.cpu_count() or 1
+        self._encoder, self._earlier, self._margin = encoder, earlier, reading.margin
+        self.workers = reading.workers or min(16, processors)
+        self._limit = reading.workers or max(min(_MOST, 8 * processors), self.workers)
+        self._permits = threading.Semaphore(self.workers)
+        self._large = threading.Semaphore(2)
+        self._pool = ThreadPoolExecutor(max_workers=self._limit, thread_name_prefix="decode")
+        self._began, self._busy, self._starved = time.perf_counter(), time.process_time(), 0.0
+
+    def begin(self, record: Record) -> Future[Outcome]:
+        """Read and decode a picture as soon as a thread is free."""
+        return self._pool.submit(self._work, record)
+
+    def result(self, waiting: Future[Outcome] | Outcome) -> Outcome:
+        """The outcome, waited for if need be; more threads where that happens while processors have nothing to do."""
+        if isinstance(waiting, Outcome) or waiting.done():
+            return waiting if isinstance(waiting, Outcome) else waiting.result()
+        began = time.perf_counter()
+        outcome = waiting.result()
+        now = time.perf_counter()
+        self._starved += now - began
+        if now - self._began > _LOOK:
+            self._look(now)
+        return outcome
+
+    def _look(self, now: float) -> None:
+        passed, busy = now - self._began, time.process_time() - self._busy
+        idle = busy < 0.6 * passed * (os.cpu_count() or 1)
+        if self._starved > 0.3 * passed and idle and self.workers < self._limit:
+            more = min(self.workers, self._limit - self.workers)
+            self.workers += more
+            self._permits.release(more)
+        self._began, self._busy, self._starved = now, time.process_time(), 0.0
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self, record: Record) -> Outcome:
+        with self._permits:
+            if (record.size or 0) < _LARGE_FILE:
+                return _prepare(record, self._encoder, self._earlier, self._margin)
+            with self._large:
+                return _prepare(record, self._encoder, self._earlier, self._margin)
+
+
 def prepared(
-    records: Iterable[Record], *, encoder: ImageEncoder, earlier: list[Earlier], workers: int, window: int
+    records: Iterable[Record],
+    *,
+    encoder: ImageEncoder,
+    earlier: list[Earlier],
+    reading: Reading,
+    batches: Batches,
 ) -> Iterator[Outcome]:
-    """Read and decode records in threads, in order, at most ``window`` ahead.
+    """Read and decode records in threads, in order, at most three batches ahead.
 
     Args:
         records: what to read.
         encoder: its ``prepare`` decodes.
         earlier: builds whose vectors are taken over, the first that has one.
-        workers: number of threads.
-        window: how many pictures may be read or waiting at once.
+        reading: how.
+        batches: how many the encoder takes at once.
     """
-    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
-    queue: deque[Future[Outcome] | Outcome] = deque()
+    reader = _Reader(encoder, earlier, reading)
+    waiting: deque[Future[Outcome] | Outcome] = deque()
     try:
         for settled in _looked_up(records, earlier):
-            queue.append(
-                pool.submit(_prepare, settled, encoder, earlier) if isinstance(settled, Record) else settled
-            )
-            if len(queue) >= window:
-                yield _result(queue.popleft())
-        while queue:
-            yield _result(queue.popleft())
+            waiting.append(reader.begin(settled) if isinstance(settled, Record) else settled)
+            while len(waiting) >= 3 * batches.size + reader.workers:
+                yield reader.result(waiting.popleft())
+        while waiting:
+            yield reader.result(waiting.popleft())
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _result(waiting: Future[Outcome] | Outcome) -> Outcome:
-    return waiting if isinstance(waiting, Outcome) else waiting.result()
+        reader.close()
 
 
 def _looked_up(records: Iterable[Record], earlier: list[Earlier]) -> Iterator[Record | Outcome]:
@@ -121,7 +194,7 @@ def _settled_as(record: Record, answer: Kept) -> Outcome:
     )
 
 
-def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier]) -> Outcome:
+def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier], margin: int) -> Outcome:
     try:
         content = record.read()
     except (OSError, ValueError) as error:
@@ -133,7 +206,7 @@ def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier]) -> O
         if (known := source.by_hash(hash, key=record.key)) is not None:
             return _settled_as(record, known)
     try:
-        picture = encoder.prepare(content)
+        picture = encoder.prepare(content, margin=margin)
     except (OSError, ValueError) as error:
         return Outcome(record=record, stage="decode", reason=_reason(error))
     except Exception as error:
@@ -154,9 +227,9 @@ def _reason(error: Exception) -> str:
 
 
 def embedded(
-    outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batch_size: int, works: bool = False
+    outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batches: Batches, works: bool = False
 ) -> Iterator[list[Outcome]]:
-    """Run the encoder over prepared pictures, ``batch_size`` at a time; outcomes stay in order.
+    """Run the encoder over prepared pictures, a batch at a time; outcomes stay in order.
 
     Pictures that it refuses are outcomes with a reason, once it has shown that it can encode any, which it may have
     done before (``works``).
@@ -170,19 +243,22 @@ def embedded(
     for outcome in outcomes:
         pending.append(outcome)
         waiting += outcome.pixels is not None
-        if waiting == batch_size or len(pending) >= CHUNK + 4 * batch_size:
-            works = _settle(pending, encoder, works)
+        if waiting >= batches.size or len(pending) >= CHUNK + 4 * batches.size:
+            works = _settle(pending, encoder, works, batches if waiting == batches.size else nullcontext())
             yield pending
             pending, waiting = [], 0
     if pending:
-        _settle(pending, encoder, works)
+        _settle(pending, encoder, works, nullcontext())
         yield pending
 
 
-def _settle(pending: list[Outcome], encoder: ImageEncoder, works: bool) -> bool:
+def _settle(
+    pending: list[Outcome], encoder: ImageEncoder, works: bool, timed: AbstractContextManager[None]
+) -> bool:
     """Encode what waits; returns whether the encoder, with these weights, has ever given a vector."""
     works = works or _any_vector(pending)  # those of an earlier build are its own too
-    _encode([each for each in pending if each.pixels is not None], encoder, works)
+    with timed:
+        _encode([each for each in pending if each.pixels is not None], encoder, works)
     return works or _any_vector(pending)
 
 
