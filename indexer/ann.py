@@ -2,55 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.indexer.approximate import ApproximateIndex
 from llm2clip.indexer.errors import IndexDamagedError
 from llm2clip.indexer.faiss_index import KIND, FaissIndex, import_faiss, write_faiss
-from llm2clip.indexer.segments import Rows, Vectors
+from llm2clip.indexer.kinds import APPROXIMATE
+from llm2clip.indexer.plan import Plan
+from llm2clip.indexer.segments import Vectors
 
-Blocks = Iterable[tuple[int, Rows]]
 DEFAULT_PLAN: Mapping[str, Any] = {"kind": KIND}
 """Exact."""
-
-
-class Candidates(Protocol):
-    """Proposes rows that are near to a query; what is said about them is computed from the stored halves."""
-
-    exact: bool
-    """Whether no row that it leaves out can be nearer than those it proposes, but for rounding."""
-
-    def candidates(
-        self, queries: NDArray[np.float32], *, count: int, allowed: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The nearest rows of each query, nearest first.
-
-        Args:
-            queries: Shape: (n, dim), float32.
-            count: how many rows to find.
-            allowed: which rows may be found, all if None. Shape: (rows,), bool.
-
-        Returns:
-            scores (n, count) float32, and ids (n, count) int64, -1 where there are no more.
-        """
-
-
-class _Flat:
-    """The exact structure: every row, as halves."""
-
-    exact = True
-
-    def __init__(self, index: FaissIndex) -> None:
-        self._index = index
-
-    def candidates(
-        self, queries: NDArray[np.float32], *, count: int, allowed: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        return self._index.nearest(queries, count=count, allowed=allowed)
 
 
 def ready(plan: Mapping[str, Any]) -> None:
@@ -67,33 +34,55 @@ def covers_again(plan: Mapping[str, Any], *, covered: int, rows: int) -> bool:
     return rows - covered > max(20_000, covered // 4)
 
 
-def write_ann(path: Path, blocks: Blocks, *, rows: int, dim: int, plan: Mapping[str, Any]) -> None:
-    """Write the structure of ``rows`` vectors to ``path``.
+def write_ann(
+    path: Path, vectors: Vectors, *, plan: Mapping[str, Any], queries: NDArray[np.float32] | None = None
+) -> Mapping[str, Any]:
+    """Write the structure of all ``vectors`` to ``path``.
 
     Args:
         path: the file to write.
-        blocks: (id of the first row, rows of shape (n, dim), float16), in order.
-        rows: how many there are in all.
-        dim: length of the rows.
+        vectors: the stored rows.
         plan: what to make.
+        queries: text queries to tune it with, None if there are none. Shape: (n, dim), float32, unit rows.
+
+    Returns:
+        The plan as it is to be kept: with what was found and measured.
 
     Raises:
+        BudgetError: it would not fit into the memory that is free now.
         FaissNotInstalledError: FAISS is not installed.
         OSError: the disk is full, or worse.
     """
-    _known(plan, path)
-    write_faiss(path, blocks, rows=rows, dim=dim)
+    if plan.get("kind") == KIND:
+        write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
+        return plan
+    from llm2clip.indexer.planner import make_ann, renewed
+
+    return make_ann(
+        path, vectors, plan=renewed(_known(plan, path), rows=len(vectors)), queries=queries
+    ).to_json()
 
 
-def read_ann(path: Path, *, rows: int, dim: int, plan: Mapping[str, Any], device: str = "cpu") -> Candidates:
-    """Open what ``write_ann`` wrote.
+def read_ann(
+    path: Path, *, rows: int, dim: int, plan: Mapping[str, Any], device: str = "cpu"
+) -> ApproximateIndex | None:
+    """Open what ``write_ann`` wrote; None where the stored halves themselves are to be scanned, which is exact.
 
     Raises:
         FaissNotInstalledError: FAISS is not installed.
         IndexDamagedError: the file is missing or not what was expected.
     """
-    _known(plan, path)
-    return _Flat(FaissIndex.read(path, rows=rows, dim=dim))
+    if plan.get("kind") == KIND:
+        if not path.exists():
+            raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
+        return None
+    known = _known(plan, path)
+    if (known.rows, known.dim) != (rows, dim):
+        raise IndexDamagedError(
+            f"{path} does not fit the index: got a plan for {known.rows:,} x {known.dim}, expected {rows:,} x {dim}. "
+            "Run  llm2clip-index compact"
+        )
+    return ApproximateIndex.read(path, plan=known, device=device)
 
 
 def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, Any]) -> str | None:
@@ -103,7 +92,8 @@ def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, A
         FaissNotInstalledError: FAISS is not installed.
         IndexDamagedError: the file is missing or not what was expected.
     """
-    _known(plan, path)
+    if plan.get("kind") != KIND:
+        return read_ann(path, rows=rows, dim=vectors.dim, plan=plan).problem()  # type: ignore[union-attr]
     derived = FaissIndex.read(path, rows=rows, dim=vectors.dim)
     for first, block in vectors.blocks():
         here = block[: max(0, rows - first)]
@@ -114,9 +104,10 @@ def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, A
     return None
 
 
-def _known(plan: Mapping[str, Any], path: Path) -> None:
-    if plan.get("kind") != KIND:
+def _known(plan: Mapping[str, Any], path: Path) -> Plan:
+    if plan.get("kind") not in APPROXIMATE:
         raise IndexDamagedError(
-            f"{path} is of a kind that this release does not know: got {plan.get('kind')!r}, expected {KIND!r}. "
-            "Run  llm2clip-index compact"
+            f"{path} is of a kind that this release does not know: got {plan.get('kind')!r}, expected one of "
+            f"{', '.join((KIND, *APPROXIMATE))}. Run  llm2clip-index compact"
         )
+    return Plan.from_json(plan)

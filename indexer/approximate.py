@@ -132,6 +132,23 @@ class ApproximateIndex:
         found: Found = self._index.search(queries, count, params=params)
         return found
 
+    def problem(self) -> str | None:
+        """What is wrong with it; None if nothing is: every id from 0 is there once."""
+        lists = getattr(self._core, "invlists", None)
+        if lists is None:
+            return None
+        seen = np.zeros(self.rows, dtype=np.uint8)
+        for number in range(self._core.nlist):
+            size = lists.list_size(number)
+            ids = (
+                self._faiss.rev_swig_ptr(lists.get_ids(number), size) if size else np.empty(0, dtype=np.int64)
+            )
+            if len(ids) and (ids.min() < 0 or ids.max() >= self.rows):
+                return f"the search structure names id {ids.max()}, of {self.rows:,} rows"
+            np.add.at(seen, ids, 1)
+        missing = np.flatnonzero(seen != 1)
+        return f"the search structure does not have id {missing[0]} once" if len(missing) else None
+
     def depth(self, k: int) -> int:
         """Candidates to rank exactly for ``k`` hits."""
         return max(k + 8, k * self.plan.parameters.get("refine", 1))

@@ -85,7 +85,8 @@ def _rewrite(folder: Path, manifest: Manifest, planner: Planner | None) -> Manif
             writer.copy(rows, vectors.take(np.array([row.id for row in rows])))
         writer.keep_out(items.errors(every=True))
         old_plan = manifest.ann.plan if manifest.ann else ann.DEFAULT_PLAN
-        return writer.commit(planner=planner or (lambda _: old_plan), whole=True)
+        again = planner or (lambda path, vectors: ann.write_ann(path, vectors, plan=old_plan))
+        return writer.commit(planner=again, whole=True)
 
 
 def _fresh(folder: Path, manifest: Manifest) -> GenerationWriter:

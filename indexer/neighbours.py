@@ -5,14 +5,13 @@ Which way a query goes, and why, is ``explain``'s to say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.halves import Found, HalvesScan, merged
-from llm2clip.indexer.ranking import SLACK, exact_scores
+from llm2clip.indexer.ranking import SLACK, Ranked, exact_scores, rank
 from llm2clip.indexer.segments import Vectors
 
 SCANNED_SHARE = 0.02
@@ -22,8 +21,6 @@ SCANNED_ROWS = 20_000
 _WIDEN = 8
 _AT_MOST = 8_192
 
-Ranked = list[tuple[int, float]]
-"""(id, score), best first, equal scores by id."""
 Allowed = NDArray[np.bool_] | None
 
 
@@ -171,24 +168,3 @@ class Neighbours:
 def _padded(found: Found, k: int) -> Found:
     none = (np.full((1, k), -np.inf, dtype=np.float32), np.full((1, k), -1, dtype=np.int64))
     return merged(none, found)
-
-
-def rank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> list[Ranked]:
-    """Rank proposed rows by exact score, equal scores by id, and keep the best ``k`` of each query.
-
-    Args:
-        vectors: the stored rows.
-        queries: Shape: (n, dim), float32.
-        ids: proposed rows of each query, none of them twice, -1: none. Shape: (n, m), int64.
-        k: how many to keep.
-    """
-    there = ids >= 0
-    found = ids[there]
-    which = np.nonzero(there)[0]
-    against: NDArray[np.float32] | Sequence[float] = queries[0] if len(queries) == 1 else queries[which]
-    scores = np.full(ids.shape, -np.inf, dtype=np.float32)
-    scores[there] = exact_scores(vectors.take(found), np.asarray(against))
-    order = np.lexsort((ids, -scores), axis=1)[:, :k]
-    ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
-    pairs = zip(ids.tolist(), scores.tolist(), strict=True)
-    return [[hit for hit in zip(some, theirs, strict=True) if hit[0] >= 0] for some, theirs in pairs]

@@ -7,13 +7,16 @@ whole afterwards. What would not fit into memory is refused before it is begun.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.approximate import ApproximateIndex, sample_of
+from llm2clip.indexer.faiss_index import write_faiss
 from llm2clip.indexer.kinds import APPROXIMATE, applies, factory_of, figures_of, parameters_of
 from llm2clip.indexer.machine import free_memory
 from llm2clip.indexer.neighbours import Neighbours
@@ -29,6 +32,35 @@ _TRIAL_SLACK = 0.01
 """A trial's recall is that of a few hundred queries: so little below what is asked for is no miss."""
 _STEADY = 1.15
 """The times of an exact scan vary so little that 95 of 100 queries lie below this multiple of the median."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetPlanner:
+    """Chooses, makes and tunes what keeps to a budget: what a build is handed to do so."""
+
+    budget: Budget
+    """What to keep to."""
+    queries: Callable[[], NDArray[np.float32] | None] = lambda: None
+    """Gives text queries to tune with, None where there are none. Shape: (n, dim), float32, unit rows."""
+    say: Callable[[str], None] = lambda line: None
+    """Is told what was planned and what was measured."""
+
+    def __call__(self, path: Path, vectors: Vectors) -> Mapping[str, Any]:
+        """Write the structure to ``path`` and return its plan as JSON.
+
+        Raises:
+            BudgetError: nothing fits the memory; the message has the numbers.
+            FaissNotInstalledError: FAISS is not installed.
+            OSError: the disk is full, or worse.
+        """
+        queries = self.queries()
+        plan = plan_index(vectors, budget=self.budget, queries=queries)
+        if not plan.file:
+            write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
+        made = make_ann(path, vectors, plan=plan, queries=queries)
+        for line in made.lines():
+            self.say(line)
+        return made.to_json()
 
 
 def plan_index(vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None = None) -> Plan:
@@ -117,6 +149,20 @@ def make_ann(path: Path, vectors: Vectors, *, plan: Plan, queries: NDArray[np.fl
         p95_ms=measured.p95_ms,
     )
     return replace(found, measured=figures, asked=asked.kind)
+
+
+def renewed(plan: Plan, *, rows: int) -> Plan:
+    """A plan for another number of rows of the same kind, as when an index has grown."""
+    if plan.rows == rows:
+        return plan
+    return replace(
+        plan,
+        factory=factory_of(plan.kind, rows=rows, dim=plan.dim),
+        parameters=parameters_of(plan.kind, rows=rows),
+        rows=rows,
+        predicted=figures_of(plan.kind, rows=rows, dim=plan.dim),
+        measured=None,
+    )
 
 
 def write_ann(path: Path, vectors: Vectors, *, plan: Plan) -> None:

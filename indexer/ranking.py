@@ -6,12 +6,13 @@ the same for equal rows wherever they lie and however many queries are asked at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.segments import Rows, Vectors
+
+Ranked = list[tuple[int, float]]
+"""(id, score), best first, equal scores by id."""
 
 SLACK = 1e-5
 """More than FAISS's float32 sums of unit vectors can be off."""
@@ -25,55 +26,24 @@ def exact_scores(rows: Rows, queries: NDArray[np.float32]) -> NDArray[np.float32
     return sums
 
 
-def settle(
-    vectors: Vectors,
-    queries: NDArray[np.float32],
-    candidates: Sequence[NDArray[np.int64]],
-    scores: NDArray[np.float32],
-    *,
-    k: int,
-) -> list[list[tuple[int, float]] | None]:
-    """Rank candidates by exact score, equal scores by id, and keep the best ``k`` of each query.
+def rank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> list[Ranked]:
+    """Rank proposed rows by exact score, equal scores by id, and keep the best ``k`` of each query.
 
     Args:
         vectors: the stored rows.
         queries: Shape: (n, dim), float32.
-        candidates: for each query the ids that FAISS found nearest, (up to m,), int64.
-        scores: FAISS's scores of them, falling. Shape: (n, m), float32.
+        ids: proposed rows of each query, none of them twice, -1: none. Shape: (n, m), int64.
         k: how many to keep.
-
-    Returns:
-        For each query (id, score), best first; None where a row that FAISS left out could belong among them.
     """
-    found = np.concatenate(candidates) if len(candidates) > 1 else candidates[0]
-    lengths = [len(ids) for ids in candidates]
-    against = queries[0] if len(queries) == 1 else np.repeat(queries, lengths, axis=0)
-    exact = exact_scores(vectors.take(found), against)
-    settled: list[list[tuple[int, float]] | None] = []
-    start = 0
-    for number, length in enumerate(lengths):
-        ids, here = found[start : start + length], exact[start : start + length]
-        start += length
-        order = np.lexsort((ids, -here))[:k]
-        left_out = length < len(vectors) and scores[number, length - 1] + SLACK >= here[order[-1]]
-        settled.append(
-            None if left_out else list(zip(ids[order].tolist(), here[order].tolist(), strict=True))
-        )
-    return settled
-
-
-def exact_scan(vectors: Vectors, query: NDArray[np.float32], *, k: int) -> list[tuple[int, float]]:
-    """The best ``k`` rows of all, by brute force in bounded memory: (id, score), best first, equal scores by id.
-
-    Args:
-        vectors: the stored rows.
-        query: Shape: (dim,), float32.
-        k: how many to find.
-    """
-    best_ids, best = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
-    for first, rows in vectors.blocks(4096):
-        ids = np.concatenate([best_ids, np.arange(first, first + len(rows))])
-        scores = np.concatenate([best, exact_scores(rows, query)])
-        order = np.lexsort((ids, -scores))[:k]
-        best_ids, best = ids[order], scores[order]
-    return list(zip(best_ids.tolist(), best.tolist(), strict=True))
+    there = ids >= 0
+    found = ids[there]
+    which = np.nonzero(there)[0]
+    against = queries[0] if len(queries) == 1 else queries[which]
+    scores = np.full(ids.shape, -np.inf, dtype=np.float32)
+    scores[there] = exact_scores(vectors.take(found), against)
+    order = np.lexsort((ids, -scores), axis=1)[:, :k]
+    ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    rows: list[list[int]] = ids.tolist()
+    exact: list[list[float]] = scores.tolist()
+    known: list[int] = (ids >= 0).sum(axis=1).tolist()
+    return [list(zip(rows[i][:n], exact[i][:n], strict=True)) for i, n in enumerate(known)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm2clip.indexer.errors import IndexerError
@@ -32,22 +33,22 @@ class Progress:
 class BuildOptions:
     """How to build."""
 
-    batch_size: int = 64
-    """Pictures in one forward pass."""
+    batch_size: int | None = None
+    """Pictures in one forward pass; None: found by trying, while working."""
     workers: int | None = None
-    """Threads that read and decode; None: as many as there are processors, 16 at most."""
+    """Threads that read and decode; None: as many as there are processors, more where they wait for the storage."""
     overwrite: bool = False
     """Build anew, whatever is there; otherwise vectors of unchanged pictures are kept and the index of another
     corpus or encoder is refused."""
     encoder_source: str | None = None
     """What ``load_encoder`` was given, if that is not the encoder's name."""
-    planner: Callable[[Vectors], Mapping[str, Any]] | None = None
-    """Chooses the search structure for the vectors; None: the exact one."""
+    planner: Callable[[Path, Vectors], Mapping[str, Any]] | None = None
+    """Chooses the search structure for the vectors, writes it to a file and returns its plan; None: the exact one."""
     on_progress: Callable[[Progress], None] | None = None
     """Called now and then from the calling thread."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise IndexerError(f"the batch size must be at least 1, got {self.batch_size}")
         if self.workers is not None and self.workers < 1:
             raise IndexerError(f"the number of workers must be at least 1, got {self.workers}")
@@ -89,6 +90,8 @@ class BuildReport:
     """What else a person should know."""
     seconds: float
     """How long it took."""
+    peak_memory: int | None = None
+    """The most memory that the process has held at once, in bytes, weights and mapped files included; None: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann import Candidates, read_ann
+from llm2clip.indexer.ann import read_ann
 from llm2clip.indexer.errors import EncoderMismatchError, IndexDamagedError, IndexerError, IndexNotFoundError
 from llm2clip.indexer.hits import Hit
 from llm2clip.indexer.items import ErrorRow, ItemsReader, ShownRow
 from llm2clip.indexer.locators import read_located, uri_of
 from llm2clip.indexer.manifest import Manifest, read_manifest
-from llm2clip.indexer.nearest import Searched, nearest
+from llm2clip.indexer.neighbours import Neighbours
 from llm2clip.indexer.reports import IndexInfo
 from llm2clip.indexer.segments import Vectors, map_segment
 from llm2clip.indexer.store import describe_unfinished, encoder_mismatch
@@ -96,17 +96,17 @@ class Index:
         return there
 
     @cached_property
-    def _ann(self) -> Candidates | None:
-        ann = self.manifest.ann
-        if ann is None:
-            return None
-        path = self.path / ann.file
-        try:
-            return read_ann(path, rows=ann.rows, dim=self.manifest.dim, plan=ann.plan)
-        except IndexDamagedError:
-            if path.exists():
-                raise
-            return None  # a change deleted it since this index was opened: the vectors are scanned
+    def _neighbours(self) -> Neighbours:
+        ann, candidates = self.manifest.ann, None
+        if ann is not None:
+            path = self.path / ann.file
+            try:
+                candidates = read_ann(path, rows=ann.rows, dim=self.manifest.dim, plan=ann.plan)
+            except IndexDamagedError:
+                if path.exists():
+                    raise
+                # A change deleted it since this index was opened: the vectors are scanned.
+        return Neighbours(self.vectors, candidates=candidates)
 
     def allowed(self, where: str | None = None) -> NDArray[np.bool_] | None:
         """Which ids a search may find: those of no tombstone that a filter lets through; None: all.
@@ -152,17 +152,12 @@ class Index:
         queries = self._checked(vectors)
         if k < 1:
             raise IndexerError(f"k must be at least 1, got {k}")
-        searched = self._searched(where)
+        neighbours, allowed = self._neighbours, self.allowed(where)
         found: list[list[tuple[int, float]]] = []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            found += nearest(searched, queries[start : start + _QUERIES_AT_ONCE], k=k)
+            found += neighbours.search(queries[start : start + _QUERIES_AT_ONCE], k=k, allowed=allowed)
         rows = self.items.shown(list({id for hits in found for id, _ in hits}))
         return [self._hits(hits, rows) for hits in found]
-
-    def _searched(self, where: str | None) -> Searched:
-        ann, described = self._ann, self.manifest.ann
-        covered = described.rows if ann is not None and described is not None else 0
-        return Searched(vectors=self.vectors, ann=ann, covered=covered, allowed=self.allowed(where))
 
     def _checked(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
         queries = np.ascontiguousarray(vectors, dtype=np.float32)

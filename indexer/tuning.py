@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.approximate import ApproximateIndex
 from llm2clip.indexer.halves import HalvesScan
-from llm2clip.indexer.neighbours import Neighbours, rank
+from llm2clip.indexer.neighbours import Neighbours
+from llm2clip.indexer.ranking import rank
 from llm2clip.indexer.segments import Vectors
 
 K = 10
