@@ -17,7 +17,7 @@ from llm2clip.indexer.items_writer import ItemsWriter
 from llm2clip.indexer.manifest import MANIFEST, Manifest, read_manifest
 from llm2clip.indexer.migrating import bring_up_to_date
 from llm2clip.indexer.store import items_files, lock, next_generation, remove_generations
-from llm2clip.indexer.unfinished import files_of, set_aside
+from llm2clip.indexer.unfinished import files_of, set_aside, tidy
 
 
 @contextmanager
@@ -63,10 +63,13 @@ def recover(folder: Path, manifest: Manifest) -> None:
     meta = _meta(path)
     if meta.get("index_id") != manifest.index_id or int(meta.get("generation", 0)) < manifest.generation:
         raise IndexDamagedError(f"{path} belongs to another index. Run the build command again")
-    if int(meta.get("writing", 0)) > manifest.generation:
+    unfinished = int(meta.get("writing", 0)) > manifest.generation
+    if unfinished or files_of(path):
         items = ItemsWriter(path, generation=next_generation(folder))
         try:
-            set_aside(items, generation=manifest.generation, rows=manifest.rows)
+            if unfinished:
+                set_aside(items, generation=manifest.generation, rows=manifest.rows)
+            tidy(items)
         finally:
             items.close()
     clean(folder, manifest)

@@ -85,11 +85,12 @@ class Committed:
 
     def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
         """The vector of the picture of that content, if there is one; with its id if it is the one of that key."""
-        columns = "id, width, height, source = ? AND key = ? AS own"
+        # Vectors of pictures that were removed lie there too, until the index is compacted.
+        columns = "id, width, height, source = ? AND key = ? AND added <= ? AND removed > ? AS own"
         now = self.items.generation
         rows = self.items.rows(
-            f"SELECT {columns} FROM items WHERE hash = ? AND added <= ? AND removed > ? ORDER BY own DESC LIMIT 1",
-            *(self._source, key, hash, now, now),
+            f"SELECT {columns} FROM items WHERE hash = ? AND id < ? ORDER BY own DESC LIMIT 1",
+            *(self._source, key, now, now, hash, len(self._vectors)),
         )
         if not rows:
             return None

@@ -36,6 +36,12 @@ class NamedCorpus(Listed):
             if self._missing or "://" in whole or os.path.exists(whole):
                 yield Row(line=number, path=whole)
 
+    @property
+    def folders_are_there(self) -> bool:
+        """Whether a folder that one of the pictures was in still exists: none does where a disk is not mounted."""
+        folders = {os.path.dirname(os.path.join(self._source["root"], path)) for path in self._paths()}
+        return any(os.path.isdir(folder) for folder in folders)
+
     def identity(self) -> dict[str, str]:
         """The source that the pictures belong to."""
         return self._source

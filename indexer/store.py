@@ -61,7 +61,7 @@ def items_files(folder: Path) -> list[str]:
 def next_generation(folder: Path) -> int:
     """A number larger than that of the manifest and of any file."""
     found = (generation_of(name) for name in os.listdir(folder))
-    return 1 + max((number for number in found if number is not None), default=committed_generation(folder))
+    return 1 + max([committed_generation(folder), *(number for number in found if number is not None)])
 
 
 def describe_unfinished(folder: Path) -> str | None:

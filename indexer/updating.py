@@ -189,7 +189,8 @@ class _Update:
                     by_hand=self._by_hand,
                 )
                 survey = ingest.survey(options=self._options, tally=self._tally, vanish=part.vanish)
-                require_pictures(part.corpus, survey)
+                if not (isinstance(part.corpus, NamedCorpus) and part.corpus.folders_are_there):
+                    require_pictures(part.corpus, survey)
                 self._notes += [*part.corpus.notes, *filter(None, [part.corpus.passed_over_note()])]
                 work.append((part, ingest, survey, number))
             if all(survey.nothing for _, _, survey, _ in work) and manifest.ann is not None:
