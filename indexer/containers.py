@@ -88,11 +88,16 @@ class Files:
 
 
 def _inside(folder: str, endings: frozenset[str], deep: bool) -> Iterator[str]:
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if deep and not name.startswith(".")]
-        for name in names:
-            if os.path.splitext(name)[1].lower() in endings and not name.startswith("."):
-                yield os.path.join(path, name)
+    waiting = [folder]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if os.path.splitext(entry.name)[1].lower() in endings and entry.is_file():
+                    yield entry.path
+                elif deep and entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
 
 
 class ContainerCorpus(Corpus):

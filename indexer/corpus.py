@@ -145,11 +145,12 @@ def _folder(given: str, path: Path, every: float | None) -> Corpus:
     """Containers if the folder holds some and no picture, else its pictures, and videos if nothing else is there."""
     root = Path(os.path.abspath(path))
     folder = FolderCorpus(given, root, every=every)
-    found = {
-        name: Files.found(given, endings=kind.endings, deep=kind.deep) for name, kind in _CONTAINERS.items()
+    alone = next(folder.records(captions=False), None) is None
+    found = {  # beside pictures only those that anybody sees are looked for: the others may lie among thousands
+        name: Files.found(given, endings=kind.endings, deep=kind.deep and alone)
+        for name, kind in _CONTAINERS.items()
     }
     found = {name: files for name, files in found.items() if files.names}
-    alone = next(folder.records(captions=False), None) is None
     if found and alone:
         chosen, *others = found
         corpus = _CONTAINERS[chosen].opened(given, found[chosen])

@@ -69,7 +69,7 @@ class FolderCorpus(Corpus):
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         """All pictures, folder by folder, in order of their names."""
         self.passed_over = Counter()
-        for folder in self._folders(self.root, "", set()):
+        for folder in self._folders():
             if folder.problem is not None:
                 key, uri = printable(folder.below.rstrip("/")), printable(str(folder.path))
                 yield Record(key=key, uri=uri, file=folder.path, problem=f"folder: {folder.problem}")
@@ -83,26 +83,30 @@ class FolderCorpus(Corpus):
                 elif kind in VIDEOS or kind in other_picture_endings():
                     self.passed_over[kind] += 1
 
-    def _folders(self, path: Path, below: str, seen: set[tuple[int, int]]) -> Iterator[_Folder]:
-        try:
-            where = path.stat()
-            if (where.st_dev, where.st_ino) in seen:
-                return
-            seen.add((where.st_dev, where.st_ino))
-            with os.scandir(path) as entries:
-                visible = [
-                    (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
-                ]
-        except OSError as error:
-            if not below:
-                raise
-            yield _Folder(path, below, [], error.strerror or str(error))
-            return
-        yield _Folder(path, below, sorted(name for name, is_folder in visible if not is_folder))
-        for name in sorted(name for name, is_folder in visible if is_folder):
-            inner = path / name
-            if not (inner.is_symlink() and self._inside(inner)):
-                yield from self._folders(inner, f"{below}{name}/", seen)
+    def _folders(self) -> Iterator[_Folder]:
+        seen: set[tuple[int, int]] = set()
+        waiting = [(self.root, "")]  # and no recursion: folders may lie in each other a thousand deep
+        while waiting:
+            path, below = waiting.pop()
+            try:
+                where = path.stat()
+                if (where.st_dev, where.st_ino) in seen:
+                    continue
+                seen.add((where.st_dev, where.st_ino))
+                with os.scandir(path) as entries:
+                    visible = [
+                        (each.name, each.is_dir()) for each in entries if not each.name.startswith(".")
+                    ]
+            except OSError as error:
+                if not below:
+                    raise
+                yield _Folder(path, below, [], error.strerror or str(error))
+                continue
+            yield _Folder(path, below, sorted(name for name, is_folder in visible if not is_folder))
+            for name in sorted((name for name, is_folder in visible if is_folder), reverse=True):
+                inner = path / name
+                if not (inner.is_symlink() and self._inside(inner)):
+                    waiting.append((inner, f"{below}{name}/"))
 
     def _inside(self, link: Path) -> bool:
         """Whether a link leads to a folder that is read anyway."""
@@ -153,7 +157,7 @@ class FolderCorpus(Corpus):
 
     def emptiness(self) -> str:
         """What the folder holds instead of pictures."""
-        names = (name for folder in self._folders(self.root, "", set()) for name in folder.names)
+        names = (name for folder in self._folders() for name in folder.names)
         endings = Counter(ending(name) or "no ending" for name in islice(names, 100_000))
         wanted = " ".join(sorted(picture_endings()))
         if not endings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -146,6 +147,18 @@ def test_names_as_long_as_a_file_system_takes_and_folders_as_deep(tmp_path):
     found = list(open_corpus(tmp_path).records())
     assert [record.key for record in found] == [longest, f"{deep}/{longest}"]
     assert all(record.read() == PICTURE for record in found)
+
+
+def test_folders_in_each_other_need_no_recursion(tmp_path):
+    deep = "/".join("d" * 100)
+    put(tmp_path, f"{deep}/a.png")
+    assert keys(tmp_path) == [f"{deep}/a.png"]  # with everything imported, before it gets tight
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 60)
+    try:
+        assert keys(tmp_path) == [f"{deep}/a.png"]
+    finally:
+        sys.setrecursionlimit(limit)
 
 
 @posix
