@@ -75,6 +75,7 @@ class ApproximateIndex:
                 f"{path} does not fit the index: got (kinds, rows, dim, lists) {found}, expected {expected}. "
                 "Run the build command again"
             )
+        _read_as_needed(faiss, _core(faiss, index))
         return cls(on_device(index, device=device), plan=plan)
 
     @classmethod
@@ -219,6 +220,14 @@ def _flags(faiss: ModuleType, plan: Plan) -> int:
     if plan.kind == "ivf-sq8":
         return int(faiss.IO_FLAG_MMAP)
     return int(getattr(faiss, "IO_FLAG_MMAP_IFC", 0)) if plan.kind.startswith("hnsw") else 0
+
+
+def _read_as_needed(faiss: ModuleType, core: Any) -> None:  # noqa: ANN401
+    """Mapped lists are read by the search itself: starting 32 threads to read ahead costs more than most searches."""
+    if hasattr(core, "invlists"):
+        lists = faiss.downcast_InvertedLists(core.invlists)
+        if hasattr(lists, "prefetch_nthread"):
+            lists.prefetch_nthread = 0
 
 
 def _description(faiss: ModuleType, index: Any, *, rows: int) -> tuple[str, str, int, int, int]:  # noqa: ANN401

@@ -35,15 +35,20 @@ def rank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64],
         ids: proposed rows of each query, none of them twice, -1: none. Shape: (n, m), int64.
         k: how many to keep.
     """
+    if len(queries) == 1:
+        [mine] = ids
+        mine = mine[mine >= 0]
+        exact = exact_scores(vectors.take(mine), queries[0])
+        best = np.lexsort((mine, -exact))[:k]
+        return [_pairs(mine[best], exact[best])]
     there = ids >= 0
-    found = ids[there]
-    which = np.nonzero(there)[0]
-    against = queries[0] if len(queries) == 1 else queries[which]
     scores = np.full(ids.shape, -np.inf, dtype=np.float32)
-    scores[there] = exact_scores(vectors.take(found), against)
+    scores[there] = exact_scores(vectors.take(ids[there]), queries[np.nonzero(there)[0]])
     order = np.lexsort((ids, -scores), axis=1)[:, :k]
     ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
-    rows: list[list[int]] = ids.tolist()
-    exact: list[list[float]] = scores.tolist()
-    known: list[int] = (ids >= 0).sum(axis=1).tolist()
-    return [list(zip(rows[i][:n], exact[i][:n], strict=True)) for i, n in enumerate(known)]
+    counts: list[int] = (ids >= 0).sum(axis=1).tolist()
+    return [_pairs(ids[i, :n], scores[i, :n]) for i, n in enumerate(counts)]
+
+
+def _pairs(ids: NDArray[np.int64], scores: NDArray[np.float32]) -> Ranked:
+    return list(zip(ids.tolist(), scores.tolist(), strict=True))
