@@ -24,6 +24,7 @@ from llm2clip.indexer.ingest import LISTED, Ingest, Survey, Tally, require_pictu
 from llm2clip.indexer.items import ItemsReader
 from llm2clip.indexer.manifest import Manifest, read_manifest, write_manifest
 from llm2clip.indexer.migrating import bring_up_to_date
+from llm2clip.indexer.pace import peak_memory
 from llm2clip.indexer.records import Corpus, same_corpus
 from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport
 from llm2clip.indexer.seam import ImageEncoder
@@ -202,6 +203,7 @@ class _Build:
             bad_pictures=bad_pictures(self._folder, manifest),
             notes=(*self._notes, *filter(None, [passed_over])),
             seconds=time.perf_counter() - self._began,
+            peak_memory=peak_memory(),
         )
 
 

@@ -78,7 +78,8 @@ def print_build(report: BuildReport, *, search: str) -> None:
     else:
         rate = f" ({report.embedded / report.seconds:,.0f}/s)" if report.embedded else ""
         kept = f", {report.kept:,} of them embedded before" if report.kept else ""
-        print(f"Indexed {_pictures(report.items)}{kept} in {report.seconds:,.1f} s{rate}.")
+        memory = f", memory up to {report.peak_memory / 1e6:,.0f} MB" if report.peak_memory else ""
+        print(f"Indexed {_pictures(report.items)}{kept} in {report.seconds:,.1f} s{rate}{memory}.")
     if report.bad:
         print(f"{_pictures(report.bad)} could not be read:")
         for bad in report.bad_pictures[:_SHOWN]:

@@ -70,7 +70,7 @@ class Behind(Generic[Item]):
         waiting: how many may wait.
     """
 
-    def __init__(self, work: Callable[[Item], object], *, waiting: int = 2) -> None:
+    def __init__(self, work: Callable[[Item], object], *, waiting: int = 1) -> None:
         self._work = work
         self._queue: queue.Queue[Item | None] = queue.Queue(waiting)
         self._failure: BaseException | None = None

@@ -288,7 +288,7 @@ def test_a_faulty_encoder_is_named(photos, tmp_path):
     with pytest.raises(
         IndexerError, match=r"encoder 'fake' gave vectors of shape \(30, 3\) for 30 pictures, expected"
     ):
-        build_index(photos, tmp_path / "i", encoder=Wide())
+        build_index(photos, tmp_path / "i", encoder=Wide(), options=BuildOptions(batch_size=30))
     assert not (tmp_path / "i").exists()
 
 

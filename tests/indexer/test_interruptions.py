@@ -60,6 +60,8 @@ def stop_at(photos: Path, index: Path, marker: str, how: signal.Signals) -> tupl
 
 
 # Thirty pictures in batches of four: eight batches.
+WRITING = 8
+"""Pictures that may be embedded and not written yet when the process is killed: two batches."""
 POINTS = [
     ("load", 0, False),
     ("batch 1", 0, False),
@@ -94,7 +96,8 @@ def test_a_killed_build_goes_on(photos, tmp_path, marker, kept, committed):
             open_index(tmp_path / "i")
     encoder = Counting()
     report = build_index(photos, tmp_path / "i", encoder=encoder)
-    assert (report.items, report.kept, encoder.embedded) == (30, kept, 30 - kept)
+    assert (report.items, encoder.embedded) == (30, 30 - report.kept)
+    assert kept - (WRITING if marker.startswith("batch") else 0) <= report.kept <= kept
     if marker not in ("after write_manifest", "before clean"):
         check_whole(tmp_path / "i", photos, tmp_path)
 
@@ -110,7 +113,8 @@ def test_a_killed_rebuild_leaves_the_old_index_or_the_new(photos, tmp_path, mark
         assert (len(index), index.verify().ok) == (30, True)
     encoder = Counting()
     report = build_index(photos, tmp_path / "i", encoder=encoder)
-    assert (report.items, report.kept, encoder.embedded) == (30, kept, 30 - kept)
+    assert (report.items, encoder.embedded) == (30, 30 - report.kept)
+    assert kept - (WRITING if marker.startswith("batch") else 0) <= report.kept <= kept
     with open_index(tmp_path / "i") as index:
         assert {row.width for rows in index.items.each() for row in rows} == {30}
 
