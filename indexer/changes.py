@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.indexer.errors import IndexDamagedError, IndexerError
-from llm2clip.indexer.generation import GenerationWriter, Origin, blank, clean
+from llm2clip.indexer.generation import GenerationWriter, clean
 from llm2clip.indexer.items import query
 from llm2clip.indexer.items_writer import ItemsWriter
 from llm2clip.indexer.manifest import MANIFEST, Manifest, read_manifest
 from llm2clip.indexer.migrating import bring_up_to_date
+from llm2clip.indexer.origin import Origin, blank
 from llm2clip.indexer.store import items_files, lock, next_generation, remove_generations
 from llm2clip.indexer.unfinished import files_of, set_aside, tidy
 

@@ -41,8 +41,8 @@ class BuildRequest:
     """Where to; None for the corpus's own place."""
     encoder: str | None
     """Encoder name or folder; None to find out."""
-    batch_size: int
-    """Pictures per forward pass."""
+    batch_size: int | None
+    """Pictures per forward pass; None to find out."""
     overwrite: bool
     """Build anew whatever is there."""
     as_json: bool
@@ -153,12 +153,17 @@ def _asker() -> Callable[[str], str] | None:
 
 
 def _open(index: Path | None) -> Index:
+    return _open_sample() if str(index) == SAMPLE else open_index(place_of(index))
+
+
+def place_of(index: Path | None) -> Path:
+    """The folder of the index that is meant."""
     if index is not None:
-        return _open_sample() if str(index) == SAMPLE else open_index(index)
+        return sample_index_path() if str(index) == SAMPLE else index.expanduser().absolute()
     last = current_index()
     if last is None:
         raise IndexNotFoundError("no index was built yet: name one with --index PATH, or build one")
-    return open_index(last)
+    return last
 
 
 def _open_sample() -> Index:

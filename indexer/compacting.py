@@ -13,10 +13,11 @@ import numpy as np
 from llm2clip.indexer import ann
 from llm2clip.indexer.changes import changing
 from llm2clip.indexer.errors import IndexDamagedError
-from llm2clip.indexer.generation import GenerationWriter, Origin, Planner, blank, unwinding
+from llm2clip.indexer.generation import GenerationWriter, Planner, unwinding
 from llm2clip.indexer.items import ItemsReader, query
 from llm2clip.indexer.items_writer import ItemsWriter
 from llm2clip.indexer.manifest import MANIFEST, Manifest
+from llm2clip.indexer.origin import Origin, blank
 from llm2clip.indexer.reports import CompactReport
 from llm2clip.indexer.segments import Vectors, map_segment
 from llm2clip.indexer.store import generation_of, items_name, next_generation

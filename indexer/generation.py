@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import sqlite3
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from llm2clip.indexer.ann import DEFAULT_PLAN, covers_again, write_ann
-from llm2clip.indexer.earlier import sha256_of
 from llm2clip.indexer.errors import IndexDamagedError, IndexWriteError
 from llm2clip.indexer.items import ErrorRow, ItemRow
 from llm2clip.indexer.items_writer import MODULUS, ItemsWriter
-from llm2clip.indexer.manifest import MANIFEST, Ann, FileRecord, Manifest, write_manifest
+from llm2clip.indexer.manifest import MANIFEST, Ann, Manifest, write_manifest
 from llm2clip.indexer.merging import join_small
+from llm2clip.indexer.origin import Origin as Origin
+from llm2clip.indexer.origin import blank, errors_of, file_record, item_row, remedy, software
 from llm2clip.indexer.pipeline import Outcome
 from llm2clip.indexer.segments import Rows, SegmentWriter, Vectors, map_segment
 from llm2clip.indexer.store import ann_name, items_name, remove_generations
@@ -34,42 +32,6 @@ CHECKPOINT_SECONDS = 2.0
 """At most so much work is lost when the process is killed."""
 Planner = Callable[[Path, Vectors], Mapping[str, Any]]
 """Chooses a search structure for some vectors, writes it to a file and returns its plan (``planner.py``)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What an index is made from and with."""
-
-    corpus: Mapping[str, str]
-    """Identity of the corpus."""
-    encoder: Mapping[str, str | int]
-    """Identity of the encoder."""
-    encoder_source: str
-    """What ``load_encoder`` loads it from."""
-    anew: bool
-    """Whether the index that was there before is not to be trusted."""
-
-
-def blank(origin: Origin, *, generation: int, items_file: str, index_id: str | None = None) -> Manifest:
-    """The manifest of an index without any picture, which was never written."""
-    return Manifest(
-        index_id=index_id or uuid.uuid4().hex,
-        generation=generation,
-        created="",
-        written_by=software(),
-        sources=(dict(origin.corpus),),
-        encoder=dict(origin.encoder),
-        encoder_source=origin.encoder_source,
-        rows=0,
-        items=0,
-        bad=0,
-        items_file=items_file,
-        items_bytes=0,
-        items_checksum=f"{0:016x}",
-        segments=(),
-        ann=None,
-        files={},
-    )
 
 
 class GenerationWriter:
@@ -104,6 +66,8 @@ class GenerationWriter:
         """Items and errors written, and items taken away, so far."""
         self.new = self.changed = self.described = self.lost = 0
         """Keys that there were not; keys of other content now; of the same; those that cannot be read any more."""
+        self.plan: Mapping[str, Any] = upon.ann.plan if upon.ann else DEFAULT_PLAN
+        """Of the search structure, where it is written without a planner."""
         self._checksum = int(upon.items_checksum, 16)
         self._checkpointed = time.monotonic()
         self.decoding = upon.decoding
@@ -150,7 +114,7 @@ class GenerationWriter:
         except OSError as error:
             raise IndexWriteError(
                 f"cannot write the index at {self._folder}: {error.strerror or error}. "
-                f"What was done so far is kept: {_remedy(error)}"
+                f"What was done so far is kept: {remedy(error)}"
             ) from error
 
     def append(self, outcomes: Sequence[Outcome], *, source: int = 0) -> None:
@@ -171,7 +135,7 @@ class GenerationWriter:
             numbers = iter(range(first, first + len(fresh)))
             ids = [next(numbers) if outcome.id is None else outcome.id for outcome in good]
             items = [item_row(id, outcome, source=source) for id, outcome in zip(ids, good, strict=True)]
-            errors = [row for outcome in outcomes for row in _errors(outcome, source)]
+            errors = [row for outcome in outcomes for row in errors_of(outcome, source)]
             again = [outcome.id for outcome in good if outcome.id is not None]
             added = self._items.append(items, errors, again=again)
         self._checksum = (self._checksum + added - checksum) % MODULUS
@@ -210,6 +174,17 @@ class GenerationWriter:
         self._checksum = (self._checksum - checksum) % MODULUS
         self.removed += count
         return count
+
+    def forget(self, ids: Sequence[int]) -> None:
+        """Let the vectors of removed items, which are damaged, be taken over by no other picture."""
+        with self._writing():
+            self._items.forget(ids)
+
+    def recount(self) -> None:
+        """Take the numbers of items from the items themselves: those of a damaged index may not fit."""
+        with self._writing():
+            count, self._checksum = self._items.recount()
+        self.appended, self.removed = count - self.base.items, 0
 
     def remove_errors(self, keys: Sequence[str], *, source: int) -> None:
         """Forget that pictures could not be read."""
@@ -251,7 +226,14 @@ class GenerationWriter:
             new = [
                 (self._segments.name(number), rows) for number, rows in enumerate(self._segments.rows) if rows
             ]
-            segments = join_small(folder, base.segments, new, generation=self.generation, dim=base.dim)
+            segments = join_small(
+                folder,
+                base.segments,
+                new,
+                files=base.files,
+                generation=self.generation,
+                dim=base.dim,
+            )
             rows = self.rows
             ann = self._ann(segments, rows, planner, whole)
             self._items.begin()
@@ -272,7 +254,7 @@ class GenerationWriter:
                 items_checksum=f"{self._checksum:016x}",
                 segments=segments,
                 ann=ann,
-                files={name: base.files.get(name) or _file_record(folder / name) for name in names},
+                files={name: base.files.get(name) or file_record(folder / name) for name in names},
                 decoding=self.decoding,
             )
             write_manifest(folder, manifest)
@@ -296,7 +278,7 @@ class GenerationWriter:
         if planner is not None:
             plan = planner(path, vectors)
         else:
-            plan = write_ann(path, vectors, plan=old.plan if old else DEFAULT_PLAN)
+            plan = write_ann(path, vectors, plan=self.plan)
         return Ann(file=path.name, rows=rows, plan=dict(plan))
 
     def delete_if_empty(self) -> None:
@@ -331,51 +313,3 @@ def clean(folder: Path, manifest: Manifest) -> None:
     """Delete the files of an index that neither its manifest nor its unfinished vectors need."""
     keep = {MANIFEST, manifest.items_file, *manifest.files, *files_of(folder / manifest.items_file)}
     remove_generations(folder, keep=frozenset(keep))
-
-
-def item_row(id: int, outcome: Outcome, *, source: int) -> ItemRow:
-    """The row of a picture that has a vector."""
-    record = outcome.record
-    return ItemRow(
-        id=id,
-        source=source,
-        key=record.key,
-        path=record.path,
-        locator=record.locator,
-        size=record.size or 0,
-        mtime_ns=record.mtime_ns or 0,
-        sidecars=record.sidecars,
-        hash=outcome.hash,
-        width=outcome.width,
-        height=outcome.height,
-        caption=record.caption,
-        metadata=json.dumps(record.metadata, ensure_ascii=False) if record.metadata else None,
-    )
-
-
-def _errors(outcome: Outcome, source: int) -> list[ErrorRow]:
-    record = outcome.record
-    if outcome.reason is not None:
-        return [ErrorRow(source, record.key, outcome.stage, outcome.reason, record.size, record.mtime_ns)]
-    if record.note is not None:
-        return [ErrorRow(source, record.key, "sidecar", record.note, record.size, record.mtime_ns)]
-    return []
-
-
-def _remedy(error: OSError) -> str:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error)  # SQLite gives no number
-    if full:
-        return "make room and run the same command again"
-    return "put that right and run the same command again"
-
-
-def _file_record(path: Path) -> FileRecord:
-    return FileRecord(bytes=os.path.getsize(path), sha256=sha256_of(path))
-
-
-def software() -> str:
-    """Name and version of what writes."""
-    try:
-        return f"llm2clip-retrieval {version('llm2clip-retrieval')}"
-    except PackageNotFoundError:
-        return "llm2clip-retrieval"

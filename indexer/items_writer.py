@@ -127,6 +127,20 @@ class ItemsWriter:
             (self.generation, json.dumps(ids)),
         )
 
+    def forget(self, ids: Sequence[int]) -> None:
+        """Forget the content of items that were removed."""
+        self.begin()
+        with sqlite(self.path, writing=True):
+            self.db.execute(
+                f"UPDATE items SET hash = x'' WHERE id IN {IN} AND removed < {NEVER}", (json.dumps(ids),)
+            )
+
+    def recount(self) -> tuple[int, int]:
+        """How many items there are, and the sum of their checksums, as of what was written."""
+        with sqlite(self.path):
+            checksums = self.db.execute(f"SELECT checksum FROM items WHERE removed = {NEVER}").fetchall()
+        return len(checksums), sum(checksum for (checksum,) in checksums) % MODULUS
+
     def count_bad(self) -> int:
         """How many pictures could not be read, as of what was written."""
         with sqlite(self.path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llm2clip.indexer.manifest import Segment
+from llm2clip.indexer.earlier import sha256_of
+from llm2clip.indexer.manifest import FileRecord, Segment
 from llm2clip.indexer.segments import SegmentWriter, map_segment
 
 JOINED_ROWS = 65_536
@@ -17,6 +18,7 @@ def join_small(
     old: Sequence[Segment],
     new: Sequence[tuple[str, int]],
     *,
+    files: Mapping[str, FileRecord],
     generation: int,
     dim: int,
 ) -> tuple[Segment, ...]:
@@ -29,6 +31,7 @@ def join_small(
         folder: the index.
         old: segments of the generation before.
         new: (file, rows) of what was appended, in order.
+        files: checksums of the old ones: what was damaged is left as it is, where it will be noticed.
         generation: the one being written.
         dim: length of the vectors.
 
@@ -44,6 +47,9 @@ def join_small(
         return tuple(found)
     start, together = len(old), rows - sum(segment.rows for segment in old)
     while start and found[start - 1].rows <= together and found[start - 1].rows + together <= JOINED_ROWS:
+        name = found[start - 1].file
+        if sha256_of(folder / name) != files[name].sha256:
+            break
         start -= 1
         together += found[start].rows
     if start == len(found) - 1:

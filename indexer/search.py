@@ -199,6 +199,14 @@ class Index:
             ) from error
         return hits
 
+    def explain(self, *, where: str | None = None) -> list[str]:
+        """How a query would be answered and why, a sentence per step; ``explaining.py`` says more.
+
+        Raises:
+            WhereError: the filter means nothing.
+        """
+        return self._neighbours.explain(allowed=self.allowed(where))
+
     def read_image(self, hit_id: int) -> bytes:
         """The encoded picture of a hit, as it is in the corpus now: a whole file, or a part of one.
 

@@ -97,6 +97,23 @@ def add_pictures(
     return _Update(path, encoder=encoder, options=options, by_hand=True).run(parts)
 
 
+def fill(
+    path: str | os.PathLike[str],
+    corpora: Sequence[Corpus],
+    *,
+    encoder: ImageEncoder,
+    options: BuildOptions | None = None,
+) -> ChangeReport:
+    """Add the pictures of opened corpora; those without any are passed over."""
+
+    def parts(_: Manifest) -> Iterator[_Part]:
+        for corpus in corpora:
+            if next(corpus.records(captions=False), None) is not None:
+                yield _Part(corpus=corpus, vanish=False)
+
+    return _Update(path, encoder=encoder, options=options).run(parts)
+
+
 def _reopened(folder: Path, manifest: Manifest, number: int, source: Mapping[str, str]) -> Corpus:
     if source["kind"] != "stdin":
         return reopen_corpus(source)

@@ -292,7 +292,8 @@ def _hashed(state: State) -> dict[str, tuple[bytes, bytes]]:
 def _difference(found: State | None, expected: State | None) -> str:
     one, other = dict(found or {}), dict(expected or {})
     wrong = [key for key in one.keys() & other.keys() if one[key] != other[key]]
-    return f"too many {sorted(one.keys() - other.keys())[:5]}, missing {sorted(other.keys() - one.keys())[:5]}, other {wrong[:5]}"
+    more, fewer = sorted(one.keys() - other.keys()), sorted(other.keys() - one.keys())
+    return f"too many {more[:5]}, missing {fewer[:5]}, other {wrong[:5]}"
 
 
 def run(work: Path, *, kills: int, seed: int) -> dict[str, object]:
