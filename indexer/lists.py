@@ -132,7 +132,8 @@ class _Listed(Corpus):
     def emptiness(self) -> str:
         """What the list holds instead of pictures."""
         lines = sum(1 for _ in self._rows())
-        return f"no pictures in the list {self.spec}: got {lines:,} lines, expected one picture in each"
+        where = "on standard input" if self.spec == STDIN else f"in the list {self.spec}"
+        return f"no pictures {where}: got {lines:,} lines, expected one picture in each"
 
 
 def _stamp(row: Row) -> int | None:

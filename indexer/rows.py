@@ -30,9 +30,13 @@ PATH_COLUMNS = (
     "image_url",
     "url",
     "uri",
+    "文件名",
+    "文件路径",
+    "路径",
+    "图片",
 )
 """Columns that say where a picture is, the first that there is; case does not matter."""
-CAPTION_COLUMNS = ("caption", "text", "captions")
+CAPTION_COLUMNS = ("caption", "text", "captions", "描述", "说明", "标题")
 """Columns that hold its caption, likewise."""
 
 _INT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")

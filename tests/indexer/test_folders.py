@@ -310,7 +310,7 @@ def test_emptiness_says_what_was_found(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "no such folder or tar: .*nowhere"),
+        ("nowhere", "no such file or folder: .*nowhere"),
         ("a.jpg", "is a single picture: expected the folder it is in"),
         ("a.pdf", "neither a folder of pictures nor a .tar"),
     ],

@@ -68,6 +68,11 @@ def test_marks_and_encodings(folder, mark, encoding):
     )
 
 
+def test_columns_in_chinese(folder):
+    (folder / "l.csv").write_text("路径,说明,城市\n海/长城.png,万里长城,北京\n", "gb18030")
+    assert about(open_corpus(folder / "l.csv")) == {"海/长城.png": ("万里长城", {"城市": "北京"}, None)}
+
+
 def test_json_lines(folder):
     lines = [
         {"file_name": "a.png", "text": "a dog", "tags": ["x"], "box": {"w": 1}},
@@ -193,7 +198,10 @@ def test_a_terminal_is_no_list(monkeypatch):
         open_corpus("-")
 
 
-def test_empty_lists_say_so(folder, monkeypatch):
+def test_empty_lists_say_so(folder):
+    assert StdinCorpus(io.BytesIO(b"\n")).emptiness() == (
+        "no pictures on standard input: got 0 lines, expected one picture in each"
+    )
     (folder / "l.csv").write_text("path\n")
     assert open_corpus(folder / "l.csv").emptiness() == (
         f"no pictures in the list {folder / 'l.csv'}: got 0 lines, expected one picture in each"
