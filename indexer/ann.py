@@ -13,6 +13,8 @@ from llm2clip.indexer.approximate import ApproximateIndex
 from llm2clip.indexer.errors import IndexDamagedError
 from llm2clip.indexer.faiss_index import KIND, FaissIndex, import_faiss, write_faiss
 from llm2clip.indexer.kinds import APPROXIMATE
+from llm2clip.indexer.neighbours import Candidates
+from llm2clip.indexer.placing import placed
 from llm2clip.indexer.plan import Plan
 from llm2clip.indexer.segments import Vectors
 
@@ -64,25 +66,29 @@ def write_ann(
 
 
 def read_ann(
-    path: Path, *, rows: int, dim: int, plan: Mapping[str, Any], device: str = "cpu"
-) -> ApproximateIndex | None:
+    path: Path, *, vectors: Vectors, rows: int, plan: Mapping[str, Any], device: str = "cpu"
+) -> Candidates | None:
     """Open what ``write_ann`` wrote; None where the stored halves themselves are to be scanned, which is exact.
+
+    Args:
+        path: the file.
+        vectors: all rows of the index.
+        rows: how many of them it covers.
+        plan: what it is.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
         FaissNotInstalledError: FAISS is not installed.
         IndexDamagedError: the file is missing or not what was expected.
+        IndexerError: there is no such device.
     """
+    if not path.exists():
+        raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
     if plan.get("kind") == KIND:
-        if not path.exists():
-            raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
-        return None
-    known = _known(plan, path)
-    if (known.rows, known.dim) != (rows, dim):
-        raise IndexDamagedError(
-            f"{path} does not fit the index: got a plan for {known.rows:,} x {known.dim}, expected {rows:,} x {dim}. "
-            "Run  llm2clip-index compact"
-        )
-    return ApproximateIndex.read(path, plan=known, device=device)
+        return placed(vectors, device=device)
+    return placed(
+        vectors, device=device, plan=_fitting(path, rows=rows, dim=vectors.dim, plan=plan), path=path
+    )
 
 
 def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, Any]) -> str | None:
@@ -93,7 +99,8 @@ def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, A
         IndexDamagedError: the file is missing or not what was expected.
     """
     if plan.get("kind") != KIND:
-        return read_ann(path, rows=rows, dim=vectors.dim, plan=plan).problem()  # type: ignore[union-attr]
+        known = _fitting(path, rows=rows, dim=vectors.dim, plan=plan)
+        return ApproximateIndex.read(path, plan=known).problem()
     derived = FaissIndex.read(path, rows=rows, dim=vectors.dim)
     for first, block in vectors.blocks():
         here = block[: max(0, rows - first)]
@@ -102,6 +109,16 @@ def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, A
         ):
             return f"{path.name} has other vectors than the segments, from about id {first}"
     return None
+
+
+def _fitting(path: Path, *, rows: int, dim: int, plan: Mapping[str, Any]) -> Plan:
+    known = _known(plan, path)
+    if (known.rows, known.dim) != (rows, dim):
+        raise IndexDamagedError(
+            f"{path} does not fit the index: got a plan for {known.rows:,} x {known.dim}, expected {rows:,} x {dim}. "
+            "Run  llm2clip-index compact"
+        )
+    return known
 
 
 def _known(plan: Mapping[str, Any], path: Path) -> Plan:

@@ -34,6 +34,7 @@ class ApproximateIndex:
     """
 
     exact = False
+    slack = np.inf
 
     def __init__(self, index: Any, *, plan: Plan) -> None:  # noqa: ANN401
         self._faiss, self._index, self.plan = import_faiss(), index, plan
@@ -53,7 +54,7 @@ class ApproximateIndex:
         return 1_024 if self.plan.kind.startswith("hnsw") else int(self._core.nlist)
 
     @classmethod
-    def read(cls, path: Path, *, plan: Plan, device: str = "cpu") -> ApproximateIndex:
+    def read(cls, path: Path, *, plan: Plan) -> ApproximateIndex:
         """Open a structure, mapped into memory where FAISS can map that kind.
 
         Raises:
@@ -76,7 +77,7 @@ class ApproximateIndex:
                 "Run the build command again"
             )
         _read_as_needed(faiss, _core(faiss, index))
-        return cls(on_device(index, device=device), plan=plan)
+        return cls(index, plan=plan)
 
     @classmethod
     def build(
@@ -187,17 +188,6 @@ def sample_of(vectors: Vectors, count: int, *, rows: int, seed: int) -> NDArray[
     random = np.random.default_rng(seed)
     ids = np.sort(random.choice(rows, size=min(count, rows), replace=False))
     return vectors.take(ids).astype(np.float32)
-
-
-def on_device(index: Any, *, device: str) -> Any:  # noqa: ANN401
-    """FAISS's index on a device. On a GPU its codes are copied into the memory there."""
-    if not device.startswith("cuda"):
-        return index
-    faiss = import_faiss()
-    number = int(device.partition(":")[2] or 0)
-    options = faiss.GpuClonerOptions()
-    options.useFloat16 = True
-    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), number, index, options)
 
 
 def _core(faiss: ModuleType, index: Any) -> Any:  # noqa: ANN401

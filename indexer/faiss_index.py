@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -35,6 +36,36 @@ def import_faiss() -> ModuleType:
         ) from error
     found: ModuleType = faiss
     return found
+
+
+WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs", "faiss")
+"""Distributions that bring the module; they overwrite one another."""
+
+
+def wheel() -> str:
+    """Which FAISS is installed and what it can do, for people: ``faiss-cpu 1.15.1, no GPU``."""
+    try:
+        faiss = import_faiss()
+    except FaissNotInstalledError:
+        return "none: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
+    names = [f"{name} {found}" for name in WHEELS if (found := _version(name))]
+    gpus = faiss.get_num_gpus() if has_gpu(faiss) else 0
+    gpu = f"{gpus} GPU{'s' * (gpus != 1)}" if has_gpu(faiss) else "no GPU"
+    graphs = ", CAGRA" if hasattr(faiss, "GpuIndexCagra") else ""
+    both = " (more than one is installed, the last one counts)" if len(names) > 1 else ""
+    return f"{' and '.join(names) or f'faiss {faiss.__version__}'}{both}, {gpu}{graphs}"
+
+
+def has_gpu(faiss: ModuleType) -> bool:
+    """Whether this build of FAISS can use a GPU."""
+    return hasattr(faiss, "StandardGpuResources")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _empty(faiss: ModuleType, dim: int) -> Any:  # noqa: ANN401
@@ -72,7 +103,7 @@ def write_faiss(
 
 
 class FaissIndex:
-    """A FAISS index; made by ``read`` or ``of``."""
+    """The file of an exact index; made by ``read``."""
 
     def __init__(self, index: Any) -> None:  # noqa: ANN401
         self._index = index
@@ -107,54 +138,6 @@ class FaissIndex:
                 "Run the build command again"
             )
         return cls(index)
-
-    @classmethod
-    def of(cls, blocks: Iterable[tuple[int, NDArray[np.float16]]], *, dim: int) -> Self:
-        """Make a FAISS index in memory.
-
-        Args:
-            blocks: (id of the first row, rows of shape (n, dim), float16), in order.
-            dim: length of the rows.
-
-        Raises:
-            FaissNotInstalledError: FAISS is not installed.
-        """
-        index = _empty(import_faiss(), dim)
-        for _, rows in blocks:
-            index.add(rows.astype(np.float32))
-        return cls(index)
-
-    def candidates(
-        self, vectors: NDArray[np.float32], *, count: int
-    ) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
-        """The nearest rows of each query, nearest first.
-
-        Args:
-            vectors: Shape: (n, dim), float32.
-            count: how many rows to find.
-
-        Returns:
-            scores, shape (n, count), float32, and for each query the ids found, (up to count,), int64.
-        """
-        scores, ids = self._index.search(vectors, count)
-        if ids.size and ids.min() >= 0:
-            return scores, list(ids)
-        return scores, [row[row >= 0] for row in ids]
-
-    def nearest(
-        self, queries: NDArray[np.float32], *, count: int, allowed: NDArray[np.bool_] | None
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The nearest of the rows that are allowed: scores (n, count) float32, ids (n, count) int64, -1: none."""
-        faiss = import_faiss()
-        if allowed is None:
-            found: tuple[NDArray[np.float32], NDArray[np.int64]] = self._index.search(queries, count)
-            return found
-        bits = np.packbits(allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(bits)
-        chosen: tuple[NDArray[np.float32], NDArray[np.int64]] = self._index.search(
-            queries, count, params=faiss.SearchParameters(sel=selector)
-        )
-        return chosen
 
     def rows(self, first: int, count: int) -> NDArray[np.float32]:
         """Some rows as FAISS has them. Shape: (count, dim), float32."""

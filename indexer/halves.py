@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.faiss_index import import_faiss
+from llm2clip.indexer.ranking import SLACK
 from llm2clip.indexer.segments import Rows, Vectors
 
 TOGETHER = 24
@@ -46,6 +47,7 @@ class HalvesScan:
     """
 
     exact = True
+    slack = SLACK
 
     def __init__(self, vectors: Vectors, *, first: int = 0) -> None:
         self._faiss = import_faiss()

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.halves import Found, HalvesScan, merged
-from llm2clip.indexer.ranking import SLACK, Ranked, exact_scores, rank
+from llm2clip.indexer.ranking import Ranked, exact_scores, rank
 from llm2clip.indexer.segments import Vectors
 
 SCANNED_SHARE = 0.02
@@ -37,6 +37,10 @@ class Candidates(Protocol):
 
     def candidates(self, queries: NDArray[np.float32], *, count: int, allowed: Allowed) -> Found:
         """Scores (n, count) float32 and ids (n, count) int64 of near rows, nearest first; -1: no more."""
+
+    @property
+    def slack(self) -> float:
+        """How far the scores it ranks by can be off."""
 
     def depth(self, k: int) -> int:
         """How many to propose for ``k`` hits."""
@@ -135,7 +139,7 @@ class Neighbours:
         scores, ids = structure.candidates(queries, count=count, allowed=allowed)
         answers = rank(self._vectors, queries, ids, k=k)
         while count < total:
-            doubtful = [n for n, hits in enumerate(answers) if scores[n, -1] + SLACK >= hits[-1][1]]
+            doubtful = [n for n, hits in enumerate(answers) if scores[n, -1] + structure.slack >= hits[-1][1]]
             if not doubtful:
                 break
             count = min(total, count * _WIDEN)

@@ -21,6 +21,8 @@ from llm2clip.indexer.items import ErrorRow, ItemsReader, ShownRow
 from llm2clip.indexer.locators import read_located, uri_of
 from llm2clip.indexer.manifest import Manifest, read_manifest
 from llm2clip.indexer.neighbours import Neighbours
+from llm2clip.indexer.placing import describe_device
+from llm2clip.indexer.plan import Plan
 from llm2clip.indexer.reports import IndexInfo
 from llm2clip.indexer.segments import Vectors, map_segment
 from llm2clip.indexer.store import describe_unfinished, encoder_mismatch
@@ -34,8 +36,12 @@ if TYPE_CHECKING:
 _QUERIES_AT_ONCE = 256
 
 
-def open_index(path: str | os.PathLike[str]) -> Index:
+def open_index(path: str | os.PathLike[str], *, device: str = "cpu") -> Index:
     """Open the index in a folder. Nothing is read but its manifest until it is needed.
+
+    Args:
+        path: the folder.
+        device: where it is searched: ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
         IndexNotFoundError: there is none, or it was never finished.
@@ -49,7 +55,7 @@ def open_index(path: str | os.PathLike[str]) -> Index:
         except IndexNotFoundError as error:
             raise IndexNotFoundError(describe_unfinished(folder) or str(error)) from error
         try:
-            return Index(folder, manifest)
+            return Index(folder, manifest, device=device)
         except IndexDamagedError:
             # A build may have replaced this generation, and deleted its files, since the manifest was read.
             if read_manifest(folder).generation == manifest.generation:
@@ -62,8 +68,8 @@ class Index:
     ``len(index)`` is the number of pictures that can be found.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.path = folder
+    def __init__(self, folder: Path, manifest: Manifest, *, device: str = "cpu") -> None:
+        self.path, self.device = folder, device
         self.manifest = manifest
         for name, record in manifest.files.items():
             _check_size(folder / name, record.bytes)
@@ -101,7 +107,9 @@ class Index:
         if ann is not None:
             path = self.path / ann.file
             try:
-                candidates = read_ann(path, rows=ann.rows, dim=self.manifest.dim, plan=ann.plan)
+                candidates = read_ann(
+                    path, vectors=self.vectors, rows=ann.rows, plan=ann.plan, device=self.device
+                )
             except IndexDamagedError:
                 if path.exists():
                     raise
@@ -205,7 +213,13 @@ class Index:
         Raises:
             WhereError: the filter means nothing.
         """
-        return self._neighbours.explain(allowed=self.allowed(where))
+        steps = [describe_device(self.device), *self._neighbours.explain(allowed=self.allowed(where))]
+        ann = self.manifest.ann
+        if (
+            ann is not None and len(ann.plan) > 1
+        ):  # the exact structure that nobody planned has nothing to tell
+            steps += Plan.from_json(ann.plan).lines()
+        return steps
 
     def read_image(self, hit_id: int) -> bytes:
         """The encoded picture of a hit, as it is in the corpus now: a whole file, or a part of one.
