@@ -22,6 +22,8 @@ BENCHMARKS = {
     "search": "search_ratio",
     "encode": "query_latency",
     "images": "image_side",
+    "ingest": "ingest",
+    "filters": "filters",
 }
 
 

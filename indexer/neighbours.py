@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llm2clip.indexer.halves import Found, HalvesScan, merged
 from llm2clip.indexer.ranking import Ranked, exact_scores, rank
 from llm2clip.indexer.segments import Vectors
+from llm2clip.indexer.trust import MOSTLY, QUERIES, Trust
 
 SCANNED_SHARE = 0.02
 """Where a filter lets through no larger share of the rows than this, those rows are scanned."""
@@ -61,6 +62,7 @@ class Neighbours:
     def __init__(self, vectors: Vectors, *, candidates: Candidates | None = None) -> None:
         self._vectors, self._candidates = vectors, candidates
         self._scan = HalvesScan(vectors)
+        self._trust = Trust()
         covered = candidates.rows if candidates is not None else 0
         self._tail = HalvesScan(vectors, first=covered) if 0 < covered < len(vectors) else None
 
@@ -83,7 +85,9 @@ class Neighbours:
             return self._exact(self._scan, queries, k=k, allowed=allowed, total=total)
         if structure.exact and self._tail is None:
             return self._exact(structure, queries, k=k, allowed=allowed, total=total)
-        return self._proposed(structure, queries, k=k, allowed=allowed)
+        if structure.exact or allowed is None or total > MOSTLY * len(allowed):
+            return self._proposed(structure, queries, k=k, allowed=allowed)
+        return self._filtered(structure, queries, k=k, allowed=allowed, total=total)
 
     def explain(self, *, allowed: Allowed = None) -> list[str]:
         """How a query would be answered and why, a line per fact."""
@@ -100,12 +104,40 @@ class Neighbours:
             f"{name} proposes {structure.depth(10):,} of its {structure.rows:,} rows for 10 hits, which are ranked "
             "by the stored halves"
         )
+        if allowed is not None and not structure.exact and total <= MOSTLY * rows:
+            found.append(
+                f"the first {QUERIES} queries under this filter are also answered by a scan of what it lets through; "
+                "so are all others if the structure misses too much of that"
+            )
         if self._tail is not None:
             found.append(f"exact scan of the {rows - structure.rows:,} rows that came since it was made")
         return found
 
     def _scanned(self, total: int, allowed: Allowed) -> bool:
         return allowed is not None and total <= max(SCANNED_ROWS, SCANNED_SHARE * len(allowed))
+
+    def _filtered(
+        self,
+        structure: Candidates,
+        queries: NDArray[np.float32],
+        *,
+        k: int,
+        allowed: NDArray[np.bool_],
+        total: int,
+    ) -> list[Ranked]:
+        """By the structure if it is believed under this filter, else by a scan; the first queries by both."""
+        evidence = self._trust.about(allowed)
+        tried: list[Ranked] = []
+        if due := evidence.due(len(queries)):
+            some = queries[:due]
+            tried = self._exact(self._scan, some, k=k, allowed=allowed, total=total)
+            evidence.add(tried, self._proposed(structure, some, k=k, allowed=allowed))
+        rest = queries[len(tried) :]
+        if not len(rest):
+            return tried
+        if evidence.believed:
+            return tried + self._proposed(structure, rest, k=k, allowed=allowed)
+        return tried + self._exact(self._scan, rest, k=k, allowed=allowed, total=total)
 
     def _proposed(
         self, structure: Candidates, queries: NDArray[np.float32], *, k: int, allowed: Allowed

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from llm2clip.indexer.verify import VerifyReport
 
 _QUERIES_AT_ONCE = 256
+_MASKS = 8
+"""Filters whose answers are kept: nothing that they ask about changes while an index is open."""
 
 
 def open_index(path: str | os.PathLike[str], *, device: str = "cpu") -> Index:
@@ -88,6 +90,7 @@ class Index:
             )
         self._filtering = open_guarded(self.items.path)
         self._filter_lock = threading.Lock()
+        self._masks: dict[str, NDArray[np.bool_]] = {}
 
     def __len__(self) -> int:
         return self.manifest.items
@@ -130,9 +133,17 @@ class Index:
         """
         if where is None:
             return self._there
-        compiled = compile_where(where)
         with self._filter_lock:
-            return compiled.mask(self._filtering, rows=self.manifest.rows, commit=self.manifest.generation)
+            if (known := self._masks.pop(where, None)) is None:
+                compiled = compile_where(where)
+                known = compiled.mask(
+                    self._filtering, rows=self.manifest.rows, commit=self.manifest.generation
+                )
+                known.flags.writeable = False
+            self._masks[where] = known  # the last that were asked for are at the end
+            if len(self._masks) > _MASKS:
+                del self._masks[next(iter(self._masks))]
+            return known
 
     def search(
         self, vectors: NDArray[np.float32], *, k: int = 10, where: str | None = None

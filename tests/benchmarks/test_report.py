@@ -156,5 +156,7 @@ def test_all_benchmarks_run(tmp_path: Path):
         "search",
         "encode",
         "images",
+        "ingest",
+        "filters",
     }
     assert all(row["value"] > 0 for row in rows)

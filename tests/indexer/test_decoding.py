@@ -39,7 +39,7 @@ def folder(tmp_path: Path) -> Path:
     place = tmp_path / "pictures"
     place.mkdir()
     for number in range(20):
-        (place / f"{number:02d}.jpg").write_bytes(photograph(800 + 40 * number, 600 + 30 * number))
+        (place / f"{number:02d}.jpg").write_bytes(photograph(400 + 20 * number, 300 + 15 * number))
     (place / "z.png").write_bytes(photograph(300, 300, kind="PNG"))
     (place / "zz.jpg").write_bytes(b"no picture")
     return place
@@ -77,7 +77,7 @@ def test_they_are_decoded_whole_where_it_can(folder: Path):
 
 def test_nothing_is_encoded_where_nothing_can_be_gained(tmp_path: Path):
     encoder = Eye()
-    (tmp_path / "a.png").write_bytes(photograph(900, 700, kind="PNG"))
+    (tmp_path / "a.png").write_bytes(photograph(300, 200, kind="PNG"))
     (tmp_path / "b.jpg").write_bytes(photograph(60, 50))
     assert choose_decoding(records(tmp_path), encoder=encoder) == Decoding(probes=2)
     assert choose_decoding([], encoder=encoder) == Decoding()
@@ -99,9 +99,9 @@ def test_an_index_keeps_to_the_decoding_that_it_began_with(
         keys = {
             hit.key: hit for hit in index.search(index.vectors.take(np.arange(1)).astype(np.float32), k=50)[0]
         }
-    assert (keys["00.jpg"].width, keys["00.jpg"].height) == (800, 600)
+    assert (keys["00.jpg"].width, keys["00.jpg"].height) == (400, 300)
 
-    new = photograph(1234, 800)
+    new = photograph(620, 404)
     (folder / "new.jpg").write_bytes(new)
     monkeypatch.setattr("llm2clip.indexer.ingest.choose_decoding", None)  # is not asked again
     build_index(folder, place, encoder=encoder, options=options)
