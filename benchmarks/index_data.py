@@ -41,8 +41,8 @@ class Collection:
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows scaled to length 1."""
-    rows = rows.astype(np.float32, copy=False)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    scaled: NDArray[np.float32] = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    return scaled
 
 
 class _Synthetic:

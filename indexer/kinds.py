@@ -93,7 +93,7 @@ def _bytes(kind: Kind, *, rows: int, dim: int) -> int:
     codes = {
         "flat-fp16-ip": 2 * dim,
         "ivf-sq8": dim + 8,
-        "ivf-rabitq": math.ceil(dim / 8) + 8 + 16,
+        "ivf-rabitq": math.ceil(dim / 8) + 8 + 8,
         "ivf-pq": math.ceil(_sub_vectors(dim) / 2) + 8,
         "hnsw-sq8": dim + _links(),
         "hnsw-fp16": 2 * dim + _links(),

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.segments import Rows, Vectors
 
+_BLOCK = 128
+
 Ranked = list[tuple[int, float]]
 """(id, score), best first, equal scores by id."""
 
@@ -20,10 +22,13 @@ SLACK = 1e-5
 
 def exact_scores(rows: Rows, queries: NDArray[np.float32]) -> NDArray[np.float32]:
     """Score of each row with the query beside it. Shapes: (n, dim) float16, (n, dim) or (dim,) float32 -> (n,)."""
-    products = rows.astype(np.float64)
-    products *= queries
-    sums: NDArray[np.float32] = products.sum(axis=1).astype(np.float32)
-    return sums
+    scores = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), _BLOCK):  # so few that their doubles stay in the cache
+        part = slice(start, start + _BLOCK)
+        products = rows[part].astype(np.float64)
+        products *= queries if queries.ndim == 1 else queries[part]
+        scores[part] = products.sum(axis=1)
+    return scores
 
 
 def rank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> list[Ranked]:
