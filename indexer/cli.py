@@ -50,6 +50,24 @@ def build(
             metavar="SECONDS", help="Take a frame of each video this often. Default: pass videos over."
         ),
     ] = None,
+    ram: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Memory for searching, such as 4GB. Default: most of what is free."
+        ),
+    ] = None,
+    recall: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE", help="Of the true ten best, how many to find. Default: 0.95; 1 is exact."
+        ),
+    ] = None,
+    p95_ms: Annotated[
+        float | None,
+        typer.Option(
+            metavar="MS", help="Milliseconds for 95 of 100 queries. Default: 50. See docs/scaling.md."
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Build anew, also over the index of other pictures.")
     ] = False,
@@ -82,6 +100,9 @@ def build(
             overwrite=overwrite,
             as_json=as_json,
             every=every,
+            ram=ram,
+            recall=recall,
+            p95_ms=p95_ms,
         )
         run_build(request)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 from llm2clip.indexer import console
 from llm2clip.indexer.build import build_index
@@ -23,6 +24,7 @@ from llm2clip.indexer.location import (
     sample_index_path,
     set_current_index,
 )
+from llm2clip.indexer.planning import TextEncoder, planner_for
 from llm2clip.indexer.records import Corpus
 from llm2clip.indexer.reports import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.seam import ImageEncoder
@@ -49,6 +51,12 @@ class BuildRequest:
     """Print the report as JSON."""
     every: float | None = None
     """Seconds between the frames that are taken of videos."""
+    ram: str | None = None
+    """Memory that searching may take, as it was given; None: most of what is free."""
+    recall: float | None = None
+    """Share of the true ten best to be found; None: the usual one."""
+    p95_ms: float | None = None
+    """Milliseconds for 95 of 100 queries; None: the usual ones."""
 
 
 def run_build(request: BuildRequest) -> None:
@@ -60,7 +68,7 @@ def run_build(request: BuildRequest) -> None:
         KeyboardInterrupt: Ctrl-C; its text says what is kept.
     """
     folder = _place(request)
-    done = 0
+    done, planned = 0, list[str]()
 
     def follow(progress: Progress) -> None:
         nonlocal done
@@ -76,7 +84,16 @@ def run_build(request: BuildRequest) -> None:
                 note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
             encoder = _load(name)
             with console.progress_bar() as show, console.quiet_decoding():
+                planner = planner_for(
+                    corpus,
+                    cast(TextEncoder, encoder),
+                    ram=request.ram,
+                    recall=request.recall,
+                    p95_ms=request.p95_ms,
+                    say=planned.append,
+                )
                 options = BuildOptions(
+                    planner=planner,
                     batch_size=request.batch_size,
                     overwrite=request.overwrite,
                     encoder_source=source_of(name),
@@ -90,6 +107,8 @@ def run_build(request: BuildRequest) -> None:
             else "nothing was done yet"
         )
         raise KeyboardInterrupt(f": {kept}") from None
+    for line in planned:
+        note(line)
     _finish(report, as_json=request.as_json)
 
 

@@ -111,6 +111,7 @@ def print_info(info: IndexInfo) -> None:
         "corpus": " in ".join(filter(None, [info.corpus["spec"], info.corpus.get("root")])),
         "encoder": f"{info.encoder['name']} (weights {str(info.encoder.get('weights_sha256', '?'))[:12]}...)",
         "vectors": f"{info.dim} numbers each, float16; files: {info.segments}; search: {info.ann}",
+        "faiss": info.faiss,
         "size": f"{info.bytes / 2**20:,.1f} MB",
         "built": f"{info.created} by {info.written_by}, generation {info.generation}",
     }

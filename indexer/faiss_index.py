@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -43,17 +44,15 @@ WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-g
 
 
 def wheel() -> str:
-    """Which FAISS is installed and what it can do, for people: ``faiss-cpu 1.15.1, no GPU``."""
-    try:
-        faiss = import_faiss()
-    except FaissNotInstalledError:
+    """Which FAISS is installed, without importing it, for people: ``faiss-cpu 1.15.1 (no GPU)``."""
+    if find_spec("faiss") is None:
         return "none: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
     names = [f"{name} {found}" for name in WHEELS if (found := _version(name))]
-    gpus = faiss.get_num_gpus() if has_gpu(faiss) else 0
-    gpu = f"{gpus} GPU{'s' * (gpus != 1)}" if has_gpu(faiss) else "no GPU"
-    graphs = ", CAGRA" if hasattr(faiss, "GpuIndexCagra") else ""
-    both = " (more than one is installed, the last one counts)" if len(names) > 1 else ""
-    return f"{' and '.join(names) or f'faiss {faiss.__version__}'}{both}, {gpu}{graphs}"
+    if len(names) > 1:
+        return f"{' and '.join(names)} (they overwrite each other: keep one)"
+    return (
+        f"{names[0]} ({'GPU' if 'gpu' in names[0] else 'no GPU'})" if names else "of another origin than pip"
+    )
 
 
 def has_gpu(faiss: ModuleType) -> bool:

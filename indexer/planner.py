@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.approximate import ApproximateIndex, sample_of
-from llm2clip.indexer.faiss_index import write_faiss
+from llm2clip.indexer.faiss_index import KIND, write_faiss
 from llm2clip.indexer.kinds import APPROXIMATE, applies, factory_of, figures_of, parameters_of
 from llm2clip.indexer.machine import free_memory
 from llm2clip.indexer.neighbours import Neighbours
@@ -44,6 +44,8 @@ class BudgetPlanner:
     """Gives text queries to tune with, None where there are none. Shape: (n, dim), float32, unit rows."""
     say: Callable[[str], None] = lambda line: None
     """Is told what was planned and what was measured."""
+    untried_rows: int = 0
+    """Up to so many vectors the exact search is taken without trying or measuring anything."""
 
     def __call__(self, path: Path, vectors: Vectors) -> Mapping[str, Any]:
         """Write the structure to ``path`` and return its plan as JSON.
@@ -53,6 +55,9 @@ class BudgetPlanner:
             FaissNotInstalledError: FAISS is not installed.
             OSError: the disk is full, or worse.
         """
+        if len(vectors) <= self.untried_rows:
+            write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
+            return {"kind": KIND}
         queries = self.queries()
         plan = plan_index(vectors, budget=self.budget, queries=queries)
         if not plan.file:

@@ -44,6 +44,9 @@ class BuildOptions:
     """What ``load_encoder`` was given, if that is not the encoder's name."""
     planner: Callable[[Path, Vectors], Mapping[str, Any]] | None = None
     """Chooses the search structure for the vectors, writes it to a file and returns its plan; None: the exact one."""
+    quicker: Callable[[], ImageEncoder] | None = None
+    """Gives the same encoder in quicker arithmetic, for large builds; used where a trial on some of the pictures keeps
+    every cosine above 0.999. None: no such trial."""
     on_progress: Callable[[Progress], None] | None = None
     """Called now and then from the calling thread."""
 
@@ -122,6 +125,8 @@ class IndexInfo:
     """Vectors that are stored, those of tombstones included."""
     tombstones: int
     """Vectors of no picture that can be found; ``compact`` drops them."""
+    faiss: str
+    """Which FAISS is installed here."""
     ann: str
     """Kind of the search structure."""
     tail: int

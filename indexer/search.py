@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.ann import read_ann
 from llm2clip.indexer.errors import EncoderMismatchError, IndexDamagedError, IndexerError, IndexNotFoundError
+from llm2clip.indexer.faiss_index import wheel
 from llm2clip.indexer.hits import Hit
 from llm2clip.indexer.items import ErrorRow, ItemsReader, ShownRow
 from llm2clip.indexer.locators import read_located, uri_of
@@ -263,6 +264,7 @@ class Index:
             tombstones=manifest.tombstones,
             ann=str(manifest.ann.plan.get("kind", "?")) if manifest.ann else "none",
             tail=manifest.rows - (manifest.ann.rows if manifest.ann else 0),
+            faiss=wheel(),
             generation=manifest.generation,
             created=manifest.created,
             written_by=manifest.written_by,

@@ -36,6 +36,10 @@ def search(
     encoder: Annotated[
         str | None, typer.Option(metavar="NAME", help="Default: the one that the index was built with.")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(metavar="DEVICE", help="Where to encode and search: cuda, cuda:1, cpu; auto decides."),
+    ] = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per query, each on a line.")
     ] = False,
@@ -62,6 +66,7 @@ def search(
             where=where,
             index=index,
             encoder=encoder,
+            device=device,
             output="json" if as_json else "paths" if as_paths else "table",
             html=html,
         )

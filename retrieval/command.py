@@ -43,6 +43,8 @@ class SearchRequest:
     """Index folder; ``None`` for the one at hand."""
     encoder: str | None = None
     """Encoder name or folder; ``None`` for the one the index names."""
+    device: str = "auto"
+    """Where to encode and, where CUDA is named, to search."""
     output: Output = "table"
     """What to print."""
     html: Path | None = None
@@ -60,7 +62,10 @@ def run(request: SearchRequest) -> None:
     pictures = [(path, path.read_bytes()) for path in request.images]
     if not texts and not pictures:
         raise ValueError(f"{request.queries_file} holds no query: it is empty or all its lines are blank")
-    with _one_line_warnings(), open_saying_so(request.index, encoder=request.encoder) as searcher:
+    with (
+        _one_line_warnings(),
+        open_saying_so(request.index, encoder=request.encoder, device=request.device) as searcher,
+    ):
         answers = ask(searcher, texts=texts, pictures=pictures, k=request.k, where=request.where)
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
@@ -115,13 +120,15 @@ def read_queries(source: str | None) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def open_saying_so(index: Path | str | None = None, *, encoder: str | None = None) -> Searcher:
+def open_saying_so(
+    index: Path | str | None = None, *, encoder: str | None = None, device: str = "auto"
+) -> Searcher:
     """``Searcher.open``, saying so on standard error where the sample stands in for an index of one's own."""
     place = locate(index)
     subject = "no index of your own yet: " if place.fallback else ""
     subject += "searching the sample pictures"
     with BuildProgress(f"{subject} (building their index first, once)") as progress:
-        searcher = Searcher.open(index, encoder=encoder, on_progress=progress)
+        searcher = Searcher.open(index, encoder=encoder, device=device, on_progress=progress)
     if place.fallback and not progress.begun:
         note(subject)
     return searcher

@@ -54,7 +54,8 @@ class Searcher:
             index_path: Folder of the index, or ``"sample:"``. ``None``: what ``LLM2CLIP_INDEX`` names, else
                 the index built last, else the sample's.
             encoder: The encoder, or its name or folder. ``None``: the one the index names.
-            device: Where the encoder runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+            device: Where the encoder runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ...; where CUDA is named, the vectors
+                are searched there too.
             on_progress: Called while the sample's index is built, where it is wanted and there is none yet.
 
         Raises:
@@ -66,7 +67,8 @@ class Searcher:
 
         place = locate(index_path)
         if not place.sample:
-            return cls(open_index(place.path), encoder=encoder, device=device)
+            there = device if device.startswith("cuda") else "cpu"
+            return cls(open_index(place.path, device=there), encoder=encoder, device=device)
         if encoder is None or isinstance(encoder, str | os.PathLike):
             encoder = _load(encoder or sample_encoder(), device=device)
         return cls(open_sample(encoder, on_progress=on_progress), encoder=encoder, device=device)

@@ -135,16 +135,12 @@ def test_where_an_index_is_searched(vectors):
 def test_the_installed_wheel_is_named(monkeypatch):
     names = {"faiss-cpu": "1.2.3", "faiss-gpu-cu12": "4.5.6"}
     monkeypatch.setattr("llm2clip.indexer.faiss_index._version", names.get)
-    assert wheel().startswith(
-        "faiss-cpu 1.2.3 and faiss-gpu-cu12 4.5.6 (more than one is installed, the last one counts), "
-    )
+    assert wheel() == "faiss-cpu 1.2.3 and faiss-gpu-cu12 4.5.6 (they overwrite each other: keep one)"
+    for name, can in {"faiss-cpu": "no GPU", "faiss-gpu-cuvs": "GPU"}.items():
+        monkeypatch.setattr("llm2clip.indexer.faiss_index._version", {name: "1.2.3"}.get)
+        assert wheel() == f"{name} 1.2.3 ({can})"
 
-    def missing() -> None:
-        from llm2clip.indexer import FaissNotInstalledError
-
-        raise FaissNotInstalledError("no")
-
-    monkeypatch.setattr("llm2clip.indexer.faiss_index.import_faiss", missing)
+    monkeypatch.setattr("llm2clip.indexer.faiss_index.find_spec", lambda _: None)
     assert wheel() == "none: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
 
 
