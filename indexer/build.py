@@ -201,7 +201,7 @@ class _Build:
             kept=manifest.items - self._tally.embedded,
             bad=manifest.bad,
             bad_pictures=bad_pictures(self._folder, manifest),
-            notes=(*self._notes, *filter(None, [passed_over])),
+            notes=(*self._notes, *self._tally.notes, *filter(None, [passed_over])),
             seconds=time.perf_counter() - self._began,
             peak_memory=peak_memory(),
         )

@@ -97,6 +97,7 @@ def run_build(request: BuildRequest) -> None:
                     batch_size=request.batch_size,
                     overwrite=request.overwrite,
                     encoder_source=source_of(name),
+                    quicker=_quicker(name),
                     on_progress=follow,
                 )
                 report = build_index(corpus, folder, encoder=encoder, options=options)
@@ -155,6 +156,17 @@ def _load(name: str) -> ImageEncoder:
     from llm2clip.encoders import load_encoder
 
     return load_encoder(name)
+
+
+def _quicker(name: str) -> Callable[[], ImageEncoder] | None:
+    """Gives the same encoder in the arithmetic that this processor is quickest in, if that is not its usual one."""
+    from llm2clip.encoders import load_encoder
+    from llm2clip.encoders.devices import quick_dtype
+
+    dtype = quick_dtype()
+    if dtype is None or name.startswith(("st:", "open_clip:")):
+        return None
+    return lambda: load_encoder(name, dtype=dtype)
 
 
 def _asker() -> Callable[[str], str] | None:

@@ -73,6 +73,13 @@ def choose_decoding(records: Iterable[Record], *, encoder: ImageEncoder, parity:
     return tried
 
 
+def some_pixels(records: Iterable[Record], *, encoder: ImageEncoder) -> NDArray[np.uint8]:
+    """A few of the pictures, decoded whole. Shape: (up to ``PROBES``, size, size, 3), uint8."""
+    contents = [content for record in _drawn(records) if (content := _read(record)) is not None]
+    pixels = [picture.pixels for _, picture in _prepared(contents, encoder, margin=0)[0]]
+    return np.stack(pixels) if pixels else np.zeros((0, 0, 0, 3), np.uint8)
+
+
 def _drawn(records: Iterable[Record]) -> list[Record]:
     """A few of the records, spread over the first thousands; the same few every time."""
     able = [record for record in islice(records, _AMONG) if record.problem is None]

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from llm2clip.indexer import arithmetic
 from llm2clip.indexer.decoding import ENOUGH, choose_decoding
 from llm2clip.indexer.earlier import Committed, Earlier
 from llm2clip.indexer.errors import CorpusError
@@ -47,6 +48,8 @@ class Tally:
     """Pictures that could not be read, of those that were looked at."""
     bad_pictures: list[BadPicture] = field(default_factory=list)
     """The first thousand of them."""
+    notes: list[str] = field(default_factory=list)
+    """What a person should know about how it was done."""
     hashes: set[bytes] = field(default_factory=set)
     """Of reused pictures."""
 
@@ -164,7 +167,8 @@ class Ingest:
         if survey.changed:
             done = 0
             with Behind(partial(writer.append, source=self._source)) as writing:
-                for outcomes in self._outcomes(writer, encoder(), options, survey.changed):
+                chosen = self._arithmetic(encoder(), options, survey.changed, tally)
+                for outcomes in self._outcomes(writer, chosen, options, survey.changed):
                     writing.put(outcomes)
                     tally.count(outcomes)
                     done += len(outcomes)
@@ -203,6 +207,16 @@ class Ingest:
         )
         works = self._manifest is not None and self._manifest.items > 0
         return embedded(ready, encoder=encoder, batches=batches, works=works)
+
+    def _arithmetic(
+        self, encoder: ImageEncoder, options: BuildOptions, changed: int, tally: Tally
+    ) -> ImageEncoder:
+        """The encoder, or the same in quicker arithmetic, as a trial on some pictures says."""
+        if options.quicker is None or changed < arithmetic.ENOUGH:
+            return encoder
+        trial = arithmetic.try_quicker(encoder, options.quicker, self._corpus.records(captions=False))
+        tally.notes.append(trial.text())
+        return trial.encoder
 
     def _margin(self, writer: GenerationWriter, encoder: ImageEncoder, changed: int) -> int:
         """How pictures are decoded: as those before them, else as a trial on some of them says."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from llm2clip.indexer.errors import IndexerError
 
 if TYPE_CHECKING:
+    from llm2clip.indexer.seam import ImageEncoder
     from llm2clip.indexer.segments import Vectors
 
 
