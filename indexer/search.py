@@ -27,7 +27,7 @@ from llm2clip.indexer.plan import Plan
 from llm2clip.indexer.reports import IndexInfo
 from llm2clip.indexer.segments import Vectors, map_segment
 from llm2clip.indexer.store import describe_unfinished, encoder_mismatch
-from llm2clip.indexer.where import compile_where
+from llm2clip.indexer.where import compile_where, metadata_names
 from llm2clip.indexer.where_guard import open_guarded
 
 if TYPE_CHECKING:
@@ -218,6 +218,11 @@ class Index:
                 f"{self.items.path} is damaged at item {id} ({error}). Run the build command again"
             ) from error
         return hits
+
+    def metadata_names(self) -> list[str]:
+        """Names of the metadata that pictures came with, as filters ask for them: ``meta.author``, ..."""
+        with self._filter_lock:
+            return metadata_names(self._filtering)
 
     def explain(self, *, where: str | None = None) -> list[str]:
         """How a query would be answered and why, a sentence per step; ``explaining.py`` says more.

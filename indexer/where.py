@@ -5,6 +5,7 @@ compile_where("time >= '2024-05' AND width > height AND meta.author = 'Ann'")
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.errors import IndexDamagedError
-from llm2clip.indexer.where_fields import COLUMNS, Value
+from llm2clip.indexer.where_fields import COLUMNS, META, Value
 from llm2clip.indexer.where_guard import time_limit
 from llm2clip.indexer.where_parse import Parser
 from llm2clip.indexer.where_tokens import WhereError
@@ -25,6 +26,8 @@ SECONDS = 30.0
 _THERE = "added <= ? AND removed > ?"
 _COPIES = "count(*) OVER (PARTITION BY hash) AS copies"
 _COUNTED = f"(SELECT {', '.join(sorted(COLUMNS))}, {_COPIES} FROM items WHERE {_THERE})"
+_LOOKED_AT = 5_000
+_PLAIN = re.compile(r"[^\W\d]\w*")
 _JSON = "(metadata,"
 _VALID_JSON = "(CASE WHEN json_valid(metadata) THEN metadata END,"
 
@@ -89,6 +92,29 @@ class Where:
             values = (*there, *self.values)
         found = connection.execute(statement, values)
         return np.fromiter((row[0] for row in found), dtype=np.int64)
+
+
+def metadata_names(connection: sqlite3.Connection) -> list[str]:
+    """Names of the metadata that some thousand of the pictures came with, in order, as filters ask for them.
+
+    Args:
+        connection: to the items, from ``open_guarded``; nobody else may use it meanwhile.
+
+    Raises:
+        IndexDamagedError: the items cannot be read.
+    """
+    some = (
+        f"SELECT metadata FROM items WHERE metadata IS NOT NULL AND json_valid(metadata) LIMIT {_LOOKED_AT}"
+    )
+    try:
+        with time_limit(connection, seconds=SECONDS):
+            found = connection.execute(
+                f"SELECT DISTINCT element.key FROM ({some}) AS some, json_each(some.metadata) AS element"
+            ).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error
+    names = sorted(str(name) for (name,) in found)
+    return [f"{META}.{name}" if _PLAIN.fullmatch(name) else f'{META}."{name}"' for name in names]
 
 
 def compile_where(text: str) -> Where:

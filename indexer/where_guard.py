@@ -24,7 +24,7 @@ _FUNCTIONS = frozenset(
     {"coalesce", "count", "glob", "hex", "json_extract", "json_type", "json_valid", "like", "lower", "nullif"}
     | {"typeof", FOLDED}
 )
-_JSON_COLUMNS = frozenset({"atom", "json", "root", ""})
+_JSON_COLUMNS = frozenset({"atom", "json", "key", "root", ""})
 _STEPS = 20_000
 """Steps of SQLite's machine between two looks at the clock: a few hundred microseconds."""
 

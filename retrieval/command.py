@@ -70,7 +70,9 @@ def run(request: SearchRequest) -> None:
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
         if request.where and not any(answer.hits for answer in answers):
-            note("no picture passes the filter")
+            names = searcher.index.metadata_names() if "meta" in request.where.lower() else []
+            known = f"; the metadata there is: {', '.join(names[:40])}" if names else ""
+            note(f"no picture passes the filter{known}")
         if written:
             note(f"gallery written to {written}")
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2clip.indexer.items import NEVER, SCHEMA
-from llm2clip.indexer.where import WhereError, compile_where
+from llm2clip.indexer.where import WhereError, compile_where, metadata_names
 from llm2clip.indexer.where_guard import guard, open_guarded
 
 
@@ -47,7 +47,7 @@ def table(path: Path, pictures: list[dict[str, Any]]) -> sqlite3.Connection:
         for number, given in enumerate(pictures):
             row = {"path": None, "hash": number.to_bytes(16, "big"), "added": 1, "removed": NEVER, **given}
             row |= {"source": 0, "checksum": 0}
-            row["metadata"] = json.dumps(row["metadata"]) if row["metadata"] else None
+            row["metadata"] = json.dumps(row["metadata"], ensure_ascii=False) if row["metadata"] else None
             names = ", ".join(row)
             marks = ", ".join(f":{name}" for name in row)
             db.execute(f"INSERT INTO items (id, {names}) VALUES ({number}, {marks})", row)
@@ -163,6 +163,18 @@ def test_metadata_that_sqlite_cannot_read_is_as_good_as_missing(tmp_path: Path):
     items = table(tmp_path / "items.db", [*PICTURES, broken])
     assert np.flatnonzero(compile_where("meta.author = 'Ann'").mask(items, rows=6, commit=1)).tolist() == [0]
     assert compile_where("meta.author IS NULL").mask(items, rows=6, commit=1)[5]
+    items.close()
+
+
+def test_the_names_of_metadata_are_as_filters_ask_for_them(tmp_path: Path):
+    broken = {**PICTURES[0], "key": "nan", "metadata": {"NaN": float("nan")}}
+    strange = {**PICTURES[0], "key": "strange", "metadata": {"name of it": 1, "名": 2, "1st": 3}}
+    items = table(tmp_path / "items.db", [*PICTURES, broken, strange])
+    names = metadata_names(items)
+    known = ["meta.author", "meta.camera", "meta.public", "meta.tags", "meta.year", "meta.名"]
+    assert sorted(names) == sorted([*known, 'meta."1st"', 'meta."name of it"'])
+    for name in names:
+        assert compile_where(f"{name} IS NOT NULL").mask(items, rows=7, commit=1).any()
     items.close()
 
 
