@@ -123,9 +123,8 @@ def search(
     ids = np.flatnonzero(allowed)
     exact = vectors.take(ids).astype(np.float32)
     hits, seconds = 0, []
-    limits = {"SCANNED_ROWS": 0 if alone else neighbours.SCANNED_ROWS}
-    limits["SCANNED_SHARE"] = 0 if alone else neighbours.SCANNED_SHARE
-    with patch.multiple(neighbours, **limits):
+    rows, share = (0, 0.0) if alone else (neighbours.SCANNED_ROWS, neighbours.SCANNED_SHARE)
+    with patch.multiple(neighbours, SCANNED_ROWS=rows, SCANNED_SHARE=share):
         for query in queries:
             began = time.perf_counter()
             found = searching.search(query[None], k=K, allowed=allowed)[0]

@@ -37,9 +37,10 @@ Ways = dict[str, Callable[[], object]]
 
 def measure(settings: Settings) -> list[Row]:
     """Model-bound, decode-bound, and the decoding of large pictures."""
-    from transformers.utils.logging import disable_progress_bar
+    from transformers.utils import logging
 
-    disable_progress_bar()
+    quiet: Any = logging
+    quiet.disable_progress_bar()
     files = _files(settings)
     few = files[: 16 if settings.quick else PICTURES]
     folder = settings.work / "few"
@@ -76,8 +77,10 @@ def _turns(ways: Ways, *, pictures: int, turns: int, clock: Callable[[], float])
 def save_clip(folder: Path, *, layers: int) -> Path:
     """A ViT-B/32 CLIP with random weights, laid out as published ones are; returns its folder."""
     import torch
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
+    import transformers
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
+    processor: Any = transformers.CLIPProcessor
     words = [*"ab", "a</w>", "b</w>", "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=77)
     ends = {"bos_token_id": 4, "eos_token_id": 5, "pad_token_id": 5, "vocab_size": len(words)}
@@ -85,7 +88,7 @@ def save_clip(folder: Path, *, layers: int) -> Path:
     torch.manual_seed(0)
     config = CLIPConfig(text_config={**few, **ends}, vision_config={"num_hidden_layers": layers})
     CLIPModel(config).save_pretrained(folder)
-    CLIPProcessor(CLIPImageProcessorPil(), tokenizer).save_pretrained(folder)
+    processor(CLIPImageProcessorPil(), tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -151,10 +154,12 @@ def _build(folder: Path, place: Path, encoder: ImageEncoder, options: BuildOptio
 def _transformers_loop(model: Path, files: Sequence[Path]) -> Callable[[], object]:
     """What its documentation shows: open, process, forward, a batch after the other."""
     import torch
+    import transformers
     from PIL import Image
-    from transformers import CLIPModel, CLIPProcessor
 
-    clip, processor = CLIPModel.from_pretrained(model).eval(), CLIPProcessor.from_pretrained(model)
+    library: Any = transformers
+    clip, processor = (each.from_pretrained(model) for each in (library.CLIPModel, library.CLIPProcessor))
+    clip.eval()
 
     def run() -> object:
         found = []
@@ -174,7 +179,7 @@ class Idle:
     def __init__(self) -> None:
         self.info = FakeEncoder(dim=512, image_size=224).info
         rows = np.random.default_rng(0).standard_normal((1024, 512)).astype(np.float32)
-        self._rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        self._rows: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         self._preprocess = Preprocess(size=224, mode=ResizeMode.SHORTEST_CROP)
 
     def prepare(self, image: bytes, /, *, margin: int = 0) -> PreparedImage:

@@ -59,7 +59,7 @@ class Nothing:
     def __init__(self) -> None:
         self.info = FakeEncoder(dim=DIM, image_size=SIDE).info
         rows = np.random.default_rng(0).standard_normal((4096, DIM)).astype(np.float32)
-        self._rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+        self._rows: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
     def prepare(self, image: bytes, /, *, margin: int = 0) -> PreparedImage:
         return PreparedImage(pixels=np.empty((SIDE, SIDE, 3), np.uint8), width=SIDE, height=SIDE)
