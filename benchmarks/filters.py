@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -63,7 +64,7 @@ def measure(settings: Settings) -> list[Row]:
 
 
 def _row(what: str, value: float, unit: str, aim: float | None = None, note: str = "") -> Row:
-    better = "higher" if unit == "ratio" else "lower"
+    better: Literal["higher", "lower"] = "higher" if unit == "ratio" else "lower"
     return Row(benchmark="filters", what=what, value=value, unit=unit, aim=aim, better=better, note=note)
 
 
