@@ -10,7 +10,8 @@ import tempfile
 import weakref
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, final
 
@@ -45,6 +46,7 @@ class _Listed(Corpus):
     def __init__(self, spec: str, root: str) -> None:
         super().__init__(spec, Path(root))
         self._base = root.rstrip("/") if "://" in root else root
+        self._reader: Callable[[str], bytes] | None = None
 
     @abstractmethod
     def _rows(self) -> Iterator[Row]:
@@ -114,8 +116,10 @@ class _Listed(Corpus):
         )
 
     def _remote(self, key: str, row: Row) -> Record:
-        from llm2clip.indexer.remote import read_remote
+        if self._reader is None:
+            from llm2clip.indexer.remote import Reader
 
+            self._reader = Reader()
         url = key if "://" in key else f"{self._base}/{key}"
         return Record(
             key=key,
@@ -123,7 +127,7 @@ class _Listed(Corpus):
             file=Path(url),
             size=0,
             mtime_ns=0,
-            fetch=lambda: read_remote(url),
+            fetch=partial(self._reader, url),
             sidecars=_stamp(row),
             caption=row.caption,
             metadata=row.metadata,

@@ -23,7 +23,7 @@ from llm2clip.indexer.records import (
     parse_sidecar,
     picture_endings,
 )
-from llm2clip.indexer.remote import Fetched, asking, mtime_ns_of, read_remote, store_of
+from llm2clip.indexer.remote import Fetched, Reader, asking, mtime_ns_of, read_remote, store_of
 
 
 def remote_files(pattern: str, *, endings: frozenset[str] = frozenset(), deep: bool = False) -> Files:
@@ -126,6 +126,7 @@ class RemoteFolderCorpus(Corpus):
     def __init__(self, spec: str) -> None:
         super().__init__(spec, Path(spec))
         self._url = spec.rstrip("/")
+        self._read = Reader()
 
     def identity(self) -> dict[str, str]:
         """What the manifest stores."""
@@ -146,7 +147,7 @@ class RemoteFolderCorpus(Corpus):
                     size=entry.size,
                     mtime_ns=entry.mtime_ns,
                     sidecars=stamp,
-                    fetch=partial(read_remote, url),
+                    fetch=partial(self._read, url),
                     caption=sidecar.caption,
                     metadata=sidecar.metadata,
                     note=sidecar.note,

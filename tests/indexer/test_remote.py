@@ -251,6 +251,13 @@ def test_the_index_of_a_url_has_a_place_and_that_of_standard_input_none(tmp_path
         default_index_path("-")
 
 
+def test_a_build_that_tries_some_pictures_first_fetches_none_twice(store, reads, tmp_path):
+    put(store, {f"many/{n:03d}.png": encoded(colour_of(n)) for n in range(300)})
+    report = build_index("memory://b/many", tmp_path / "i", encoder=FakeEncoder())
+    assert (report.items, report.bad) == (300, 0)
+    assert sorted(reads) == [f"/b/many/{n:03d}.png" for n in range(300)]
+
+
 def test_an_index_over_a_remote_folder(store, reads, tmp_path):
     put(store, FOLDER)
     encoder = FakeEncoder()
