@@ -153,7 +153,7 @@ class ApproximateIndex:
 
     def depth(self, k: int) -> int:
         """Candidates to rank exactly for ``k`` hits."""
-        return max(k + 8, k * self.plan.parameters.get("refine", 1))
+        return max(k + 2, k * self.plan.parameters.get("refine", 2))
 
     def _parameters(self, probes: int, *, count: int, selector: Any) -> Any:  # noqa: ANN401
         faiss, core = self._faiss, self._core
