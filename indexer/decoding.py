@@ -18,10 +18,11 @@ PARITY = 0.999
 """Cosine that the worst of the tried pictures must keep to its vector from the whole picture."""
 PROBES = 16
 """Pictures that are tried."""
-ENOUGH = 256
+ENOUGH = 512
 """Fewer pictures than this are decoded whole without a trial, which would cost more than it can save."""
 _AMONG = 4096
 _MARGINS = (1, 2)
+_FIRST = 4
 _FASTER = 0.85
 
 
@@ -52,16 +53,14 @@ def choose_decoding(records: Iterable[Record], *, encoder: ImageEncoder, parity:
     """
     drawn = _drawn(records)
     contents = [content for record in drawn if (content := _read(record)) is not None]
+    first, _ = _prepared(contents[:_FIRST], encoder, margin=0)
+    if not _different(first, _prepared(contents[:_FIRST], encoder, margin=_MARGINS[0])[0]):
+        return Decoding(probes=len(first))  # small pictures, or no JPEGs: known at little cost
     whole, seconds = _prepared(contents, encoder, margin=0)
     tried = Decoding(probes=len(whole))
-    reference: NDArray[np.float32] | None = None
     for margin in _MARGINS:
         smaller, took = _prepared([content for content, _ in whole], encoder, margin=margin)
-        pairs = [
-            (one.pixels, other.pixels)
-            for (_, one), (_, other) in zip(whole, smaller, strict=True)
-            if not np.array_equal(one.pixels, other.pixels)
-        ]
+        pairs = _different(whole, smaller)
         if not pairs or took > _FASTER * seconds:
             break  # nothing to gain, and with a larger margin still less
         reference = encoder.encode_prepared(np.stack([one for one, _ in pairs]))
@@ -71,6 +70,15 @@ def choose_decoding(records: Iterable[Record], *, encoder: ImageEncoder, parity:
         if cosine >= parity:
             return Decoding(margin=margin, cosine=tried.cosine, probes=tried.probes)
     return tried
+
+
+_Pictures = list[tuple[bytes, Prepared]]
+
+
+def _different(whole: _Pictures, smaller: _Pictures) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Pixels of the pictures that were indeed decoded smaller, both ways."""
+    both = ((one.pixels, other.pixels) for (_, one), (_, other) in zip(whole, smaller, strict=True))
+    return [(one, other) for one, other in both if not np.array_equal(one, other)]
 
 
 def some_pixels(records: Iterable[Record], *, encoder: ImageEncoder) -> NDArray[np.uint8]:
@@ -96,11 +104,9 @@ def _read(record: Record) -> bytes | None:
     return content or None
 
 
-def _prepared(
-    contents: list[bytes], encoder: ImageEncoder, *, margin: int
-) -> tuple[list[tuple[bytes, Prepared]], float]:
+def _prepared(contents: list[bytes], encoder: ImageEncoder, *, margin: int) -> tuple[_Pictures, float]:
     """Pictures with their pixels, without those that cannot be decoded, and how many seconds it took."""
-    found: list[tuple[bytes, Prepared]] = []
+    found: _Pictures = []
     began = time.thread_time()
     for content in contents:
         try:
