@@ -1,15 +1,22 @@
 """``Chunk``: pictures that are read together, because one by one would take far longer.
 
 A row of a compressed table or a frame of a video cannot be read without what lies before it. The records of such
-neighbours share a chunk: the first that is read reads them all, and each is let go as soon as it was asked for, so
-that no more of them wait in memory than are about to be needed.
+neighbours share a chunk: the first that is read reads them all, and each is let go as soon as it was asked for. No more
+than a few chunks wait in memory: of the one that was read longest ago the rest is dropped, to be read one by one.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import final
+
+MOST = 6
+"""Chunks with pictures that nobody asked for yet; two for each column of a table with several are in use at once."""
+_loaded: deque[weakref.ref[Chunk]] = deque()
+_guard = threading.Lock()
 
 
 @final
@@ -35,11 +42,36 @@ class Chunk:
             OSError, ValueError: it cannot be read.
         """
         with self._lock:
+            new = self._waiting is None
             if self._waiting is None:
                 self._waiting = dict(enumerate(self._load()))
             content = self._waiting.pop(number, None)
+            new = new and bool(self._waiting)
+        if new:
+            _make_room(self)
         if content is None:
             return self._one(number)
         if isinstance(content, Exception):
             raise content
         return content
+
+    def drop(self) -> None:
+        """Let go of what waits."""
+        with self._lock:
+            self._waiting = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many pictures wait."""
+        return len(self._waiting or ())
+
+
+def _make_room(chunk: Chunk) -> None:
+    with _guard:
+        alive = [each for each in _loaded if (known := each()) is not None and known.waiting]
+        _loaded.clear()
+        _loaded.extend([*alive, weakref.ref(chunk)])
+        old = [_loaded.popleft()() for _ in range(len(_loaded) - MOST)]
+    for each in old:
+        if each is not None:
+            each.drop()

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llm2clip.indexer.chunks import Chunk
+from llm2clip.indexer.chunks import MOST, Chunk
 
 
 def test_all_are_read_by_the_first_and_each_is_let_go():
@@ -33,3 +33,14 @@ def test_threads_read_it_once():
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(chunk.take, range(100))) == [bytes([n]) for n in range(100)]
     assert loads == [1]
+
+
+def test_of_many_chunks_only_a_few_wait():
+    def made():
+        return Chunk(lambda: [b"a", b"b"], one=lambda number: b"alone")
+
+    many = [made() for _ in range(10 * MOST)]
+    assert [chunk.take(0) for chunk in many] == [b"a"] * len(many)
+    assert sum(chunk.waiting for chunk in many) == MOST
+    assert [chunk.take(1) for chunk in many] == [b"alone"] * (len(many) - MOST) + [b"b"] * MOST
+    assert sum(chunk.waiting for chunk in many) == 0
