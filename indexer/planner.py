@@ -71,6 +71,8 @@ class BudgetPlanner:
 def plan_index(vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None = None) -> Plan:
     """Choose how ``vectors`` are to be searched. Makes nothing but trials on a sample.
 
+    What is asked of a query is promised where nothing else runs: times are those of this machine as it is now.
+
     Args:
         vectors: the stored rows.
         budget: what to keep to; without a size of memory, three quarters of what is free.
@@ -87,6 +89,8 @@ def plan_index(vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32]
     if why := _why_exact(exact, budget=budget, rows=len(vectors)):
         return trial.plan("flat-fp16-ip", exact, why=why)
     considered = [Alternative(kind="flat-fp16-ip", figures=exact, why_not=_shortfall(exact, budget))]
+    if budget.recall >= 1:
+        raise BudgetError(_refusal(considered, ram=ram, rows=len(vectors), dim=vectors.dim))
     best: tuple[tuple[bool, float], Kind, Figures] | None = None
     for kind in APPROXIMATE:
         figures = figures_of(kind, rows=len(vectors), dim=vectors.dim)
