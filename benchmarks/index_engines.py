@@ -86,7 +86,7 @@ def truth_of(vectors: Vectors, queries: NDArray[np.float32]) -> Ids:
     return HalvesScan(vectors).candidates(queries, count=K, allowed=None)[1]
 
 
-def times(asks: list[Ask], queries: NDArray[np.float32], *, turns: int = 2) -> list[NDArray[np.float64]]:
+def times(asks: list[Ask], queries: NDArray[np.float32], *, turns: int) -> list[NDArray[np.float64]]:
     """Milliseconds of each query for each of several, asked in turns so that a busy machine slows all alike.
 
     The best of ``turns`` times is kept for each query.
@@ -113,13 +113,19 @@ def batched(asks: list[Ask], queries: NDArray[np.float32], *, turns: int = 3) ->
 
 
 def points(
-    task: Task, asks: dict[tuple[str, str, str], Ask], *, bytes: int, build_s: float, singles: int = 200
+    task: Task,
+    asks: dict[tuple[str, str, str], Ask],
+    *,
+    bytes: int,
+    build_s: float,
+    singles: int = 200,
+    turns: int = 3,
 ) -> list[Point]:
     """Measure several engines beside each other; keys are (engine, kind, effort)."""
     calls = list(asks.values())
     found = [task.recall(ask(task.queries)) for ask in calls]
     faiss.omp_set_num_threads(1)
-    single = times(calls, task.queries[:singles])
+    single = times(calls, task.queries[:singles], turns=turns)
     faiss.omp_set_num_threads(task.threads)
     batch = batched(calls, task.queries)
     return [
@@ -163,7 +169,7 @@ def exact(task: Task) -> list[Point]:
         ("ours", "flat-fp16", "all"): _ids(Neighbours(task.vectors)),
         ("FAISS", "flat-fp16", "all"): lambda queries: bare.search(queries, K)[1],
     }
-    return points(task, asks, bytes=size, build_s=0.0, singles=few)
+    return points(task, asks, bytes=size, build_s=0.0, singles=few, turns=4)
 
 
 def ours(task: Task, kind: Kind, *, path: Path | None = None, build_s: float = 0.0) -> Iterator[Point]:

@@ -65,11 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"skipped {name}: no CLIP vectors there; name their folder with --clip")
             continue
         for engine in options.engine:
+            run = datetime.now(UTC).isoformat(timespec="seconds")
             for row in piece(
                 found, engine, work=options.work / name.replace(":", "-"), threads=options.threads
             ):
                 _keep(
-                    options.results, {"collection": found.name, "rows": found.rows, "dim": found.dim, **row}
+                    options.results,
+                    {"run": run, "collection": found.name, "rows": found.rows, "dim": found.dim, **row},
                 )
 
 
@@ -235,7 +237,8 @@ def _keep(path: Path, row: dict[str, Any]) -> None:
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
     print(
-        json.dumps({name: value for name, value in row.items() if name not in ("date", "commit")}), flush=True
+        json.dumps({name: value for name, value in row.items() if name not in ("run", "date", "commit")}),
+        flush=True,
     )
 
 
