@@ -163,8 +163,8 @@ def exact(task: Task) -> list[Point]:
     for _, rows in task.vectors.blocks():
         bare.add(rows.astype(np.float32))
     size = len(task.vectors) * task.vectors.dim * 2
-    few = 40 if len(task.vectors) > 200_000 else 100
-    task = replace(task, queries=task.queries[:256], truth=task.truth[:256])
+    many, few = (64, 40) if len(task.vectors) > 200_000 else (256, 100)
+    task = replace(task, queries=task.queries[:many], truth=task.truth[:many])
     asks: dict[tuple[str, str, str], Ask] = {
         ("ours", "flat-fp16", "all"): _ids(Neighbours(task.vectors)),
         ("FAISS", "flat-fp16", "all"): lambda queries: bare.search(queries, K)[1],
