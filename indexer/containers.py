@@ -129,7 +129,7 @@ class ContainerCorpus(Corpus):
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         """All pictures, file by file, in the order in which they lie there."""
         self.passed_over = Counter()
-        damaged: tuple[type[BaseException], ...] = (OSError, CorpusError, *self._damage())
+        damaged: tuple[type[BaseException], ...] = (OSError, ValueError, *self._damage())
         for name in self.files.names:
             done = 0
             try:
@@ -156,7 +156,7 @@ class ContainerCorpus(Corpus):
         """What a file holds, by ending or column, for ``emptiness``."""
 
     def _damage(self) -> tuple[type[BaseException], ...]:
-        """What ``_inside`` raises for a file that is damaged, beside ``OSError`` and ``CorpusError``."""
+        """What ``_inside`` raises for a file that is damaged, beside ``OSError`` and ``ValueError``."""
         return ()
 
     def emptiness(self) -> str:
@@ -165,7 +165,7 @@ class ContainerCorpus(Corpus):
             return f"no {self.what} in {self.spec}"
         found: Counter[str] = Counter()
         for name in self.files.names:
-            with suppress(OSError, CorpusError, *self._damage()):
+            with suppress(OSError, ValueError, *self._damage()):
                 found.update(self._names(self.files.container(name)))
         some = (
             ", ".join(f"{count:,} with {what}" for what, count in found.most_common(4)) or "no files at all"

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final, NamedTuple, final
 
 from llm2clip.indexer.containers import Container
-from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.records import (
     MAX_SIDECAR_BYTES,
     VIDEOS,
@@ -151,7 +150,7 @@ class FolderCorpus(Corpus):
             yield from frames_of(
                 Container(file, key, f"{self.root}{os.sep}{key}"), every=every, captions=captions
             )
-        except (OSError, CorpusError) as error:
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             yield Record(key=key, uri=str(file), file=file, problem=f"video cannot be read: {reason}")
 

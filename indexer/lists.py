@@ -93,8 +93,9 @@ class _Listed(Corpus):
             )
         try:
             found = file.stat()
-        except OSError as error:
-            return Record(key=key, uri=str(file), file=file, problem=str(error.strerror or error))
+        except (OSError, ValueError) as error:  # a NUL in a name is a ValueError
+            reason = getattr(error, "strerror", None) or str(error)
+            return Record(key=key, uri=str(file), file=file, problem=reason)
         if problem := _unfit(file, found):
             return Record(key=key, uri=str(file), file=file, problem=problem)
         stamp, sidecar = _stamp(row), Sidecar(caption=row.caption, metadata=row.metadata)

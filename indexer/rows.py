@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.records import ending
@@ -39,6 +39,8 @@ PATH_COLUMNS = (
 CAPTION_COLUMNS = ("caption", "text", "captions", "描述", "说明", "标题")
 """Columns that hold its caption, likewise."""
 
+_OTHER = re.compile(r"[^\x00-\x7f]")
+_WRONG = re.compile("[\udc80-\udcff]")
 _INT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,17}")
 
@@ -61,6 +63,8 @@ class Row(NamedTuple):
 def encoding_of(file: Path) -> str:
     """How a list is written: UTF-8, UTF-16 with its mark, or, failing that, GB 18030.
 
+    What is UTF-8 but for a few bytes is UTF-8: the lines with those bytes are damaged, not the list.
+
     Raises:
         OSError: it cannot be read.
         CorpusError: it is none of these.
@@ -68,17 +72,29 @@ def encoding_of(file: Path) -> str:
     with open(file, "rb") as stream:
         if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return "utf-16"
-        for encoding in ("utf-8-sig", "gb18030"):
-            stream.seek(0)
-            decoder = codecs.getincrementaldecoder(encoding)()
-            try:
-                while block := stream.read(2**20):
-                    decoder.decode(block)
-                decoder.decode(b"", final=True)
-                return encoding
-            except UnicodeDecodeError:
-                continue
-    raise CorpusError(f"{file} is neither UTF-8 nor UTF-16 nor GB 18030: save it as UTF-8")
+        total = other = wrong = 0
+        for text in _decoded(stream, "utf-8", "surrogateescape"):
+            total += len(text)
+            other += len(text) - len(_OTHER.sub("", text))
+            wrong += len(text) - len(_WRONG.sub("", text))
+        if wrong * 10 <= other:
+            return "utf-8-sig"
+        try:
+            for _ in _decoded(stream, "gb18030", "strict"):
+                pass
+        except UnicodeDecodeError as error:
+            if wrong * 10 <= total:
+                return "utf-8-sig"
+            raise CorpusError(f"{file} is neither UTF-8 nor UTF-16 nor GB 18030: save it as UTF-8") from error
+        return "gb18030"
+
+
+def _decoded(stream: BinaryIO, encoding: str, errors: str) -> Iterator[str]:
+    stream.seek(0)
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
+    while block := stream.read(2**20):
+        yield decoder.decode(block)
+    yield decoder.decode(b"", final=True)
 
 
 def read_rows(file: Path, *, encoding: str) -> Iterator[Row]:
@@ -93,7 +109,10 @@ def read_rows(file: Path, *, encoding: str) -> Iterator[Row]:
         CorpusError: no column says where the pictures are.
     """
     kind = ending(file.name)
-    with open(file, encoding=encoding, newline="" if kind in (".csv", ".tsv") else "\n") as stream:
+    errors = "replace" if encoding == "utf-16" else "surrogateescape"
+    with open(
+        file, encoding=encoding, errors=errors, newline="" if kind in (".csv", ".tsv") else "\n"
+    ) as stream:
         if kind in (".csv", ".tsv"):
             yield from _table(stream, file, tab=kind == ".tsv")
         elif kind in (".jsonl", ".ndjson"):
@@ -139,7 +158,6 @@ def _objects(stream: Iterator[str], file: Path) -> Iterator[Row]:
             parsed = json.loads(line)
             if not isinstance(parsed, dict):
                 raise ValueError(f"expected an object, got {type(parsed).__name__}")
-            json.dumps(parsed, ensure_ascii=False).encode()  # half a surrogate pair cannot be stored
         except (ValueError, RecursionError) as error:
             yield Row(number, "", problem=f"no usable JSON: {error}")
             continue
@@ -170,6 +188,10 @@ def column_of(names: Sequence[str], wanted: Sequence[str]) -> str | None:
 
 
 def _row(number: int, cells: Mapping[str, Any], columns: tuple[str | None, str | None]) -> Row:
+    try:
+        json.dumps(cells, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # bytes that are no text, or half a surrogate pair: neither can be stored
+        return Row(number, "", problem="is not UTF-8")
     where = cells.get(columns[0] or "")
     if not isinstance(where, str | int | float) or not str(where).strip():
         return Row(number, "", problem="does not say where the picture is")

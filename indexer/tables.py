@@ -99,7 +99,7 @@ def _sidecars(table: Table, columns: Columns, group: Group) -> Iterator[Sidecar]
     try:
         for row in table.rows(group, columns=wanted):
             yield _sidecar(row, columns)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         while True:
             yield Sidecar(note=f"caption and metadata left out, they are damaged: {error}")
 
@@ -147,8 +147,8 @@ def _picture(cell: object, file: Path) -> bytes | Exception:
         return CorpusError(f"the row names a file outside the folder of its table: {path}")
     try:
         return (file.parent / path).read_bytes()
-    except OSError as error:
-        return CorpusError(f"{path}: {error.strerror or error}")
+    except (OSError, ValueError) as error:
+        return CorpusError(f"{path}: {getattr(error, 'strerror', None) or error}")
 
 
 def read_row(file: Path, *, row: int, column: str) -> bytes:

@@ -135,7 +135,7 @@ def _opened(file: Path) -> tuple[InputContainer, VideoStream]:
 
     try:
         container = av.open(str(file))
-    except av.FFmpegError as error:
+    except (av.FFmpegError, ValueError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
         raise CorpusError(f"no video that can be read: {_reason(error)}") from error

@@ -59,7 +59,7 @@ class ZipCorpus(ContainerCorpus):
         super().__init__(spec, files or Files.found(spec, endings=frozenset([".zip"])))
 
     def _damage(self) -> tuple[type[BaseException], ...]:
-        return (zipfile.BadZipFile, NotImplementedError)
+        return (zipfile.BadZipFile,)
 
     def _names(self, container: Container) -> Iterator[str]:
         return (ending(member.name.rpartition("/")[2]) or "no ending" for member in _members(container.file))
@@ -96,7 +96,7 @@ def _members(file: Path) -> Iterator[_Member]:
     try:
         with zipfile.ZipFile(file) as opened:
             listed = opened.infolist()
-    except zipfile.BadZipFile:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
         yield from _from_the_start(file)
         raise zipfile.BadZipFile("cut short or damaged: its list of contents is lost") from None
     for info in listed:

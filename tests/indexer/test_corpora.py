@@ -236,3 +236,27 @@ def test_every_format_of_a_folder_is_decoded(tmp_path):
             min(scores[name] for name in ("b.png", "d.gif", "e.tiff", "f.bmp")) > 0.999
         )  # the rest are lossy
         assert min(score for name, score in scores.items() if name != "a.jpg") > 0.85
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip", "parquet", "arrow", "csv", "jsonl", "txt"])
+def test_damage_at_random_is_reported_and_ends_nothing(tmp_path, kind):
+    made = KINDS[kind].make(tmp_path / "d", [encoded(colour_of(number)) for number in range(COUNT)])
+    whole = Path(made).read_bytes()
+    end = (
+        len(whole) // 2 if kind == "parquet" else len(whole)
+    )  # of some damage to its footer pyarrow itself dies
+    read = refused = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        damaged = bytearray(whole if seed % 3 else whole[: random.integers(len(whole))])
+        for place in random.integers(0, max(1, min(end, len(damaged))), 3):
+            damaged[place : place + 1] = bytes([random.integers(256)])
+        Path(made).write_bytes(damaged)
+        try:
+            for record in open_corpus(made).records():
+                record.read()
+                read += 1
+        except (OSError, ValueError):
+            refused += 1
+    assert read
+    assert refused

@@ -90,7 +90,7 @@ def test_json_lines(folder):
     problems = [problem for _, _, problem in found.values() if problem]
     assert problems[0].startswith("line 3: no field says where the picture is: expected one of file_name, ")
     assert problems[1] == "line 4: no usable JSON: expected an object, got list"
-    assert problems[2].startswith("line 5: no usable JSON: ")
+    assert problems[2] == "line 5: is not UTF-8"
     assert problems[3].startswith("line 7: no usable JSON: ")
     assert len(found) == 6
 
@@ -145,6 +145,31 @@ def test_a_changed_caption_changes_the_stamp(folder):
     assert one[0] == two[0] != three[0]
     assert one[1] == three[1] != two[1]
     assert stamps("path\na.png\n") == [None]
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl", "l.txt"])
+def test_a_few_bytes_that_are_no_text_spoil_their_line_alone(folder, name):
+    lines = {
+        "l.csv": [
+            "path,caption",
+            "a.png,长城长城长城长城长城",
+            "b c.png,caf\udce9",
+            "x\0y.png,z",
+            "海/长城.png,",
+        ],
+        "l.jsonl": [
+            '{"path": "a.png"}',
+            '{"path": "b\udce9"}',
+            '{"path": "\\u6d77/\\u957f\\u57ce.png"}',
+        ],
+        "l.txt": ["a.png", "长城长城长城长城长城.png", "caf\udce9.png", "x\0y.png", "海/长城.png"],
+    }[name]
+    (folder / name).write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    corpus = open_corpus(folder / name)
+    found = list(corpus.records())
+    assert [record.key for record in found if record.problem is None] == ["a.png", "海/长城.png"]
+    assert len(found) == len(lines) - (name == "l.csv")
+    assert corpus.notes == []
 
 
 @pytest.mark.parametrize(
