@@ -16,6 +16,7 @@ from llm2clip.indexer.explaining import explain_search
 from llm2clip.indexer.exporting import Format, export_index
 from llm2clip.indexer.manifest import read_manifest
 from llm2clip.indexer.reencoding import Overlap, reencode_index
+from llm2clip.indexer.remote import telling
 from llm2clip.indexer.removing import Selection, remove_pictures
 from llm2clip.indexer.repairing import repair_index
 from llm2clip.indexer.reports import BuildOptions, ChangeReport
@@ -48,7 +49,7 @@ def run_update(
 ) -> None:
     """Update an index, or add to it, and print what was done."""
     folder = command.place_of(index)
-    with winding_up(), console.progress_bar() as show, console.quiet_decoding():
+    with winding_up(), telling(note), console.progress_bar() as show, console.quiet_decoding():
         source = source_of(encoder) if encoder else None
         options = BuildOptions(batch_size=batch_size, encoder_source=source, on_progress=show)
         loader = _loader(folder, encoder)
@@ -149,7 +150,7 @@ def run_reencode(
     """Embed the pictures of an index with another encoder and print how the two agree."""
     source = command.place_of(old)
     place = index or source.with_name(f"{source.name.removesuffix('.index')}-{Path(encoder).name}.index")
-    with winding_up(), console.progress_bar() as show, console.quiet_decoding():
+    with winding_up(), telling(note), console.progress_bar() as show, console.quiet_decoding():
         loaded = command._load(encoder)
         options = BuildOptions(batch_size=batch_size, encoder_source=source_of(encoder), on_progress=show)
         texts = _text_encoders(source, loaded)

@@ -26,6 +26,7 @@ from llm2clip.indexer.location import (
 )
 from llm2clip.indexer.planning import TextEncoder, planner_for
 from llm2clip.indexer.records import Corpus
+from llm2clip.indexer.remote import telling
 from llm2clip.indexer.reports import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.seam import ImageEncoder
 from llm2clip.indexer.search import Index, open_index
@@ -76,7 +77,7 @@ def run_build(request: BuildRequest) -> None:
         show(progress)
 
     try:
-        with winding_up():
+        with winding_up(), telling(note):
             corpus = open_corpus(request.corpus, every=request.every)
             _require_pictures(corpus)
             name = _choose(request, folder)

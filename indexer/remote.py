@@ -10,8 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,19 @@ _KEPT = 64
 _KEPT_BYTES = 64 * 2**20
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 _MARKS = ("ETag", "etag", "e_tag", "md5Hash", "checksum", "generation", "size", *_TIMES)
+
+
+_tell: ContextVar[Callable[[str], None] | None] = ContextVar("tell", default=None)
+
+
+@contextmanager
+def telling(tell: Callable[[str], None]) -> Iterator[None]:
+    """Have it told, within, when something is fetched that may take its time."""
+    token = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(token)
 
 
 @contextmanager
@@ -153,6 +167,9 @@ def _fetch(store: Any, path: str, url: str) -> None:  # noqa: ANN401
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(folder, url, info.get("size") or 0)
         draft = folder / f"{os.getpid()}.tmp"
+        tell = _tell.get()
+        if tell is not None:
+            tell(f"fetching {url} ({(info.get('size') or 0) / 2**20:,.1f} MB)")
         try:
             store.get_file(path, str(draft))
             changed = mtime_ns_of(info)

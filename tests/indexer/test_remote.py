@@ -14,7 +14,7 @@ from llm2clip.indexer.corpus import reopen_corpus
 from llm2clip.indexer.location import default_index_path
 from llm2clip.indexer.locators import read_located, uri_of
 from llm2clip.indexer.records import content_hash
-from llm2clip.indexer.remote import local_copy
+from llm2clip.indexer.remote import local_copy, telling
 
 from .material import colour_of, encoded, tar_of
 
@@ -135,6 +135,16 @@ def test_shards_are_fetched_once(store, reads, spec, tmp_path, monkeypatch):
     ]
     assert reads[2:] == ["/b/s/1.tar"]
     assert changed[1].mtime_ns != found[1].mtime_ns
+
+
+def test_it_is_told_before_something_is_fetched(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
+    put(store, {"0.tar": tar_of({"a.png": PICTURES[0]})})
+    told = []
+    for _ in range(2):
+        with telling(told.append):
+            assert len(list(open_corpus("memory://b/0.tar").records())) == 1
+    assert told == ["fetching memory://b/0.tar (0.0 MB)"]
 
 
 def test_a_member_is_read_again_with_and_without_its_copy(store, reads, tmp_path, monkeypatch):
