@@ -27,7 +27,7 @@ from llm2clip.indexer import BuildOptions, ImageEncoder, build_index, open_corpu
 from llm2clip.indexer.decoding import choose_decoding
 
 BATCH = 32
-PICTURES = 96
+PICTURES = 48
 """Of the corpus, for what runs the model."""
 LARGE = (2000, 1500)
 """Size that some of the pictures are enlarged to, as of a small camera."""

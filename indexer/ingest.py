@@ -14,12 +14,13 @@ import numpy as np
 from llm2clip.indexer import arithmetic
 from llm2clip.indexer.decoding import ENOUGH, choose_decoding
 from llm2clip.indexer.earlier import Committed, Earlier
+from llm2clip.indexer.encoding import embedded
 from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.generation import GenerationWriter
 from llm2clip.indexer.items import NEVER
 from llm2clip.indexer.manifest import Manifest
 from llm2clip.indexer.pace import Batches, Behind
-from llm2clip.indexer.pipeline import Outcome, Reading, chunks, embedded, prepared
+from llm2clip.indexer.pipeline import Outcome, Reading, chunks, prepared
 from llm2clip.indexer.records import Corpus, Record
 from llm2clip.indexer.reports import BadPicture, BuildOptions, Progress
 from llm2clip.indexer.seam import ImageEncoder

@@ -47,6 +47,10 @@ class Batches:
         if not self.settled and kind is None:
             self._took(self._clock() - self._began)
 
+    def halve(self) -> None:
+        """Take half of that from now on: there is not enough memory for more."""
+        self.size, self.settled = max(1, self.size // 2), True
+
     def _took(self, seconds: float) -> None:
         self._times.append(seconds)
         if len(self._times) < _TURNS:

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.earlier import Earlier, Kept
-from llm2clip.indexer.errors import IndexerError
 from llm2clip.indexer.items import ErrorRow
 from llm2clip.indexer.pace import Batches
 from llm2clip.indexer.records import Record, content_hash
-from llm2clip.indexer.seam import EncoderIdentity, ImageEncoder
+from llm2clip.indexer.seam import ImageEncoder
 from llm2clip.indexer.segments import Rows
 
 CHUNK = 512
@@ -198,7 +196,7 @@ def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier], marg
     try:
         content = record.read()
     except (OSError, ValueError) as error:
-        return Outcome(record=record, stage="read", reason=_reason(error))
+        return Outcome(record=record, stage="read", reason=reason_of(error))
     if not content:
         return Outcome(record=record, stage="decode", reason="the file is empty")
     hash = content_hash(content)
@@ -208,7 +206,7 @@ def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier], marg
     try:
         picture = encoder.prepare(content, margin=margin)
     except (OSError, ValueError) as error:
-        return Outcome(record=record, stage="decode", reason=_reason(error))
+        return Outcome(record=record, stage="decode", reason=reason_of(error))
     except Exception as error:
         error.add_note(f"while decoding {record.uri}")
         raise
@@ -221,80 +219,7 @@ def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier], marg
     )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why something failed, on one line of bounded length."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:300] or type(error).__name__
-
-
-def embedded(
-    outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batches: Batches, works: bool = False
-) -> Iterator[list[Outcome]]:
-    """Run the encoder over prepared pictures, a batch at a time; outcomes stay in order.
-
-    Pictures that it refuses are outcomes with a reason, once it has shown that it can encode any, which it may have
-    done before (``works``).
-
-    Raises:
-        IndexerError: the encoder does not keep its promises.
-        ValueError: the encoder refuses all pictures of the first batch.
-    """
-    pending: list[Outcome] = []
-    waiting = 0
-    for outcome in outcomes:
-        pending.append(outcome)
-        waiting += outcome.pixels is not None
-        if waiting >= batches.size or len(pending) >= CHUNK + 4 * batches.size:
-            works = _settle(pending, encoder, works, batches if waiting == batches.size else nullcontext())
-            yield pending
-            pending, waiting = [], 0
-    if pending:
-        _settle(pending, encoder, works, nullcontext())
-        yield pending
-
-
-def _settle(
-    pending: list[Outcome], encoder: ImageEncoder, works: bool, timed: AbstractContextManager[None]
-) -> bool:
-    """Encode what waits; returns whether the encoder, with these weights, has ever given a vector."""
-    works = works or _any_vector(pending)  # those of an earlier build are its own too
-    with timed:
-        _encode([each for each in pending if each.pixels is not None], encoder, works)
-    return works or _any_vector(pending)
-
-
-def _any_vector(outcomes: list[Outcome]) -> bool:
-    return any(outcome.vector is not None for outcome in outcomes)
-
-
-def _encode(outcomes: list[Outcome], encoder: ImageEncoder, works: bool) -> None:
-    pixels = [outcome.pixels for outcome in outcomes if outcome.pixels is not None]
-    if not pixels:
-        return
-    try:
-        rows = np.asarray(encoder.encode_prepared(np.stack(pixels)), dtype=np.float32)
-    except ValueError as error:
-        if len(outcomes) == 1:
-            outcomes[0].pixels, outcomes[0].stage, outcomes[0].reason = None, "encode", _reason(error)
-            return
-        for outcome in outcomes:  # one picture must not take the others of its batch with it
-            _encode([outcome], encoder, works)
-        if not works and not _any_vector(outcomes):
-            raise  # it is not the pictures
-        return
-    _check_rows(rows, len(pixels), encoder.info)
-    for outcome, row in zip(outcomes, rows, strict=True):
-        outcome.pixels, outcome.vector = None, row.astype(np.float16)
-
-
-def _check_rows(rows: NDArray[np.float32], count: int, info: EncoderIdentity) -> None:
-    if rows.shape != (count, info.dim):
-        raise IndexerError(
-            f"encoder '{info.name}' gave vectors of shape {rows.shape} for {count} pictures, expected "
-            f"{(count, info.dim)}: this is a fault of the encoder"
-        )
-    norms = np.linalg.norm(rows, axis=1)
-    if not np.all(np.abs(norms - 1) < 0.01):
-        raise IndexerError(
-            f"encoder '{info.name}' gave vectors of lengths {norms.min():.4g} to {norms.max():.4g}, expected 1: "
-            "this is a fault of the encoder"
-        )

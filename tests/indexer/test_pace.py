@@ -12,8 +12,9 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Record
+from llm2clip.indexer.encoding import embedded
 from llm2clip.indexer.pace import Batches, Behind, peak_memory
-from llm2clip.indexer.pipeline import Outcome, Reading, embedded, prepared
+from llm2clip.indexer.pipeline import Outcome, Reading, prepared
 
 from .material import colour_of, encoded
 
@@ -165,6 +166,41 @@ def test_two_large_files_are_decoded_at_once_at_most(tmp_path: Path):
     vectors = np.stack([outcome.vector for outcome in outcomes]).astype(np.float32)
     expected = FakeEncoder().encode_images([encoded(colour_of(number)) for number in range(12)])
     np.testing.assert_allclose(vectors, expected, atol=1e-3)
+
+
+class Small(FakeEncoder):
+    """Has memory for so many pictures."""
+
+    def __init__(self, *, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
+        if len(pixels) > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super()._image_batch(pixels)
+
+
+@pytest.mark.parametrize("room", [1, 3, 5])
+def test_batches_that_do_not_fit_into_memory_are_halved(tmp_path: Path, room: int):
+    encoder = Small(room=room)
+    outcomes = outcomes_of(tmp_path / "p", encoder, count=30, reading=Reading(workers=2))
+    vectors = np.stack([outcome.vector for outcome in outcomes]).astype(np.float32)
+    expected = FakeEncoder().encode_images([encoded(colour_of(number)) for number in range(30)])
+    np.testing.assert_allclose(vectors, expected, atol=1e-3)
+    assert max(encoder.image_batches) <= room
+
+
+def test_a_picture_that_does_not_fit_alone_and_other_faults_end_the_build(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        outcomes_of(tmp_path / "p", Small(room=0), count=9, reading=Reading(workers=2))
+
+    class Broken(FakeEncoder):
+        def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
+            raise RuntimeError("device-side assert")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        outcomes_of(tmp_path / "q", Broken(), count=9, reading=Reading(workers=2))
 
 
 def test_peak_memory_grows_with_what_is_held():
