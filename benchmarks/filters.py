@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benchmarks.index_data import synthetic
 from benchmarks.measuring import Row, Settings, percentile
-from llm2clip.indexer import neighbours
+from llm2clip.indexer import neighbours, trust
 from llm2clip.indexer.approximate import ApproximateIndex
 from llm2clip.indexer.kinds import factory_of, figures_of, parameters_of
 from llm2clip.indexer.neighbours import Neighbours
@@ -139,7 +139,7 @@ def search(
     rows, share = neighbours.SCANNED_ROWS, neighbours.SCANNED_SHARE
     if way is not Way.CHOSEN:
         rows, share = 0, 0.0
-    mostly = 0.0 if way is Way.ALONE else neighbours.MOSTLY
+    mostly = 0.0 if way is Way.ALONE else trust.MOSTLY
     with patch.multiple(neighbours, SCANNED_ROWS=rows, SCANNED_SHARE=share, MOSTLY=mostly):
         for query in queries:
             began = time.perf_counter()
