@@ -67,7 +67,7 @@ POINTS = [
     ("batch 1", 0, False),
     ("batch 5", 16, False),
     ("batch 8", 28, False),
-    ("before write_ann", 30, False),
+    ("before join_small", 30, False),
     ("before write_manifest", 30, False),
     ("after write_manifest", 30, True),
     ("before clean", 30, True),
@@ -102,7 +102,7 @@ def test_a_killed_build_goes_on(photos, tmp_path, marker, kept, committed):
         check_whole(tmp_path / "i", photos, tmp_path)
 
 
-@pytest.mark.parametrize(("marker", "kept", "committed"), [POINTS[2], *POINTS[5:7]])
+@pytest.mark.parametrize(("marker", "kept", "committed"), [POINTS[2], *POINTS[4:7]])
 def test_a_killed_rebuild_leaves_the_old_index_or_the_new(photos, tmp_path, marker, kept, committed):
     build_index(photos, tmp_path / "i", encoder=FakeEncoder())
     for number in range(30):
@@ -125,7 +125,7 @@ def test_a_killed_rebuild_leaves_the_old_index_or_the_new(photos, tmp_path, mark
         ("load", "interrupted: nothing was done yet\n"),
         ("batch 1", "interrupted: nothing was done yet\n"),
         ("batch 4", "interrupted: 12 pictures are kept, the same command goes on from there\n"),
-        ("before write_ann", "interrupted: 30 pictures are kept, the same command goes on from there\n"),
+        ("before join_small", "interrupted: 30 pictures are kept, the same command goes on from there\n"),
         ("after write_manifest", "interrupted: 30 pictures are kept, the same command goes on from there\n"),
     ],
 )
