@@ -72,7 +72,8 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
     if path.exists() and container is None and kind not in _PACKED:
         raise CorpusError(f"{given} is neither a folder of pictures nor a {_known()} of them")
     if not path.exists() and len(expand(given)) == 1:
-        raise CorpusError(f"no such file or folder: {given}")
+        hint = ". Give the folder, or pipe the names in: ls ... | llm2clip-index build - --index PATH"
+        raise CorpusError(f"no such file or folder: {given}{hint if '*' in given else ''}")
     if container is None:
         return TarCorpus(given)  # which says how to unpack it
     return container.opened(given, Files.found(given, endings=container.endings))

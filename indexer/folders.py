@@ -162,9 +162,11 @@ class FolderCorpus(Corpus):
         if not endings:
             return f"no pictures in {self.root}: the folder is empty. Expected files ending in {wanted}"
         some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4))
-        return (
+        note = self.passed_over_note()
+        found = (
             f"no pictures in {self.root}: got {endings.total():,} files ({some}), expected endings {wanted}"
         )
+        return f"{found}; {note}" if note else found
 
 
 def sidecar_of(

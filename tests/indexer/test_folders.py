@@ -112,6 +112,7 @@ def test_the_extra_for_heic_is_named_where_it_is_missing(tmp_path, monkeypatch, 
         assert list(corpus.records()) == []
         said = note.replace("EXTRA", "pip install 'llm2clip-retrieval[heic]' reads HEIC")
         assert corpus.passed_over_note() == said
+        assert corpus.emptiness().endswith(f"; {said}")
     finally:
         for cached in (records.picture_endings, records.other_picture_endings):
             cached.cache_clear()
@@ -310,7 +311,11 @@ def test_emptiness_says_what_was_found(tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "no such file or folder: .*nowhere"),
+        ("nowhere", "no such file or folder: .*nowhere$"),
+        (
+            "*.png",
+            r"no such file or folder: .*\.png\. Give the folder, or pipe the names in: ls \.\.\. \| llm2clip",
+        ),
         ("a.jpg", "is a single picture: expected the folder it is in"),
         ("a.pdf", "neither a folder of pictures nor a .tar"),
     ],
