@@ -247,30 +247,26 @@ def usearch(task: Task, dtype: str) -> Iterator[Point]:
 
 
 def autofaiss(task: Task, *, memory: int) -> Iterator[Point]:
-    """The structure autofaiss chooses for so many bytes, looked through as hard as needed."""
-    # Its own factory passes FAISS an argument by a name that FAISS 1.15 no longer takes; what it asks for is the same.
-    training: Any = import_module("autofaiss.indices.training")
-    training.index_factory = faiss.index_factory
+    """The structure that autofaiss chooses for so many bytes, looked through as hard as needed.
+
+    It is asked what to make and what to train it with; FAISS makes it, as autofaiss 2.18's own making passes FAISS an
+    argument by a name that FAISS 1.15 no longer takes, and then measures for minutes.
+    """
+    choosing: Any = import_module("autofaiss.external.optimize")
+    count, dim = len(task.vectors), task.vectors.dim
+    name = choosing.get_optimal_index_keys_v2(count, dim, f"{memory}B")[0]
     rows = np.concatenate([rows for _, rows in task.vectors.blocks()]).astype(np.float32)
+    index = faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
     began = perf_counter()
-    index, _ = import_module("autofaiss").build_index(
-        rows,
-        save_on_disk=False,
-        max_index_memory_usage=f"{memory}B",
-        current_memory_available="12GB",
-        metric_type="ip",
-        nb_cores=task.threads,
-        verbose=30,
-    )
+    if not name.startswith("HNSW"):
+        index.train(rows[: choosing.get_optimal_train_size(count, name, "12GB", dim)])
+    index.add(rows)
     built = perf_counter() - began
     del rows
     path = task.work / "autofaiss.faiss"
     faiss.write_index(index, str(path))
-    name = type(faiss.downcast_index(index)).__name__
-    inner = faiss.downcast_index(index)
-    name = f"{name} ({type(faiss.downcast_index(inner.index)).__name__})" if hasattr(inner, "index") else name
     space = faiss.ParameterSpace()
-    graph = "HNSW" in name
+    graph = name.startswith("HNSW")
     for effort in (8, 16, 32, 64, 128, 256, 512, 1024, 2048):
         try:
             space.set_index_parameters(index, f"{'efSearch' if graph else 'nprobe'}={effort}")

@@ -112,7 +112,9 @@ def piece(found: Collection, engine: str, *, work: Path, threads: int) -> Iterat
             results = engines.usearch(task, what)
         else:
             results = engines.autofaiss(
-                task, memory=figures_of("ivf-sq8", rows=found.rows, dim=found.dim).bytes
+                task,
+                memory=found.rows * found.dim * 2
+                + figures_of("ivf-sq8", rows=found.rows, dim=found.dim).bytes,
             )
         for point in results:
             yield {"piece": "search", "threads": threads, **asdict(point)}

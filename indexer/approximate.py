@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.errors import IndexDamagedError
-from llm2clip.indexer.faiss_index import import_faiss
+from llm2clip.indexer.faiss_index import has_gpu, import_faiss
 from llm2clip.indexer.halves import Found, selector_of
 from llm2clip.indexer.plan import Plan
 from llm2clip.indexer.segments import Rows, Vectors
@@ -92,8 +92,16 @@ class ApproximateIndex:
         """
         faiss = import_faiss()
         index = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
-        _prepare(_core(faiss, index), plan.parameters)
-        index.train(sample)
+        core = _core(faiss, index)
+        _prepare(core, plan.parameters)
+        if has_gpu(faiss) and faiss.get_num_gpus() and hasattr(core, "clustering_index"):
+            # Where the time goes: distances to all centres, many times over.
+            centres = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(plan.dim))
+            core.clustering_index = centres
+            index.train(sample)
+            core.clustering_index = None
+        else:
+            index.train(sample)
         for _, rows in blocks:
             index.add(rows.astype(np.float32))
         return cls(index, plan=plan)

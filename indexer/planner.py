@@ -175,7 +175,9 @@ def renewed(plan: Plan, *, rows: int) -> Plan:
 
 
 def write_ann(path: Path, vectors: Vectors, *, plan: Plan) -> None:
-    """Make the structure of a plan from the stored rows and write it. The same rows and plan give the same structure.
+    """Make the structure of a plan from the stored rows and write it.
+
+    On a CPU the same rows and plan give the same structure; where FAISS has a GPU, centres of lists are found there.
 
     Raises:
         BudgetError: it would not fit into the memory that is free now.

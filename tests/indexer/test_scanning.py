@@ -9,8 +9,11 @@ import torch
 from llm2clip.indexer import IndexerError
 from llm2clip.indexer.faiss_index import wheel
 from llm2clip.indexer.halves import TOGETHER, HalvesScan
+from llm2clip.indexer.kinds import factory_of, figures_of, parameters_of
 from llm2clip.indexer.neighbours import Neighbours
 from llm2clip.indexer.placing import GpuIndex, describe_device, faiss_on_gpu, is_gpu, placed
+from llm2clip.indexer.plan import Budget, Plan
+from llm2clip.indexer.planner import write_ann
 from llm2clip.indexer.segments import Vectors
 from llm2clip.indexer.torch_search import TorchScan
 
@@ -152,3 +155,24 @@ def test_faiss_on_a_gpu_answers_as_numpy_does(name, vectors, rows, queries):
     answers = Neighbours(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
     ids, _ = brute_force(rows, queries, 10, filters()[name])
     assert [[id for id, _ in answer] for answer in answers] == ids.tolist()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not faiss_on_gpu(), reason="the installed FAISS has no GPU")
+@pytest.mark.parametrize("name", filters())
+def test_lists_are_made_and_searched_on_a_gpu(name, vectors, rows, queries, tmp_path):
+    plan = Plan(
+        kind="ivf-sq8",
+        factory=factory_of("ivf-sq8", rows=ROWS, dim=DIM),
+        parameters={**parameters_of("ivf-sq8", rows=ROWS), "probes": 60, "refine": 4},
+        rows=ROWS,
+        dim=DIM,
+        budget=Budget(),
+        predicted=figures_of("ivf-sq8", rows=ROWS, dim=DIM),
+    )
+    write_ann(tmp_path / "ann", vectors, plan=plan)
+    structure = placed(vectors, device="cuda", plan=plan, path=tmp_path / "ann")
+    answers = Neighbours(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
+    ids, _ = brute_force(rows, queries, 10, filters()[name])
+    found = [len({id for id, _ in answer} & set(known)) for answer, known in zip(answers, ids, strict=True)]
+    assert sum(found) >= 0.95 * ids.size
