@@ -21,6 +21,8 @@ SCANNED_ROWS = 20_000
 """Nor where it lets through no more rows than this."""
 _WIDEN = 8
 _AT_MOST = 8_192
+_ELSEWHERE = 2_048
+"""What a GPU is asked for at most."""
 
 Allowed = NDArray[np.bool_] | None
 
@@ -175,9 +177,9 @@ class Neighbours:
             if not doubtful:
                 break
             count = min(total, count * _WIDEN)
-            if count > _AT_MOST:
+            if count > _AT_MOST or (structure is not self._scan and count > _ELSEWHERE):
                 for number in doubtful:
-                    answers[number] = self._ties(queries[number : number + 1], k=k, allowed=allowed)
+                    answers[number] = self._in_doubt(structure, queries[number : number + 1], k, allowed)
                 break
             again, ids = structure.candidates(queries[doubtful], count=count, allowed=allowed)
             for number, hits in zip(doubtful, rank(self._vectors, queries[doubtful], ids, k=k), strict=True):
@@ -185,6 +187,15 @@ class Neighbours:
             scores = np.full(len(queries), -np.inf, dtype=np.float32)[:, None]
             scores[doubtful, 0] = again[:, -1]
         return answers
+
+    def _in_doubt(
+        self, structure: Candidates | HalvesScan, query: NDArray[np.float32], k: int, allowed: Allowed
+    ) -> Ranked:
+        """By the next more faithful way: float32 sums of the halves, then every row's exact score."""
+        if structure is self._scan:
+            return self._ties(query, k=k, allowed=allowed)
+        total = len(self._vectors) if allowed is None else int(np.count_nonzero(allowed))
+        return self._exact(self._scan, query, k=k, allowed=allowed, total=total)[0]
 
     def _ties(self, query: NDArray[np.float32], *, k: int, allowed: Allowed) -> Ranked:
         """Every row's exact score: where more rows are equally near than can be proposed."""

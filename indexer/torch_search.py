@@ -1,7 +1,7 @@
 """Exact search with torch: for a GPU where the installed FAISS has none. The halves lie on the device, in tiles.
 
-It proposes, as FAISS does: products of halves are rounded, so a few more rows than asked for are proposed and ranked by
-the stored halves, and doubtful cases are asked again (``neighbours.py``).
+A tile is widened to float32 while it is compared: products of halves would be rounded so much that among many near rows
+no answer could be trusted. As with FAISS, a few more rows than asked for are proposed and ranked by the stored halves.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.errors import IndexerError
 from llm2clip.indexer.halves import Found
+from llm2clip.indexer.ranking import SLACK
 from llm2clip.indexer.segments import Vectors
 
 TILE_ROWS = 65_536
-"""Rows compared at once: with 256 queries, 64 MB of scores."""
-_HALF_SLACK = 2e-3
-"""More than products of unit rows can be off where queries and scores are rounded to halves."""
-_SINGLE_SLACK = 1e-5
+"""Rows compared at once: with 256 queries, 64 MB of scores; at 1,280 numbers, 336 MB of float32."""
 
 
 @final
@@ -28,7 +26,7 @@ class TorchScan:
 
     Args:
         vectors: the stored rows; copied to the device, 2 bytes a number.
-        device: ``cuda``, ``cuda:1`` or ``cpu``. On a CPU the arithmetic is that of float32.
+        device: ``cuda``, ``cuda:1`` or ``cpu``.
         tile_rows: rows compared at once.
 
     Raises:
@@ -36,19 +34,17 @@ class TorchScan:
     """
 
     exact = True
+    slack = SLACK
 
     def __init__(self, vectors: Vectors, *, device: str, tile_rows: int = TILE_ROWS) -> None:
         import torch
 
         self._torch, self._device = torch, torch.device(device)
-        on_gpu = self._device.type == "cuda"
-        if on_gpu and not torch.cuda.is_available():
+        if self._device.type == "cuda" and not torch.cuda.is_available():
             raise IndexerError(
                 f"there is no device {device}: torch {torch.__version__} sees no GPU. Search with --device cpu"
             )
         self.rows = len(vectors)
-        self.slack = _HALF_SLACK if on_gpu else _SINGLE_SLACK
-        self._dtype = torch.float16 if on_gpu else torch.float32
         self._tiles: list[tuple[int, Any]] = []
         try:
             for first, rows in vectors.blocks(tile_rows):
@@ -78,11 +74,11 @@ class TorchScan:
         """
         torch = self._torch
         with torch.inference_mode():
-            asked = torch.from_numpy(np.ascontiguousarray(queries)).to(self._device, self._dtype)
+            asked = torch.from_numpy(np.ascontiguousarray(queries)).to(self._device)
             best = torch.full((len(queries), count), -torch.inf, device=self._device)
             ids = torch.full((len(queries), count), -1, dtype=torch.int64, device=self._device)
             for first, tile in self._tiles:
-                scores = (asked @ tile.to(self._dtype).T).float()
+                scores = asked @ tile.float().T
                 if allowed is not None:
                     here = torch.from_numpy(allowed[first : first + len(tile)]).to(self._device)
                     scores = scores.masked_fill(~here, -torch.inf)
