@@ -86,7 +86,7 @@ def report(rows: list[dict[str, Any]], names: Sequence[str], plots: dict[str, st
         "  queries are the real vectors of 500 captions, which lie outside the cloud of pictures and are harder.",
         "- Recall@10 is counted against an exact search of the stored halves. One query at a time is asked by one",
         "  thread, the best of three times for each of 200 queries (of four for 40 to 100 where all is scanned);",
-        "  batches of all queries are asked by two threads, the median of three.",
+        "  batches of all queries are asked by two threads, the best of five times.",
         "- Values at a recall lie between the two measured points beside it, on a line of logarithms.",
         "- FAISS is bare FAISS searching the very structure that ours searches; ours also ranks by the stored halves.",
         "",
