@@ -80,7 +80,7 @@ class TorchScan:
             for first, tile in self._tiles:
                 scores = asked @ tile.float().T
                 if allowed is not None:
-                    here = torch.from_numpy(allowed[first : first + len(tile)]).to(self._device)
+                    here = torch.tensor(allowed[first : first + len(tile)]).to(self._device)
                     scores = scores.masked_fill(~here, -torch.inf)
                 found, columns = scores.topk(min(count, len(tile)), dim=1)
                 best = torch.cat([best, found], dim=1)
