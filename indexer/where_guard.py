@@ -41,7 +41,7 @@ def open_guarded(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
     """
     mode = "mode=ro&immutable=1" if immutable else "mode=ro"
     uri = f"{path.absolute().as_uri()}?{mode}"
-    connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None)
+    connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=60.0)
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     guard(connection)
