@@ -24,7 +24,7 @@ from llm2clip.indexer.pipeline import Outcome, Reading, chunks, prepared
 from llm2clip.indexer.records import Corpus, Record
 from llm2clip.indexer.reports import BadPicture, BuildOptions, Progress
 from llm2clip.indexer.seam import ImageEncoder
-from llm2clip.indexer.unfinished import Unfinished
+from llm2clip.indexer.unfinished import Unfinished, Writing
 
 LISTED = 1000
 """Bad pictures that a report names."""
@@ -193,11 +193,12 @@ class Ingest:
         earlier: list[Earlier] = [self._committed] if self._committed is not None else []
         path = self._folder / writer.base.items_file
         identity = writer.sources[self._source]
-        unfinished = self._stack.enter_context(
-            closing(Unfinished(path, source=identity, dim=writer.base.dim))
+        writing = Writing(generation=writer.generation, rows=writer.base.rows)
+        earlier.append(
+            self._stack.enter_context(
+                closing(Unfinished(path, source=identity, dim=writer.base.dim, writing=writing))
+            )
         )
-        if len(unfinished):
-            earlier.append(unfinished)
         batches = Batches(options.batch_size)
         ready = prepared(
             self._changed(),

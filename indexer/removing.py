@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -73,24 +73,16 @@ def remove_pictures(path: str | os.PathLike[str], selection: Selection) -> Chang
 
 def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int, ErrorRow]:
     """Ids of the pictures that are selected, with the rows that keep them out."""
-    items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
-    with closing(items):
-        rows = items.visible("id, source, key, size, mtime_ns")
     keys = dict.fromkeys(selection.keys, False)
-    wanted = (
-        set(np.flatnonzero(_filtered(folder, manifest, selection.where)).tolist())
-        if selection.where
-        else set()
-    )
+    allowed = _filtered(folder, manifest, selection.where) if selection.where else None
     roots = [root_of(source) for source in manifest.sources]
     chosen: dict[int, ErrorRow] = {}
-    for id, source, key, size, mtime_ns in rows:
-        uri = f"{roots[source]}{os.sep}{key}"
-        for name in (key, uri):
+    for id, source, key, size, mtime_ns in _each(folder, manifest):
+        wanted = bool(allowed is not None and allowed[id])
+        for name in (key, f"{roots[source]}{os.sep}{key}"):
             if name in keys:
-                keys[name] = True
-                wanted.add(id)
-        if id in wanted or (selection.matching and fnmatchcase(key, selection.matching)):
+                keys[name] = wanted = True
+        if wanted or (selection.matching and fnmatchcase(key, selection.matching)):
             chosen[id] = ErrorRow(source, key, "removed", "removed by hand", size, mtime_ns)
     if missing := [key for key, found in keys.items() if not found]:
         more = f", and {len(missing) - 3:,} more" if len(missing) > 3 else ""
@@ -99,6 +91,16 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
             "the corpus, or use --matching '*part*'"
         )
     return chosen
+
+
+def _each(folder: Path, manifest: Manifest) -> Iterator[tuple[int, int, str, int, int]]:
+    """Id, source, key, size and time of every picture."""
+    last = -1
+    with closing(ItemsReader(folder / manifest.items_file, generation=manifest.generation)) as items:
+        condition = f"AND id > ? ORDER BY id LIMIT {_AT_ONCE}"
+        while rows := items.visible("id, source, key, size, mtime_ns", condition, last):
+            yield from rows
+            last = rows[-1][0]
 
 
 def _filtered(folder: Path, manifest: Manifest, where: str) -> NDArray[np.bool_]:

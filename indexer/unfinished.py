@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,9 @@ from llm2clip.indexer.records import Record
 from llm2clip.indexer.segments import SEGMENT_ROWS, Rows, map_appended
 
 _COLUMNS = "key, size, mtime_ns, hash, width, height, file, row"
+_PLACE = f"printf('vectors-%05d-%05d.npy', ?, (id - ?) / {SEGMENT_ROWS}), (id - ?) % {SEGMENT_ROWS}"
+"""Where the vector of an id lies: takes the generation that wrote it, and twice the id of its first vector."""
+_Row = tuple[str, int, int, bytes, int, int, str, int]
 
 
 def source_text(source: Mapping[str, str]) -> str:
@@ -44,8 +48,7 @@ def set_aside(writer: ItemsWriter, *, generation: int, rows: int) -> None:
                 db.execute(
                     f"INSERT OR REPLACE INTO unfinished (source, {_COLUMNS}) "
                     "SELECT ?, key, size, mtime_ns, hash, width, height, "
-                    f"printf('vectors-%05d-%05d.npy', ?, (id - ?) / {SEGMENT_ROWS}), (id - ?) % {SEGMENT_ROWS} "
-                    f"FROM items WHERE id >= ? AND source = ? AND removed = {NEVER}",
+                    f"{_PLACE} FROM items WHERE id >= ? AND source = ? AND removed = {NEVER}",
                     (source_text(source), serial, rows, rows, rows, number),
                 )
     drop_uncommitted(writer, generation=generation, rows=rows)
@@ -69,31 +72,37 @@ def files_of(path: Path) -> frozenset[str]:
     return frozenset(name for (name,) in query(path, "SELECT DISTINCT file FROM unfinished"))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """The change that is being written: its own vectors are there to be taken over too."""
+
+    generation: int
+    """Number in the names of its vector files."""
+    rows: int
+    """Id of its first vector."""
+
+
 class Unfinished:
-    """Vectors of a change that was never committed.
+    """Vectors that no manifest names: of a change that was never committed, and of the one that is being written.
 
     Args:
         path: the items file.
         source: the source whose records will be asked about.
         dim: length of the vectors.
+        writing: the change that is being written.
     """
 
-    def __init__(self, path: Path, *, source: Mapping[str, str], dim: int) -> None:
-        self._path, self._dim, self._source = path, dim, source_text(source)
+    def __init__(self, path: Path, *, source: Mapping[str, str], dim: int, writing: Writing) -> None:
+        self._path, self._dim, self._source, self._writing = path, dim, source_text(source), writing
         self._db, self._lock = connect(path), threading.Lock()
         self._files: dict[str, Rows] = {}
 
-    def __len__(self) -> int:
-        with sqlite(self._path):
-            return int(self._db.execute("SELECT count(*) FROM unfinished").fetchone()[0])
-
     def kept(self, records: Sequence[Record]) -> list[Kept | None]:
         """For each record its vector, if it had one and is unchanged."""
-        with self._lock, sqlite(self._path):
-            rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM unfinished WHERE source = ? AND key IN {IN}",
-                (self._source, json.dumps([record.key for record in records])),
-            ).fetchall()
+        wanted = json.dumps([record.key for record in records])
+        rows = self._rows(
+            f"SELECT {_COLUMNS} FROM unfinished WHERE source = ? AND key IN {IN}", self._source, wanted
+        )
         found = {row[0]: row for row in rows}
         answers: list[Kept | None] = []
         for record in records:
@@ -104,23 +113,35 @@ class Unfinished:
 
     def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
         """The vector of the picture of that content, if there is one."""
-        with self._lock, sqlite(self._path):
-            row = self._db.execute(
-                f"SELECT {_COLUMNS} FROM unfinished WHERE hash = ? LIMIT 1", (hash,)
-            ).fetchone()
-        return None if row is None else self._kept(row)
+        rows = self._rows(f"SELECT {_COLUMNS} FROM unfinished WHERE hash = ? LIMIT 1", hash)
+        if not rows:
+            first, serial = self._writing.rows, self._writing.generation
+            rows = self._rows(
+                f"SELECT key, size, mtime_ns, hash, width, height, {_PLACE} FROM items "
+                "WHERE hash = ? AND id >= ? LIMIT 1",
+                *(serial, first, first, hash, first),
+            )
+        return self._kept(rows[0]) if rows else None
 
-    def _kept(self, row: tuple[str, int, int, bytes, int, int, str, int]) -> Kept | None:
+    def _rows(self, statement: str, *values: str | int | bytes) -> list[_Row]:
+        with self._lock, sqlite(self._path):
+            return self._db.execute(statement, values).fetchall()
+
+    def _kept(self, row: _Row) -> Kept | None:
         _, _, _, hash, width, height, file, number = row
-        if file not in self._files:
+        rows = self._mapped(file, number)
+        if number >= len(rows) or abs(float(np.linalg.norm(rows[number].astype(np.float32))) - 1) > 0.01:
+            return None
+        return Kept(vector=rows[number], hash=hash, width=width, height=height)
+
+    def _mapped(self, file: str, number: int) -> Rows:
+        """The rows of a file; one that is being written grows."""
+        if number >= len(self._files.get(file, ())):
             try:
                 self._files[file] = map_appended(self._path.parent / file, dim=self._dim)
             except (OSError, IndexDamagedError):
                 self._files[file] = np.empty((0, self._dim), dtype=np.float16)
-        rows = self._files[file]
-        if number >= len(rows) or abs(float(np.linalg.norm(rows[number].astype(np.float32))) - 1) > 0.01:
-            return None
-        return Kept(vector=rows[number], hash=hash, width=width, height=height)
+        return self._files[file]
 
     def close(self) -> None:
         """Close the file."""

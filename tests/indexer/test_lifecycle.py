@@ -10,6 +10,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import (
+    BuildOptions,
     CorpusError,
     EncoderMismatchError,
     IndexerError,
@@ -18,6 +19,7 @@ from llm2clip.indexer import (
     add_pictures,
     build_index,
     compact_index,
+    generation,
     open_index,
     remove_pictures,
     update_index,
@@ -248,3 +250,23 @@ def test_an_index_opened_before_a_change_answers_as_it_was(index, photos):
         compact_index(index)
         assert old.search(queries, k=40) == expected
         assert len(old.search(queries, k=40, where="key LIKE 'summer/%'")[0]) == 20
+
+
+def test_copies_that_come_together_are_embedded_once(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "CHECKPOINT_SECONDS", 0.0)
+    for number in range(30):
+        first = next(photos.rglob(f"{number:03d}.png"))
+        copy = photos / "zz" / "copies" / first.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(first, copy)
+    encoder = FakeEncoder()
+    options = BuildOptions(batch_size=2, workers=1)
+    report = build_index(photos, tmp_path / "i", encoder=encoder, options=options)
+    assert report.items == 60
+    assert 30 <= sum(encoder.image_batches) < 50
+    with open_index(tmp_path / "i") as index:
+        found = content(index)
+        assert index.verify().problems == ()
+    for number in range(30):
+        one = FakeEncoder().encode_images([encoded(colour_of(number))])[0].astype(np.float16).tobytes()
+        assert found[0, f"zz/copies/{number:03d}.png"][1] == one
