@@ -74,6 +74,8 @@ class HalvesScan:
         Returns:
             scores (n, count) float32, and ids (n, count) int64, -1 where there are no more.
         """
+        if len(queries) < TOGETHER and len(self._parts) == 1:
+            return self._one_by_one(self._parts[0], queries, count, allowed)
         best, ids = _nothing(len(queries), count)
         if len(queries) < TOGETHER:
             for part in self._parts:
