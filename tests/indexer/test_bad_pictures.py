@@ -102,7 +102,10 @@ def test_bad_pictures_are_listed_with_reasons_and_the_others_indexed(tmp_path, e
 def test_bad_pictures_of_a_tar(tmp_path, encoder):
     (tmp_path / "s.tar").write_bytes(tar_of({**BAD, "good.png": GOOD}))
     report = build_index(tmp_path / "s.tar", tmp_path / "i", encoder=encoder)
-    assert (report.items, [bad.key for bad in report.bad_pictures]) == (1, [f"s.tar#{key}" for key in sorted(BAD)])
+    assert (report.items, [bad.key for bad in report.bad_pictures]) == (
+        1,
+        [f"s.tar#{key}" for key in sorted(BAD)],
+    )
 
 
 def test_odd_pictures_are_indexed_as_they_are_shown(tmp_path, encoder):
