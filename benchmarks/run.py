@@ -24,6 +24,8 @@ BENCHMARKS = {
     "images": "image_side",
     "texts": "text_side",
     "quantised": "quantised",
+    "ingest": "ingest",
+    "filters": "filters",
 }
 
 

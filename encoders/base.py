@@ -114,12 +114,23 @@ class Encoder(ABC):
         """Tokens of each text before cutting, counted as ``info.max_text_tokens`` is."""
 
     @final
-    def prepare(self, image: ImageSource) -> PreparedImage:
+    def prepare(self, image: ImageSource, *, margin: int = 0) -> PreparedImage:
         """Decode one picture and bring it to the size the model takes; may be called from several threads.
+
+        Args:
+            image: File, bytes, PIL picture or array.
+            margin: 0 to decode the whole; else encoded JPEGs may be decoded at a half, a quarter or an eighth of
+                their size, as long as the shorter side keeps ``margin`` times the pixels that the model takes.
 
         Raises:
             ImageError: The picture cannot be read; the message is the reason, in a few words.
         """
+        if margin and isinstance(image, bytes):
+            from llm2clip.encoders.reduced import read_reduced  # knows this module
+
+            if reduced := read_reduced(image, shorter=margin * self.info.image_size):
+                prepared = self._prepare(reduced.image)
+                return PreparedImage(pixels=prepared.pixels, width=reduced.width, height=reduced.height)
         return self._prepare(image)
 
     @final

@@ -11,6 +11,7 @@ import os
 import struct
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from io import BytesIO
 from typing import IO
 
@@ -24,9 +25,9 @@ from llm2clip.encoders.errors import ImageError
 MAX_PIXELS = 64_000_000
 """Pictures of more pixels are refused by their header, before anything is decoded."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM")
-"""Formats that are read, each known by its signature. No EPS (it starts a program), nothing exotic: each
-parser is a way in."""
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
+"""Formats that are read, each known by its signature; HEIF (HEIC) where the extra ``heic`` is installed. No EPS (it
+starts a program), nothing exotic: each parser is a way in."""
 
 # What Pillow's parsers raise on damaged data; RuntimeError comes from AVIF, MemoryError from sizes that a damaged
 # file asks for. Warnings are listed for processes that turn them into errors.
@@ -47,6 +48,8 @@ _PARSE_ERRORS = (
     Warning,
     Image.DecompressionBombError,
 )
+
+_HEIF_BRANDS = frozenset(b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split())
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -113,7 +116,7 @@ def _read(source: ImageSource, max_pixels: int, finish: Callable[[Image.Image], 
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
     if isinstance(source, Image.Image):
-        return finish(_loaded(source, max_pixels))
+        return finish(load_pixels(source, max_pixels))
     if isinstance(source, bytes):
         return _decode(BytesIO(source), max_pixels, finish)
     if not isinstance(source, str | os.PathLike):
@@ -128,20 +131,27 @@ def _read(source: ImageSource, max_pixels: int, finish: Callable[[Image.Image], 
 
 
 def _decode(stream: IO[bytes], max_pixels: int, finish: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    with _open(stream) as image:
-        return finish(_loaded(image, max_pixels))
+    with open_picture(stream) as image:
+        return finish(load_pixels(image, max_pixels))
 
 
-def _open(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """Parse the header.
+def open_picture(stream: IO[bytes]) -> ImageFile.ImageFile:
+    """Parse the header of a picture; nothing is decoded yet.
 
     ``Image.open`` is not used: it warns of large pictures through a filter that is global to the process,
     and tries every format it knows.
+
+    Raises:
+        ImageError: It is no picture that is read.
     """
     Image.init()
     prefix = stream.read(16)
     if not prefix:
         raise ImageError("empty file")
+    heif = prefix[4:8] == b"ftyp" and prefix[8:12] in _HEIF_BRANDS
+    if heif and "HEIF" not in Image.OPEN:
+        _register_heif()
+    failure: ImageError | None = None
     for name in FORMATS:
         # AVIF is missing where Pillow was built without its library.
         factory, accepts = Image.OPEN.get(name, (None, None))
@@ -152,12 +162,30 @@ def _open(stream: IO[bytes]) -> ImageFile.ImageFile:
         try:
             return factory(stream, "")
         except _PARSE_ERRORS as error:
-            raise ImageError(f"damaged or truncated {name} header") from error
-    raise ImageError("not a picture")
+            failure = failure or ImageError(f"damaged or truncated {name} header")
+            failure.__cause__ = failure.__cause__ or error
+            if not heif:  # some signatures are shared by AVIF and HEIC
+                break
+    if heif and "HEIF" not in Image.OPEN:
+        raise ImageError("HEIC: reading it needs pip install 'llm2clip-retrieval[heic]'")
+    raise failure or ImageError("not a picture")
 
 
-def _loaded(image: Image.Image, max_pixels: int) -> Image.Image:
-    _check_size(image.width, image.height, max_pixels)
+def _register_heif() -> None:
+    """Teach Pillow to read HEIC, if the package that can is installed."""
+    with suppress(ImportError):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+
+
+def load_pixels(image: Image.Image, max_pixels: int) -> Image.Image:
+    """Decode an opened picture, unless it has too many pixels.
+
+    Raises:
+        ImageError: It cannot be decoded.
+    """
+    check_size(image.width, image.height, max_pixels)
     try:
         image.load()
     except MemoryError as error:
@@ -170,21 +198,27 @@ def _loaded(image: Image.Image, max_pixels: int) -> Image.Image:
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     try:
-        return _turned(_rgb(image), _orientation(image))
+        return _turned(_rgb(image), orientation_of(image))
     except ImageError:
         raise
     except _PARSE_ERRORS as error:
         raise ImageError(f"cannot be converted to RGB from {image.mode}") from error
 
 
-def _check_size(width: int, height: int, max_pixels: int) -> None:
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse pictures without or with too many pixels.
+
+    Raises:
+        ImageError: It is one.
+    """
     if width < 1 or height < 1:
         raise ImageError(f"no pixels: {width} x {height}")
     if width * height > max_pixels:
         raise ImageError(f"{width * height / 1e6:.1f} megapixels, limit {max_pixels / 1e6:g}")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) where nothing is said."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _PARSE_ERRORS:
@@ -223,5 +257,5 @@ def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
 def _from_array(array: NDArray[np.uint8], max_pixels: int) -> Image.Image:
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise ImageError(f"expected an array of shape (H, W, 3), uint8, got {array.shape}, {array.dtype}")
-    _check_size(array.shape[1], array.shape[0], max_pixels)
+    check_size(array.shape[1], array.shape[0], max_pixels)
     return Image.fromarray(np.ascontiguousarray(array))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from llm2clip.indexer.build import build_index
+    from llm2clip.indexer.compacting import compact_index
     from llm2clip.indexer.corpus import open_corpus
     from llm2clip.indexer.errors import (
         CorpusError,
@@ -21,16 +22,33 @@ if TYPE_CHECKING:
     )
     from llm2clip.indexer.hits import Hit
     from llm2clip.indexer.records import Corpus, Record
-    from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport, IndexInfo, Progress
+    from llm2clip.indexer.removing import Selection, remove_pictures
+    from llm2clip.indexer.reports import (
+        BadPicture,
+        BuildOptions,
+        BuildReport,
+        ChangeReport,
+        CompactReport,
+        IndexInfo,
+        Progress,
+    )
     from llm2clip.indexer.seam import EncoderIdentity, ImageEncoder, Prepared
     from llm2clip.indexer.search import Index, open_index
+    from llm2clip.indexer.updating import add_pictures, update_index
     from llm2clip.indexer.verify import VerifyReport
+    from llm2clip.indexer.where import Where, WhereError, compile_where
 
 # Names are resolved on first use, so that importing the package costs nothing.
 _HOMES = {
+    "add_pictures": "updating",
     "BadPicture": "reports",
+    "build_index": "build",
     "BuildOptions": "reports",
     "BuildReport": "reports",
+    "ChangeReport": "reports",
+    "compact_index": "compacting",
+    "CompactReport": "reports",
+    "compile_where": "where",
     "Corpus": "records",
     "CorpusError": "errors",
     "EncoderIdentity": "seam",
@@ -41,24 +59,30 @@ _HOMES = {
     "Index": "search",
     "IndexConflictError": "errors",
     "IndexDamagedError": "errors",
+    "IndexerError": "errors",
     "IndexInfo": "reports",
     "IndexNotFoundError": "errors",
-    "IndexerError": "errors",
-    "IndexWriteError": "errors",
     "IndexVersionError": "errors",
+    "IndexWriteError": "errors",
+    "open_corpus": "corpus",
+    "open_index": "search",
     "Prepared": "seam",
     "Progress": "reports",
     "Record": "records",
+    "remove_pictures": "removing",
+    "Selection": "removing",
+    "update_index": "updating",
     "VerifyReport": "verify",
-    "build_index": "build",
-    "open_corpus": "corpus",
-    "open_index": "search",
+    "Where": "where",
+    "WhereError": "where",
 }
 
 __all__ = [
     "BadPicture",
     "BuildOptions",
     "BuildReport",
+    "ChangeReport",
+    "CompactReport",
     "Corpus",
     "CorpusError",
     "EncoderIdentity",
@@ -77,10 +101,18 @@ __all__ = [
     "Prepared",
     "Progress",
     "Record",
+    "Selection",
     "VerifyReport",
+    "Where",
+    "WhereError",
+    "add_pictures",
     "build_index",
+    "compact_index",
+    "compile_where",
     "open_corpus",
     "open_index",
+    "remove_pictures",
+    "update_index",
 ]
 
 

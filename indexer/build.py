@@ -4,56 +4,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
+from llm2clip.indexer import ann
+from llm2clip.indexer.changes import begin, begun, change, discard, recover, sound
 from llm2clip.indexer.corpus import open_corpus
-from llm2clip.indexer.earlier import Earlier, sha256_of
 from llm2clip.indexer.errors import (
     CorpusError,
     EncoderMismatchError,
     IndexConflictError,
     IndexDamagedError,
-    IndexerError,
     IndexNotFoundError,
     IndexVersionError,
-    IndexWriteError,
 )
-from llm2clip.indexer.faiss_index import import_faiss
-from llm2clip.indexer.generation import GenerationWriter, Origin
+from llm2clip.indexer.generation import GenerationWriter, Origin, unwinding
+from llm2clip.indexer.ingest import LISTED, Ingest, Survey, Tally, require_pictures, tell
 from llm2clip.indexer.items import ItemsReader
-from llm2clip.indexer.manifest import (
-    MANIFEST,
-    Manifest,
-    committed_generation,
-    read_manifest,
-    write_manifest,
-)
-from llm2clip.indexer.pipeline import Outcome, chunks, embedded, prepared
+from llm2clip.indexer.manifest import Manifest, read_manifest, write_manifest
+from llm2clip.indexer.migrating import bring_up_to_date
+from llm2clip.indexer.pace import peak_memory
 from llm2clip.indexer.records import Corpus, same_corpus
-from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport, Progress
+from llm2clip.indexer.reports import BadPicture, BuildOptions, BuildReport
 from llm2clip.indexer.seam import ImageEncoder
-from llm2clip.indexer.store import (
-    LOCK,
-    claim,
-    encoder_mismatch,
-    generation_of,
-    items_name,
-    lock,
-    read_meta,
-    remove_generation,
-    remove_generations,
-    unfinished,
-)
-
-_LISTED = 1000
+from llm2clip.indexer.store import LOCK, claim, encoder_mismatch, lock
 
 
 def build_index(
-    corpus: str | os.PathLike[str],
+    corpus: str | os.PathLike[str] | Corpus,
     path: str | os.PathLike[str],
     *,
     encoder: ImageEncoder,
@@ -64,7 +43,7 @@ def build_index(
     The change is committed in one step at the end. Until then the index is what it was before.
 
     Args:
-        corpus: a folder, a tar, a folder of tars, a brace range of tars, or ``sample:``.
+        corpus: anything that ``open_corpus`` takes, or what it gave.
         path: folder of the index; made if it does not exist.
         encoder: anything like ``llm2clip.encoders.Encoder``.
         options: how to build; None: as ``BuildOptions()``.
@@ -76,8 +55,8 @@ def build_index(
         IndexWriteError: the disk is full, or worse; what was done is kept.
         FaissNotInstalledError: FAISS is not installed.
     """
-    import_faiss()  # before hours of work, not after
-    source = open_corpus(corpus)
+    ann.ready(ann.DEFAULT_PLAN)  # before hours of work, not after
+    source = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     folder = Path(path).expanduser().absolute()
     made = claim(folder)
     try:
@@ -103,38 +82,61 @@ class _Build:
         )
         self._began = time.perf_counter()
         self._notes = list(corpus.notes)
-        self._kept = self._embedded = self._bad_count = 0
-        self._bad: list[BadPicture] = []
+        self._tally = Tally()
 
     def run(self) -> BuildReport:
         """Look at what is there, list the corpus, and build if anything changed."""
         manifest = self._present()
-        with ExitStack() as stack:
-            committed = self._committed(manifest, stack) if manifest else None
-            total = self._survey(committed)
-            if manifest and committed and total is None:
-                self._note_source(manifest)
-                rows = committed.items.errors(limit=_LISTED)
-                self._bad = [
-                    BadPicture(key=row.key, reason=row.reason) for row in rows if row.stage != "sidecar"
-                ]
-                return self._report(manifest.items, manifest.bad, up_to_date=True)
-            if not total:
-                self._discard()
-                raise CorpusError(self._corpus.emptiness())
-            earlier = self._unfinished(stack)
-            if committed is not None and manifest is not None and self._trusted(manifest):
-                earlier.append(committed)
+        if manifest is not None:
             try:
-                return self._write(earlier, total)
+                return self._again(manifest)
+            except IndexDamagedError as error:
+                self._notes.append(f"the index was damaged, so every picture was embedded again: {error}")
+                self._tally = Tally()
+        with ExitStack() as stack:
+            ingest = Ingest(self._folder, self._corpus, source=0, manifest=None, stack=stack)
+            survey = ingest.survey(options=self._options, tally=self._tally)
+            try:
+                require_pictures(self._corpus, survey)
+                started = self._started()
+                with unwinding(begin(self._folder, self._origin, started=started)) as writer:
+                    return self._write(writer, ingest, survey)
             except CorpusError:
                 stack.close()
-                self._discard()
+                discard(self._folder)
                 raise
+
+    def _again(self, manifest: Manifest) -> BuildReport:
+        """Bring the index that is there up to date."""
+        manifest = sound(self._folder, manifest)
+        recover(self._folder, manifest)
+        sources = [dict(source) for source in manifest.sources]
+        number = next(n for n, source in enumerate(sources) if same_corpus(source, self._origin.corpus))
+        with ExitStack() as stack:
+            ingest = Ingest(self._folder, self._corpus, source=number, manifest=manifest, stack=stack)
+            survey = ingest.survey(options=self._options, tally=self._tally)
+            require_pictures(self._corpus, survey)
+            if survey.nothing and manifest.ann is not None:
+                manifest = self._note_source(manifest)
+                return self._report(manifest, up_to_date=True)
+            encoder, place = self._origin.encoder, self._origin.encoder_source
+            with unwinding(
+                change(self._folder, replace(manifest, encoder=encoder, encoder_source=place))
+            ) as writer:
+                return self._write(writer, ingest, survey)
+
+    def _write(self, writer: GenerationWriter, ingest: Ingest, survey: Survey) -> BuildReport:
+        ingest.apply(writer, survey, encoder=lambda: self._encoder, options=self._options, tally=self._tally)
+        if not writer.base.items + writer.appended - writer.removed:
+            raise CorpusError(self._unreadable())
+        tell(self._options, "writing", survey.total, survey.total, self._tally)
+        return self._report(writer.commit(planner=self._options.planner), up_to_date=False)
 
     def _present(self) -> Manifest | None:
         """The index that is there, if it may be built upon; None if there is none or it is not to be used."""
         try:
+            if not self._options.overwrite:
+                bring_up_to_date(self._folder)
             manifest = read_manifest(self._folder)
         except IndexNotFoundError:
             return None
@@ -144,26 +146,27 @@ class _Build:
             raise
         if self._options.overwrite:
             return None
-        self._refuse(manifest.corpus, manifest.encoder, "an index")
+        self._refuse(manifest.sources, manifest.encoder, "an index")
         return manifest
 
-    def _note_source(self, manifest: Manifest) -> None:
+    def _note_source(self, manifest: Manifest) -> Manifest:
         """Write down where the encoder lies now, if that was said and is another place."""
         source = self._options.encoder_source
         if source and source != manifest.encoder_source:
-            encoder = self._origin.encoder
-            write_manifest(self._folder, replace(manifest, encoder=encoder, encoder_source=source))
+            manifest = replace(manifest, encoder=self._origin.encoder, encoder_source=source)
+            write_manifest(self._folder, manifest)
+        return manifest
 
-    def _refuse(self, corpus: object, encoder: object, what: str) -> None:
+    def _refuse(self, corpora: object, encoder: object, what: str) -> None:
         """Refuse to build upon ``what`` if it is of another corpus or encoder."""
-        if not isinstance(corpus, dict) or not isinstance(encoder, dict):
+        if not isinstance(corpora, tuple) or not isinstance(encoder, dict):
             raise IndexDamagedError(
                 f"{self._folder} holds {what} that says nothing of its origin. Use --overwrite"
             )
-        if not same_corpus(corpus, self._origin.corpus):
+        if not any(same_corpus(dict(corpus), self._origin.corpus) for corpus in corpora):
             raise IndexConflictError(
-                f"{self._folder} holds {what} of {corpus.get('spec')}, got {self._corpus.spec}: choose another place "
-                "with --index, or replace it with --overwrite"
+                f"{self._folder} holds {what} of {corpora[0].get('spec')}, got {self._corpus.spec}: choose another "
+                "place with --index, add to it with  llm2clip-index add, or replace it with --overwrite"
             )
         if problem := encoder_mismatch(encoder, self._origin.encoder):
             raise EncoderMismatchError(
@@ -171,160 +174,46 @@ class _Build:
                 "with --overwrite"
             )
 
-    def _committed(self, manifest: Manifest, stack: ExitStack) -> Earlier | None:
-        try:
-            return stack.enter_context(closing(Earlier.committed(self._folder, manifest)))
-        except IndexDamagedError as error:
-            self._notes.append(f"the index was damaged, so every picture was embedded again: {error}")
-            return None
-
-    def _trusted(self, manifest: Manifest) -> bool:
-        """Whether the files that vectors are taken over from are those that were committed."""
-        for name in (manifest.items_file, *(segment.file for segment in manifest.segments)):
-            if sha256_of(self._folder / name) != manifest.files[name].sha256:
-                self._notes.append(f"{name} was damaged, so every picture was embedded again")
-                return False
-        return True
-
-    def _survey(self, committed: Earlier | None) -> int | None:
-        """Count the pictures by listing them; None if all are in the committed index as they are now."""
-        total = same = 0
-        for chunk in chunks(self._corpus.records(captions=False)):
-            total += len(chunk)
-            same += committed.unchanged(chunk) if committed else 0
-            self._tell("listing", 0, total)
-        if (
-            committed is None
-            or same < total
-            or total != committed.items.count() + committed.items.count_bad()
-        ):
-            return total
-        return None if self._whole() else total
-
-    def _whole(self) -> bool:
-        """Whether all files of the committed index have the size they should have."""
-        files = read_manifest(self._folder).files
-        with suppress(OSError):
-            return all(os.path.getsize(self._folder / name) == record.bytes for name, record in files.items())
-        return False
-
-    def _unfinished(self, stack: ExitStack) -> list[Earlier]:
-        """The build that got furthest of those that never finished; the others are deleted."""
-        found: list[tuple[int, int]] = []
-        generations = unfinished(self._folder, after=committed_generation(self._folder))
-        for generation in generations:
-            done = self._usable(generation)
-            if done:
-                found.append((done, generation))
-        best = max(found, default=(0, 0))[1]
-        for generation in generations:
-            if generation != best:
-                remove_generation(self._folder, generation)
-        if not best:
-            return []
-        earlier = Earlier.unfinished(self._folder, generation=best, dim=self._encoder.info.dim)
-        return [stack.enter_context(closing(earlier))]
-
-    def _usable(self, generation: int) -> int:
-        """How many pictures of an unfinished build can be taken over; refuses one of another corpus or encoder."""
-        try:
-            items = ItemsReader(self._folder / items_name(generation), writable=True)
-            with closing(items):
-                corpus, encoder = read_meta(items, "corpus"), read_meta(items, "encoder")
-                anew, done = bool(read_meta(items, "anew")), items.count()
-        except IndexerError:
-            return 0  # killed before it had written anything
-        if self._options.overwrite:
-            same = same_corpus(corpus, self._origin.corpus) and not encoder_mismatch(
-                encoder, self._origin.encoder
-            )
-            return done if same and anew else 0
-        self._refuse(corpus, encoder, "an unfinished build")
-        return done
-
-    def _write(self, earlier: list[Earlier], total: int) -> BuildReport:
-        generation = self._next_generation()
-        writer = GenerationWriter(self._folder, generation=generation, origin=self._origin)
-        try:
-            for outcomes in self._outcomes(earlier):
-                writer.append(outcomes)
-                self._count(outcomes)
-                self._tell("embedding", writer.items + writer.bad, total)
-            if not writer.items:
-                raise CorpusError(self._unreadable())
-            self._tell("writing", writer.items + writer.bad, total)
-            manifest = writer.commit()
-        except BaseException:  # Ctrl-C above all: what was done is kept
-            with suppress(IndexWriteError):
-                writer.checkpoint()
-            raise
-        finally:
-            writer.close()
-            if not writer.items:
-                remove_generation(self._folder, generation)
-        return self._report(manifest.items, manifest.bad, up_to_date=False)
-
-    def _outcomes(self, earlier: list[Earlier]) -> Iterator[list[Outcome]]:
-        options = self._options
-        workers = options.workers or min(16, os.cpu_count() or 1)
-        ready = prepared(
-            self._corpus.records(),
-            encoder=self._encoder,
-            earlier=earlier,
-            workers=workers,
-            window=3 * options.batch_size + workers,
-        )
-        return embedded(ready, encoder=self._encoder, batch_size=options.batch_size)
-
-    def _next_generation(self) -> int:
-        found = (generation_of(name) for name in os.listdir(self._folder))
-        return 1 + max(
-            (number for number in found if number is not None), default=committed_generation(self._folder)
-        )
-
-    def _count(self, outcomes: list[Outcome]) -> None:
-        for outcome in outcomes:
-            if outcome.reason is not None:
-                self._bad_count += 1
-                if len(self._bad) < _LISTED:
-                    self._bad.append(BadPicture(key=outcome.record.key, reason=outcome.reason))
-            elif outcome.kept:
-                self._kept += 1
-            else:
-                self._embedded += 1
-
-    def _tell(self, stage: Literal["listing", "embedding", "writing"], done: int, total: int) -> None:
-        if self._options.on_progress is not None:
-            self._options.on_progress(
-                Progress(stage=stage, done=done, total=total, kept=self._kept, bad=self._bad_count)
-            )
-
-    def _discard(self) -> None:
-        """Delete what is not the committed index."""
-        try:
-            keep = {MANIFEST, *read_manifest(self._folder).files}
-        except IndexNotFoundError:
-            keep = set()
-        except IndexerError:
-            return
-        remove_generations(self._folder, keep=frozenset(keep))
+    def _started(self) -> str | None:
+        """The items file of a build that never finished and can be gone on with; refuses one of something else."""
+        for name, said in begun(self._folder).items():
+            if not self._options.overwrite:
+                self._refuse((said["corpus"],), said["encoder"], "an unfinished build")
+                return name
+            same = same_corpus(said["corpus"], self._origin.corpus)
+            if said["anew"] and same and not encoder_mismatch(said["encoder"], self._origin.encoder):
+                return name
+        return None
 
     def _unreadable(self) -> str:
-        some = "; ".join(f"{bad.key}: {bad.reason}" for bad in self._bad[:3])
+        some = "; ".join(f"{bad.key}: {bad.reason}" for bad in self._tally.bad_pictures[:3])
         return f"none of the pictures in {self._corpus.spec} can be read ({some}): nothing was indexed"
 
-    def _report(self, items: int, bad: int, *, up_to_date: bool) -> BuildReport:
+    def _report(self, manifest: Manifest, *, up_to_date: bool) -> BuildReport:
         passed_over = self._corpus.passed_over_note()
         return BuildReport(
             path=str(self._folder),
             corpus=self._corpus.spec,
             encoder=self._encoder.info.name,
             up_to_date=up_to_date,
-            items=items,
-            embedded=self._embedded,
-            kept=self._kept if not up_to_date else items,
-            bad=bad,
-            bad_pictures=tuple(self._bad),
-            notes=(*self._notes, *filter(None, [passed_over])),
+            items=manifest.items,
+            embedded=self._tally.embedded,
+            kept=manifest.items - self._tally.embedded,
+            bad=manifest.bad,
+            bad_pictures=bad_pictures(self._folder, manifest),
+            notes=(*self._notes, *self._tally.notes, *filter(None, [passed_over])),
             seconds=time.perf_counter() - self._began,
+            peak_memory=peak_memory(),
         )
+
+
+def bad_pictures(folder: Path, manifest: Manifest) -> tuple[BadPicture, ...]:
+    """The first thousand pictures that could not be read, by key, with reasons."""
+    if not manifest.bad:
+        return ()
+    items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
+    try:
+        rows = items.errors(limit=LISTED)
+    finally:
+        items.close()
+    return tuple(BadPicture(key=row.key, reason=row.reason) for row in rows if row.stage != "sidecar")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 from llm2clip.indexer import console
 from llm2clip.indexer.build import build_index
@@ -23,6 +24,9 @@ from llm2clip.indexer.location import (
     sample_index_path,
     set_current_index,
 )
+from llm2clip.indexer.planning import TextEncoder, planner_for
+from llm2clip.indexer.records import Corpus
+from llm2clip.indexer.remote import telling
 from llm2clip.indexer.reports import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.seam import ImageEncoder
 from llm2clip.indexer.search import Index, open_index
@@ -40,12 +44,20 @@ class BuildRequest:
     """Where to; None for the corpus's own place."""
     encoder: str | None
     """Encoder name or folder; None to find out."""
-    batch_size: int
-    """Pictures per forward pass."""
+    batch_size: int | None
+    """Pictures per forward pass; None to find out."""
     overwrite: bool
     """Build anew whatever is there."""
     as_json: bool
     """Print the report as JSON."""
+    every: float | None = None
+    """Seconds between the frames that are taken of videos."""
+    ram: str | None = None
+    """Memory that searching may take, as it was given; None: most of what is free."""
+    recall: float | None = None
+    """Share of the true ten best to be found; None: the usual one."""
+    p95_ms: float | None = None
+    """Milliseconds for 95 of 100 queries; None: the usual ones."""
 
 
 def run_build(request: BuildRequest) -> None:
@@ -57,7 +69,7 @@ def run_build(request: BuildRequest) -> None:
         KeyboardInterrupt: Ctrl-C; its text says what is kept.
     """
     folder = _place(request)
-    done = 0
+    done, planned = 0, list[str]()
 
     def follow(progress: Progress) -> None:
         nonlocal done
@@ -65,20 +77,31 @@ def run_build(request: BuildRequest) -> None:
         show(progress)
 
     try:
-        with winding_up():
-            _require_pictures(request.corpus)
+        with winding_up(), telling(note):
+            corpus = open_corpus(request.corpus, every=request.every)
+            _require_pictures(corpus)
             name = _choose(request, folder)
             if name == NANO and request.corpus != SAMPLE:
                 note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
             encoder = _load(name)
             with console.progress_bar() as show, console.quiet_decoding():
+                planner = planner_for(
+                    corpus,
+                    cast(TextEncoder, encoder),
+                    ram=request.ram,
+                    recall=request.recall,
+                    p95_ms=request.p95_ms,
+                    say=planned.append,
+                )
                 options = BuildOptions(
+                    planner=planner,
                     batch_size=request.batch_size,
                     overwrite=request.overwrite,
                     encoder_source=source_of(name),
+                    quicker=_quicker(name),
                     on_progress=follow,
                 )
-                report = build_index(request.corpus, folder, encoder=encoder, options=options)
+                report = build_index(corpus, folder, encoder=encoder, options=options)
     except KeyboardInterrupt:
         kept = (
             f"{done:,} pictures are kept, the same command goes on from there"
@@ -86,6 +109,8 @@ def run_build(request: BuildRequest) -> None:
             else "nothing was done yet"
         )
         raise KeyboardInterrupt(f": {kept}") from None
+    for line in planned:
+        note(line)
     _finish(report, as_json=request.as_json)
 
 
@@ -101,11 +126,10 @@ def _place(request: BuildRequest) -> Path:
     return (place or default_index_path(request.corpus)).expanduser().absolute()
 
 
-def _require_pictures(corpus: str) -> None:
+def _require_pictures(corpus: Corpus) -> None:
     """Whether there is anything to index is worth knowing before anybody is asked, or an encoder fetched."""
-    opened = open_corpus(corpus)
-    if next(opened.records(captions=False), None) is None:
-        raise CorpusError(opened.emptiness())
+    if next(corpus.records(captions=False), None) is None:
+        raise CorpusError(corpus.emptiness())
 
 
 def _choose(request: BuildRequest, folder: Path) -> str:
@@ -135,6 +159,17 @@ def _load(name: str) -> ImageEncoder:
     return load_encoder(name)
 
 
+def _quicker(name: str) -> Callable[[], ImageEncoder] | None:
+    """Gives the same encoder in the arithmetic that this processor is quickest in, if that is not its usual one."""
+    from llm2clip.encoders import load_encoder
+    from llm2clip.encoders.devices import quick_dtype
+
+    dtype = quick_dtype()
+    if dtype is None or name.startswith(("st:", "open_clip:")):
+        return None
+    return lambda: load_encoder(name, dtype=dtype)
+
+
 def _asker() -> Callable[[str], str] | None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         return None
@@ -150,12 +185,17 @@ def _asker() -> Callable[[str], str] | None:
 
 
 def _open(index: Path | None) -> Index:
+    return _open_sample() if str(index) == SAMPLE else open_index(place_of(index))
+
+
+def place_of(index: Path | None) -> Path:
+    """The folder of the index that is meant."""
     if index is not None:
-        return _open_sample() if str(index) == SAMPLE else open_index(index)
+        return sample_index_path() if str(index) == SAMPLE else index.expanduser().absolute()
     last = current_index()
     if last is None:
         raise IndexNotFoundError("no index was built yet: name one with --index PATH, or build one")
-    return open_index(last)
+    return last
 
 
 def _open_sample() -> Index:

@@ -78,7 +78,8 @@ def print_build(report: BuildReport, *, search: str) -> None:
     else:
         rate = f" ({report.embedded / report.seconds:,.0f}/s)" if report.embedded else ""
         kept = f", {report.kept:,} of them embedded before" if report.kept else ""
-        print(f"Indexed {_pictures(report.items)}{kept} in {report.seconds:,.1f} s{rate}.")
+        memory = f", memory up to {report.peak_memory / 1e6:,.0f} MB" if report.peak_memory else ""
+        print(f"Indexed {_pictures(report.items)}{kept} in {report.seconds:,.1f} s{rate}{memory}.")
     if report.bad:
         print(f"{_pictures(report.bad)} could not be read:")
         for bad in report.bad_pictures[:_SHOWN]:
@@ -109,7 +110,8 @@ def print_info(info: IndexInfo) -> None:
         "pictures": f"{info.items:,}" + (f" ({info.bad:,} more could not be read)" if info.bad else ""),
         "corpus": " in ".join(filter(None, [info.corpus["spec"], info.corpus.get("root")])),
         "encoder": f"{info.encoder['name']} (weights {str(info.encoder.get('weights_sha256', '?'))[:12]}...)",
-        "vectors": f"{info.dim} numbers each, float16; files: {info.segments}; FAISS index: {info.faiss}",
+        "vectors": f"{info.dim} numbers each, float16; files: {info.segments}; search: {info.ann}",
+        "faiss": info.faiss,
         "size": f"{info.bytes / 2**20:,.1f} MB",
         "built": f"{info.created} by {info.written_by}, generation {info.generation}",
     }

@@ -1,6 +1,7 @@
-"""Vectors that an earlier build made already: of the committed index, or of a build that never finished.
+"""Vectors that were made already: those of the committed index.
 
-A picture keeps its vector while its name, size and time of change stay the same and the encoder is the same one.
+A picture keeps its vector while its name, size and time of change stay the same and the encoder is the same one; a
+picture of another name or time takes over the vector of one with the same content.
 """
 
 from __future__ import annotations
@@ -9,16 +10,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llm2clip.indexer.errors import IndexDamagedError
 from llm2clip.indexer.items import ErrorRow, ItemRow, ItemsReader
 from llm2clip.indexer.manifest import Manifest
 from llm2clip.indexer.records import Record
-from llm2clip.indexer.segments import Rows, Vectors, map_segment, map_unfinished
-from llm2clip.indexer.store import items_name
+from llm2clip.indexer.segments import Rows, Vectors, map_segment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,70 +33,93 @@ class Kept:
     """As shown, in pixels."""
     height: int
     """As shown, in pixels."""
+    id: int | None = None
+    """The id that it has and keeps; None: the vector is copied to a new one."""
 
 
-class Earlier:
-    """The pictures of one earlier build.
+class Earlier(Protocol):
+    """Vectors that were made before. Safe to ask from several threads."""
+
+    def kept(self, records: Sequence[Record]) -> Sequence[Kept | ErrorRow | None]:
+        """For each record its vector, or why it could not be decoded; None where it has to be looked at."""
+
+    def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
+        """The vector of the picture of that content, if there is one; with its id if it is the one of that key."""
+
+
+class Committed:
+    """The pictures of the committed index, as one source sees them.
 
     Args:
-        items: its items.
-        vectors: its vectors by id.
+        folder: the index.
+        manifest: what it says about itself.
+        source: position of the source whose records will be asked about.
+
+    Raises:
+        IndexDamagedError: a file is missing or is not the one that was committed.
     """
 
-    def __init__(self, items: ItemsReader, vectors: Vectors) -> None:
-        self.items, self._vectors = items, vectors
-
-    @classmethod
-    def committed(cls, folder: Path, manifest: Manifest) -> Self:
-        """The committed index in ``folder``.
-
-        Raises:
-            IndexDamagedError: a file is missing or is not the one that was committed.
-        """
-        items = ItemsReader(folder / manifest.items_file, committed=True)
-        if items.meta.get("index_id") != manifest.index_id:
-            raise IndexDamagedError(f"{items.path} belongs to another index")
+    def __init__(self, folder: Path, manifest: Manifest, *, source: int) -> None:
         mapped = [map_segment(folder / s.file, rows=s.rows, dim=manifest.dim) for s in manifest.segments]
-        return cls(items, Vectors(mapped, dim=manifest.dim))
-
-    @classmethod
-    def unfinished(cls, folder: Path, *, generation: int, dim: int) -> Self:
-        """What a build that never finished left in ``folder``.
-
-        Raises:
-            IndexDamagedError: its items cannot be read.
-        """
-        items = ItemsReader(folder / items_name(generation), writable=True)
-        mapped = map_unfinished(folder, generation=generation, rows=items.count(), dim=dim)
-        return cls(items, Vectors(mapped, dim=dim))
+        self._vectors, self._source = Vectors(mapped, dim=manifest.dim), source
+        self.items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
+        self.seen: NDArray[np.bool_] = np.zeros(manifest.rows, dtype=np.bool_)
+        """Ids whose keys were asked about. Shape: (rows,)."""
+        self.seen_errors: set[str] = set()
+        """Keys with errors that were asked about."""
 
     def kept(self, records: Sequence[Record]) -> list[Kept | ErrorRow | None]:
         """For each record its vector, or why it could not be decoded; None where it has to be looked at."""
-        known = self.items.find([record.key for record in records])
+        known = self.items.find([record.key for record in records], source=self._source)
         found: list[Kept | ErrorRow | None] = []
         for record in records:
             item, error = known.items.get(record.key), known.errors.get(record.key)
-            if item is not None and _same(record, item) and item.id < len(self._vectors):
+            if item is not None and _same(record, item):
                 vector = self._vectors.take(np.array([item.id]))[0]
-                found.append(Kept(vector=vector, hash=item.hash, width=item.width, height=item.height))
+                found.append(
+                    Kept(vector=vector, hash=item.hash, width=item.width, height=item.height, id=item.id)
+                )
             else:
                 found.append(error if error is not None and _same_error(record, error) else None)
         return found
 
-    def unchanged(self, records: Sequence[Record]) -> int:
-        """How many of the records are in this build just as they are now, captions and errors included."""
-        known = self.items.find([record.key for record in records])
-        count = 0
+    def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
+        """The vector of the picture of that content, if there is one; with its id if it is the one of that key."""
+        # Vectors of pictures that were removed lie there too, until the index is compacted.
+        columns = "id, width, height, source = ? AND key = ? AND added <= ? AND removed > ? AS own"
+        now = self.items.generation
+        rows = self.items.rows(
+            f"SELECT {columns} FROM items WHERE hash = ? AND id < ? ORDER BY own DESC LIMIT 1",
+            *(self._source, key, now, now, hash, len(self._vectors)),
+        )
+        if not rows:
+            return None
+        [(id, width, height, own)] = rows
+        vector = self._vectors.take(np.array([id]))[0]
+        return Kept(vector=vector, hash=hash, width=width, height=height, id=id if own else None)
+
+    def unchanged(self, records: Sequence[Record], *, by_hand: bool = False) -> list[bool]:
+        """Whether each record is in the index just as it is now, captions and errors included; all are seen.
+
+        Those that were removed by hand are to stay out, so they count as unchanged, unless they are named by hand.
+        """
+        known = self.items.known([record.key for record in records], source=self._source)
+        seen = [found.id for found in known.items.values()]
+        self.seen[seen] = True
+        self.seen_errors.update(known.errors)
+        answers: list[bool] = []
         for record in records:
             item, error = known.items.get(record.key), known.errors.get(record.key)
-            if record.problem is not None:
-                count += error is not None and error.reason == record.problem
+            if error is not None and error.stage == "removed":
+                answers.append(not by_hand)
+            elif record.problem is not None:
+                answers.append(error is not None and error.reason == record.problem)
             elif item is not None:
-                where = (item.path, item.offset, item.sidecars)
-                count += _same(record, item) and where == (record.path, record.offset, record.sidecars)
+                now = (record.size or 0, record.mtime_ns or 0, record.sidecars, record.locator)
+                answers.append(now == (item.size, item.mtime_ns, item.sidecars, item.locator))
             else:
-                count += error is not None and _same_error(record, error)
-        return count
+                answers.append(error is not None and _same_error(record, error))
+        return answers
 
     def close(self) -> None:
         """Close the items."""
@@ -104,7 +127,8 @@ class Earlier:
 
 
 def _same(record: Record, item: ItemRow) -> bool:
-    return record.problem is None and (record.size, record.mtime_ns) == (item.size, item.mtime_ns)
+    now = (record.size or 0, record.mtime_ns or 0)
+    return record.problem is None and now == (item.size, item.mtime_ns)
 
 
 def _same_error(record: Record, error: ErrorRow) -> bool:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -35,6 +37,34 @@ def import_faiss() -> ModuleType:
         ) from error
     found: ModuleType = faiss
     return found
+
+
+WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs", "faiss")
+"""Distributions that bring the module; they overwrite one another."""
+
+
+def wheel() -> str:
+    """Which FAISS is installed, without importing it, for people: ``faiss-cpu 1.15.1 (no GPU)``."""
+    if find_spec("faiss") is None:
+        return "none: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
+    names = [f"{name} {found}" for name in WHEELS if (found := _version(name))]
+    if len(names) > 1:
+        return f"{' and '.join(names)} (they overwrite each other: keep one)"
+    return (
+        f"{names[0]} ({'GPU' if 'gpu' in names[0] else 'no GPU'})" if names else "of another origin than pip"
+    )
+
+
+def has_gpu(faiss: ModuleType) -> bool:
+    """Whether this build of FAISS can use a GPU."""
+    return hasattr(faiss, "StandardGpuResources")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def _empty(faiss: ModuleType, dim: int) -> Any:  # noqa: ANN401
@@ -72,7 +102,7 @@ def write_faiss(
 
 
 class FaissIndex:
-    """A FAISS index; made by ``read`` or ``of``."""
+    """The file of an exact index; made by ``read``."""
 
     def __init__(self, index: Any) -> None:  # noqa: ANN401
         self._index = index
@@ -107,39 +137,6 @@ class FaissIndex:
                 "Run the build command again"
             )
         return cls(index)
-
-    @classmethod
-    def of(cls, blocks: Iterable[tuple[int, NDArray[np.float16]]], *, dim: int) -> Self:
-        """Make a FAISS index in memory.
-
-        Args:
-            blocks: (id of the first row, rows of shape (n, dim), float16), in order.
-            dim: length of the rows.
-
-        Raises:
-            FaissNotInstalledError: FAISS is not installed.
-        """
-        index = _empty(import_faiss(), dim)
-        for _, rows in blocks:
-            index.add(rows.astype(np.float32))
-        return cls(index)
-
-    def candidates(
-        self, vectors: NDArray[np.float32], *, count: int
-    ) -> tuple[NDArray[np.float32], list[NDArray[np.int64]]]:
-        """The nearest rows of each query, nearest first.
-
-        Args:
-            vectors: Shape: (n, dim), float32.
-            count: how many rows to find.
-
-        Returns:
-            scores, shape (n, count), float32, and for each query the ids found, (up to count,), int64.
-        """
-        scores, ids = self._index.search(vectors, count)
-        if ids.size and ids.min() >= 0:
-            return scores, list(ids)
-        return scores, [row[row >= 0] for row in ids]
 
     def rows(self, first: int, count: int) -> NDArray[np.float32]:
         """Some rows as FAISS has them. Shape: (count, dim), float32."""

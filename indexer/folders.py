@@ -6,13 +6,15 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
+from llm2clip.indexer.containers import Container
 from llm2clip.indexer.records import (
     MAX_SIDECAR_BYTES,
+    VIDEOS,
     Corpus,
     Record,
     Sidecar,
@@ -39,14 +41,34 @@ class FolderCorpus(Corpus):
 
     A file ``name.txt`` or ``name.json`` beside a picture ``name.*`` is its caption or metadata. Linked folders are
     followed where they lead out of the corpus; no folder is read twice, so that loops end.
+
+    Args:
+        spec: what the user named.
+        root: the folder.
+        every: seconds between the frames that are taken of videos; None: videos are passed over.
+
+    Raises:
+        CorpusError: videos are to be read, and PyAV is not installed.
     """
 
     kind: Final = "folder"  # type: ignore[misc]
 
+    def __init__(self, spec: str, root: Path, *, every: float | None = None) -> None:
+        super().__init__(spec, root)
+        self._every = every
+        if every is not None:
+            from llm2clip.indexer.videos import checked
+
+            checked(every)
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores."""
+        return super().identity() | ({} if self._every is None else {"every": f"{self._every:g}"})
+
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         """All pictures, folder by folder, in order of their names."""
         self.passed_over = Counter()
-        for folder in self._folders(self.root, "", set()):
+        for folder in self._folders():
             if folder.problem is not None:
                 key, uri = printable(folder.below.rstrip("/")), printable(str(folder.path))
                 yield Record(key=key, uri=uri, file=folder.path, problem=f"folder: {folder.problem}")
@@ -55,29 +77,35 @@ class FolderCorpus(Corpus):
                 kind = ending(name)
                 if kind in picture_endings():
                     yield self._record(folder, name, present, captions)
-                elif kind in other_picture_endings():
+                elif kind in VIDEOS and self._every is not None:
+                    yield from self._frames(folder, name, self._every, captions)
+                elif kind in VIDEOS or kind in other_picture_endings():
                     self.passed_over[kind] += 1
 
-    def _folders(self, path: Path, below: str, seen: set[tuple[int, int]]) -> Iterator[_Folder]:
-        try:
-            where = path.stat()
-            if (where.st_dev, where.st_ino) in seen:
-                return
-            seen.add((where.st_dev, where.st_ino))
-            with os.scandir(path) as entries:
-                visible = [
-                    (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
-                ]
-        except OSError as error:
-            if not below:
-                raise
-            yield _Folder(path, below, [], error.strerror or str(error))
-            return
-        yield _Folder(path, below, sorted(name for name, is_folder in visible if not is_folder))
-        for name in sorted(name for name, is_folder in visible if is_folder):
-            inner = path / name
-            if not (inner.is_symlink() and self._inside(inner)):
-                yield from self._folders(inner, f"{below}{name}/", seen)
+    def _folders(self) -> Iterator[_Folder]:
+        seen: set[tuple[int, int]] = set()
+        waiting = [(self.root, "")]  # and no recursion: folders may lie in each other a thousand deep
+        while waiting:
+            path, below = waiting.pop()
+            try:
+                where = path.stat()
+                if (where.st_dev, where.st_ino) in seen:
+                    continue
+                seen.add((where.st_dev, where.st_ino))
+                with os.scandir(path) as entries:
+                    visible = [
+                        (each.name, each.is_dir()) for each in entries if not each.name.startswith(".")
+                    ]
+            except OSError as error:
+                if not below:
+                    raise
+                yield _Folder(path, below, [], error.strerror or str(error))
+                continue
+            yield _Folder(path, below, sorted(name for name, is_folder in visible if not is_folder))
+            for name in sorted((name for name, is_folder in visible if is_folder), reverse=True):
+                inner = path / name
+                if not (inner.is_symlink() and self._inside(inner)):
+                    waiting.append((inner, f"{below}{name}/"))
 
     def _inside(self, link: Path) -> bool:
         """Whether a link leads to a folder that is read anyway."""
@@ -101,7 +129,7 @@ class FolderCorpus(Corpus):
             return Record(key=key, uri=uri, file=file, problem=reason)
         if not stat.S_ISREG(found.st_mode):
             return Record(key=key, uri=uri, file=file, problem="not a regular file")
-        stamp, sidecar = _sidecar(folder.path, os.path.splitext(name)[0], present, captions)
+        stamp, sidecar = sidecar_of(folder.path, os.path.splitext(name)[0], present, captions)
         return Record(
             key=key,
             uri=uri,
@@ -114,27 +142,50 @@ class FolderCorpus(Corpus):
             note=sidecar.note,
         )
 
+    def _frames(self, folder: _Folder, name: str, every: float, captions: bool) -> Iterator[Record]:
+        from llm2clip.indexer.videos import frames_of
+
+        file, key = folder.path / name, printable(folder.below + name)
+        try:
+            yield from frames_of(
+                Container(file, key, f"{self.root}{os.sep}{key}"), every=every, captions=captions
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            yield Record(key=key, uri=str(file), file=file, problem=f"video cannot be read: {reason}")
+
     def emptiness(self) -> str:
         """What the folder holds instead of pictures."""
-        names = (name for folder in self._folders(self.root, "", set()) for name in folder.names)
+        names = (name for folder in self._folders() for name in folder.names)
         endings = Counter(ending(name) or "no ending" for name in islice(names, 100_000))
         wanted = " ".join(sorted(picture_endings()))
         if not endings:
             return f"no pictures in {self.root}: the folder is empty. Expected files ending in {wanted}"
         some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4))
-        return (
+        note = self.passed_over_note()
+        found = (
             f"no pictures in {self.root}: got {endings.total():,} files ({some}), expected endings {wanted}"
         )
+        return f"{found}; {note}" if note else found
 
 
-def _sidecar(folder: Path, stem: str, present: frozenset[str], captions: bool) -> tuple[int | None, Sidecar]:
-    """A number that tells which caption and metadata files a picture has as they are now, and what they say."""
+def sidecar_of(
+    folder: Path, stem: str, present: frozenset[str], captions: bool
+) -> tuple[int | None, Sidecar]:
+    """A number that tells which caption and metadata files a picture has as they are now, and what they say.
+
+    Args:
+        folder: that the picture is in.
+        stem: its name without its ending.
+        present: the files in that folder, at least those of this stem.
+        captions: also read them.
+    """
     files = [folder / f"{stem}{kind}" if f"{stem}{kind}" in present else None for kind in (".json", ".txt")]
     if files == [None, None]:
         return None, Sidecar()
     try:
         found = {file.name: file.stat() for file in files if file is not None}
-        stamp = _stamp((name, each.st_size, each.st_mtime_ns) for name, each in found.items())
+        stamp = stamp_of([(name, each.st_size, each.st_mtime_ns) for name, each in found.items()])
         if not captions:
             return stamp, Sidecar()
         if max(each.st_size for each in found.values()) > MAX_SIDECAR_BYTES:
@@ -145,7 +196,7 @@ def _sidecar(folder: Path, stem: str, present: frozenset[str], captions: bool) -
         return None, Sidecar(note=f"caption or metadata left out: {error.strerror or error}")
 
 
-def _stamp(files: Iterable[tuple[str, int, int]]) -> int:
-    """64 bits, signed, of the names, sizes and times of files."""
-    digest = hashlib.blake2b(repr(list(files)).encode(), digest_size=8).digest()
+def stamp_of(what: object) -> int:
+    """64 bits, signed, of what describes captions and metadata: names, sizes and times of files, or themselves."""
+    digest = hashlib.blake2b(repr(what).encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

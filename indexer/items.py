@@ -1,7 +1,8 @@
-"""``items-*.db``: one SQLite row per picture, and one per picture that could not be read.
+"""``items-*.db``: one SQLite row per picture and change of it, and one per picture that could not be read.
 
-A file is written by one build, then never changed: readers open it as immutable, which also works on read-only
-media and needs no lock. Ids are consecutive from 0 and are the row numbers of the vectors.
+A row says in which generation it came (``added``) and in which it went (``removed``). A reader of generation N sees the
+rows with ``added <= N < removed``, whatever is being written beside it: a writer adds rows and sets ``removed`` with a
+number that no manifest names yet. The id of an item is the number of its vector.
 """
 
 from __future__ import annotations
@@ -10,20 +11,29 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llm2clip.indexer.errors import IndexDamagedError, IndexWriteError
 
-_SCHEMA = """
+NEVER = 2**63 - 1
+"""``removed`` of what is still there."""
+
+SCHEMA = f"""
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE items (
-    id INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,       -- stable name below the root of the corpus; the URI is root/key
+    id INTEGER NOT NULL,            -- number of its vector
+    added INTEGER NOT NULL,         -- generation that added this row
+    removed INTEGER NOT NULL DEFAULT {NEVER},  -- generation that took it away; this number: none
+    source INTEGER NOT NULL,        -- position of its corpus among the manifest's sources
+    key TEXT NOT NULL,              -- stable name below the root of the corpus; the URI is root/key
     path TEXT,                      -- file below the root that holds the bytes; NULL: the key is that file
-    offset INTEGER,                 -- where in that file they begin; NULL: they are the whole file
+    locator TEXT,                   -- JSON: how to read the picture again; NULL: it is the whole file of that key
     size INTEGER NOT NULL,          -- bytes of the encoded picture
     mtime_ns INTEGER NOT NULL,      -- of the file that holds it, nanoseconds since 1970
     sidecars INTEGER,               -- hash of names, sizes and times of its caption and metadata files; NULL: none
@@ -32,25 +42,48 @@ CREATE TABLE items (
     height INTEGER NOT NULL,
     caption TEXT,
     metadata TEXT,                  -- JSON object; NULL: empty
-    tombstone INTEGER NOT NULL DEFAULT 0
-);
+    checksum INTEGER NOT NULL,      -- of the row: see docs/index-format.md
+    PRIMARY KEY (id, added)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX items_live ON items (source, key) WHERE removed = {NEVER};
+CREATE INDEX items_hash ON items (hash);
+CREATE INDEX items_removed ON items (removed) WHERE removed < {NEVER};
 CREATE TABLE errors (
-    key TEXT PRIMARY KEY,
-    stage TEXT NOT NULL,            -- list, read, decode or encode: not indexed; sidecar: indexed without it
+    source INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    stage TEXT NOT NULL,            -- list, read, decode or encode: not indexed; sidecar: indexed without it;
+                                    -- removed: taken out by hand, and to stay out
     reason TEXT NOT NULL,
     size INTEGER,
-    mtime_ns INTEGER
+    mtime_ns INTEGER,
+    added INTEGER NOT NULL,
+    removed INTEGER NOT NULL DEFAULT {NEVER},
+    PRIMARY KEY (source, key, added)
 ) WITHOUT ROWID;
+CREATE TABLE unfinished (           -- vectors of a change that was never committed, to be taken over by the next
+    source TEXT NOT NULL,           -- JSON of the source, as in the manifest
+    key TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    file TEXT NOT NULL,             -- of vectors, not named by the manifest
+    row INTEGER NOT NULL,
+    PRIMARY KEY (source, key)
+) WITHOUT ROWID;
+CREATE INDEX unfinished_hash ON unfinished (hash);
 """
 
 
 class ItemRow(NamedTuple):
-    """A row of ``items``, without its tombstone."""
+    """A row of ``items``, without its generations and checksum."""
 
     id: int
+    source: int
     key: str
     path: str | None
-    offset: int | None
+    locator: str | None
     size: int
     mtime_ns: int
     sidecars: int | None
@@ -61,9 +94,21 @@ class ItemRow(NamedTuple):
     metadata: str | None
 
 
-class ErrorRow(NamedTuple):
-    """A row of ``errors``."""
+class StateRow(NamedTuple):
+    """Of an item, what tells whether its picture changed."""
 
+    key: str
+    id: int
+    size: int
+    mtime_ns: int
+    sidecars: int | None
+    locator: str | None
+
+
+class ErrorRow(NamedTuple):
+    """A row of ``errors``, without its generations."""
+
+    source: int
     key: str
     stage: str
     reason: str
@@ -71,26 +116,33 @@ class ErrorRow(NamedTuple):
     mtime_ns: int | None
 
 
+Row = TypeVar("Row")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Known:
+class Known(Generic[Row]):
     """What an items file knows about some keys."""
 
-    items: Mapping[str, ItemRow]
+    items: Mapping[str, Row]
     errors: Mapping[str, ErrorRow]
 
 
-ShownRow = tuple[int, str, str | None, str | None, int, int]
-"""id, key, caption, metadata, width, height."""
-_SHOWN = "id, key, caption, metadata, width, height"
+ShownRow = tuple[int, int, str, str | None, str | None, int, int]
+"""id, source, key, caption, metadata, width, height."""
+_SHOWN = "id, source, key, caption, metadata, width, height"
 _AT_ONCE = 500
 
-_ITEM = ", ".join(ItemRow._fields)
-_ERROR = ", ".join(ErrorRow._fields)
-_IN = "(SELECT value FROM json_each(?))"  # any number of values in one statement that SQLite compiles once
+ITEM = ", ".join(ItemRow._fields)
+STATE = ", ".join(StateRow._fields)
+ERROR = ", ".join(ErrorRow._fields)
+IN = "(SELECT value FROM json_each(?))"  # any number of values in one statement that SQLite compiles once
+NOT_BAD = "('sidecar', 'removed')"
+"""Stages of ``errors`` that are no pictures that could not be read."""
 
 
 @contextmanager
-def _sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
+def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
+    """Turn what SQLite says into errors of ours."""
     try:
         yield
     except sqlite3.Error as error:
@@ -99,131 +151,183 @@ def _sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
         raise IndexDamagedError(f"{path} is damaged: {error}. Run the build command again") from error
 
 
-class ItemsWriter:
-    """Writes the items file of a generation. Rows are safe from a killed process after ``commit``.
-
-    Args:
-        path: the file, which must not exist.
-        meta: what the generation is: see ``store.py``.
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that reads an items file, for any thread; also on read-only media.
 
     Raises:
-        IndexWriteError: the file cannot be made.
+        IndexDamagedError: the file is missing or is no database.
     """
+    if not path.is_file():
+        raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
+    with sqlite(path):
+        found = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro",
+            uri=True,
+            check_same_thread=False,
+            isolation_level=None,
+            timeout=60.0,
+        )
+        return found
 
-    def __init__(self, path: Path, *, meta: Mapping[str, str]) -> None:
-        self.path = path
-        self._closed = False
-        with _sqlite(path, writing=True):
-            self._db = sqlite3.connect(path, isolation_level=None)
-            self._db.execute("PRAGMA synchronous = FULL")
-            self._db.executescript(f"BEGIN;{_SCHEMA}")
-            self._db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
-            self._db.execute("COMMIT")
 
-    def append(self, items: Sequence[ItemRow], errors: Sequence[ErrorRow]) -> None:
-        """Write rows of both tables.
+def _undo_half_a_write(path: Path) -> None:
+    """Take back what a process that was killed while it wrote left half done: it takes a connection that may write."""
+    with sqlite(path):
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=60.0)
+        try:
+            db.execute("SELECT count(*) FROM meta").fetchall()
+        finally:
+            db.close()
 
-        Raises:
-            IndexWriteError: the disk is full, or worse.
-        """
-        with _sqlite(self.path, writing=True):
-            if not self._db.in_transaction:
-                self._db.execute("BEGIN")
-            marks = ", ".join("?" * len(ItemRow._fields))
-            self._db.executemany(f"INSERT INTO items ({_ITEM}) VALUES ({marks})", items)
-            self._db.executemany(f"INSERT INTO errors ({_ERROR}) VALUES (?, ?, ?, ?, ?)", errors)
 
-    def commit(self) -> None:
-        """Make what was appended last."""
-        with _sqlite(self.path, writing=True):
-            if not self._closed and self._db.in_transaction:
-                self._db.execute("COMMIT")
+def query(path: Path, statement: str, *values: str | int | bytes) -> list[Any]:
+    """What a statement finds in an items file, on a connection of its own.
 
-    def close(self) -> None:
-        """Close the file; what was not committed is dropped."""
-        self._closed = True
-        self._db.close()
+    Raises:
+        IndexDamagedError: the file is missing or is no such file.
+    """
+    db = connect(path)
+    try:
+        return _run(db, path, statement, values)
+    finally:
+        db.close()
+
+
+def _run(
+    db: sqlite3.Connection, path: Path, statement: str, values: Sequence[str | int | bytes]
+) -> list[Any]:
+    with sqlite(path):
+        try:
+            return db.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            _undo_half_a_write(path)
+            return db.execute(statement, values).fetchall()
 
 
 class ItemsReader:
-    """Reads an items file, from any thread.
+    """Reads an items file as it is in one generation, from any thread.
 
     Args:
         path: the file.
-        committed: whether a manifest names it, so that nothing will ever change it.
-        writable: for one that a build left behind: take back first what that build had not committed.
+        generation: which; rows that came later or had gone by then are not there.
 
     Raises:
         IndexDamagedError: the file is missing or is no such file.
     """
 
-    def __init__(self, path: Path, *, committed: bool = False, writable: bool = False) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, generation: int) -> None:
+        self.path, self.generation = path, generation
         self._lock = threading.Lock()
-        if not path.is_file():
-            raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
-        mode = "mode=rw" if writable else "mode=ro&immutable=1" if committed else "mode=ro"
-        with _sqlite(path):
-            self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?{mode}",
-                uri=True,
-                check_same_thread=False,
-                isolation_level=None,
-            )
-            self._db.execute("PRAGMA mmap_size = 1073741824")
-            self.meta: dict[str, str] = dict(self._db.execute("SELECT key, value FROM meta"))
+        self._db = connect(path)
+        self.meta: dict[str, str] = dict(self.rows("SELECT key, value FROM meta"))
 
     def close(self) -> None:
         """Close the file."""
         self._db.close()
 
-    def _all(self, statement: str, *values: str | int) -> list[Any]:
-        with self._lock, _sqlite(self.path):
-            return self._db.execute(statement, values).fetchall()
+    def rows(self, statement: str, *values: str | int | bytes) -> list[Any]:
+        """What a statement finds."""
+        with self._lock:
+            return _run(self._db, self.path, statement, values)
+
+    def visible(self, columns: str, condition: str = "", *values: str | int | bytes) -> list[Any]:
+        """Columns of the items of this generation that fulfil a condition (SQL that begins with ``AND``, or more)."""
+        now = self.generation
+        return self.rows(
+            f"SELECT {columns} FROM items WHERE added <= ? AND removed > ? {condition}", now, now, *values
+        )
 
     def shown(self, ids: Sequence[int]) -> dict[int, ShownRow]:
         """What hits show of some items. This is on the path of every search."""
-        rows: list[ShownRow] = []
+        found: list[ShownRow] = []
         for start in range(0, len(ids), _AT_ONCE):
             part = ids[start : start + _AT_ONCE]
             marks = ("?, " * len(part))[:-2]
-            rows += self._all(f"SELECT {_SHOWN} FROM items WHERE id IN ({marks})", *part)
-        return {row[0]: row for row in rows}
+            found += self.visible(_SHOWN, f"AND id IN ({marks})", *part)
+        return {row[0]: row for row in found}
 
     def get(self, id: int) -> ItemRow | None:
         """The row of an item, if there is one of that id."""
-        rows = self._all(f"SELECT {_ITEM} FROM items WHERE id = ?", id)
-        return ItemRow._make(rows[0]) if rows else None
+        found = self.visible(ITEM, "AND id = ?", id)
+        return ItemRow._make(found[0]) if found else None
 
-    def find(self, keys: Sequence[str]) -> Known:
-        """What is known about some keys."""
-        wanted = json.dumps(keys)
-        items = self._all(f"SELECT {_ITEM} FROM items WHERE key IN {_IN}", wanted)
-        errors = self._all(f"SELECT {_ERROR} FROM errors WHERE key IN {_IN}", wanted)
+    def hashes(self, ids: Sequence[int]) -> list[bytes]:
+        """Content hashes of some items."""
+        return [hash for (hash,) in self.visible("hash", f"AND id IN {IN}", json.dumps(ids))]
+
+    def each(self, *, at_once: int = 4096) -> Iterator[list[ItemRow]]:
+        """All items by id, in lists."""
+        last = -1
+        while found := self.visible(ITEM, "AND id > ? ORDER BY id LIMIT ?", last, at_once):
+            yield [ItemRow._make(row) for row in found]
+            last = found[-1][0]
+
+    def checked(self, *, at_once: int = 4096) -> Iterator[list[tuple[ItemRow, int]]]:
+        """All items by id with the checksums that were stored with them, in lists."""
+        last = -1
+        while found := self.visible(f"{ITEM}, checksum", "AND id > ? ORDER BY id LIMIT ?", last, at_once):
+            yield [(ItemRow._make(row[:-1]), row[-1]) for row in found]
+            last = found[-1][0]
+
+    def find(self, keys: Sequence[str], *, source: int) -> Known[ItemRow]:
+        """What is known about some keys of a source, by one who may write: nothing was removed since."""
+        found = [ItemRow._make(row) for row in self._live("items", ITEM, keys, source)]
+        return Known(items={row.key: row for row in found}, errors=self._errors_of(keys, source))
+
+    def known(self, keys: Sequence[str], *, source: int) -> Known[StateRow]:
+        """The same, but only what tells whether a picture changed."""
+        found = self._live("items", STATE, keys, source)
         return Known(
-            items={row[1]: ItemRow._make(row) for row in items},
-            errors={row[0]: ErrorRow._make(row) for row in errors},
+            items={row[0]: StateRow._make(row) for row in found}, errors=self._errors_of(keys, source)
         )
+
+    def _errors_of(self, keys: Sequence[str], source: int) -> dict[str, ErrorRow]:
+        return {row[1]: ErrorRow._make(row) for row in self._live("errors", ERROR, keys, source)}
+
+    def _live(self, table: str, columns: str, keys: Sequence[str], source: int) -> list[Any]:
+        return self.rows(
+            f"SELECT {columns} FROM {table} WHERE source = ? AND key IN {IN} AND removed = {NEVER} AND added <= ?",
+            *(source, json.dumps(keys), self.generation),
+        )
+
+    def dead(self, *, rows: int) -> NDArray[np.int64]:
+        """Ids below ``rows`` that belong to no item of this generation. Shape: (tombstones,), int64."""
+        now = self.generation
+        gone = self.rows(
+            f"SELECT DISTINCT id FROM items AS gone WHERE removed < {NEVER} AND removed <= ? AND id < ? "
+            "AND NOT EXISTS (SELECT 1 FROM items WHERE id = gone.id AND added <= ? AND removed > ?)",
+            *(now, rows, now, now),
+        )
+        return np.sort(np.array([id for (id,) in gone], dtype=np.int64))
 
     def count(self) -> int:
         """How many items there are."""
-        return int(self._all("SELECT count(*) FROM items")[0][0])
+        return int(self.visible("count(*)")[0][0])
 
     def count_bad(self) -> int:
         """How many pictures could not be read."""
-        return int(self._all("SELECT count(*) FROM errors WHERE stage != 'sidecar'")[0][0])
+        now = self.generation
+        statement = f"SELECT count(*) FROM errors WHERE stage NOT IN {NOT_BAD} AND added <= ? AND removed > ?"
+        return int(self.rows(statement, now, now)[0][0])
 
-    def errors(self, *, limit: int = -1) -> list[ErrorRow]:
-        """The pictures that could not be read, and sidecars, by key; ``limit`` at most, negative for all."""
-        rows = self._all(f"SELECT {_ERROR} FROM errors ORDER BY key LIMIT ?", limit)
-        return [ErrorRow._make(row) for row in rows]
+    def errors(self, *, limit: int = -1, every: bool = False) -> list[ErrorRow]:
+        """The pictures that could not be read, and sidecars, by key; ``limit`` at most, negative for all.
+
+        ``every`` also gives those that were taken out by hand.
+        """
+        now = self.generation
+        stages = "" if every else "AND stage != 'removed'"
+        found = self.rows(
+            f"SELECT {ERROR} FROM errors WHERE added <= ? AND removed > ? {stages} ORDER BY key LIMIT ?",
+            *(now, now, limit),
+        )
+        return [ErrorRow._make(row) for row in found]
 
     def damage(self) -> str | None:
-        """What is wrong with the file as such, or with the order of its ids; None if nothing is."""
-        found = str(self._all("PRAGMA quick_check(1)")[0][0])
-        if found != "ok":
-            return found
-        count, low, high = self._all("SELECT count(*), min(id), max(id) FROM items")[0]
-        if count and (low != 0 or high != count - 1):
-            return f"{count} items have ids {low} to {high}, expected 0 to {count - 1}"
-        return None
+        """What is wrong with the file as such; None if nothing is."""
+        with suppress(IndexDamagedError):
+            found = str(self.rows("PRAGMA integrity_check(1)")[0][0])
+            return None if found == "ok" else found
+        return "it is no database that can be read"

@@ -9,6 +9,8 @@ import re
 import sys
 from pathlib import Path
 
+from llm2clip.indexer.errors import CorpusError
+
 SAMPLE = "sample:"
 """The corpus that ships with the package, as ``llm2clip-index build`` and ``build_index`` know it."""
 
@@ -26,11 +28,17 @@ def data_home() -> Path:
 
 
 def default_index_path(corpus: str | os.PathLike[str]) -> Path:
-    """Where the index of ``corpus`` is put when nothing else is said: one place per corpus, the same every time."""
+    """Where the index of ``corpus`` is put when nothing else is said: one place per corpus, the same every time.
+
+    Raises:
+        CorpusError: it is a list on standard input, which is another one every time.
+    """
     spec = os.fspath(corpus)
     if spec == SAMPLE:
         return data_home() / "indexes" / "sample.index"
-    place = os.path.realpath(os.path.expanduser(spec))
+    if spec == "-":
+        raise CorpusError("a list on standard input has no place for its index: name one with --index PATH")
+    place = spec if "://" in spec else os.path.realpath(os.path.expanduser(spec))
     digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
     name = re.sub(r"[^\w.-]+", "-", os.path.basename(place)).strip("-.") or "pictures"
     return data_home() / "indexes" / f"{name[:60]}-{digest}.index"

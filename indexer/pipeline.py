@@ -5,6 +5,9 @@ Everything is in order and bounded: at most a window of pictures is in memory, w
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.earlier import Earlier, Kept
-from llm2clip.indexer.errors import IndexerError
 from llm2clip.indexer.items import ErrorRow
+from llm2clip.indexer.pace import Batches
 from llm2clip.indexer.records import Record, content_hash
-from llm2clip.indexer.seam import EncoderIdentity, ImageEncoder
+from llm2clip.indexer.seam import ImageEncoder
 from llm2clip.indexer.segments import Rows
 
 CHUNK = 512
@@ -36,6 +39,8 @@ class Outcome:
     """Its vector. Shape: (dim,), float16."""
     kept: bool = False
     """Whether the vector, or the failure, is that of an earlier build."""
+    id: int | None = None
+    """The id that it has and keeps, where it had one; None: a new one."""
     hash: bytes = b""
     """Hash of its content."""
     width: int = 0
@@ -48,33 +53,103 @@ class Outcome:
     """Why it failed; None if it did not."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How pictures are read and decoded."""
+
+    workers: int | None = None
+    """Threads; None: as many as there are processors, and more where they turn out to wait for the storage."""
+    margin: int = 0
+    """See ``Decoding``."""
+
+
+_MOST = 64
+_LARGE_FILE = 6 * 2**20
+_LOOK = 1.0
+
+
+class _Reader:
+    """Reads and decodes pictures in threads.
+
+    How many work at once is a number of permits, which can grow; those on large files, which may need hundreds of
+    megabytes each, are two at most.
+    """
+
+    def __init__(self, encoder: ImageEncoder, earlier: list[Earlier], reading: Reading) -> None:
+        processors = os.cpu_count() or 1
+        self._encoder, self._earlier, self._margin = encoder, earlier, reading.margin
+        self.workers = reading.workers or min(16, processors)
+        self._limit = reading.workers or max(min(_MOST, 8 * processors), self.workers)
+        self._permits = threading.Semaphore(self.workers)
+        self._large = threading.Semaphore(2)
+        self._pool = ThreadPoolExecutor(max_workers=self._limit, thread_name_prefix="decode")
+        self._began, self._busy, self._starved = time.perf_counter(), time.process_time(), 0.0
+
+    def begin(self, record: Record) -> Future[Outcome]:
+        """Read and decode a picture as soon as a thread is free."""
+        return self._pool.submit(self._work, record)
+
+    def result(self, waiting: Future[Outcome] | Outcome) -> Outcome:
+        """The outcome, waited for if need be; more threads where that happens while processors have nothing to do."""
+        if isinstance(waiting, Outcome) or waiting.done():
+            return waiting if isinstance(waiting, Outcome) else waiting.result()
+        began = time.perf_counter()
+        outcome = waiting.result()
+        now = time.perf_counter()
+        self._starved += now - began
+        if now - self._began > _LOOK:
+            self._look(now)
+        return outcome
+
+    def _look(self, now: float) -> None:
+        passed, busy = now - self._began, time.process_time() - self._busy
+        idle = busy < 0.6 * passed * (os.cpu_count() or 1)
+        if self._starved > 0.3 * passed and idle and self.workers < self._limit:
+            more = min(self.workers, self._limit - self.workers)
+            self.workers += more
+            self._permits.release(more)
+        self._began, self._busy, self._starved = now, time.process_time(), 0.0
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _work(self, record: Record) -> Outcome:
+        with self._permits:
+            if (record.size or 0) < _LARGE_FILE:
+                return _prepare(record, self._encoder, self._earlier, self._margin)
+            with self._large:
+                return _prepare(record, self._encoder, self._earlier, self._margin)
+
+
 def prepared(
-    records: Iterable[Record], *, encoder: ImageEncoder, earlier: list[Earlier], workers: int, window: int
+    records: Iterable[Record],
+    *,
+    encoder: ImageEncoder,
+    earlier: list[Earlier],
+    reading: Reading,
+    batches: Batches,
 ) -> Iterator[Outcome]:
-    """Read and decode records in threads, in order, at most ``window`` ahead.
+    """Read and decode records in threads, in order, at most three batches ahead.
 
     Args:
         records: what to read.
         encoder: its ``prepare`` decodes.
         earlier: builds whose vectors are taken over, the first that has one.
-        workers: number of threads.
-        window: how many pictures may be read or waiting at once.
+        reading: how.
+        batches: how many the encoder takes at once.
     """
-    pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="decode")
-    queue: deque[Future[Outcome] | Outcome] = deque()
+    reader = _Reader(encoder, earlier, reading)
+    waiting: deque[Future[Outcome] | Outcome] = deque()
     try:
         for settled in _looked_up(records, earlier):
-            queue.append(pool.submit(_prepare, settled, encoder) if isinstance(settled, Record) else settled)
-            if len(queue) >= window:
-                yield _result(queue.popleft())
-        while queue:
-            yield _result(queue.popleft())
+            waiting.append(reader.begin(settled) if isinstance(settled, Record) else settled)
+            while len(waiting) >= 3 * batches.size + reader.workers:
+                yield reader.result(waiting.popleft())
+        while waiting:
+            yield reader.result(waiting.popleft())
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _result(waiting: Future[Outcome] | Outcome) -> Outcome:
-    return waiting if isinstance(waiting, Outcome) else waiting.result()
+        reader.close()
 
 
 def _looked_up(records: Iterable[Record], earlier: list[Earlier]) -> Iterator[Record | Outcome]:
@@ -102,110 +177,49 @@ def _settled(record: Record, answer: Kept | ErrorRow | None) -> Record | Outcome
         return record
     if isinstance(answer, ErrorRow):
         return Outcome(record=record, kept=True, stage=answer.stage, reason=answer.reason)
+    return _settled_as(record, answer)
+
+
+def _settled_as(record: Record, answer: Kept) -> Outcome:
     return Outcome(
         record=record,
         kept=True,
         vector=answer.vector,
+        id=answer.id,
         hash=answer.hash,
         width=answer.width,
         height=answer.height,
     )
 
 
-def _prepare(record: Record, encoder: ImageEncoder) -> Outcome:
+def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier], margin: int) -> Outcome:
     try:
         content = record.read()
     except (OSError, ValueError) as error:
-        return Outcome(record=record, stage="read", reason=_reason(error))
+        return Outcome(record=record, stage="read", reason=reason_of(error))
     if not content:
         return Outcome(record=record, stage="decode", reason="the file is empty")
+    hash = content_hash(content)
+    for source in earlier:
+        if (known := source.by_hash(hash, key=record.key)) is not None:
+            return _settled_as(record, known)
     try:
-        picture = encoder.prepare(content)
+        picture = encoder.prepare(content, margin=margin)
     except (OSError, ValueError) as error:
-        return Outcome(record=record, stage="decode", reason=_reason(error))
+        return Outcome(record=record, stage="decode", reason=reason_of(error))
     except Exception as error:
         error.add_note(f"while decoding {record.uri}")
         raise
     return Outcome(
         record=record,
         pixels=picture.pixels,
-        hash=content_hash(content),
+        hash=hash,
         width=picture.width,
         height=picture.height,
     )
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why something failed, on one line of bounded length."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return " ".join(text.split())[:300] or type(error).__name__
-
-
-def embedded(
-    outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batch_size: int
-) -> Iterator[list[Outcome]]:
-    """Run the encoder over prepared pictures, ``batch_size`` at a time; outcomes stay in order.
-
-    Pictures that it refuses are outcomes with a reason, once it has shown that it can encode any.
-
-    Raises:
-        IndexerError: the encoder does not keep its promises.
-        ValueError: the encoder refuses all pictures of the first batch.
-    """
-    pending: list[Outcome] = []
-    waiting = 0
-    works = False
-    for outcome in outcomes:
-        pending.append(outcome)
-        waiting += outcome.pixels is not None
-        if waiting == batch_size or len(pending) >= CHUNK + 4 * batch_size:
-            works = _settle(pending, encoder, works)
-            yield pending
-            pending, waiting = [], 0
-    if pending:
-        _settle(pending, encoder, works)
-        yield pending
-
-
-def _settle(pending: list[Outcome], encoder: ImageEncoder, works: bool) -> bool:
-    """Encode what waits; returns whether the encoder, with these weights, has ever given a vector."""
-    works = works or _any_vector(pending)  # those of an earlier build are its own too
-    _encode([each for each in pending if each.pixels is not None], encoder, works)
-    return works or _any_vector(pending)
-
-
-def _any_vector(outcomes: list[Outcome]) -> bool:
-    return any(outcome.vector is not None for outcome in outcomes)
-
-
-def _encode(outcomes: list[Outcome], encoder: ImageEncoder, works: bool) -> None:
-    pixels = [outcome.pixels for outcome in outcomes if outcome.pixels is not None]
-    if not pixels:
-        return
-    try:
-        rows = np.asarray(encoder.encode_prepared(np.stack(pixels)), dtype=np.float32)
-    except ValueError as error:
-        if len(outcomes) == 1:
-            outcomes[0].pixels, outcomes[0].stage, outcomes[0].reason = None, "encode", _reason(error)
-            return
-        for outcome in outcomes:  # one picture must not take the others of its batch with it
-            _encode([outcome], encoder, works)
-        if not works and not _any_vector(outcomes):
-            raise  # it is not the pictures
-        return
-    _check_rows(rows, len(pixels), encoder.info)
-    for outcome, row in zip(outcomes, rows, strict=True):
-        outcome.pixels, outcome.vector = None, row.astype(np.float16)
-
-
-def _check_rows(rows: NDArray[np.float32], count: int, info: EncoderIdentity) -> None:
-    if rows.shape != (count, info.dim):
-        raise IndexerError(
-            f"encoder '{info.name}' gave vectors of shape {rows.shape} for {count} pictures, expected "
-            f"{(count, info.dim)}: this is a fault of the encoder"
-        )
-    norms = np.linalg.norm(rows, axis=1)
-    if not np.all(np.abs(norms - 1) < 0.01):
-        raise IndexerError(
-            f"encoder '{info.name}' gave vectors of lengths {norms.min():.4g} to {norms.max():.4g}, expected 1: "
-            "this is a fault of the encoder"
-        )

@@ -6,9 +6,10 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,26 @@ class Record:
     """A picture of a corpus, not yet read."""
 
     key: str
-    """Stable name: the path below the root of the corpus with forward slashes, ``shard.tar#member`` in a tar."""
+    """Stable name: the path below the root of the corpus with forward slashes; inside a container that of the
+    container, ``#`` and the member (``a.tar#x.jpg``), the row (``a.parquet#17``) or the time (``a.mp4#t=12.5``)."""
     uri: str
-    """Where it is: a file path, or the path of a tar, ``#`` and the member."""
+    """Where it is: a file path or a URL, or that of a container, ``#`` and the rest of the key."""
     file: Path
-    """The file that holds its bytes."""
+    """The file on this machine that holds its bytes; of a remote picture that is not here, its name."""
     path: str | None = None
     """That file below the root, if ``key`` is not it."""
     offset: int | None = None
     """Where in the file its bytes begin; None: they are the whole file."""
     size: int | None = None
-    """How many bytes it has; None if that cannot be known."""
+    """How many bytes it has; 0 where only reading it would tell (a row of a table, a frame of a video), None if it
+    cannot be read."""
     mtime_ns: int | None = None
-    """When the file last changed, in nanoseconds since 1970; None if that cannot be known."""
+    """When the file last changed, in nanoseconds since 1970; 0 where its store does not say, None if it cannot be
+    read."""
+    inner: Mapping[str, Any] | None = None
+    """What else it takes to find its bytes again, if ``path``, ``offset`` and ``size`` do not say it all."""
+    fetch: Callable[[], bytes] | None = None
+    """Reads its bytes where they are not simply in ``file``, or faster together with their neighbours."""
     sidecars: int | None = None
     """A number that changes with the names, sizes and times of its caption and metadata files; None without any."""
     caption: str | None = None
@@ -49,6 +57,14 @@ class Record:
     """Why it cannot be read at all, if that is known beforehand."""
     note: str | None = None
     """What is wrong with its caption or metadata, if anything."""
+
+    @property
+    def locator(self) -> str | None:
+        """How ``locators.read_located`` finds its bytes again, JSON; None: it is the whole file that ``key`` names."""
+        if self.inner is None and self.offset is None:
+            return None if self.path is None else _compact({"path": self.path})
+        span = {} if self.offset is None else {"offset": self.offset, "size": self.size}
+        return _compact({"path": self.path or self.key, **span, **(self.inner or {})})
 
     def read(self) -> bytes:
         """Its encoded bytes.
@@ -63,6 +79,8 @@ class Record:
             raise CorpusError(
                 f"file of {self.size:,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read"
             )
+        if self.fetch is not None:
+            return self.fetch()
         if self.offset is None:
             return self.file.read_bytes()
         return read_span(self.file, offset=self.offset, size=self.size or 0)
@@ -79,7 +97,9 @@ class Corpus(ABC):
         self.notes: list[str] = []
         """What a person should know about how it is read."""
         self.passed_over: Counter[str] = Counter()
-        """How many files of each of the ``other_picture_endings`` the last listing found."""
+        """How many files of each of the ``other_picture_endings``, and videos, the last listing did not read."""
+        self.late: list[str] = []
+        """What became known while it was read."""
 
     @abstractmethod
     def records(self, *, captions: bool = True) -> Iterator[Record]:
@@ -90,16 +110,23 @@ class Corpus(ABC):
         """
 
     def passed_over_note(self) -> str | None:
-        """What a person should know about pictures that were passed over; None if there were none."""
-        if not self.passed_over:
-            return None
-        count = self.passed_over.total()
-        some = ", ".join(f"{number:,} {kind}" for kind, number in self.passed_over.most_common(4))
-        more = ", ..." if len(self.passed_over) > 4 else ""
-        return (
-            f"{count:,} picture{'' if count == 1 else 's'} of kinds that are not read ({some}{more}) passed over: "
-            "convert to JPEG what shall be found"
-        )
+        """What a person should know once it was read, above all what was passed over; None if there is nothing."""
+        videos = Counter({kind: number for kind, number in self.passed_over.items() if kind in VIDEOS})
+        heif = sum(number for kind, number in self.passed_over.items() if kind in _HEIF)
+        parts = []
+        if pictures := self.passed_over - videos:
+            remedy = "convert to JPEG what shall be found"
+            if heif:
+                remedy = "pip install 'llm2clip-retrieval[heic]' reads HEIC"
+                remedy += "; convert the others to JPEG" if heif < pictures.total() else ""
+            parts.append(
+                f"{_counted(pictures, 'picture')} of kinds that are not read{_some(pictures)} passed over: {remedy}"
+            )
+        if videos:
+            parts.append(
+                f"{_counted(videos, 'video')} passed over{_some(videos)}: --every 10 takes a frame every 10 s"
+            )
+        return "; ".join([*parts, *self.late]) or None
 
     @abstractmethod
     def emptiness(self) -> str:
@@ -108,6 +135,20 @@ class Corpus(ABC):
     def identity(self) -> dict[str, str]:
         """What the manifest stores: two corpora are the same if these are, ``spec`` apart."""
         return {"kind": self.kind, "spec": self.spec, "root": str(self.root)}
+
+
+def _counted(kinds: Counter[str], what: str) -> str:
+    count = kinds.total()
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
+def _some(kinds: Counter[str]) -> str:
+    some = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common(4))
+    return f" ({some}{', ...' if len(kinds) > 4 else ''})"
+
+
+def _compact(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def root_of(identity: Mapping[str, str]) -> str:
@@ -143,23 +184,46 @@ def read_span(file: Path, *, offset: int, size: int) -> bytes:
 
 _ALWAYS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"])
 _WHERE_PILLOW_CAN = {"avif": frozenset([".avif"]), "jpg_2000": frozenset([".jp2", ".j2k"])}
-_NEVER = frozenset([".heic", ".heif", ".hif", ".jxl"])
+_HEIF = frozenset([".heic", ".heif", ".hif"])
+_NEVER = frozenset([".jxl"])
 _CAMERAS = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mrw nef nrw orf pef raf rw2 sr2 srf srw x3f"
+
+
+VIDEOS = frozenset(
+    [
+        ".3gp",
+        ".avi",
+        ".flv",
+        ".m2ts",
+        ".m4v",
+        ".mkv",
+        ".mov",
+        ".mp4",
+        ".mpeg",
+        ".mpg",
+        ".mts",
+        ".ogv",
+        ".webm",
+        ".wmv",
+    ]
+)
+"""Endings of videos."""
 
 
 @cache
 def picture_endings() -> frozenset[str]:
-    """File name endings of pictures that are read, lower case with their dot: those that this Pillow can decode."""
+    """Endings of pictures that are read, lower case with their dot: those that this Pillow and its plugin decode."""
     from PIL import features
 
-    return _ALWAYS.union(*(kinds for name, kinds in _WHERE_PILLOW_CAN.items() if features.check(name)))
+    more = _HEIF if find_spec("pillow_heif") else frozenset()
+    return _ALWAYS.union(more, *(kinds for name, kinds in _WHERE_PILLOW_CAN.items() if features.check(name)))
 
 
 @cache
 def other_picture_endings() -> frozenset[str]:
     """Endings of pictures that are not read: those of telephones and cameras that Pillow cannot decode."""
     cameras = (f".{kind}" for kind in _CAMERAS.split())
-    return _NEVER.union(cameras, *_WHERE_PILLOW_CAN.values()) - picture_endings()
+    return _NEVER.union(_HEIF, cameras, *_WHERE_PILLOW_CAN.values()) - picture_endings()
 
 
 def ending(name: str) -> str:

@@ -48,8 +48,11 @@ class ImageEncoder(Protocol):
     def info(self) -> EncoderIdentity:
         """Which encoder this is."""
 
-    def prepare(self, image: bytes, /) -> Prepared:
+    def prepare(self, image: bytes, /, *, margin: int = 0) -> Prepared:
         """Decode one picture; called from several threads at once.
+
+        With a ``margin`` a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its shorter
+        side keeps ``margin`` times the pixels that the model takes.
 
         Raises:
             ValueError: the bytes are no picture that can be read; the message is the reason, in a few words.

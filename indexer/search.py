@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -13,26 +14,37 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.indexer.ann import read_ann
 from llm2clip.indexer.errors import EncoderMismatchError, IndexDamagedError, IndexerError, IndexNotFoundError
-from llm2clip.indexer.faiss_index import FaissIndex
+from llm2clip.indexer.faiss_index import wheel
 from llm2clip.indexer.hits import Hit
 from llm2clip.indexer.items import ErrorRow, ItemsReader, ShownRow
+from llm2clip.indexer.locators import read_located, uri_of
 from llm2clip.indexer.manifest import Manifest, read_manifest
-from llm2clip.indexer.ranking import exact_scan, settle
-from llm2clip.indexer.records import content_hash, read_span, root_of
+from llm2clip.indexer.neighbours import Neighbours
+from llm2clip.indexer.placing import describe_device
+from llm2clip.indexer.plan import Plan
 from llm2clip.indexer.reports import IndexInfo
 from llm2clip.indexer.segments import Vectors, map_segment
 from llm2clip.indexer.store import describe_unfinished, encoder_mismatch
+from llm2clip.indexer.where import compile_where, metadata_names
+from llm2clip.indexer.where_guard import open_guarded
 
 if TYPE_CHECKING:
     from llm2clip.indexer.seam import EncoderIdentity
     from llm2clip.indexer.verify import VerifyReport
 
 _QUERIES_AT_ONCE = 256
+_MASKS = 8
+"""Filters whose answers are kept: nothing that they ask about changes while an index is open."""
 
 
-def open_index(path: str | os.PathLike[str]) -> Index:
+def open_index(path: str | os.PathLike[str], *, device: str = "cpu") -> Index:
     """Open the index in a folder. Nothing is read but its manifest until it is needed.
+
+    Args:
+        path: the folder.
+        device: where it is searched: ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
         IndexNotFoundError: there is none, or it was never finished.
@@ -46,7 +58,7 @@ def open_index(path: str | os.PathLike[str]) -> Index:
         except IndexNotFoundError as error:
             raise IndexNotFoundError(describe_unfinished(folder) or str(error)) from error
         try:
-            return Index(folder, manifest)
+            return Index(folder, manifest, device=device)
         except IndexDamagedError:
             # A build may have replaced this generation, and deleted its files, since the manifest was read.
             if read_manifest(folder).generation == manifest.generation:
@@ -54,70 +66,116 @@ def open_index(path: str | os.PathLike[str]) -> Index:
 
 
 class Index:
-    """An index on disk; made by ``open_index``. Safe to use from several threads.
+    """An index on disk, as it was when it was opened; made by ``open_index``. Safe to use from several threads.
 
     ``len(index)`` is the number of pictures that can be found.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.path = folder
+    def __init__(self, folder: Path, manifest: Manifest, *, device: str = "cpu") -> None:
+        self.path, self.device = folder, device
         self.manifest = manifest
         for name, record in manifest.files.items():
             _check_size(folder / name, record.bytes)
-        # Mapped and opened now, though not read: a build may replace this generation and delete its files.
+        _check_size(folder / manifest.items_file, manifest.items_bytes, or_more=True)
+        # Mapped and opened now, though not read: a change may replace this generation and delete its files.
         mapped = [map_segment(folder / s.file, rows=s.rows, dim=manifest.dim) for s in manifest.segments]
         self.vectors = Vectors(mapped, dim=manifest.dim)
-        """The stored vectors by id: (len, dim), float16."""
-        self.items = ItemsReader(folder / manifest.items_file, committed=True)
+        """The stored vectors by id: (rows, dim), float16. Those of tombstones are there too."""
+        self.items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
         """The items by id."""
-        if self.items.meta.get("index_id") != manifest.index_id:
+        meta = self.items.meta
+        if meta.get("index_id") != manifest.index_id or int(meta.get("generation", 0)) < manifest.generation:
             self.items.close()
             raise IndexDamagedError(
                 f"{self.items.path} belongs to another index. Run the build command again"
             )
-        self._root = root_of(manifest.corpus)
-        self._prefix = self._root + os.sep
+        self._filtering = open_guarded(self.items.path)
+        self._filter_lock = threading.Lock()
+        self._masks: dict[str, NDArray[np.bool_]] = {}
 
     def __len__(self) -> int:
         return self.manifest.items
 
     @cached_property
-    def _faiss(self) -> FaissIndex:
-        path, rows, dim = self.path / self.manifest.faiss_file, len(self.vectors), self.manifest.dim
-        try:
-            return FaissIndex.read(path, rows=rows, dim=dim)
-        except IndexDamagedError:
-            if path.exists():
-                raise
-            return FaissIndex.of(
-                self.vectors.blocks(), dim=dim
-            )  # a build deleted it since this index was opened
+    def _there(self) -> NDArray[np.bool_] | None:
+        """Which ids are no tombstones; None: all. Shape: (rows,), bool."""
+        if not self.manifest.tombstones:
+            return None
+        there = np.ones(self.manifest.rows, dtype=np.bool_)
+        there[self.items.dead(rows=self.manifest.rows)] = False
+        return there
 
-    def search(self, vectors: NDArray[np.float32], *, k: int = 10) -> list[list[Hit]]:
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        ann, candidates = self.manifest.ann, None
+        if ann is not None:
+            path = self.path / ann.file
+            try:
+                candidates = read_ann(
+                    path, vectors=self.vectors, rows=ann.rows, plan=ann.plan, device=self.device
+                )
+            except IndexDamagedError:
+                if path.exists():
+                    raise
+                # A change deleted it since this index was opened: the vectors are scanned.
+        return Neighbours(self.vectors, candidates=candidates)
+
+    def allowed(self, where: str | None = None) -> NDArray[np.bool_] | None:
+        """Which ids a search may find: those of no tombstone that a filter lets through; None: all.
+
+        Args:
+            where: a filter in the language of docs/filters.md.
+
+        Returns:
+            Shape: (rows,), bool.
+
+        Raises:
+            WhereError: the filter means nothing.
+        """
+        if where is None:
+            return self._there
+        with self._filter_lock:
+            if (known := self._masks.pop(where, None)) is None:
+                compiled = compile_where(where)
+                known = compiled.mask(
+                    self._filtering, rows=self.manifest.rows, commit=self.manifest.generation
+                )
+                known.flags.writeable = False
+            self._masks[where] = known  # the last that were asked for are at the end
+            if len(self._masks) > _MASKS:
+                del self._masks[next(iter(self._masks))]
+            return known
+
+    def search(
+        self, vectors: NDArray[np.float32], *, k: int = 10, where: str | None = None
+    ) -> list[list[Hit]]:
         """Find the pictures whose vectors have the largest inner products with each query.
 
-        The search is exact: the answer is that of a brute force over the stored vectors. The score is the inner
-        product summed in float64 and rounded to float32, the same however many queries are asked at once; equal
-        scores are ranked by id.
+        With the exact structure, which small indexes have, the answer is that of a brute force over the stored
+        vectors. The score is the inner product summed in float64 and rounded to float32, the same however many
+        queries are asked at once; equal scores are ranked by id.
 
         Args:
             vectors: the queries. Shape: (n, dim), float32, unit rows.
             k: how many pictures to find for each; fewer are found where the index has fewer.
+            where: a filter in the language of docs/filters.md; None: every picture may be found.
 
         Returns:
             For each query its hits, best first.
 
         Raises:
             ValueError: the queries have another shape, are not finite or not of unit length, or k < 1.
+            WhereError: the filter means nothing.
             IndexDamagedError: a file of the index turns out to be damaged.
             FaissNotInstalledError: FAISS is not installed.
         """
         queries = self._checked(vectors)
         if k < 1:
             raise IndexerError(f"k must be at least 1, got {k}")
+        neighbours, allowed = self._neighbours, self.allowed(where)
         found: list[list[tuple[int, float]]] = []
         for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            found += self._nearest(queries[start : start + _QUERIES_AT_ONCE], min(k, len(self)))
+            found += neighbours.search(queries[start : start + _QUERIES_AT_ONCE], k=k, allowed=allowed)
         rows = self.items.shown(list({id for hits in found for id, _ in hits}))
         return [self._hits(hits, rows) for hits in found]
 
@@ -137,72 +195,61 @@ class Index:
             )
         return queries
 
-    def _nearest(self, queries: NDArray[np.float32], k: int) -> list[list[tuple[int, float]]]:
-        """For each query its k best (id, score)."""
-        # A few more than asked for: the order among near-equal scores is ours to settle, not FAISS's.
-        count = min(len(self), k + 8)
-        scores, ids = self._faiss.candidates(queries, count=count)
-        settled = settle(self.vectors, queries, ids, scores, k=k)
-        for number, hits in enumerate(settled):
-            while hits is None:
-                count = min(len(self), count * 8)
-                query = queries[number : number + 1]
-                if count > 8192:
-                    hits = exact_scan(self.vectors, query[0], k=k)
-                    break
-                scores, ids = self._faiss.candidates(query, count=count)
-                hits = settle(self.vectors, query, ids, scores, k=k)[0]
-            settled[number] = hits
-        return [hits for hits in settled if hits is not None]
-
     def _hits(self, found: Iterable[tuple[int, float]], rows: Mapping[int, ShownRow]) -> list[Hit]:
         hits: list[Hit] = []
         try:
             for rank, (id, score) in enumerate(found, 1):
-                _, key, caption, metadata, width, height = rows[id]
+                _, source, key, caption, metadata, width, height = rows[id]
                 hits.append(
                     Hit(
                         id=id,
                         key=key,
                         score=score,
                         rank=rank,
-                        uri=self._prefix + key,
+                        uri=uri_of(key, corpus=self.manifest.sources[source]),
                         caption=caption,
                         metadata=json.loads(metadata) if metadata else {},
                         width=width,
                         height=height,
                     )
                 )
-        except (KeyError, ValueError) as error:
+        except (LookupError, ValueError) as error:
             raise IndexDamagedError(
                 f"{self.items.path} is damaged at item {id} ({error}). Run the build command again"
             ) from error
         return hits
 
+    def metadata_names(self) -> list[str]:
+        """Names of the metadata that pictures came with, as filters ask for them: ``meta.author``, ..."""
+        with self._filter_lock:
+            return metadata_names(self._filtering)
+
+    def explain(self, *, where: str | None = None) -> list[str]:
+        """How a query would be answered and why, a sentence per step; ``explaining.py`` says more.
+
+        Raises:
+            WhereError: the filter means nothing.
+        """
+        steps = [describe_device(self.device), *self._neighbours.explain(allowed=self.allowed(where))]
+        ann = self.manifest.ann
+        if (
+            ann is not None and len(ann.plan) > 1
+        ):  # the exact structure that nobody planned has nothing to tell
+            steps += Plan.from_json(ann.plan).lines()
+        return steps
+
     def read_image(self, hit_id: int) -> bytes:
-        """The encoded picture of a hit, as it is in the corpus now: a whole file, or one seek into a tar.
+        """The encoded picture of a hit, as it is in the corpus now: a whole file, or a part of one.
 
         Raises:
             OSError: the corpus is no longer there.
-            IndexerError: there is no such id, or a tar changed since it was indexed.
+            IndexerError: there is no such id, or what holds the picture changed since it was indexed.
         """
         row = self.items.get(hit_id)
         if row is None:
-            raise IndexerError(f"no picture has the id {hit_id}: ids go from 0 to {len(self) - 1}")
-        within = row.path or row.key
-        if (
-            os.path.isabs(within)
-            or ".." in within.replace("\\", "/").split("/")
-            or os.path.splitdrive(within)[0]
-        ):
-            raise IndexDamagedError(f"{self.items.path} names a file outside its corpus: {within!r}")
-        file = Path(self._root, within)
-        if row.offset is None:
-            return file.read_bytes()
-        picture = read_span(file, offset=row.offset, size=row.size)
-        if content_hash(picture) != row.hash:
-            raise IndexerError(f"{file} changed since it was indexed: build the index again")
-        return picture
+            raise IndexerError(f"no picture has the id {hit_id}: ids go from 0 to {self.manifest.rows - 1}")
+        source = self.manifest.sources[row.source]
+        return read_located(row.locator, key=row.key, corpus=source, hash=row.hash)
 
     def info(self) -> IndexInfo:
         """What this index is."""
@@ -210,14 +257,19 @@ class Index:
         return IndexInfo(
             path=str(self.path),
             corpus=dict(manifest.corpus),
+            sources=tuple(dict(source) for source in manifest.sources),
             encoder=dict(manifest.encoder),
             encoder_source=manifest.encoder_source,
             items=manifest.items,
             bad=manifest.bad,
             dim=manifest.dim,
-            bytes=sum(record.bytes for record in manifest.files.values()),
+            bytes=sum(record.bytes for record in manifest.files.values()) + self.items.path.stat().st_size,
             segments=len(manifest.segments),
-            faiss=manifest.faiss_kind,
+            rows=manifest.rows,
+            tombstones=manifest.tombstones,
+            ann=str(manifest.ann.plan.get("kind", "?")) if manifest.ann else "none",
+            tail=manifest.rows - (manifest.ann.rows if manifest.ann else 0),
+            faiss=wheel(),
             generation=manifest.generation,
             created=manifest.created,
             written_by=manifest.written_by,
@@ -249,6 +301,7 @@ class Index:
     def close(self) -> None:
         """Close the files; the index is of no use afterwards."""
         self.items.close()
+        self._filtering.close()
 
     def __enter__(self) -> Index:
         return self
@@ -257,14 +310,14 @@ class Index:
         self.close()
 
 
-def _check_size(path: Path, expected: int) -> None:
+def _check_size(path: Path, expected: int, *, or_more: bool = False) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
         raise IndexDamagedError(
             f"{path} is missing: the index is not whole. Run the build command again"
         ) from error
-    if size != expected:
+    if size < expected or (size > expected and not or_more):
         raise IndexDamagedError(
             f"{path} is damaged: got {size:,} bytes, expected {expected:,}. Run the build command again"
         )

@@ -36,9 +36,13 @@ class SegmentWriter:
         generation: the generation being written.
         dim: length of the rows.
         segment_rows: rows after which the next file is begun.
+        begin: number of its first file.
     """
 
-    def __init__(self, folder: Path, *, generation: int, dim: int, segment_rows: int = SEGMENT_ROWS) -> None:
+    def __init__(
+        self, folder: Path, *, generation: int, dim: int, segment_rows: int = SEGMENT_ROWS, begin: int = 0
+    ) -> None:
+        self._begin = begin
         self._folder, self._generation, self._dim, self._limit = folder, generation, dim, segment_rows
         self._file: BinaryIO | None = None
         self._closed = False
@@ -46,8 +50,8 @@ class SegmentWriter:
         """Rows of each file so far."""
 
     def name(self, number: int) -> str:
-        """Name of the segment file of that number, from 0."""
-        return segment_name(self._generation, number)
+        """Name of its file of that number, from 0."""
+        return segment_name(self._generation, self._begin + number)
 
     def append(self, rows: Rows) -> None:
         """Write rows. Shape: (n, dim), float16. A process killed afterwards does not lose them.
@@ -140,21 +144,15 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
         ) from error
 
 
-def map_unfinished(folder: Path, *, generation: int, rows: int, dim: int) -> list[Rows]:
-    """Map the first ``rows`` rows of a generation that was never committed; fewer where the files hold fewer."""
-    found: list[Rows] = []
+def map_appended(path: Path, *, dim: int) -> Rows:
+    """Map the rows of a segment that may never have been finished. Shape: (as many as it has, dim), float16.
+
+    Raises:
+        OSError: the file is missing.
+    """
     header = len(_header(0, dim))
-    number = 0
-    while rows > 0 and (path := folder / segment_name(generation, number)).exists():
-        here = min(rows, max(0, path.stat().st_size - header) // (dim * 2))
-        with open(path, "rb") as file:
-            closed = file.read(header) == _header(here, dim)
-        if here:
-            found.append(_mapped(path, here, dim, header))
-        if not closed:
-            break  # rows of a later file would not have the ids that the items give them
-        rows, number = rows - here, number + 1
-    return found
+    rows = max(0, path.stat().st_size - header) // (dim * 2)
+    return _mapped(path, rows, dim, header) if rows else np.empty((0, dim), dtype=np.float16)
 
 
 def _mapped(path: Path, rows: int, dim: int, offset: int) -> Rows:
@@ -189,8 +187,8 @@ class Vectors:
             rows[chosen] = self.segments[number][ids[chosen] - self._starts[number]]
         return rows
 
-    def blocks(self, rows: int = 16_384) -> Iterator[tuple[int, Rows]]:
-        """All rows in order, in blocks: (id of the first row, (n, dim) float16)."""
-        for first, segment in zip(self._starts, self.segments, strict=False):
-            for start in range(0, len(segment), rows):
-                yield int(first) + start, segment[start : start + rows]
+    def blocks(self, rows: int = 16_384, *, start: int = 0) -> Iterator[tuple[int, Rows]]:
+        """All rows from id ``start`` in order, in blocks: (id of the first row, (n, dim) float16)."""
+        for first, segment in zip(self._starts.tolist(), self.segments, strict=False):
+            for begin in range(max(0, start - first), len(segment), rows):
+                yield first + begin, segment[begin : begin + rows]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -11,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, final
 
+from llm2clip.indexer.containers import Container, ContainerCorpus, Files
 from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.location import SAMPLE, sample_folder, sample_shards
 from llm2clip.indexer.records import (
     MAX_SIDECAR_BYTES,
-    Corpus,
     Record,
     Sidecar,
     ending,
@@ -25,10 +24,6 @@ from llm2clip.indexer.records import (
     printable,
     read_span,
 )
-
-_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
-_MOST_SHARDS = 1_000_000
 
 
 class _Member(NamedTuple):
@@ -48,49 +43,26 @@ class _Sample:
     sidecars: dict[str, _Member] = field(default_factory=dict)
 
 
-class _Shards(Corpus):
+class _Shards(ContainerCorpus):
     """Pictures of tar files; the key of each is ``shard.tar#member``."""
 
-    _files: list[Path]
+    what: Final = "tar"  # type: ignore[misc]
 
-    def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """All pictures, shard by shard, in the order of their members."""
-        self.passed_over = Counter()
-        for file in self._files:
-            yield from self._shard(file, captions)
+    def _damage(self) -> tuple[type[BaseException], ...]:
+        return (tarfile.TarError,)
 
-    def emptiness(self) -> str:
-        """What the shards hold instead of pictures."""
-        endings: Counter[str] = Counter()
-        for file in self._files:
-            endings.update(ending(member.name.rpartition("/")[2]) or "no ending" for member in _members(file))
-        some = (
-            ", ".join(f"{count} with {what}" for what, count in endings.most_common(4)) or "no files at all"
-        )
-        wanted = " ".join(sorted(picture_endings()))
-        return f"no pictures in the {len(self._files)} shards of {self.spec}: got {some}; expected endings {wanted}"
+    def _names(self, container: Container) -> Iterator[str]:
+        return (ending(member.name.rpartition("/")[2]) or "no ending" for member in _members(container.file))
 
-    def _shard(self, file: Path, captions: bool) -> Iterator[Record]:
-        path = file.relative_to(self.root).as_posix()
-        done = 0
-        try:
-            changed = file.stat().st_mtime_ns
-            seen: set[int] = set()
-            for sample in _samples(file, self.passed_over):
-                sidecar = _sidecar(file, sample) if captions else Sidecar()
-                for picture in sample.pictures:
-                    yield _record(
-                        file,
-                        path,
-                        picture,
-                        problem=_problem(picture, seen),
-                        mtime_ns=changed,
-                        sidecar=sidecar,
-                    )
-                    done += 1
-        except (OSError, tarfile.TarError) as error:
-            reason = f"tar cannot be read after {done} pictures: {getattr(error, 'strerror', None) or error}"
-            yield Record(key=path, uri=str(file), file=file, problem=reason)
+    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
+        file = container.file
+        changed = file.stat().st_mtime_ns
+        seen: set[int] = set()
+        for sample in _samples(file, self.passed_over):
+            sidecar = _sidecar(file, sample) if captions else Sidecar()
+            for picture in sample.pictures:
+                problem = _problem(picture, seen)
+                yield _record(container, picture, problem=problem, mtime_ns=changed, sidecar=sidecar)
 
 
 def _problem(picture: _Member, seen: set[int]) -> str | None:
@@ -115,27 +87,14 @@ class TarCorpus(_Shards):
 
     kind: Final = "tar"  # type: ignore[misc]
 
-    def __init__(self, spec: str) -> None:
-        place = os.path.abspath(os.path.expanduser(spec))
-        if os.path.isdir(place):
-            self._files = sorted(path for path in Path(place).glob("*.tar") if not path.name.startswith("."))
-            super().__init__(spec, Path(place))
-        else:
-            self._files = [Path(each) for each in dict.fromkeys(expand(place))]
-            super().__init__(spec, Path(os.path.commonpath([file.parent for file in self._files])))
-        self._pattern = place
-        for file in self._files:
-            if not file.is_file():
-                raise CorpusError(f"no such shard: {file} (of {spec})")
-            if file.suffix.lower() != ".tar":
+    def __init__(self, spec: str, files: Files | None = None) -> None:
+        super().__init__(spec, files or Files.found(spec, endings=frozenset([".tar"])))
+        for name in self.files.names:
+            if os.path.splitext(name)[1].lower() != ".tar":
                 raise CorpusError(
-                    f"{file} is not a plain .tar: compressed shards cannot be read at random. Unpack it once: "
-                    f"gunzip {file.name}, or zstd -d, xz -d"
+                    f"{name} is not a plain .tar: compressed shards cannot be read at random. Unpack it once: "
+                    f"gunzip {os.path.basename(name)}, or zstd -d, xz -d"
                 )
-
-    def identity(self) -> dict[str, str]:
-        """What the manifest stores."""
-        return {**super().identity(), "shards": self._pattern}
 
 
 @final
@@ -149,43 +108,14 @@ class SampleCorpus(_Shards):
     kind: Final = "sample"  # type: ignore[misc]
 
     def __init__(self) -> None:
-        super().__init__(SAMPLE, sample_folder())
-        self._files = sample_shards()
-        if not self._files:
+        names = [str(shard) for shard in sample_shards()]
+        super().__init__(SAMPLE, Files(root=str(sample_folder()), pattern=SAMPLE, names=names))
+        if not names:
             raise CorpusError(f"this installation has no sample pictures: expected *.tar in {self.root}")
 
     def identity(self) -> dict[str, str]:
         """What the manifest stores: no folder, since that moves with the installation."""
         return {"kind": self.kind, "spec": self.spec}
-
-
-def expand(pattern: str) -> list[str]:
-    """Expand brace ranges and lists: ``a{08..10}.tar`` -> ``a08.tar``, ``a09.tar``, ``a10.tar``.
-
-    Raises:
-        CorpusError: a range runs backwards, or there are too many shards.
-    """
-    expanded = [pattern]
-    while any(match := _RANGE.search(each) or _LIST.search(each) for each in expanded):
-        grown: list[str] = []
-        for each in expanded:
-            match = _RANGE.search(each) or _LIST.search(each)
-            parts = _parts(match) if match else [""]
-            head, tail = (each[: match.start()], each[match.end() :]) if match else (each, "")
-            grown += [f"{head}{part}{tail}" for part in parts]
-        expanded = grown
-        if len(expanded) > _MOST_SHARDS:
-            raise CorpusError(f"{pattern} names more than {_MOST_SHARDS:,} shards")
-    return expanded
-
-
-def _parts(match: re.Match[str]) -> list[str]:
-    if match.re is _LIST:
-        return match[1].split(",")
-    first, last = int(match[1]), int(match[2])
-    if not 0 <= last - first < _MOST_SHARDS:
-        raise CorpusError(f"{match[0]} is no range of shards: expected {{first..last}} like {{00..03}}")
-    return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]
 
 
 def _members(file: Path) -> Iterator[_Member]:
@@ -274,15 +204,15 @@ def _sidecar(file: Path, sample: _Sample) -> Sidecar:
 
 
 def _record(
-    file: Path, path: str, member: _Member, *, problem: str | None, mtime_ns: int, sidecar: Sidecar
+    shard: Container, member: _Member, *, problem: str | None, mtime_ns: int, sidecar: Sidecar
 ) -> Record:
     # A member that cannot be told apart by its name gets its place as well: keys must differ.
     name = printable(member.name) + (f"@{member.offset}" if problem else "")
     return Record(
-        key=f"{path}#{name}",
-        uri=f"{file}#{name}",
-        file=file,
-        path=path,
+        key=f"{shard.path}#{name}",
+        uri=f"{shard.uri}#{name}",
+        file=shard.file,
+        path=shard.path,
         offset=member.offset,
         size=member.size,
         mtime_ns=mtime_ns,

@@ -1,13 +1,13 @@
 """An index folder as a place: which file is whose, who writes, what was left unfinished, how a change is committed.
 
     manifest.json                  names every file below; replaced in one step by each commit
-    items-00001.db                 one SQLite row per picture
+    items-00001.db                 one SQLite row per picture and change of it
     vectors-00001-00000.npy        float16 rows; the row number is the id
     candidates-00001.faiss         derived from the vectors
     lock                           held while something writes
 
-Names carry the generation that wrote them. Files that the manifest does not name belong to a
-build that has not finished: the next build takes their vectors over, and deletes them when it has committed.
+Names carry the generation that wrote them. Vectors that the manifest does not name belong to a change that has not
+finished: the next one takes them over.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from pathlib import Path
 from shlex import quote
 from typing import IO, Any
 
-from llm2clip.indexer.errors import IndexConflictError, IndexerError
+from llm2clip.indexer.errors import IndexConflictError, IndexerError, IndexWriteError
 from llm2clip.indexer.items import ItemsReader
-from llm2clip.indexer.manifest import FORMAT, MANIFEST, read_manifest
+from llm2clip.indexer.manifest import FORMAT, MANIFEST, committed_generation, read_manifest
 from llm2clip.indexer.records import printable
 
 LOCK = "lock"
@@ -38,8 +38,8 @@ def items_name(generation: int) -> str:
     return f"items-{generation:05d}.db"
 
 
-def faiss_name(generation: int) -> str:
-    """File name of the FAISS index of a generation."""
+def ann_name(generation: int) -> str:
+    """File name of the search structure of a generation."""
     return f"candidates-{generation:05d}.faiss"
 
 
@@ -49,30 +49,35 @@ def generation_of(name: str) -> int | None:
     return int(next(group for group in match.groups() if group)) if match else None
 
 
-def unfinished(folder: Path, *, after: int = 0) -> list[int]:
-    """Generations later than ``after`` that left an items file, in order."""
+def items_files(folder: Path) -> list[str]:
+    """Names of the items files in a folder, the newest last; one of no manifest is of a build that has not ended."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    found = {generation_of(name) for name in names if name.endswith(".db")}
-    return sorted(number for number in found if number is not None and number > after)
+    return sorted(name for name in names if name.endswith(".db") and generation_of(name) is not None)
+
+
+def next_generation(folder: Path) -> int:
+    """A number larger than that of the manifest and of any file."""
+    found = (generation_of(name) for name in os.listdir(folder))
+    return 1 + max([committed_generation(folder), *(number for number in found if number is not None)])
 
 
 def describe_unfinished(folder: Path) -> str | None:
     """One sentence about a build that was never finished, and how to finish it; None if there is none."""
-    generations = unfinished(folder)
-    if not generations:
+    names = items_files(folder)
+    if not names:
         return None
-    for generation in reversed(generations):
-        with (
-            suppress(IndexerError),
-            closing(ItemsReader(folder / items_name(generation))) as items,
-        ):
-            corpus, encoder = read_meta(items, "corpus")["spec"], read_meta(items, "encoder_source")
+    for name in reversed(names):
+        with suppress(IndexerError), closing(ItemsReader(folder / name, generation=0)) as items:
+            [corpus, *_], encoder = read_meta(items, "sources"), read_meta(items, "encoder_source")
+            count = items.rows("SELECT (SELECT count(*) FROM items) + (SELECT count(*) FROM unfinished)")[0][
+                0
+            ]
             return (
-                f"the index at {folder} is not finished: {items.count():,} pictures so far. "
-                f"Go on with: llm2clip-index build {quote(corpus)} --index {quote(str(folder))} "
+                f"the index at {folder} is not finished: {count:,} pictures so far. "
+                f"Go on with: llm2clip-index build {quote(corpus['spec'])} --index {quote(str(folder))} "
                 f"--encoder {quote(encoder)}"
             )
     return f"the index at {folder} is not finished. Go on with the command that began it"
@@ -88,18 +93,12 @@ def remove_generations(folder: Path, *, keep: frozenset[str]) -> None:
                 os.unlink(folder / name)
 
 
-def remove_generation(folder: Path, generation: int) -> None:
-    """Delete the files of one generation."""
-    others = (name for name in os.listdir(folder) if generation_of(name) != generation)
-    remove_generations(folder, keep=frozenset(others))
-
-
 def recorded_encoder(folder: Path) -> str | None:
     """What ``load_encoder`` was given for the index in ``folder``, finished or not; None if there is none."""
     with suppress(IndexerError):
         return read_manifest(folder).encoder_source
-    for generation in reversed(unfinished(folder)):
-        with suppress(IndexerError), closing(ItemsReader(folder / items_name(generation))) as items:
+    for name in reversed(items_files(folder)):
+        with suppress(IndexerError), closing(ItemsReader(folder / name, generation=0)) as items:
             return str(read_meta(items, "encoder_source"))
     return None
 
@@ -147,8 +146,16 @@ def lock(folder: Path) -> Iterator[None]:
 
     Raises:
         IndexConflictError: another process holds it.
+        IndexWriteError: the folder cannot be written.
     """
-    with open(folder / LOCK, "a+b") as file:
+    try:
+        opened = open(folder / LOCK, "a+b")  # noqa: SIM115
+    except OSError as error:
+        raise IndexWriteError(
+            f"cannot write the index at {folder}: {error.strerror or error}. It can be searched; to change it, "
+            "copy it to a place where you may write"
+        ) from error
+    with opened as file:
         try:
             _lock(file)
         except OSError as error:

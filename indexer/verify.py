@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm2clip.indexer.ann import ann_problem
 from llm2clip.indexer.earlier import sha256_of
 from llm2clip.indexer.errors import FaissNotInstalledError, IndexDamagedError
-from llm2clip.indexer.faiss_index import FaissIndex
+from llm2clip.indexer.items_writer import MODULUS, row_checksum
+from llm2clip.indexer.manifest import Manifest
 
 if TYPE_CHECKING:
     from llm2clip.indexer.search import Index
@@ -41,29 +44,30 @@ class VerifyReport:
 
 
 def verify_index(index: Index) -> VerifyReport:
-    """Check checksums, counts, ids, vectors, and that the FAISS index has the same vectors. Reads everything."""
+    """Check checksums, counts, ids, vectors, and that the search structure has the same vectors. Reads everything."""
     notes: list[str] = []
-    problems = [*_files(index)]
+    problems = [*file_problems(index.path, index.manifest)]
     try:
         problems += [*_items(index), *_vectors(index)]
-        problems += _faiss(index)
+        problems += _ann(index)
     except IndexDamagedError as error:
         problems.append(str(error))
     except FaissNotInstalledError as error:
-        notes.append(f"the FAISS index was not compared: {error}")
+        notes.append(f"the search structure was not compared: {error}")
     return VerifyReport(
         path=str(index.path),
         items=len(index),
-        files=len(index.manifest.files) + 1,
+        files=len(index.manifest.files) + 2,
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(notes),
     )
 
 
-def _files(index: Index) -> Iterator[str]:
-    for name, record in index.manifest.files.items():
+def file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the files that never change: (problem) for each, naming the file first."""
+    for name, record in manifest.files.items():
         try:
-            if sha256_of(index.path / name) != record.sha256:
+            if sha256_of(folder / name) != record.sha256:
                 yield f"{name} was altered: its checksum does not fit"
         except OSError as error:
             yield f"{name} cannot be read: {error.strerror or error}"
@@ -72,13 +76,28 @@ def _files(index: Index) -> Iterator[str]:
 def _items(index: Index) -> Iterator[str]:
     manifest, items = index.manifest, index.items
     if damage := items.damage():
-        yield f"{manifest.items_file}: {damage}"
-    rows = sum(segment.rows for segment in manifest.segments)
-    counts = {"the manifest": manifest.items, manifest.items_file: items.count(), "the segments": rows}
-    if len(set(counts.values())) > 1:
-        yield "numbers of pictures differ: " + ", ".join(f"{n:,} in {where}" for where, n in counts.items())
+        yield f"{manifest.items_file} is damaged: {damage}"
+        return
+    count = total = 0
+    last, altered = -1, ""
+    for rows in items.checked():
+        for row, checksum in rows:
+            count, total = count + 1, total + checksum
+            if row_checksum(row) != checksum:
+                altered = altered or row.key
+            if not last < row.id < manifest.rows:
+                yield f"{manifest.items_file} has an item of id {row.id} out of order, or of no vector"
+            last = row.id
+    if altered:
+        yield f"{manifest.items_file} was altered: the checksum of {altered!r} does not fit"
+    if count != manifest.items:
+        yield f"numbers of pictures differ: {manifest.items:,} in the manifest, {count:,} in {manifest.items_file}"
+    elif total % MODULUS != int(manifest.items_checksum, 16):
+        yield f"{manifest.items_file} has other pictures than were committed"
     if (bad := items.count_bad()) != manifest.bad:
         yield f"numbers of bad pictures differ: {manifest.bad:,} in the manifest, {bad:,} in {manifest.items_file}"
+    if len(items.dead(rows=manifest.rows)) != manifest.tombstones:
+        yield f"{manifest.items_file} does not say which {manifest.tombstones:,} vectors are of no picture"
 
 
 def _vectors(index: Index) -> Iterator[str]:
@@ -93,10 +112,9 @@ def _vectors(index: Index) -> Iterator[str]:
         yield f"{off:,} vectors are not of unit length, the first with id {first_off}"
 
 
-def _faiss(index: Index) -> Iterator[str]:
-    manifest = index.manifest
-    derived = FaissIndex.read(index.path / manifest.faiss_file, rows=len(index.vectors), dim=manifest.dim)
-    for first, rows in index.vectors.blocks():
-        if not np.array_equal(derived.rows(first, len(rows)), rows.astype(np.float32), equal_nan=True):
-            yield f"{manifest.faiss_file} has other vectors than the segments, from about id {first}"
-            return
+def _ann(index: Index) -> Iterator[str]:
+    ann = index.manifest.ann
+    if ann is not None:
+        problem = ann_problem(index.path / ann.file, index.vectors, rows=ann.rows, plan=ann.plan)
+        if problem is not None:
+            yield problem

@@ -25,6 +25,10 @@ def search(
         str | None, typer.Option("--queries", metavar="FILE", help="One query per line; - for stdin.")
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Hits for each query.")] = 10,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="FILTER", help="Only pictures such as  time >= '2024' AND width > height"),
+    ] = None,
     index: Annotated[
         str | None,
         typer.Option(metavar="PATH", help="Default: LLM2CLIP_INDEX, else the index built last, else sample:"),
@@ -32,6 +36,10 @@ def search(
     encoder: Annotated[
         str | None, typer.Option(metavar="NAME", help="Default: the one that the index was built with.")
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(metavar="DEVICE", help="Where to encode and search: cuda, cuda:1, cpu; auto decides."),
+    ] = "auto",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per query, each on a line.")
     ] = False,
@@ -55,8 +63,10 @@ def search(
             images=tuple(image or ()),
             queries_file=queries_file,
             k=k,
+            where=where,
             index=index,
             encoder=encoder,
+            device=device,
             output="json" if as_json else "paths" if as_paths else "table",
             html=html,
         )

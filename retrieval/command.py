@@ -37,10 +37,14 @@ class SearchRequest:
     """File with one text query per line, ``-`` for standard input."""
     k: int = 10
     """Hits per query."""
+    where: str | None = None
+    """Which pictures may be found; ``None`` for all."""
     index: Path | str | None = None
     """Index folder; ``None`` for the one at hand."""
     encoder: str | None = None
     """Encoder name or folder; ``None`` for the one the index names."""
+    device: str = "auto"
+    """Where to encode and, where CUDA is named, to search."""
     output: Output = "table"
     """What to print."""
     html: Path | None = None
@@ -58,28 +62,40 @@ def run(request: SearchRequest) -> None:
     pictures = [(path, path.read_bytes()) for path in request.images]
     if not texts and not pictures:
         raise ValueError(f"{request.queries_file} holds no query: it is empty or all its lines are blank")
-    with _one_line_warnings(), open_saying_so(request.index, encoder=request.encoder) as searcher:
-        answers = ask(searcher, texts=texts, pictures=pictures, k=request.k)
+    with (
+        _one_line_warnings(),
+        open_saying_so(request.index, encoder=request.encoder, device=request.device) as searcher,
+    ):
+        answers = ask(searcher, texts=texts, pictures=pictures, k=request.k, where=request.where)
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
+        if request.where and not any(answer.hits for answer in answers):
+            names = searcher.index.metadata_names() if "meta" in request.where.lower() else []
+            known = f"; the metadata there is: {', '.join(names[:40])}" if names else ""
+            note(f"no picture passes the filter{known}")
         if written:
             note(f"gallery written to {written}")
 
 
 def ask(
-    searcher: Searcher, *, texts: Sequence[str] = (), pictures: Sequence[tuple[Path, bytes]] = (), k: int = 10
+    searcher: Searcher,
+    *,
+    texts: Sequence[str] = (),
+    pictures: Sequence[tuple[Path, bytes]] = (),
+    k: int = 10,
+    where: str | None = None,
 ) -> list[Answer]:
     """Search for texts, then for pictures (their path and encoded bytes); the answers come in that order.
 
     Raises:
-        ValueError: A text is blank, or a picture cannot be read; the message says which.
+        ValueError: A text is blank, a picture cannot be read, or the filter means nothing; the message says which.
     """
     queries = [text_query(text) for text in texts]
     queries += [Query(kind="image", label=str(path), picture=data) for path, data in pictures]
-    found = searcher.search(list(texts), k=k)
+    found = searcher.search(list(texts), k=k, where=where)
     for path, data in pictures:
         try:
-            found += searcher.search_images([data], k=k)
+            found += searcher.search_images([data], k=k, where=where)
         except ValueError as error:
             raise ValueError(f"cannot search with the picture {path}: {error}") from error
     return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)]
@@ -106,13 +122,15 @@ def read_queries(source: str | None) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def open_saying_so(index: Path | str | None = None, *, encoder: str | None = None) -> Searcher:
+def open_saying_so(
+    index: Path | str | None = None, *, encoder: str | None = None, device: str = "auto"
+) -> Searcher:
     """``Searcher.open``, saying so on standard error where the sample stands in for an index of one's own."""
     place = locate(index)
     subject = "no index of your own yet: " if place.fallback else ""
     subject += "searching the sample pictures"
     with BuildProgress(f"{subject} (building their index first, once)") as progress:
-        searcher = Searcher.open(index, encoder=encoder, on_progress=progress)
+        searcher = Searcher.open(index, encoder=encoder, device=device, on_progress=progress)
     if place.fallback and not progress.begun:
         note(subject)
     return searcher

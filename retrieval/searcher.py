@@ -54,7 +54,8 @@ class Searcher:
             index_path: Folder of the index, or ``"sample:"``. ``None``: what ``LLM2CLIP_INDEX`` names, else
                 the index built last, else the sample's.
             encoder: The encoder, or its name or folder. ``None``: the one the index names.
-            device: Where the encoder runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ...
+            device: Where the encoder runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ...; where CUDA is named, the vectors
+                are searched there too.
             on_progress: Called while the sample's index is built, where it is wanted and there is none yet.
 
         Raises:
@@ -66,7 +67,8 @@ class Searcher:
 
         place = locate(index_path)
         if not place.sample:
-            return cls(open_index(place.path), encoder=encoder, device=device)
+            there = device if device.startswith("cuda") else "cpu"
+            return cls(open_index(place.path, device=there), encoder=encoder, device=device)
         if encoder is None or isinstance(encoder, str | os.PathLike):
             encoder = _load(encoder or sample_encoder(), device=device)
         return cls(open_sample(encoder, on_progress=on_progress), encoder=encoder, device=device)
@@ -87,10 +89,14 @@ class Searcher:
             return self._encoder
 
     @overload
-    def search(self, query: str, *, k: int = 10) -> list[Hit]: ...
+    def search(self, query: str, *, k: int = 10, where: str | None = None) -> list[Hit]: ...
     @overload
-    def search(self, query: list[str] | tuple[str, ...], *, k: int = 10) -> list[list[Hit]]: ...
-    def search(self, query: str | list[str] | tuple[str, ...], *, k: int = 10) -> list[Hit] | list[list[Hit]]:
+    def search(
+        self, query: list[str] | tuple[str, ...], *, k: int = 10, where: str | None = None
+    ) -> list[list[Hit]]: ...
+    def search(
+        self, query: str | list[str] | tuple[str, ...], *, k: int = 10, where: str | None = None
+    ) -> list[Hit] | list[list[Hit]]:
         """The ``k`` pictures nearest to a text, or to each of several.
 
         Texts may be as long as ``encoder.info.max_text_tokens``; of a longer one the encoder reads the start
@@ -99,26 +105,32 @@ class Searcher:
         Args:
             query: A text, or a list of texts.
             k: Hits wanted; fewer come back where the index holds fewer.
+            where: Which pictures may be found, in the language of docs/filters.md; ``None``: all.
 
         Returns:
             Hits, best first; for a list of texts, a list of them in the order of the texts.
 
         Raises:
             ValueError: A text is empty or blank, or ``k`` is below 1.
+            WhereError: The filter means nothing; the message points at the place.
             EncoderMismatchError: The encoder is not the one the index was built with.
         """
         texts = [query] if isinstance(query, str) else list(query)
         _check_texts(texts)
         _check_k(k)
-        found = self.index.search(self.encoder.encode_texts(texts), k=k) if texts else []
+        self._check_where(where)
+        found = self.index.search(self.encoder.encode_texts(texts), k=k, where=where) if texts else []
         return found[0] if isinstance(query, str) else found
 
-    def search_images(self, images: Sequence[ImageSource], *, k: int = 10) -> list[list[Hit]]:
+    def search_images(
+        self, images: Sequence[ImageSource], *, k: int = 10, where: str | None = None
+    ) -> list[list[Hit]]:
         """The ``k`` pictures nearest to each of several query pictures.
 
         Args:
             images: Paths, encoded bytes, PIL pictures, or arrays of shape (H, W, 3), uint8.
             k: Hits wanted; fewer come back where the index holds fewer.
+            where: As for ``search``.
 
         Returns:
             For each picture its hits, best first. A picture that the index holds finds itself.
@@ -126,6 +138,7 @@ class Searcher:
         Raises:
             ImageError: A picture cannot be read.
             ValueError: ``k`` is below 1, or ``images`` is one picture rather than a list.
+            WhereError: The filter means nothing.
             EncoderMismatchError: The encoder is not the one the index was built with.
         """
         if not isinstance(images, list | tuple):
@@ -133,7 +146,8 @@ class Searcher:
                 f"images must be a list of pictures, got {type(images).__name__}: put the picture in a list"
             )
         _check_k(k)
-        return self.index.search(self.encoder.encode_images(images), k=k) if images else []
+        self._check_where(where)
+        return self.index.search(self.encoder.encode_images(images), k=k, where=where) if images else []
 
     def close(self) -> None:
         """Close the index; the searcher is of no use afterwards."""
@@ -146,6 +160,14 @@ class Searcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @staticmethod
+    def _check_where(where: str | None) -> None:
+        """Find out that a filter means nothing before an encoder is loaded for it."""
+        if where is not None:
+            from llm2clip.indexer import compile_where
+
+            compile_where(where)
 
     def _load(self) -> Encoder:
         if self._source is not None:

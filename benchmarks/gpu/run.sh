@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one command: the tests marked gpu, throughput, and nano trained from nothing.
+# Everything that wants a GPU, in one command: the tests marked gpu, throughput, searching an index, and nano
+# trained from nothing.
 #
-#   benchmarks/gpu/run.sh [STEP ...]      steps: tests throughput train; all three if none is named
+#   benchmarks/gpu/run.sh [STEP ...]      steps: tests throughput index train; all four if none is named
 #
 # PYTHON chooses the interpreter (default: .venv/bin/python, else python3); it needs a torch built for CUDA.
+# The step index uses FAISS on the GPU where the installed wheel has it (faiss-gpu, faiss-gpu-cuvs), else torch.
 # DEBUG=1 trains a few steps of each stage, to see that it runs.
 # Results with date, GPU and versions go to benchmarks/results/gpu-DATE/: report.json and one log per step.
 # The trained model and its checkpoints are large and go to runs/gpu-DATE/.
@@ -14,9 +16,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 fail() { echo "benchmarks/gpu/run.sh: $2" >&2; exit "$1"; }
 
 STEPS=("$@")
-[ ${#STEPS[@]} -gt 0 ] || STEPS=(tests throughput train)
+[ ${#STEPS[@]} -gt 0 ] || STEPS=(tests throughput index train)
 for step in "${STEPS[@]}"; do
-	case $step in tests | throughput | train) ;; *) fail 2 "unknown step '$step', expected tests, throughput or train" ;; esac
+	case $step in tests | throughput | index | train) ;; *) fail 2 "unknown step '$step', expected tests, throughput, index or train" ;; esac
 done
 
 if [ -z "${PYTHON:-}" ]; then
@@ -43,6 +45,7 @@ for step in "${STEPS[@]}"; do
 	case $step in
 	tests) command=("$PYTHON" -m pytest -m gpu --slow -q) ;;
 	throughput) command=("$PYTHON" -m benchmarks.gpu.throughput --json "$OUT/throughput.json") ;;
+	index) command=("$PYTHON" -m benchmarks.gpu.index_search --json "$OUT/index.json") ;;
 	train)
 		command=("$PYTHON" -m llm2clip.train.cli nano --out "runs/$NAME" --cache "${CACHE:-runs/cache}")
 		[ -z "${DEBUG:-}" ] || command+=(--debug)

@@ -13,16 +13,19 @@ from benchmarks.measuring import machine
 def summarise(folder: Path) -> dict[str, object]:
     """Read ``steps.tsv`` and what the steps left; write and return ``report.json``."""
     steps = [line.split("\t") for line in (folder / "steps.tsv").read_text("utf-8").splitlines()]
-    throughput = folder / "throughput.json"
     report: dict[str, object] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "benchmarks/gpu/run.sh",
         "machine": machine() | gpu(),
         "steps": {name: {"passed": code == "0", "seconds": int(took)} for name, code, took in steps},
-        "throughput": json.loads(throughput.read_text("utf-8")) if throughput.exists() else None,
+        **{name: _left(folder / f"{name}.json") for name in ("throughput", "index")},
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return report
+
+
+def _left(path: Path) -> object:
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
 
 
 def gpu() -> dict[str, object]:

@@ -132,13 +132,14 @@ def test_the_gpu_summary_reads_what_the_steps_left(tmp_path: Path):
 
     (tmp_path / "steps.tsv").write_text("tests\t0\t12\ntrain\t1\t600\n")
     (tmp_path / "throughput.json").write_text('[{"what": "x"}]')
+    (tmp_path / "index.json").write_text('[{"what": "y"}]')
     summarise(tmp_path)
     written = json.loads((tmp_path / "report.json").read_text())
     assert written["steps"] == {
         "tests": {"passed": True, "seconds": 12},
         "train": {"passed": False, "seconds": 600},
     }
-    assert written["throughput"] == [{"what": "x"}]
+    assert (written["throughput"], written["index"]) == ([{"what": "x"}], [{"what": "y"}])
     assert written["date"].startswith("20")
     assert written["machine"]["versions"]["torch"]
 
@@ -158,5 +159,7 @@ def test_all_benchmarks_run(tmp_path: Path):
         "images",
         "texts",
         "quantised",
+        "ingest",
+        "filters",
     }
     assert all(row["value"] > 0 for row in rows)

@@ -52,6 +52,6 @@ if __name__ == "__main__":
     WAIT_AT = sys.argv.pop(1)
     command._load = load
     generation.CHECKPOINT_SECONDS = 0.0
-    for name in ("write_faiss", "write_manifest", "remove_generations"):
+    for name in ("join_small", "write_manifest", "clean"):
         told(name)
     cli.main()

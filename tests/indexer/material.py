@@ -9,6 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
+from llm2clip.indexer import Index
+
 
 def encoded(colour: tuple[int, int, int], *, size: tuple[int, int] = (12, 8), format: str = "PNG") -> bytes:
     """An encoded picture of one colour."""
@@ -38,3 +40,13 @@ def unit(rows: np.ndarray) -> np.ndarray:
     """Rows divided by their lengths, float32."""
     scaled: np.ndarray = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     return scaled
+
+
+def content(index: Index) -> dict[tuple[int, str], tuple[object, ...]]:
+    """All that an index holds, by source and key, ids apart."""
+    found: dict[tuple[int, str], tuple[object, ...]] = {}
+    for rows in index.items.each():
+        vectors = index.vectors.take(np.array([row.id for row in rows]))
+        for row, vector in zip(rows, vectors, strict=True):
+            found[row.source, row.key] = (row._replace(id=0), vector.tobytes())
+    return found

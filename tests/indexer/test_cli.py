@@ -145,10 +145,10 @@ def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):
 @pytest.mark.parametrize(
     ("arguments", "status", "says"),
     [
-        (["build", "nowhere", "--encoder", "x"], 1, "error: no such folder or tar: nowhere\n"),
+        (["build", "nowhere", "--encoder", "x"], 1, "error: no such file or folder: nowhere\n"),
         (["info"], 1, "error: no index was built yet: name one with --index PATH, or build one\n"),
         (["verify", "--index", "nowhere"], 1, "error: no index at "),
-        (["build"], 2, "Missing argument 'CORPUS'"),
+        (["build"], 2, "which pictures? Name a CORPUS"),
         (["build", "x", "--encode", "y"], 2, "No such option: --encode"),
         (["build", "x", "--batch-size", "0"], 2, "Invalid value for '--batch-size'"),
     ],

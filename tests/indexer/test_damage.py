@@ -68,7 +68,7 @@ def test_a_missing_or_cut_file_is_noticed_on_opening(index, photos, name):
         assert opened.verify().ok
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", KINDS[1:])
 @pytest.mark.parametrize("place", [0, 20, -1, -700])
 def test_a_flipped_bit_is_found_by_verify(index, name, place):
     flip(index / name, place)
@@ -80,12 +80,25 @@ def test_a_flipped_bit_is_found_by_verify(index, name, place):
     assert f"{name} was altered: its checksum does not fit" in problems
 
 
-def test_damage_is_not_taken_over_by_the_next_build(index, photos):
-    flip(index / "vectors-00001-00000.npy", -1)
-    (photos / "000.png").unlink()
-    report = build_index(photos, index, encoder=FakeEncoder())
-    assert (report.embedded, report.kept) == (29, 0)
-    assert report.notes == ("vectors-00001-00000.npy was damaged, so every picture was embedded again",)
+@pytest.mark.parametrize("what", [b"013.png", b"summer/lake", hashlib.blake2b])
+def test_a_flipped_bit_of_an_item_is_found_wherever_it_stands(index, photos, what):
+    """Of a key in the table and in its index, of a content hash in both; unused bytes of the file do not matter."""
+    if callable(what):
+        what = what((photos / "003.png").read_bytes(), digest_size=16).digest()
+    whole = (index / KINDS[0]).read_bytes()
+    places = [n for n in range(len(whole)) if whole.startswith(what, n)]
+    assert len(places) >= 2
+    for place in places:
+        flip(index / KINDS[0], place + 5)
+        try:
+            with open_index(index) as opened:
+                problems = opened.verify().problems
+            assert [each for each in problems if each.startswith("items-00001.db ")]
+        except IndexDamagedError:
+            pass  # found even sooner
+        (index / KINDS[0]).write_bytes(whole)
+    with open_index(index) as opened:
+        assert opened.verify().ok
 
 
 def test_verify_finds_what_checksums_do_not(index):
@@ -107,11 +120,9 @@ def test_verify_finds_what_checksums_do_not(index):
     with sqlite3.connect(index / KINDS[0]) as db:
         db.execute("DELETE FROM items WHERE id = 3")
     db.close()
-    replace(KINDS[0])
     with open_index(index) as opened:
         assert opened.verify().problems == (
-            "items-00001.db: 29 items have ids 0 to 29, expected 0 to 28",
-            "numbers of pictures differ: 30 in the manifest, 29 in items-00001.db, 30 in the segments",
+            "numbers of pictures differ: 30 in the manifest, 29 in items-00001.db",
             "1 vectors are not of unit length, the first with id 7",
             "candidates-00001.faiss has other vectors than the segments, from about id 0",
         )
@@ -157,7 +168,7 @@ def test_another_format_version_is_named(index, photos):
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "format_version": 99, "written_by": "llm2clip-retrieval 9.0"}))
     expected = (
-        "has index format version 99, this release reads version 2: use the release that wrote it .*9.0"
+        "has index format version 99, this release reads version 3: use the release that wrote it .*9.0"
     )
     with pytest.raises(IndexVersionError, match=expected):
         open_index(index)
@@ -192,7 +203,7 @@ def test_items_cannot_name_a_file_outside_their_corpus(index, photos):
     (photos.parent / "secret").write_text("secret")
     for path in ("../secret", str(photos.parent / "secret"), "summer/../../secret"):
         with sqlite3.connect(index / KINDS[0]) as db:
-            db.execute("UPDATE items SET path = ? WHERE id = 0", (path,))
+            db.execute("UPDATE items SET locator = ? WHERE id = 0", (json.dumps({"path": path}),))
         db.close()
         with (
             open_index(index) as opened,
@@ -248,7 +259,7 @@ def test_without_faiss_the_error_names_the_extra(index, photos, tmp_path, monkey
             opened.search(QUERY)
         report = opened.verify()
         assert report.ok
-        assert report.notes[0].startswith("the FAISS index was not compared: ")
+        assert report.notes[0].startswith("the search structure was not compared: ")
     with pytest.raises(FaissNotInstalledError):
         build_index(photos, tmp_path / "new", encoder=FakeEncoder())
     assert not (tmp_path / "new").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.indexer import CorpusError, open_corpus
+from llm2clip.indexer import CorpusError, open_corpus, records
 from llm2clip.indexer.records import MAX_PICTURE_BYTES
 
 from .material import encoded
@@ -76,17 +77,45 @@ def test_what_some_pillows_read_is_found_where_this_one_does(tmp_path, feature, 
 
 
 def test_pictures_that_are_not_read_are_counted(tmp_path):
-    put(tmp_path, "a.jfif", "b.JPE", "c.heic", "d/e.HEIC", "d/f.cr2", "g.mov", ".h.heic")
+    put(tmp_path, "a.jfif", "b.JPE", "c.arw", "d/e.ARW", "d/f.cr2", "g.mov", ".h.arw")
     corpus = open_corpus(tmp_path)
     for _ in range(2):
         assert [record.key for record in corpus.records()] == ["a.jfif", "b.JPE"]
-    assert corpus.passed_over_note() == (
-        "3 pictures of kinds that are not read (2 .heic, 1 .cr2) passed over: convert to JPEG what shall be found"
-    )
+    pictures = "3 pictures of kinds that are not read (2 .arw, 1 .cr2) passed over: convert to JPEG what shall be found"
+    videos = "1 video passed over (1 .mov): --every 10 takes a frame every 10 s"
+    assert corpus.passed_over_note() == f"{pictures}; {videos}"
     put(tmp_path, "i.nef", "j.dng", "k.jxl")
+    (tmp_path / "g.mov").unlink()
     list(corpus.records(captions=False))
-    assert corpus.passed_over_note().startswith("6 pictures of kinds that are not read (2 .heic, ")
+    assert corpus.passed_over_note().startswith("6 pictures of kinds that are not read (2 .arw, ")
     assert ", ...) passed over: " in corpus.passed_over_note()
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (["a.heic"], "1 picture of kinds that are not read (1 .heic) passed over: EXTRA"),
+        (
+            ["a.heic", "b.hif", "c.cr2"],
+            "3 pictures of kinds that are not read (1 .heic, 1 .hif, 1 .cr2) passed over: EXTRA; "
+            "convert the others to JPEG",
+        ),
+    ],
+)
+def test_the_extra_for_heic_is_named_where_it_is_missing(tmp_path, monkeypatch, names, note):
+    for cached in (records.picture_endings, records.other_picture_endings):
+        cached.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    try:
+        put(tmp_path, *names)
+        corpus = open_corpus(tmp_path)
+        assert list(corpus.records()) == []
+        said = note.replace("EXTRA", "pip install 'llm2clip-retrieval[heic]' reads HEIC")
+        assert corpus.passed_over_note() == said
+        assert corpus.emptiness().endswith(f"; {said}")
+    finally:
+        for cached in (records.picture_endings, records.other_picture_endings):
+            cached.cache_clear()
 
 
 def test_hidden_files_and_folders_are_left_out(tmp_path):
@@ -106,9 +135,39 @@ def test_names_in_any_script_and_with_any_character(tmp_path):
         " .jpg",
     ]
     put(tmp_path, *names)
-    records = list(open_corpus(tmp_path).records())
-    assert sorted(record.key for record in records) == sorted(names)
-    assert all(record.read() == PICTURE and record.problem is None for record in records)
+    found = list(open_corpus(tmp_path).records())
+    assert sorted(record.key for record in found) == sorted(names)
+    assert all(record.read() == PICTURE and record.problem is None for record in found)
+
+
+@posix
+def test_names_as_long_as_a_file_system_takes_and_folders_as_deep(tmp_path):
+    longest = "长" * 83 + "ab.png"  # 255 bytes
+    deep = "/".join(["d" * 200] * 15)  # 3,014 bytes, and the folder of the test before them
+    put(tmp_path, longest, f"{deep}/{longest}")
+    found = list(open_corpus(tmp_path).records())
+    assert [record.key for record in found] == [longest, f"{deep}/{longest}"]
+    assert all(record.read() == PICTURE for record in found)
+
+
+def test_folders_in_each_other_need_no_recursion(tmp_path):
+    deep = "/".join("d" * 100)
+    put(tmp_path, f"{deep}/a.png")
+    assert keys(tmp_path) == [f"{deep}/a.png"]  # with everything imported, before it gets tight
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + 60)
+    try:
+        assert keys(tmp_path) == [f"{deep}/a.png"]
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+@posix
+def test_letters_that_look_alike_are_different_names(tmp_path):
+    put(
+        tmp_path, "e\u0301.jpg", "\u00e9.jpg"
+    )  # composed and not: a file system may hold both, and keys are bytes
+    assert sorted(keys(tmp_path)) == ["e\u0301.jpg", "\u00e9.jpg"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
@@ -171,8 +230,8 @@ def test_captions_and_metadata_beside_a_picture(tmp_path):
     (tmp_path / "5.json").write_text("{broken")
     (tmp_path / "5.txt").write_text("still here")
     (tmp_path / "6.json").write_text("[1, 2]")
-    records = {record.key: record for record in open_corpus(tmp_path).records()}
-    about = {key: (record.caption, record.metadata) for key, record in records.items()}
+    found = {record.key: record for record in open_corpus(tmp_path).records()}
+    about = {key: (record.caption, record.metadata) for key, record in found.items()}
     assert about == {
         "1.jpg": ("a dog", None),
         "2.png": ("ein Hund", {"year": 1999}),
@@ -181,9 +240,9 @@ def test_captions_and_metadata_beside_a_picture(tmp_path):
         "5.jpg": ("still here", None),
         "6.jpg": (None, None),
     }
-    assert records["5.jpg"].note.startswith("metadata left out, not usable JSON: ")
-    assert records["6.jpg"].note == "metadata left out, not usable JSON: expected an object, got list"
-    assert records["1.jpg"].note is None
+    assert found["5.jpg"].note.startswith("metadata left out, not usable JSON: ")
+    assert found["6.jpg"].note == "metadata left out, not usable JSON: expected an object, got list"
+    assert found["1.jpg"].note is None
 
 
 @pytest.mark.parametrize(
@@ -244,17 +303,19 @@ def test_a_huge_file_is_not_read(tmp_path):
 def test_emptiness_says_what_was_found(tmp_path):
     corpus = open_corpus(tmp_path)
     assert "the folder is empty. Expected files ending in " in corpus.emptiness()
-    for name in ("a.heic", "b.heic", "c.mov", "README"):
+    for name in ("a.arw", "b.arw", "c.pdf", "README"):
         (tmp_path / name).write_bytes(b"x")
-    assert (
-        "got 4 files (2 with .heic, 1 with no ending, 1 with .mov), expected endings " in corpus.emptiness()
-    )
+    assert "got 4 files (2 with .arw, 1 with no ending, 1 with .pdf), expected endings " in corpus.emptiness()
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "no such folder or tar: .*nowhere"),
+        ("nowhere", "no such file or folder: .*nowhere$"),
+        (
+            "*.png",
+            r"no such file or folder: .*\.png\. Give the folder, or pipe the names in: ls \.\.\. \| llm2clip",
+        ),
         ("a.jpg", "is a single picture: expected the folder it is in"),
         ("a.pdf", "neither a folder of pictures nor a .tar"),
     ],

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm2clip.indexer import IndexDamagedError
-from llm2clip.indexer.segments import SegmentWriter, Vectors, map_segment, map_unfinished, segment_name
+from llm2clip.indexer.segments import SegmentWriter, Vectors, map_appended, map_segment, segment_name
 
 pieces = st.lists(st.integers(0, 7), max_size=8)
 
@@ -17,8 +17,8 @@ def rows_of(count: int, dim: int) -> np.ndarray:
     return np.random.default_rng(count).standard_normal((count, dim)).astype(np.float16)
 
 
-@given(pieces=pieces, limit=st.integers(1, 9), dim=st.integers(1, 5), kept=st.integers(0, 60))
-def test_appended_rows_come_back(tmp_path_factory, pieces, limit, dim, kept):
+@given(pieces=pieces, limit=st.integers(1, 9), dim=st.integers(1, 5))
+def test_appended_rows_come_back(tmp_path_factory, pieces, limit, dim):
     folder = tmp_path_factory.mktemp("segments")
     rows = rows_of(sum(pieces), dim)
     writer = SegmentWriter(folder, generation=3, dim=dim, segment_rows=limit)
@@ -26,9 +26,9 @@ def test_appended_rows_come_back(tmp_path_factory, pieces, limit, dim, kept):
     for piece in pieces:
         writer.append(rows[start : start + piece])
         start += piece
-    # What a killed process leaves: some rows are in the files, and the items say how many of them count.
-    left = map_unfinished(folder, generation=3, rows=kept, dim=dim)
-    np.testing.assert_array_equal(np.concatenate([*left, np.empty((0, dim), np.float16)]), rows[:kept])
+    # What a killed process leaves.
+    left = [map_appended(folder / writer.name(number), dim=dim) for number in range(len(writer.rows))]
+    np.testing.assert_array_equal(np.concatenate([*left, np.empty((0, dim), np.float16)]), rows)
     writer.close(finish=True)
     assert all(count <= limit for count in writer.rows)
     files = [folder / segment_name(3, number) for number in range(len(writer.rows))]
@@ -44,14 +44,15 @@ def test_appended_rows_come_back(tmp_path_factory, pieces, limit, dim, kept):
     np.testing.assert_array_equal(np.concatenate([*(b for _, b in blocks), np.empty((0, dim))]), rows)
 
 
-def test_rows_after_a_short_file_are_not_taken_over(tmp_path):
-    """After a power cut a file may be shorter than the items say: later ids would name other rows."""
-    writer = SegmentWriter(tmp_path, generation=1, dim=2, segment_rows=4)
-    writer.append(rows_of(7, 2))
-    writer.close(finish=True)
-    first = tmp_path / segment_name(1, 0)
-    first.write_bytes(first.read_bytes()[:-4])
-    assert [len(rows) for rows in map_unfinished(tmp_path, generation=1, rows=7, dim=2)] == [3]
+def test_whole_rows_of_a_file_that_was_cut_are_there(tmp_path):
+    writer = SegmentWriter(tmp_path, generation=1, dim=2)
+    writer.append(rows_of(4, 2))
+    writer.close(finish=False)
+    path = tmp_path / segment_name(1, 0)
+    path.write_bytes(path.read_bytes()[:-5])
+    np.testing.assert_array_equal(map_appended(path, dim=2), rows_of(4, 2)[:2])
+    path.write_bytes(b"")
+    assert map_appended(path, dim=2).shape == (0, 2)
 
 
 @pytest.mark.parametrize(

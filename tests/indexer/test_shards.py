@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2clip.indexer import CorpusError, open_corpus
-from llm2clip.indexer.shards import _members, expand
+from llm2clip.indexer.containers import expand
+from llm2clip.indexer.shards import _members
 
 from .material import colour_of, encoded, tar_of
 
@@ -246,9 +247,9 @@ def test_names_up_to_the_limit_of_json(tmp_path):
 
 
 def test_pictures_that_are_not_read_are_counted(tmp_path):
-    (tmp_path / "0.tar").write_bytes(tar_of({"a.png": encoded((1, 2, 3)), "a.heic": b"x", "b.txt": b"x"}))
+    (tmp_path / "0.tar").write_bytes(tar_of({"a.png": encoded((1, 2, 3)), "a.jxl": b"x", "b.txt": b"x"}))
     corpus = open_corpus(tmp_path / "0.tar")
     assert [record.key for record in corpus.records()] == ["0.tar#a.png"]
     assert corpus.passed_over_note() == (
-        "1 picture of kinds that are not read (1 .heic) passed over: convert to JPEG what shall be found"
+        "1 picture of kinds that are not read (1 .jxl) passed over: convert to JPEG what shall be found"
     )

@@ -1,0 +1,216 @@
+"""What filters cost, and how much of the exact answer is found under them, structure by structure.
+
+Filters of each share are of two kinds: rows drawn at random, and rows that lie together (those nearest to some
+direction), which is harder: a structure that looks near the query finds few of them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+from unittest.mock import patch
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.index_data import synthetic
+from benchmarks.measuring import Row, Settings, percentile
+from llm2clip.indexer import neighbours, trust
+from llm2clip.indexer.approximate import ApproximateIndex
+from llm2clip.indexer.kinds import factory_of, figures_of, parameters_of
+from llm2clip.indexer.neighbours import Neighbours
+from llm2clip.indexer.plan import Budget, Kind, Plan
+from llm2clip.indexer.planner import make_ann
+from llm2clip.indexer.segments import Vectors
+from llm2clip.indexer.where import compile_where
+from llm2clip.indexer.where_guard import open_guarded
+
+SHARES = (0.001, 0.01, 0.1, 0.5)
+KINDS: tuple[Kind, ...] = ("ivf-sq8", "hnsw-sq8", "ivf-rabitq")
+AIM = 0.95
+K = 10
+
+
+class Way(StrEnum):
+    """How a search under a filter is answered."""
+
+    CHOSEN = "as chosen"
+    """As an index does."""
+    WATCHED = "structure, watched"
+    """By the structure even where few rows pass, as long as it gives what a scan does."""
+    ALONE = "structure alone"
+    """By the structure whatever it misses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What searches under a filter gave."""
+
+    recall: float
+    """Share of the true ten best among those that pass."""
+    p50_ms: float
+    """Milliseconds of the median query, one at a time, its mask being there already."""
+
+
+def measure(settings: Settings) -> list[Row]:
+    """Recall and times by structure, kind of filter and share; and the time of filters themselves."""
+    rows, dim = (4_000, 32) if settings.quick else (200_000, 128)
+    collection = synthetic(rows, dim)
+    vectors = Vectors([np.concatenate(list(collection.blocks()))], dim=dim)
+    queries = collection.queries[: 20 if settings.quick else 100]
+    report = []
+    for kind in KINDS[:1] if settings.quick else KINDS:
+        searching = structure(kind, vectors, settings.work / kind, tuning=collection.tuning)
+        for lying, make in (("at random", at_random), ("together", together)):
+            for share in SHARES:
+                allowed = make(vectors, share)
+                for way in Way:
+                    found = search(searching, vectors, queries, allowed=allowed, way=way)
+                    what = f"{kind}, {share:.1%} {lying}, {way}"
+                    note = f"{found.p50_ms:.2f} ms a query, {rows:,} x {dim}"
+                    report.append(_row(what, found.recall, "ratio", None if way is Way.ALONE else AIM, note))
+    return report + [_row(f"filter: {text}", seconds, "s") for text, seconds in filters(settings)]
+
+
+def _row(what: str, value: float, unit: str, aim: float | None = None, note: str = "") -> Row:
+    better: Literal["higher", "lower"] = "higher" if unit == "ratio" else "lower"
+    return Row(benchmark="filters", what=what, value=value, unit=unit, aim=aim, better=better, note=note)
+
+
+def structure(
+    kind: Kind, vectors: Vectors, path: Path, *, tuning: NDArray[np.float32], recall: float = AIM
+) -> Neighbours:
+    """A tuned structure over all vectors, as an index has it."""
+    rows, dim = len(vectors), vectors.dim
+    plan = Plan(
+        kind=kind,
+        factory=factory_of(kind, rows=rows, dim=dim),
+        parameters=parameters_of(kind, rows=rows),
+        rows=rows,
+        dim=dim,
+        budget=Budget(recall=recall),
+        predicted=figures_of(kind, rows=rows, dim=dim),
+    )
+    made = make_ann(path, vectors, plan=plan, queries=tuning)
+    return Neighbours(vectors, candidates=ApproximateIndex.read(path, plan=made))
+
+
+def at_random(vectors: Vectors, share: float) -> NDArray[np.bool_]:
+    """A filter that has nothing to do with where the rows lie. Shape: (rows,), bool."""
+    order = np.random.default_rng(5).permutation(len(vectors))
+    return _first(order, share)
+
+
+def together(vectors: Vectors, share: float) -> NDArray[np.bool_]:
+    """A filter whose rows are those nearest to one of them. Shape: (rows,), bool."""
+    rows = vectors.take(np.arange(len(vectors))).astype(np.float32)
+    return _first(np.argsort(-(rows @ rows[3])), share)
+
+
+def _first(order: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
+    allowed = np.zeros(len(order), dtype=np.bool_)
+    allowed[order[: round(len(order) * share)]] = True
+    return allowed
+
+
+def search(
+    searching: Neighbours,
+    vectors: Vectors,
+    queries: NDArray[np.float32],
+    *,
+    allowed: NDArray[np.bool_],
+    way: Way,
+) -> Found:
+    """Ask one query after the other, and compare with a brute force.
+
+    Args:
+        searching: what is asked.
+        vectors: its rows.
+        queries: Shape: (n, dim), float32.
+        allowed: which rows pass. Shape: (rows,), bool.
+        way: how they are answered.
+    """
+    ids = np.flatnonzero(allowed)
+    exact = vectors.take(ids).astype(np.float32)
+    hits, seconds = 0, []
+    rows, share = neighbours.SCANNED_ROWS, neighbours.SCANNED_SHARE
+    if way is not Way.CHOSEN:
+        rows, share = 0, 0.0
+    mostly = 0.0 if way is Way.ALONE else trust.MOSTLY
+    with patch.multiple(neighbours, SCANNED_ROWS=rows, SCANNED_SHARE=share, MOSTLY=mostly):
+        for query in queries:
+            began = time.perf_counter()
+            found = searching.search(query[None], k=K, allowed=allowed)[0]
+            seconds.append(time.perf_counter() - began)
+            best = ids[np.argsort(-(exact @ query), kind="stable")[:K]]
+            hits += len({id for id, _ in found} & set(best.tolist()))
+    recall = hits / (len(queries) * min(K, len(ids)))
+    return Found(recall=recall, p50_ms=1000 * percentile(seconds, 50))
+
+
+FILTERS = (
+    "width > height",
+    "time >= '2023-11-20' AND size < 110kB",
+    "caption LIKE '%number 77%'",
+    "caption CONTAINS 'ДОМ'",
+    "meta.author = 'p7'",
+    "meta.year BETWEEN 2010 AND 2014",
+    "meta.tags HAS 'a'",
+    "copies > 1",
+    "key = 'summer/lake/00000077.jpg'",
+)
+
+
+def filters(settings: Settings) -> list[tuple[str, float]]:
+    """How long filters take over the items of an index."""
+    rows = 2_000 if settings.quick else 200_000
+    path = settings.work / "items.db"
+    _write_items(path, rows)
+    items = open_guarded(path)
+    found = []
+    for text in FILTERS:
+        where = compile_where(text)
+        where.mask(items, rows=rows, commit=1)
+        began = time.perf_counter()
+        where.mask(items, rows=rows, commit=1)
+        found.append((f"{text}, {rows:,} items", time.perf_counter() - began))
+    items.close()
+    return found
+
+
+def _write_items(path: Path, rows: int) -> None:
+    import json
+    import sqlite3
+
+    from llm2clip.indexer.items import SCHEMA
+
+    columns = "id, added, source, key, size, mtime_ns, hash, width, height, caption, metadata, checksum"
+    with sqlite3.connect(path) as db:
+        db.executescript(SCHEMA)
+        marks = ", ".join("?" * 12)
+        db.executemany(
+            f"INSERT INTO items ({columns}) VALUES ({marks})",
+            (
+                (
+                    number,
+                    1,
+                    0,
+                    f"summer/lake/{number:08d}.jpg",
+                    100_000 + number % 20_000,
+                    1_700_000_000 * 10**9 + number * 10**9,
+                    (number // 2 * 2).to_bytes(16, "big"),
+                    640,
+                    480 + number % 500,
+                    f"A dog, number {number}, runs over the green lawn before the house",
+                    json.dumps(
+                        {"author": f"p{number % 1000}", "year": 2000 + number % 25, "tags": ["a", "b"]}
+                    ),
+                    0,
+                )
+                for number in range(rows)
+            ),
+        )
+    db.close()

@@ -1,0 +1,77 @@
+"""``Chunk``: pictures that are read together, because one by one would take far longer.
+
+A row of a compressed table or a frame of a video cannot be read without what lies before it. The records of such
+neighbours share a chunk: the first that is read reads them all, and each is let go as soon as it was asked for. No more
+than a few chunks wait in memory: of the one that was read longest ago the rest is dropped, to be read one by one.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import final
+
+MOST = 6
+"""Chunks with pictures that nobody asked for yet; two for each column of a table with several are in use at once."""
+_loaded: deque[weakref.ref[Chunk]] = deque()
+_guard = threading.Lock()
+
+
+@final
+class Chunk:
+    """Some pictures of a container.
+
+    Args:
+        load: reads them all, in order; an exception stands for one that cannot be read.
+        one: reads one by its number, when it is asked for a second time.
+    """
+
+    def __init__(
+        self, load: Callable[[], Sequence[bytes | Exception]], *, one: Callable[[int], bytes]
+    ) -> None:
+        self._load, self._one = load, one
+        self._lock = threading.Lock()
+        self._waiting: dict[int, bytes | Exception] | None = None
+
+    def take(self, number: int) -> bytes:
+        """The encoded picture of a number, from 0; safe from several threads.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+        with self._lock:
+            new = self._waiting is None
+            if self._waiting is None:
+                self._waiting = dict(enumerate(self._load()))
+            content = self._waiting.pop(number, None)
+            new = new and bool(self._waiting)
+        if new:
+            _make_room(self)
+        if content is None:
+            return self._one(number)
+        if isinstance(content, Exception):
+            raise content
+        return content
+
+    def drop(self) -> None:
+        """Let go of what waits."""
+        with self._lock:
+            self._waiting = {}
+
+    @property
+    def waiting(self) -> int:
+        """How many pictures wait."""
+        return len(self._waiting or ())
+
+
+def _make_room(chunk: Chunk) -> None:
+    with _guard:
+        alive = [each for each in _loaded if (known := each()) is not None and known.waiting]
+        _loaded.clear()
+        _loaded.extend([*alive, weakref.ref(chunk)])
+        old = [_loaded.popleft()() for _ in range(len(_loaded) - MOST)]
+    for each in old:
+        if each is not None:
+            each.drop()

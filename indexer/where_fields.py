@@ -1,0 +1,183 @@
+"""What a filter can ask about: the fields of a picture, and the values they are compared with."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from enum import StrEnum
+
+Value = str | int | float | bytes
+"""What is bound to a place in an SQL statement."""
+
+
+class Type(StrEnum):
+    """What the values of a field are."""
+
+    TEXT = "text"
+    NUMBER = "a number"
+    TIME = "a time"
+    JSON = "metadata"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Field:
+    """Something that is known about a picture."""
+
+    name: str
+    """As it is written in a filter."""
+    type: Type
+    """What it can be compared with."""
+    sql: str
+    """What it is in terms of the columns of ``items``; with ``path``, that of ``json_extract``."""
+    path: str | None = None
+    """Where in the metadata it lies, as SQLite writes it; None for what is no metadata."""
+
+    @property
+    def values(self) -> tuple[Value, ...]:
+        """What to bind where ``sql`` stands."""
+        return () if self.path is None else (self.path,)
+
+
+def _field(name: str, type: Type, sql: str) -> Field:
+    return Field(name=name, type=type, sql=sql)
+
+
+# A size or a time that is not known is stored as 0.
+FIELDS = {
+    field.name: field
+    for field in (
+        _field("key", Type.TEXT, "key"),
+        _field("path", Type.TEXT, "coalesce(path, key)"),
+        _field("time", Type.TIME, "nullif(mtime_ns, 0)"),
+        _field("size", Type.NUMBER, "nullif(size, 0)"),
+        _field("width", Type.NUMBER, "width"),
+        _field("height", Type.NUMBER, "height"),
+        _field("pixels", Type.NUMBER, "(width * height)"),
+        _field("caption", Type.TEXT, "caption"),
+        _field("hash", Type.TEXT, "lower(hex(hash))"),
+        _field("copies", Type.NUMBER, "copies"),
+    )
+}
+"""All fields but those of the metadata, by name."""
+META = "meta"
+"""What the names of metadata begin with."""
+COLUMNS = frozenset(
+    {"id", "key", "path", "mtime_ns", "size", "width", "height", "caption", "hash", "metadata"}
+)
+"""Columns of ``items`` that filters read."""
+KNOWN = f"{', '.join(FIELDS)}, and {META}.NAME for metadata"
+"""All fields in one line, for messages."""
+
+
+def metadata_field(steps: list[str | int]) -> Field:
+    """The field at some place in the metadata.
+
+    Args:
+        steps: names within objects and places within lists, from the outermost.
+
+    Raises:
+        ValueError: a name cannot be asked for.
+    """
+    path = "$"
+    for step in steps:
+        if isinstance(step, str) and (set(step) & {'"', "\\", "\0"} or not step):
+            raise ValueError(f"a metadata name without quotes and backslashes is expected, got {step!r}")
+        path += f"[{step}]" if isinstance(step, int) else f'."{step}"'
+    name = META + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return Field(name=name, type=Type.JSON, sql="json_extract(metadata, ?)", path=path)
+
+
+UNITS = {
+    "b": 1,
+    **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
+"""What a size may be given in, lower case, and how many bytes that is."""
+
+
+def number(digits: str) -> int | float:
+    """A number that SQLite can hold: whole ones of up to 64 bits, others as the nearest double."""
+    if re.fullmatch(r"[+-]?\d{1,18}", digits):
+        return int(digits)
+    value = float(digits)
+    return int(value) if value.is_integer() and abs(value) < 2**62 else value
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A moment as exactly as it was said: from ``start`` until before ``end``, nanoseconds since 1970."""
+
+    start: int
+    end: int
+
+
+_TIME = re.compile(
+    r"(\d{4})(?:-(\d\d)(?:-(\d\d)(?:[T ](\d\d):(\d\d)(?::(\d\d)(\.\d{1,9})?)?\s*(Z|[+-]\d\d:?\d\d)?)?)?)?",
+    re.IGNORECASE | re.ASCII,
+)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST = 2**63 - 1
+
+
+def span(text: str) -> Span:
+    """The time that a text names: a year, a month, a day, a minute, a second, in UTC unless it says otherwise.
+
+    Raises:
+        ValueError: it names none.
+    """
+    match = _TIME.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(text)
+    year, month, day, hour, minute, second, fraction, zone = match.groups()
+    begin = datetime(
+        int(year),
+        int(month or 1),
+        int(day or 1),
+        int(hour or 0),
+        int(minute or 0),
+        int(second or 0),
+        tzinfo=_zone(zone),
+    )
+    nanoseconds = _nanoseconds(begin)
+    if fraction:
+        exact = nanoseconds + int(fraction[1:].ljust(9, "0"))
+        return Span(_held(exact), _held(exact + 10 ** (10 - len(fraction))))
+    return Span(_held(nanoseconds), _held(_nanoseconds(begin) + _length(begin, match)))
+
+
+def _length(begin: datetime, match: re.Match[str]) -> int:
+    """How long the span is that begins there, in nanoseconds."""
+    _, month, day, hour, _, second, *_ = match.groups()
+    if month is None:
+        days = 366 if _leap(begin.year) else 365
+    elif day is None:
+        following = (begin.year + 1, 1) if begin.month == 12 else (begin.year, begin.month + 1)
+        days = (
+            31 if following[0] > 9999 else (begin.replace(year=following[0], month=following[1]) - begin).days
+        )
+    else:
+        days = 0 if hour else 1
+    seconds = 0 if days else 1 if second else 60
+    return (days * 86_400 + seconds) * 10**9
+
+
+def _leap(year: int) -> bool:
+    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+
+
+def _zone(written: str | None) -> timezone:
+    if written is None or written in "Zz":
+        return UTC
+    hours, minutes = int(written[1:3]), int(written[-2:])
+    offset = timedelta(hours=hours, minutes=minutes)
+    return timezone(-offset if written[0] == "-" else offset)
+
+
+def _nanoseconds(moment: datetime) -> int:
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 10**9 + since.microseconds * 1000
+
+
+def _held(nanoseconds: int) -> int:
+    return max(-_LAST, min(_LAST, nanoseconds))

@@ -1,0 +1,87 @@
+"""JPEGs decoded smaller than they are, beside the whole way."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llm2clip.encoders import FakeEncoder, ImageError
+from llm2clip.encoders.reduced import read_reduced
+
+
+def photograph(
+    width: int, height: int, *, kind: str = "JPEG", orientation: int = 1, mode: str = "RGB"
+) -> bytes:
+    """A picture with slopes and waves of many lengths, encoded."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    waves = [127.5 + 127.5 * np.sin(40 * x * x + 9 * y), 255 * x, 255 * y * (1 - x)]
+    image = Image.fromarray(np.stack(waves, axis=2).astype(np.uint8)).convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    buffer = io.BytesIO()
+    image.save(buffer, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "shorter", "expected"),
+    [
+        ((800, 600), 300, (400, 300)),
+        ((800, 600), 301, None),
+        ((800, 600), 150, (200, 150)),
+        ((801, 605), 75, (101, 76)),  # blocks at the edge count as whole ones
+        ((3000, 600), 10, (375, 75)),
+        ((8, 8), 1, (1, 1)),
+        ((7, 7), 4, None),
+    ],
+)
+def test_it_is_as_small_as_it_may_be(size: tuple[int, int], shorter: int, expected: tuple[int, int] | None):
+    found = read_reduced(photograph(*size), shorter=shorter)
+    assert (found and found.image.size) == expected
+    if found:
+        assert (found.width, found.height) == size
+        assert min(found.image.size) >= shorter
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
+def test_other_formats_are_not_reduced(kind: str):
+    assert read_reduced(photograph(400, 300, kind=kind), shorter=10) is None
+
+
+@pytest.mark.parametrize("margin", [1, 2])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_the_pixels_are_nearly_those_of_the_whole_picture(mode: str, orientation: int, margin: int):
+    content = photograph(640, 400, orientation=orientation, mode=mode)
+    encoder = FakeEncoder(image_size=64)
+    whole, reduced = encoder.prepare(content), encoder.prepare(content, margin=margin)
+    assert (reduced.width, reduced.height) == (whole.width, whole.height)
+    assert (whole.width > whole.height) == (orientation < 5)
+    difference = np.abs(whole.pixels.astype(int) - reduced.pixels.astype(int))
+    assert not np.array_equal(whole.pixels, reduced.pixels)
+    assert difference.mean() < 2
+    assert np.percentile(difference, 99) < 10
+
+
+def test_without_a_margin_or_without_need_nothing_changes():
+    encoder = FakeEncoder(image_size=64)
+    small, large = photograph(100, 90), photograph(640, 400)
+    np.testing.assert_array_equal(encoder.prepare(small, margin=1).pixels, encoder.prepare(small).pixels)
+    np.testing.assert_array_equal(encoder.prepare(large, margin=0).pixels, encoder.prepare(large).pixels)
+
+
+def test_bad_jpegs_are_refused_with_the_same_reasons():
+    encoder = FakeEncoder(image_size=16)
+    content = photograph(640, 400)
+    for damaged in (content[:200], content[: len(content) // 2], b"\xff\xd8\xff" + b"x" * 100):
+        reasons = set()
+        for margin in (0, 1):
+            with pytest.raises(ImageError) as caught:
+                encoder.prepare(damaged, margin=margin)
+            reasons.add(str(caught.value))
+        assert len(reasons) == 1
+    with pytest.raises(ImageError, match=r"0\.3 megapixels, limit 0\.1"):
+        read_reduced(content, shorter=16, max_pixels=100_000)

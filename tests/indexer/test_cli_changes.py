@@ -1,0 +1,130 @@
+"""The commands that change an index, from their arguments to their output."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import cli, command
+
+from .material import colour_of, encoded
+from .test_repairing import flip
+
+run = CliRunner()
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch) -> list[str]:
+    """Names of the encoders that were loaded; all are fakes, and different ones."""
+    names: list[str] = []
+
+    def load(name: str) -> FakeEncoder:
+        names.append(name)
+        return FakeEncoder(name=name, seed=sum(name.encode()))
+
+    monkeypatch.setattr(command, "_load", load)
+    monkeypatch.delenv("LLM2CLIP_INDEX", raising=False)
+    return names
+
+
+@pytest.fixture
+def index(photos, tmp_path, loaded) -> list[str]:
+    """The option that names an index of thirty photos."""
+    place = ["--index", str(tmp_path / "i")]
+    assert run.invoke(cli.app, ["build", str(photos), "--encoder", "x", *place]).exit_code == 0
+    loaded.clear()
+    return place
+
+
+def lines(*arguments: str) -> list[str]:
+    done = run.invoke(cli.app, list(arguments))
+    assert (done.exit_code, done.stderr) == (0, ""), done.stderr
+    return done.stdout.splitlines()
+
+
+def test_updates_say_what_they_did_in_numbers(index, photos, loaded):
+    assert lines("update", *index)[0] == "30 pictures in the index: 30 as before."
+    assert loaded == []
+    (photos / "000.png").rename(photos / "moved.png")
+    (photos / "003.png").write_bytes(encoded((9, 9, 9), size=(30, 30)))
+    (photos / "bad\x1b[31m.png").write_bytes(b"x")
+    first, moved, embedded, bad, name = lines("update", *index)
+    assert first == "30 pictures in the index: 1 new, 1 with other content, 1 removed, 28 as before."
+    assert moved == "1 of the new and the removed are one picture that was moved."
+    assert embedded.startswith("1 embedded, 1 found again by their content, in ")
+    assert (bad, name[:21]) == ("1 picture could not be read:", "  bad\\x1b[31m.png: no")
+    assert loaded == ["x"]
+    report = json.loads(lines("update", "--json", *index)[0])
+    assert (report["unchanged"], report["items"], report["changed_anything"]) == (31, 30, False)
+    assert lines("errors", *index)[0].startswith("bad\\x1b[31m.png\t")
+
+
+def test_pictures_are_added_and_removed(index, photos, tmp_path):
+    (photos / "one.png").write_bytes(encoded((1, 2, 3)))
+    assert lines("add", str(photos / "one.png"), *index)[0] == "31 pictures in the index: 1 new."
+    assert lines("remove", "one.png", "000.png", "--matching", "summer/*", *index)[0] == (
+        "9 pictures in the index: 22 removed, 9 as before."
+    )
+    assert "nothing fits" in run.invoke(cli.app, ["remove", "--where", "width > 100", *index]).stderr
+    assert lines("compact", *index)[0].startswith("9 pictures in the index, 22 vectors dropped; ")
+    wrong = run.invoke(cli.app, ["remove", "nosuch.png", *index])
+    assert (wrong.exit_code, wrong.stderr[:40]) == (1, "error: not in the index: nosuch.png. Not")
+    wrong = run.invoke(cli.app, ["remove", *index])
+    assert (wrong.exit_code, wrong.stderr[:22]) == (1, "error: which pictures?")
+    wrong = run.invoke(cli.app, ["add", str(tmp_path / "nowhere"), *index])
+    assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
+
+
+def test_repairing_says_what_was_wrong_and_what_to_do(index, tmp_path):
+    flip(tmp_path / "i" / "vectors-00001-00000.npy", -1)
+    assert run.invoke(cli.app, ["verify", *index]).exit_code == 1
+    said = lines("verify", "--repair", *index)
+    assert said[0] == "vectors-00001-00000.npy was restored from candidates-00001.faiss"
+    assert said[-1].endswith("is whole: 4 files, 30 pictures")
+    for name in ("vectors-00001-00000.npy", "candidates-00001.faiss"):
+        flip(tmp_path / "i" / name, -1)
+    said = lines("verify", "--repair", *index)
+    assert f"To embed them again: llm2clip-index update --index {tmp_path}/i" in said[-3]
+    assert lines("update", *index)[0] == "30 pictures in the index: 30 new."
+
+
+def test_an_index_is_made_again_with_another_encoder(index, tmp_path, loaded):
+    said = lines("build", "--from", str(tmp_path / "i"), "--encoder", "y")
+    assert said[0].startswith("30 pictures embedded with y in ")
+    assert said[1].startswith(f"overlap@10 with {tmp_path}/i: ")
+    assert said[1].endswith(" (30 pictures as queries)")
+    assert said[-1] == f"Index:  {tmp_path}/i-y.index"
+    assert lines("info", "--index", f"{tmp_path}/i-y.index")[1].startswith("pictures  30")
+    for arguments in (
+        ["--from", str(tmp_path / "i")],
+        [],
+        ["x", "--from", str(tmp_path / "i"), "--encoder", "y"],
+    ):
+        assert run.invoke(cli.app, ["build", *arguments]).exit_code == 2
+
+
+def test_nothing_is_read_of_what_looks_unchanged(index, photos, loaded):
+    """Names, sizes and times are all that an update looks at: the content could be anything."""
+    import os
+
+    for file in photos.rglob("*.png"):
+        found = file.stat()
+        file.write_bytes(b"?" * found.st_size)
+        os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert lines("update", *index)[0] == "30 pictures in the index: 30 as before."
+    assert loaded == []
+
+
+def test_exports_and_explanations(index, photos, tmp_path):
+    for number in range(3):
+        (photos / f"late{number}.png").write_bytes(encoded(colour_of(400 + number)))
+    lines("update", *index)
+    said = lines("export", str(tmp_path / "out"), *index)
+    assert said[0].startswith("33 pictures, 16 numbers each, ")
+    assert said[1:] == [f"  {tmp_path}/out/vectors.npy", f"  {tmp_path}/out/items.jsonl"]
+    assert lines("explain", *index)[0].endswith("over 30 vectors, 3 since")
+    report = json.loads(lines("explain", "--where", "key LIKE 'late%'", "--json", *index)[0])
+    assert (report["allowed"], report["items"], report["tail"]) == (3, 33, 3)

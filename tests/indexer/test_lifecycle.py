@@ -1,0 +1,272 @@
+"""Adding, updating, removing, compacting: what is in the index afterwards, and what it cost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import (
+    BuildOptions,
+    CorpusError,
+    EncoderMismatchError,
+    IndexerError,
+    IndexNotFoundError,
+    Selection,
+    add_pictures,
+    build_index,
+    compact_index,
+    generation,
+    open_index,
+    remove_pictures,
+    update_index,
+)
+
+from .material import colour_of, content, encoded, tar_of
+
+
+@pytest.fixture
+def index(photos, tmp_path):
+    build_index(photos, tmp_path / "i", encoder=FakeEncoder())
+    return tmp_path / "i"
+
+
+def never() -> FakeEncoder:
+    raise AssertionError("the encoder was loaded")
+
+
+def keys_of(folder) -> set[str]:
+    with open_index(folder) as index:
+        assert index.verify().problems == ()
+        found = {key for _, key in content(index)}
+        assert len(index) == len(found)
+        hits = index.search(np.eye(1, 16, dtype=np.float32), k=1000)[0]
+        assert {hit.key for hit in hits} == found
+    return found
+
+
+def same_as_fresh(folder, photos, tmp_path) -> None:
+    build_index(photos, tmp_path / "fresh", encoder=FakeEncoder())
+    with open_index(folder) as one, open_index(tmp_path / "fresh") as other:
+        assert content(one) == content(other)
+        query = FakeEncoder().encode_images([encoded(colour_of(13))])
+        got, expected = (
+            [(hit.key, hit.score) for hit in each.search(query, k=8)[0]] for each in (one, other)
+        )
+        assert [score for _, score in got] == [score for _, score in expected]
+
+
+def test_nothing_changed_costs_no_encoder_and_no_commit(index):
+    before = (index / "manifest.json").read_bytes()
+    report = update_index(index, encoder=never)
+    assert (report.changed_anything, report.unchanged, report.items) == (False, 30, 30)
+    assert (index / "manifest.json").read_bytes() == before
+
+
+def test_an_update_sees_new_changed_moved_touched_and_vanished_pictures(index, photos, tmp_path):
+    (photos / "new.png").write_bytes(encoded((1, 2, 3)))
+    (photos / "000.png").write_bytes(encoded((9, 9, 9), size=(20, 20)))
+    (photos / "003.png").rename(photos / "summer" / "moved.png")
+    shutil.copy(photos / "006.png", photos / "copy.png")
+    os.utime(photos / "009.png", ns=(5, 5))
+    (photos / "012.png").unlink()
+    (photos / "015.txt").write_text("with words")
+    encoder = FakeEncoder()
+    report = update_index(index, encoder=encoder)
+    counted = (report.new, report.changed, report.described, report.moved, report.removed, report.unchanged)
+    assert counted == (3, 1, 2, 1, 2, 25)
+    assert (report.embedded, report.reused, report.items) == (2, 2, 31)
+    assert sum(encoder.image_batches) == 2
+    same_as_fresh(index, photos, tmp_path)
+    assert len(keys_of(index)) == 31
+    with open_index(index) as opened:
+        # Only new content and moved names take a new vector; words and times do not.
+        assert (opened.manifest.rows, opened.manifest.tombstones) == (34, 3)
+    assert not update_index(index, encoder=never).changed_anything
+
+
+def test_an_emptied_corpus_does_not_empty_its_index(index, photos):
+    shutil.rmtree(photos)
+    with pytest.raises(CorpusError, match="no such folder"):
+        update_index(index, encoder=never)
+    photos.mkdir()
+    with pytest.raises(CorpusError, match="the folder is empty"):
+        update_index(index, encoder=never)
+    assert len(keys_of(index)) == 30
+
+
+def test_another_encoder_is_refused_before_anything_is_written(index, photos):
+    (photos / "new.png").write_bytes(encoded((1, 2, 3)))
+    with pytest.raises(EncoderMismatchError, match="llm2clip-index build --from"):
+        update_index(index, encoder=FakeEncoder(dim=8))
+    assert len(keys_of(index)) == 30
+
+
+def test_one_picture_is_added_without_copying_the_index(index, photos):
+    (photos / "summer" / "one.png").write_bytes(encoded((1, 2, 3)))
+    (photos / "unseen.png").write_bytes(encoded((4, 5, 6)))
+    before = {name: (index / name).stat().st_mtime_ns for name in os.listdir(index)}
+    report = add_pictures(index, [photos / "summer" / "one.png"], encoder=FakeEncoder())
+    assert (report.new, report.embedded, report.items) == (1, 1, 31)
+    assert keys_of(index) == {*(hit for hit in keys_of(index) if hit != "summer/one.png"), "summer/one.png"}
+    assert "unseen.png" not in keys_of(index)
+    written = [n for n in os.listdir(index) if before.get(n) != (index / n).stat().st_mtime_ns]
+    written.remove("items-00001.db")
+    assert sum((index / name).stat().st_size for name in written if name.startswith("vectors")) < 300
+    assert not [name for name in written if name.startswith("candidates")]
+    report = update_index(index, encoder=FakeEncoder())
+    assert (report.new, report.unchanged) == (1, 31)
+
+
+def test_a_hundred_additions_leave_few_files(index, photos, tmp_path):
+    for number in range(40):
+        (photos / f"add{number}.png").write_bytes(encoded(colour_of(1000 + number)))
+        add_pictures(index, [photos / f"add{number}.png"], encoder=FakeEncoder())
+    assert len(keys_of(index)) == 70
+    with open_index(index) as opened:
+        assert len(opened.manifest.segments) <= 6
+    same_as_fresh(index, photos, tmp_path)
+
+
+def test_a_folder_inside_the_corpus_is_added_under_its_own_keys(index, photos, tmp_path):
+    (photos / "winter").mkdir()
+    (photos / "winter" / "snow.png").write_bytes(encoded((250, 250, 250)))
+    (photos / "unseen.png").write_bytes(encoded((4, 5, 6)))
+    report = add_pictures(index, [photos / "winter"], encoder=FakeEncoder())
+    assert (report.new, report.removed) == (1, 0)
+    assert keys_of(index) >= {"winter/snow.png", "000.png"}
+    (photos / "unseen.png").unlink()
+    assert not update_index(index, encoder=never).changed_anything
+    same_as_fresh(index, photos, tmp_path)
+
+
+def test_other_corpora_are_added_and_kept_up_to_date(index, photos, shards, tmp_path):
+    lone = tmp_path / "elsewhere" / "lone.png"
+    lone.parent.mkdir()
+    lone.write_bytes(encoded((77, 1, 1)))
+    report = add_pictures(index, [shards, lone], encoder=FakeEncoder())
+    assert (report.new, report.items) == (6, 36)
+    with open_index(index) as opened:
+        [[hit]] = opened.search(FakeEncoder().encode_images([lone.read_bytes()]), k=1)
+        assert (hit.uri, opened.read_image(hit.id)) == (str(lone), lone.read_bytes())
+        [[hit]] = opened.search(FakeEncoder().encode_images([encoded(colour_of(3), format="WEBP")]), k=1)
+        assert (hit.uri, hit.caption) == (f"{shards}/01.tar#0003.webp", "picture 3")
+        assert [source["kind"] for source in opened.manifest.sources] == ["folder", "tar", "stdin"]
+    assert not update_index(index, encoder=never).changed_anything
+    lone.unlink()
+    (shards / "01.tar").write_bytes(tar_of({"0003.webp": encoded(colour_of(3), format="WEBP")}))
+    (photos / "000.png").unlink()
+    report = update_index(index, encoder=never_but_checked())
+    assert (report.removed, report.items, report.embedded) == (3, 33, 0)
+    assert len(keys_of(index)) == 33
+
+
+def never_but_checked() -> FakeEncoder:
+    """An encoder that may be asked who it is, and nothing else."""
+
+    class Idle(FakeEncoder):
+        def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
+            raise AssertionError("a picture was embedded")
+
+    return Idle()
+
+
+def test_removed_pictures_stay_out_until_they_are_added(index, photos):
+    report = remove_pictures(index, Selection(keys=["000.png", str(photos / "summer" / "001.png")]))
+    assert (report.removed, report.items, report.tombstones) == (2, 28, 2)
+    assert not {"000.png", "summer/001.png"} & keys_of(index)
+    assert not update_index(index, encoder=never).changed_anything
+    assert build_index(photos, index, encoder=FakeEncoder()).up_to_date
+    report = add_pictures(index, [photos / "000.png"], encoder=FakeEncoder())
+    assert (report.new, report.items) == (1, 29)
+    assert "000.png" in keys_of(index)
+    compact_index(index)
+    assert not update_index(index, encoder=never).changed_anything
+
+
+def test_pictures_are_removed_by_pattern_and_by_filter(index):
+    assert remove_pictures(index, Selection(matching="summer/lake/*")).removed == 10
+    assert remove_pictures(index, Selection(where="key LIKE '00%'")).removed == 4
+    assert len(keys_of(index)) == 16
+    report = remove_pictures(index, Selection(matching="nothing*"))
+    assert (report.removed, report.changed_anything) == (0, False)
+    with pytest.raises(IndexerError, match=r"not in the index: nosuch\.png\. Nothing was removed"):
+        remove_pictures(index, Selection(keys=["015.png", "nosuch.png"]))
+    with pytest.raises(IndexerError, match="which pictures"):
+        remove_pictures(index, Selection())
+    with pytest.raises(IndexNotFoundError):
+        remove_pictures(index / "nowhere", Selection(keys=["a"]))
+    assert len(keys_of(index)) == 16
+
+
+def test_compacting_drops_what_was_removed_and_nothing_else(index, photos, tmp_path):
+    (photos / "000.png").write_bytes(encoded((9, 9, 9)))
+    update_index(index, encoder=FakeEncoder())
+    remove_pictures(index, Selection(matching="summer/lake/*"))
+    with open_index(index) as before, open_index(index) as during:
+        expected = content(before)
+        report = compact_index(index)
+        assert (report.dropped, report.items, report.segments) == (11, 20, 1)
+        assert report.bytes_after < report.bytes_before
+        assert len(during.search(np.eye(1, 16, dtype=np.float32), k=50)[0]) == 20
+    with open_index(index) as after:
+        assert content(after) == expected
+        assert (after.manifest.rows, after.manifest.tombstones) == (20, 0)
+        assert after.manifest.ann.rows == 20
+    assert len(keys_of(index)) == 20
+    assert compact_index(index).notes == ("nothing to drop: the index was left as it is",)
+    assert len(os.listdir(index)) == 5
+
+
+def test_a_picture_that_cannot_be_read_any_more_is_taken_away_and_comes_back(index, photos, tmp_path):
+    good = (photos / "000.png").read_bytes()
+    (photos / "000.png").write_bytes(b"not a picture")
+    report = update_index(index, encoder=FakeEncoder())
+    assert (report.bad, report.removed, report.items) == (1, 1, 29)
+    with open_index(index) as opened:
+        assert [error.key for error in opened.errors()] == ["000.png"]
+        assert opened.info().bad == 1
+    assert not update_index(index, encoder=never).changed_anything
+    (photos / "000.png").write_bytes(good)
+    report = update_index(index, encoder=never_but_checked())
+    assert (report.new, report.bad, report.items) == (1, 0, 30)
+    same_as_fresh(index, photos, tmp_path)
+
+
+def test_an_index_opened_before_a_change_answers_as_it_was(index, photos):
+    queries = np.eye(3, 16, dtype=np.float32)
+    with open_index(index) as old:
+        expected = old.search(queries, k=40)
+        (photos / "000.png").unlink()
+        (photos / "new.png").write_bytes(encoded((1, 2, 3)))
+        (photos / "003.txt").write_text("a caption")
+        update_index(index, encoder=FakeEncoder())
+        remove_pictures(index, Selection(matching="summer/*"))
+        assert old.search(queries, k=40) == expected
+        assert old.search(queries, k=40, where="key LIKE 'summer/%'")[0] != []
+        compact_index(index)
+        assert old.search(queries, k=40) == expected
+        assert len(old.search(queries, k=40, where="key LIKE 'summer/%'")[0]) == 20
+
+
+def test_copies_that_come_together_are_embedded_once(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "CHECKPOINT_SECONDS", 0.0)
+    for number in range(30):
+        first = next(photos.rglob(f"{number:03d}.png"))
+        copy = photos / "zz" / "copies" / first.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(first, copy)
+    encoder = FakeEncoder()
+    options = BuildOptions(batch_size=2, workers=1)
+    report = build_index(photos, tmp_path / "i", encoder=encoder, options=options)
+    assert report.items == 60
+    assert 30 <= sum(encoder.image_batches) < 50
+    with open_index(tmp_path / "i") as index:
+        found = content(index)
+        assert index.verify().problems == ()
+    for number in range(30):
+        one = FakeEncoder().encode_images([encoded(colour_of(number))])[0].astype(np.float16).tobytes()
+        assert found[0, f"zz/copies/{number:03d}.png"][1] == one

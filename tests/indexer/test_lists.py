@@ -1,0 +1,258 @@
+"""Lists of pictures: CSV, TSV, JSON lines, plain paths, and paths from another command."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
+from llm2clip.indexer.corpus import reopen_corpus
+from llm2clip.indexer.lists import StdinCorpus
+from llm2clip.indexer.locators import read_located, uri_of
+
+from .material import colour_of, encoded
+
+PICTURES = [encoded(colour_of(number)) for number in range(4)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures below ``d`` and one beside it."""
+    (tmp_path / "d" / "海").mkdir(parents=True)
+    for name, content in zip(("d/a.png", "d/b c.png", "d/海/长城.png", "e.png"), PICTURES, strict=True):
+        (tmp_path / name).write_bytes(content)
+    return tmp_path / "d"
+
+
+def about(corpus):
+    return {record.key: (record.caption, record.metadata, record.problem) for record in corpus.records()}
+
+
+def test_a_csv_with_captions_and_metadata(folder, tmp_path):
+    (folder / "list.csv").write_text(
+        "title,Image,CAPTION,year,price\n"
+        'one,a.png,"a dog, running",1999,2.50\n'
+        "two,./海/长城.png,长城,007,\n"
+        'three,../e.png,"two\nlines",-3,1e5\n',
+        "utf-8",
+    )
+    corpus = open_corpus(folder / "list.csv")
+    assert about(corpus) == {
+        "a.png": ("a dog, running", {"title": "one", "year": 1999, "price": 2.5}, None),
+        "海/长城.png": ("长城", {"title": "two", "year": "007"}, None),
+        f"{tmp_path}/e.png": ("two\nlines", {"title": "three", "year": -3, "price": "1e5"}, None),
+    }
+    found = list(corpus.records())
+    assert [record.read() for record in found] == [PICTURES[0], PICTURES[2], PICTURES[3]]
+    for record in found:
+        place = {"key": record.key, "corpus": corpus.identity()}
+        assert read_located(record.locator, **place) == record.read()
+        assert uri_of(**place) == record.uri
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
+def test_marks_and_encodings(folder, mark, encoding):
+    rows = [("file_name", "caption", "城市"), ("海/长城.png", "万里长城", "北京")]
+    name = "l.tsv" if mark == "\t" else "l.csv"
+    (folder / name).write_bytes("\r\n".join(mark.join(row) for row in rows).encode(encoding))
+    corpus = open_corpus(folder / name)
+    assert about(corpus) == {"海/长城.png": ("万里长城", {"城市": "北京"}, None)}
+    assert corpus.notes == (
+        [f"{folder / name} is not UTF-8: it was read as GB 18030 (Chinese)"] if encoding == "gb18030" else []
+    )
+
+
+def test_columns_in_chinese(folder):
+    (folder / "l.csv").write_text("路径,说明,城市\n海/长城.png,万里长城,北京\n", "gb18030")
+    assert about(open_corpus(folder / "l.csv")) == {"海/长城.png": ("万里长城", {"城市": "北京"}, None)}
+
+
+def test_json_lines(folder):
+    lines = [
+        {"file_name": "a.png", "text": "a dog", "tags": ["x"], "box": {"w": 1}},
+        {"path": "b c.png", "captions": ["one", "two"]},
+        {"caption": "of nothing"},
+        [1, 2],
+        {"path": 7, "caption": "\ud83e"},
+    ]
+    text = "\n".join(json.dumps(line) for line in lines) + "\n\n{broken\n"
+    (folder / "l.jsonl").write_text(text)
+    spec = str(folder / "l.jsonl")
+    found = about(open_corpus(spec))
+    assert found["a.png"] == ("a dog", {"tags": ["x"], "box": {"w": 1}}, None)
+    assert found["b c.png"] == ("one", {"captions": ["one", "two"]}, None)
+    problems = [problem for _, _, problem in found.values() if problem]
+    assert problems[0].startswith("line 3: no field says where the picture is: expected one of file_name, ")
+    assert problems[1] == "line 4: no usable JSON: expected an object, got list"
+    assert problems[2] == "line 5: is not UTF-8"
+    assert problems[3].startswith("line 7: no usable JSON: ")
+    assert len(found) == 6
+
+
+def test_captions_of_one_picture_on_lines_that_follow_each_other(folder):
+    (folder / "captions.txt.csv").write_text(
+        "image,caption\na.png,one\na.png,two\nb c.png,three\na.png,four\n"
+    )
+    found = about(open_corpus(folder / "captions.txt.csv"))
+    assert found == {
+        "a.png": ("one", {"captions": ["one", "two"]}, None),
+        "b c.png": ("three", None, None),
+        "a.png@line 5": (None, None, "named before in this list"),
+    }
+
+
+def test_rows_that_cannot_be_used_are_reported_and_the_others_read(folder):
+    (folder / "l.csv").write_text(
+        "path,caption\na.png,one,more\n,nothing\ngone.png,x\n海,x\nl.csv,x\nf.heif.cr2,x\nb c.png,good\n",
+        "utf-8",
+    )
+    spec = str(folder / "l.csv")
+    corpus = open_corpus(spec)
+    assert about(corpus) == {
+        f"{spec}:2": (None, None, "line 2: got 3 columns, expected the 2 of the header"),
+        f"{spec}:3": (None, None, "line 3: does not say where the picture is"),
+        "gone.png": (None, None, "No such file or directory"),
+        "海": (None, None, "a folder, not a picture"),
+        "l.csv": (None, None, "its ending .csv is none of a picture"),
+        "b c.png": ("good", None, None),
+    }
+    assert corpus.passed_over == {".cr2": 1}
+
+
+def test_a_plain_list_has_captions_beside_its_pictures(folder):
+    (folder / "list.txt").write_text("a.png\r\n\r\nb c.png\n")
+    (folder / "b c.txt").write_text("a caption")
+    assert about(open_corpus(folder / "list.txt")) == {
+        "a.png": (None, None, None),
+        "b c.png": ("a caption", None, None),
+    }
+
+
+def test_a_changed_caption_changes_the_stamp(folder):
+    def stamps(text):
+        (folder / "l.csv").write_text(text)
+        return [record.sidecars for record in open_corpus(folder / "l.csv").records(captions=False)]
+
+    one = stamps("path,caption,n\na.png,one,1\nb c.png,two,2\n")
+    two = stamps("path,caption,n\na.png,one,1\nb c.png,two!,2\n")
+    three = stamps("path,caption,n\na.png,one,3\nb c.png,two,2\n")
+    assert one[0] == two[0] != three[0]
+    assert one[1] == three[1] != two[1]
+    assert stamps("path\na.png\n") == [None]
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.jsonl", "l.txt"])
+def test_a_few_bytes_that_are_no_text_spoil_their_line_alone(folder, name):
+    lines = {
+        "l.csv": [
+            "path,caption",
+            "a.png,长城长城长城长城长城",
+            "b c.png,caf\udce9",
+            "x\0y.png,z",
+            "海/长城.png,",
+        ],
+        "l.jsonl": [
+            '{"path": "a.png"}',
+            '{"path": "b\udce9"}',
+            '{"path": "\\u6d77/\\u957f\\u57ce.png"}',
+        ],
+        "l.txt": ["a.png", "长城长城长城长城长城.png", "caf\udce9.png", "x\0y.png", "海/长城.png"],
+    }[name]
+    (folder / name).write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))
+    corpus = open_corpus(folder / name)
+    found = list(corpus.records())
+    assert [record.key for record in found if record.problem is None] == ["a.png", "海/长城.png"]
+    assert len(found) == len(lines) - (name == "l.csv")
+    assert corpus.notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "l.csv",
+            b"",
+            r"no column of .*l\.csv says where the pictures are: got an empty line; expected one of",
+        ),
+        ("l.csv", b"who,what\nx,y\n", r"got who, what; expected one of file_name, "),
+        ("l.txt", b"\xff\xff\xff\xff", "is neither UTF-8 nor UTF-16 nor GB 18030: save it as UTF-8"),
+    ],
+)
+def test_what_is_no_list_is_refused(folder, name, content, message):
+    (folder / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=message):
+        open_corpus(folder / name)
+
+
+@pytest.mark.parametrize("mark", [b"\n", b"\0", b"\r\n"])
+def test_paths_from_another_command(folder, tmp_path, monkeypatch, mark):
+    monkeypatch.chdir(folder)
+    names = ["a.png", "./海/长城.png", str(tmp_path / "e.png"), str(folder / "b c.png")]
+    corpus = StdinCorpus(io.BytesIO(b"".join(os.fsencode(name) + mark for name in names)))
+    keys = ["a.png", "海/长城.png", f"{tmp_path}/e.png", "b c.png"]
+    for _ in range(2):
+        assert [record.key for record in corpus.records()] == keys
+    assert [record.read() for record in corpus.records()] == [PICTURES[n] for n in (0, 2, 3, 1)]
+    assert corpus.identity() == {"kind": "stdin", "spec": "-", "root": str(folder)}
+
+
+def test_a_long_list_is_read_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"{'长' * 40}/{number:07d}.png" for number in range(20_000)]
+    corpus = StdinCorpus(io.BytesIO("\n".join(names).encode()))
+    assert [record.key for record in corpus.records()] == names
+
+
+def test_a_name_that_is_not_utf8_is_reported(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    [record] = StdinCorpus(io.BytesIO(b"caf\xe9.jpg\n")).records()
+    assert (record.key, record.problem) == ("caf\\xe9.jpg", "file name is not UTF-8: rename it")
+
+
+def test_a_terminal_is_no_list(monkeypatch):
+    monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
+    with pytest.raises(
+        CorpusError, match=r"got a terminal: find PHOTOS -name '\*\.jpg' \| llm2clip-index build - "
+    ):
+        open_corpus("-")
+
+
+def test_empty_lists_say_so(folder):
+    assert StdinCorpus(io.BytesIO(b"\n")).emptiness() == (
+        "no pictures on standard input: got 0 lines, expected one picture in each"
+    )
+    (folder / "l.csv").write_text("path\n")
+    assert open_corpus(folder / "l.csv").emptiness() == (
+        f"no pictures in the list {folder / 'l.csv'}: got 0 lines, expected one picture in each"
+    )
+
+
+def test_a_list_is_opened_again_from_elsewhere(folder, tmp_path, monkeypatch):
+    (folder / "l.csv").write_text("path\na.png\n")
+    monkeypatch.chdir(folder)
+    identity = open_corpus("l.csv").identity()
+    monkeypatch.chdir(tmp_path)
+    again = reopen_corpus(identity)
+    assert again.identity() == identity
+    assert [record.read() for record in again.records()] == [PICTURES[0]]
+
+
+def test_an_index_over_a_list(folder, tmp_path):
+    (folder / "l.csv").write_text("path,caption,year\na.png,first,2001\n../e.png,last,2004\ngone.png,x,1\n")
+    encoder = FakeEncoder()
+    report = build_index(folder / "l.csv", tmp_path / "i", encoder=encoder)
+    assert (report.items, report.bad) == (2, 1)
+    with open_index(tmp_path / "i") as index:
+        for content, key, caption, year in [
+            (PICTURES[0], "a.png", "first", 2001),
+            (PICTURES[3], f"{tmp_path}/e.png", "last", 2004),
+        ]:
+            [hit] = index.search(np.asarray(encoder.encode_images([content])), k=1)[0]
+            assert (hit.key, hit.caption, hit.metadata) == (key, caption, {"year": year})
+    assert build_index(folder / "l.csv", tmp_path / "i", encoder=encoder).up_to_date

@@ -1,0 +1,88 @@
+"""Locators: what an index may make its reader open, and what it may not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from llm2clip.indexer.errors import IndexDamagedError
+from llm2clip.indexer.locators import read_located, uri_of
+from llm2clip.indexer.records import Record, content_hash
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a.bin").write_bytes(b"0123456789")
+    (tmp_path / "secret").write_bytes(b"secret")
+    return {"kind": "folder", "spec": "d", "root": str(tmp_path / "d")}
+
+
+def test_a_whole_file_and_a_span(corpus):
+    assert read_located(None, key="a.bin", corpus=corpus) == b"0123456789"
+    assert read_located('{"path": "a.bin"}', key="other", corpus=corpus) == b"0123456789"
+    span = '{"path": "a.bin", "offset": 2, "size": 3}'
+    assert read_located(span, key="a.bin#x", corpus=corpus, hash=content_hash(b"234")) == b"234"
+    with pytest.raises(ValueError, match=r"a\.bin changed since it was indexed: build the index again"):
+        read_located(span, key="a.bin#x", corpus=corpus, hash=content_hash(b"else"))
+    with pytest.raises(OSError, match="ends 5 bytes early"):
+        read_located('{"path": "a.bin", "offset": 5, "size": 10}', key="a.bin#x", corpus=corpus)
+
+
+@pytest.mark.parametrize(
+    "path", ["../secret", "x/../../secret", "ABSOLUTE", "file://ABSOLUTE", "http://host/x", 7]
+)
+def test_nothing_outside_the_corpus_is_read(corpus, tmp_path, path):
+    if isinstance(path, str):
+        path = path.replace("ABSOLUTE", str(tmp_path / "secret"))
+        with pytest.raises(IndexDamagedError, match="names a file outside its corpus"):
+            read_located(None, key=path, corpus=corpus)
+    for inner in ({}, {"offset": 0, "size": 3}, {"row": 1, "column": "x"}, {"time": 1}, {"zip": [0] * 5}):
+        with pytest.raises(IndexDamagedError, match="names a file outside its corpus"):
+            read_located(json.dumps({"path": path, **inner}), key="a.bin", corpus=corpus)
+
+
+def test_a_list_names_files_anywhere(corpus, tmp_path):
+    listed = {**corpus, "kind": "list"}
+    for key in ("../secret", str(tmp_path / "secret")):
+        assert read_located(None, key=key, corpus=listed) == b"secret"
+    assert uri_of(str(tmp_path / "secret"), corpus=listed) == str(tmp_path / "secret")
+    assert uri_of("http://host/a.jpg", corpus=listed) == "http://host/a.jpg"
+
+
+@pytest.mark.parametrize(
+    "locator",
+    [
+        "[]",
+        "{",
+        '{"offset": 1}',
+        '{"path": "a.bin", "offset": 1}',
+        '{"path": "a.bin", "row": [], "column": 1}',
+    ],
+)
+def test_what_is_no_locator_is_damage(corpus, locator):
+    with pytest.raises(IndexDamagedError):
+        read_located(locator, key="a.bin", corpus=corpus)
+
+
+@pytest.mark.parametrize(
+    ("fields", "locator"),
+    [
+        ({}, None),
+        ({"path": "长.jpg"}, {"path": "长.jpg"}),
+        ({"path": "s.tar", "offset": 512, "size": 9}, {"path": "s.tar", "offset": 512, "size": 9}),
+        ({"path": "s.mp4", "size": 0, "inner": {"time": 2.5}}, {"path": "s.mp4", "time": 2.5}),
+    ],
+)
+def test_the_locator_of_a_record(tmp_path, fields, locator):
+    record = Record(key="k", uri="u", file=tmp_path, **fields)
+    assert (json.loads(record.locator) if record.locator else None) == locator
+
+
+@pytest.mark.parametrize(
+    ("root", "uri"),
+    [("/a/b", "/a/b/x"), ("/", "/x"), ("s3://b/c", "s3://b/c/x"), ("s3://b/c/", "s3://b/c/x")],
+)
+def test_where_a_picture_is(root, uri):
+    assert uri_of("x", corpus={"kind": "folder", "spec": "", "root": root}) == uri

@@ -1,0 +1,214 @@
+"""Batches of the right size, work on the side, and threads that wait for slow storage."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import Record
+from llm2clip.indexer.encoding import embedded
+from llm2clip.indexer.pace import Batches, Behind, peak_memory
+from llm2clip.indexer.pipeline import Outcome, Reading, prepared
+
+from .material import colour_of, encoded
+
+
+def settled(seconds: Callable[[int], float], *, turns: int = 60) -> list[int]:
+    """The sizes that are tried where a pass over n pictures takes ``seconds(n)``; the last stays."""
+    now = [0.0]
+    batches = Batches(clock=lambda: now[0])
+    sizes = []
+    for _ in range(turns):
+        sizes.append(batches.size)
+        with batches:
+            now[0] += seconds(batches.size)
+    assert batches.settled
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (lambda n: n * 0.01, 8),  # a processor: no batch is faster than another
+        (lambda n: 0.05 + n * 0.01, 64),  # what a pass costs whatever its size is worth less and less
+        (lambda n: 0.05, 256),  # a device that is never busy
+        (lambda n: n * 0.01 if n <= 32 else n * 0.02, 8),
+        (lambda n: n**0.5 if n <= 32 else n, 32),  # too large for a cache
+    ],
+)
+def test_the_smallest_size_that_is_about_as_fast_as_any_is_found(
+    seconds: Callable[[int], float], expected: int
+):
+    sizes = settled(seconds)
+    assert sizes[-1] == expected
+    assert sizes[:3] == [8, 8, 8]
+    assert max(sizes) <= 256
+
+
+def test_one_slow_pass_changes_nothing():
+    slow = iter([5.0, 0, 0] * 100)
+    assert settled(lambda n: n * 0.01 + next(slow))[-1] == 8
+
+
+def test_a_size_that_was_told_is_kept():
+    batches = Batches(7)
+    for _ in range(10):
+        with batches:
+            pass
+        assert (batches.size, batches.settled) == (7, True)
+
+
+def test_work_on_the_side_is_done_in_order_before_the_end():
+    done: list[int] = []
+
+    def slowly(item: int) -> None:
+        time.sleep(0.002)
+        done.append(item)
+
+    with Behind(slowly) as behind:
+        for item in range(20):
+            behind.put(item)
+            assert len(done) >= item - 2  # one waits at most, and one is being worked on
+    assert done == list(range(20))
+
+
+def test_a_failure_on_the_side_ends_what_hands_over_and_nothing_later_is_done():
+    done: list[int] = []
+
+    def fail(item: int) -> None:
+        if item == 3:
+            raise OSError("disk full")
+        done.append(item)
+
+    def hand_over(items: range) -> None:
+        with Behind(fail) as behind:
+            for item in items:
+                behind.put(item)
+
+    with pytest.raises(OSError, match="disk full"):
+        hand_over(range(1000))
+    assert done == [0, 1, 2]
+    with pytest.raises(OSError, match="disk full"):
+        hand_over(range(3, 4))  # nothing follows that could notice
+
+
+def test_what_was_handed_over_is_done_although_the_rest_fails():
+    done: list[int] = []
+
+    def interrupted() -> None:
+        with Behind(done.append) as behind:
+            behind.put(1)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == [1]
+    assert not [thread for thread in threading.enumerate() if thread.name == "write"]
+
+
+class Slow(FakeEncoder):
+    """Waits for each picture as for a slow disk, and notes how many wait at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = self.most = 0
+        self.guard = threading.Lock()
+
+    def prepare(self, image: bytes, *, margin: int = 0):  # type: ignore[override]
+        with self.guard:
+            self.waiting += 1
+            self.most = max(self.most, self.waiting)
+        time.sleep(0.05)
+        with self.guard:
+            self.waiting -= 1
+        return super().prepare(image, margin=margin)
+
+
+def outcomes_of(
+    folder: Path, encoder: FakeEncoder, *, count: int, reading: Reading, size: int = 1
+) -> list[Outcome]:
+    """What becomes of so many pictures whose files are said to have ``size`` bytes."""
+    folder.mkdir()
+    files = [folder / f"{number:04d}.png" for number in range(count)]
+    for number, file in enumerate(files):
+        file.write_bytes(encoded(colour_of(number)))
+    records = (Record(key=file.name, uri=str(file), file=file, size=size) for file in files)
+    batches = Batches(8)
+    ready = prepared(records, encoder=encoder, earlier=[], reading=reading, batches=batches)
+    return [outcome for batch in embedded(ready, encoder=encoder, batches=batches) for outcome in batch]
+
+
+def test_more_threads_read_where_they_wait_for_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("llm2clip.indexer.pipeline._LOOK", 0.2)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    encoder = Slow()
+    outcomes = outcomes_of(tmp_path / "p", encoder, count=120, reading=Reading())
+    assert [outcome.record.key for outcome in outcomes] == [f"{number:04d}.png" for number in range(120)]
+    assert 2 < encoder.most <= 16
+
+
+def test_no_more_threads_than_told_read(tmp_path: Path):
+    encoder = Slow()
+    outcomes_of(tmp_path / "p", encoder, count=24, reading=Reading(workers=3))
+    assert encoder.most == 3
+
+
+def test_two_large_files_are_decoded_at_once_at_most(tmp_path: Path):
+    encoder = Slow()
+    outcomes = outcomes_of(tmp_path / "p", encoder, count=12, reading=Reading(workers=6), size=8 * 2**20)
+    assert encoder.most == 2
+    vectors = np.stack([outcome.vector for outcome in outcomes]).astype(np.float32)
+    expected = FakeEncoder().encode_images([encoded(colour_of(number)) for number in range(12)])
+    np.testing.assert_allclose(vectors, expected, atol=1e-3)
+
+
+class Small(FakeEncoder):
+    """Has memory for so many pictures."""
+
+    def __init__(self, *, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
+        if len(pixels) > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return super()._image_batch(pixels)
+
+
+@pytest.mark.parametrize("room", [1, 3, 5])
+def test_batches_that_do_not_fit_into_memory_are_halved(tmp_path: Path, room: int):
+    encoder = Small(room=room)
+    outcomes = outcomes_of(tmp_path / "p", encoder, count=30, reading=Reading(workers=2))
+    vectors = np.stack([outcome.vector for outcome in outcomes]).astype(np.float32)
+    expected = FakeEncoder().encode_images([encoded(colour_of(number)) for number in range(30)])
+    np.testing.assert_allclose(vectors, expected, atol=1e-3)
+    assert max(encoder.image_batches) <= room
+
+
+def test_a_picture_that_does_not_fit_alone_and_other_faults_end_the_build(tmp_path: Path):
+    with pytest.raises(RuntimeError, match="out of memory"):
+        outcomes_of(tmp_path / "p", Small(room=0), count=9, reading=Reading(workers=2))
+
+    class Broken(FakeEncoder):
+        def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
+            raise RuntimeError("device-side assert")
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        outcomes_of(tmp_path / "q", Broken(), count=9, reading=Reading(workers=2))
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = peak_memory()
+    if before is None:
+        pytest.skip("this system does not say")
+    block = np.ones(before // 8 + 10_000_000)  # more than was ever held
+    after = peak_memory()
+    assert after is not None
+    assert after - before > 60_000_000
+    del block

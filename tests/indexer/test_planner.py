@@ -1,0 +1,377 @@
+"""Planning, making and tuning search structures; sizes against files, answers against brute force."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm2clip.indexer import Index, IndexDamagedError, IndexerError, machine, open_index, planner
+from llm2clip.indexer.approximate import ApproximateIndex
+from llm2clip.indexer.generation import GenerationWriter, Origin
+from llm2clip.indexer.kinds import APPROXIMATE, applies, factory_of, figures_of, parameters_of
+from llm2clip.indexer.neighbours import Neighbours
+from llm2clip.indexer.pipeline import Outcome
+from llm2clip.indexer.plan import (
+    Alternative,
+    Budget,
+    BudgetError,
+    Figures,
+    Plan,
+    flat_plan,
+    human,
+    parse_bytes,
+)
+from llm2clip.indexer.planner import BudgetPlanner, make_ann, plan_index, write_ann
+from llm2clip.indexer.records import Record
+from llm2clip.indexer.segments import Vectors
+from llm2clip.indexer.tuning import held_out, tune
+
+from .clouds import clustered
+
+ROWS, DIM = 3_000, 32
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    return clustered(ROWS, DIM, seed=0).astype(np.float16)
+
+
+@pytest.fixture(scope="module")
+def vectors(rows: np.ndarray) -> Vectors:
+    """In three segments."""
+    return Vectors([rows[:1_000], rows[1_000:1_001], rows[1_001:]], dim=DIM)
+
+
+@pytest.fixture(scope="module")
+def texts() -> np.ndarray:
+    """Queries that are not rows."""
+    return clustered(200, DIM, seed=1)
+
+
+def best(rows: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
+    return np.argsort(-(queries.astype(np.float64) @ rows.astype(np.float64).T), axis=1, kind="stable")[:, :k]
+
+
+def plan_of(kind: str, rows: int, dim: int) -> Plan:
+    return Plan(
+        kind=kind,
+        factory=factory_of(kind, rows=rows, dim=dim),
+        parameters=parameters_of(kind, rows=rows),
+        rows=rows,
+        dim=dim,
+        budget=Budget(ram=10**9),
+        predicted=figures_of(kind, rows=rows, dim=dim),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("4GB", 4 * 10**9),
+        ("500 mb", 5 * 10**8),
+        ("1.5G", 15 * 10**8),
+        ("2GiB", 2 * 2**30),
+        ("64KiB", 65_536),
+        ("1024", 1024),
+    ],
+)
+def test_sizes_of_memory(text, expected):
+    assert parse_bytes(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "4 bananas", "4iB", "1e9"])
+def test_what_is_no_size_is_refused(text):
+    with pytest.raises(IndexerError, match=r"written like 4GB or 500MB, got "):
+        parse_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"ram": 0}, "memory must be at least 1 byte, got 0"),
+        ({"recall": 0.0}, "recall must be above 0 and at most 1, got 0"),
+        ({"recall": 95.0}, "recall must be above 0 and at most 1, got 95"),
+        ({"p95_ms": 0.0}, "time of a query must be above 0 ms, got 0"),
+        ({"p95_ms": float("nan")}, "time of a query must be above 0 ms, got nan"),
+    ],
+)
+def test_a_budget_that_means_nothing_is_refused(wrong, message):
+    with pytest.raises(IndexerError, match=message):
+        Budget(**wrong)
+
+
+def test_a_plan_survives_json():
+    figures = Figures(bytes=12, build_bytes=34, recall=0.96, p50_ms=0.5, p95_ms=1.5)
+    other = Alternative(kind="hnsw-sq8", figures=replace(figures, recall=None), why_not="too large")
+    plan = replace(
+        plan_of("ivf-sq8", ROWS, DIM),
+        measured=figures,
+        asked="200 text queries",
+        why="best",
+        considered=(other,),
+    )
+    content = json.loads(json.dumps(plan.to_json()))
+    assert Plan.from_json(content) == plan
+    lines = plan.lines()
+    assert lines[0] == "ivf-sq8 over 3,000 x 32: best"
+    assert lines[3] == "measured:  12 bytes, recall@10 0.960, p50 0.50 ms, p95 1.50 ms (200 text queries)"
+    assert lines[4] == "not hnsw-sq8: too large (12 bytes, p50 0.50 ms, p95 1.50 ms)"
+    for broken in (
+        {**content, "extra": 1},
+        {**content, "budget": {"rum": 1}},
+        {**content, "considered": [3]},
+    ):
+        with pytest.raises(IndexDamagedError, match="plan of the index has an entry of the wrong form"):
+            Plan.from_json(broken)
+
+
+def test_numbers_of_bytes_for_people():
+    assert [human(n) for n in (7, 1_500, 2_000_000, 3.25e9, 4e12)] == [
+        "7 bytes",
+        "1.5 kB",
+        "2.0 MB",
+        "3.2 GB",
+        "4.0 TB",
+    ]
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE)
+@pytest.mark.parametrize("dim", [32, 96])
+def test_predicted_bytes_are_those_of_the_file(kind, dim, tmp_path):
+    some = Vectors([clustered(4_000, dim, seed=2).astype(np.float16)], dim=dim)
+    plan = plan_of(kind, 4_000, dim)
+    write_ann(tmp_path / "ann", some, plan=plan)
+    assert plan.predicted.bytes == pytest.approx((tmp_path / "ann").stat().st_size, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_a_structure_reaches_its_recall_and_keeps_to_filters(kind, vectors, rows, texts, tmp_path):
+    plan = plan_of(kind, ROWS, DIM)
+    write_ann(tmp_path / "ann", vectors, plan=plan)
+    index = ApproximateIndex.read(tmp_path / "ann", plan=plan)
+    assert index.problem() is None
+    found = tune(index, vectors, held_out(vectors, texts[::2]), recall=0.95)
+    index = ApproximateIndex.read(
+        tmp_path / "ann", plan=replace(plan, parameters={**plan.parameters, **found})
+    )
+    search = Neighbours(vectors, candidates=index)
+    asked = texts[1::2]
+    for share in (None, 0.5, 0.1, 0.01):
+        allowed = None if share is None else np.random.default_rng(3).random(ROWS) < share
+        ids = np.arange(ROWS) if allowed is None else np.flatnonzero(allowed)
+        truth = ids[best(rows[ids], asked, 10)]
+        answers = search.search(asked, k=10, allowed=allowed)
+        hits = [len(set(truth[n]) & {id for id, _ in answer}) for n, answer in enumerate(answers)]
+        assert np.mean(hits) / 10 >= 0.93
+        for answer, query in zip(answers, asked, strict=True):  # whatever was found has its exact score
+            for id, score in answer:
+                assert allowed is None or allowed[id]
+                assert score == np.float32((rows[id].astype(np.float64) * query).sum())
+
+
+def test_filters_reach_structures_too(vectors, rows, texts, tmp_path, monkeypatch):
+    """Not only the scan that few rows are left to."""
+    monkeypatch.setattr("llm2clip.indexer.neighbours.SCANNED_ROWS", 0)
+    monkeypatch.setattr("llm2clip.indexer.neighbours.SCANNED_SHARE", 0.0)
+    allowed = np.random.default_rng(4).random(ROWS) < 0.2
+    ids = np.flatnonzero(allowed)
+    truth = ids[best(rows[ids], texts, 10)]
+    for kind in APPROXIMATE:
+        plan = plan_of(kind, ROWS, DIM)
+        write_ann(tmp_path / kind, vectors, plan=plan)
+        parameters = {**plan.parameters, "probes": 100 if kind.startswith("hnsw") else 40, "refine": 16}
+        index = ApproximateIndex.read(tmp_path / kind, plan=replace(plan, parameters=parameters))
+        answers = Neighbours(vectors, candidates=index).search(texts, k=10, allowed=allowed)
+        assert all(allowed[id] for answer in answers for id, _ in answer)
+        hits = [len(set(truth[n]) & {id for id, _ in answer}) for n, answer in enumerate(answers)]
+        assert np.mean(hits) / 10 >= 0.95, kind
+
+
+def test_rows_that_came_since_are_found(vectors, rows, texts, tmp_path):
+    covered = Vectors([rows[:2_000]], dim=DIM)
+    plan = plan_of("ivf-sq8", 2_000, DIM)
+    write_ann(tmp_path / "ann", covered, plan=plan)
+    index = ApproximateIndex.read(
+        tmp_path / "ann", plan=replace(plan, parameters={**plan.parameters, "probes": 10**6, "refine": 8})
+    )
+    search = Neighbours(vectors, candidates=index)
+    answers = search.search(texts, k=10)
+    assert [[id for id, _ in answer] for answer in answers] == best(rows, texts, 10).tolist()
+    steps = search.explain()
+    assert steps[0].startswith("an approximate structure proposes 80 of its 2,000 rows for 10 hits")
+    assert steps[1] == "exact scan of the 1,000 rows that came since it was made"
+    allowed = np.arange(ROWS) % 3 == 0
+    assert search.explain(allowed=allowed) == [
+        "1,000 of 3,000 rows may be found (filter, tombstones)",
+        "exact scan of the 1,000 rows that may be found: no more than 20,000 rows or 2% are left",
+    ]
+
+
+def test_more_hits_than_the_lists_looked_into_hold(vectors, rows, texts, tmp_path):
+    plan = plan_of("ivf-sq8", ROWS, DIM)
+    write_ann(tmp_path / "ann", vectors, plan=plan)
+    narrow = replace(plan, parameters={**plan.parameters, "probes": 1, "refine": 1})
+    search = Neighbours(vectors, candidates=ApproximateIndex.read(tmp_path / "ann", plan=narrow))
+    [answer] = search.search(texts[:1], k=1_500)
+    assert [id for id, _ in answer] == best(rows, texts[:1], 1_500)[0].tolist()
+
+
+def test_held_out_queries_know_their_true_answers(vectors, rows, texts):
+    for given in (texts, None):
+        asked = held_out(vectors, given)
+        assert np.array_equal(np.sort(asked.truth), np.sort(best(rows, asked.queries, 10)))
+        np.testing.assert_allclose(np.linalg.norm(asked.queries, axis=1), 1, atol=1e-6)
+        assert asked.recall(asked.truth) == 1
+        assert asked.recall(asked.truth[:, :5]) == 0.5
+        halves = asked.half(0), asked.half(1)
+        assert not {q.tobytes() for q in halves[0].queries} & {q.tobytes() for q in halves[1].queries}
+    assert held_out(vectors, texts).kind == "200 text queries"
+    assert held_out(vectors, None).kind == "800 means of 3 pictures, as there are no captions"
+
+
+def test_an_exact_scan_is_planned_while_it_is_fast_enough(vectors, texts, tmp_path):
+    plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=10_000), queries=texts)
+    assert (plan.kind, plan.file, plan.exact, plan.why) == (
+        "flat-fp16-ip",
+        False,
+        True,
+        "an exact scan is fast enough",
+    )
+    made = make_ann(tmp_path / "none", vectors, plan=plan, queries=texts)
+    assert not (tmp_path / "none").exists()
+    assert made.measured is not None
+    assert (made.measured.recall, made.measured.bytes) == (1.0, ROWS * DIM * 2)
+    # A recall of 1 has no other way.
+    slow = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=1e-6, recall=1.0), queries=texts)
+    assert (slow.kind, slow.why) == ("flat-fp16-ip", "nothing but an exact scan has a recall of 1")
+
+
+def test_the_first_structure_that_keeps_to_the_budget_is_planned(vectors, texts, tmp_path, monkeypatch):
+    monkeypatch.setattr(planner, "exact_times", lambda *_, **__: (1e6, 1e6))
+    plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=1e5), queries=texts)
+    assert (plan.kind, plan.why) == ("ivf-sq8", "the first that keeps to the budget")
+    assert [each.kind for each in plan.considered] == ["flat-fp16-ip", *APPROXIMATE[1:]]
+    assert plan.considered[0].why_not == "p95 of 1150000.00 ms, asked for 100000"
+    assert plan.considered[1].why_not == "not tried: ivf-sq8 keeps to the budget and comes first"
+    made = make_ann(tmp_path / "ann", vectors, plan=plan, queries=texts)
+    assert made.measured is not None
+    assert made.measured.recall is not None
+    assert made.measured.recall >= 0.93
+    assert made.measured.bytes == (tmp_path / "ann").stat().st_size
+    assert {"probes", "refine"} <= made.parameters.keys()
+    # The same rows and plan give the same structure: what a repair relies on.
+    write_ann(tmp_path / "again", vectors, plan=made)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "ann").read_bytes()
+
+
+def test_the_nearest_is_planned_where_nothing_keeps_to_the_budget(vectors, texts):
+    plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=1e-6), queries=texts)
+    assert plan.why.startswith("the nearest: p95 of ")
+    assert {each.kind for each in plan.considered} | {plan.kind} == {"flat-fp16-ip", *APPROXIMATE}
+    assert all("asked for 1e-06" in each.why_not for each in plan.considered)
+
+
+def test_what_does_not_fit_is_refused_before_it_is_begun(vectors, texts, tmp_path, monkeypatch):
+    with pytest.raises(
+        BudgetError,
+        match=r"3,000 vectors of 32 numbers cannot be searched within 100.0 kB of memory: flat-fp16-ip, which wants "
+        r"least, needs 192.0 kB. Allow more with --ram",
+    ):
+        plan_index(vectors, budget=Budget(ram=100_000), queries=texts)
+    with pytest.raises(BudgetError, match=r"cannot be searched within 190.0 kB of memory: flat-fp16-ip, which wants"):
+        plan_index(vectors, budget=Budget(ram=190_000, recall=1.0), queries=texts)
+    monkeypatch.setattr(planner, "free_memory", lambda: 1_000)
+    with pytest.raises(
+        BudgetError, match=r"making ivf-sq8 of 3,000 vectors needs .* of memory, 1.0 kB are free"
+    ):
+        make_ann(tmp_path / "ann", vectors, plan=plan_of("ivf-sq8", ROWS, DIM), queries=texts)
+    assert not (tmp_path / "ann").exists()
+
+
+def test_kinds_that_cannot_be_made_say_why():
+    assert applies("ivf-sq8", rows=100, dim=32) == "100 vectors are too few for lists"
+    assert applies("ivf-pq", rows=10_000, dim=33) == "length 33 cannot be cut into equal parts"
+    assert applies("ivf-rabitq", rows=10_000, dim=36) == "length 36 is no multiple of 8"
+    assert applies("hnsw-sq8", rows=100, dim=33) is None
+
+
+def test_free_memory_is_the_least_that_anybody_says(tmp_path, monkeypatch):
+    limit, used, details = (tmp_path / name for name in ("max", "current", "stat"))
+    limit.write_text("5000000\n")
+    used.write_text("3000000\n")
+    details.write_text("anon 1\ninactive_file 400000\nactive_file 100000\n")
+    monkeypatch.setattr(machine, "_GROUPS", ((str(limit), str(used), str(details)),))
+    assert machine.free_memory() == 2_500_000
+    limit.write_text("max\n")
+    assert machine.free_memory() > 2_500_000
+
+
+def test_a_damaged_structure_is_noticed(vectors, tmp_path):
+    plan = plan_of("ivf-sq8", ROWS, DIM)
+    path = tmp_path / "ann"
+    write_ann(path, vectors, plan=plan)
+    with pytest.raises(IndexDamagedError, match=r"ann does not fit the index: got .* expected .*2999"):
+        ApproximateIndex.read(path, plan=replace(plan, rows=2_999))
+    path.write_bytes(b"x" * 100)
+    with pytest.raises(IndexDamagedError, match=r"ann cannot be read by FAISS"):
+        ApproximateIndex.read(path, plan=plan)
+
+
+def written(folder: Path, rows: np.ndarray, budget: Budget) -> Index:
+    """An index of rows as a build with a budget would write it."""
+    identity = {"name": "rows", "dim": rows.shape[1], "weights_sha256": "0", "preprocessing": "none"}
+    origin = Origin(
+        corpus={"kind": "folder", "spec": "p", "root": "/p"},
+        encoder=identity,
+        encoder_source="rows",
+        anew=False,
+    )
+    folder.mkdir(exist_ok=True)
+    writer = GenerationWriter(folder, generation=1, origin=origin)
+    record = Record(key="", uri="", file=Path(), size=1, mtime_ns=1)
+    writer.append(
+        [
+            Outcome(
+                record=replace(record, key=f"{n}.png"),
+                vector=row,
+                hash=n.to_bytes(16, "big"),
+                width=1,
+                height=1,
+            )
+            for n, row in enumerate(rows)
+        ]
+    )
+    writer.commit(planner=BudgetPlanner(budget=budget))
+    writer.close()
+    return open_index(folder)
+
+
+def test_an_index_of_a_budget_is_searched_explained_and_verified(rows, texts, tmp_path):
+    with written(tmp_path, rows, Budget(ram=10**9, p95_ms=1e-6)) as index:
+        kind = index.manifest.ann.plan["kind"]
+        assert kind in APPROXIMATE
+        truth = best(rows, texts, 10)
+        hits = [
+            len(set(truth[n]) & {hit.id for hit in answer})
+            for n, answer in enumerate(index.search(texts, k=10))
+        ]
+        assert np.mean(hits) / 10 >= 0.9
+        steps = index.explain()
+        assert any(step.startswith("an approximate structure proposes") for step in steps)
+        assert any(step.startswith("measured:") and "means of 3 pictures" in step for step in steps)
+        assert index.verify().ok
+    with written(tmp_path / "flat", rows, Budget(ram=10**9, p95_ms=1e4)) as index:
+        assert index.manifest.ann.plan["kind"] == "flat-fp16-ip"
+        assert [hit.id for hit in index.search(texts[:1], k=10)[0]] == truth[0].tolist()
+        assert index.verify().ok
+
+
+def test_the_default_plan_is_exact():
+    plan = flat_plan(1_000, 64)
+    assert plan.exact
+    assert not plan.file
+    assert plan.predicted.bytes == 128_000

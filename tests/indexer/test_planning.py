@@ -1,0 +1,88 @@
+"""What ``--ram``, ``--recall`` and ``--p95-ms`` become."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import IndexerError, cli, command, open_corpus, open_index
+from llm2clip.indexer.planner import BudgetPlanner
+from llm2clip.indexer.planning import UNPLANNED_ROWS, caption_queries, planner_for
+from llm2clip.indexer.segments import Vectors
+
+from .clouds import clustered
+from .material import colour_of, encoded
+
+
+class Counting:
+    """Encodes a caption as its length; counts what it was given."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def encode_texts(self, texts: Sequence[str], /) -> np.ndarray:
+        self.seen += texts
+        return np.array([[len(text)] for text in texts], dtype=np.float32)
+
+
+@pytest.fixture
+def captioned(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02d}.png").write_bytes(encoded(colour_of(number)))
+        if number % 3:
+            (folder / f"{number:02d}.txt").write_text("same" if number == 1 else "x" * number)
+    return folder
+
+
+def test_captions_become_queries_each_once(captioned):
+    encoder = Counting()
+    queries = caption_queries(open_corpus(str(captioned)), encoder)
+    assert queries is not None
+    assert queries.ravel().tolist() == [float(len(text)) for text in encoder.seen]
+    assert sorted(encoder.seen) == sorted(["same", *("x" * n for n in (2, 4, 5, 7, 8, 10, 11))])
+
+
+def test_without_captions_there_are_no_queries(photos):
+    encoder = Counting()
+    assert caption_queries(open_corpus(str(photos)), encoder) is None
+    assert encoder.seen == []
+
+
+def test_nothing_is_tried_for_a_small_index_unless_it_is_asked_for(photos, tmp_path):
+    def planner(**given: object) -> BudgetPlanner:
+        told = {"ram": None, "recall": None, "p95_ms": None, "say": print, **given}
+        return planner_for(open_corpus(str(photos)), Counting(), **told)
+
+    usual = planner()
+    assert (usual.untried_rows, usual.budget.recall, usual.budget.p95_ms) == (UNPLANNED_ROWS, 0.95, 50.0)
+    asked = planner(ram="4GB", p95_ms=10.0)
+    assert (asked.untried_rows, asked.budget.ram, asked.budget.recall) == (0, 4 * 10**9, 0.95)
+    with pytest.raises(IndexerError, match="written like 4GB or 500MB, got 'lots'"):
+        planner(ram="lots")
+    rows = clustered(1_000, 16, seed=0).astype(np.float16)
+    assert usual(tmp_path / "ann", Vectors([rows], dim=16)) == {"kind": "flat-fp16-ip"}
+
+
+def test_a_build_with_a_budget_prints_and_keeps_its_plan(captioned, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_load", lambda _: FakeEncoder())
+    place = tmp_path / "index"
+    common = ["build", str(captioned), "--index", str(place), "--encoder", "nano"]
+    done = CliRunner().invoke(cli.app, [*common, "--ram", "1GB", "--p95-ms", "10000", "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["items"] == 12
+    assert "flat-fp16-ip over 12 x " in done.stderr
+    assert "measured:" in done.stderr
+    assert "(8 text queries)" in done.stderr
+    with open_index(place) as index:
+        assert index.manifest.ann.plan["budget"] == {"ram": 10**9, "recall": 0.95, "p95_ms": 10_000.0}
+        assert any("8 text queries" in step for step in index.explain())
+    wrong = CliRunner().invoke(cli.app, [*common, "--overwrite", "--recall", "95"])
+    assert (wrong.exit_code, "the recall must be above 0 and at most 1, got 95" in wrong.stderr) == (1, True)

@@ -1,0 +1,285 @@
+"""Corpora behind URLs, with fsspec's store in memory and with file://: what is read, and how often."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
+from llm2clip.indexer.corpus import reopen_corpus
+from llm2clip.indexer.location import default_index_path
+from llm2clip.indexer.locators import read_located, uri_of
+from llm2clip.indexer.records import content_hash
+from llm2clip.indexer.remote import local_copy, telling
+
+from .material import colour_of, encoded, tar_of
+
+pytest.importorskip("fsspec")
+from fsspec.implementations.memory import MemoryFileSystem
+
+PICTURES = [encoded(colour_of(number)) for number in range(6)]
+
+
+@pytest.fixture
+def store(monkeypatch):
+    """The store in memory, empty, and which of its files were read how often."""
+    memory = MemoryFileSystem()
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
+    monkeypatch.setattr(MemoryFileSystem, "pseudo_dirs", [""])
+    return memory
+
+
+@pytest.fixture
+def reads(store, monkeypatch):
+    counted = []
+    for name in ("cat_file", "get_file"):
+        real = getattr(MemoryFileSystem, name)
+
+        def counting(self, path, *rest, _real=real, **options):
+            counted.append(path)
+            return _real(self, path, *rest, **options)
+
+        monkeypatch.setattr(MemoryFileSystem, name, counting)
+    return counted
+
+
+def put(store, files):
+    for name, content in files.items():
+        store.pipe_file(f"/b/{name}", content)
+
+
+FOLDER = {
+    "photos/a.png": PICTURES[0],
+    "photos/a.txt": b"first",
+    "photos/x/长城.png": PICTURES[1],
+    "photos/x/长城.json": json.dumps({"caption": "wall", "year": 1}).encode(),
+    "photos/.hidden/b.png": PICTURES[2],
+    "photos/c.cr2": b"raw",
+    "photos/film.mov": b"film",
+}
+
+
+def test_a_folder(store, reads):
+    put(store, FOLDER)
+    corpus = open_corpus("memory://b/photos/")
+    found = list(corpus.records())
+    assert [(r.key, r.caption, r.metadata) for r in found] == [
+        ("a.png", "first", None),
+        ("x/长城.png", "wall", {"year": 1}),
+    ]
+    assert [record.uri for record in found] == ["memory://b/photos/a.png", "memory://b/photos/x/长城.png"]
+    assert [record.size for record in found] == [len(PICTURES[0]), len(PICTURES[1])]
+    assert all(record.mtime_ns > 1e18 for record in found)
+    assert corpus.passed_over == {".cr2": 1, ".mov": 1}
+    reads.clear()
+    assert [record.read() for record in found] == PICTURES[:2]
+    assert reads == ["/b/photos/a.png", "/b/photos/x/长城.png"]
+    reads.clear()
+    assert [r.sidecars for r in corpus.records(captions=False)] == [r.sidecars for r in found]
+    assert reads == []
+    for record in found:
+        place = {"key": record.key, "corpus": corpus.identity()}
+        assert read_located(record.locator, **place) == record.read()
+        assert uri_of(**place) == record.uri
+    assert [r.key for r in reopen_corpus(corpus.identity()).records()] == [r.key for r in found]
+
+
+def test_the_same_folder_as_a_file_url(tmp_path):
+    for name, content in FOLDER.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    os.symlink(tmp_path, tmp_path / "photos" / "loop")
+    corpus = open_corpus(f"file://{tmp_path}/photos")
+    found = list(corpus.records())
+    assert [(r.key, r.caption, r.read()) for r in found] == [
+        ("a.png", "first", PICTURES[0]),
+        ("x/长城.png", "wall", PICTURES[1]),
+    ]
+    assert abs(found[0].mtime_ns - (tmp_path / "photos/a.png").stat().st_mtime_ns) < 10_000
+    (tmp_path / "t.tar").write_bytes(tar_of({"a.png": PICTURES[0]}))
+    corpus = open_corpus(f"file://{tmp_path}/t.tar")
+    [record] = corpus.records()
+    assert (record.key, record.uri, record.read()) == (
+        "t.tar#a.png",
+        f"file://{tmp_path}/t.tar#a.png",
+        PICTURES[0],
+    )
+    assert corpus.passed_over_note() is None
+
+
+@pytest.mark.parametrize("spec", ["memory://b/s/{0..1}.tar", "memory://b/s/*.tar", "memory://b/s"])
+def test_shards_are_fetched_once(store, reads, spec, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
+    put(store, {f"s/{n}.tar": tar_of({"a.png": PICTURES[n], "a.txt": b"x"}) for n in range(2)})
+    corpus = open_corpus(spec)
+    for _ in range(2):
+        found = list(corpus.records())
+        assert [(r.key, r.caption, r.read()) for r in found] == [
+            ("0.tar#a.png", "x", PICTURES[0]),
+            ("1.tar#a.png", "x", PICTURES[1]),
+        ]
+    assert reads == ["/b/s/0.tar", "/b/s/1.tar"]
+    assert corpus.passed_over_note() == f"fetched 2 files (0.0 MB), which stay in {tmp_path}/fetched"
+    again = reopen_corpus(corpus.identity())
+    assert [r.mtime_ns for r in again.records()] == [r.mtime_ns for r in found]
+    assert (len(reads), again.passed_over_note()) == (2, None)
+    put(store, {"s/1.tar": tar_of({"b.png": PICTURES[5]})})
+    changed = list(open_corpus(spec).records())
+    assert [(r.key, r.read()) for r in changed] == [
+        ("0.tar#a.png", PICTURES[0]),
+        ("1.tar#b.png", PICTURES[5]),
+    ]
+    assert reads[2:] == ["/b/s/1.tar"]
+    assert changed[1].mtime_ns != found[1].mtime_ns
+
+
+def test_it_is_told_before_something_is_fetched(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
+    put(store, {"0.tar": tar_of({"a.png": PICTURES[0]})})
+    told = []
+    for _ in range(2):
+        with telling(told.append):
+            assert len(list(open_corpus("memory://b/0.tar").records())) == 1
+    assert told == ["fetching memory://b/0.tar (0.0 MB)"]
+
+
+def test_a_member_is_read_again_with_and_without_its_copy(store, reads, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
+    put(store, {"s.tar": tar_of({"a.png": PICTURES[0], "b.png": PICTURES[1]})})
+    corpus = open_corpus("memory://b/s.tar")
+    _, record = corpus.records()
+    place = {"key": record.key, "corpus": corpus.identity(), "hash": content_hash(PICTURES[1])}
+    reads.clear()
+    assert read_located(record.locator, **place) == PICTURES[1]
+    assert reads == []
+    local_copy("memory://b/s.tar").unlink()
+    assert read_located(record.locator, **place) == PICTURES[1]
+    assert local_copy("memory://b/s.tar") is None  # only the span was asked for
+    put(store, {"s.tar": tar_of({"a.png": PICTURES[0], "b.png": PICTURES[2]})})
+    with pytest.raises(ValueError, match=r"memory://b/s\.tar changed since it was indexed"):
+        read_located(record.locator, **place)
+
+
+def test_tables_and_zips_are_read_again_from_a_new_copy(store, tmp_path, monkeypatch):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    from .test_zips import zip_of
+
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
+    pq.write_table(pa.table({"image": PICTURES[:2]}), tmp_path / "t.parquet")
+    put(store, {"t.parquet": (tmp_path / "t.parquet").read_bytes(), "z.zip": zip_of({"a.png": PICTURES[2]})})
+    for name, key, content in [
+        ("t.parquet", "t.parquet#1", PICTURES[1]),
+        ("z.zip", "z.zip#a.png", PICTURES[2]),
+    ]:
+        corpus = open_corpus(f"memory://b/{name}")
+        *_, record = corpus.records()
+        assert (record.key, record.read()) == (key, content)
+        local_copy(f"memory://b/{name}").unlink()
+        assert read_located(record.locator, key=key, corpus=corpus.identity()) == content
+
+
+def test_a_list_names_pictures_beside_it_and_elsewhere(store, reads, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
+    put(store, {"d/l.csv": b"file_name,caption\nx/a.png,one\nmemory://b/e.png,two\n"})
+    put(store, {"d/x/a.png": PICTURES[0], "e.png": PICTURES[1]})
+    corpus = open_corpus("memory://b/d/l.csv")
+    found = list(corpus.records())
+    assert [(r.key, r.caption, r.uri, r.read()) for r in found] == [
+        ("x/a.png", "one", "memory://b/d/x/a.png", PICTURES[0]),
+        ("memory://b/e.png", "two", "memory://b/e.png", PICTURES[1]),
+    ]
+    for record in [*found, *reopen_corpus(corpus.identity()).records()]:
+        place = {"key": record.key, "corpus": corpus.identity()}
+        assert read_located(record.locator, **place) == record.read()
+        assert uri_of(**place) == record.uri
+    (tmp_path / "l.jsonl").write_text(
+        '{"url": "memory://b/e.png", "text": "two"}\n{"url": "memory://b/gone.png"}\n'
+    )
+    good, gone = open_corpus(tmp_path / "l.jsonl").records()
+    assert (good.key, good.caption, good.read()) == ("memory://b/e.png", "two", PICTURES[1])
+    with pytest.raises(CorpusError, match=r"no such file or folder: memory://b/gone\.png"):
+        gone.read()
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("memory://b/nothing", "no such file or folder: memory://b/nothing"),
+        ("memory://b/s.pdf", r"memory://b/s\.pdf is neither a folder of pictures nor a \.tar, \.zip, "),
+        ("nosuch://b", r"nosuch://b cannot be read: Protocol not known: nosuch"),
+        ("memory://b/*.tar", r"no such file: memory://b/\*\.tar"),
+    ],
+)
+def test_what_is_not_there_is_refused(store, url, message):
+    put(store, {"s.pdf": b"x"})
+    with pytest.raises(CorpusError, match=message):
+        open_corpus(url)
+
+
+def test_a_shard_that_is_gone_is_reported_and_the_others_read(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
+    put(store, {"1.tar": tar_of({"a.png": PICTURES[0]})})
+    gone, good = open_corpus("memory://b/{0..1}.tar").records()
+    assert (gone.key, gone.problem) == (
+        "0.tar",
+        "tar cannot be read after 0 pictures: no such file or folder: memory://b/0.tar",
+    )
+    assert good.read() == PICTURES[0]
+
+
+def test_what_a_store_does_not_say_is_made_up_from_what_it_says():
+    from llm2clip.indexer.remote import mtime_ns_of
+
+    assert (
+        mtime_ns_of({"mtime": 12.5})
+        == mtime_ns_of({"updated": "1970-01-01T00:00:12.500000+00:00"})
+        == 12_500_000_000
+    )
+    one, two = mtime_ns_of({"ETag": "a", "size": 1}), mtime_ns_of({"ETag": "b", "size": 1})
+    assert 0 <= one < 10**9 > two >= 0
+    assert one != two == mtime_ns_of({"ETag": "b", "size": 1})
+
+
+def test_no_room_is_said_before_fetching(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
+    put(store, {"0.tar": tar_of({"a.png": PICTURES[0]})})
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100})())
+    [record] = open_corpus("memory://b/0.tar").records()
+    assert "room for 0: make room, or set LLM2CLIP_HOME" in record.problem
+
+
+def test_the_index_of_a_url_has_a_place_and_that_of_standard_input_none(tmp_path, monkeypatch):
+    one = default_index_path("memory://b/photos")
+    monkeypatch.chdir(tmp_path)
+    assert default_index_path("memory://b/photos") == one
+    assert one.name.startswith("photos-")
+    with pytest.raises(CorpusError, match="name one with --index PATH"):
+        default_index_path("-")
+
+
+def test_a_build_that_tries_some_pictures_first_fetches_none_twice(store, reads, tmp_path):
+    put(store, {f"many/{n:03d}.png": encoded(colour_of(n)) for n in range(300)})
+    report = build_index("memory://b/many", tmp_path / "i", encoder=FakeEncoder())
+    assert (report.items, report.bad) == (300, 0)
+    assert sorted(reads) == [f"/b/many/{n:03d}.png" for n in range(300)]
+
+
+def test_an_index_over_a_remote_folder(store, reads, tmp_path):
+    put(store, FOLDER)
+    encoder = FakeEncoder()
+    report = build_index("memory://b/photos", tmp_path / "i", encoder=encoder)
+    assert (report.items, report.bad) == (2, 0)
+    assert sorted(path for path in reads if path.endswith("png")) == [
+        "/b/photos/a.png",
+        "/b/photos/x/长城.png",
+    ]
+    with open_index(tmp_path / "i") as index:
+        [hit] = index.search(np.asarray(encoder.encode_images([PICTURES[1]])), k=1)[0]
+        assert (hit.key, hit.caption, hit.metadata) == ("x/长城.png", "wall", {"year": 1})
+    reads.clear()
+    assert build_index("memory://b/photos", tmp_path / "i", encoder=encoder).up_to_date
+    assert reads == []

@@ -1,0 +1,273 @@
+"""Readers and writers at the same time, and places where nothing can be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import (
+    BuildOptions,
+    IndexConflictError,
+    IndexDamagedError,
+    IndexWriteError,
+    add_pictures,
+    build_index,
+    compact_index,
+    generation,
+    open_index,
+    remove_pictures,
+    store,
+    update_index,
+)
+from llm2clip.indexer.removing import Selection
+from llm2clip.indexer.repairing import repair_index
+
+from .material import colour_of, encoded
+
+QUERY = np.eye(1, 16, dtype=np.float32)
+READER = """
+import json, sys
+import numpy as np
+from llm2clip.indexer import open_index
+query = np.eye(1, 16, dtype=np.float32)
+kept = None
+print("ready", flush=True)
+for line in sys.stdin:
+    with open_index(sys.argv[1]) as index:
+        hits = index.search(query, k=1000)[0]
+        some = index.search(query, k=1000, where="width >= 12")[0]
+        known = [key for rows in index.items.each() for key in [row.key for row in rows]]
+        print(json.dumps([index.manifest.generation, len(index), sorted(hit.key for hit in hits), sorted(known),
+                          sorted(hit.key for hit in some), [hit.score for hit in hits]]), flush=True)
+"""
+
+
+@pytest.fixture
+def index(photos, tmp_path):
+    build_index(photos, tmp_path / "i", encoder=FakeEncoder())
+    return tmp_path / "i"
+
+
+def change_it(index: Path, photos: Path, number: int) -> None:
+    """One of every kind of change."""
+    new = photos / f"new{number}.png"
+    new.write_bytes(encoded(colour_of(500 + number)))
+    add_pictures(index, [new], encoder=FakeEncoder())
+    (photos / "summer" / "001.png").write_bytes(encoded(colour_of(900 + number)))
+    update_index(index, encoder=FakeEncoder())
+    remove_pictures(index, Selection(keys=[new.name]))
+    compact_index(index)
+
+
+def test_eight_readers_never_see_half_a_change(index, photos, monkeypatch):
+    """Four that open the index anew for every question, in processes of their own, and four threads that keep it."""
+    monkeypatch.setattr(generation, "CHECKPOINT_SECONDS", 0.0)
+    states: dict[int, list[str]] = {}
+
+    def note_state() -> None:
+        with open_index(index) as opened:
+            keys = sorted(row.key for rows in opened.items.each() for row in rows)
+            states[opened.manifest.generation] = keys
+
+    real = generation.write_manifest
+
+    def committing(folder: Path, manifest: object) -> None:
+        real(folder, manifest)
+        note_state()
+
+    note_state()
+    monkeypatch.setattr(generation, "write_manifest", committing)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", READER, str(index)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for _ in range(4)
+    ]
+    stop, problems, kept = threading.Event(), [], []
+
+    def keep_reading() -> None:
+        try:
+            while not stop.wait(0.001):
+                with open_index(index) as opened:
+                    before = opened.search(QUERY, k=1000)
+                    for _ in range(5):
+                        assert opened.search(QUERY, k=1000) == before
+                    kept.append((opened.manifest.generation, sorted(hit.key for hit in before[0])))
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=keep_reading) for _ in range(4)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for thread in threads:
+        thread.start()
+    answers = []
+    for number in range(3):
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("again\n" * 4)
+            process.stdin.flush()
+        change_it(index, photos, number)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    for process in processes:
+        out, _ = process.communicate(timeout=120)
+        answers += [json.loads(line) for line in out.splitlines()]
+        assert process.returncode == 0
+    assert problems == []
+    assert len(answers) == 4 * 3 * 4
+    assert kept
+    for number, count, hits, known, filtered, scores in answers:
+        assert hits == known == filtered == states[number]
+        assert (count, scores) == (len(hits), sorted(scores, reverse=True))
+    for number, keys in kept:
+        assert keys == states[number]
+    assert len({number for number, *_ in answers} | {number for number, _ in kept}) > 3
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda index, photos: update_index(index, encoder=FakeEncoder()),
+        lambda index, photos: add_pictures(index, [photos / "000.png"], encoder=FakeEncoder()),
+        lambda index, photos: remove_pictures(index, Selection(keys=["000.png"])),
+        lambda index, photos: compact_index(index),
+        lambda index, photos: repair_index(index),
+        lambda index, photos: build_index(photos, index, encoder=FakeEncoder()),
+    ],
+)
+def test_a_second_writer_is_told_so(index, photos, write):
+    before = (index / "manifest.json").read_bytes()
+    with (
+        store.lock(index),
+        pytest.raises(IndexConflictError, match=r"another process is writing .*wait for it"),
+    ):
+        write(index, photos)
+    assert (index / "manifest.json").read_bytes() == before
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("cannot mount a tmpfs here (needs root)")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def remount(disk: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(disk)], check=True)
+
+
+def test_a_read_only_place_can_be_searched_and_says_why_it_cannot_be_changed(small_disk, photos):
+    index = small_disk / "i"
+    build_index(photos, index, encoder=FakeEncoder())
+    remove_pictures(index, Selection(keys=["000.png"]))
+    remount(small_disk, "ro")
+    with open_index(index) as opened:
+        assert len(opened.search(QUERY, k=100)[0]) == 29
+        assert len(opened.search(QUERY, k=100, where="key LIKE 'summer/%'")[0]) == 20
+        assert opened.verify().ok
+    says = "cannot write the index at .*: Read-only file system. It can be searched; to change it, copy it"
+    for write in (
+        lambda: update_index(index, encoder=FakeEncoder()),
+        lambda: remove_pictures(index, Selection(keys=["003.png"])),
+        lambda: compact_index(index),
+    ):
+        with pytest.raises(IndexWriteError, match=says):
+            write()
+    remount(small_disk, "rw")
+    assert remove_pictures(index, Selection(keys=["003.png"])).items == 28
+
+
+def test_a_full_disk_ends_a_change_and_leaves_the_index(small_disk, photos):
+    index = small_disk / "i"
+    encoder = FakeEncoder(dim=2048)
+    build_index(photos, index, encoder=encoder)
+    for number in range(200):
+        (photos / f"more{number}.png").write_bytes(encoded(colour_of(2000 + number)))
+    used = sum((index / name).stat().st_size for name in os.listdir(index))
+    remount(small_disk, f"size={used // 1024 + 300}k")
+    with pytest.raises(IndexWriteError, match="make room and run the same command again"):
+        update_index(index, encoder=encoder, options=BuildOptions(batch_size=16))
+    with open_index(index) as opened:
+        assert (len(opened), opened.verify().problems) == (30, ())
+    remount(small_disk, "size=64m")
+    report = update_index(index, encoder=encoder)
+    assert (report.new, report.items) == (200, 230)
+    remount(small_disk, f"size={sum(f.stat().st_size for f in index.iterdir()) // 1024 + 200}k")
+    remove_pictures(index, Selection(matching="more1*"))
+    with pytest.raises(IndexWriteError, match="make room"):
+        compact_index(index)
+    with open_index(index) as opened:
+        assert (len(opened), opened.verify().problems) == (119, ())
+    remount(small_disk, "size=64m")
+    assert compact_index(index).items == 119
+
+
+def test_the_items_of_another_index_are_not_written_to(index, photos, tmp_path):
+    build_index(photos, tmp_path / "other", encoder=FakeEncoder())
+    shutil.copy(tmp_path / "other" / "items-00001.db", index / "items-00001.db")
+    before = (index / "items-00001.db").read_bytes()
+    for write in (
+        lambda: update_index(index, encoder=FakeEncoder()),
+        lambda: remove_pictures(index, Selection(keys=["000.png"])),
+        lambda: compact_index(index),
+    ):
+        with pytest.raises(IndexDamagedError, match=r"items-00001\.db belongs to another index"):
+            write()
+    assert (index / "items-00001.db").read_bytes() == before
+
+
+def test_items_older_than_the_manifest_are_noticed(index, photos):
+    """As when one file of an index is put back from a copy."""
+    old = (index / "items-00001.db").read_bytes()
+    for number in range(3):
+        (photos / f"new{number}.png").write_bytes(encoded(colour_of(700 + number)))
+    update_index(index, encoder=FakeEncoder())
+    (index / "items-00001.db").write_bytes(old)
+    with pytest.raises(IndexDamagedError, match=r"items-00001\.db (belongs to another index|is damaged)"):
+        open_index(index)
+
+
+def test_a_reader_takes_back_what_a_killed_writer_left_half_written(index, photos):
+    """A journal beside the items is the mark of a commit that was cut off; whoever comes next undoes it."""
+    code = """
+import os, signal, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA cache_size = 5")
+db.execute("PRAGMA cache_spill = 1")
+db.execute("BEGIN IMMEDIATE")
+db.execute("UPDATE items SET caption = hex(randomblob(3000))")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    before = (index / "items-00001.db").read_bytes()
+    subprocess.run([sys.executable, "-c", code, str(index / "items-00001.db")], check=False)
+    assert (index / "items-00001.db-journal").exists()
+    assert (index / "items-00001.db").read_bytes() != before
+    with open_index(index) as opened:
+        assert opened.verify().problems == ()
+        assert len(opened.search(QUERY, k=100, where="width >= 12")[0]) == 30
+    assert (index / "items-00001.db").read_bytes() == before

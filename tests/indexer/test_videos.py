@@ -1,0 +1,220 @@
+"""Videos: which frames are taken, that they are those shown at their times, and what damage leaves."""
+
+from __future__ import annotations
+
+import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
+from llm2clip.indexer.corpus import reopen_corpus
+from llm2clip.indexer.locators import read_located
+from llm2clip.indexer.videos import read_frame
+
+from .material import encoded
+
+av = pytest.importorskip("av")
+
+RATE = 5
+
+
+def grey(number):
+    """The grey of a frame: far enough apart to survive compression."""
+    return 10 + 4 * (number % 60)
+
+
+def film(file, *, seconds=10, codec="mpeg4", start=0, group=15, shape=(64, 96), paint=None, options=None):
+    """A video of ``RATE`` frames a second, each of its own grey."""
+    with av.open(str(file), "w", options=options or {}) as container:
+        stream = container.add_stream(codec, rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = *shape, "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        stream.gop_size, stream.bit_rate = group, 2_000_000
+        for number in range(seconds * RATE):
+            pixels = np.full((*shape, 3), grey(number), np.uint8)
+            if paint is not None:
+                paint(pixels, number)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = number + start * RATE, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def level(content):
+    """The grey that a frame has."""
+    return np.asarray(Image.open(io.BytesIO(content)).convert("L")).mean()
+
+
+def number_of(content):
+    """Which of the first 60 frames it is."""
+    return round((level(content) - 10) / 4)
+
+
+def records(spec, **options):
+    return list(open_corpus(spec, **options).records())
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("海.mp4", "mpeg4"), ("a.mkv", "mpeg4"), ("a.mp4", "libx264"), ("a.avi", "mjpeg"), ("a.webm", "libvpx")],
+)
+def test_frames_are_those_shown_at_their_times(tmp_path, name, codec):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    film(tmp_path / name, codec=codec)
+    found = records(tmp_path / name, every=2.5)
+    assert [record.key for record in found] == [f"{name}#t={t}" for t in ("0", "2.5", "5", "7.5")]
+    assert [record.metadata for record in found] == [{"time": t} for t in (0, 2.5, 5, 7.5)]
+    # At 2.5 s the frame that began at 2.4 s is shown.
+    assert [number_of(record.read()) for record in found] == [0, 12, 25, 37]
+    assert found[1].uri == f"{tmp_path}/{name}#t=2.5"
+
+
+@pytest.mark.parametrize("every", [0.2, 1, 4, 7])
+def test_close_and_distant_frames_are_the_same_as_one_by_one(tmp_path, every):
+    film(tmp_path / "a.mp4", seconds=12, group=35)
+    found = records(tmp_path / "a.mp4", every=every)
+    times = np.arange(len(found)) * every
+    assert len(found) == int(np.ceil(12 / every - 1e-9))
+    expected = [int(t * RATE + 1e-6) for t in times]
+    assert [number_of(record.read()) for record in found] == expected
+    assert [number_of(read_frame(tmp_path / "a.mp4", seconds=t)) for t in times] == expected
+    again = records(tmp_path / "a.mp4", every=every)[::-1]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda record: number_of(record.read()), again)) == expected[::-1]
+
+
+def test_a_video_that_begins_late_and_one_that_does_not_say_how_long_it_is(tmp_path):
+    film(tmp_path / "late.mkv", start=100)
+    found = records(tmp_path / "late.mkv", every=4)
+    assert [(record.metadata["time"], number_of(record.read())) for record in found] == [
+        (0, 0),
+        (4, 20),
+        (8, 40),
+    ]
+    film(tmp_path / "live.mkv", options={"live": "1"})
+    with av.open(str(tmp_path / "live.mkv")) as container:
+        assert container.duration is None
+    found = records(tmp_path / "live.mkv", every=4)
+    assert [(record.metadata["time"], number_of(record.read())) for record in found] == [
+        (0, 0),
+        (4, 20),
+        (8, 40),
+    ]
+
+
+def test_a_picture_taken_upright_by_a_telephone_is_upright(tmp_path):
+    def paint(pixels, number):
+        pixels[:, :48] = (255, 0, 0)
+        pixels[:, 48:] = (0, 0, 255)
+
+    film(tmp_path / "a.mp4", seconds=1, paint=paint)
+    straight = Image.open(io.BytesIO(read_frame(tmp_path / "a.mp4", seconds=0)))
+    assert straight.size == (96, 64)
+    whole = bytearray((tmp_path / "a.mp4").read_bytes())
+    matrix = np.array([0x10000, 0, 0, 0, 0x10000, 0, 0, 0, 0x40000000], ">i4").tobytes()
+    turned = np.array([0, 0x10000, 0, -0x10000, 0, 0, 64 << 16, 0, 0x40000000], ">i4").tobytes()
+    place = whole.index(matrix, whole.index(b"tkhd"))
+    whole[place : place + len(turned)] = turned  # shown turned by 90 degrees clockwise
+    (tmp_path / "a.mp4").write_bytes(whole)
+    image = Image.open(io.BytesIO(read_frame(tmp_path / "a.mp4", seconds=0)))
+    assert image.size == (64, 96)
+    top, bottom = image.getpixel((32, 10)), image.getpixel((32, 86))
+    assert top[0] > 200 > 60 > top[2]
+    assert bottom[2] > 200 > 60 > bottom[0]
+
+
+def test_videos_among_pictures(tmp_path):
+    (tmp_path / "d").mkdir()
+    film(tmp_path / "d" / "b.mp4", seconds=3)
+    (tmp_path / "d" / "b.txt").write_text("the sea")
+    (tmp_path / "a.png").write_bytes(encoded((1, 2, 3)))
+    corpus = open_corpus(tmp_path)
+    assert [record.key for record in corpus.records()] == ["a.png"]
+    assert corpus.passed_over_note() == "1 video passed over (1 .mp4): --every 10 takes a frame every 10 s"
+    corpus = open_corpus(tmp_path, every=1)
+    found = list(corpus.records())
+    assert [record.key for record in found] == ["a.png", *(f"d/b.mp4#t={t}" for t in range(3))]
+    assert [(record.caption, record.metadata) for record in found[1:]] == [
+        ("the sea", {"time": t}) for t in range(3)
+    ]
+    assert corpus.passed_over_note() is None
+    assert corpus.identity()["every"] == "1"
+    assert [record.key for record in reopen_corpus(corpus.identity()).records()] == [
+        record.key for record in found
+    ]
+    for record in found[1:]:
+        content = read_located(record.locator, key=record.key, corpus=corpus.identity())
+        assert number_of(content) == number_of(record.read()) == 5 * record.metadata["time"]
+
+
+def test_a_folder_of_nothing_but_videos(tmp_path):
+    film(tmp_path / "a.mp4", seconds=12)
+    corpus = open_corpus(tmp_path)
+    assert [record.key for record in corpus.records()] == ["a.mp4#t=0", "a.mp4#t=10"]
+    assert corpus.notes == ["a frame every 10 s is taken of each video: --every changes that"]
+    assert [r.key for r in reopen_corpus(open_corpus(tmp_path / "a.mp4", every=6).identity()).records()] == [
+        "a.mp4#t=0",
+        "a.mp4#t=6",
+    ]
+
+
+def test_of_a_video_cut_short_what_came_before_is_read(tmp_path):
+    film(tmp_path / "a.mkv", group=5)
+    film(tmp_path / "b.mkv", seconds=1)
+    whole = (tmp_path / "a.mkv").read_bytes()
+    (tmp_path / "a.mkv").write_bytes(whole[: len(whole) // 2])
+    frames = []
+    for record in records(tmp_path, every=1):
+        try:
+            frames.append((record.key, number_of(record.read())))
+        except CorpusError as error:
+            frames.append((record.key, str(error)))
+    assert frames[:4] == [(f"a.mkv#t={t}", 5 * t) for t in range(4)]
+    assert frames[-1] == ("b.mkv#t=0", 0)
+
+
+@pytest.mark.parametrize("content", [b"", b"no video" * 100])
+def test_what_is_no_video_is_reported(tmp_path, content):
+    (tmp_path / "a.mp4").write_bytes(content)
+    film(tmp_path / "b.mp4", seconds=1)
+    broken, good = records(tmp_path)
+    assert broken.key == "a.mp4"
+    assert broken.problem.startswith("video cannot be read: no video that can be read: Invalid data")
+    assert number_of(good.read()) == 0
+
+
+def test_seconds_and_the_extra(tmp_path, monkeypatch):
+    film(tmp_path / "a.mp4", seconds=1)
+    for every in (0, -1, float("nan"), 1e7):
+        with pytest.raises(
+            CorpusError, match=r"seconds between frames must be between 0\.001 and a million, got"
+        ):
+            open_corpus(tmp_path, every=every)
+    monkeypatch.setitem(sys.modules, "av", None)
+    for spec in (tmp_path, tmp_path / "a.mp4"):
+        with pytest.raises(
+            CorpusError, match=r"reading videos needs av: pip install 'llm2clip-retrieval\[video\]'"
+        ):
+            open_corpus(spec)
+
+
+def test_an_index_over_videos(tmp_path):
+    (tmp_path / "v").mkdir()
+    for name in ("a", "b"):
+        film(tmp_path / "v" / f"{name}.mp4", seconds=20)
+    encoder = FakeEncoder()
+    report = build_index(tmp_path / "v", tmp_path / "i", encoder=encoder)
+    assert (report.items, report.bad) == (4, 0)
+    with open_index(tmp_path / "i") as index:
+        content = read_frame(tmp_path / "v/b.mp4", seconds=10)
+        hits = index.search(np.asarray(encoder.encode_images([content])), k=2)[0]
+        assert {hit.key for hit in hits} == {"a.mp4#t=10", "b.mp4#t=10"}
+        assert [hit.metadata for hit in hits] == [{"time": 10}, {"time": 10}]
+        assert (hits[0].width, hits[0].height) == (96, 64)
+    assert build_index(tmp_path / "v", tmp_path / "i", encoder=encoder).up_to_date

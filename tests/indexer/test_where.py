@@ -1,0 +1,361 @@
+"""The language of filters, against a second reading of it in plain Python."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import sqlite3
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm2clip.indexer.items import NEVER, SCHEMA
+from llm2clip.indexer.where import WhereError, compile_where, metadata_names
+from llm2clip.indexer.where_guard import guard, open_guarded
+
+
+def at(text: str) -> int:
+    """Nanoseconds since 1970 of an ISO time in UTC."""
+    moment = datetime.fromisoformat(text).replace(tzinfo=UTC)
+    return round(moment.timestamp()) * 10**9
+
+
+PICTURES: list[dict[str, Any]] = [
+    {"key": "lake/boat.jpg", "size": 900, "mtime_ns": at("2024-02-29T23:59:59"), "width": 640, "height": 480,
+     "caption": "A red Boat, 100% wood", "metadata": {"author": "Ann", "year": 2024, "tags": ["boat", "lake"]}},
+    {"key": "lake/Éva_1.png", "size": 2_000_000, "mtime_ns": at("2024-03-01T00:00:00"), "width": 480, "height": 640,
+     "caption": "ЛОДКА на озере", "metadata": {"author": "Éva", "year": "2024", "tags": "lake", "public": True}},
+    {"key": "00.tar#dog.jpg", "path": "00.tar", "size": 0, "mtime_ns": 0, "width": 100, "height": 100,
+     "caption": None, "metadata": {"author": None, "year": 1999.5, "camera": {"name of it": "D7"}, "public": False}},
+    {"key": "it's.jpg", "size": 5, "mtime_ns": at("2023-12-31T23:59:59"), "width": 4000, "height": 3000,
+     "caption": "a_b\\c; DROP TABLE items --", "metadata": {}, "hash": b"\xab" * 16},
+    {"key": "copy.jpg", "size": 5, "mtime_ns": at("2025-01-01T00:00:00"), "width": 4000, "height": 3000,
+     "caption": "", "metadata": {"tags": [1, True, None, {"a": 1}, "x"]}, "hash": b"\xab" * 16},
+]  # fmt: skip
+
+
+def table(path: Path, pictures: list[dict[str, Any]]) -> sqlite3.Connection:
+    """An items table of some pictures, opened as filters see it."""
+    with sqlite3.connect(path) as db:
+        db.executescript(SCHEMA)
+        for number, given in enumerate(pictures):
+            row = {"path": None, "hash": number.to_bytes(16, "big"), "added": 1, "removed": NEVER, **given}
+            row |= {"source": 0, "checksum": 0}
+            row["metadata"] = json.dumps(row["metadata"], ensure_ascii=False) if row["metadata"] else None
+            names = ", ".join(row)
+            marks = ", ".join(f":{name}" for name in row)
+            db.execute(f"INSERT INTO items (id, {names}) VALUES ({number}, {marks})", row)
+    db.close()
+    return open_guarded(path)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[int]]:
+    """Ids of the pictures that a filter lets through."""
+    items = table(tmp_path_factory.mktemp("items") / "items.db", PICTURES)
+
+    def ids(text: str) -> list[int]:
+        mask = compile_where(text).mask(items, rows=len(PICTURES), commit=1)
+        assert mask.shape == (len(PICTURES),)
+        assert mask.dtype == np.bool_
+        return np.flatnonzero(mask).tolist()
+
+    yield ids
+    items.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("width > height", [0, 3, 4]),
+        ("WIDTH=100 or Height == 3000", [2, 3, 4]),
+        ("1000 <= width", [3, 4]),
+        ("1000 != width AND NOT width > 1000", [0, 1, 2]),
+        ("width BETWEEN 100 AND 480", [1, 2]),
+        ("width NOT BETWEEN 100 AND 480", [0, 3, 4]),
+        ("width IN (100, 640.0)", [0, 2]),
+        ("pixels >= 12e6", [3, 4]),
+        ("width = 640 OR width = 480 AND height = 480", [0]),
+        ("(width = 640 OR width = 480) AND height = 480", [0]),
+        ("NOT width = 640 AND height = 640", [1]),
+        ("size < 1kB", [0, 3, 4]),
+        ("size > 1.9MB", [1]),
+        ("size = 2MB", [1]),
+        ("size <= 0.875KiB", [3, 4]),
+        ("size IS NULL", [2]),
+        ("NOT size > 0", []),
+        ("time IS NOT NULL", [0, 1, 3, 4]),
+        ("time = '2024'", [0, 1]),
+        ("time != '2024'", [3, 4]),
+        ("time > '2024'", [4]),
+        ("time >= '2024'", [0, 1, 4]),
+        ("time <= '2024-02'", [0, 3]),
+        ("time < '2024-02'", [3]),
+        ("'2024-02-29' < time", [1, 4]),
+        ("time = '2024-02-29'", [0]),
+        ("time = '2024-02-29 23:59'", [0]),
+        ("time = '2024-03-01T01:30:00+01:30'", [1]),
+        ("time BETWEEN '2024-02' AND '2024-03'", [0, 1]),
+        ("time IN ('2023', '2025-01-01')", [3, 4]),
+        ("time >= '9999' OR time < '0001'", []),
+        ("key = 'it''s.jpg'", [3]),
+        ("key > 'k'", [0, 1]),
+        ("path = '00.tar'", [2]),
+        ("path GLOB 'lake/*'", [0, 1]),
+        ("key GLOB '[a-i]*.jpg'", [3, 4]),
+        ("key LIKE '%.JPG'", [0, 2, 3, 4]),
+        ("caption LIKE '%RED _oat%'", [0]),
+        ("caption CONTAINS '100%'", [0]),
+        ("caption CONTAINS '_b\\c'", [3]),
+        ("caption LIKE '%\\%%'", [0]),
+        ("caption CONTAINS 'лодка'", [1]),
+        ("caption LIKE 'л_дка%озере'", [1]),
+        ("key CONTAINS 'e\u0301VA'", [1]),
+        ("caption NOT CONTAINS 'лодка'", [0, 3, 4]),
+        ("caption IS NULL", [2]),
+        ("caption = ''", [4]),
+        ("meta.author = 'Ann'", [0]),
+        ("meta.author != 'Ann'", [1]),
+        ("meta.author IS NULL", [2, 3, 4]),
+        ("meta.year = 2024", [0]),
+        ("meta.year = '2024'", [1]),
+        ("meta.year >= 1999", [0, 2]),
+        ("meta.year < '3'", [1]),
+        ("meta.public = true", [1]),
+        ("meta.public != TRUE", [2]),
+        ("meta.camera.\"name of it\" LIKE 'd%'", [2]),
+        ("meta.tags[1] = 'lake'", [0]),
+        ("meta.tags HAS 'lake'", [0, 1]),
+        ("meta.tags NOT HAS 'lake'", [4]),
+        ("meta.tags HAS 1", [4]),
+        ("meta.camera HAS 'D7'", []),
+        ("meta.author IN ('Ann', 'Éva', 'x')", [0, 1]),
+        ("copies > 1", [3, 4]),
+        ("hash = 'abababababababababababababababab'", [3, 4]),
+        ("caption CONTAINS '; DROP TABLE items --'", [3]),
+    ],
+)
+def test_what_a_filter_lets_through(text: str, expected: list[int], found: Callable[[str], list[int]]):
+    assert found(text) == expected
+
+
+def test_only_what_is_there_in_a_state_of_the_index_is_let_through(tmp_path: Path):
+    same = {**PICTURES[0], "hash": b"\1" * 16}
+    rows = [{**same, "removed": 3}, {**same, "key": "b", "added": 2}, {**same, "key": "c", "added": 4}]
+    items = table(tmp_path / "items.db", rows)
+    for text in ("width > 0", "copies > 0"):
+        where = compile_where(text)
+        there = [np.flatnonzero(where.mask(items, rows=3, commit=n)).tolist() for n in range(5)]
+        assert there == [[], [0], [0, 1], [1], [1, 2]]
+    assert compile_where("copies = 2").mask(items, rows=3, commit=2).tolist() == [True, True, False]
+    assert compile_where("copies = 2").mask(items, rows=1, commit=2).tolist() == [True]
+    items.close()
+
+
+def test_metadata_that_sqlite_cannot_read_is_as_good_as_missing(tmp_path: Path):
+    broken = {**PICTURES[0], "key": "nan", "metadata": {"author": float("nan")}}
+    items = table(tmp_path / "items.db", [*PICTURES, broken])
+    assert np.flatnonzero(compile_where("meta.author = 'Ann'").mask(items, rows=6, commit=1)).tolist() == [0]
+    assert compile_where("meta.author IS NULL").mask(items, rows=6, commit=1)[5]
+    items.close()
+
+
+def test_the_names_of_metadata_are_as_filters_ask_for_them(tmp_path: Path):
+    broken = {**PICTURES[0], "key": "nan", "metadata": {"NaN": float("nan")}}
+    strange = {**PICTURES[0], "key": "strange", "metadata": {"name of it": 1, "名": 2, "1st": 3}}
+    items = table(tmp_path / "items.db", [*PICTURES, broken, strange])
+    names = metadata_names(items)
+    known = ["meta.author", "meta.camera", "meta.public", "meta.tags", "meta.year", "meta.名"]
+    assert sorted(names) == sorted([*known, 'meta."1st"', 'meta."name of it"'])
+    for name in names:
+        assert compile_where(f"{name} IS NOT NULL").mask(items, rows=7, commit=1).any()
+    items.close()
+
+
+TEXTS = ["", "a", "A", "ab", "b%a", "a_b", "Ω", "ωа", "\\", "a'b", '"']
+NUMBERS = [-1, 0, 1, 2, 3.5, 10**12]
+NAMES = ["a", "b"]
+
+
+def _literal(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).upper()
+    return "'" + value.replace("'", "''") + "'" if isinstance(value, str) else repr(value)
+
+
+def _ordered(sign: str, left: Any, right: Any) -> bool | None:
+    if left is None:
+        return None
+    same = isinstance(left, str) == isinstance(right, str)
+    if sign in ("=", "!="):
+        return (same and left == right) == (sign == "=")
+    if not same:
+        return None
+    if isinstance(left, str):
+        left, right = left.encode(), right.encode()
+    return {"<": left < right, "<=": left <= right, ">": left > right, ">=": left >= right}[sign]
+
+
+Test = Callable[[dict[str, Any]], bool | None]
+
+
+@st.composite
+def _conditions(draw: st.DrawFn) -> tuple[str, Test]:
+    kind = draw(st.sampled_from(["number", "text", "meta", "in", "null", "contains", "glob"]))
+    signs = st.sampled_from(["=", "!=", "<", "<=", ">", ">="])
+    if kind in ("number", "text", "meta"):
+        name = {"number": "width", "text": "caption"}.get(kind) or f"meta.{draw(st.sampled_from(NAMES))}"
+        values = NUMBERS if kind == "number" else TEXTS if kind == "text" else NUMBERS + TEXTS
+        sign, value = draw(signs), draw(st.sampled_from(values))
+        return f"{name} {sign} {_literal(value)}", lambda item: _ordered(sign, item[name], value)
+    name = draw(st.sampled_from(["caption", "meta.a", "meta.b"]))
+    if kind == "null":
+        return f"{name} is  null", lambda item: item[name] is None
+    if kind == "in":
+        chosen = draw(st.lists(st.sampled_from(TEXTS), min_size=1, max_size=4))
+        written = ",".join(map(_literal, chosen))
+        return f"{name} in({written})", lambda item: None if item[name] is None else item[name] in chosen
+    text = draw(st.sampled_from(TEXTS))
+    if kind == "contains":
+        return (
+            f"{name} contains {_literal(text)}",
+            lambda item: None if item[name] is None else text.casefold() in str(item[name]).casefold(),
+        )
+    pattern = draw(st.sampled_from(["a*", "*b", "?", "[a-b]*", "Ω*"]))
+    return (
+        f"{name} glob {_literal(pattern)}",
+        lambda item: None if item[name] is None else fnmatch.fnmatchcase(str(item[name]), pattern),
+    )
+
+
+def _both(one: bool | None, other: bool | None) -> bool | None:
+    return False if one is False or other is False else None if one is None or other is None else True
+
+
+def _not(one: bool | None) -> bool | None:
+    return None if one is None else not one
+
+
+def _combined(parts: st.SearchStrategy[tuple[str, Test]]) -> st.SearchStrategy[tuple[str, Test]]:
+    return st.one_of(
+        parts.map(lambda part: (f"NOT ({part[0]})", lambda item: _not(part[1](item)))),
+        st.tuples(parts, parts).map(
+            lambda two: (
+                f"({two[0][0]}) AND ({two[1][0]})",
+                lambda item: _both(two[0][1](item), two[1][1](item)),
+            )
+        ),
+        st.tuples(parts, parts).map(
+            lambda two: (
+                f"({two[0][0]}) OR ({two[1][0]})",
+                lambda item: _not(_both(_not(two[0][1](item)), _not(two[1][1](item)))),
+            )
+        ),
+    )
+
+
+_ANY = st.one_of(st.none(), st.sampled_from(NUMBERS), st.sampled_from(TEXTS))
+_ITEMS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "width": st.sampled_from([0, 1, 2, 3]),
+            "caption": st.one_of(st.none(), st.sampled_from(TEXTS)),
+            "meta.a": _ANY,
+            "meta.b": _ANY,
+        }
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=120)
+@given(filter=st.recursive(_conditions(), _combined, max_leaves=6), items=_ITEMS)
+def test_any_filter_means_what_plain_python_makes_of_it(
+    filter: tuple[str, Test], items: list[dict[str, Any]]
+):
+    text, test = filter
+    db = sqlite3.connect(":memory:")
+    db.executescript(SCHEMA)
+    for number, item in enumerate(items):
+        metadata = json.dumps({"a": item["meta.a"], "b": item["meta.b"]})
+        db.execute(
+            "INSERT INTO items (id, added, source, key, size, mtime_ns, hash, width, height, caption, metadata, "
+            "checksum) VALUES (?, 1, 0, ?, 1, 1, x'00', ?, 1, ?, ?, 0)",
+            (number, number, item["width"], item["caption"], metadata),
+        )
+    guard(db)
+    mask = compile_where(text).mask(db, rows=len(items), commit=1)
+    db.close()
+    assert mask.tolist() == [test(item) is True for item in items]
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message"),
+    [
+        ("", (0, 0), "the filter is empty"),
+        ("widht > 3", (0, 5), "no field 'widht'; did you mean 'width'? Fields: key, path, time, size"),
+        ("author = 'x'", (0, 6), "metadata is asked for as meta.author"),
+        ("width > 'wide'", (8, 14), "width is compared with a number, got text"),
+        ("caption = 3", (10, 11), "caption is compared with text, got a number"),
+        ("caption = dog", (10, 13), "no field 'dog'"),
+        ("caption LIKE dog", (13, 16), "expected text in quotes after LIKE, got 'dog'"),
+        ("width > 3 AND", (13, 13), "expected a field, got the end"),
+        ("width 3", (6, 7), "expected a comparison: ="),
+        ("width BETWEN 3", (6, 12), "did you mean 'between'?"),
+        ("width > 3 height", (10, 16), "expected AND, OR or the end"),
+        ("(width > 3", (10, 10), "expected ) to close the parenthesis"),
+        ("width > 3)", (9, 10), "expected AND, OR or the end"),
+        ("width > 3 && height > 3", (10, 11), "expected AND, OR or NOT in words, got &"),
+        ("key = 'abc", (6, 10), "the quote ' is never closed"),
+        ("key = “abc”", (6, 7), "expected a straight quote ', got “"),
+        ("width > 3; DROP TABLE items", (9, 10), "';' has no meaning in a filter"),
+        ("width > 3 -- more", (10, 11), "'-' has no meaning"),
+        ("time > 'yesterday'", (7, 18), "time is compared with a time in quotes such as '2024'"),
+        ("time > '2024-13'", (7, 16), "time is compared with a time"),
+        ("time > '2024-02-30'", (7, 19), "time is compared with a time"),
+        ("time > 2024", (7, 11), "time is compared with a time in quotes"),
+        ("time LIKE '2024%'", (5, 9), "LIKE compares text, and time is a time"),
+        ("width > 3MB", (8, 11), "no unit 'mb' for width"),
+        ("size > 3parsec", (7, 14), "no unit 'parsec' for size"),
+        ("caption = NULL", (10, 14), "nothing is equal to NULL: write IS NULL"),
+        ("meta = 'x'", (5, 6), "expected a point and a name behind meta"),
+        ("meta.tags[x] = 1", (10, 11), "expected a place in the list"),
+        ('meta."a""b" = 1', (0, 11), "a metadata name without quotes"),
+        ("meta.a > TRUE", (0, 13), "TRUE and FALSE have no order"),
+        ("width > caption", (0, 15), "width is a number and caption is text"),
+        ("caption HAS 'x'", (8, 11), "HAS looks into lists in the metadata"),
+        ("key LIKE 'x\\'", (9, 13), "ends in a backslash that escapes nothing"),
+        ("width > 1e999", (8, 13), "a number of at most 1e308"),
+        ("width IN ()", (10, 11), "width is compared with a number, got ')'"),
+        ("width = 3 = 3", (10, 11), "expected AND, OR or the end"),
+        ("'a' AND width > 3", (0, 3), "expected a field here"),
+        ("NOT NULL", (4, 8), "expected a field, got 'NULL'"),
+    ],
+)  # fmt: skip
+def test_errors_point_at_the_place(text: str, place: tuple[int, int], message: str):
+    with pytest.raises(WhereError) as caught:
+        compile_where(text)
+    assert message in str(caught.value)
+    assert (caught.value.start, caught.value.end) == place
+    assert f"at character {place[0] + 1}:" in str(caught.value)
+    assert ">>" + text[place[0] : place[1]] + "<<" in str(caught.value)
+    below = caught.value.pointer().split("\n")[1]
+    assert (below.index("^"), len(below)) == (place[0], max(place[1], place[0] + 1))
+
+
+def test_the_place_in_a_long_filter_is_shown_with_little_around_it():
+    text = "width > 1 AND " * 30 + "widht > 3" + " AND width > 1" * 30
+    with pytest.raises(WhereError) as caught:
+        compile_where(text)
+    shown = str(caught.value).rpartition("Here: ")[2]
+    assert ">>widht<<" in shown
+    assert shown.startswith("...")
+    assert shown.endswith("...")
+    assert len(shown) < 80

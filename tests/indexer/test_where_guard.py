@@ -1,0 +1,165 @@
+"""A filter reaches the items of its index and nothing else, and ends in time."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from llm2clip.indexer.errors import IndexDamagedError
+from llm2clip.indexer.where import WhereError, compile_where
+from llm2clip.indexer.where_guard import guard, open_guarded
+from llm2clip.indexer.where_parse import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES
+from llm2clip.indexer.where_tokens import MAX_LENGTH
+
+from .test_where import PICTURES, table
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "SELECT value FROM meta",
+        "SELECT sql FROM sqlite_master",
+        "SELECT locator FROM items",
+        "SELECT * FROM items",
+        "SELECT id FROM items UNION SELECT value FROM meta",
+        "SELECT id FROM items WHERE key IN (SELECT value FROM meta)",
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+        "ATTACH DATABASE '/tmp/elsewhere.db' AS other",
+        "PRAGMA query_only = OFF",
+        "PRAGMA writable_schema = ON",
+        "DELETE FROM items",
+        "UPDATE items SET caption = 'x'",
+        "INSERT INTO items (id) VALUES (99)",
+        "DROP TABLE items",
+        "CREATE TABLE t (x)",
+        "CREATE TEMP TABLE t (x)",
+        "BEGIN",
+        "SELECT load_extension('x')",
+        "SELECT readfile('/etc/passwd')",
+        "SELECT randomblob(1000000000)",
+        "SELECT zeroblob(1000000000)",
+        "SELECT printf('%1000000000d', 1)",
+        "SELECT sqlite_version()",
+        "SELECT name FROM pragma_table_info('items')",
+        "VACUUM INTO '/tmp/elsewhere.db'",
+    ],
+)
+def test_nothing_but_filters_runs_on_a_guarded_connection(statement: str, tmp_path: Path):
+    items = table(tmp_path / "items.db", PICTURES)
+    with pytest.raises(sqlite3.DatabaseError, match=r"not authorized|prohibited|denied|no such function"):
+        items.execute(statement).fetchall()
+    assert items.execute("SELECT count(*) FROM items").fetchone() == (len(PICTURES),)
+    items.close()
+
+
+HOSTILE = [
+    "' OR 1=1 --",
+    "'; DROP TABLE items; --",
+    "x' UNION SELECT value FROM meta --",
+    "') OR ('1'='1",
+    "\\",
+    "%",
+    "?1",
+    ":a",
+    "\x00",
+    '"; ATTACH DATABASE "x" AS y',
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_a_person_wrote_is_a_value_and_never_sql(text: str, tmp_path: Path):
+    items = table(tmp_path / "items.db", [*PICTURES, {**PICTURES[0], "key": text, "caption": text}])
+    quoted = "'" + text.replace("'", "''") + "'"
+    for filter in (f"caption = {quoted}", f"key IN ({quoted}, 'nothing')"):
+        where = compile_where(filter)
+        assert where.mask(items, rows=6, commit=1).tolist() == [False] * 5 + [True]
+        assert text not in where.condition
+        assert set(where.condition) <= set("abcdefghijklmnopqrstuvwxyz_ ABCDEFGHIJKLMNOPQRSTUVWXYZ(),=?")
+    items.close()
+
+
+@pytest.mark.parametrize("name", ["a') OR 1=1 --", "$[0]", "a.b", "*", "#-1", "']; DROP TABLE items"])
+def test_a_metadata_name_is_a_value_too(name: str, tmp_path: Path):
+    items = table(tmp_path / "items.db", [*PICTURES, {**PICTURES[0], "key": "x", "metadata": {name: "here"}}])
+    where = compile_where(f"meta.\"{name}\" = 'here'")
+    assert where.mask(items, rows=6, commit=1).tolist() == [False] * 5 + [True]
+    assert name not in where.condition
+    items.close()
+
+
+def test_a_filter_has_limits():
+    compile_where(" OR ".join(["width = 1"] * MAX_CONDITIONS))
+    compile_where("(" * MAX_DEPTH + "width = 1" + ")" * MAX_DEPTH)
+    compile_where(f"width IN ({','.join(['1'] * MAX_VALUES)})")
+    for text, message in (
+        (" OR ".join(["width = 1"] * (MAX_CONDITIONS + 1)), "more than 256 comparisons"),
+        ("(" * (MAX_DEPTH + 1), "more than 40 parentheses"),
+        ("NOT " * 5000, "more than 40 parentheses"),
+        (f"width IN ({','.join(['1'] * (MAX_VALUES + 1))})", "more than 4,096 values"),
+        ("x" * (MAX_LENGTH + 1), "at most 20,000 characters"),
+    ):
+        with pytest.raises(WhereError, match=message):
+            compile_where(text)
+
+
+def test_the_largest_filter_runs(tmp_path: Path):
+    items = table(tmp_path / "items.db", PICTURES)
+    for word in ("OR", "AND"):
+        text = f" {word} ".join(["meta.a.b.c < 1"] * MAX_CONDITIONS)
+        assert not compile_where(text).mask(items, rows=5, commit=1).any()
+    many = compile_where(f"width IN ({','.join(map(str, range(1, MAX_VALUES)))}, 4000)")
+    assert many.mask(items, rows=5, commit=1).all()
+    items.close()
+
+
+def test_a_filter_that_takes_too_long_is_given_up(tmp_path: Path):
+    items = table(tmp_path / "items.db", [{**PICTURES[0], "key": str(n)} for n in range(3000)])
+    where = compile_where(" OR ".join(["caption CONTAINS 'x'"] * 50))
+    with pytest.raises(WhereError, match="the filter was given up after 0 seconds: ask for less"):
+        where.mask(items, rows=3000, commit=1, seconds=0)
+    assert not where.mask(items, rows=3000, commit=1).any()
+    items.close()
+
+
+@pytest.mark.parametrize("letter", ["a", "я"])
+def test_a_pattern_made_to_take_for_ever_does_not(letter: str, tmp_path: Path):
+    # A matcher that tries every way to place the pieces would need 10,000 ** 50 steps.
+    items = table(tmp_path / "items.db", [{**PICTURES[0], "caption": letter * 10_000}])
+    where = compile_where(f"caption LIKE '{('%' + letter) * 50}%b'")
+    assert not where.mask(items, rows=1, commit=1).any()
+    items.close()
+
+
+def test_a_damaged_items_file_is_said_to_be_one(tmp_path: Path):
+    path = tmp_path / "items.db"
+    table(path, [{**PICTURES[0], "key": str(n)} for n in range(1000)]).close()
+    data = bytearray(path.read_bytes())
+    data[8192:] = b"\xff" * (len(data) - 8192)
+    path.write_bytes(data)
+    items = open_guarded(path)
+    with pytest.raises(IndexDamagedError, match="the items of the index cannot be read"):
+        compile_where("caption CONTAINS 'x'").mask(items, rows=1000, commit=1)
+    items.close()
+
+
+def test_items_that_are_a_trap_are_not_walked_into(tmp_path: Path):
+    with sqlite3.connect(tmp_path / "items.db") as db:
+        columns = "1 AS id, 'k' AS key, 1 AS added, 9 AS removed, 1 AS width"
+        db.execute("CREATE TABLE secret (x)")
+        db.execute(f"CREATE VIEW items AS SELECT {columns}, x AS caption FROM secret")
+    db.close()
+    items = open_guarded(tmp_path / "items.db")
+    with pytest.raises(IndexDamagedError, match=r"prohibited|not authorized"):
+        compile_where("caption = 'x'").mask(items, rows=5, commit=1)
+    items.close()
+
+
+def test_a_guard_can_be_put_before_a_connection_in_use():
+    db = sqlite3.connect(":memory:")
+    db.execute("CREATE TABLE meta (value TEXT)")
+    guard(db)
+    with pytest.raises(sqlite3.DatabaseError, match="prohibited"):
+        db.execute("SELECT value FROM meta")
+    db.close()

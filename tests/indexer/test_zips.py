@@ -1,0 +1,172 @@
+"""Zip files: names in any encoding, captions, members read by their place, and what damage leaves."""
+
+from __future__ import annotations
+
+import bz2
+import io
+import json
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import build_index, open_corpus, open_index
+from llm2clip.indexer.locators import read_located
+
+from .material import colour_of, encoded
+
+PICTURES = [encoded(colour_of(number)) for number in range(4)]
+
+
+def zip_of(members, *, method=zipfile.ZIP_STORED):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as packed:
+        for name, content in members.items():
+            packed.writestr(name, content)
+    return buffer.getvalue()
+
+
+def records(spec):
+    return list(open_corpus(spec).records())
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
+def test_pictures_captions_and_metadata(tmp_path, method):
+    members = {
+        "été/长城.png": PICTURES[0],
+        "été/长城.txt": "the Great Wall 长城",
+        "b.PNG": PICTURES[1],
+        "b.json": json.dumps({"caption": "red", "year": 1999}),
+        "notes.md": "nothing",
+        "__MACOSX/b.png": PICTURES[2],
+        ".hidden/c.png": PICTURES[2],
+        "raw.cr2": b"x",
+    }
+    (tmp_path / "相册.zip").write_bytes(zip_of(members, method=method))
+    corpus = open_corpus(tmp_path / "相册.zip")
+    first, second = corpus.records()
+    assert (first.key, first.caption, first.metadata) == (
+        "相册.zip#été/长城.png",
+        "the Great Wall 长城",
+        None,
+    )
+    assert (second.key, second.caption, second.metadata) == ("相册.zip#b.PNG", "red", {"year": 1999})
+    assert [first.read(), second.read()] == PICTURES[:2]
+    assert first.uri == f"{tmp_path}/相册.zip#été/长城.png"
+    assert [first.size, second.size] == [len(PICTURES[0]), len(PICTURES[1])]
+    assert corpus.passed_over == {".cr2": 1}
+    for record, content in zip((first, second), PICTURES, strict=False):
+        assert read_located(record.locator, key=record.key, corpus=corpus.identity()) == content
+
+
+def test_a_folder_of_zips_and_a_brace_range_are_the_same_pictures(tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.zip").write_bytes(zip_of({"a.png": PICTURES[number]}))
+    found = records(tmp_path)
+    assert [record.key for record in found] == ["0.zip#a.png", "1.zip#a.png", "2.zip#a.png"]
+    assert [record.read() for record in found] == PICTURES[:3]
+    assert [record.key for record in records(tmp_path / "{0..2}.zip")] == [record.key for record in found]
+
+
+@pytest.mark.parametrize(
+    ("name", "encoding"),
+    [("长城.png", "gbk"), ("照片 2024/海.png", "gbk"), ("naïve été.png", "cp437"), ("長い.png", "utf-8")],
+)
+def test_names_that_do_not_say_how_they_are_written(tmp_path, name, encoding):
+    raw = name.encode(encoding)
+    blank = "x" * len(raw)
+    (tmp_path / "a.zip").write_bytes(zip_of({blank: PICTURES[0]}).replace(blank.encode(), raw))
+    [record] = records(tmp_path / "a.zip")
+    assert (record.key, record.read()) == (f"a.zip#{name}", PICTURES[0])
+
+
+def test_members_that_cannot_be_read_are_reported(tmp_path):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        packed.writestr("a.png", PICTURES[0])
+        with pytest.warns(UserWarning, match="Duplicate name"):
+            packed.writestr("a.png", PICTURES[1])
+        packed.writestr("lzma.png", PICTURES[2], compress_type=zipfile.ZIP_LZMA)
+        packed.writestr("locked.png", PICTURES[3])
+    whole = bytearray(buffer.getvalue())
+    central = whole.rindex(b"PK\1\2")
+    whole[central + 8] |= 1  # the flag of encryption
+    (tmp_path / "a.zip").write_bytes(whole)
+    found = records(tmp_path / "a.zip")
+    assert [record.problem for record in found] == [
+        None,
+        "second member of this name",
+        "compressed by method 14, which is not read: pack it anew without compression",
+        "encrypted: unpack it first",
+    ]
+    assert len({record.key for record in found}) == 4
+
+
+def test_a_member_with_a_flipped_byte_is_damaged_and_the_others_are_not(tmp_path):
+    whole = bytearray(zip_of({f"{n}.png": PICTURES[n] for n in range(3)}))
+    whole[whole.index(PICTURES[1]) + 20] ^= 1
+    (tmp_path / "a.zip").write_bytes(whole)
+    first, second, third = records(tmp_path / "a.zip")
+    assert (first.read(), third.read()) == (PICTURES[0], PICTURES[2])
+    with pytest.raises(ValueError, match="damaged: its checksum is wrong"):
+        second.read()
+
+
+@pytest.mark.parametrize("keep", [2, 0])
+def test_of_a_zip_cut_short_what_came_before_is_read(tmp_path, keep):
+    whole = zip_of({f"{n}.png": PICTURES[n] for n in range(4)})
+    (tmp_path / "a.zip").write_bytes(whole[: whole.index(PICTURES[keep]) + 5])
+    (tmp_path / "b.zip").write_bytes(zip_of({"z.png": PICTURES[3]}))
+    *good, broken, after = records(tmp_path)
+    assert [(record.key, record.read()) for record in good] == [
+        (f"a.zip#{n}.png", PICTURES[n]) for n in range(keep)
+    ]
+    assert (broken.key, broken.problem) == (
+        "a.zip",
+        f"zip cannot be read after {keep} pictures: cut short or damaged: its list of contents is lost",
+    )
+    assert (after.key, after.read()) == ("b.zip#z.png", PICTURES[3])
+
+
+def test_a_zip_that_claims_a_small_content_does_not_unpack_a_large_one(tmp_path):
+    bomb = zip_of({"a.png": b"\0" * 10_000_000}, method=zipfile.ZIP_DEFLATED)
+    (tmp_path / "a.zip").write_bytes(
+        bomb.replace((10_000_000).to_bytes(4, "little"), (99).to_bytes(4, "little"))
+    )
+    [record] = records(tmp_path / "a.zip")
+    with pytest.raises(ValueError, match="damaged: its checksum is wrong"):
+        record.read()
+
+
+def test_bzip2_and_deflate_agree_with_their_libraries(tmp_path):
+    """The place of a member is what its packed bytes are read by: the same as unpacking them by hand."""
+    content = PICTURES[0] * 50
+    for method, unpack in [
+        (zipfile.ZIP_DEFLATED, lambda raw: zlib.decompress(raw, -15)),
+        (zipfile.ZIP_BZIP2, bz2.decompress),
+    ]:
+        (tmp_path / "a.zip").write_bytes(zip_of({"a.png": content}, method=method))
+        [record] = records(tmp_path / "a.zip")
+        offset, packed, size, _, crc = record.inner["zip"]
+        start = offset + 30 + len("a.png")
+        raw = (tmp_path / "a.zip").read_bytes()[start : start + packed]
+        assert unpack(raw) == record.read() == content
+        assert (size, crc) == (len(content), zlib.crc32(content))
+
+
+def test_an_index_over_zips(tmp_path):
+    (tmp_path / "z").mkdir()
+    for shard in range(2):
+        numbers = range(5 * shard, 5 * shard + 5)
+        members = {f"{n}.png": encoded(colour_of(n)) for n in numbers} | {"7.txt": "seven"}
+        (tmp_path / "z" / f"{shard}.zip").write_bytes(zip_of(members, method=zipfile.ZIP_DEFLATED))
+    encoder = FakeEncoder()
+    report = build_index(tmp_path / "z", tmp_path / "i", encoder=encoder)
+    assert (report.items, report.bad) == (10, 0)
+    with open_index(tmp_path / "i") as index:
+        query = encoder.encode_images([encoded(colour_of(7))])
+        [hit] = index.search(np.asarray(query), k=1)[0]
+        assert (hit.key, hit.caption, hit.uri) == ("1.zip#7.png", "seven", f"{tmp_path}/z/1.zip#7.png")
+    assert build_index(tmp_path / "z", tmp_path / "i", encoder=encoder).up_to_date

@@ -1,0 +1,62 @@
+"""Searching among the pictures that a filter lets through."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from typer.testing import Result
+
+from llm2clip.indexer import WhereError
+from llm2clip.retrieval import Searcher
+
+from .conftest import COLOURS, Corpus
+
+Search = Callable[..., Result]
+
+
+def test_the_best_of_those_that_pass_are_found(corpus: Corpus):
+    with Searcher.open(corpus.index, encoder=corpus.encoder) as searcher:
+        everything = searcher.search("red", k=len(COLOURS))
+        cold = [hit.key for hit in everything if hit.key.startswith("cold/")]
+        assert cold != [hit.key for hit in everything][: len(cold)]
+        found = searcher.search("red", k=2, where="key GLOB 'cold/*'")
+        assert [hit.key for hit in found] == cold[:2]
+        assert [hit.rank for hit in found] == [1, 2]
+        (like_blue,) = searcher.search_images([corpus.folder / "cold/blue.png"], where="meta.mood = 'calm'")
+        assert [hit.key for hit in like_blue] == ["cold/blue.png"]
+        assert searcher.search("red", where="width < 0") == []
+
+
+def test_a_filter_that_means_nothing_is_refused_before_an_encoder_is_loaded(corpus: Corpus):
+    with Searcher.open(corpus.index, encoder="no/such/encoder") as searcher:
+        with pytest.raises(WhereError, match="no field 'widht'; did you mean 'width'"):
+            searcher.search("red", where="widht > 3")
+        with pytest.raises(WhereError, match="no field 'widht'"):
+            searcher.search_images([b""], where="widht > 3")
+
+
+def test_the_command_filters(corpus: Corpus, search: Search):
+    result = search("red", "--index", corpus.index, "--where", "caption CONTAINS 'BLUE'", "--json")
+    (answer,) = map(json.loads, result.stdout.splitlines())
+    assert [hit["key"] for hit in answer["hits"]] == ["cold/blue.png"]
+
+
+def test_the_command_says_that_nothing_passes(corpus: Corpus, search: Search):
+    result = search("red", "--index", corpus.index, "--where", "width > 1000", "--paths")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == "no picture passes the filter\n"
+    result = search("red", "--index", corpus.index, "--where", "meta.moods = 'calm'", "--paths")
+    assert result.stderr == "no picture passes the filter; the metadata there is: meta.mood\n"
+
+
+def test_a_wrong_filter_is_one_line_that_shows_the_place(corpus: Corpus, search: Search):
+    picture = corpus.folder / "cold/blue.png"
+    for query in (("red",), ("--image", picture)):
+        result = search(*query, "--index", corpus.index, "--where", "width > 1 AND caption = 3")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            "error: filter, at character 25: caption is compared with text, got a number. "
+            "Here: width > 1 AND caption = >>3<<\n"
+        )
