@@ -38,6 +38,8 @@ class Source:
     """What to ask for, and how."""
     licence: str
     """On what terms, as far as known."""
+    archives: Mapping[str, str] = field(default_factory=dict)
+    """Published files that one may keep beside what was unpacked, by name: ``algorithm:hex``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +49,17 @@ class Need:
     source: str
     """Key of its :class:`Source`."""
     paths: tuple[str, ...]
-    """Accepted places below the data folder, the preferred first; one suffices. ``{language}`` is replaced."""
+    """Accepted places below the data folder, the preferred first; a folder ends in ``/``.
+
+    One suffices; where one form of the captions wants pictures in another form, the pictures of the same number
+    belong to it. ``{language}`` stands for the code as the files spell it.
+    """
     what: str
     """What it holds, in words."""
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    """Known SHA-256 by path; a file that differs is refused."""
-
-    @property
-    def folder(self) -> bool:
-        """Whether it is a folder of pictures rather than a file."""
-        return self.paths[0].endswith("/")
+    with_captions: tuple[str, ...] = ()
+    """Needed only beside captions at one of these paths; empty: beside any."""
+    all_of: bool = False
+    """Whether every one of the paths is needed, in this order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +72,8 @@ class Protocol:
     """Its name in words."""
     loader: str
     """Which reader understands its files."""
-    needs: tuple[Need, ...]
-    """The files, annotations first."""
+    needs: Mapping[str, Need]
+    """The files by what they are to the loader: ``captions``, ``images`` and others."""
     counts: Counts
     """What each language has, unless ``by_language`` says otherwise."""
     rule: str
@@ -81,8 +84,14 @@ class Protocol:
     """Codes; empty: the protocol has but one language and results do not name it."""
     by_language: Mapping[str, Counts] = field(default_factory=dict)
     """Counts of a language where they differ from the others'."""
+    spelling: Mapping[str, str] = field(default_factory=dict)
+    """How file names spell a language where they do it otherwise than its code."""
     total_captions: int | None = None
     """Captions of all languages together, where that is what is known."""
+    each: int | None = None
+    """Captions taken of each picture, the first ones; None: all."""
+    first: int | None = None
+    """Records taken of the annotation file, the first ones; None: all."""
     known_images: tuple[str, ...] = ()
     """Keys of pictures that are known to be in it: without them it is another split."""
     image_ids_sha256: str | None = None
@@ -142,7 +151,7 @@ def _tables() -> tuple[dict[str, Source], dict[str, Protocol]]:
     sources = {key: _make(Source, entry, where=f"source {key}") for key, entry in table["sources"].items()}
     protocols = {key: _protocol(key, entry) for key, entry in table["protocols"].items()}
     for protocol in protocols.values():
-        for need in protocol.needs:
+        for need in protocol.needs.values():
             if need.source not in sources:
                 raise DatasetError(f"protocol {protocol.id} names the unknown source '{need.source}'")
     return sources, protocols
@@ -151,7 +160,9 @@ def _tables() -> tuple[dict[str, Source], dict[str, Protocol]]:
 def _protocol(key: str, entry: dict[str, Any]) -> Protocol:
     where = f"protocol {key}"
     entry = dict(entry, id=key, counts=_make(Counts, entry.get("counts", {}), where=where))
-    entry["needs"] = [_make(Need, need, where=where) for need in entry["needs"]]
+    entry["needs"] = {
+        role: _make(Need, need, where=f"{where}, {role}") for role, need in entry["needs"].items()
+    }
     entry["by_language"] = {
         language: _make(Counts, counts, where=where)
         for language, counts in entry.get("by_language", {}).items()

@@ -25,6 +25,8 @@ class Draft:
     """Each text with the keys of its right pictures."""
     empty: list[str] = field(default_factory=list)
     """Where captions are empty."""
+    lacking: list[str] = field(default_factory=list)
+    """In words, what else makes the set a part only."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers should know."""
     files: dict[str, str] = field(default_factory=dict)
@@ -66,7 +68,7 @@ class Draft:
         present = [ref for ref in self.images.values() if ref is not None]
         if not present:
             raise DatasetError(_nothing(label, missing))
-        notes = list(self.notes)
+        notes = [*self.notes, *self.lacking]
         if missing:
             notes.append(f"{len(missing):,} of {len(self.images):,} pictures are not there: {some(missing)}")
         if self.empty:
