@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm2clip.eval.entry import main
+from llm2clip.eval.prepare_command import prepare
 from llm2clip.indexer.entry import winding_up
 from llm2clip.indexer.terminal import one_line_errors
 
@@ -50,6 +51,9 @@ def nano(
             if json_file:
                 text = json.dumps(report.as_json(), ensure_ascii=False, indent=1)
                 json_file.write_text(text + "\n", encoding="utf-8")
+
+
+app.command()(prepare)
 
 
 def _require_writable(path: Path) -> None:

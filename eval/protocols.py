@@ -46,8 +46,8 @@ class Source:
 class Need:
     """One thing that must lie in the data folder."""
 
-    source: str
-    """Key of its :class:`Source`."""
+    sources: tuple[str, ...]
+    """Keys of the :class:`Source` it comes from; any one that has one of the forms."""
     paths: tuple[str, ...]
     """Accepted places below the data folder, the preferred first; a folder ends in ``/``.
 
@@ -152,8 +152,8 @@ def _tables() -> tuple[dict[str, Source], dict[str, Protocol]]:
     protocols = {key: _protocol(key, entry) for key, entry in table["protocols"].items()}
     for protocol in protocols.values():
         for need in protocol.needs.values():
-            if need.source not in sources:
-                raise DatasetError(f"protocol {protocol.id} names the unknown source '{need.source}'")
+            if unknown := set(need.sources) - set(sources):
+                raise DatasetError(f"protocol {protocol.id} names unknown sources {sorted(unknown)}")
     return sources, protocols
 
 

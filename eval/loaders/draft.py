@@ -53,7 +53,7 @@ class Draft:
         if not keys:
             raise DatasetError(f"{where}: caption belongs to no picture, expected one at least")
         if text.strip():
-            self.captions.append((text, keys))
+            self.captions.append((text, tuple(dict.fromkeys(keys))))
         else:
             self.empty.append(where)
 

@@ -75,9 +75,10 @@ class Layout:
 
     def _absent(self, role: str, names: list[str]) -> str:
         need = self.need(role)
+        publishers = " or ".join(source(key).publisher for key in need.sources)
         return (
             f"{self.protocol.id}: no {' nor '.join(names)} in {self.root}, expected {need.what} "
-            f"from {source(need.source).publisher}. See: llm2clip-eval prepare {self.protocol.id}"
+            f"from {publishers}. See: llm2clip-eval prepare {self.protocol.id}"
         )
 
     def _noted(self, name: str) -> Path:

@@ -11,6 +11,7 @@ from llm2clip.eval.loaders.draft import Draft
 from llm2clip.eval.loaders.layout import Layout
 from llm2clip.eval.protocols import Protocol, find_protocol
 from llm2clip.eval.retrieval_set import RetrievalSet
+from llm2clip.indexer.location import data_home
 
 READERS: Mapping[str, Callable[[Layout], Draft]] = {
     "aligned": multilingual.aligned,
@@ -29,6 +30,11 @@ READERS: Mapping[str, Callable[[Layout], Draft]] = {
     "xm3600": multilingual.xm3600,
 }
 """Each loader that the table of protocols may name."""
+
+
+def default_data() -> Path:
+    """The data folder where none is named."""
+    return data_home() / "datasets"
 
 
 def load_protocol(name: str, *, data: Path, language: str | None = None) -> RetrievalSet:
