@@ -59,7 +59,7 @@ def test_whole_pictures_are_exchanged():
 
 def comparison(generator, *, gain):
     """Hits of two encoders that each find other pictures easy, the first better by ``gain``."""
-    ease = [np.clip(generator.beta(1.5, 1.5, size=PICTURES) + shift, 0, 1)[:, None] for shift in (gain, 0.0)]
+    ease = [np.clip(generator.beta(0.7, 0.7, size=PICTURES) + shift, 0, 1)[:, None] for shift in (gain, 0.0)]
     drawn = [(generator.random((PICTURES, CAPTIONS)) < one).ravel().astype(float) for one in ease]
     return drawn, np.repeat(np.arange(PICTURES), CAPTIONS)
 
@@ -84,7 +84,7 @@ def test_a_better_encoder_is_found():
     generator = np.random.default_rng(1)
     found = 0
     for seed in range(50):
-        (first, second), pictures = comparison(generator, gain=0.15)
+        (first, second), pictures = comparison(generator, gain=0.25)
         test = paired_test(first, second, clusters=pictures, resampling=Resampling(times=300, seed=seed))
         found += test.p_value < 0.05 and test.difference > 0
     assert found >= 45
