@@ -73,6 +73,10 @@ class Block(ABC):
     def settled(self) -> Block:
         """The same block in final scores."""
 
+    @abstractmethod
+    def values(self) -> Scores:
+        """The scores as they are, in this machine's memory; good until the next block. Shape: (queries, gallery)."""
+
 
 class Source(ABC):
     """Where scores come from."""
@@ -146,6 +150,10 @@ class ArrayBlock(Block):
         if self._again is None:
             return self
         return ArrayBlock(self._again.exact(self._start, self._start + len(self._values)))
+
+    def values(self) -> Scores:
+        """See :class:`Block`."""
+        return self._values
 
 
 def _true_by_row(mask: NDArray[np.bool_]) -> Indices:

@@ -53,6 +53,10 @@ class TorchBlock(Block):
             return self
         return TorchBlock(self._again.exact(self._start, self._start + len(self._values)))
 
+    def values(self) -> Scores:
+        """See :class:`Block`."""
+        return np.asarray(self._values.cpu().numpy())
+
 
 class TorchSource(Source):
     """Inner products on a torch device. The gallery lies there whole, queries a block at a time."""
