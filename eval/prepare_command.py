@@ -14,7 +14,7 @@ from llm2clip.indexer.terminal import one_line_errors, plain
 def prepare(
     name: Annotated[str | None, typer.Argument(help="Protocol; without one, all are listed.")] = None,
     *,
-    data: Annotated[
+    data_folder: Annotated[
         Path | None, typer.Option(help="Data folder of all protocols; by default in the data home.")
     ] = None,
     language: Annotated[str | None, typer.Option(help="Check this language alone.")] = None,
@@ -28,7 +28,7 @@ def prepare(
         from llm2clip.eval import prepare as preparing
         from llm2clip.eval.loaders.load import default_data
 
-        folder = data or default_data()
+        folder = data_folder or default_data()
         if name is None:
             for each, title, there in preparing.summary(folder):
                 typer.echo(f"{'there' if there else 'missing':<8} {each:<18} {title}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from llm2clip.eval.datasets import DatasetError
 from llm2clip.eval.loaders.draft import Draft
@@ -10,8 +11,8 @@ from llm2clip.eval.loaders.english import comma_lines, grouped
 from llm2clip.eval.loaders.layout import Layout, base64_pictures, picture
 from llm2clip.eval.loaders.reading import entry, json_lines, read_lines
 
-_TAGGED = re.compile(r"(?P<word>.*):[A-Za-z]{1,4}\d?")
-_COCO_CN = re.compile(r"(?P<image>[^#\s]+)#(?:\w+#)?(?P<number>\d+)\s+(?P<text>.*)")
+_TAGGED = re.compile(r"(?P<word>.*):[A-Za-z]{1,5}\d?")
+_NUMBERED = re.compile(r"(?P<image>[^#\s]+)#(?:\w+#)?(?P<number>\d+)\s+(?P<text>.*)")
 
 
 def tsv(layout: Layout) -> Draft:
@@ -21,6 +22,7 @@ def tsv(layout: Layout) -> Draft:
         DatasetError: If a line has another form, ids repeat, or the answers are not given out.
     """
     path, draft = layout.path("captions"), layout.draft
+    draft.own_ids = True
     found = base64_pictures(layout.pictures())
     for key, ref in found.items():
         draft.image(key, ref, where=str(path))
@@ -45,7 +47,9 @@ def tsv(layout: Layout) -> Draft:
 
 
 def flickr30k_cn(layout: Layout) -> Draft:
-    """Chinese-CLIP's packaging, or the text file with or without part-of-speech tags, which are removed.
+    """Chinese-CLIP's packaging, or a text file with or without part-of-speech tags, which are removed.
+
+    The authors' file (``seg.``) has lines ``1009692167#zhm#1 word:tag ...``, the others ``1009692167.jpg,text``.
 
     Raises:
         DatasetError: As ``tsv``; also if only some words of a caption are tagged.
@@ -55,7 +59,11 @@ def flickr30k_cn(layout: Layout) -> Draft:
         return tsv(layout)
     folder, draft = layout.pictures(), layout.draft
     stripped = 0
-    for name, texts in grouped(comma_lines(path)):
+    if path.name.startswith("seg."):
+        found = [(f"{name}.jpg", text) for name, text in _numbered(path)]
+    else:
+        found = comma_lines(layout, path)
+    for name, texts in grouped(found):
         draft.image(name, picture(folder, name), where=str(path))
         for text in texts:
             plain = untagged(text, where=f"{path}, picture {name}")
@@ -79,20 +87,27 @@ def coco_cn(layout: Layout) -> Draft:
     split = layout.path("split")
     for name in filter(None, (line.strip() for line in read_lines(split))):
         draft.image(name, picture(folder, f"{name}.jpg", key=name), where=str(split))
+    for name, text in _numbered(path):
+        if name in draft.images:
+            draft.caption(text, name, where=f"{path}, picture {name}")
+    return draft
+
+
+def _numbered(path: Path) -> list[tuple[str, str]]:
+    """Picture and text of each line ``picture#zhm#0 text`` or ``picture#0<TAB>text``."""
+    found = []
     seen = set()
     for number, line in enumerate(read_lines(path), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue
-        if not (match := _COCO_CN.fullmatch(line)):
-            raise DatasetError(f"{where}: got {line[:40]!r}, expected 'COCO_..._000000000001#0 caption'")
-        if match["image"] not in draft.images:
-            continue
+        if not (match := _NUMBERED.fullmatch(line)):
+            raise DatasetError(f"{where}: got {line[:40]!r}, expected 'picture#0 caption'")
         if (own := (match["image"], match["number"])) in seen:
             raise DatasetError(f"{where}: {own[0]}#{own[1]} is there twice, expected each once")
         seen.add(own)
-        draft.caption(match["text"], match["image"], where=where)
-    return draft
+        found.append((match["image"], match["text"]))
+    return found
 
 
 def untagged(text: str, *, where: str) -> str:

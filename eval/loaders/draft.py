@@ -23,6 +23,8 @@ class Draft:
     """Pictures by key; None: named by the annotations, but not there."""
     captions: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     """Each text with the keys of its right pictures."""
+    own_ids: bool = False
+    """Whether the file numbers pictures in its own way, so that known ids say nothing."""
     empty: list[str] = field(default_factory=list)
     """Where captions are empty."""
     lacking: list[str] = field(default_factory=list)
@@ -124,16 +126,19 @@ class Draft:
                     f"{protocol.id}: got {having:,} {name}, expected {wanted:,}: more than the protocol has, so "
                     "this is another split or another version"
                 )
-        known = protocol.image_ids_sha256 if got.images == expected.images else None
+        comparable = got.images == expected.images and not self.own_ids
+        known = protocol.image_ids_sha256 if comparable else None
         if known and (hashed := ids_sha256(self.images)) != known:
             raise DatasetError(
                 f"{protocol.id}: the {got.images:,} picture ids have SHA-256 {hashed[:12]}, expected "
                 f"{known[:12]}: this is another split"
             )
-        if absent := [key for key in protocol.known_images if key not in self.images]:
+        known_images = () if self.own_ids else protocol.known_images
+        if absent := [key for key in known_images if key not in self.images]:
+            cut = " or the file is cut off" if got.images < (expected.images or 0) else ""
             raise DatasetError(
                 f"{protocol.id}: picture {absent[0]} is not among the {got.images:,} listed, expected it there: "
-                f"this is another split (the first listed is {next(iter(self.images))})"
+                f"this is another split{cut} (the first listed is {next(iter(self.images))})"
             )
         short = protocol.difference(got, language=language)
         return [f"the annotations have less than the protocol: {short}"] if short else []

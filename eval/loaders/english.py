@@ -23,7 +23,7 @@ def karpathy(layout: Layout) -> Draft:
     """
     path = layout.path("captions")
     if path.suffix == ".txt":
-        found = _comma_separated(path)
+        found = grouped(comma_lines(layout, path))
     else:
         content = read_json(path)
         if isinstance(content, list):
@@ -76,20 +76,38 @@ def token(layout: Layout) -> Draft:
     return _fill(layout, ((name, list(own.values())) for name, own in captions.items()), where=str(path))
 
 
-def comma_lines(path: Path) -> list[tuple[str, str]]:
+def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
     """Picture and caption of each line ``1007129816.jpg,text``, cut at the first ``.jpg,``; a header is passed over.
+
+    Captions with a comma stand in quotation marks, as comma-separated files have them; these are removed, and the
+    draft says of how many.
 
     Raises:
         DatasetError: If another line than the first has no ``.jpg,``.
     """
     found = []
+    quoted = 0
     for number, line in enumerate(read_lines(path), start=1):
         stem, comma, text = line.partition(".jpg,")
         if comma:
-            found.append((f"{stem}.jpg", text))
+            found.append((f"{stem}.jpg", plain := unquoted(text)))
+            quoted += plain != text
         elif number > 1 and line.strip():
             raise DatasetError(f"{path}, line {number}: got {line[:40]!r}, expected 'picture.jpg,caption'")
+    if quoted:
+        layout.draft.notes.append(
+            f"the file's quotation marks were removed from {quoted:,} captions with commas"
+        )
     return found
+
+
+def unquoted(text: str) -> str:
+    """A field of a comma-separated file without the quotation marks that commas or quotation marks in it require."""
+    inner = text[1:-1].replace('""', "")
+    needed = "," in text or '"' in text[1:-1]
+    if len(text) < 2 or text[0] != '"' or text[-1] != '"' or '"' in inner or not needed:
+        return text
+    return text[1:-1].replace('""', '"')
 
 
 def grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
@@ -98,10 +116,6 @@ def grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     for name, text in pairs:
         captions.setdefault(name, []).append(text)
     return list(captions.items())
-
-
-def _comma_separated(path: Path) -> list[tuple[str, list[str]]]:
-    return grouped(comma_lines(path))
 
 
 def _listed(content: list[Any], path: Path) -> list[tuple[str, list[str]]]:

@@ -15,15 +15,15 @@ from llm2clip.eval.protocols import protocol_ids
 JPEG = b"\xff\xd8\xff\xe0"
 
 
-@pytest.fixture
-def urban(tmp_path):
-    """Urban1k, whole."""
-    for number in range(1, 1001):
-        for folder, ending, content in (("image", "jpg", JPEG), ("caption", "txt", b"A street.\n")):
-            file = tmp_path / "Urban1k" / folder / f"{number}.{ending}"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(content)
-    return tmp_path
+@pytest.fixture(scope="module")
+def urban(tmp_path_factory):
+    """Urban1k, whole; whoever changes it changes it back."""
+    root = tmp_path_factory.mktemp("data")
+    for folder, ending, content in (("image", "jpg", JPEG), ("caption", "txt", b"A street.\n")):
+        (root / "Urban1k" / folder).mkdir(parents=True)
+        for number in range(1, 1001):
+            (root / "Urban1k" / folder / f"{number}.{ending}").write_bytes(content)
+    return root
 
 
 def run(*arguments):
@@ -36,21 +36,25 @@ def test_a_whole_set_is_complete_and_its_ids_are_hashed(urban):
     assert (report.complete, only.state, only.counts.captions) == (True, "complete", 1000)
     names = "".join(sorted(f"{number}.jpg\n" for number in range(1, 1001)))
     assert only.image_ids_sha256 == hashlib.sha256(names.encode()).hexdigest()
-    answer = run("urban1k", "--data", urban)
+    answer = run("urban1k", "--data-folder", urban)
     assert answer.exit_code == 0
     assert "complete  urban1k: 1,000 images, 1,000 captions, 1,000 pairs" in answer.output
-    assert json.loads(run("urban1k", "--data", urban, "--json").output)["complete"] is True
+    assert json.loads(run("urban1k", "--data-folder", urban, "--json").output)["complete"] is True
 
 
 def test_a_part_is_named_so_and_the_status_says_it(urban):
-    (urban / "Urban1k/image/7.jpg").unlink()
-    answer = run("urban1k", "--data", urban)
+    seventh = urban / "Urban1k/image/7.jpg"
+    seventh.unlink()
+    try:
+        answer = run("urban1k", "--data-folder", urban)
+        report = prepare("urban1k", data=urban)
+    finally:
+        seventh.write_bytes(JPEG)
     assert answer.exit_code == 1
     assert "partial   urban1k+partial: 999 images" in answer.output
     assert "1 of 1,000 pictures are not there: 7.jpg" in answer.output
-    (only,) = prepare("urban1k", data=urban).sets
-    assert only.image_ids_sha256 is not None
-    assert only.image_ids_sha256 == prepare("urban1k", data=urban).protocol.image_ids_sha256
+    # The ids are those that the annotations name, whether or not the pictures are there.
+    assert report.sets[0].image_ids_sha256 == report.protocol.image_ids_sha256
 
 
 def test_nothing_there_says_what_to_get_from_whom_and_on_what_terms(tmp_path, monkeypatch):
@@ -90,7 +94,7 @@ def test_a_damaged_file_is_unusable_with_the_reason(tmp_path):
     report = prepare("coco-5k", data=tmp_path)
     assert report.sets[0].state == "unusable"
     assert "damaged or cut off" in report.sets[0].notes[0]
-    assert run("coco-5k", "--data", tmp_path).exit_code == 1
+    assert run("coco-5k", "--data-folder", tmp_path).exit_code == 1
 
 
 def test_languages_are_checked_one_by_one_or_alone(tmp_path):
@@ -120,13 +124,13 @@ def test_without_a_name_all_are_listed(urban):
     listed = {name: there for name, _, there in summary(urban)}
     assert tuple(listed) == protocol_ids()
     assert [name for name, there in listed.items() if there] == ["urban1k"]
-    lines = run("--data", urban).output.splitlines()
+    lines = run("--data-folder", urban).output.splitlines()
     assert len(lines) == len(protocol_ids())
     assert lines[6].split()[:2] == ["there", "urban1k"]
 
 
 def test_a_wrong_name_is_one_line(tmp_path):
-    answer = run("urban2k", "--data", tmp_path)
+    answer = run("urban2k", "--data-folder", tmp_path)
     assert answer.exit_code == 1
     assert answer.stdout == ""
     assert "did you mean urban1k?" in answer.stderr

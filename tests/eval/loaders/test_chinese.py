@@ -87,6 +87,31 @@ def test_base64_that_is_none_is_named_when_read(folder):
         folder.load("muge-valid").images[0].read()
 
 
+CN_KNOWN = ["1009692167.jpg", "977856234.jpg"]
+
+
+def test_the_authors_file_of_flickr30k_cn(folder, linked):
+    folder.pictures("flickr30k/flickr30k-images", CN_KNOWN)
+    lines = [
+        "1009692167#zhm#1 在:p 警车:n 前:f ，:wd 站:vi 着:uzhe 人:n 。:wj",
+        "977856234#zhm#1 名:n 为:v John:nx A:nx .:wj Noble:nx 的:ude 设备:n",
+        "1009692167#zhm#0 有:vyou 狗:n",
+    ]
+    folder.text("flickr30k/seg.flickr30kzhmbosontest.caption.txt", "\n".join(lines) + "\n")
+    assert linked(folder.load("flickr30k-cn")) == [
+        ("在警车前，站着人。", [CN_KNOWN[0]]),
+        ("有狗", [CN_KNOWN[0]]),
+        ("名为John A.Noble的设备", [CN_KNOWN[1]]),
+    ]
+
+
+def test_karpathys_pictures_are_not_those_of_flickr30k_cn(folder):
+    folder.pictures("flickr30k/flickr30k-images", ["1007129816.jpg"])
+    folder.text("flickr30k/flickr30k_cn_test.txt", "image,caption\n1007129816.jpg,人\n")
+    with pytest.raises(DatasetError, match=r"1009692167\.jpg is not among the 1 listed.* another split"):
+        folder.load("flickr30k-cn")
+
+
 def test_flickr30k_cn_prefers_chinese_clips_packaging(folder, linked):
     folder.tsv("Flickr30k-CN/test_imgs.tsv", [3, 5])
     texts = [{"text_id": number, "text": f"字 {number}", "image_ids": [5]} for number in range(2)]
@@ -96,12 +121,12 @@ def test_flickr30k_cn_prefers_chinese_clips_packaging(folder, linked):
 
 
 def test_tags_are_removed_from_flickr30k_cn_and_that_is_said(folder, linked):
-    folder.pictures("flickr30k/flickr30k-images", ["1007129816.jpg"])
+    folder.pictures("flickr30k/flickr30k-images", CN_KNOWN)
     lines = ["一个:m 戴:v 着:u 耳环:n 的:u 男人:n ，:w", "一 个 男 人", "男人在 10:30 出门"]
-    text = "image,caption\n" + "".join(f"1007129816.jpg,{line}\n" for line in lines)
-    folder.text("flickr30k/flickr30k_test_zh.txt", text)
+    text = "image,caption\n" + "".join(f"{CN_KNOWN[0]},{line}\n" for line in lines)
+    folder.text("flickr30k/flickr30k_test_zh.txt", text + f"{CN_KNOWN[1]},狗\n")
     found = folder.load("flickr30k-cn")
-    assert found.captions == ("一个戴着耳环的男人，", "一 个 男 人", "男人在 10:30 出门")
+    assert found.captions == ("一个戴着耳环的男人，", "一 个 男 人", "男人在 10:30 出门", "狗")
     assert found.notes[0] == "part-of-speech tags were removed from 1 captions"
 
 
@@ -120,6 +145,7 @@ def test_flickr30k_cna_is_read_by_number(folder, linked):
     assert found.id == "flickr30k-cna+partial"
 
 
+CN_TEST = ["COCO_val2014_000000299946", "COCO_val2014_000000316323"]
 VERSION = "coco-cn/coco-cn-version1805v1.1"
 
 
@@ -132,7 +158,8 @@ def coco_cn(folder, *, names, captions, file="imageid.human-written-caption.txt"
 
 def test_coco_cn_in_full_has_1053_captions(folder, linked):
     halves = {True: "COCO_train2014", False: "COCO_val2014"}
-    names = [f"{halves[number % 2 == 0]}_{number:012d}" for number in range(1000)]
+    names = [f"{halves[number % 2 == 0]}_{number:012d}" for number in range(998)]
+    names += CN_TEST
     captions = [f"{name}#0\t一只猫 {name}\n" for name in names] + [
         f"{name}#1\t又一只 猫 {name}\n" for name in names[:53]
     ]
@@ -145,9 +172,9 @@ def test_coco_cn_in_full_has_1053_captions(folder, linked):
 
 
 def test_the_translated_captions_are_another_protocol(folder, linked):
-    name = "COCO_val2014_000000123456"
+    name = CN_TEST[0]
     captions = [f"{name}#zhm#{number} 翻译 {number}\n" for number in range(5)]
-    coco_cn(folder, names=[name], captions=captions, file="imageid.manually-translated-caption.txt")
+    coco_cn(folder, names=CN_TEST, captions=captions, file="imageid.manually-translated-caption.txt")
     found = folder.load("coco-cn-5kcap")
     assert linked(found) == [(f"翻译 {number}", [name]) for number in range(5)]
     with pytest.raises(DatasetError, match=r"coco-cn-1k: no COCO-CN/test_texts\.jsonl nor"):
@@ -157,7 +184,7 @@ def test_the_translated_captions_are_another_protocol(folder, linked):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("COCO_val2014_000000000001\t没有号\n", "line 2: got .* expected 'COCO_"),
+        ("COCO_val2014_000000000001\t没有号\n", "line 2: got .* expected 'picture#0 caption'"),
         ("COCO_val2014_000000000001#0\t又来\n", "line 2: COCO_val2014_000000000001#0 is there twice"),
     ],
 )
