@@ -135,7 +135,7 @@ class Draft:
             )
         known_images = () if self.own_ids else protocol.known_images
         if absent := [key for key in known_images if key not in self.images]:
-            cut = " or the file is cut off" if got.images < (expected.images or 0) else ""
+            cut = " or the file is cut off" if len(self.images) < (expected.images or 0) else ""
             raise DatasetError(
                 f"{protocol.id}: picture {absent[0]} is not among the {got.images:,} listed, expected it there: "
                 f"this is another split{cut} (the first listed is {next(iter(self.images))})"
