@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.loaders.draft import ids_sha256
+from llm2clip.eval.loaders.draft import ids_sha256, some
 from llm2clip.eval.loaders.layout import Layout, file_hash
 from llm2clip.eval.loaders.load import load_protocol
 from llm2clip.eval.protocols import Counts, Protocol, Source, find_protocol, protocol_ids, source
-from llm2clip.eval.retrieval_set import RetrievalSet
+from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,13 +90,14 @@ class PrepareReport:
         return {**rest, "data": str(self.data), "complete": self.complete}
 
 
-def prepare(name: str, *, data: Path, language: str | None = None) -> PrepareReport:
+def prepare(name: str, *, data: Path, language: str | None = None, pictures: bool = False) -> PrepareReport:
     """Look for a protocol's files and read what is there; nothing is downloaded or changed.
 
     Args:
         name: A declared id, ``ID:LANGUAGE`` too.
         data: The data folder.
         language: Check this one alone; by default every language of the protocol.
+        pictures: Also decode every picture, once for all languages.
 
     Raises:
         DatasetError: If there is no such protocol or language.
@@ -109,13 +110,14 @@ def prepare(name: str, *, data: Path, language: str | None = None) -> PrepareRep
         raise DatasetError(f"{base} got language '{wanted}', expected one of: {known}")
     languages: Sequence[str | None] = (wanted,) if wanted else protocol.languages or (None,)
     needs = tuple(_needs(protocol, data, languages))
+    decoded: dict[ImageRef, str] | None = {} if pictures else None
     return PrepareReport(
         protocol=protocol,
         data=data,
         needs=needs,
         sources={key: source(key) for need in needs for key in need.sources},
         archives=_archives(protocol, data),
-        sets=tuple(_read(protocol, data, each) for each in languages),
+        sets=tuple(_read(protocol, data, each, decoded=decoded) for each in languages),
     )
 
 
@@ -183,21 +185,42 @@ def _archives(protocol: Protocol, data: Path) -> dict[str, str]:
     return found
 
 
-def _read(protocol: Protocol, data: Path, language: str | None) -> SetReport:
+def _read(
+    protocol: Protocol, data: Path, language: str | None, *, decoded: dict[ImageRef, str] | None
+) -> SetReport:
     if unmet := [need.what for need in _needs(protocol, data, (language,)) if not need.met]:
         return SetReport(language=language, state="absent", notes=(f"not there: {', '.join(unmet)}",))
     try:
         found = load_protocol(protocol.id, data=data, language=language)
     except (DatasetError, OSError) as error:
         return SetReport(language=language, state="unusable", notes=(str(error),))
+    state, notes = "complete" if found.complete else "partial", found.notes
+    if decoded is not None and (damaged := _damaged(found, decoded)):
+        state = "unusable"
+        notes = (*notes, f"{len(damaged):,} pictures cannot be decoded: {some(damaged)}")
     return SetReport(
         language=language,
-        state="complete" if found.complete else "partial",
+        state=state,
         counts=found.counts,
-        notes=found.notes,
+        notes=notes,
         files=dict(found.files),
         image_ids_sha256=_ids(found),
     )
+
+
+def _damaged(found: RetrievalSet, decoded: dict[ImageRef, str]) -> list[str]:
+    """Pictures that cannot be decoded, each with the reason; what was tried is remembered in ``decoded``."""
+    from llm2clip.encoders.errors import ImageError
+    from llm2clip.encoders.images import read_image
+
+    for image in found.images:
+        if image not in decoded:
+            try:
+                read_image(image.read())
+                decoded[image] = ""
+            except (DatasetError, ImageError, OSError) as error:
+                decoded[image] = str(error)
+    return [f"{image.key} ({decoded[image]})" for image in found.images if decoded[image]]
 
 
 def _ids(found: RetrievalSet) -> str:

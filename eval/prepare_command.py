@@ -18,6 +18,7 @@ def prepare(
         Path | None, typer.Option(help="Data folder of all protocols; by default in the data home.")
     ] = None,
     language: Annotated[str | None, typer.Option(help="Check this language alone.")] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Also decode every picture.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Say which files a protocol needs, from whom and on what terms, and check those that are there.
@@ -33,7 +34,7 @@ def prepare(
             for each, title, there in preparing.summary(folder):
                 typer.echo(f"{'there' if there else 'missing':<8} {each:<18} {title}")
             return
-        report = preparing.prepare(name, data=folder, language=language)
+        report = preparing.prepare(name, data=folder, language=language, pictures=pictures)
         if as_json:
             typer.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=1))
         else:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.datasets import DatasetError, flat_texts
 from llm2clip.eval.loaders.draft import Draft, some
 from llm2clip.eval.protocols import declared
 from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
@@ -25,7 +25,8 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
 
     Args:
         path: What ``llm2clip-index build`` accepts.
-        language: Take the captions of this language; by default those without one.
+        language: Take the captions of this language; by default those without one or, if there are none, those of
+            the only language there is.
         name: What results call the set; by default the name of the file or folder.
 
     Raises:
@@ -34,6 +35,7 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
     title = name or Path(path).expanduser().absolute().name.removesuffix(".tar")
     _require_free(title)
     records = _records(path)
+    language = language or _only_language(records)
     draft = Draft()
     kinds: Counter[str] = Counter()
     for record in records:
@@ -104,12 +106,19 @@ def _reference(record: Record) -> ImageRef:
 def _captions(record: Record, language: str | None) -> list[tuple[object, str]]:
     """Each caption with how it was made, if that is said."""
     if language is not None:
-        return _flat(_by_language(record).get(language, ()))
+        return flat_texts(_by_language(record).get(language, ()))
     metadata = record.metadata or {}
     for name in ("caption", "text", "captions"):
         if isinstance(metadata.get(name), list):
-            return _flat(metadata[name])
+            return flat_texts(metadata[name])
     return [(record.caption, "")] if record.caption else []
+
+
+def _only_language(records: list[Record]) -> str | None:
+    if any(_captions(record, None) for record in records):
+        return None
+    languages = {language for record in records for language in _by_language(record)}
+    return languages.pop() if len(languages) == 1 else None
 
 
 def _by_language(record: Record) -> Mapping[str, Any]:
@@ -118,15 +127,6 @@ def _by_language(record: Record) -> Mapping[str, Any]:
         if isinstance(metadata.get(name), Mapping):
             return {key: value for key, value in metadata[name].items() if value}
     return {}
-
-
-def _flat(value: object) -> list[tuple[object, str]]:
-    if isinstance(value, list | tuple):
-        return [each for part in value for each in _flat(part)]
-    if isinstance(value, Mapping):
-        kind = value.get("kind")
-        return [(text, kind if isinstance(kind, str) else "") for text, _ in _flat(value.get("captions", ()))]
-    return [(value, "")]
 
 
 def _wordless(path: str | Path, records: list[Record], language: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from llm2clip.eval.datasets import DatasetError
 
 _T = TypeVar("_T")
 _CHUNK = 1 << 20
+_BETWEEN = re.compile(r"[\s,]*")
 
 
 def read_text(path: Path) -> str:
@@ -81,15 +83,15 @@ def json_list(path: Path, *, first: int) -> Iterator[tuple[str, dict[str, Any]]]
         text = stream.read(_CHUNK).lstrip()
         if not text.startswith("["):
             raise DatasetError(f"{path}: begins with {text[:20]!r}, expected a JSON list")
-        text = text[1:]
+        place = 1
         for number in range(first):
             where = f"{path}, record {number}"
             while True:
-                text = text.lstrip(" \t\r\n,")
-                if text.startswith("]"):
+                place = _BETWEEN.match(text, place).end()  # type: ignore[union-attr]
+                if text.startswith("]", place):
                     return
                 try:
-                    record, end = decoder.raw_decode(text)
+                    record, place = decoder.raw_decode(text, place)
                     break
                 except ValueError as error:
                     more = stream.read(_CHUNK)
@@ -97,9 +99,8 @@ def json_list(path: Path, *, first: int) -> Iterator[tuple[str, dict[str, Any]]]
                         raise DatasetError(
                             f"{where}: damaged or cut off ({error}), expected a whole list: get the file again"
                         ) from error
-                    text += more
+                    text, place = text[place:] + more, 0
             yield where, take(record, dict, where=where)
-            text = text[end:]
 
 
 def take(value: object, kind: type[_T], *, where: str) -> _T:

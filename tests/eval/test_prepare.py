@@ -1,10 +1,13 @@
 """``llm2clip-eval prepare``: what it says is there, missing, right and wrong."""
 
+import base64
 import hashlib
+import io
 import json
 import socket
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from llm2clip.eval.cli import app
@@ -55,6 +58,23 @@ def test_a_part_is_named_so_and_the_status_says_it(urban):
     assert "1 of 1,000 pictures are not there: 7.jpg" in answer.output
     # The ids are those that the annotations name, whether or not the pictures are there.
     assert report.sets[0].image_ids_sha256 == report.protocol.image_ids_sha256
+
+
+def test_pictures_are_decoded_when_asked_for(tmp_path):
+    (tmp_path / "MUGE").mkdir()
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(stream, "JPEG")
+    contents = {"1": stream.getvalue(), "2": stream.getvalue()[:-20], "3": b"nothing"}
+    lines = (f"{key}\t{base64.b64encode(content).decode()}\n" for key, content in contents.items())
+    (tmp_path / "MUGE/valid_imgs.tsv").write_text("".join(lines))
+    text = {"text_id": 1, "text": "包", "image_ids": [1, 2, 3]}
+    (tmp_path / "MUGE/valid_texts.jsonl").write_text(json.dumps(text) + "\n")
+    assert prepare("muge-valid", data=tmp_path).sets[0].state == "partial"
+    (only,) = prepare("muge-valid", data=tmp_path, pictures=True).sets
+    assert only.state == "unusable"
+    assert only.notes[-1] == "2 pictures cannot be decoded: 2 (truncated file), 3 (not a picture)"
+    answer = run("muge-valid", "--data-folder", tmp_path, "--pictures")
+    assert "3 (not a picture)" in answer.output
 
 
 def test_nothing_there_says_what_to_get_from_whom_and_on_what_terms(tmp_path, monkeypatch):

@@ -52,6 +52,15 @@ def test_captions_without_a_language(tar, linked):
     assert linked(found) == [("red", [keys[0]]), ("blue", [keys[1]]), ("so blue", [keys[1]])]
 
 
+def test_the_only_language_needs_no_choice(tmp_path, tars):
+    items = {"1": (tars.colour(RED), {"captions": {"de": ["rot"]}}), "2": (tars.colour(BLUE), None)}
+    found = load_data(tars.write(tmp_path / "mine.tar", items))
+    assert (found.id, found.captions) == ("mine:de", ("rot",))
+    items["2"] = (tars.colour(BLUE), {"captions": {"fr": ["bleu"]}})
+    with pytest.raises(DatasetError, match=r"or a language to be chosen; languages there: de .*, fr"):
+        load_data(tars.write(tmp_path / "mine.tar", items))
+
+
 def test_a_folder_with_text_and_json_beside_the_pictures(tmp_path, tars, linked):
     folder = tmp_path / "holiday"
     (folder / "day1").mkdir(parents=True)
