@@ -11,6 +11,7 @@ import typer
 
 from llm2clip.eval.entry import main
 from llm2clip.eval.prepare_command import prepare
+from llm2clip.eval.run_command import compare, leaderboard, run
 from llm2clip.indexer.entry import winding_up
 from llm2clip.indexer.terminal import one_line_errors
 
@@ -54,6 +55,9 @@ def nano(
 
 
 app.command()(prepare)
+app.command()(run)
+app.command()(leaderboard)
+app.command()(compare)
 
 
 def _require_writable(path: Path) -> None:

@@ -77,14 +77,20 @@ class Encoded:
 class FeatureStore:
     """Vectors of one encoder in one arithmetic, on disk."""
 
-    def __init__(self, root: Path, *, key: str, dim: int) -> None:
+    def __init__(
+        self, root: Path, *, key: str, dim: int, digests: dict[Picture, bytes] | None = None
+    ) -> None:
         """Nothing is read until it is asked for.
 
         Args:
             root: Folder of all encoders' vectors.
-            key: Tells this encoder and its arithmetic from all others; see ``Description.key``.
+            key: Tells this encoder and its arithmetic from all others; see ``EncoderRecord.key``.
             dim: Length of a vector.
+            digests: SHA-256 of pictures that were read before, such as for another language of the same set; added
+                to. A picture is then not read again to be recognised.
         """
+        self.digests: dict[Picture, bytes] = {} if digests is None else digests
+        """SHA-256 of pictures that were read."""
         self._folder = root / key
         self._dim = dim
         self._shelves: dict[Side, _Shelf] = {}
@@ -205,7 +211,7 @@ def encode_images(
     began, spent = time.monotonic(), Spent()
     pending, new = _Pending(shelf), _Batch()
     try:
-        for row, (digest, pixels) in enumerate(_prepared(encoder, pictures, shelf)):
+        for row, (digest, pixels) in enumerate(_prepared(encoder, pictures, store)):
             digests.append(digest)
             if pixels is not None:
                 new.add(row, digest, pixels)
@@ -242,14 +248,17 @@ class _Batch:
 
 
 def _prepared(
-    encoder: Encoder, pictures: Sequence[Picture], shelf: _Shelf
+    encoder: Encoder, pictures: Sequence[Picture], store: FeatureStore
 ) -> Iterator[tuple[bytes, NDArray[np.uint8] | None]]:
     """Digest and pixels of each picture, in order; no pixels where the vector is known."""
+    shelf, known = store.shelf("images"), store.digests
 
     def prepare(picture: Picture) -> tuple[bytes, NDArray[np.uint8] | None]:
+        if (digest := known.get(picture)) and digest in shelf:
+            return digest, None
         try:
             content = picture.read()
-            digest = hashlib.sha256(content).digest()
+            digest = known[picture] = hashlib.sha256(content).digest()
             return digest, None if digest in shelf else encoder.prepare(content).pixels
         except (OSError, ValueError) as error:
             raise DatasetError(

@@ -7,13 +7,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
+from llm2clip.eval.intervals import Resampling
+from llm2clip.eval.paired import against_best
 from llm2clip.eval.protocols import declared
-from llm2clip.eval.published import Comparison, Mark, Published, compare_value, mark, of_dataset, same_weights
-from llm2clip.eval.results import Direction, Result
+from llm2clip.eval.published import (
+    NO_MARK,
+    Comparison,
+    Mark,
+    Published,
+    compare_value,
+    mark,
+    of_dataset,
+    same_weights,
+)
+from llm2clip.eval.results import Direction, Result, unpack
 from llm2clip.eval.retrieval_set import PARTIAL
 
 DIRECTIONS: tuple[Direction, ...] = ("t2i", "i2t")
 KS = (1, 5, 10)
+_DRAWS = 2000
+"""Of a test that only groups encoders; ``compare`` draws more."""
 
 Measure: TypeAlias = tuple[Direction, int]
 """Direction and k."""
@@ -45,7 +60,7 @@ class Row:
     """Where they are printed, if they are not."""
     hf_id: str = ""
     """The checkpoint, if it is known."""
-    mark: Mark = Mark(status="")
+    mark: Mark = NO_MARK
     """What is the matter with a printed row."""
     near_best: bool = False
     """Of ours: whether it cannot be told from the best of ours here."""
@@ -156,19 +171,45 @@ def title_of(dataset: str) -> str:
 
 
 def _table(dataset: str, results: Sequence[Result]) -> Table:
-    ours = sorted((_our_row(result) for result in results), key=_order)
+    shared = _shared_first(results)
+    ours = sorted((_our_row(result, shared) for result in results), key=_order)
     return Table(
         dataset=dataset, title=title_of(dataset), ours=tuple(ours), published=published_table(dataset)
     )
 
 
-def _our_row(result: Result) -> Row:
+def _shared_first(results: Sequence[Result]) -> frozenset[str]:
+    """Keys of the encoders that cannot be told from the best, text to picture at 1; none where only one was measured.
+
+    Only results on the very same pictures and captions are compared.
+    """
+    hits, clusters = {}, None
+    for result in results:
+        direction = result.direction("t2i")
+        if direction and direction.ranks and result.set.sha256 == results[0].set.sha256:
+            hits[result.encoder.key] = (unpack(direction.ranks) <= 1).astype(np.float64)
+            clusters = unpack(direction.clusters).astype(np.int64)
+    if len(hits) < 2:
+        return frozenset()
+    how = Resampling(times=_DRAWS)
+    return frozenset(
+        one.name for one in against_best(hits, clusters=clusters, resampling=how) if not one.separable
+    )
+
+
+def _our_row(result: Result, shared: frozenset[str]) -> Row:
     cells = {
         (one.direction, at.k): Cell(value=100 * at.value, low=100 * at.low, high=100 * at.high)
         for one in result.directions
         for at in one.recall
     }
-    return Row(label=result.encoder.label, cells=cells, result=result, hf_id=result.encoder.repository)
+    return Row(
+        label=result.encoder.label,
+        cells=cells,
+        result=result,
+        hf_id=result.encoder.repository,
+        near_best=result.encoder.key in shared,
+    )
 
 
 def _published_row(model: str, source: str, values: Sequence[Published]) -> Row:
@@ -178,7 +219,7 @@ def _published_row(model: str, source: str, values: Sequence[Published]) -> Row:
         cells={(one.direction, one.k): Cell(value=one.value) for one in values},
         source=source,
         hf_id=values[0].hf_id,
-        mark=marks[0] if marks else Mark(status=""),
+        mark=marks[0] if marks else NO_MARK,
     )
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from llm2clip.eval.leaderboard import DIRECTIONS, KS, Board, Cell, Row, Table, title_of
+from llm2clip.eval.leaderboard import DIRECTIONS, KS, Board, Cell, Measure, Row, Table, title_of
 from llm2clip.eval.published import Comparison, licence_note
 from llm2clip.eval.results import Result
 from llm2clip.indexer.terminal import plain
@@ -16,11 +16,33 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 
-
-_CSV_FIELDS = (
-    "kind dataset language model hf_id direction k value low high expected optimistic queries gallery median_rank "
-    "through_index status source encoder_key dtype preprocessing code date"
-).split()
+_CSV_FIELDS = [
+    "kind",
+    "dataset",
+    "language",
+    "model",
+    "hf_id",
+    "direction",
+    "k",
+    "value",
+    "low",
+    "high",
+    "expected",
+    "optimistic",
+    "queries",
+    "gallery",
+    "median_rank",
+    "exact",
+    "overlap",
+    "milliseconds",
+    "status",
+    "source",
+    "encoder_key",
+    "dtype",
+    "preprocessing",
+    "code",
+    "date",
+]
 
 
 def terminal_tables(board: Board, *, limit: int) -> list[RichTable]:
@@ -37,8 +59,8 @@ def terminal_tables(board: Board, *, limit: int) -> list[RichTable]:
         one.add_column("note", overflow="fold")
         for row in table.rows(limit=limit):
             cells = [_terminal_cell(row.cells.get(measure)) for measure in _measures()]
-            words = [Text(plain(row.label)), *cells, Text(plain(_note(row)))]
-            one.add_row(*words, style="bold" if row.ours else "dim")
+            style = "bold" if row.ours else "dim"
+            one.add_row(Text(plain(row.label)), *cells, Text(plain(_note(row))), style=style)
         shown.append(one)
     if board.comparisons:
         one = RichTable(title="ours and printed, same weights and protocol", title_justify="left")
@@ -97,15 +119,22 @@ def csv_text(board: Board) -> str:
 
 
 def _our_lines(result: Result) -> Iterable[dict[str, object]]:
-    through = {one.k: one.through for one in result.through.at} if result.through else {}
+    common = {
+        "dataset": result.set.protocol,
+        "language": result.set.language or "",
+        "model": result.encoder.label,
+        "hf_id": result.encoder.repository,
+        "status": "" if result.set.complete else "partial",
+        "encoder_key": result.encoder.key,
+        "dtype": result.encoder.dtype,
+        "preprocessing": result.encoder.preprocessing,
+        "code": result.code,
+        "date": result.date,
+    }
     for one in result.directions:
         for at in one.recall:
-            yield {
+            yield common | {
                 "kind": "measured",
-                "dataset": result.set.protocol,
-                "language": result.set.language or "",
-                "model": result.encoder.label,
-                "hf_id": result.encoder.repository,
                 "direction": one.direction,
                 "k": at.k,
                 "value": _percent(at.value),
@@ -116,16 +145,19 @@ def _our_lines(result: Result) -> Iterable[dict[str, object]]:
                 "queries": one.queries,
                 "gallery": one.gallery,
                 "median_rank": "" if one.median_rank is None else one.median_rank,
-                "through_index": _percent(through[at.k])
-                if one.direction == "t2i" and at.k in through
-                else "",
-                "status": "" if result.set.complete else "partial",
-                "source": "",
-                "encoder_key": result.encoder.key,
-                "dtype": result.encoder.dtype,
-                "preprocessing": result.encoder.preprocessing,
-                "code": result.code,
-                "date": result.date,
+            }
+    for through in result.through:
+        for loss in through.at:
+            yield common | {
+                "kind": "through-index",
+                "direction": "t2i",
+                "k": loss.k,
+                "value": _percent(loss.through),
+                "exact": _percent(loss.exact),
+                "overlap": _percent(loss.overlap),
+                "milliseconds": f"{through.milliseconds:.3f}",
+                "gallery": through.pictures,
+                "source": through.index,
             }
 
 
@@ -150,7 +182,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3f}"
 
 
-def _measures() -> list[tuple[str, int]]:
+def _measures() -> list[Measure]:
     return [(direction, k) for direction in DIRECTIONS for k in KS]
 
 
@@ -160,9 +192,7 @@ def _value_heads() -> list[str]:
 
 def _heading(table: Table) -> str:
     sizes = {(row.result.set.images, row.result.set.captions) for row in table.ours if row.result}
-    counts = ", ".join(
-        f"{images:,} pictures and {captions:,} captions" for images, captions in sorted(sizes)
-    )
+    counts = ", ".join(f"{images:,} pictures and {captions:,} captions" for images, captions in sorted(sizes))
     return f"{title_of(table.dataset)} [{table.dataset}], {counts}"
 
 
@@ -183,9 +213,9 @@ def _note(row: Row) -> str:
     if row.result is not None:
         notes += ["≈ best"] * row.near_best
         notes += [f"{row.result.overlap}: {row.result.overlap_note}"] * bool(row.result.overlap_note)
-        if through := row.result.through:
-            losses = ", ".join(f"R@{at.k} {100 * (at.through - at.exact):+.1f}" for at in through.at)
-            notes.append(f"through {through.index}: {losses}")
+        for one in row.result.through:
+            losses = ", ".join(f"R@{at.k} {100 * (at.through - at.exact):+.1f}" for at in one.at)
+            notes.append(f"through {one.index}: {losses}")
         notes += row.result.set.notes
     else:
         notes += [f"{row.mark.status}: {row.mark.reason}"] * bool(row.mark.status)

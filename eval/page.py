@@ -129,13 +129,15 @@ def _result(result: Result, *, near: bool) -> dict[str, Any]:
         }
         if result.cost
         else None,
-        "through": {
-            "index": result.through.index,
-            "ms": result.through.milliseconds,
-            "at": [[at.k, at.exact, at.through, at.overlap] for at in result.through.at],
-        }
-        if result.through
-        else None,
+        "through": [
+            {
+                "index": one.index,
+                "pictures": one.pictures,
+                "ms": one.milliseconds,
+                "at": [[at.k, at.exact, at.through, at.overlap] for at in one.at],
+            }
+            for one in result.through
+        ],
     }
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,6 +58,10 @@ class Mark:
     """In Chinese."""
 
 
+NO_MARK = Mark(status="")
+"""Nothing is the matter."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Band:
     """How far a rerun may lie from a row."""
@@ -105,11 +108,11 @@ def published_rows() -> tuple[Published, ...]:
     Raises:
         ValueError: The file is not what it should be.
     """
-    text = io.TextIOWrapper(gzip.open(_VALUES), encoding="utf-8", newline="")
-    reader = csv.reader(text)
-    if (header := next(reader)) != _FIELDS:
-        raise ValueError(f"{_VALUES.name} has columns {header}, expected {_FIELDS}")
-    return tuple(_row(line) for line in reader)
+    with gzip.open(_VALUES, "rt", encoding="utf-8", newline="") as text:
+        reader = csv.reader(text)
+        if (header := next(reader)) != _FIELDS:
+            raise ValueError(f"{_VALUES.name} has columns {header}, expected {_FIELDS}")
+        return tuple(_row(line) for line in reader)
 
 
 def _row(line: Sequence[str]) -> Published:
@@ -143,7 +146,7 @@ def mark(row: Published) -> Mark:
         if _fits(entry, row):
             status: Status = "wrong" if entry["status"] == "wrong" else "unclear"
             return Mark(status=status, reason=str(entry["reason"]), reason_zh=str(entry["reason_zh"]))
-    return Mark(status="")
+    return NO_MARK
 
 
 def band(row: Published, *, queries: int) -> Band:

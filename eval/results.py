@@ -286,8 +286,8 @@ class Result:
     """``trained-on``, ``same-source``, ``none-known`` or empty: whether the encoder saw this set in training."""
     overlap_note: str = ""
     """Why."""
-    through: Through | None = None
-    """The same through an index."""
+    through: tuple[Through, ...] = ()
+    """The same through indexes."""
     format: Literal["llm2clip-eval-result"] = "llm2clip-eval-result"
     """What this file is."""
     version: int = VERSION
