@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from llm2clip.eval.retrieval_set import ImageRef
 
 _COCO = re.compile(r"COCO_(train2014|val2014)_\d+\.jpg")
 _CHUNK = 1 << 20
+_BY_LINES = (".txt", ".token")
 
 
 class Layout:
@@ -85,6 +87,10 @@ class Layout:
         path = self.root / name
         if path.is_file():
             self.draft.files[name] = file_hash(path, "sha256")
+            if path.suffix in _BY_LINES and _unended(path):
+                self.draft.notes.append(
+                    f"{name} ends without a line break: published so, or cut off in its last line"
+                )
         return path
 
 
@@ -95,6 +101,14 @@ def file_hash(path: Path, algorithm: str) -> str:
         while piece := stream.read(_CHUNK):
             hashed.update(piece)
     return hashed.hexdigest()
+
+
+def _unended(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        if not stream.seek(0, os.SEEK_END):
+            return False
+        stream.seek(-1, os.SEEK_END)
+        return stream.read(1) != b"\n"
 
 
 def picture(folder: Path, name: str, *, key: str | None = None) -> ImageRef | None:

@@ -81,6 +81,9 @@ def test_xtd10_pairs_lines_also_without_a_last_line_break(folder, linked):
     xtd(folder, "STAIR/test_1kcaptions_jp.txt", lines)
     found = folder.load("xtd10", "ja")
     assert (found.id, found.complete) == ("xtd10:ja", True)
+    assert found.notes == (
+        f"{XTD}/STAIR/test_1kcaptions_jp.txt ends without a line break: published so, or cut off in its last line",
+    )
     assert linked(found)[3] == ("文 3\u2028!", ["COCO_train2014_000000000002.jpg"])
     # Equal captions stay two queries, each with its own picture.
     assert [
@@ -96,8 +99,8 @@ def test_xtd10_with_an_empty_caption_is_partial_and_stays_aligned(folder, linked
     found = folder.load("xtd10:de")
     assert found.id == "xtd10+partial:de"
     assert linked(found)[1] == ("Satz 2", ["COCO_train2014_000000000001.jpg"])
-    assert "1 captions are empty and left out" in found.notes[0]
-    assert "test_1kcaptions_de.txt, line 2" in found.notes[0]
+    assert "1 captions are empty and left out" in found.notes[-1]
+    assert "test_1kcaptions_de.txt, line 2" in found.notes[-1]
 
 
 def test_xtd10_with_a_line_too_few_is_refused(folder):
