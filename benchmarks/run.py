@@ -22,6 +22,7 @@ BENCHMARKS = {
     "search": "search_ratio",
     "encode": "query_latency",
     "images": "image_side",
+    "metrics": "metrics",
 }
 
 

@@ -114,7 +114,7 @@ def bootstrap_interval(
     """Percentile interval of a mean over queries, drawing pictures with all their queries.
 
     Where every picture has the same value 0 or 1, drawing shows no spread at all; the end inside [0, 1] is then the
-    exact binomial one (with 1,000 pictures all found, 99.6 % at least).
+    exact binomial one (with 1,000 pictures all found, 99.7 % at least).
 
     Args:
         values: Shape: (queries,): hits or shares.

@@ -156,5 +156,6 @@ def test_all_benchmarks_run(tmp_path: Path):
         "search",
         "encode",
         "images",
+        "metrics",
     }
     assert all(row["value"] > 0 for row in rows)
