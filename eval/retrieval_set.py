@@ -82,7 +82,8 @@ class RetrievalSet:
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know, such as what is missing."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each annotation file that was read, by its path below the data folder."""
+    """SHA-256 of each annotation file that was read, by its path below the data folder; of a folder of many small ones,
+    one of the lines ``NAME SHA-256``."""
     missing: tuple[str, ...] = ()
     """Keys of pictures that the annotations name but that are not there."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from llm2clip.eval.datasets import DatasetError
@@ -101,6 +101,12 @@ def file_hash(path: Path, algorithm: str) -> str:
         while piece := stream.read(_CHUNK):
             hashed.update(piece)
     return hashed.hexdigest()
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """One SHA-256 for many small files: of the lines ``NAME SHA-256`` in the given order, names without folders."""
+    lines = (f"{path.name} {file_hash(path, 'sha256')}\n" for path in paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _unended(path: Path) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm2clip.eval.datasets import DatasetError
 from llm2clip.eval.loaders.draft import Draft
-from llm2clip.eval.loaders.layout import Layout, picture
+from llm2clip.eval.loaders.layout import Layout, files_hash, picture
 from llm2clip.eval.loaders.reading import entry, json_lines, json_list, read_json, read_text, take
 
 _SENTENCES = re.compile(r"\n|</s>|\.")
@@ -45,16 +45,18 @@ def urban1k(layout: Layout) -> Draft:
     captions, pictures, draft = layout.path("captions"), layout.pictures(), layout.draft
     numbers = {int(path.stem) for path in captions.glob("*.txt") if path.stem.isdecimal()}
     numbers |= {int(path.stem) for path in pictures.glob("*.jpg") if path.stem.isdecimal()}
-    longer = []
+    longer, read = [], []
     for number in sorted(numbers):
         name, path = f"{number}.jpg", captions / f"{number}.txt"
         draft.image(name, picture(pictures, name), where=str(pictures))
         if not path.is_file():
             continue
+        read.append(path)
         first, _, rest = read_text(path).partition("\n")
         if rest.strip():
             longer.append(path.name)
         draft.caption(first.removesuffix("\r"), name, where=str(path))
+    draft.files[layout.names("captions")[0]] = files_hash(read)
     if longer:
         draft.notes.append(f"{len(longer):,} caption files have more lines; only the first is used")
     return draft
@@ -88,17 +90,20 @@ def dci(layout: Layout) -> Draft:
     splits_path, annotations = layout.path("splits"), layout.path("captions")
     splits = take(read_json(splits_path), dict, where=str(splits_path))
     folder, draft = layout.pictures(), layout.draft
+    read = []
     for split, names in splits.items():
         for name in take(names, list, where=f"{splits_path}, split {split}"):
             path = annotations / Path(str(name)).name
             if not path.is_file():
                 raise DatasetError(f"{splits_path}: lists {name}, expected that file in {annotations}")
+            read.append(path)
             record = take(read_json(path), dict, where=str(path))
             image = entry(record, "image", kind=str, where=str(path))
             short = entry(record, "short_caption", kind=str, where=str(path))
             extra = entry(record, "extra_caption", kind=str, where=str(path))
             draft.image(image, picture(folder, image), where=str(path))
             draft.caption(sentences(f"{short}\n{extra}"), image, where=str(path))
+    draft.files[annotations.relative_to(layout.root).as_posix() + "/"] = files_hash(read)
     return draft
 
 

@@ -1,5 +1,6 @@
 """ShareGPT4V, Urban1k, DOCCI, DCI."""
 
+import hashlib
 import json
 
 import pytest
@@ -86,6 +87,9 @@ def test_urban1k_pairs_by_number_and_takes_the_first_line(folder, linked):
     assert pairs[8] == ("A street, number 9.", ["9.jpg"])
     assert pairs[9] == ("First line.", ["10.jpg"])
     assert found.notes == ("1 caption files have more lines; only the first is used",)
+    before = found.files["Urban1k/caption/"]
+    folder.text("Urban1k/caption/10.txt", "First line.\nAnother second line.\n")
+    assert folder.load("urban1k").files["Urban1k/caption/"] != before
 
 
 def test_urban1k_with_a_caption_or_picture_missing_is_partial(folder):
@@ -163,7 +167,15 @@ def dci(folder, *, listed):
 
 def test_dci_takes_all_splits_and_joins_sentences(folder, linked):
     dci(folder, listed={"train": ["sa_2-data.json"], "valid": ["sa_0-data.json"], "test": ["sa_1-data.json"]})
-    assert linked(folder.load("dci-full7805")) == [
+    found = folder.load("dci-full7805")
+    lines = []
+    for number in (2, 0, 1):
+        name = f"sa_{number}-data.json"
+        content = (folder.root / "dci/densely_captioned_images/annotations" / name).read_bytes()
+        lines.append(f"{name} {hashlib.sha256(content).hexdigest()}\n")
+    expected = hashlib.sha256("".join(lines).encode()).hexdigest()
+    assert found.files["dci/densely_captioned_images/annotations/"] == expected
+    assert linked(found) == [
         (f"Short {number}. A dog. runs. fast", [f"sa_{number}.jpg"]) for number in (2, 0, 1)
     ]
 
