@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm2clip.eval.classify_command import captions, classify
 from llm2clip.eval.entry import main
 from llm2clip.eval.prepare_command import prepare
 from llm2clip.eval.run_command import compare, leaderboard, run
@@ -58,6 +59,8 @@ app.command()(prepare)
 app.command()(run)
 app.command()(leaderboard)
 app.command()(compare)
+app.command()(classify)
+app.command()(captions)
 
 
 def _require_writable(path: Path) -> None:
