@@ -59,7 +59,7 @@ def make_random(family: str, folder: Path, *, seed: int = 0) -> Path:
     if family not in _MAKERS:
         raise ValueError(f"no random encoder of family {family!r}, expected one of {', '.join(_MAKERS)}")
     done = folder / "random.json"
-    told = {"family": family, "seed": seed, "recipe": 1}
+    told = {"family": family, "seed": seed, "recipe": 2}
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == told:
         return folder
     import torch
@@ -83,8 +83,9 @@ def _shuffled_nano(folder: Path, _: str) -> None:
 
     source = encoder_folder("nano")
     assert source is not None, "nano is shipped with the package"
-    for file in ("config.json", "tokenizer.json"):
-        shutil.copyfile(source / file, folder / file)
+    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    config = json.loads((source / "config.json").read_text(encoding="utf-8")) | {"name": "random-nano"}
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     tensors = load_file(source / "model.safetensors")
     mixed = {
         name: tensor.flatten()[torch.randperm(tensor.numel())].reshape(tensor.shape).contiguous()

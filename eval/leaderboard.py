@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 
+from llm2clip.eval.breakdowns import LanguageSummary, by_language
 from llm2clip.eval.intervals import Resampling
 from llm2clip.eval.paired import against_best
 from llm2clip.eval.protocols import declared
@@ -101,6 +102,20 @@ class Table:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LanguageRow:
+    """One encoder over the languages of one set."""
+
+    protocol: str
+    """The set, without language."""
+    label: str
+    """The encoder."""
+    key: str
+    """Its hash."""
+    summary: LanguageSummary
+    """Mean with interval, spread, the worst, the gap to English."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Board:
     """Everything there is to show."""
 
@@ -108,6 +123,8 @@ class Board:
     """As they were read, one for each encoder and set."""
     tables: tuple[Table, ...]
     """One for each set that was measured."""
+    languages: tuple[LanguageRow, ...]
+    """Text to picture at 1 over the languages of a set, for each encoder that was measured in several."""
     comparisons: tuple[tuple[Result, Comparison], ...]
     """Ours against the printed numbers of the same weights under the same protocol."""
 
@@ -131,8 +148,24 @@ def build_board(results: Sequence[Result]) -> Board:
     return Board(
         results=tuple(results),
         tables=tuple(_table(name, [one for one in results if one.set.id == name]) for name in ids),
+        languages=tuple(_language_rows(results)),
         comparisons=tuple((result, one) for result in results for one in compare_published(result)),
     )
+
+
+def _language_rows(results: Sequence[Result]) -> Iterator[LanguageRow]:
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        if result.set.language and (found := result.direction("t2i")) and found.ranks:
+            groups.setdefault((result.set.protocol, result.encoder.key), []).append(result)
+    for (protocol, key), group in sorted(groups.items()):
+        if len(group) < 2:
+            continue
+        sides = {one.set.language or "": one.direction("t2i") for one in group}
+        hits = {code: (unpack(side.ranks) <= 1).astype(np.float64) for code, side in sides.items() if side}
+        clusters = {code: unpack(side.clusters).astype(np.int64) for code, side in sides.items() if side}
+        summary = by_language(hits, clusters=clusters, resampling=Resampling(times=_DRAWS))
+        yield LanguageRow(protocol=protocol, label=group[0].encoder.label, key=key, summary=summary)
 
 
 def compare_published(result: Result) -> list[Comparison]:

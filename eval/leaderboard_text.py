@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from llm2clip.eval.leaderboard import DIRECTIONS, KS, Board, Cell, Measure, Row, Table, title_of
+from llm2clip.eval.leaderboard import DIRECTIONS, KS, Board, Cell, LanguageRow, Measure, Row, Table, title_of
 from llm2clip.eval.published import Comparison, licence_note
 from llm2clip.eval.results import Result
 from llm2clip.indexer.terminal import plain
@@ -93,6 +93,10 @@ def markdown(board: Board, *, limit: int) -> str:
                 for row in table.rows(limit=limit)
             ),
         )
+    if board.languages:
+        parts += ["## Over languages, text to picture, R@1", ""]
+        heads = ["encoder", "set", "languages", "mean", "95 %", "spread", "worst five", "English less others"]
+        parts += _md_table(heads, (_language_line(row) for row in board.languages))
     if board.comparisons:
         parts += ["## Ours and printed, same weights and protocol", ""]
         heads = ["encoder", "set", "R@k", "ours", "printed", "difference", "band", "within", "source"]
@@ -258,6 +262,21 @@ def _provenance(result: Result) -> list[str]:
         result.set.sha256[:12],
         result.code,
         result.date,
+    ]
+
+
+def _language_line(row: LanguageRow) -> list[str]:
+    found = row.summary
+    gap = "" if found.english_gap is None else f"{100 * found.english_gap:+.1f}"
+    return [
+        row.label,
+        row.protocol,
+        str(len(found.languages)),
+        f"{100 * found.mean:.1f}",
+        f"{100 * found.low:.1f}–{100 * found.high:.1f}",
+        f"{100 * found.spread:.1f}",
+        f"{100 * found.worst:.1f} ({', '.join(found.worst_languages)})",
+        gap,
     ]
 
 

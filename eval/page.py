@@ -69,6 +69,16 @@ def page_data(board: Board, *, now: datetime) -> dict[str, Any]:
         "titles": {name: title_of(name) for name in names},
         "protocols": _protocols(names),
         "published": _published(names),
+        "languages": {
+            f"{row.protocol} {row.key}": {
+                "low": row.summary.low,
+                "high": row.summary.high,
+                "worst": row.summary.worst,
+                "worstLanguages": list(row.summary.worst_languages),
+                "gap": row.summary.english_gap,
+            }
+            for row in board.languages
+        },
         "comparisons": [_comparison(result, one) for result, one in board.comparisons],
     }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from llm2clip.eval.description import describe
 from llm2clip.eval.features import FeatureStore, Picture
 from llm2clip.eval.measure import MeasureOptions, Vectors, encode_set, keep_cost, measure
-from llm2clip.eval.results import Result, Through, read_result, write_result
+from llm2clip.eval.results import Lengths, Result, Through, read_result, write_result
 from llm2clip.eval.retrieval_set import RetrievalSet
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ class RunOptions:
     """Folder of vectors."""
     through: tuple[Path, ...] = ()
     """Indexes over the pictures, each made by the encoder that is measured."""
+    lengths: bool = True
+    """Whether to split by length and, where captions are long, to ask again with their beginnings."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)
     """How to count."""
 
@@ -94,13 +96,34 @@ def run(
             reporter.begin(record.label, the_set)
             vectors = encode_set(encoder, the_set, store=store, progress=reporter.advance)
             result = measure(the_set, vectors, encoder=record, options=options.measure)
-            if options.through:
-                result = replace(result, through=_through(encoder, the_set, vectors, options))
+            result = replace(
+                result,
+                lengths=_lengths(encoder, the_set, vectors, result=result, store=store, options=options),
+                through=_through(encoder, the_set, vectors, options),
+            )
             result = keep_cost(result, _earlier(options.out / result.file_name))
             write_result(result, options.out)
             reporter.end(result, fresh=True)
             yield result
         del encoder
+
+
+def _lengths(
+    encoder: Encoder,
+    the_set: RetrievalSet,
+    vectors: Vectors,
+    *,
+    result: Result,
+    store: FeatureStore,
+    options: RunOptions,
+) -> Lengths | None:
+    from llm2clip.eval.lengths import measure_lengths
+
+    found = result.direction("t2i")
+    if found is None or not options.lengths:
+        return None
+    how = options.measure.resampling
+    return measure_lengths(encoder, the_set, vectors, found=found, store=store, resampling=how)
 
 
 def _through(

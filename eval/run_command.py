@@ -48,6 +48,9 @@ def run(
         list[Path] | None,
         typer.Option(help="Index over the pictures: also measure what it loses; several times."),
     ] = None,
+    lengths: Annotated[
+        bool, typer.Option(help="Split by length; ask long captions again with their beginnings.")
+    ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto, float32, float16, bfloat16; int8, int4 of LLM2CLIP's texts.")
@@ -76,7 +79,10 @@ def run(
             raise typer.BadParameter(f"got {parity!r}, expected native or upstream", param_hint="--parity")
         picked = choosing.candidates(encoder, device=device, dtype=dtype, parity=cast("Parity", parity))
         options = RunOptions(
-            out=out, cache=cache or data_home() / "eval-vectors", through=tuple(through or ())
+            out=out,
+            cache=cache or data_home() / "eval-vectors",
+            through=tuple(through or ()),
+            lengths=lengths,
         )
         out.mkdir(parents=True, exist_ok=True)
         with winding_up(), TerminalReporter() as reporter:
