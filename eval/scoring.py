@@ -127,6 +127,7 @@ class ArrayBlock(Block):
         self._values = values
         self._again = again
         self._start = start
+        self._final: ArrayBlock | None = None
 
     def weigh(self, lines: Indices, *, low: Scores, high: Scores, axis: int, list_up_to: int) -> Weighed:
         """See :class:`Block`."""
@@ -149,7 +150,9 @@ class ArrayBlock(Block):
         """See :class:`Block`."""
         if self._again is None:
             return self
-        return ArrayBlock(self._again.exact(self._start, self._start + len(self._values)))
+        if self._final is None:
+            self._final = ArrayBlock(self._again.exact(self._start, self._start + len(self._values)))
+        return self._final
 
     def values(self) -> Scores:
         """See :class:`Block`."""

@@ -30,6 +30,7 @@ class TorchBlock(Block):
         self._values = values
         self._again = again
         self._start = start
+        self._final: TorchBlock | None = None
 
     def weigh(self, lines: Indices, *, low: Scores, high: Scores, axis: int, list_up_to: int) -> Weighed:
         """See :class:`Block`."""
@@ -51,7 +52,9 @@ class TorchBlock(Block):
         """See :class:`Block`."""
         if self._again is None:
             return self
-        return TorchBlock(self._again.exact(self._start, self._start + len(self._values)))
+        if self._final is None:
+            self._final = TorchBlock(self._again.exact(self._start, self._start + len(self._values)))
+        return self._final
 
     def values(self) -> Scores:
         """See :class:`Block`."""

@@ -73,7 +73,8 @@ def test_classes_of_one_name_are_noted(folder, colours, tmp_path):
     report = measure_classes(candidate, task, cache=tmp_path / "vectors", resampling=FEW)
     assert report.notes == ("1 names belong to several classes: red",)
     assert report.result.top1.value == pytest.approx(4 / 6)
-    assert report.result.top1_ties.expected == pytest.approx((4.5 + 1 / 6) / 6)  # a green picture is as far from every name
+    # A red picture is as near to both; a green one is as far from every name.
+    assert report.result.top1_ties.expected == pytest.approx((4 + 1 / 2 + 1 / 6) / 6)
 
 
 def test_captions_are_measured_without_a_look_at_pictures(counting, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -283,3 +284,30 @@ def test_vectors_too_large_to_multiply_are_refused(device):
     rows = np.full((2, 4), 1e19, dtype=np.float32)
     with pytest.raises(ValueError, match=r"norms up to 2e\+19, expected unit rows|score inf for query 0"):
         retrieval_metrics(Embeddings(texts=rows, images=rows, device=device), positives=np.arange(2))
+
+
+def test_no_whole_matrix_is_ever_held():
+    generator = np.random.default_rng(0)
+    texts, images = (generator.normal(size=(count, 8)).astype(np.float32) for count in (12_000, 6_000))
+    tracemalloc.start()
+    try:
+        retrieval_metrics(Embeddings(texts=texts, images=images), positives=np.arange(12_000) // 2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 12_000 * 6_000 / 4  # bytes: a quarter of the scores alone
+
+
+def test_nearly_collapsed_vectors_count_as_the_exact_scores_do():
+    generator = np.random.default_rng(0)
+    centre = generator.normal(size=64)
+    for noise in (1e-2, 1e-4, 1e-6):
+        sides = [centre + noise * generator.normal(size=(count, 64)) for count in (300, 60)]
+        texts, images = (
+            (side / np.linalg.norm(side, axis=1, keepdims=True)).astype(np.float32) for side in sides
+        )
+        exact = (texts.astype(np.float64) @ images.astype(np.float64).T).astype(np.float32)
+        expected = retrieval_metrics(exact, positives=np.arange(300) // 5)
+        for device in (None, "cpu"):
+            pair = Embeddings(texts=texts, images=images, device=device)
+            assert retrieval_metrics(pair, positives=np.arange(300) // 5, chunk=70) == expected
