@@ -13,14 +13,12 @@ from llm2clip.eval.class_sets import ClassSet, same_names
 from llm2clip.eval.classification import Classification, class_vectors, classify
 from llm2clip.eval.cra import CaptionRetrieval, caption_retrieval
 from llm2clip.eval.description import code_version, describe, libraries, machine
-from llm2clip.eval.features import FeatureStore, encode_images, encode_texts
+from llm2clip.eval.features import FeatureStore, encode_images
 from llm2clip.eval.intervals import Resampling
+from llm2clip.eval.lengths import StoredTexts
 from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from llm2clip.encoders import Encoder
     from llm2clip.eval.run import Candidate
 
@@ -57,22 +55,6 @@ class ClassReport:
     def as_json(self) -> dict[str, Any]:
         """For ``json.dump``."""
         return asdict(self)
-
-
-class StoredTexts:
-    """An encoder's reading side whose vectors are kept on disk."""
-
-    def __init__(self, encoder: Encoder, store: FeatureStore) -> None:
-        """Nothing is encoded until it is asked for."""
-        self._encoder, self._store = encoder, store
-
-    def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
-        """Shape: (texts, dim), float32, unit rows."""
-        return encode_texts(self._encoder, list(texts), store=self._store).vectors
-
-    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
-        """Tokens of each text, as the encoder counts them."""
-        return self._encoder.count_tokens(texts)
 
 
 def measure_classes(
