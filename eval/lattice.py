@@ -17,13 +17,15 @@ class Lattice:
     """Declared number of queries."""
     hits: tuple[int, ...]
     """Numbers of hits that are printed so; empty if there is none."""
+    cut: tuple[int, ...]
+    """Numbers of hits that are printed so where digits are cut off instead of rounded, as some sources do."""
     nearest: str
     """The possible value next to it, with as many decimals."""
 
     @property
     def possible(self) -> bool:
-        """Whether the value can have come about with that many queries."""
-        return bool(self.hits)
+        """Whether the value can have come about with that many queries, rounded or cut."""
+        return bool(self.hits or self.cut)
 
 
 def on_lattice(printed: str | Decimal, *, queries: int, values: int = 1) -> Lattice:
@@ -50,16 +52,17 @@ def on_lattice(printed: str | Decimal, *, queries: int, values: int = 1) -> Latt
         )
     exponent = value.as_tuple().exponent
     assert isinstance(exponent, int)
-    half = Decimal(1).scaleb(min(exponent, 0)) / 2
+    step = Decimal(1).scaleb(min(exponent, 0))
     total = Decimal(queries * values)
-    first = math.ceil((value - half) * total / 100)
-    last = math.floor((value + half) * total / 100)
-    hits = tuple(range(max(first, 0), min(last, queries * values) + 1))
+    first = math.ceil((value - step / 2) * total / 100)
+    last = math.floor((value + step / 2) * total / 100)
+    beyond = math.ceil((value + step) * total / 100)
     near = int((value * total / 100).to_integral_value())
     digits = max(-exponent, 0)
     return Lattice(
         printed=str(printed),
         queries=queries,
-        hits=hits,
+        hits=tuple(range(max(first, 0), min(last, queries * values) + 1)),
+        cut=tuple(range(math.ceil(value * total / 100), min(beyond, queries * values + 1))),
         nearest=f"{Decimal(100 * near) / total:.{digits}f}",
     )
