@@ -156,7 +156,7 @@ class _Shelf:
 
     def _read(self, path: Path, name: str) -> NDArray[np.float32] | None:
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 found: NDArray[np.float32] = file[name]
                 shape = found.shape
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -107,10 +107,8 @@ class LanguageRow:
 
     protocol: str
     """The set, without language."""
-    label: str
-    """The encoder."""
-    key: str
-    """Its hash."""
+    result: Result
+    """One of its results, which has the encoder."""
     summary: LanguageSummary
     """Mean with interval, spread, the worst, the gap to English."""
 
@@ -137,7 +135,7 @@ def build_board(results: Sequence[Result]) -> Board:
     """
     seen: dict[tuple[str, str], Result] = {}
     for result in results:
-        key = (result.set.id, result.encoder.key)
+        key = (result.set.id, _who(result))
         if key in seen:
             raise ValueError(
                 f"two results are of {result.encoder.label!r} on {result.set.id}, of {seen[key].date} and "
@@ -157,15 +155,15 @@ def _language_rows(results: Sequence[Result]) -> Iterator[LanguageRow]:
     groups: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         if result.set.language and (found := result.direction("t2i")) and found.ranks:
-            groups.setdefault((result.set.protocol, result.encoder.key), []).append(result)
-    for (protocol, key), group in sorted(groups.items()):
+            groups.setdefault((result.set.protocol, _who(result)), []).append(result)
+    for (protocol, _), group in sorted(groups.items()):
         if len(group) < 2:
             continue
         sides = {one.set.language or "": one.direction("t2i") for one in group}
         hits = {code: (unpack(side.ranks) <= 1).astype(np.float64) for code, side in sides.items() if side}
         clusters = {code: unpack(side.clusters).astype(np.int64) for code, side in sides.items() if side}
         summary = by_language(hits, clusters=clusters, resampling=Resampling(times=_DRAWS))
-        yield LanguageRow(protocol=protocol, label=group[0].encoder.label, key=key, summary=summary)
+        yield LanguageRow(protocol=protocol, result=group[0], summary=summary)
 
 
 def compare_published(result: Result) -> list[Comparison]:
@@ -212,7 +210,7 @@ def _table(dataset: str, results: Sequence[Result]) -> Table:
 
 
 def _shared_first(results: Sequence[Result]) -> frozenset[str]:
-    """Keys of the encoders that cannot be told from the best, text to picture at 1; none where only one was measured.
+    """The encoders that cannot be told from the best, text to picture at 1; none where only one was measured.
 
     Only results on the very same pictures and captions are compared.
     """
@@ -220,7 +218,7 @@ def _shared_first(results: Sequence[Result]) -> frozenset[str]:
     for result in results:
         direction = result.direction("t2i")
         if direction and direction.ranks and result.set.sha256 == results[0].set.sha256:
-            hits[result.encoder.key] = (unpack(direction.ranks) <= 1).astype(np.float64)
+            hits[_who(result)] = (unpack(direction.ranks) <= 1).astype(np.float64)
             clusters = unpack(direction.clusters).astype(np.int64)
     if len(hits) < 2:
         return frozenset()
@@ -228,6 +226,11 @@ def _shared_first(results: Sequence[Result]) -> frozenset[str]:
     return frozenset(
         one.name for one in against_best(hits, clusters=clusters, resampling=how) if not one.separable
     )
+
+
+def _who(result: Result) -> str:
+    """An encoder as it was called: one encoder under two labels is two lines."""
+    return f"{result.encoder.key} {result.encoder.label}"
 
 
 def _our_row(result: Result, shared: frozenset[str]) -> Row:
@@ -241,7 +244,7 @@ def _our_row(result: Result, shared: frozenset[str]) -> Row:
         cells=cells,
         result=result,
         hf_id=result.encoder.repository,
-        near_best=result.encoder.key in shared,
+        near_best=_who(result) in shared,
     )
 
 

@@ -95,7 +95,7 @@ def markdown(board: Board, *, limit: int) -> str:
         )
     if board.languages:
         parts += ["## Over languages, text to picture, R@1", ""]
-        heads = ["encoder", "set", "languages", "mean", "95 %", "spread", "worst five", "English less others"]
+        heads = ["encoder", "set", "languages", "mean", "95 %", "spread", "worst", "English less others"]
         parts += _md_table(heads, (_language_line(row) for row in board.languages))
     if board.comparisons:
         parts += ["## Ours and printed, same weights and protocol", ""]
@@ -269,7 +269,7 @@ def _language_line(row: LanguageRow) -> list[str]:
     found = row.summary
     gap = "" if found.english_gap is None else f"{100 * found.english_gap:+.1f}"
     return [
-        row.label,
+        row.result.encoder.label,
         row.protocol,
         str(len(found.languages)),
         f"{100 * found.mean:.1f}",

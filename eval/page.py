@@ -51,7 +51,7 @@ def _embedded(data: dict[str, Any]) -> str:
 def page_data(board: Board, *, now: datetime) -> dict[str, Any]:
     """All that the page's script shows, as plain JSON."""
     near = {
-        (table.dataset, row.result.encoder.key)
+        (table.dataset, row.label, row.result.encoder.key)
         for table in board.tables
         for row in table.ours
         if row.near_best and row.result
@@ -64,13 +64,14 @@ def page_data(board: Board, *, now: datetime) -> dict[str, Any]:
         "code": code_version(),
         "licence": {"en": licence_note("en"), "zh": licence_note("zh")},
         "results": [
-            _result(result, near=(result.set.id, result.encoder.key) in near) for result in board.results
+            _result(result, near=(result.set.id, result.encoder.label, result.encoder.key) in near)
+            for result in board.results
         ],
         "titles": {name: title_of(name) for name in names},
         "protocols": _protocols(names),
         "published": _published(names),
         "languages": {
-            f"{row.protocol} {row.key}": {
+            f"{row.protocol} {row.result.encoder.key}": {
                 "low": row.summary.low,
                 "high": row.summary.high,
                 "worst": row.summary.worst,
