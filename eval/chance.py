@@ -7,9 +7,12 @@ Each is a folder in its family's published layout, a few hundred thousand number
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llm2clip.eval import chance_layouts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -53,29 +56,35 @@ def make_random(family: str, folder: Path, *, seed: int = 0) -> Path:
         seed: Another seed, another encoder.
 
     Raises:
-        ValueError: There is no such family.
+        ValueError: There is no such family, or the folder holds something else.
         OSError: The folder cannot be written.
     """
     if family not in _MAKERS:
         raise ValueError(f"no random encoder of family {family!r}, expected one of {', '.join(_MAKERS)}")
-    done = folder / "random.json"
+    mark = folder / "random.json"
     told = {"family": family, "seed": seed, "recipe": 2}
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == told:
+    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == told:
         return folder
+    if folder.is_dir() and any(folder.iterdir()) and not mark.is_file():
+        raise ValueError(f"{folder} is not empty and holds no random encoder; name another folder")
     import torch
+    from transformers.utils import logging
 
-    folder.mkdir(parents=True, exist_ok=True)
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    # It warns of numbers of tokens that these towers have no use for.
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    mark.write_text("null\n", encoding="utf-8")  # ours, and not whole yet
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         _MAKERS[family](folder, family)
-    done.write_text(json.dumps(told) + "\n", encoding="utf-8")
+    mark.write_text(json.dumps(told) + "\n", encoding="utf-8")
     return folder
 
 
 def _shuffled_nano(folder: Path, _: str) -> None:
     """The numbers within every tensor of nano shuffled: the same sizes and spreads, and nothing learnt."""
-    import shutil
-
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -98,11 +107,7 @@ def _two_towers(folder: Path, family: str) -> None:
     """A model of transformers, as its published relatives are stored."""
     import torch
     import transformers
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    # It warns of numbers of tokens that these towers have no use for.
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     tokenizer = _bytes(*_ENDS[family])
     tokenizer.save(str(folder / "tokenizer.json"))
     text: dict[str, Any] = {**_LAYERS, "vocab_size": tokenizer.get_vocab_size()}
@@ -165,7 +170,30 @@ def _bytes(begin: str, end: str, pad: str) -> Tokenizer:
     return tokenizer
 
 
+def _openai_layout(folder: Path, family: str) -> None:
+    tokenizer = _bytes(*_ENDS["clip"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    make = chance_layouts.long_clip if family == "long-clip" else chance_layouts.eva02_clip
+    make(folder, tokenizer.get_vocab_size())
+
+
+def _multilingual(folder: Path, _: str) -> None:
+    tokenizer = _bytes(*_ENDS["altclip"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    chance_layouts.m_clip(folder, tokenizer.get_vocab_size(), vision=lambda inner: _two_towers(inner, "clip"))
+
+
+def _published(folder: Path, _: str) -> None:
+    tokenizer = _bytes("<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    chance_layouts.llm2clip(folder, tokenizer.get_vocab_size())
+
+
 _MAKERS: dict[str, Callable[[Path, str], None]] = {
     "nano": _shuffled_nano,
+    "llm2clip": _published,
     **dict.fromkeys(_CLASSES, _two_towers),
+    "eva02-clip": _openai_layout,
+    "long-clip": _openai_layout,
+    "m-clip": _multilingual,
 }

@@ -20,6 +20,7 @@ def test_it_loads_as_its_family_and_tells_things_apart(family, tmp_path):
     folder = make_random(family, tmp_path / "one")
     encoder = load_encoder(folder)
     assert encoder.info.family == ("llm2clip" if family == "nano" else family)
+    assert encoder.info.parameters > 0
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
     images, texts = encoder.encode_images(pictures), encoder.encode_texts(["a red car", "猫", "two dogs"])
@@ -30,9 +31,9 @@ def test_it_loads_as_its_family_and_tells_things_apart(family, tmp_path):
     assert again.info.weights_sha256 == encoder.info.weights_sha256
     other = load_encoder(make_random(family, tmp_path / "three", seed=1))
     assert other.info.weights_sha256 != encoder.info.weights_sha256
-    before = (folder / "model.safetensors").stat().st_mtime_ns
+    before = (folder / "random.json").stat().st_mtime_ns
     make_random(family, folder)
-    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    assert (folder / "random.json").stat().st_mtime_ns == before
 
 
 def test_shuffled_nano_is_not_nano(tmp_path):
@@ -44,5 +45,19 @@ def test_shuffled_nano_is_not_nano(tmp_path):
 
 
 def test_unknown_families_are_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no random encoder of family 'wukong', expected one of nano, clip"):
+    with pytest.raises(ValueError, match=r"no random encoder of family 'wukong', expected one of nano, llm2clip, clip"):
         make_random("wukong", tmp_path)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(ValueError, match="is not empty and holds no random encoder; name another folder"):
+        make_random("clip", tmp_path)
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_what_was_begun_is_begun_again(tmp_path):
+    folder = make_random("clip", tmp_path / "one")
+    (folder / "random.json").write_text("null")
+    (folder / "model.safetensors").write_bytes(b"cut")
+    assert load_encoder(make_random("clip", folder)).info.dim == 48
