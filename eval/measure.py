@@ -107,7 +107,8 @@ def measure(
         ValueError: The scores are not finite.
     """
     options = options or MeasureOptions()
-    scores = vectors.embeddings
+    # Products where the encoder is, if that is a GPU.
+    scores = replace(vectors.embeddings, device=encoder.device if encoder.device.startswith("cuda") else None)
     pairs = Positives.of(list(the_set.caption_images), shape=scores.shape)
     forward, backward = places(scores, positives=pairs)
     assert backward is not None

@@ -45,7 +45,7 @@ class TerminalReporter:
         self._clear()
         name = plain(f"{encoder} on {the_set.id}")
         if not self._console.is_terminal:
-            self._console.print(name, markup=False)
+            self._console.print(name, markup=False, soft_wrap=True)
         for side, total in (("images", len(the_set.images)), ("texts", len(the_set.captions))):
             what = "pictures" if side == "images" else "captions"
             self._tasks[side] = self._bars.add_task(f"{name}: {what}".replace("[", r"\["), total=total)
@@ -65,7 +65,7 @@ class TerminalReporter:
         encoded = result.cost.pictures_encoded + result.cost.texts_encoded if result.cost else 0
         how = f"{encoded:,} encoded" if encoded else "all vectors from disk"
         line = f"{result.encoder.label} on {result.set.id}: {', '.join(found)}; {how}"
-        self._console.print(plain(line), markup=False)
+        self._console.print(plain(line), markup=False, soft_wrap=True)
 
     def _clear(self) -> None:
         for task in self._tasks.values():

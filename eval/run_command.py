@@ -51,6 +51,9 @@ def run(
     lengths: Annotated[
         bool, typer.Option(help="Split by length; ask long captions again with their beginnings.")
     ] = True,
+    hubs: Annotated[
+        bool, typer.Option(help="Count hubs and correct for them: four more passes over all scores.")
+    ] = True,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[
         str, typer.Option(help="auto, float32, float16, bfloat16; int8, int4 of LLM2CLIP's texts.")
@@ -70,6 +73,7 @@ def run(
     with one_line_errors(extra="cpu", interrupted=": start the same command again to go on"):
         from llm2clip.eval import choosing
         from llm2clip.eval.loaders.load import default_data
+        from llm2clip.eval.measure import MeasureOptions
         from llm2clip.eval.reporting import TerminalReporter
         from llm2clip.eval.run import RunOptions
         from llm2clip.eval.run import run as measure
@@ -79,6 +83,7 @@ def run(
             raise typer.BadParameter(f"got {parity!r}, expected native or upstream", param_hint="--parity")
         picked = choosing.candidates(encoder, device=device, dtype=dtype, parity=cast("Parity", parity))
         options = RunOptions(
+            measure=MeasureOptions(hubs=hubs),
             out=out,
             cache=cache or data_home() / "eval-vectors",
             through=tuple(through or ()),
