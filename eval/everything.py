@@ -90,11 +90,11 @@ def _sets(made: Path, own: list[str], *, quick: bool) -> Iterator[RetrievalSet]:
 
     make_missing(made, [EMOJI, SCENES], say=note)
     wanted = [("emoji", made / EMOJI, _EMOJI_LANGUAGES), ("scenes", made / SCENES, _SCENE_LANGUAGES)]
-    for name, path in map(labelled, own):
-        there = data_languages(path)
-        chosen = [language for language in _OWN_LANGUAGES if language in there]
-        wanted.append((name, Path(path), tuple(chosen or list(there)[:2])))
-    for name, place, languages in wanted:
+    wanted += [(name, Path(path), _OWN_LANGUAGES) for name, path in map(labelled, own)]
+    for name, place, preferred in wanted:
+        there = data_languages(place)
+        languages: list[str | None] = [language for language in preferred if language in there]
+        languages = languages or [*list(there)[:2]] or [None]
         for language in languages[:2] if quick else languages:
             whole = load_data(place, language=language, name=name or None)
             yield whole.first(100) if quick else whole
