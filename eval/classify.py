@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from llm2clip.eval.class_sets import ClassSet, same_names
 from llm2clip.eval.classification import Classification, class_vectors, classify
 from llm2clip.eval.cra import CaptionRetrieval, caption_retrieval
-from llm2clip.eval.description import code_version, describe, libraries, machine
+from llm2clip.eval.description import code_version, describe, libraries, machine, store_key
 from llm2clip.eval.features import FeatureStore, encode_images
 from llm2clip.eval.intervals import Resampling
 from llm2clip.eval.lengths import StoredTexts
@@ -120,7 +120,7 @@ def measure_captions(
 def _opened(candidate: Candidate, cache: Path) -> tuple[Encoder, FeatureStore, dict[str, Any]]:
     encoder = candidate.open()
     record = describe(encoder, label=candidate.label, parity=candidate.parity)
-    return encoder, FeatureStore(cache, key=record.key[:32], dim=record.dim), asdict(record)
+    return encoder, FeatureStore(cache, key=store_key(record), dim=record.dim), asdict(record)
 
 
 def _conditions(how: Resampling) -> dict[str, Any]:

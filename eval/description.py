@@ -94,6 +94,11 @@ def _repository(encoder: Encoder) -> str:
     return row.repository
 
 
+def store_key(record: EncoderRecord) -> str:
+    """Folder of an encoder's vectors: another release of this package may compute them in another way."""
+    return f"{record.key[:32]}-{code_version()}"
+
+
 def code_version() -> str:
     """Version of this package."""
     return _version(DISTRIBUTION) or "unknown"

@@ -11,6 +11,7 @@ import numpy as np
 
 from llm2clip.eval.breakdowns import LanguageSummary, by_language
 from llm2clip.eval.intervals import Resampling
+from llm2clip.eval.overlap import NOTHING_KNOWN, Overlap, known_overlap
 from llm2clip.eval.paired import against_best
 from llm2clip.eval.protocols import declared
 from llm2clip.eval.published import (
@@ -63,6 +64,8 @@ class Row:
     """The checkpoint, if it is known."""
     mark: Mark = NO_MARK
     """What is the matter with a printed row."""
+    overlap: Overlap = NOTHING_KNOWN
+    """Whether a printed model is known to have seen the set in training; ours is in the result."""
     near_best: bool = False
     """Of ours: whether it cannot be told from the best of ours here."""
 
@@ -256,6 +259,7 @@ def _published_row(model: str, source: str, values: Sequence[Published]) -> Row:
         source=source,
         hf_id=values[0].hf_id,
         mark=marks[0] if marks else NO_MARK,
+        overlap=known_overlap((model, values[0].hf_id), values[0].dataset),
     )
 
 

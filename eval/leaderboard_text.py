@@ -223,6 +223,7 @@ def _note(row: Row) -> str:
         notes += row.result.set.notes
     else:
         notes += [f"{row.mark.status}: {row.mark.reason}"] * bool(row.mark.status)
+        notes += [f"{row.overlap.level.value}: {row.overlap.why}"] * bool(row.overlap.why)
         notes.append(row.source)
     return "; ".join(notes)
 

@@ -18,7 +18,7 @@ from llm2clip.eval.features import Encoded, FeatureStore, encode_images, encode_
 from llm2clip.eval.hubness import Correction, Corrector, corrected_metrics, hubness
 from llm2clip.eval.intervals import Resampling, bootstrap_intervals, query_clusters
 from llm2clip.eval.metrics import Unmatched, direction_metrics
-from llm2clip.eval.overlap import Level, Overlap, overlap
+from llm2clip.eval.overlap import known_overlap
 from llm2clip.eval.places import Places, places
 from llm2clip.eval.positives import Positives
 from llm2clip.eval.protocols import declared
@@ -114,7 +114,7 @@ def measure(
     assert backward is not None
     owners = query_clusters(pairs), np.arange(len(the_set.images))
     extras = _extras(scores, pairs, options)
-    seen = known_overlap(encoder, the_set.protocol)
+    seen = known_overlap((encoder.name, encoder.repository), the_set.protocol)
     return Result(
         set=set_record(the_set, vectors),
         encoder=encoder,
@@ -158,12 +158,6 @@ def content_sha256(
     for part in (*images, *captions, *(" ".join(map(str, sorted(right))) for right in caption_images)):
         digest.update(part.encode() + b"\n")
     return digest.hexdigest()
-
-
-def known_overlap(encoder: EncoderRecord, protocol: str) -> Overlap:
-    """What is known of training data, by an encoder's name or its repository."""
-    found = [overlap(name, protocol=protocol) for name in (encoder.name, encoder.repository) if name]
-    return next((one for one in found if one.level is not Level.NONE_KNOWN), found[0])
 
 
 def _direction(

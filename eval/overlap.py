@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from fnmatch import fnmatchcase
@@ -33,6 +34,10 @@ class Overlap:
     """Where it is written."""
 
 
+NOTHING_KNOWN = Overlap(level=Level.NONE_KNOWN)
+"""Of most pairs."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
     encoders: tuple[str, ...]
@@ -53,7 +58,13 @@ def overlap(encoder: str, *, protocol: str) -> Overlap:
             fnmatchcase(name, pattern) for pattern in entry.encoders
         ):
             return entry.overlap
-    return Overlap(level=Level.NONE_KNOWN)
+    return NOTHING_KNOWN
+
+
+def known_overlap(names: Sequence[str], protocol: str) -> Overlap:
+    """What is known under any of an encoder's names, such as its repository's; empty ones are passed over."""
+    found = (overlap(name, protocol=protocol) for name in names if name)
+    return next((one for one in found if one.level is not Level.NONE_KNOWN), NOTHING_KNOWN)
 
 
 @cache

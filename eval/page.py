@@ -175,7 +175,8 @@ def _published(datasets: Sequence[str] | dict[str, None]) -> dict[str, Any]:
     rows = []
     for number, dataset in enumerate(datasets):
         for row in published_table(dataset):
-            mark = (row.mark.status, row.mark.reason, row.mark.reason_zh)
+            seen = row.overlap
+            mark = (row.mark.status, row.mark.reason, row.mark.reason_zh, seen.level.value, seen.why)
             values = [cell.value if (cell := row.cells.get((d, k))) else None for d in DIRECTIONS for k in KS]
             rows.append(
                 [number, models[row.label, row.hf_id], sources[(row.source,)], marks[mark], *_short(values)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from llm2clip.eval.description import describe
+from llm2clip.eval.description import describe, store_key
 from llm2clip.eval.features import FeatureStore, Picture
 from llm2clip.eval.measure import MeasureOptions, Vectors, encode_set, keep_cost, measure
 from llm2clip.eval.results import Lengths, Result, Through, read_result, write_result
@@ -91,7 +91,7 @@ def run(
     for candidate in candidates:
         encoder = candidate.open()
         record = describe(encoder, label=candidate.label, parity=candidate.parity)
-        store = FeatureStore(options.cache, key=record.key[:32], dim=record.dim, digests=digests)
+        store = FeatureStore(options.cache, key=store_key(record), dim=record.dim, digests=digests)
         for the_set in sets:
             reporter.begin(record.label, the_set)
             vectors = encode_set(encoder, the_set, store=store, progress=reporter.advance)

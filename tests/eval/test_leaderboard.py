@@ -100,6 +100,14 @@ def test_wrong_rows_come_last_and_say_why():
     }
 
 
+def test_printed_models_that_saw_the_set_are_tagged(make_result):
+    seen = {row.label: row.overlap.level.value for row in published_table("coco-cn-1k")}
+    assert seen["CN-CLIP ViT-B/16"] == "trained-on"
+    assert seen["EVA02 L/14"] == "none-known"
+    board = build_board([make_result(protocol="coco-cn-1k")])
+    assert "trained-on: COCO with machine-translated captions" in markdown(board, limit=50)
+
+
 def test_who_shares_the_first_place(make_result):
     best = make_result(label="best", key="a" * 64, ranks=[1] * 60 + [2] * 40)
     same = make_result(label="same", key="b" * 64, ranks=[1] * 58 + [2] * 42)
