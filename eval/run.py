@@ -64,7 +64,7 @@ class RunOptions:
     cache: Path
     """Folder of vectors."""
     through: tuple[Path, ...] = ()
-    """Indexes over the pictures, each made by the encoder that is measured."""
+    """Indexes over the pictures. Of several encoders each takes those that it made."""
     lengths: bool = True
     """Whether to split by length and, where captions are long, to ask again with their beginnings."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)
@@ -99,7 +99,7 @@ def run(
             result = replace(
                 result,
                 lengths=_lengths(encoder, the_set, vectors, result=result, store=store, options=options),
-                through=_through(encoder, the_set, vectors, options),
+                through=_through(encoder, the_set, vectors, options, alone=len(candidates) == 1),
             )
             result = keep_cost(result, _earlier(options.out / result.file_name))
             write_result(result, options.out)
@@ -127,14 +127,19 @@ def _lengths(
 
 
 def _through(
-    encoder: Encoder, the_set: RetrievalSet, vectors: Vectors, options: RunOptions
+    encoder: Encoder, the_set: RetrievalSet, vectors: Vectors, options: RunOptions, *, alone: bool
 ) -> tuple[Through, ...]:
     from llm2clip.eval.through import measure_through
+    from llm2clip.indexer.errors import EncoderMismatchError
 
-    return tuple(
-        measure_through(place, the_set, vectors, info=encoder.info, ks=options.measure.ks)
-        for place in options.through
-    )
+    found = []
+    for place in options.through:
+        try:
+            found.append(measure_through(place, the_set, vectors, info=encoder.info, ks=options.measure.ks))
+        except EncoderMismatchError:
+            if alone:
+                raise
+    return tuple(found)
 
 
 def _earlier(path: Path) -> Result | None:

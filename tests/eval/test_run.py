@@ -109,6 +109,9 @@ def test_an_exact_index_loses_nothing_and_a_foreign_one_is_refused(six, tmp_path
     assert all(at.overlap == 1 for at in through.at)
     with pytest.raises(ValueError, match="was built with another version of encoder"):
         list(run([Candidate(label="", open=lambda: FakeEncoder(seed=1))], sets(six), options=with_index))
+    both = [Candidate(label=str(seed), open=lambda seed=seed: FakeEncoder(seed=seed)) for seed in (0, 1)]
+    fitting = [len(one.through) for one in run(both, sets(six)[:1], options=with_index)]
+    assert fitting == [1, 0]  # each takes the indexes that it made
     grey = {str(n): (tars.colour((90 + n, 90, 90)), {"caption": "grey"}) for n in range(6)}
     build_index(tars.write(tmp_path / "grey.tar", grey), tmp_path / "grey.index", encoder=FakeEncoder())
     foreign = replace(options, through=(tmp_path / "grey.index",))
