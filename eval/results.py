@@ -308,7 +308,9 @@ def write_result(result: Result, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / result.file_name
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps(asdict(result), ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    draft.write_text(
+        json.dumps(asdict(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
     os.replace(draft, path)
     return path
 
