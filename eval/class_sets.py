@@ -7,6 +7,7 @@ their authors publish them (openai/CLIP for English, OFA-Sys/Chinese-CLIP for Ch
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from llm2clip.eval.datasets import DatasetError
 
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_SYNSET = re.compile(r"n\d{8}")
+_VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}")
 SINGLE_TEMPLATE = {"en": ("a photo of a {}",), "zh": ("一张{}的照片",)}
 """One template for each language: enough to begin with; in English what LLM2CLIP's starred rows use."""
 
@@ -85,13 +88,34 @@ class ClassSet:
     """Shape: (images,): class of each."""
 
     def protocol(self, wanted: ClassProtocol, *, templates: int) -> str:
-        """The protocol's id if all is there, ``ID+partial`` otherwise."""
+        """The protocol's id if all is there, ``ID+partial`` otherwise.
+
+        Raises:
+            DatasetError: If the names of folders or pictures are not those of ImageNet's validation split.
+        """
+        self._require_imagenet(wanted.id)
         whole = (
             len(self.folders) == wanted.classes
             and len(self.images) == wanted.images
             and wanted.templates in (None, templates)
         )
         return wanted.id if whole else f"{wanted.id}+partial"
+
+    def _require_imagenet(self, name: str) -> None:
+        alien = [one for one in self.folders if not _SYNSET.fullmatch(one)]
+        if alien:
+            raise DatasetError(
+                f"{name}: got the folder {alien[0]}, expected names such as n01440764. Measure classes of your own "
+                "without --protocol"
+            )
+        stems = [one.stem for one in self.images]
+        strange = next((stem for stem in stems if not _VALIDATION.fullmatch(stem)), None)
+        if strange or len(set(stems)) < len(stems):
+            said = strange or "the same picture in two places"
+            raise DatasetError(
+                f"{name}: got {said}, expected each of ILSVRC2012_val_00000001.JPEG and so on once: this is another "
+                "split"
+            )
 
 
 def read_class_folders(path: str | Path) -> ClassSet:
@@ -123,6 +147,21 @@ def read_class_folders(path: str | Path) -> ClassSet:
         images=tuple(images),
         labels=np.asarray(labels, dtype=np.int64),
     )
+
+
+def own_title(folder: Path) -> str:
+    """What results call a folder that is measured under no protocol.
+
+    Raises:
+        DatasetError: If that is a protocol's name.
+    """
+    name = folder.resolve().name
+    if name.lower().partition("+")[0] in PROTOCOLS:
+        raise DatasetError(
+            f"got a folder called '{name}', which is a protocol's name: measure it as that (--protocol {name}), or "
+            "rename it"
+        )
+    return name
 
 
 def read_class_names(path: str | Path, *, folders: Sequence[str]) -> list[str]:

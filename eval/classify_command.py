@@ -84,8 +84,8 @@ def captions(
         from llm2clip.eval.loaders.load import default_data
 
         picked = candidates(encoder, device=device, dtype=dtype, parity="native")
-        chosen = sets(
-            dataset or [], data or [], folder=data_folder or default_data(), languages=language or []
+        chosen = list(
+            sets(dataset or [], data or [], folder=data_folder or default_data(), languages=language or [])
         )
         with winding_up():
             reports = [
@@ -113,7 +113,7 @@ def _task(
     found = class_sets.read_class_folders(folder)
     called = class_sets.read_class_names(names, folders=found.folders) if names else list(found.folders)
     texts = class_sets.read_templates(templates) if templates else class_sets.SINGLE_TEMPLATE[language]
-    title = found.protocol(declared, templates=len(texts)) if declared else folder.resolve().name
+    title = found.protocol(declared, templates=len(texts)) if declared else class_sets.own_title(folder)
     return ClassTask(protocol=title, pictures=found, names=called, templates=texts)
 
 

@@ -1,6 +1,8 @@
 """Zero-shot classification and caption-to-caption retrieval, on colours whose every score can be worked out by hand."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -185,10 +187,21 @@ def test_bad_folders_are_refused(tmp_path, folders):
 
 def test_a_part_of_imagenet_is_not_called_imagenet(folders):
     wanted = PROTOCOLS["imagenet-1k-en"]
-    assert read_class_folders(folders).protocol(wanted, templates=80) == "imagenet-1k-en+partial"
+    with pytest.raises(DatasetError, match="got the folder black, expected names such as n01440764"):
+        read_class_folders(folders).protocol(wanted, templates=80)
     whole = ClassSet(
-        folders=tuple(map(str, range(1000))), images=folders.parts[:1] * 50_000, labels=np.zeros(50_000, int)
+        folders=tuple(f"n{number:08}" for number in range(1000)),
+        images=tuple(Path(f"ILSVRC2012_val_{number:08}.JPEG") for number in range(1, 50_001)),
+        labels=np.zeros(50_000, int),
     )
+    short = replace(whole, images=whole.images[1:], labels=whole.labels[1:])
+    assert short.protocol(wanted, templates=80) == "imagenet-1k-en+partial"
+    twice = replace(whole, images=(whole.images[1], *whole.images[1:]))
+    with pytest.raises(DatasetError, match="got the same picture in two places, expected each of ILSVRC2012"):
+        twice.protocol(wanted, templates=80)
+    other = replace(whole, images=(Path("n01440764_10026.JPEG"), *whole.images[1:]))
+    with pytest.raises(DatasetError, match=r"got n01440764_10026, expected .*: this is another split"):
+        other.protocol(wanted, templates=80)
     assert whole.protocol(wanted, templates=80) == "imagenet-1k-en"
     assert whole.protocol(wanted, templates=1) == "imagenet-1k-en+partial"
     assert whole.protocol(PROTOCOLS["imagenet-1k-en-single"], templates=1) == "imagenet-1k-en-single"

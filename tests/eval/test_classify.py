@@ -126,12 +126,26 @@ def test_what_is_missing_is_said(folder):
 
 def test_a_part_of_imagenet_is_measured_as_a_part(folder, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(f"hue {number}" for number in range(6)))
-    done = run(
-        *("classify", folder, "--encoder", "nano", "--protocol", "imagenet-1k-en-single"),
+    command = (
+        *("--encoder", "nano", "--protocol", "imagenet-1k-en-single"),
         *("--names", tmp_path / "names.txt", "--cache", tmp_path / "c"),
     )
+    done = run("classify", folder, *command)
+    assert done.exit_code == 1
+    assert "imagenet-1k-en-single: got the folder black, expected names such as n01440764" in done.output
+    for number, own in enumerate(sorted(folder.iterdir())):
+        (own / "one.png").rename(own / f"ILSVRC2012_val_{number:08}.png")
+        own.rename(folder / f"n{number:08}")
+    done = run("classify", folder, *command)
     assert done.exit_code == 0, done.output
     assert "nano on imagenet-1k-en-single+partial: 6 pictures" in done.output
+
+
+def test_a_folder_of_ones_own_does_not_bear_a_protocols_name(folder):
+    named = folder.rename(folder.with_name("ImageNet-1k-EN"))
+    done = run("classify", named, "--encoder", "nano")
+    assert done.exit_code == 1
+    assert "got a folder called 'ImageNet-1k-EN', which is a protocol's name" in done.output
 
 
 def test_captions_of_a_folder_on_the_command_line(tmp_path, tars):
@@ -141,8 +155,10 @@ def test_captions_of_a_folder_on_the_command_line(tmp_path, tars):
         (place / f"{number}.png").write_bytes(tars.colour((number, 0, 0)))
         (place / f"{number}.json").write_text(json.dumps({"captions": {"en": words}}))
     done = run(
-        "captions", "--encoder", "nano", "--data", place, "--language", "en", "--cache", tmp_path / "c"
+        *("captions", "--encoder", "nano", "--encoder", "again=nano", "--data", place),
+        *("--language", "en", "--cache", tmp_path / "c"),
     )
     assert done.exit_code == 0, done.output
-    assert "3 pictures with two captions" in done.output
-    assert "both ways" in done.output
+    assert "nano on own:en: 3 pictures with two captions" in done.output
+    assert "again on own:en: 3 pictures with two captions" in done.output
+    assert done.output.count("both ways") == 2
