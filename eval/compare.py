@@ -106,7 +106,15 @@ def _of(results: Sequence[Result], asked: str) -> dict[str, Result]:
     if len(keys) > 1:
         hashes = ", ".join(sorted(key[:12] for key in keys))
         raise ValueError(f"{asked!r} stands for {len(keys)} encoders; name one by its hash: {hashes}")
-    return {one.set.id: one for one in found}
+    by_set: dict[str, Result] = {}
+    for one in found:
+        earlier = by_set.setdefault(one.set.id, one)
+        if earlier is not one and earlier.set.sha256 != one.set.sha256:
+            raise ValueError(
+                f"two results of {asked!r} on {one.set.id} are of other pictures or captions, of {earlier.date} and "
+                f"{one.date}: leave one out"
+            )
+    return by_set
 
 
 def _directions(first: Result, second: Result) -> list[Direction]:

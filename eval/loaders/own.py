@@ -10,6 +10,7 @@ from typing import Any
 from llm2clip.eval.datasets import DatasetError, flat_texts
 from llm2clip.eval.loaders.draft import Draft, some
 from llm2clip.eval.protocols import declared
+from llm2clip.eval.published import printed_protocols
 from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
 from llm2clip.indexer.corpus import open_corpus
 from llm2clip.indexer.errors import CorpusError
@@ -71,10 +72,12 @@ def data_languages(path: str | Path) -> dict[str, int]:
 
 
 def _require_free(name: str) -> None:
-    if declared(name.partition("+")[0].partition(":")[0]) or not name or set("+:/") & set(name):
+    """Refuse what printed numbers are found by: the name of a declared protocol, or of another one of the table."""
+    base = name.lower().partition("+")[0].partition(":")[0]
+    if declared(base) or base in printed_protocols() or not name or set("+:/") & set(name):
         raise DatasetError(
-            f"a set of one's own cannot be called '{name}', expected a name that is no declared protocol's and has "
-            "none of + : /: choose another"
+            f"a set of one's own cannot be called '{name}', expected a name that is no protocol's and has none of "
+            "+ : /. Choose another: NAME=PATH"
         )
 
 

@@ -69,3 +69,14 @@ def test_only_the_same_queries_are_compared(make_result):
     found = compare_encoders([one, moved, *more], "a", "b", resampling=QUICK)
     assert {line.dataset for line in found.lines} == {"shapes"}
     assert conclusion(found)[1] == "Passed over, as the two were asked other queries: colours."
+
+
+def test_an_encoder_measured_on_two_parts_of_a_set_is_not_compared(make_result):
+    one = make_result(label="a", key="a" * 64)
+    part = replace(one, set=replace(one.set, sha256="9" * 64), date="2026-02-03T00:00:00+00:00")
+    other = make_result(label="b", key="b" * 64)
+    with pytest.raises(
+        ValueError,
+        match=r"two results of 'a' on colours are of other pictures .*, of 2026-01-02.* and 2026-02-03",
+    ):
+        compare_encoders([one, part, other], "a", "b")

@@ -80,7 +80,10 @@ def test_a_language_that_is_not_there_is_named_with_those_that_are(tar):
         load_data(tar, language="zh")
 
 
-@pytest.mark.parametrize("name", ["coco-5k", "coco-5k+partial", "xtd10:de", "mine+partial", "a/b", "a:b"])
+@pytest.mark.parametrize(
+    "name",
+    ["coco-5k", "COCO-5k", "coco-5k-mbeir", "coco-5k+partial", "xtd10:de", "mine+partial", "a/b", "a:b"],
+)
 def test_no_set_of_ones_own_bears_a_protocols_name(tar, name):
     with pytest.raises(DatasetError, match="a set of one's own cannot be called"):
         load_data(tar, name=name)
