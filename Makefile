@@ -1,6 +1,8 @@
 # One environment for everything: .venv, made once and again when pyproject.toml changes.
 #   make demo    build an index over the sample pictures, search it, write a gallery
 #   make test    linter, formatter, type checker, tests
+#   make eval    measure nano, its controls and chance, and write the leaderboard
+# EVAL_DATA names a folder or tar of pictures with captions to measure on too, EVAL_MADE a folder of the sets made here.
 # PYTHON chooses the interpreter, PIP_INSTALL_ARGS, PYTEST_ARGS and BENCH_ARGS add arguments.
 
 VENV ?= .venv
@@ -12,6 +14,9 @@ PIP_INSTALL_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 DEMO_OUT ?= demo-output
+EVAL_OUT ?= eval-output
+EVAL_DATA ?=
+EVAL_MADE ?=
 
 # The tested interpreters first, then whatever else is new enough.
 ifndef PYTHON
@@ -21,13 +26,14 @@ PYTHON := $(shell for range in '(3,11)<=v<=(3,13)' '(3,11)<=v'; do \
 			&& echo "$$python" && exit; done; done)
 endif
 
-.PHONY: help install demo test bench lint typecheck pytest format docs clean
+.PHONY: help install demo test bench eval lint typecheck pytest format docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo       build an index over the sample pictures, search it, write a gallery'
 	@echo 'make test       linter, formatter, type checker, tests'
 	@echo 'make bench      speed of building and searching'
+	@echo 'make eval       measure nano, its controls and chance, and write the leaderboard'
 	@echo 'make lint       linter and formatter only;  make format  lets them change files'
 	@echo 'make typecheck  type checker only;          make pytest  tests only'
 	@echo 'make docs       write the --help blocks of docs/cli.md anew'
@@ -67,9 +73,13 @@ pytest: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
+eval: $(STAMP)
+	$(BIN)/python -m llm2clip.eval.everything --out $(EVAL_OUT) \
+		$(if $(EVAL_MADE),--made $(EVAL_MADE)) $(addprefix --data ,$(EVAL_DATA))
+
 docs: $(STAMP)
 	$(BIN)/python tests/test_docs.py
 
 clean:
-	rm -rf $(VENV) .typing build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT)
+	rm -rf $(VENV) .typing build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DEMO_OUT) $(EVAL_OUT)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

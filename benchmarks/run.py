@@ -26,6 +26,7 @@ BENCHMARKS = {
     "quantised": "quantised",
     "ingest": "ingest",
     "filters": "filters",
+    "metrics": "metrics",
 }
 
 

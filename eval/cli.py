@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm2clip.eval.classify_command import captions, classify
 from llm2clip.eval.entry import main
+from llm2clip.eval.prepare_command import prepare
+from llm2clip.eval.run_command import compare, leaderboard, run
 from llm2clip.indexer.entry import winding_up
 from llm2clip.indexer.terminal import one_line_errors
 
@@ -50,6 +53,14 @@ def nano(
             if json_file:
                 text = json.dumps(report.as_json(), ensure_ascii=False, indent=1)
                 json_file.write_text(text + "\n", encoding="utf-8")
+
+
+app.command()(prepare)
+app.command()(run)
+app.command()(leaderboard)
+app.command()(compare)
+app.command()(classify)
+app.command()(captions)
 
 
 def _require_writable(path: Path) -> None:

@@ -52,9 +52,23 @@ class TarPicture:
         for name in ("captions", "names"):
             by_language = self.metadata.get(name)
             if isinstance(by_language, Mapping) and language in by_language:
-                found = by_language[language]
-                return [found] if isinstance(found, str) else [str(text) for text in found]
+                return [str(text) for text, _ in flat_texts(by_language[language])]
         return []
+
+
+def flat_texts(value: object) -> list[tuple[object, str]]:
+    """Each text of what stands for a language, with how it was made where that is said.
+
+    Args:
+        value: A text, a list, or objects with ``captions`` and ``kind``, in any nesting.
+    """
+    if isinstance(value, list | tuple):
+        return [each for part in value for each in flat_texts(part)]
+    if isinstance(value, Mapping):
+        kind = value.get("kind")
+        own = flat_texts(value.get("captions", ()))
+        return [(text, kind if isinstance(kind, str) else "") for text, _ in own]
+    return [(value, "")]
 
 
 @dataclass(frozen=True, kw_only=True)

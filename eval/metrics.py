@@ -1,7 +1,7 @@
 """Retrieval metrics: where a query's right answers stand, and the share of queries answered in the first k.
 
-Everything here is NumPy on scores or vectors; nothing knows an encoder, an index or a data set. The one
-intermediate result is :class:`Standing`, one row per query, from which every number is derived; a further
+Everything here is arithmetic on scores or vectors; nothing knows an encoder, an index or a data set. The one
+intermediate result is :class:`Places`, one row per right pair, from which every number is derived; a further
 metric (reciprocal rank, bootstrap intervals) needs no second pass over the scores.
 
 What is counted, and the tie rule, follow the definitions in golden case i and McSherry & Najork, ECIR 2008.
@@ -12,12 +12,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.positives import Positives, PositivesLike
-from llm2clip.eval.standing import Embeddings, Scores, Standing, Ties, checked_shape, standing
+from llm2clip.eval.places import Places, places
+from llm2clip.eval.positives import PositivesLike
+from llm2clip.eval.ranking import average_precision_at_r
+from llm2clip.eval.scoring import Embeddings, Scores
+from llm2clip.eval.standing import ByTies, Standing, Ties
 
 
 class Unmatched(Enum):
@@ -29,16 +33,8 @@ class Unmatched(Enum):
     """Asked, and never answered (CLIP_benchmark)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recall:
-    """Share of queries with a right answer among the first k (a hit rate), by tie rule, in [0, 1]."""
-
-    pessimistic: float
-    """Ties counted against us: the value to report."""
-    expected: float
-    """Mean over all orders of tied answers."""
-    optimistic: float
-    """Ties counted for us. A gap to ``pessimistic`` means coarse scores or collapsed vectors."""
+Recall: TypeAlias = ByTies
+"""Share of queries with a right answer among the first k (a hit rate), by tie rule, in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +51,9 @@ class DirectionMetrics:
     """Queries without a right answer, left out or counted as misses as the caller chose."""
     gallery: int
     """Answers to choose from."""
+    map_at_r: ByTies | None = None
+    """Mean average precision over the first R answers, R being each query's number of right ones; see
+    :func:`llm2clip.eval.ranking.average_precision_at_r`. ``None`` where only best answers were placed."""
 
     @property
     def mean_recall(self) -> float:
@@ -80,7 +79,7 @@ def retrieval_metrics(
     unmatched: Unmatched | None = None,
     chunk: int | None = None,
 ) -> RetrievalMetrics:
-    """Recall@k of both directions.
+    """Recall@k, median rank and mAP@R of both directions.
 
     A query is answered at k when *any* of its right answers is among the first k. Text to image: the
     denominator is the texts, so a picture with seven captions is asked for seven times. Image to text: the
@@ -100,12 +99,8 @@ def retrieval_metrics(
         ValueError: For a non-finite score, shapes that disagree, an index out of range, a bad k, and for
             queries without a right answer when ``unmatched`` is not given.
     """
-    pairs = Positives.of(positives, shape=checked_shape(scores))
-    forward = standing(scores, positives=pairs, chunk=chunk)
-    flipped = (
-        Embeddings(texts=scores.images, images=scores.texts) if isinstance(scores, Embeddings) else scores.T
-    )
-    backward = standing(flipped, positives=pairs.transposed(), chunk=chunk)
+    forward, backward = places(scores, positives=positives, chunk=chunk)
+    assert backward is not None
     return RetrievalMetrics(
         text_to_image=direction_metrics(forward, ks=ks, unmatched=unmatched),
         image_to_text=direction_metrics(backward, ks=ks, unmatched=unmatched),
@@ -113,9 +108,10 @@ def retrieval_metrics(
 
 
 def direction_metrics(
-    where: Standing, *, ks: Sequence[int] = (1, 5, 10), unmatched: Unmatched | None = None
+    found: Standing | Places, *, ks: Sequence[int] = (1, 5, 10), unmatched: Unmatched | None = None
 ) -> DirectionMetrics:
-    """Sum up the standing of one direction's queries; see :func:`retrieval_metrics`."""
+    """Sum up one direction's queries; see :func:`retrieval_metrics`. mAP@R needs the places of all right answers."""
+    where = Standing.of(found) if isinstance(found, Places) else found
     if not ks or any(isinstance(k, bool) or k != int(k) or k < 1 for k in ks) or len(set(ks)) != len(ks):
         raise ValueError(
             f"got ks {list(ks)}, expected different whole numbers of at least 1, such as (1, 5, 10)"
@@ -140,6 +136,13 @@ def direction_metrics(
         queries=int(np.count_nonzero(asked)),
         unmatched=missing,
         gallery=where.gallery,
+        map_at_r=_mean_precision(found, asked) if isinstance(found, Places) else None,
+    )
+
+
+def _mean_precision(found: Places, asked: NDArray[np.bool_]) -> ByTies:
+    return ByTies(
+        **{ties.value: float(average_precision_at_r(found, ties=ties)[asked].mean()) for ties in Ties}
     )
 
 

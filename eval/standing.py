@@ -1,23 +1,28 @@
-"""Where a query's right answers stand among the wrong ones: the pass over the scores behind every metric.
-
-Scores come as a matrix, or as two sets of vectors multiplied a block at a time so that none is held.
-Ties are kept apart from wins, so that one pass serves every tie rule.
-"""
+"""Where a query's best right answer stands among the wrong ones, by any rule for ties."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.positives import Positives, PositivesLike
+from llm2clip.eval.places import Places, places
+from llm2clip.eval.positives import PositivesLike
+from llm2clip.eval.scoring import Embeddings, Scores, checked_shape
 
-Scores: TypeAlias = "NDArray[np.floating[Any]]"
-_CHUNK_CELLS = 1 << 24
+__all__ = [
+    "ByTies",
+    "Embeddings",
+    "Ranks",
+    "Scores",
+    "Standing",
+    "Ties",
+    "checked_shape",
+    "found_share",
+    "standing",
+]
 
 
 class Ties(Enum):
@@ -32,25 +37,29 @@ class Ties(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Embeddings:
-    """Unit rows of both sides, for callers who do not want the whole score matrix in memory."""
+class ByTies:
+    """One metric, by who wins a tie; for shares in [0, 1]."""
 
-    texts: Scores
-    """Shape: (texts, dim), unit rows."""
-    images: Scores
-    """Shape: (images, dim), unit rows."""
+    pessimistic: float
+    """Ties counted against us: the value to report."""
+    expected: float
+    """Mean over all orders of tied answers."""
+    optimistic: float
+    """Ties counted for us. A gap to ``pessimistic`` means coarse scores or collapsed vectors."""
 
-    def __post_init__(self) -> None:
-        if self.texts.ndim != 2 or self.images.ndim != 2 or self.texts.shape[1] != self.images.shape[1]:
-            raise ValueError(
-                f"got text embeddings of shape {self.texts.shape} and image embeddings of shape "
-                f"{self.images.shape}, expected (texts, dim) and (images, dim). Encode both with one encoder."
-            )
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(texts, images)."""
-        return len(self.texts), len(self.images)
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """Rank of each query's best right answer: all that the statistics of one encoder, or of two, need."""
+
+    pessimistic: NDArray[np.float64]
+    """Shape: (queries,), 1-based, ties against us; infinity for a query without a right answer."""
+    optimistic: NDArray[np.float64]
+    """The same with ties for us."""
+
+    def hits(self, k: int) -> NDArray[np.float64]:
+        """Whether each query is answered among the first ``k``, ties against us. Shape: (queries,), 0 or 1."""
+        return (self.pessimistic <= k).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +79,19 @@ class Standing:
     """Right answers in the gallery."""
     gallery: int
     """Answers to choose from."""
+
+    @classmethod
+    def of(cls, where: Places) -> Standing:
+        """Take the best right answer of each query."""
+        first = where.first()
+        right = np.diff(first)
+        above, tied, tied_right = (np.zeros(where.queries, dtype=np.int64) for _ in range(3))
+        asked = right > 0
+        best = first[:-1][asked]
+        above[asked] = where.above[best]
+        tied_right[asked] = where.tie_groups()[1][best]
+        tied[asked] = where.equal[best] - tied_right[asked]
+        return cls(above=above, tied=tied, tied_right=tied_right, right=right, gallery=where.gallery)
 
     def hits(self, k: int, *, ties: Ties = Ties.PESSIMISTIC) -> NDArray[np.float64]:
         """Tell for each query whether any right answer is among the first ``k``.
@@ -103,6 +125,12 @@ class Standing:
             waiting = self.tied / (self.tied_right + 1)
         return np.where(self.right > 0, self.above + waiting + 1.0, np.inf)
 
+    def as_ranks(self) -> Ranks:
+        """Ranks by both extreme rules."""
+        return Ranks(
+            pessimistic=self.ranks(ties=Ties.PESSIMISTIC), optimistic=self.ranks(ties=Ties.OPTIMISTIC)
+        )
+
 
 def _all_wrong(
     wrong: NDArray[np.int64], right: NDArray[np.int64], drawn: NDArray[np.int64]
@@ -112,8 +140,8 @@ def _all_wrong(
     # The same as the chance that no right answer falls on a drawn place, which is a product over the right
     # answers: few factors, where the draws may be many.
     for number in range(int(right.max(initial=0))):
-        places = np.maximum(wrong + right - number, 1)
-        factor = np.clip((places - drawn) / places, 0.0, 1.0)
+        spots = np.maximum(wrong + right - number, 1)
+        factor = np.clip((spots - drawn) / spots, 0.0, 1.0)
         chance = np.where(number < right, chance * factor, chance)
     return chance
 
@@ -129,23 +157,7 @@ def standing(scores: Scores | Embeddings, *, positives: PositivesLike, chunk: in
     Raises:
         ValueError: As :func:`retrieval_metrics`.
     """
-    pairs = Positives.of(positives, shape=checked_shape(scores))
-    above, tied, tied_right = (np.zeros(pairs.rows, dtype=np.int64) for _ in range(3))
-    for start, block in _blocks(scores, chunk):
-        stop = start + len(block)
-        row, column = pairs.between(start, stop)
-        values = block[row, column]
-        best = np.full(
-            len(block), np.inf, dtype=block.dtype
-        )  # nothing stands above a query without an answer
-        best[row] = -np.inf
-        np.maximum.at(best, row, values)
-        tied_right[start:stop] = np.bincount(row[values == best[row]], minlength=len(block))
-        above[start:stop] = np.count_nonzero(block > best[:, None], axis=1)
-        tied[start:stop] = np.count_nonzero(block == best[:, None], axis=1) - tied_right[start:stop]
-    return Standing(
-        above=above, tied=tied, tied_right=tied_right, right=pairs.per_row(), gallery=pairs.columns
-    )
+    return Standing.of(places(scores, positives=positives, best_only=True, both=False, chunk=chunk)[0])
 
 
 def found_share(
@@ -159,53 +171,11 @@ def found_share(
     Returns:
         Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer.
     """
-    pairs = Positives.of(positives, shape=checked_shape(scores))
-    found = np.zeros(pairs.rows, dtype=np.int64)
-    for start, block in _blocks(scores, chunk):
-        row, column = pairs.between(start, start + len(block))
-        order = np.lexsort((-block[row, column], row))
-        row, column = row[order], column[order]
-        place = np.arange(len(row)) - np.searchsorted(row, row)
-        wrong = np.ones(block.shape, dtype=np.bool_)
-        wrong[row, column] = False
-        for number in range(min(k, int(place.max(initial=-1)) + 1)):
-            asked = row[place == number]
-            value = block[asked, column[place == number], None]
-            before = np.count_nonzero(wrong[asked] & (block[asked] >= value), axis=1) + number
-            found[start + asked] += before < k
-    return found / np.maximum(pairs.per_row(), 1)
-
-
-def checked_shape(scores: Scores | Embeddings) -> tuple[int, int]:
-    """(queries, gallery), both at least 1; anything else is a ``ValueError``."""
-    shape = scores.shape
-    if len(shape) != 2 or not all(shape):
-        raise ValueError(
-            f"got scores of shape {shape}, expected (queries, gallery) with at least one of each"
-        )
-    return int(shape[0]), int(shape[1])
-
-
-def _blocks(scores: Scores | Embeddings, chunk: int | None) -> Iterator[tuple[int, Scores]]:
-    """Yield (first row, scores of some rows), refusing scores that cannot be ordered."""
-    rows, columns = checked_shape(scores)
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"got chunk {chunk}, expected at least 1 query at a time")
-    step = chunk or max(1, _CHUNK_CELLS // columns)
-    gallery = scores.images.astype(np.float64).T if isinstance(scores, Embeddings) else None
-    for start in range(0, rows, step):
-        if isinstance(scores, Embeddings):
-            assert gallery is not None
-            # Summed in double precision and rounded once, equal vectors get equal scores whatever block they
-            # fall in; single-precision products differ in the last bit and hide ties.
-            with np.errstate(invalid="ignore", over="ignore"):
-                block = (scores.texts[start : start + step].astype(np.float64) @ gallery).astype(np.float32)
-        else:
-            block = scores[start : start + step]
-        if not np.isfinite(block).all():
-            row, column = np.argwhere(~np.isfinite(block))[0]
-            raise ValueError(
-                f"got the score {block[row, column]} for query {start + row} and answer {column}, expected "
-                "finite numbers. A model that returns NaN has no recall: look for overflow in half precision."
-            )
-        yield start, block
+    where = places(scores, positives=positives, both=False, chunk=chunk)[0]
+    # Right answers above stand before, and so do all wrong ones of the same score: of right ones of the same score,
+    # those counted before this one.
+    group, right = where.tie_groups()
+    inside = np.arange(len(group)) - np.searchsorted(group, group)
+    before = where.above + (where.equal - right) + inside
+    found = np.bincount(where.query, weights=before < k, minlength=where.queries)
+    return found / np.maximum(np.diff(where.first()), 1)

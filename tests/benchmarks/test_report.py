@@ -161,5 +161,6 @@ def test_all_benchmarks_run(tmp_path: Path):
         "quantised",
         "ingest",
         "filters",
+        "metrics",
     }
     assert all(row["value"] > 0 for row in rows)

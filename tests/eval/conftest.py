@@ -179,3 +179,82 @@ def halves(left, right):
     stream = io.BytesIO()
     picture.save(stream, "PNG")
     return stream.getvalue()
+
+
+@pytest.fixture
+def make_result():
+    """A result by hand: four captions of two pictures each, of which the first two are answered at once."""
+    import numpy as np
+
+    from llm2clip.eval.results import (
+        DirectionResult,
+        EncoderRecord,
+        RecallAt,
+        Result,
+        SetRecord,
+        pack,
+    )
+
+    def share(k, value):
+        return RecallAt(
+            k=k,
+            value=value,
+            low=max(0, value - 0.25),
+            high=min(1, value + 0.25),
+            expected=value,
+            optimistic=value,
+        )
+
+    def make(*, label="enc", key="0" * 64, ranks=(1, 1, 2, 7), protocol="colours", language=None):
+        place = np.array(ranks)
+        shares = tuple(share(k, float(np.mean(place <= k))) for k in (1, 5, 10))
+        sides = [
+            DirectionResult(
+                direction=direction,
+                queries=len(place),
+                gallery=2,
+                unmatched=0,
+                recall=shares,
+                mean_recall=float(np.mean([one.value for one in shares])),
+                median_rank=float(np.median(place)),
+                ranks=pack(place),
+                clusters=pack(np.arange(len(place)) // 2),
+            )
+            for direction in ("t2i", "i2t")
+        ]
+        of = SetRecord(
+            protocol=protocol, language=language, complete=True, images=2, captions=4, sha256="1" * 64
+        )
+        encoder = EncoderRecord(
+            label=label,
+            name=label,
+            family="fake",
+            repository="",
+            dim=16,
+            image_size=8,
+            max_text_tokens=64,
+            weights_sha256="2" * 64,
+            settings_sha256="3" * 64,
+            preprocessing="squash",
+            parameters=5,
+            languages=("en",),
+            licence="MIT",
+            dtype="float32",
+            text_dtype="float32",
+            device="cpu",
+            parity="native",
+            key=key,
+        )
+        return Result(
+            set=of,
+            encoder=encoder,
+            directions=tuple(sides),
+            date="2026-01-02T03:04:05+00:00",
+            code="0.1.0",
+            libraries=(("numpy", "2"),),
+            machine="a machine",
+            seed=0,
+            resamples=10,
+        )
+
+    return make

@@ -53,6 +53,12 @@ def test_several_captions_and_names_of_another_language(corpus):
     assert list(dataset.positives) == [0, 0, 1]
 
 
+def test_captions_with_a_kind_are_texts_and_not_what_they_are_wrapped_in(tmp_path, tars):
+    german = [{"captions": ["rot", "ganz rot"], "kind": "human_written"}, {"captions": "das Rote"}]
+    corpus = tars.write(tmp_path / "x.tar", {"1": (tars.colour(RED), {"captions": {"de": german}})})
+    assert read_captioned(corpus, language="de").texts == ("rot", "ganz rot", "das Rote")
+
+
 def test_several_files_make_one_set(corpus, tmp_path, tars):
     other = tars.write(tmp_path / "more.tar", {"9": (tars.colour(BLUE), {"captions": {"fr": "bleu"}})})
     dataset = read_captioned(corpus, other, language="fr", name="colours")

@@ -1,0 +1,150 @@
+"""Our encoders as MTEB and CLIP_benchmark want a model, so that those programs can measure them.
+
+Neither is imported here but for MTEB's description of a model, when MTEB asks for it. Captions and pictures are
+prepared as the encoder prepares them itself: their own tokenizers and transforms are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+    from llm2clip.encoders import Encoder
+
+_ORGANISATION = "llm2clip"
+
+
+@final
+class MtebEncoder:
+    """An encoder that follows MTEB's encoder protocol: ``mteb.evaluate(MtebEncoder(encoder), tasks)``.
+
+    A batch with texts only or pictures only gives their vectors; one with both gives the sum of the two unit vectors,
+    scaled to length 1 again, as MTEB's own CLIP wrappers do but for the scaling.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Wrap an encoder that is open already."""
+        self.encoder = encoder
+
+    def encode(self, inputs: Iterable[Mapping[str, Any]], **options: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        """Vectors of batches of ``{"text": [...]}``, ``{"image": [...]}`` or both.
+
+        Args:
+            inputs: MTEB's loader of batches; pictures are PIL pictures.
+            **options: What MTEB says about the task, and batch sizes; of no use here, as there are no prompts.
+
+        Returns:
+            Shape: (items, dim), float32, unit rows.
+
+        Raises:
+            ValueError: A batch has neither, or a picture or text cannot be read.
+        """
+        rows = [self._batch(batch) for batch in inputs]
+        return np.concatenate(rows) if rows else np.zeros((0, self.encoder.info.dim), np.float32)
+
+    def _batch(self, batch: Mapping[str, Any]) -> NDArray[np.float32]:
+        found = []
+        if batch.get("text") is not None:
+            found.append(self.encoder.encode_texts(list(batch["text"])))
+        if batch.get("image") is not None:
+            found.append(self.encoder.encode_images([picture.convert("RGB") for picture in batch["image"]]))
+        if not found:
+            raise ValueError(
+                f"got a batch of {sorted(batch)}, expected 'text' or 'image': choose another task"
+            )
+        if len(found) == 1:
+            return found[0]
+        both = found[0] + found[1]
+        return np.asarray(both / np.linalg.norm(both, axis=1, keepdims=True), dtype=np.float32)
+
+    def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:  # noqa: ANN401
+        """Inner products. Shape: (first, second), float32."""
+        import torch
+
+        first, second = (torch.atleast_2d(torch.as_tensor(one)) for one in (embeddings1, embeddings2))
+        scores: torch.Tensor = first.float() @ second.float().T
+        return scores
+
+    def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:  # noqa: ANN401
+        """Inner products of rows that stand side by side. Shape: (rows,), float32."""
+        import torch
+
+        first, second = (torch.atleast_2d(torch.as_tensor(one)) for one in (embeddings1, embeddings2))
+        scores: torch.Tensor = (first.float() * second.float()).sum(-1)
+        return scores
+
+    @property
+    def mteb_model_meta(self) -> Any:  # noqa: ANN401
+        """MTEB's description of the model: name, hash as revision, sizes."""
+        meta = import_module("mteb.models.model_meta")
+        info = self.encoder.info
+        told = {
+            "name": f"{_ORGANISATION}/{info.name}",
+            "revision": f"{info.weights_sha256[:16]}-{info.settings_sha256[:16]}",
+            "n_parameters": info.parameters,
+            "embed_dim": info.dim,
+            "max_tokens": float(info.max_text_tokens),
+            "similarity_fn_name": meta.ScoringFunction.COSINE,
+            "modalities": ["text", "image"],
+            "framework": ["PyTorch"],
+        }
+        return meta.ModelMeta.create_empty(overwrites=told)
+
+
+class Texts(list[str]):
+    """Texts that go where CLIP_benchmark expects token ids."""
+
+    def to(self, device: object) -> Texts:
+        """The same: texts are nowhere."""
+        return self
+
+
+@final
+class ClipBenchmarkModel:
+    """What CLIP_benchmark's ``evaluate`` calls a model; see :func:`clip_benchmark_parts`."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Wrap an encoder that is open already."""
+        self.encoder = encoder
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Vectors of prepared pictures. Shape: (n, size, size, 3), uint8 -> (n, dim), float32, unit rows."""
+        import torch
+
+        return torch.from_numpy(self.encoder.encode_prepared(pixels.cpu().numpy()))
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """Vectors of what the tokenizer of :func:`clip_benchmark_parts` gave. Shape: (n, dim), float32, unit rows."""
+        import torch
+
+        return torch.from_numpy(self.encoder.encode_texts(list(texts)))
+
+    def eval(self) -> ClipBenchmarkModel:
+        """The same: nothing is ever trained here."""
+        return self
+
+
+def clip_benchmark_parts(encoder: Encoder) -> tuple[ClipBenchmarkModel, Any, Any]:
+    """(model, transform, tokenizer) as CLIP_benchmark's loading functions return them.
+
+    Register it as a kind of model, or hand the parts to its metrics yourself::
+
+        from clip_benchmark.models import TYPE2FUNC
+        TYPE2FUNC["llm2clip"] = lambda model_name, **_: clip_benchmark_parts(load_encoder(model_name))
+
+    Pass ``amp=False`` (``--no_amp``): arithmetic is the encoder's own.
+    """
+
+    def transform(picture: Any) -> torch.Tensor:  # noqa: ANN401
+        import torch
+
+        return torch.from_numpy(encoder.prepare(picture).pixels)
+
+    return ClipBenchmarkModel(encoder), transform, Texts

@@ -1,0 +1,132 @@
+"""Chinese-CLIP's packaging (MUGE, Flickr30k-CN, COCO-CN), and the captions as their authors gave them out."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.loaders.draft import Draft
+from llm2clip.eval.loaders.english import comma_lines, grouped
+from llm2clip.eval.loaders.layout import Layout, base64_pictures, picture
+from llm2clip.eval.loaders.reading import entry, json_lines, read_lines
+
+_TAGGED = re.compile(r"(?P<word>.*):[A-Za-z]{1,5}\d?")
+_NUMBERED = re.compile(r"(?P<image>[^#\s]+)#(?:\w+#)?(?P<number>\d+)\s+(?P<text>.*)")
+
+
+def tsv(layout: Layout) -> Draft:
+    """``*_texts.jsonl`` and ``*_imgs.tsv``: a text may have several pictures, all pictures are the gallery.
+
+    Raises:
+        DatasetError: If a line has another form, ids repeat, or the answers are not given out.
+    """
+    path, draft = layout.path("captions"), layout.draft
+    draft.own_ids = True
+    found = base64_pictures(layout.pictures())
+    for key, ref in found.items():
+        draft.image(key, ref, where=str(path))
+    seen = set()
+    for where, record in json_lines(path):
+        number = record.get("text_id", record.get("query_id"))
+        if number is None or number in seen:
+            said = "has no text_id" if number is None else f"text_id {number} is there twice"
+            raise DatasetError(f"{where}: {said}, expected each text once")
+        seen.add(number)
+        keys = [str(key) for key in entry(record, "image_ids", "item_ids", kind=list, where=where)]
+        if not keys:
+            raise DatasetError(
+                f"{where}: image_ids is empty, expected the right pictures: the answers of the test split are "
+                "not given out, use the validation split"
+            )
+        for key in keys:
+            if key not in draft.images:
+                draft.image(key, None, where=where)
+        draft.caption(entry(record, "text", "query_text", kind=str, where=where), *keys, where=where)
+    return draft
+
+
+def flickr30k_cn(layout: Layout) -> Draft:
+    """Chinese-CLIP's packaging, or a text file with or without part-of-speech tags, which are removed.
+
+    The authors' file (``seg.``) has lines ``1009692167#zhm#1 word:tag ...``, the others ``1009692167.jpg,text``.
+
+    Raises:
+        DatasetError: As ``tsv``; also if only some words of a caption are tagged.
+    """
+    path = layout.path("captions")
+    if path.suffix == ".jsonl":
+        return tsv(layout)
+    folder, draft = layout.pictures(), layout.draft
+    stripped = 0
+    if path.name.startswith("seg."):
+        found = [(f"{name}.jpg", text) for name, text in _numbered(path)]
+    else:
+        found = comma_lines(layout, path)
+    for name, texts in grouped(found):
+        draft.image(name, picture(folder, name), where=str(path))
+        for text in texts:
+            plain = untagged(text, where=f"{path}, picture {name}")
+            stripped += plain != text
+            draft.caption(plain, name, where=f"{path}, picture {name}")
+    if stripped:
+        draft.notes.append(f"part-of-speech tags were removed from {stripped:,} captions")
+    return draft
+
+
+def coco_cn(layout: Layout) -> Draft:
+    """Chinese-CLIP's packaging, or ``imageid.*-caption.txt`` with the list of the test pictures.
+
+    Raises:
+        DatasetError: As ``tsv``; also if a line of the text has another form.
+    """
+    path = layout.path("captions")
+    if path.suffix == ".jsonl":
+        return tsv(layout)
+    folder, draft = layout.pictures(), layout.draft
+    split = layout.path("split")
+    for name in filter(None, (line.strip() for line in read_lines(split))):
+        draft.image(name, picture(folder, f"{name}.jpg", key=name), where=str(split))
+    for name, text in _numbered(path):
+        if name in draft.images:
+            draft.caption(text, name, where=f"{path}, picture {name}")
+    return draft
+
+
+def _numbered(path: Path) -> list[tuple[str, str]]:
+    """Picture and text of each line ``picture#zhm#0 text`` or ``picture#0<TAB>text``."""
+    found = []
+    seen = set()
+    for number, line in enumerate(read_lines(path), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        if not (match := _NUMBERED.fullmatch(line)):
+            raise DatasetError(f"{where}: got {line[:40]!r}, expected 'picture#0 caption'")
+        if (own := (match["image"], match["number"])) in seen:
+            raise DatasetError(f"{where}: {own[0]}#{own[1]} is there twice, expected each once")
+        seen.add(own)
+        found.append((match["image"], match["text"]))
+    return found
+
+
+def untagged(text: str, *, where: str) -> str:
+    """The sentence of ``word:tag word:tag ...``; a text without tags comes back as it is.
+
+    Raises:
+        DatasetError: If most words are tagged, but not all.
+    """
+    words = text.split()
+    matches = [match for word in words if (match := _TAGGED.fullmatch(word))]
+    if not matches or 2 * len(matches) < len(words):
+        return text
+    if len(matches) < len(words):
+        raise DatasetError(
+            f"{where}: {len(matches)} of {len(words)} words carry a part-of-speech tag in {text[:40]!r}, "
+            "expected all or none"
+        )
+    plain = ""
+    for match in matches:
+        latin = plain[-1:].isascii() and plain[-1:].isalnum() and match["word"][:1].isascii()
+        plain += " " * (latin and match["word"][:1].isalnum()) + match["word"]
+    return plain

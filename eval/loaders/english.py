@@ -1,0 +1,180 @@
+"""Flickr30k and COCO in the forms in which their captions circulate."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.loaders.draft import Draft
+from llm2clip.eval.loaders.layout import Layout, picture
+from llm2clip.eval.loaders.reading import entry, read_json, read_lines, take
+
+_NUMBERED = re.compile(r"(?P<image>[^#\t]+)#(?P<number>\d+)\t(?P<text>.*)", re.DOTALL)
+
+
+def karpathy(layout: Layout) -> Draft:
+    """Karpathy's test split in any of its forms: CLIP_benchmark's text or COCO schema, BLIP's list, Karpathy's own.
+
+    Raises:
+        DatasetError: If the file is in none of them, or holds no test split.
+    """
+    path = layout.path("captions")
+    if path.suffix == ".txt":
+        found = grouped(comma_lines(layout, path))
+    else:
+        content = read_json(path)
+        if isinstance(content, list):
+            found = _listed(content, path)
+        elif isinstance(content, dict) and "annotations" in content:
+            found = _coco_schema(content, path)
+        elif isinstance(content, dict) and "images" in content:
+            found = _karpathy_schema(content, path)
+        else:
+            raise DatasetError(
+                f"{path}: got {type(content).__name__} {sorted(content) if isinstance(content, dict) else ''}, "
+                "expected a list of image and caption, or an object with 'images'"
+            )
+    return _fill(layout, found, where=str(path))
+
+
+def coco(layout: Layout) -> Draft:
+    """COCO's own annotations: ``images`` and ``annotations``.
+
+    Raises:
+        DatasetError: If the file has another form.
+    """
+    path = layout.path("captions")
+    content = take(read_json(path), dict, where=str(path))
+    return _fill(layout, _coco_schema(content, path), where=str(path))
+
+
+def token(layout: Layout) -> Draft:
+    """Numbered captions, ``1000092795.jpg#0<TAB>text`` a line; ``.jpg`` may be absent, as in Flickr30k-CNA.
+
+    Raises:
+        DatasetError: If a line has another form, or a number of a picture occurs twice.
+    """
+    path = layout.path("captions")
+    captions: dict[str, dict[str, str]] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        if not (match := _NUMBERED.fullmatch(line)):
+            raise DatasetError(
+                f"{path}, line {number}: got {line[:40]!r}, expected 'picture#number<TAB>caption'"
+            )
+        name = match["image"] if match["image"].endswith(".jpg") else f"{match['image']}.jpg"
+        own = captions.setdefault(name, {})
+        if match["number"] in own:
+            raise DatasetError(
+                f"{path}, line {number}: {name}#{match['number']} is there twice, expected each once"
+            )
+        own[match["number"]] = match["text"]
+    return _fill(layout, ((name, list(own.values())) for name, own in captions.items()), where=str(path))
+
+
+def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
+    """Picture and caption of each line ``1007129816.jpg,text``, cut at the first ``.jpg,``; a header is passed over.
+
+    Captions with a comma stand in quotation marks, as comma-separated files have them; these are removed, and the
+    draft says of how many.
+
+    Raises:
+        DatasetError: If another line than the first has no ``.jpg,``.
+    """
+    found = []
+    quoted = 0
+    for number, line in enumerate(read_lines(path), start=1):
+        stem, comma, text = line.partition(".jpg,")
+        if comma:
+            found.append((f"{stem}.jpg", plain := unquoted(text)))
+            quoted += plain != text
+        elif number > 1 and line.strip():
+            raise DatasetError(f"{path}, line {number}: got {line[:40]!r}, expected 'picture.jpg,caption'")
+    if quoted:
+        layout.draft.notes.append(
+            f"the file's quotation marks were removed from {quoted:,} captions with commas"
+        )
+    return found
+
+
+def unquoted(text: str) -> str:
+    """A field of a comma-separated file without the quotation marks that commas or quotation marks in it require."""
+    inner = text[1:-1].replace('""', "")
+    needed = "," in text or '"' in text[1:-1]
+    if len(text) < 2 or text[0] != '"' or text[-1] != '"' or '"' in inner or not needed:
+        return text
+    return text[1:-1].replace('""', '"')
+
+
+def grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
+    """Captions of each picture, both in the order in which they first occur."""
+    captions: dict[str, list[str]] = {}
+    for name, text in pairs:
+        captions.setdefault(name, []).append(text)
+    return list(captions.items())
+
+
+def _listed(content: list[Any], path: Path) -> list[tuple[str, list[str]]]:
+    found = []
+    for number, record in enumerate(content):
+        where = f"{path}, record {number}"
+        record = take(record, dict, where=where)
+        image = entry(record, "image", kind=str, where=where)
+        texts = record.get("caption")
+        found.append(
+            (Path(image).name, [texts] if isinstance(texts, str) else take(texts, list, where=where))
+        )
+    return found
+
+
+def _karpathy_schema(content: dict[str, Any], path: Path) -> list[tuple[str, list[str]]]:
+    found = []
+    splits = set()
+    for number, record in enumerate(entry(content, "images", kind=list, where=str(path))):
+        where = f"{path}, picture {number}"
+        record = take(record, dict, where=where)
+        splits.add(split := entry(record, "split", kind=str, where=where))
+        if split == "test":
+            sentences = entry(record, "sentences", kind=list, where=where)
+            texts = [entry(take(each, dict, where=where), "raw", kind=str, where=where) for each in sentences]
+            found.append((entry(record, "filename", kind=str, where=where), texts))
+    if not found:
+        raise DatasetError(f"{path}: got pictures of {sorted(splits)}, expected the split 'test' among them")
+    return found
+
+
+def _coco_schema(content: dict[str, Any], path: Path) -> list[tuple[str, list[str]]]:
+    names: dict[object, str] = {}
+    for number, record in enumerate(entry(content, "images", kind=list, where=str(path))):
+        where = f"{path}, picture {number}"
+        record = take(record, dict, where=where)
+        key = record.get("id")
+        if key in names:
+            raise DatasetError(f"{where}: id {key} is there twice, expected each once")
+        names[key] = Path(entry(record, "file_name", kind=str, where=where)).name
+    texts: dict[object, list[str]] = {key: [] for key in names}
+    ids = set()
+    for number, record in enumerate(entry(content, "annotations", kind=list, where=str(path))):
+        where = f"{path}, annotation {number}"
+        record = take(record, dict, where=where)
+        key, own = record.get("image_id"), record.get("id")
+        if key not in texts:
+            raise DatasetError(f"{where}: image_id {key} is not listed, expected one of 'images'")
+        if own is not None and own in ids:
+            raise DatasetError(f"{where}: id {own} is there twice, expected each once")
+        ids.add(own)
+        texts[key].append(entry(record, "caption", kind=str, where=where))
+    return [(name, texts[key]) for key, name in names.items()]
+
+
+def _fill(layout: Layout, found: Iterable[tuple[str, list[str]]], *, where: str) -> Draft:
+    folder = layout.pictures()
+    for name, texts in found:
+        layout.draft.image(name, picture(folder, name), where=where)
+        for text in texts[: layout.protocol.each]:
+            layout.draft.caption(text, name, where=f"{where}, picture {name}")
+    return layout.draft

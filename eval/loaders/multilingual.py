@@ -1,0 +1,116 @@
+"""Captions in many languages: Crossmodal-3600, XTD10, Multi30k, xFlickr&CO, WIT."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.loaders.draft import Draft
+from llm2clip.eval.loaders.layout import Layout, picture
+from llm2clip.eval.loaders.reading import entry, json_lines, read_lines, take
+from llm2clip.eval.retrieval_set import ImageRef
+from llm2clip.indexer.records import ending, picture_endings
+
+
+def xm3600(layout: Layout) -> Draft:
+    """``captions.jsonl``: of each picture the captions of one language, all or the first.
+
+    Raises:
+        DatasetError: If a line has another form, or all languages together have too many captions.
+    """
+    path, folder, draft = layout.path("captions"), layout.pictures(), layout.draft
+    assert layout.language is not None
+    total = 0
+    for where, record in json_lines(path):
+        key = entry(record, "image/key", kind=str, where=where)
+        draft.image(key, picture(folder, f"{key}.jpg", key=key), where=where)
+        own = entry(record, layout.language, kind=dict, where=where)
+        texts = entry(own, "caption", kind=list, where=f"{where}, '{layout.language}'")
+        for text in texts[: layout.protocol.each]:
+            draft.caption(text, key, where=f"{where}, '{layout.language}'")
+        each = (value.get("caption", ()) for value in record.values() if isinstance(value, dict))
+        total += sum(len(every) for every in each if isinstance(every, list))
+    expected = layout.protocol.total_captions
+    if expected is not None and total != expected:
+        said = f"got {total:,} captions in all languages together, expected {expected:,}"
+        if total > expected:
+            raise DatasetError(f"{path}: {said}: another version of the file")
+        draft.lacking.append(said)
+    return draft
+
+
+def aligned(layout: Layout) -> Draft:
+    """Line i of each caption file belongs to line i of the file of names.
+
+    Raises:
+        DatasetError: If the files have unlike numbers of lines: which belong together would be a guess.
+    """
+    names_path = layout.path("names")
+    names = [line.strip() for line in read_lines(names_path)]
+    folder, draft = layout.pictures(), layout.draft
+    files = layout.every("captions") if layout.need("captions").all_of else [layout.path("captions")]
+    columns = []
+    for path in files:
+        columns.append(lines := read_lines(path))
+        if len(lines) != len(names):
+            raise DatasetError(
+                f"{path}: got {len(lines):,} lines, expected {len(names):,}, one for each line of {names_path}"
+            )
+    for number, name in enumerate(names):
+        file = name if ending(name) else f"{name}.jpg"
+        draft.image(file, picture(folder, file), where=f"{names_path}, line {number + 1}")
+        for path, lines in zip(files, columns, strict=True):
+            draft.caption(lines[number], file, where=f"{path}, line {number + 1}")
+    return draft
+
+
+def xflickrco(layout: Layout) -> Draft:
+    """One sentence a picture, of Flickr30k or of COCO.
+
+    Raises:
+        DatasetError: If a line has another form.
+    """
+    draft = layout.draft
+    flickr, coco = layout.pictures(), layout.path("coco")
+    for where, record in json_lines(layout.path("captions")):
+        name = Path(entry(record, "img_path", kind=str, where=where)).name
+        found = picture(coco if name.startswith("COCO_") else flickr, name)
+        draft.image(name, found, where=where)
+        for text in entry(record, "sentences", kind=list, where=where):
+            draft.caption(text, name, where=where)
+    return draft
+
+
+def wit(layout: Layout) -> Draft:
+    """Rows of one ``image_url`` are one picture with several captions.
+
+    A picture is found by the ``wit_ix`` of any of its rows or by the name in its address, with any ending.
+
+    Raises:
+        DatasetError: If a row has another form, is of another language, or repeats caption and picture.
+    """
+    path, draft = layout.path("captions"), layout.draft
+    rows: dict[str, list[tuple[str, str, str]]] = {}
+    for where, record in json_lines(path):
+        if (language := entry(record, "language", kind=str, where=where)) != layout.language:
+            raise DatasetError(f"{where}: got language '{language}', expected '{layout.language}'")
+        url = entry(record, "image_url", kind=str, where=where)
+        text = entry(record, "caption_reference_description", kind=str, where=where)
+        rows.setdefault(url, []).append((text, entry(record, "wit_ix", kind=str, where=where), where))
+    files = _by_stem(take(layout.pictures(), Path, where=str(path)))
+    for url, own in rows.items():
+        address = Path(unquote(urlsplit(url).path)).name
+        quoted = Path(urlsplit(url).path).name
+        stems = [*(number for _, number, _ in own), Path(address).stem, Path(quoted).stem]
+        file = next((files[stem] for stem in stems if stem in files), None)
+        draft.image(url, ImageRef(key=url, file=file) if file else None, where=str(path))
+        for text, _, where in own:
+            draft.caption(text, url, where=where)
+    return draft
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    kinds = picture_endings()
+    files = (path for path in sorted(folder.iterdir()) if ending(path.name) in kinds)
+    return {path.stem: path for path in files if path.stat().st_size}

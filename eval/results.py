@@ -1,0 +1,393 @@
+"""What one encoder reached on one set: the documented JSON file that ``run`` writes and everything else reads.
+
+docs/evaluation.md lists the fields. Shares lie in [0, 1]; percentages are made where they are printed. Reading is
+strict: an unknown or missing field is an error that names it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.encoders.strict import from_json, read_object
+
+FORMAT = "llm2clip-eval-result"
+VERSION = 1
+
+Direction = Literal["t2i", "i2t"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallAt:
+    """Share of queries with a right answer among the first k."""
+
+    k: int
+    """Length of the list of answers."""
+    value: float
+    """Ties counted against us: the number to report."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of it."""
+    expected: float
+    """Mean over all orders of equal scores."""
+    optimistic: float
+    """Ties counted for us."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjusted:
+    """Recall after a correction that changes the ranking; never the headline."""
+
+    name: str
+    """``dual-softmax`` or ``csls``."""
+    transductive: bool
+    """Whether it looks at the other test queries."""
+    recall: tuple[tuple[int, float], ...]
+    """(k, share)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hubs:
+    """How unevenly the gallery is returned, over the first ten answers."""
+
+    skewness: float
+    """Of the number of times each item is returned; 0 is even."""
+    never: float
+    """Share of the gallery that is never returned."""
+    top_share: float
+    """Share of all answers that fall on the hundredth of items returned most often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionResult:
+    """One direction of retrieval."""
+
+    direction: Direction
+    """``t2i``: texts are asked; ``i2t``: pictures are."""
+    queries: int
+    """In the denominator."""
+    gallery: int
+    """Answers to choose from."""
+    unmatched: int
+    """Queries without a right answer, left out."""
+    recall: tuple[RecallAt, ...]
+    """By k, ascending."""
+    mean_recall: float
+    """Mean over those k, of this direction."""
+    median_rank: float | None
+    """Of the best right answer; none if it is infinite."""
+    map_at_r: float | None = None
+    """Mean average precision over the first R answers, R being the number of right ones."""
+    hubs: Hubs | None = None
+    """How unevenly the gallery is returned."""
+    adjusted: tuple[Adjusted, ...] = ()
+    """Recall after corrections for hubs."""
+    ranks: str = ""
+    """Rank of each query's best right answer, ties against us, packed; see ``unpack``."""
+    clusters: str = ""
+    """Picture that each query belongs to, packed: what the bootstrap draws."""
+
+    def at(self, k: int) -> RecallAt | None:
+        """Recall at this k, if it was measured."""
+        return next((one for one in self.recall if one.k == k), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Recall at 1, text to picture, of some queries or of shortened ones."""
+
+    label: str
+    """Which: a range of tokens (``17-32``), or a number of words (``20 words``)."""
+    tokens: float
+    """Mean tokens that were read."""
+    queries: int
+    """How many."""
+    value: float
+    """Share answered."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What the length of a text does."""
+
+    truncated: float
+    """Share of texts longer than the encoder reads."""
+    tokens_per_caption: float
+    """Mean, by the encoder's own tokenizer."""
+    buckets: tuple[Share, ...] = ()
+    """By tokens of the whole text."""
+    prefixes: tuple[Share, ...] = ()
+    """Asked with the first words only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossAt:
+    """What an index costs at one k."""
+
+    k: int
+    """Length of the list of answers."""
+    exact: float
+    """Recall by a full scan of the encoder's own vectors."""
+    through: float
+    """Recall of what the index returned."""
+    overlap: float
+    """Share of the exact first k that the index returned among its first k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Through:
+    """Recall end to end through an index, text to picture."""
+
+    index: str
+    """What kind: FAISS factory string, vectors, number of pictures."""
+    generation: str
+    """Which state of it."""
+    pictures: int
+    """Pictures in the index, those of other sets included."""
+    at: tuple[LossAt, ...]
+    """By k."""
+    milliseconds: float
+    """Per query, wall clock, searched in batches."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRecord:
+    """What was measured on."""
+
+    protocol: str
+    """Declared id, ``ID+partial``, or a name of one's own."""
+    language: str | None
+    """Code of the captions' language, where there are several."""
+    complete: bool
+    """Whether everything that the protocol declares was there."""
+    images: int
+    """Pictures in the gallery."""
+    captions: int
+    """Texts."""
+    sha256: str
+    """Over the content of all pictures, all captions and what belongs together."""
+    rule: str = ""
+    """Which captions are taken and what is done to them."""
+    files: tuple[tuple[str, str], ...] = ()
+    """(path, SHA-256) of the annotation files."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know."""
+
+    @property
+    def id(self) -> str:
+        """Protocol, and language where there are several."""
+        return f"{self.protocol}:{self.language}" if self.language else self.protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecord:
+    """What was measured."""
+
+    label: str
+    """What tables call it."""
+    name: str
+    """Its own name."""
+    family: str
+    """Architecture."""
+    repository: str
+    """On the Hugging Face hub, if it is a published one."""
+    dim: int
+    """Length of its vectors."""
+    image_size: int
+    """Side of the picture it looks at, in pixels."""
+    max_text_tokens: int
+    """Tokens of a text that are read."""
+    weights_sha256: str
+    """Of the weights."""
+    settings_sha256: str
+    """Of everything else that shapes vectors."""
+    preprocessing: str
+    """How a picture becomes pixels."""
+    parameters: int
+    """Trained numbers."""
+    languages: tuple[str, ...]
+    """Languages it was trained on."""
+    licence: str
+    """Of the weights."""
+    dtype: str
+    """Arithmetic of the pictures' side."""
+    text_dtype: str
+    """How the texts' side is held."""
+    device: str
+    """Where it ran."""
+    parity: str
+    """``native``, or ``upstream`` with the original's mistakes."""
+    key: str
+    """Hash of what decides its vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRecord:
+    """What encoding cost in this run; none where vectors came from disk."""
+
+    pictures_encoded: int
+    """Pictures that went through the encoder."""
+    texts_encoded: int
+    """Texts that did."""
+    pictures_per_second: float | None
+    """From files to vectors; none if fewer than 64 were encoded."""
+    texts_per_second: float | None
+    """Likewise."""
+    peak_memory_mb: int
+    """Most memory of the process so far, in millions of bytes."""
+    threads: int
+    """CPU threads of the arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One encoder on one set."""
+
+    set: SetRecord
+    """What was measured on."""
+    encoder: EncoderRecord
+    """What was measured."""
+    directions: tuple[DirectionResult, ...]
+    """Both directions, text to picture first."""
+    date: str
+    """When, UTC, ISO 8601."""
+    code: str
+    """Version of this package."""
+    libraries: tuple[tuple[str, str], ...]
+    """(name, version) of what computed."""
+    machine: str
+    """Processor and system, in words."""
+    seed: int
+    """Of the bootstrap."""
+    resamples: int
+    """Of the bootstrap."""
+    lengths: Lengths | None = None
+    """What the length of a text does."""
+    cost: CostRecord | None = None
+    """What encoding cost."""
+    overlap: str = ""
+    """``trained-on``, ``same-source``, ``none-known`` or empty: whether the encoder saw this set in training."""
+    overlap_note: str = ""
+    """Why."""
+    through: tuple[Through, ...] = ()
+    """The same through indexes."""
+    format: Literal["llm2clip-eval-result"] = "llm2clip-eval-result"
+    """What this file is."""
+    version: int = VERSION
+    """Of the format."""
+
+    def direction(self, name: Direction) -> DirectionResult | None:
+        """One of the directions, if it was measured."""
+        return next((one for one in self.directions if one.direction == name), None)
+
+    @property
+    def file_name(self) -> str:
+        """Where it belongs: the same encoder on the same set has one name."""
+        return f"{_slug(self.set.id)}--{_slug(self.encoder.label)}-{self.encoder.key[:8]}.json"
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """Write a result under its own name, whole or not at all; return where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / result.file_name
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(
+        json.dumps(asdict(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    os.replace(draft, path)
+    return path
+
+
+def read_result(path: Path) -> Result:
+    """Read one result.
+
+    Raises:
+        ValueError: It is no result, or of another version, or a field is unknown, missing or of another type.
+    """
+    data = read_object(path)
+    if data.get("format") != FORMAT:
+        raise ValueError(f"{path} is no result: 'format' is {data.get('format')!r}, expected {FORMAT!r}")
+    if data.get("version") != VERSION:
+        raise ValueError(
+            f"{path} is of version {data.get('version')!r}, expected {VERSION}: measure again with this release"
+        )
+    result = from_json(Result, data, where=path.name)
+    _check(result, path)
+    return result
+
+
+def read_results(places: Iterable[Path]) -> list[Result]:
+    """Read files, and every ``*.json`` in folders, in the order of their names.
+
+    Raises:
+        ValueError: A file is no result, or there is none.
+    """
+    files = [
+        file
+        for place in places
+        for file in (sorted(place.glob("*.json")) if place.is_dir() else [place])
+        if not file.name.startswith(".")
+    ]
+    if not files:
+        raise ValueError(f"no results in {', '.join(map(str, places))}; measure first: llm2clip-eval run")
+    return [read_result(file) for file in files]
+
+
+def _check(result: Result, path: Path) -> None:
+    """Refuse what no measurement gives: it was altered by hand, or is damaged."""
+    for one in result.directions:
+        for at in one.recall:
+            if not (0 <= at.low <= at.high <= 1 and 0 <= at.value <= 1):
+                raise ValueError(
+                    f"{path}: {one.direction} R@{at.k} is {at.value} in {at.low} to {at.high}, expected shares"
+                )
+        hits = [at.value * one.queries for at in one.recall]
+        if any(abs(hit - round(hit)) > 1e-6 * max(1.0, one.queries) for hit in hits):
+            raise ValueError(f"{path}: {one.direction} has a recall that is no whole number of {one.queries}")
+        if one.ranks and len(unpack(one.ranks)) != one.queries:
+            raise ValueError(
+                f"{path}: {one.direction} has {len(unpack(one.ranks))} ranks, expected {one.queries}"
+            )
+
+
+def pack(values: NDArray[Any]) -> str:
+    """Whole numbers as text: int32, little-endian, zlib, base64. Infinite and larger ones become the largest."""
+    limited = np.minimum(np.nan_to_num(values, posinf=math.inf), np.iinfo(np.int32).max)
+    return base64.b64encode(zlib.compress(limited.astype("<i4").tobytes(), 9)).decode("ascii")
+
+
+def unpack(text: str) -> NDArray[np.int32]:
+    """What ``pack`` was given.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype="<i4").astype(
+            np.int32
+        )
+    except (binascii.Error, zlib.error) as error:
+        raise ValueError(
+            f"packed numbers cannot be read ({error}): the result is damaged, measure again"
+        ) from error
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "x"

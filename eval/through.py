@@ -1,0 +1,131 @@
+"""Recall end to end: the same questions through an index, beside a full scan of the encoder's own vectors.
+
+The difference is what the index costs: approximation, rounding of stored vectors, pictures of other sets that lie in
+it too. Pictures are recognised by their content, so an index built from copies elsewhere will do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.results import LossAt, Through
+
+if TYPE_CHECKING:
+    from llm2clip.encoders import EncoderInfo
+    from llm2clip.eval.measure import Vectors
+    from llm2clip.eval.retrieval_set import RetrievalSet
+    from llm2clip.indexer import Index
+
+_QUERIES = 256
+_FOREIGN = -1
+"""Stands for a picture that is not of the set."""
+
+
+def measure_through(
+    place: Path, the_set: RetrievalSet, vectors: Vectors, *, info: EncoderInfo, ks: Sequence[int]
+) -> Through:
+    """Ask every caption through the index in a folder.
+
+    Args:
+        place: The folder of the index.
+        the_set: The pictures, which must all be in it.
+        vectors: Their and the captions' vectors by the same encoder.
+        info: That encoder.
+        ks: Lengths of answer lists.
+
+    Raises:
+        ValueError: There is no index, it is of another encoder, or pictures of the set are not in it.
+        OSError: The pictures that were indexed are no longer there.
+    """
+    from llm2clip.indexer import open_index
+
+    digests = vectors.images.digests
+    number = {digest: place for place, digest in enumerate(dict.fromkeys(digests))}
+    content = np.array([number[digest] for digest in digests])
+    with open_index(place) as index:
+        index.require_encoder(info)
+        if len(index) < len(number):
+            raise DatasetError(
+                f"{place} holds {len(index):,} pictures, {the_set.id} has {len(number):,} different ones: build an "
+                "index over all of them"
+            )
+        found, seconds = _ask(index, vectors.texts.vectors, max(ks), number)
+        known = asdict(index.info())
+    exact = _full_scan(vectors, content, max(ks))
+    _require_known(found, exact, place=place, the_set=the_set)
+    right = [{int(content[image]) for image in images} for images in the_set.caption_images]
+    return Through(
+        # The field has had two names.
+        index=str(known.get("ann") or known.get("faiss")),
+        generation=str(known["generation"]),
+        pictures=int(known["items"]),
+        at=tuple(_loss(k, exact, found, right) for k in ks),
+        milliseconds=1000 * seconds / len(vectors.texts.vectors),
+    )
+
+
+def _ask(
+    index: Index, queries: NDArray[np.float32], k: int, number: dict[str, int]
+) -> tuple[NDArray[np.int64], float]:
+    """Contents of the first k answers of the index, and seconds that searching took."""
+    found = np.full((len(queries), k), _FOREIGN, dtype=np.int64)
+    of_hit: dict[int, int] = {}
+    seconds = 0.0
+    for start in range(0, len(queries), _QUERIES):
+        began = time.perf_counter()
+        answers = index.search(queries[start : start + _QUERIES], k=k)
+        seconds += time.perf_counter() - began
+        for row, hits in enumerate(answers, start):
+            for column, hit in enumerate(hits):
+                if hit.id not in of_hit:
+                    digest = hashlib.sha256(index.read_image(hit.id)).hexdigest()
+                    of_hit[hit.id] = number.get(digest, _FOREIGN)
+                found[row, column] = of_hit[hit.id]
+    return found, seconds
+
+
+def _full_scan(vectors: Vectors, content: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+    """Contents of the first k answers by the encoder's own vectors."""
+    images, queries = vectors.images.vectors, vectors.texts.vectors
+    k = min(k, len(images))
+    best = np.empty((len(queries), k), dtype=np.int64)
+    for start in range(0, len(queries), _QUERIES):
+        scores = queries[start : start + _QUERIES] @ images.T
+        chosen = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+        order = np.argsort(-np.take_along_axis(scores, chosen, axis=1), axis=1, kind="stable")
+        best[start : start + len(scores)] = np.take_along_axis(chosen, order, axis=1)
+    contents: NDArray[np.int64] = content[best]
+    return contents
+
+
+def _require_known(
+    found: NDArray[np.int64], exact: NDArray[np.int64], *, place: Path, the_set: RetrievalSet
+) -> None:
+    """Refuse an index over other pictures: its answers would be counted as losses."""
+    if not np.isin(found, exact).any():
+        raise DatasetError(
+            f"none of the answers of {place} is a picture of {the_set.id}, expected an index over its pictures"
+        )
+
+
+def _loss(k: int, exact: NDArray[np.int64], found: NDArray[np.int64], right: Sequence[set[int]]) -> LossAt:
+    def recall(answers: NDArray[np.int64]) -> float:
+        return float(
+            np.mean([bool(own & set(row[:k].tolist())) for own, row in zip(right, answers, strict=True)])
+        )
+
+    same = [
+        sum((Counter(a[:k].tolist()) & Counter(b[:k].tolist())).values()) / min(k, exact.shape[1])
+        for a, b in zip(exact, found, strict=True)
+    ]
+    return LossAt(k=k, exact=recall(exact), through=recall(found), overlap=float(np.mean(same)))

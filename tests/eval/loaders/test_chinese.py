@@ -1,0 +1,203 @@
+"""MUGE, Flickr30k-CN and -CNA, COCO-CN."""
+
+import pytest
+
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.loaders.chinese import untagged
+
+
+def test_muge_in_full_with_several_pictures_a_query(folder):
+    keys = [1_000_000 + number for number in range(29_806)]
+    folder.tsv("MUGE/valid_imgs.tsv", keys)
+    # 5,008 queries: the first 540 have seven pictures, the others six; some pictures answer two queries.
+    texts, pairs = [], 0
+    for number in range(5008):
+        size = 7 if number < 540 else 6
+        own = [keys[(pairs + each) % len(keys)] for each in range(size)]
+        pairs += size
+        texts.append({"text_id": 8000 + number, "text": f"高级感托特包 {number}", "image_ids": own})
+    assert pairs == 30_588
+    folder.json_lines("MUGE/valid_texts.jsonl", texts)
+    found = folder.load("muge-valid")
+    assert (found.protocol, found.complete) == ("muge-valid", True)
+    assert (found.counts.images, found.counts.captions, found.counts.pairs) == (29_806, 5008, 30_588)
+    assert found.caption_images[1] == (7, 8, 9, 10, 11, 12, 13)
+    assert found.images[29_805].read().endswith(b"1029805")
+
+
+def muge(folder, texts, *, keys=(1, 2, 3)):
+    folder.tsv("MUGE/valid_imgs.tsv", keys)
+    folder.json_lines("MUGE/valid_texts.jsonl", texts)
+
+
+def test_the_older_names_of_fields_are_read(folder, linked):
+    muge(folder, [{"query_id": 1, "query_text": "包", "item_ids": [2, 3, 2]}])
+    found = folder.load("muge-valid")
+    assert linked(found) == [("包", ["2", "3"])]
+    assert [image.key for image in found.images] == ["1", "2", "3"]
+
+
+def test_a_picture_that_is_not_in_the_file_is_missing(folder, linked):
+    texts = [
+        {"text_id": 1, "text": "包", "image_ids": [2, 9]},
+        {"text_id": 2, "text": "鞋", "image_ids": [9]},
+    ]
+    muge(folder, texts)
+    found = folder.load("muge-valid")
+    assert linked(found) == [("包", ["2"])]
+    assert (found.protocol, found.missing) == ("muge-valid+partial", ("9",))
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([{"text_id": 1, "text": "包", "image_ids": []}], "answers of the test split are not given out"),
+        ([{"text_id": 1, "text": "包", "image_ids": [1]}] * 2, "line 2: text_id 1 is there twice"),
+        ([{"text": "包", "image_ids": [1]}], "line 1: has no text_id"),
+        ([{"text_id": 1, "text": "包"}], "expected 'image_ids'"),
+        ([{"text_id": 1, "text": 7, "image_ids": [1]}], "'text': got int, expected str"),
+    ],
+)
+def test_what_is_wrong_with_the_texts_is_named(folder, texts, message):
+    muge(folder, texts)
+    with pytest.raises(DatasetError, match=message):
+        folder.load("muge-valid")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1\tAAAA\n1\tAAAA\n", "line 2: picture 1 is there twice"),
+        ("1\tAAAA\n2\tAAAAA", "line 2: base64 of 5 characters, expected a multiple of 4"),
+        ("1 AAAA\n", "line 1: begins b'1 AAAA.n', expected 'id<TAB>base64"),
+        ("1\t\n", "expected 'id<TAB>base64"),
+    ],
+)
+def test_a_damaged_file_of_pictures_is_named(folder, content, message):
+    muge(folder, [{"text_id": 1, "text": "包", "image_ids": [1]}])
+    folder.text("MUGE/valid_imgs.tsv", content)
+    with pytest.raises(DatasetError, match=message):
+        folder.load("muge-valid")
+
+
+def test_base64_that_is_none_is_named_when_read(folder):
+    muge(folder, [{"text_id": 1, "text": "包", "image_ids": [1]}])
+    folder.text("MUGE/valid_imgs.tsv", "1\tA*AA\n")
+    with pytest.raises(DatasetError, match="picture 1 is no base64"):
+        folder.load("muge-valid").images[0].read()
+
+
+CN_KNOWN = ["1009692167.jpg", "977856234.jpg"]
+
+
+def test_the_authors_file_of_flickr30k_cn(folder, linked):
+    folder.pictures("flickr30k/flickr30k-images", CN_KNOWN)
+    lines = [
+        "1009692167#zhm#1 在:p 警车:n 前:f ，:wd 站:vi 着:uzhe 人:n 。:wj",
+        "977856234#zhm#1 名:n 为:v John:nx A:nx .:wj Noble:nx 的:ude 设备:n",
+        "1009692167#zhm#0 有:vyou 狗:n",
+    ]
+    folder.text("flickr30k/seg.flickr30kzhmbosontest.caption.txt", "\n".join(lines) + "\n")
+    assert linked(folder.load("flickr30k-cn")) == [
+        ("在警车前，站着人。", [CN_KNOWN[0]]),
+        ("有狗", [CN_KNOWN[0]]),
+        ("名为John A.Noble的设备", [CN_KNOWN[1]]),
+    ]
+
+
+def test_karpathys_pictures_are_not_those_of_flickr30k_cn(folder):
+    folder.pictures("flickr30k/flickr30k-images", ["1007129816.jpg"])
+    folder.text("flickr30k/flickr30k_cn_test.txt", "image,caption\n1007129816.jpg,人\n")
+    with pytest.raises(DatasetError, match=r"1009692167\.jpg is not among the 1 listed.* another split"):
+        folder.load("flickr30k-cn")
+
+
+def test_flickr30k_cn_prefers_chinese_clips_packaging(folder, linked):
+    folder.tsv("Flickr30k-CN/test_imgs.tsv", [3, 5])
+    texts = [{"text_id": number, "text": f"字 {number}", "image_ids": [5]} for number in range(2)]
+    folder.json_lines("Flickr30k-CN/test_texts.jsonl", texts)
+    folder.text("flickr30k/flickr30k_test_zh.txt", "not read")
+    assert linked(folder.load("flickr30k-cn")) == [("字 0", ["5"]), ("字 1", ["5"])]
+
+
+def test_tags_are_removed_from_flickr30k_cn_and_that_is_said(folder, linked):
+    folder.pictures("flickr30k/flickr30k-images", CN_KNOWN)
+    lines = ["一个:m 戴:v 着:u 耳环:n 的:u 男人:n ，:w", "一 个 男 人", "男人在 10:30 出门"]
+    text = "image,caption\n" + "".join(f"{CN_KNOWN[0]},{line}\n" for line in lines)
+    folder.text("flickr30k/flickr30k_test_zh.txt", text + f"{CN_KNOWN[1]},狗\n")
+    found = folder.load("flickr30k-cn")
+    assert found.captions == ("一个戴着耳环的男人，", "一 个 男 人", "男人在 10:30 出门", "狗")
+    assert found.notes[0] == "part-of-speech tags were removed from 1 captions"
+
+
+def test_a_caption_tagged_in_part_is_refused():
+    with pytest.raises(DatasetError, match="here: 2 of 3 words carry a part-of-speech tag"):
+        untagged("一个:m 男人:n 走", where="here")
+    assert untagged("穿:v NIKE:nx Air:nx 鞋:n T:x恤:n", where="here") == "穿NIKE Air鞋T:x恤"
+
+
+def test_flickr30k_cna_is_read_by_number(folder, linked):
+    folder.pictures("flickr30k/flickr30k-images", ["1007129816.jpg"])
+    lines = "1007129816#0\t一个男人\n1007129816#1\t戴帽子的男人\n"
+    folder.text("flickr30k_cna/test/flickr30k_cna_test.txt", lines)
+    found = folder.load("flickr30k-cna")
+    assert linked(found) == [("一个男人", ["1007129816.jpg"]), ("戴帽子的男人", ["1007129816.jpg"])]
+    assert found.id == "flickr30k-cna+partial"
+
+
+CN_TEST = ["COCO_val2014_000000299946", "COCO_val2014_000000316323"]
+VERSION = "coco-cn/coco-cn-version1805v1.1"
+
+
+def coco_cn(folder, *, names, captions, file="imageid.human-written-caption.txt"):
+    for split in ("train2014", "val2014"):
+        folder.pictures(f"coco/{split}", [f"{name}.jpg" for name in names if split in name])
+    folder.text(f"{VERSION}/coco-cn_test.txt", "".join(f"{name}\n" for name in names))
+    folder.text(f"{VERSION}/{file}", "".join(captions))
+
+
+def test_coco_cn_in_full_has_1053_captions(folder, linked):
+    halves = {True: "COCO_train2014", False: "COCO_val2014"}
+    names = [f"{halves[number % 2 == 0]}_{number:012d}" for number in range(998)]
+    names += CN_TEST
+    captions = [f"{name}#0\t一只猫 {name}\n" for name in names] + [
+        f"{name}#1\t又一只 猫 {name}\n" for name in names[:53]
+    ]
+    captions.insert(0, "COCO_train2014_000000999999#0\t训练\n")
+    coco_cn(folder, names=names, captions=captions)
+    found = folder.load("coco-cn-1k")
+    assert (found.protocol, found.complete, found.counts.captions) == ("coco-cn-1k", True, 1053)
+    assert linked(found)[1052] == (f"又一只 猫 {names[52]}", [names[52]])
+    assert found.images[1].file.parent.name == "val2014"
+
+
+def test_the_translated_captions_are_another_protocol(folder, linked):
+    name = CN_TEST[0]
+    captions = [f"{name}#zhm#{number} 翻译 {number}\n" for number in range(5)]
+    coco_cn(folder, names=CN_TEST, captions=captions, file="imageid.manually-translated-caption.txt")
+    found = folder.load("coco-cn-5kcap")
+    assert linked(found) == [(f"翻译 {number}", [name]) for number in range(5)]
+    with pytest.raises(DatasetError, match=r"coco-cn-1k: no COCO-CN/test_texts\.jsonl nor"):
+        folder.load("coco-cn-1k")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("COCO_val2014_000000000001\t没有号\n", "line 2: got .* expected 'picture#0 caption'"),
+        ("COCO_val2014_000000000001#0\t又来\n", "line 2: COCO_val2014_000000000001#0 is there twice"),
+    ],
+)
+def test_a_damaged_coco_cn_line_is_named(folder, line, message):
+    name = "COCO_val2014_000000000001"
+    coco_cn(folder, names=[name], captions=[f"{name}#0\t好\n", line])
+    with pytest.raises(DatasetError, match=message):
+        folder.load("coco-cn-1k")
+
+
+def test_more_captions_than_declared_are_another_set(folder):
+    names = [f"COCO_val2014_{number:012d}" for number in range(1000)]
+    captions = [f"{name}#{turn}\t猫\n" for name in names for turn in range(2)]
+    coco_cn(folder, names=names, captions=captions)
+    with pytest.raises(DatasetError, match="coco-cn-1k: got 2,000 captions, expected 1,053: more than"):
+        folder.load("coco-cn-1k")

@@ -1,0 +1,198 @@
+"""Flickr30k and COCO, at their full size where the file is cheap to make."""
+
+import pytest
+
+from llm2clip.eval.datasets import DatasetError
+
+KNOWN = ["1007129816.jpg", "97234558.jpg"]
+COCO_KNOWN = "COCO_val2014_000000391895.jpg"
+
+
+def flickr_names(count=1000):
+    return [*KNOWN, *(f"{number}.jpg" for number in range(1, count - 1))]
+
+
+def comma_file(names, *, header="image,caption\n"):
+    lines = (f'{name},"Caption, {turn}, of {name}"\n' for name in names for turn in range(5))
+    return header + "".join(lines)
+
+
+def coco_names(count=5000):
+    return [COCO_KNOWN, *(f"COCO_val2014_{number:012d}.jpg" for number in range(1, count))]
+
+
+def coco_schema(names, *, extra):
+    """Annotations in the order of ids, not of pictures; the last ``extra`` pictures have a sixth caption."""
+    images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
+    annotations = [
+        {"image_id": number, "id": turn * len(names) + number, "caption": f"{name} said {turn}"}
+        for turn in range(6)
+        for number, name in enumerate(names)
+        if turn < 5 or number >= len(names) - extra
+    ]
+    return {"images": images, "annotations": annotations}
+
+
+def test_flickr30k_in_full_from_clip_benchmarks_text(folder):
+    folder.pictures("flickr30k/flickr30k-images", flickr_names())
+    folder.text("flickr30k/flickr30k_test_karpathy.txt", comma_file(flickr_names()))
+    found = folder.load("flickr30k")
+    assert (found.protocol, found.complete) == ("flickr30k", True)
+    assert found.notes == ("the file's quotation marks were removed from 5,000 captions with commas",)
+    assert found.captions[:2] == (
+        "Caption, 0, of 1007129816.jpg",
+        "Caption, 1, of 1007129816.jpg",
+    )
+    assert found.caption_images[4999] == (999,)
+    assert found.images[999].read().endswith(b"998.jpg")
+    assert list(found.files) == ["flickr30k/flickr30k_test_karpathy.txt"]
+
+
+def test_a_caption_is_cut_off_at_the_first_jpg_and_a_missing_header_loses_nothing(folder, linked):
+    folder.pictures("flickr30k/flickr30k-images", KNOWN)
+    lines = f"{KNOWN[0]},a sign saying x.jpg, or so\n{KNOWN[1]},two\n"
+    folder.text("flickr30k/flickr30k_test_karpathy.txt", lines)
+    assert linked(folder.load("flickr30k")) == [
+        ("a sign saying x.jpg, or so", [KNOWN[0]]),
+        ("two", [KNOWN[1]]),
+    ]
+
+
+def test_quotation_marks_of_a_comma_separated_file_are_removed(folder):
+    folder.pictures("flickr30k/flickr30k-images", KNOWN)
+    lines = ['"Kids, outside."', '"A sign says ""stop""."', '"Stop"', 'He says "hi", twice', '"a", "b"']
+    text = "image,caption\n" + "".join(f"{KNOWN[0]},{line}\n" for line in lines) + f"{KNOWN[1]},x\n"
+    folder.text("flickr30k/flickr30k_test_karpathy.txt", text)
+    found = folder.load("flickr30k")
+    expected = ("Kids, outside.", 'A sign says "stop".', '"Stop"', 'He says "hi", twice', '"a", "b"', "x")
+    assert found.captions == expected
+    assert found.notes[0] == "the file's quotation marks were removed from 2 captions with commas"
+
+
+@pytest.mark.parametrize("form", ["blip", "karpathy"])
+def test_flickr30k_in_the_other_two_forms(folder, linked, form):
+    folder.pictures("flickr30k/flickr30k-images", KNOWN)
+    if form == "blip":
+        records = [{"image": f"flickr30k-images/{name}", "caption": ["one", "two"]} for name in KNOWN]
+        folder.json("flickr30k/flickr30k_test.json", records)
+    else:
+        images = [
+            {
+                "filename": name,
+                "split": "test",
+                "imgid": 1,
+                "sentids": [0, 1],
+                "sentences": [
+                    {"raw": raw, "tokens": [raw], "imgid": 1, "sentid": 0} for raw in ("one", "two")
+                ],
+            }
+            for name in KNOWN
+        ]
+        trained = {**images[0], "filename": "7.jpg", "split": "train"}
+        folder.json(
+            "flickr30k/dataset_flickr30k.json", {"images": [trained, *images], "dataset": "flickr30k"}
+        )
+    found = folder.load("flickr30k")
+    assert linked(found) == [(text, [name]) for name in KNOWN for text in ("one", "two")]
+    assert (found.protocol, found.complete) == ("flickr30k+partial", False)
+    assert "got 2 images, expected 1,000; got 4 captions, expected 5,000" in found.notes[0]
+
+
+def test_another_split_is_refused_by_its_pictures_and_by_its_size(folder):
+    names = [f"{number}.jpg" for number in range(1000)]
+    folder.pictures("flickr30k/flickr30k-images", names)
+    folder.text("flickr30k/flickr30k_test_karpathy.txt", comma_file(names))
+    with pytest.raises(DatasetError, match=r"1007129816\.jpg is not among the 1,000 listed.* another split"):
+        folder.load("flickr30k")
+    folder.text("flickr30k/flickr30k_test_karpathy.txt", comma_file(flickr_names(1014)))
+    with pytest.raises(DatasetError, match="got 1,014 images, expected 1,000: more than the protocol has"):
+        folder.load("flickr30k")
+
+
+def test_karpathys_file_without_a_test_split_is_refused(folder):
+    image = {"filename": "1.jpg", "split": "val", "sentences": [{"raw": "one"}]}
+    folder.pictures("flickr30k/flickr30k-images", ["1.jpg"])
+    folder.json("flickr30k/dataset_flickr30k.json", {"images": [image]})
+    with pytest.raises(DatasetError, match=r"got pictures of \['val'\], expected the split 'test'"):
+        folder.load("flickr30k")
+
+
+def test_coco_5k_keeps_every_caption_of_every_picture(folder):
+    names = coco_names()
+    folder.pictures("coco/val2014", names)
+    folder.json("coco/coco_test_karpathy.json", coco_schema(names, extra=10))
+    found = folder.load("coco-5k")
+    assert (found.protocol, found.complete, len(found.captions)) == ("coco-5k", True, 25010)
+    for caption, (place,) in zip(found.captions, found.caption_images, strict=True):
+        assert caption.split()[0] == found.images[place].key
+    assert [sum(right == (place,) for right in found.caption_images) for place in (4989, 4990)] == [5, 6]
+
+
+def test_val2017_takes_five_captions_a_picture(folder):
+    names = [f"{number:012d}.jpg" for number in range(5000)]
+    folder.pictures("coco/val2017", names)
+    folder.json("coco/annotations/captions_val2017.json", coco_schema(names, extra=14))
+    found = folder.load("coco-val2017-5k")
+    assert (found.complete, len(found.captions)) == (True, 25000)
+    assert not any(caption.endswith("said 5") for caption in found.captions)
+
+
+def test_blips_coco_finds_pictures_below_val2014(folder, linked):
+    folder.pictures("coco/val2014", [COCO_KNOWN])
+    folder.json("coco/coco_karpathy_test.json", [{"image": f"val2014/{COCO_KNOWN}", "caption": ["one"]}])
+    assert linked(folder.load("coco-5k")) == [("one", [COCO_KNOWN])]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["annotations"].append({"image_id": 77, "id": 99, "caption": "x"}), "image_id 77 is not"),
+        (lambda c: c["annotations"].append(dict(c["annotations"][0])), "id 0 is there twice"),
+        (lambda c: c["images"].append(dict(c["images"][0])), "id 0 is there twice"),
+        (lambda c: c["annotations"][0].update(caption=None), "'caption': got NoneType, expected str"),
+        (lambda c: c["annotations"][0].pop("caption"), r"has \['id', 'image_id'\], expected 'caption'"),
+        (lambda c: c.pop("images"), "expected 'images'"),
+    ],
+)
+def test_what_is_wrong_with_coco_annotations_is_named(folder, change, message):
+    content = coco_schema(coco_names(3), extra=0)
+    change(content)
+    folder.pictures("coco/val2014", coco_names(3))
+    folder.json("coco/coco_test_karpathy.json", content)
+    with pytest.raises(DatasetError, match=message):
+        folder.load("coco-5k")
+
+
+def test_a_json_file_cut_off_is_named(folder):
+    file = folder.json("coco/coco_test_karpathy.json", coco_schema(coco_names(3), extra=0))
+    file.write_text(file.read_text()[:-40])
+    folder.pictures("coco/val2014", [])
+    with pytest.raises(DatasetError, match=r"coco_test_karpathy\.json: damaged or cut off"):
+        folder.load("coco-5k")
+
+
+def test_all_of_flickr30k_from_the_token_file(folder, linked):
+    names = ["1000092795.jpg", "1007129816.jpg"]
+    folder.pictures("flickr30k/flickr30k-images", names)
+    folder.text(
+        "flickr30k/results_20130124.token",
+        "".join(f"{name}#{turn}\tcaption {turn}\u2028of # {name}\n" for name in names for turn in range(2)),
+    )
+    found = folder.load("flickr30k-full31k")
+    assert linked(found)[1] == ("caption 1\u2028of # 1000092795.jpg", ["1000092795.jpg"])
+    assert found.counts.captions == 4
+    assert found.id == "flickr30k-full31k+partial"
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("1007129816.jpg one\n", "line 1: got '1007129816.jpg one', expected 'picture#number<TAB>caption'"),
+        ("1.jpg#0\tone\n1.jpg#0\ttwo\n", r"line 2: 1\.jpg#0 is there twice"),
+    ],
+)
+def test_a_damaged_token_file_is_named(folder, lines, message):
+    folder.pictures("flickr30k/flickr30k-images", ["1.jpg"])
+    folder.text("flickr30k/results_20130124.token", lines)
+    with pytest.raises(DatasetError, match=message):
+        folder.load("flickr30k-full31k")

@@ -1,0 +1,212 @@
+"""Crossmodal-3600, XTD10, Multi30k, xFlickr&CO, WIT."""
+
+import gzip
+
+import pytest
+
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.protocols import find_protocol
+
+XM_LANGUAGES = find_protocol("xm3600-all").languages
+XTD = "Cross-lingual-Test-Dataset-XTD10"
+
+
+def crossmodal(number, captions):
+    """One line of captions.jsonl; ``captions`` by language, one caption in the others."""
+    record = {"image/key": f"{number:016x}", "image/locale": "en"}
+    for language in XM_LANGUAGES:
+        texts = captions.get(language, [f"{language} {number}"])
+        tokens = {"caption/tokenized": texts, "caption/tokenized/lowercase": texts} if number < 9 else {}
+        record[language] = {"caption": texts, **tokens}
+    return record
+
+
+def test_crossmodal_3600_in_full(folder, linked):
+    assert len(XM_LANGUAGES) == 36
+    # 36 x 3,600 = 129,600 captions; 131,775 more make the published total.
+    extra, records = 261_375 - 129_600, []
+    for number in range(3600):
+        more = min(36, extra)
+        extra -= more
+        both = {language: [f"{language} {number}", f"second {number}"] for language in XM_LANGUAGES[:more]}
+        if number < 2175:
+            extra -= 1
+            both["de"] = [f"de {number}", "zwei", "drei"]
+        records.append(crossmodal(number, both))
+    assert extra == 0
+    folder.pictures("xm3600/images", [f"{number:016x}.jpg" for number in range(3600)])
+    folder.json_lines("xm3600/captions.jsonl", records)
+    first = folder.load("xm3600-first", "de")
+    assert (first.id, first.complete) == ("xm3600-first:de", True)
+    assert linked(first)[3599] == ("de 3599", [f"{3599:016x}"])
+    every = folder.load("xm3600-all", "de")
+    assert (every.id, every.complete, every.counts.captions) == ("xm3600-all:de", True, 3600 * 2 + 2175)
+    assert linked(every)[2][0] == "drei"
+    # The first picture with 36 captions instead of 73: not the published file, whatever the language.
+    folder.json_lines("xm3600/captions.jsonl", [crossmodal(0, {}), *records[1:]])
+    part = folder.load("xm3600-all", "zh")
+    assert part.id == "xm3600-all+partial:zh"
+    assert part.notes == ("got 261,338 captions in all languages together, expected 261,375",)
+    folder.json_lines("xm3600/captions.jsonl", [crossmodal(0, {"sw": ["x"] * 39}), *records[1:]])
+    with pytest.raises(DatasetError, match=r"got 261,376 captions .* another version of the file"):
+        folder.load("xm3600-all", "zh")
+
+
+def test_crossmodal_without_the_language_is_refused(folder):
+    record = crossmodal(0, {})
+    del record["quz"]
+    folder.pictures("xm3600/images", [])
+    folder.json_lines("xm3600/captions.jsonl", [record])
+    with pytest.raises(DatasetError, match=r"line 1: has .* expected 'quz'"):
+        folder.load("xm3600-first", "quz")
+
+
+def xtd_names():
+    later = (f"COCO_val2014_{number:012d}.jpg" for number in range(199))
+    trained = (f"COCO_train2014_{number:012d}.jpg" for number in range(799))
+    return ["COCO_train2014_000000061844.jpg", *trained, *later, "COCO_val2014_000000129945.jpg"]
+
+
+def xtd(folder, path, lines, *, names=None):
+    names = names or xtd_names()
+    for split in ("train2014", "val2014"):
+        folder.pictures(f"coco/{split}", [name for name in names if split in name])
+    folder.text(f"{XTD}/XTD10/test_image_names.txt", "\n".join(names) + "\n")
+    folder.text(f"{XTD}/{path}", "\n".join(lines))
+
+
+def test_xtd10_pairs_lines_also_without_a_last_line_break(folder, linked):
+    lines = [f"文 {number}\u2028!" if number else "二度" for number in range(1000)]
+    lines[999] = "二度"
+    xtd(folder, "STAIR/test_1kcaptions_jp.txt", lines)
+    found = folder.load("xtd10", "ja")
+    assert (found.id, found.complete) == ("xtd10:ja", True)
+    assert found.notes == (
+        f"{XTD}/STAIR/test_1kcaptions_jp.txt ends without a line break: published so, or cut off in its last line",
+    )
+    assert linked(found)[3] == ("文 3\u2028!", ["COCO_train2014_000000000002.jpg"])
+    # Equal captions stay two queries, each with its own picture.
+    assert [
+        place for text, place in zip(found.captions, found.caption_images, strict=True) if text == "二度"
+    ] == [
+        (0,),
+        (999,),
+    ]
+
+
+def test_xtd10_with_an_empty_caption_is_partial_and_stays_aligned(folder, linked):
+    xtd(folder, "MIC/test_1kcaptions_de.txt", [f"Satz {n}" if n != 1 else " " for n in range(1000)])
+    found = folder.load("xtd10:de")
+    assert found.id == "xtd10+partial:de"
+    assert linked(found)[1] == ("Satz 2", ["COCO_train2014_000000000001.jpg"])
+    assert "1 captions are empty and left out" in found.notes[-1]
+    assert "test_1kcaptions_de.txt, line 2" in found.notes[-1]
+
+
+def test_xtd10_with_a_line_too_few_is_refused(folder):
+    xtd(folder, "XTD10/test_1kcaptions_ru.txt", ["слово"] * 999)
+    with pytest.raises(DatasetError, match=r"got 999 lines, expected 1,000, one for each line of .*names"):
+        folder.load("xtd10", "ru")
+
+
+@pytest.mark.parametrize("language", [None, "jp", "nl"])
+def test_another_language_is_refused(folder, language):
+    with pytest.raises(DatasetError, match=r"xtd10 got .* expected one of: en, de, es"):
+        folder.load("xtd10", language)
+
+
+def test_a_protocol_of_one_language_takes_none(folder):
+    with pytest.raises(DatasetError, match="coco-5k got language 'en', expected none"):
+        folder.load("coco-5k", "en")
+
+
+def zipped(folder, path, lines):
+    file = folder.text(path, "")
+    file.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode()))
+    return file
+
+
+def test_multi30k_tasks(folder, linked):
+    names = ["1007129816.jpg", *(f"{number}.jpg" for number in range(998)), "97234558.jpg"]
+    folder.pictures("flickr30k/flickr30k-images", names)
+    folder.text("multi30k/data/task1/image_splits/test_2016_flickr.txt", "\n".join(names) + "\n")
+    folder.text("multi30k/data/task2/image_splits/test_2016_images.txt", "\n".join(names) + "\n")
+    base = "multi30k/data/task1/raw/test_2016_flickr"
+    file = zipped(folder, f"{base}.cs.gz", [f"věta {number}" for number in range(1000)])
+    for turn in range(1, 6):
+        lines = [f"Satz {turn} {number}" for number in range(1000)]
+        last = zipped(folder, f"multi30k/data/task2/raw/test_2016.{turn}.de.gz", lines)
+    found = folder.load("multi30k", "cs")
+    assert (found.id, found.complete) == ("multi30k:cs", True)
+    assert linked(found)[999] == ("věta 999", ["97234558.jpg"])
+    five = folder.load("multi30k-5cap", "de")
+    assert (five.complete, len(five.files)) == (True, 6)
+    assert linked(five)[5:7] == [("Satz 1 1", ["0.jpg"]), ("Satz 2 1", ["0.jpg"])]
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(DatasetError, match=r"cs\.gz: damaged or cut off"):
+        folder.load("multi30k", "cs")
+    last.unlink()
+    with pytest.raises(DatasetError, match=r"no multi30k/data/task2/raw/test_2016\.5\.de\.gz in"):
+        folder.load("multi30k-5cap", "de")
+
+
+def test_xflickrco_has_pictures_of_both(folder, linked):
+    coco = "COCO_val2014_000000000042.jpg"
+    folder.pictures("flickr30k/flickr30k-images", ["1007129816.jpg"])
+    folder.pictures("coco/val2014", [coco])
+    records = [
+        {"sentences": ["1男が3メガネ"], "id": "1007129816", "img_path": "1007129816.jpg"},
+        {"sentences": ["犬"], "id": "42", "img_path": coco},
+    ]
+    folder.json_lines("iglue/datasets/xFlickrCO/annotations/ja/test.jsonl", records)
+    found = folder.load("xflickrco", "ja")
+    assert linked(found) == [("1男が3メガネ", ["1007129816.jpg"]), ("犬", [coco])]
+    assert found.id == "xflickrco+partial:ja"
+
+
+def wit_row(number, url, text, *, language="el"):
+    return {
+        "image_idx": number,
+        "image_url": url,
+        "meta_url": url,
+        "caption_reference_description": text,
+        "language": language,
+        "page_url": url,
+        "wit_ix": f"wit-test_{number}",
+    }
+
+
+def test_wit_rows_of_one_address_are_one_picture(folder, linked):
+    host = "https://upload.example.org/a/b"
+    rows = [
+        wit_row(1, f"{host}/Map_%281897%29.svg", "χάρτης"),
+        wit_row(2, f"{host}/Dog.tif", "σκύλος"),
+        wit_row(3, f"{host}/Map_%281897%29.svg", "ο ίδιος χάρτης"),
+        wit_row(4, f"{host}/Gone.jpg", "τίποτα"),
+    ]
+    folder.pictures("wit-iglue/images", ["Map_(1897).png", "wit-test_2.jpg", "readme.txt"])
+    folder.json_lines("iglue/datasets/wit/annotations/test_el.jsonl", rows)
+    found = folder.load("wit-iglue", "el")
+    map_url, dog = f"{host}/Map_%281897%29.svg", f"{host}/Dog.tif"
+    assert linked(found) == [("χάρτης", [map_url]), ("ο ίδιος χάρτης", [map_url]), ("σκύλος", [dog])]
+    assert [image.file.name for image in found.images] == ["Map_(1897).png", "wit-test_2.jpg"]
+    assert (found.id, found.missing) == ("wit-iglue+partial:el", (f"{host}/Gone.jpg",))
+    assert "1 of 3 pictures are not there" in found.notes[0]
+
+
+def test_wit_of_another_language_is_refused(folder):
+    folder.pictures("wit-iglue/images", [])
+    folder.json_lines(
+        "iglue/datasets/wit/annotations/test_el.jsonl", [wit_row(1, "u", "text", language="en")]
+    )
+    with pytest.raises(DatasetError, match="line 1: got language 'en', expected 'el'"):
+        folder.load("wit-iglue", "el")
+
+
+def test_no_picture_at_all_is_refused(folder):
+    folder.pictures("wit-iglue/images", [])
+    folder.json_lines("iglue/datasets/wit/annotations/test_el.jsonl", [wit_row(1, "u/a.jpg", "text")])
+    with pytest.raises(
+        DatasetError, match=r"wit-iglue:el: none of the 1 pictures is there, expected u/a\.jpg"
+    ):
+        folder.load("wit-iglue", "el")

@@ -1,0 +1,130 @@
+"""Folders and tars of one's own."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.loaders.own import data_languages, load_data
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+MIXED = {
+    "en": [{"captions": ["a red thing", "all red"], "kind": "human_written"}],
+    "de": [
+        {"captions": ["ein rotes Ding"], "kind": "human_translated"},
+        {"captions": ["ganz rot"], "kind": "human_written"},
+    ],
+}
+
+
+@pytest.fixture
+def tar(tmp_path, tars):
+    items = {
+        "1": (tars.colour(RED), {"caption": "red", "captions": MIXED}),
+        "2": (tars.colour(GREEN), {"captions": {"de": "grün", "fr": ["vert", "un vert"]}}),
+        "3": (tars.colour(BLUE), {"caption": ["blue", "so blue"], "names": {"de": ["blau"]}}),
+    }
+    return tars.write(tmp_path / "mine.tar", items)
+
+
+def test_captions_by_language_in_every_form(tar, tars, linked):
+    german = load_data(tar, language="de")
+    keys = [f"mine.tar#{number}.png" for number in (1, 2, 3)]
+    assert linked(german) == [
+        ("ein rotes Ding", [keys[0]]),
+        ("ganz rot", [keys[0]]),
+        ("grün", [keys[1]]),
+        ("blau", [keys[2]]),
+    ]
+    assert german.notes == ("captions by kind: human_translated 1, human_written 1",)
+    assert (german.id, german.complete) == ("mine:de", True)
+    assert german.images[1].read() == tars.colour(GREEN)
+    french = load_data(tar, language="fr", name="colours")
+    assert (french.id, french.captions) == ("colours:fr", ("vert", "un vert"))
+    assert french.notes == ("2 of 3 pictures have no caption and stay in the gallery",)
+    assert data_languages(tar) == {"de": 3, "en": 1, "fr": 1}
+
+
+def test_captions_without_a_language(tar, linked):
+    found = load_data(tar)
+    keys = [f"mine.tar#{number}.png" for number in (1, 3)]
+    assert linked(found) == [("red", [keys[0]]), ("blue", [keys[1]]), ("so blue", [keys[1]])]
+
+
+def test_the_only_language_needs_no_choice(tmp_path, tars):
+    items = {"1": (tars.colour(RED), {"captions": {"de": ["rot"]}}), "2": (tars.colour(BLUE), None)}
+    found = load_data(tars.write(tmp_path / "mine.tar", items))
+    assert (found.id, found.captions) == ("mine:de", ("rot",))
+    items["2"] = (tars.colour(BLUE), {"captions": {"fr": ["bleu"]}})
+    with pytest.raises(DatasetError, match=r"or a language to be chosen; languages there: de .*, fr"):
+        load_data(tars.write(tmp_path / "mine.tar", items))
+
+
+def test_a_folder_with_text_and_json_beside_the_pictures(tmp_path, tars, linked):
+    folder = tmp_path / "holiday"
+    (folder / "day1").mkdir(parents=True)
+    (folder / "day1" / "a.png").write_bytes(tars.colour(RED))
+    (folder / "day1" / "a.txt").write_text("sunset\n")
+    (folder / "b.png").write_bytes(tars.colour(BLUE))
+    (folder / "b.json").write_text(json.dumps({"caption": "sea"}))
+    found = load_data(folder)
+    assert sorted(linked(found)) == [("sea", ["b.png"]), ("sunset", ["day1/a.png"])]
+    assert found.protocol == "holiday"
+
+
+def test_a_language_that_is_not_there_is_named_with_those_that_are(tar):
+    with pytest.raises(
+        DatasetError, match=r"expected captions in 'zh'; languages there: de \(3 pictures\), en"
+    ):
+        load_data(tar, language="zh")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["coco-5k", "COCO-5k", "coco-5k-mbeir", "coco-5k+partial", "xtd10:de", "mine+partial", "a/b", "a:b"],
+)
+def test_no_set_of_ones_own_bears_a_protocols_name(tar, name):
+    with pytest.raises(DatasetError, match="a set of one's own cannot be called"):
+        load_data(tar, name=name)
+
+
+def test_an_empty_caption_is_refused(tmp_path, tars):
+    items = {"1": (tars.colour(RED), {"captions": {"de": ["rot", " "]}})}
+    with pytest.raises(DatasetError, match=r"1 captions are empty, expected words: .*1\.png"):
+        load_data(tars.write(tmp_path / "x.tar", items), language="de")
+
+
+def test_what_an_index_leaves_out_is_an_error_here(tmp_path, tars):
+    folder = tmp_path / "x"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(tars.colour(RED))
+    (folder / "a.json").write_text('{"caption": "red"')
+    with pytest.raises(DatasetError, match=r"a\.png: metadata left out.*expected whole pictures"):
+        load_data(folder)
+    (folder / "a.json").unlink()
+    with pytest.raises(DatasetError, match="1 pictures, expected captions without a language"):
+        load_data(folder)
+    (folder / "a.png").unlink()
+    with pytest.raises(DatasetError, match="no pictures"):
+        load_data(folder)
+    with pytest.raises(DatasetError, match="no such folder or tar"):
+        load_data(tmp_path / "nothing")
+
+
+def test_a_tar_cut_off_is_an_error(tar):
+    tar.write_bytes(tar.read_bytes()[:3000])
+    with pytest.raises(DatasetError, match="cannot be read after"):
+        load_data(tar)
+
+
+FLICKR8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "flickr8k" / "val.tar"
+
+
+@pytest.mark.skipif(not FLICKR8K.exists(), reason="the sample of Flickr8k is not on this machine")
+def test_the_sample_of_flickr8k_in_fourteen_languages():
+    languages = data_languages(FLICKR8K)
+    assert len(languages) == 14
+    assert languages["zh"] == 1000
+    found = load_data(FLICKR8K, language="de", name="flickr8k-val")
+    assert (found.counts.images, found.counts.captions) == (1000, 5640)

@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+
+from llm2clip.eval.breakdowns import PrefixOptions, by_language, by_length, first_words, prefix_curve
+from llm2clip.eval.intervals import Resampling, bootstrap_interval
+
+
+def test_queries_fall_into_the_bucket_of_their_length():
+    tokens = [1, 16, 17, 32, 64, 65, 77, 78, 128, 249, 400]
+    hits = np.array([1, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1], dtype=float)
+    found = by_length(hits, tokens=tokens, max_tokens=77)
+    assert [(one.label, one.hits.queries, one.hits.value, one.tokens) for one in found.buckets] == [
+        ("<=16", 2, 0.5, 8.5),
+        ("17-32", 2, 1.0, 24.5),
+        ("33-64", 1, 0.0, 64.0),
+        ("65-77", 2, 0.5, 71.0),
+        ("78-128", 2, 0.0, 103.0),
+        (">248", 2, 1.0, 324.5),
+    ]
+    assert found.truncated == pytest.approx(4 / 11)
+    assert found.tokens == pytest.approx(np.mean(tokens))
+
+
+def test_buckets_draw_pictures():
+    generator = np.random.default_rng(0)
+    hits, clusters = generator.integers(0, 2, 90).astype(float), np.arange(90) // 3
+    tokens = [10] * 45 + [100] * 45
+    how = Resampling(times=300, seed=4)
+    found = by_length(hits, tokens=tokens, max_tokens=77, clusters=clusters, resampling=how)
+    assert found.buckets[1].hits == bootstrap_interval(hits[45:], clusters=clusters[45:], resampling=how)
+    assert found.buckets[1].hits.clusters == 15
+
+
+def test_as_many_lengths_as_hits():
+    with pytest.raises(ValueError, match="got 2 numbers of tokens for 3 texts"):
+        by_length(np.ones(3), tokens=[1, 2], max_tokens=77)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "beginning"),
+    [
+        ("a dog, in the rain", 2, "a dog,"),
+        ("a dog", 2, "a dog"),
+        ("a  dog \n in", 2, "a  dog"),
+        ("a dog", 5, "a dog"),
+        ("两只猫在睡觉。很安静", 6, "两只猫在睡觉。"),
+        ("2024年的雪", 2, "2024年"),
+        ("犬がboth走る", 3, "犬がboth"),
+        ("น้ำตก", 2, "น้ำ"),
+        ("강아지 두 마리", 2, "강아지 두"),
+        ("كلب في المطر", 2, "كلب في"),
+        ("", 3, ""),
+        ("— word", 1, "— word"),
+    ],
+)
+def test_beginnings_in_many_scripts(text, words, beginning):
+    assert first_words(text, words) == beginning
+
+
+def test_the_curve_rises_where_words_are_read_and_is_flat_beyond(colours):
+    """The stub reads first and last word: cut captions lose the last, uncut ones do not."""
+    encoder = colours.Encoder()
+    words = list(colours.palette)
+    pairs = [(left, right) for left in words for right in words if left != right]
+    texts = [f"{left} and and {right}" for left, right in pairs] + ["red blue"]
+    images = np.stack([encoder.encode_texts([f"{left} {right}"])[0] for left, right in pairs])
+    truth = np.array([*range(30), pairs.index(("red", "blue"))])
+    options = PrefixOptions(max_tokens=3, words=(1, 2, 4, 9), clusters=truth)
+    curve = prefix_curve(encoder, texts, images=images, positives=truth, options=options)
+    # Four words are the longest: at 4 nothing is cut, and whole texts follow at once.
+    assert [(one.words, one.shortened) for one in curve] == [
+        (1, 1.0),
+        (2, pytest.approx(30 / 31)),
+        (None, 0.0),
+    ]
+    assert [one.hits.value for one in curve] == [0.0, pytest.approx(1 / 31), 1.0]
+    assert [one.tokens for one in curve] == [1.0, 2.0, pytest.approx((30 * 3 + 2) / 31)]
+    assert curve[-1].hits.clusters == 30
+    with pytest.raises(ValueError, match="at least 1 each"):
+        prefix_curve(
+            encoder, texts, images=images, positives=truth, options=PrefixOptions(max_tokens=3, words=[0])
+        )
+
+
+def test_languages_count_the_same_however_many_queries():
+    hits = {
+        "en": np.array([1.0, 1, 1, 0]),
+        "zh": np.array([1.0, 0]),
+        **{code: np.array([0.0, 0, 0, 1]) for code in ("de", "fr", "ja", "ko", "ru")},
+    }
+    clusters = {code: np.arange(len(one)) for code, one in hits.items()}
+    found = by_language(hits, clusters=clusters)
+    assert found.mean == pytest.approx((0.75 + 0.5 + 5 * 0.25) / 7)
+    assert found.spread == pytest.approx(np.std([0.75, 0.5] + [0.25] * 5))
+    assert (found.worst, set(found.worst_languages)) == (0.25, {"de", "fr", "ja", "ko", "ru"})
+    assert found.english_gap == pytest.approx(0.75 - (0.5 + 5 * 0.25) / 6)
+    assert found.low < found.mean < found.high
+    assert found.languages["zh"] == bootstrap_interval(hits["zh"], clusters=clusters["zh"])
+
+
+def test_a_set_without_english_has_no_gap_to_it():
+    found = by_language({"zh": np.ones(3)}, clusters={"zh": np.arange(3)})
+    assert (found.english_gap, found.spread, found.worst_languages) == (None, 0.0, ("zh",))
+    only = by_language({"en": np.ones(3)}, clusters={"en": np.arange(3)})
+    assert only.english_gap is None
+    with pytest.raises(ValueError, match="the same languages"):
+        by_language({"en": np.ones(3)}, clusters={"de": np.arange(3)})

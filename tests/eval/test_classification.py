@@ -1,0 +1,246 @@
+"""Zero-shot classification and caption-to-caption retrieval, on colours whose every score can be worked out by hand."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm2clip.eval.class_sets import (
+    PROTOCOLS,
+    SINGLE_TEMPLATE,
+    ClassSet,
+    read_class_folders,
+    read_class_names,
+    read_templates,
+    same_names,
+)
+from llm2clip.eval.classification import class_vectors, classify
+from llm2clip.eval.cra import caption_pairs, caption_retrieval
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.intervals import Resampling
+
+FEW = Resampling(times=200)
+
+
+class Directions:
+    """Every word has a fixed random direction; a text is their sum."""
+
+    def encode_texts(self, texts, /):
+        rows = []
+        for text in texts:
+            words = [np.random.default_rng(sum(map(ord, word))).normal(size=24) for word in text.split()]
+            rows.append(np.sum(words, axis=0))
+        rows = np.array(rows)
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    def count_tokens(self, texts, /):
+        return [len(text.split()) for text in texts]
+
+
+@pytest.fixture
+def folders(tmp_path, colours, tars):
+    """Three pictures of every colour, one folder each, and things that are no pictures."""
+    for name, rgb in colours.palette.items():
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(3):
+            (tmp_path / "set" / name / f"{number}.PNG").write_bytes(tars.colour(rgb))
+    (tmp_path / "set" / "red" / "notes.txt").write_text("no picture")
+    (tmp_path / "set" / ".cache").mkdir()
+    (tmp_path / "set" / "readme.txt").write_text("no class")
+    return tmp_path / "set"
+
+
+def test_a_folder_of_colours_from_files_to_top_1(folders, colours):
+    found = read_class_folders(folders)
+    assert found.folders == tuple(sorted(colours.palette))
+    assert len(found.images) == 18
+    assert found.labels.tolist() == np.repeat(np.arange(6), 3).tolist()
+    encoder = colours.Encoder()
+    images = encoder.encode_images([path.read_bytes() for path in found.images])
+    classes = class_vectors(encoder, found.folders, templates=("{}", "{} and nothing else"))
+    result = classify(images, classes=classes, labels=found.labels, resampling=FEW)
+    assert (result.top1.value, result.top5.value, result.per_class) == (1, 1, 1)
+    # Names exchanged: red pictures are called green and the other way round.
+    wrong = ["green" if name == "red" else "red" if name == "green" else name for name in found.folders]
+    classes = class_vectors(encoder, wrong, templates=SINGLE_TEMPLATE["en"])
+    result = classify(images, classes=classes, labels=found.labels, resampling=FEW)
+    assert result.top1.value == pytest.approx(4 / 6)
+    assert [share for _, share in result.worst] == [0, 0, 1, 1, 1, 1]
+    assert {found.folders[number] for number, _ in result.worst[:2]} == {"red", "green"}
+
+
+def test_class_vectors_are_normalised_means_of_unit_vectors():
+    encoder, names, templates = Directions(), ["cat", "dog", "big cat"], ("a {}", "the {} there", "{}")
+    expected = []
+    for name in names:
+        mean = encoder.encode_texts([one.replace("{}", name) for one in templates]).mean(axis=0)
+        expected.append(mean / np.linalg.norm(mean))
+    assert class_vectors(encoder, names, templates=templates) == pytest.approx(np.array(expected), abs=1e-6)
+
+
+def test_braces_in_a_name_are_letters():
+    class Seen(Directions):
+        texts = ()
+
+        def encode_texts(self, texts, /):
+            Seen.texts = tuple(texts)
+            return super().encode_texts(texts)
+
+    class_vectors(Seen(), ["a {0} b"], templates=("see {} now",))
+    assert Seen.texts == ("see a {0} b now",)
+
+
+def test_many_classes_are_encoded_in_parts(monkeypatch):
+    names = [f"class {number}" for number in range(11)]
+    whole = class_vectors(Directions(), names, templates=("a {}", "{} b"))
+    monkeypatch.setattr("llm2clip.eval.classification._TEXTS_AT_ONCE", 6)
+    assert (class_vectors(Directions(), names, templates=("a {}", "{} b")) == whole).all()
+
+
+def test_unequal_classes_ties_and_top_5():
+    classes = np.eye(8, dtype=np.float32)
+    classes[7] = classes[6]  # two classes of one name
+    images = np.eye(8, dtype=np.float32)[[0, 0, 0, 0, 1, 2, 6]]
+    labels = np.array([0, 0, 0, 1, 1, 3, 7])
+    found = classify(images, classes=classes, labels=labels, resampling=FEW)
+    # Right: three of class 0; one of two of class 1; none of 3 (picture of 2); class 7 ties with 6.
+    assert found.top1.value == pytest.approx(4 / 7)
+    assert found.per_class == pytest.approx((1 + 1 / 2 + 0 + 0) / 4)
+    assert found.top1_ties.expected == pytest.approx((4 + 0.5) / 7)
+    assert found.top1_ties.optimistic == pytest.approx(5 / 7)
+    # All other classes score 0 alike: the fourth picture's class is one of seven tied for places 2 to 8.
+    assert found.top5.value == pytest.approx(5 / 7)
+    assert (found.classes, found.images) == (8, 7)
+    assert found.worst[0][1] == 0
+
+
+def test_a_class_that_cancels_out_is_named():
+    class Opposite(Directions):
+        def encode_texts(self, texts, /):
+            return np.array(
+                [[1.0, 0.0] if "not" in text else [-1.0, 0.0] for text in texts], dtype=np.float32
+            )
+
+    with pytest.raises(ValueError, match="class 'dog' have a mean vector of length 0"):
+        class_vectors(Opposite(), ["dog"], templates=("{}", "not {}"))
+    with pytest.raises(ValueError, match="got 1 names and 0 templates"):
+        class_vectors(Opposite(), ["dog"], templates=())
+
+
+def test_names_in_every_form_mean_the_same(tmp_path):
+    folders = ["n01", "n02", "n03"]
+    expected = ["tench", "gold fish", "大白鲨"]
+    forms = {
+        "map.json": json.dumps({"n03": "大白鲨", "n01": "tench", "n02": "gold fish", "n99": "more"}),
+        "list.json": json.dumps(expected),
+        "lines.txt": "tench\ngold fish\n\n大白鲨\n",
+        "tabs.tsv": "n02\tgold fish\nn01\ttench\nn03\t大白鲨\n",
+    }
+    for name, content in forms.items():
+        (tmp_path / name).write_text(content, encoding="utf-8")
+        assert read_class_names(tmp_path / name, folders=folders) == expected
+    assert same_names(["a", "b", "a"]) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("n.txt", "one\ntwo\n", "has 2 names for 3 folders"),
+        ("n.json", '{"n01": "a", "n03": "c"}', "no name for 1 of 3 folders, such as 'n02'"),
+        ("n.json", '["a", 2, "c"]', "the name of 'n02' is 2, expected a text"),
+        ("n.json", "[", "is no JSON"),
+        ("missing.txt", None, "cannot be read"),
+    ],
+)
+def test_bad_names_are_refused(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DatasetError, match=message):
+        read_class_names(tmp_path / name, folders=["n01", "n02", "n03"])
+
+
+def test_templates_have_one_place_for_the_name(tmp_path):
+    file = tmp_path / "t.txt"
+    file.write_text("a photo of a {}.\n\n  一张{}的照片 \n", encoding="utf-8")
+    assert read_templates(file) == ("a photo of a {}.", "一张{}的照片")
+    for content, message in (
+        ("a photo\n", "template 1: got 'a photo', expected one {} for the name"),
+        ("{}\n{} and {}\n", "template 2"),
+        ("\n", "has no template"),
+    ):
+        file.write_text(content)
+        with pytest.raises(DatasetError, match=message):
+            read_templates(file)
+
+
+def test_bad_folders_are_refused(tmp_path, folders):
+    with pytest.raises(DatasetError, match=r"no folder .*nothing"):
+        read_class_folders(tmp_path / "nothing")
+    with pytest.raises(DatasetError, match="has 0 folders, expected one for each of at least two classes"):
+        read_class_folders(folders / "red")
+    (folders / "empty").mkdir()
+    with pytest.raises(DatasetError, match="empty has no picture"):
+        read_class_folders(folders)
+
+
+def test_a_part_of_imagenet_is_not_called_imagenet(folders):
+    wanted = PROTOCOLS["imagenet-1k-en"]
+    with pytest.raises(DatasetError, match="got the folder black, expected names such as n01440764"):
+        read_class_folders(folders).protocol(wanted, templates=80)
+    whole = ClassSet(
+        folders=tuple(f"n{number:08}" for number in range(1000)),
+        images=tuple(Path(f"ILSVRC2012_val_{number:08}.JPEG") for number in range(1, 50_001)),
+        labels=np.zeros(50_000, int),
+    )
+    short = replace(whole, images=whole.images[1:], labels=whole.labels[1:])
+    assert short.protocol(wanted, templates=80) == "imagenet-1k-en+partial"
+    twice = replace(whole, images=(whole.images[1], *whole.images[1:]))
+    with pytest.raises(DatasetError, match="got the same picture in two places, expected each of ILSVRC2012"):
+        twice.protocol(wanted, templates=80)
+    other = replace(whole, images=(Path("n01440764_10026.JPEG"), *whole.images[1:]))
+    with pytest.raises(DatasetError, match=r"got n01440764_10026, expected .*: this is another split"):
+        other.protocol(wanted, templates=80)
+    assert whole.protocol(wanted, templates=80) == "imagenet-1k-en"
+    assert whole.protocol(wanted, templates=1) == "imagenet-1k-en+partial"
+    assert whole.protocol(PROTOCOLS["imagenet-1k-en-single"], templates=1) == "imagenet-1k-en-single"
+    assert whole.protocol(PROTOCOLS["imagenet-1k-zh"], templates=7) == "imagenet-1k-zh"
+    assert all(one.files for one in PROTOCOLS.values())
+
+
+CAPTIONS = ["red cat", "the red cat", "cat", "blue dog", "one blue dog", "old car", "green tree", "tree"]
+OWNERS = [4, 4, 4, 7, 7, 1, 0, 0]
+
+
+def test_the_first_two_captions_of_every_picture_look_for_each_other():
+    assert caption_pairs(CAPTIONS, OWNERS) == (
+        ["red cat", "blue dog", "green tree"],
+        ["the red cat", "one blue dog", "tree"],
+        1,
+    )
+    found = caption_retrieval(Directions(), CAPTIONS, caption_images=OWNERS, resampling=FEW)
+    first, second = (Directions().encode_texts(one) for one in caption_pairs(CAPTIONS, OWNERS)[:2])
+    scores = first @ second.T
+    assert found.first_to_second.value == np.mean(scores.argmax(axis=1) == np.arange(3))
+    assert found.second_to_first.value == np.mean(scores.argmax(axis=0) == np.arange(3))
+    assert found.mean.value == pytest.approx((found.first_to_second.value + found.second_to_first.value) / 2)
+    assert (found.pictures, found.left_out, found.mean.clusters) == (3, 1, 3)
+
+
+def test_an_encoder_that_says_the_same_to_everything_finds_nothing():
+    class Deaf(Directions):
+        def encode_texts(self, texts, /):
+            return np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (len(texts), 1))
+
+    found = caption_retrieval(Deaf(), CAPTIONS, caption_images=OWNERS, resampling=FEW)
+    assert found.mean.value == 0
+
+
+def test_one_caption_per_picture_is_refused():
+    with pytest.raises(
+        ValueError, match=r"got 0 pictures with two captions, expected at least two\. A set with one"
+    ):
+        caption_retrieval(Directions(), ["a", "b"], caption_images=[0, 1])
+    with pytest.raises(ValueError, match="got 1 pictures for 2 captions"):
+        caption_retrieval(Directions(), ["a", "b"], caption_images=[0])

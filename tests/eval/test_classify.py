@@ -1,0 +1,164 @@
+"""The commands classify and captions, from files to printed shares."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from llm2clip.eval.class_sets import read_class_folders
+from llm2clip.eval.classify import ClassTask, measure_captions, measure_classes
+from llm2clip.eval.cli import app
+from llm2clip.eval.intervals import Resampling
+from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.run import Candidate
+
+FEW = Resampling(times=100, seed=3)
+
+
+@pytest.fixture
+def folder(tmp_path, colours, tars):
+    for name, rgb in colours.palette.items():
+        (tmp_path / "hues" / name).mkdir(parents=True)
+        (tmp_path / "hues" / name / "one.png").write_bytes(tars.colour(rgb))
+    return tmp_path / "hues"
+
+
+@pytest.fixture
+def counting(colours):
+    class Counting(colours.Encoder):
+        pictures = texts = 0
+
+        def _image_batch(self, pixels):
+            Counting.pictures += len(pixels)
+            return super()._image_batch(pixels)
+
+        def _text_batch(self, texts):
+            Counting.texts += len(texts)
+            return super()._text_batch(texts)
+
+    return Counting
+
+
+def test_a_second_measurement_encodes_nothing(folder, counting, tmp_path):
+    found = read_class_folders(folder)
+    task = ClassTask(protocol="hues", pictures=found, names=found.folders, templates=("{}", "mostly {}"))
+    reports = [
+        measure_classes(
+            Candidate(label="eye", open=counting), task, cache=tmp_path / "vectors", resampling=FEW
+        )
+        for _ in range(2)
+    ]
+    assert (counting.pictures, counting.texts) == (6, 12)
+    first, second = (report.as_json() for report in reports)
+    assert first["result"] == second["result"]
+    assert (first["result"]["top1"]["value"], first["result"]["classes"]) == (1.0, 6)
+    assert first["encoder"]["label"] == "eye"
+    assert len(first["encoder"]["weights_sha256"]) == 64
+    assert first["conditions"].keys() >= {
+        "pictures_sha256",
+        "names_sha256",
+        "templates_sha256",
+        "date",
+        "code",
+        "seed",
+    }
+    assert first["conditions"]["seed"] == 3
+
+
+def test_classes_of_one_name_are_noted(folder, colours, tmp_path):
+    found = read_class_folders(folder)
+    names = ["red" if name == "green" else name for name in found.folders]
+    task = ClassTask(protocol="hues", pictures=found, names=names, templates=("{}",))
+    candidate = Candidate(label="", open=colours.Encoder)
+    report = measure_classes(candidate, task, cache=tmp_path / "vectors", resampling=FEW)
+    assert report.notes == ("1 names belong to several classes: red",)
+    assert report.result.top1.value == pytest.approx(4 / 6)
+    # A red picture is as near to both; a green one is as far from every name.
+    assert report.result.top1_ties.expected == pytest.approx((4 + 1 / 2 + 1 / 6) / 6)
+
+
+def test_captions_are_measured_without_a_look_at_pictures(counting, tmp_path):
+    captions = ["red", "very red", "blue", "blue too", "white", "black", "white again"]
+    the_set = RetrievalSet(
+        protocol="told",
+        images=[ImageRef(key=str(number), file=tmp_path / "nowhere") for number in range(4)],
+        captions=captions,
+        caption_images=[(0,), (0,), (1,), (1,), (2,), (3,), (2,)],
+        complete=True,
+    )
+    candidate = Candidate(label="", open=counting)
+    report = measure_captions(candidate, the_set, cache=tmp_path / "vectors", resampling=FEW)
+    assert counting.pictures == 0
+    assert (report.result.pictures, report.result.left_out) == (3, 1)
+    assert report.result.mean.value == 1.0
+    assert report.task == "told"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(one) for one in arguments])
+
+
+def test_classify_on_the_command_line(folder, tmp_path):
+    done = run(
+        "classify",
+        folder,
+        "--encoder",
+        "nano",
+        "--cache",
+        tmp_path / "c",
+        "--json",
+        tmp_path / "out" / "r.json",
+    )
+    assert done.exit_code == 0, done.output
+    assert "nano on hues: 6 pictures, 6 classes" in done.output
+    written = json.loads((tmp_path / "out" / "r.json").read_text("utf-8"))[0]
+    assert f"top-1              {100 * written['result']['top1']['value']:5.1f} %" in done.output
+    assert written["conditions"]["templates"] == 1
+
+
+def test_what_is_missing_is_said(folder):
+    done = run("classify", folder, "--encoder", "nano", "--protocol", "imagenet-1k-en")
+    assert done.exit_code == 1
+    assert "imagenet-1k-en needs --names FILE and --templates FILE. They are not shipped" in done.output
+    assert run("classify", folder, "--encoder", "nano", "--protocol", "imagenet").exit_code == 2
+    assert run("classify", folder, "--encoder", "nano", "--language", "fr").exit_code == 2
+
+
+def test_a_part_of_imagenet_is_measured_as_a_part(folder, tmp_path):
+    (tmp_path / "names.txt").write_text("\n".join(f"hue {number}" for number in range(6)))
+    command = (
+        *("--encoder", "nano", "--protocol", "imagenet-1k-en-single"),
+        *("--names", tmp_path / "names.txt", "--cache", tmp_path / "c"),
+    )
+    done = run("classify", folder, *command)
+    assert done.exit_code == 1
+    assert "imagenet-1k-en-single: got the folder black, expected names such as n01440764" in done.output
+    for number, own in enumerate(sorted(folder.iterdir())):
+        (own / "one.png").rename(own / f"ILSVRC2012_val_{number:08}.png")
+        own.rename(folder / f"n{number:08}")
+    done = run("classify", folder, *command)
+    assert done.exit_code == 0, done.output
+    assert "nano on imagenet-1k-en-single+partial: 6 pictures" in done.output
+
+
+def test_a_folder_of_ones_own_does_not_bear_a_protocols_name(folder):
+    named = folder.rename(folder.with_name("ImageNet-1k-EN"))
+    done = run("classify", named, "--encoder", "nano")
+    assert done.exit_code == 1
+    assert "got a folder called 'ImageNet-1k-EN', which is a protocol's name" in done.output
+
+
+def test_captions_of_a_folder_on_the_command_line(tmp_path, tars):
+    place = tmp_path / "own"
+    place.mkdir()
+    for number, words in enumerate((["a red apple", "an apple"], ["a dog", "one dog"], ["a car", "the car"])):
+        (place / f"{number}.png").write_bytes(tars.colour((number, 0, 0)))
+        (place / f"{number}.json").write_text(json.dumps({"captions": {"en": words}}))
+    done = run(
+        *("captions", "--encoder", "nano", "--encoder", "again=nano", "--data", place),
+        *("--language", "en", "--cache", tmp_path / "c"),
+    )
+    assert done.exit_code == 0, done.output
+    assert "nano on own:en: 3 pictures with two captions" in done.output
+    assert "again on own:en: 3 pictures with two captions" in done.output
+    assert done.output.count("both ways") == 2

@@ -1,0 +1,82 @@
+"""Which of two is better, against counts made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from llm2clip.eval.compare import compare_encoders, comparison_table, conclusion
+from llm2clip.eval.intervals import Resampling
+
+QUICK = Resampling(times=300)
+
+
+def test_differences_are_counted_by_query(make_result):
+    first = make_result(label="a", key="a" * 64, ranks=[1] * 50 + [2] * 50)
+    second = make_result(label="b", key="b" * 64, ranks=[2] * 40 + [1] * 15 + [2] * 45)
+    found = compare_encoders([first, second], "a", "b", resampling=QUICK)
+    line = found.lines[0]
+    assert (line.first, line.second) == (0.5, 0.15)
+    assert (line.test.wins, line.test.losses, line.test.queries, line.test.clusters) == (40, 5, 100, 50)
+    assert line.test.difference == pytest.approx(0.35)
+    assert line.sure
+    assert conclusion(found) == [
+        "a is better than b in 2 of 2 comparisons; 0 undecided (R@1, all claims together at 95 %)."
+    ]
+    console = Console(width=160, record=True, quiet=False, file=None, force_terminal=False)
+    with console.capture() as shown:
+        console.print(comparison_table(found))
+    assert "+35.0" in shown.get()
+    reverse = compare_encoders([first, second], "b", "a", resampling=QUICK)
+    assert reverse.lines[0].test.difference == pytest.approx(-0.35)
+    assert conclusion(reverse)[0].startswith("a is better than b in 2 of 2")
+
+
+def test_what_cannot_be_told_is_not_told(make_result):
+    first = make_result(label="a", key="a" * 64, ranks=[1, 1, 2, 2])
+    second = make_result(label="b", key="b" * 64, ranks=[1, 2, 1, 2])
+    found = compare_encoders([first, second], "a", "b", resampling=QUICK)
+    assert conclusion(found)[0].startswith("a and b cannot be told apart in any of 2 comparisons")
+
+
+def test_encoders_are_named_by_label_or_hash(make_result):
+    one = make_result(label="same", key="a" * 64)
+    other = make_result(label="same", key="b" * 64)
+    with pytest.raises(
+        ValueError, match=r"'same' stands for 2 encoders; name one by its hash: aaaaaaaaaaaa, bbb"
+    ):
+        compare_encoders([one, other], "same", "bbbbbb")
+    found = compare_encoders([one, other], "aaaaaa", "bbbbbb", resampling=QUICK)
+    assert all(line.test.difference == 0 for line in found.lines)
+    with pytest.raises(ValueError, match="no result is of an encoder 'x', expected one of: same"):
+        compare_encoders([one, other], "x", "same")
+
+
+def test_only_the_same_queries_are_compared(make_result):
+    one = make_result(label="a", key="a" * 64)
+    other = make_result(label="b", key="b" * 64)
+    moved = replace(other, set=replace(other.set, sha256="9" * 64))
+    with pytest.raises(ValueError, match="on colours they were asked other queries"):
+        compare_encoders([one, moved], "a", "b")
+    elsewhere = make_result(label="b", key="b" * 64, protocol="shapes")
+    with pytest.raises(ValueError, match="no set is common to both"):
+        compare_encoders([one, elsewhere], "a", "b")
+    more = [
+        make_result(label=label, key=key * 64, protocol="shapes") for label, key in (("a", "a"), ("b", "b"))
+    ]
+    found = compare_encoders([one, moved, *more], "a", "b", resampling=QUICK)
+    assert {line.dataset for line in found.lines} == {"shapes"}
+    assert conclusion(found)[1] == "Passed over, as the two were asked other queries: colours."
+
+
+def test_an_encoder_measured_on_two_parts_of_a_set_is_not_compared(make_result):
+    one = make_result(label="a", key="a" * 64)
+    part = replace(one, set=replace(one.set, sha256="9" * 64), date="2026-02-03T00:00:00+00:00")
+    other = make_result(label="b", key="b" * 64)
+    with pytest.raises(
+        ValueError,
+        match=r"two results of 'a' on colours are of other pictures .*, of 2026-01-02.* and 2026-02-03",
+    ):
+        compare_encoders([one, part, other], "a", "b")

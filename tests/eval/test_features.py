@@ -1,0 +1,146 @@
+"""Vectors are kept by content: nothing is encoded twice, nothing is lost, nothing is taken for something else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder, TextTooLongWarning
+from llm2clip.eval import features
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.features import FeatureStore, encode_images, encode_texts
+
+
+@dataclass(frozen=True)
+class Kept:
+    key: str
+    content: bytes
+
+    def read(self):
+        return self.content
+
+
+@pytest.fixture
+def pictures(tars):
+    return [Kept(f"{n}.png", tars.colour((n, 40, 200 - n))) for n in range(150)]
+
+
+def store(tmp_path, key="a"):
+    return FeatureStore(tmp_path / "vectors", key=key, dim=16)
+
+
+def test_vectors_are_those_of_the_encoder(tmp_path, pictures):
+    encoder = FakeEncoder()
+    expected = FakeEncoder().encode_images([one.content for one in pictures])
+    told = []
+    found = encode_images(encoder, pictures, store=store(tmp_path), progress=told.append)
+    np.testing.assert_array_equal(found.vectors, expected)
+    assert sum(told) == 150
+    assert (found.spent.encoded, found.spent.remembered) == (150, 0)
+    texts = [f"a red thing {n % 40}" for n in range(90)] + ["blue"]
+    np.testing.assert_array_equal(
+        encode_texts(encoder, texts, store=store(tmp_path)).vectors, FakeEncoder().encode_texts(texts)
+    )
+
+
+def test_a_second_run_encodes_nothing(tmp_path, pictures):
+    texts = ["red", "blue", "red", "a green one"]
+    first = encode_images(FakeEncoder(), pictures, store=store(tmp_path))
+    words = encode_texts(FakeEncoder(), texts, store=store(tmp_path))
+    encoder = FakeEncoder()
+    again = encode_images(encoder, pictures, store=store(tmp_path))
+    words_again = encode_texts(encoder, texts, store=store(tmp_path))
+    assert (encoder.prepared, encoder.image_batches, encoder.text_batches) == (0, [], [])
+    np.testing.assert_array_equal(again.vectors, first.vectors)
+    np.testing.assert_array_equal(words_again.vectors, words.vectors)
+    assert (again.spent.encoded, again.spent.remembered) == (0, 150)
+    assert words.spent.encoded == 3  # equal texts are read once
+    assert again.digests == first.digests
+
+
+def test_content_counts_and_names_do_not(tmp_path, pictures):
+    encode_images(FakeEncoder(), pictures, store=store(tmp_path))
+    encoder = FakeEncoder()
+    renamed = [Kept(f"other/{n}", one.content) for n, one in enumerate(reversed(pictures))]
+    found = encode_images(encoder, renamed, store=store(tmp_path))
+    assert encoder.prepared == 0
+    np.testing.assert_array_equal(
+        found.vectors, FakeEncoder().encode_images([one.content for one in renamed])
+    )
+    # Another encoder, or another arithmetic, has a key of its own.
+    encode_images(encoder, pictures[:3], store=store(tmp_path, "b"))
+    assert encoder.prepared == 3
+
+
+def test_an_interrupted_run_goes_on(tmp_path, pictures):
+    encoder, done = FakeEncoder(), 0
+
+    def stop(number):
+        nonlocal done
+        done += number
+        if done == 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encode_images(encoder, pictures, store=store(tmp_path), progress=stop)
+    assert sum(encoder.image_batches) == 64
+    after = FakeEncoder()
+    found = encode_images(after, pictures, store=store(tmp_path))
+    assert sum(after.image_batches) == 150 - 64
+    np.testing.assert_array_equal(
+        found.vectors, FakeEncoder().encode_images([one.content for one in pictures])
+    )
+
+
+@pytest.mark.parametrize("harm", ["cut", "bits", "rubbish"])
+def test_a_damaged_file_is_made_again(tmp_path, pictures, capsys, harm):
+    encode_images(FakeEncoder(), pictures, store=store(tmp_path))
+    [file] = (tmp_path / "vectors" / "a" / "images").glob("*.npz")
+    content = bytearray(file.read_bytes())
+    if harm == "bits":  # in the vectors; the digests stay readable
+        content[-2000] ^= 0xFF
+    file.write_bytes(content[:-900] if harm == "cut" else b"no archive" if harm == "rubbish" else content)
+    encoder = FakeEncoder()
+    found = encode_images(encoder, pictures, store=store(tmp_path))
+    expected = FakeEncoder().encode_images([one.content for one in pictures])
+    np.testing.assert_array_equal(found.vectors, expected)
+    assert encoder.prepared == 150
+    assert "is damaged" in capsys.readouterr().err
+    assert encode_images(FakeEncoder(), pictures, store=store(tmp_path)).spent.encoded == 0
+
+
+def test_a_bad_picture_is_named(tmp_path, pictures):
+    bad = [*pictures[:2], Kept("x/broken.jpg", b"no picture")]
+    with pytest.raises(
+        DatasetError, match=r"picture x/broken.jpg: .*A number over fewer pictures is not comparable"
+    ):
+        encode_images(FakeEncoder(), bad, store=store(tmp_path))
+
+
+def test_known_digests_spare_reading(tmp_path, pictures):
+    digests = {}
+    kept = FeatureStore(tmp_path / "vectors", key="a", dim=16, digests=digests)
+    encode_images(FakeEncoder(), pictures, store=kept)
+    assert len(digests) == 150
+    unread = [Kept(one.key, one.content) for one in pictures]
+    object.__setattr__(unread[0], "content", pictures[0].content)
+    again = encode_images(FakeEncoder(), unread, store=kept)
+    assert again.spent.encoded == 0
+
+
+def test_texts_that_are_cut_are_not_announced(tmp_path):
+    encoder = FakeEncoder(max_text_tokens=3)
+    found = encode_texts(encoder, ["a red and blue thing"], store=store(tmp_path))  # warnings are errors
+    assert found.vectors.shape == (1, 16)
+    with pytest.warns(TextTooLongWarning):
+        encoder.encode_texts(["a red and blue thing"])
+
+
+def test_many_are_written_as_they_come(tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(features, "_WRITE_EVERY", 64)
+    encode_images(FakeEncoder(), pictures, store=store(tmp_path))
+    files = list((tmp_path / "vectors" / "a" / "images").iterdir())
+    assert len(files) == 3
+    assert all(file.suffix == ".npz" for file in files)

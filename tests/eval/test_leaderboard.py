@@ -1,0 +1,207 @@
+"""Ours and printed numbers, who shares the first place; and a page that runs nothing foreign."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from llm2clip.eval.leaderboard import build_board, published_table
+from llm2clip.eval.leaderboard_text import csv_text, markdown, terminal_tables
+from llm2clip.eval.page import page_data, render_page
+from llm2clip.eval.results import RecallAt
+
+NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
+
+
+@pytest.fixture
+def clip(make_result):
+    """CLIP B/16 on Flickr30k as if it had been measured: T2I R@1 62.2 and R@5 84.9, I2T R@1 82.1."""
+    result = make_result(label="clip-vit-b-16", key="c" * 64)
+    shares = {"t2i": (5000, (3110, 4245)), "i2t": (1000, (821, 960))}
+    sides = [
+        replace(
+            side,
+            queries=shares[side.direction][0],
+            ranks="",
+            clusters="",
+            recall=tuple(
+                RecallAt(
+                    k=k, value=hits / n, low=hits / n, high=hits / n, expected=hits / n, optimistic=hits / n
+                )
+                for n in shares[side.direction][:1]
+                for k, hits in zip((1, 5), shares[side.direction][1], strict=True)
+            ),
+        )
+        for side in result.directions
+    ]
+    encoder = replace(
+        result.encoder, name="clip-vit-b-16", repository="openai/clip-vit-base-patch16", family="clip"
+    )
+    of = replace(result.set, protocol="flickr30k", images=1000, captions=5000)
+    return replace(result, set=of, encoder=encoder, directions=tuple(sides))
+
+
+def test_differences_to_print_are_within_the_band_or_not(clip):
+    board = build_board([clip])
+    found = {
+        (one.row.model, one.row.direction, one.row.k): one
+        for _, one in board.comparisons
+        if one.row.model.startswith("open_clip:")
+    }
+    assert set(found) == {("open_clip:ViT-B-16/openai", d, k) for d in ("t2i", "i2t") for k in (1, 5)}
+    first = found["open_clip:ViT-B-16/openai", "t2i", 1]
+    assert (first.row.value, first.ours, first.band.points, first.within) == (62.16, 62.2, 0.3, True)
+    fifth = found["open_clip:ViT-B-16/openai", "t2i", 5]
+    assert fifth.difference == pytest.approx(84.9 - 85.72)
+    assert fifth.within is False
+    assert found["open_clip:ViT-B-16/openai", "i2t", 5].band.points == 0.6
+    text = markdown(board, limit=3)
+    assert "| clip-vit-b-16 | flickr30k | T→I R@5 | 84.90 | 85.72 | -0.82 | ±0.3 | NO |" in text
+    assert "| T→I R@1 | 62.20 | 62.16 | +0.04 | ±0.3 | yes |" in text
+
+
+def test_a_part_of_a_set_is_beside_nothing_printed(clip):
+    part = replace(clip, set=replace(clip.set, protocol="flickr30k+partial", complete=False))
+    board = build_board([part])
+    assert board.comparisons == ()
+    assert board.tables[0].published == ()
+    assert "a part of it" in board.tables[0].title
+
+
+def test_best_printed_rows_are_shown_and_those_of_the_same_weights(clip):
+    [table] = build_board([clip]).tables
+    rows = table.rows(limit=2)
+    shown = [row.label for row in rows]
+    best = [row.label for row in table.published if row.mark.status != "wrong"][:2]
+    assert set(best) < set(shown)
+    assert "open_clip:ViT-B-16/openai" in shown
+    assert "clip-vit-b-16" in shown
+    values = [row.cells["t2i", 1].value for row in rows if ("t2i", 1) in row.cells]
+    assert values == sorted(values, reverse=True)
+
+
+def test_wrong_rows_come_last_and_say_why():
+    rows = published_table("flickr30k")
+    wrong = [row.mark.status == "wrong" for row in rows]
+    assert wrong == sorted(wrong)
+    assert any(wrong)
+    assert all(row.mark.reason for row in rows if row.mark.status)
+    assert {row.source for row in rows if row.label.startswith("MTEB:")} == {
+        "GitHub embeddings-benchmark/results"
+    }
+
+
+def test_printed_models_that_saw_the_set_are_tagged(make_result):
+    seen = {row.label: row.overlap.level.value for row in published_table("coco-cn-1k")}
+    assert seen["CN-CLIP ViT-B/16"] == "trained-on"
+    assert seen["EVA02 L/14"] == "none-known"
+    board = build_board([make_result(protocol="coco-cn-1k")])
+    assert "trained-on: COCO with machine-translated captions" in markdown(board, limit=50)
+
+
+def test_who_shares_the_first_place(make_result):
+    best = make_result(label="best", key="a" * 64, ranks=[1] * 60 + [2] * 40)
+    same = make_result(label="same", key="b" * 64, ranks=[1] * 58 + [2] * 42)
+    less = make_result(label="less", key="c" * 64, ranks=[2] * 60 + [1] * 2 + [2] * 38)
+    elsewhere = make_result(label="elsewhere", key="d" * 64, ranks=[1] * 10)
+    elsewhere = replace(elsewhere, set=replace(elsewhere.set, sha256="9" * 64))
+    [table] = build_board([best, same, less, elsewhere]).tables
+    assert {row.label: row.near_best for row in table.ours} == {
+        "best": True,
+        "same": True,
+        "less": False,
+        "elsewhere": False,  # asked other questions
+    }
+
+
+def test_languages_are_summed_up(make_result):
+    ranks = {"en": [1, 1, 1, 2], "zh": [1, 1, 2, 2], "de": [2, 2, 2, 1]}
+    board = build_board([make_result(ranks=one, language=code) for code, one in ranks.items()])
+    [row] = board.languages
+    assert row.summary.mean == pytest.approx((0.75 + 0.5 + 0.25) / 3)
+    assert row.summary.english_gap == pytest.approx(0.75 - 0.375)
+    assert row.summary.worst_languages == ("de", "zh", "en")
+    assert [table.dataset for table in board.tables] == ["colours:en", "colours:de", "colours:zh"]
+
+
+def test_the_same_twice_is_refused(make_result):
+    with pytest.raises(ValueError, match=r"two results are of 'enc' on colours.*leave one out"):
+        build_board([make_result(), make_result()])
+
+
+def test_terminal_and_csv_have_every_number(clip, make_result):
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=io.StringIO())
+    board = build_board([clip, make_result(label="[red]odd[/]|name")])
+    for table in terminal_tables(board, limit=2):
+        console.print(table)
+    text = console.export_text()
+    assert "[red]odd[/]|name" in text
+    assert "62.2" in text
+    assert "[red]odd[/]\\|name" in markdown(board, limit=2)
+    lines = csv_text(board).splitlines()
+    measured = [line for line in lines if line.startswith("measured,")]
+    assert len(measured) == 4 + 6
+    assert len([line for line in lines if line.startswith("printed,flickr30k,")]) == 1084
+
+
+def test_the_page_has_all_and_runs_only_its_own_script(clip, make_result):
+    evil = make_result(label="</script><script>alert(1)</script>")
+    page = render_page(build_board([clip, evil]), now=NOW)
+    assert page.count("<script") == 2
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert "default-src 'none'" in page
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
+    data = json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1]
+    )
+    assert data == json.loads(json.dumps(page_data(build_board([clip, evil]), now=NOW)))
+    printed = data["published"]
+    assert sum(value is not None for row in printed["rows"] for value in row[4:]) == 21_946
+    assert data["results"][1]["encoder"] == "</script><script>alert(1)</script>"
+    assert len(page.encode()) < 1_000_000
+    for innerhtml in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+        assert innerhtml not in script
+
+
+def test_both_languages_of_the_page_have_the_same_words():
+    page = render_page(build_board([]), now=NOW)
+    script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
+    english, chinese = re.search(r"en: \{(.*?)\n  \},\n  zh: \{(.*?)\n  \},\n\};", script, re.DOTALL).groups()
+    # Strings go first, so that what is left before colons are names.
+    names = [
+        set(re.findall(r"(\w+):", re.sub(r'"[^"]*"|`[^`]*`', '""', words))) for words in (english, chinese)
+    ]
+    assert names[0] == names[1]
+    used = set(re.findall(r'\bt\("(\w+)"\)', script))
+    assert used <= names[0]
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium to open the page with")
+@pytest.mark.parametrize(("language", "word"), [("en", "Overview"), ("zh", "总览")])
+def test_a_browser_draws_it(tmp_path, clip, make_result, language, word):
+    evil = make_result(label="<img src=x onerror=document.title='bad'>", protocol="mine", language="en")
+    (tmp_path / "page.html").write_text(render_page(build_board([clip, evil]), now=NOW), encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"{(tmp_path / 'page.html').as_uri()}#lang={language}",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert f"<h2>{word}</h2>" in done.stdout
+    assert f'<html lang="{language}"' in done.stdout
+    assert "&lt;img src=x onerror" in done.stdout
+    assert "<img" not in done.stdout.replace("&lt;img", "")
+    assert "62.2" in done.stdout

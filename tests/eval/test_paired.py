@@ -1,0 +1,204 @@
+"""Paired tests against exact formulas, and their rates of error in simulated comparisons."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from llm2clip.eval.intervals import Resampling
+from llm2clip.eval.lattice import on_lattice
+from llm2clip.eval.paired import against_best, exchange_p_value, holm, paired_test
+from llm2clip.eval.published import published_rows
+
+PICTURES, CAPTIONS = 120, 5
+
+
+def mcnemar(wins, losses):
+    """Exact two-sided chance of so uneven a split of the queries that only one encoder answers."""
+    total = wins + losses
+    tail = sum(math.comb(total, n) for n in range(min(wins, losses) + 1)) / 2**total
+    return min(1.0, 2 * tail)
+
+
+def results(wins, losses, both, neither):
+    first = np.repeat([1.0, 0.0, 1.0, 0.0], (wins, losses, both, neither))
+    second = np.repeat([0.0, 1.0, 1.0, 0.0], (wins, losses, both, neither))
+    return first, second
+
+
+@pytest.mark.parametrize(("wins", "losses"), [(9, 1), (6, 6), (0, 5), (7, 3), (0, 0)])
+def test_few_differences_are_mcnemars_exact_test(wins, losses):
+    found = paired_test(*results(wins, losses, 20, 10))
+    assert found.p_value == pytest.approx(mcnemar(wins, losses))
+    assert (found.wins, found.losses, found.queries) == (wins, losses, 30 + wins + losses)
+    assert found.difference == pytest.approx((wins - losses) / found.queries)
+
+
+def test_many_differences_come_near_it():
+    found = paired_test(*results(60, 35, 500, 400))
+    assert found.p_value == pytest.approx(mcnemar(60, 35), abs=0.004)
+    assert found.low <= found.difference <= found.high
+    assert found.low > 0
+    never = paired_test(*results(300, 0, 500, 200), resampling=Resampling(times=999))
+    assert never.p_value == 1 / 1000
+
+
+def test_whole_pictures_are_exchanged():
+    gaps = np.array([2.0, -1, 3, 3, 1, 4])
+    reached = abs(gaps.sum())
+    signs = itertools.product((1, -1), repeat=len(gaps))
+    expected = np.mean([abs(np.dot(sign, gaps)) >= reached for sign in signs])
+    assert exchange_p_value(gaps, Resampling()) == pytest.approx(expected)
+    first = np.concatenate([np.ones(5), np.zeros(5)])
+    clusters = np.repeat([0, 1], 5)
+    # Five captions of one picture say no more than one: two exchanges of four are as extreme.
+    found = paired_test(first, np.zeros(10), clusters=clusters)
+    assert found.p_value == 1.0
+    assert paired_test(first, np.zeros(10)).p_value == pytest.approx(2 / 2**5)
+
+
+def comparison(generator, *, gain):
+    """Hits of two encoders that each find other pictures easy, the first better by ``gain``."""
+    ease = [np.clip(generator.beta(0.7, 0.7, size=PICTURES) + shift, 0, 1)[:, None] for shift in (gain, 0.0)]
+    drawn = [(generator.random((PICTURES, CAPTIONS)) < one).ravel().astype(float) for one in ease]
+    return drawn, np.repeat(np.arange(PICTURES), CAPTIONS)
+
+
+def test_equal_encoders_are_called_different_no_more_often_than_said():
+    generator = np.random.default_rng(0)
+    times, called, naive, held = 300, 0, 0, 0
+    for seed in range(times):
+        (first, second), pictures = comparison(generator, gain=0.0)
+        how = Resampling(times=300, seed=seed)
+        found = paired_test(first, second, clusters=pictures, resampling=how)
+        called += found.p_value < 0.05
+        held += found.low <= 0 <= found.high
+        naive += paired_test(first, second, resampling=how).p_value < 0.05
+    # 5 % of 300 has a standard deviation of 1.3 %.
+    assert 0.015 <= called / times <= 0.085
+    assert 0.91 <= held / times <= 0.985
+    assert naive / times > 0.12  # captions exchanged one by one
+
+
+def test_a_better_encoder_is_found():
+    generator = np.random.default_rng(1)
+    found = 0
+    for seed in range(50):
+        (first, second), pictures = comparison(generator, gain=0.25)
+        test = paired_test(first, second, clusters=pictures, resampling=Resampling(times=300, seed=seed))
+        found += test.p_value < 0.05 and test.difference > 0
+    assert found >= 45
+
+
+def test_the_second_minus_the_first_is_the_mirror_image():
+    (first, second), pictures = comparison(np.random.default_rng(2), gain=0.05)
+    one, other = (paired_test(*pair, clusters=pictures) for pair in ((first, second), (second, first)))
+    assert (one.difference, one.effect, one.wins) == (-other.difference, -other.effect, other.losses)
+    assert one.p_value == other.p_value
+    by_picture = (first - second).reshape(PICTURES, CAPTIONS).mean(axis=1)
+    assert one.effect == pytest.approx(by_picture.mean() / by_picture.std(ddof=1))
+
+
+def test_results_of_different_queries_are_refused():
+    with pytest.raises(ValueError, match=r"shape \(3,\) and \(4,\).*Compare encoders on the same set"):
+        paired_test(np.ones(3), np.ones(4))
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.02, 0.03, 0.04 times 4, 3, 2, 1: 0.04, 0.06, 0.06, 0.04, never falling: 0.04, 0.06, 0.06, 0.06.
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+    with pytest.raises(ValueError, match="numbers from 0 to 1"):
+        holm([0.5, 1.5])
+
+
+def test_holm_keeps_the_whole_table_at_five_percent():
+    generator = np.random.default_rng(0)
+    false_claims = np.mean([min(holm(list(generator.random(20)))) < 0.05 for _ in range(2000)])
+    assert 0.035 <= false_claims <= 0.065
+    assert np.mean([generator.random(20).min() < 0.05 for _ in range(2000)]) > 0.6  # without it
+
+
+def test_who_shares_the_first_place():
+    generator = np.random.default_rng(3)
+    ease = generator.random(800)
+    table = {
+        name: (generator.random(800) < ease * factor).astype(float)
+        for name, factor in {"good": 1.0, "as good": 0.995, "poor": 0.6}.items()
+    }
+    best, second, last = against_best(table, resampling=Resampling(times=2000))
+    assert {best.name, second.name} == {"good", "as good"}
+    assert (best.separable, second.separable, last.separable) == (False, False, True)
+    assert last.name == "poor"
+    assert last.behind.difference == pytest.approx(best.value - last.value)
+    assert last.p_value >= last.behind.p_value
+    with pytest.raises(ValueError, match="got no encoder"):
+        against_best({})
+
+
+@pytest.mark.parametrize(
+    ("printed", "queries", "hits"),
+    [
+        ("64.10", 1053, (675,)),
+        ("88.79", 1053, (935,)),
+        ("88.79", 1000, ()),  # COCO-CN has 1,053 captions, not 1,000
+        ("58.36865", 25010, (14598,)),
+        ("58.36865", 25000, ()),
+        ("55.9", 1000, (559,)),
+        ("100", 3, (3,)),
+        ("0.0", 7, (0,)),
+        ("12.5", 8, (1,)),
+        ("0.05", 1000, ()),
+    ],
+)
+def test_printed_values_must_be_whole_numbers_of_hits(printed, queries, hits):
+    found = on_lattice(printed, queries=queries)
+    assert found.hits == hits
+    assert found.possible == bool(hits or found.cut)
+
+
+def test_the_lattice_against_every_number_of_hits():
+    for queries, decimals in ((7, 1), (101, 1), (1000, 1), (1053, 2), (333, 0)):
+        scale = 10**decimals
+        rounded, cut = {}, {}
+        for hits in range(queries + 1):
+            rounded.setdefault(f"{100 * hits / queries:.{decimals}f}", []).append(hits)
+            cut.setdefault(f"{(100 * scale * hits // queries) / scale:.{decimals}f}", []).append(hits)
+        for number in range(100 * scale + 1):
+            text = f"{number / scale:.{decimals}f}"
+            found = on_lattice(text, queries=queries)
+            assert set(rounded.get(text, [])) <= set(found.hits)
+            for hits in set(found.hits) - set(rounded.get(text, [])):  # a half that may be rounded either way
+                assert 200 * scale * hits % queries == 0
+            assert list(found.cut) == cut.get(text, [])
+            assert found.possible or found.nearest != text
+
+
+def test_a_value_whose_digits_were_cut_off_is_possible():
+    found = on_lattice("50.04", queries=1053)  # 527 of 1,053 are 50.0475 %
+    assert (found.hits, found.cut, found.possible) == ((), (527,), True)
+
+
+def test_the_printed_table_stands_on_the_lattice_of_its_declared_captions():
+    """Over 1,000 captions many values of COCO-CN could not be; over the declared 1,053 all can."""
+    rows = [row for row in published_rows() if (row.dataset, row.direction) == ("coco-cn-1k", "t2i")]
+    assert len(rows) > 100
+    declared = [on_lattice(repr(row.value), queries=1053) for row in rows]
+    assert all(found.possible for found in declared)
+    assert sum(not found.hits for found in declared) == 3  # printed with their digits cut off
+    assert sum(not on_lattice(repr(row.value), queries=1000).possible for row in rows) > 10
+
+
+def test_a_mean_of_three_recalls_has_three_times_the_lattice():
+    assert on_lattice("33.40", queries=1000).possible
+    assert not on_lattice("33.43", queries=1000).possible
+    assert on_lattice("33.43", queries=1000, values=3).hits == (1003,)
+    assert on_lattice("33.45", queries=1000).nearest in {"33.40", "33.50"}
+
+
+@pytest.mark.parametrize("bad", ["many", "101", "-1", "NaN"])
+def test_what_is_no_percentage_is_refused(bad):
+    with pytest.raises(ValueError, match="expected"):
+        on_lattice(bad, queries=10)

@@ -1,0 +1,156 @@
+"""``llm2clip-eval prepare``: what it says is there, missing, right and wrong."""
+
+import base64
+import hashlib
+import io
+import json
+import socket
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from llm2clip.eval.cli import app
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.prepare import as_text, prepare, summary
+from llm2clip.eval.protocols import protocol_ids
+
+JPEG = b"\xff\xd8\xff\xe0"
+
+
+@pytest.fixture(scope="module")
+def urban(tmp_path_factory):
+    """Urban1k, whole; whoever changes it changes it back."""
+    root = tmp_path_factory.mktemp("data")
+    for folder, ending, content in (("image", "jpg", JPEG), ("caption", "txt", b"A street.\n")):
+        (root / "Urban1k" / folder).mkdir(parents=True)
+        for number in range(1, 1001):
+            (root / "Urban1k" / folder / f"{number}.{ending}").write_bytes(content)
+    return root
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["prepare", *map(str, arguments)])
+
+
+def test_a_whole_set_is_complete_and_its_ids_are_hashed(urban):
+    report = prepare("urban1k", data=urban)
+    (only,) = report.sets
+    assert (report.complete, only.state, only.counts.captions) == (True, "complete", 1000)
+    names = "".join(sorted(f"{number}.jpg\n" for number in range(1, 1001)))
+    assert only.image_ids_sha256 == hashlib.sha256(names.encode()).hexdigest()
+    answer = run("urban1k", "--data-folder", urban)
+    assert answer.exit_code == 0
+    assert "complete  urban1k: 1,000 images, 1,000 captions, 1,000 pairs" in answer.output
+    assert json.loads(run("urban1k", "--data-folder", urban, "--json").output)["complete"] is True
+
+
+def test_a_part_is_named_so_and_the_status_says_it(urban):
+    seventh = urban / "Urban1k/image/7.jpg"
+    seventh.unlink()
+    try:
+        answer = run("urban1k", "--data-folder", urban)
+        report = prepare("urban1k", data=urban)
+    finally:
+        seventh.write_bytes(JPEG)
+    assert answer.exit_code == 1
+    assert "partial   urban1k+partial: 999 images" in answer.output
+    assert "1 of 1,000 pictures are not there: 7.jpg" in answer.output
+    # The ids are those that the annotations name, whether or not the pictures are there.
+    assert report.sets[0].image_ids_sha256 == report.protocol.image_ids_sha256
+
+
+def test_pictures_are_decoded_when_asked_for(tmp_path):
+    (tmp_path / "MUGE").mkdir()
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(stream, "JPEG")
+    contents = {"1": stream.getvalue(), "2": stream.getvalue()[:-20], "3": b"nothing"}
+    lines = (f"{key}\t{base64.b64encode(content).decode()}\n" for key, content in contents.items())
+    (tmp_path / "MUGE/valid_imgs.tsv").write_text("".join(lines))
+    text = {"text_id": 1, "text": "包", "image_ids": [1, 2, 3]}
+    (tmp_path / "MUGE/valid_texts.jsonl").write_text(json.dumps(text) + "\n")
+    assert prepare("muge-valid", data=tmp_path).sets[0].state == "partial"
+    (only,) = prepare("muge-valid", data=tmp_path, pictures=True).sets
+    assert only.state == "unusable"
+    assert only.notes[-1] == "2 pictures cannot be decoded: 2 (truncated file), 3 (not a picture)"
+    answer = run("muge-valid", "--data-folder", tmp_path, "--pictures")
+    assert "3 (not a picture)" in answer.output
+
+
+def test_nothing_there_says_what_to_get_from_whom_and_on_what_terms(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a connection was made")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    before = sorted(tmp_path.iterdir())
+    text = "\n".join(as_text(prepare("coco-cn-1k", data=tmp_path)))
+    for expected in (
+        "1,000 images, 1,053 captions",
+        "MISSING   COCO-CN/test_texts.jsonl or coco-cn/coco-cn-version1805v1.1/imageid.human-written-caption.txt",
+        "Hugging Face dataset AIMClab/COCO-CN",
+        "licence  captions for research",
+        "nothing is downloaded",
+        "absent    coco-cn-1k",
+    ):
+        assert expected in text
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_file_is_needed_only_beside_those_captions_that_want_it(tmp_path):
+    def paths():
+        return [path for need in prepare("coco-cn-1k", data=tmp_path).needs for path in need.paths]
+
+    base = "coco-cn/coco-cn-version1805v1.1"
+    assert f"{base}/coco-cn_test.txt" not in paths()
+    file = tmp_path / base / "imageid.human-written-caption.txt"
+    file.parent.mkdir(parents=True)
+    file.write_text("")
+    assert f"{base}/coco-cn_test.txt" in paths()
+
+
+def test_a_damaged_file_is_unusable_with_the_reason(tmp_path):
+    (tmp_path / "coco/val2014").mkdir(parents=True)
+    (tmp_path / "coco/coco_test_karpathy.json").write_text('{"images": [')
+    report = prepare("coco-5k", data=tmp_path)
+    assert report.sets[0].state == "unusable"
+    assert "damaged or cut off" in report.sets[0].notes[0]
+    assert run("coco-5k", "--data-folder", tmp_path).exit_code == 1
+
+
+def test_languages_are_checked_one_by_one_or_alone(tmp_path):
+    report = prepare("xtd10", data=tmp_path)
+    assert [each.language for each in report.sets] == list(report.protocol.languages)
+    assert any("test_1kcaptions_jp.txt" in path for need in report.needs for path in need.paths)
+    for name, language in (("xtd10", "ja"), ("xtd10:ja", None)):
+        assert [each.language for each in prepare(name, data=tmp_path, language=language).sets] == ["ja"]
+    with pytest.raises(DatasetError, match="xtd10 got language 'nl', expected one of: en"):
+        prepare("xtd10", data=tmp_path, language="nl")
+    with pytest.raises(DatasetError, match="expected one of: none: it has but one"):
+        prepare("urban1k:de", data=tmp_path)
+
+
+def test_archives_are_compared_with_their_published_hash(tmp_path):
+    archive = tmp_path / "coco" / "val2014.zip"
+    archive.parent.mkdir()
+    archive.write_bytes(b"not COCO")
+    report = prepare("coco-5k", data=tmp_path)
+    assert not report.sound
+    said = report.archives["coco/val2014.zip"]
+    assert said.startswith(f"got md5 {hashlib.md5(b'not COCO').hexdigest()}, expected a3d79f5e")
+    assert "archive   coco/val2014.zip: got md5" in "\n".join(as_text(report))
+
+
+def test_without_a_name_all_are_listed(urban):
+    listed = {name: there for name, _, there in summary(urban)}
+    assert tuple(listed) == protocol_ids()
+    assert [name for name, there in listed.items() if there] == ["urban1k"]
+    lines = run("--data-folder", urban).output.splitlines()
+    assert len(lines) == len(protocol_ids())
+    assert lines[6].split()[:2] == ["there", "urban1k"]
+
+
+def test_a_wrong_name_is_one_line(tmp_path):
+    answer = run("urban2k", "--data-folder", tmp_path)
+    assert answer.exit_code == 1
+    assert answer.stdout == ""
+    assert "did you mean urban1k?" in answer.stderr

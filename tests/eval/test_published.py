@@ -1,0 +1,144 @@
+"""The shipped table of published numbers: complete, small, and marked where it is known to be wrong."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llm2clip.eval.published import (
+    Published,
+    band,
+    compare_value,
+    hub_names,
+    licence_note,
+    mark,
+    of_dataset,
+    published_rows,
+    same_weights,
+)
+
+DATA = Path(published_rows.__wrapped__.__code__.co_filename).parent / "data"
+SHARED = Path(__file__).parents[3] / "shared" / "reference" / "published_results.csv"
+
+
+def one(dataset, model, direction, k, source=""):
+    [row] = [
+        row
+        for row in of_dataset(dataset)
+        if (row.model, row.direction, row.k) == (model, direction, k) and source in row.source
+    ]
+    return row
+
+
+def test_all_of_it_in_little():
+    rows = published_rows()
+    assert len(rows) == 21_946
+    assert len({row.model for row in rows}) == 303
+    assert (DATA / "published.csv.gz").stat().st_size < 400_000
+    assert all(row.source and 0 <= row.value <= 100 and row.k in (1, 5, 10) for row in rows)
+
+
+def test_values_as_they_are_printed():
+    assert one("muge-valid", "CN-CLIP ViT-B/16", "t2i", 1).value == 52.1
+    assert one("flickr30k", "open_clip:ViT-B-16/openai", "t2i", 5).value == pytest.approx(85.7, abs=0.05)
+    v1 = one("flickr30k", "CLIP L/14@336 + LLM2CLIP-60M", "t2i", 1, "v1")
+    v6 = one("flickr30k", "CLIP L/14@336 + LLM2CLIP-60M", "t2i", 1, "v6")
+    assert (v1.value, v6.value) == (82.3, 84.3)
+    assert mark(v1).status == ""
+    assert mark(v6).status == "wrong"
+    assert "average" in mark(v6).reason
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is not there to compare with")
+def test_equal_to_what_it_was_made_from():
+    with SHARED.open(newline="", encoding="utf-8") as file:
+        theirs = list(csv.DictReader(file))
+    ours = published_rows()
+    assert len(ours) == len(theirs)
+    for row, other in zip(ours, theirs, strict=True):
+        assert (row.dataset, row.model, row.hf_id, row.source) == tuple(
+            other[name] for name in ("dataset", "model", "hf_id", "source")
+        )
+        assert (row.direction, row.k, row.value) == (
+            other["direction"],
+            int(other["k"]),
+            float(other["value"]),
+        )
+
+
+def test_every_row_known_to_be_wrong_says_why():
+    marked = [(row, found) for row in published_rows() if (found := mark(row)).status]
+    assert all(found.reason and found.reason_zh for _, found in marked)
+    wrong = {(row.dataset, row.model, row.direction) for row, found in marked if found.status == "wrong"}
+    assert ("flickr30k", "ALIGN", "t2i") in wrong
+    assert ("urban1k", "SigLIP So400m/14-224", "i2t") in wrong
+    assert ("flickr30k", "SigLIP So400m/14-224", "i2t") not in wrong
+    conflicting = {row.model for row, found in marked if "own row" in found.reason}
+    assert conflicting == {
+        "CLIP L/14@336 + LLM2CLIP-60M",
+        "EVA02 L/14@336 + LLM2CLIP-15M",
+        "EVA02 L/14@336 + LLM2CLIP-60M",
+    }
+    # Every entry of the table of marks bears on some row.
+    assert len({found.reason for _, found in marked}) == len(
+        [line for line in (DATA / "published.toml").read_text().splitlines() if line.startswith("reason =")]
+    )
+    assert "facts" in licence_note()
+    assert "许可" in licence_note("zh")
+
+
+def test_bands_follow_harness_and_number_of_queries():
+    plain = one("flickr30k", "open_clip:ViT-B-16/openai", "t2i", 1)
+    assert band(plain, queries=5000).points == 0.3
+    assert band(plain, queries=1000).points == 0.6
+    assert band(one("flickr30k", "MTEB:clip-vit-base-patch16", "t2i", 1), queries=5000).points == 1.0
+    google = one("flickr30k", "SigLIP B/16-224", "t2i", 1, "SigLIP 2 paper")
+    assert (band(google, queries=5000).points, band(google, queries=5000).information) == (3.5, True)
+    newer = one("coco-5k", "SigLIP2 B/16-224", "t2i", 1, "SigLIP 2 paper")
+    assert not band(newer, queries=25_010).information
+
+
+@pytest.mark.parametrize(
+    ("ours", "within"), [(0.6216, True), (0.6250, True), (0.6252, False), (0.6180, False), (0.6190, True)]
+)
+def test_a_difference_is_judged_by_its_band(ours, within):
+    row = Published(
+        dataset="flickr30k", model="m", hf_id="x/y", direction="t2i", k=1, value=62.16, source="a paper"
+    )
+    found = compare_value(row, ours=ours, queries=5000)
+    assert found.difference == pytest.approx(100 * ours - 62.16)
+    assert found.within is within
+    wrong = replace(row, source="a table [row conflicts with its own printed average]")
+    assert compare_value(wrong, ours=ours, queries=5000).within is None
+
+
+def test_weights_are_found_under_all_their_names(make_result):
+    encoder = replace(
+        make_result().encoder, name="siglip-b-16-224", repository="google/siglip-base-patch16-224"
+    )
+    assert hub_names(encoder) == {"google/siglip-base-patch16-224", "timm/ViT-B-16-SigLIP"}
+    found = {row.model for row in same_weights(encoder, dataset="flickr30k")}
+    assert {"open_clip:ViT-B-16-SigLIP/webli", "MTEB:siglip-base-patch16-224"} <= found
+    own = replace(encoder, repository="")
+    assert same_weights(own, dataset="flickr30k") == []
+    other = replace(encoder, name="chinese-clip-b-16", repository="OFA-Sys/chinese-clip-vit-base-patch16")
+    values = {
+        row.value
+        for row in same_weights(other, dataset="muge-valid")
+        if row.k == 1 and row.direction == "t2i"
+    }
+    assert values == {52.1}
+
+
+def test_every_name_of_weights_is_in_the_table():
+    import tomllib
+
+    weights = tomllib.loads((DATA / "published.toml").read_text())["weights"]
+    known = {row.hf_id for row in published_rows()}
+    assert {name for names in weights.values() for name in names} <= known
+    from llm2clip.encoders.catalogue import find_encoder
+
+    assert all(find_encoder(name) for name in weights)

@@ -1,0 +1,313 @@
+"""mAP@R and discounted gain against a count over all orders, and beside other programs' definitions."""
+
+import itertools
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm2clip.eval.metrics import Unmatched, retrieval_metrics
+from llm2clip.eval.places import places
+from llm2clip.eval.positives import Positives
+from llm2clip.eval.ranking import Relevance, average_precision_at_r, discounted_gain, graded_gain
+from llm2clip.eval.standing import Embeddings, Standing, Ties, found_share
+
+
+@st.composite
+def matrices(draw, *, gains=False):
+    """A score matrix full of ties, at most 3 x 6, and right pairs or gains, one above 0 at least."""
+    rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    cells = rows * columns
+    scores = draw(st.lists(st.integers(-2, 2), min_size=cells, max_size=cells))
+    worth = draw(st.lists(st.integers(0, 3 if gains else 1), min_size=cells, max_size=cells))
+    worth[draw(st.integers(0, cells - 1))] = 1
+    return tuple(np.array(values, dtype=np.float64).reshape(rows, columns) for values in (scores, worth))
+
+
+def orders(row):
+    """Every order of the gallery that the scores allow."""
+    for order in itertools.permutations(range(len(row))):
+        if all(row[a] >= row[b] for a, b in itertools.pairwise(order)):
+            yield list(order)
+
+
+def precision_at_r(right):
+    """mAP@R of one list, as its definition reads."""
+    wanted = int(right.sum())
+    first = right[:wanted]
+    return sum(first[: n + 1].mean() for n in range(wanted) if first[n]) / wanted
+
+
+def gain_at(gains, k):
+    def summed(ordered):
+        return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(ordered[:k]))
+
+    return summed(gains) / summed(sorted(gains, reverse=True))
+
+
+def by_rule(values):
+    return {Ties.PESSIMISTIC: min(values), Ties.EXPECTED: np.mean(values), Ties.OPTIMISTIC: max(values)}
+
+
+@given(matrices(), st.sampled_from([1, 2, None]))
+def test_precision_equals_a_count_over_all_orders(case, chunk):
+    scores, right = case
+    pairs = Positives.of(right.astype(bool), shape=scores.shape)
+    for matrix, truth, where in zip(
+        (scores, scores.T), (right, right.T), places(scores, positives=pairs, chunk=chunk), strict=True
+    ):
+        for query, row in enumerate(matrix):
+            values = [0.0]
+            if truth[query].any():
+                values = [precision_at_r(truth[query, order]) for order in orders(row)]
+            for ties, value in by_rule(values).items():
+                assert average_precision_at_r(where, ties=ties)[query] == pytest.approx(value, abs=1e-12)
+
+
+@given(matrices(gains=True), st.integers(1, 7))
+def test_discounted_gain_equals_a_count_over_all_orders(case, k):
+    scores, gains = case
+    text, image = np.nonzero(gains)
+    pairs = Positives.of(gains > 0, shape=scores.shape)
+    where = places(scores, positives=pairs, both=False)[0]
+    for query, row in enumerate(scores):
+        if gains[query].any():
+            values = [gain_at(list(gains[query, order]), k) for order in orders(row)]
+            for ties, value in by_rule(values).items():
+                found = discounted_gain(where, gains[where.query, where.answer], k, ties=ties)
+                assert found[query] == pytest.approx(value, abs=1e-12)
+    relevance = Relevance(text=text, image=image, gain=gains[text, image].astype(np.float64))
+    forward, backward = graded_gain(scores, relevance=relevance, ks=(k,))
+    asked = [query for query in range(len(scores)) if gains[query].any()]
+    worst = [min(gain_at(list(gains[query, order]), k) for order in orders(scores[query])) for query in asked]
+    assert forward[k].pessimistic == pytest.approx(np.mean(worst), abs=1e-12)
+    flipped = Relevance(text=image, image=text, gain=relevance.gain)
+    assert graded_gain(scores.T, relevance=flipped, ks=(k,))[0][k] == backward[k]
+
+
+def test_pairs_judged_irrelevant_change_nothing():
+    scores = np.array([[3.0, 2, 2, 1]])
+    bare = Relevance(text=np.array([0, 0]), image=np.array([1, 3]), gain=np.array([2.0, 1.0]))
+    more = Relevance(text=np.zeros(4, int), image=np.array([3, 0, 1, 2]), gain=np.array([1.0, 0.0, 2.0, 0.0]))
+    # Best order: 2/1 + 1/log2(3). Here: rank 2 or 3 of gain 2, rank 4 of gain 1.
+    ideal = 2 + 1 / math.log2(3)
+    worst, best = (2 / math.log2(4) + 1 / math.log2(5)), (2 / math.log2(3) + 1 / math.log2(5))
+    for relevance in (bare, more):
+        found = graded_gain(scores, relevance=relevance, ks=(4,))[0][4]
+        assert (found.pessimistic, found.optimistic) == (
+            pytest.approx(worst / ideal),
+            pytest.approx(best / ideal),
+        )
+        assert found.expected == pytest.approx((worst + best) / 2 / ideal)
+
+
+@pytest.mark.parametrize(
+    ("text", "gain", "message"),
+    [
+        ([0, 0], [1.0, -1.0], r"the gain -1\.0, expected finite numbers from 0 on"),
+        ([0, 0], [1.0, math.nan], "the gain nan"),
+        ([0, 0], [1.0], r"\[1, 2\] texts, images and gains, expected as many of each"),
+    ],
+)
+def test_bad_gains_are_refused(text, gain, message):
+    with pytest.raises(ValueError, match=message):
+        Relevance(text=np.array(text), image=np.array([0, 1]), gain=np.array(gain))
+
+
+def test_a_pair_with_two_gains_and_gains_of_nothing_are_refused():
+    with pytest.raises(ValueError, match="twice"):
+        Relevance(text=np.array([0, 0]), image=np.array([1, 1]), gain=np.array([1.0, 2.0]))
+    nothing = Relevance(text=np.array([0]), image=np.array([0]), gain=np.array([0.0]))
+    with pytest.raises(ValueError, match="no query has an answer with a gain above 0"):
+        graded_gain(np.eye(2), relevance=nothing)
+
+
+def test_precision_at_r_of_one_right_answer_is_recall_at_1():
+    scores = np.random.default_rng(0).normal(size=(40, 30))
+    result = retrieval_metrics(
+        scores, positives=np.random.default_rng(1).integers(0, 30, 40), unmatched=Unmatched.SKIP
+    )
+    assert result.text_to_image.map_at_r.pessimistic == result.text_to_image.recall[1].pessimistic
+    assert result.image_to_text.map_at_r.pessimistic < result.image_to_text.recall[1].pessimistic
+
+
+# Definitions of other programs, written down again from what they say they count; without ties ours must agree or
+# differ as docs/evaluation.md says.
+
+
+def clip_benchmark_recall(scores, right, k):
+    """Share of a query's right answers in the top k; the program reports how often that is above 0."""
+    top = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    found = np.zeros(right.shape, dtype=bool)
+    np.put_along_axis(found, top, True, axis=1)
+    with np.errstate(invalid="ignore"):
+        return (found & right).sum(1) / right.sum(1)
+
+
+def sentence_transformers_metrics(scores, right, k):
+    """Accuracy, recall, MRR, nDCG and MAP at k of information-retrieval evaluation, for binary relevance."""
+    ordered = np.take_along_axis(right, np.argsort(-scores, axis=1), axis=1)[:, :k].astype(float)
+    wanted = right.sum(1)
+    accuracy = ordered.any(1).mean()
+    recall = (ordered.sum(1) / wanted).mean()
+    first = np.where(ordered.any(1), 1 / (1 + ordered.argmax(1)), 0).mean()
+    discount = 1 / np.log2(np.arange(2, ordered.shape[1] + 2))
+    ideal = np.array([discount[: min(k, count)].sum() for count in wanted])
+    gain = (ordered @ discount / ideal).mean()
+    precision = np.cumsum(ordered, axis=1) / np.arange(1, ordered.shape[1] + 1)
+    average = ((precision * ordered).sum(1) / np.minimum(k, wanted)).mean()
+    return accuracy, recall, first, gain, average
+
+
+@pytest.fixture(scope="module")
+def untied():
+    """50 texts, 12 images, one to four images for each text, every image with a text; no two scores alike."""
+    generator = np.random.default_rng(5)
+    scores = generator.permutation(600).reshape(50, 12) / 600
+    right = np.zeros((50, 12), dtype=bool)
+    right[np.arange(50), np.arange(50) % 12] = True
+    right |= generator.random((50, 12)) < 0.12
+    return scores, right
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_recall_is_clip_benchmarks_any_hit(untied, k):
+    scores, right = untied
+    result = retrieval_metrics(scores, positives=right, ks=(k,))
+    theirs = clip_benchmark_recall(scores, right, k)
+    assert result.text_to_image.recall[k].pessimistic == pytest.approx((theirs > 0).mean(), abs=1e-12)
+    backward = clip_benchmark_recall(scores.T, right.T, k)
+    assert result.image_to_text.recall[k].pessimistic == pytest.approx((backward > 0).mean(), abs=1e-12)
+    # What it calls true recall, and text search calls recall, is another number.
+    assert found_share(scores, positives=right, k=k) == pytest.approx(theirs, abs=1e-12)
+    assert theirs.mean() < result.text_to_image.recall[k].pessimistic
+
+
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_beside_sentence_transformers(untied, k):
+    scores, right = untied
+    accuracy, recall, first, gain, average = sentence_transformers_metrics(scores, right, k)
+    result = retrieval_metrics(scores, positives=right, ks=(k,)).text_to_image
+    assert result.recall[k].pessimistic == pytest.approx(accuracy, abs=1e-12)
+    assert found_share(scores, positives=right, k=k).mean() == pytest.approx(recall, abs=1e-12)
+    text, image = np.nonzero(right)
+    relevance = Relevance(text=text, image=image, gain=np.ones(len(text)))
+    assert graded_gain(scores, relevance=relevance, ks=(k,))[0][k].expected == pytest.approx(gain, abs=1e-12)
+    rows = places(scores, positives=Positives.of(right, shape=scores.shape), both=False)[0]
+    ranks = Standing.of(rows).ranks()
+    assert np.where(ranks <= k, 1 / ranks, 0).mean() == pytest.approx(first, abs=1e-12)
+    if k > 1:  # MAP@k reads on to k and divides by min(k, R); mAP@R stops at R
+        assert abs(result.map_at_r.pessimistic - average) > 0.05
+
+
+def test_tied_right_answers_differ_from_a_stable_sort():
+    # By file order the first caption wins: programs that sort stably give 100 % to a collapsed model on the diagonal's
+    # head, and 0 % when the gallery is reversed; ours does not depend on the order of the gallery.
+    scores, right = np.full((1, 4), 0.5), np.array([[True, False, False, False]])
+    assert clip_benchmark_recall(scores, right, 1) == 1
+    assert clip_benchmark_recall(scores, right[:, ::-1], 1) == 0
+    for truth in (right, right[:, ::-1]):
+        recall = retrieval_metrics(
+            scores, positives=truth, ks=(1,), unmatched=Unmatched.SKIP
+        ).text_to_image.recall
+        assert (recall[1].pessimistic, recall[1].expected, recall[1].optimistic) == (0, 0.25, 1)
+
+
+def brute(texts, images, right):
+    """Places by definition: scores summed in double precision, rounded once."""
+    scores = (texts.astype(np.float64) @ images.astype(np.float64).T).astype(np.float32)
+    query, answer = np.nonzero(right)
+    value = scores[query, answer]
+    return (
+        {
+            (q, a): (int((scores[q] > v).sum()), int((scores[q] == v).sum()))
+            for q, a, v in zip(query, answer, value, strict=True)
+        },
+        {
+            (a, q): (int((scores[:, a] > v).sum()), int((scores[:, a] == v).sum()))
+            for q, a, v in zip(query, answer, value, strict=True)
+        },
+    )
+
+
+def vectors_with_copies(seed, *, dim, dtype=np.float32, noise=0.6):
+    """Unit rows: 40 images of which many are copies or nearly, 90 texts likewise."""
+    generator = np.random.default_rng(seed)
+    images = generator.normal(size=(40, dim))
+    images[20:30] = images[:10]
+    images[30:35] = images[:5] + 1e-6 * generator.normal(size=(5, dim))
+    texts = images[np.arange(90) % 40] + noise * generator.normal(size=(90, dim))
+    texts[80:] = texts[:10]
+    rows = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in (texts, images)]
+    return [side.astype(dtype) for side in rows]
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("chunk", [7, None])
+def test_products_count_as_the_exact_scores_do(device, dtype, chunk):
+    generator = np.random.default_rng(2)
+    texts, images = vectors_with_copies(1, dim=64, dtype=dtype)
+    right = generator.random((90, 40)) < 0.08
+    right[np.arange(90), np.arange(90) % 40] = True
+    pairs = Positives.of(right, shape=right.shape)
+    found = places(Embeddings(texts=texts, images=images, device=device), positives=pairs, chunk=chunk)
+    for where, expected in zip(found, brute(texts, images, right), strict=True):
+        ours = {
+            (q, a): (above, equal)
+            for q, a, above, equal in zip(
+                *(x.tolist() for x in (where.query, where.answer, where.above, where.equal)), strict=True
+            )
+        }
+        assert ours == expected
+    assert (found[0].equal > 1).any()
+    assert (found[1].equal > 1).any()
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_collapsed_vectors_are_counted_in_double_precision(device):
+    vector = np.random.default_rng(0).normal(size=(1, 128)).astype(np.float32)
+    vector /= np.linalg.norm(vector)
+    pair = Embeddings(texts=vector.repeat(300, 0), images=vector.repeat(200, 0), device=device)
+    result = retrieval_metrics(pair, positives=np.arange(300) % 200, chunk=64)
+    assert (result.text_to_image.recall[10].pessimistic, result.text_to_image.recall[10].optimistic) == (0, 1)
+    assert result.text_to_image.recall[10].expected == pytest.approx(0.05)
+    assert result.text_to_image.median_rank == 200
+    assert result.image_to_text.map_at_r.pessimistic == 0
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_vectors_too_large_to_multiply_are_refused(device):
+    rows = np.full((2, 4), 1e19, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"norms up to 2e\+19, expected unit rows|score inf for query 0"):
+        retrieval_metrics(Embeddings(texts=rows, images=rows, device=device), positives=np.arange(2))
+
+
+def test_no_whole_matrix_is_ever_held():
+    generator = np.random.default_rng(0)
+    texts, images = (generator.normal(size=(count, 8)).astype(np.float32) for count in (12_000, 6_000))
+    tracemalloc.start()
+    try:
+        retrieval_metrics(Embeddings(texts=texts, images=images), positives=np.arange(12_000) // 2)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * 12_000 * 6_000 / 4  # bytes: a quarter of the scores alone
+
+
+def test_nearly_collapsed_vectors_count_as_the_exact_scores_do():
+    generator = np.random.default_rng(0)
+    centre = generator.normal(size=64)
+    for noise in (1e-2, 1e-4, 1e-6):
+        sides = [centre + noise * generator.normal(size=(count, 64)) for count in (300, 60)]
+        texts, images = (
+            (side / np.linalg.norm(side, axis=1, keepdims=True)).astype(np.float32) for side in sides
+        )
+        exact = (texts.astype(np.float64) @ images.astype(np.float64).T).astype(np.float32)
+        expected = retrieval_metrics(exact, positives=np.arange(300) // 5)
+        for device in (None, "cpu"):
+            pair = Embeddings(texts=texts, images=images, device=device)
+            assert retrieval_metrics(pair, positives=np.arange(300) // 5, chunk=70) == expected

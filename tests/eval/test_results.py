@@ -1,0 +1,62 @@
+"""A result goes to disk and back unchanged, and nothing that is not one is taken for one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llm2clip.eval.results import pack, read_result, read_results, unpack, write_result
+
+
+def test_there_and_back(tmp_path, make_result):
+    result = make_result()
+    path = write_result(result, tmp_path)
+    assert path.name == "colours--enc-00000000.json"
+    assert read_result(path) == result
+    assert read_results([tmp_path]) == read_results([path]) == [result]
+    shown = json.loads(path.read_text())
+    assert shown["format"] == "llm2clip-eval-result"
+    assert shown["directions"][0]["recall"][0]["value"] == 0.5
+    write_result(replace(result, seed=7), tmp_path)  # the same encoder on the same set: one file
+    assert read_results([tmp_path])[0].seed == 7
+
+
+def test_ranks_are_packed_as_they_are():
+    ranks = np.array([1, 3, 70_000, np.inf])
+    assert unpack(pack(ranks)).tolist() == [1, 3, 70_000, 2**31 - 1]
+    assert unpack(pack(np.zeros(0))).tolist() == []
+    with pytest.raises(ValueError, match="packed numbers cannot be read"):
+        unpack(pack(ranks)[:-6] + "AAAAA=")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data.pop("date"), r"missing keys: \['date'\]"),
+        (lambda data: data.update(dates="today"), r"unknown keys: \['dates'\]; did you mean 'date'"),
+        (lambda data: data.update(format="other"), "is no result: 'format' is 'other'"),
+        (lambda data: data.update(version=2), "is of version 2, expected 1: measure again"),
+        (lambda data: data["directions"][0].update(queries="4"), "queries: expected int"),
+        (lambda data: data["directions"][0]["recall"][0].update(value=1.5), r"R@1 is 1.5 .*expected shares"),
+        (lambda data: data["directions"][0]["recall"][0].update(value=0.6), "no whole number of 4"),
+        (lambda data: data["directions"][0].update(ranks=pack(np.ones(3))), "has 3 ranks, expected 4"),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path, make_result, change, message):
+    path = write_result(make_result(), tmp_path)
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(ValueError, match=message):
+        read_result(path)
+
+
+def test_no_result_at_all(tmp_path):
+    with pytest.raises(ValueError, match=r"no results in .*llm2clip-eval run"):
+        read_results([tmp_path])
+    (tmp_path / "x.json").write_text("[1]")
+    with pytest.raises(ValueError, match="expected an object"):
+        read_results([tmp_path])

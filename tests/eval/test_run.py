@@ -1,0 +1,273 @@
+"""The whole path on a tiny set: pictures and captions to results, leaderboard, page, comparison, index; in seconds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.encoders.fake import COLOURS
+from llm2clip.eval.cli import app
+from llm2clip.eval.compare import compare_encoders, conclusion
+from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.intervals import Resampling
+from llm2clip.eval.leaderboard import build_board
+from llm2clip.eval.leaderboard_text import csv_text, markdown
+from llm2clip.eval.loaders.own import load_data
+from llm2clip.eval.measure import MeasureOptions
+from llm2clip.eval.page import page_data, render_page
+from llm2clip.eval.results import read_results, unpack
+from llm2clip.eval.run import Candidate, RunOptions, run
+from llm2clip.indexer import build_index
+
+
+@pytest.fixture
+def six(tmp_path, tars, colours):
+    """Six colours; English captions say which, of the German ones two are exchanged."""
+    items = {}
+    for number, (word, rgb) in enumerate(colours.palette.items()):
+        german = list(colours.german)[number]
+        captions = {"en": [f"a {word} thing", word], "de": german}
+        items[str(number)] = (tars.colour(rgb), {"caption": word, "captions": captions})
+    return tars.write(tmp_path / "six.tar", items)
+
+
+@pytest.fixture
+def options(tmp_path):
+    how = MeasureOptions(ks=(1, 5), resampling=Resampling(times=200))
+    return RunOptions(out=tmp_path / "results", cache=tmp_path / "vectors", measure=how)
+
+
+def sets(six):
+    return [load_data(six, language=language) for language in ("en", "de")]
+
+
+def test_numbers_are_those_worked_out_by_hand(six, colours, options):
+    found = list(run([Candidate(label="colours", open=colours.Encoder)], sets(six), options=options))
+    english, german = found
+    assert [one.set.id for one in found] == ["six:en", "six:de"]
+    assert (english.set.images, english.set.captions, german.set.captions) == (6, 12, 6)
+    assert [[at.value for at in one.recall] for one in english.directions] == [[1, 1], [1, 1]]
+    # Of six German names "schwarz" and "weiß" stand at the wrong picture, and their own scores 0 like all others.
+    assert [[at.value for at in one.recall] for one in german.directions] == [[4 / 6, 4 / 6], [4 / 6, 4 / 6]]
+    assert [at.optimistic for at in german.directions[0].recall] == [4 / 6, 1]
+    assert german.directions[0].median_rank == 1
+    assert german.directions[0].recall[0].low < 4 / 6 < german.directions[0].recall[0].high
+    assert sorted(unpack(german.directions[0].ranks).tolist()) == [1, 1, 1, 1, 6, 6]
+    assert unpack(english.directions[0].clusters).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert english.lengths is not None
+    assert [(one.label, one.queries, one.value) for one in english.lengths.buckets] == [("<=16", 12, 1)]
+    assert english.encoder.weights_sha256 == "0" * 64
+    assert english.set.sha256 != german.set.sha256
+    assert read_results([options.out]) == [german, english]
+
+
+def test_a_second_run_encodes_nothing_and_finds_the_same(six, options):
+    first = list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=options))
+    encoder = FakeEncoder()
+    again = list(run([Candidate(label="", open=lambda: encoder)], sets(six), options=options))
+    assert (encoder.prepared, encoder.text_batches) == (0, [])
+    for one, other in zip(first, again, strict=True):
+        assert replace(one, date="", cost=None) == replace(other, date="", cost=None)
+    assert [one.cost.pictures_encoded for one in first if one.cost] == [
+        6,
+        0,
+    ]  # the second language asks the same
+    assert [one.cost.pictures_encoded for one in again if one.cost] == [0, 0]
+
+
+def test_long_captions_are_asked_with_their_beginnings(scenes_tar, colours, options):
+    # The second colour stands behind a hundred words: whoever reads twenty does not know it.
+    [found] = run(
+        [Candidate(label="c", open=colours.Encoder)],
+        [load_data(scenes_tar(), language="en")],
+        options=options,
+    )
+    assert found.lengths is not None
+    points = {one.label: one.value for one in found.lengths.prefixes}
+    assert list(points) == ["10 words", "20 words", "40 words", "80 words", "whole"]
+    assert points["whole"] == 1.0
+    assert points["20 words"] == 0.0  # five pictures begin alike, and ties count against
+    assert found.lengths.truncated == 0.0
+
+
+def test_an_exact_index_loses_nothing_and_a_foreign_one_is_refused(six, tmp_path, tars, options):
+    build_index(six, tmp_path / "six.index", encoder=FakeEncoder())
+    with_index = replace(options, through=(tmp_path / "six.index",))
+    [english, _] = run([Candidate(label="", open=FakeEncoder)], sets(six), options=with_index)
+    [through] = english.through
+    assert through.pictures == 6
+    direct = {at.k: at.value for at in english.directions[0].recall}
+    assert {at.k: (at.exact, at.through) for at in through.at} == {k: (direct[k], direct[k]) for k in (1, 5)}
+    assert all(at.overlap == 1 for at in through.at)
+    with pytest.raises(ValueError, match="was built with another version of encoder"):
+        list(run([Candidate(label="", open=lambda: FakeEncoder(seed=1))], sets(six), options=with_index))
+    both = [Candidate(label=str(seed), open=lambda seed=seed: FakeEncoder(seed=seed)) for seed in (0, 1)]
+    fitting = [len(one.through) for one in run(both, sets(six)[:1], options=with_index)]
+    assert fitting == [1, 0]  # each takes the indexes that it made
+    grey = {str(n): (tars.colour((90 + n, 90, 90)), {"caption": "grey"}) for n in range(6)}
+    build_index(tars.write(tmp_path / "grey.tar", grey), tmp_path / "grey.index", encoder=FakeEncoder())
+    foreign = replace(options, through=(tmp_path / "grey.index",))
+    with pytest.raises(DatasetError, match=r"none of the answers of .*grey.index is a picture of six:en"):
+        list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=foreign))
+
+
+def test_an_index_that_has_lost_pictures_shows_it(six, tmp_path, tars, options):
+    """Half of the pictures and as many others: what is missing counts as lost."""
+    kept = {str(n): (tars.colour(rgb), {"caption": "x"}) for n, rgb in enumerate(list(COLOURS.values())[2:5])}
+    kept |= {f"grey{n}": (tars.colour((90 + n, 90, 90)), {"caption": "x"}) for n in range(3)}
+    build_index(tars.write(tmp_path / "half.tar", kept), tmp_path / "half.index", encoder=FakeEncoder())
+    [english, _] = run(
+        [Candidate(label="", open=FakeEncoder)],
+        sets(six),
+        options=replace(options, through=(tmp_path / "half.index",)),
+    )
+    at = english.through[0].at[0]
+    assert (at.exact, at.through, at.overlap) == (1.0, 0.5, 0.5)
+
+
+def test_two_encoders_become_tables_page_and_a_verdict(tmp_path, tars, colours, options):
+    # Thirty pictures by two halves; whoever ignores the order of words finds half of them at most.
+    items = {}
+    for left, right in itertools.permutations(colours.palette, 2):
+        picture = tars.colour(colours.palette[left]) if left == right else None
+        picture = picture or halves(colours.palette[left], colours.palette[right])
+        items[f"{left}-{right}"] = (picture, {"caption": f"{left} {right}"})
+    pairs = load_data(tars.write(tmp_path / "pairs.tar", items))
+    reads = Candidate(label="reads", open=colours.Encoder)
+    bag = Candidate(label="bag <script>", open=lambda: Bag(colours.Encoder(bag=True)))
+    found = list(run([reads, bag], [pairs], options=options))
+    assert [one.directions[0].recall[0].value for one in found] == [1.0, 0.0]
+    board = build_board(found)
+    [table] = board.tables
+    assert [(row.label, row.near_best) for row in table.ours] == [("reads", True), ("bag <script>", False)]
+    text = markdown(board, limit=5)
+    assert "| **reads** | 100.0 (" in text
+    lines = list(csv.DictReader(io.StringIO(csv_text(board))))
+    assert {(line["model"], line["direction"], line["k"]): float(line["value"]) for line in lines}[
+        ("reads", "t2i", "1")
+    ] == 100.0
+    page = render_page(board)
+    assert "bag <script>" not in page
+    assert page_data(board, now=_now())["results"][0]["near"] is True
+    compared = compare_encoders(found, "reads", "bag <script>", resampling=Resampling(times=500))
+    assert [line.sure for line in compared.lines] == [True, True]
+    assert conclusion(compared)[0].startswith("reads is better than bag <script> in 2 of 2 comparisons")
+
+
+def _now():
+    from datetime import UTC, datetime
+
+    return datetime(2026, 1, 2, tzinfo=UTC)
+
+
+class Bag:
+    """The stub without an order of words, under hashes of its own."""
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+        self.info = replace(encoder.info, weights_sha256="b" * 64)
+
+    def __getattr__(self, name):
+        return getattr(self.encoder, name)
+
+
+def halves(left, right):
+    from PIL import Image
+
+    picture = Image.new("RGB", (16, 16), left)
+    picture.paste(right, (8, 0, 16, 16))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_the_commands_from_pictures_to_page(six, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    command = [
+        "run",
+        "--encoder",
+        "nano",
+        "--encoder",
+        "again=nano",
+        "--data",
+        f"mine={six}",
+        "--language",
+        "all",
+    ]
+    done = runner.invoke(app, [*command, "--out", "out", "--cache", "vectors", "--limit", "4"])
+    assert done.exit_code == 0, done.output
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert [name.split("-")[0] for name in names] == ["mine+partial"] * 4
+    shown = runner.invoke(
+        app,
+        [
+            "leaderboard",
+            "out/" + names[2],
+            "out/" + names[3],
+            "--html",
+            "a/b.html",
+            "--markdown",
+            "b.md",
+            "--csv",
+            "b.csv",
+        ],
+    )
+    assert shown.exit_code == 0, shown.output
+    assert (tmp_path / "a" / "b.html").read_text().startswith("<!DOCTYPE html>")
+    assert "only the first 4 of 6 pictures" in (tmp_path / "b.md").read_text()
+    compared = runner.invoke(app, ["compare", "nano", "again", "out"])
+    assert compared.exit_code == 0, compared.output
+    assert "nano and again cannot be told apart in any of 4 comparisons" in compared.output
+    data = json.loads((tmp_path / "out" / names[0]).read_text())
+    assert data["set"]["complete"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--encoder", "nano"], "no set was named; name a protocol"),
+        (["run", "--encoder", "nano", "--dataset", "flickr30"], "unknown protocol 'flickr30'; did you mean"),
+        (
+            ["run", "--encoder", "a=nano", "--encoder", "a=clip-vit-b-16", "--data", "."],
+            "two encoders have one label",
+        ),
+        (["run", "--encoder", "nono", "--data", "six.tar", "--language", "en"], "nono"),
+        (["leaderboard", "nowhere"], "nowhere"),
+        (["compare", "a", "b"], "eval-results"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(six, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_progress_counts_every_picture_and_caption(six, options):
+    told = []
+
+    class Reporter:
+        def begin(self, encoder, the_set):
+            told.append(("begin", the_set.id))
+
+        def advance(self, side, number):
+            told.append((side, number))
+
+        def end(self, result, *, fresh):
+            told.append(("end", result.set.id))
+
+    list(run([Candidate(label="", open=FakeEncoder)], sets(six)[:1], options=options, reporter=Reporter()))
+    assert sum(number for side, number in told if side == "images") == 6
+    assert sum(number for side, number in told if side == "texts") == 12
+    assert np.isin(["begin", "end"], [name for name, _ in told]).all()
