@@ -282,7 +282,9 @@ def test_what_does_not_fit_is_refused_before_it_is_begun(vectors, texts, tmp_pat
         r"least, needs 192.0 kB. Allow more with --ram",
     ):
         plan_index(vectors, budget=Budget(ram=100_000), queries=texts)
-    with pytest.raises(BudgetError, match=r"cannot be searched within 190.0 kB of memory: flat-fp16-ip, which wants"):
+    with pytest.raises(
+        BudgetError, match=r"cannot be searched within 190.0 kB of memory: flat-fp16-ip, which wants"
+    ):
         plan_index(vectors, budget=Budget(ram=190_000, recall=1.0), queries=texts)
     monkeypatch.setattr(planner, "free_memory", lambda: 1_000)
     with pytest.raises(
