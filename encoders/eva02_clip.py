@@ -96,7 +96,7 @@ class _Towers:
 
     def text(self) -> nn.Module:
         settings = build_settings(_CLIP, self.config, where=self.path)
-        module = build(lambda: TextTower(_CLIP, settings))
+        module = build(lambda: TextTower(_CLIP, settings), where=self.path)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         others = (_VISION, _SCALE)
         tensors = read_side(self.path, shapes, prefix=_TEXT, others=others, dtype=self.asked.dtype)

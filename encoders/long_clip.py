@@ -100,14 +100,14 @@ class _Towers:
         return TokenReader(tokenizer, form=_CLIP.form, limit=self.limit)
 
     def vision(self) -> nn.Module:
-        module = build(lambda: VisionTower(_CLIP, self.settings))
+        module = build(lambda: VisionTower(_CLIP, self.settings), where=self.path)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         text = ("transformer.", "token_embedding.", "positional_", "ln_final.", "text_projection", _UNUSED)
         tensors = read_side(self.path, shapes, prefix=_VISION, others=text, dtype=self.asked.dtype)
         return fill(module, tensors, device=self.asked.device)
 
     def text(self) -> nn.Module:
-        module = build(lambda: TextTower(_CLIP, self.settings))
+        module = build(lambda: TextTower(_CLIP, self.settings), where=self.path)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         others = (_VISION, _STRETCHED, _UNUSED)
         tensors = read_side(self.path, shapes, prefix="", others=others, dtype=self.asked.dtype)
