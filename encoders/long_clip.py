@@ -23,7 +23,6 @@ from llm2clip.encoders.pair import PairEncoder, PictureSide, TowerTextSide
 from llm2clip.encoders.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.tensors import read_header, read_tensors
 from llm2clip.encoders.tokens import TokenReader, load_tokenizer
-from llm2clip.encoders.weights import convert
 
 KEPT = 20
 """Positions at the front that are as in CLIP."""
@@ -61,7 +60,7 @@ def load_long_clip(asked: Request) -> PairEncoder:
 class _Towers:
     def __init__(self, asked: Request) -> None:
         self.asked = asked
-        self.path = convert(asked.weights_file())
+        self.path = asked.converted()
         self.config = self._config(self.path)
         self.preprocess = Preprocess(
             size=self.config["vision_config"]["image_size"],
