@@ -20,6 +20,7 @@ from llm2clip.encoders.pair import PictureSide, TowerTextSide
 from llm2clip.encoders.places import Wanted, locate
 from llm2clip.encoders.preprocess import Preprocess
 from llm2clip.encoders.tokens import TextForm, tokenizer_files
+from llm2clip.encoders.weights import convert
 
 Parity = Literal["native", "upstream"]
 
@@ -67,17 +68,24 @@ class Request:
             raise ModelError(f"{self.folder} has no folder {part}, which its model needs")
         return locate(wanted(other, name=self.name, files=files))
 
-    def weights_file(self) -> Path:
-        """The one file of weights that the catalogue names.
+    def converted(self) -> Path:
+        """The one file of weights that the catalogue names, as safetensors.
 
         Raises:
-            ModelError: It is not there.
+            ModelError: It is not there, is damaged, or is not the published one where that was asked for by name.
         """
         assert self.row is not None, "found by the name of its file"
-        path = self.folder / self.row.weights
+        row, path = self.row, self.folder / self.row.weights
         if not path.is_file():
-            raise ModelError(f"{self.folder} has no {self.row.weights}")
-        return path
+            raise ModelError(f"{self.folder} has no {row.weights}")
+        if self.given is not None:
+            return convert(path)
+        size = path.stat().st_size
+        if row.weights_bytes and size != row.weights_bytes:
+            raise ModelError(
+                f"{path} has {size:,} bytes, the published file {row.weights_bytes:,}; fetch it again"
+            )
+        return convert(path, sha256=row.weights_sha256 or None)
 
     def tokenizer_folder(self) -> Path:
         """Where its tokenizer is: beside its weights, or with the encoder it takes it from."""

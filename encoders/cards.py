@@ -61,7 +61,7 @@ class EncoderCard:
     nearest_setting: str = ""
     """What that setting is."""
     licence: str = ""
-    """Licence of the weights."""
+    """Licence of the weights, of both parts where they have two."""
     here: bool = False
     """Whether all its files are on this machine."""
     offered: int = 0
@@ -105,7 +105,7 @@ def _card(row: EncoderRow) -> EncoderCard:
         recall=_known(row.published),
         nearest=_known(row.nearest),
         nearest_setting=row.nearest_setting,
-        licence=row.licence,
+        licence=card.licence or row.licence,
         offered=OFFERED.index(row.name) + 1 if row.name in OFFERED else 0,
     )
 
@@ -124,6 +124,7 @@ def _published_card(row: EncoderRow) -> EncoderCard:
         download_bytes=total,
         memory=_memory(row, language),
         reads_more=True,
+        licence=f"{row.licence}; language model: {language.licence}",
         here=encoder_is_here(row) and language_is_here(language),
     )
 

@@ -16,6 +16,7 @@ from llm2clip.encoders.activation import quicken
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.families import Family, family_of
 from llm2clip.encoders.image_settings import read_preprocess
+from llm2clip.encoders.sizes import MOST, MOST_LAYERS, check_size
 from llm2clip.encoders.strict import read_object
 from llm2clip.encoders.tokens import TokenReader, load_tokenizer
 from llm2clip.encoders.weights import Side, Weights
@@ -31,6 +32,12 @@ UNUSED = re.compile(
 
 _OLD_END = 2
 """What old configurations of CLIP have as ``eos_token_id``: with it transformers takes the largest token id."""
+_SIZES = (
+    *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_channels"),
+    *("vocab_size", "max_position_embeddings", "image_size", "patch_size"),
+    *("projection_dim", "projection_size", "project_dim"),
+)
+"""Settings of a model or of one of its towers that are lengths and counts."""
 _BUILDING = threading.Lock()
 """Held while a module is built: that replaces torch's initialisers for the whole process for a moment."""
 
@@ -147,14 +154,17 @@ class Checkpoint:
     def load_text(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The text tower with its weights, in evaluation mode."""
         side = Side(prefixes=TEXT, others=VISION, unused=UNUSED, spellings=self.family.spellings)
-        return self._filled(build(lambda: TextTower(self.family, self.settings)), side, dtype, device)
+        return self._filled(lambda: TextTower(self.family, self.settings), side, dtype, device)
 
     def load_vision(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The vision tower with its weights, in evaluation mode."""
         side = Side(prefixes=VISION, others=TEXT, unused=UNUSED, spellings=self.family.spellings)
-        return self._filled(build(lambda: VisionTower(self.family, self.settings)), side, dtype, device)
+        return self._filled(lambda: VisionTower(self.family, self.settings), side, dtype, device)
 
-    def _filled(self, module: nn.Module, side: Side, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def _filled(
+        self, make: Callable[[], nn.Module], side: Side, dtype: torch.dtype, device: torch.device
+    ) -> nn.Module:
+        module = build(make, where=self.folder / "config.json")
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         return fill(module, self.weights.read(shapes, side=side, dtype=dtype, device=device), device=device)
 
@@ -172,18 +182,47 @@ def build_settings(family: Family, config: Mapping[str, Any], *, where: Path) ->
     if family.text_settings and isinstance(data.get("text_config", {}), dict):
         data["text_config"] = {**family.text_settings, **data.get("text_config", {})}
     try:
-        return getattr(transformers, f"{family.classes}Config").from_dict(data)
-    except (StrictDataclassError, TypeError, ValueError, AttributeError) as error:
+        settings = getattr(transformers, f"{family.classes}Config").from_dict(data)
+        for part in (settings, settings.text_config, settings.vision_config):
+            _check_sizes(part)
+    except (StrictDataclassError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         reason = " ".join(str(error).split())
         raise ModelError(f"{where} is no configuration of {family.classes}: {reason}") from error
+    return settings
 
 
-def build(make: Callable[[], nn.Module]) -> nn.Module:
-    """A module whose parameters are left as they are, because they are about to be replaced."""
+def _check_sizes(settings: Any) -> None:  # noqa: ANN401
+    """``ValueError`` where a tower cannot be built of such sizes; whether they are right, the weights will tell."""
+    from transformers.activations import ACT2FN
+
+    for name in _SIZES:
+        if (value := getattr(settings, name, None)) is not None:
+            check_size(name, value, most=MOST_LAYERS if name == "num_hidden_layers" else MOST)
+    eps, activation = getattr(settings, "layer_norm_eps", 1e-5), getattr(settings, "hidden_act", "gelu")
+    if not 0 < eps < 1:
+        raise ValueError(f"layer_norm_eps must be between 0 and 1, got {eps}")
+    if activation not in ACT2FN:
+        raise ValueError(f"hidden_act must be one that transformers has, got {activation!r}")
+
+
+def build(make: Callable[[], nn.Module], *, where: Path) -> nn.Module:
+    """A module whose parameters are left as they are, because they are about to be replaced.
+
+    Args:
+        make: Gives the module.
+        where: The file that says its sizes.
+
+    Raises:
+        ModelError: There is no module, or no memory for one, of these sizes.
+    """
     from transformers.initialization import no_init_weights
 
-    with _BUILDING, no_init_weights():
-        return quicken(make())
+    try:
+        with _BUILDING, no_init_weights():
+            return quicken(make())
+    except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{where}: no model of the sizes it gives can be made: {reason}") from error
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, device: torch.device) -> nn.Module:

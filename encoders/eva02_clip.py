@@ -22,7 +22,6 @@ from llm2clip.encoders.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.tensors import read_header
 from llm2clip.encoders.tokens import TokenReader, load_tokenizer
 from llm2clip.encoders.towers import open_vision
-from llm2clip.encoders.weights import convert
 
 _CLIP = FAMILIES["clip"]
 _TEXT, _VISION, _SCALE = "text.", "visual.", "logit_scale"
@@ -58,7 +57,7 @@ def load_eva02_clip(asked: Request) -> PairEncoder:
 class _Towers:
     def __init__(self, asked: Request) -> None:
         self.asked = asked
-        self.path = convert(asked.weights_file())
+        self.path = asked.converted()
         self.plan = open_vision(self.path, settings={}, ignore=(_TEXT,))
         self.config: dict[str, Any] = text_settings(self.path, prefix=_TEXT, activation="gelu")
         if self.config["projection_dim"] != self.plan.dim:
@@ -96,7 +95,7 @@ class _Towers:
 
     def text(self) -> nn.Module:
         settings = build_settings(_CLIP, self.config, where=self.path)
-        module = build(lambda: TextTower(_CLIP, settings))
+        module = build(lambda: TextTower(_CLIP, settings), where=self.path)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         others = (_VISION, _SCALE)
         tensors = read_side(self.path, shapes, prefix=_TEXT, others=others, dtype=self.asked.dtype)

@@ -149,7 +149,7 @@ def open_language(folder: str | Path, *, update: str | Path | None = None) -> La
         config = LlamaConfig.from_hf(read_object(folder / "config.json"))
     except ModelError:
         raise
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise ModelError(f"{folder / 'config.json'} is no Llama that can be read: {reason}") from error
     with torch.device("meta"):

@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llm2clip.encoders.sizes import MOST_LAYERS, check_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
@@ -32,6 +34,15 @@ class RopeScaling:
     """Wavelengths shorter than original context / this are left alone."""
     original_max_position_embeddings: int
     """Context length in tokens before stretching."""
+
+    def __post_init__(self) -> None:
+        factors = self.factor, self.low_freq_factor, self.high_freq_factor
+        if not all(0 < factor < math.inf for factor in factors) or not factors[1] < factors[2]:
+            raise ValueError(
+                "factor, low_freq_factor and high_freq_factor must be positive, the second below the third, "
+                f"got {factors}"
+            )
+        check_size("original_max_position_embeddings", self.original_max_position_embeddings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +71,14 @@ class LlamaConfig:
     """Llama 3.1 frequency stretching, or none."""
 
     def __post_init__(self) -> None:
+        check_size("num_hidden_layers", self.num_hidden_layers, most=MOST_LAYERS)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"):
+            check_size(name, getattr(self, name))
+        check_size("num_key_value_heads", self.num_key_value_heads)
+        check_size("head_dim", self.head_dim)
+        if not 0 < self.rms_norm_eps < 1 or not 0 < self.rope_theta < math.inf:
+            got = f"{self.rms_norm_eps} and {self.rope_theta}"
+            raise ValueError(f"rms_norm_eps must be between 0 and 1, rope_theta positive, got {got}")
         if self.num_attention_heads % self.num_key_value_heads:
             raise ValueError(
                 f"num_attention_heads must be a multiple of num_key_value_heads, "

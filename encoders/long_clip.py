@@ -23,7 +23,6 @@ from llm2clip.encoders.pair import PairEncoder, PictureSide, TowerTextSide
 from llm2clip.encoders.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.tensors import read_header, read_tensors
 from llm2clip.encoders.tokens import TokenReader, load_tokenizer
-from llm2clip.encoders.weights import convert
 
 KEPT = 20
 """Positions at the front that are as in CLIP."""
@@ -61,7 +60,7 @@ def load_long_clip(asked: Request) -> PairEncoder:
 class _Towers:
     def __init__(self, asked: Request) -> None:
         self.asked = asked
-        self.path = convert(asked.weights_file())
+        self.path = asked.converted()
         self.config = self._config(self.path)
         self.preprocess = Preprocess(
             size=self.config["vision_config"]["image_size"],
@@ -100,14 +99,14 @@ class _Towers:
         return TokenReader(tokenizer, form=_CLIP.form, limit=self.limit)
 
     def vision(self) -> nn.Module:
-        module = build(lambda: VisionTower(_CLIP, self.settings))
+        module = build(lambda: VisionTower(_CLIP, self.settings), where=self.path)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         text = ("transformer.", "token_embedding.", "positional_", "ln_final.", "text_projection", _UNUSED)
         tensors = read_side(self.path, shapes, prefix=_VISION, others=text, dtype=self.asked.dtype)
         return fill(module, tensors, device=self.asked.device)
 
     def text(self) -> nn.Module:
-        module = build(lambda: TextTower(_CLIP, self.settings))
+        module = build(lambda: TextTower(_CLIP, self.settings), where=self.path)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         others = (_VISION, _STRETCHED, _UNUSED)
         tensors = read_side(self.path, shapes, prefix="", others=others, dtype=self.asked.dtype)

@@ -24,6 +24,8 @@ from llm2clip.encoders.tensors import TensorSpec, read_header, read_tensors
 SETTINGS = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _KEY = re.compile(r"(?:base_model\.model\.)?(?:model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
+_REPEATS = 3
+"""Repeats in a pattern of names of modules: few are matched soon."""
 _PIECE = 1 << 18
 """Values of a weight that are changed at once."""
 _PLAIN: dict[str, tuple[object, ...]] = {
@@ -137,7 +139,7 @@ def _pair(
         )
     down, up = sides["A"], sides["B"]
     got = (*up.shape[:1], *down.shape[1:])
-    if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0] or got != shapes[name]:
+    if down.ndim != 2 or up.ndim != 2 or not len(down) or up.shape[1] != down.shape[0] or got != shapes[name]:
         said = [str(TensorSpec(tuple(part.shape), "F32")) for part in (down, up)]
         raise ModelError(
             f"{path}: A {said[0]} and B {said[1]} of {name} do not give {list(shapes[name])}; "
@@ -148,17 +150,31 @@ def _pair(
 
 def _scale(settings: Mapping[str, Any], module: str, rank: int, folder: Path) -> float:
     """What B @ A is multiplied by: alpha / rank, or alpha / sqrt(rank) where that was asked for."""
-    said = _of_module(settings, "rank_pattern", "r", module)
+    where = folder / SETTINGS
+    said = _of_module(settings, "rank_pattern", "r", module, where=where)
     if said is not None and said != rank:
-        raise ModelError(f"{folder / SETTINGS} says rank {said!r} for {module}, its tensors have {rank}")
-    alpha = _of_module(settings, "alpha_pattern", "lora_alpha", module)
+        raise ModelError(f"{where} says rank {said!r} for {module}, its tensors have {rank}")
+    alpha = _of_module(settings, "alpha_pattern", "lora_alpha", module, where=where)
     if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise ModelError(f"{folder / SETTINGS}: lora_alpha is {alpha!r}, expected a number")
+        raise ModelError(f"{where}: lora_alpha is {alpha!r}, expected a number")
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
-def _of_module(settings: Mapping[str, Any], patterns: str, default: str, module: str) -> object:
-    for pattern, value in (settings.get(patterns) or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+def _of_module(settings: Mapping[str, Any], key: str, default: str, module: str, *, where: Path) -> object:
+    patterns = settings.get(key) or {}
+    if not isinstance(patterns, dict):
+        raise ModelError(f"{where}: {key} is {str(patterns)[:40]!r}, expected an object")
+    for pattern, value in patterns.items():
+        try:
+            # Some take for ever to match, and whoever wrote this need not be a friend.
+            if "(" in pattern or sum(map(pattern.count, "*+?{")) > _REPEATS:
+                raise ValueError("it has groups, or too many repeats")
+            found = re.fullmatch(rf"(.*\.)?({pattern})", module)
+        except (re.error, ValueError) as error:
+            raise ModelError(
+                f"{where}: {key} has the pattern {pattern[:40]!r}, which is not read here ({error}); merge it "
+                "with peft and save the whole model"
+            ) from error
+        if found:
             return value
     return settings.get(default)

@@ -139,7 +139,9 @@ class MultilingualCheckpoint:
 
     def load(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The text side with its weights."""
-        module = build(lambda: MultilingualText(self.base, self._settings(), self.dim))
+        module = build(
+            lambda: MultilingualText(self.base, self._settings(), self.dim), where=self.weights.path
+        )
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         side = Side(prefixes=("transformer.", _LINEAR), others=(), unused=_UNUSED)
         return fill(module, self.weights.read(shapes, side=side, dtype=dtype, device=device), device=device)

@@ -167,9 +167,9 @@ class Weights:
         return name
 
 
-def convert(path: Path) -> Path:
-    """A ``.pt`` or ``.bin`` file as safetensors, made in the data home at the first call."""
-    return convert_checkpoint(path, models_home() / "converted" / path.parent.name)
+def convert(path: Path, *, sha256: str | None = None) -> Path:
+    """A ``.pt`` or ``.bin`` as safetensors, made in the data home at the first call; see ``convert_checkpoint``."""
+    return convert_checkpoint(path, models_home() / "converted" / path.parent.name, sha256=sha256)
 
 
 def stored_sha256(path: Path) -> str:

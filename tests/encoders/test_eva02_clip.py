@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.baselines import load_baseline
+from llm2clip.encoders.catalogue import find_encoder
 from llm2clip.encoders.pair import PairEncoder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "a_eva02" / "p14_grid_eq"
@@ -185,3 +187,19 @@ def test_it_is_found_by_its_name(saved: Path, data_home: Path):
     encoder = load_baseline("eva02-clip-b-16")
     assert encoder.info.name == "eva02-clip-b-16"
     assert np.array_equal(encoder.encode_texts(["cat"]), load_encoder(saved).encode_texts(["cat"]))
+
+
+def test_another_file_under_its_name_is_refused(
+    saved: Path, data_home: Path, monkeypatch: pytest.MonkeyPatch
+):
+    shutil.copytree(saved, data_home / "models" / "EVA-CLIP")
+    row = find_encoder("eva02-clip-b-16")
+    assert row is not None
+    size = (saved / row.weights).stat().st_size
+    for known, message in (
+        (replace(row, weights_bytes=5), rf"has {size:,} bytes, the published file 5; fetch it again"),
+        (replace(row, weights_sha256="00"), r"is another file: SHA-256 [0-9a-f]{64}, expected 00"),
+    ):
+        monkeypatch.setattr("llm2clip.encoders.baselines.find_encoder", lambda _, known=known: known)
+        with pytest.raises(ModelError, match=message):
+            load_baseline("eva02-clip-b-16")

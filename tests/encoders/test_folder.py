@@ -202,7 +202,7 @@ def test_bytes_too_many(folder: Path):
 @pytest.mark.parametrize("header", [b"not json at all!", b"[1, 2, 3, 4, 5] ", b'{"a": {"b": 1}} '])
 def test_no_safetensors_file(folder: Path, header: bytes):
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
-    refused(folder, r"is not a safetensors file")
+    refused(folder, r"is not a safetensors file|is damaged: its header has \{'b': 1\} for 'a'")
 
 
 def test_something_else_altogether(folder: Path):

@@ -147,6 +147,13 @@ SHAPES = {"layers.0.mlp.up_proj.weight": (24, 16)}
         ({"r": 5}, r"says rank 5 for layers\.0\.mlp\.up_proj, its tensors have 4"),
         ({"lora_alpha": None}, "lora_alpha is None, expected a number"),
         ({"lora_alpha": math.inf}, "lora_alpha is inf, expected a number"),
+        ({"rank_pattern": [1]}, r"rank_pattern is '\[1\]', expected an object"),
+        (
+            {"rank_pattern": {"[": 4}},
+            r"rank_pattern has the pattern '\[', which is not read here \(unterminated",
+        ),
+        ({"alpha_pattern": {"(.+)+x": 4}}, "it has groups, or too many repeats"),
+        ({"alpha_pattern": {".*.*.*.*x": 4}}, "it has groups, or too many repeats"),
     ],
 )
 def test_settings_that_mean_something_else(tmp_path: Path, changes: dict, reason: str):
@@ -173,6 +180,10 @@ def test_settings_that_mean_something_else(tmp_path: Path, changes: dict, reason
             r"A F32 \[16, 4\] and B F32 \[4, 24\] .* do not give \[24, 16\]",
         ),
         ({k: v * math.nan for k, v in pair().items()}, "not finite"),
+        (
+            {k: v[:0] if "lora_A" in k else v[:, :0] for k, v in pair().items()},
+            r"A F32 \[0, 16\] and B F32 \[24, 0\] .* do not give \[24, 16\]",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit(tmp_path: Path, tensors: dict, reason: str):

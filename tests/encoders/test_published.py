@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from llm2clip.encoders import Encoder, ModelError, TextTooLongWarning, catalogue, load_encoder
-from llm2clip.encoders.published import PublishedEncoder
+from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 
 from .published_files import LLAMAS, PREFIXES, ROWS, models, tiny_files, tower_file
 
@@ -248,73 +246,6 @@ def test_another_pair_that_fits_is_remarked_on(models: Path, caplog: pytest.LogC
     assert encoder.encode_texts(TEXTS).shape == (3, 16)
 
 
-def but_for_its_name(encoder: Encoder) -> dict[str, str | int]:
-    return {key: value for key, value in encoder.info.identity().items() if key != "name"}
-
-
-def test_a_folder_is_what_is_in_it(models: Path, tmp_path: Path):
-    named = load_encoder("tiny-openai")
-    moved = shutil.copytree(models / "tiny-openai", tmp_path / "anything")
-    for given in (moved, str(moved), moved / "model.safetensors"):
-        encoder = load_encoder(given)
-        assert isinstance(encoder, PublishedEncoder)
-        assert but_for_its_name(encoder) == but_for_its_name(named)
-    file = shutil.copy(models / "tiny-eva" / "tiny.pt", tmp_path / "mine.pt")
-    assert but_for_its_name(load_encoder(file)) == but_for_its_name(load_encoder("tiny-eva"))
-    assert load_encoder("ms/tiny-eva").info.name == load_encoder("TINY-EVA").info.name == "tiny-eva"
-
-
-def test_a_tower_of_a_published_shape_is_not_the_published_one(
-    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
-    folder = tmp_path / "trained-by-me"
-    folder.mkdir()
-    save_file(tower_file("openai", width=64, seed=9), folder / "model.safetensors")
-    with caplog.at_level(logging.WARNING, logger="llm2clip.encoders"):
-        encoder = load_encoder(folder, language_model="tiny-lora-cc")
-    info = encoder.info
-    assert (info.name, info.licence, info.languages) == ("trained-by-me", "unknown", ())
-    assert info.note == "of your own, read by the rules of tiny-openai, whose shape it has"
-    assert info.note in encoder.found
-    assert caplog.text == ""  # nobody knows what it was trained with
-    assert load_encoder(folder / "model.safetensors").info.name == "model"
-    # A clone of the repository is called like it.
-    clone = load_encoder(shutil.copytree(models / "tiny-openai", tmp_path / "clones" / "tiny-openai"))
-    assert (clone.info.name, clone.info.licence) == ("tiny-openai", "MIT")
-
-
-def test_a_known_hash_says_more_than_a_name(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    published = models / "tiny-eva" / "tiny.pt"
-    digest = hashlib.sha256(published.read_bytes()).hexdigest()
-    rows = [
-        replace(row, weights_sha256=digest) if row.name == "tiny-eva" else row
-        for row in catalogue.encoder_rows()
-    ]
-    monkeypatch.setattr("llm2clip.encoders.vision_source.encoder_rows", lambda: rows)
-    assert load_encoder(shutil.copy(published, tmp_path / "a.pt")).info.name == "tiny-eva"
-    other = tmp_path / "tiny-eva" / "tiny.pt"
-    other.parent.mkdir()
-    torch.save(tower_file("eva02", width=48, seed=5), other)
-    encoder = load_encoder(other.parent)
-    assert encoder.info.note == "of your own, read by the rules of tiny-eva, whose shape it has"
-    assert encoder.info.licence == "unknown"
-
-
-def test_a_tower_of_ones_own(models: Path, tmp_path: Path):
-    tensors = tower_file("openai", width=64, seed=3)
-    del tensors["logit_scale"]
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(
-        ModelError, match=r"mine reads language models of width 64, and none of the published is"
-    ):
-        load_encoder(folder)
-    encoder = load_encoder(folder, language_model="tiny-8b-cc")
-    assert (encoder.info.name, encoder.info.note) == ("mine", "openai tower of your own")
-    assert encoder.encode_texts(TEXTS).shape == (3, 16)
-
-
 def test_a_language_model_alone(models: Path):
     encoder = load_encoder("tiny-1b-cc", parity="upstream")
     texts, states = recorded("tiny-1b-cc")
@@ -324,20 +255,6 @@ def test_a_language_model_alone(models: Path):
     assert (encoder.info.dim, encoder.info.image_size, encoder.info.preprocessing) == (48, 0, "none")
     with pytest.raises(ModelError, match="tiny-1b-cc is a language model alone and sees no pictures"):
         encoder.encode_images(pictures())
-
-
-def test_a_language_model_of_ones_own_alone(models: Path, tmp_path: Path):
-    from llm2clip.encoders.language_encoder import load_text_only
-
-    mine = load_text_only(Path(shutil.copytree(models / "tiny-8b", tmp_path / "mine")))
-    assert (mine.info.name, mine.info.licence, mine.info.languages, mine.info.note) == (
-        "mine",
-        "unknown",
-        (),
-        "",
-    )
-    expected = load_encoder("tiny-8b-cc").encode_texts(TEXTS)
-    np.testing.assert_array_equal(mine.encode_texts(TEXTS), expected)
 
 
 def test_an_update_may_turn_out_to_be_a_whole_model(models: Path):
@@ -389,19 +306,6 @@ def test_another_file_under_the_name_is_found_out(models: Path):
         ModelError, match="holds a vision tower without the text adapter, so it cannot read texts"
     ):
         encoder.encode_texts(TEXTS)
-
-
-def test_a_tokenizer_from_elsewhere(models: Path, tmp_path: Path):
-    file = shutil.copytree(models / "tiny-8b", tmp_path / "llama") / "tokenizer.json"
-    file.replace(tmp_path / "tokenizer.json")
-    file.symlink_to(tmp_path / "tokenizer.json")
-    with pytest.raises(ModelError, match=r"llama/tokenizer\.json is a link that leads out of its folder"):
-        load_encoder("tiny-openai", language_model=file.parent).encode_texts(TEXTS)
-    (tmp_path / "lora").mkdir()
-    other = shutil.copytree(models / "tiny-8b", tmp_path / "other")
-    (other / "lora").symlink_to(tmp_path / "lora")
-    with pytest.raises(ModelError, match=r"other/lora is a link that leads out of its folder"):
-        load_encoder("tiny-openai", language_model=other).encode_texts(TEXTS)
 
 
 def test_a_tokenizer_that_does_not_fit(models: Path, tmp_path: Path):

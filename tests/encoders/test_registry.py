@@ -113,3 +113,12 @@ def test_a_folder_that_is_not_there(tmp_path: Path):
     for given in (tmp_path / "none", str(tmp_path / "none")):
         with pytest.raises(ModelError, match=r"no such encoder folder: .*none"):
             load_encoder(given)
+
+
+def test_the_licence_of_the_language_model_is_told_too():
+    """It is the larger half, and Llama's has conditions of its own."""
+    licences = {card.name: card.licence for card in list_encoders()}
+    assert licences["llm2clip-openai-l-14-336"] == (
+        "Apache-2.0; language model: Apache-2.0; Llama 3 community licence for the base"
+    )
+    assert all(("Llama" in licence) == name.startswith("llm2clip-") for name, licence in licences.items())

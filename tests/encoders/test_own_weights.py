@@ -1,0 +1,117 @@
+"""Towers and language models of one's own: what they are called, whose rules they follow, and where they may lie."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from llm2clip.encoders import Encoder, ModelError, catalogue, load_encoder
+from llm2clip.encoders.published import PublishedEncoder
+
+from .published_files import models, tiny_files, tower_file
+
+__all__ = ["models", "tiny_files"]  # fixtures
+
+TEXTS = ["a red bicycle in the rain", "两只猫在睡觉", "Hund"]
+
+
+def but_for_its_name(encoder: Encoder) -> dict[str, str | int]:
+    return {key: value for key, value in encoder.info.identity().items() if key != "name"}
+
+
+def test_a_folder_is_what_is_in_it(models: Path, tmp_path: Path):
+    named = load_encoder("tiny-openai")
+    moved = shutil.copytree(models / "tiny-openai", tmp_path / "anything")
+    for given in (moved, str(moved), moved / "model.safetensors"):
+        encoder = load_encoder(given)
+        assert isinstance(encoder, PublishedEncoder)
+        assert but_for_its_name(encoder) == but_for_its_name(named)
+    file = shutil.copy(models / "tiny-eva" / "tiny.pt", tmp_path / "mine.pt")
+    assert but_for_its_name(load_encoder(file)) == but_for_its_name(load_encoder("tiny-eva"))
+    assert load_encoder("ms/tiny-eva").info.name == load_encoder("TINY-EVA").info.name == "tiny-eva"
+
+
+def test_a_tower_of_a_published_shape_is_not_the_published_one(
+    models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    folder = tmp_path / "trained-by-me"
+    folder.mkdir()
+    save_file(tower_file("openai", width=64, seed=9), folder / "model.safetensors")
+    with caplog.at_level(logging.WARNING, logger="llm2clip.encoders"):
+        encoder = load_encoder(folder, language_model="tiny-lora-cc")
+    info = encoder.info
+    assert (info.name, info.licence, info.languages) == ("trained-by-me", "unknown", ())
+    assert info.note == "of your own, read by the rules of tiny-openai, whose shape it has"
+    assert info.note in encoder.found
+    assert caplog.text == ""  # nobody knows what it was trained with
+    assert load_encoder(folder / "model.safetensors").info.name == "model"
+    # A clone of the repository is called like it.
+    clone = load_encoder(shutil.copytree(models / "tiny-openai", tmp_path / "clones" / "tiny-openai"))
+    assert (clone.info.name, clone.info.licence) == ("tiny-openai", "MIT")
+
+
+def test_a_known_hash_says_more_than_a_name(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    published = models / "tiny-eva" / "tiny.pt"
+    digest = hashlib.sha256(published.read_bytes()).hexdigest()
+    rows = [
+        replace(row, weights_sha256=digest) if row.name == "tiny-eva" else row
+        for row in catalogue.encoder_rows()
+    ]
+    monkeypatch.setattr("llm2clip.encoders.vision_source.encoder_rows", lambda: rows)
+    assert load_encoder(shutil.copy(published, tmp_path / "a.pt")).info.name == "tiny-eva"
+    other = tmp_path / "tiny-eva" / "tiny.pt"
+    other.parent.mkdir()
+    torch.save(tower_file("eva02", width=48, seed=5), other)
+    encoder = load_encoder(other.parent)
+    assert encoder.info.note == "of your own, read by the rules of tiny-eva, whose shape it has"
+    assert encoder.info.licence == "unknown"
+
+
+def test_a_tower_of_ones_own(models: Path, tmp_path: Path):
+    tensors = tower_file("openai", width=64, seed=3)
+    del tensors["logit_scale"]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(
+        ModelError, match=r"mine reads language models of width 64, and none of the published is"
+    ):
+        load_encoder(folder)
+    encoder = load_encoder(folder, language_model="tiny-8b-cc")
+    assert (encoder.info.name, encoder.info.note) == ("mine", "openai tower of your own")
+    assert encoder.encode_texts(TEXTS).shape == (3, 16)
+
+
+def test_a_language_model_of_ones_own_alone(models: Path, tmp_path: Path):
+    from llm2clip.encoders.language_encoder import load_text_only
+
+    mine = load_text_only(Path(shutil.copytree(models / "tiny-8b", tmp_path / "mine")))
+    assert (mine.info.name, mine.info.licence, mine.info.languages, mine.info.note) == (
+        "mine",
+        "unknown",
+        (),
+        "",
+    )
+    expected = load_encoder("tiny-8b-cc").encode_texts(TEXTS)
+    np.testing.assert_array_equal(mine.encode_texts(TEXTS), expected)
+
+
+def test_a_tokenizer_from_elsewhere(models: Path, tmp_path: Path):
+    file = shutil.copytree(models / "tiny-8b", tmp_path / "llama") / "tokenizer.json"
+    file.replace(tmp_path / "tokenizer.json")
+    file.symlink_to(tmp_path / "tokenizer.json")
+    with pytest.raises(ModelError, match=r"llama/tokenizer\.json is a link that leads out of its folder"):
+        load_encoder("tiny-openai", language_model=file.parent).encode_texts(TEXTS)
+    (tmp_path / "lora").mkdir()
+    other = shutil.copytree(models / "tiny-8b", tmp_path / "other")
+    (other / "lora").symlink_to(tmp_path / "lora")
+    with pytest.raises(ModelError, match=r"other/lora is a link that leads out of its folder"):
+        load_encoder("tiny-openai", language_model=other).encode_texts(TEXTS)
