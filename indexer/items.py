@@ -224,8 +224,9 @@ class ItemsReader:
         self.meta: dict[str, str] = dict(self.rows("SELECT key, value FROM meta"))
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Close the file, once nothing reads it: threads of a build that failed may still ask."""
+        with self._lock:
+            self._db.close()
 
     def rows(self, statement: str, *values: str | int | bytes) -> list[Any]:
         """What a statement finds."""

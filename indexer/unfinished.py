@@ -144,8 +144,9 @@ class Unfinished:
         return self._files[file]
 
     def close(self) -> None:
-        """Close the file."""
-        self._db.close()
+        """Close the file, once nothing reads it: threads of a build that failed may still ask."""
+        with self._lock:
+            self._db.close()
 
 
 def leftover(path: Path, *, rows: int) -> int:
