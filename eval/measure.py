@@ -253,13 +253,20 @@ def _cost(vectors: Vectors) -> CostRecord:
 
 
 def keep_cost(result: Result, earlier: Result | None) -> Result:
-    """A result whose vectors all came from disk keeps what encoding them cost when they were made."""
-    cost = result.cost
-    if earlier is None or earlier.cost is None or cost is None or earlier.encoder.key != result.encoder.key:
+    """A result whose vectors came from disk keeps what encoding them cost when they were made, on the same machine."""
+    cost, old = result.cost, earlier.cost if earlier else None
+    if earlier is None or old is None or cost is None:
+        return result
+    if (earlier.encoder.key, earlier.machine) != (result.encoder.key, result.machine):
+        return result
+    if not (cost.pictures_encoded or cost.texts_encoded):
+        return replace(result, cost=replace(old, pictures_encoded=0, texts_encoded=0))
+    if old.threads != cost.threads:
         return result
     kept = replace(
         cost,
-        pictures_per_second=cost.pictures_per_second or earlier.cost.pictures_per_second,
-        texts_per_second=cost.texts_per_second or earlier.cost.texts_per_second,
+        pictures_per_second=cost.pictures_per_second or old.pictures_per_second,
+        texts_per_second=cost.texts_per_second or old.texts_per_second,
+        peak_memory_mb=max(cost.peak_memory_mb, old.peak_memory_mb),
     )
     return replace(result, cost=kept)

@@ -17,7 +17,7 @@ from typing import Any
 
 from llm2clip.eval.description import code_version
 from llm2clip.eval.leaderboard import DIRECTIONS, KS, Board, published_table, title_of
-from llm2clip.eval.leaderboard_text import verdict
+from llm2clip.eval.leaderboard_text import TIE_GAP, verdict
 from llm2clip.eval.protocols import declared
 from llm2clip.eval.published import Comparison, licence_note, published_rows
 from llm2clip.eval.results import DirectionResult, Result, Share
@@ -121,6 +121,7 @@ def _result(result: Result, *, near: bool) -> dict[str, Any]:
         "resamples": result.resamples,
         "seed": result.seed,
         "near": near,
+        "ties": any(one.tie_gap > TIE_GAP for one in result.directions),
         "overlap": result.overlap,
         "overlapNote": result.overlap_note,
         "directions": {one.direction: _direction(one) for one in result.directions},

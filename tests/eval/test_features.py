@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -144,3 +145,12 @@ def test_many_are_written_as_they_come(tmp_path, pictures, monkeypatch):
     files = list((tmp_path / "vectors" / "a" / "images").iterdir())
     assert len(files) == 3
     assert all(file.suffix == ".npz" for file in files)
+
+
+def test_speed_is_that_of_what_was_encoded_now(tmp_path, pictures, monkeypatch):
+    encode_images(FakeEncoder(), pictures[:100], store=store(tmp_path))
+    passed = []  # the clock: one second for each picture that is done
+    monkeypatch.setattr(features, "time", SimpleNamespace(monotonic=lambda: float(len(passed))))
+    found = encode_images(FakeEncoder(), pictures, store=store(tmp_path), progress=passed.append)
+    assert (found.spent.encoded, found.spent.remembered) == (50, 100)
+    assert found.spent.seconds == 51

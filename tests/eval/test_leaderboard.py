@@ -205,3 +205,28 @@ def test_a_browser_draws_it(tmp_path, clip, make_result, language, word):
     assert "&lt;img src=x onerror" in done.stdout
     assert "<img" not in done.stdout.replace("&lt;img", "")
     assert "62.2" in done.stdout
+
+
+def test_ties_that_decide_are_told(make_result):
+    fine = make_result(label="fine", key="a" * 64)
+    even = [replace(at, optimistic=min(1.0, at.value + 0.002)) for at in fine.directions[0].recall]
+    sides = (replace(fine.directions[0], recall=tuple(even)), fine.directions[1])
+    coarse = replace(make_result(label="coarse", key="b" * 64), directions=sides)
+    board = build_board([fine, coarse])
+    lines = {
+        line.split("|")[1].strip(" *"): line
+        for line in markdown(board, limit=0).splitlines()
+        if "| **" in line
+    }
+    assert "ties move recall by up to 0.2: coarse or collapsed vectors" in lines["coarse"]
+    assert "ties" not in lines["fine"]
+    assert {one["encoder"]: one["ties"] for one in page_data(board, now=NOW)["results"]} == {
+        "fine": False,
+        "coarse": True,
+    }
+
+
+def test_a_label_ends_no_cell_and_begins_no_markup(make_result):
+    text = markdown(build_board([make_result(label="a|b<img src=x>")]), limit=0)
+    assert "| **a\\|b&lt;img src=x>** |" in text
+    assert "<img" not in text
