@@ -61,6 +61,12 @@ def test_a_second_run_encodes_nothing(tmp_path, pictures):
     assert again.digests == first.digests
 
 
+def test_texts_are_told_apart_by_every_character(tmp_path):
+    texts = ["Red", "red", "red ", "re\u0301d", "r\u00e9d"]
+    found = encode_texts(FakeEncoder(), texts, store=store(tmp_path))
+    assert (found.spent.encoded, len(set(found.digests))) == (5, 5)
+
+
 def test_content_counts_and_names_do_not(tmp_path, pictures):
     encode_images(FakeEncoder(), pictures, store=store(tmp_path))
     encoder = FakeEncoder()

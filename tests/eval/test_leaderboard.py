@@ -123,6 +123,13 @@ def test_who_shares_the_first_place(make_result):
     }
 
 
+def test_intervals_stand_beside_their_numbers(make_result):
+    [table] = build_board([make_result()]).tables  # by hand: a quarter to either side, within 0 and 100
+    cells = {measure: (cell.value, cell.low, cell.high) for measure, cell in table.ours[0].cells.items()}
+    assert cells["t2i", 1] == (50, 25, 75)
+    assert cells["i2t", 5] == (75, 50, 100)
+
+
 def test_languages_are_summed_up(make_result):
     ranks = {"en": [1, 1, 1, 2], "zh": [1, 1, 2, 2], "de": [2, 2, 2, 1]}
     board = build_board([make_result(ranks=one, language=code) for code, one in ranks.items()])
