@@ -219,6 +219,7 @@ def _note(row: Row) -> str:
     notes = []
     if row.result is not None:
         notes += ["≈ best"] * row.near_best
+        notes += ["other pictures or captions than most of ours here"] * row.other_queries
         gap = max((one.tie_gap for one in row.result.directions), default=0.0)
         notes += [f"ties move recall by up to {100 * gap:.1f}: coarse or collapsed vectors"] * (gap > TIE_GAP)
         notes += [f"{row.result.overlap}: {row.result.overlap_note}"] * bool(row.result.overlap_note)

@@ -6,8 +6,10 @@ import hashlib
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -240,16 +242,27 @@ def _cost(vectors: Vectors) -> CostRecord:
         spent = side.spent
         return spent.encoded / spent.seconds if spent.encoded >= _TIMED and spent.seconds > 0 else None
 
-    # Kilobytes on Linux, bytes on macOS.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return CostRecord(
         pictures_encoded=vectors.images.spent.encoded,
         texts_encoded=vectors.texts.spent.encoded,
         pictures_per_second=rate(vectors.images),
         texts_per_second=rate(vectors.texts),
-        peak_memory_mb=round(peak / 1e6),
+        peak_memory_mb=peak_memory_mb(),
         threads=torch.get_num_threads(),
     )
+
+
+def peak_memory_mb() -> int:
+    """Most memory of this process since :func:`forget_peak`, in millions of bytes."""
+    # Kilobytes on Linux, bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return round(peak / 1e6)
+
+
+def forget_peak() -> None:
+    """Begin to watch the memory of this process anew, where the system can (Linux), as between two encoders."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def keep_cost(result: Result, earlier: Result | None) -> Result:

@@ -256,7 +256,7 @@ class CostRecord:
     texts_per_second: float | None
     """Likewise."""
     peak_memory_mb: int
-    """Most memory of the process so far, in millions of bytes."""
+    """Most memory of the process from opening the encoder on, in millions of bytes; without Linux, from its start."""
     threads: int
     """CPU threads of the arithmetic."""
 

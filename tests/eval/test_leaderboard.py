@@ -114,7 +114,11 @@ def test_who_shares_the_first_place(make_result):
     less = make_result(label="less", key="c" * 64, ranks=[2] * 60 + [1] * 2 + [2] * 38)
     elsewhere = make_result(label="elsewhere", key="d" * 64, ranks=[1] * 10)
     elsewhere = replace(elsewhere, set=replace(elsewhere.set, sha256="9" * 64))
-    [table] = build_board([best, same, less, elsewhere]).tables
+    board = build_board([elsewhere, best, same, less])
+    [table] = board.tables
+    assert [row.label for row in table.ours if row.other_queries] == ["elsewhere"]
+    assert [one["encoder"] for one in page_data(board, now=NOW)["results"] if one["other"]] == ["elsewhere"]
+    assert markdown(board, limit=0).count("other pictures or captions than most of ours here") == 1
     assert {row.label: row.near_best for row in table.ours} == {
         "best": True,
         "same": True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,15 @@ from llm2clip.encoders import FakeEncoder
 from llm2clip.eval.description import describe
 from llm2clip.eval.features import Encoded, Spent
 from llm2clip.eval.intervals import Resampling, bootstrap_interval
-from llm2clip.eval.measure import MeasureOptions, Vectors, content_sha256, keep_cost, measure
+from llm2clip.eval.measure import (
+    MeasureOptions,
+    Vectors,
+    content_sha256,
+    forget_peak,
+    keep_cost,
+    measure,
+    peak_memory_mb,
+)
 from llm2clip.eval.results import CostRecord
 from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
 
@@ -105,3 +114,15 @@ def measured(tmp_path, images, texts, owner, *, resampling):
     vectors = Vectors(**dict(zip(("images", "texts"), sides, strict=True)))
     options = MeasureOptions(hubs=False, resampling=resampling)
     return measure(the_set, vectors, encoder=describe(FakeEncoder()), options=options)
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="this system does not forget the peak of a process",
+)
+def test_the_memory_of_one_encoder_is_not_that_of_the_one_before():
+    large = np.ones(25_000_000)
+    before = peak_memory_mb()
+    del large
+    forget_peak()
+    assert peak_memory_mb() <= before - 150
