@@ -59,7 +59,7 @@ class Spent:
     remembered: int = 0
     """Items whose vectors were on disk."""
     seconds: float = 0.0
-    """Wall clock from the first item read to the last vector."""
+    """Wall clock from the first item that had to be encoded to the last vector."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +215,8 @@ def encode_images(
             digests.append(digest)
             if pixels is not None:
                 new.add(row, digest, pixels)
+            elif not (new.rows or spent.encoded):
+                began = time.monotonic()  # what an earlier run encoded says nothing of speed
             if len(new.rows) == _BATCH or (new.rows and row == len(pictures) - 1):
                 vectors[new.rows] = encoder.encode_prepared(np.stack(new.pixels))
                 pending.add(new.digests, vectors[new.rows])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -68,6 +69,8 @@ class Row:
     """Whether a printed model is known to have seen the set in training; ours is in the result."""
     near_best: bool = False
     """Of ours: whether it cannot be told from the best of ours here."""
+    other_queries: bool = False
+    """Of ours: whether it was asked about other pictures or captions than most of ours here."""
 
     @property
     def ours(self) -> bool:
@@ -198,15 +201,17 @@ def title_of(dataset: str) -> str:
     """The name of a protocol in words, with its language."""
     name, _, language = dataset.partition(":")
     protocol = declared(name.removesuffix(PARTIAL))
-    title = protocol.title if protocol else name
+    title = protocol.title if protocol else name.removesuffix(PARTIAL)
     if name.endswith(PARTIAL):
         title += ", a part of it"
     return f"{title}: {language}" if language else title
 
 
 def _table(dataset: str, results: Sequence[Result]) -> Table:
-    shared = _shared_first(results)
-    ours = sorted((_our_row(result, shared) for result in results), key=_order)
+    asked = Counter(result.set.sha256 for result in results).most_common(1)[0][0]
+    shared = _shared_first([result for result in results if result.set.sha256 == asked])
+    rows = (replace(_our_row(result, shared), other_queries=result.set.sha256 != asked) for result in results)
+    ours = sorted(rows, key=_order)
     return Table(
         dataset=dataset, title=title_of(dataset), ours=tuple(ours), published=published_table(dataset)
     )
@@ -215,12 +220,13 @@ def _table(dataset: str, results: Sequence[Result]) -> Table:
 def _shared_first(results: Sequence[Result]) -> frozenset[str]:
     """The encoders that cannot be told from the best, text to picture at 1; none where only one was measured.
 
-    Only results on the very same pictures and captions are compared.
+    Args:
+        results: All on the very same pictures and captions.
     """
     hits, clusters = {}, None
     for result in results:
         direction = result.direction("t2i")
-        if direction and direction.ranks and result.set.sha256 == results[0].set.sha256:
+        if direction and direction.ranks:
             hits[_who(result)] = (unpack(direction.ranks) <= 1).astype(np.float64)
             clusters = unpack(direction.clusters).astype(np.int64)
     if len(hits) < 2:

@@ -15,7 +15,10 @@ from llm2clip.indexer.terminal import plain
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-
+_MARKS = str.maketrans({"|": "\\|", "<": "&lt;"})
+"""What would end a cell of Markdown, or begin HTML in it."""
+TIE_GAP = 0.001
+"""Share by which ties may move a recall before a table says so."""
 _CSV_FIELDS = [
     "kind",
     "dataset",
@@ -216,6 +219,9 @@ def _note(row: Row) -> str:
     notes = []
     if row.result is not None:
         notes += ["≈ best"] * row.near_best
+        notes += ["other pictures or captions than most of ours here"] * row.other_queries
+        gap = max((one.tie_gap for one in row.result.directions), default=0.0)
+        notes += [f"ties move recall by up to {100 * gap:.1f}: coarse or collapsed vectors"] * (gap > TIE_GAP)
         notes += [f"{row.result.overlap}: {row.result.overlap_note}"] * bool(row.result.overlap_note)
         for one in row.result.through:
             losses = ", ".join(f"R@{at.k} {100 * (at.through - at.exact):+.1f}" for at in one.at)
@@ -284,6 +290,6 @@ def _language_line(row: LanguageRow) -> list[str]:
 def _md_table(heads: list[str], lines: Iterable[list[str]]) -> list[str]:
     rows = [heads, ["---"] * len(heads), *lines]
     return [
-        *("| " + " | ".join(plain(cell).replace("|", "\\|") for cell in row) + " |" for row in rows),
+        *("| " + " | ".join(plain(cell).translate(_MARKS) for cell in row) + " |" for row in rows),
         "",
     ]

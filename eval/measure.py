@@ -6,8 +6,10 @@ import hashlib
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -240,26 +242,44 @@ def _cost(vectors: Vectors) -> CostRecord:
         spent = side.spent
         return spent.encoded / spent.seconds if spent.encoded >= _TIMED and spent.seconds > 0 else None
 
-    # Kilobytes on Linux, bytes on macOS.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return CostRecord(
         pictures_encoded=vectors.images.spent.encoded,
         texts_encoded=vectors.texts.spent.encoded,
         pictures_per_second=rate(vectors.images),
         texts_per_second=rate(vectors.texts),
-        peak_memory_mb=round(peak / 1e6),
+        peak_memory_mb=peak_memory_mb(),
         threads=torch.get_num_threads(),
     )
 
 
+def peak_memory_mb() -> int:
+    """Most memory of this process since :func:`forget_peak`, in millions of bytes."""
+    # Kilobytes on Linux, bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return round(peak / 1e6)
+
+
+def forget_peak() -> None:
+    """Begin to watch the memory of this process anew, where the system can (Linux), as between two encoders."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def keep_cost(result: Result, earlier: Result | None) -> Result:
-    """A result whose vectors all came from disk keeps what encoding them cost when they were made."""
-    cost = result.cost
-    if earlier is None or earlier.cost is None or cost is None or earlier.encoder.key != result.encoder.key:
+    """A result whose vectors came from disk keeps what encoding them cost when they were made, on the same machine."""
+    cost, old = result.cost, earlier.cost if earlier else None
+    if earlier is None or old is None or cost is None:
+        return result
+    if (earlier.encoder.key, earlier.machine) != (result.encoder.key, result.machine):
+        return result
+    if not (cost.pictures_encoded or cost.texts_encoded):
+        return replace(result, cost=replace(old, pictures_encoded=0, texts_encoded=0))
+    if old.threads != cost.threads:
         return result
     kept = replace(
         cost,
-        pictures_per_second=cost.pictures_per_second or earlier.cost.pictures_per_second,
-        texts_per_second=cost.texts_per_second or earlier.cost.texts_per_second,
+        pictures_per_second=cost.pictures_per_second or old.pictures_per_second,
+        texts_per_second=cost.texts_per_second or old.texts_per_second,
+        peak_memory_mb=max(cost.peak_memory_mb, old.peak_memory_mb),
     )
     return replace(result, cost=kept)

@@ -36,6 +36,8 @@ class Overlap:
 
 NOTHING_KNOWN = Overlap(level=Level.NONE_KNOWN)
 """Of most pairs."""
+_UNTRAINED = "random-"
+"""Begins the names of encoders with random weights (``chance.py``), which have seen nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ def overlap(encoder: str, *, protocol: str) -> Overlap:
         protocol: Id of the data set, with or without language and ``+partial``.
     """
     name, wanted = encoder.lower(), protocol.lower()
+    if name.startswith(_UNTRAINED):
+        return NOTHING_KNOWN
     for entry in _entries():
         if any(wanted.startswith(one) for one in entry.sets) and any(
             fnmatchcase(name, pattern) for pattern in entry.encoders

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.eval.description import code_version
-from llm2clip.eval.leaderboard import DIRECTIONS, KS, Board, published_table, title_of
-from llm2clip.eval.leaderboard_text import verdict
+from llm2clip.eval.leaderboard import DIRECTIONS, KS, Board, Row, published_table, title_of
+from llm2clip.eval.leaderboard_text import TIE_GAP, verdict
 from llm2clip.eval.protocols import declared
 from llm2clip.eval.published import Comparison, licence_note, published_rows
 from llm2clip.eval.results import DirectionResult, Result, Share
@@ -50,11 +50,11 @@ def _embedded(data: dict[str, Any]) -> str:
 
 def page_data(board: Board, *, now: datetime) -> dict[str, Any]:
     """All that the page's script shows, as plain JSON."""
-    near = {
-        (table.dataset, row.label, row.result.encoder.key)
+    rows = {
+        (table.dataset, row.label, row.result.encoder.key): row
         for table in board.tables
         for row in table.ours
-        if row.near_best and row.result
+        if row.result
     }
     names = dict.fromkeys(
         [table.dataset for table in board.tables] + [row.dataset for row in published_rows()]
@@ -64,7 +64,7 @@ def page_data(board: Board, *, now: datetime) -> dict[str, Any]:
         "code": code_version(),
         "licence": {"en": licence_note("en"), "zh": licence_note("zh")},
         "results": [
-            _result(result, near=(result.set.id, result.encoder.label, result.encoder.key) in near)
+            _result(result, row=rows[result.set.id, result.encoder.label, result.encoder.key])
             for result in board.results
         ],
         "titles": {name: title_of(name) for name in names},
@@ -93,7 +93,7 @@ def _protocols(datasets: Sequence[str] | dict[str, None]) -> dict[str, dict[str,
     return found
 
 
-def _result(result: Result, *, near: bool) -> dict[str, Any]:
+def _result(result: Result, *, row: Row) -> dict[str, Any]:
     encoder, of = result.encoder, result.set
     return {
         "set": of.id,
@@ -120,7 +120,9 @@ def _result(result: Result, *, near: bool) -> dict[str, Any]:
         "libraries": [f"{name} {version}" for name, version in result.libraries],
         "resamples": result.resamples,
         "seed": result.seed,
-        "near": near,
+        "near": row.near_best,
+        "other": row.other_queries,
+        "ties": any(one.tie_gap > TIE_GAP for one in result.directions),
         "overlap": result.overlap,
         "overlapNote": result.overlap_note,
         "directions": {one.direction: _direction(one) for one in result.directions},

@@ -104,6 +104,11 @@ class DirectionResult:
         """Recall at this k, if it was measured."""
         return next((one for one in self.recall if one.k == k), None)
 
+    @property
+    def tie_gap(self) -> float:
+        """The most by which the order of equal scores moves a recall: above 0.001, scores are suspect."""
+        return max((one.optimistic - one.value for one in self.recall), default=0.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
@@ -251,7 +256,7 @@ class CostRecord:
     texts_per_second: float | None
     """Likewise."""
     peak_memory_mb: int
-    """Most memory of the process so far, in millions of bytes."""
+    """Most memory of the process from opening the encoder on, in millions of bytes; without Linux, from its start."""
     threads: int
     """CPU threads of the arithmetic."""
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from llm2clip.eval.description import describe, store_key
 from llm2clip.eval.features import FeatureStore, Picture
-from llm2clip.eval.measure import MeasureOptions, Vectors, encode_set, keep_cost, measure
+from llm2clip.eval.measure import (
+    MeasureOptions,
+    Vectors,
+    encode_set,
+    forget_peak,
+    keep_cost,
+    measure,
+)
 from llm2clip.eval.results import Lengths, Result, Through, read_result, write_result
 from llm2clip.eval.retrieval_set import RetrievalSet
 
@@ -89,6 +96,7 @@ def run(
     reporter = reporter or Silence()
     digests: dict[Picture, bytes] = {}
     for candidate in candidates:
+        forget_peak()
         encoder = candidate.open()
         record = describe(encoder, label=candidate.label, parity=candidate.parity)
         store = FeatureStore(options.cache, key=store_key(record), dim=record.dim, digests=digests)

@@ -38,13 +38,13 @@ def measure_through(
 
     Args:
         place: The folder of the index.
-        the_set: The pictures, which must all be in it.
+        the_set: The pictures, which should all be in it: one that is not there is never found, and counts as lost.
         vectors: Their and the captions' vectors by the same encoder.
         info: That encoder.
         ks: Lengths of answer lists.
 
     Raises:
-        ValueError: There is no index, it is of another encoder, or pictures of the set are not in it.
+        ValueError: There is no index, it is of another encoder or over other pictures, or it has fewer than the set.
         OSError: The pictures that were indexed are no longer there.
     """
     from llm2clip.indexer import open_index

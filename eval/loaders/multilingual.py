@@ -88,7 +88,7 @@ def wit(layout: Layout) -> Draft:
     A picture is found by the ``wit_ix`` of any of its rows or by the name in its address, with any ending.
 
     Raises:
-        DatasetError: If a row has another form, is of another language, or repeats caption and picture.
+        DatasetError: If a row has another form or is of another language, or one file fits two addresses.
     """
     path, draft = layout.path("captions"), layout.draft
     rows: dict[str, list[tuple[str, str, str]]] = {}
@@ -99,11 +99,17 @@ def wit(layout: Layout) -> Draft:
         text = entry(record, "caption_reference_description", kind=str, where=where)
         rows.setdefault(url, []).append((text, entry(record, "wit_ix", kind=str, where=where), where))
     files = _by_stem(take(layout.pictures(), Path, where=str(path)))
+    taken: dict[Path, str] = {}
     for url, own in rows.items():
         address = Path(unquote(urlsplit(url).path)).name
         quoted = Path(urlsplit(url).path).name
         stems = [*(number for _, number, _ in own), Path(address).stem, Path(quoted).stem]
         file = next((files[stem] for stem in stems if stem in files), None)
+        if file and taken.setdefault(file, url) != url:
+            raise DatasetError(
+                f"{file} fits two pictures, {taken[file]} and {url}: expected one file for each. Name them by wit_ix, "
+                f"such as {own[0][1]}{file.suffix}"
+            )
         draft.image(url, ImageRef(key=url, file=file) if file else None, where=str(path))
         for text, _, where in own:
             draft.caption(text, url, where=where)

@@ -98,6 +98,17 @@ def test_languages_count_the_same_however_many_queries():
     assert found.languages["zh"] == bootstrap_interval(hits["zh"], clusters=clusters["zh"])
 
 
+def test_languages_of_the_same_pictures_are_drawn_together():
+    """Three languages that find the same pictures tell no more than one; three that differ would."""
+    hits = np.tile([1.0, 0.0], 50)
+    alike = dict.fromkeys(("en", "de", "zh"), hits)
+    found = by_language(alike, clusters={code: np.arange(100) for code in alike})
+    one = bootstrap_interval(hits, clusters=np.arange(100))
+    assert found.high - found.low == pytest.approx(one.high - one.low, rel=0.05)
+    apart = by_language(alike, clusters={code: np.arange(100) + 100 * n for n, code in enumerate(alike)})
+    assert apart.high - apart.low == pytest.approx((one.high - one.low) / np.sqrt(3), rel=0.1)
+
+
 def test_a_set_without_english_has_no_gap_to_it():
     found = by_language({"zh": np.ones(3)}, clusters={"zh": np.arange(3)})
     assert (found.english_gap, found.spread, found.worst_languages) == (None, 0.0, ("zh",))

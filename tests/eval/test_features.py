@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -58,6 +59,12 @@ def test_a_second_run_encodes_nothing(tmp_path, pictures):
     assert (again.spent.encoded, again.spent.remembered) == (0, 150)
     assert words.spent.encoded == 3  # equal texts are read once
     assert again.digests == first.digests
+
+
+def test_texts_are_told_apart_by_every_character(tmp_path):
+    texts = ["Red", "red", "red ", "re\u0301d", "r\u00e9d"]
+    found = encode_texts(FakeEncoder(), texts, store=store(tmp_path))
+    assert (found.spent.encoded, len(set(found.digests))) == (5, 5)
 
 
 def test_content_counts_and_names_do_not(tmp_path, pictures):
@@ -144,3 +151,12 @@ def test_many_are_written_as_they_come(tmp_path, pictures, monkeypatch):
     files = list((tmp_path / "vectors" / "a" / "images").iterdir())
     assert len(files) == 3
     assert all(file.suffix == ".npz" for file in files)
+
+
+def test_speed_is_that_of_what_was_encoded_now(tmp_path, pictures, monkeypatch):
+    encode_images(FakeEncoder(), pictures[:100], store=store(tmp_path))
+    passed = []  # the clock: one second for each picture that is done
+    monkeypatch.setattr(features, "time", SimpleNamespace(monotonic=lambda: float(len(passed))))
+    found = encode_images(FakeEncoder(), pictures, store=store(tmp_path), progress=passed.append)
+    assert (found.spent.encoded, found.spent.remembered) == (50, 100)
+    assert found.spent.seconds == 51

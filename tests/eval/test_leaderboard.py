@@ -114,13 +114,24 @@ def test_who_shares_the_first_place(make_result):
     less = make_result(label="less", key="c" * 64, ranks=[2] * 60 + [1] * 2 + [2] * 38)
     elsewhere = make_result(label="elsewhere", key="d" * 64, ranks=[1] * 10)
     elsewhere = replace(elsewhere, set=replace(elsewhere.set, sha256="9" * 64))
-    [table] = build_board([best, same, less, elsewhere]).tables
+    board = build_board([elsewhere, best, same, less])
+    [table] = board.tables
+    assert [row.label for row in table.ours if row.other_queries] == ["elsewhere"]
+    assert [one["encoder"] for one in page_data(board, now=NOW)["results"] if one["other"]] == ["elsewhere"]
+    assert markdown(board, limit=0).count("other pictures or captions than most of ours here") == 1
     assert {row.label: row.near_best for row in table.ours} == {
         "best": True,
         "same": True,
         "less": False,
         "elsewhere": False,  # asked other questions
     }
+
+
+def test_intervals_stand_beside_their_numbers(make_result):
+    [table] = build_board([make_result()]).tables  # by hand: a quarter to either side, within 0 and 100
+    cells = {measure: (cell.value, cell.low, cell.high) for measure, cell in table.ours[0].cells.items()}
+    assert cells["t2i", 1] == (50, 25, 75)
+    assert cells["i2t", 5] == (75, 50, 100)
 
 
 def test_languages_are_summed_up(make_result):
@@ -205,3 +216,28 @@ def test_a_browser_draws_it(tmp_path, clip, make_result, language, word):
     assert "&lt;img src=x onerror" in done.stdout
     assert "<img" not in done.stdout.replace("&lt;img", "")
     assert "62.2" in done.stdout
+
+
+def test_ties_that_decide_are_told(make_result):
+    fine = make_result(label="fine", key="a" * 64)
+    even = [replace(at, optimistic=min(1.0, at.value + 0.002)) for at in fine.directions[0].recall]
+    sides = (replace(fine.directions[0], recall=tuple(even)), fine.directions[1])
+    coarse = replace(make_result(label="coarse", key="b" * 64), directions=sides)
+    board = build_board([fine, coarse])
+    lines = {
+        line.split("|")[1].strip(" *"): line
+        for line in markdown(board, limit=0).splitlines()
+        if "| **" in line
+    }
+    assert "ties move recall by up to 0.2: coarse or collapsed vectors" in lines["coarse"]
+    assert "ties" not in lines["fine"]
+    assert {one["encoder"]: one["ties"] for one in page_data(board, now=NOW)["results"]} == {
+        "fine": False,
+        "coarse": True,
+    }
+
+
+def test_a_label_ends_no_cell_and_begins_no_markup(make_result):
+    text = markdown(build_board([make_result(label="a|b<img src=x>")]), limit=0)
+    assert "| **a\\|b&lt;img src=x>** |" in text
+    assert "<img" not in text

@@ -19,6 +19,7 @@ from llm2clip.eval.overlap import Level, overlap
         ("M-CLIP/XLM-Roberta-Large-Vit-L-14", "xtd10:ru", Level.TRAINED_ON),
         ("BLIP base coco", "xtd10", Level.TRAINED_ON),
         ("openai/clip-vit-base-patch16", "coco-5k", Level.NONE_KNOWN),
+        ("random-chinese-clip", "coco-cn-1k", Level.NONE_KNOWN),
     ],
 )
 def test_known_pairs(encoder, protocol, level):

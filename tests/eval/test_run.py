@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder
@@ -131,6 +132,27 @@ def test_an_index_that_has_lost_pictures_shows_it(six, tmp_path, tars, options):
     )
     at = english.through[0].at[0]
     assert (at.exact, at.through, at.overlap) == (1.0, 0.5, 0.5)
+
+
+def test_every_k_of_an_index_and_the_lengths_count_their_own_answers(tmp_path, tars, colours, options):
+    """A picture half blue and half green is told as blue: all blue comes first, and it second."""
+    both = Image.new("RGB", (16, 16), colours.palette["blue"])
+    both.paste(colours.palette["green"], (8, 0, 16, 16))
+    stream = io.BytesIO()
+    both.save(stream, "PNG")
+    pictures = {word: (tars.colour(rgb), word) for word, rgb in colours.palette.items()}
+    pictures["half"] = (stream.getvalue(), "blue")
+    items = {key: (picture, {"captions": {"en": told}}) for key, (picture, told) in pictures.items()}
+    place = tars.write(tmp_path / "told.tar", items)
+    build_index(place, tmp_path / "told.index", encoder=colours.Encoder())
+    [found] = run(
+        [Candidate(label="", open=colours.Encoder)],
+        [load_data(place, language="en")],
+        options=replace(options, through=(tmp_path / "told.index",)),
+    )
+    assert [(at.k, at.exact, at.through) for at in found.through[0].at] == [(1, 6 / 7, 6 / 7), (5, 1, 1)]
+    assert found.lengths is not None
+    assert [(one.queries, one.value) for one in found.lengths.buckets] == [(7, 6 / 7)]
 
 
 def test_two_encoders_become_tables_page_and_a_verdict(tmp_path, tars, colours, options):

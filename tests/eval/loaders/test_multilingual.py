@@ -194,6 +194,19 @@ def test_wit_rows_of_one_address_are_one_picture(folder, linked):
     assert "1 of 3 pictures are not there" in found.notes[0]
 
 
+def test_wit_pictures_of_one_name_need_names_of_their_own(folder):
+    rows = [wit_row(1, "https://a.example/Map.svg", "one"), wit_row(2, "https://b.example/Map.png", "two")]
+    folder.pictures("wit-iglue/images", ["Map.png"])
+    folder.json_lines("iglue/datasets/wit/annotations/test_el.jsonl", rows)
+    with pytest.raises(
+        DatasetError, match=r"Map\.png fits two pictures, .*a\.example.* such as wit-test_2\.png"
+    ):
+        folder.load("wit-iglue", "el")
+    folder.pictures("wit-iglue/images", ["wit-test_2.png"])
+    found = folder.load("wit-iglue", "el")
+    assert [image.file.name for image in found.images] == ["Map.png", "wit-test_2.png"]
+
+
 def test_wit_of_another_language_is_refused(folder):
     folder.pictures("wit-iglue/images", [])
     folder.json_lines(

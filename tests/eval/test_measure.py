@@ -1,0 +1,128 @@
+"""Vectors by hand against counts by hand; what encoding cost belongs to the run that encoded."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.eval.description import describe
+from llm2clip.eval.features import Encoded, Spent
+from llm2clip.eval.intervals import Resampling, bootstrap_interval
+from llm2clip.eval.measure import (
+    MeasureOptions,
+    Vectors,
+    content_sha256,
+    forget_peak,
+    keep_cost,
+    measure,
+    peak_memory_mb,
+)
+from llm2clip.eval.results import CostRecord
+from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
+
+ENCODED = CostRecord(
+    pictures_encoded=900,
+    texts_encoded=800,
+    pictures_per_second=30.0,
+    texts_per_second=70.0,
+    peak_memory_mb=2000,
+    threads=4,
+)
+REMEMBERED = CostRecord(
+    pictures_encoded=0,
+    texts_encoded=0,
+    pictures_per_second=None,
+    texts_per_second=None,
+    peak_memory_mb=300,
+    threads=1,
+)
+
+
+def test_a_run_that_encodes_nothing_keeps_what_it_cost(make_result):
+    earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, REMEMBERED))
+    assert keep_cost(again, earlier).cost == replace(ENCODED, pictures_encoded=0, texts_encoded=0)
+    assert keep_cost(again, None).cost == REMEMBERED
+
+
+@pytest.mark.parametrize("change", ["machine", "encoder"])
+def test_what_another_machine_or_encoder_cost_is_not_kept(make_result, change):
+    earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, REMEMBERED))
+    if change == "machine":
+        earlier = replace(earlier, machine="another")
+    else:
+        earlier = replace(earlier, encoder=replace(earlier.encoder, key="9" * 64))
+    assert keep_cost(again, earlier).cost == REMEMBERED
+
+
+def test_a_side_that_is_encoded_anew_has_its_new_rate(make_result):
+    some = replace(
+        ENCODED, pictures_encoded=0, pictures_per_second=None, texts_per_second=90.0, peak_memory_mb=500
+    )
+    earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, some))
+    kept = keep_cost(again, earlier).cost
+    assert (kept.pictures_per_second, kept.texts_per_second, kept.peak_memory_mb) == (30.0, 90.0, 2000)
+    slower = replace(again, cost=replace(some, threads=1))
+    assert keep_cost(slower, earlier).cost.pictures_per_second is None
+
+
+def test_intervals_draw_pictures_with_all_their_captions(tmp_path):
+    """Of 40 pictures with five captions each the first 20 are found by all five, the others by none."""
+    pictures, captions = 40, 5
+    owner = np.repeat(np.arange(pictures), captions)
+    images = np.eye(pictures, dtype=np.float32)
+    texts = images[np.where(owner < 20, owner, 0)]
+    found = measured(tmp_path, images, texts, owner, resampling=Resampling(times=400))
+    at = found.directions[0].recall[0]
+    hits = (owner < 20).astype(float)
+    by_picture = bootstrap_interval(hits, clusters=owner, resampling=Resampling(times=400))
+    assert (at.value, at.low, at.high) == (0.5, by_picture.low, by_picture.high)
+    alone = bootstrap_interval(hits, resampling=Resampling(times=400))
+    assert at.high - at.low > 2 * (alone.high - alone.low)
+
+
+def test_a_set_is_known_by_pictures_captions_and_what_belongs_together():
+    images, captions = ["a", "b"], ["c", "d"]
+    ours = content_sha256(images, captions, [(0,), (1,)])
+    assert ours == content_sha256(images, captions, [[0], [1]])
+    others = {
+        content_sha256(images, captions, [(1,), (0,)]),
+        content_sha256(images, captions, [(0, 1), (1,)]),
+        content_sha256(images[::-1], captions, [(0,), (1,)]),
+        content_sha256(images, ["c", "e"], [(0,), (1,)]),
+        content_sha256(["a", "b", "c"], ["d"], [(0,), (1,)]),
+    }
+    assert len(others - {ours}) == 5
+
+
+def measured(tmp_path, images, texts, owner, *, resampling):
+    """A measurement on vectors by hand."""
+    the_set = RetrievalSet(
+        protocol="by-hand",
+        images=[ImageRef(key=str(number), file=tmp_path / "nowhere") for number in range(len(images))],
+        captions=[f"caption {number}" for number in range(len(texts))],
+        caption_images=[(int(place),) for place in owner],
+        complete=True,
+    )
+    sides = (
+        Encoded(vectors=rows, digests=tuple(map(str, range(len(rows)))), spent=Spent())
+        for rows in (images, texts)
+    )
+    vectors = Vectors(**dict(zip(("images", "texts"), sides, strict=True)))
+    options = MeasureOptions(hubs=False, resampling=resampling)
+    return measure(the_set, vectors, encoder=describe(FakeEncoder()), options=options)
+
+
+@pytest.mark.skipif(
+    not os.access("/proc/self/clear_refs", os.W_OK),
+    reason="this system does not forget the peak of a process",
+)
+def test_the_memory_of_one_encoder_is_not_that_of_the_one_before():
+    large = np.ones(25_000_000)
+    before = peak_memory_mb()
+    del large
+    forget_peak()
+    assert peak_memory_mb() <= before - 150
