@@ -108,7 +108,7 @@ def test_what_an_index_leaves_out_is_an_error_here(tmp_path, tars):
     (folder / "a.png").unlink()
     with pytest.raises(DatasetError, match="no pictures"):
         load_data(folder)
-    with pytest.raises(DatasetError, match="no such folder or tar"):
+    with pytest.raises(DatasetError, match="no such file or folder"):
         load_data(tmp_path / "nothing")
 
 
