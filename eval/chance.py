@@ -62,7 +62,7 @@ def make_random(family: str, folder: Path, *, seed: int = 0) -> Path:
     if family not in _MAKERS:
         raise ValueError(f"no random encoder of family {family!r}, expected one of {', '.join(_MAKERS)}")
     mark = folder / "random.json"
-    told = {"family": family, "seed": seed, "recipe": 2}
+    told = {"family": family, "seed": seed, "recipe": 3}
     if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")) == told:
         return folder
     if folder.is_dir() and any(folder.iterdir()) and not mark.is_file():
@@ -152,14 +152,16 @@ def _describe(folder: Path, family: str, *, end: str) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": end}), encoding="utf-8")
 
 
-def _bytes(begin: str, end: str, pad: str) -> Tokenizer:
+def _bytes(begin: str, end: str, pad: str, *, marks_last: bool = False) -> Tokenizer:
     """Every byte a token, so that every language can be read; begin and end around a text."""
     from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-    # Marks first: the fill's number is also where XLM-RoBERTa begins to count positions.
+    # Marks first: the fill's number is also where XLM-RoBERTa begins to count positions. OpenAI's towers take the
+    # state at the highest number, so there the end must come last.
     marks = [mark for mark in dict.fromkeys((begin, pad, end)) if mark]
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {word: number for number, word in enumerate((*marks, *letters))}
+    ordered = (*letters, *marks) if marks_last else (*marks, *letters)
+    words = {word: number for number, word in enumerate(ordered)}
     tokenizer = Tokenizer(models.BPE(words, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
@@ -171,7 +173,7 @@ def _bytes(begin: str, end: str, pad: str) -> Tokenizer:
 
 
 def _openai_layout(folder: Path, family: str) -> None:
-    tokenizer = _bytes(*_ENDS["clip"])
+    tokenizer = _bytes(*_ENDS["clip"], marks_last=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     make = chance_layouts.long_clip if family == "long-clip" else chance_layouts.eva02_clip
     make(folder, tokenizer.get_vocab_size())

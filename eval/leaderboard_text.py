@@ -1,24 +1,22 @@
-"""The leaderboard as terminal tables, Markdown and CSV."""
+"""The leaderboard as Markdown and CSV, and the words that terminal tables share with them."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterable
 
 from llm2clip.eval.leaderboard import DIRECTIONS, KS, Board, Cell, LanguageRow, Measure, Row, Table, title_of
 from llm2clip.eval.published import Comparison, licence_note
 from llm2clip.eval.results import Result
 from llm2clip.indexer.terminal import plain
 
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
 _MARKS = str.maketrans({"|": "\\|", "<": "&lt;"})
 """What would end a cell of Markdown, or begin HTML in it."""
 TIE_GAP = 0.001
 """Share by which ties may move a recall before a table says so."""
+COMPARISON_HEADS = ["encoder", "set", "R@k", "ours", "printed", "difference", "band", "within", "source"]
+"""Of the table that puts ours beside printed numbers."""
 _CSV_FIELDS = [
     "kind",
     "dataset",
@@ -48,33 +46,6 @@ _CSV_FIELDS = [
 ]
 
 
-def terminal_tables(board: Board, *, limit: int) -> list[RichTable]:
-    """One table for each set, ours and the best printed ones; one of differences to printed numbers."""
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    shown = []
-    for table in board.tables:
-        one = RichTable(title=Text(plain(_heading(table))), title_justify="left")
-        one.add_column("encoder", overflow="fold")
-        for head in _value_heads():
-            one.add_column(head, justify="right")
-        one.add_column("note", overflow="fold")
-        for row in table.rows(limit=limit):
-            cells = [_terminal_cell(row.cells.get(measure)) for measure in _measures()]
-            style = "bold" if row.ours else "dim"
-            one.add_row(Text(plain(row.label)), *cells, Text(plain(_note(row))), style=style)
-        shown.append(one)
-    if board.comparisons:
-        one = RichTable(title="ours and printed, same weights and protocol", title_justify="left")
-        for head in ("encoder", "set", "R@k", "ours", "printed", "difference", "band", "within", "source"):
-            one.add_column(head, overflow="fold")
-        for line in _comparison_lines(board):
-            one.add_row(*(Text(plain(word)) for word in line))
-        shown.append(one)
-    return shown
-
-
 def markdown(board: Board, *, limit: int) -> str:
     """The same as Markdown, with provenance and what the numbers mean."""
     parts = ["# Leaderboard", ""]
@@ -84,14 +55,16 @@ def markdown(board: Board, *, limit: int) -> str:
         "",
     ]
     for table in board.tables:
-        parts += [f"## {_heading(table)}", ""]
+        known = set_notes(table)
+        parts += [f"## {heading(table)}", ""]
+        parts += [f"{_md(note)}\n" for note in known]
         parts += _md_table(
-            ["encoder", *_value_heads(), "note"],
+            ["encoder", *value_heads(), "note"],
             (
                 [
                     f"**{row.label}**" if row.ours else row.label,
-                    *(_plain_cell(row.cells.get(measure)) for measure in _measures()),
-                    _note(row),
+                    *(_plain_cell(row.cells.get(measure)) for measure in measures()),
+                    row_note(row, known=known),
                 ]
                 for row in table.rows(limit=limit)
             ),
@@ -102,8 +75,7 @@ def markdown(board: Board, *, limit: int) -> str:
         parts += _md_table(heads, (_language_line(row) for row in board.languages))
     if board.comparisons:
         parts += ["## Ours and printed, same weights and protocol", ""]
-        heads = ["encoder", "set", "R@k", "ours", "printed", "difference", "band", "within", "source"]
-        parts += _md_table(heads, _comparison_lines(board))
+        parts += _md_table(COMPARISON_HEADS, comparison_lines(board))
     parts += ["## Where the numbers come from", ""]
     parts += _md_table(
         ["encoder", "set", "encoder hash", "preprocessing", "arithmetic", "set hash", "code", "date"],
@@ -189,33 +161,40 @@ def _percent(share: float) -> str:
     return f"{100 * share:.3f}"
 
 
-def _measures() -> list[Measure]:
+def measures() -> list[Measure]:
+    """Directions and k in the order of columns."""
     return [(direction, k) for direction in DIRECTIONS for k in KS]
 
 
-def _value_heads() -> list[str]:
-    return [f"{'T→I' if direction == 't2i' else 'I→T'} R@{k}" for direction, k in _measures()]
+def value_heads() -> list[str]:
+    """What stands above them."""
+    return [f"{'T→I' if direction == 't2i' else 'I→T'} R@{k}" for direction, k in measures()]
 
 
-def _heading(table: Table) -> str:
+def heading(table: Table) -> str:
+    """Name and size of a set."""
     sizes = {(row.result.set.images, row.result.set.captions) for row in table.ours if row.result}
     counts = ", ".join(f"{images:,} pictures and {captions:,} captions" for images, captions in sorted(sizes))
-    return f"{title_of(table.dataset)} [{table.dataset}], {counts}"
+    title = title_of(table.dataset)
+    return f"{title}, {counts}" if title == table.dataset else f"{title} [{table.dataset}], {counts}"
 
 
-def _terminal_cell(cell: Cell | None) -> str:
+def _plain_cell(cell: Cell | None) -> str:
     if cell is None:
         return "-"
     if cell.low is None or cell.high is None:
         return f"{cell.value:.1f}"
-    return f"{cell.value:.1f}\n{cell.low:.1f}–{cell.high:.1f}"
+    return f"{cell.value:.1f} ({cell.low:.1f}–{cell.high:.1f})"
 
 
-def _plain_cell(cell: Cell | None) -> str:
-    return _terminal_cell(cell).replace("\n", " (") + (")" if cell and cell.low is not None else "")
+def set_notes(table: Table) -> list[str]:
+    """What is to be known of the set itself: the notes that all of ours share."""
+    ours = [row.result.set.notes for row in table.ours if row.result]
+    return [note for note in ours[0] if all(note in others for others in ours)] if ours else []
 
 
-def _note(row: Row) -> str:
+def row_note(row: Row, *, known: Collection[str] = ()) -> str:
+    """What is to be known of a row, but for ``known``, which is said elsewhere."""
     notes = []
     if row.result is not None:
         notes += ["≈ best"] * row.near_best
@@ -226,7 +205,7 @@ def _note(row: Row) -> str:
         for one in row.result.through:
             losses = ", ".join(f"R@{at.k} {100 * (at.through - at.exact):+.1f}" for at in one.at)
             notes.append(f"through {one.index}: {losses}")
-        notes += row.result.set.notes
+        notes += [note for note in row.result.set.notes if note not in known]
     else:
         notes += [f"{row.mark.status}: {row.mark.reason}"] * bool(row.mark.status)
         notes += [f"{row.overlap.level.value}: {row.overlap.why}"] * bool(row.overlap.why)
@@ -234,7 +213,8 @@ def _note(row: Row) -> str:
     return "; ".join(notes)
 
 
-def _comparison_lines(board: Board) -> Iterable[list[str]]:
+def comparison_lines(board: Board) -> Iterable[list[str]]:
+    """Ours beside the printed numbers of the same weights, in words."""
     for result, one in board.comparisons:
         yield [
             result.encoder.label,
@@ -290,6 +270,10 @@ def _language_line(row: LanguageRow) -> list[str]:
 def _md_table(heads: list[str], lines: Iterable[list[str]]) -> list[str]:
     rows = [heads, ["---"] * len(heads), *lines]
     return [
-        *("| " + " | ".join(plain(cell).translate(_MARKS) for cell in row) + " |" for row in rows),
+        *("| " + " | ".join(_md(cell) for cell in row) + " |" for row in rows),
         "",
     ]
+
+
+def _md(text: str) -> str:
+    return plain(text).translate(_MARKS)

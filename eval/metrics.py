@@ -93,7 +93,7 @@ def retrieval_metrics(
             vector of shape (texts,) with each text's one image, or a mapping or sequence from text to images.
         ks: Lengths of answer lists, each at least 1.
         unmatched: What to do with queries that have no right answer; only needed when there are any.
-        chunk: Queries scored at a time; by default as many as make about 16 million scores.
+        chunk: Queries scored at a time; by default as many as make about four million scores.
 
     Raises:
         ValueError: For a non-finite score, shapes that disagree, an index out of range, a bad k, and for

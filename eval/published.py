@@ -98,7 +98,8 @@ class Comparison:
         if self.band.information or self.mark.status:
             return None
         # Half of the last printed digit is nobody's difference.
-        return abs(self.difference) <= self.band.points + 0.05
+        decimals = len(repr(self.row.value).partition(".")[2])
+        return abs(self.difference) <= self.band.points + 0.5 / 10**decimals + 1e-9
 
 
 @cache

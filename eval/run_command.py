@@ -113,15 +113,17 @@ def leaderboard(
         from rich.console import Console
 
         from llm2clip.eval.leaderboard import build_board
-        from llm2clip.eval.leaderboard_text import csv_text, terminal_tables
+        from llm2clip.eval.leaderboard_terminal import terminal_tables
+        from llm2clip.eval.leaderboard_text import csv_text
         from llm2clip.eval.leaderboard_text import markdown as as_markdown
         from llm2clip.eval.page import render_page
         from llm2clip.eval.results import read_results
 
         board = build_board(read_results(results or [RESULTS]))
         console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=150)
-        for table in terminal_tables(board, limit=top):
-            console.print(table)
+        note("R@k in percent, 95 % interval below; T→I: texts ask for pictures, I→T: pictures for texts")
+        for each in terminal_tables(board, limit=top, width=console.width):
+            console.print(each)
         if markdown:
             _write(markdown, as_markdown(board, limit=top))
         if csv:

@@ -9,6 +9,7 @@ from typing import Any
 
 from llm2clip.eval.datasets import DatasetError, flat_texts
 from llm2clip.eval.loaders.draft import Draft, some
+from llm2clip.eval.loaders.sidecars import sidecars
 from llm2clip.eval.protocols import declared
 from llm2clip.eval.published import printed_protocols
 from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
@@ -37,7 +38,9 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
     _require_free(title)
     records = _records(path)
     language = language or _only_language(records)
+    found = sidecars(records, Path(path).expanduser())
     draft = Draft()
+    draft.empty += sorted(found.blank)
     kinds: Counter[str] = Counter()
     for record in records:
         where = f"{path}, {record.key}"
@@ -47,13 +50,19 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
             kinds[kind] += 1
     if draft.empty:
         raise DatasetError(
-            f"{title}: {len(draft.empty):,} captions are empty, expected words: {some(draft.empty)}"
+            f"{title}: {len(draft.empty):,} captions are empty, expected words: {some(draft.empty)}. Write them, or "
+            "remove their files: pictures without a caption stay in the gallery"
         )
     if not draft.captions:
         raise DatasetError(_wordless(path, records, language))
     bare = len(records) - len({key for _, keys in draft.captions for key in keys})
     if bare:
         draft.notes.append(f"{bare:,} of {len(records):,} pictures have no caption and stay in the gallery")
+    if found.alone:
+        draft.notes.append(
+            f"{len(found.alone):,} caption files have no picture of their name, which are not asked: "
+            f"{some(list(found.alone))}"
+        )
     if kinds := Counter({kind: number for kind, number in kinds.items() if kind}):
         draft.notes.append("captions by kind: " + ", ".join(f"{k} {n:,}" for k, n in kinds.most_common()))
     return draft.finish(title, language=language, protocol=None)
@@ -114,6 +123,9 @@ def _captions(record: Record, language: str | None) -> list[tuple[object, str]]:
     for name in ("caption", "text", "captions"):
         if isinstance(metadata.get(name), list):
             return flat_texts(metadata[name])
+    for name in ("caption", "text"):
+        if record.caption is None and isinstance(metadata.get(name), str):
+            return [(metadata[name], "")]  # blank, or it were the record's caption
     return [(record.caption, "")] if record.caption else []
 
 

@@ -26,6 +26,8 @@ def test_it_loads_as_its_family_and_tells_things_apart(family, tmp_path):
     images, texts = encoder.encode_images(pictures), encoder.encode_texts(["a red car", "猫", "two dogs"])
     for vectors in (images, texts):
         assert np.linalg.matrix_rank(vectors) == 3
+    alike = encoder.encode_texts(["a red car on a road", "a red car in a wood"])
+    assert np.abs(alike[0] - alike[1]).max() > 1e-4  # texts are read to their ends
     before = (folder / "random.json").stat().st_mtime_ns
     make_random(family, folder)
     assert (folder / "random.json").stat().st_mtime_ns == before

@@ -15,7 +15,8 @@ from datetime import UTC, datetime
 import pytest
 
 from llm2clip.eval.leaderboard import build_board, published_table
-from llm2clip.eval.leaderboard_text import csv_text, markdown, terminal_tables
+from llm2clip.eval.leaderboard_terminal import terminal_tables
+from llm2clip.eval.leaderboard_text import csv_text, markdown
 from llm2clip.eval.page import page_data, render_page
 from llm2clip.eval.results import RecallAt
 
@@ -154,7 +155,7 @@ def test_terminal_and_csv_have_every_number(clip, make_result):
 
     console = Console(width=200, record=True, file=io.StringIO())
     board = build_board([clip, make_result(label="[red]odd[/]|name")])
-    for table in terminal_tables(board, limit=2):
+    for table in terminal_tables(board, limit=2, width=200):
         console.print(table)
     text = console.export_text()
     assert "[red]odd[/]|name" in text

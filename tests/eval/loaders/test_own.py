@@ -1,6 +1,8 @@
 """Folders and tars of one's own."""
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -128,3 +130,52 @@ def test_the_sample_of_flickr8k_in_fourteen_languages():
     assert languages["zh"] == 1000
     found = load_data(FLICKR8K, language="de", name="flickr8k-val")
     assert (found.counts.images, found.counts.captions) == (1000, 5640)
+
+
+def test_a_blank_caption_file_is_refused_and_one_without_a_picture_noted(tmp_path, tars):
+    folder = tmp_path / "x"
+    (folder / "day").mkdir(parents=True)
+    for name in ("a.png", "day/b.jpg", "c.d.png"):
+        (folder / name).write_bytes(tars.colour(RED))
+    for name, text in (
+        ("a.txt", "red"),
+        ("day/b.txt", "too"),
+        ("day/lost.txt", "gone"),
+        ("c.d.txt", "dotted"),
+    ):
+        (folder / name).write_text(text)
+    (folder / ".hidden.txt").write_text("x")
+    (folder / "lost.json").write_text("{}")
+    found = load_data(folder)
+    assert len(found.captions) == 3
+    assert found.notes == (
+        "2 caption files have no picture of their name, which are not asked: lost.json, day/lost.txt",
+    )
+    for blank in ("", " \n"):
+        (folder / "day/b.txt").write_text(blank)
+        with pytest.raises(
+            DatasetError, match=r"1 captions are empty, expected words: day/b\.jpg\. Write them"
+        ):
+            load_data(folder)
+    (folder / "day/b.json").write_text('{"caption": "from elsewhere"}')
+    assert len(load_data(folder).captions) == 3
+    (folder / "a.json").write_text('{"caption": ""}')
+    (folder / "a.txt").unlink()
+    with pytest.raises(DatasetError, match=r"expected words: x, a\.png|expected words: .*a\.png"):
+        load_data(folder)
+
+
+def test_a_tar_is_looked_through_likewise(tmp_path, tars):
+    def write(*files):
+        with tarfile.open(tmp_path / "y.tar", "w") as archive:
+            for name, content in files:
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        return tmp_path / "y.tar"
+
+    picture = tars.colour(RED)
+    found = load_data(write(("1.png", picture), ("1.txt", b"red"), ("2.txt", b"lost")))
+    assert found.notes == ("1 caption files have no picture of their name, which are not asked: 2.txt",)
+    with pytest.raises(DatasetError, match=r"1 captions are empty, expected words: .*2\.png"):
+        load_data(write(("1.png", picture), ("1.txt", b"red"), ("2.png", picture), ("2.txt", b"")))
