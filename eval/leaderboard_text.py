@@ -204,7 +204,8 @@ def row_note(row: Row, *, known: Collection[str] = ()) -> str:
         notes += [f"{row.result.overlap}: {row.result.overlap_note}"] * bool(row.result.overlap_note)
         for one in row.result.through:
             losses = ", ".join(f"R@{at.k} {100 * (at.through - at.exact):+.1f}" for at in one.at)
-            notes.append(f"through {one.index}: {losses}")
+            under = f" where {one.where}" if one.where else ""
+            notes.append(f"through {one.index}{under}: {losses}")
         notes += [note for note in row.result.set.notes if note not in known]
     else:
         notes += [f"{row.mark.status}: {row.mark.reason}"] * bool(row.mark.status)

@@ -144,7 +144,7 @@ def _result(result: Result, *, row: Row) -> dict[str, Any]:
         else None,
         "through": [
             {
-                "index": one.index,
+                "index": f"{one.index} where {one.where}" if one.where else one.index,
                 "pictures": one.pictures,
                 "ms": one.milliseconds,
                 "at": [[at.k, at.exact, at.through, at.overlap] for at in one.at],

@@ -99,7 +99,7 @@ class Comparison:
             return None
         # Half of the last printed digit is nobody's difference.
         decimals = len(repr(self.row.value).partition(".")[2])
-        return abs(self.difference) <= self.band.points + 0.5 / 10**decimals + 1e-9
+        return bool(abs(self.difference) <= self.band.points + 0.5 / 10**decimals + 1e-9)
 
 
 @cache

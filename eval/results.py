@@ -170,6 +170,8 @@ class Through:
     """By k."""
     milliseconds: float
     """Per query, wall clock, searched in batches."""
+    where: str = ""
+    """Filter that was searched under; only captions of pictures that pass it were asked."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,8 @@ class RunOptions:
     """Folder of vectors."""
     through: tuple[Path, ...] = ()
     """Indexes over the pictures. Of several encoders each takes those that it made."""
+    where: str | None = None
+    """Filter under which the indexes are searched."""
     lengths: bool = True
     """Whether to split by length and, where captions are long, to ask again with their beginnings."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)
@@ -143,7 +145,10 @@ def _through(
     found = []
     for place in options.through:
         try:
-            found.append(measure_through(place, the_set, vectors, info=encoder.info, ks=options.measure.ks))
+            one = measure_through(
+                place, the_set, vectors, info=encoder.info, ks=options.measure.ks, where=options.where
+            )
+            found.append(one)
         except EncoderMismatchError:
             if alone:
                 raise

@@ -48,6 +48,10 @@ def run(
         list[Path] | None,
         typer.Option(help="Index over the pictures: also measure what it loses; several times."),
     ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(metavar="FILTER", help="Search the indexes of --through under this filter."),
+    ] = None,
     lengths: Annotated[
         bool, typer.Option(help="Split by length; ask long captions again with their beginnings.")
     ] = True,
@@ -81,12 +85,15 @@ def run(
 
         if parity not in ("native", "upstream"):
             raise typer.BadParameter(f"got {parity!r}, expected native or upstream", param_hint="--parity")
+        if where is not None and not through:
+            raise typer.BadParameter("got a filter without --through INDEX to search", param_hint="--where")
         picked = choosing.candidates(encoder, device=device, dtype=dtype, parity=cast("Parity", parity))
         options = RunOptions(
             measure=MeasureOptions(hubs=hubs),
             out=out,
             cache=cache or data_home() / "eval-vectors",
             through=tuple(through or ()),
+            where=where,
             lengths=lengths,
         )
         out.mkdir(parents=True, exist_ok=True)

@@ -32,9 +32,17 @@ _FOREIGN = -1
 
 
 def measure_through(
-    place: Path, the_set: RetrievalSet, vectors: Vectors, *, info: EncoderInfo, ks: Sequence[int]
+    place: Path,
+    the_set: RetrievalSet,
+    vectors: Vectors,
+    *,
+    info: EncoderInfo,
+    ks: Sequence[int],
+    where: str | None = None,
 ) -> Through:
     """Ask every caption through the index in a folder.
+
+    Under a filter both searches are over the pictures that pass it, and asked are the captions of those.
 
     Args:
         place: The folder of the index.
@@ -42,9 +50,11 @@ def measure_through(
         vectors: Their and the captions' vectors by the same encoder.
         info: That encoder.
         ks: Lengths of answer lists.
+        where: A filter in the language of docs/filters.md; None: every picture may be found.
 
     Raises:
-        ValueError: There is no index, it is of another encoder or over other pictures, or it has fewer than the set.
+        ValueError: There is no index, it is of another encoder or over other pictures, it has fewer than the set, or
+            no caption has a picture that passes the filter.
         OSError: The pictures that were indexed are no longer there.
     """
     from llm2clip.indexer import open_index
@@ -59,23 +69,41 @@ def measure_through(
                 f"{place} holds {len(index):,} pictures, {the_set.id} has {len(number):,} different ones: build an "
                 "index over all of them"
             )
-        found, seconds = _ask(index, vectors.texts.vectors, max(ks), number)
+        passing = _passing(index, where, number)
+        right = [{int(content[image]) for image in images} & passing for images in the_set.caption_images]
+        asked = [caption for caption, images in enumerate(right) if images]
+        if not asked:
+            raise DatasetError(f"no picture of {the_set.id} in {place} passes the filter {where!r}")
+        queries = vectors.texts.vectors[asked]
+        found, seconds = _ask(index, queries, max(ks), number=number, where=where)
         known = asdict(index.info())
-    exact = _full_scan(vectors, content, max(ks))
+    here = np.isin(content, sorted(passing))
+    exact = _full_scan(vectors.images.vectors[here], queries, content[here], max(ks))
     _require_known(found, exact, place=place, the_set=the_set)
-    right = [{int(content[image]) for image in images} for images in the_set.caption_images]
+    right = [right[caption] for caption in asked]
     return Through(
         # The field has had two names.
         index=str(known.get("ann") or known.get("faiss")),
         generation=str(known["generation"]),
         pictures=int(known["items"]),
         at=tuple(_loss(k, exact, found, right) for k in ks),
-        milliseconds=1000 * seconds / len(vectors.texts.vectors),
+        milliseconds=1000 * seconds / len(queries),
+        where=where or "",
     )
 
 
+def _passing(index: Index, where: str | None, number: dict[str, int]) -> set[int]:
+    """Contents of the set that a search of the index under a filter may find; without one all of them."""
+    if where is None:
+        return set(number.values())
+    allowed = index.allowed(where)
+    ids = range(index.manifest.rows) if allowed is None else np.flatnonzero(allowed).tolist()
+    digests = (hashlib.sha256(index.read_image(id)).hexdigest() for id in ids)
+    return {number[digest] for digest in digests if digest in number}
+
+
 def _ask(
-    index: Index, queries: NDArray[np.float32], k: int, number: dict[str, int]
+    index: Index, queries: NDArray[np.float32], k: int, *, number: dict[str, int], where: str | None
 ) -> tuple[NDArray[np.int64], float]:
     """Contents of the first k answers of the index, and seconds that searching took."""
     found = np.full((len(queries), k), _FOREIGN, dtype=np.int64)
@@ -83,7 +111,7 @@ def _ask(
     seconds = 0.0
     for start in range(0, len(queries), _QUERIES):
         began = time.perf_counter()
-        answers = index.search(queries[start : start + _QUERIES], k=k)
+        answers = index.search(queries[start : start + _QUERIES], k=k, where=where)
         seconds += time.perf_counter() - began
         for row, hits in enumerate(answers, start):
             for column, hit in enumerate(hits):
@@ -94,9 +122,10 @@ def _ask(
     return found, seconds
 
 
-def _full_scan(vectors: Vectors, content: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+def _full_scan(
+    images: NDArray[np.float32], queries: NDArray[np.float32], content: NDArray[np.int64], k: int
+) -> NDArray[np.int64]:
     """Contents of the first k answers by the encoder's own vectors."""
-    images, queries = vectors.images.vectors, vectors.texts.vectors
     k = min(k, len(images))
     best = np.empty((len(queries), k), dtype=np.int64)
     for start in range(0, len(queries), _QUERIES):

@@ -26,7 +26,7 @@ from llm2clip.eval.measure import MeasureOptions
 from llm2clip.eval.page import page_data, render_page
 from llm2clip.eval.results import read_results, unpack
 from llm2clip.eval.run import Candidate, RunOptions, run
-from llm2clip.indexer import build_index
+from llm2clip.indexer import build_index, open_index
 
 
 @pytest.fixture
@@ -118,6 +118,23 @@ def test_an_exact_index_loses_nothing_and_a_foreign_one_is_refused(six, tmp_path
     foreign = replace(options, through=(tmp_path / "grey.index",))
     with pytest.raises(DatasetError, match=r"none of the answers of .*grey.index is a picture of six:en"):
         list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=foreign))
+
+
+def test_under_a_filter_only_what_passes_is_asked_and_found(six, tmp_path, options):
+    build_index(six, tmp_path / "six.index", encoder=FakeEncoder())
+    encoder = FakeEncoder()
+    with open_index(tmp_path / "six.index") as index:
+        names = sorted(hit.key for hit in index.search(encoder.encode_texts(["red"]), k=6)[0])
+    wanted = f"key = '{names[0]}' OR key = '{names[3]}'"
+    filtered = replace(options, through=(tmp_path / "six.index",), where=wanted)
+    [english, _] = run([Candidate(label="", open=FakeEncoder)], sets(six), options=filtered)
+    [through] = english.through
+    assert through.where == wanted
+    # Two pictures are left, so five answers always have the right one; the seven captions hold others.
+    assert {at.k: (at.exact, at.through, at.overlap) for at in through.at}[5] == (1.0, 1.0, 1.0)
+    nothing = replace(filtered, where="width > 100000")
+    with pytest.raises(DatasetError, match=r"no picture of six:en in .*six.index passes the filter 'width"):
+        list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=nothing))
 
 
 def test_an_index_that_has_lost_pictures_shows_it(six, tmp_path, tars, options):
