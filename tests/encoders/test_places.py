@@ -76,6 +76,7 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
         asked.append({"repository": repository, **options})
         return str(put(tmp_path / "fetched", "weights.bin", "a.json"))
 
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     wanted = Wanted(
         name="it", repository="owner/model", files=WANTED.files, revision=COMMIT, extras=("notes.txt",)
@@ -95,6 +96,16 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
         locate(narrowed(WANTED, ["tokenizer.json"]))
 
 
+def test_without_a_network_it_does_not_try_for_long(monkeypatch: pytest.MonkeyPatch):
+    def ask(*_: object, **__: object) -> None:
+        raise RuntimeError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", ask)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("tried again"))
+    with pytest.raises(ModelError, match=r"could not download it: Name or service not known\. It needs"):
+        locate(WANTED)
+
+
 def test_a_tower_is_fetched_without_the_language_model_below_it(monkeypatch: pytest.MonkeyPatch):
     """By the hub's own rule for patterns, in which a star stands for slashes too."""
     from huggingface_hub.utils import filter_repo_objects
@@ -111,6 +122,7 @@ def test_a_tower_is_fetched_without_the_language_model_below_it(monkeypatch: pyt
         fetched.append(list(filter_repo_objects(listed, **options)))
         raise OSError("that is all")
 
+    monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     row = find_encoder("llm2clip-llama3.1-8b-siglip2-so400m-patch14-224")
     with pytest.raises(ModelError, match=r"--include '\*\.safetensors' .* --exclude '\*/\*' --local-dir "):
@@ -131,7 +143,8 @@ def test_offline_it_says_what_to_put_where(hub: Path):
     commit = "92512331f393a003c3d98404677f991c188162c9"
     assert said.endswith(
         "It needs model.safetensors, config.json (2.3 GB) from microsoft/LLM2CLIP-Openai-L-14-336 at revision "
-        f"{commit}, in {place}. Where there is internet, run: hf download microsoft/LLM2CLIP-Openai-L-14-336 "
+        f"{commit}, in {place}. To read texts it needs microsoft/LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned (15.0 GB) "
+        "as well. Where there is internet, run: hf download microsoft/LLM2CLIP-Openai-L-14-336 "
         f"--revision {commit} --include 'model.safetensors' --include 'config.json' --local-dir {place} "
         "(The encoder nano needs no files.)"
     )
