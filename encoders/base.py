@@ -6,6 +6,7 @@ whose names are abstract below. Neither torch nor PIL is imported by this module
 
 from __future__ import annotations
 
+import os
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,8 +18,6 @@ import numpy as np
 from llm2clip.encoders.errors import EncodingError, ImageError, TextTooLongWarning
 
 if TYPE_CHECKING:
-    import os
-
     import PIL.Image
     from numpy.typing import NDArray
 
@@ -225,9 +224,12 @@ class Encoder(ABC):
         try:
             return self.prepare(image).pixels
         except ImageError as error:
-            if total == 1:
+            which = [f"picture {position + 1} of {total}"] if total > 1 else []
+            if isinstance(image, str | os.PathLike):
+                which.append(os.fspath(image))
+            if not which:
                 raise
-            raise ImageError(f"picture {position + 1} of {total}: {error}") from error
+            raise ImageError(f"{', '.join(which)}: {error}") from error
 
     def _warn_of_cuts(self, texts: Sequence[str], lengths: Sequence[int]) -> None:
         limit = self.info.max_text_tokens

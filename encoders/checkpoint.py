@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from llm2clip.encoders.errors import ModelError
-from llm2clip.encoders.links import refuse_outside
+from llm2clip.encoders.links import refuse_outside, refuse_pointer
 from llm2clip.encoders.strict import from_json, read_object, to_json
 from llm2clip.encoders.tensors import STORED, file_sha256
 
@@ -155,6 +155,7 @@ def _convert(pt: Path, cache: Path, wanted: Conversion) -> Conversion:
 def _read(pt: Path) -> dict[str, Tensor]:
     """Tensors by name, mapped rather than read where the file allows."""
     try:
+        refuse_pointer(pt)
         zipped = zipfile.is_zipfile(pt)
         if zipped and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(pt).namelist()):
             raise ModelError(f"{pt} is a TorchScript program; expected a file of tensors (a state dict)")

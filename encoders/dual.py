@@ -16,6 +16,7 @@ from llm2clip.encoders.activation import quicken
 from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.families import Family, family_of
 from llm2clip.encoders.image_settings import read_preprocess
+from llm2clip.encoders.quantise import import_quietly
 from llm2clip.encoders.sizes import MOST, MOST_LAYERS, check_size
 from llm2clip.encoders.strict import read_object
 from llm2clip.encoders.tokens import TokenReader, load_tokenizer
@@ -215,6 +216,7 @@ def build(make: Callable[[], nn.Module], *, where: Path) -> nn.Module:
     Raises:
         ModelError: There is no module, or no memory for one, of these sizes.
     """
+    import_quietly()
     from transformers.initialization import no_init_weights
 
     try:

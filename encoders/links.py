@@ -6,6 +6,9 @@ from pathlib import Path
 
 from llm2clip.encoders.errors import ModelError
 
+_POINTER = b"version https://git-lfs"
+"""How a note begins that Git LFS leaves in the place of a large file."""
+
 
 def refuse_outside(path: Path, *, folder: Path | None = None) -> None:
     """Raise ``ModelError`` where a file is a link, or lies behind one, that leads out of the model's folder.
@@ -21,3 +24,18 @@ def refuse_outside(path: Path, *, folder: Path | None = None) -> None:
     blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
     if not any(target.is_relative_to(place) for place in (home, *blobs)):
         raise ModelError(f"{path} is a link that leads out of its folder, to {target}; put the file there")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Refuse what a clone without Git LFS has in the place of a large file.
+
+    Raises:
+        ModelError: It is such a note.
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(len(_POINTER))
+    if start == _POINTER:
+        raise ModelError(
+            f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull in the clone, or download the file"
+        )

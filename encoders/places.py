@@ -18,6 +18,9 @@ from llm2clip.encoders.errors import ModelError
 _WHOLE = 40
 """Digits of a commit; fewer cannot be asked for."""
 
+_PATIENCE = 30.0
+"""Seconds in which the hub must answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
@@ -106,7 +109,7 @@ def locate(wanted: Wanted) -> Path:
             )
         )
     except (OSError, ValueError) as error:
-        raise ModelError(_advice(wanted, str(error).split("\n")[0])) from error
+        raise ModelError(_advice(wanted, _first_line(error))) from error
     if absent := missing_files(folder, wanted.files):
         raise ModelError(_advice(wanted, f"the repository has no {', '.join(absent)}"))
     return folder
@@ -121,12 +124,16 @@ def _unreachable(wanted: Wanted) -> str | None:
     if HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE forbids it"
     try:
-        HfApi().model_info(wanted.repository, revision=wanted.commit, timeout=20)
+        HfApi().model_info(wanted.repository, revision=wanted.commit, timeout=_PATIENCE)
     except HfHubHTTPError:
         return None  # it answers: what it has against us, the download says
     except Exception as error:  # that of whichever HTTP library the hub's client uses
         return f"the hub does not answer ({str(error) or type(error).__name__})"
     return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).split("\n")[0].removeprefix("Got: ")
 
 
 def narrowed(wanted: Wanted, files: Sequence[str]) -> Wanted:
@@ -163,7 +170,7 @@ def _advice(wanted: Wanted, reason: str) -> str:
     return (
         f"{wanted.name} is not on this machine: looked in {wanted.home} and in the hub's cache {_hub_cache()}, and "
         f"could not download it: {reason.rstrip('.')}. It needs {files}{size} from {wanted.repository} at {revision}, "
-        f"in {wanted.home}. Where there is internet, run: {command}{hint} (The encoder nano needs no files.)"
+        f"in {wanted.home}.{hint} Where there is internet, run: {command} (The encoder nano needs no files.)"
     )
 
 

@@ -290,7 +290,8 @@ def _partner(vision: VisionSource) -> LanguageSource:
     if adapter is not None and known is None:
         raise ModelError(
             f"{vision.name} reads language models of width {adapter.width}, and none of the published is; "
-            "say which: load_encoder(..., language_model=FOLDER)"
+            "say which: load_encoder(..., language_model=FOLDER), and save_pretrained(FOLDER) of what it gives for "
+            "the commands"
         )
     return language_source(known or _LANGUAGES_OF_A_WIDTH[4096])
 

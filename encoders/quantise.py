@@ -6,7 +6,10 @@ point. int8 has one scale for each row of a matrix, int4 one scale and one zero 
 
 from __future__ import annotations
 
+import logging
 import warnings
+from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +66,24 @@ class SmallTable(nn.Module):
         return F.embedding(ids, self.weight).to(self.dtype)
 
 
+def import_quietly() -> None:
+    """Import torchao if it is there, as transformers does unasked, without what it logs of libraries for other GPUs."""
+    if not has_torchao():
+        return
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings(), suppress(Exception):  # whoever needs it is told later
+            warnings.simplefilter("ignore")
+            for name in ("torchao.quantization", "torchao.prototype.mx_formats"):
+                import_module(name)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def rounder(choice: Choice, device: torch.device) -> Callable[[nn.Linear], None]:
     """A function that rounds the weight of a linear layer where it lies.
 
@@ -71,6 +92,7 @@ def rounder(choice: Choice, device: torch.device) -> Callable[[nn.Linear], None]
     """
     if not has_torchao():
         raise ModelError(f"{choice} needs torchao, which is not installed: pip install torchao")
+    import_quietly()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own deprecations, at import

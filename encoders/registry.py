@@ -97,6 +97,8 @@ def _find(asked: str | os.PathLike[str]) -> EncoderRow | LanguageRow | Path:
     """What a name stands for: its own name before a folder of that name, and that before a repository's name."""
     name = os.fspath(asked)
     path = Path(name).expanduser()
+    if not name:
+        raise ModelError(_unknown(name))
     if name == NANO:
         return _NANO_FOLDER
     if os.sep in name and path.is_dir():
@@ -107,6 +109,8 @@ def _find(asked: str | os.PathLike[str]) -> EncoderRow | LanguageRow | Path:
     if path.is_dir() or (path.is_file() and path.suffix in _WEIGHTS):
         return path
     if not isinstance(asked, str) or path.is_absolute() or path.exists():
+        if path.is_file():
+            raise ModelError(f"{path} is no encoder; expected a folder, or a file {', '.join(_WEIGHTS)}")
         raise ModelError(f"no such encoder folder: {path}")
     found = row or find_language(name)
     if found is None:
@@ -137,10 +141,20 @@ def _load_path(
 
         if folder_family(path) is not None:
             return load_baseline_folder(path, device=device, dtype=dtype, parity=parity)
+    if not ours and _is_language_model(path):
+        from llm2clip.encoders.language_encoder import load_text_only
+
+        return load_text_only(path, device=device, dtype=dtype, parity=parity)
     _refuse(path.name, parity=parity)
     from llm2clip.encoders.llm2clip import Llm2ClipEncoder
 
     return Llm2ClipEncoder.from_folder(path, device=device, dtype=dtype)
+
+
+def _is_language_model(path: Path) -> bool:
+    from llm2clip.encoders.language_encoder import is_language_folder
+
+    return path.is_dir() and is_language_folder(path)
 
 
 def saved_family(path: Path) -> str:

@@ -38,6 +38,8 @@ _MARK = b"picture\0"
 """At the beginning of a canvas's last row; the picture's width and height follow, two bytes each."""
 _SAFE = "sentence_transformers."
 """How the names of classes begin that may be loaded."""
+_WHOLE = "It takes tokenizer and weights besides, whatever they are called."
+"""What is said of a model that is not here."""
 _FILES = (
     "*.txt",
     "*.model",
@@ -73,7 +75,7 @@ def load_sentence(name: str, *, device: str = "auto", dtype: str = "auto") -> Se
     if not asked or not folder.is_dir():
         if not asked or folder.is_absolute() or asked.startswith("."):
             raise ModelError(f"no such folder: {asked!r}; expected {PREFIX} and a repository or a folder")
-        folder = locate(Wanted(name=name, repository=asked, files=("*.json",), extras=_FILES))
+        folder = locate(Wanted(name=name, repository=asked, files=("*.json",), extras=_FILES, hint=_WHOLE))
     place = pick_device(device)
     return SentenceEncoder(
         folder, name=name, device=place, dtype=pick_dtype(dtype, device=place, stored="bfloat16")

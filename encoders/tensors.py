@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm2clip.encoders.errors import ModelError
-from llm2clip.encoders.links import refuse_outside
+from llm2clip.encoders.links import refuse_outside, refuse_pointer
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -87,6 +87,7 @@ class _Place:
 def _places(path: Path) -> dict[str, _Place]:
     refuse_outside(path)
     try:
+        refuse_pointer(path)
         size = path.stat().st_size
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")

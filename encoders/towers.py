@@ -19,6 +19,7 @@ from llm2clip.encoders.errors import ModelError
 from llm2clip.encoders.eva02 import Eva02Config, Eva02Tower, rotary_tables
 from llm2clip.encoders.folder import CONFIG_FILE, LOGIT_SCALE, AdapterConfig
 from llm2clip.encoders.layouts import EVA, TRANSFORMERS, Layout, TowerShape
+from llm2clip.encoders.quantise import import_quietly
 from llm2clip.encoders.recognise import Header, Tower, read_tower
 from llm2clip.encoders.strict import read_object
 from llm2clip.encoders.tensors import TensorSpec, check_tensors, of_any_float, read_header, read_tensors
@@ -271,6 +272,7 @@ class TransformersTower(nn.Module):
 def _build(shape: TowerShape) -> nn.Module:
     if shape.layout == "eva02":
         return Eva02Tower(_eva02_config(shape))
+    import_quietly()
     from transformers import (
         CLIPVisionConfig,
         CLIPVisionModelWithProjection,

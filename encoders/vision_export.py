@@ -42,8 +42,8 @@ def save_clip_vision(vision: VisionSource, folder: Path) -> None:
     plan = vision.plan
     if plan.layout != "openai":
         raise ModelError(
-            f"{vision.name} has an {plan.layout} tower, which CLIPVisionModel cannot compute; the encoders whose tower "
-            "it can are llm2clip-openai-b-16, llm2clip-openai-l-14-224 and llm2clip-openai-l-14-336"
+            f"{vision.name} has a tower of the layout {plan.layout}, which CLIPVisionModel cannot compute; it can "
+            "those of llm2clip-openai-b-16, llm2clip-openai-l-14-224 and llm2clip-openai-l-14-336"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; name another folder")

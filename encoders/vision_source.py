@@ -137,7 +137,10 @@ def holds_tower(path: Path) -> bool:
     named = find_encoder(path.resolve().name)
     if named is not None and named.layout:
         return True
-    return any(_has_adapter(file) for file in sorted(path.glob("*.safetensors")))
+    if any(_has_adapter(file) for file in sorted(path.glob("*.safetensors"))):
+        return True
+    # A pickle says nothing of itself until it is converted: alone, with nobody else's settings, it is taken for one.
+    return not (path / "config.json").is_file() and any(path.glob("*.pt"))
 
 
 def _open(path: Path, *, folder: Path, row: EncoderRow | None) -> VisionSource:

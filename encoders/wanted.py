@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from llm2clip.encoders.catalogue import EncoderRow, LanguageRow, find_encoder
-from llm2clip.encoders.places import Wanted, find_here
+from llm2clip.encoders.catalogue import EncoderRow, LanguageRow, find_encoder, language_of
+from llm2clip.encoders.places import Wanted, find_here, human
 
 _GATED = "meta-llama/"
 
 
 def encoder_files(row: EncoderRow) -> Wanted:
     """The files of an encoder; of LLM2CLIP without its language model."""
+    hint = ""
+    if row.language_model:
+        language = language_of(row)
+        hint = f"To read texts it needs {language.repository} ({human(language.download_bytes)}) as well."
     return Wanted(
         name=row.name,
         repository=row.repository,
@@ -17,6 +21,7 @@ def encoder_files(row: EncoderRow) -> Wanted:
         files=row.files,
         extras=row.extras,
         size=row.download_bytes,
+        hint=hint,
     )
 
 

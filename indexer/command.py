@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import cast
 
 from llm2clip.indexer import console
@@ -243,4 +244,7 @@ def run_encoders(*, as_json: bool) -> None:
     from llm2clip.encoders import list_encoders
 
     cards = list_encoders()
-    print(json.dumps([asdict(card) for card in cards], ensure_ascii=False) if as_json else table(cards))
+    if as_json:
+        print(json.dumps([asdict(card) for card in cards], ensure_ascii=False))
+    else:
+        print(table(cards, width=get_terminal_size().columns if sys.stdout.isatty() else None))

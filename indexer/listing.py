@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
+from textwrap import wrap
 from typing import Protocol
 
 _RECALLS = {"R@1": "flickr30k_t2i_r1", "zh R@1": "flickr30k_cn_t2i_r1"}
 """Heading -> which published recall stands below it."""
 _HEADINGS = ("", "params", "download", "memory", "dim", "px", "text", "languages", *_RECALLS, "here")
 _LEFT = frozenset({"", "languages", "here"})
-_LEGEND = """\
-params: trained numbers. memory: weights in float32, language models in bfloat16; pictures + texts where the two are
-loaded apart. px: side of the picture it looks at. text: tokens that are read. languages: those of its training
-texts; + means that it was measured to read others, mul many. R@1: text to image on Flickr30k and Flickr30k-CN, as
-published; ~ is that of the nearest published setting. here: on this machine; the others are downloaded when they are
-first used. All that is known of each: --json."""
+_LEAST_FIRST = ("params", "dim", "px", "zh R@1", "download", "text", "languages")
+"""Columns that a narrow terminal goes without, in this order."""
+_WIDEST = 116
+"""Of the legend, in characters."""
+_LEGEND = (
+    "params: trained numbers. memory: weights in float32, language models in bfloat16; pictures + texts where the two "
+    "are loaded apart. px: side of the picture it looks at. text: tokens that are read. languages: those of its "
+    "training texts; + means that it was measured to read others, mul many. R@1: text to image on Flickr30k and "
+    "Flickr30k-CN, as published; ~ is that of the nearest published setting. here: on this machine; the others are "
+    "downloaded when they are first used. All that is known of each: --json."
+)
 
 
 class Card(Protocol):
@@ -49,15 +55,38 @@ class Card(Protocol):
     def here(self) -> bool: ...  # noqa: D102
 
 
-def table(cards: Iterable[Card]) -> str:
-    """All encoders, family by family, one line each, and what the columns mean."""
+def table(cards: Iterable[Card], *, width: int | None = None) -> str:
+    """All encoders, family by family, one line each, and what the columns mean.
+
+    Args:
+        cards: What is known of each.
+        width: Characters of a line; columns that do not fit are left out, the least asked for first. ``None``: all.
+    """
     groups = [(family, [_cells(card) for card in group]) for family, group in groupby(cards, _family)]
     rows = [row for _, group in groups for row in group]
     widths = [max(len(row[column]) for row in (_HEADINGS, *rows)) for column in range(len(_HEADINGS))]
-    lines = [_line(_HEADINGS, widths)]
+    absent = _left_out(widths, width)
+    lines = [_line(_HEADINGS, widths, absent)]
     for family, group in groups:
-        lines += [family, *(_line(row, widths) for row in group)]
-    return "\n".join([*lines, "", _LEGEND])
+        lines += [family, *(_line(row, widths, absent) for row in group)]
+    legend = _LEGEND
+    if absent:
+        legend += (
+            f" A wider terminal shows {', '.join(name for name in _HEADINGS if name in absent)} as well."
+        )
+    return "\n".join([*lines, "", *wrap(legend, min(width or _WIDEST, _WIDEST))])
+
+
+def _left_out(widths: Sequence[int], width: int | None) -> frozenset[str]:
+    """The columns without which a line is no wider than ``width``."""
+    too_much = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
+    absent = set()
+    for name in _LEAST_FIRST:
+        if too_much <= 0:
+            break
+        absent.add(name)
+        too_much -= widths[_HEADINGS.index(name)] + 2
+    return frozenset(absent)
 
 
 def _family(card: Card) -> str:
@@ -79,10 +108,11 @@ def _cells(card: Card) -> tuple[str, ...]:
     )
 
 
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+def _line(cells: Sequence[str], widths: Sequence[int], absent: frozenset[str]) -> str:
     parts = [
         cell.ljust(width) if heading in _LEFT else cell.rjust(width)
         for cell, width, heading in zip(cells, widths, _HEADINGS, strict=True)
+        if heading not in absent
     ]
     return "  ".join(parts).rstrip()
 

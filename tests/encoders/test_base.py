@@ -204,6 +204,10 @@ def test_a_picture_that_cannot_be_read_is_named():
         Plain().encode_images([picture(0), b"x", picture(1)])
     with pytest.raises(ImageError, match=r"^truncated file$"):
         Plain().encode_images([b"x"])
+    with pytest.raises(ImageError, match=r"^picture 1 of 2, there\.jpg: "):
+        Plain().encode_images(["there.jpg", picture(0)])
+    with pytest.raises(ImageError, match=r"^there\.jpg: "):
+        Plain().encode_images([Path("there.jpg")])
     with pytest.raises(ImageError, match=r"^truncated file$"):
         Plain().prepare(b"x")
 

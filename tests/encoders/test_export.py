@@ -190,7 +190,9 @@ def test_the_tower_is_an_eye_for_others(models: Path, tmp_path: Path):
 
 
 def test_only_towers_that_others_know(models: Path, tmp_path: Path):
-    with pytest.raises(ModelError, match="tiny-eva has an eva02 tower, which CLIPVisionModel cannot compute"):
+    with pytest.raises(
+        ModelError, match="tiny-eva has a tower of the layout eva02, which CLIPVisionModel cannot compute"
+    ):
         load_encoder("tiny-eva").save_vision_tower(tmp_path / "eye")
     load_encoder("tiny-openai").save_vision_tower(tmp_path / "eye")
     with pytest.raises(ValueError, match="eye is not empty"):

@@ -115,3 +115,44 @@ def test_a_tokenizer_from_elsewhere(models: Path, tmp_path: Path):
     (other / "lora").symlink_to(tmp_path / "lora")
     with pytest.raises(ModelError, match=r"other/lora is a link that leads out of its folder"):
         load_encoder("tiny-openai", language_model=other).encode_texts(TEXTS)
+
+
+def test_a_folder_with_a_language_model_is_read_as_one(models: Path, tmp_path: Path):
+    mine = load_encoder(shutil.copytree(models / "tiny-8b", tmp_path / "mine"))
+    expected = load_encoder("tiny-8b-cc").encode_texts(TEXTS)
+    np.testing.assert_array_equal(mine.encode_texts(TEXTS), expected)
+    with pytest.raises(ModelError, match="mine is a language model alone and sees no pictures"):
+        mine.encode_images([np.zeros((8, 8, 3), np.uint8)])
+
+
+def test_a_pickled_tower_may_be_named_by_its_folder(models: Path, tmp_path: Path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    shutil.copy(models / "tiny-eva" / "tiny.pt", folder / "epoch_20.pt")
+    by_folder = load_encoder(folder, language_model="tiny-1b-cc")
+    by_file = load_encoder(folder / "epoch_20.pt", language_model="tiny-1b-cc")
+    assert (by_folder.info.name, by_file.info.name) == ("mine", "epoch_20")
+    assert but_for_its_name(by_folder) == but_for_its_name(by_file)
+
+
+def test_an_empty_name_is_no_folder():
+    with pytest.raises(ModelError, match=r"^unknown encoder '', and no folder of that name; known: nano, "):
+        load_encoder("")
+
+
+@pytest.mark.parametrize("name", ["tower.safetensors", "tower.pt"])
+def test_a_clone_without_its_large_files(name: str, tmp_path: Path):
+    file = tmp_path / name
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
+    with pytest.raises(
+        ModelError, match=rf"{name} is a pointer of Git LFS, not the file itself; run git lfs pull"
+    ):
+        load_encoder(file)
+
+
+def test_a_file_that_is_no_model(tmp_path: Path):
+    (tmp_path / "it.txt").write_text("x")
+    with pytest.raises(
+        ModelError, match=r"it\.txt is no encoder; expected a folder, or a file \.safetensors, "
+    ):
+        load_encoder(tmp_path / "it.txt")

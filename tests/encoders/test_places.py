@@ -156,7 +156,8 @@ def test_offline_it_says_what_to_put_where(hub: Path):
     commit = "92512331f393a003c3d98404677f991c188162c9"
     assert said.endswith(
         "It needs model.safetensors, config.json (2.3 GB) from microsoft/LLM2CLIP-Openai-L-14-336 at revision "
-        f"{commit}, in {place}. Where there is internet, run: hf download microsoft/LLM2CLIP-Openai-L-14-336 "
+        f"{commit}, in {place}. To read texts it needs microsoft/LLM2CLIP-Llama-3-8B-Instruct-CC-Finetuned (15.0 GB) "
+        "as well. Where there is internet, run: hf download microsoft/LLM2CLIP-Openai-L-14-336 "
         f"--revision {commit} --include 'model.safetensors' --include 'config.json' --local-dir {place} "
         "(The encoder nano needs no files.)"
     )

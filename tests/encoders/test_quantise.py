@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -141,3 +143,10 @@ def test_rounding_slab_by_slab_is_rounding_at_once(monkeypatch, choice, dtype, s
     assert whole_weight.shape == pieces_weight.shape == shape
     for name in whole_weight.tensor_data_names:
         assert torch.equal(getattr(whole_weight, name), getattr(pieces_weight, name))
+
+
+def test_torchao_is_imported_without_a_word():
+    """In a process of its own: it speaks only the first time."""
+    code = "from llm2clip.encoders.quantise import import_quietly; import_quietly()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
