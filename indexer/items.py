@@ -233,6 +233,10 @@ class ItemsReader:
         with self._lock:
             return _run(self._db, self.path, statement, values)
 
+    def settle(self) -> None:
+        """Take back what a killed writer left half written, which connections that are guarded may not."""
+        self.rows("SELECT 1 FROM meta LIMIT 1")
+
     def visible(self, columns: str, condition: str = "", *values: str | int | bytes) -> list[Any]:
         """Columns of the items of this generation that fulfil a condition (SQL that begins with ``AND``, or more)."""
         now = self.generation
