@@ -25,7 +25,6 @@ from llm2clip.indexer.records import (
     printable,
 )
 
-
 _NO_SIDECAR = Sidecar()
 
 
