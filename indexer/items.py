@@ -262,6 +262,10 @@ class ItemsReader:
         """Content hashes of some items."""
         return [hash for (hash,) in self.visible("hash", f"AND id IN {IN}", json.dumps(ids))]
 
+    def keys(self, ids: Sequence[int]) -> dict[int, str]:
+        """Keys of some items."""
+        return dict(self.visible("id, key", f"AND id IN {IN}", json.dumps(ids)))
+
     def each(self, *, at_once: int = 4096) -> Iterator[list[ItemRow]]:
         """All items by id, in lists."""
         last = -1

@@ -236,6 +236,33 @@ def test_a_picture_that_cannot_be_read_any_more_is_taken_away_and_comes_back(ind
     same_as_fresh(index, photos, tmp_path)
 
 
+@pytest.mark.parametrize("unreadable", ["folder", "shard"])
+def test_what_cannot_be_read_today_has_not_vanished(photos, shards, tmp_path, monkeypatch, unreadable):
+    place, corpus, lost = tmp_path / "i", photos, 20
+    if unreadable == "shard":
+        corpus, lost = shards, 2
+    build_index(corpus, place, encoder=FakeEncoder())
+    before, whole, scan = keys_of(place), (shards / "01.tar").read_bytes(), os.scandir
+    with monkeypatch.context() as patch:
+
+        def failing(path):
+            if str(path) == str(photos / "summer"):
+                raise PermissionError(13, "Permission denied")
+            return scan(path)
+
+        patch.setattr(os, "scandir", failing)
+        (shards / "01.tar").write_bytes(b"")
+        report = update_index(place, encoder=FakeEncoder())
+    assert keys_of(place) == before
+    assert (report.removed, report.bad) == (0, 1)
+    assert report.notes == (f"{lost} pictures were kept whose folder or file cannot be read today",)
+    (shards / "01.tar").write_bytes(whole)
+    report = update_index(place, encoder=FakeEncoder())
+    assert (report.removed, report.bad, report.embedded, keys_of(place)) == (0, 0, 0, before)
+    with open_index(place) as opened:
+        assert opened.errors() == []
+
+
 def test_an_index_opened_before_a_change_answers_as_it_was(index, photos):
     queries = np.eye(3, 16, dtype=np.float32)
     with open_index(index) as old:
