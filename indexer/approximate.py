@@ -42,6 +42,7 @@ class ApproximateIndex:
         self.rows = int(index.ntotal)
         self.probes = plan.parameters["probes"]
         """Lists that are looked into, or breadth of the walk through a graph."""
+        self._unfiltered: dict[tuple[int, int], Any] = {}
 
     @property
     def faiss_index(self) -> Any:  # noqa: ANN401
@@ -134,11 +135,15 @@ class ApproximateIndex:
         Returns:
             scores (n, count) float32, and ids (n, count) int64, -1 where there are no more.
         """
-        probes, selector = self.probes, None
-        if allowed is not None:
+        if allowed is None:
+            key = self.probes, count if self.plan.kind.startswith("hnsw") else 0
+            if (params := self._unfiltered.get(key)) is None:
+                self._unfiltered.clear()
+                params = self._unfiltered[key] = self._parameters(self.probes, count=count, selector=None)
+        else:
             share = max(int(np.count_nonzero(allowed)), 1) / len(allowed)
-            probes, selector = round(probes / share), selector_of(self._faiss, allowed)
-        params = self._parameters(probes, count=count, selector=selector)
+            selector = selector_of(self._faiss, allowed)
+            params = self._parameters(round(self.probes / share), count=count, selector=selector)
         found: Found = self._index.search(queries, count, params=params)
         return found
 

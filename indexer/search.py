@@ -21,7 +21,7 @@ from llm2clip.indexer.hits import Hit
 from llm2clip.indexer.items import ErrorRow, ItemsReader, ShownRow, sqlite
 from llm2clip.indexer.locators import read_located, uri_of
 from llm2clip.indexer.manifest import Manifest, read_manifest
-from llm2clip.indexer.neighbours import Neighbours
+from llm2clip.indexer.neighbours import QUERIES_AT_ONCE, Neighbours
 from llm2clip.indexer.placing import describe_device
 from llm2clip.indexer.plan import Plan
 from llm2clip.indexer.reports import IndexInfo
@@ -34,9 +34,8 @@ if TYPE_CHECKING:
     from llm2clip.indexer.seam import EncoderIdentity
     from llm2clip.indexer.verify import VerifyReport
 
-_QUERIES_AT_ONCE = 256
 _ROWS_AT_ONCE = 65_536
-"""Hits of all queries together that are ranked at once: 128 MB of rows of 512 numbers."""
+"""Hits of all queries together that are looked for at once, where many are asked for."""
 _MASKS = 8
 """Filters whose answers are kept: nothing that they ask about changes while an index is open."""
 
@@ -182,7 +181,7 @@ class Index:
             raise IndexerError(f"k must be at least 1, got {k}")
         neighbours, allowed = self._neighbours, self.allowed(where)
         found: list[list[tuple[int, float]]] = []
-        at_once = max(1, min(_QUERIES_AT_ONCE, _ROWS_AT_ONCE // k))
+        at_once = max(1, min(QUERIES_AT_ONCE, _ROWS_AT_ONCE // k))
         for start in range(0, len(queries), at_once):
             found += neighbours.search(queries[start : start + at_once], k=k, allowed=allowed)
         rows = self.items.shown(list({id for hits in found for id, _ in hits}))

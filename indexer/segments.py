@@ -179,11 +179,11 @@ class Vectors:
     def take(self, ids: NDArray[np.int64]) -> Rows:
         """The rows of some ids. Shape: (n,), int64, each below ``len(self)`` -> (n, dim), float16."""
         if len(self.segments) == 1:
-            return self.segments[0][ids]
+            return self.segments[0].take(ids, axis=0)
         rows = np.empty((len(ids), self.dim), dtype=np.float16)
         where = np.searchsorted(self._starts, ids, side="right") - 1
-        for number in np.unique(where):
-            chosen = where == number
+        for number in set(where.tolist()):
+            chosen = np.flatnonzero(where == number)
             rows[chosen] = self.segments[number][ids[chosen] - self._starts[number]]
         return rows
 
