@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,13 @@ from llm2clip.indexer import (
     BuildOptions,
     IndexConflictError,
     IndexDamagedError,
+    IndexerError,
     IndexWriteError,
     add_pictures,
     build_index,
     compact_index,
     generation,
+    items,
     open_index,
     remove_pictures,
     store,
@@ -250,6 +254,21 @@ def test_items_older_than_the_manifest_are_noticed(index, photos):
     (index / "items-00001.db").write_bytes(old)
     with pytest.raises(IndexDamagedError, match=r"items-00001\.db (belongs to another index|is damaged)"):
         open_index(index)
+
+
+def test_items_that_cannot_be_read_now_are_not_taken_for_damaged(index, photos, monkeypatch):
+    """As while something else holds them: a build that took that for damage would embed everything again."""
+    monkeypatch.setattr(items, "_PATIENCE", 0.05)
+    before = {file.name: file.read_bytes() for file in index.iterdir()}
+    with closing(sqlite3.connect(index / "items-00001.db", isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        for change in (lambda: build_index(photos, index, encoder=FakeEncoder()), lambda: open_index(index)):
+            with pytest.raises(
+                IndexerError, match=r"items-00001\.db cannot be read now: .*run the command again"
+            ):
+                change()
+        db.execute("ROLLBACK")
+    assert {file.name: file.read_bytes() for file in index.iterdir()} == before
 
 
 @pytest.mark.parametrize("opened_before", [False, True])
