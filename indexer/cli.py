@@ -79,7 +79,7 @@ def build(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index pictures, or bring their index up to date; a build that was stopped goes on."""
+    """Index pictures, or go on with a build that was stopped."""
     with one_line_errors():
         from llm2clip.indexer.command import BuildRequest, run_build
 
@@ -135,19 +135,20 @@ def verify(
 ) -> None:
     """Check every file, number and vector of an index. Exits with 1 if anything is wrong."""
     with one_line_errors():
+        repaired = None
         if repair:
             from llm2clip.indexer.changing import run_repair
 
-            run_repair(index, as_json=as_json)
+            repaired = run_repair(index, as_json=as_json)
         from llm2clip.indexer.command import run_verify
 
-        if not run_verify(index, as_json=as_json):
+        if not run_verify(index, as_json=as_json, repaired=repaired):
             raise typer.Exit(1)
 
 
 @app.command()
 def encoders(as_json: JsonOption = False) -> None:
-    """List all encoders: size, memory, languages, quality, and whether they are here."""
+    """List all encoders: size, memory, languages, quality."""
     with one_line_errors():
         from llm2clip.indexer.command import run_encoders
 

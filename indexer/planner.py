@@ -118,8 +118,35 @@ def plan_index(vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32]
             )
         raise BudgetError(_refusal(considered, ram=ram, rows=len(vectors), dim=vectors.dim))
     (kept, _), kind, figures = best
+    if not kept and exact.bytes <= ram and _distance(exact, budget) <= _distance(figures, budget):
+        other = Alternative(kind=kind, figures=figures, why_not=_shortfall(figures, budget))
+        why = f"the nearest: {_shortfall(exact, budget)}"
+        return trial.plan("flat-fp16-ip", exact, why=why, considered=[*considered[1:], other])
     why = "the first that keeps to the budget" if kept else f"the nearest: {_shortfall(figures, budget)}"
     return trial.plan(kind, figures, why=why, considered=considered)
+
+
+def require_memory(budget: Budget, *, rows: int, dim: int) -> None:
+    """Refuse, before any vector is made, what no kind could do within the memory that was given.
+
+    Args:
+        budget: what to keep to; nothing is refused where it names no memory.
+        rows: how many vectors there will be.
+        dim: their length.
+
+    Raises:
+        BudgetError: nothing fits; the message has the numbers.
+    """
+    if budget.ram is None or not rows:
+        return
+    kinds: list[Alternative] = []
+    for kind in ("flat-fp16-ip", *(() if budget.recall >= 1 else APPROXIMATE)):
+        figures = figures_of(kind, rows=rows, dim=dim)
+        if problem := applies(kind, rows=rows, dim=dim) or _too_large(figures, budget.ram):
+            kinds.append(Alternative(kind=kind, figures=figures, why_not=problem))
+        else:
+            return
+    raise BudgetError(_refusal(kinds, ram=budget.ram, rows=rows, dim=dim))
 
 
 def make_ann(path: Path, vectors: Vectors, *, plan: Plan, queries: NDArray[np.float32] | None = None) -> Plan:
@@ -304,7 +331,8 @@ def _refusal(considered: list[Alternative], *, ram: int, rows: int, dim: int) ->
         return max(each.figures.bytes, each.figures.build_bytes)
 
     least = min(considered, key=wanted)
+    making = ", making it included" if least.figures.build_bytes > least.figures.bytes else ""
     return (
         f"{rows:,} vectors of {dim} numbers cannot be searched within {human(ram)} of memory: {least.kind}, which "
-        f"wants least, needs {human(wanted(least))}. Allow more with --ram, or index fewer pictures"
+        f"wants least{making}, needs {human(wanted(least))}. Allow more with --ram, or index fewer pictures"
     )

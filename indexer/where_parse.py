@@ -196,7 +196,8 @@ class Parser:
             self._fail(f"{word} compares text, and {field.name} is {field.type}", at)
         token = self._take()
         if token.kind is not Kind.TEXT:
-            self._fail(f"expected text in quotes after {word}, got {_described(token)}", token)
+            quotes = f"; write '{token.value}'" if token.kind in (Kind.WORD, Kind.NAME) else ""
+            self._fail(f"expected text in single quotes after {word}, got {_described(token)}{quotes}", token)
         if len(token.value) > MAX_PATTERN:
             self._fail(f"{word} takes at most {MAX_PATTERN:,} characters, got {len(token.value):,}", token)
         if word == "CONTAINS":
