@@ -59,8 +59,7 @@ def rank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64],
     """
     if len(queries) == 1:
         return [_rank_one(vectors, queries[0], ids[0], k=k)]
-    there = ids >= 0
-    whole = bool(there.all())
+    whole = bool((there := ids >= 0).all())
     scores = np.empty(ids.shape, dtype=np.float32)
     step = max(1, _BLOCK // max(1, ids.shape[1]))
     for start in range(0, len(queries), step):
@@ -72,8 +71,9 @@ def rank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64],
         scores[~there] = -np.inf
     order = _order(scores, ids)[:, :k]
     ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
-    each = zip(ids.tolist(), scores.tolist(), strict=True)
-    found: list[Ranked] = [list(zip(best, theirs, strict=True)) for best, theirs in each]
+    names: Any = ids.tolist()
+    numbers: Any = scores.tolist()
+    found: list[Ranked] = [list(zip(*each, strict=True)) for each in zip(names, numbers, strict=True)]
     return found if whole else [[hit for hit in hits if hit[0] >= 0] for hits in found]
 
 
