@@ -190,6 +190,13 @@ def _undo_half_a_write(path: Path) -> None:
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_PATIENCE)
         try:
             db.execute("SELECT count(*) FROM meta").fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+                raise
+            raise IndexerError(
+                f"{path} was left half written by a process that was killed, and may not be written from here to put "
+                "that right: run  llm2clip-index verify  once as somebody who may"
+            ) from error
         finally:
             db.close()
 
