@@ -58,6 +58,8 @@ class FolderCorpus(Corpus):
     def __init__(self, spec: str, root: Path, *, every: float | None = None) -> None:
         super().__init__(spec, root)
         self._every, self._start = every, f"{self.root}{os.sep}"
+        self.within = self.root
+        """Links to folders below this one are not followed: what they lead to has its own key."""
         if every is not None:
             from llm2clip.indexer.videos import checked
 
@@ -111,7 +113,7 @@ class FolderCorpus(Corpus):
 
     def _inside(self, link: Path) -> bool:
         """Whether a link leads to a folder that is read anyway."""
-        root, target = os.path.realpath(self.root), os.path.realpath(link)
+        root, target = os.path.realpath(self.within), os.path.realpath(link)
         if target != root and not target.startswith(os.path.join(root, "")):
             return False
         return not any(

@@ -143,6 +143,13 @@ def test_a_folder_inside_the_corpus_is_added_under_its_own_keys(index, photos, t
     same_as_fresh(index, photos, tmp_path)
 
 
+def test_a_folder_that_is_added_is_not_left_by_links_into_the_corpus(index, photos, tmp_path):
+    (photos / "summer" / "up").symlink_to("..")
+    (photos / "summer" / "new.png").write_bytes(encoded((9, 8, 7)))
+    assert add_pictures(index, [photos / "summer"], encoder=FakeEncoder()).new == 1
+    assert not update_index(index, encoder=FakeEncoder()).changed_anything
+
+
 def test_other_corpora_are_added_and_kept_up_to_date(index, photos, shards, tmp_path):
     lone = tmp_path / "elsewhere" / "lone.png"
     lone.parent.mkdir()
