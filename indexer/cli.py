@@ -68,6 +68,10 @@ def build(
             metavar="MS", help="Milliseconds for 95 of 100 queries. Default: 50. See docs/scaling.md."
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(metavar="DEVICE", help="Where to encode and train: cuda, cuda:1, cpu; auto decides."),
+    ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Build anew, also over the index of other pictures.")
     ] = False,
@@ -88,6 +92,8 @@ def build(
 
             if corpus is not None or encoder is None:
                 raise typer.BadParameter("--from INDEX needs --encoder NAME, and no CORPUS beside it")
+            if device != "auto":
+                raise typer.BadParameter("--from decides where to encode by itself: leave --device out")
             run_reencode(from_index, index, encoder=encoder, batch_size=batch_size, as_json=as_json)
             return
         if corpus is None:
@@ -103,6 +109,7 @@ def build(
             ram=ram,
             recall=recall,
             p95_ms=p95_ms,
+            device=device,
         )
         run_build(request)
 

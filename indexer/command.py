@@ -64,6 +64,8 @@ class BuildRequest:
     """Share of the true ten best to be found; None: the usual one."""
     p95_ms: float | None = None
     """Milliseconds for 95 of 100 queries; None: the usual ones."""
+    device: str = "auto"
+    """Where pictures are encoded and structures trained: ``cuda``, ``cuda:1``, ``cpu``; ``auto`` decides."""
 
 
 def run_build(request: BuildRequest) -> None:
@@ -91,13 +93,14 @@ def run_build(request: BuildRequest) -> None:
             _require_same(request, folder, name)
             if name == NANO and request.corpus != SAMPLE:
                 note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
-            encoder = _load(name)
+            encoder = _load(name) if request.device == "auto" else _load_on(name, request.device)
             with console.progress_bar() as show, console.quiet_decoding():
                 planner = planner_for(
                     corpus,
                     cast(TextEncoder, encoder),
                     budget=budget,
                     say=planned.append,
+                    device=request.device,
                 )
                 options = BuildOptions(
                     planner=planner,
@@ -106,7 +109,7 @@ def run_build(request: BuildRequest) -> None:
                     batch_size=request.batch_size,
                     overwrite=request.overwrite,
                     encoder_source=source_of(name),
-                    quicker=_quicker(name),
+                    quicker=_quicker(name) if request.device in ("auto", "cpu") else None,
                     on_progress=follow,
                 )
                 report = build_index(corpus, folder, encoder=encoder, options=options)
@@ -183,6 +186,12 @@ def _load(name: str) -> ImageEncoder:
     from llm2clip.encoders import load_encoder
 
     return load_encoder(name)
+
+
+def _load_on(name: str, device: str) -> ImageEncoder:
+    from llm2clip.encoders import load_encoder
+
+    return load_encoder(name, device=device)
 
 
 def _quicker(name: str) -> Callable[[], ImageEncoder] | None:

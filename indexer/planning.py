@@ -49,6 +49,7 @@ def planner_for(
     *,
     budget: Budget | None,
     say: Callable[[str], None],
+    device: str = "auto",
 ) -> BudgetPlanner:
     """The planner of a build; without a budget the usual one, and nothing is tried for small indexes.
 
@@ -58,6 +59,7 @@ def planner_for(
         budget=budget or Budget(),
         queries=partial(caption_queries, corpus, encoder),
         say=say,
+        device=device,
         untried_rows=0 if budget else UNPLANNED_ROWS,
     )
 

@@ -122,3 +122,25 @@ def test_an_index_of_another_encoder_is_told_before_this_one_is_loaded(captioned
     other = CliRunner().invoke(cli.app, [*common, "clip-vit-b-32"])
     assert (other.exit_code, loaded) == (1, ["nano"])
     assert "was built with the encoder nano, got clip-vit-b-32: build with the first" in other.stderr
+
+
+def test_a_device_is_where_pictures_are_encoded_and_structures_trained(captioned, tmp_path, monkeypatch):
+    loaded: list[tuple[str, str]] = []
+    planned: list[str] = []
+
+    def load(name: str, *, device: str) -> FakeEncoder:
+        loaded.append((name, device))
+        return FakeEncoder()
+
+    def planner(*args: object, device: str, **given: object) -> BudgetPlanner:
+        planned.append(device)
+        return planner_for(*args, device=device, **given)
+
+    monkeypatch.setattr("llm2clip.encoders.load_encoder", load, raising=False)
+    monkeypatch.setattr(command, "planner_for", planner)
+    common = ["build", str(captioned), "--index", str(tmp_path / "index"), "--encoder", "nano"]
+    done = CliRunner().invoke(cli.app, [*common, "--device", "cuda:1"])
+    assert done.exit_code == 0, done.stderr
+    assert (loaded, planned) == ([("nano", "cuda:1")], ["cuda:1"])
+    both = CliRunner().invoke(cli.app, ["build", "--from", "x", "--encoder", "nano", "--device", "cpu"])
+    assert (both.exit_code, "leave --device out" in both.stderr) == (2, True)
