@@ -51,14 +51,17 @@ def run_update(
 ) -> None:
     """Update an index, or add to it, and print what was done."""
     folder = command.place_of(index)
-    with winding_up(), telling(note), console.progress_bar() as show, console.quiet_decoding():
-        source = source_of(encoder) if encoder else None
-        options = BuildOptions(batch_size=batch_size, encoder_source=source, on_progress=show)
-        loader = _loader(folder, encoder)
-        if corpora is None:
-            report = update_index(folder, encoder=loader, options=options)
-        else:
-            report = add_pictures(folder, corpora, encoder=loader, options=options)
+    try:
+        with winding_up(), telling(note), console.progress_bar() as show, console.quiet_decoding():
+            source = source_of(encoder) if encoder else None
+            options = BuildOptions(batch_size=batch_size, encoder_source=source, on_progress=show)
+            loader = _loader(folder, encoder)
+            if corpora is None:
+                report = update_index(folder, encoder=loader, options=options)
+            else:
+                report = add_pictures(folder, corpora, encoder=loader, options=options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(": what was embedded is kept, the same command goes on from there") from None
     print_change(report, as_json=as_json)
 
 

@@ -325,9 +325,11 @@ def _check_size(path: Path, expected: int, *, or_more: bool = False) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise IndexDamagedError(
-            f"{path} is missing: the index is not whole. Run the build command again"
+            f"{path} is missing: the index is not whole. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
         ) from error
     if size < expected or (size > expected and not or_more):
         raise IndexDamagedError(
-            f"{path} is damaged: got {size:,} bytes, expected {expected:,}. Run the build command again"
+            f"{path} is damaged: got {size:,} bytes, expected {expected:,}. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
         )

@@ -135,12 +135,14 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
             found = file.read(len(expected))
         if found != expected or path.stat().st_size != len(expected) + rows * dim * 2:
             raise IndexDamagedError(
-                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. Run the build command again"
+                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. "
+                "Try  llm2clip-index verify --repair, or run the build command again"
             )
         return _mapped(path, rows, dim, len(expected))
     except FileNotFoundError as error:
         raise IndexDamagedError(
-            f"{path} is missing: the index is not whole. Run the build command again"
+            f"{path} is missing: the index is not whole. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
         ) from error
 
 

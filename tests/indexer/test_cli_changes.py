@@ -80,6 +80,31 @@ def test_pictures_are_added_and_removed(index, photos, tmp_path):
     assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
 
 
+def test_an_interrupted_change_says_what_is_kept(index, photos, monkeypatch):
+    (photos / "one.png").write_bytes(encoded((1, 2, 3)))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm2clip.indexer.changing.update_index", interrupted)
+    done = run.invoke(cli.app, ["update", *index])
+    said = "interrupted: what was embedded is kept, the same command goes on from there\n"
+    assert (done.exit_code, done.stdout, done.stderr) == (130, "", said)
+
+
+def test_a_missing_file_and_a_wrong_place_say_what_to_do(index, tmp_path, photos):
+    (tmp_path / "taken").write_text("x")
+    done = run.invoke(cli.app, ["export", str(tmp_path / "taken"), *index])
+    assert (done.exit_code, "taken is a file: expected a folder" in done.stderr) == (1, True)
+    below = ["build", str(photos), "--index", str(tmp_path / "taken" / "i"), "--encoder", "x"]
+    done = run.invoke(cli.app, below)
+    assert (done.exit_code, "Choose another place with --index" in done.stderr) == (1, True)
+    (tmp_path / "i" / "vectors-00001-00000.npy").unlink()
+    done = run.invoke(cli.app, ["verify", *index])
+    assert (done.exit_code, "Try  llm2clip-index verify --repair, or" in done.stderr) == (1, True)
+    assert lines("verify", "--repair", *index)[-1].endswith("is whole: 4 files, 30 pictures")
+
+
 def test_a_picture_may_be_named_by_its_path_from_here(index, photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     said = lines("remove", f"{photos.name}/000.png", *index)
