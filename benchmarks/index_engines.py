@@ -150,9 +150,8 @@ def points(
 def _ids(neighbours: Neighbours) -> Ask:
     def ask(queries: NDArray[np.float32]) -> Ids:
         found = np.full((len(queries), K), -1, dtype=np.int64)
-        for start in range(0, len(queries), 256):
-            for number, hits in enumerate(neighbours.search(queries[start : start + 256], k=K), start):
-                found[number, : len(hits)] = [id for id, _ in hits]
+        for number, hits in enumerate(neighbours.search(queries, k=K)):
+            found[number, : len(hits)] = [id for id, _ in hits]
         return found
 
     return ask

@@ -83,7 +83,10 @@ def read_ann(
         IndexerError: there is no such device.
     """
     if not path.exists():
-        raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
+        raise IndexDamagedError(
+            f"{path} is missing: the index is not whole. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
+        )
     if plan.get("kind") == KIND:
         return placed(vectors, device=device)
     return placed(

@@ -42,6 +42,7 @@ class ApproximateIndex:
         self.rows = int(index.ntotal)
         self.probes = plan.parameters["probes"]
         """Lists that are looked into, or breadth of the walk through a graph."""
+        self._unfiltered: dict[tuple[int, int], Any] = {}
 
     @property
     def faiss_index(self) -> Any:  # noqa: ANN401
@@ -81,7 +82,12 @@ class ApproximateIndex:
 
     @classmethod
     def build(
-        cls, blocks: Iterable[tuple[int, Rows]], *, sample: NDArray[np.float32], plan: Plan
+        cls,
+        blocks: Iterable[tuple[int, Rows]],
+        *,
+        sample: NDArray[np.float32],
+        plan: Plan,
+        device: str = "auto",
     ) -> ApproximateIndex:
         """Make a structure in memory.
 
@@ -89,14 +95,14 @@ class ApproximateIndex:
             blocks: (id of the first row, rows of shape (n, dim), float16), in order.
             sample: rows it is trained on. Shape: (m, dim), float32.
             plan: what to make.
+            device: where centres of lists are found, if FAISS has GPUs: ``auto``, ``cuda``, ``cuda:1``; or ``cpu``.
         """
         faiss = import_faiss()
         index = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
         core = _core(faiss, index)
         _prepare(core, plan.parameters)
-        if has_gpu(faiss) and faiss.get_num_gpus() and hasattr(core, "clustering_index"):
-            # Where the time goes: distances to all centres, many times over.
-            centres = faiss.index_cpu_to_all_gpus(faiss.IndexFlatIP(plan.dim))
+        centres = _centres(faiss, plan.dim, device=device) if hasattr(core, "clustering_index") else None
+        if centres is not None:  # where the time goes: distances to all centres, many times over
             core.clustering_index = centres
             index.train(sample)
             core.clustering_index = None
@@ -134,11 +140,15 @@ class ApproximateIndex:
         Returns:
             scores (n, count) float32, and ids (n, count) int64, -1 where there are no more.
         """
-        probes, selector = self.probes, None
-        if allowed is not None:
+        if allowed is None:
+            key = self.probes, count if self.plan.kind.startswith("hnsw") else 0
+            if (params := self._unfiltered.get(key)) is None:
+                self._unfiltered.clear()
+                params = self._unfiltered[key] = self._parameters(self.probes, count=count, selector=None)
+        else:
             share = max(int(np.count_nonzero(allowed)), 1) / len(allowed)
-            probes, selector = round(probes / share), selector_of(self._faiss, allowed)
-        params = self._parameters(probes, count=count, selector=selector)
+            selector = selector_of(self._faiss, allowed)
+            params = self._parameters(round(self.probes / share), count=count, selector=selector)
         found: Found = self._index.search(queries, count, params=params)
         return found
 
@@ -181,6 +191,16 @@ class ApproximateIndex:
         outer = faiss.SearchParametersPreTransform()
         outer.index_params = params
         return _Kept(outer, params, selector).outer
+
+
+def _centres(faiss: ModuleType, dim: int, *, device: str) -> Any:  # noqa: ANN401
+    """What compares rows with centres on a device; None: FAISS's own way, on the CPU."""
+    if device == "cpu" or not has_gpu(faiss) or not faiss.get_num_gpus():
+        return None
+    flat, (_, _, number) = faiss.IndexFlatIP(dim), device.partition(":")
+    if not number:
+        return faiss.index_cpu_to_all_gpus(flat)
+    return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), int(number), flat)
 
 
 class _Kept:

@@ -98,6 +98,7 @@ class _Build:
             survey = ingest.survey(options=self._options, tally=self._tally)
             try:
                 require_pictures(self._corpus, survey)
+                self._require_room(survey.total)
                 started = self._started()
                 with unwinding(begin(self._folder, self._origin, started=started)) as writer:
                     return self._write(writer, ingest, survey)
@@ -116,6 +117,9 @@ class _Build:
             ingest = Ingest(self._folder, self._corpus, source=number, manifest=manifest, stack=stack)
             survey = ingest.survey(options=self._options, tally=self._tally)
             require_pictures(self._corpus, survey)
+            self._require_room(manifest.items + survey.changed)
+            if self._options.replan:
+                manifest = replace(manifest, ann=None)
             if survey.nothing and manifest.ann is not None:
                 manifest = self._note_source(manifest)
                 return self._report(manifest, up_to_date=True)
@@ -124,6 +128,10 @@ class _Build:
                 change(self._folder, replace(manifest, encoder=encoder, encoder_source=place))
             ) as writer:
                 return self._write(writer, ingest, survey)
+
+    def _require_room(self, pictures: int) -> None:
+        if self._options.require is not None:
+            self._options.require(pictures, self._encoder.info.dim)
 
     def _write(self, writer: GenerationWriter, ingest: Ingest, survey: Survey) -> BuildReport:
         ingest.apply(writer, survey, encoder=lambda: self._encoder, options=self._options, tally=self._tally)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,7 +155,9 @@ def _committed_files(folder: Path) -> frozenset[str]:
             return frozenset(os.listdir(folder))
         return frozenset()
     own = {MANIFEST, manifest.items_file, *manifest.files}
-    if (folder / manifest.items_file).exists():
+    with suppress(
+        IndexDamagedError
+    ):  # of damaged items nothing will be taken over, so nothing more is kept for that
         own |= files_of(folder / manifest.items_file)
     return frozenset(own)
 

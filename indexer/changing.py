@@ -14,7 +14,9 @@ from llm2clip.indexer.compacting import compact_index
 from llm2clip.indexer.entry import winding_up
 from llm2clip.indexer.explaining import explain_search
 from llm2clip.indexer.exporting import Format, export_index
+from llm2clip.indexer.faiss_index import KIND
 from llm2clip.indexer.manifest import read_manifest
+from llm2clip.indexer.plan import human
 from llm2clip.indexer.reencoding import Overlap, reencode_index
 from llm2clip.indexer.remote import telling
 from llm2clip.indexer.removing import Selection, remove_pictures
@@ -49,14 +51,17 @@ def run_update(
 ) -> None:
     """Update an index, or add to it, and print what was done."""
     folder = command.place_of(index)
-    with winding_up(), telling(note), console.progress_bar() as show, console.quiet_decoding():
-        source = source_of(encoder) if encoder else None
-        options = BuildOptions(batch_size=batch_size, encoder_source=source, on_progress=show)
-        loader = _loader(folder, encoder)
-        if corpora is None:
-            report = update_index(folder, encoder=loader, options=options)
-        else:
-            report = add_pictures(folder, corpora, encoder=loader, options=options)
+    try:
+        with winding_up(), telling(note), console.progress_bar() as show, console.quiet_decoding():
+            source = source_of(encoder) if encoder else None
+            options = BuildOptions(batch_size=batch_size, encoder_source=source, on_progress=show)
+            loader = _loader(folder, encoder)
+            if corpora is None:
+                report = update_index(folder, encoder=loader, options=options)
+            else:
+                report = add_pictures(folder, corpora, encoder=loader, options=options)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(": what was embedded is kept, the same command goes on from there") from None
     print_change(report, as_json=as_json)
 
 
@@ -67,17 +72,21 @@ def run_remove(index: Path | None, selection: Selection, *, as_json: bool) -> No
 
 def print_change(report: ChangeReport, *, as_json: bool) -> None:
     """Print what a change did, in numbers."""
+    same = max(0, min(report.unchanged, report.items - report.new - report.changed - report.described))
     named = {
         "new": report.new,
         "with other content": report.changed,
         "with another caption or time": report.described,
         "removed": report.removed,
-        "as before": report.unchanged,
+        "as before": same,
+        "left out as before (unreadable or removed)": report.unchanged - same,
     }
     parts = ", ".join(f"{count:,} {what}" for what, count in named.items() if count)
     lines = [f"{_pictures(report.items)} in the index: {parts or 'none'}."]
-    if report.moved:
-        lines.append(f"{report.moved:,} of the new and the removed are one picture that was moved.")
+    if report.moved == 1:
+        lines.append("1 of the new and the removed are one picture that was moved.")
+    elif report.moved:
+        lines.append(f"{report.moved:,} of the new and the removed are the same pictures, moved.")
     if report.changed_anything:
         kept = f", {report.reused:,} found again by their content" if report.reused else ""
         lines.append(f"{report.embedded:,} embedded{kept}, in {report.seconds:,.1f} s.")
@@ -96,7 +105,7 @@ def print_change(report: ChangeReport, *, as_json: bool) -> None:
 def run_compact(index: Path | None, *, as_json: bool) -> None:
     """Compact an index and print what that saved."""
     report = compact_index(command.place_of(index))
-    sizes = f"{report.bytes_before / 1e6:,.1f} MB before, {report.bytes_after / 1e6:,.1f} MB now"
+    sizes = f"{human(report.bytes_before)} before, {human(report.bytes_after)} now"
     lines = [
         f"{_pictures(report.items)} in the index, {report.dropped:,} vectors dropped; {sizes}; {report.seconds:,.1f} s."
     ]
@@ -105,22 +114,25 @@ def run_compact(index: Path | None, *, as_json: bool) -> None:
         note(f"note: {each}")
 
 
-def run_repair(index: Path | None, *, as_json: bool) -> None:
-    """Repair an index and print what was wrong."""
+def run_repair(index: Path | None, *, as_json: bool) -> dict[str, Any]:
+    """Repair an index and print what was wrong; as JSON only return it."""
     report = repair_index(command.place_of(index))
+    if as_json:
+        return asdict(report)
     lines = [*report.repaired] or ["Nothing had to be repaired."]
     if report.lost:
         lines.append(
             f"{_pictures(report.lost)} lost their vectors. To embed them again: "
             f"llm2clip-index update --index {report.path}"
         )
-    _print(report, as_json=as_json, lines=[*lines, f"{_pictures(report.items)} in the index."])
+    _print(report, as_json=False, lines=[*lines, f"{_pictures(report.items)} in the index."])
+    return asdict(report)
 
 
 def run_export(index: Path | None, out: Path, *, format: Format, as_json: bool) -> None:
     """Export an index and print what was written."""
     report = export_index(command.place_of(index), out, format=format)
-    line = f"{_pictures(report.items)}, {report.dim} numbers each, {report.bytes / 1e6:,.1f} MB:"
+    line = f"{_pictures(report.items)}, {report.dim} numbers each, {human(report.bytes)}:"
     _print(report, as_json=as_json, lines=[line, *(f"  {report.path}/{name}" for name in report.files)])
 
 
@@ -128,20 +140,15 @@ def run_explain(index: Path | None, *, where: str | None, as_json: bool) -> None
     """Print what a search of an index would do."""
     with command._open(index) as opened:
         report = explain_search(opened, where=where)
-    line = (
-        f"{_pictures(report.items)}; structure {report.structure} over {report.covered:,} vectors, "
-        f"{report.tail:,} since"
-    )
+    exact = report.structure in ("none", KIND)
+    structure = f"structure {report.structure} over {report.covered:,} vectors, {report.tail:,} came since"
+    line = f"{_pictures(report.items)}; {f'{report.structure}: all are compared' if exact else structure}"
     _print(report, as_json=as_json, lines=[line, *(f"  {step}" for step in report.steps)])
 
 
 def run_errors(index: Path | None, *, as_json: bool) -> None:
     """Print the pictures that could not be read."""
-    with command._open(index) as opened:
-        for error in opened.errors():
-            row = {"key": error.key, "stage": error.stage, "reason": error.reason}
-            shown = f"{plain(error.key)}\t{plain(error.reason)}"
-            print(json.dumps(row, ensure_ascii=False) if as_json else shown)
+    command.run_info(index, errors=True, as_json=as_json)
 
 
 def run_reencode(
@@ -149,6 +156,7 @@ def run_reencode(
 ) -> None:
     """Embed the pictures of an index with another encoder and print how the two agree."""
     source = command.place_of(old)
+    read_manifest(source)  # an index that is not there is told before anything is loaded
     place = index or source.with_name(f"{source.name.removesuffix('.index')}-{Path(encoder).name}.index")
     with winding_up(), telling(note), console.progress_bar() as show, console.quiet_decoding():
         loaded = command._load(encoder)

@@ -68,6 +68,10 @@ def build(
             metavar="MS", help="Milliseconds for 95 of 100 queries. Default: 50. See docs/scaling.md."
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option(metavar="DEVICE", help="Where to encode and train: cuda, cuda:1, cpu; auto decides."),
+    ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Build anew, also over the index of other pictures.")
     ] = False,
@@ -79,7 +83,7 @@ def build(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index pictures, or bring their index up to date; a build that was stopped goes on."""
+    """Index pictures, or go on with a build that was stopped."""
     with one_line_errors():
         from llm2clip.indexer.command import BuildRequest, run_build
 
@@ -88,6 +92,8 @@ def build(
 
             if corpus is not None or encoder is None:
                 raise typer.BadParameter("--from INDEX needs --encoder NAME, and no CORPUS beside it")
+            if device != "auto":
+                raise typer.BadParameter("--from decides where to encode by itself: leave --device out")
             run_reencode(from_index, index, encoder=encoder, batch_size=batch_size, as_json=as_json)
             return
         if corpus is None:
@@ -103,6 +109,7 @@ def build(
             ram=ram,
             recall=recall,
             p95_ms=p95_ms,
+            device=device,
         )
         run_build(request)
 
@@ -135,19 +142,20 @@ def verify(
 ) -> None:
     """Check every file, number and vector of an index. Exits with 1 if anything is wrong."""
     with one_line_errors():
+        repaired = None
         if repair:
             from llm2clip.indexer.changing import run_repair
 
-            run_repair(index, as_json=as_json)
+            repaired = run_repair(index, as_json=as_json)
         from llm2clip.indexer.command import run_verify
 
-        if not run_verify(index, as_json=as_json):
+        if not run_verify(index, as_json=as_json, repaired=repaired):
             raise typer.Exit(1)
 
 
 @app.command()
 def encoders(as_json: JsonOption = False) -> None:
-    """List all encoders: size, memory, languages, quality, and whether they are here."""
+    """List all encoders: size, memory, languages, quality."""
     with one_line_errors():
         from llm2clip.indexer.command import run_encoders
 

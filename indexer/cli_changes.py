@@ -11,7 +11,8 @@ import typer
 from llm2clip.indexer.terminal import one_line_errors
 
 IndexOption = Annotated[
-    Path | None, typer.Option("--index", metavar="PATH", help="Default: the index that was built last.")
+    Path | None,
+    typer.Option("--index", metavar="PATH", help="Default: LLM2CLIP_INDEX, else the index built last."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 BatchOption = Annotated[
@@ -53,7 +54,7 @@ def add(
     batch_size: BatchOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add pictures to an index; those that are in it are looked at again."""
+    """Add pictures to an index, or look at some of them again."""
     with one_line_errors():
         from llm2clip.indexer.changing import run_update
 
@@ -66,7 +67,7 @@ def update(
     batch_size: BatchOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring an index up to date: new, changed, moved and vanished pictures."""
+    """Take in what is new, changed, moved or gone."""
     with one_line_errors():
         from llm2clip.indexer.changing import run_update
 
@@ -84,7 +85,7 @@ def remove(
     index: IndexOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take pictures out of an index; they stay out until they are added by name."""
+    """Take pictures out of an index, until they are added by name."""
     with one_line_errors():
         from llm2clip.indexer.changing import run_remove
         from llm2clip.indexer.removing import Selection
@@ -93,7 +94,7 @@ def remove(
 
 
 def compact(index: IndexOption = None, as_json: JsonOption = False) -> None:
-    """Write an index anew without what was removed; also brings older formats up to date."""
+    """Write an index anew, without what was removed."""
     with one_line_errors():
         from llm2clip.indexer.changing import run_compact
 
@@ -123,7 +124,10 @@ def explain(index: IndexOption = None, where: WhereOption = None, as_json: JsonO
         run_explain(index, where=where, as_json=as_json)
 
 
-def errors(index: IndexOption = None, as_json: JsonOption = False) -> None:
+def errors(
+    index: IndexOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")] = False,
+) -> None:
     """List the pictures that could not be read, with reasons."""
     with one_line_errors():
         from llm2clip.indexer.changing import run_errors

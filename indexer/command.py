@@ -3,35 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from shlex import quote
 from shutil import get_terminal_size
-from typing import cast
+from typing import Any, cast
 
 from llm2clip.indexer import console
 from llm2clip.indexer.build import build_index
 from llm2clip.indexer.choosing import NANO, NoEncoderError, choose_encoder, source_of
 from llm2clip.indexer.corpus import open_corpus
 from llm2clip.indexer.entry import winding_up
-from llm2clip.indexer.errors import CorpusError, IndexConflictError, IndexNotFoundError
+from llm2clip.indexer.errors import CorpusError, EncoderMismatchError, IndexConflictError, IndexNotFoundError
 from llm2clip.indexer.listing import table
 from llm2clip.indexer.location import (
+    INDEX_VARIABLE,
     SAMPLE,
     current_index,
     default_index_path,
     sample_index_path,
     set_current_index,
 )
-from llm2clip.indexer.planning import TextEncoder, planner_for
+from llm2clip.indexer.plan import Budget
+from llm2clip.indexer.planner import require_memory
+from llm2clip.indexer.planning import TextEncoder, budget_of, planner_for
 from llm2clip.indexer.records import Corpus
 from llm2clip.indexer.remote import telling
 from llm2clip.indexer.reports import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.seam import ImageEncoder
 from llm2clip.indexer.search import Index, open_index
-from llm2clip.indexer.store import describe_unfinished
+from llm2clip.indexer.store import describe_unfinished, recorded_encoder
 from llm2clip.indexer.terminal import note, plain
 
 
@@ -59,6 +65,8 @@ class BuildRequest:
     """Share of the true ten best to be found; None: the usual one."""
     p95_ms: float | None = None
     """Milliseconds for 95 of 100 queries; None: the usual ones."""
+    device: str = "auto"
+    """Where pictures are encoded and structures trained: ``cuda``, ``cuda:1``, ``cpu``; ``auto`` decides."""
 
 
 def run_build(request: BuildRequest) -> None:
@@ -70,6 +78,7 @@ def run_build(request: BuildRequest) -> None:
         KeyboardInterrupt: Ctrl-C; its text says what is kept.
     """
     folder = _place(request)
+    budget = budget_of(ram=request.ram, recall=request.recall, p95_ms=request.p95_ms)
     done, planned = 0, list[str]()
 
     def follow(progress: Progress) -> None:
@@ -82,24 +91,26 @@ def run_build(request: BuildRequest) -> None:
             corpus = open_corpus(request.corpus, every=request.every)
             _require_pictures(corpus)
             name = _choose(request, folder)
+            _require_same(request, folder, name)
             if name == NANO and request.corpus != SAMPLE:
                 note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
-            encoder = _load(name)
+            encoder = _load(name) if request.device == "auto" else _load_on(name, request.device)
             with console.progress_bar() as show, console.quiet_decoding():
                 planner = planner_for(
                     corpus,
                     cast(TextEncoder, encoder),
-                    ram=request.ram,
-                    recall=request.recall,
-                    p95_ms=request.p95_ms,
+                    budget=budget,
                     say=planned.append,
+                    device=request.device,
                 )
                 options = BuildOptions(
                     planner=planner,
+                    replan=budget is not None,
+                    require=partial(_require_memory, budget),
                     batch_size=request.batch_size,
                     overwrite=request.overwrite,
                     encoder_source=source_of(name),
-                    quicker=_quicker(name),
+                    quicker=_quicker(name) if request.device in ("auto", "cpu") else None,
                     on_progress=follow,
                 )
                 report = build_index(corpus, folder, encoder=encoder, options=options)
@@ -133,6 +144,24 @@ def _require_pictures(corpus: Corpus) -> None:
         raise CorpusError(corpus.emptiness())
 
 
+def _require_memory(budget: Budget | None, pictures: int, dim: int) -> None:
+    if budget is not None:
+        require_memory(budget, rows=pictures, dim=dim)
+
+
+def _require_same(request: BuildRequest, folder: Path, name: str) -> None:
+    """An index of another built-in encoder is told before this one is fetched and loaded."""
+    from llm2clip.encoders import list_encoders
+
+    there = None if request.overwrite else recorded_encoder(folder)
+    known = {card.name for card in list_encoders()}
+    if there != name and {there, name} <= known:
+        raise EncoderMismatchError(
+            f"{folder} was built with the encoder {there}, got {name}: build with the first, choose another place "
+            f"with --index, replace it with --overwrite, or make another beside it with  --from {quote(str(folder))}"
+        )
+
+
 def _choose(request: BuildRequest, folder: Path) -> str:
     try:
         return choose_encoder(request.corpus, folder, told=request.encoder, ask=_asker())
@@ -158,6 +187,12 @@ def _load(name: str) -> ImageEncoder:
     from llm2clip.encoders import load_encoder
 
     return load_encoder(name)
+
+
+def _load_on(name: str, device: str) -> ImageEncoder:
+    from llm2clip.encoders import load_encoder
+
+    return load_encoder(name, device=device)
 
 
 def _quicker(name: str) -> Callable[[], ImageEncoder] | None:
@@ -191,11 +226,15 @@ def _open(index: Path | None) -> Index:
 
 def place_of(index: Path | None) -> Path:
     """The folder of the index that is meant."""
+    told = os.environ.get(INDEX_VARIABLE)
+    if index is None and told:
+        index = Path(told)
     if index is not None:
         return sample_index_path() if str(index) == SAMPLE else index.expanduser().absolute()
     last = current_index()
     if last is None:
-        raise IndexNotFoundError("no index was built yet: name one with --index PATH, or build one")
+        sample = f"; --index {SAMPLE} is that of the sample pictures" if sample_index_path().exists() else ""
+        raise IndexNotFoundError(f"no index was built yet: name one with --index PATH, or build one{sample}")
     return last
 
 
@@ -228,12 +267,13 @@ def run_info(index: Path | None, *, errors: bool, as_json: bool) -> None:
             console.print_info(opened.info())
 
 
-def run_verify(index: Path | None, *, as_json: bool) -> bool:
-    """Check an index and print what is wrong; returns whether nothing is."""
+def run_verify(index: Path | None, *, as_json: bool, repaired: Mapping[str, Any] | None = None) -> bool:
+    """Check an index and print what is wrong, as JSON with what was repaired; returns whether nothing is."""
     with _open(index) as opened:
         report = opened.verify()
     if as_json:
-        print(json.dumps({**asdict(report), "ok": report.ok}, ensure_ascii=False))
+        repair = {} if repaired is None else {"repair": repaired}
+        print(json.dumps({**asdict(report), "ok": report.ok, **repair}, ensure_ascii=False))
     else:
         console.print_verify(report)
     return report.ok

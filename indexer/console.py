@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llm2clip.indexer.location import SAMPLE
+from llm2clip.indexer.location import INDEX_VARIABLE, SAMPLE, sample_index_path
+from llm2clip.indexer.plan import human
 from llm2clip.indexer.reports import BuildReport, IndexInfo, Progress
 from llm2clip.indexer.terminal import note, plain
 
@@ -77,7 +78,7 @@ def print_build(report: BuildReport, *, search: str) -> None:
         print(f"Up to date: {_pictures(report.items)}, nothing has changed.")
     else:
         rate = f" ({report.embedded / report.seconds:,.0f}/s)" if report.embedded else ""
-        kept = f", {report.kept:,} of them embedded before" if report.kept else ""
+        kept = f", {report.embedded:,} of them embedded now," if report.kept else ""
         memory = f", memory up to {report.peak_memory / 1e6:,.0f} MB" if report.peak_memory else ""
         print(f"Indexed {_pictures(report.items)}{kept} in {report.seconds:,.1f} s{rate}{memory}.")
     if report.bad:
@@ -96,11 +97,12 @@ def search_command(report: BuildReport, *, current: bool) -> str:
     """The command that searches the index just built, ready to be copied."""
     import shlex
 
-    if report.corpus == SAMPLE:
+    if report.path == str(sample_index_path()):
         return 'llm2clip-search --index sample: "an animal with a long neck"'
-    if current and not os.environ.get("LLM2CLIP_INDEX"):
-        return 'llm2clip-search "a red bicycle in the rain"'
-    return f'llm2clip-search --index {shlex.quote(report.path)} "a red bicycle in the rain"'
+    query = "an animal with a long neck" if report.corpus == SAMPLE else "a red bicycle in the rain"
+    if current and not os.environ.get(INDEX_VARIABLE):
+        return f'llm2clip-search "{query}"'
+    return f'llm2clip-search --index {shlex.quote(report.path)} "{query}"'
 
 
 def print_info(info: IndexInfo) -> None:
@@ -108,15 +110,23 @@ def print_info(info: IndexInfo) -> None:
     rows = {
         "index": info.path,
         "pictures": f"{info.items:,}" + (f" ({info.bad:,} more could not be read)" if info.bad else ""),
-        "corpus": " in ".join(filter(None, [info.corpus["spec"], info.corpus.get("root")])),
+        "corpus": _sources(info),
         "encoder": f"{info.encoder['name']} (weights {str(info.encoder.get('weights_sha256', '?'))[:12]}...)",
         "vectors": f"{info.dim} numbers each, float16; files: {info.segments}; search: {info.ann}",
         "faiss": info.faiss,
-        "size": f"{info.bytes / 2**20:,.1f} MB",
+        "size": human(info.bytes),
         "built": f"{info.created} by {info.written_by}, generation {info.generation}",
     }
     for name, value in rows.items():
-        print(plain(f"{name:<9} {value}"))
+        for line in value.split("\n"):
+            print(plain(f"{name:<9} {line}"))
+            name = ""
+
+
+def _sources(info: IndexInfo) -> str:
+    shown = [" in ".join(filter(None, [each["spec"], each.get("root")])) for each in info.sources]
+    more = f"\nand {len(shown) - _SHOWN:,} more" if len(shown) > _SHOWN else ""
+    return "\n".join(shown[:_SHOWN]) + more
 
 
 def print_verify(report: VerifyReport) -> None:

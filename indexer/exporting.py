@@ -58,6 +58,8 @@ def export_index(
         raise IndexerError(f"format {format!r} is not known: expected npy or parquet")
     folder = Path(out).expanduser().absolute()
     names = ("vectors.npy", "items.jsonl") if format == "npy" else ("items.parquet",)
+    if folder.exists() and not folder.is_dir():
+        raise IndexConflictError(f"{folder} is a file: expected a folder, or the name of a new one")
     with open_index(path) as index:
         try:
             folder.mkdir(parents=True, exist_ok=True)

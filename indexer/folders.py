@@ -25,6 +25,8 @@ from llm2clip.indexer.records import (
     printable,
 )
 
+_NO_SIDECAR = Sidecar()
+
 
 class _Folder(NamedTuple):
     """A folder of the corpus."""
@@ -55,7 +57,9 @@ class FolderCorpus(Corpus):
 
     def __init__(self, spec: str, root: Path, *, every: float | None = None) -> None:
         super().__init__(spec, root)
-        self._every = every
+        self._every, self._start = every, f"{self.root}{os.sep}"
+        self.within = self.root
+        """Links to folders below this one are not followed: what they lead to has its own key."""
         if every is not None:
             from llm2clip.indexer.videos import checked
 
@@ -67,16 +71,16 @@ class FolderCorpus(Corpus):
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         """All pictures, folder by folder, in order of their names."""
-        self.passed_over = Counter()
+        self.passed_over, pictures = Counter(), picture_endings()
         for folder in self._folders():
             if folder.problem is not None:
                 key, uri = printable(folder.below.rstrip("/")), printable(str(folder.path))
                 yield Record(key=key, uri=uri, file=folder.path, problem=f"folder: {folder.problem}")
-            present = frozenset(folder.names)
+            beside = frozenset(name for name in folder.names if name.endswith((".json", ".txt")))
             for name in folder.names:
                 kind = ending(name)
-                if kind in picture_endings():
-                    yield self._record(folder, name, present, captions)
+                if kind in pictures:
+                    yield self._record(folder, name, beside, captions)
                 elif kind in VIDEOS and self._every is not None:
                     yield from self._frames(folder, name, self._every, captions)
                 elif kind in VIDEOS or kind in other_picture_endings():
@@ -109,27 +113,29 @@ class FolderCorpus(Corpus):
 
     def _inside(self, link: Path) -> bool:
         """Whether a link leads to a folder that is read anyway."""
-        root, target = os.path.realpath(self.root), os.path.realpath(link)
+        root, target = os.path.realpath(self.within), os.path.realpath(link)
         if target != root and not target.startswith(os.path.join(root, "")):
             return False
         return not any(
             part.startswith(".") for part in os.path.relpath(target, root).split(os.sep) if part != "."
         )
 
-    def _record(self, folder: _Folder, name: str, present: frozenset[str], captions: bool) -> Record:
+    def _record(self, folder: _Folder, name: str, beside: frozenset[str], captions: bool) -> Record:
+        # An update in which nothing changed consists of this: no more than it needs.
         file, key = folder.path / name, folder.below + name
-        uri = f"{self.root}{os.sep}{key}"
-        if key != printable(key):
-            shown = printable(key)
+        uri = f"{self._start}{key}"
+        if not key.isascii() and key != (shown := printable(key)):
             return Record(key=shown, uri=shown, file=file, problem="file name is not UTF-8: rename it")
         try:
-            found = file.stat()
+            found = os.stat(uri)
         except OSError as error:
             reason = "link to nothing" if file.is_symlink() else str(error.strerror or error)
             return Record(key=key, uri=uri, file=file, problem=reason)
         if not stat.S_ISREG(found.st_mode):
             return Record(key=key, uri=uri, file=file, problem="not a regular file")
-        stamp, sidecar = sidecar_of(folder.path, os.path.splitext(name)[0], present, captions)
+        stamp, sidecar = None, _NO_SIDECAR
+        if beside:
+            stamp, sidecar = sidecar_of(folder.path, os.path.splitext(name)[0], beside, captions)
         return Record(
             key=key,
             uri=uri,

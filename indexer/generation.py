@@ -258,8 +258,9 @@ class GenerationWriter:
                 decoding=self.decoding,
             )
             write_manifest(folder, manifest)
+        with suppress(IndexWriteError):  # it is committed; the next change tidies up
             tidy(self._items)
-            self._items.close()
+        self._items.close()
         clean(folder, manifest)
         return manifest
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +31,7 @@ from llm2clip.indexer.unfinished import Unfinished, Writing
 LISTED = 1000
 """Bad pictures that a report names."""
 _AT_ONCE = 10_000
+_PARTS = re.compile("[/#]")
 
 
 @dataclass(kw_only=True)
@@ -125,8 +128,10 @@ class Ingest:
             vanish: whether pictures that it does not list have gone.
         """
         total = changed = 0
+        closed: set[str] = set()
         for chunk in chunks(self._corpus.records(captions=False)):
             total += len(chunk)
+            closed.update(record.key for record in chunk if record.problem is not None)
             if self._committed is not None:
                 same = sum(self._committed.unchanged(chunk, by_hand=self._by_hand))
                 tally.unchanged += same
@@ -141,15 +146,28 @@ class Ingest:
             f"SELECT id FROM items WHERE source = ? AND removed = {NEVER}", self._source
         )
         ids = np.array([id for (id,) in items], dtype=np.int64)
+        gone = ids[~committed.seen[ids]].tolist()
         errors = committed.items.rows(
             f"SELECT key FROM errors WHERE source = ? AND removed = {NEVER}", self._source
         )
         return Survey(
             total=total,
             changed=changed,
-            gone=tuple(ids[~committed.seen[ids]].tolist()),
+            gone=tuple(self._vanished(gone, closed, tally) if closed else gone),
             gone_errors=tuple(key for (key,) in errors if key not in committed.seen_errors),
         )
+
+    def _vanished(self, ids: Sequence[int], closed: AbstractSet[str], tally: Tally) -> list[int]:
+        """Those of some ids whose pictures have gone, not those in folders or files that cannot be read today."""
+        assert self._committed is not None
+        found: list[int] = []
+        for start in range(0, len(ids), _AT_ONCE):
+            keys = self._committed.items.keys(ids[start : start + _AT_ONCE])
+            found += [id for id, key in keys.items() if closed.isdisjoint(_around(key))]
+        if kept := len(ids) - len(found):
+            tally.unchanged += kept
+            tally.notes.append(f"{kept:,} pictures were kept whose folder or file cannot be read today")
+        return found
 
     def apply(
         self,
@@ -237,6 +255,11 @@ class Ingest:
             ):
                 if not same:
                     yield record
+
+
+def _around(key: str) -> Iterator[str]:
+    """The folders and the container that a key lies in."""
+    return (key[: match.start()] for match in _PARTS.finditer(key))
 
 
 def tell(

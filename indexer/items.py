@@ -19,7 +19,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.errors import IndexDamagedError, IndexWriteError
+from llm2clip.indexer.errors import IndexDamagedError, IndexerError, IndexWriteError
 
 NEVER = 2**63 - 1
 """``removed`` of what is still there."""
@@ -131,6 +131,13 @@ ShownRow = tuple[int, int, str, str | None, str | None, int, int]
 """id, source, key, caption, metadata, width, height."""
 _SHOWN = "id, source, key, caption, metadata, width, height"
 _AT_ONCE = 500
+_PATIENCE = 60.0
+"""Seconds for which a writer's commit is waited for."""
+_FOR_NOW = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
+    | {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL}
+)
+"""What SQLite says of files that are whole."""
 
 ITEM = ", ".join(ItemRow._fields)
 STATE = ", ".join(StateRow._fields)
@@ -148,6 +155,13 @@ def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
     except sqlite3.Error as error:
         if writing:
             raise IndexWriteError(f"cannot write {path}: {error}") from error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if (
+            code in _FOR_NOW and path.is_file()
+        ):  # a build must not take that for damage and embed everything again
+            raise IndexerError(
+                f"{path} cannot be read now: {error}. Nothing was changed: run the command again"
+            ) from error
         raise IndexDamagedError(f"{path} is damaged: {error}. Run the build command again") from error
 
 
@@ -165,7 +179,7 @@ def connect(path: Path) -> sqlite3.Connection:
             uri=True,
             check_same_thread=False,
             isolation_level=None,
-            timeout=60.0,
+            timeout=_PATIENCE,
         )
         return found
 
@@ -173,9 +187,16 @@ def connect(path: Path) -> sqlite3.Connection:
 def _undo_half_a_write(path: Path) -> None:
     """Take back what a process that was killed while it wrote left half done: it takes a connection that may write."""
     with sqlite(path):
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=60.0)
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_PATIENCE)
         try:
             db.execute("SELECT count(*) FROM meta").fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+                raise
+            raise IndexerError(
+                f"{path} was left half written by a process that was killed, and may not be written from here to put "
+                "that right: run  llm2clip-index verify  once as somebody who may"
+            ) from error
         finally:
             db.close()
 
@@ -233,6 +254,10 @@ class ItemsReader:
         with self._lock:
             return _run(self._db, self.path, statement, values)
 
+    def settle(self) -> None:
+        """Take back what a killed writer left half written, which connections that are guarded may not."""
+        self.rows("SELECT 1 FROM meta LIMIT 1")
+
     def visible(self, columns: str, condition: str = "", *values: str | int | bytes) -> list[Any]:
         """Columns of the items of this generation that fulfil a condition (SQL that begins with ``AND``, or more)."""
         now = self.generation
@@ -257,6 +282,10 @@ class ItemsReader:
     def hashes(self, ids: Sequence[int]) -> list[bytes]:
         """Content hashes of some items."""
         return [hash for (hash,) in self.visible("hash", f"AND id IN {IN}", json.dumps(ids))]
+
+    def keys(self, ids: Sequence[int]) -> dict[int, str]:
+        """Keys of some items."""
+        return dict(self.visible("id, key", f"AND id IN {IN}", json.dumps(ids)))
 
     def each(self, *, at_once: int = 4096) -> Iterator[list[ItemRow]]:
         """All items by id, in lists."""

@@ -122,6 +122,9 @@ class _Listed(Corpus):
 
             self._reader = Reader()
         url = key if "://" in key else f"{self._base}/{key}"
+        if "://" in self._base and not _may_name(self._base, url):
+            problem = "a list behind a URL may name pictures of its own store and of http:// and https://, no others"
+            return Record(key=key, uri=url, file=Path(url), problem=problem)
         return Record(
             key=key,
             uri=url,
@@ -139,6 +142,12 @@ class _Listed(Corpus):
         lines = sum(1 for _ in self._rows())
         where = "on standard input" if self.spec == STDIN else f"in the list {self.spec}"
         return f"no pictures {where}: got {lines:,} lines, expected one picture in each"
+
+
+def _may_name(root: str, url: str) -> bool:
+    """Whether a list below a root, which may be anybody's, may have a URL read: not files of this machine."""
+    scheme = url.partition("://")[0]  # one store inside another has :: in it
+    return scheme in (root.partition("://")[0], "http", "https") and "::" not in url
 
 
 def _stamp(row: Row) -> int | None:

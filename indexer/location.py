@@ -11,6 +11,8 @@ from pathlib import Path
 
 from llm2clip.indexer.errors import CorpusError
 
+INDEX_VARIABLE = "LLM2CLIP_INDEX"
+"""Environment variable that names the index of commands that name none."""
 SAMPLE = "sample:"
 """The corpus that ships with the package, as ``llm2clip-index build`` and ``build_index`` know it."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.indexer.errors import IndexDamagedError, IndexerError
-from llm2clip.indexer.records import content_hash, read_span, root_of
+from llm2clip.indexer.records import content_hash, read_span, read_whole, root_of
 
 _BY_NAME = frozenset(["list", "stdin"])
 """Kinds of corpus that may name files anywhere: their lists do."""
@@ -57,7 +57,9 @@ def read_located(
     where = uri_of(within, corpus=corpus)
     try:
         content = _read(where, place)
-    except (KeyError, TypeError) as error:
+    except IndexerError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise IndexDamagedError(f"the index holds no usable locator for {key}: {locator}") from error
     if place and "time" not in place and hash is not None and content_hash(content) != hash:
         raise IndexerError(f"{where} changed since it was indexed: build the index again")
@@ -108,4 +110,4 @@ def _read(where: str, place: Mapping[str, Any]) -> bytes:
         return read_frame(file, seconds=float(place["time"]))
     if "offset" in place:
         return read_span(file, offset=int(place["offset"]), size=int(place["size"]))
-    return file.read_bytes()
+    return read_whole(file)

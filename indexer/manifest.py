@@ -133,6 +133,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         file.write(json.dumps(content, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
+    # First the names of the files that it names, and that SQLite's journal is gone: with it the items would go back.
+    sync_folder(folder)
     os.replace(draft, folder / MANIFEST)
     sync_folder(folder)
 

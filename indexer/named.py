@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, final
 
+from llm2clip.indexer.folders import FolderCorpus
 from llm2clip.indexer.lists import _Listed as Listed
 from llm2clip.indexer.records import Corpus, Record
 from llm2clip.indexer.rows import Row
@@ -61,6 +63,8 @@ class PartCorpus(Corpus):
     def __init__(self, inner: Corpus, *, source: Mapping[str, str]) -> None:
         super().__init__(inner.spec, inner.root)
         self._inner, self._source, self.notes = inner, dict(source), inner.notes
+        if isinstance(inner, FolderCorpus):
+            inner.within = Path(source["root"])
         self._below = os.path.relpath(inner.root, source["root"]).replace(os.sep, "/")
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:

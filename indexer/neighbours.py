@@ -19,6 +19,10 @@ SCANNED_SHARE = 0.02
 """Where a filter lets through no larger share of the rows than this, those rows are scanned."""
 SCANNED_ROWS = 20_000
 """Nor where it lets through no more rows than this."""
+QUERIES_AT_ONCE = 1_024
+"""What a structure is asked at once: in smaller parts FAISS's threads wait for one another more than they search."""
+_SCANNED_AT_ONCE = 256
+"""And a scan, which holds the scores of a block of rows with all of them."""
 _WIDEN = 8
 _AT_MOST = 8_192
 _ELSEWHERE = 2_048
@@ -82,6 +86,17 @@ class Neighbours:
             return [[] for _ in queries]
         if allowed is not None and total == len(allowed):
             allowed = None
+        structure = self._candidates
+        scanned = structure is None or structure.exact or self._scanned(total, allowed)
+        at_once = _SCANNED_AT_ONCE if scanned else QUERIES_AT_ONCE
+        found: list[Ranked] = []
+        for start in range(0, len(queries), at_once):
+            found += self._answered(queries[start : start + at_once], k=k, allowed=allowed, total=total)
+        return found
+
+    def _answered(
+        self, queries: NDArray[np.float32], *, k: int, allowed: Allowed, total: int
+    ) -> list[Ranked]:
         structure = self._candidates
         if structure is None or self._scanned(total, allowed):
             return self._exact(self._scan, queries, k=k, allowed=allowed, total=total)

@@ -1,7 +1,8 @@
 """What searches on which device: FAISS on a GPU where the wheel has it, else torch; the same answers either way.
 
 The stored halves are copied to the GPU once, when an index is opened. Lists are copied where FAISS has them for GPUs;
-everything else is searched exhaustively there, which needs no tuning and is faster than a CPU's structures.
+of millions of rows that were planned as a graph, one of the GPU's kind (CAGRA) is made where FAISS has it. All else
+is searched exhaustively there, which needs no tuning and is faster than a CPU's structures.
 """
 
 from __future__ import annotations
@@ -23,6 +24,13 @@ from llm2clip.indexer.torch_search import TorchScan
 
 ON_GPU = ("ivf-sq8",)
 """Kinds of structures that FAISS can copy to a GPU as they are."""
+GRAPHS = ("hnsw-sq8", "hnsw-fp16")
+"""Kinds that become a graph of the GPU's own."""
+GRAPH_ROWS = 4_000_000
+"""Of fewer rows the exhaustive search takes a GPU no more than a few milliseconds."""
+_BREADTH = 256
+"""Rows that a walk through the graph keeps, at least."""
+_MOST_OF_GRAPH = 512
 _MOST = 2_048
 """Rows and lists that FAISS takes at once on a GPU."""
 
@@ -68,6 +76,8 @@ def placed(
         return TorchScan(vectors, device=device)
     if plan and path and plan.kind in ON_GPU:
         return GpuIndex.lists(vectors, path, plan=plan, device=device)
+    if plan and plan.kind in GRAPHS and plan.rows >= GRAPH_ROWS and hasattr(import_faiss(), "GpuIndexCagra"):
+        return GpuIndex.graph(vectors, plan=plan, device=device)
     return GpuIndex.flat(vectors, device=device)
 
 
@@ -82,7 +92,7 @@ def describe_device(device: str) -> str:
 
 @final
 class GpuIndex:
-    """A FAISS index on a GPU; made by ``flat`` or ``lists``.
+    """A FAISS index on a GPU; made by ``flat``, ``lists`` or ``graph``.
 
     FAISS has no filters there: more rows are asked for and those that are not allowed dropped. Queries for which too
     few are left are answered by the scan of the stored halves.
@@ -116,6 +126,21 @@ class GpuIndex:
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), _number(device), there, options)
         return cls(index, vectors, plan=plan)
 
+    @classmethod
+    def graph(cls, vectors: Vectors, *, plan: Plan, device: str) -> GpuIndex:
+        """A CAGRA graph over the rows that a plan covers, made now; wants 4 bytes a number here and there."""
+        faiss = import_faiss()
+        options = faiss.GpuIndexCagraConfig()
+        options.device = _number(device)
+        index = faiss.GpuIndexCagra(
+            faiss.StandardGpuResources(), vectors.dim, faiss.METRIC_INNER_PRODUCT, options
+        )
+        rows = np.empty((plan.rows, vectors.dim), dtype=np.float32)
+        for first, block in vectors.blocks():
+            rows[first : first + len(block)] = block[: max(0, plan.rows - first)]
+        index.train(rows)
+        return cls(index, vectors, plan=plan)
+
     def depth(self, k: int) -> int:
         """Rows to propose for ``k`` hits."""
         return max(k + 8, k * self._plan.parameters.get("refine", 1)) if self._plan else k + 8
@@ -147,12 +172,20 @@ class GpuIndex:
         if self._plan is None:
             flat: Found = self._index.search(queries, count)
             return flat
+        if self._plan.kind in GRAPHS:
+            return self._walk(queries, min(count, _MOST_OF_GRAPH))
         params = self._faiss.SearchParametersIVF()
         params.nprobe = min(
             round(self._plan.parameters["probes"] / share), self._plan.parameters["lists"], _MOST
         )
         found: Found = self._index.search(queries, count, params=params)
         return found
+
+    def _walk(self, queries: NDArray[np.float32], count: int) -> Found:
+        params = self._faiss.SearchParametersCagra()
+        params.itopk_size = -(-max(_BREADTH, count) // 32) * 32
+        scores, ids = self._index.search(queries, count, params=params)
+        return scores, np.where((ids >= 0) & (ids < self.rows), ids, -1)
 
 
 def _number(device: str) -> int:

@@ -44,6 +44,8 @@ class BudgetPlanner:
     """Gives text queries to tune with, None where there are none. Shape: (n, dim), float32, unit rows."""
     say: Callable[[str], None] = lambda line: None
     """Is told what was planned and what was measured."""
+    device: str = "auto"
+    """Where structures are trained, if FAISS has GPUs: ``auto``, ``cuda``, ``cuda:1``; or ``cpu``."""
     untried_rows: int = 0
     """Up to so many vectors the exact search is taken without trying or measuring anything."""
 
@@ -59,16 +61,18 @@ class BudgetPlanner:
             write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
             return {"kind": KIND}
         queries = self.queries()
-        plan = plan_index(vectors, budget=self.budget, queries=queries)
+        plan = plan_index(vectors, budget=self.budget, queries=queries, device=self.device)
         if not plan.file:
             write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
-        made = make_ann(path, vectors, plan=plan, queries=queries)
+        made = make_ann(path, vectors, plan=plan, queries=queries, device=self.device)
         for line in made.lines():
             self.say(line)
         return made.to_json()
 
 
-def plan_index(vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None = None) -> Plan:
+def plan_index(
+    vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None = None, device: str = "auto"
+) -> Plan:
     """Choose how ``vectors`` are to be searched. Makes nothing but trials on a sample.
 
     What is asked of a query is promised where nothing else runs: times are those of this machine as it is now.
@@ -77,6 +81,7 @@ def plan_index(vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32]
         vectors: the stored rows.
         budget: what to keep to; without a size of memory, three quarters of what is free.
         queries: text queries to try with, None if there are none. Shape: (n, dim), float32, unit rows.
+        device: where trials are trained, as of ``BudgetPlanner``.
 
     Raises:
         BudgetError: nothing fits the memory; the message has the numbers.
@@ -84,7 +89,7 @@ def plan_index(vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32]
     """
     ram = budget.ram if budget.ram is not None else int(free_memory() * _FREE_SHARE)
     budget = replace(budget, ram=ram)
-    trial = _Trial(vectors, budget=budget, queries=queries)
+    trial = _Trial(vectors, budget=budget, queries=queries, device=device)
     exact = trial.exact()
     if why := _why_exact(exact, budget=budget, rows=len(vectors)):
         return trial.plan("flat-fp16-ip", exact, why=why)
@@ -118,11 +123,45 @@ def plan_index(vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32]
             )
         raise BudgetError(_refusal(considered, ram=ram, rows=len(vectors), dim=vectors.dim))
     (kept, _), kind, figures = best
+    if not kept and exact.bytes <= ram and _distance(exact, budget) <= _distance(figures, budget):
+        other = Alternative(kind=kind, figures=figures, why_not=_shortfall(figures, budget))
+        why = f"the nearest: {_shortfall(exact, budget)}"
+        return trial.plan("flat-fp16-ip", exact, why=why, considered=[*considered[1:], other])
     why = "the first that keeps to the budget" if kept else f"the nearest: {_shortfall(figures, budget)}"
     return trial.plan(kind, figures, why=why, considered=considered)
 
 
-def make_ann(path: Path, vectors: Vectors, *, plan: Plan, queries: NDArray[np.float32] | None = None) -> Plan:
+def require_memory(budget: Budget, *, rows: int, dim: int) -> None:
+    """Refuse, before any vector is made, what no kind could do within the memory that was given.
+
+    Args:
+        budget: what to keep to; nothing is refused where it names no memory.
+        rows: how many vectors there will be.
+        dim: their length.
+
+    Raises:
+        BudgetError: nothing fits; the message has the numbers.
+    """
+    if budget.ram is None or not rows:
+        return
+    kinds: list[Alternative] = []
+    for kind in ("flat-fp16-ip", *(() if budget.recall >= 1 else APPROXIMATE)):
+        figures = figures_of(kind, rows=rows, dim=dim)
+        if problem := applies(kind, rows=rows, dim=dim) or _too_large(figures, budget.ram):
+            kinds.append(Alternative(kind=kind, figures=figures, why_not=problem))
+        else:
+            return
+    raise BudgetError(_refusal(kinds, ram=budget.ram, rows=rows, dim=dim))
+
+
+def make_ann(
+    path: Path,
+    vectors: Vectors,
+    *,
+    plan: Plan,
+    queries: NDArray[np.float32] | None = None,
+    device: str = "auto",
+) -> Plan:
     """Write the structure of a plan, tune it on held-out queries and measure it on others.
 
     Args:
@@ -130,6 +169,7 @@ def make_ann(path: Path, vectors: Vectors, *, plan: Plan, queries: NDArray[np.fl
         vectors: the rows that it covers, all of them.
         plan: what ``plan_index`` chose for them.
         queries: as for ``plan_index``.
+        device: where it is trained, as of ``BudgetPlanner``.
 
     Returns:
         The plan with the parameters that were found and what was measured.
@@ -143,7 +183,7 @@ def make_ann(path: Path, vectors: Vectors, *, plan: Plan, queries: NDArray[np.fl
     if not plan.file:
         measured = measure(Neighbours(vectors), asked.half(1))
     else:
-        write_ann(path, vectors, plan=plan)
+        write_ann(path, vectors, plan=plan, device=device)
         size = path.stat().st_size
         index = ApproximateIndex.read(path, plan=plan)
         parameters = tune(index, vectors, asked.half(0), recall=plan.budget.recall)
@@ -174,7 +214,7 @@ def renewed(plan: Plan, *, rows: int) -> Plan:
     )
 
 
-def write_ann(path: Path, vectors: Vectors, *, plan: Plan) -> None:
+def write_ann(path: Path, vectors: Vectors, *, plan: Plan, device: str = "auto") -> None:
     """Make the structure of a plan from the stored rows and write it.
 
     On a CPU the same rows and plan give the same structure; where FAISS has a GPU, centres of lists are found there.
@@ -193,14 +233,16 @@ def write_ann(path: Path, vectors: Vectors, *, plan: Plan) -> None:
     parameters = plan.parameters
     sample = sample_of(vectors, parameters["train_rows"], rows=plan.rows, seed=parameters["seed"])
     blocks = ((first, rows[: plan.rows - first]) for first, rows in vectors.blocks() if first < plan.rows)
-    ApproximateIndex.build(blocks, sample=sample, plan=plan).write(path)
+    ApproximateIndex.build(blocks, sample=sample, plan=plan, device=device).write(path)
 
 
 class _Trial:
     """Tries kinds on a random sample of the rows."""
 
-    def __init__(self, vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None) -> None:
-        self._rows, self._dim, self._budget = len(vectors), vectors.dim, budget
+    def __init__(
+        self, vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None, device: str
+    ) -> None:
+        self._rows, self._dim, self._budget, self._device = len(vectors), vectors.dim, budget, device
         if len(vectors) > TRIAL_ROWS:
             ids = np.random.default_rng(0).choice(len(vectors), size=TRIAL_ROWS, replace=False)
             self._sample = Vectors([vectors.take(np.sort(ids))], dim=vectors.dim)
@@ -219,7 +261,7 @@ class _Trial:
         rows = len(self._sample)
         plan = self.plan(kind, figures, why="a trial", rows=rows)
         train = sample_of(self._sample, plan.parameters["train_rows"], rows=rows, seed=0)
-        index = ApproximateIndex.build(self._sample.blocks(), sample=train, plan=plan)
+        index = ApproximateIndex.build(self._sample.blocks(), sample=train, plan=plan, device=self._device)
         found = tune(index, self._sample, self._asked.half(0), recall=self._budget.recall)
         tuned = replace(plan, parameters={**plan.parameters, **found})
         index = ApproximateIndex(index.faiss_index, plan=tuned)
@@ -304,7 +346,8 @@ def _refusal(considered: list[Alternative], *, ram: int, rows: int, dim: int) ->
         return max(each.figures.bytes, each.figures.build_bytes)
 
     least = min(considered, key=wanted)
+    making = ", making it included" if least.figures.build_bytes > least.figures.bytes else ""
     return (
         f"{rows:,} vectors of {dim} numbers cannot be searched within {human(ram)} of memory: {least.kind}, which "
-        f"wants least, needs {human(wanted(least))}. Allow more with --ram, or index fewer pictures"
+        f"wants least{making}, needs {human(wanted(least))}. Allow more with --ram, or index fewer pictures"
     )

@@ -27,32 +27,40 @@ class TextEncoder(Protocol):
         """Shape: (num_texts, dim), float32, unit rows."""
 
 
-def planner_for(
-    corpus: Corpus,
-    encoder: TextEncoder,
-    *,
-    ram: str | None,
-    recall: float | None,
-    p95_ms: float | None,
-    say: Callable[[str], None],
-) -> BudgetPlanner:
-    """The planner of a build. Captions of the corpus become its queries, encoded when they are needed.
+def budget_of(*, ram: str | None, recall: float | None, p95_ms: float | None) -> Budget | None:
+    """The budget that somebody asked for; None where nobody did.
 
     Raises:
         IndexerError: a number means nothing.
     """
+    if ram is None and recall is None and p95_ms is None:
+        return None
     usual = Budget()
-    budget = Budget(
+    return Budget(
         ram=parse_bytes(ram) if ram is not None else None,
         recall=recall if recall is not None else usual.recall,
         p95_ms=p95_ms if p95_ms is not None else usual.p95_ms,
     )
-    asked = any(each is not None for each in (ram, recall, p95_ms))
+
+
+def planner_for(
+    corpus: Corpus,
+    encoder: TextEncoder,
+    *,
+    budget: Budget | None,
+    say: Callable[[str], None],
+    device: str = "auto",
+) -> BudgetPlanner:
+    """The planner of a build; without a budget the usual one, and nothing is tried for small indexes.
+
+    Captions of the corpus become its queries, encoded when they are needed.
+    """
     return BudgetPlanner(
-        budget=budget,
+        budget=budget or Budget(),
         queries=partial(caption_queries, corpus, encoder),
         say=say,
-        untried_rows=0 if asked else UNPLANNED_ROWS,
+        device=device,
+        untried_rows=0 if budget else UNPLANNED_ROWS,
     )
 
 

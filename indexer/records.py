@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -166,12 +167,44 @@ def content_hash(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
+def read_whole(file: Path) -> bytes:
+    """The content of a file.
+
+    Raises:
+        OSError: it cannot be read.
+        CorpusError: it is larger than ``MAX_PICTURE_BYTES``, or no file that ends.
+    """
+    found = file.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise CorpusError(f"{file} is not a regular file: expected a picture")
+    if found.st_size > MAX_PICTURE_BYTES:
+        raise CorpusError(
+            f"file of {found.st_size:,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read"
+        )
+    return file.read_bytes()
+
+
+def require_span(offset: int, size: int) -> None:
+    """Refuse a place in a file where no picture can lie: it may come from an index that is anybody's.
+
+    Raises:
+        CorpusError: a number is negative, or the size larger than ``MAX_PICTURE_BYTES``.
+    """
+    if offset < 0 or not 0 <= size <= MAX_PICTURE_BYTES:
+        raise CorpusError(
+            f"got a span of {size:,} bytes from byte {offset:,}, expected at most {MAX_PICTURE_BYTES:,} from 0 on: "
+            "build the index again"
+        )
+
+
 def read_span(file: Path, *, offset: int, size: int) -> bytes:
     """``size`` bytes of a file from ``offset``: one seek.
 
     Raises:
         OSError: the file cannot be read, or ends before.
+        CorpusError: see ``require_span``.
     """
+    require_span(offset, size)
     with open(file, "rb", buffering=0) as stream:
         stream.seek(offset)
         content = stream.read(size)

@@ -21,7 +21,7 @@ from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.extras import need
 from llm2clip.indexer.folders import stamp_of
 from llm2clip.indexer.location import data_home
-from llm2clip.indexer.records import MAX_PICTURE_BYTES
+from llm2clip.indexer.records import MAX_PICTURE_BYTES, require_span
 
 _NOTE = "about.json"
 _KEPT = 64
@@ -87,6 +87,7 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
     store, path = store_of(url)
     with asking(url):
         if offset is not None and size is not None:
+            require_span(offset, size)
             content = bytes(store.cat_file(path, start=offset, end=offset + size))
             if len(content) < size:
                 raise CorpusError(f"{url} ends {size - len(content):,} bytes early")

@@ -77,13 +77,22 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
     allowed = _filtered(folder, manifest, selection.where) if selection.where else None
     roots = [root_of(source) for source in manifest.sources]
     chosen: dict[int, ErrorRow] = {}
+    nearby: dict[str, tuple[int, ErrorRow]] = {}
+    paths = {os.path.abspath(os.path.expanduser(key)): key for key in keys}
     for id, source, key, size, mtime_ns in _each(folder, manifest):
         wanted = bool(allowed is not None and allowed[id])
-        for name in (key, f"{roots[source]}{os.sep}{key}"):
+        path = f"{roots[source]}{os.sep}{key}"
+        for name in (key, path):
             if name in keys:
                 keys[name] = wanted = True
+        row = ErrorRow(source, key, "removed", "removed by hand", size, mtime_ns)
         if wanted or (selection.matching and fnmatchcase(key, selection.matching)):
-            chosen[id] = ErrorRow(source, key, "removed", "removed by hand", size, mtime_ns)
+            chosen[id] = row
+        if path in paths:
+            nearby[paths[path]] = (id, row)
+    for name, (id, row) in nearby.items():
+        if not keys[name]:  # it is the key of no picture, but the path of one from the current folder
+            keys[name], chosen[id] = True, row
     if missing := [key for key, found in keys.items() if not found]:
         more = f", and {len(missing) - 3:,} more" if len(missing) > 3 else ""
         raise IndexerError(

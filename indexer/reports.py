@@ -45,6 +45,10 @@ class BuildOptions:
     """What ``load_encoder`` was given, if that is not the encoder's name."""
     planner: Callable[[Path, Vectors], Mapping[str, Any]] | None = None
     """Chooses the search structure for the vectors, writes it to a file and returns its plan; None: the exact one."""
+    replan: bool = False
+    """Ask the planner also where the index has a search structure already."""
+    require: Callable[[int, int], None] | None = None
+    """Called with the number of pictures and the length of their vectors before any is embedded; may refuse."""
     quicker: Callable[[], ImageEncoder] | None = None
     """Gives the same encoder in quicker arithmetic, for large builds; used where a trial on some of the pictures keeps
     every cosine above 0.999. None: no such trial."""

@@ -18,10 +18,10 @@ from llm2clip.indexer.ann import read_ann
 from llm2clip.indexer.errors import EncoderMismatchError, IndexDamagedError, IndexerError, IndexNotFoundError
 from llm2clip.indexer.faiss_index import wheel
 from llm2clip.indexer.hits import Hit
-from llm2clip.indexer.items import ErrorRow, ItemsReader, ShownRow
+from llm2clip.indexer.items import ErrorRow, ItemsReader, ShownRow, sqlite
 from llm2clip.indexer.locators import read_located, uri_of
 from llm2clip.indexer.manifest import Manifest, read_manifest
-from llm2clip.indexer.neighbours import Neighbours
+from llm2clip.indexer.neighbours import QUERIES_AT_ONCE, Neighbours
 from llm2clip.indexer.placing import describe_device
 from llm2clip.indexer.plan import Plan
 from llm2clip.indexer.reports import IndexInfo
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from llm2clip.indexer.seam import EncoderIdentity
     from llm2clip.indexer.verify import VerifyReport
 
-_QUERIES_AT_ONCE = 256
+_ROWS_AT_ONCE = 65_536
+"""Hits of all queries together that are looked for at once, where many are asked for."""
 _MASKS = 8
 """Filters whose answers are kept: nothing that they ask about changes while an index is open."""
 
@@ -89,7 +90,12 @@ class Index:
             raise IndexDamagedError(
                 f"{self.items.path} belongs to another index. Run the build command again"
             )
-        self._filtering = open_guarded(self.items.path)
+        try:
+            with sqlite(self.items.path):
+                self._filtering = open_guarded(self.items.path)
+        except IndexDamagedError:  # deleted just now: whoever opens the index looks for the next generation
+            self.items.close()
+            raise
         self._filter_lock = threading.Lock()
         self._masks: dict[str, NDArray[np.bool_]] = {}
 
@@ -137,6 +143,7 @@ class Index:
         with self._filter_lock:
             if (known := self._masks.pop(where, None)) is None:
                 compiled = compile_where(where)
+                self.items.settle()
                 known = compiled.mask(
                     self._filtering, rows=self.manifest.rows, commit=self.manifest.generation
                 )
@@ -174,8 +181,9 @@ class Index:
             raise IndexerError(f"k must be at least 1, got {k}")
         neighbours, allowed = self._neighbours, self.allowed(where)
         found: list[list[tuple[int, float]]] = []
-        for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            found += neighbours.search(queries[start : start + _QUERIES_AT_ONCE], k=k, allowed=allowed)
+        at_once = max(1, min(QUERIES_AT_ONCE, _ROWS_AT_ONCE // k))
+        for start in range(0, len(queries), at_once):
+            found += neighbours.search(queries[start : start + at_once], k=k, allowed=allowed)
         rows = self.items.shown(list({id for hits in found for id, _ in hits}))
         return [self._hits(hits, rows) for hits in found]
 
@@ -221,6 +229,7 @@ class Index:
 
     def metadata_names(self) -> list[str]:
         """Names of the metadata that pictures came with, as filters ask for them: ``meta.author``, ..."""
+        self.items.settle()
         with self._filter_lock:
             return metadata_names(self._filtering)
 
@@ -301,7 +310,8 @@ class Index:
     def close(self) -> None:
         """Close the files; the index is of no use afterwards."""
         self.items.close()
-        self._filtering.close()
+        with self._filter_lock:
+            self._filtering.close()
 
     def __enter__(self) -> Index:
         return self
@@ -315,9 +325,11 @@ def _check_size(path: Path, expected: int, *, or_more: bool = False) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise IndexDamagedError(
-            f"{path} is missing: the index is not whole. Run the build command again"
+            f"{path} is missing: the index is not whole. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
         ) from error
     if size < expected or (size > expected and not or_more):
         raise IndexDamagedError(
-            f"{path} is damaged: got {size:,} bytes, expected {expected:,}. Run the build command again"
+            f"{path} is damaged: got {size:,} bytes, expected {expected:,}. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
         )

@@ -135,12 +135,14 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
             found = file.read(len(expected))
         if found != expected or path.stat().st_size != len(expected) + rows * dim * 2:
             raise IndexDamagedError(
-                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. Run the build command again"
+                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. "
+                "Try  llm2clip-index verify --repair, or run the build command again"
             )
         return _mapped(path, rows, dim, len(expected))
     except FileNotFoundError as error:
         raise IndexDamagedError(
-            f"{path} is missing: the index is not whole. Run the build command again"
+            f"{path} is missing: the index is not whole. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
         ) from error
 
 
@@ -179,11 +181,11 @@ class Vectors:
     def take(self, ids: NDArray[np.int64]) -> Rows:
         """The rows of some ids. Shape: (n,), int64, each below ``len(self)`` -> (n, dim), float16."""
         if len(self.segments) == 1:
-            return self.segments[0][ids]
+            return self.segments[0].take(ids, axis=0)
         rows = np.empty((len(ids), self.dim), dtype=np.float16)
         where = np.searchsorted(self._starts, ids, side="right") - 1
-        for number in np.unique(where):
-            chosen = where == number
+        for number in set(where.tolist()):
+            chosen = np.flatnonzero(where == number)
             rows[chosen] = self.segments[number][ids[chosen] - self._starts[number]]
         return rows
 

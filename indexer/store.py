@@ -108,7 +108,7 @@ def claim(folder: Path) -> bool:
 
     Raises:
         IndexConflictError: there are other files in it, or it is a file.
-        OSError: it cannot be made.
+        IndexWriteError: it cannot be made.
     """
     if printable(str(folder)) != str(folder):
         raise IndexConflictError(
@@ -120,6 +120,10 @@ def claim(folder: Path) -> bool:
     except FileExistsError:
         if not folder.is_dir():
             raise IndexConflictError(f"{folder} is a file: expected a folder for the index") from None
+    except OSError as error:
+        raise IndexWriteError(
+            f"cannot make the folder {folder}: {error.strerror or error}. Choose another place with --index"
+        ) from error
     names = [name for name in os.listdir(folder) if not name.startswith(".")]
     known = {LOCK, *_DRAFTS, *_LITTER}
     if _is_ours(folder / MANIFEST) or any(generation_of(name) for name in names):

@@ -13,7 +13,7 @@ from llm2clip.indexer.chunks import Chunk
 from llm2clip.indexer.containers import Container, ContainerCorpus, Files
 from llm2clip.indexer.errors import CorpusError
 from llm2clip.indexer.extras import need
-from llm2clip.indexer.records import MAX_PICTURE_BYTES, MAX_SIDECAR_BYTES, Record, Sidecar
+from llm2clip.indexer.records import MAX_PICTURE_BYTES, MAX_SIDECAR_BYTES, Record, Sidecar, read_whole
 from llm2clip.indexer.rows import split_caption
 from llm2clip.indexer.table_columns import Columns, columns_of, plain_values
 from llm2clip.indexer.table_files import Group, Table, open_table
@@ -146,7 +146,7 @@ def _picture(cell: object, file: Path) -> bytes | Exception:
     if os.path.isabs(path) or os.path.splitdrive(path)[0] or ".." in path.replace("\\", "/").split("/"):
         return CorpusError(f"the row names a file outside the folder of its table: {path}")
     try:
-        return (file.parent / path).read_bytes()
+        return read_whole(file.parent / path)
     except (OSError, ValueError) as error:
         return CorpusError(f"{path}: {getattr(error, 'strerror', None) or error}")
 

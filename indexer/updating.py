@@ -288,6 +288,6 @@ def change_report(
         bad_pictures=tuple(tally.bad_pictures),
         items=manifest.items,
         tombstones=manifest.tombstones,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *tally.notes])),
         seconds=time.perf_counter() - began,
     )

@@ -26,6 +26,8 @@ MAX_CONDITIONS = 256
 """Comparisons in one filter."""
 MAX_VALUES = 4096
 """Values in all IN lists together."""
+MAX_PATTERN = 1_000
+"""Characters of one pattern or of what CONTAINS looks for: a caption of a megabyte is compared in seconds."""
 MAX_DEPTH = 40
 """Parentheses and NOTs within each other."""
 
@@ -194,7 +196,10 @@ class Parser:
             self._fail(f"{word} compares text, and {field.name} is {field.type}", at)
         token = self._take()
         if token.kind is not Kind.TEXT:
-            self._fail(f"expected text in quotes after {word}, got {_described(token)}", token)
+            quotes = f"; write '{token.value}'" if token.kind in (Kind.WORD, Kind.NAME) else ""
+            self._fail(f"expected text in single quotes after {word}, got {_described(token)}{quotes}", token)
+        if len(token.value) > MAX_PATTERN:
+            self._fail(f"{word} takes at most {MAX_PATTERN:,} characters, got {len(token.value):,}", token)
         if word == "CONTAINS":
             return sql.like(field, f"%{sql.escaped(token.value)}%")
         if word == "GLOB":

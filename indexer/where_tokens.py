@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -129,6 +130,8 @@ def _stray(text: str, place: int) -> WhereError:
         return WhereError(problem, text=text, start=start, end=len(text))
     if char in "‘’“”`":
         problem = f"expected a straight quote ', got {char}"
+    elif (straight := unicodedata.normalize("NFKC", char)) != char and straight in "<>=!(),.[]":
+        problem = f"expected {straight!r}, got {char!r}, which is another sign that looks alike"
     elif char in "&|":
         problem = f"expected AND, OR or NOT in words, got {char}"
     else:

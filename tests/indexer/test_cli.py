@@ -353,4 +353,4 @@ def test_changed_pictures_are_told_from_kept_ones(photos):
     time.sleep(0.01)
     (photos / "000.png").write_bytes(encoded((1, 1, 1)))
     shown = run.invoke(cli.app, ["build", str(photos)]).stdout
-    assert shown.startswith("Indexed 30 pictures, 29 of them embedded before in ")
+    assert shown.startswith("Indexed 30 pictures, 1 of them embedded now, in ")

@@ -57,6 +57,8 @@ def test_updates_say_what_they_did_in_numbers(index, photos, loaded):
     assert embedded.startswith("1 embedded, 1 found again by their content, in ")
     assert (bad, name[:21]) == ("1 picture could not be read:", "  bad\\x1b[31m.png: no")
     assert loaded == ["x"]
+    again = "30 pictures in the index: 30 as before, 1 left out as before (unreadable or removed)."
+    assert lines("update", *index)[0] == again
     report = json.loads(lines("update", "--json", *index)[0])
     assert (report["unchanged"], report["items"], report["changed_anything"]) == (31, 30, False)
     assert lines("errors", *index)[0].startswith("bad\\x1b[31m.png\t")
@@ -76,6 +78,70 @@ def test_pictures_are_added_and_removed(index, photos, tmp_path):
     assert (wrong.exit_code, wrong.stderr[:22]) == (1, "error: which pictures?")
     wrong = run.invoke(cli.app, ["add", str(tmp_path / "nowhere"), *index])
     assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
+
+
+def test_an_interrupted_change_says_what_is_kept(index, photos, monkeypatch):
+    (photos / "one.png").write_bytes(encoded((1, 2, 3)))
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("llm2clip.indexer.changing.update_index", interrupted)
+    done = run.invoke(cli.app, ["update", *index])
+    said = "interrupted: what was embedded is kept, the same command goes on from there\n"
+    assert (done.exit_code, done.stdout, done.stderr) == (130, "", said)
+
+
+def test_a_missing_file_and_a_wrong_place_say_what_to_do(index, tmp_path, photos):
+    (tmp_path / "taken").write_text("x")
+    done = run.invoke(cli.app, ["export", str(tmp_path / "taken"), *index])
+    assert (done.exit_code, "taken is a file: expected a folder" in done.stderr) == (1, True)
+    below = ["build", str(photos), "--index", str(tmp_path / "taken" / "i"), "--encoder", "x"]
+    done = run.invoke(cli.app, below)
+    assert (done.exit_code, "Choose another place with --index" in done.stderr) == (1, True)
+    (tmp_path / "i" / "vectors-00001-00000.npy").unlink()
+    done = run.invoke(cli.app, ["verify", *index])
+    assert (done.exit_code, "Try  llm2clip-index verify --repair, or" in done.stderr) == (1, True)
+    assert lines("verify", "--repair", *index)[-1].endswith("is whole: 4 files, 30 pictures")
+
+
+def test_a_picture_may_be_named_by_its_path_from_here(index, photos, monkeypatch):
+    monkeypatch.chdir(photos.parent)
+    said = lines("remove", f"{photos.name}/000.png", *index)
+    assert said[0] == "29 pictures in the index: 1 removed, 29 as before."
+    # A key comes first: of two pictures of one name, only the one that has it as its key goes.
+    for folder in (photos, photos / "summer"):
+        (folder / "twice.png").write_bytes(encoded((7, 7, 7)))
+    assert lines("update", *index)[0].startswith("31 pictures in the index: 2 new")
+    monkeypatch.chdir(photos / "summer")
+    assert lines("remove", "twice.png", *index)[0].startswith("30 pictures in the index: 1 removed")
+    assert run.invoke(cli.app, ["remove", f"{photos}/twice.png", *index]).exit_code == 1
+    assert lines("remove", "twice.png", *index)[0].startswith("29 pictures in the index: 1 removed")
+
+
+def test_the_variable_names_the_index_of_all_commands(index, photos, tmp_path, monkeypatch):
+    place = str(tmp_path / "other")
+    lines("build", str(photos / "summer"), "--index", place, "--encoder", "x")
+    monkeypatch.setenv("LLM2CLIP_INDEX", str(tmp_path / "i"))
+    assert lines("info")[0] == f"index     {tmp_path}/i"
+    assert lines("remove", "000.png")[0].startswith("29 pictures in the index: 1 removed")
+
+
+def test_all_that_was_indexed_is_told(index, photos, tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "m.png").write_bytes(encoded((3, 2, 1)))
+    lines("add", str(tmp_path / "more"), *index)
+    assert lines("info", *index)[2:4] == [
+        f"corpus    {photos} in {photos}",
+        f"          {tmp_path}/more in {tmp_path}/more",
+    ]
+
+
+def test_what_was_repaired_and_what_is_wrong_are_one_object(index, tmp_path):
+    flip(tmp_path / "i" / "vectors-00001-00000.npy", -1)
+    [line] = lines("verify", "--repair", "--json", *index)
+    report = json.loads(line)
+    assert (report["ok"], len(report["repair"]["repaired"])) == (True, 1)
 
 
 def test_repairing_says_what_was_wrong_and_what_to_do(index, tmp_path):
@@ -98,6 +164,9 @@ def test_an_index_is_made_again_with_another_encoder(index, tmp_path, loaded):
     assert said[1].endswith(" (30 pictures as queries)")
     assert said[-1] == f"Index:  {tmp_path}/i-y.index"
     assert lines("info", "--index", f"{tmp_path}/i-y.index")[1].startswith("pictures  30")
+    del loaded[:]
+    missing = run.invoke(cli.app, ["build", "--from", str(tmp_path / "no"), "--encoder", "y"])
+    assert (missing.exit_code, missing.stderr.count("\n"), loaded) == (1, 1, [])
     for arguments in (
         ["--from", str(tmp_path / "i")],
         [],
@@ -125,6 +194,6 @@ def test_exports_and_explanations(index, photos, tmp_path):
     said = lines("export", str(tmp_path / "out"), *index)
     assert said[0].startswith("33 pictures, 16 numbers each, ")
     assert said[1:] == [f"  {tmp_path}/out/vectors.npy", f"  {tmp_path}/out/items.jsonl"]
-    assert lines("explain", *index)[0].endswith("over 30 vectors, 3 since")
+    assert lines("explain", *index)[0] == "33 pictures; flat-fp16-ip: all are compared"
     report = json.loads(lines("explain", "--where", "key LIKE 'late%'", "--json", *index)[0])
     assert (report["allowed"], report["items"], report["tail"]) == (3, 33, 3)

@@ -130,6 +130,23 @@ def test_verify_finds_what_checksums_do_not(index):
             opened.search(QUERY, k=30)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("content", [b"no database" * 9000, b"", None])
+def test_items_that_are_lost_as_a_whole_are_built_anew(index, photos, content, overwrite):
+    items = index / "items-00001.db"
+    if content is None:
+        items.unlink()
+    else:
+        items.write_bytes(content)
+    report = build_index(photos, index, encoder=FakeEncoder(), options=BuildOptions(overwrite=overwrite))
+    assert (report.items, report.embedded) == (30, 30)
+    assert overwrite or "the index was damaged" in report.notes[0]
+    with open_index(index) as opened:
+        assert opened.verify().problems == ()
+    own = {"lock", "manifest.json", opened.manifest.items_file, *opened.manifest.files}
+    assert {file.name for file in index.iterdir()} == own
+
+
 def test_the_items_of_another_index_are_noticed(index, photos, tmp_path):
     build_index(photos, tmp_path / "other", encoder=FakeEncoder())
     shutil.copy(tmp_path / "other" / KINDS[0], index / KINDS[0])

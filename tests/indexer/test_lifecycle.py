@@ -143,6 +143,13 @@ def test_a_folder_inside_the_corpus_is_added_under_its_own_keys(index, photos, t
     same_as_fresh(index, photos, tmp_path)
 
 
+def test_a_folder_that_is_added_is_not_left_by_links_into_the_corpus(index, photos, tmp_path):
+    (photos / "summer" / "up").symlink_to("..")
+    (photos / "summer" / "new.png").write_bytes(encoded((9, 8, 7)))
+    assert add_pictures(index, [photos / "summer"], encoder=FakeEncoder()).new == 1
+    assert not update_index(index, encoder=FakeEncoder()).changed_anything
+
+
 def test_other_corpora_are_added_and_kept_up_to_date(index, photos, shards, tmp_path):
     lone = tmp_path / "elsewhere" / "lone.png"
     lone.parent.mkdir()
@@ -234,6 +241,33 @@ def test_a_picture_that_cannot_be_read_any_more_is_taken_away_and_comes_back(ind
     report = update_index(index, encoder=never_but_checked())
     assert (report.new, report.bad, report.items) == (1, 0, 30)
     same_as_fresh(index, photos, tmp_path)
+
+
+@pytest.mark.parametrize("unreadable", ["folder", "shard"])
+def test_what_cannot_be_read_today_has_not_vanished(photos, shards, tmp_path, monkeypatch, unreadable):
+    place, corpus, lost = tmp_path / "i", photos, 20
+    if unreadable == "shard":
+        corpus, lost = shards, 2
+    build_index(corpus, place, encoder=FakeEncoder())
+    before, whole, scan = keys_of(place), (shards / "01.tar").read_bytes(), os.scandir
+    with monkeypatch.context() as patch:
+
+        def failing(path):
+            if str(path) == str(photos / "summer"):
+                raise PermissionError(13, "Permission denied")
+            return scan(path)
+
+        patch.setattr(os, "scandir", failing)
+        (shards / "01.tar").write_bytes(b"")
+        report = update_index(place, encoder=FakeEncoder())
+    assert keys_of(place) == before
+    assert (report.removed, report.bad) == (0, 1)
+    assert report.notes == (f"{lost} pictures were kept whose folder or file cannot be read today",)
+    (shards / "01.tar").write_bytes(whole)
+    report = update_index(place, encoder=FakeEncoder())
+    assert (report.removed, report.bad, report.embedded, keys_of(place)) == (0, 0, 0, before)
+    with open_index(place) as opened:
+        assert opened.errors() == []
 
 
 def test_an_index_opened_before_a_change_answers_as_it_was(index, photos):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
-from llm2clip.indexer.errors import IndexDamagedError
+from llm2clip.indexer.errors import CorpusError, IndexDamagedError
 from llm2clip.indexer.locators import read_located, uri_of
-from llm2clip.indexer.records import Record, content_hash
+from llm2clip.indexer.records import MAX_PICTURE_BYTES, Record, content_hash
 
 
 @pytest.fixture
@@ -59,11 +60,40 @@ def test_a_list_names_files_anywhere(corpus, tmp_path):
         '{"offset": 1}',
         '{"path": "a.bin", "offset": 1}',
         '{"path": "a.bin", "row": [], "column": 1}',
+        '{"path": "a.bin", "offset": "x", "size": 1}',
+        '{"path": "a.bin", "offset": Infinity, "size": 1}',
+        '{"path": "a.bin", "zip": [1, 2]}',
     ],
 )
 def test_what_is_no_locator_is_damage(corpus, locator):
     with pytest.raises(IndexDamagedError):
         read_located(locator, key="a.bin", corpus=corpus)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(-1, 3), (0, -1), (0, 2**28 + 1)])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_span_that_no_picture_can_have_is_refused(corpus, offset, size, remote):
+    root = f"memory://{corpus['root']}" if remote else corpus["root"]
+    if remote:
+        pytest.importorskip("fsspec")
+    with pytest.raises(CorpusError, match=r"got a span of .* expected at most 268,435,456 from 0 on: build"):
+        read_located(
+            json.dumps({"path": "a.bin", "offset": offset, "size": size}),
+            key="a.bin#x",
+            corpus={**corpus, "root": root},
+        )
+
+
+def test_what_does_not_end_or_is_too_large_is_not_read(corpus, tmp_path):
+    with open(tmp_path / "d" / "large.bin", "wb") as file:
+        file.truncate(MAX_PICTURE_BYTES + 1)
+    with pytest.raises(
+        CorpusError, match="file of 268,435,457 bytes, more than the 268,435,456 that are read"
+    ):
+        read_located(None, key="large.bin", corpus=corpus)
+    os.mkfifo(tmp_path / "d" / "pipe")
+    with pytest.raises(CorpusError, match="pipe is not a regular file: expected a picture"):
+        read_located(None, key="pipe", corpus=corpus)
 
 
 @pytest.mark.parametrize(

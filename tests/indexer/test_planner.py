@@ -25,7 +25,7 @@ from llm2clip.indexer.plan import (
     human,
     parse_bytes,
 )
-from llm2clip.indexer.planner import BudgetPlanner, make_ann, plan_index, write_ann
+from llm2clip.indexer.planner import BudgetPlanner, make_ann, plan_index, require_memory, write_ann
 from llm2clip.indexer.records import Record
 from llm2clip.indexer.segments import Vectors
 from llm2clip.indexer.tuning import held_out, tune
@@ -275,6 +275,32 @@ def test_the_nearest_is_planned_where_nothing_keeps_to_the_budget(vectors, texts
     assert all("asked for 1e-06" in each.why_not for each in plan.considered)
 
 
+def test_the_exact_scan_is_the_nearest_where_nothing_is_faster(vectors, texts, monkeypatch):
+    for exact_ms, kinds in ((1e-4, ["flat-fp16-ip"]), (1e6, APPROXIMATE)):
+        monkeypatch.setattr(planner, "exact_times", lambda *_, ms=exact_ms, **__: (ms, ms))
+        plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=1e-5), queries=texts)
+        assert plan.kind in kinds
+        assert plan.why.startswith("the nearest: p95 of ")
+        assert [each.kind for each in plan.considered].count(plan.kind) == 0
+        assert len(plan.considered) == len(APPROXIMATE)
+
+
+def test_memory_is_refused_by_the_number_of_pictures_alone():
+    flat = ROWS * DIM * 2
+    require_memory(Budget(ram=flat), rows=ROWS, dim=DIM)
+    require_memory(Budget(), rows=10**12, dim=DIM)
+    with pytest.raises(BudgetError, match=r"flat-fp16-ip, which wants least, needs 192.0 kB"):
+        require_memory(Budget(ram=flat - 1), rows=ROWS, dim=DIM)
+    # Product quantisers of a million vectors want less than the vectors; with a recall of 1 only these will do.
+    require_memory(Budget(ram=900_000_000), rows=10**6, dim=512)
+    with pytest.raises(BudgetError, match=r"needs 1.0 GB"):
+        require_memory(Budget(ram=900_000_000, recall=1.0), rows=10**6, dim=512)
+    with pytest.raises(
+        BudgetError, match=r"ivf-rabitq, which wants least, making it included, needs 850.4 MB"
+    ):
+        require_memory(Budget(ram=100_000_000), rows=10**6, dim=512)
+
+
 def test_what_does_not_fit_is_refused_before_it_is_begun(vectors, texts, tmp_path, monkeypatch):
     with pytest.raises(
         BudgetError,
@@ -352,8 +378,11 @@ def written(folder: Path, rows: np.ndarray, budget: Budget) -> Index:
     return open_index(folder)
 
 
-def test_an_index_of_a_budget_is_searched_explained_and_verified(rows, texts, tmp_path):
-    with written(tmp_path, rows, Budget(ram=10**9, p95_ms=1e-6)) as index:
+def test_an_index_of_a_budget_is_searched_explained_and_verified(rows, texts, tmp_path, monkeypatch):
+    with monkeypatch.context() as slow:
+        slow.setattr(planner, "exact_times", lambda *_, **__: (1e6, 1e6))
+        made = written(tmp_path, rows, Budget(ram=10**9, p95_ms=1e-6))
+    with made as index:
         kind = index.manifest.ann.plan["kind"]
         assert kind in APPROXIMATE
         truth = best(rows, texts, 10)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import IndexerError, cli, command, open_corpus, open_index
 from llm2clip.indexer.planner import BudgetPlanner
-from llm2clip.indexer.planning import UNPLANNED_ROWS, caption_queries, planner_for
+from llm2clip.indexer.planning import UNPLANNED_ROWS, budget_of, caption_queries, planner_for
 from llm2clip.indexer.segments import Vectors
 
 from .clouds import clustered
@@ -58,8 +58,8 @@ def test_without_captions_there_are_no_queries(photos):
 
 def test_nothing_is_tried_for_a_small_index_unless_it_is_asked_for(photos, tmp_path):
     def planner(**given: object) -> BudgetPlanner:
-        told = {"ram": None, "recall": None, "p95_ms": None, "say": print, **given}
-        return planner_for(open_corpus(str(photos)), Counting(), **told)
+        budget = budget_of(**{"ram": None, "recall": None, "p95_ms": None, **given})
+        return planner_for(open_corpus(str(photos)), Counting(), budget=budget, say=print)
 
     usual = planner()
     assert (usual.untried_rows, usual.budget.recall, usual.budget.p95_ms) == (UNPLANNED_ROWS, 0.95, 50.0)
@@ -84,5 +84,63 @@ def test_a_build_with_a_budget_prints_and_keeps_its_plan(captioned, tmp_path, mo
     with open_index(place) as index:
         assert index.manifest.ann.plan["budget"] == {"ram": 10**9, "recall": 0.95, "p95_ms": 10_000.0}
         assert any("8 text queries" in step for step in index.explain())
+    with open_index(place) as index:
+        rows = index.manifest.rows
+    again = CliRunner().invoke(cli.app, [*common, "--p95-ms", "9000", "--json"])
+    assert (again.exit_code, json.loads(again.stdout)["embedded"]) == (0, 0)
+    assert "measured:" in again.stderr
+    with open_index(place) as index:
+        assert index.manifest.ann.plan["budget"]["p95_ms"] == 9_000.0
+        assert (index.manifest.rows, index.verify().ok) == (rows, True)
     wrong = CliRunner().invoke(cli.app, [*common, "--overwrite", "--recall", "95"])
     assert (wrong.exit_code, "the recall must be above 0 and at most 1, got 95" in wrong.stderr) == (1, True)
+
+
+def test_what_cannot_fit_is_refused_before_anything_is_embedded(captioned, tmp_path, monkeypatch):
+    encoder = FakeEncoder()
+    monkeypatch.setattr(command, "_load", lambda _: encoder)
+    common = ["build", str(captioned), "--index", str(tmp_path / "index"), "--encoder", "nano"]
+    done = CliRunner().invoke(cli.app, [*common, "--ram", "20"])
+    assert (done.exit_code, "12 vectors of 16 numbers cannot be searched within 20 bytes" in done.stderr) == (
+        1,
+        True,
+    )
+    assert encoder.image_batches == []
+    assert not (tmp_path / "index").exists()
+
+
+def test_an_index_of_another_encoder_is_told_before_this_one_is_loaded(captioned, tmp_path, monkeypatch):
+    loaded: list[str] = []
+
+    def load(name: str) -> FakeEncoder:
+        loaded.append(name)
+        return FakeEncoder()
+
+    monkeypatch.setattr(command, "_load", load)
+    common = ["build", str(captioned), "--index", str(tmp_path / "index"), "--encoder"]
+    assert CliRunner().invoke(cli.app, [*common, "nano"]).exit_code == 0
+    other = CliRunner().invoke(cli.app, [*common, "clip-vit-b-32"])
+    assert (other.exit_code, loaded) == (1, ["nano"])
+    assert "was built with the encoder nano, got clip-vit-b-32: build with the first" in other.stderr
+
+
+def test_a_device_is_where_pictures_are_encoded_and_structures_trained(captioned, tmp_path, monkeypatch):
+    loaded: list[tuple[str, str]] = []
+    planned: list[str] = []
+
+    def load(name: str, *, device: str) -> FakeEncoder:
+        loaded.append((name, device))
+        return FakeEncoder()
+
+    def planner(*args: object, device: str, **given: object) -> BudgetPlanner:
+        planned.append(device)
+        return planner_for(*args, device=device, **given)
+
+    monkeypatch.setattr("llm2clip.encoders.load_encoder", load, raising=False)
+    monkeypatch.setattr(command, "planner_for", planner)
+    common = ["build", str(captioned), "--index", str(tmp_path / "index"), "--encoder", "nano"]
+    done = CliRunner().invoke(cli.app, [*common, "--device", "cuda:1"])
+    assert done.exit_code == 0, done.stderr
+    assert (loaded, planned) == ([("nano", "cuda:1")], ["cuda:1"])
+    both = CliRunner().invoke(cli.app, ["build", "--from", "x", "--encoder", "nano", "--device", "cpu"])
+    assert (both.exit_code, "leave --device out" in both.stderr) == (2, True)

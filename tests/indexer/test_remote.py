@@ -205,6 +205,18 @@ def test_a_list_names_pictures_beside_it_and_elsewhere(store, reads, tmp_path, m
         gone.read()
 
 
+@pytest.mark.parametrize("start", ["file://", "local://", "simplecache::file://", "memory://b/x::file://"])
+def test_a_remote_list_names_no_files_of_this_machine(store, tmp_path, monkeypatch, start):
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
+    (tmp_path / "own.png").write_bytes(PICTURES[0])
+    put(store, {"d/l.csv": f"file_name\n{start}{tmp_path}/own.png\n".encode()})
+    [record] = open_corpus("memory://b/d/l.csv").records()
+    assert record.problem is not None
+    assert "may name pictures of its own store and of http:// and https://" in record.problem
+    with pytest.raises(CorpusError, match="of its own store"):
+        record.read()
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from llm2clip.indexer import IndexerError
-from llm2clip.indexer.faiss_index import wheel
+from llm2clip.indexer import IndexerError, placing
+from llm2clip.indexer.faiss_index import import_faiss, wheel
 from llm2clip.indexer.halves import TOGETHER, HalvesScan
 from llm2clip.indexer.kinds import factory_of, figures_of, parameters_of
 from llm2clip.indexer.neighbours import Neighbours
@@ -21,6 +23,10 @@ from .clouds import clustered
 
 ROWS, DIM = 5_000, 48
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)
+
+
+def has_cagra() -> bool:
+    return faiss_on_gpu() and hasattr(import_faiss(), "GpuIndexCagra")
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +182,28 @@ def test_lists_are_made_and_searched_on_a_gpu(name, vectors, rows, queries, tmp_
     ids, _ = brute_force(rows, queries, 10, filters()[name])
     found = [len({id for id, _ in answer} & set(known)) for answer, known in zip(answers, ids, strict=True)]
     assert sum(found) >= 0.95 * ids.size
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_cagra(), reason="the installed FAISS has no GPU, or no CAGRA")
+@pytest.mark.parametrize("name", filters())
+def test_a_graph_is_made_and_searched_on_a_gpu(name, vectors, rows, queries, monkeypatch):
+    monkeypatch.setattr(placing, "GRAPH_ROWS", 1_000)
+    covered = ROWS - 500
+    plan = Plan(
+        kind="hnsw-sq8",
+        factory=factory_of("hnsw-sq8", rows=covered, dim=DIM),
+        parameters={**parameters_of("hnsw-sq8", rows=covered), "refine": 4},
+        rows=covered,
+        dim=DIM,
+        budget=Budget(),
+        predicted=figures_of("hnsw-sq8", rows=covered, dim=DIM),
+    )
+    structure = placed(vectors, device="cuda", plan=plan, path=Path("none is read"))
+    assert structure is not None
+    assert (structure.rows, structure.exact) == (covered, False)
+    answers = Neighbours(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
+    _, scores = brute_force(rows, queries, 10, filters()[name])
+    lowest = scores[:, -1:]  # of equal rows any is as good
+    found = [score >= low for answer, [low] in zip(answers, lowest, strict=True) for _, score in answer]
+    assert np.mean(found) >= 0.95

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +21,13 @@ from llm2clip.indexer import (
     BuildOptions,
     IndexConflictError,
     IndexDamagedError,
+    IndexerError,
     IndexWriteError,
     add_pictures,
     build_index,
     compact_index,
     generation,
+    items,
     open_index,
     remove_pictures,
     store,
@@ -252,9 +256,22 @@ def test_items_older_than_the_manifest_are_noticed(index, photos):
         open_index(index)
 
 
-def test_a_reader_takes_back_what_a_killed_writer_left_half_written(index, photos):
-    """A journal beside the items is the mark of a commit that was cut off; whoever comes next undoes it."""
-    code = """
+def test_items_that_cannot_be_read_now_are_not_taken_for_damaged(index, photos, monkeypatch):
+    """As while something else holds them: a build that took that for damage would embed everything again."""
+    monkeypatch.setattr(items, "_PATIENCE", 0.05)
+    before = {file.name: file.read_bytes() for file in index.iterdir()}
+    with closing(sqlite3.connect(index / "items-00001.db", isolation_level=None)) as db:
+        db.execute("BEGIN EXCLUSIVE")
+        for change in (lambda: build_index(photos, index, encoder=FakeEncoder()), lambda: open_index(index)):
+            with pytest.raises(
+                IndexerError, match=r"items-00001\.db cannot be read now: .*run the command again"
+            ):
+                change()
+        db.execute("ROLLBACK")
+    assert {file.name: file.read_bytes() for file in index.iterdir()} == before
+
+
+HALF_A_COMMIT = """
 import os, signal, sqlite3, sys
 db = sqlite3.connect(sys.argv[1], isolation_level=None)
 db.execute("PRAGMA cache_size = 5")
@@ -263,11 +280,33 @@ db.execute("BEGIN IMMEDIATE")
 db.execute("UPDATE items SET caption = hex(randomblob(3000))")
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+@pytest.mark.parametrize("opened_before", [False, True])
+def test_a_reader_takes_back_what_a_killed_writer_left_half_written(index, photos, opened_before):
+    """A journal beside the items is the mark of a commit that was cut off; whoever comes next undoes it."""
     before = (index / "items-00001.db").read_bytes()
-    subprocess.run([sys.executable, "-c", code, str(index / "items-00001.db")], check=False)
+    earlier = open_index(index)
+    subprocess.run([sys.executable, "-c", HALF_A_COMMIT, str(index / "items-00001.db")], check=False)
     assert (index / "items-00001.db-journal").exists()
     assert (index / "items-00001.db").read_bytes() != before
+    with earlier, open_index(index) if not opened_before else earlier as opened:
+        assert len(opened.search(QUERY, k=100, where="width >= 12")[0]) == 30
+        assert opened.verify().problems == ()
+    assert (index / "items-00001.db").read_bytes() == before
+
+
+def test_a_reader_who_may_not_take_back_half_a_write_says_who_can(index, monkeypatch):
+    path = index / "items-00001.db"
+    subprocess.run([sys.executable, "-c", HALF_A_COMMIT, str(path)], check=False)
+    connect = sqlite3.connect
+    with monkeypatch.context() as patch:  # as on a share that is mounted read-only
+        patch.setattr(
+            items.sqlite3, "connect", lambda name, **options: connect(name.replace("=rw", "=ro"), **options)
+        )
+        with pytest.raises(
+            IndexerError, match=r"items-00001\.db was left half written .*: run  llm2clip-index"
+        ):
+            open_index(index)
     with open_index(index) as opened:
         assert opened.verify().problems == ()
-        assert len(opened.search(QUERY, k=100, where="width >= 12")[0]) == 30
-    assert (index / "items-00001.db").read_bytes() == before

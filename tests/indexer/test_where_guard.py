@@ -10,7 +10,7 @@ import pytest
 from llm2clip.indexer.errors import IndexDamagedError
 from llm2clip.indexer.where import WhereError, compile_where
 from llm2clip.indexer.where_guard import guard, open_guarded
-from llm2clip.indexer.where_parse import MAX_CONDITIONS, MAX_DEPTH, MAX_VALUES
+from llm2clip.indexer.where_parse import MAX_CONDITIONS, MAX_DEPTH, MAX_PATTERN, MAX_VALUES
 from llm2clip.indexer.where_tokens import MAX_LENGTH
 
 from .test_where import PICTURES, table
@@ -99,6 +99,9 @@ def test_a_filter_has_limits():
         ("NOT " * 5000, "more than 40 parentheses"),
         (f"width IN ({','.join(['1'] * (MAX_VALUES + 1))})", "more than 4,096 values"),
         ("x" * (MAX_LENGTH + 1), "at most 20,000 characters"),
+        (f"key LIKE '{'x' * (MAX_PATTERN + 1)}'", "LIKE takes at most 1,000 characters, got 1,001"),
+        (f"key GLOB '{'x' * (MAX_PATTERN + 1)}'", "GLOB takes at most 1,000 characters, got 1,001"),
+        (f"key CONTAINS '{'x' * (MAX_PATTERN + 1)}'", "CONTAINS takes at most 1,000 characters, got 1,001"),
     ):
         with pytest.raises(WhereError, match=message):
             compile_where(text)
