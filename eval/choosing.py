@@ -66,7 +66,7 @@ def _candidate(label: str, name: str, *, device: str, dtype: str, parity: Parity
 def sets(
     protocols: Sequence[str], own: Sequence[str], *, folder: Path, languages: Sequence[str] = ()
 ) -> Iterator[RetrievalSet]:
-    """Read the sets that were named.
+    """Read the sets that were named, each once.
 
     Args:
         protocols: Declared ids, each perhaps with ``:LANGUAGE``.
@@ -76,19 +76,29 @@ def sets(
             of one's own with their captions that name no language.
 
     Raises:
-        DatasetError: A set cannot be read, or none was named.
+        DatasetError: A set cannot be read, none was named, or two of one's own have one name.
     """
     if not protocols and not own:
         raise DatasetError(
             "no set was named; name a protocol (--dataset ID) or pictures of your own (--data PATH)"
         )
-    for name in protocols:
-        for language in _protocol_languages(name, languages):
-            yield load_protocol(name.partition(":")[0], data=folder, language=language)
-    for each in own:
+    for base, language in dict.fromkeys(
+        (name.partition(":")[0], language)
+        for name in protocols
+        for language in _protocol_languages(name, languages)
+    ):
+        yield load_protocol(base, data=folder, language=language)
+    places: dict[str, str] = {}
+    for each in dict.fromkeys(own):
         name, path = labelled(each)
-        for language in _own_languages(Path(path), languages):
-            yield load_data(path, language=language, name=name or None)
+        for language in dict.fromkeys(_own_languages(Path(path), languages)):
+            found = load_data(path, language=language, name=name or None)
+            if places.setdefault(found.id, path) != path:
+                raise DatasetError(
+                    f"{places[found.id]} and {path} are both called '{found.id}', expected a name for each: "
+                    "--data NAME=PATH"
+                )
+            yield found
 
 
 def _protocol_languages(name: str, asked: Sequence[str]) -> Sequence[str | None]:

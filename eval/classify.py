@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm2clip.eval.class_sets import ClassSet, same_names
 from llm2clip.eval.classification import Classification, class_vectors, classify
-from llm2clip.eval.cra import CaptionRetrieval, caption_retrieval
+from llm2clip.eval.cra import CaptionRetrieval, TooFewCaptionsError, caption_retrieval
 from llm2clip.eval.description import code_version, describe, libraries, machine, store_key
 from llm2clip.eval.features import FeatureStore, encode_images
 from llm2clip.eval.intervals import Resampling
@@ -105,9 +105,12 @@ def measure_captions(
     how = resampling or Resampling()
     encoder, store, record = _opened(candidate, cache)
     owners = [right[0] for right in the_set.caption_images]
-    result = caption_retrieval(
-        StoredTexts(encoder, store), the_set.captions, caption_images=owners, resampling=how
-    )
+    try:
+        result = caption_retrieval(
+            StoredTexts(encoder, store), the_set.captions, caption_images=owners, resampling=how
+        )
+    except TooFewCaptionsError as error:
+        raise ValueError(f"{the_set.id}: {error}") from error
     return ClassReport(
         task=the_set.id,
         encoder=record,

@@ -20,6 +20,10 @@ from llm2clip.eval.scoring import Embeddings
 from llm2clip.eval.standing import Standing
 
 
+class TooFewCaptionsError(ValueError):
+    """Fewer than two pictures have two captions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaptionRetrieval:
     """Share of captions whose partner comes first, ties against us."""
@@ -52,11 +56,12 @@ def caption_retrieval(
         resampling: Draws, seed and confidence.
 
     Raises:
-        ValueError: If there are not as many pictures as captions, or fewer than two pictures have two captions.
+        ValueError: If there are not as many pictures as captions.
+        TooFewCaptionsError: If fewer than two pictures have two captions.
     """
     first, second, left_out = caption_pairs(captions, caption_images)
     if len(first) < 2:
-        raise ValueError(
+        raise TooFewCaptionsError(
             f"got {len(first)} pictures with two captions, expected at least two. A set with one caption per picture "
             "has no caption-to-caption retrieval."
         )

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llm2clip.indexer.terminal import one_line_errors, plain
+from llm2clip.indexer.terminal import note, one_line_errors, plain
 
 
 def prepare(
@@ -33,6 +33,9 @@ def prepare(
         if name is None:
             for each, title, there in preparing.summary(folder):
                 typer.echo(f"{'there' if there else 'missing':<8} {each:<18} {title}")
+            note(
+                f"looked below {folder}; llm2clip-eval prepare NAME says what is missing and checks what is there"
+            )
             return
         report = preparing.prepare(name, data=folder, language=language, pictures=pictures)
         if as_json:

@@ -16,9 +16,9 @@ class TerminalReporter:
     """Says on standard error how a run gets on; a context manager."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
@@ -27,6 +27,7 @@ class TerminalReporter:
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._told: set[str] = set()
 
     def __enter__(self) -> TerminalReporter:
         self._bars.start()
@@ -46,9 +47,13 @@ class TerminalReporter:
         name = plain(f"{encoder} on {the_set.id}")
         if not self._console.is_terminal:
             self._console.print(name, markup=False, soft_wrap=True)
+        if the_set.id not in self._told:
+            self._told.add(the_set.id)
+            for each in the_set.notes:
+                self._console.print(plain(f"note: {the_set.id}: {each}"), markup=False, soft_wrap=True)
         for side, total in (("images", len(the_set.images)), ("texts", len(the_set.captions))):
             what = "pictures" if side == "images" else "captions"
-            self._tasks[side] = self._bars.add_task(f"{name}: {what}".replace("[", r"\["), total=total)
+            self._tasks[side] = self._bars.add_task(f"{name}: {what}", total=total)
 
     def advance(self, side: str, number: int) -> None:
         """So many more ``images`` or ``texts`` are done."""

@@ -6,22 +6,18 @@ strict: an unknown or missing field is an error that names it.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
-import math
 import os
 import re
-import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal
 
 from llm2clip.encoders.strict import from_json, read_object
+from llm2clip.eval.packing import pack as pack
+from llm2clip.eval.packing import unpack as unpack
+from llm2clip.eval.result_check import check_result
 
 FORMAT = "llm2clip-eval-result"
 VERSION = 1
@@ -336,7 +332,7 @@ def read_result(path: Path) -> Result:
             f"{path} is of version {data.get('version')!r}, expected {VERSION}: measure again with this release"
         )
     result = from_json(Result, data, where=path.name)
-    _check(result, path)
+    check_result(result, path)
     return result
 
 
@@ -346,54 +342,20 @@ def read_results(places: Iterable[Path]) -> list[Result]:
     Raises:
         ValueError: A file is no result, or there is none.
     """
+    looked = list(places)
+    if absent := [str(place) for place in looked if not place.exists()]:
+        raise ValueError(
+            f"no results in {', '.join(absent)}: no such file or folder; measure first: llm2clip-eval run"
+        )
     files = [
         file
-        for place in places
+        for place in looked
         for file in (sorted(place.glob("*.json")) if place.is_dir() else [place])
         if not file.name.startswith(".")
     ]
     if not files:
-        raise ValueError(f"no results in {', '.join(map(str, places))}; measure first: llm2clip-eval run")
+        raise ValueError(f"no results in {', '.join(map(str, looked))}; measure first: llm2clip-eval run")
     return [read_result(file) for file in files]
-
-
-def _check(result: Result, path: Path) -> None:
-    """Refuse what no measurement gives: it was altered by hand, or is damaged."""
-    for one in result.directions:
-        for at in one.recall:
-            if not (0 <= at.low <= at.high <= 1 and 0 <= at.value <= 1):
-                raise ValueError(
-                    f"{path}: {one.direction} R@{at.k} is {at.value} in {at.low} to {at.high}, expected shares"
-                )
-        hits = [at.value * one.queries for at in one.recall]
-        if any(abs(hit - round(hit)) > 1e-6 * max(1.0, one.queries) for hit in hits):
-            raise ValueError(f"{path}: {one.direction} has a recall that is no whole number of {one.queries}")
-        if one.ranks and len(unpack(one.ranks)) != one.queries:
-            raise ValueError(
-                f"{path}: {one.direction} has {len(unpack(one.ranks))} ranks, expected {one.queries}"
-            )
-
-
-def pack(values: NDArray[Any]) -> str:
-    """Whole numbers as text: int32, little-endian, zlib, base64. Infinite and larger ones become the largest."""
-    limited = np.minimum(np.nan_to_num(values, posinf=math.inf), np.iinfo(np.int32).max)
-    return base64.b64encode(zlib.compress(limited.astype("<i4").tobytes(), 9)).decode("ascii")
-
-
-def unpack(text: str) -> NDArray[np.int32]:
-    """What ``pack`` was given.
-
-    Raises:
-        ValueError: It is damaged.
-    """
-    try:
-        return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype="<i4").astype(
-            np.int32
-        )
-    except (binascii.Error, zlib.error) as error:
-        raise ValueError(
-            f"packed numbers cannot be read ({error}): the result is damaged, measure again"
-        ) from error
 
 
 def _slug(text: str) -> str:

@@ -148,6 +148,7 @@ class RetrievalSet:
         """
         if images >= len(self.images):
             return self
+        others = "; other notes are on all of them" if self.notes else ""
         kept = [
             (caption, right)
             for caption, every in zip(self.captions, self.caption_images, strict=True)
@@ -160,5 +161,5 @@ class RetrievalSet:
             images=self.images[:images],
             captions=[caption for caption, _ in kept],
             caption_images=[right for _, right in kept],
-            notes=(*self.notes, f"only the first {images:,} of {len(self.images):,} pictures"),
+            notes=(*self.notes, f"only the first {images:,} of {len(self.images):,} pictures{others}"),
         )

@@ -25,10 +25,15 @@ def test_differences_are_counted_by_query(make_result):
     assert conclusion(found) == [
         "a is better than b in 2 of 2 comparisons; 0 undecided (R@1, all claims together at 95 %)."
     ]
-    console = Console(width=160, record=True, quiet=False, file=None, force_terminal=False)
-    with console.capture() as shown:
-        console.print(comparison_table(found))
-    assert "+35.0" in shown.get()
+    for width in (80, 160):
+        console = Console(width=width, force_terminal=False)
+        with console.capture() as shown:
+            console.print(comparison_table(found))
+        text = shown.get()
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= width
+        for cell in ("50.0", "15.0", "+35.0", " 40 ", " 5 ", "sure", f"{100 * line.test.low:+.1f} to"):
+            assert cell in text
     reverse = compare_encoders([first, second], "b", "a", resampling=QUICK)
     assert reverse.lines[0].test.difference == pytest.approx(-0.35)
     assert conclusion(reverse)[0].startswith("a is better than b in 2 of 2")
@@ -41,6 +46,15 @@ def test_what_cannot_be_told_is_not_told(make_result):
     assert conclusion(found)[0].startswith("a and b cannot be told apart in any of 2 comparisons")
 
 
+def test_an_encoder_is_not_compared_with_itself(make_result):
+    one = make_result(label="a", key="a" * 64)
+    for second in ("a", "aaaaaa"):
+        with pytest.raises(
+            ValueError, match=r"'a' and 'a+' are one encoder, expected two; results are of: a \(aaa"
+        ):
+            compare_encoders([one], "a", second)
+
+
 def test_encoders_are_named_by_label_or_hash(make_result):
     one = make_result(label="same", key="a" * 64)
     other = make_result(label="same", key="b" * 64)
@@ -50,7 +64,7 @@ def test_encoders_are_named_by_label_or_hash(make_result):
         compare_encoders([one, other], "same", "bbbbbb")
     found = compare_encoders([one, other], "aaaaaa", "bbbbbb", resampling=QUICK)
     assert all(line.test.difference == 0 for line in found.lines)
-    with pytest.raises(ValueError, match="no result is of an encoder 'x', expected one of: same"):
+    with pytest.raises(ValueError, match=r"no result is of an encoder 'x', expected a label.*: same \(aaa"):
         compare_encoders([one, other], "x", "same")
 
 

@@ -144,8 +144,10 @@ def test_without_a_name_all_are_listed(urban):
     listed = {name: there for name, _, there in summary(urban)}
     assert tuple(listed) == protocol_ids()
     assert [name for name, there in listed.items() if there] == ["urban1k"]
-    lines = run("--data-folder", urban).output.splitlines()
+    done = run("--data-folder", urban)
+    lines = done.stdout.splitlines()
     assert len(lines) == len(protocol_ids())
+    assert f"looked below {urban}; llm2clip-eval prepare NAME" in done.stderr
     assert lines[6].split()[:2] == ["there", "urban1k"]
 
 

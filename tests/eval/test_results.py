@@ -43,6 +43,20 @@ def test_ranks_are_packed_as_they_are():
         (lambda data: data["directions"][0]["recall"][0].update(value=1.5), r"R@1 is 1.5 .*expected shares"),
         (lambda data: data["directions"][0]["recall"][0].update(value=0.6), "no whole number of 4"),
         (lambda data: data["directions"][0].update(ranks=pack(np.ones(3))), "has 3 ranks, expected 4"),
+        (
+            lambda data: data["directions"][0].update(ranks="AAAA"),
+            r"\.json: t2i: packed numbers cannot be read",
+        ),
+        (
+            lambda data: data["directions"][0]["recall"][0].update(value=0.25, low=0.0),
+            r"R@1 is 0\.25, expected 2 of 4 as its ranks say: the result was altered",
+        ),
+        (
+            lambda data: data["set"].update(protocol="flickr30k", language=None),
+            r"flickr30k has \d+ images, expected 1,000: the result was altered",
+        ),
+        (lambda data: data["set"].update(complete=False), "colours is called a part, expected a name with"),
+        (lambda data: data["set"].update(protocol="x+partial"), r"x\+partial is called whole"),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path, make_result, change, message):
@@ -57,6 +71,8 @@ def test_what_is_no_result_is_refused(tmp_path, make_result, change, message):
 def test_no_result_at_all(tmp_path):
     with pytest.raises(ValueError, match=r"no results in .*llm2clip-eval run"):
         read_results([tmp_path])
+    with pytest.raises(ValueError, match=r"no results in .*nowhere: no such file or folder; measure first"):
+        read_results([tmp_path / "nowhere"])
     (tmp_path / "x.json").write_text("[1]")
     with pytest.raises(ValueError, match="expected an object"):
         read_results([tmp_path])

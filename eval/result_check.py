@@ -1,0 +1,70 @@
+"""What no measurement gives: a result that was altered by hand, or is damaged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm2clip.eval.packing import unpack
+from llm2clip.eval.protocols import declared
+from llm2clip.eval.retrieval_set import PARTIAL
+
+if TYPE_CHECKING:
+    from llm2clip.eval.results import DirectionResult, Result, SetRecord
+
+
+def check_result(result: Result, path: Path) -> None:
+    """Refuse shares that are none or disagree with the ranks, and whole sets that are not as declared.
+
+    Raises:
+        ValueError: It was altered or is damaged; the message names the file.
+    """
+    _check_set(result.set, path)
+    for one in result.directions:
+        for at in one.recall:
+            if not (0 <= at.low <= at.high <= 1 and 0 <= at.value <= 1):
+                raise ValueError(
+                    f"{path}: {one.direction} R@{at.k} is {at.value} in {at.low} to {at.high}, expected shares"
+                )
+        hits = [at.value * one.queries for at in one.recall]
+        if any(abs(hit - round(hit)) > 1e-6 * max(1.0, one.queries) for hit in hits):
+            raise ValueError(f"{path}: {one.direction} has a recall that is no whole number of {one.queries}")
+        if one.ranks:
+            _check_ranks(one, path)
+
+
+def _check_set(the_set: SetRecord, path: Path) -> None:
+    """A whole set has what its protocol declares."""
+    protocol = declared(the_set.protocol)
+    if the_set.complete == the_set.protocol.endswith(PARTIAL):
+        raise ValueError(
+            f"{path}: {the_set.protocol} is called {'whole' if the_set.complete else 'a part'}, expected a name "
+            f"with {PARTIAL} for parts and no other: the result was altered, measure again"
+        )
+    if protocol is None:
+        return
+    expected = protocol.expected(the_set.language)
+    for name in ("images", "captions"):
+        wanted, having = getattr(expected, name), getattr(the_set, name)
+        if wanted is not None and having != wanted:
+            raise ValueError(
+                f"{path}: {the_set.id} has {having:,} {name}, expected {wanted:,}: the result was altered, "
+                "measure again"
+            )
+
+
+def _check_ranks(one: DirectionResult, path: Path) -> None:
+    """Recall is what the ranks say."""
+    try:
+        ranks = unpack(one.ranks)
+    except ValueError as error:
+        raise ValueError(f"{path}: {one.direction}: {error}") from error
+    if len(ranks) != one.queries:
+        raise ValueError(f"{path}: {one.direction} has {len(ranks)} ranks, expected {one.queries}")
+    for at in one.recall:
+        hits = int((ranks <= at.k).sum())
+        if abs(hits - at.value * one.queries) > 0.5:
+            raise ValueError(
+                f"{path}: {one.direction} R@{at.k} is {at.value}, expected {hits} of {one.queries} as its ranks "
+                "say: the result was altered, measure again"
+            )

@@ -1,0 +1,29 @@
+"""Sets as they are named on a command line."""
+
+from __future__ import annotations
+
+import pytest
+
+from llm2clip.eval.choosing import sets
+from llm2clip.eval.datasets import DatasetError
+
+
+@pytest.fixture
+def places(tmp_path, tars):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(tars.colour((9, 9, 9)))
+        (tmp_path / name / "1.txt").write_text("grey")
+    return tmp_path
+
+
+def test_two_sets_of_one_name_are_refused_before_one_overwrites_the_other(places):
+    one, other = f"x={places / 'a'}", f"x={places / 'b'}"
+    with pytest.raises(
+        DatasetError, match=r"/a and .*/b are both called 'x', expected a name for each: --data NAME"
+    ):
+        list(sets([], [one, other], folder=places))
+
+
+def test_a_set_named_twice_is_measured_once(places):
+    assert [each.id for each in sets([], [f"{places / 'a'}"] * 2, folder=places)] == ["a"]
