@@ -108,7 +108,8 @@ def report(rows: list[dict[str, Any]], names: Sequence[str], plots: dict[str, st
         lines += ["", f"## {name}", ""]
         if name in plots:
             lines += [f"![recall and speed over {name}]({plots[name]})", ""]
-        lines += _table(curves(rows, name)) + _overheads(curves(rows, name))
+        found = curves(rows, name)
+        lines += _table(found) + _overheads(found) + _commits(found)
     return lines + _missing(rows)
 
 
@@ -179,6 +180,15 @@ def _overheads(found: dict[tuple[str, str], Curve]) -> list[str]:
                 "compared with bare FAISS."
             )
     return ["", *lines] if lines else []
+
+
+def _commits(found: dict[tuple[str, str], Curve]) -> list[str]:
+    """Which code was measured: not every engine was run again after each change."""
+    made: dict[str, list[str]] = {}
+    for (engine, kind), curve in found.items():
+        made.setdefault(curve[0]["commit"], []).append(f"{engine} {kind}")
+    told = "; ".join(f"{', '.join(engines)} at {commit}" for commit, engines in made.items())
+    return ["", f"Measured at these commits: {told}."] if told else []
 
 
 def _line(cells: Sequence[object]) -> str:
