@@ -139,8 +139,12 @@ def holds_tower(path: Path) -> bool:
         return True
     if any(_has_adapter(file) for file in sorted(path.glob("*.safetensors"))):
         return True
-    # A pickle says nothing of itself until it is converted: alone, with nobody else's settings, it is taken for one.
-    return not (path / "config.json").is_file() and any(path.glob("*.pt"))
+    # A pickle says nothing of itself until it is converted: alone, with nobody else's settings, it is taken for one
+    # unless it is called like the file of a baseline.
+    pickles = {file.name for file in path.glob("*.pt")} - {
+        row.weights for row in encoder_rows() if not row.language_model
+    }
+    return not (path / "config.json").is_file() and bool(pickles)
 
 
 def _open(path: Path, *, folder: Path, row: EncoderRow | None) -> VisionSource:

@@ -54,7 +54,7 @@ def test_a_missing_or_cut_file_is_noticed_on_opening(index, photos, name):
     whole = (index / name).read_bytes()
     (index / name).write_bytes(whole[:-1])
     with pytest.raises(
-        IndexDamagedError, match=f"{name} is damaged: got .* bytes, expected .*Run the build command"
+        IndexDamagedError, match=f"{name} is damaged: got .* bytes, expected .*run the build command"
     ):
         open_index(index)
     (index / name).unlink()
