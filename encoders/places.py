@@ -128,7 +128,7 @@ def _unreachable(wanted: Wanted) -> str | None:
     except HfHubHTTPError:
         return None  # it answers: what it has against us, the download says
     except Exception as error:  # that of whichever HTTP library the hub's client uses
-        return f"the hub does not answer ({str(error) or type(error).__name__})"
+        return f"the hub does not answer ({_first_line(error)})"
     return None
 
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llm2clip.encoders.baseline_table import baseline_rows
 from llm2clip.encoders.catalogue import EncoderRow, encoder_rows, find_encoder, language_of
 from llm2clip.encoders.checkpoint import convert_checkpoint, read_conversion
 from llm2clip.encoders.errors import ModelError
@@ -141,9 +142,7 @@ def holds_tower(path: Path) -> bool:
         return True
     # A pickle says nothing of itself until it is converted: alone, with nobody else's settings, it is taken for one
     # unless it is called like the file of a baseline.
-    pickles = {file.name for file in path.glob("*.pt")} - {
-        row.weights for row in encoder_rows() if not row.language_model
-    }
+    pickles = {file.name for file in path.glob("*.pt")} - {row.weights for row in baseline_rows()}
     return not (path / "config.json").is_file() and bool(pickles)
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,56 +69,57 @@ def measure_through(
                 f"{place} holds {len(index):,} pictures, {the_set.id} has {len(number):,} different ones: build an "
                 "index over all of them"
             )
-        passing = _passing(index, where, number)
+
+        @cache
+        def content_of(id: int) -> int:
+            return number.get(hashlib.sha256(index.read_image(id)).hexdigest(), _FOREIGN)
+
+        passing = _passing(index, where, content_of) if where is not None else set(number.values())
         right = [{int(content[image]) for image in images} & passing for images in the_set.caption_images]
         asked = [caption for caption, images in enumerate(right) if images]
         if not asked:
             raise DatasetError(f"no picture of {the_set.id} in {place} passes the filter {where!r}")
         queries = vectors.texts.vectors[asked]
-        found, seconds = _ask(index, queries, max(ks), number=number, where=where)
-        known = asdict(index.info())
+        found, seconds = _ask(index, queries, max(ks), content_of=content_of, where=where)
+        known = index.info()
     here = np.isin(content, sorted(passing))
     exact = _full_scan(vectors.images.vectors[here], queries, content[here], max(ks))
     _require_known(found, exact, place=place, the_set=the_set)
     right = [right[caption] for caption in asked]
     return Through(
-        # The field has had two names.
-        index=str(known.get("ann") or known.get("faiss")),
-        generation=str(known["generation"]),
-        pictures=int(known["items"]),
+        index=known.ann,
+        generation=str(known.generation),
+        pictures=known.items,
         at=tuple(_loss(k, exact, found, right) for k in ks),
         milliseconds=1000 * seconds / len(queries),
         where=where or "",
     )
 
 
-def _passing(index: Index, where: str | None, number: dict[str, int]) -> set[int]:
-    """Contents of the set that a search of the index under a filter may find; without one all of them."""
-    if where is None:
-        return set(number.values())
+def _passing(index: Index, where: str, content_of: Callable[[int], int]) -> set[int]:
+    """Contents of the set that a search of the index under a filter may find."""
     allowed = index.allowed(where)
     ids = range(index.manifest.rows) if allowed is None else np.flatnonzero(allowed).tolist()
-    digests = (hashlib.sha256(index.read_image(id)).hexdigest() for id in ids)
-    return {number[digest] for digest in digests if digest in number}
+    return {content_of(id) for id in ids} - {_FOREIGN}
 
 
 def _ask(
-    index: Index, queries: NDArray[np.float32], k: int, *, number: dict[str, int], where: str | None
+    index: Index,
+    queries: NDArray[np.float32],
+    k: int,
+    *,
+    content_of: Callable[[int], int],
+    where: str | None,
 ) -> tuple[NDArray[np.int64], float]:
     """Contents of the first k answers of the index, and seconds that searching took."""
     found = np.full((len(queries), k), _FOREIGN, dtype=np.int64)
-    of_hit: dict[int, int] = {}
     seconds = 0.0
     for start in range(0, len(queries), _QUERIES):
         began = time.perf_counter()
         answers = index.search(queries[start : start + _QUERIES], k=k, where=where)
         seconds += time.perf_counter() - began
         for row, hits in enumerate(answers, start):
-            for column, hit in enumerate(hits):
-                if hit.id not in of_hit:
-                    digest = hashlib.sha256(index.read_image(hit.id)).hexdigest()
-                    of_hit[hit.id] = number.get(digest, _FOREIGN)
-                found[row, column] = of_hit[hit.id]
+            found[row, : len(hits)] = [content_of(hit.id) for hit in hits]
     return found, seconds
 
 

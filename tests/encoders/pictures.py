@@ -41,6 +41,20 @@ def reason(data: bytes) -> str:
     return ""
 
 
+def refused_of_flipped(data: bytes, *, times: int) -> int:
+    """How many of so many copies, each with up to three bytes changed, are refused; every reason is a few words."""
+    random = np.random.default_rng(1)
+    refused = 0
+    for _ in range(times):
+        damaged = bytearray(data)
+        for place in random.integers(0, len(data), 3):
+            damaged[place] = int(random.integers(256))
+        why = reason(bytes(damaged))
+        assert len(why) < 60
+        refused += bool(why)
+    return refused
+
+
 def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 

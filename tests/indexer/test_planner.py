@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm2clip.indexer import Index, IndexDamagedError, IndexerError, machine, open_index, planner
+from llm2clip.indexer import Index, IndexDamagedError, IndexerError, open_index, planner
 from llm2clip.indexer.approximate import ApproximateIndex
 from llm2clip.indexer.generation import GenerationWriter, Origin
 from llm2clip.indexer.kinds import APPROXIMATE, applies, factory_of, figures_of, parameters_of
@@ -325,17 +325,6 @@ def test_kinds_that_cannot_be_made_say_why():
     assert applies("ivf-pq", rows=10_000, dim=33) == "length 33 cannot be cut into equal parts"
     assert applies("ivf-rabitq", rows=10_000, dim=36) == "length 36 is no multiple of 8"
     assert applies("hnsw-sq8", rows=100, dim=33) is None
-
-
-def test_free_memory_is_the_least_that_anybody_says(tmp_path, monkeypatch):
-    limit, used, details = (tmp_path / name for name in ("max", "current", "stat"))
-    limit.write_text("5000000\n")
-    used.write_text("3000000\n")
-    details.write_text("anon 1\ninactive_file 400000\nactive_file 100000\n")
-    monkeypatch.setattr(machine, "_GROUPS", ((str(limit), str(used), str(details)),))
-    assert machine.free_memory() == 2_500_000
-    limit.write_text("max\n")
-    assert machine.free_memory() > 2_500_000
 
 
 def test_a_damaged_structure_is_noticed(vectors, tmp_path):
