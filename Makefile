@@ -9,7 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 EXTRAS ?= cpu,eval,train,dev
-AREAS := encoders indexer retrieval train eval
+AREAS := common encoders indexer retrieval train eval
 PIP_INSTALL_ARGS ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
@@ -74,7 +74,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 eval: $(STAMP)
-	$(BIN)/python -m llm2clip.eval.everything --out $(EVAL_OUT) \
+	$(BIN)/python -m llm2clip.eval.nano_report.make_eval --out $(EVAL_OUT) \
 		$(if $(EVAL_MADE),--made $(EVAL_MADE)) $(addprefix --data ,$(EVAL_DATA))
 
 docs: $(STAMP)

@@ -141,8 +141,8 @@ def _warm(index: Path, settings: Settings) -> float:
     from rich.console import Console
 
     from llm2clip.retrieval import Searcher
-    from llm2clip.retrieval.answers import Answer, text_query
-    from llm2clip.retrieval.printing import answer_table
+    from llm2clip.retrieval.output import answer_table
+    from llm2clip.retrieval.results import Answer, text_query
 
     with Searcher.open(index, encoder=settings.encoder) as searcher, open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere, width=80)

@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 
 from benchmarks.index_data import synthetic
 from benchmarks.measuring import Row, Settings, percentile
-from llm2clip.indexer import neighbours, trust
-from llm2clip.indexer.approximate import ApproximateIndex
-from llm2clip.indexer.kinds import factory_of, figures_of, parameters_of
-from llm2clip.indexer.neighbours import Neighbours
-from llm2clip.indexer.plan import Budget, Kind, Plan
-from llm2clip.indexer.planner import make_ann
-from llm2clip.indexer.segments import Vectors
-from llm2clip.indexer.where import compile_where
-from llm2clip.indexer.where_guard import open_guarded
+from llm2clip.indexer.ann import filtered_recall as trust
+from llm2clip.indexer.ann import nearest_neighbors as neighbours
+from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
+from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
+from llm2clip.indexer.ann.nearest_neighbors import Neighbours
+from llm2clip.indexer.ann.plan import Budget, Kind, Plan
+from llm2clip.indexer.filters.compile import compile_where
+from llm2clip.indexer.filters.sandbox import open_guarded
+from llm2clip.indexer.planner.plan_index import make_ann
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 SHARES = (0.001, 0.01, 0.1, 0.5)
 KINDS: tuple[Kind, ...] = ("ivf-sq8", "hnsw-sq8", "ivf-rabitq")
@@ -185,7 +186,7 @@ def _write_items(path: Path, rows: int) -> None:
     import json
     import sqlite3
 
-    from llm2clip.indexer.items import SCHEMA
+    from llm2clip.indexer.storage.items_reader import SCHEMA
 
     columns = "id, added, source, key, size, mtime_ns, hash, width, height, caption, metadata, checksum"
     with sqlite3.connect(path) as db:

@@ -100,8 +100,8 @@ def write_tower(folder: Path, *, small: bool) -> int:
     """OpenAI's ViT-B/16 with projection and an adapter that reads 2048 numbers; returns how many numbers it has."""
     import torch
 
-    from llm2clip.encoders.adapter import TextAdapter
-    from llm2clip.encoders.layouts import TowerShape, openai_tensors
+    from llm2clip.encoders.layers.text_adapter import TextAdapter
+    from llm2clip.encoders.vision.tensor_layouts import TowerShape, openai_tensors
 
     shape = TowerShape(
         layout="openai",
@@ -126,8 +126,8 @@ def write_llama(folder: Path, *, small: bool, tokenizer: Path, cut: Mapping[str,
     """Llama-3.2-1B, with other sizes where ``cut`` has them; returns how many numbers it has."""
     import torch
 
-    from llm2clip.encoders.catalogue import find_language
-    from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
+    from llm2clip.encoders.catalog.entries import find_language
+    from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 
     row = find_language("llama-3.2-1b-cc")
     assert row is not None

@@ -87,8 +87,8 @@ def _ours(tower: Any, preprocess: Any, dim: int, pictures: list[Any]) -> dict[st
     import numpy as np
     import torch
 
-    from llm2clip.encoders.base import EncoderInfo
-    from llm2clip.encoders.pair import AbstractTextSide, PairEncoder, PictureSide
+    from llm2clip.encoders.core.base import EncoderInfo
+    from llm2clip.encoders.text.dual_encoder import AbstractTextSide, PairEncoder, PictureSide
 
     side = PictureSide(lambda: tower, preprocess=preprocess, dtype=torch.float32, device=torch.device("cpu"))
     info = EncoderInfo(
@@ -125,9 +125,9 @@ def _transformers(family: str, layers: int, batch: int) -> dict[str, Callable[[]
     import torch
     import transformers
 
-    from llm2clip.encoders.activation import quicken
-    from llm2clip.encoders.dual import VisionTower
-    from llm2clip.encoders.families import FAMILIES as KNOWN
+    from llm2clip.encoders.baselines.hf_dual import VisionTower
+    from llm2clip.encoders.baselines.hf_families import FAMILIES as KNOWN
+    from llm2clip.encoders.layers.activations import quicken
 
     known = KNOWN[family]
     width, heads, patch, size = TOWERS[family]
@@ -168,8 +168,8 @@ def _transformers(family: str, layers: int, batch: int) -> dict[str, Callable[[]
 
 
 def _eva02(layers: int, batch: int) -> dict[str, Callable[[], object]]:
-    from llm2clip.encoders.eva02 import Eva02Config, Eva02Tower
-    from llm2clip.encoders.families import FAMILIES as KNOWN
+    from llm2clip.encoders.baselines.hf_families import FAMILIES as KNOWN
+    from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower
 
     width, heads, patch, size = TOWERS["eva02-clip"]
     shape = Eva02Config(

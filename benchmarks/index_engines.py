@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.approximate import ApproximateIndex
-from llm2clip.indexer.faiss_index import import_faiss
-from llm2clip.indexer.halves import HalvesScan
-from llm2clip.indexer.kinds import factory_of, figures_of, parameters_of
-from llm2clip.indexer.neighbours import Neighbours
-from llm2clip.indexer.plan import Budget, Kind, Plan
-from llm2clip.indexer.planner import write_ann
-from llm2clip.indexer.segments import Vectors
-from llm2clip.indexer.tuning import held_out, tune
+from llm2clip.indexer.ann.exact_scan import HalvesScan
+from llm2clip.indexer.ann.faiss_flat import import_faiss
+from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
+from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
+from llm2clip.indexer.ann.nearest_neighbors import Neighbours
+from llm2clip.indexer.ann.plan import Budget, Kind, Plan
+from llm2clip.indexer.planner.plan_index import write_ann
+from llm2clip.indexer.planner.tune import held_out, tune
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 faiss: Any = import_faiss()
 K = 10

@@ -25,14 +25,14 @@ from benchmarks import index_engines as engines
 from benchmarks.index_data import Collection, clip, synthetic
 from benchmarks.measuring import machine
 from llm2clip.indexer import open_index
-from llm2clip.indexer.faiss_index import import_faiss
-from llm2clip.indexer.generation import GenerationWriter, Origin
-from llm2clip.indexer.kinds import factory_of, figures_of, parameters_of
-from llm2clip.indexer.pipeline import Outcome
-from llm2clip.indexer.plan import Budget, Plan
-from llm2clip.indexer.planner import write_ann
-from llm2clip.indexer.records import Record
-from llm2clip.indexer.segments import Vectors
+from llm2clip.indexer.ann.faiss_flat import import_faiss
+from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
+from llm2clip.indexer.ann.plan import Budget, Plan
+from llm2clip.indexer.planner.plan_index import write_ann
+from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin
+from llm2clip.indexer.storage.outcome import Outcome
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 COLLECTIONS = (
     "clustered:10000x512",

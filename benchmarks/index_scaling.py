@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.index_report import at_recall, curves
-from llm2clip.indexer.kinds import GRAPH_LISTS, POINTS_PER_LIST, figures_of, lists_for
+from llm2clip.indexer.ann.index_types import GRAPH_LISTS, POINTS_PER_LIST, figures_of, lists_for
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8, 10**9)
 ROUNDS = 8

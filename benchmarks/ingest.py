@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from benchmarks.measuring import Row, Settings
 from llm2clip.encoders import FakeEncoder, load_encoder
-from llm2clip.encoders.base import PreparedImage
-from llm2clip.encoders.preprocess import Preprocess, ResizeMode
+from llm2clip.encoders.core.image_source import PreparedImage
+from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 from llm2clip.indexer import BuildOptions, ImageEncoder, build_index, open_corpus
-from llm2clip.indexer.decoding import choose_decoding
+from llm2clip.indexer.ingest.jpeg_draft import choose_decoding
 
 BATCH = 32
 PICTURES = 48

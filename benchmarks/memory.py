@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.encoders.base import PreparedImage
+from llm2clip.encoders.core.image_source import PreparedImage
 from llm2clip.indexer import BuildOptions, Corpus, Record, build_index
 
 DIM, SIDE = 512, 224

@@ -103,8 +103,8 @@ def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def ours(texts: NDArray[np.float32], images: NDArray[np.float32], owner: NDArray[np.int64]) -> list[float]:
     """Recall by ``retrieval_metrics``, text to image first."""
-    from llm2clip.eval.metrics import retrieval_metrics
-    from llm2clip.eval.scoring import Embeddings
+    from llm2clip.eval.metrics.blockwise_scores import Embeddings
+    from llm2clip.eval.metrics.recall import retrieval_metrics
 
     found = retrieval_metrics(Embeddings(texts=texts, images=images), positives=owner, ks=KS)
     both = (found.text_to_image, found.image_to_text)

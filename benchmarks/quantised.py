@@ -29,7 +29,7 @@ MARGIN = 1.15
 
 def measure(settings: Settings) -> list[Row]:
     """One process for each way."""
-    from llm2clip.encoders.quantise import QUANTISED, has_torchao
+    from llm2clip.encoders.weights.quantization import QUANTISED, has_torchao
 
     work = settings.work
     whole = {"layers": LAYERS, "vocabulary": 128_256}
@@ -90,9 +90,9 @@ def _run(work: Path, way: str, clock_name: str) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from llm2clip.encoders.language_side import LanguageSide
-    from llm2clip.encoders.language_source import language_source
-    from llm2clip.encoders.quantise import QUANTISED, rounder
+    from llm2clip.encoders.text.llm_source import language_source
+    from llm2clip.encoders.text.llm_text_tower import LanguageSide
+    from llm2clip.encoders.weights.quantization import QUANTISED, rounder
 
     torch.set_num_threads(1)
     clock = getattr(time, clock_name)

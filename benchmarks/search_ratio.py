@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from benchmarks.measuring import Row, Settings
 from llm2clip.encoders import Encoder, EncoderInfo, ImageError, ImageSource, PreparedImage
 from llm2clip.indexer import Index, open_index
-from llm2clip.indexer.generation import GenerationWriter, Origin
-from llm2clip.indexer.pipeline import Outcome
-from llm2clip.indexer.records import Record
+from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin
+from llm2clip.indexer.storage.outcome import Outcome
 from llm2clip.retrieval import Searcher
 
 DIM = 192

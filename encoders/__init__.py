@@ -9,36 +9,36 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llm2clip.encoders.base import Encoder as Encoder
-    from llm2clip.encoders.base import EncoderInfo as EncoderInfo
-    from llm2clip.encoders.base import ImageSource as ImageSource
-    from llm2clip.encoders.base import PreparedImage as PreparedImage
-    from llm2clip.encoders.cards import EncoderCard as EncoderCard
-    from llm2clip.encoders.errors import EncodingError as EncodingError
-    from llm2clip.encoders.errors import ImageError as ImageError
-    from llm2clip.encoders.errors import ModelError as ModelError
-    from llm2clip.encoders.errors import TextTooLongWarning as TextTooLongWarning
+    from llm2clip.encoders.catalog.cards import EncoderCard as EncoderCard
+    from llm2clip.encoders.core.base import Encoder as Encoder
+    from llm2clip.encoders.core.base import EncoderInfo as EncoderInfo
+    from llm2clip.encoders.core.errors import EncodingError as EncodingError
+    from llm2clip.encoders.core.errors import ImageError as ImageError
+    from llm2clip.encoders.core.errors import ModelError as ModelError
+    from llm2clip.encoders.core.errors import TextTooLongWarning as TextTooLongWarning
+    from llm2clip.encoders.core.image_source import ImageSource as ImageSource
+    from llm2clip.encoders.core.image_source import PreparedImage as PreparedImage
     from llm2clip.encoders.fake import FakeEncoder as FakeEncoder
-    from llm2clip.encoders.language_encoder import LanguageEncoder as LanguageEncoder
-    from llm2clip.encoders.llm2clip import Llm2ClipEncoder as Llm2ClipEncoder
-    from llm2clip.encoders.published import PublishedEncoder as PublishedEncoder
+    from llm2clip.encoders.llm2clip.nano_encoder import Llm2ClipEncoder as Llm2ClipEncoder
+    from llm2clip.encoders.llm2clip.published import PublishedEncoder as PublishedEncoder
+    from llm2clip.encoders.llm2clip.text_only import LanguageEncoder as LanguageEncoder
     from llm2clip.encoders.registry import list_encoders as list_encoders
     from llm2clip.encoders.registry import load_encoder as load_encoder
 
 _HOMES = {
-    "Encoder": "base",
-    "EncoderCard": "cards",
-    "EncoderInfo": "base",
-    "EncodingError": "errors",
+    "Encoder": "core.base",
+    "EncoderCard": "catalog.cards",
+    "EncoderInfo": "core.base",
+    "EncodingError": "core.errors",
     "FakeEncoder": "fake",
-    "ImageError": "errors",
-    "ImageSource": "base",
-    "LanguageEncoder": "language_encoder",
-    "Llm2ClipEncoder": "llm2clip",
-    "ModelError": "errors",
-    "PreparedImage": "base",
-    "PublishedEncoder": "published",
-    "TextTooLongWarning": "errors",
+    "ImageError": "core.errors",
+    "ImageSource": "core.image_source",
+    "LanguageEncoder": "llm2clip.text_only",
+    "Llm2ClipEncoder": "llm2clip.nano_encoder",
+    "ModelError": "core.errors",
+    "PreparedImage": "core.image_source",
+    "PublishedEncoder": "llm2clip.published",
+    "TextTooLongWarning": "core.errors",
     "list_encoders": "registry",
     "load_encoder": "registry",
 }

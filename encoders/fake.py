@@ -10,7 +10,8 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.encoders.base import Encoder, EncoderInfo, ImageSource, PreparedImage
+from llm2clip.encoders.core.base import Encoder, EncoderInfo
+from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
 
 COLOURS = {
     "black": (0, 0, 0),
@@ -80,7 +81,7 @@ class FakeEncoder(Encoder):
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
         # Late: tests that use no pictures need no Pillow.
-        from llm2clip.encoders.preprocess import Preprocess, ResizeMode
+        from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 
         prepared = Preprocess(size=self._info.image_size, mode=ResizeMode.PAD_SQUARE).prepare(image)
         with self._lock:

@@ -8,8 +8,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm2clip.encoders.cards import OFFERED, EncoderCard, all_cards
-from llm2clip.encoders.catalogue import (
+from llm2clip.encoders.catalog.cards import OFFERED, EncoderCard, all_cards
+from llm2clip.encoders.catalog.entries import (
     EncoderRow,
     LanguageRow,
     encoder_rows,
@@ -17,17 +17,16 @@ from llm2clip.encoders.catalogue import (
     find_language,
     language_rows,
 )
-from llm2clip.encoders.errors import ModelError
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.weights.tensor_names import PUBLISHED
 
 if TYPE_CHECKING:
-    from llm2clip.encoders.base import Encoder
+    from llm2clip.encoders.core.base import Encoder
 
 Parity = Literal["native", "upstream"]
 
 FORMAT = "llm2clip-encoder"
 """What ``config.json`` of a folder that this library wrote says of its format."""
-PUBLISHED = "llm2clip-published"
-"""What it says of the family, where ``PublishedEncoder.save_pretrained`` wrote it."""
 
 NANO = "nano"
 _NANO_FOLDER = Path(__file__).parent / NANO
@@ -71,7 +70,7 @@ def load_encoder(
     """
     name = os.fspath(name_or_path)
     if name.startswith(_OTHERS):
-        from llm2clip.encoders.baselines import load_baseline
+        from llm2clip.encoders.baselines.loaders import load_baseline
 
         _refuse(name, language_model=language_model)
         return load_baseline(name, device=device, dtype=dtype, parity=parity)
@@ -79,15 +78,15 @@ def load_encoder(
     if isinstance(found, Path):
         return _load_path(found, device=device, dtype=dtype, language_model=language_model, parity=parity)
     if isinstance(found, LanguageRow):
-        from llm2clip.encoders.language_encoder import load_text_only
+        from llm2clip.encoders.llm2clip.text_only import load_text_only
 
         _refuse(name, language_model=language_model)
         return load_text_only(found, device=device, dtype=dtype, parity=parity)
     if found.language_model:
-        from llm2clip.encoders.published import load_published
+        from llm2clip.encoders.llm2clip.published import load_published
 
         return load_published(found, device=device, dtype=dtype, language_model=language_model, parity=parity)
-    from llm2clip.encoders.baselines import load_baseline
+    from llm2clip.encoders.baselines.loaders import load_baseline
 
     _refuse(name, language_model=language_model)
     return load_baseline(found.name, device=device, dtype=dtype, parity=parity)
@@ -123,36 +122,36 @@ def _load_path(
 ) -> Encoder:
     ours = saved_family(path)
     if ours == PUBLISHED:
-        from llm2clip.encoders.export import load_saved
+        from llm2clip.encoders.llm2clip.save_load import load_saved
 
         return load_saved(path, device=device, dtype=dtype, language_model=language_model, parity=parity)
     if not ours:
-        from llm2clip.encoders.vision_source import holds_tower
+        from llm2clip.encoders.vision.vision_source import holds_tower
 
         if holds_tower(path):
-            from llm2clip.encoders.published import load_published
+            from llm2clip.encoders.llm2clip.published import load_published
 
             return load_published(
                 path, device=device, dtype=dtype, language_model=language_model, parity=parity
             )
     _refuse(path.name, language_model=language_model)
     if not ours:
-        from llm2clip.encoders.baselines import folder_family, load_baseline_folder
+        from llm2clip.encoders.baselines.loaders import folder_family, load_baseline_folder
 
         if folder_family(path) is not None:
             return load_baseline_folder(path, device=device, dtype=dtype, parity=parity)
     if not ours and _is_language_model(path):
-        from llm2clip.encoders.language_encoder import load_text_only
+        from llm2clip.encoders.llm2clip.text_only import load_text_only
 
         return load_text_only(path, device=device, dtype=dtype, parity=parity)
     _refuse(path.name, parity=parity)
-    from llm2clip.encoders.llm2clip import Llm2ClipEncoder
+    from llm2clip.encoders.llm2clip.nano_encoder import Llm2ClipEncoder
 
     return Llm2ClipEncoder.from_folder(path, device=device, dtype=dtype)
 
 
 def _is_language_model(path: Path) -> bool:
-    from llm2clip.encoders.language_encoder import is_language_folder
+    from llm2clip.encoders.llm2clip.text_only import is_language_folder
 
     return path.is_dir() and is_language_folder(path)
 

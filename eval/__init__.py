@@ -6,53 +6,54 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llm2clip.eval.compare import compare_encoders
-    from llm2clip.eval.datasets import CaptionedImages, read_captioned
-    from llm2clip.eval.evaluation import evaluate
-    from llm2clip.eval.leaderboard import build_board
+    from llm2clip.eval.datasets.protocols import Protocol, find_protocol, protocol_ids
+    from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
+    from llm2clip.eval.datasets.tar_images import CaptionedImages, read_captioned
+    from llm2clip.eval.loaders.image_folder import data_languages, load_data
     from llm2clip.eval.loaders.load import load_protocol
-    from llm2clip.eval.loaders.own import data_languages, load_data
-    from llm2clip.eval.metrics import (
+    from llm2clip.eval.metrics.best_rank import ByTies, Ranks, Ties
+    from llm2clip.eval.metrics.blockwise_scores import Embeddings
+    from llm2clip.eval.metrics.recall import (
         DirectionMetrics,
         Recall,
         RetrievalMetrics,
         Unmatched,
         retrieval_metrics,
     )
-    from llm2clip.eval.protocols import Protocol, find_protocol, protocol_ids
-    from llm2clip.eval.published import published_rows
-    from llm2clip.eval.results import Result, read_results
-    from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
-    from llm2clip.eval.scoring import Embeddings
-    from llm2clip.eval.standing import ByTies, Ranks, Ties
+    from llm2clip.eval.report.compare import compare_encoders
+    from llm2clip.eval.report.leaderboard import build_board
+    from llm2clip.eval.results.published_numbers import published_rows
+    from llm2clip.eval.results.records import Result
+    from llm2clip.eval.results.validation import read_results
+    from llm2clip.eval.runner.evaluate import evaluate
 
 # Names are resolved on first use, so that importing the package costs nothing.
 _HOMES = {
-    "ByTies": "standing",
-    "CaptionedImages": "datasets",
-    "DirectionMetrics": "metrics",
-    "Embeddings": "standing",
-    "ImageRef": "retrieval_set",
-    "Protocol": "protocols",
-    "Ranks": "standing",
-    "Recall": "metrics",
-    "Result": "results",
-    "RetrievalMetrics": "metrics",
-    "RetrievalSet": "retrieval_set",
-    "Ties": "standing",
-    "Unmatched": "metrics",
-    "build_board": "leaderboard",
-    "compare_encoders": "compare",
-    "data_languages": "loaders.own",
-    "evaluate": "evaluation",
-    "find_protocol": "protocols",
-    "load_data": "loaders.own",
+    "ByTies": "metrics.best_rank",
+    "CaptionedImages": "datasets.tar_images",
+    "DirectionMetrics": "metrics.recall",
+    "Embeddings": "metrics.best_rank",
+    "ImageRef": "datasets.retrieval_set",
+    "Protocol": "datasets.protocols",
+    "Ranks": "metrics.best_rank",
+    "Recall": "metrics.recall",
+    "Result": "results.records",
+    "RetrievalMetrics": "metrics.recall",
+    "RetrievalSet": "datasets.retrieval_set",
+    "Ties": "metrics.best_rank",
+    "Unmatched": "metrics.recall",
+    "build_board": "report.leaderboard",
+    "compare_encoders": "report.compare",
+    "data_languages": "loaders.image_folder",
+    "evaluate": "runner.evaluate",
+    "find_protocol": "datasets.protocols",
+    "load_data": "loaders.image_folder",
     "load_protocol": "loaders.load",
-    "protocol_ids": "protocols",
-    "published_rows": "published",
-    "read_captioned": "datasets",
-    "read_results": "results",
-    "retrieval_metrics": "metrics",
+    "protocol_ids": "datasets.protocols",
+    "published_rows": "results.published_numbers",
+    "read_captioned": "datasets.tar_images",
+    "read_results": "results.validation",
+    "retrieval_metrics": "metrics.recall",
 }
 
 __all__ = [

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2clip.eval.classify_command import captions, classify
-from llm2clip.eval.entry import main
-from llm2clip.eval.prepare_command import prepare
-from llm2clip.eval.run_command import compare, leaderboard, run
-from llm2clip.indexer.entry import winding_up
-from llm2clip.indexer.terminal import one_line_errors
+from llm2clip.common import entrypoint
+from llm2clip.common.entrypoint import winding_up
+from llm2clip.common.terminal import one_line_errors
+from llm2clip.eval.commands.classify import captions, classify
+from llm2clip.eval.commands.prepare import prepare
+from llm2clip.eval.commands.run import compare, leaderboard, run
 
 if TYPE_CHECKING:
-    from llm2clip.eval.nano import NanoOptions, NanoReport
+    from llm2clip.eval.nano_report.report import NanoOptions, NanoReport
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -73,8 +73,8 @@ def _require_writable(path: Path) -> None:
 
 
 def _options(data: Path | None, *, styles: str, scenes: bool, blocks: bool) -> NanoOptions:
-    from llm2clip.eval.nano import NanoOptions
-    from llm2clip.indexer.location import data_home
+    from llm2clip.common.paths import data_home
+    from llm2clip.eval.nano_report.report import NanoOptions
 
     return NanoOptions(
         data=data or data_home() / "eval",
@@ -88,7 +88,7 @@ def _measure(name: str, options: NanoOptions) -> NanoReport:
     from rich.console import Console
 
     from llm2clip.encoders import load_encoder
-    from llm2clip.eval.nano import encoder_folder, measure_nano
+    from llm2clip.eval.nano_report.report import encoder_folder, measure_nano
 
     console = Console(stderr=True)
     with winding_up(), console.status("loading the encoder") as status:
@@ -103,7 +103,7 @@ def _measure(name: str, options: NanoOptions) -> NanoReport:
 def _print(report: NanoReport) -> None:
     from rich.console import Console
 
-    from llm2clip.eval.nano_tables import nano_tables
+    from llm2clip.eval.nano_report.tables import nano_tables
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=110)
     identity = report.provenance["encoder"]
@@ -119,4 +119,4 @@ def _print(report: NanoReport) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    entrypoint.evaluate()

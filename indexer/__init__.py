@@ -6,10 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llm2clip.indexer.build import build_index
-    from llm2clip.indexer.compacting import compact_index
-    from llm2clip.indexer.corpus import open_corpus
-    from llm2clip.indexer.errors import (
+    from llm2clip.indexer.core.encoder_protocol import EncoderIdentity, ImageEncoder, Prepared
+    from llm2clip.indexer.core.errors import (
         CorpusError,
         EncoderMismatchError,
         FaissNotInstalledError,
@@ -20,61 +18,63 @@ if TYPE_CHECKING:
         IndexVersionError,
         IndexWriteError,
     )
-    from llm2clip.indexer.hits import Hit
-    from llm2clip.indexer.records import Corpus, Record
-    from llm2clip.indexer.removing import Selection, remove_pictures
-    from llm2clip.indexer.reports import (
+    from llm2clip.indexer.core.results import (
         BadPicture,
         BuildOptions,
         BuildReport,
         ChangeReport,
         CompactReport,
+        Hit,
         IndexInfo,
         Progress,
     )
-    from llm2clip.indexer.seam import EncoderIdentity, ImageEncoder, Prepared
-    from llm2clip.indexer.search import Index, open_index
-    from llm2clip.indexer.updating import add_pictures, update_index
-    from llm2clip.indexer.verify import VerifyReport
-    from llm2clip.indexer.where import Where, WhereError, compile_where
+    from llm2clip.indexer.corpora.open import open_corpus
+    from llm2clip.indexer.filters.compile import Where, WhereError, compile_where
+    from llm2clip.indexer.lifecycle.build import build_index
+    from llm2clip.indexer.lifecycle.compact import compact_index
+    from llm2clip.indexer.lifecycle.remove import Selection, remove_pictures
+    from llm2clip.indexer.lifecycle.update import add_pictures, update_index
+    from llm2clip.indexer.records.record import Corpus, Record
+    from llm2clip.indexer.search.index import Index, open_index
+    from llm2clip.indexer.search.verify import VerifyReport
 
 # Names are resolved on first use, so that importing the package costs nothing.
 _HOMES = {
-    "add_pictures": "updating",
-    "BadPicture": "reports",
-    "build_index": "build",
-    "BuildOptions": "reports",
-    "BuildReport": "reports",
-    "ChangeReport": "reports",
-    "compact_index": "compacting",
-    "CompactReport": "reports",
-    "compile_where": "where",
-    "Corpus": "records",
-    "CorpusError": "errors",
-    "EncoderIdentity": "seam",
-    "EncoderMismatchError": "errors",
-    "FaissNotInstalledError": "errors",
-    "Hit": "hits",
-    "ImageEncoder": "seam",
-    "Index": "search",
-    "IndexConflictError": "errors",
-    "IndexDamagedError": "errors",
-    "IndexerError": "errors",
-    "IndexInfo": "reports",
-    "IndexNotFoundError": "errors",
-    "IndexVersionError": "errors",
-    "IndexWriteError": "errors",
-    "open_corpus": "corpus",
-    "open_index": "search",
-    "Prepared": "seam",
-    "Progress": "reports",
-    "Record": "records",
-    "remove_pictures": "removing",
-    "Selection": "removing",
-    "update_index": "updating",
-    "VerifyReport": "verify",
-    "Where": "where",
-    "WhereError": "where",
+    "add_pictures": "lifecycle.update",
+    "BadPicture": "core.results",
+    "build_index": "lifecycle.build",
+    "BuildOptions": "core.results",
+    "BuildReport": "core.results",
+    "ChangeReport": "core.results",
+    "compact_index": "lifecycle.compact",
+    "CompactReport": "core.results",
+    "compile_where": "filters.compile",
+    "Corpus": "records.record",
+    "CorpusError": "core.errors",
+    "EncoderIdentity": "core.encoder_protocol",
+    "EncoderMismatchError": "core.errors",
+    "FaissNotInstalledError": "core.errors",
+    "Hit": "core.results",
+    "ImageEncoder": "core.encoder_protocol",
+    "Index": "search.index",
+    "IndexConflictError": "core.errors",
+    "IndexDamagedError": "core.errors",
+    "IndexerError": "core.errors",
+    "IndexInfo": "core.results",
+    "IndexNotFoundError": "core.errors",
+    "IndexVersionError": "core.errors",
+    "IndexWriteError": "core.errors",
+    "open_corpus": "corpora.open",
+    "open_index": "search.index",
+    "Prepared": "core.encoder_protocol",
+    "Progress": "core.results",
+    "Record": "records.record",
+    "remove_pictures": "lifecycle.remove",
+    "Selection": "lifecycle.remove",
+    "update_index": "lifecycle.update",
+    "VerifyReport": "search.verify",
+    "Where": "filters.compile",
+    "WhereError": "filters.compile",
 }
 
 __all__ = [

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from llm2clip.indexer.terminal import one_line_errors
-from llm2clip.retrieval.entry import main
+from llm2clip.common import entrypoint
+from llm2clip.common.terminal import one_line_errors
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -56,7 +56,7 @@ def search(
             raise typer.BadParameter("say what to look for: words, --image FILE or --queries FILE")
         if as_json and as_paths:
             raise typer.BadParameter("--json and --paths exclude each other: choose one")
-        from llm2clip.retrieval.command import SearchRequest, run
+        from llm2clip.retrieval.commands import SearchRequest, run
 
         request = SearchRequest(
             texts=tuple(queries or ()),
@@ -74,4 +74,4 @@ def search(
 
 
 if __name__ == "__main__":
-    main()
+    entrypoint.search()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.cells import cell_len
 
-from llm2clip.indexer.terminal import one_line_errors
-from llm2clip.retrieval.answers import Answer, Query, text_query
+from llm2clip.common.terminal import one_line_errors
+from llm2clip.retrieval.results import Answer, Query, text_query
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Record
@@ -72,8 +72,8 @@ def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
         The answers shown, for tests.
     """
     from llm2clip.encoders import load_encoder
-    from llm2clip.retrieval.command import BuildProgress, print_answers, save_gallery
-    from llm2clip.retrieval.locating import SAMPLE_ENCODER, open_sample
+    from llm2clip.retrieval.commands import BuildProgress, print_answers, save_gallery
+    from llm2clip.retrieval.index_selection import SAMPLE_ENCODER, open_sample
     from llm2clip.retrieval.searcher import Searcher
 
     encoder = load_encoder(SAMPLE_ENCODER)
@@ -127,7 +127,7 @@ def _choose(searcher: Searcher) -> _Chosen:
 
 def _sample() -> Iterator[Record]:
     from llm2clip.indexer import open_corpus
-    from llm2clip.indexer.location import SAMPLE
+    from llm2clip.indexer.core.index_paths import SAMPLE
 
     return open_corpus(SAMPLE).records()
 

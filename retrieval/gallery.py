@@ -16,8 +16,8 @@ from pathlib import Path, PurePath
 from string import Template
 from typing import TYPE_CHECKING
 
-from llm2clip.indexer.terminal import plain
-from llm2clip.retrieval.answers import Answer, Query, caption_for
+from llm2clip.common.terminal import plain
+from llm2clip.retrieval.results import Answer, Query, caption_for
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Hit
@@ -108,7 +108,7 @@ def thumbnail(data: bytes) -> str | None:
 
     It is read as the encoders read it: first frame, upright, transparency laid on white.
     """
-    from llm2clip.encoders.images import read_image
+    from llm2clip.encoders.images.decode import read_image
 
     try:
         picture = read_image(data)

@@ -63,7 +63,7 @@ class Searcher:
             EncoderMismatchError: ``encoder`` is not the one the index was built with.
         """
         from llm2clip.indexer import open_index
-        from llm2clip.retrieval.locating import locate, open_sample, sample_encoder
+        from llm2clip.retrieval.index_selection import locate, open_sample, sample_encoder
 
         place = locate(index_path)
         if not place.sample:

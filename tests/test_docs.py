@@ -22,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from llm2clip.common.entrypoint import COMMANDS
+
 ROOT = Path(__file__).parent.parent
 MANUAL = ROOT / "docs" / "cli.md"
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
@@ -35,8 +37,8 @@ def helps() -> Iterator[tuple[str, str]]:
     """Every command and what its --help says, without the frames that depend on the terminal."""
     import typer
 
-    for script, entry in SCRIPTS.items():
-        app = importlib.import_module(entry.replace(".entry:main", ".cli")).app
+    for script in SCRIPTS:
+        app = importlib.import_module(COMMANDS[script]).app
         yield from _helps_below(typer.main.get_command(app), script, None)
 
 

@@ -21,10 +21,10 @@ DELAYS = (0.0, 0.003, 0.01, 0.02, 0.04, 0.08, 0.12, 0.18, 0.25, 0.35, 0.5)
 PROGRAM = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from {module} import main
+from llm2clip.common.entrypoint import {function}
 sys.argv = {arguments!r}
 print("up", flush=True)
-main()
+{function}()
 """
 BRIEF = {
     "llm2clip-index": ["encoders"],
@@ -39,8 +39,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="interrupts with POSI
 
 def start(script: str, *arguments: str) -> subprocess.Popen[str]:
     """A command as its script starts it, up to where the first code of ours begins."""
-    module = SCRIPTS[script].split(":")[0]
-    program = PROGRAM.format(module=module, arguments=[script, *arguments])
+    function = SCRIPTS[script].split(":")[1]
+    program = PROGRAM.format(function=function, arguments=[script, *arguments])
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -66,8 +66,8 @@ def test_an_ignored_ctrl_c_stays_ignored():
     """As for a job that a shell put into the background."""
     program = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from llm2clip.indexer.entry import main\n"
-        "sys.argv = ['llm2clip-index', 'encoders']; print('up', flush=True); main()"
+        "from llm2clip.common.entrypoint import index\n"
+        "sys.argv = ['llm2clip-index', 'encoders']; print('up', flush=True); index()"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -84,8 +84,8 @@ def test_winding_up_raises_and_ends_in_order():
     program = """
 import os, signal, sys, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from llm2clip.indexer.entry import start, winding_up
-from llm2clip.indexer.terminal import one_line_errors
+from llm2clip.common.entrypoint import start, winding_up
+from llm2clip.common.terminal import one_line_errors
 
 def app():
     with one_line_errors():

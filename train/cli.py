@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llm2clip.train.entry import main
+from llm2clip.common import entrypoint
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
@@ -40,7 +40,8 @@ def nano(
     Interrupted, it goes on where it stopped when started again.
     """
     with _one_line_errors():
-        from llm2clip.train.recipes import Machine, make_nano
+        from llm2clip.train.core.device import Machine
+        from llm2clip.train.recipes import make_nano
 
         machine = Machine(device=device, threads=threads)
         with _winding_up():
@@ -60,7 +61,8 @@ def nano_english(
 ) -> None:
     """The paper's claim on our ground: stage 2 in English only, beside three controls, each from the same start."""
     with _one_line_errors():
-        from llm2clip.train.recipes import Machine, make_english
+        from llm2clip.train.core.device import Machine
+        from llm2clip.train.recipes import make_english
 
         machine = Machine(device=device, threads=threads)
         with _winding_up():
@@ -107,8 +109,8 @@ def features(
     Interrupted or killed, it goes on where it stopped when started again.
     """
     with _one_line_errors():
-        from llm2clip.train.caption_command import make_features
-        from llm2clip.train.recipes import Machine
+        from llm2clip.train.caption_cache.command import make_features
+        from llm2clip.train.core.device import Machine
 
         machine = Machine(device=device, threads=threads)
         with _winding_up():
@@ -118,16 +120,16 @@ def features(
 
 
 def _one_line_errors() -> AbstractContextManager[None]:
-    from llm2clip.indexer.terminal import one_line_errors
+    from llm2clip.common.terminal import one_line_errors
 
     return one_line_errors(extra="train", interrupted=": start the same command again to go on")
 
 
 def _winding_up() -> AbstractContextManager[None]:
-    from llm2clip.indexer.entry import winding_up
+    from llm2clip.common.entrypoint import winding_up
 
     return winding_up()
 
 
 if __name__ == "__main__":
-    main()
+    entrypoint.train()

@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from llm2clip.encoders.llama import BidirectionalLlama
-from llm2clip.train.corpus import write_measuring_sets, write_sample_corpus
-from llm2clip.train.device import use_device
-from llm2clip.train.english import EnglishConfig, compare_rows, read_pictures, table
-from llm2clip.train.export import export_nano
-from llm2clip.train.language import LanguageConfig
-from llm2clip.train.nano import (
+from llm2clip.encoders.layers.llama import BidirectionalLlama
+from llm2clip.train.core.device import Machine
+from llm2clip.train.core.trainer import LoopConfig, Run, RunError, write_atomically
+from llm2clip.train.nano.english_ablation import EnglishConfig, compare_rows, read_pictures, table
+from llm2clip.train.nano.export import export_nano
+from llm2clip.train.nano.image_batches import AlignConfig
+from llm2clip.train.nano.pipeline import (
     NanoConfig,
     gather_material,
     llama_config,
@@ -28,24 +28,8 @@ from llm2clip.train.nano import (
     train_nano,
     train_pictures,
 )
-from llm2clip.train.pictures import AlignConfig
-from llm2clip.train.run import LoopConfig, Run, RunError, write_atomically
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """What a run computes on."""
-
-    device: str = "auto"
-    """``"auto"`` (CUDA if there is any), ``"cpu"``, ``"cuda"``."""
-    threads: int | None = None
-    """CPU threads; ``None`` for all cores."""
-
-    def use(self) -> None:
-        """Set it up for this process; ``ValueError`` if there is no such device."""
-        use_device(self.device)
-        if self.threads:
-            torch.set_num_threads(self.threads)
+from llm2clip.train.nano.text_tower import LanguageConfig
+from llm2clip.train.synthetic.sample_corpus import write_measuring_sets, write_sample_corpus
 
 
 def nano(*, debug: bool = False) -> NanoConfig:

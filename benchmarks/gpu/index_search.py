@@ -15,11 +15,11 @@ from rich.console import Console
 from benchmarks.index_data import synthetic
 from benchmarks.measuring import Row
 from benchmarks.run import table
-from llm2clip.indexer.faiss_index import wheel
-from llm2clip.indexer.neighbours import Candidates, Neighbours
-from llm2clip.indexer.placing import GpuIndex, faiss_on_gpu
-from llm2clip.indexer.segments import Vectors
-from llm2clip.indexer.torch_search import TorchScan
+from llm2clip.indexer.ann.device_search import GpuIndex, faiss_on_gpu
+from llm2clip.indexer.ann.exact_scan_torch import TorchScan
+from llm2clip.indexer.ann.faiss_flat import wheel
+from llm2clip.indexer.ann.nearest_neighbors import Candidates, Neighbours
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 SECONDS = 2.0
 

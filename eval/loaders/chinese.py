@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.loaders.draft import Draft
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines
 from llm2clip.eval.loaders.english import comma_lines, grouped
-from llm2clip.eval.loaders.layout import Layout, base64_pictures, picture
-from llm2clip.eval.loaders.reading import entry, json_lines, read_lines
+from llm2clip.eval.loaders.protocol_files import Layout, base64_pictures, picture
+from llm2clip.eval.loaders.unchecked_set import Draft
 
 _TAGGED = re.compile(r"(?P<word>.*):[A-Za-z]{1,5}\d?")
 _NUMBERED = re.compile(r"(?P<image>[^#\s]+)#(?:\w+#)?(?P<number>\d+)\s+(?P<text>.*)")

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.loaders.draft import Draft
-from llm2clip.eval.loaders.layout import Layout, picture
-from llm2clip.eval.loaders.reading import entry, read_json, read_lines, take
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders.annotations import entry, read_json, read_lines, take
+from llm2clip.eval.loaders.protocol_files import Layout, picture
+from llm2clip.eval.loaders.unchecked_set import Draft
 
 _NUMBERED = re.compile(r"(?P<image>[^#\t]+)#(?P<number>\d+)\t(?P<text>.*)", re.DOTALL)
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.loaders import chinese, english, long_text, multilingual
-from llm2clip.eval.loaders.draft import Draft
-from llm2clip.eval.loaders.layout import Layout
-from llm2clip.eval.protocols import Protocol, find_protocol
-from llm2clip.eval.retrieval_set import RetrievalSet
-from llm2clip.indexer.location import data_home
+from llm2clip.common.paths import data_home
+from llm2clip.eval.datasets.protocols import Protocol, find_protocol
+from llm2clip.eval.datasets.retrieval_set import RetrievalSet
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders import chinese, english, multilingual
+from llm2clip.eval.loaders import long_captions as long_text
+from llm2clip.eval.loaders.protocol_files import Layout
+from llm2clip.eval.loaders.unchecked_set import Draft
 
 READERS: Mapping[str, Callable[[Layout], Draft]] = {
     "aligned": multilingual.aligned,

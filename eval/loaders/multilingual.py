@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.loaders.draft import Draft
-from llm2clip.eval.loaders.layout import Layout, picture
-from llm2clip.eval.loaders.reading import entry, json_lines, read_lines, take
-from llm2clip.eval.retrieval_set import ImageRef
-from llm2clip.indexer.records import ending, picture_endings
+from llm2clip.eval.datasets.retrieval_set import ImageRef
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines, take
+from llm2clip.eval.loaders.protocol_files import Layout, picture
+from llm2clip.eval.loaders.unchecked_set import Draft
+from llm2clip.indexer.records.file_types import ending, picture_endings
 
 
 def xm3600(layout: Layout) -> Draft:

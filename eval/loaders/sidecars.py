@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm2clip.indexer.records import Record
+from llm2clip.indexer.records.record import Record
 
 _KINDS = (".txt", ".json")
 

@@ -10,12 +10,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 
-from llm2clip.encoders.adapter import TextAdapter
-from llm2clip.encoders.folder import AdapterConfig, Llm2ClipConfig, save_llm2clip
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.encoders.preprocess import Preprocess, ResizeMode
-from llm2clip.encoders.text import TextRules
-from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
+from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower
+from llm2clip.encoders.layers.text_adapter import AdapterConfig, TextAdapter
+from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
+from llm2clip.encoders.llm2clip.save_load import save_llm2clip
+from llm2clip.encoders.text.caption_tokenizer import TextRules
 
 BOS, EOT = "<|begin_of_text|>", "<|eot_id|>"
 

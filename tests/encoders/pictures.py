@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import ImageError
-from llm2clip.encoders.images import read_image
+from llm2clip.encoders.images.decode import read_image
 
 Image.init()
 AVIF = pytest.param(

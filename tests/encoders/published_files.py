@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm2clip.encoders import catalogue
-from llm2clip.encoders.adapter import TextAdapter
-from llm2clip.encoders.language import open_language
+from llm2clip.encoders.catalog import entries as catalogue
+from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.text.llm_checkpoint import open_language
 
 from .checkpoints import DIM, SIGLIP_SETTINGS, eva02, filled, openai, siglip
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm2clip.encoders.activation import QuickGelu, quicken
+from llm2clip.encoders.layers.activations import QuickGelu, quicken
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import ImageError
-from llm2clip.encoders.images import read_image
+from llm2clip.encoders.images.decode import read_image
 
 from .pictures import AVIF, corners, png, reason, refused_of_flipped, saved
 

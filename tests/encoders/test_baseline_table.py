@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm2clip.encoders.baseline_table import baseline_cards, baseline_rows
-from llm2clip.encoders.catalogue import EncoderRow, find_encoder
-from llm2clip.encoders.eva02 import Eva02Config, Eva02Tower
+from llm2clip.encoders.catalog.cards import baseline_cards, baseline_rows
+from llm2clip.encoders.catalog.entries import EncoderRow, find_encoder
+from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower
 
 ROWS = {row.name: row for row in baseline_rows()}
 

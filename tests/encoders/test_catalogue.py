@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.encoders import ModelError, catalogue
-from llm2clip.encoders.cards import adapter_parameters
-from llm2clip.encoders.catalogue import (
+from llm2clip.encoders import ModelError
+from llm2clip.encoders.catalog import entries as catalogue
+from llm2clip.encoders.catalog.cards import adapter_parameters
+from llm2clip.encoders.catalog.entries import (
     encoder_rows,
     find_encoder,
     find_language,

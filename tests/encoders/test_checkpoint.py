@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.checkpoint import convert_checkpoint, read_conversion
+from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint, read_conversion
 
 from .checkpoints import eva02
 
@@ -80,10 +80,10 @@ def test_it_is_converted_once(tensors: dict, tmp_path: Path, monkeypatch: pytest
     pt, cache = tmp_path / "model.pt", tmp_path / "cache"
     torch.save(tensors, pt)
     path = convert_checkpoint(pt, cache)
-    monkeypatch.setattr("llm2clip.encoders.checkpoint.torch.load", None)
+    monkeypatch.setattr("llm2clip.encoders.weights.pickle_conversion.torch.load", None)
     hashes = []
     monkeypatch.setattr(
-        "llm2clip.encoders.checkpoint.file_sha256",
+        "llm2clip.encoders.weights.pickle_conversion.file_sha256",
         lambda file: hashes.append(file) or hashlib.sha256(file.read_bytes()).hexdigest(),
     )
     assert convert_checkpoint(pt, cache) == path
@@ -174,7 +174,7 @@ def test_a_failed_write_leaves_nothing(tensors: dict, tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     torch.save(tensors, tmp_path / "model.pt")
-    monkeypatch.setattr("llm2clip.encoders.checkpoint.os.fsync", full)
+    monkeypatch.setattr("llm2clip.encoders.weights.pickle_conversion.os.fsync", full)
     with pytest.raises(ModelError, match=r"safetensors cannot be written: No space left on device"):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

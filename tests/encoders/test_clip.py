@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
-from llm2clip.encoders.baseline_table import baseline_rows
-from llm2clip.encoders.baselines import load_baseline
-from llm2clip.encoders.catalogue import EncoderRow, find_encoder
-from llm2clip.encoders.dual import Checkpoint
+from llm2clip.encoders.baselines.hf_dual import Checkpoint
+from llm2clip.encoders.baselines.loaders import load_baseline
+from llm2clip.encoders.catalog.cards import baseline_rows
+from llm2clip.encoders.catalog.entries import EncoderRow, find_encoder
 
 TEXTS = ["a red bicycle in the rain", "cat", "two dogs, one ball!", "Ein Hund"]
 

@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.baselines import load_baseline
-from llm2clip.encoders.catalogue import find_encoder
-from llm2clip.encoders.pair import PairEncoder
+from llm2clip.encoders.baselines.loaders import load_baseline
+from llm2clip.encoders.catalog.entries import find_encoder
+from llm2clip.encoders.text.dual_encoder import PairEncoder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "a_eva02" / "p14_grid_eq"
 WIDTH, DIM, POSITIONS = 64, 24, 20
@@ -200,6 +200,6 @@ def test_another_file_under_its_name_is_refused(
         (replace(row, weights_bytes=5), rf"has {size:,} bytes, the published file 5; fetch it again"),
         (replace(row, weights_sha256="00"), r"is another file: SHA-256 [0-9a-f]{64}, expected 00"),
     ):
-        monkeypatch.setattr("llm2clip.encoders.baselines.find_encoder", lambda _, known=known: known)
+        monkeypatch.setattr("llm2clip.encoders.baselines.loaders.find_encoder", lambda _, known=known: known)
         with pytest.raises(ModelError, match=message):
             load_baseline("eva02-clip-b-16")

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.published import PublishedEncoder
+from llm2clip.encoders.llm2clip.published import PublishedEncoder
 
 from .published_files import LLAMAS, ROWS, models, tiny_files, tower_file
 

@@ -20,9 +20,9 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
-from llm2clip.encoders.dual import Checkpoint
-from llm2clip.encoders.families import FAMILIES
-from llm2clip.encoders.pair import PairEncoder
+from llm2clip.encoders.baselines.hf_dual import Checkpoint
+from llm2clip.encoders.baselines.hf_families import FAMILIES
+from llm2clip.encoders.text.dual_encoder import PairEncoder
 
 TEXTS = {
     "clip": ["a red bicycle", "cat", "Two Dogs, ball!", "Ein Hund"],

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llm2clip.encoders import Llm2ClipEncoder, ModelError, load_encoder
-from llm2clip.encoders.folder import read_config, save_llm2clip
-from llm2clip.encoders.tensors import TensorSpec, read_header
+from llm2clip.encoders.llm2clip.encoder_folder import read_config
+from llm2clip.encoders.llm2clip.save_load import save_llm2clip
+from llm2clip.encoders.weights.safetensors_io import TensorSpec, read_header
 
 from .conftest import Parts
 
@@ -69,8 +70,8 @@ def test_every_weight_comes_back(parts: Parts, tiny_folder: Path):
 
 
 def test_a_configuration_with_every_kind_of_value_comes_back(parts: Parts, tmp_path: Path):
-    from llm2clip.encoders.folder import write_config
-    from llm2clip.encoders.llama import RopeScaling
+    from llm2clip.encoders.layers.llama import RopeScaling
+    from llm2clip.encoders.llm2clip.encoder_folder import write_config
 
     scaling = RopeScaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.checkpoint import convert_checkpoint
+from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint
 
 from .checkpoints import eva02
 from .test_hostile_weights import (
@@ -136,7 +136,7 @@ def test_a_spoilt_pickle(
 def test_a_pickle_spoilt_at_random_is_a_state_dict_or_our_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("llm2clip.encoders.checkpoint.os.fsync", lambda _: None)
+    monkeypatch.setattr("llm2clip.encoders.weights.pickle_conversion.os.fsync", lambda _: None)
     small = {name: tensor for name, tensor in eva02().items() if tensor.numel() < 200}
     torch.save(small, tmp_path / PICKLE)
     data = (tmp_path / PICKLE).read_bytes()

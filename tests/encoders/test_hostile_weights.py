@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.checkpoint import convert_checkpoint
-from llm2clip.encoders.towers import open_vision
+from llm2clip.encoders.vision.vision_tower import open_vision
+from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint
 
 from .checkpoints import MAKERS, SETTINGS
 

@@ -10,10 +10,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import load_encoder
-from llm2clip.encoders.identity import sampled_sha256, without_origin
-from llm2clip.encoders.open_clip_models import settings_hash as open_clip_hash
-from llm2clip.encoders.published import PublishedEncoder
-from llm2clip.encoders.sentence import model_settings
+from llm2clip.encoders.baselines.open_clip_models import settings_hash as open_clip_hash
+from llm2clip.encoders.baselines.sentence_transformer import model_settings
+from llm2clip.encoders.core.fingerprint import sampled_sha256, without_origin
+from llm2clip.encoders.llm2clip.published import PublishedEncoder
 
 from .published_files import LLAMAS, models, tiny_files
 

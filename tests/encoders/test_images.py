@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import ImageError
-from llm2clip.encoders.images import read_image
+from llm2clip.encoders.images.decode import read_image
 
 from .pictures import AVIF, BLUE, CORNERS, GREEN, RED, WHITE, corners, pixels, png, saved
 

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.language import load_language_model
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.text.llm_checkpoint import load_language_model
 
 CONFIG = {
     "model_type": "llama",

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm2clip.encoders.catalogue import language_rows
-from llm2clip.encoders.language import open_language
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.catalog.entries import language_rows
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.text.llm_checkpoint import open_language
 
 ROWS = {row.name: row for row in language_rows()}
 WHOLE = {"llama-3-8b-cc": 7_504_924_672, "llama-3.1-8b-cc": 8_030_261_248, "llama-3.2-1b-cc": 1_235_814_400}

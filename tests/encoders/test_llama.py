@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig, mean_pool
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, mean_pool
 
 LLAMA3 = {
     "rope_type": "llama3",

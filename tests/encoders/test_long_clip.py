@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
-from llm2clip.encoders.baselines import load_baseline
-from llm2clip.encoders.pair import PairEncoder
+from llm2clip.encoders.baselines.loaders import load_baseline
+from llm2clip.encoders.text.dual_encoder import PairEncoder
 
 WIDTH, DIM, POSITIONS, SIZE, PATCH = 64, 24, 40, 28, 14
 SYMBOLS = sorted(set("abcdefghijklmnopqrstuvwxyz,!."))

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.language import open_language
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.encoders.lora import open_lora
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.text.llm_checkpoint import open_language
+from llm2clip.encoders.weights.lora import open_lora
 
 SHAPE = {
     "vocab_size": 40,
@@ -124,7 +124,7 @@ def test_the_sum_is_rounded_once(base: Path, tmp_path: Path):
 
 def test_large_matrices_are_changed_in_pieces(monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path):
     whole = open_language(base, update=write_lora(tmp_path / "lora", pair())).load().state_dict()
-    monkeypatch.setattr("llm2clip.encoders.lora._PIECE", 5 * 16)
+    monkeypatch.setattr("llm2clip.encoders.weights.lora._PIECE", 5 * 16)
     pieces = open_language(base, update=tmp_path / "lora").load().state_dict()
     torch.testing.assert_close(whole, pieces, atol=1e-6, rtol=1e-6)
 

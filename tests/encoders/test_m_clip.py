@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
-from llm2clip.encoders.baselines import load_baseline
-from llm2clip.encoders.pair import PairEncoder
+from llm2clip.encoders.baselines.loaders import load_baseline
+from llm2clip.encoders.text.dual_encoder import PairEncoder
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz,!雨中的红色自行车猫"
 TEXTS = ["a red bicycle", "猫", "two dogs, one ball!", "ein hund"]

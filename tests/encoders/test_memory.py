@@ -13,10 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llm2clip.encoders import ModelError, memory
-from llm2clip.encoders.catalogue import LlamaShape, find_language, language_rows
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.encoders.memory import free_memory, needs, pick_choice
+from llm2clip.encoders import ModelError
+from llm2clip.encoders.catalog.entries import LlamaShape, find_language, language_rows
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.weights import memory_fit as memory
+from llm2clip.encoders.weights.memory_fit import device_memory, needs, pick_choice
 
 from .published_files import models, tiny_files
 
@@ -209,7 +210,7 @@ def test_on_a_gpu_nothing_is_held_wider_than_stored():
 def test_what_was_asked_for_and_cannot_be(monkeypatch, models: Path):
     from llm2clip.encoders import load_encoder
 
-    monkeypatch.setattr(memory, "free_memory", lambda device: 10_000)
+    monkeypatch.setattr(memory, "device_memory", lambda device: 10_000)
     encoder = load_encoder("tiny-openai", dtype="float32")
     with pytest.raises(ModelError, match=r"tiny-8b-cc as float32 takes \d MB on cpu, of which 0 MB are free"):
         encoder.encode_texts(["a dog"])
@@ -217,13 +218,5 @@ def test_what_was_asked_for_and_cannot_be(monkeypatch, models: Path):
         load_encoder("tiny-openai").encode_texts(["a dog"])
 
 
-def test_free_memory_is_that_of_the_machine_or_of_its_container(tmp_path: Path):
-    free = free_memory(CPU)
-    assert free is None or 10**7 < free < 10**14
-    assert memory._allowed(tmp_path) is None
-    for name, value in (("max", "5000"), ("current", "4000"), ("stat", "anon 1\ninactive_file 700\nslab 3")):
-        (tmp_path / f"memory.{name}").write_text(value + "\n")
-    assert memory._allowed(tmp_path) == 1700
-    (tmp_path / "memory.max").write_text("max\n")
-    assert memory._allowed(tmp_path) is None
-    assert free_memory(torch.device("meta")) is None
+def test_device_memory_of_an_unknown_device():
+    assert device_memory(torch.device("meta")) is None

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
-from llm2clip.encoders.open_clip_models import read_settings
+from llm2clip.encoders.baselines.open_clip_models import read_settings
 
 SETTINGS = {
     "size": (8, 8),

@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llm2clip.encoders import Encoder, ModelError, catalogue, load_encoder
-from llm2clip.encoders.published import PublishedEncoder
+from llm2clip.encoders import Encoder, ModelError, load_encoder
+from llm2clip.encoders.catalog import entries as catalogue
+from llm2clip.encoders.llm2clip.published import PublishedEncoder
 
 from .published_files import models, tiny_files, tower_file
 
@@ -65,7 +66,7 @@ def test_a_known_hash_says_more_than_a_name(models: Path, tmp_path: Path, monkey
         replace(row, weights_sha256=digest) if row.name == "tiny-eva" else row
         for row in catalogue.encoder_rows()
     ]
-    monkeypatch.setattr("llm2clip.encoders.vision_source.encoder_rows", lambda: rows)
+    monkeypatch.setattr("llm2clip.encoders.vision.vision_source.encoder_rows", lambda: rows)
     assert load_encoder(shutil.copy(published, tmp_path / "a.pt")).info.name == "tiny-eva"
     other = tmp_path / "tiny-eva" / "tiny.pt"
     other.parent.mkdir()
@@ -91,7 +92,7 @@ def test_a_tower_of_ones_own(models: Path, tmp_path: Path):
 
 
 def test_a_language_model_of_ones_own_alone(models: Path, tmp_path: Path):
-    from llm2clip.encoders.language_encoder import load_text_only
+    from llm2clip.encoders.llm2clip.text_only import load_text_only
 
     mine = load_text_only(Path(shutil.copytree(models / "tiny-8b", tmp_path / "mine")))
     assert (mine.info.name, mine.info.licence, mine.info.languages, mine.info.note) == (

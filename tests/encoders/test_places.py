@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from llm2clip.common.files import format_bytes
+from llm2clip.common.paths import data_home as home_of_indexes
+from llm2clip.common.paths import models_home
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.places import Wanted, find_here, human, locate, missing_files, models_home, narrowed
-from llm2clip.indexer.location import data_home as home_of_indexes
+from llm2clip.encoders.catalog.hub import Wanted, find_here, locate, missing_files, narrowed
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WANTED = Wanted(name="it", repository="owner/model", files=("weights.bin", "a.json|b.json"), revision=COMMIT)
@@ -122,8 +124,8 @@ def test_a_tower_is_fetched_without_the_language_model_below_it(monkeypatch: pyt
     """By the hub's own rule for patterns, in which a star stands for slashes too."""
     from huggingface_hub.utils import filter_repo_objects
 
-    from llm2clip.encoders.catalogue import find_encoder, find_language
-    from llm2clip.encoders.wanted import encoder_files, update_files
+    from llm2clip.encoders.catalog.entries import find_encoder, find_language
+    from llm2clip.encoders.catalog.hub_files import encoder_files, update_files
 
     listed = ["tower.safetensors", "config.json", "LLM2CLIP-Llama-3.1-8B/adapter_config.json"]
     listed += ["LLM2CLIP-Llama-3.1-8B/adapter_model.safetensors", "model.py"]
@@ -175,8 +177,8 @@ def test_of_a_language_model_too():
 
 
 def test_a_gated_base_says_so(hub: Path):
-    from llm2clip.encoders.catalogue import find_language
-    from llm2clip.encoders.wanted import language_files, language_is_here, update_files
+    from llm2clip.encoders.catalog.entries import find_language
+    from llm2clip.encoders.catalog.hub_files import language_files, language_is_here, update_files
 
     row = find_language("llama-3.1-8b-cc")
     with pytest.raises(
@@ -194,7 +196,7 @@ def test_a_gated_base_says_so(hub: Path):
 
 def test_the_listing_knows_what_is_here():
     from llm2clip.encoders import list_encoders
-    from llm2clip.encoders.catalogue import find_encoder, language_of
+    from llm2clip.encoders.catalog.entries import find_encoder, language_of
 
     name = "llm2clip-llama3.2-1b-eva02-l-14-336"
     row = find_encoder(name)
@@ -210,7 +212,7 @@ def test_the_listing_knows_what_is_here():
 
 
 def test_sizes_in_words():
-    assert [human(size) for size in (0, 348_400_000, 999_600_000, 1_442_208_772)] == [
+    assert [format_bytes(size) for size in (0, 348_400_000, 999_600_000, 1_442_208_772)] == [
         "0 MB",
         "348 MB",
         "1000 MB",

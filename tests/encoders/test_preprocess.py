@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import ImageError, ModelError
-from llm2clip.encoders.preprocess import Crop, Order, Preprocess, Resample, ResizeMode
-from llm2clip.encoders.strict import from_json, to_json
+from llm2clip.encoders.core.config_io import from_json, to_json
+from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, Resample, ResizeMode
 
 WHITE = [255, 255, 255]
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -102,7 +102,7 @@ def test_native_texts_are_the_same_where_the_original_makes_no_mistake(models: P
 
 
 def test_siglip_rounds_the_states_and_leaves_their_length(models: Path):
-    from llm2clip.encoders.language import open_language
+    from llm2clip.encoders.text.llm_checkpoint import open_language
 
     encoder = load_encoder("tiny-siglip", dtype="float32")
     plan = open_language(LLAMAS["tiny-8b-cc"] / "model", update=models / "tiny-siglip" / "lora")
@@ -232,7 +232,7 @@ def test_a_wrong_pair_names_the_right_one(models: Path):
 def test_a_wrong_folder_is_found_out_before_it_is_read(models: Path, monkeypatch: pytest.MonkeyPatch):
     encoder = load_encoder("tiny-openai", language_model=LLAMAS["tiny-1b-cc"] / "model")
     encoder.encode_images(pictures())
-    monkeypatch.setattr("llm2clip.encoders.language.LanguagePlan.load", None)
+    monkeypatch.setattr("llm2clip.encoders.text.llm_checkpoint.LanguagePlan.load", None)
     with pytest.raises(
         ModelError, match="reads language models of width 64, but model is 48 wide; its partner"
     ):

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.adapter import TextAdapter
-from llm2clip.encoders.catalogue import encoder_rows, find_encoder, language_of
-from llm2clip.encoders.towers import open_vision
+from llm2clip.encoders.catalog.entries import encoder_rows, find_encoder, language_of
+from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.vision.vision_tower import open_vision
 
 BYTES = {"F32": 4, "F16": 2}
 Shapes = dict[str, tuple[int, ...]]

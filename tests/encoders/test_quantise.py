@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from llm2clip.encoders import ModelError, load_encoder, quantise
-from llm2clip.encoders.catalogue import LlamaShape
-from llm2clip.encoders.language import open_language
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.encoders.quantise import has_torchao, rounder
+from llm2clip.encoders import ModelError, load_encoder
+from llm2clip.encoders.catalog.entries import LlamaShape
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.text.llm_checkpoint import open_language
+from llm2clip.encoders.weights import quantization as quantise
+from llm2clip.encoders.weights.quantization import has_torchao, rounder
 
 from .published_files import models, tiny_files
 

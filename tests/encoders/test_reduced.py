@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import FakeEncoder, ImageError
-from llm2clip.encoders.reduced import read_reduced
+from llm2clip.encoders.images.decode import read_reduced
 
 
 def photograph(

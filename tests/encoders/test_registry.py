@@ -39,7 +39,7 @@ def test_cards_say_what_one_must_know():
 
 
 def test_every_card_is_about_a_model_there_is():
-    from llm2clip.encoders.catalogue import find_encoder, find_language
+    from llm2clip.encoders.catalog.entries import find_encoder, find_language
 
     for card in list_encoders()[1:]:
         row = find_encoder(card.name)

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.baselines import load_baseline
-from llm2clip.encoders.sentence import CANVAS, from_canvas, model_settings, to_canvas
+from llm2clip.encoders.baselines.loaders import load_baseline
+from llm2clip.encoders.baselines.sentence_transformer import CANVAS, from_canvas, model_settings, to_canvas
 
 TEXTS = ["a red ball", "cat", "two dogs"]
 PROMPTS = {"query": "find ", "document": "see "}

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.language import open_language
-from llm2clip.encoders.sizes import check_size
+from llm2clip.encoders.layers.limits import check_size
+from llm2clip.encoders.text.llm_checkpoint import open_language
 
 from .published_files import LLAMAS
 from .test_clip import saved

@@ -8,10 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.encoders.text import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules, Truncation
-from llm2clip.train.encode import TextEncoder
-from llm2clip.train.tokenizer import BOS, EOT, build_tokenizer
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.text.caption_tokenizer import (
+    LLAMA3_FOOTER,
+    LLAMA3_HEADER,
+    TextReader,
+    TextRules,
+    Truncation,
+)
+from llm2clip.train.core.text_states import TextEncoder
+from llm2clip.train.core.tokenizer import BOS, EOT, build_tokenizer
 
 BEGIN, HEAD, END, PAD, UNKNOWN = range(5)
 WORDS = {word: 5 + number for number, word in enumerate(("caption", ":", "a", "red", "fox", "eot", "<", ">"))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from llm2clip.encoders.tokens import Cleaning, TextForm, TokenReader, clean
+from llm2clip.encoders.text.clip_tokenizer import Cleaning, TextForm, TokenReader, clean
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.adapter_file import PREFIXES, open_adapter
-from llm2clip.encoders.towers import open_vision
+from llm2clip.encoders.vision.adapter_weights import PREFIXES, open_adapter
+from llm2clip.encoders.vision.vision_tower import open_vision
 
 from .checkpoints import DIM, LLM_WIDTH, MAKERS, SETTINGS, SIGLIP_SETTINGS, adapter, eva02, openai, siglip
 
@@ -172,7 +172,7 @@ def test_biases_named_as_before_llm2clip(tmp_path: Path):
 def test_the_grid_of_the_rotary_tables_is_measured(grid: int, tmp_path: Path):
     from dataclasses import replace
 
-    from llm2clip.encoders.eva02 import rotary_tables
+    from llm2clip.encoders.layers.eva02 import rotary_tables
 
     from .checkpoints import EVA
 

@@ -186,7 +186,7 @@ def make_result():
     """A result by hand: four captions of two pictures each, of which the first two are answered at once."""
     import numpy as np
 
-    from llm2clip.eval.results import (
+    from llm2clip.eval.results.records import (
         DirectionResult,
         EncoderRecord,
         RecallAt,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from llm2clip.eval.breakdowns import PrefixOptions, by_language, by_length, first_words, prefix_curve
-from llm2clip.eval.intervals import Resampling, bootstrap_interval
+from llm2clip.eval.runner.breakdowns import PrefixOptions, by_language, by_length, first_words, prefix_curve
+from llm2clip.eval.stats.bootstrap import Resampling, bootstrap_interval
 
 
 def test_queries_fall_into_the_bucket_of_their_length():

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import load_encoder
-from llm2clip.encoders.families import FAMILIES
-from llm2clip.eval.chance import make_random, random_families
+from llm2clip.encoders.baselines.hf_families import FAMILIES
+from llm2clip.eval.nano_report.random_encoders import make_random, random_families
 
 
 def test_every_family_of_two_towers_has_one():

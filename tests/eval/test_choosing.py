@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from llm2clip.eval.choosing import sets
-from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.commands.arguments import sets
+from llm2clip.eval.datasets.tar_images import DatasetError
 
 
 @pytest.fixture

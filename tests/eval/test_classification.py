@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm2clip.eval.class_sets import (
+from llm2clip.eval.datasets.class_sets import (
     PROTOCOLS,
     SINGLE_TEMPLATE,
     ClassSet,
@@ -16,10 +16,10 @@ from llm2clip.eval.class_sets import (
     read_templates,
     same_names,
 )
-from llm2clip.eval.classification import class_vectors, classify
-from llm2clip.eval.cra import caption_pairs, caption_retrieval
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.intervals import Resampling
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.runner.caption_retrieval import caption_pairs, caption_retrieval
+from llm2clip.eval.runner.zero_shot import class_vectors, classify
+from llm2clip.eval.stats.bootstrap import Resampling
 
 FEW = Resampling(times=200)
 
@@ -95,7 +95,7 @@ def test_braces_in_a_name_are_letters():
 def test_many_classes_are_encoded_in_parts(monkeypatch):
     names = [f"class {number}" for number in range(11)]
     whole = class_vectors(Directions(), names, templates=("a {}", "{} b"))
-    monkeypatch.setattr("llm2clip.eval.classification._TEXTS_AT_ONCE", 6)
+    monkeypatch.setattr("llm2clip.eval.runner.zero_shot._TEXTS_AT_ONCE", 6)
     assert (class_vectors(Directions(), names, templates=("a {}", "{} b")) == whole).all()
 
 

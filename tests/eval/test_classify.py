@@ -5,12 +5,12 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from llm2clip.eval.class_sets import read_class_folders
-from llm2clip.eval.classify import ClassTask, measure_captions, measure_classes
 from llm2clip.eval.cli import app
-from llm2clip.eval.intervals import Resampling
-from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
-from llm2clip.eval.run import Candidate
+from llm2clip.eval.datasets.class_sets import read_class_folders
+from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.runner.run import Candidate
+from llm2clip.eval.runner.zero_shot_run import ClassTask, measure_captions, measure_classes
+from llm2clip.eval.stats.bootstrap import Resampling
 
 FEW = Resampling(times=100, seed=3)
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from llm2clip.eval.compare import compare_encoders, comparison_table, conclusion
-from llm2clip.eval.intervals import Resampling
+from llm2clip.eval.report.compare import compare_encoders, comparison_table, conclusion
+from llm2clip.eval.stats.bootstrap import Resampling
 
 QUICK = Resampling(times=300)
 

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 
-from llm2clip.eval.cost import CostOptions, measure_cost
+from llm2clip.eval.runner.throughput import CostOptions, measure_cost
 
 
 def test_rates_are_those_of_the_clock(colours, tars):

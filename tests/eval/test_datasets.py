@@ -4,7 +4,7 @@ import tarfile
 import pytest
 from PIL import Image
 
-from llm2clip.eval.datasets import DatasetError, read_captioned, read_tar
+from llm2clip.eval.datasets.tar_images import DatasetError, read_captioned, read_tar
 from llm2clip.indexer import open_corpus
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.eval import description
-from llm2clip.eval.description import describe, store_key
+from llm2clip.eval.results import encoder_record as description
+from llm2clip.eval.results.encoder_record import describe, store_key
 
 ENCODER = FakeEncoder()
 

@@ -3,7 +3,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.eval import CaptionedImages, Unmatched, evaluate, read_captioned
-from llm2clip.eval.evaluation import RememberedTexts, encode_pictures
+from llm2clip.eval.runner.evaluate import RememberedTexts, encode_pictures
 
 
 def test_a_set_from_a_tar_is_measured_in_both_directions(tars, tmp_path):
@@ -36,7 +36,7 @@ def test_pictures_may_be_anything_an_encoder_takes(tars):
 
 
 def test_pictures_are_read_a_few_at_a_time(tars, monkeypatch):
-    monkeypatch.setattr("llm2clip.eval.evaluation._BATCH", 2)
+    monkeypatch.setattr("llm2clip.eval.runner.evaluate._BATCH", 2)
     colours = [tars.colour((shade, 0, 255 - shade)) for shade in (0, 60, 120, 180, 240)]
     encoder = FakeEncoder()
     vectors = encode_pictures(encoder, colours)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from llm2clip.eval import chance, everything
-from llm2clip.eval.results import read_results
+from llm2clip.eval.nano_report import make_eval as everything
+from llm2clip.eval.nano_report import random_encoders as chance
+from llm2clip.eval.results.validation import read_results
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from llm2clip.encoders import FakeEncoder, TextTooLongWarning
-from llm2clip.eval import features
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.features import FeatureStore, encode_images, encode_texts
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.runner import embedding_cache as features
+from llm2clip.eval.runner.embedding_cache import FeatureStore, encode_images, encode_texts
 
 
 @dataclass(frozen=True)

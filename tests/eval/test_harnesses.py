@@ -11,8 +11,8 @@ from PIL import Image
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.encoders.fake import COLOURS
-from llm2clip.eval.harnesses import MtebEncoder, Texts, clip_benchmark_parts
-from llm2clip.eval.metrics import Embeddings, Unmatched, retrieval_metrics
+from llm2clip.eval.metrics.recall import Embeddings, Unmatched, retrieval_metrics
+from llm2clip.eval.runner.harnesses import MtebEncoder, Texts, clip_benchmark_parts
 
 WORDS = list(COLOURS)
 PICTURES = [Image.new("RGB", (16, 16), COLOURS[word]) for word in WORDS]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from llm2clip.eval.intervals import (
+from llm2clip.eval.metrics.positives import Positives
+from llm2clip.eval.stats.bootstrap import (
     Clustered,
     Resampling,
     bootstrap_interval,
@@ -12,7 +13,6 @@ from llm2clip.eval.intervals import (
     macro_interval,
     query_clusters,
 )
-from llm2clip.eval.positives import Positives
 
 PICTURES, CAPTIONS, MEAN, INTRACLASS = 150, 5, 0.6, 0.3
 

@@ -14,11 +14,11 @@ from datetime import UTC, datetime
 
 import pytest
 
-from llm2clip.eval.leaderboard import build_board, published_table
-from llm2clip.eval.leaderboard_terminal import terminal_tables
-from llm2clip.eval.leaderboard_text import csv_text, markdown
-from llm2clip.eval.page import page_data, render_page
-from llm2clip.eval.results import RecallAt
+from llm2clip.eval.report.html import page_data, render_page
+from llm2clip.eval.report.leaderboard import build_board, published_table
+from llm2clip.eval.report.markdown import csv_text, markdown
+from llm2clip.eval.report.terminal import terminal_tables
+from llm2clip.eval.results.records import RecallAt
 
 NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from llm2clip.eval.leaderboard import build_board
-from llm2clip.eval.leaderboard_terminal import terminal_tables
-from llm2clip.eval.leaderboard_text import markdown
-from llm2clip.eval.results import LossAt, Through
+from llm2clip.eval.report.leaderboard import build_board
+from llm2clip.eval.report.markdown import markdown
+from llm2clip.eval.report.terminal import terminal_tables
+from llm2clip.eval.results.records import LossAt, Through
 
 
 def printed(board, *, width):

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.eval.description import describe
-from llm2clip.eval.features import Encoded, Spent
-from llm2clip.eval.intervals import Resampling, bootstrap_interval
-from llm2clip.eval.measure import (
+from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.results.encoder_record import describe
+from llm2clip.eval.results.records import CostRecord
+from llm2clip.eval.runner.embedding_cache import Encoded, Spent
+from llm2clip.eval.runner.measure import (
     MeasureOptions,
     Vectors,
     content_sha256,
@@ -21,8 +22,7 @@ from llm2clip.eval.measure import (
     measure,
     peak_memory_mb,
 )
-from llm2clip.eval.results import CostRecord
-from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.stats.bootstrap import Resampling, bootstrap_interval
 
 ENCODED = CostRecord(
     pictures_encoded=900,

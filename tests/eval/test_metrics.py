@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.eval.metrics import Unmatched, direction_metrics, retrieval_metrics
-from llm2clip.eval.positives import Positives
-from llm2clip.eval.standing import Embeddings, Ties, found_share, standing
+from llm2clip.eval.metrics.best_rank import Embeddings, Ties, found_share, standing
+from llm2clip.eval.metrics.positives import Positives
+from llm2clip.eval.metrics.recall import Unmatched, direction_metrics, retrieval_metrics
 
 REAL_VECTORS = Path(__file__).resolve().parents[3] / "shared" / "data" / "clip_vitb32_flickr8k_val"
 

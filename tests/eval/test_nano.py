@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from llm2clip.eval import nano
 from llm2clip.eval.cli import app
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.nano import NanoOptions, encoder_folder, measure_nano
-from llm2clip.eval.nano_tables import nano_tables
-from llm2clip.eval.queries import QUERIES_FILE, FreeQuery, Split
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.nano_report import report as nano
+from llm2clip.eval.nano_report.queries import QUERIES_FILE, FreeQuery, Split
+from llm2clip.eval.nano_report.report import NanoOptions, encoder_folder, measure_nano
+from llm2clip.eval.nano_report.tables import nano_tables
 
 QUERIES = tuple(
     FreeQuery(id=f"en-{number}", language="en", split=split, text=text, accept=frozenset(accept))

@@ -6,13 +6,14 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-from llm2clip.encoders.adapter import TextAdapter
-from llm2clip.encoders.folder import AdapterConfig, Llm2ClipConfig, save_llm2clip
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.encoders.preprocess import Preprocess, ResizeMode
-from llm2clip.encoders.text import TextRules
-from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
-from llm2clip.eval.nano_ablation import without_blocks
+from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower
+from llm2clip.encoders.layers.text_adapter import AdapterConfig, TextAdapter
+from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
+from llm2clip.encoders.llm2clip.save_load import save_llm2clip
+from llm2clip.encoders.text.caption_tokenizer import TextRules
+from llm2clip.eval.nano_report.ablation import without_blocks
 
 WORDS = ["<pad>", "<unk>", "red", "green", "blue", "left", "right"]
 

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from llm2clip.eval.datasets import DatasetError, read_tar
-from llm2clip.eval.evaluation import encode_pictures
-from llm2clip.eval.nano_data import make_missing, read_gallery, read_scenes, write_gallery
-from llm2clip.eval.nano_measures import (
+from llm2clip.eval.datasets.tar_images import DatasetError, read_tar
+from llm2clip.eval.nano_report.data import make_missing, read_gallery, read_scenes, write_gallery
+from llm2clip.eval.nano_report.measures import (
     QueryAnswer,
     answer_queries,
     count_answers,
@@ -16,8 +15,9 @@ from llm2clip.eval.nano_measures import (
     tell_apart,
     template_tokens,
 )
-from llm2clip.eval.nano_targets import TARGETS
-from llm2clip.eval.queries import FreeQuery, Split
+from llm2clip.eval.nano_report.queries import FreeQuery, Split
+from llm2clip.eval.nano_report.targets import TARGETS
+from llm2clip.eval.runner.evaluate import encode_pictures
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from importlib.resources import files
 
 import pytest
 
-from llm2clip.eval.overlap import Level, overlap
+from llm2clip.eval.results.train_overlap import Level, overlap
 
 
 @pytest.mark.parametrize(

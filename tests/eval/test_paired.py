@@ -6,10 +6,10 @@ import math
 import numpy as np
 import pytest
 
-from llm2clip.eval.intervals import Resampling
-from llm2clip.eval.lattice import on_lattice
-from llm2clip.eval.paired import against_best, exchange_p_value, holm, paired_test
-from llm2clip.eval.published import published_rows
+from llm2clip.eval.results.published_numbers import published_rows
+from llm2clip.eval.stats.bootstrap import Resampling
+from llm2clip.eval.stats.paired_tests import against_best, exchange_p_value, holm, paired_test
+from llm2clip.eval.stats.printable_values import on_lattice
 
 PICTURES, CAPTIONS = 120, 5
 

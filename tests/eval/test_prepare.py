@@ -11,9 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llm2clip.eval.cli import app
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.prepare import as_text, prepare, summary
-from llm2clip.eval.protocols import protocol_ids
+from llm2clip.eval.datasets.protocols import protocol_ids
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders.check_files import as_text, prepare, summary
 
 JPEG = b"\xff\xd8\xff\xe0"
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.eval import protocols
-from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.datasets import protocols
+from llm2clip.eval.datasets.protocols import Counts, find_protocol, protocol_ids, source
+from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.load import READERS
-from llm2clip.eval.protocols import Counts, find_protocol, protocol_ids, source
-from llm2clip.eval.published import published_rows
+from llm2clip.eval.results.published_numbers import published_rows
 
 MANUAL = Path(__file__).parents[2] / "docs" / "datasets.md"
 WANTED = """flickr30k flickr30k-full31k coco-5k coco-val2017-5k sharegpt4v-1k sharegpt4v-10k urban1k docci-test5k

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.eval.published import (
+from llm2clip.eval.results.published_numbers import (
     Published,
     band,
     compare_value,
@@ -151,6 +151,6 @@ def test_every_name_of_weights_is_in_the_table():
     weights = tomllib.loads((DATA / "published.toml").read_text())["weights"]
     known = {row.hf_id for row in published_rows()}
     assert {name for names in weights.values() for name in names} <= known
-    from llm2clip.encoders.catalogue import find_encoder
+    from llm2clip.encoders.catalog.entries import find_encoder
 
     assert all(find_encoder(name) for name in weights)

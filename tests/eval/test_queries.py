@@ -8,9 +8,9 @@ from importlib import resources
 
 import pytest
 
-from llm2clip.eval.datasets import read_tar
-from llm2clip.eval.queries import Split, load_queries, plain_emoji
-from llm2clip.indexer.location import sample_shards
+from llm2clip.eval.datasets.tar_images import read_tar
+from llm2clip.eval.nano_report.queries import Split, load_queries, plain_emoji
+from llm2clip.indexer.core.index_paths import sample_shards
 
 SPACED = {"en", "es", "de", "fr", "ar", "hi", "ru", "ko"}
 SKIN_TONES = {chr(code) for code in range(0x1F3FB, 0x1F400)}

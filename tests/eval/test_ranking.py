@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.eval.metrics import Unmatched, retrieval_metrics
-from llm2clip.eval.places import places
-from llm2clip.eval.positives import Positives
-from llm2clip.eval.ranking import Relevance, average_precision_at_r, discounted_gain, graded_gain
-from llm2clip.eval.standing import Embeddings, Standing, Ties, found_share
+from llm2clip.eval.metrics.best_rank import Embeddings, Standing, Ties, found_share
+from llm2clip.eval.metrics.graded import Relevance, average_precision_at_r, discounted_gain, graded_gain
+from llm2clip.eval.metrics.positives import Positives
+from llm2clip.eval.metrics.rank_positions import places
+from llm2clip.eval.metrics.recall import Unmatched, retrieval_metrics
 
 
 @st.composite

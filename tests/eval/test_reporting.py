@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llm2clip.eval.reporting import TerminalReporter
-from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.report.progress import TerminalReporter
 
 
 def test_names_are_said_as_they_are_and_notes_once(make_result, tmp_path, capsys):

@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm2clip.eval.results import pack, read_result, read_results, unpack, write_result
+from llm2clip.eval.results.records import pack, unpack, write_result
+from llm2clip.eval.results.validation import read_result, read_results
 
 
 def test_there_and_back(tmp_path, make_result):

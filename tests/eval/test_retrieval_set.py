@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.positives import Positives
-from llm2clip.eval.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.metrics.positives import Positives
 
 
 def images(count):

@@ -16,16 +16,17 @@ from typer.testing import CliRunner
 from llm2clip.encoders import FakeEncoder
 from llm2clip.encoders.fake import COLOURS
 from llm2clip.eval.cli import app
-from llm2clip.eval.compare import compare_encoders, conclusion
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.intervals import Resampling
-from llm2clip.eval.leaderboard import build_board
-from llm2clip.eval.leaderboard_text import csv_text, markdown
-from llm2clip.eval.loaders.own import load_data
-from llm2clip.eval.measure import MeasureOptions
-from llm2clip.eval.page import page_data, render_page
-from llm2clip.eval.results import read_results, unpack
-from llm2clip.eval.run import Candidate, RunOptions, run
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders.image_folder import load_data
+from llm2clip.eval.report.compare import compare_encoders, conclusion
+from llm2clip.eval.report.html import page_data, render_page
+from llm2clip.eval.report.leaderboard import build_board
+from llm2clip.eval.report.markdown import csv_text, markdown
+from llm2clip.eval.results.records import unpack
+from llm2clip.eval.results.validation import read_results
+from llm2clip.eval.runner.measure import MeasureOptions
+from llm2clip.eval.runner.run import Candidate, RunOptions, run
+from llm2clip.eval.stats.bootstrap import Resampling
 from llm2clip.indexer import build_index, open_index
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from llm2clip.train.losses import clip_loss, first_row, gather_with_grad, sharded_clip_loss, siglip_loss
+from llm2clip.train.core.losses import clip_loss, first_row, gather_with_grad, sharded_clip_loss, siglip_loss
 
 
 def sharded_clip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:

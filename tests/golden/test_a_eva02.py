@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from llm2clip.encoders.checkpoint import convert_checkpoint
-from llm2clip.encoders.eva02 import Eva02Config, Eva02Tower, rotary_tables
-from llm2clip.encoders.towers import open_vision
+from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
+from llm2clip.encoders.vision.vision_tower import open_vision
+from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint
 
 
 def is_table(name: str) -> bool:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm2clip.encoders.towers import open_vision
+from llm2clip.encoders.vision.vision_tower import open_vision
 
 
 @pytest.fixture

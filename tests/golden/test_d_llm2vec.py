@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from llm2clip.encoders.language import load_language_model
-from llm2clip.encoders.llama import BidirectionalLlama
-from llm2clip.encoders.text import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules
+from llm2clip.encoders.layers.llama import BidirectionalLlama
+from llm2clip.encoders.text.caption_tokenizer import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules
+from llm2clip.encoders.text.llm_checkpoint import load_language_model
 
 SETTINGS = {
     "card_8b": TextRules(

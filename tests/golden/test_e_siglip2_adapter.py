@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llm2clip.encoders.adapter import TextAdapter
-from llm2clip.encoders.adapter_file import open_adapter
+from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.vision.adapter_weights import open_adapter
 
 PREFIX = "text.text_proj.text_adaptor."
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.train.losses import IGNORED_LABEL, contrastive_loss, masked_next_token_loss
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.train.core.losses import IGNORED_LABEL, contrastive_loss, masked_next_token_loss
 
 
 def test_contrastive_loss_and_gradients(golden):

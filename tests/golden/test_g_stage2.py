@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from llm2clip.train.losses import clip_loss, siglip_loss
+from llm2clip.train.core.losses import clip_loss, siglip_loss
 
 RANKS = 4
 

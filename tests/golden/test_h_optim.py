@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from llm2clip.train.groups import GroupConfig, optimiser_groups, place_parameters
-from llm2clip.train.run import learning_rate_factor
+from llm2clip.train.core.param_groups import GroupConfig, optimiser_groups, place_parameters
+from llm2clip.train.core.trainer import learning_rate_factor
 
 
 def config_of(hyper) -> GroupConfig:

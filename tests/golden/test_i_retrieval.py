@@ -7,8 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from llm2clip.eval.metrics import Unmatched, retrieval_metrics
-from llm2clip.eval.standing import Embeddings, Ties, found_share
+from llm2clip.eval.metrics.best_rank import Embeddings, Ties, found_share
+from llm2clip.eval.metrics.recall import Unmatched, retrieval_metrics
 
 ATOL = 1e-6
 DIRECTIONS = {"image_retrieval": "text_to_image", "text_retrieval": "image_to_text"}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from llm2clip.encoders.preprocess import Crop, Order, Preprocess, Resample, ResizeMode
+from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, Resample, ResizeMode
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CLIP = Preprocess(size=56, mode=ResizeMode.SHORTEST_CROP, mean=MEAN, std=STD, parity="upstream")

@@ -11,9 +11,9 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Index, open_index
-from llm2clip.indexer.generation import GenerationWriter, Origin
-from llm2clip.indexer.pipeline import Outcome
-from llm2clip.indexer.records import Record
+from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin
+from llm2clip.indexer.storage.outcome import Outcome
 
 from .material import colour_of, encoded, tar_of
 

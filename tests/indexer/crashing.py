@@ -37,12 +37,12 @@ from llm2clip.indexer import (
     add_pictures,
     build_index,
     compact_index,
-    generation,
     open_index,
     remove_pictures,
     update_index,
 )
-from llm2clip.indexer.segments import SegmentWriter
+from llm2clip.indexer.storage import generation_writer as generation
+from llm2clip.indexer.storage.vector_segments import SegmentWriter
 
 DIM = 16
 OPERATIONS = ("build", "add", "update", "remove", "compact")

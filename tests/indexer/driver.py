@@ -9,7 +9,9 @@ import time
 import numpy as np
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import cli, command, generation
+from llm2clip.indexer import cli
+from llm2clip.indexer.commands import build as command
+from llm2clip.indexer.storage import generation_writer as generation
 
 # A shell starts background jobs with interrupts ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import BuildOptions, Record, arithmetic, build_index, open_index
-from llm2clip.indexer.arithmetic import try_quicker
+from llm2clip.indexer import BuildOptions, Record, build_index, open_index
+from llm2clip.indexer.ingest import reduced_precision as arithmetic
+from llm2clip.indexer.ingest.reduced_precision import try_quicker
 
 
 class Rough(FakeEncoder):
@@ -96,7 +97,7 @@ def test_a_large_build_tries_it_and_says_so(
 def test_processors_say_what_they_are_quick_at(
     lines: str, dtype: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from llm2clip.encoders.devices import quick_dtype
+    from llm2clip.encoders.core.devices import quick_dtype
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     file = tmp_path / "cpuinfo"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from llm2clip.encoders import list_encoders
-from llm2clip.indexer.location import default_index_path
+from llm2clip.indexer.core.index_paths import default_index_path
 
 pty = pytest.importorskip("pty")
 DRIVER = Path(__file__).with_name("driver.py")

@@ -14,7 +14,7 @@ from PIL import Image, features
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import CorpusError, build_index, open_index
-from llm2clip.indexer import records as records_module
+from llm2clip.indexer.records import record as records_module
 
 from .material import encoded, tar_of
 

@@ -19,10 +19,10 @@ from llm2clip.indexer import (
     IndexerError,
     Progress,
     build_index,
-    location,
     open_index,
-    store,
 )
+from llm2clip.indexer.core import index_paths as location
+from llm2clip.indexer.storage import index_folder as store
 
 from .material import colour_of, content, encoded, tar_of
 

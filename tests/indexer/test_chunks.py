@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from llm2clip.indexer.chunks import MOST, Chunk
+from llm2clip.indexer.containers.read_ahead import MOST, Chunk
 
 
 def test_all_are_read_by_the_first_and_each_is_let_go():

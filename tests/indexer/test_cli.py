@@ -15,8 +15,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder, list_encoders
-from llm2clip.indexer import build_index, choosing, cli, command
-from llm2clip.indexer.location import current_index, default_index_path, sample_index_path
+from llm2clip.indexer import build_index, cli
+from llm2clip.indexer.commands import build as command
+from llm2clip.indexer.commands import encoder_choice as choosing
+from llm2clip.indexer.core.index_paths import current_index, default_index_path, sample_index_path
 
 from .material import encoded
 

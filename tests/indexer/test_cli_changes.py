@@ -8,7 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import cli, command
+from llm2clip.indexer import cli
+from llm2clip.indexer.commands import build as command
 
 from .material import colour_of, encoded
 from .test_repairing import flip
@@ -86,7 +87,7 @@ def test_an_interrupted_change_says_what_is_kept(index, photos, monkeypatch):
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("llm2clip.indexer.changing.update_index", interrupted)
+    monkeypatch.setattr("llm2clip.indexer.commands.maintain.update_index", interrupted)
     done = run.invoke(cli.app, ["update", *index])
     said = "interrupted: what was embedded is kept, the same command goes on from there\n"
     assert (done.exit_code, done.stdout, done.stderr) == (130, "", said)

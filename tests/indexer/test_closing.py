@@ -8,7 +8,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import IndexerError, build_index, open_index
-from llm2clip.indexer.unfinished import Unfinished, Writing
+from llm2clip.indexer.storage.recovery import Unfinished, Writing
 
 
 def closes_after_the_reader(reader) -> None:

@@ -18,8 +18,8 @@ from PIL import Image
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import build_index, open_corpus, open_index
-from llm2clip.indexer.corpus import reopen_corpus
-from llm2clip.indexer.lists import StdinCorpus
+from llm2clip.indexer.corpora.list_file import StdinCorpus
+from llm2clip.indexer.corpora.open import reopen_corpus
 
 from .material import colour_of, encoded, tar_of
 from .test_zips import zip_of

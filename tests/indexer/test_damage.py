@@ -22,7 +22,7 @@ from llm2clip.indexer import (
     build_index,
     open_index,
 )
-from llm2clip.indexer.manifest import read_manifest, write_manifest
+from llm2clip.indexer.storage.manifest import read_manifest, write_manifest
 
 KINDS = ["items-00001.db", "vectors-00001-00000.npy", "candidates-00001.faiss"]
 QUERY = np.eye(1, 16, dtype=np.float32)
@@ -171,7 +171,7 @@ def test_an_altered_manifest_is_noticed(index, photos):
 
 
 def test_an_unknown_entry_of_the_manifest_is_an_error(index):
-    from llm2clip.indexer.manifest import _checksum
+    from llm2clip.indexer.storage.manifest import _checksum
 
     path = index / "manifest.json"
     content = {**json.loads(path.read_text()), "colour": "green"}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import BuildOptions, Record, build_index, decoding, open_index
-from llm2clip.indexer.decoding import PROBES, Decoding, choose_decoding
+from llm2clip.indexer import BuildOptions, Record, build_index, open_index
+from llm2clip.indexer.ingest import jpeg_draft as decoding
+from llm2clip.indexer.ingest.jpeg_draft import PROBES, Decoding, choose_decoding
 
 from ..encoders.test_reduced import photograph
 
@@ -88,7 +89,7 @@ def test_an_index_keeps_to_the_decoding_that_it_began_with(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(decoding, "ENOUGH", 10)
-    monkeypatch.setattr("llm2clip.indexer.ingest.ENOUGH", 10)
+    monkeypatch.setattr("llm2clip.indexer.ingest.sync_source.ENOUGH", 10)
     encoder, place = Eye(), tmp_path / "i"
     options = BuildOptions(batch_size=8)
     build_index(folder, place, encoder=encoder, options=options)
@@ -103,7 +104,7 @@ def test_an_index_keeps_to_the_decoding_that_it_began_with(
 
     new = photograph(620, 404)
     (folder / "new.jpg").write_bytes(new)
-    monkeypatch.setattr("llm2clip.indexer.ingest.choose_decoding", None)  # is not asked again
+    monkeypatch.setattr("llm2clip.indexer.ingest.sync_source.choose_decoding", None)  # is not asked again
     build_index(folder, place, encoder=encoder, options=options)
     with open_index(place) as index:
         assert index.manifest.decoding == chosen

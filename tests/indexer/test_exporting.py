@@ -17,10 +17,10 @@ from llm2clip.indexer import (
     remove_pictures,
     update_index,
 )
-from llm2clip.indexer.explaining import explain_search
-from llm2clip.indexer.exporting import export_index
-from llm2clip.indexer.reencoding import reencode_index
-from llm2clip.indexer.removing import Selection
+from llm2clip.indexer.lifecycle.export import export_index
+from llm2clip.indexer.lifecycle.reencode import reencode_index
+from llm2clip.indexer.lifecycle.remove import Selection
+from llm2clip.indexer.search.explain import explain_search
 
 from .material import colour_of, content, encoded
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from llm2clip.indexer import Index, neighbours
-from llm2clip.indexer.where import WhereError
+from llm2clip.indexer import Index
+from llm2clip.indexer.ann import nearest_neighbors as neighbours
+from llm2clip.indexer.filters.compile import WhereError
 
 from .material import unit
 

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.indexer import CorpusError, open_corpus, records
-from llm2clip.indexer.records import MAX_PICTURE_BYTES
+from llm2clip.indexer import CorpusError, open_corpus
+from llm2clip.indexer.records import record as records
+from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES
 
 from .material import encoded
 

@@ -21,8 +21,8 @@ from llm2clip.indexer import (
     remove_pictures,
     update_index,
 )
-from llm2clip.indexer.manifest import Manifest
-from llm2clip.indexer.removing import Selection
+from llm2clip.indexer.lifecycle.remove import Selection
+from llm2clip.indexer.storage.manifest import Manifest
 
 from .material import colour_of, encoded
 

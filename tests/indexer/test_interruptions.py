@@ -14,14 +14,8 @@ from pathlib import Path
 import pytest
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import (
-    BuildOptions,
-    IndexNotFoundError,
-    IndexWriteError,
-    build_index,
-    generation,
-    open_index,
-)
+from llm2clip.indexer import BuildOptions, IndexNotFoundError, IndexWriteError, build_index, open_index
+from llm2clip.indexer.storage import generation_writer as generation
 
 from .material import colour_of, content, encoded
 

@@ -19,11 +19,11 @@ from llm2clip.indexer import (
     add_pictures,
     build_index,
     compact_index,
-    generation,
     open_index,
     remove_pictures,
     update_index,
 )
+from llm2clip.indexer.storage import generation_writer as generation
 
 from .material import colour_of, content, encoded, tar_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm2clip.encoders import list_encoders
-from llm2clip.indexer.listing import table
+from llm2clip.indexer.commands.encoder_table import table
 
 
 def test_without_a_width_all_is_shown():

@@ -11,9 +11,9 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
-from llm2clip.indexer.corpus import reopen_corpus
-from llm2clip.indexer.lists import StdinCorpus
-from llm2clip.indexer.locators import read_located, uri_of
+from llm2clip.indexer.corpora.list_file import StdinCorpus
+from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.corpora.open import reopen_corpus
 
 from .material import colour_of, encoded
 

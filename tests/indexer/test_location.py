@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.indexer import location
+from llm2clip.indexer.core import index_paths as location
 
 
 def test_the_data_home_is_the_one_named(data_home):

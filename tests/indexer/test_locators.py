@@ -7,9 +7,10 @@ import os
 
 import pytest
 
-from llm2clip.indexer.errors import CorpusError, IndexDamagedError
-from llm2clip.indexer.locators import read_located, uri_of
-from llm2clip.indexer.records import MAX_PICTURE_BYTES, Record, content_hash
+from llm2clip.indexer.core.errors import CorpusError, IndexDamagedError
+from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES, content_hash
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from llm2clip.indexer import (
     remove_pictures,
     update_index,
 )
-from llm2clip.indexer.removing import Selection
+from llm2clip.indexer.lifecycle.remove import Selection
 
 from .material import content, encoded
 

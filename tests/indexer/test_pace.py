@@ -12,9 +12,10 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Record
-from llm2clip.indexer.encoding import embedded
-from llm2clip.indexer.pace import Batches, Behind, peak_memory
-from llm2clip.indexer.pipeline import Outcome, Reading, prepared
+from llm2clip.indexer.ingest.batching import Batches, Behind, peak_memory
+from llm2clip.indexer.ingest.decode_pipeline import Reading, prepared
+from llm2clip.indexer.ingest.encode_batches import embedded
+from llm2clip.indexer.storage.outcome import Outcome
 
 from .material import colour_of, encoded
 
@@ -145,7 +146,7 @@ def outcomes_of(
 
 
 def test_more_threads_read_where_they_wait_for_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("llm2clip.indexer.pipeline._LOOK", 0.2)
+    monkeypatch.setattr("llm2clip.indexer.ingest.decode_pipeline._LOOK", 0.2)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     encoder = Slow()
     outcomes = outcomes_of(tmp_path / "p", encoder, count=120, reading=Reading())

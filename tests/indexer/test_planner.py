@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm2clip.indexer import Index, IndexDamagedError, IndexerError, open_index, planner
-from llm2clip.indexer.approximate import ApproximateIndex
-from llm2clip.indexer.generation import GenerationWriter, Origin
-from llm2clip.indexer.kinds import APPROXIMATE, applies, factory_of, figures_of, parameters_of
-from llm2clip.indexer.neighbours import Neighbours
-from llm2clip.indexer.pipeline import Outcome
-from llm2clip.indexer.plan import (
+from llm2clip.indexer import Index, IndexDamagedError, IndexerError, open_index
+from llm2clip.indexer.ann.index_types import APPROXIMATE, applies, factory_of, figures_of, parameters_of
+from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
+from llm2clip.indexer.ann.nearest_neighbors import Neighbours
+from llm2clip.indexer.ann.plan import (
     Alternative,
     Budget,
     BudgetError,
@@ -25,10 +23,13 @@ from llm2clip.indexer.plan import (
     human,
     parse_bytes,
 )
-from llm2clip.indexer.planner import BudgetPlanner, make_ann, plan_index, require_memory, write_ann
-from llm2clip.indexer.records import Record
-from llm2clip.indexer.segments import Vectors
-from llm2clip.indexer.tuning import held_out, tune
+from llm2clip.indexer.planner import plan_index as planner
+from llm2clip.indexer.planner.plan_index import BudgetPlanner, make_ann, plan_index, require_memory, write_ann
+from llm2clip.indexer.planner.tune import held_out, tune
+from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin
+from llm2clip.indexer.storage.outcome import Outcome
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .clouds import clustered
 
@@ -175,8 +176,8 @@ def test_a_structure_reaches_its_recall_and_keeps_to_filters(kind, vectors, rows
 
 def test_filters_reach_structures_too(vectors, rows, texts, tmp_path, monkeypatch):
     """Not only the scan that few rows are left to."""
-    monkeypatch.setattr("llm2clip.indexer.neighbours.SCANNED_ROWS", 0)
-    monkeypatch.setattr("llm2clip.indexer.neighbours.SCANNED_SHARE", 0.0)
+    monkeypatch.setattr("llm2clip.indexer.ann.nearest_neighbors.SCANNED_ROWS", 0)
+    monkeypatch.setattr("llm2clip.indexer.ann.nearest_neighbors.SCANNED_SHARE", 0.0)
     allowed = np.random.default_rng(4).random(ROWS) < 0.2
     ids = np.flatnonzero(allowed)
     truth = ids[best(rows[ids], texts, 10)]

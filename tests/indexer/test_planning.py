@@ -11,10 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import IndexerError, cli, command, open_corpus, open_index
-from llm2clip.indexer.planner import BudgetPlanner
-from llm2clip.indexer.planning import UNPLANNED_ROWS, budget_of, caption_queries, planner_for
-from llm2clip.indexer.segments import Vectors
+from llm2clip.indexer import IndexerError, cli, open_corpus, open_index
+from llm2clip.indexer.commands import build as command
+from llm2clip.indexer.commands.search_budget import UNPLANNED_ROWS, budget_of, caption_queries, planner_for
+from llm2clip.indexer.planner.plan_index import BudgetPlanner
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .clouds import clustered
 from .material import colour_of, encoded

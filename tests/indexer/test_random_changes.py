@@ -19,15 +19,15 @@ from llm2clip.indexer import (
     add_pictures,
     build_index,
     compact_index,
-    neighbours,
     open_index,
     remove_pictures,
     update_index,
 )
-from llm2clip.indexer.kinds import figures_of
-from llm2clip.indexer.plan import Budget, Plan
-from llm2clip.indexer.planner import write_ann
-from llm2clip.indexer.segments import Vectors
+from llm2clip.indexer.ann import nearest_neighbors as neighbours
+from llm2clip.indexer.ann.index_types import figures_of
+from llm2clip.indexer.ann.plan import Budget, Plan
+from llm2clip.indexer.planner.plan_index import write_ann
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .crashing import DIM, QuickEncoder, vector_of
 from .material import unit

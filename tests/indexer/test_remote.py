@@ -10,11 +10,11 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
-from llm2clip.indexer.corpus import reopen_corpus
-from llm2clip.indexer.location import default_index_path
-from llm2clip.indexer.locators import read_located, uri_of
-from llm2clip.indexer.records import content_hash
-from llm2clip.indexer.remote import local_copy, telling
+from llm2clip.indexer.core.index_paths import default_index_path
+from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.corpora.open import reopen_corpus
+from llm2clip.indexer.corpora.remote_store import local_copy, telling
+from llm2clip.indexer.records.spans import content_hash
 
 from .material import colour_of, encoded, tar_of
 
@@ -244,7 +244,7 @@ def test_a_shard_that_is_gone_is_reported_and_the_others_read(store, tmp_path, m
 
 
 def test_what_a_store_does_not_say_is_made_up_from_what_it_says():
-    from llm2clip.indexer.remote import mtime_ns_of
+    from llm2clip.indexer.corpora.remote_store import mtime_ns_of
 
     assert (
         mtime_ns_of({"mtime": 12.5})

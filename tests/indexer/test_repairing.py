@@ -10,7 +10,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import IndexDamagedError, build_index, compact_index, open_index, update_index
-from llm2clip.indexer.repairing import repair_index
+from llm2clip.indexer.lifecycle.repair import repair_index
 
 from .material import content, encoded
 

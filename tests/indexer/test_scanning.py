@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from llm2clip.indexer import IndexerError, placing
-from llm2clip.indexer.faiss_index import import_faiss, wheel
-from llm2clip.indexer.halves import TOGETHER, HalvesScan
-from llm2clip.indexer.kinds import factory_of, figures_of, parameters_of
-from llm2clip.indexer.neighbours import Neighbours
-from llm2clip.indexer.placing import GpuIndex, describe_device, faiss_on_gpu, is_gpu, placed
-from llm2clip.indexer.plan import Budget, Plan
-from llm2clip.indexer.planner import write_ann
-from llm2clip.indexer.segments import Vectors
-from llm2clip.indexer.torch_search import TorchScan
+from llm2clip.indexer import IndexerError
+from llm2clip.indexer.ann import device_search as placing
+from llm2clip.indexer.ann.device_search import GpuIndex, describe_device, faiss_on_gpu, is_gpu, placed
+from llm2clip.indexer.ann.exact_scan import TOGETHER, HalvesScan
+from llm2clip.indexer.ann.exact_scan_torch import TorchScan
+from llm2clip.indexer.ann.faiss_flat import import_faiss, wheel
+from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
+from llm2clip.indexer.ann.nearest_neighbors import Neighbours
+from llm2clip.indexer.ann.plan import Budget, Plan
+from llm2clip.indexer.planner.plan_index import write_ann
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .clouds import clustered
 
@@ -143,13 +144,13 @@ def test_where_an_index_is_searched(vectors):
 
 def test_the_installed_wheel_is_named(monkeypatch):
     names = {"faiss-cpu": "1.2.3", "faiss-gpu-cu12": "4.5.6"}
-    monkeypatch.setattr("llm2clip.indexer.faiss_index._version", names.get)
+    monkeypatch.setattr("llm2clip.indexer.ann.faiss_flat._version", names.get)
     assert wheel() == "faiss-cpu 1.2.3 and faiss-gpu-cu12 4.5.6 (they overwrite each other: keep one)"
     for name, can in {"faiss-cpu": "no GPU", "faiss-gpu-cuvs": "GPU"}.items():
-        monkeypatch.setattr("llm2clip.indexer.faiss_index._version", {name: "1.2.3"}.get)
+        monkeypatch.setattr("llm2clip.indexer.ann.faiss_flat._version", {name: "1.2.3"}.get)
         assert wheel() == f"{name} 1.2.3 ({can})"
 
-    monkeypatch.setattr("llm2clip.indexer.faiss_index.find_spec", lambda _: None)
+    monkeypatch.setattr("llm2clip.indexer.ann.faiss_flat.find_spec", lambda _: None)
     assert wheel() == "none: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
 
 

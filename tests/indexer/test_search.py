@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2clip.indexer import Hit, Index, IndexerError
-from llm2clip.indexer.neighbours import Neighbours
-from llm2clip.indexer.ranking import rank
-from llm2clip.indexer.segments import Vectors
+from llm2clip.indexer.ann.nearest_neighbors import Neighbours
+from llm2clip.indexer.ann.rerank import rank
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .material import unit
 

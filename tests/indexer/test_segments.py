@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm2clip.indexer import IndexDamagedError
-from llm2clip.indexer.segments import SegmentWriter, Vectors, map_appended, map_segment, segment_name
+from llm2clip.indexer.storage.vector_segments import (
+    SegmentWriter,
+    Vectors,
+    map_appended,
+    map_segment,
+    segment_name,
+)
 
 pieces = st.lists(st.integers(0, 7), max_size=8)
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2clip.indexer import CorpusError, open_corpus
-from llm2clip.indexer.containers import expand
-from llm2clip.indexer.shards import _members
+from llm2clip.indexer.containers.container import expand
+from llm2clip.indexer.containers.tar import _members
 
 from .material import colour_of, encoded, tar_of
 

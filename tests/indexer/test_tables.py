@@ -13,7 +13,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
-from llm2clip.indexer.locators import read_located
+from llm2clip.indexer.corpora.locator import read_located
 
 from .material import colour_of, encoded
 
@@ -157,7 +157,7 @@ def test_rows_that_name_a_file_or_nothing(tmp_path):
 
 def test_pictures_are_read_once_and_in_few_calls(tmp_path, monkeypatch):
     """Whatever the order in which threads come by, every picture is that of its row."""
-    from llm2clip.indexer import table_files
+    from llm2clip.indexer.containers import arrow_files as table_files
 
     monkeypatch.setattr(table_files, "_CHUNK_ROWS", 4)
     pq.write_table(hugging_face(), tmp_path / "t.parquet", row_group_size=13)
@@ -256,7 +256,7 @@ def test_a_table_without_pictures_says_what_it_has(tmp_path):
 
 
 def test_a_row_that_is_gone_or_changed_is_not_read(tmp_path):
-    from llm2clip.indexer.records import content_hash
+    from llm2clip.indexer.records.spans import content_hash
 
     pq.write_table(hugging_face(3), tmp_path / "t.parquet")
     corpus = open_corpus(tmp_path / "t.parquet")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm2clip.indexer.terminal import note, one_line_errors, plain
+from llm2clip.common.terminal import note, one_line_errors, plain
 
 
 def test_what_could_steer_a_terminal_becomes_visible():

@@ -26,15 +26,15 @@ from llm2clip.indexer import (
     add_pictures,
     build_index,
     compact_index,
-    generation,
-    items,
     open_index,
     remove_pictures,
-    store,
     update_index,
 )
-from llm2clip.indexer.removing import Selection
-from llm2clip.indexer.repairing import repair_index
+from llm2clip.indexer.lifecycle.remove import Selection
+from llm2clip.indexer.lifecycle.repair import repair_index
+from llm2clip.indexer.storage import generation_writer as generation
+from llm2clip.indexer.storage import index_folder as store
+from llm2clip.indexer.storage import items_reader as items
 
 from .material import colour_of, encoded
 

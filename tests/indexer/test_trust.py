@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm2clip.indexer import neighbours
-from llm2clip.indexer.approximate import ApproximateIndex
-from llm2clip.indexer.kinds import factory_of, figures_of, parameters_of
-from llm2clip.indexer.neighbours import Neighbours
-from llm2clip.indexer.plan import Budget, Kind, Plan
-from llm2clip.indexer.planner import make_ann
-from llm2clip.indexer.segments import Vectors
-from llm2clip.indexer.trust import LATER, QUERIES, Evidence, Trust
+from llm2clip.indexer.ann import nearest_neighbors as neighbours
+from llm2clip.indexer.ann.filtered_recall import LATER, QUERIES, Evidence, Trust
+from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
+from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
+from llm2clip.indexer.ann.nearest_neighbors import Neighbours
+from llm2clip.indexer.ann.plan import Budget, Kind, Plan
+from llm2clip.indexer.planner.plan_index import make_ann
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .material import unit
 

@@ -13,9 +13,9 @@ from PIL import Image
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
-from llm2clip.indexer.corpus import reopen_corpus
-from llm2clip.indexer.locators import read_located
-from llm2clip.indexer.videos import read_frame
+from llm2clip.indexer.containers.video import read_frame
+from llm2clip.indexer.corpora.locator import read_located
+from llm2clip.indexer.corpora.open import reopen_corpus
 
 from .material import encoded
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm2clip.indexer.items import NEVER, SCHEMA
-from llm2clip.indexer.where import WhereError, compile_where, metadata_names
-from llm2clip.indexer.where_guard import guard, open_guarded
+from llm2clip.indexer.filters.compile import WhereError, compile_where, metadata_names
+from llm2clip.indexer.filters.sandbox import guard, open_guarded
+from llm2clip.indexer.storage.items_reader import NEVER, SCHEMA
 
 
 def at(text: str) -> int:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.indexer.errors import IndexDamagedError
-from llm2clip.indexer.where import WhereError, compile_where
-from llm2clip.indexer.where_guard import guard, open_guarded
-from llm2clip.indexer.where_parse import MAX_CONDITIONS, MAX_DEPTH, MAX_PATTERN, MAX_VALUES
-from llm2clip.indexer.where_tokens import MAX_LENGTH
+from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.filters.compile import WhereError, compile_where
+from llm2clip.indexer.filters.parser import MAX_CONDITIONS, MAX_DEPTH, MAX_PATTERN, MAX_VALUES
+from llm2clip.indexer.filters.sandbox import guard, open_guarded
+from llm2clip.indexer.filters.tokenizer import MAX_LENGTH
 
 from .test_where import PICTURES, table
 

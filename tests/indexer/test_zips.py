@@ -13,7 +13,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import build_index, open_corpus, open_index
-from llm2clip.indexer.locators import read_located
+from llm2clip.indexer.corpora.locator import read_located
 
 from .material import colour_of, encoded
 

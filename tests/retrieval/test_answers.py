@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llm2clip.indexer import Hit
-from llm2clip.retrieval.answers import caption_for, guess_language, text_query
+from llm2clip.retrieval.results import caption_for, guess_language, text_query
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from typer.testing import Result
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import build_index
-from llm2clip.indexer.location import set_current_index
+from llm2clip.indexer.core.index_paths import set_current_index
 
 from .conftest import COLOURS, Corpus, picture
 
@@ -306,7 +306,7 @@ def start(*arguments: object, program: str = PROGRAM, **environment: str) -> sub
 @pytest.mark.parametrize(
     "place",
     [
-        "llm2clip.retrieval.command.read_queries",
+        "llm2clip.retrieval.commands.read_queries",
         "llm2clip.encoders.load_encoder",
         "rich.console.Console.print",
     ],

@@ -16,7 +16,10 @@ from typer.testing import CliRunner
 
 from llm2clip import indexer
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import Hit, location, records, shards
+from llm2clip.indexer import Hit
+from llm2clip.indexer.containers import tar as shards
+from llm2clip.indexer.core import index_paths as location
+from llm2clip.indexer.records import record as records
 from llm2clip.retrieval import Searcher, demo
 
 from .conftest import picture, write_shard

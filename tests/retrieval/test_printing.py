@@ -10,8 +10,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llm2clip.indexer import Hit
-from llm2clip.retrieval.answers import Answer, Query, text_query
-from llm2clip.retrieval.printing import answer_json, answer_paths, answer_table, picture_name
+from llm2clip.retrieval.output import answer_json, answer_paths, answer_table, picture_name
+from llm2clip.retrieval.results import Answer, Query, text_query
 
 
 def hit(rank: int = 1, **changes: object) -> Hit:

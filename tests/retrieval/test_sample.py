@@ -14,19 +14,13 @@ from typer.testing import Result
 
 from llm2clip import encoders, indexer
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import (
-    EncoderMismatchError,
-    Index,
-    IndexDamagedError,
-    Progress,
-    build_index,
-    location,
-    open_index,
-    records,
-    shards,
-)
-from llm2clip.retrieval import Searcher, command
-from llm2clip.retrieval.locating import locate, open_sample
+from llm2clip.indexer import EncoderMismatchError, Index, IndexDamagedError, Progress, build_index, open_index
+from llm2clip.indexer.containers import tar as shards
+from llm2clip.indexer.core import index_paths as location
+from llm2clip.indexer.records import record as records
+from llm2clip.retrieval import Searcher
+from llm2clip.retrieval import commands as command
+from llm2clip.retrieval.index_selection import locate, open_sample
 
 from .conftest import COLOURS, Corpus, write_coloured_shard
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from llm2clip.train.emoji import ART_SIZE, Artwork, Emoji
-from llm2clip.train.phrases import SCENE_LANGUAGES
+from llm2clip.train.synthetic.emoji import ART_SIZE, Artwork, Emoji
+from llm2clip.train.synthetic.phrases import SCENE_LANGUAGES
 
 COLOURS = ((220, 40, 40), (40, 180, 60), (50, 80, 220), (230, 200, 40), (150, 60, 170), (60, 190, 200))
 WORDS = ("apple", "frog", "whale", "lemon", "grape", "fish", "owl", "boat", "bell", "drum", "kite", "leaf")

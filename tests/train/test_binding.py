@@ -4,9 +4,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from llm2clip.encoders.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.train.encode import TextEncoder
-from llm2clip.train.language import (
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.train.core.text_states import TextEncoder
+from llm2clip.train.core.tokenizer import build_tokenizer
+from llm2clip.train.core.trainer import LoopConfig, Run
+from llm2clip.train.nano.text_tower import (
     ContrastiveStage,
     LanguageConfig,
     Prototypes,
@@ -14,10 +16,8 @@ from llm2clip.train.language import (
     bind_places,
     silence_blocks,
 )
-from llm2clip.train.run import LoopConfig, Run
-from llm2clip.train.scenes import caption, move_twin, sample_scene, scene_pool, sentences
-from llm2clip.train.texts import TextPool
-from llm2clip.train.tokenizer import build_tokenizer
+from llm2clip.train.synthetic.scenes import caption, move_twin, sample_scene, scene_pool, sentences
+from llm2clip.train.synthetic.texts import TextPool
 
 from .material import emoji
 

@@ -17,11 +17,11 @@ import torch
 from typer.testing import CliRunner
 
 from llm2clip.encoders import load_encoder
-from llm2clip.encoders.language_side import LanguageSide
-from llm2clip.encoders.language_source import language_source
-from llm2clip.train.caption_features import FeatureOptions, Maker, maker_of, write_features
-from llm2clip.train.caption_sources import CaptionError, caption_files, read_captions
-from llm2clip.train.caption_store import CaptionFeatures, FeatureError
+from llm2clip.encoders.text.llm_source import language_source
+from llm2clip.encoders.text.llm_text_tower import LanguageSide
+from llm2clip.train.caption_cache.sources import CaptionError, caption_files, read_captions
+from llm2clip.train.caption_cache.store import CaptionFeatures, FeatureError
+from llm2clip.train.caption_cache.writer import FeatureOptions, Maker, maker_of, write_features
 from llm2clip.train.cli import app
 from tests.encoders.published_files import LLAMAS, models, tiny_files
 

@@ -2,8 +2,8 @@ import numpy as np
 import torch
 from torch.nn.functional import cosine_similarity, normalize
 
-from llm2clip.train.composition import COLOUR_WEIGHT, SceneTargets
-from llm2clip.train.scenes import Scene, move_twin, swap_twin
+from llm2clip.train.nano.scene_targets import COLOUR_WEIGHT, SceneTargets
+from llm2clip.train.synthetic.scenes import Scene, move_twin, swap_twin
 
 
 def targets(width=192):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llm2clip.train.groups import GroupConfig, optimiser_groups, place_parameters
+from llm2clip.train.core.param_groups import GroupConfig, optimiser_groups, place_parameters
 
 NAMES = {
     "visual.cls_token": 3,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from llm2clip.train.losses import (
+from llm2clip.train.core.losses import (
     IGNORED_LABEL,
     candidate_loss,
     clip_loss,

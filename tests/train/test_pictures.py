@@ -3,24 +3,24 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from llm2clip.encoders.adapter import TextAdapter
-from llm2clip.encoders.vision import NanoVisionConfig, NanoVisionTower
-from llm2clip.train.align import AlignStage, align, identity_adapter
-from llm2clip.train.augment import augment_drawings, augment_scenes
-from llm2clip.train.composition import SceneTargets
-from llm2clip.train.export import fold_batch_norm
-from llm2clip.train.features import SceneFeatures, TextFeatures
-from llm2clip.train.pictures import (
+from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower
+from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.train.core.trainer import LoopConfig, Run
+from llm2clip.train.nano.align import AlignStage, align, identity_adapter
+from llm2clip.train.nano.export import fold_batch_norm
+from llm2clip.train.nano.image_batches import (
     AlignConfig,
     Gallery,
     PictureSide,
     parameter_groups,
     picture_scores,
 )
-from llm2clip.train.run import LoopConfig, Run
-from llm2clip.train.scenes import sample_scene, scene_pool
-from llm2clip.train.texts import Text
-from llm2clip.train.vision import CrowdStage, composed_scores, train_vision, train_vision_on_scenes
+from llm2clip.train.nano.scene_targets import SceneTargets
+from llm2clip.train.nano.text_features import SceneFeatures, TextFeatures
+from llm2clip.train.nano.vision_tower import CrowdStage, composed_scores, train_vision, train_vision_on_scenes
+from llm2clip.train.synthetic.augment import augment_drawings, augment_scenes
+from llm2clip.train.synthetic.scenes import sample_scene, scene_pool
+from llm2clip.train.synthetic.texts import Text
 
 from .material import artwork, emoji
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from llm2clip.encoders import load_encoder
-from llm2clip.train import nano as stages
-from llm2clip.train.export import export_nano
-from llm2clip.train.language import Teacher
-from llm2clip.train.nano import Material, train_language, train_nano
-from llm2clip.train.pictures import plain_drawings
+from llm2clip.train.core.trainer import Run, RunError
+from llm2clip.train.nano import pipeline as stages
+from llm2clip.train.nano.export import export_nano
+from llm2clip.train.nano.image_batches import plain_drawings
+from llm2clip.train.nano.pipeline import Material, train_language, train_nano
+from llm2clip.train.nano.text_tower import Teacher
 from llm2clip.train.recipes import nano
-from llm2clip.train.run import Run, RunError
-from llm2clip.train.scenes import scene_pool
-from llm2clip.train.texts import Text, TextPool
+from llm2clip.train.synthetic.scenes import scene_pool
+from llm2clip.train.synthetic.texts import Text, TextPool
 
 from .material import artwork, emoji
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm2clip.train.run import LoopConfig, Run, RunError, Trainee, learning_rate_factor, train_loop
+from llm2clip.train.core.trainer import LoopConfig, Run, RunError, Trainee, learning_rate_factor, train_loop
 
 
 def quadratic(folder, *, stop_at=None, steps=12):

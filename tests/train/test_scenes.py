@@ -1,8 +1,16 @@
 import numpy as np
 import pytest
 
-from llm2clip.train.phrases import CELLS, COLOUR_NAMES, COLOURS, ITEMS, OPENINGS, PLACES, SCENE_LANGUAGES
-from llm2clip.train.scenes import (
+from llm2clip.train.synthetic.phrases import (
+    CELLS,
+    COLOUR_NAMES,
+    COLOURS,
+    ITEMS,
+    OPENINGS,
+    PLACES,
+    SCENE_LANGUAGES,
+)
+from llm2clip.train.synthetic.scenes import (
     Scene,
     Thumbnails,
     caption,

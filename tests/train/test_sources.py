@@ -6,9 +6,9 @@ import tarfile
 import numpy as np
 import pytest
 
-from llm2clip.train import emoji as emoji_module
-from llm2clip.train.emoji import LANGUAGES, Emoji, codepoints, load_emoji, render_style
-from llm2clip.train.sources import STYLES, TEXT_PACKAGES, Package, SourceError, fetch, style
+from llm2clip.train.synthetic import emoji as emoji_module
+from llm2clip.train.synthetic.emoji import LANGUAGES, Emoji, codepoints, load_emoji, render_style
+from llm2clip.train.synthetic.packages import STYLES, TEXT_PACKAGES, Package, SourceError, fetch, style
 
 SQUARE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 8 8"><rect width="8" height="8" fill="#ff0000"/></svg>'
 

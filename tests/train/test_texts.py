@@ -1,7 +1,7 @@
 import numpy as np
 
-from llm2clip.train.texts import Text, TextPool, load_descriptions, strip_accents, target_matrix
-from llm2clip.train.tokenizer import build_tokenizer
+from llm2clip.train.core.tokenizer import build_tokenizer
+from llm2clip.train.synthetic.texts import Text, TextPool, load_descriptions, strip_accents, target_matrix
 
 from .material import emoji
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.chinese import untagged
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm2clip.eval.datasets import DatasetError
+from llm2clip.eval.datasets.tar_images import DatasetError
 
 KNOWN = ["1007129816.jpg", "97234558.jpg"]
 COCO_KNOWN = "COCO_val2014_000000391895.jpg"

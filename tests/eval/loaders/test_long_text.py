@@ -5,8 +5,8 @@ import json
 
 import pytest
 
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.loaders.long_text import sentences
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders.long_captions import sentences
 
 
 def share_record(number, *, text="In the center\nof the image", image=None):

@@ -4,8 +4,8 @@ import gzip
 
 import pytest
 
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.protocols import find_protocol
+from llm2clip.eval.datasets.protocols import find_protocol
+from llm2clip.eval.datasets.tar_images import DatasetError
 
 XM_LANGUAGES = find_protocol("xm3600-all").languages
 XTD = "Cross-lingual-Test-Dataset-XTD10"

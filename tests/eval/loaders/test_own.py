@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.loaders.own import data_languages, load_data
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders.image_folder import data_languages, load_data
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 MIXED = {

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.eval.datasets import DatasetError
-from llm2clip.eval.loaders import reading
-from llm2clip.eval.loaders.reading import json_lines, json_list, read_json, read_lines, read_text
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders import annotations as reading
+from llm2clip.eval.loaders.annotations import json_lines, json_list, read_json, read_lines, read_text
 
 RECORDS = st.lists(st.dictionaries(st.text(max_size=9), st.text(max_size=30) | st.integers()), max_size=6)
 

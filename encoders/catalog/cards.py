@@ -1,0 +1,207 @@
+"""What one needs to know to choose an encoder, for every encoder there is a name for. No weight is opened."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+
+from llm2clip.common.files import format_bytes
+from llm2clip.encoders.catalog.entries import (
+    Choice,
+    EncoderRow,
+    LanguageRow,
+    Recall,
+    encoder_rows,
+    find_encoder,
+    language_of,
+)
+from llm2clip.encoders.catalog.hub_files import encoder_is_here, language_is_here
+
+OFFERED = (
+    "nano",
+    "clip-vit-b-32",
+    "clip-vit-b-16",
+    "clip-vit-l-14",
+    "llm2clip-llama3.2-1b-eva02-l-14-336",
+    "llm2clip-eva02-l-14-336",
+    "llm2clip-openai-l-14-336",
+)
+"""Those among which people are asked to choose."""
+_ADAPTER_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class EncoderCard:
+    """What one needs to know to choose an encoder."""
+
+    name: str
+    """What ``load_encoder`` takes."""
+    summary: str
+    """One line: what it is."""
+    size: str
+    """What must be downloaded in all, e.g. ``"605 MB"``; of ``nano`` what is there."""
+    quality: str
+    """What to expect of it on photographs; recall is text to image."""
+    download: str
+    """What must be fetched, and from where; empty if nothing."""
+    family: str = ""
+    """Architecture."""
+    parameters: int = 0
+    """Trained numbers, the language model's included."""
+    download_bytes: int = 0
+    """Bytes to fetch, the language model's included."""
+    memory: dict[str, int] = field(default_factory=dict)
+    """Bytes of weights: of both sides in float32; of LLM2CLIP those of ``"pictures"``, and of texts by the way in
+    which the language model is held (``"texts as bfloat16"``, ...)."""
+    dim: int = 0
+    """Length of its vectors."""
+    image_size: int = 0
+    """Side of the picture it looks at, in pixels."""
+    max_text_tokens: int = 0
+    """Tokens of a text that are read."""
+    languages: tuple[str, ...] = ()
+    """Language codes of the texts it was trained on; ``"mul"`` for more than can be listed."""
+    reads_more: bool = False
+    """Whether it was measured to read other languages besides, which its language model knows."""
+    recall: dict[str, float] = field(default_factory=dict)
+    """Published recall at 1 of these weights in percent: ``"flickr30k_t2i_r1"``, ..."""
+    nearest: dict[str, float] = field(default_factory=dict)
+    """That of the nearest published setting, where there is one for these weights or not."""
+    nearest_setting: str = ""
+    """What that setting is."""
+    licence: str = ""
+    """Licence of the weights, of both parts where they have two."""
+    here: bool = False
+    """Whether all its files are on this machine."""
+    offered: int = 0
+    """Its place among the few that people are asked to choose from, from 1 on; 0: it is none of them."""
+
+
+_NANO = EncoderCard(
+    name="nano",
+    summary="ours, for the sample corpus: emoji and drawn scenes, many languages, long queries",
+    size="14 MB",
+    quality="no good on photographs",
+    download="",
+    family="llm2clip",
+    parameters=6_926_545,
+    memory={"float32": 4 * 6_926_545},
+    dim=192,
+    image_size=96,
+    max_text_tokens=255,
+    languages=("mul",),
+    licence="MIT",
+    here=True,
+    offered=1,
+)
+
+
+def all_cards() -> list[EncoderCard]:
+    """One for every name: ``nano``, LLM2CLIP, then what it is compared with."""
+    return [_NANO, *(_card(row) for row in encoder_rows())]
+
+
+def _card(row: EncoderRow) -> EncoderCard:
+    """A line of the catalogue in words and numbers."""
+    card = _published_card(row) if row.language_model else _baseline_card(row)
+    return replace(
+        card,
+        family=row.family,
+        dim=row.dim,
+        image_size=row.image_size,
+        max_text_tokens=row.max_text_tokens,
+        languages=row.languages,
+        recall=_known(row.published),
+        nearest=_known(row.nearest),
+        nearest_setting=row.nearest_setting,
+        licence=card.licence or row.licence,
+        offered=OFFERED.index(row.name) + 1 if row.name in OFFERED else 0,
+    )
+
+
+def _published_card(row: EncoderRow) -> EncoderCard:
+    language = language_of(row)
+    total = row.download_bytes + language.download_bytes
+    reads = f"{format_bytes(row.download_bytes)} and {format_bytes(language.download_bytes)} for texts"
+    return EncoderCard(
+        name=row.name,
+        summary=f"LLM2CLIP, texts by {language.name}: {row.note}",
+        size=reads,
+        quality=_quality(row),
+        download=f"{row.repository} and {language.repository} from the Hugging Face hub",
+        parameters=row.parameters + language.parameters,
+        download_bytes=total,
+        memory=_memory(row, language),
+        reads_more=True,
+        licence=f"{row.licence}; language model: {language.licence}",
+        here=encoder_is_here(row) and language_is_here(language),
+    )
+
+
+def _baseline_card(row: EncoderRow) -> EncoderCard:
+
+    return replace(
+        baseline_card(row),
+        parameters=row.parameters,
+        memory={"float32": 4 * row.parameters},
+        here=encoder_is_here(row),
+    )
+
+
+def _memory(row: EncoderRow, language: LanguageRow) -> dict[str, int]:
+    """Bytes of weights, tower and adapter in float32."""
+    adapter = adapter_parameters(language.shape.hidden_size, row.dim)
+    ways: tuple[Choice, ...] = ("float32", "bfloat16", "int8", "int4")
+    texts = {f"texts as {way}": 4 * adapter + language.shape.memory(way) for way in ways}
+    return {"pictures": 4 * (row.parameters - adapter), **texts}
+
+
+def adapter_parameters(width: int, dim: int) -> int:
+    """Trained numbers of the published adapter: blocks of twice the width, a norm, and the map to ``dim``."""
+    block = 2 * width + (width + 1) * 2 * width + (2 * width + 1) * width
+    return _ADAPTER_BLOCKS * block + 2 * width + (width + 1) * dim
+
+
+def _quality(row: EncoderRow) -> str:
+    measured, near = row.published.flickr30k_t2i_r1, row.nearest.flickr30k_t2i_r1
+    if measured is not None:
+        return f"Flickr30k R@1 {measured:g}"
+    return f"Flickr30k R@1 about {near:g}" if near is not None else "not published"
+
+
+def _known(recall: Recall) -> dict[str, float]:
+    return {name: value for name, value in asdict(recall).items() if value is not None}
+
+
+def baseline_rows() -> list[EncoderRow]:
+    """The lines of ``baselines.toml``, in their order."""
+    return [row for row in encoder_rows() if not row.language_model]
+
+
+def baseline_cards() -> list[EncoderCard]:
+    """What one needs to know to choose one of them. Nothing is loaded or fetched."""
+    return [baseline_card(row) for row in baseline_rows()]
+
+
+def baseline_card(row: EncoderRow) -> EncoderCard:
+    """A line of the table in words."""
+    # A note is what it is, then, after a semicolon, what sets it apart.
+    what, _, apart = row.note.partition("; ")
+    languages = "" if row.languages == ("mul",) else f", {', '.join(row.languages)}"
+    recalls = {
+        "Flickr30k R@1": row.published.flickr30k_t2i_r1 or row.nearest.flickr30k_t2i_r1,
+        "Flickr30k-CN R@1": row.published.flickr30k_cn_t2i_r1,
+    }
+    quality = [f"{name} {value:g}" for name, value in recalls.items() if value is not None]
+    size, where = row.download_bytes, row.repository
+    if beside := find_encoder(row.beside):
+        part = "vision tower" if row.family == "m-clip" else "tokenizer"
+        size += beside.download_bytes if row.family == "m-clip" else 0
+        where += f", and the {part} of {beside.repository},"
+    return EncoderCard(
+        name=row.name,
+        summary=f"{what}{languages}, up to {row.max_text_tokens} tokens",
+        size=format_bytes(size),
+        quality=", ".join([*quality, apart] if apart else quality) or "no published recall on Flickr30k",
+        download=f"{where} from the Hugging Face hub",
+        download_bytes=size,
+    )

@@ -1,0 +1,280 @@
+"""Every published encoder as data: where its files are, what they must hold, what it needs, how well it does.
+
+``catalogue.toml`` has what Microsoft published as LLM2CLIP, ``baselines.toml`` what it is compared with. Nothing
+here opens a weight or imports torch.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from llm2clip.encoders.core.config_io import from_json
+from llm2clip.encoders.core.errors import ModelError
+
+Choice = Literal["float32", "bfloat16", "float16", "int8", "int4"]
+"""How a language model may be held in memory."""
+
+INT4_GROUP = 128
+"""Weights that share one scale and one zero point in int4."""
+
+_TABLES = (Path(__file__).with_name("entries.toml"), Path(__file__).with_name("baselines.toml"))
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recall:
+    """Published recall at 1 in percent; i2t finds the text of a picture, t2i the picture of a text."""
+
+    flickr30k_t2i_r1: float | None = None
+    flickr30k_i2t_r1: float | None = None
+    coco_t2i_r1: float | None = None
+    coco_i2t_r1: float | None = None
+    sharegpt4v_t2i_r1: float | None = None
+    sharegpt4v_i2t_r1: float | None = None
+    urban1k_t2i_r1: float | None = None
+    urban1k_i2t_r1: float | None = None
+    docci_t2i_r1: float | None = None
+    docci_i2t_r1: float | None = None
+    flickr30k_cn_t2i_r1: float | None = None
+    flickr30k_cn_i2t_r1: float | None = None
+    coco_cn_t2i_r1: float | None = None
+    coco_cn_i2t_r1: float | None = None
+    xm3600_t2i_r1: float | None = None
+    xm3600_i2t_r1: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRow:
+    """One published model of pictures and texts."""
+
+    name: str
+    """What ``load_encoder`` takes."""
+    family: str
+    """Architecture: ``"llm2clip"``, ``"clip"``, ``"siglip"``, ..."""
+    repository: str
+    """On the Hugging Face hub."""
+    revision: str = ""
+    """Commit the numbers below belong to: all 40 digits where they are known, else the first ones."""
+    files: tuple[str, ...] = ()
+    """What is needed of the repository; ``*`` as in a shell, ``a|b`` for either."""
+    extras: tuple[str, ...] = ()
+    """What is read too where it is there."""
+    download_bytes: int = 0
+    """Size of those files; of LLM2CLIP without the language model."""
+    parameters: int = 0
+    """Trained numbers; of LLM2CLIP the tower, its projection, the adapter and the scale."""
+    dim: int
+    """Length of its vectors."""
+    image_size: int
+    """Side of the square picture it looks at, in pixels."""
+    max_text_tokens: int
+    """Tokens of a text that are read."""
+    languages: tuple[str, ...] = ()
+    """Language codes of the texts it was trained on."""
+    licence: str = ""
+    """Licence of the weights."""
+    published: Recall = field(default_factory=Recall)
+    """What these very weights reach."""
+    source: str = ""
+    """Where the numbers are from."""
+    note: str = ""
+    """One line on what it is good for."""
+    beside: str = ""
+    """Another encoder some of whose files are needed too: the tokenizer of Long-CLIP and EVA02-CLIP, the vision
+    tower of multilingual CLIP."""
+    weights: str = ""
+    """The file of weights among ``files``."""
+    weights_bytes: int = 0
+    """Its exact size; 0 where it is not known."""
+    weights_sha256: str = ""
+    """Its hash; empty where it is not known."""
+    layout: str = ""
+    """Of an LLM2CLIP tower: ``"openai"``, ``"eva02"`` or ``"siglip2"``."""
+    preprocessing: Literal["", "clip", "eva", "siglip"] = ""
+    """How a picture becomes pixels, of LLM2CLIP."""
+    language_model: str = ""
+    """The language model it was trained with, of LLM2CLIP."""
+    normalize_input: bool = True
+    """Whether the adapter first scales the language model's output to unit length."""
+    half_features: bool = False
+    """Whether the language model's output is rounded to fp16 before the adapter."""
+    nearest: Recall = field(default_factory=Recall)
+    """What the nearest printed setting reaches, where these very weights were not measured."""
+    nearest_setting: str = ""
+    """What that setting is."""
+    traps: tuple[str, ...] = ()
+    """What goes wrong with it elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaShape:
+    """The sizes of a Llama; names as in its ``config.json``."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+    @property
+    def matrices(self) -> dict[str, tuple[int, int]]:
+        """Linear layers of one block. Shape: (outputs, inputs)."""
+        width, inner = self.hidden_size, self.intermediate_size
+        query, key = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return {
+            "self_attn.q_proj": (query, width),
+            "self_attn.k_proj": (key, width),
+            "self_attn.v_proj": (key, width),
+            "self_attn.o_proj": (width, query),
+            "mlp.gate_proj": (inner, width),
+            "mlp.up_proj": (inner, width),
+            "mlp.down_proj": (width, inner),
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Token table, blocks and final norm; no language-model head."""
+        block = sum(rows * columns for rows, columns in self.matrices.values()) + 2 * self.hidden_size
+        return self.vocab_size * self.hidden_size + self.num_hidden_layers * block + self.hidden_size
+
+    def memory(self, choice: Choice) -> int:
+        """Bytes of the weights when held as ``choice``; int8 and int4 hold the blocks' matrices only as that."""
+        if choice in _BYTES:
+            return self.parameters * _BYTES[choice]
+        shapes = self.matrices.values()
+        weights = sum(rows * columns for rows, columns in shapes)
+        if choice == "int8":  # a float32 scale for each row
+            block = weights + sum(4 * rows for rows, _ in shapes)
+        else:  # two to a byte, and for each group a bfloat16 scale and zero point
+            block = weights // 2 + sum(4 * rows * -(-columns // INT4_GROUP) for rows, columns in shapes)
+        rest = self.parameters - self.num_hidden_layers * weights
+        return self.num_hidden_layers * block + 2 * rest
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraPlace:
+    """Where the low-rank update of a language model is."""
+
+    repository: str
+    subfolder: str
+    revision: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageRow:
+    """One published language model."""
+
+    name: str
+    """What ``load_encoder(..., language_model=)`` takes."""
+    repository: str
+    """On the Hugging Face hub."""
+    revision: str = ""
+    """As of an encoder."""
+    files: tuple[str, ...]
+    """What is needed of the repository."""
+    download_bytes: int
+    """Size of those files."""
+    parameters: int
+    """Numbers that are used."""
+    stored: Literal["float32", "bfloat16", "float16"]
+    """How the file has them."""
+    shape: LlamaShape
+    """Its sizes."""
+    doc_max_length: int
+    """Most tokens of a text itself, as its card has it."""
+    max_tokens: int = 512
+    """Longest row in tokens, begin token and wrapper included."""
+    wrapper: Literal["llama3", "none"] = "llama3"
+    """What stands around a text: Llama 3's header of a user's turn and its end token, or nothing."""
+    lora: LoraPlace | None = None
+    """An update to merge into it."""
+    licence: str = ""
+    """Licence of the weights."""
+    note: str = ""
+    """One line on what it is."""
+    traps: tuple[str, ...] = ()
+    """What goes wrong with it elsewhere."""
+
+    def __post_init__(self) -> None:
+        if self.parameters != self.shape.parameters:
+            raise ValueError(f"{self.name}: parameters are {self.parameters:,}, its shape says otherwise")
+
+
+@cache
+def encoder_rows() -> tuple[EncoderRow, ...]:
+    """All published encoders, in the order of the tables."""
+    rows = [row for table in _TABLES for row in _rows(table, "encoder", EncoderRow)]
+    if doubled := sorted({row.name for row in rows if [other.name for other in rows].count(row.name) > 1}):
+        raise ModelError(f"the catalogue has two encoders of one name: {', '.join(doubled)}")
+    return tuple(rows)
+
+
+@cache
+def language_rows() -> tuple[LanguageRow, ...]:
+    """All published language models of LLM2CLIP."""
+    return tuple(_rows(_TABLES[0], "language_model", LanguageRow))
+
+
+def find_encoder(name: str) -> EncoderRow | None:
+    """The encoder of that name, of that repository, or called like that repository; upper case does not count."""
+    return next((row for row in encoder_rows() if _answers_to(row, name)), None)
+
+
+def find_language(name: str) -> LanguageRow | None:
+    """The language model of that name or repository."""
+    return next((row for row in language_rows() if _answers_to(row, name)), None)
+
+
+def language_of(row: EncoderRow) -> LanguageRow:
+    """The language model that an LLM2CLIP encoder was trained with."""
+    found = find_language(row.language_model)
+    if found is None:
+        raise ModelError(
+            f"the catalogue has no language model {row.language_model!r}, which {row.name} needs"
+        )
+    return found
+
+
+def pairing_problem(name: str, *, width: int, language: str, hidden: int) -> str:
+    """What to say when an adapter cannot read a language model.
+
+    Args:
+        name: The encoder.
+        width: Width its adapter reads.
+        language: The language model that was given.
+        hidden: Width it gives.
+    """
+    row = find_encoder(name)
+    partner = row.language_model if row else ""
+    if not partner:
+        fitting = [item.name for item in language_rows() if item.shape.hidden_size == width]
+        partner = " or ".join(fitting)
+    message = f"{name} reads language models of width {width}, but {language} is {hidden} wide"
+    if partner:
+        message += f"; its partner is {partner}"
+    others = [
+        other.name
+        for other in encoder_rows()
+        if other.language_model and language_of(other).shape.hidden_size == hidden
+    ]
+    return f"{message}; {language} goes with {', '.join(others)}" if others else message
+
+
+def _answers_to(row: EncoderRow | LanguageRow, name: str) -> bool:
+    asked = name.casefold()
+    repository = row.repository.casefold()
+    return asked in (row.name.casefold(), repository, repository.rpartition("/")[2])
+
+
+def _rows(table: Path, key: str, kind: type[Any]) -> list[Any]:
+    data = tomllib.loads(table.read_text(encoding="utf-8"))
+    return [
+        from_json(kind, row, where=f"{table.name}: {key} {number}")
+        for number, row in enumerate(data.get(key, []), 1)
+    ]

@@ -1,0 +1,71 @@
+"""What ``preprocessor_config.json`` asks for, as our own preprocessing, or an error that says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm2clip.encoders.core.config_io import from_json, read_object, to_json
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
+
+FILE = "preprocessor_config.json"
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of the pictures CLIP was trained on, as everybody since has them."""
+
+_FILTERS = {1: Resample.LANCZOS, 2: Resample.BILINEAR, 3: Resample.BICUBIC}
+"""Pillow's numbers."""
+_STEPS = ("do_resize", "do_rescale", "do_normalize")
+
+
+def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess) -> Preprocess:
+    """What is done to a picture before a model in a folder sees it.
+
+    Args:
+        folder: Where ``preprocessor_config.json`` is, if there is one.
+        config: The model's own settings, for the size of its pictures.
+        default: What its family does where the file says nothing; the size is not used.
+
+    Raises:
+        ModelError: It asks for something that this library does not do; the message names it.
+    """
+    vision = config.get("vision_config")
+    size = vision.get("image_size", 224) if isinstance(vision, dict) else 224
+    if type(size) is not int or size < 1:
+        raise ModelError(f"{folder / 'config.json'}: unsupported vision_config.image_size: {size!r}")
+    path = folder / FILE
+    settings: dict[str, Any] = read_object(path) if path.is_file() else {}
+    mode = _mode(settings, default.mode)
+    square: object = {"height": size, "width": size}
+    allowed: dict[str, tuple[object, ...]] = {
+        "size": (size, square) if mode is ResizeMode.SQUASH else (size, {"shortest_edge": size}),
+        "resample": tuple(_FILTERS),
+        "rescale_factor": (1 / 255,),
+        # Pictures are made RGB whatever is said here.
+        "do_convert_rgb": (True, False, None),
+        **dict.fromkeys(_STEPS, (True,)),
+    }
+    if mode is ResizeMode.SHORTEST_CROP:
+        allowed["do_center_crop"] = (True,)
+    if settings.get("do_center_crop", True):
+        allowed["crop_size"] = (size, square)
+    for key, choices in allowed.items():
+        if key in settings and settings[key] not in choices:
+            expected = " or ".join(map(repr, choices))
+            raise ModelError(f"{path}: unsupported {key}: {settings[key]!r}, expected {expected}")
+    data = to_json(default) | {"size": size, "mode": mode}
+    if "resample" in settings:
+        data["resample"] = _FILTERS[settings["resample"]]
+    for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
+        data[ours] = settings.get(theirs, data[ours])
+    return from_json(Preprocess, data, where=str(path))
+
+
+def _mode(settings: Mapping[str, Any], default: ResizeMode) -> ResizeMode:
+    """How a picture becomes a square: by the keys of ``size``, which say so where it is no bare number."""
+    size = settings.get("size")
+    if isinstance(size, dict):
+        return ResizeMode.SHORTEST_CROP if "shortest_edge" in size else ResizeMode.SQUASH
+    return default

@@ -1,0 +1,181 @@
+"""What is done to a picture before a model sees it, as data: saved with the model, named in every index.
+
+``native``, the default, does what a person would: a picture is turned upright, blended over white, and made 8-bit
+RGB before anything else. ``upstream`` does what the original programs do, for comparing numbers with theirs: they
+ignore the EXIF orientation, drop the transparency, cut 16 bits off at 255, and those that resize first treat a
+palette's numbers as if they were brightness (golden case j). For upright 8-bit RGB the two are one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from llm2clip.encoders.core.errors import ImageError
+from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
+from llm2clip.encoders.images.decode import MAX_PIXELS, read_image, read_stored, to_rgb
+
+_LONG_STRIP = 16
+"""Beyond this ratio of sides the part that a centre crop throws away is not computed at all."""
+
+
+class ResizeMode(StrEnum):
+    """How a picture of any shape becomes a square."""
+
+    PAD_SQUARE = "pad-square"
+    """Fit inside, keep the aspect, centre on white."""
+    SHORTEST_CROP = "shortest-crop"
+    """Bring the shorter side to size, cut the middle out of the longer one (CLIP)."""
+    SQUASH = "squash"
+    """Ignore the aspect (SigLIP)."""
+
+
+class Resample(StrEnum):
+    """Filter for resizing; all of them average when shrinking."""
+
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+    LANCZOS = "lanczos"
+
+
+class Order(StrEnum):
+    """What the original program of a model does first."""
+
+    CONVERT_FIRST = "convert-first"
+    """Convert to RGB, then resize: the image processors of transformers."""
+    RESIZE_FIRST = "resize-first"
+    """Resize in whatever mode the file has, then convert: EVA-CLIP, Chinese-CLIP's own programs."""
+
+
+class Crop(StrEnum):
+    """Which of two middles is cut out where an odd number of pixels is left over."""
+
+    FLOOR = "floor"
+    """The upper left one: transformers."""
+    HALF_EVEN = "half-even"
+    """The one whose offset is even: torchvision, and so EVA-CLIP."""
+
+
+_FILTERS = {
+    Resample.BILINEAR: Image.Resampling.BILINEAR,
+    Resample.BICUBIC: Image.Resampling.BICUBIC,
+    Resample.LANCZOS: Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """From a picture file to the numbers a vision tower reads."""
+
+    size: int
+    """Side of the square in pixels."""
+    mode: ResizeMode
+    """How the picture becomes a square."""
+    resample: Resample = Resample.BICUBIC
+    """Filter for resizing."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from R, G, B in 0..1."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides R, G, B after that."""
+    crop: Crop = Crop.FLOOR
+    """Rounding of the offset of a centre crop."""
+    order: Order = Order.CONVERT_FIRST
+    """What the original does first; followed under ``upstream`` only."""
+    parity: Literal["native", "upstream"] = "native"
+    """Treat pictures that are no upright 8-bit RGB sensibly, or as the original does."""
+
+    def __post_init__(self) -> None:
+        if self.order is Order.RESIZE_FIRST and self.mode is ResizeMode.PAD_SQUARE:
+            raise ValueError("order resize-first goes with shortest-crop or squash, got pad-square")
+        if self.parity not in ("native", "upstream"):
+            raise ValueError(f"parity must be 'native' or 'upstream', got {self.parity!r}")
+        if self.size < 1:
+            raise ValueError(f"size must be at least 1, got {self.size}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
+    @property
+    def identifier(self) -> str:
+        """Canonical name; two settings have the same one exactly when they do the same.
+
+        Example: ``rgb-on-white/pad-square/bicubic-64/mean.5std.5``.
+        """
+        colours = "rgb-on-white" if self.parity == "native" else f"upstream-{self.order}"
+        crops = self.mode is ResizeMode.SHORTEST_CROP and self.crop is not Crop.FLOOR
+        mode = f"{self.mode}-{self.crop}" if crops else str(self.mode)
+        numbers = f"mean{_short(self.mean)}std{_short(self.std)}"
+        return f"{colours}/{mode}/{self.resample}-{self.size}/{numbers}"
+
+    def prepare(self, source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> PreparedImage:
+        """Decode a picture and bring it to size. Thread-safe.
+
+        Raises:
+            ImageError: The picture cannot be read.
+        """
+        if self.parity == "native":
+            image = read_image(source, max_pixels=max_pixels)
+        else:
+            image = read_stored(source, max_pixels=max_pixels)
+            if self.order is Order.CONVERT_FIRST:
+                image = to_rgb(image)
+        return PreparedImage(pixels=self.resize(image), width=image.width, height=image.height)
+
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Bring an image to size, and to RGB if it is not. Shape: (size, size, 3), uint8.
+
+        Raises:
+            ImageError: There is no way to resize an image of its mode.
+        """
+        try:
+            square = self._square(image)
+        except ValueError as error:
+            raise ImageError(f"cannot be resized as {image.mode}") from error
+        return np.array(to_rgb(square), dtype=np.uint8)
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        if self.mode is ResizeMode.PAD_SQUARE:
+            return self._pad_square(image)
+        if self.mode is ResizeMode.SHORTEST_CROP:
+            return self._shortest_crop(image)
+        return image.resize((self.size, self.size), _FILTERS[self.resample])
+
+    def _pad_square(self, image: Image.Image) -> Image.Image:
+        longest = max(image.size)
+        width, height = (max(1, round(side * self.size / longest)) for side in image.size)
+        square = Image.new("RGB", (self.size, self.size), (255, 255, 255))
+        fitted = image.resize((width, height), _FILTERS[self.resample])
+        square.paste(fitted, ((self.size - width) // 2, (self.size - height) // 2))
+        return square
+
+    def _shortest_crop(self, image: Image.Image) -> Image.Image:
+        shortest, longest = sorted(image.size)
+        if longest > _LONG_STRIP * shortest:
+            image = _middle(image, _LONG_STRIP * shortest)
+            longest = max(image.size)
+        long_side = int(self.size * longest / shortest)
+        width, height = (self.size, long_side) if image.width == shortest else (long_side, self.size)
+        left, top = self._offset(width), self._offset(height)
+        resized = image.resize((width, height), _FILTERS[self.resample])
+        return resized.crop((left, top, left + self.size, top + self.size))
+
+    def _offset(self, side: int) -> int:
+        spare = side - self.size
+        # Python rounds halves to the even neighbour.
+        return spare // 2 if self.crop is Crop.FLOOR else round(spare / 2)
+
+
+def _middle(image: Image.Image, length: int) -> Image.Image:
+    """The middle of a long strip, at most ``length`` pixels of its longer side."""
+    left, top = max(0, (image.width - length) // 2), max(0, (image.height - length) // 2)
+    return image.crop((left, top, min(image.width, left + length), min(image.height, top + length)))
+
+
+def _short(values: tuple[float, ...]) -> str:
+    # Nine significant digits tell any two float32 numbers apart.
+    texts = [f"{value:.9g}".removeprefix("0") or "0" for value in values]
+    return texts[0] if len(set(texts)) == 1 else ",".join(texts)

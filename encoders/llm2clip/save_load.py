@@ -1,0 +1,317 @@
+"""A published encoder as one folder that loads anywhere, without hub or network; its tower for other programs.
+
+The folder holds ``config.json``, ``model.safetensors`` (tower and adapter, in the layout they were published in) and
+``language_model/``, or the name of one in place of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, cast, get_args
+
+import torch
+
+from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig, StoredDtype, write_config
+from llm2clip.encoders.weights.safetensors_io import write_tensors
+from llm2clip.encoders.weights.tensor_names import (
+    ADAPTER,
+    CONFIG_FILE,
+    LANGUAGE_MODEL,
+    LOGIT_SCALE,
+    PROJECTION,
+    TOKENIZER_FILE,
+    VISION,
+    WEIGHTS_FILE,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+import json
+import os
+import shutil
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from llm2clip.common.files import file_sha256
+from llm2clip.encoders.catalog.entries import EncoderRow, LanguageRow, find_language, language_rows
+from llm2clip.encoders.core.base import Parity
+from llm2clip.encoders.core.config_io import from_json, read_object, to_json
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.path_safety import refuse_outside
+from llm2clip.encoders.images.preprocess import Preprocess
+from llm2clip.encoders.llm2clip.published import FAMILY, PublishedEncoder, assemble
+from llm2clip.encoders.text.caption_tokenizer import TextRules
+from llm2clip.encoders.text.llm_source import LORA_FOLDER, TOKENIZER, LanguageSource, language_source
+from llm2clip.encoders.vision.vision_source import VisionSource
+from llm2clip.encoders.vision.vision_tower import open_vision
+from llm2clip.encoders.weights.tensor_names import FORMAT, PUBLISHED, VERSION
+
+LANGUAGE_FOLDER = "language_model"
+_TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerSettings:
+    """What the tensors of a tower do not tell."""
+
+    heads: int
+    """Attention heads."""
+    head_width: int
+    """Width of one of them."""
+    activation: str
+    """Of the hidden layers, as transformers calls it."""
+    rope_grid: int
+    """EVA02: patches per side of the grid of the rotary frequencies."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedConfig:
+    """Everything about a saved encoder but its weights: what ``config.json`` holds beside format and family."""
+
+    encoder: EncoderRow
+    """What it is, as the catalogue had it or was made up for it."""
+    tower: TowerSettings
+    """What the tensors do not tell."""
+    preprocessing: Preprocess
+    """What is done to a picture."""
+    text_rules: TextRules
+    """What is put around a text."""
+    language_model: str
+    """Name of the language model."""
+    language_row: LanguageRow | None = None
+    """Its line of the catalogue, if it has one."""
+    copied: bool
+    """Whether it is in the folder."""
+    file_sha256: str
+    """Hash of ``model.safetensors``."""
+    published_sha256: str
+    """Hash of the published file it was made from."""
+    language_files_sha256: str = ""
+    """Hash of what is in ``language_model/``."""
+    language_sha256: str = ""
+    """Hash of the language model that was copied there."""
+
+
+def save_published(
+    encoder: PublishedEncoder, folder: Path, *, language_model: Literal["copy", "reference"] = "copy"
+) -> None:
+    """Write one folder that ``load_encoder`` reads without hub or network.
+
+    Args:
+        encoder: What to save. Its weights are copied from file to file, not from memory.
+        folder: Where to; made if need be, and only with everything in it.
+        language_model: ``"copy"`` puts it into the folder; ``"reference"`` only its name, to be found by it.
+
+    Raises:
+        ModelError: The language model is not on this machine and cannot be fetched.
+        ValueError: ``folder`` is there and not empty, a model of one's own was to be referred to, or there is no
+            such choice.
+        OSError: A file cannot be written.
+    """
+    source = encoder.language.source
+    if language_model not in ("copy", "reference"):
+        raise ValueError(f"language_model must be 'copy' or 'reference', got {language_model!r}")
+    if language_model == "reference" and (source.given is not None or source.row is None):
+        raise ValueError(f"{source.name} is no published language model, and can only be copied")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    copies = language_model == "copy"
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        draft = Path(name) / "draft"
+        draft.mkdir()
+        shutil.copyfile(encoder.vision.plan.path, draft / WEIGHTS_FILE)
+        if copies:
+            _copy_language(source, draft / LANGUAGE_FOLDER)
+        config = replace(
+            _config(encoder, copied=copies, digest=file_sha256(draft / WEIGHTS_FILE)),
+            language_files_sha256=source.files_sha256 if copies else "",
+            language_sha256=source.sha256 if copies else "",
+        )
+        data = {"format": FORMAT, "version": VERSION, "family": PUBLISHED} | to_json(config)
+        text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
+        (draft / CONFIG_FILE).write_text(text, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        draft.rename(folder)
+
+
+def load_saved(
+    folder: Path,
+    *,
+    device: str,
+    dtype: str,
+    language_model: str | os.PathLike[str] | None = None,
+    parity: Parity = "native",
+) -> PublishedEncoder:
+    """Open what :func:`save_published` wrote; see ``load_encoder``.
+
+    Raises:
+        ModelError: A file is missing, damaged or of another version, or they do not fit each other.
+    """
+    path = folder / CONFIG_FILE
+    data = read_object(path)
+    if data.get("version") != VERSION:
+        raise ModelError(
+            f"{path}: format version {data.get('version')!r}, this release reads {VERSION}; "
+            "use the release that wrote it, or save the encoder again"
+        )
+    own = {key: value for key, value in data.items() if key not in ("format", "version", "family")}
+    config = from_json(SavedConfig, own, where=str(path))
+    vision = VisionSource(
+        name=config.encoder.name,
+        plan=open_vision(folder / WEIGHTS_FILE, settings=_settings(config)),
+        row=config.encoder,
+        folder=folder,
+        copied=(config.file_sha256, config.published_sha256),
+        preparation=config.preprocessing,
+    )
+    source = language_source(language_model) if language_model is not None else _language(config, folder)
+    return assemble(vision, source, device=device, dtype=dtype, parity=parity)
+
+
+def _language(config: SavedConfig, folder: Path) -> LanguageSource:
+    if not config.copied:
+        row = find_language(config.language_model)
+        if row is None:  # A path, too: a folder that came from anybody has no say in what else is read here.
+            known = ", ".join(item.name for item in language_rows())
+            raise ModelError(
+                f"{folder / CONFIG_FILE}: language_model is {config.language_model!r}, expected one of {known}; "
+                "name another in load_encoder(..., language_model=FOLDER)"
+            )
+        return LanguageSource(name=row.name, row=row)
+    refuse_outside(folder / LANGUAGE_FOLDER, folder=folder)
+    return LanguageSource(
+        name=config.language_model,
+        row=config.language_row,
+        given=folder / LANGUAGE_FOLDER,
+        rules=config.text_rules,
+        copied=(config.language_files_sha256, config.language_sha256),
+    )
+
+
+def _copy_language(source: LanguageSource, target: Path) -> None:
+    plan = source.plan
+    target.mkdir()
+    names = {CONFIG_FILE, *(place.path.name for place in plan.places.values())}
+    names |= {path.name for path in plan.folder.glob("*.safetensors.index.json")}
+    names |= {name for name in _TOKENIZER_FILES if (plan.folder / name).is_file()}
+    for name in sorted(names):
+        shutil.copyfile(plan.folder / name, target / name)
+    if plan.update is not None:
+        (target / LORA_FOLDER).mkdir()
+        for path in sorted(plan.update.glob("adapter_*")):
+            shutil.copyfile(path, target / LORA_FOLDER / path.name)
+
+
+def _config(encoder: PublishedEncoder, *, copied: bool, digest: str) -> SavedConfig:
+    vision, source, shape = encoder.vision, encoder.language.source, encoder.vision.plan.shape
+    return SavedConfig(
+        encoder=vision.row or _own_row(encoder),
+        tower=TowerSettings(
+            heads=shape.heads,
+            head_width=shape.head_width,
+            activation=shape.activation,
+            rope_grid=shape.rope_grid,
+        ),
+        preprocessing=vision.preprocess("native"),
+        text_rules=source.text_rules("native"),
+        language_model=source.name,
+        language_row=source.row,
+        copied=copied,
+        file_sha256=digest,
+        published_sha256=vision.sha256,
+    )
+
+
+def _own_row(encoder: PublishedEncoder) -> EncoderRow:
+    """A line like those of the catalogue for an encoder that is not in it."""
+    plan, info = encoder.vision.plan, encoder.info
+    return EncoderRow(
+        name=info.name,
+        family=FAMILY,
+        repository="",
+        parameters=plan.parameters,
+        dim=info.dim,
+        image_size=info.image_size,
+        max_text_tokens=info.max_text_tokens,
+        licence=info.licence,
+        note=info.note,
+        layout=plan.layout,
+        language_model=encoder.language.source.name,
+        normalize_input=plan.adapter.normalize_input if plan.adapter else True,
+        half_features=encoder.texts.half,
+    )
+
+
+def _settings(config: SavedConfig) -> dict[str, Any]:
+    """What the tensors do not tell, as a published configuration would say it."""
+    tower = config.tower
+    if config.encoder.layout == "eva02":
+        return {"vision_cfg": {"pt_hw_seq_len": tower.rope_grid, "head_width": tower.head_width}}
+    return {"vision_config": {"num_attention_heads": tower.heads, "hidden_act": tower.activation}}
+
+
+def save_llm2clip(
+    folder: str | Path,
+    *,
+    config: Llm2ClipConfig,
+    vision: nn.Module,
+    projection: nn.Module,
+    language_model: nn.Module,
+    adapter: nn.Module,
+    logit_scale: float | Tensor,
+    tokenizer_json: str | Path,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write trained parts as an encoder folder, once they have proved to load.
+
+    Args:
+        folder: Where to; made if need be. Files of the same names are replaced, after the new ones are checked.
+        config: What to write beside the weights; its ``dtype`` gives way to the argument.
+        vision: The vision tower, batch normalisation folded.
+        projection: A linear layer without bias from the tower's width to ``config.adapter.dim``.
+        language_model: A ``BidirectionalLlama``, or anything with its parameter names.
+        adapter: A ``TextAdapter``.
+        logit_scale: The learnt logarithm of the scale of the scores.
+        tokenizer_json: A tokenizer file to copy, or the text of one.
+        dtype: How to store the weights; ``None`` for ``config.dtype``.
+
+    Raises:
+        ModelError: The parts do not fit the configuration, or a weight is not finite once stored.
+        OSError: A file cannot be written.
+    """
+    from llm2clip.encoders.llm2clip.nano_encoder import Llm2ClipEncoder
+
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=_dtype_name(dtype))
+    stored = getattr(torch, config.dtype)
+    parts = {VISION: vision, PROJECTION: projection, LANGUAGE_MODEL: language_model, ADAPTER: adapter}
+    tensors = {
+        prefix + name: tensor.detach().cpu().to(stored)
+        for prefix, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+    tensors[LOGIT_SCALE] = torch.as_tensor(logit_scale).detach().cpu().to(torch.float32).reshape(())
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    is_text = isinstance(tokenizer_json, str) and tokenizer_json.lstrip().startswith("{")
+    tokenizer = str(tokenizer_json) if is_text else Path(tokenizer_json).read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+        draft = Path(name)
+        (draft / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
+        write_tensors(draft / WEIGHTS_FILE, tensors)
+        write_config(draft, config)
+        Llm2ClipEncoder.from_folder(draft, device="cpu").load_all()
+        for file in (WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE):
+            (draft / file).replace(folder / file)
+
+
+def _dtype_name(dtype: torch.dtype) -> StoredDtype:
+    for name in get_args(StoredDtype):
+        if dtype == getattr(torch, name):
+            return cast("StoredDtype", name)
+    raise ValueError(f"weights are stored as {' or '.join(get_args(StoredDtype))}, got {dtype}")

@@ -1,0 +1,185 @@
+"""How the baselines read a text: cleaned, cut and padded as each of them was trained.
+
+LLM2CLIP's own texts are read by ``text.py``.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import cast, final
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.path_safety import refuse_outside
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
+"""What a tokenizer may be made from: the first; the second and third; or the fourth."""
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_QUOTES = str.maketrans({"“": '"', "”": '"'})
+
+
+class Cleaning(StrEnum):
+    """What is done to a text before its tokenizer sees it."""
+
+    NONE = "none"
+    LOWER = "lower"
+    """Lower case (SigLIP 2, arXiv 2502.14786)."""
+    CANONICAL = "canonical"
+    """Lower case, no ASCII punctuation, single spaces (SigLIP)."""
+    CHINESE = "chinese"
+    """Lower case, straight quotation marks (Chinese-CLIP's evaluation)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextForm:
+    """What a text tower expects of its texts."""
+
+    end: str
+    """Token every text ends with."""
+    pad: str
+    """Token shorter texts are filled up with, on the right."""
+    cleaning: Cleaning = Cleaning.NONE
+    """What is done first."""
+    limit: int | None = None
+    """Tokens that are read, special ones included; ``None`` for as many as the tower has positions."""
+    bare: bool = False
+    """Whether nothing but the end token is added to a text, whatever the tokenizer's file says."""
+    fixed: bool = False
+    """Whether every text is filled up to the limit and the fill is read like the rest (SigLIP)."""
+
+
+def clean(text: str, cleaning: Cleaning) -> str:
+    """A text as the tokenizer gets it."""
+    if cleaning is Cleaning.NONE:
+        return text
+    text = text.lower()
+    if cleaning is Cleaning.CHINESE:
+        return text.translate(_QUOTES)
+    if cleaning is Cleaning.CANONICAL:
+        return re.sub(r"\s+", " ", text.translate(_NO_PUNCTUATION)).strip()
+    return text
+
+
+@final
+class TokenReader:
+    """Texts to token ids."""
+
+    def __init__(self, tokenizer: Tokenizer, *, form: TextForm, limit: int) -> None:
+        """Take the tokenizer over: its own cutting and filling are switched off.
+
+        Args:
+            tokenizer: Has the tokens that ``form`` names.
+            form: How texts are read.
+            limit: Tokens that are read, special ones included.
+        """
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self.tokenizer = tokenizer
+        self.form = form
+        self.limit = limit
+        self._pad = _id(tokenizer, form.pad)
+        self._special = tokenizer.num_special_tokens_to_add(False)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before cutting, special ones included."""
+        cleaned = [clean(text, self.form.cleaning) for text in texts]
+        return [len(row.ids) for row in self.tokenizer.encode_batch(cleaned)]
+
+    def batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Token ids, and which of them are not fill.
+
+        Returns:
+            Two of shape (len(texts), length), int64; the second is ``None`` where the fill is read too.
+        """
+        rows = []
+        cleaned = [clean(text, self.form.cleaning) for text in texts]
+        for row in self.tokenizer.encode_batch(cleaned, add_special_tokens=False):
+            # Cut before the special tokens are added: the last one is what several towers read.
+            row.truncate(max(0, self.limit - self._special))
+            rows.append(self.tokenizer.post_process(row).ids)
+        length = self.limit if self.form.fixed else max(map(len, rows))
+        ids = torch.tensor([row + [self._pad] * (length - len(row)) for row in rows])
+        if self.form.fixed:
+            return ids, None
+        return ids, torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+
+
+def load_tokenizer(folder: Path, *, form: TextForm, vocabulary: int) -> Tokenizer:
+    """The tokenizer in a folder.
+
+    Args:
+        folder: Holds some of ``TOKENIZER_FILES``.
+        form: What its texts must end with, and what they are filled up with.
+        vocabulary: How many tokens the model knows.
+
+    Raises:
+        ModelError: There is none, it cannot be read, or it is of another model.
+    """
+    tokenizer = _read(folder)
+    size = tokenizer.get_vocab_size()
+    if size > vocabulary:
+        raise ModelError(
+            f"the tokenizer in {folder} has {size} tokens, the model knows {vocabulary}; it is of another model"
+        )
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for token in (form.end, form.pad):
+        if tokenizer.token_to_id(token) is None:
+            raise ModelError(f"the tokenizer in {folder} has no token {token!r}; it is of another model")
+    if form.bare:
+        ends = [(form.end, _id(tokenizer, form.end))]
+        tokenizer.post_processor = TemplateProcessing(single=f"$A {form.end}", special_tokens=ends)
+    last = tokenizer.encode("a").ids[-1:]
+    if last != [_id(tokenizer, form.end)]:
+        raise ModelError(
+            f"the tokenizer in {folder} does not end a text with {form.end!r}; it is of another model"
+        )
+    return tokenizer
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """Those of a folder's files that its tokenizer is made from; none if there is no tokenizer."""
+    for names in (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",)):
+        files = [folder / name for name in names]
+        if all(file.is_file() for file in files):
+            return files
+    return []
+
+
+def _read(folder: Path) -> Tokenizer:
+    files = tokenizer_files(folder)
+    for file in files:
+        refuse_outside(file)
+    present = {file.name for file in files}
+    try:
+        if "tokenizer.json" in present:
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        if "vocab.json" in present:
+            from transformers import CLIPTokenizer
+
+            return cast("Tokenizer", CLIPTokenizer.from_pretrained(str(folder)).backend_tokenizer)
+        if "vocab.txt" in present:
+            from transformers import BertTokenizer
+
+            return BertTokenizer(vocab=str(folder / "vocab.txt")).backend_tokenizer
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ModelError(f"{folder} has no tokenizer that can be read: {error}") from error
+    raise ModelError(
+        f"{folder} has no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, or vocab.txt"
+    )
+
+
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    number = tokenizer.token_to_id(token)
+    assert number is not None, token
+    return int(number)

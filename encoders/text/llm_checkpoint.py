@@ -1,0 +1,234 @@
+"""Read a published language model: a folder with ``config.json`` and safetensors, whole or in shards.
+
+The folder is looked at first and read later, tensor by tensor straight into the form it is held in. A low-rank
+update (LoRA) is added on the way.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from llm2clip.encoders.catalog.entries import Choice
+from llm2clip.encoders.core.config_io import read_object
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora
+from llm2clip.encoders.weights.memory_fit import give_back
+from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, arithmetic, rounder
+from llm2clip.encoders.weights.safetensors_io import (
+    TensorSpec,
+    check_tensors,
+    of_any_float,
+    read_header,
+    stream_tensors,
+)
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_PREFIX = "model."
+_UNUSED_HEAD = "lm_head.weight"
+_UNUSED_TABLE = ".rotary_emb.inv_freq"
+_TABLE = "embed_tokens.weight"
+_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class _Place:
+    path: Path
+    """File."""
+    name: str
+    """Name there."""
+    spec: TensorSpec
+    """Shape and dtype."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguagePlan:
+    """A language model that has been found in a folder, and is not loaded yet."""
+
+    folder: Path
+    """Where it is."""
+    config: LlamaConfig
+    """Its shape."""
+    places: Mapping[str, _Place]
+    """Our name of a tensor -> where it is."""
+    update: Path | None
+    """Folder of the low-rank update to be added."""
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that are used."""
+        return sum(place.spec.size for place in self.places.values())
+
+    @property
+    def stored(self) -> str:
+        """Dtype of most of its numbers: ``"bfloat16"``, ``"float32"`` or ``"float16"``."""
+        sizes: dict[str, int] = defaultdict(int)
+        for place in self.places.values():
+            sizes[place.spec.dtype] += place.spec.size
+        return _NAMES[max(sizes, key=lambda dtype: sizes[dtype])]
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """Which of several known possibilities the folder turned out to be, in words."""
+        prefixed = sum(place.name.startswith(_PREFIX) for place in self.places.values())
+        names = "names begin with model." if prefixed else "names of a base model"
+        files = len({place.path for place in self.places.values()})
+        said = f"language model in {files} file{'s' if files > 1 else ''} of {self.stored}, {names}"
+        return (said, *((f"low-rank update of {self.update.name} merged",) if self.update else ()))
+
+    def load(self, choice: Choice = "float32", *, device: torch.device | str = "cpu") -> BidirectionalLlama:
+        """The model with its weights, without gradients.
+
+        Besides the weights in their final form, one tensor is in memory (and the low-rank update).
+
+        Args:
+            choice: How it is held.
+            device: Where.
+
+        Raises:
+            ModelError: A file cannot be read, a value is not finite, the update does not fit, or ``choice`` needs
+                a library that is not installed.
+        """
+        device = torch.device(device)
+        with torch.device("meta"):
+            model = BidirectionalLlama(self.config)
+        dtype = arithmetic(choice, device)
+        update = self._open_update(model)
+        round_weight = rounder(choice, device) if choice in QUANTISED else None
+        table = torch.bfloat16 if round_weight is not None else dtype
+        for name, tensor in self._stream(dtype, table=table, device=device):
+            if update is not None:
+                update.apply(name, tensor)
+            module = _put(model, name, tensor)
+            del tensor  # or it would live on beside its rounded form while the next one is read
+            if round_weight is not None and isinstance(module, nn.Linear):
+                round_weight(module)
+            if round_weight is not None or update is not None:
+                give_back()  # what that took lies between tensors that stay
+        if table != dtype:
+            model.add_module("embed_tokens", SmallTable(model.embed_tokens, dtype=dtype))
+        return model.requires_grad_(False).eval()
+
+    def _stream(
+        self, dtype: torch.dtype, *, table: torch.dtype, device: torch.device
+    ) -> Iterator[tuple[str, Tensor]]:
+        names: dict[tuple[Path, torch.dtype], dict[str, str]] = defaultdict(dict)
+        for ours, place in self.places.items():
+            names[place.path, table if ours == _TABLE else dtype][place.name] = ours
+        for (path, kind), renamed in names.items():
+            for theirs, tensor in stream_tensors(path, renamed, dtype=kind, device=device):
+                yield renamed[theirs], tensor
+                del tensor
+
+    def _open_update(self, model: BidirectionalLlama) -> LowRankUpdate | None:
+        if self.update is None:
+            return None
+        state = model.state_dict()
+        shapes = {name: tuple(state[name].shape) for name in state if state[name].ndim == 2}
+        return open_lora(self.update, shapes=shapes)
+
+
+def open_language(folder: str | Path, *, update: str | Path | None = None) -> LanguagePlan:
+    """Look at a language model of the published layout. No weight is read.
+
+    Tensor names may begin with ``model.`` or not. A language-model head and stored rotary tables (older
+    checkpoints) are left out; any other tensor that the model does not have is an error.
+
+    Args:
+        folder: Holds ``config.json`` and ``model.safetensors``, or shards with their index.
+        update: Folder of a low-rank update (LoRA) to be added, in peft's layout.
+
+    Raises:
+        ModelError: A file is missing or damaged, the architecture is another one, or a tensor is missing,
+            unexpected or of another shape.
+    """
+    folder = Path(folder)
+    try:
+        config = LlamaConfig.from_hf(read_object(folder / "config.json"))
+    except ModelError:
+        raise
+    except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise ModelError(f"{folder / 'config.json'} is no Llama that can be read: {reason}") from error
+    with torch.device("meta"):
+        model = BidirectionalLlama(config)
+    places = _places(folder)
+    found = {ours: place.spec for ours, place in places.items()}
+    expected = {
+        name: of_any_float(tuple(tensor.shape), found.get(name))
+        for name, tensor in model.state_dict().items()
+    }
+    check_tensors(found, expected, path=folder)
+    return LanguagePlan(
+        folder=folder, config=config, places=places, update=Path(update) if update is not None else None
+    )
+
+
+def load_language_model(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    update: str | Path | None = None,
+) -> BidirectionalLlama:
+    """Look at a language model and load it; see :func:`open_language` and :meth:`LanguagePlan.load`."""
+    choices: dict[torch.dtype, Choice] = {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    }
+    return open_language(folder, update=update).load(choices[dtype], device=device)
+
+
+def _put(model: nn.Module, name: str, tensor: Tensor) -> nn.Module:
+    """Give a module built without weights one of them, and return the module that has it now."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+    return module
+
+
+def _places(folder: Path) -> dict[str, _Place]:
+    """Where every tensor that is used is, by our name."""
+    if (folder / WEIGHTS).is_file():
+        headers = {folder / WEIGHTS: read_header(folder / WEIGHTS)}
+    elif (folder / INDEX).is_file():
+        headers = _sharded(folder)
+    else:
+        raise ModelError(f"{folder} has neither {WEIGHTS} nor {INDEX}: is it the folder of a language model?")
+    places: dict[str, _Place] = {}
+    for path, header in headers.items():
+        for name, spec in header.items():
+            if name == _UNUSED_HEAD or name.endswith(_UNUSED_TABLE):
+                continue
+            ours = name.removeprefix(_PREFIX)
+            if ours in places:
+                raise ModelError(
+                    f"{folder} holds {ours} twice: in {places[ours].path.name} and in {path.name}"
+                )
+            places[ours] = _Place(path, name, spec)
+    return places
+
+
+def _sharded(folder: Path) -> dict[Path, dict[str, TensorSpec]]:
+    """Headers of the shards, which together hold exactly what the index says where it says so."""
+    listed = read_object(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise ModelError(f"{folder / INDEX} has no weight_map from tensor names to file names")
+    files = sorted(set(listed.values()))
+    if outside := [name for name in files if Path(name).name != name]:
+        raise ModelError(f"{folder / INDEX} names files outside its folder: {outside}")
+    headers = {folder / name: read_header(folder / name) for name in files}
+    held = {tensor: path.name for path, header in headers.items() for tensor in header}
+    if wrong := sorted(name for name in listed.keys() | held.keys() if listed.get(name) != held.get(name)):
+        where = f"{listed.get(wrong[0], 'no file')}, found in {held.get(wrong[0], 'no file')}"
+        raise ModelError(f"{folder / INDEX} does not fit its shards: {wrong[0]} should be in {where}")
+    return headers

@@ -1,0 +1,242 @@
+"""Which language model reads the texts of an encoder, where it is, and how it wants them wrapped.
+
+A published one by name, or a folder of one's own. Where the folder does not say how its texts are wrapped, that is
+worked out from what is known, and reported.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llm2clip.encoders.catalog.entries import LanguageRow, find_language, language_rows
+from llm2clip.encoders.catalog.hub import locate, missing_files
+from llm2clip.encoders.catalog.hub_files import language_files, update_files
+from llm2clip.encoders.core.base import Parity
+from llm2clip.encoders.core.config_io import read_object
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.fingerprint import sampled_sha256, settings_sha256
+from llm2clip.encoders.core.path_safety import refuse_outside
+from llm2clip.encoders.text.caption_tokenizer import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules
+from llm2clip.encoders.text.llm_checkpoint import LanguagePlan, open_language
+from llm2clip.encoders.weights.lora import is_lora_folder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+LORA_FOLDER = "lora"
+"""Where a folder of one's own has the low-rank update of its language model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageSource:
+    """A language model that may have to be fetched first."""
+
+    name: str
+    """What it is called."""
+    row: LanguageRow | None
+    """Its line of the catalogue."""
+    given: Path | None = None
+    """The folder it was put in by hand."""
+    rules: TextRules | None = None
+    """How its texts are wrapped, where that is written down."""
+    copied: tuple[str, str] | None = None
+    """``files_sha256`` when it was saved, and ``sha256`` of what was saved."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Which model it is: a hash of a published one's name and revision, without its files; else of its files."""
+        if self.given is None:
+            assert self.row is not None, "a source has a row or a folder"
+            row = self.row
+            lora = asdict(row.lora) if row.lora is not None else None
+            published = {"repository": row.repository, "revision": row.revision, "lora": lora}
+            return settings_sha256(published, files=[])
+        digest = self.files_sha256
+        return self.copied[1] if self.copied is not None and self.copied[0] == digest else digest
+
+    @property
+    def published(self) -> LanguageRow | None:
+        """Its line of the catalogue if it is that model, not one of one's own of the same shape."""
+        return self.row if self.given is None or find_language(self.given.resolve().name) else None
+
+    @property
+    def files_sha256(self) -> str:
+        """SHA-256 of its configuration, its tokenizer, and samples of its weights; wherever they are."""
+        folder, update = self._folders
+        weights = sorted({place.path for place in self.plan.places.values()})
+        if update is not None:
+            weights += sorted(path for path in update.glob("adapter_*") if path.is_file())
+        samples = {path.name: sampled_sha256(path) for path in weights}
+        tokenizer = folder / TOKENIZER
+        return settings_sha256(
+            {"config": asdict(self.plan.config), "weights": samples},
+            files=[tokenizer] if tokenizer.is_file() else [],
+        )
+
+    @property
+    def width(self) -> int | None:
+        """Width of its states as far as it is known without the files."""
+        if self.given is None and self.row is not None:
+            return self.row.shape.hidden_size
+        return None
+
+    @cached_property
+    def _folders(self) -> tuple[Path, Path | None]:
+        """Where the model is, and its low-rank update; fetched now if need be."""
+        if self.given is not None:
+            beside = self.given / LORA_FOLDER
+            refuse_outside(beside, folder=self.given)
+            return self.given, beside if is_lora_folder(beside) else None
+        assert self.row is not None, "a source has a row or a folder"
+        update = _update_folder(self.row)
+        if update is not None and not is_lora_folder(update):
+            return update, None
+        return locate(language_files(self.row)), update
+
+    @cached_property
+    def plan(self) -> LanguagePlan:
+        """The model as it is found; no weight is read.
+
+        Raises:
+            ModelError: Files are missing and cannot be fetched, damaged, or of another model.
+        """
+        folder, update = self._folders
+        plan = open_language(folder, update=update)
+        row = self.row
+        if row is not None and self.given is None and plan.parameters != row.parameters:
+            raise ModelError(
+                f"{folder} holds a language model of {plan.parameters:,} numbers, but {row.name} has "
+                f"{row.parameters:,}; fetch it again from {row.repository}"
+            )
+        return plan
+
+    @cached_property
+    def found(self) -> tuple[str, ...]:
+        """What the files turned out to be, in words."""
+        rules = self.text_rules("native")
+        wrapped = "wrapped as a turn of Llama 3" if rules.header else "not wrapped"
+        if rules.doc_max_length is not None:
+            wrapped += f", up to {rules.doc_max_length} tokens"
+        why = "" if self.rules or (self.row and self.given is None) else f", as {_reason(self.row)}"
+        return (*self.plan.found, f"texts {wrapped}{why}")
+
+    def text_rules(self, parity: Parity) -> TextRules:
+        """How texts are wrapped and cut."""
+        if self.rules is not None:
+            known = self.rules
+        elif self.row is not None:
+            known = rules_of(self.row)
+        else:
+            names = _tokenizer(self._folders[0]).get_vocab()
+            wraps = all(name in names for name in _special(LLAMA3_HEADER + LLAMA3_FOOTER))
+            header, footer = (LLAMA3_HEADER, LLAMA3_FOOTER) if wraps else ("", "")
+            known = TextRules(header=header, footer=footer)
+        return replace(known, parity=parity)
+
+    def reader(self, parity: Parity) -> TextReader:
+        """The tokenizer with the rules.
+
+        Raises:
+            ModelError: The tokenizer is missing, damaged, or of another model.
+        """
+        folder, _ = self._folders
+        tokenizer, rules = _tokenizer(folder), self.text_rules(parity)
+        size, known = tokenizer.get_vocab_size(), self.plan.config.vocab_size
+        if size > known:
+            raise ModelError(
+                f"{folder / TOKENIZER} has {size} tokens, but {folder / 'config.json'} says vocab_size is {known}; "
+                "they are not of the same model"
+            )
+        try:
+            return TextReader(tokenizer, rules, pad_id=_pad_id(folder, tokenizer))
+        except ValueError as error:
+            raise ModelError(
+                f"{folder / TOKENIZER} does not fit the rules of {self.name}: {error}"
+            ) from error
+
+
+def language_source(asked: str | os.PathLike[str]) -> LanguageSource:
+    """The language model of that name, or in that folder.
+
+    Raises:
+        ModelError: There is none.
+    """
+    name = os.fspath(asked)
+    row = find_language(name)
+    path = Path(name).expanduser()
+    if row is not None and not (path.is_dir() and os.sep in name):
+        return LanguageSource(name=row.name, row=row)
+    if not path.is_dir():
+        known = ", ".join(item.name for item in language_rows())
+        raise ModelError(f"unknown language model {name!r}, and no folder of that name; known: {known}")
+    return LanguageSource(name=path.resolve().name, row=_row_of(path), given=path)
+
+
+def rules_of(row: LanguageRow) -> TextRules:
+    """How the texts of a published language model are wrapped, as its card has it."""
+    wraps = row.wrapper == "llama3"
+    return TextRules(
+        header=LLAMA3_HEADER if wraps else "",
+        footer=LLAMA3_FOOTER if wraps else "",
+        max_tokens=row.max_tokens,
+        doc_max_length=row.doc_max_length,
+    )
+
+
+def _update_folder(row: LanguageRow) -> Path | None:
+    wanted = update_files(row)
+    return locate(wanted) / row.lora.subfolder if wanted is not None and row.lora is not None else None
+
+
+def _row_of(folder: Path) -> LanguageRow | None:
+    """The published language model that a folder holds: called like its repository, or of the same shape."""
+    if named := find_language(folder.resolve().name):
+        return named
+    if missing_files(folder, ("config.json",)):
+        return None
+    data = read_object(folder / "config.json")
+    sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
+    return next(
+        (row for row in language_rows() if all(data.get(key) == getattr(row.shape, key) for key in sizes)),
+        None,
+    )
+
+
+def _reason(row: LanguageRow | None) -> str:
+    return f"{row.name} is read" if row else "its tokenizer suggests"
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {TOKENIZER}; copy it from the model's repository")
+    refuse_outside(path)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ModelError(f"{path} is not a tokenizer file: {error}") from error
+
+
+def _pad_id(folder: Path, tokenizer: Tokenizer) -> int:
+    """The token that rows are filled up with: what the tokenizer's settings say, else its end token."""
+    path = folder / "tokenizer_config.json"
+    settings = read_object(path) if path.is_file() else {}
+    for key in ("pad_token", "eos_token"):
+        name = settings.get(key)
+        name = name.get("content") if isinstance(name, dict) else name
+        number = tokenizer.token_to_id(name) if isinstance(name, str) else None
+        if number is not None:
+            return number
+    return 0
+
+
+def _special(text: str) -> list[str]:
+    """Names of special tokens in a wrapper."""
+    return [f"<|{part.split('|>')[0]}|>" for part in text.split("<|")[1:]]

@@ -1,0 +1,105 @@
+"""The vision tower alone, as other programs take it: a folder of transformers' ``CLIPVisionModel``.
+
+LLaVA and its kin read such a folder as their eye. The projection into the space shared with texts is not part of
+it: they look at the states of the patches.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.images.hf_preprocessor import FILE as IMAGE_SETTINGS
+from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
+from llm2clip.encoders.vision.tensor_layouts import TRANSFORMERS, TowerShape
+from llm2clip.encoders.weights.safetensors_io import DTYPES, read_header, read_tensors
+
+if TYPE_CHECKING:
+    from llm2clip.encoders.vision.vision_source import VisionSource
+
+_FILTERS = {Resample.LANCZOS: 1, Resample.BILINEAR: 2, Resample.BICUBIC: 3}
+"""Pillow's numbers."""
+
+
+def save_clip_vision(vision: VisionSource, folder: Path) -> None:
+    """Write a tower of the OpenAI layout as ``CLIPVisionModel.from_pretrained`` and ``CLIPImageProcessor`` read it.
+
+    Args:
+        vision: The tower. Its numbers are written as they are stored.
+        folder: Where to; made if need be, and only with everything in it.
+
+    Raises:
+        ModelError: The tower is of another architecture, which ``CLIPVisionModel`` cannot compute.
+        ValueError: ``folder`` is there and not empty.
+        OSError: A file cannot be written.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    plan = vision.plan
+    if plan.layout != "openai":
+        raise ModelError(
+            f"{vision.name} has a tower of the layout {plan.layout}, which CLIPVisionModel cannot compute; it can "
+            "those of llm2clip-openai-b-16, llm2clip-openai-l-14-224 and llm2clip-openai-l-14-336"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; name another folder")
+    header = read_header(plan.path)
+    names = [name for rows in plan.tower.rows for name in rows.theirs if name.startswith(TRANSFORMERS)]
+    stored = {ours: theirs for theirs, ours in DTYPES.items()}[header[names[0]].dtype]
+    tensors = read_tensors(plan.path, names, dtype=getattr(torch, stored))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        draft = Path(name) / "draft"
+        draft.mkdir()
+        # transformers refuses files that do not say which library's they are.
+        save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
+        _write(draft / "config.json", _model_settings(plan.shape, stored))
+        _write(draft / IMAGE_SETTINGS, _image_settings(vision.preprocess("native")))
+        if folder.exists():
+            folder.rmdir()
+        draft.rename(folder)
+
+
+def _model_settings(shape: TowerShape, stored: str) -> dict[str, Any]:
+    return {
+        "architectures": ["CLIPVisionModel"],
+        "model_type": "clip_vision_model",
+        "hidden_size": shape.width,
+        "intermediate_size": shape.hidden,
+        "num_hidden_layers": shape.depth,
+        "num_attention_heads": shape.heads,
+        "image_size": shape.image_size,
+        "patch_size": shape.patch_size,
+        "hidden_act": shape.activation,
+        "layer_norm_eps": 1e-5,
+        "projection_dim": shape.dim,
+        "torch_dtype": stored,
+    }
+
+
+def _image_settings(preprocess: Preprocess) -> dict[str, Any]:
+    side = preprocess.size
+    square = {"height": side, "width": side}
+    crops = preprocess.mode is ResizeMode.SHORTEST_CROP
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": side} if crops else square,
+        "resample": _FILTERS[preprocess.resample],
+        "do_center_crop": crops,
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+        "do_convert_rgb": True,
+    }
+
+
+def _write(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,253 @@
+"""The published file with a vision tower: found by name, in a folder of one's own, or as a file.
+
+What is in it is read from its tensors; where the catalogue knows the file, the two must agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llm2clip.common.paths import models_home
+from llm2clip.encoders.catalog.cards import baseline_rows
+from llm2clip.encoders.catalog.entries import EncoderRow, encoder_rows, find_encoder, language_of
+from llm2clip.encoders.catalog.hub import locate
+from llm2clip.encoders.catalog.hub_files import encoder_files
+from llm2clip.encoders.core.base import Parity
+from llm2clip.encoders.core.config_io import read_object
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.images.hf_preprocessor import FILE as IMAGE_SETTINGS
+from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD, read_preprocess
+from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeMode
+from llm2clip.encoders.vision.vision_tower import VisionPlan, open_vision
+from llm2clip.encoders.weights.hf_weights import stored_sha256
+from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint, read_conversion
+from llm2clip.encoders.weights.safetensors_io import read_header
+
+PICKLED = (".pt", ".bin", ".pth")
+"""Suffixes of files that torch.save wrote; they are converted once."""
+_USUAL = {"openai": "clip", "eva02": "eva", "siglip2": "eva"}
+"""Layout -> preprocessing, where nothing says another."""
+_ADAPTERS = ("text_adapter.", "text.text_adaptor.", "text.text_proj.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSource:
+    """A file with a vision tower, and what is known of it."""
+
+    name: str
+    """What the encoder is called."""
+    plan: VisionPlan
+    """What is in it."""
+    row: EncoderRow | None
+    """Its line of the catalogue."""
+    folder: Path
+    """Where it was found."""
+    converted: bool = False
+    """Whether ``plan.path`` was made from a file in ``folder``."""
+    copied: tuple[str, str] | None = None
+    """Hash of ``plan.path`` when it was saved, and that of the published file it is the same as."""
+    preparation: Preprocess | None = None
+    """What is done to a picture, where that is written down."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 in hexadecimal of the published file; of a ``.pt`` that of itself, not of what was made of it."""
+        if self.converted:
+            return read_conversion(self.plan.path).sha256
+        digest = stored_sha256(self.plan.path)
+        return self.copied[1] if self.copied is not None and self.copied[0] == digest else digest
+
+    def preprocess(self, parity: Parity) -> Preprocess:
+        """What is done to a picture: as ``preprocessor_config.json`` says if it is there, else as published."""
+        if self.preparation is not None:
+            return replace(self.preparation, parity=parity)
+        kind = self.kind
+        default = Preprocess(
+            size=self.plan.image_size,
+            mode=ResizeMode.SQUASH if kind == "siglip" else ResizeMode.SHORTEST_CROP,
+            mean=(0.5, 0.5, 0.5) if kind == "siglip" else OPENAI_MEAN,
+            std=(0.5, 0.5, 0.5) if kind == "siglip" else OPENAI_STD,
+            crop=Crop.HALF_EVEN if kind == "eva" else Crop.FLOOR,
+            order=Order.RESIZE_FIRST if kind == "eva" else Order.CONVERT_FIRST,
+            parity=parity,
+        )
+        if not self.has_settings:
+            return default
+        size = {"vision_config": {"image_size": self.plan.image_size}}
+        return read_preprocess(self.folder, size, default)
+
+    @property
+    def kind(self) -> str:
+        """Whose preprocessing: ``"clip"``, ``"eva"`` or ``"siglip"``."""
+        return (self.row.preprocessing if self.row else "") or _USUAL[self.plan.layout]
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether the preprocessing is written down beside the weights."""
+        return (self.folder / IMAGE_SETTINGS).is_file()
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What the files turned out to be, in words."""
+        how = f"as {IMAGE_SETTINGS} says" if self.has_settings else f"those of {self.kind}"
+        whose = (self.row.note,) if self.row is not None and not self.row.repository else ()
+        return (f"{self.plan.layout} tower", *whose, *self.plan.found, f"pictures prepared {how}")
+
+
+def published_vision(row: EncoderRow) -> VisionSource:
+    """The tower of a published encoder, fetched now if need be.
+
+    Raises:
+        ModelError: Its file is not here and cannot be fetched, is damaged, or is not the published one.
+    """
+    folder = locate(encoder_files(row))
+    path = _choose(folder, row.weights)
+    size = path.stat().st_size
+    if row.weights_bytes and size != row.weights_bytes:
+        raise ModelError(
+            f"{path} has {size:,} bytes, the published file {row.weights_bytes:,}; fetch it again"
+        )
+    source = _open(path, folder=folder, row=row)
+    _check(source.plan, row)
+    return source
+
+
+def local_vision(path: Path) -> VisionSource:
+    """The tower in a folder, or in a file: ``.safetensors``, or ``.pt`` as EVA02's are published.
+
+    Raises:
+        ModelError: There is none, or it is damaged.
+    """
+    folder = path if path.is_dir() else path.parent
+    named = find_encoder(folder.resolve().name)
+    pattern = named.weights if named is not None and named.weights else "*"
+    file = _choose(folder, pattern) if path.is_dir() else path
+    found = _open(file, folder=folder, row=None)
+    name = path.resolve().name if path.is_dir() else path.stem
+    row = _row_of(found, name)
+    return replace(found, name=row.name if row else name, row=row)
+
+
+def holds_tower(path: Path) -> bool:
+    """Whether a folder or file is one of LLM2CLIP's: it has an adapter, or is a file that has to be converted."""
+    if path.is_file():
+        return path.suffix in (".safetensors", *PICKLED)
+    named = find_encoder(path.resolve().name)
+    if named is not None and named.layout:
+        return True
+    if any(_has_adapter(file) for file in sorted(path.glob("*.safetensors"))):
+        return True
+    # A pickle says nothing of itself until it is converted: alone, with nobody else's settings, it is taken for one
+    # unless it is called like the file of a baseline.
+    pickles = {file.name for file in path.glob("*.pt")} - {row.weights for row in baseline_rows()}
+    return not (path / "config.json").is_file() and bool(pickles)
+
+
+def _open(path: Path, *, folder: Path, row: EncoderRow | None) -> VisionSource:
+    converted = path.suffix in PICKLED
+    file, settings = path, None
+    if converted:
+        cache = models_home() / "converted" / (row.name if row else path.stem)
+        file = convert_checkpoint(path, cache, sha256=(row.weights_sha256 or None) if row else None)
+        settings = _settings_of_training(folder)
+    plan = open_vision(file, settings=settings)
+    return VisionSource(
+        name=row.name if row else path.stem, plan=plan, row=row, folder=folder, converted=converted
+    )
+
+
+def _settings_of_training(folder: Path) -> dict[str, Any]:
+    """The configuration beside a ``.pt``, if it is that of the training code; the hub's describes another file."""
+    path = folder / "config.json"
+    settings = read_object(path, folder=folder) if path.is_file() else {}
+    return settings if "vision_cfg" in settings else {}
+
+
+def _row_of(source: VisionSource, name: str) -> EncoderRow | None:
+    """The published encoder that a file of one's own is, or one of its shape: no two have as many numbers.
+
+    It is the published one if it has its hash, or else, as most hashes were never published, its name.
+    """
+    plan = source.plan
+    alike = (row for row in encoder_rows() if row.layout == plan.layout)
+    sizes = plan.parameters, plan.image_size
+    row = next((row for row in alike if (row.parameters, row.image_size) == sizes), None)
+    if row is None:
+        return None
+    checked = source.converted and bool(row.weights_sha256)
+    published = source.sha256 == row.weights_sha256 if checked else find_encoder(name) == row
+    return row if published else _own_row(row, name)
+
+
+def _own_row(like: EncoderRow, name: str) -> EncoderRow:
+    """A line for a tower of one's own: the rules of the published one of its shape, and nothing else of it."""
+    return EncoderRow(
+        name=name,
+        family=like.family,
+        repository="",
+        parameters=like.parameters,
+        dim=like.dim,
+        image_size=like.image_size,
+        max_text_tokens=like.max_text_tokens,
+        licence="unknown",
+        note=f"of your own, read by the rules of {like.name}, whose shape it has",
+        layout=like.layout,
+        preprocessing=like.preprocessing,
+        language_model=like.language_model,
+        normalize_input=like.normalize_input,
+        half_features=like.half_features,
+    )
+
+
+def _check(plan: VisionPlan, row: EncoderRow) -> None:
+    wrong = []
+    if plan.layout != row.layout:
+        wrong.append(f"a tower of layout {plan.layout}, expected {row.layout}")
+    for what, got, expected in (
+        ("vectors of", plan.dim, row.dim),
+        ("pictures of", plan.image_size, row.image_size),
+        ("trained numbers:", plan.parameters, row.parameters),
+    ):
+        if got != expected:
+            wrong.append(f"{what} {got:,}, expected {expected:,}")
+    if plan.adapter is None:
+        wrong.append("no text adapter")
+    elif plan.adapter.width != (width := language_of(row).shape.hidden_size):
+        wrong.append(f"an adapter for language models of width {plan.adapter.width}, expected {width}")
+    if row.layout == "siglip2" and plan.layout == "siglip2" and plan.dim == row.dim and plan.adapter:
+        return  # its file was described by nobody
+    if wrong:
+        traps = f" Known of it: {'; '.join(row.traps)}." if row.traps else ""
+        raise ModelError(
+            f"{plan.path} is not the published {row.name}: {', '.join(wrong)}. Fetch {row.weights} again "
+            f"from {row.repository}.{traps}"
+        )
+
+
+def _choose(folder: Path, pattern: str) -> Path:
+    """The file of weights in a folder: one with an adapter before one without, safetensors before pickles."""
+    files = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
+    plain = [path for path in files if path.suffix == ".safetensors"]
+    ranked = [*filter(_has_adapter, plain), *_pickled(files), *plain]
+    if not ranked:
+        raise ModelError(f"{folder} has no weights: expected a .safetensors or .pt file")
+    return ranked[0]
+
+
+def _pickled(files: list[Path]) -> Iterator[Path]:
+    for suffix in PICKLED:
+        yield from (path for path in files if path.suffix == suffix)
+
+
+def _has_adapter(path: Path) -> bool:
+    names = read_header(path)
+    # An encoder folder of our own has its language model in the same file; no published one has.
+    return any(name.startswith(_ADAPTERS) for name in names) and not any(map(_is_language_model, names))
+
+
+def _is_language_model(name: str) -> bool:
+    return name.startswith("language_model.")

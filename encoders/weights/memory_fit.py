@@ -1,0 +1,157 @@
+"""How much memory there is, and in what form a language model fits into it.
+
+Language models are the large half of LLM2CLIP: 15 GB in bfloat16. What is held in less is only its matrices; the
+token table stays in bfloat16.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+
+from llm2clip.common.files import format_bytes
+from llm2clip.common.memory import free_memory
+from llm2clip.encoders.catalog.entries import Choice, LlamaShape
+from llm2clip.encoders.core.devices import pick_dtype
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.weights.quantization import has_torchao
+
+_SPARE = 1_000_000_000
+"""Bytes left for what is computed while a batch is read."""
+_MARGIN = 1.15
+"""Peak while loading, in multiples of the weights."""
+_EXACT: frozenset[Choice] = frozenset({"float32", "bfloat16", "float16"})
+
+log = logging.getLogger("llm2clip.encoders")
+
+
+@dataclass(frozen=True)
+class Need:
+    """What one way of holding a language model takes."""
+
+    choice: Choice
+    """The way."""
+    weights: int
+    """Bytes of its weights."""
+
+    @property
+    def total(self) -> int:
+        """Bytes to load it and read a batch."""
+        return int(self.weights * _MARGIN) + _SPARE
+
+
+def choices() -> tuple[Choice, ...]:
+    """All ways of holding a language model."""
+    return get_args(Choice)
+
+
+def needs(shape: LlamaShape, *, stored: str, device: torch.device) -> list[Need]:
+    """The ways worth choosing on a device, the most faithful first; of equals the fastest.
+
+    float32 comes first on a CPU if it is what is stored, or if the CPU has no bfloat16 arithmetic: it is then
+    several times as fast. Elsewhere nothing is gained by holding more than what is stored. int8 and int4 are
+    there where torchao is.
+    """
+    order: list[Choice] = ["bfloat16"] if stored != "float16" else ["float16"]
+    if device.type == "cpu":
+        wide = stored == "float32" or not has_bfloat16()
+        order = ["float32", *order] if wide else [*order, "float32"]
+    if has_torchao():
+        order += ["int8", "int4"]
+    return [Need(choice, shape.memory(choice)) for choice in order]
+
+
+def pick_choice(
+    shape: LlamaShape, *, name: str, stored: str, device: torch.device, free: int | None = None
+) -> Choice:
+    """The most faithful way that fits into memory; says so where it is not what is stored.
+
+    Args:
+        shape: Sizes of the language model.
+        name: What it is called, for messages.
+        stored: Dtype of its file.
+        device: Where it is to be.
+        free: Bytes that are free there; measured if ``None``.
+
+    Raises:
+        ModelError: None fits; the message has the numbers.
+    """
+    free = device_memory(device) if free is None else free
+    ways = needs(shape, stored=stored, device=device)
+    if free is None:
+        return ways[0].choice
+    fitting = [way for way in ways if way.total <= free]
+    if not fitting:
+        raise ModelError(_refusal(ways, name=name, device=device, free=free))
+    picked = fitting[0]
+    taken = f"{format_bytes(picked.weights)} of {format_bytes(free)} free on {device}"
+    said = f"{name} is held as {picked.choice} ({taken})"
+    if picked.choice not in _EXACT:
+        dearest = min(way.total for way in ways if way.choice in _EXACT)
+        log.warning("%s: as stored it takes %s; answers differ a little", said, format_bytes(dearest))
+    else:
+        log.info("%s", said)
+    return picked.choice
+
+
+def check_choice(shape: LlamaShape, choice: Choice, *, name: str, device: torch.device) -> None:
+    """Refuse a way that was asked for where its weights alone are more than what is free.
+
+    Raises:
+        ModelError: They are; the message has the numbers.
+    """
+    free, need = device_memory(device), shape.memory(choice)
+    if free is not None and need > free:
+        ways = [way for way in needs(shape, stored="bfloat16", device=device) if way.total <= free]
+        instead = f"; {ways[0].choice} would fit" if ways else ""
+        raise ModelError(
+            f"{name} as {choice} takes {format_bytes(need)} on {device}, of which {format_bytes(free)} are free"
+            f"{instead}"
+        )
+
+
+def _refusal(ways: list[Need], *, name: str, device: torch.device, free: int) -> str:
+    said = ", ".join(f"{format_bytes(way.total)} as {way.choice}" for way in ways)
+    install = (
+        "" if has_torchao() else "; with torchao installed (pip install torchao) int8 and int4 take less"
+    )
+    return (
+        f"{name} does not fit on {device}: {format_bytes(free)} are free, but it needs {said} (weights, "
+        f"{_MARGIN - 1:.0%} while loading, {format_bytes(_SPARE)} for a batch){install}. "
+        "Free memory, or choose an encoder with a smaller language model: llm2clip-llama3.2-1b-eva02-l-14-336"
+    )
+
+
+def give_back() -> None:
+    """Return freed memory to the system where that can be asked for (glibc); else it stays with the process."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def has_bfloat16() -> bool:
+    """Whether this CPU computes in bfloat16, rather than by way of float32."""
+    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(supported()) if supported is not None else False
+
+
+def device_memory(device: torch.device) -> int | None:
+    """Bytes that a device has free; on a CPU no more than what a container is allowed. None: not known."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu":
+        return None
+    return free_memory()
+
+
+def held_and_computed(name: str, device: torch.device) -> tuple[Choice | Literal["auto"], torch.dtype]:
+    """How the language model is held, and what the tower and the adapter are computed in."""
+    if name != "auto" and name not in choices():
+        raise ValueError(f"unknown dtype {name!r}, expected 'auto' or one of {', '.join(choices())}")
+    other = "auto" if name in ("int8", "int4") else name
+    return cast("Choice | Literal['auto']", name), pick_dtype(other, device=device, stored="float16")

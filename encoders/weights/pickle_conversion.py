@@ -1,0 +1,250 @@
+"""A ``.pt`` or ``.bin`` file as safetensors, converted once: no code in it runs, then or later.
+
+Such a file is a pickle, which can ask for any function to be called. torch's restricted reader refuses all but
+tensors; what it gives is checked again here, because a pickle can also describe a tensor that is larger than its
+bytes.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+import secrets
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from llm2clip.common.files import file_sha256
+from llm2clip.encoders.core.config_io import from_json, read_object, to_json
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.path_safety import refuse_outside, refuse_pointer
+from llm2clip.encoders.weights.safetensors_io import STORED
+
+_CODES = {getattr(torch, name): code for code, (name, _) in STORED.items()}
+"""Dtype of torch -> as a safetensors header has it."""
+_WRAPPERS = ("state_dict", "model", "module")
+"""Keys under which training programs put the tensors, beside their step counter and settings."""
+_PARALLEL = "module."
+"""What data-parallel training puts before every name."""
+_SPARE = 1 << 26
+"""Bytes that the tensors may take beyond twice the file; a few share their bytes with others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What was made of which file; stored as JSON beside the result."""
+
+    source: str
+    """Name of the file that was converted."""
+    place: str
+    """Where it really lay when it was last looked at: two files of one name, size and age are not one file."""
+    size: int
+    """Its size in bytes."""
+    modified_ns: int
+    """When it was last changed, in nanoseconds; it is hashed again when this differs."""
+    sha256: str
+    """Its SHA-256, in hexadecimal."""
+    result: str
+    """Name of the safetensors file."""
+    result_size: int
+    """Its size in bytes."""
+    tensors: int
+    """Number of tensors in it."""
+
+
+def convert_checkpoint(pt: Path, cache: Path, *, sha256: str | None = None) -> Path:
+    """The same tensors as safetensors; converted at the first call, found again by the hash at later ones.
+
+    Args:
+        pt: A file that ``torch.save`` wrote: tensors by name, bare or under ``state_dict``, ``model`` or ``module``.
+        cache: Folder for the result and its record; made if need be.
+        sha256: What the file must hash to, in hexadecimal; ``None`` if any file will do.
+
+    Returns:
+        A safetensors file in ``cache``. It is complete whenever it exists.
+
+    Raises:
+        ModelError: The file is missing, another one than expected, damaged, holds more than tensors, or describes
+            tensors larger than itself; or the result cannot be written.
+    """
+    refuse_outside(pt)
+    try:
+        state = pt.stat()
+    except OSError as error:
+        raise ModelError(f"{pt} cannot be read: {error.strerror or error}") from error
+    wanted = Conversion(
+        source=pt.name,
+        place=str(pt.resolve()),
+        size=state.st_size,
+        modified_ns=state.st_mtime_ns,
+        sha256="",
+        result="",
+        result_size=0,
+        tensors=0,
+    )
+    known = next((record for record in _records(pt, cache) if _same_file(record, wanted)), None)
+    found = known.sha256 if known else _hash(pt)
+    if sha256 is not None and found != sha256:
+        raise ModelError(f"{pt} is another file: SHA-256 {found}, expected {sha256}; download it again")
+    if known is None:
+        known = next((record for record in _records(pt, cache) if record.sha256 == found), None)
+        wanted = replace(wanted, sha256=found, result=f"{pt.stem}-{found[:16]}.safetensors")
+        known = (
+            _convert(pt, cache, wanted)
+            if known is None
+            else replace(known, place=wanted.place, modified_ns=wanted.modified_ns)
+        )
+        _write_record(cache, known)
+    return cache / known.result
+
+
+def read_conversion(result: Path) -> Conversion:
+    """What a converted file was made of.
+
+    Raises:
+        ModelError: There is no record beside it, or it is damaged.
+    """
+    path = result.with_suffix(".json")
+    return from_json(Conversion, read_object(path), where=str(path))
+
+
+def _records(pt: Path, cache: Path) -> Iterator[Conversion]:
+    """Earlier conversions of files of that name whose results are still whole."""
+    for path in sorted(cache.glob(f"{glob.escape(pt.stem)}-*.json")):
+        try:
+            record = read_conversion(path)
+            whole = (cache / record.result).stat().st_size == record.result_size
+        except (ModelError, OSError):
+            # Half a record, or none of ours: as if it were not there.
+            continue
+        if whole and record.source == pt.name and Path(record.result).name == record.result:
+            yield record
+
+
+def _same_file(record: Conversion, wanted: Conversion) -> bool:
+    return all(getattr(record, key) == getattr(wanted, key) for key in ("place", "size", "modified_ns"))
+
+
+def _hash(pt: Path) -> str:
+    # Of the bytes, also where the hub's cache has a hash for a name: what is converted once is checked once.
+    try:
+        return file_sha256(pt)
+    except OSError as error:
+        raise ModelError(f"{pt} cannot be read: {error.strerror or error}") from error
+
+
+def _convert(pt: Path, cache: Path, wanted: Conversion) -> Conversion:
+    tensors = _check(_read(pt), pt=pt, size=wanted.size)
+    target = cache / wanted.result
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _replacing(target) as stream:
+            _write(stream, tensors)
+    except OSError as error:
+        raise ModelError(f"{target} cannot be written: {error.strerror or error}") from error
+    return replace(wanted, result_size=target.stat().st_size, tensors=len(tensors))
+
+
+def _read(pt: Path) -> dict[str, Tensor]:
+    """Tensors by name, mapped rather than read where the file allows."""
+    try:
+        refuse_pointer(pt)
+        zipped = zipfile.is_zipfile(pt)
+        if zipped and any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(pt).namelist()):
+            raise ModelError(f"{pt} is a TorchScript program; expected a file of tensors (a state dict)")
+        state = torch.load(pt, map_location="cpu", weights_only=True, mmap=zipped)
+    except ModelError:
+        raise
+    except Exception as error:  # what a file made by anybody lets torch, zipfile and pickle raise has no end
+        raise ModelError(
+            f"{pt} is damaged or holds more than tensors ({_reason(error)}); nothing in it was run. Expected a bare "
+            "state dict: torch.save(model.state_dict(), path)"
+        ) from error
+    for key in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not state:
+        raise ModelError(f"{pt} is not a state dict: expected tensors by name, got {type(state).__name__}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ModelError(
+                f"{pt}: {str(name)[:80]!r} is {type(value).__name__}, expected a tensor with a name"
+            )
+    if all(name.startswith(_PARALLEL) for name in state):
+        state = {name.removeprefix(_PARALLEL): value for name, value in state.items()}
+    return state
+
+
+def _reason(error: Exception) -> str:
+    text = str(error)
+    asked = re.search(r"GLOBAL ([\w.]+)", text)
+    return f"it asks for {asked[1]}" if asked else (text.strip().split("\n")[0] or type(error).__name__)[:160]
+
+
+def _check(state: Mapping[str, Tensor], *, pt: Path, size: int) -> dict[str, Tensor]:
+    total = 0
+    for name, tensor in state.items():
+        if name == "__metadata__" or not name.isprintable() or "" in name.split("."):
+            raise ModelError(f"{pt}: {name[:80]!r} cannot be the name of a tensor")
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _CODES:
+            kind = f"{tensor.layout}, {tensor.dtype}, on {tensor.device}"
+            raise ModelError(f"{pt}: {name} is no plain tensor ({kind}); expected one of {list(STORED)}")
+        held, claimed = tensor.untyped_storage().nbytes(), tensor.numel() * tensor.element_size()
+        total += claimed
+        if claimed > held or total > 2 * size + _SPARE:
+            raise ModelError(
+                f"{pt}: {name} claims {claimed:,} bytes (shape {list(tensor.shape)}), more than the file holds for it"
+            )
+    return dict(state)
+
+
+def _write(stream: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors, one tensor after the other, widest numbers first so that all lie aligned."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    stream.write(len(text).to_bytes(8, "little") + text)
+    for name in order:
+        stream.write(tensors[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _write_record(cache: Path, record: Conversion) -> None:
+    path = (cache / record.result).with_suffix(".json")
+    try:
+        with _replacing(path) as stream:
+            stream.write((json.dumps(to_json(record), indent=2) + "\n").encode())
+    except OSError as error:
+        raise ModelError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of ``path`` when it has been written, and leaves nothing behind otherwise."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with draft.open("xb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""Encoders and sets as they are named on a command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from llm2clip.eval.datasets.protocols import find_protocol
+from llm2clip.eval.datasets.retrieval_set import RetrievalSet
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders.image_folder import data_languages, load_data
+from llm2clip.eval.loaders.load import load_protocol
+from llm2clip.eval.runner.run import Candidate
+
+if TYPE_CHECKING:
+    from llm2clip.encoders import Encoder
+
+ALL = "all"
+"""Stands for every language that there is."""
+
+Parity = Literal["native", "upstream"]
+
+
+def candidates(
+    names: Sequence[str], *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
+) -> list[Candidate]:
+    """Encoders to measure, opened when their turn comes.
+
+    Args:
+        names: What ``load_encoder`` takes, each perhaps after ``LABEL=``.
+        device: As ``load_encoder`` takes it.
+        dtype: Likewise.
+        parity: Likewise.
+
+    Raises:
+        ValueError: Two have one label, or there is none.
+    """
+    if not names:
+        raise ValueError("no encoder was named; name at least one, such as --encoder nano")
+    found = [
+        _candidate(*labelled(name), device=device, dtype=dtype, parity=parity)
+        for name in dict.fromkeys(names)
+    ]
+    labels = [one.label for one in found if one.label]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"two encoders have one label among {labels}; labels tell them apart in tables")
+    return found
+
+
+def labelled(name: str) -> tuple[str, str]:
+    """(label, name): what stands before the first ``=`` unless it is part of a path."""
+    label, equals, rest = name.partition("=")
+    return (label, rest) if equals and "/" not in label and rest else ("", name)
+
+
+def _candidate(label: str, name: str, *, device: str, dtype: str, parity: Parity) -> Candidate:
+    def opened() -> Encoder:
+        from llm2clip.encoders import load_encoder
+
+        return load_encoder(name, device=device, dtype=dtype, parity=parity)
+
+    return Candidate(label=label, open=opened, parity=parity)
+
+
+def sets(
+    protocols: Sequence[str], own: Sequence[str], *, folder: Path, languages: Sequence[str] = ()
+) -> Iterator[RetrievalSet]:
+    """Read the sets that were named, each once.
+
+    Args:
+        protocols: Declared ids, each perhaps with ``:LANGUAGE``.
+        own: Folders or tars of one's own, each perhaps after ``NAME=``.
+        folder: Where the files of declared protocols lie.
+        languages: Codes, or ``all``. A protocol in several languages is taken in all of them by default, pictures
+            of one's own with their captions that name no language.
+
+    Raises:
+        DatasetError: A set cannot be read, none was named, or two of one's own have one name.
+    """
+    if not protocols and not own:
+        raise DatasetError(
+            "no set was named; name a protocol (--dataset ID) or pictures of your own (--data PATH)"
+        )
+    for base, language in dict.fromkeys(
+        (name.partition(":")[0], language)
+        for name in protocols
+        for language in _protocol_languages(name, languages)
+    ):
+        yield load_protocol(base, data=folder, language=language)
+    places: dict[str, str] = {}
+    for each in dict.fromkeys(own):
+        name, path = labelled(each)
+        for language in dict.fromkeys(_own_languages(Path(path), languages)):
+            found = load_data(path, language=language, name=name or None)
+            if places.setdefault(found.id, path) != path:
+                raise DatasetError(
+                    f"{places[found.id]} and {path} are both called '{found.id}', expected a name for each: "
+                    "--data NAME=PATH"
+                )
+            yield found
+
+
+def _protocol_languages(name: str, asked: Sequence[str]) -> Sequence[str | None]:
+    base, _, language = name.partition(":")
+    protocol = find_protocol(base)
+    if language:
+        return [language]
+    if not protocol.languages:
+        return [None]
+    if not asked or ALL in asked:
+        return protocol.languages
+    return [language for language in asked if language in protocol.languages] or list(asked)
+
+
+def _own_languages(path: Path, asked: Sequence[str]) -> Sequence[str | None]:
+    if ALL not in asked:
+        return asked or [None]
+    found = list(data_languages(path))
+    if not found:
+        raise DatasetError(f"{path} has captions in no named language, expected some for --language all")
+    return found

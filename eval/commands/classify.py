@@ -1,0 +1,164 @@
+"""The commands ``llm2clip-eval classify`` and ``captions``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from llm2clip.common.entrypoint import winding_up
+from llm2clip.common.terminal import note, one_line_errors, plain
+
+if TYPE_CHECKING:
+    from llm2clip.eval.runner.zero_shot_run import ClassReport, ClassTask
+    from llm2clip.eval.stats.bootstrap import Interval
+
+Names = Annotated[list[str], typer.Option("--encoder", help="Name, folder or LABEL=either; several times.")]
+Cache = Annotated[Path | None, typer.Option(help="Folder of vectors; by default in the data home.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
+Dtype = Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; int8, int4 of LLM2CLIP's texts.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write everything here.")]
+
+
+def classify(
+    folder: Annotated[Path, typer.Argument(help="Folder with one folder of pictures for each class.")],
+    *,
+    encoder: Names,
+    names: Annotated[
+        Path | None, typer.Option(help="Names of the classes, JSON or text; by default the folders' names.")
+    ] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="Templates, one {} in each line; by default one of our own.")
+    ] = None,
+    language: Annotated[str, typer.Option(help="Of our own template: en or zh.")] = "en",
+    protocol: Annotated[
+        str | None, typer.Option(help="imagenet-1k-en, imagenet-1k-en-single or imagenet-1k-zh.")
+    ] = None,
+    cache: Cache = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Classify pictures by the names of their classes, never trained on them (zero-shot)."""
+    with one_line_errors(extra="cpu"):
+        from llm2clip.eval.commands.arguments import candidates
+        from llm2clip.eval.runner.zero_shot_run import measure_classes
+
+        task = _task(folder, names, templates, language=language, protocol=protocol)
+        picked = candidates(encoder, device=device, dtype=dtype, parity="native")
+        with winding_up(), _bar(len(picked) * len(task.pictures.images)) as advance:
+            reports = [
+                measure_classes(one, task, cache=cache or _cache(), progress=advance) for one in picked
+            ]
+        _show(reports, json_file)
+
+
+def captions(
+    *,
+    encoder: Names,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Declared protocol, ID or ID:LANGUAGE; several times.")
+    ] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="Folder or tar of your own with captions; several times.")
+    ] = None,
+    language: Annotated[
+        list[str] | None, typer.Option(help="Language of the captions, or all; several times.")
+    ] = None,
+    data_folder: Annotated[
+        Path | None, typer.Option(help="Data folder of all protocols; by default in the data home.")
+    ] = None,
+    cache: Cache = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Caption-to-caption retrieval: do two captions of one picture find each other? Texts alone are encoded."""
+    with one_line_errors(extra="cpu"):
+        from llm2clip.eval.commands.arguments import candidates, sets
+        from llm2clip.eval.loaders.load import default_data
+        from llm2clip.eval.runner.zero_shot_run import measure_captions
+
+        picked = candidates(encoder, device=device, dtype=dtype, parity="native")
+        chosen = list(
+            sets(dataset or [], data or [], folder=data_folder or default_data(), languages=language or [])
+        )
+        with winding_up():
+            reports = [
+                measure_captions(one, each, cache=cache or _cache()) for one in picked for each in chosen
+            ]
+        _show(reports, json_file)
+
+
+def _task(
+    folder: Path, names: Path | None, templates: Path | None, *, language: str, protocol: str | None
+) -> ClassTask:
+    from llm2clip.eval.datasets import class_sets
+    from llm2clip.eval.runner.zero_shot_run import ClassTask
+
+    if protocol is not None and protocol not in class_sets.PROTOCOLS:
+        known = ", ".join(class_sets.PROTOCOLS)
+        raise typer.BadParameter(f"got {protocol!r}, expected one of {known}", param_hint="--protocol")
+    if language not in class_sets.SINGLE_TEMPLATE and templates is None:
+        raise typer.BadParameter(f"got {language!r}, expected en or zh", param_hint="--language")
+    declared = class_sets.PROTOCOLS[protocol] if protocol else None
+    if declared and (names is None or (templates is None and declared.templates != 1)):
+        raise ValueError(
+            f"{declared.id} needs --names FILE and --templates FILE. They are not shipped: {declared.files}"
+        )
+    found = class_sets.read_class_folders(folder)
+    called = class_sets.read_class_names(names, folders=found.folders) if names else list(found.folders)
+    texts = class_sets.read_templates(templates) if templates else class_sets.SINGLE_TEMPLATE[language]
+    title = found.protocol(declared, templates=len(texts)) if declared else class_sets.own_title(folder)
+    return ClassTask(protocol=title, pictures=found, names=called, templates=texts)
+
+
+@contextmanager
+def _bar(pictures: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("pictures", total=pictures)
+        yield lambda number: bars.advance(bar, number)
+
+
+def _cache() -> Path:
+    from llm2clip.common.paths import data_home
+
+    return data_home() / "eval-vectors"
+
+
+def _show(reports: Sequence[ClassReport], json_file: Path | None) -> None:
+    from llm2clip.eval.runner.zero_shot import Classification
+
+    for report in reports:
+        result, who = report.result, plain(f"{report.encoder['label']} on {report.task}")
+        if isinstance(result, Classification):
+            typer.echo(f"{who}: {result.images:,} pictures, {result.classes:,} classes")
+            rows = [("top-1", result.top1), ("top-5", result.top5)]
+            typer.echo(f"  {'mean over classes':<18} {100 * result.per_class:5.1f} %")
+        else:
+            typer.echo(f"{who}: {result.pictures:,} pictures with two captions")
+            rows = [
+                ("both ways", result.mean),
+                ("first to second", result.first_to_second),
+                ("second to first", result.second_to_first),
+            ]
+        for label, interval in rows:
+            typer.echo(f"  {label:<18} {_percent(interval)}")
+        for line in report.notes:
+            note(plain(line))
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps([report.as_json() for report in reports], ensure_ascii=False, indent=1)
+        json_file.write_text(text + "\n", encoding="utf-8")
+
+
+def _percent(interval: Interval) -> str:
+    return f"{100 * interval.value:5.1f} %  ({100 * interval.low:.1f} to {100 * interval.high:.1f})"

@@ -1,0 +1,146 @@
+"""Pictures with captions, read from WebDataset tar files without unpacking them, by the indexer's own reader.
+
+A tar holds pictures (``<name>.webp``, ``.png``, ``.jpg``), each beside ``<name>.json`` with ``caption``, ``captions``
+by language or ``names`` by language; the format of the sample corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llm2clip.indexer.containers.tar import TarCorpus
+from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.records.spans import read_span
+
+if TYPE_CHECKING:
+    from llm2clip.encoders import ImageSource
+    from llm2clip.eval.metrics.positives import PositivesLike
+
+
+class DatasetError(ValueError):
+    """A data set that cannot be read or holds nothing to measure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TarPicture:
+    """One picture inside a tar file, read when asked for."""
+
+    tar: Path
+    """The tar file."""
+    key: str
+    """Name of the member."""
+    offset: int
+    """First byte of the picture in the tar file."""
+    size: int
+    """Bytes of the picture."""
+    caption: str | None = None
+    """The one that came with it."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """What else came with it."""
+
+    def read(self) -> bytes:
+        """Return the encoded picture."""
+        return read_span(self.tar, offset=self.offset, size=self.size)
+
+    def texts(self, language: str) -> list[str]:
+        """Captions, or names where there are no captions, in one language; empty if there are none."""
+        for name in ("captions", "names"):
+            by_language = self.metadata.get(name)
+            if isinstance(by_language, Mapping) and language in by_language:
+                return [str(text) for text, _ in flat_texts(by_language[language])]
+        return []
+
+
+def flat_texts(value: object) -> list[tuple[object, str]]:
+    """Each text of what stands for a language, with how it was made where that is said.
+
+    Args:
+        value: A text, a list, or objects with ``captions`` and ``kind``, in any nesting.
+    """
+    if isinstance(value, list | tuple):
+        return [each for part in value for each in flat_texts(part)]
+    if isinstance(value, Mapping):
+        kind = value.get("kind")
+        own = flat_texts(value.get("captions", ()))
+        return [(text, kind if isinstance(kind, str) else "") for text, _ in own]
+    return [(value, "")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionedImages:
+    """A set of pictures and texts, and which belong together."""
+
+    name: str
+    """What results call this set."""
+    images: Sequence[TarPicture | ImageSource]
+    """Pictures, opened one batch at a time."""
+    texts: Sequence[str]
+    """Captions."""
+    positives: PositivesLike
+    """Which image belongs to which text; forms as in :func:`llm2clip.eval.retrieval_metrics`."""
+
+
+def read_tar(path: str | Path) -> Iterator[TarPicture]:
+    """List the pictures of a tar file in order, as the indexer reads them; none is decoded.
+
+    What an index would leave out with a remark is an error here: a number measured on fewer pictures or texts
+    than the file has would not be comparable.
+
+    Raises:
+        DatasetError: If the file is missing, no tar or cut off, if two members have one name, or if captions or
+            metadata cannot be read.
+    """
+    try:
+        for record in TarCorpus(str(path)).records():
+            if trouble := record.problem or record.note:
+                raise DatasetError(f"{record.key}: {trouble}. Make or download {path} again.")
+            assert record.offset is not None
+            assert record.size is not None
+            yield TarPicture(
+                tar=record.file,
+                key=record.key.partition("#")[2],
+                offset=record.offset,
+                size=record.size,
+                caption=record.caption,
+                metadata=record.metadata or {},
+            )
+    except CorpusError as error:
+        raise DatasetError(str(error)) from error
+
+
+def read_captioned(
+    *tars: str | Path, language: str | None = None, name: str | None = None
+) -> CaptionedImages:
+    """Read tar files as a set to measure on.
+
+    Args:
+        *tars: Files in the sample-corpus format.
+        language: Take ``captions[language]``, or ``names[language]`` where an item has no captions, each a
+            string or a list of strings; by default the picture's one caption. A picture without a text stays
+            in the gallery.
+        name: What results call this set; by default the first file's name and the language.
+
+    Raises:
+        DatasetError: If a file cannot be read, or no picture or no text is found.
+    """
+    images = [picture for tar in tars for picture in read_tar(tar)]
+    if not images:
+        raise DatasetError(f"no picture in {', '.join(map(str, tars)) or 'nothing'}, expected at least one")
+    texts: list[str] = []
+    owner: list[int] = []
+    for number, picture in enumerate(images):
+        own = picture.texts(language) if language else [picture.caption] if picture.caption else []
+        texts += own
+        owner += [number] * len(own)
+    if not texts:
+        wanted = f"captions or names in language '{language}'" if language else "captions"
+        raise DatasetError(f"{tars[0]} has {len(images)} pictures but no text, expected {wanted}")
+    title = name or Path(tars[0]).stem + (f"-{language}" if language else "")
+    return CaptionedImages(
+        name=title, images=tuple(images), texts=tuple(texts), positives=np.asarray(owner, dtype=np.int64)
+    )

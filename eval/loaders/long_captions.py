@@ -1,0 +1,112 @@
+"""Long captions: ShareGPT4V, Urban1k, DOCCI, DCI."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.loaders.annotations import entry, json_lines, json_list, read_json, read_text, take
+from llm2clip.eval.loaders.protocol_files import Layout, files_hash, picture
+from llm2clip.eval.loaders.unchecked_set import Draft
+
+_SENTENCES = re.compile(r"\n|</s>|\.")
+
+
+def sharegpt4v(layout: Layout) -> Draft:
+    """The first records: picture and the answer of its conversation, line breaks replaced by spaces.
+
+    Raises:
+        DatasetError: If a record has another form, or is no picture of SA-1B (another order of the file).
+    """
+    folder, draft = layout.pictures(), layout.draft
+    assert layout.protocol.first is not None
+    for where, record in json_list(layout.path("captions"), first=layout.protocol.first):
+        name = entry(record, "image", kind=str, where=where)
+        if not name.startswith("sam/"):
+            raise DatasetError(
+                f"{where}: got picture {name}, expected one of SA-1B (sam/images/...): another file or order"
+            )
+        turns = entry(record, "conversations", kind=list, where=where)
+        if len(turns) < 2:
+            raise DatasetError(f"{where}: got {len(turns)} turns, expected a question and its answer")
+        text = entry(take(turns[1], dict, where=where), "value", kind=str, where=where)
+        draft.image(name, picture(folder, name), where=where)
+        draft.caption(text.replace("\n", " "), name, where=where)
+    return draft
+
+
+def urban1k(layout: Layout) -> Draft:
+    """``1.txt`` belongs to ``1.jpg``; of each text the first line.
+
+    Raises:
+        DatasetError: If a caption file is not UTF-8.
+    """
+    captions, pictures, draft = layout.path("captions"), layout.pictures(), layout.draft
+    numbers = {int(path.stem) for path in captions.glob("*.txt") if path.stem.isdecimal()}
+    numbers |= {int(path.stem) for path in pictures.glob("*.jpg") if path.stem.isdecimal()}
+    longer, read = [], []
+    for number in sorted(numbers):
+        name, path = f"{number}.jpg", captions / f"{number}.txt"
+        draft.image(name, picture(pictures, name), where=str(pictures))
+        if not path.is_file():
+            continue
+        read.append(path)
+        first, _, rest = read_text(path).partition("\n")
+        if rest.strip():
+            longer.append(path.name)
+        draft.caption(first.removesuffix("\r"), name, where=str(path))
+    draft.files[layout.names("captions")[0]] = files_hash(read)
+    if longer:
+        draft.notes.append(f"{len(longer):,} caption files have more lines; only the first is used")
+    return draft
+
+
+def docci(layout: Layout) -> Draft:
+    """The lines of split ``test``; the other splits are passed over.
+
+    Raises:
+        DatasetError: If a line has another form, or none is of this split.
+    """
+    path, folder, draft = layout.path("captions"), layout.pictures(), layout.draft
+    splits = set()
+    for where, record in json_lines(path):
+        splits.add(split := entry(record, "split", kind=str, where=where))
+        if split == "test":
+            name = entry(record, "image_file", kind=str, where=where)
+            draft.image(name, picture(folder, name), where=where)
+            draft.caption(entry(record, "description", kind=str, where=where), name, where=where)
+    if not draft.images:
+        raise DatasetError(f"{path}: got splits {sorted(splits)}, expected 'test' among them")
+    return draft
+
+
+def dci(layout: Layout) -> Draft:
+    """All pictures that ``splits.json`` lists, each with its short and extra caption.
+
+    Raises:
+        DatasetError: If an annotation file is missing or has another form.
+    """
+    splits_path, annotations = layout.path("splits"), layout.path("captions")
+    splits = take(read_json(splits_path), dict, where=str(splits_path))
+    folder, draft = layout.pictures(), layout.draft
+    read = []
+    for split, names in splits.items():
+        for name in take(names, list, where=f"{splits_path}, split {split}"):
+            path = annotations / Path(str(name)).name
+            if not path.is_file():
+                raise DatasetError(f"{splits_path}: lists {name}, expected that file in {annotations}")
+            read.append(path)
+            record = take(read_json(path), dict, where=str(path))
+            image = entry(record, "image", kind=str, where=str(path))
+            short = entry(record, "short_caption", kind=str, where=str(path))
+            extra = entry(record, "extra_caption", kind=str, where=str(path))
+            draft.image(image, picture(folder, image), where=str(path))
+            draft.caption(sentences(f"{short}\n{extra}"), image, where=str(path))
+    draft.files[annotations.relative_to(layout.root).as_posix() + "/"] = files_hash(read)
+    return draft
+
+
+def sentences(text: str) -> str:
+    """LoTLIP's form: cut at line breaks, ``</s>`` and every full stop, trimmed, joined by full stop and space."""
+    return ". ".join(part for each in _SENTENCES.split(text) if (part := each.strip()))

@@ -1,0 +1,173 @@
+"""What a reader found, before it is checked against what its protocol declares."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from llm2clip.eval.datasets.protocols import Counts, Protocol
+from llm2clip.eval.datasets.retrieval_set import PARTIAL, Direction, ImageRef, RetrievalSet
+from llm2clip.eval.datasets.tar_images import DatasetError
+
+_NAMED = 3
+"""How many of a list of culprits a message names."""
+
+
+@dataclass(kw_only=True)
+class Draft:
+    """Pictures and captions as an annotation file has them, in its order."""
+
+    images: dict[str, ImageRef | None] = field(default_factory=dict)
+    """Pictures by key; None: named by the annotations, but not there."""
+    captions: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    """Each text with the keys of its right pictures."""
+    own_ids: bool = False
+    """Whether the file numbers pictures in its own way, so that known ids say nothing."""
+    empty: list[str] = field(default_factory=list)
+    """Where captions are empty."""
+    lacking: list[str] = field(default_factory=list)
+    """In words, what else makes the set a part only."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers should know."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the annotation files, by path below the data folder."""
+
+    def image(self, key: str, ref: ImageRef | None, *, where: str) -> None:
+        """Add a picture.
+
+        Raises:
+            DatasetError: If there is one of this key already.
+        """
+        if key in self.images:
+            raise DatasetError(f"{where}: picture {key} is there twice, expected each once")
+        self.images[key] = ref
+
+    def caption(self, text: object, *keys: str, where: str) -> None:
+        """Add a caption of pictures that may be added later; an empty one is left out and remembered.
+
+        Raises:
+            DatasetError: If it is no text, or belongs to no picture.
+        """
+        if not isinstance(text, str):
+            raise DatasetError(f"{where}: caption is {type(text).__name__}, expected text")
+        if not keys:
+            raise DatasetError(f"{where}: caption belongs to no picture, expected one at least")
+        if text.strip():
+            self.captions.append((text, tuple(dict.fromkeys(keys))))
+        else:
+            self.empty.append(where)
+
+    def finish(self, name: str, *, language: str | None, protocol: Protocol | None) -> RetrievalSet:
+        """Check and make the set: under its full name, or ``+partial`` where something is not there.
+
+        Raises:
+            DatasetError: If nothing is left, if captions name unknown pictures, or if this is another split.
+        """
+        label = f"{name}:{language}" if language else name
+        missing = [key for key, ref in self.images.items() if ref is None]
+        present = [ref for ref in self.images.values() if ref is not None]
+        if not present:
+            raise DatasetError(_nothing(label, missing))
+        notes = [*self.notes, *self.lacking]
+        if missing:
+            notes.append(f"{len(missing):,} of {len(self.images):,} pictures are not there: {some(missing)}")
+        if self.empty:
+            notes.append(f"{len(self.empty):,} captions are empty and left out: {some(self.empty)}")
+        if protocol is not None:
+            notes += self._differences(protocol, language)
+        place = {ref.key: number for number, ref in enumerate(present)}
+        texts, rights = self._linked(place, label)
+        if not texts:
+            raise DatasetError(
+                f"{label}: none of {len(self.captions):,} captions has its picture, expected all"
+            )
+        complete = len(notes) == len(self.notes)
+        return RetrievalSet(
+            protocol=name if complete else name + PARTIAL,
+            language=language,
+            images=tuple(present),
+            captions=tuple(texts),
+            caption_images=tuple(rights),
+            complete=complete,
+            directions=_directions(protocol),
+            notes=tuple(notes),
+            files=dict(self.files),
+            missing=tuple(missing),
+        )
+
+    def _linked(self, place: dict[str, int], label: str) -> tuple[list[str], list[tuple[int, ...]]]:
+        texts: list[str] = []
+        rights: list[tuple[int, ...]] = []
+        for text, keys in self.captions:
+            if unknown := [key for key in keys if key not in self.images]:
+                raise DatasetError(
+                    f"{label}: the caption {text[:40]!r} belongs to pictures that are not listed: "
+                    f"{some(unknown)}; expected every one among the {len(self.images):,} listed"
+                )
+            if right := tuple(place[key] for key in keys if key in place):
+                texts.append(text)
+                rights.append(right)
+        return texts, rights
+
+    def _differences(self, protocol: Protocol, language: str | None) -> list[str]:
+        """Where the annotations have less than declared; ``DatasetError`` where they have more or others."""
+        expected = protocol.expected(language)
+        got = Counts(
+            images=len(self.images),
+            captions=len(self.captions) + len(self.empty),
+            pairs=sum(len(keys) for _, keys in self.captions) + len(self.empty),
+        )
+        for name in ("images", "captions", "pairs"):
+            wanted, having = getattr(expected, name), getattr(got, name)
+            if wanted is not None and having > wanted:
+                raise DatasetError(
+                    f"{protocol.id}: got {having:,} {name}, expected {wanted:,}: more than the protocol has, so "
+                    "this is another split or another version"
+                )
+        comparable = got.images == expected.images and not self.own_ids
+        known = protocol.image_ids_sha256 if comparable else None
+        if known and (hashed := ids_sha256(self.images)) != known:
+            raise DatasetError(
+                f"{protocol.id}: the {got.images:,} picture ids have SHA-256 {hashed[:12]}, expected "
+                f"{known[:12]}: this is another split"
+            )
+        known_images = () if self.own_ids else protocol.known_images
+        if absent := [key for key in known_images if key not in self.images]:
+            cut = " or the file is cut off" if len(self.images) < (expected.images or 0) else ""
+            raise DatasetError(
+                f"{protocol.id}: picture {absent[0]} is not among the {got.images:,} listed, expected it there: "
+                f"this is another split{cut} (the first listed is {next(iter(self.images))})"
+            )
+        short = protocol.difference(got, language=language)
+        return [f"the annotations have less than the protocol: {short}"] if short else []
+
+
+def ids_sha256(keys: Iterable[str]) -> str:
+    """SHA-256 of picture keys, sorted, one a line."""
+    return hashlib.sha256("".join(f"{key}\n" for key in sorted(keys)).encode()).hexdigest()
+
+
+def some(names: list[str]) -> str:
+    """The first few of them and how many more."""
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED:,} more"
+
+
+def repeated(keys: Iterable[str]) -> list[str]:
+    """Those that occur more than once."""
+    return [key for key, times in Counter(keys).items() if times > 1]
+
+
+def _nothing(label: str, missing: list[str]) -> str:
+    if not missing:
+        return f"{label}: the annotations name no picture, expected at least one"
+    return f"{label}: none of the {len(missing):,} pictures is there, expected {some(missing)}"
+
+
+def _directions(protocol: Protocol | None) -> tuple[Direction, ...]:
+    allowed: tuple[Direction, ...] = ("t2i", "i2t")
+    if protocol is None:
+        return allowed
+    return tuple(each for wanted in protocol.directions for each in allowed if each == wanted)

@@ -1,0 +1,211 @@
+"""Hubs: items that are returned for far too many queries, and two corrections that rank differently.
+
+Corrections subtract one number from every score of an answer, so that a popular answer must be closer to be taken.
+They look at the other queries of the test (transductive), or at a bank of queries given beforehand, and belong in
+columns of their own: they exploit that every answer is asked for about equally often, which no search box promises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores, checked_shape
+from llm2clip.eval.metrics.positives import Positives, PositivesLike
+from llm2clip.eval.metrics.rank_positions import places
+from llm2clip.eval.metrics.recall import RetrievalMetrics, Unmatched, direction_metrics
+from llm2clip.eval.metrics.score_source import source_of
+
+_CELLS = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hubness:
+    """How unevenly the gallery is returned over the first k answers."""
+
+    skewness: float
+    """Third standardised moment of the number of times each item is returned; 0 is even, above 1 a few dominate."""
+    never: float
+    """Share of the gallery that is never returned."""
+    top_share: float
+    """Share of all answers that fall on the hundredth of the items (at least one) returned most often."""
+    k: int
+    """Length of the lists."""
+
+
+class Correction(Enum):
+    """What is subtracted from the scores of an answer."""
+
+    DUAL_SOFTMAX = "dual-softmax"
+    """The logarithm of the sum over queries of exp(scale x score), over 2 x scale: ranks by the product of the softmax
+    over answers and the softmax over queries. (CAMoE, arXiv 2109.04290, multiplies the score itself with the latter.)
+    """
+    CSLS = "csls"
+    """Half the answer's mean score with its k nearest queries (Conneau and others, ICLR 2018)."""
+
+
+def hubness(scores: Scores | Embeddings, *, k: int = 10) -> Hubness:
+    """Skew of the k-occurrence (Radovanovic, Nanopoulos & Ivanovic, JMLR 2010), rows as queries.
+
+    Answers tied at the end of a list share its last places.
+
+    Args:
+        scores: Shape: (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
+        k: Length of the lists, at most the gallery.
+
+    Raises:
+        ValueError: As ``retrieval_metrics``; for a bad k.
+    """
+    gallery = checked_shape(scores)[1]
+    if not 1 <= k <= gallery:
+        raise ValueError(f"got k {k}, expected 1 to {gallery}, the size of the gallery")
+    times = occurrences(scores, k=k)
+    centred = times - times.mean()
+    deviation = float(np.sqrt((centred**2).mean()))
+    top = np.sort(times)[::-1][: max(1, gallery // 100)]
+    return Hubness(
+        # A spread that is only rounding of shared places is none.
+        skewness=float((centred**3).mean()) / deviation**3 if deviation > 1e-9 * times.mean() else 0.0,
+        never=float(np.mean(times == 0)),
+        top_share=float(top.sum() / times.sum()),
+        k=k,
+    )
+
+
+def occurrences(scores: Scores | Embeddings, *, k: int) -> NDArray[np.float64]:
+    """How often each item of the gallery is among the first k. Shape: (gallery,), float64, summing to k x queries."""
+    times = np.zeros(checked_shape(scores)[1])
+    for block in _blocks(scores):
+        last = np.partition(block, -k, axis=1)[:, -k, None]
+        over = block > last
+        row, column = np.nonzero(block == last)
+        free = (k - np.count_nonzero(over, axis=1)) / np.bincount(row, minlength=len(block))
+        times += np.count_nonzero(over, axis=0)
+        times += np.bincount(column, weights=free[row], minlength=len(times))
+    return times
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corrector:
+    """Settings of a correction."""
+
+    correction: Correction
+    """Which one."""
+    scale: float = 100.0
+    """Of dual softmax: what scores are multiplied with; CLIP's learned scale is 100."""
+    neighbours: int = 10
+    """Of CSLS: nearest queries to take the mean over."""
+    text_bank: Scores | None = None
+    """Shape: (bank, dim), unit rows: texts to use instead of the test's own, such as training captions."""
+    image_bank: Scores | None = None
+    """The same for pictures as queries."""
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0 or self.neighbours < 1:
+            raise ValueError(
+                f"got scale {self.scale} and {self.neighbours} neighbours, expected positive numbers"
+            )
+
+    def offsets(self, scores: Scores | Embeddings) -> NDArray[np.float64]:
+        """What to subtract from the scores of each column, rows being the queries that are looked at.
+
+        Returns:
+            Shape: (gallery,), float64.
+        """
+        if self.correction is Correction.CSLS:
+            return self._nearness(scores) / 2
+        return _log_sums(scores, scale=self.scale) / (2 * self.scale)
+
+    def _nearness(self, scores: Scores | Embeddings) -> NDArray[np.float64]:
+        """Mean score of each column with its nearest rows. Shape: (gallery,)."""
+        queries, gallery = checked_shape(scores)
+        count = min(self.neighbours, queries)
+        best = np.empty((0, gallery))
+        for block in _blocks(scores):
+            best = np.concatenate([best, block])
+            if len(best) > count:
+                best = np.partition(best, len(best) - count, axis=0)[-count:]
+        return np.asarray(best.mean(axis=0, dtype=np.float64))
+
+
+def corrected_metrics(
+    scores: Scores | Embeddings,
+    *,
+    positives: PositivesLike,
+    corrector: Corrector,
+    ks: Sequence[int] = (1, 5, 10),
+    unmatched: Unmatched | None = None,
+) -> RetrievalMetrics:
+    """Metrics of both directions after a correction, each direction by what its own queries tell.
+
+    Args:
+        scores: As in ``retrieval_metrics``; banks need :class:`Embeddings`.
+        positives: As in ``retrieval_metrics``.
+        corrector: Which correction, and the bank of queries if not the test's own.
+        ks: Lengths of answer lists.
+        unmatched: What to do with queries without a right answer.
+
+    Raises:
+        ValueError: As ``retrieval_metrics``; for a bank without embeddings.
+    """
+    pairs = Positives.of(positives, shape=checked_shape(scores))
+    forward = corrected(scores, corrector=corrector, bank=corrector.text_bank)
+    backward = corrected(_swapped(scores), corrector=corrector, bank=corrector.image_bank)
+    found = [
+        direction_metrics(places(one, positives=own, both=False)[0], ks=ks, unmatched=unmatched)
+        for one, own in ((forward, pairs), (backward, pairs.transposed()))
+    ]
+    return RetrievalMetrics(text_to_image=found[0], image_to_text=found[1])
+
+
+def corrected(
+    scores: Scores | Embeddings, *, corrector: Corrector, bank: Scores | None = None
+) -> Scores | Embeddings:
+    """Scores after a correction, rows as queries; of embeddings again embeddings, with one more dimension.
+
+    Args:
+        scores: Shape: (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
+        corrector: Which correction.
+        bank: Shape: (bank, dim): queries to look at instead of those in ``scores``.
+    """
+    if not isinstance(scores, Embeddings):
+        if bank is not None:
+            raise ValueError("got a bank of queries and a matrix of scores, expected Embeddings with a bank")
+        return np.asarray(scores - corrector.offsets(scores))
+    seen = scores if bank is None else Embeddings(texts=bank, images=scores.images, device=scores.device)
+    offset = corrector.offsets(seen).astype(np.float32)
+    texts, images = (np.asarray(side, dtype=np.float32) for side in (scores.texts, scores.images))
+    ones = np.ones((len(texts), 1), dtype=np.float32)
+    return Embeddings(
+        texts=np.concatenate([texts, ones], axis=1),
+        images=np.concatenate([images, -offset[:, None]], axis=1),
+        device=scores.device,
+    )
+
+
+def _swapped(scores: Scores | Embeddings) -> Scores | Embeddings:
+    return scores.swapped() if isinstance(scores, Embeddings) else scores.T
+
+
+def _blocks(scores: Scores | Embeddings) -> Iterator[Scores]:
+    source = source_of(scores)
+    step = max(1, _CELLS // source.shape[1])
+    for start in range(0, source.shape[0], step):
+        yield source.block(start, min(start + step, source.shape[0])).values()
+
+
+def _log_sums(scores: Scores | Embeddings, *, scale: float) -> NDArray[np.float64]:
+    """Logarithm of the sum over rows of exp(scale x score). Shape: (gallery,)."""
+    gallery = checked_shape(scores)[1]
+    most, total = np.full(gallery, -np.inf), np.zeros(gallery)
+    for block in _blocks(scores):
+        scaled = block * np.asarray(scale, dtype=block.dtype)
+        new = np.maximum(most, scaled.max(axis=0))
+        total *= np.exp(most - new)
+        total += np.exp(scaled - new.astype(scaled.dtype)).sum(axis=0, dtype=np.float64)
+        most = new
+    return most + np.log(total)

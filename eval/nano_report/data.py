@@ -1,0 +1,151 @@
+"""What nano is measured on: emoji galleries with names in many languages, and composed scenes."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llm2clip.eval.datasets.tar_images import DatasetError, TarPicture, read_tar
+from llm2clip.eval.nano_report.queries import plain_emoji
+from llm2clip.indexer.records.file_types import ending
+
+SCENES_FILE = "scenes.tar"
+"""Scenes in the styles of drawing that nano was trained on."""
+OTHER_SCENES_FILE = "scenes-openmoji.tar"
+"""Scenes in a style it never saw; measured in English where the file is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """One picture of each emoji in one style of drawing."""
+
+    style: str
+    """Who drew it, such as ``noto``."""
+    pictures: tuple[TarPicture, ...]
+    """The pictures."""
+    emoji: tuple[str, ...]
+    """The character of each picture, without variation selectors."""
+
+    def names(self, language: str) -> dict[int, str]:
+        """CLDR name by picture number, for the pictures that have one in this language."""
+        found = ((number, picture.texts(language)) for number, picture in enumerate(self.pictures))
+        return {number: texts[0] for number, texts in found if texts}
+
+    def languages(self) -> list[str]:
+        """Languages in which at least half of the pictures have a name, English first, then by code."""
+        counts: dict[str, int] = {}
+        for picture in self.pictures:
+            names = picture.metadata.get("names")
+            for language in names if isinstance(names, Mapping) else ():
+                counts[language] = counts.get(language, 0) + 1
+        common = [language for language, count in counts.items() if 2 * count >= len(self.pictures)]
+        return sorted(common, key=lambda language: (language != "en", language))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """A picture composed of several emoji, described at length."""
+
+    picture: TarPicture
+    """The picture."""
+    captions: Mapping[str, str]
+    """Long caption by language."""
+    twins: Mapping[str, str]
+    """English captions that are wrong in one thing: ``last`` (the last object), ``swap`` (two positions)."""
+
+
+def read_gallery(tars: Iterable[Path], *, style: str) -> Gallery | None:
+    """Collect the emoji pictures of one style, in file order; ``None`` if there are none.
+
+    Raises:
+        DatasetError: If an emoji occurs twice, or a file is missing or unreadable.
+    """
+    pictures = [
+        picture
+        for tar in tars
+        for picture in read_tar(tar)
+        if picture.metadata.get("kind") == "emoji" and picture.metadata.get("style") == style
+    ]
+    if not pictures:
+        return None
+    emoji = tuple(plain_emoji(str(picture.metadata.get("emoji", ""))) for picture in pictures)
+    often, times = Counter(emoji).most_common(1)[0]
+    if times > 1 or "" in emoji:
+        raise DatasetError(
+            f"gallery '{style}' has {times} pictures of {often!r}, expected one of each emoji, all named"
+        )
+    return Gallery(style=style, pictures=tuple(pictures), emoji=emoji)
+
+
+def read_scenes(tar: Path) -> tuple[Scene, ...]:
+    """Read composed scenes with their captions and twins.
+
+    Raises:
+        DatasetError: If there are none, one lacks an English caption, or the file is missing or unreadable.
+    """
+    scenes = []
+    for picture in read_tar(tar):
+        if picture.metadata.get("kind") != "scene":
+            continue
+        captions = dict(picture.metadata.get("captions") or {})
+        captions.setdefault("en", picture.caption)
+        if not captions["en"]:
+            raise DatasetError(f"{tar}: scene {picture.key} has no English caption")
+        scenes.append(
+            Scene(picture=picture, captions=captions, twins=dict(picture.metadata.get("twins") or {}))
+        )
+    if not scenes:
+        raise DatasetError(f"{tar} holds no item of kind 'scene'. Make it again: llm2clip-train data")
+    return tuple(scenes)
+
+
+def write_gallery(gallery: Gallery, path: Path) -> None:
+    """Copy the gallery's pictures and metadata, numbered, into a tar file of their own, to be indexed."""
+    with tarfile.open(path, "w") as target:
+        for number, picture in enumerate(gallery.pictures):
+            described = {"caption": picture.caption, **picture.metadata}
+            _add(target, f"{number:06d}{ending(picture.key)}", picture.read())
+            _add(target, f"{number:06d}.json", json.dumps(described, ensure_ascii=False).encode())
+
+
+def _add(target: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    target.addfile(member, io.BytesIO(content))
+
+
+def make_missing(folder: Path, names: Sequence[str], *, say: Callable[[str], None]) -> None:
+    """Have ``llm2clip-train data`` build evaluation files that are not there yet.
+
+    Args:
+        folder: Where the files lie or will lie.
+        names: File names needed, such as ``openmoji.tar``.
+        say: Told what is going on, one line at a time.
+
+    Raises:
+        DatasetError: If the command fails or leaves a file out.
+    """
+    missing = [name for name in names if not (folder / name).is_file()]
+    if not missing:
+        return
+    command = [sys.executable, "-m", "llm2clip.train.cli", "data"]
+    command += ["--out", str(folder), "--cache", str(folder / "packages")]
+    say(f"{' and '.join(missing)} not in {folder}: making them with llm2clip-train data (once, some minutes)")
+    # Its output goes to our standard error (2): standard output holds nothing but results.
+    code = subprocess.run(command, stdout=2, check=False).returncode
+    if code:
+        raise DatasetError(
+            f"llm2clip-train data --out {folder} ended with code {code}, so {missing[0]} could not be made. "
+            "It needs the extra 'train' (pip install 'llm2clip-retrieval[train]') and package downloads; "
+            "or name a folder that has the files with --data."
+        )
+    absent = [name for name in missing if not (folder / name).is_file()]
+    if absent:
+        raise DatasetError(f"llm2clip-train data --out {folder} did not make {', '.join(absent)}")

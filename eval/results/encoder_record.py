@@ -1,0 +1,121 @@
+"""What exactly is being measured: an encoder's record in a result, and the hash that its vectors are kept under."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from llm2clip.eval.results.records import EncoderRecord
+
+if TYPE_CHECKING:
+    from llm2clip.encoders import Encoder
+
+DISTRIBUTION = "llm2clip-retrieval"
+_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "faiss-cpu", "faiss-gpu")
+
+
+def describe(
+    encoder: Encoder, *, label: str = "", device: str = "", dtype: str = "", parity: str = "native"
+) -> EncoderRecord:
+    """Record an encoder.
+
+    Args:
+        encoder: Anything made by ``load_encoder``, or any other ``Encoder``.
+        label: What tables call it; its own name by default.
+        device: Where it runs; found out by default for the encoders of this package.
+        dtype: Its arithmetic; likewise.
+        parity: Whether it repeats its original's mistakes.
+    """
+    info = encoder.info
+    place, arithmetic, texts = _arithmetic(encoder)
+    place, arithmetic, texts = device or place, dtype or arithmetic, dtype or texts
+    decisive = {
+        **{name: value for name, value in info.identity().items() if name != "name"},
+        "dtype": arithmetic,
+        "text_dtype": texts,
+        "device": place.partition(":")[0],
+        "parity": parity,
+    }
+    return EncoderRecord(
+        label=label or info.name,
+        name=info.name,
+        family=info.family,
+        repository=_repository(encoder),
+        dim=info.dim,
+        image_size=info.image_size,
+        max_text_tokens=info.max_text_tokens,
+        weights_sha256=info.weights_sha256,
+        settings_sha256=info.settings_sha256,
+        preprocessing=info.preprocessing,
+        parameters=info.parameters,
+        languages=tuple(info.languages),
+        licence=info.licence,
+        dtype=arithmetic,
+        text_dtype=texts,
+        device=place,
+        parity=parity,
+        key=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
+    )
+
+
+def _arithmetic(encoder: Encoder) -> tuple[str, str, str]:
+    """(device, arithmetic of the pictures' side, how the texts' side is held) of this package's encoders."""
+    from llm2clip.encoders.llm2clip.nano_encoder import Llm2ClipEncoder
+    from llm2clip.encoders.llm2clip.published import PublishedEncoder
+    from llm2clip.encoders.text.dual_encoder import PairEncoder
+
+    if isinstance(encoder, Llm2ClipEncoder):
+        return str(encoder.device), _name(encoder.dtype), _name(encoder.dtype)
+    if isinstance(encoder, PublishedEncoder):
+        return str(encoder.device), _name(encoder.dtype), encoder.language.choice
+    if isinstance(encoder, PairEncoder):
+        arithmetic = _name(encoder.pictures.dtype)
+        return str(encoder.pictures.device), arithmetic, arithmetic
+    return "cpu", "float32", "float32"
+
+
+def _name(dtype: object) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _repository(encoder: Encoder) -> str:
+    """The hub's name of a published encoder; empty for one whose weights are known to be others."""
+    from llm2clip.encoders.catalog.entries import find_encoder
+
+    row = find_encoder(encoder.info.name)
+    if row is None or row.family != encoder.info.family or row.dim != encoder.info.dim:
+        return ""
+    if row.weights_sha256 and row.weights_sha256 != encoder.info.weights_sha256:
+        return ""
+    return row.repository
+
+
+def store_key(record: EncoderRecord) -> str:
+    """Folder of an encoder's vectors: another release of this package may compute them in another way."""
+    return f"{record.key[:32]}-{code_version()}"
+
+
+def code_version() -> str:
+    """Version of this package."""
+    return _version(DISTRIBUTION) or "unknown"
+
+
+def libraries() -> tuple[tuple[str, str], ...]:
+    """(name, version) of what computes."""
+    return tuple((name, found) for name in _LIBRARIES if (found := _version(name)))
+
+
+def machine() -> str:
+    """Processor and system, in words."""
+    return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,319 @@
+"""What one encoder reached on one set: the documented JSON file that ``run`` writes and everything else reads.
+
+docs/evaluation.md lists the fields. Shares lie in [0, 1]; percentages are made where they are printed. Reading is
+strict: an unknown or missing field is an error that names it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from llm2clip.eval.results.packing import pack as pack
+from llm2clip.eval.results.packing import unpack as unpack
+
+FORMAT = "llm2clip-eval-result"
+VERSION = 1
+
+Direction = Literal["t2i", "i2t"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecallAt:
+    """Share of queries with a right answer among the first k."""
+
+    k: int
+    """Length of the list of answers."""
+    value: float
+    """Ties counted against us: the number to report."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of it."""
+    expected: float
+    """Mean over all orders of equal scores."""
+    optimistic: float
+    """Ties counted for us."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjusted:
+    """Recall after a correction that changes the ranking; never the headline."""
+
+    name: str
+    """``dual-softmax`` or ``csls``."""
+    transductive: bool
+    """Whether it looks at the other test queries."""
+    recall: tuple[tuple[int, float], ...]
+    """(k, share)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hubs:
+    """How unevenly the gallery is returned, over the first ten answers."""
+
+    skewness: float
+    """Of the number of times each item is returned; 0 is even."""
+    never: float
+    """Share of the gallery that is never returned."""
+    top_share: float
+    """Share of all answers that fall on the hundredth of items returned most often."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionResult:
+    """One direction of retrieval."""
+
+    direction: Direction
+    """``t2i``: texts are asked; ``i2t``: pictures are."""
+    queries: int
+    """In the denominator."""
+    gallery: int
+    """Answers to choose from."""
+    unmatched: int
+    """Queries without a right answer, left out."""
+    recall: tuple[RecallAt, ...]
+    """By k, ascending."""
+    mean_recall: float
+    """Mean over those k, of this direction."""
+    median_rank: float | None
+    """Of the best right answer; none if it is infinite."""
+    map_at_r: float | None = None
+    """Mean average precision over the first R answers, R being the number of right ones."""
+    hubs: Hubs | None = None
+    """How unevenly the gallery is returned."""
+    adjusted: tuple[Adjusted, ...] = ()
+    """Recall after corrections for hubs."""
+    ranks: str = ""
+    """Rank of each query's best right answer, ties against us, packed; see ``unpack``."""
+    clusters: str = ""
+    """Picture that each query belongs to, packed: what the bootstrap draws."""
+
+    def at(self, k: int) -> RecallAt | None:
+        """Recall at this k, if it was measured."""
+        return next((one for one in self.recall if one.k == k), None)
+
+    @property
+    def tie_gap(self) -> float:
+        """The most by which the order of equal scores moves a recall: above 0.001, scores are suspect."""
+        return max((one.optimistic - one.value for one in self.recall), default=0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Recall at 1, text to picture, of some queries or of shortened ones."""
+
+    label: str
+    """Which: a range of tokens (``17-32``), or a number of words (``20 words``)."""
+    tokens: float
+    """Mean tokens that were read."""
+    queries: int
+    """How many."""
+    value: float
+    """Share answered."""
+    low: float
+    """Lower end of the 95 % interval."""
+    high: float
+    """Upper end of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """What the length of a text does."""
+
+    truncated: float
+    """Share of texts longer than the encoder reads."""
+    tokens_per_caption: float
+    """Mean, by the encoder's own tokenizer."""
+    buckets: tuple[Share, ...] = ()
+    """By tokens of the whole text."""
+    prefixes: tuple[Share, ...] = ()
+    """Asked with the first words only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossAt:
+    """What an index costs at one k."""
+
+    k: int
+    """Length of the list of answers."""
+    exact: float
+    """Recall by a full scan of the encoder's own vectors."""
+    through: float
+    """Recall of what the index returned."""
+    overlap: float
+    """Share of the exact first k that the index returned among its first k."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Through:
+    """Recall end to end through an index, text to picture."""
+
+    index: str
+    """What kind: FAISS factory string, vectors, number of pictures."""
+    generation: str
+    """Which state of it."""
+    pictures: int
+    """Pictures in the index, those of other sets included."""
+    at: tuple[LossAt, ...]
+    """By k."""
+    milliseconds: float
+    """Per query, wall clock, searched in batches."""
+    where: str = ""
+    """Filter that was searched under; only captions of pictures that pass it were asked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetRecord:
+    """What was measured on."""
+
+    protocol: str
+    """Declared id, ``ID+partial``, or a name of one's own."""
+    language: str | None
+    """Code of the captions' language, where there are several."""
+    complete: bool
+    """Whether everything that the protocol declares was there."""
+    images: int
+    """Pictures in the gallery."""
+    captions: int
+    """Texts."""
+    sha256: str
+    """Over the content of all pictures, all captions and what belongs together."""
+    rule: str = ""
+    """Which captions are taken and what is done to them."""
+    files: tuple[tuple[str, str], ...] = ()
+    """(path, SHA-256) of the annotation files."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know."""
+
+    @property
+    def id(self) -> str:
+        """Protocol, and language where there are several."""
+        return f"{self.protocol}:{self.language}" if self.language else self.protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderRecord:
+    """What was measured."""
+
+    label: str
+    """What tables call it."""
+    name: str
+    """Its own name."""
+    family: str
+    """Architecture."""
+    repository: str
+    """On the Hugging Face hub, if it is a published one."""
+    dim: int
+    """Length of its vectors."""
+    image_size: int
+    """Side of the picture it looks at, in pixels."""
+    max_text_tokens: int
+    """Tokens of a text that are read."""
+    weights_sha256: str
+    """Of the weights."""
+    settings_sha256: str
+    """Of everything else that shapes vectors."""
+    preprocessing: str
+    """How a picture becomes pixels."""
+    parameters: int
+    """Trained numbers."""
+    languages: tuple[str, ...]
+    """Languages it was trained on."""
+    licence: str
+    """Of the weights."""
+    dtype: str
+    """Arithmetic of the pictures' side."""
+    text_dtype: str
+    """How the texts' side is held."""
+    device: str
+    """Where it ran."""
+    parity: str
+    """``native``, or ``upstream`` with the original's mistakes."""
+    key: str
+    """Hash of what decides its vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRecord:
+    """What encoding cost in this run; none where vectors came from disk."""
+
+    pictures_encoded: int
+    """Pictures that went through the encoder."""
+    texts_encoded: int
+    """Texts that did."""
+    pictures_per_second: float | None
+    """From files to vectors; none if fewer than 64 were encoded."""
+    texts_per_second: float | None
+    """Likewise."""
+    peak_memory_mb: int
+    """Most memory of the process from opening the encoder on, in millions of bytes; without Linux, from its start."""
+    threads: int
+    """CPU threads of the arithmetic."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One encoder on one set."""
+
+    set: SetRecord
+    """What was measured on."""
+    encoder: EncoderRecord
+    """What was measured."""
+    directions: tuple[DirectionResult, ...]
+    """Both directions, text to picture first."""
+    date: str
+    """When, UTC, ISO 8601."""
+    code: str
+    """Version of this package."""
+    libraries: tuple[tuple[str, str], ...]
+    """(name, version) of what computed."""
+    machine: str
+    """Processor and system, in words."""
+    seed: int
+    """Of the bootstrap."""
+    resamples: int
+    """Of the bootstrap."""
+    lengths: Lengths | None = None
+    """What the length of a text does."""
+    cost: CostRecord | None = None
+    """What encoding cost."""
+    overlap: str = ""
+    """``trained-on``, ``same-source``, ``none-known`` or empty: whether the encoder saw this set in training."""
+    overlap_note: str = ""
+    """Why."""
+    through: tuple[Through, ...] = ()
+    """The same through indexes."""
+    format: Literal["llm2clip-eval-result"] = "llm2clip-eval-result"
+    """What this file is."""
+    version: int = VERSION
+    """Of the format."""
+
+    def direction(self, name: Direction) -> DirectionResult | None:
+        """One of the directions, if it was measured."""
+        return next((one for one in self.directions if one.direction == name), None)
+
+    @property
+    def file_name(self) -> str:
+        """Where it belongs: the same encoder on the same set has one name."""
+        return f"{_slug(self.set.id)}--{_slug(self.encoder.label)}-{self.encoder.key[:8]}.json"
+
+
+def write_result(result: Result, folder: Path) -> Path:
+    """Write a result under its own name, whole or not at all; return where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / result.file_name
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(
+        json.dumps(asdict(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8"
+    )
+    os.replace(draft, path)
+    return path
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "x"

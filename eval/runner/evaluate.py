@@ -1,0 +1,101 @@
+"""Measure one encoder on one set of pictures and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.eval.datasets.tar_images import CaptionedImages, TarPicture
+from llm2clip.eval.metrics.best_rank import Embeddings
+from llm2clip.eval.metrics.recall import RetrievalMetrics, Unmatched, retrieval_metrics
+
+if TYPE_CHECKING:
+    from llm2clip.encoders import Encoder, ImageSource
+
+_BATCH = 256
+
+
+class TextEncoder(Protocol):
+    """The side of an encoder that reads."""
+
+    def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+        """Shape: (texts, dim), float32, unit rows."""
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Tokens of each text, as the encoder counts them."""
+
+
+class RememberedTexts:
+    """An encoder's reading side that encodes no text twice, however many galleries are asked the same."""
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        """Nothing is encoded until it is asked for; vectors are kept as long as this object."""
+        self._encoder = encoder
+        self._known: dict[str, NDArray[np.float32]] = {}
+
+    def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+        """Shape: (texts, dim), float32, unit rows."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if new:
+            self._known.update(zip(new, self._encoder.encode_texts(new), strict=True))
+        return np.stack([self._known[text] for text in texts])
+
+    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
+        """Tokens of each text, as the encoder counts them."""
+        return self._encoder.count_tokens(texts)
+
+
+def evaluate(
+    encoder: Encoder,
+    dataset: CaptionedImages,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    unmatched: Unmatched | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> RetrievalMetrics:
+    """Encode both sides of a set and count retrieval in both directions.
+
+    Texts are passed verbatim: no prompt, no lower-casing. Scores are inner products of unit vectors.
+
+    Args:
+        encoder: Anything made by ``load_encoder``.
+        dataset: Pictures, captions, and which belong together; see ``read_captioned``.
+        ks: Lengths of answer lists.
+        unmatched: What to do with pictures that have no caption; needed only when there are some.
+        progress: Called with the number of pictures done since the last call.
+
+    Raises:
+        ValueError: As ``retrieval_metrics``; also for a picture that cannot be read (an evaluation over fewer
+            pictures than the set has would not be comparable).
+    """
+    images = encode_pictures(encoder, dataset.images, progress=progress)
+    texts = encoder.encode_texts(dataset.texts)
+    return retrieval_metrics(
+        Embeddings(texts=texts, images=images), positives=dataset.positives, ks=ks, unmatched=unmatched
+    )
+
+
+def encode_pictures(
+    encoder: Encoder,
+    pictures: Sequence[TarPicture | ImageSource],
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> NDArray[np.float32]:
+    """Encode pictures a few hundred at a time, so that only those are held in memory.
+
+    Returns:
+        Shape: (pictures, dim), float32, unit rows.
+    """
+    vectors = np.empty((len(pictures), encoder.info.dim), dtype=np.float32)
+    for start in range(0, len(pictures), _BATCH):
+        batch = [
+            picture.read() if isinstance(picture, TarPicture) else picture
+            for picture in pictures[start : start + _BATCH]
+        ]
+        vectors[start : start + len(batch)] = encoder.encode_images(batch)
+        if progress:
+            progress(len(batch))
+    return vectors

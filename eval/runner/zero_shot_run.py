@@ -1,0 +1,141 @@
+"""Measure encoders on classes of pictures and on pairs of captions, with vectors kept as in every other measurement."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm2clip.eval.datasets.class_sets import ClassSet, same_names
+from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.results.encoder_record import code_version, describe, libraries, machine, store_key
+from llm2clip.eval.runner.caption_retrieval import CaptionRetrieval, TooFewCaptionsError, caption_retrieval
+from llm2clip.eval.runner.embedding_cache import FeatureStore, encode_images
+from llm2clip.eval.runner.length_breakdown import StoredTexts
+from llm2clip.eval.runner.zero_shot import Classification, class_vectors, classify
+from llm2clip.eval.stats.bootstrap import Resampling
+
+if TYPE_CHECKING:
+    from llm2clip.encoders import Encoder
+    from llm2clip.eval.runner.run import Candidate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTask:
+    """Classes of pictures and what they are called."""
+
+    protocol: str
+    """Declared id, ``ID+partial``, or a name of one's own."""
+    pictures: ClassSet
+    """Pictures by class."""
+    names: Sequence[str]
+    """One per class."""
+    templates: Sequence[str]
+    """Texts with one ``{}``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassReport:
+    """One encoder on one task, and under which conditions."""
+
+    task: str
+    """Protocol, or set of captions."""
+    encoder: dict[str, Any]
+    """The encoder's record, as in results of retrieval."""
+    result: Classification | CaptionRetrieval
+    """What was counted."""
+    conditions: dict[str, Any]
+    """Hashes of pictures, names and templates or of captions; date, code, libraries, machine, seed and draws."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the numbers should know."""
+
+    def as_json(self) -> dict[str, Any]:
+        """For ``json.dump``."""
+        return asdict(self)
+
+
+def measure_classes(
+    candidate: Candidate,
+    task: ClassTask,
+    *,
+    cache: Path,
+    resampling: Resampling | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ClassReport:
+    """Classify the pictures of a task with one encoder.
+
+    Raises:
+        ValueError: The encoder cannot be opened, a picture cannot be read, or a score is not finite.
+    """
+    how = resampling or Resampling()
+    encoder, store, record = _opened(candidate, cache)
+    pictures = [
+        ImageRef(key=f"{task.pictures.folders[label]}/{path.name}", file=path)
+        for path, label in zip(task.pictures.images, task.pictures.labels.tolist(), strict=True)
+    ]
+    images = encode_images(encoder, pictures, store=store, progress=progress)
+    classes = class_vectors(StoredTexts(encoder, store), task.names, templates=task.templates)
+    alike = same_names(task.names)
+    return ClassReport(
+        task=task.protocol,
+        encoder=record,
+        result=classify(images.vectors, classes=classes, labels=task.pictures.labels, resampling=how),
+        conditions={
+            "pictures_sha256": _digest([*images.digests, *map(str, task.pictures.labels.tolist())]),
+            "names_sha256": _digest(task.names),
+            "templates_sha256": _digest(task.templates),
+            "templates": len(task.templates),
+            **_conditions(how),
+        },
+        notes=(f"{len(alike)} names belong to several classes: {', '.join(alike[:5])}",) if alike else (),
+    )
+
+
+def measure_captions(
+    candidate: Candidate, the_set: RetrievalSet, *, cache: Path, resampling: Resampling | None = None
+) -> ClassReport:
+    """Caption-to-caption retrieval of one encoder on the captions of a set; pictures are not read.
+
+    Raises:
+        ValueError: The encoder cannot be opened, or the set has no two captions for a picture.
+    """
+    how = resampling or Resampling()
+    encoder, store, record = _opened(candidate, cache)
+    owners = [right[0] for right in the_set.caption_images]
+    try:
+        result = caption_retrieval(
+            StoredTexts(encoder, store), the_set.captions, caption_images=owners, resampling=how
+        )
+    except TooFewCaptionsError as error:
+        raise ValueError(f"{the_set.id}: {error}") from error
+    return ClassReport(
+        task=the_set.id,
+        encoder=record,
+        result=result,
+        conditions={"captions_sha256": _digest(the_set.captions), **_conditions(how)},
+        notes=tuple(the_set.notes),
+    )
+
+
+def _opened(candidate: Candidate, cache: Path) -> tuple[Encoder, FeatureStore, dict[str, Any]]:
+    encoder = candidate.open()
+    record = describe(encoder, label=candidate.label, parity=candidate.parity)
+    return encoder, FeatureStore(cache, key=store_key(record), dim=record.dim), asdict(record)
+
+
+def _conditions(how: Resampling) -> dict[str, Any]:
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "code": code_version(),
+        "libraries": dict(libraries()),
+        "machine": machine(),
+        "seed": how.seed,
+        "resamples": how.times,
+    }
+
+
+def _digest(lines: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -1,0 +1,259 @@
+"""Intervals: how far a number would move had other pictures been photographed.
+
+Queries about one picture succeed and fail together, so pictures are drawn, each with all its queries; drawing single
+captions would make intervals too narrow. What an interval covers is the choice of queries at a fixed gallery: not the
+choice of the gallery, nor that of the encoder's training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.eval.metrics.positives import Positives
+
+_BATCH_NUMBERS = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resampling:
+    """How often to draw, and from which seed."""
+
+    times: int = 10_000
+    """Draws."""
+    seed: int = 0
+    """Of the generator; the same seed gives the same interval."""
+    confidence: float = 0.95
+    """Share of repetitions of the whole experiment in which the interval should hold the true value."""
+
+    def __post_init__(self) -> None:
+        if self.times < 1 or not 0 < self.confidence < 1:
+            raise ValueError(
+                f"got {self.times} draws at confidence {self.confidence}, expected at least one and a share below 1"
+            )
+
+    @property
+    def tail(self) -> float:
+        """Share left out on each side."""
+        return (1 - self.confidence) / 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean over queries and where it may really lie."""
+
+    value: float
+    """The mean that was measured."""
+    low: float
+    """Lower end."""
+    high: float
+    """Upper end."""
+    confidence: float
+    """Of the two ends together."""
+    queries: int
+    """Values in the mean."""
+    clusters: int
+    """Pictures they belong to."""
+    design_effect: float
+    """Variance of the mean over what it would be if queries were independent; 1 with one query per picture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustered:
+    """Values of queries summed up by picture: all that drawing pictures needs."""
+
+    sums: NDArray[np.float64]
+    """Shape: (metrics, clusters)."""
+    sizes: NDArray[np.float64]
+    """Shape: (clusters,): queries of each."""
+    names: NDArray[np.int64]
+    """Shape: (clusters,): which picture, ascending."""
+    squares: NDArray[np.float64]
+    """Shape: (metrics,): sum of the squared values of single queries."""
+
+    @classmethod
+    def of(cls, values: NDArray[np.floating], clusters: NDArray[np.int64] | None) -> Clustered:
+        """Sum up.
+
+        Args:
+            values: Shape: (queries,) or (metrics, queries), finite.
+            clusters: Shape: (queries,): the picture of each query; by default each query is its own.
+        """
+        table = np.atleast_2d(np.asarray(values, dtype=np.float64))
+        owner = np.arange(table.shape[1]) if clusters is None else np.asarray(clusters)
+        if table.ndim != 2 or not table.size or owner.shape != table.shape[1:]:
+            raise ValueError(
+                f"got values of shape {table.shape} and clusters of shape {owner.shape}, expected one cluster for "
+                "each value and at least one value"
+            )
+        if not np.isfinite(table).all():
+            raise ValueError(
+                "got a value that is not finite, expected hits or shares of queries that were asked"
+            )
+        names, place = np.unique(owner, return_inverse=True)
+        summed = [np.bincount(place, weights=row, minlength=len(names)) for row in table]
+        sums = np.stack(summed).astype(np.float64)
+        sizes = np.bincount(place, minlength=len(names)).astype(np.float64)
+        squares = np.einsum("mq,mq->m", table, table)
+        return cls(sums=sums, sizes=sizes, names=names.astype(np.int64), squares=squares)
+
+    def means(self) -> NDArray[np.float64]:
+        """Mean over queries. Shape: (metrics,)."""
+        return np.asarray(self.sums.sum(axis=1) / self.sizes.sum())
+
+
+def bootstrap_interval(
+    values: NDArray[np.floating],
+    *,
+    clusters: NDArray[np.int64] | None = None,
+    resampling: Resampling | None = None,
+) -> Interval:
+    """Percentile interval of a mean over queries, drawing pictures with all their queries.
+
+    Where every picture has the same value 0 or 1, drawing shows no spread at all; the end inside [0, 1] is then the
+    exact binomial one (with 1,000 pictures all found, 99.7 % at least).
+
+    Args:
+        values: Shape: (queries,): hits or shares.
+        clusters: Shape: (queries,): the picture of each query; by default each query is its own.
+        resampling: Draws, seed and confidence.
+
+    Raises:
+        ValueError: If shapes disagree or a value is not finite.
+    """
+    return bootstrap_intervals(np.asarray(values)[None], clusters=clusters, resampling=resampling)[0]
+
+
+def bootstrap_intervals(
+    values: NDArray[np.floating],
+    *,
+    clusters: NDArray[np.int64] | None = None,
+    resampling: Resampling | None = None,
+) -> list[Interval]:
+    """Intervals of several metrics of the same queries, from the same draws; see :func:`bootstrap_interval`.
+
+    Args:
+        values: Shape: (metrics, queries), such as hits at each k.
+        clusters: Shape: (queries,).
+        resampling: Draws, seed and confidence.
+    """
+    how = resampling or Resampling()
+    parts = Clustered.of(values, clusters)
+    drawn = drawn_means([parts], how)[0]
+    return [_interval(parts, metric, row, how) for metric, row in enumerate(drawn)]
+
+
+def drawn_means(
+    parts: Sequence[Clustered], how: Resampling, *, shared: bool = False
+) -> list[NDArray[np.float64]]:
+    """Means over queries in every draw of pictures.
+
+    Args:
+        parts: Queries of one set, or of several.
+        how: Draws and seed.
+        shared: Sets ask about the same pictures, by the names of their clusters: draw those once for all. Otherwise
+            each set is drawn on its own.
+
+    Returns:
+        For each part, shape: (metrics, times). A draw without any query of a part counts as that part's mean.
+    """
+    random = np.random.default_rng(how.seed)
+    if not shared:
+        return [_drawn(random, [part], part.names, how)[0] for part in parts]
+    return _drawn(random, parts, np.unique(np.concatenate([part.names for part in parts])), how)
+
+
+def _drawn(
+    random: np.random.Generator, parts: Sequence[Clustered], names: NDArray[np.int64], how: Resampling
+) -> list[NDArray[np.float64]]:
+    found = [np.empty((len(part.sums), how.times)) for part in parts]
+    columns = [np.searchsorted(names, part.names) for part in parts]
+    step = max(1, _BATCH_NUMBERS // len(names))
+    for start in range(0, how.times, step):
+        count = min(step, how.times - start)
+        drawn = random.integers(0, len(names), size=(count, len(names)))
+        drawn += np.arange(count)[:, None] * len(names)
+        weight = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+        for part, own, means in zip(parts, columns, found, strict=True):
+            own_weight = weight if len(own) == len(names) else weight[:, own]
+            sizes = own_weight @ part.sizes
+            sums = part.sums @ own_weight.T
+            whole = part.means()[:, None]
+            means[:, start : start + count] = np.where(sizes > 0, sums / np.maximum(sizes, 1), whole)
+    return found
+
+
+def _interval(parts: Clustered, metric: int, drawn: NDArray[np.float64], how: Resampling) -> Interval:
+    mean, clusters, queries = float(parts.means()[metric]), len(parts.sizes), float(parts.sizes.sum())
+    low, high = (float(end) for end in np.quantile(drawn, [how.tail, 1 - how.tail]))
+    if parts.squares[metric] in (0.0, queries) and mean in (0.0, 1.0):
+        edge = float(2 * how.tail) ** (1 / clusters)
+        low, high = (edge, 1.0) if mean else (0.0, 1 - edge)
+    independent = parts.squares[metric] - queries * mean**2
+    together = float(((parts.sums[metric] - mean * parts.sizes) ** 2).sum())
+    return Interval(
+        value=mean,
+        low=low,
+        high=high,
+        confidence=how.confidence,
+        queries=int(queries),
+        clusters=clusters,
+        design_effect=float(together / independent) if independent > 1e-9 * queries else 1.0,
+    )
+
+
+def macro_interval(
+    parts: Sequence[Clustered], *, shared: bool, resampling: Resampling | None = None
+) -> tuple[float, float, float]:
+    """(mean, low, high) of the plain mean over sets or languages, each counting the same.
+
+    Args:
+        parts: Queries of each, summed up by picture; one metric each.
+        shared: Whether all ask about the same pictures, as the languages of one set do.
+        resampling: Draws, seed and confidence.
+
+    Raises:
+        ValueError: If there is no part, or one has more than one metric.
+    """
+    if not parts or any(len(part.sums) != 1 for part in parts):
+        raise ValueError(
+            f"got {len(parts)} parts with {[len(part.sums) for part in parts]} metrics, expected at least one part "
+            "and one metric in each"
+        )
+    how = resampling or Resampling()
+    drawn = np.mean([means[0] for means in drawn_means(parts, how, shared=shared)], axis=0)
+    low, high = np.quantile(drawn, [how.tail, 1 - how.tail])
+    return float(np.mean([part.means()[0] for part in parts])), float(low), float(high)
+
+
+def query_clusters(positives: Positives) -> NDArray[np.int64]:
+    """The group of answers that each query is about, to draw together: queries that share an answer share the group.
+
+    With one picture per caption this is the picture. Where a query has several right pictures, all that hang together
+    through common pictures are one group, named by its first answer.
+
+    Returns:
+        Shape: (queries,), int64; a query without a right answer has a negative number of its own.
+    """
+    root = np.arange(positives.columns, dtype=np.int64)
+
+    def find(item: int) -> int:
+        while root[item] != item:
+            root[item] = root[root[item]]
+            item = int(root[item])
+        return item
+
+    first = np.searchsorted(positives.row, np.arange(positives.rows + 1))
+    counts = np.diff(first)
+    for query in np.flatnonzero(counts > 1):
+        answers = positives.column[first[query] : first[query + 1]].tolist()
+        heads = sorted(find(answer) for answer in answers)
+        for head in heads[1:]:
+            root[head] = heads[0]
+    clusters = -1 - np.arange(positives.rows, dtype=np.int64)
+    asked = counts > 0
+    clusters[asked] = [find(answer) for answer in positives.column[first[:-1][asked]].tolist()]
+    return clusters

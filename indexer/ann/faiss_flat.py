@@ -1,0 +1,141 @@
+"""The derived FAISS index: candidates for a search. The one file that imports faiss.
+
+Its rows are the stored halves as they are, compared in float32. It can be made again from the segments at any time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError
+
+
+def import_faiss() -> ModuleType:
+    """The faiss module of whichever wheel is installed.
+
+    Raises:
+        FaissNotInstalledError: none is.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise FaissNotInstalledError(
+            f"searching and building need FAISS, which cannot be imported ({error}). "
+            "Install it: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
+        ) from error
+    found: ModuleType = faiss
+    return found
+
+
+WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs", "faiss")
+"""Distributions that bring the module; they overwrite one another."""
+
+
+def wheel() -> str:
+    """Which FAISS is installed, without importing it, for people: ``faiss-cpu 1.15.1 (no GPU)``."""
+    if find_spec("faiss") is None:
+        return "none: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
+    names = [f"{name} {found}" for name in WHEELS if (found := _version(name))]
+    if len(names) > 1:
+        return f"{' and '.join(names)} (they overwrite each other: keep one)"
+    return (
+        f"{names[0]} ({'GPU' if 'gpu' in names[0] else 'no GPU'})" if names else "of another origin than pip"
+    )
+
+
+def has_gpu(faiss: ModuleType) -> bool:
+    """Whether this build of FAISS can use a GPU."""
+    return hasattr(faiss, "StandardGpuResources")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _empty(faiss: ModuleType, dim: int) -> Any:  # noqa: ANN401
+    return faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+
+
+def write_faiss(
+    path: Path, blocks: Iterable[tuple[int, NDArray[np.float16]]], *, rows: int, dim: int
+) -> None:
+    """Write the FAISS index of ``rows`` vectors to ``path``, in memory that does not grow with them.
+
+    Args:
+        path: the file to write.
+        blocks: (id of the first row, rows of shape (n, dim), float16), in order.
+        rows: how many there are in all.
+        dim: length of the rows.
+
+    Raises:
+        FaissNotInstalledError: FAISS is not installed.
+        OSError: the disk is full, or worse.
+    """
+    faiss = import_faiss()
+    # A file of this kind is a header, the number of rows at byte 8, the number of bytes at its end, then the rows as
+    # halves, which is what we hold. FAISS itself would first gather all of them in memory, twice over.
+    header = bytearray(faiss.serialize_index(_empty(faiss, dim)).tobytes())
+    header[8:16] = rows.to_bytes(8, "little")
+    header[-8:] = (rows * dim * 2).to_bytes(8, "little")
+    with open(path, "wb") as file:
+        file.write(header)
+        for _, block in blocks:
+            file.write(np.ascontiguousarray(block, dtype="<f2").data)
+        file.flush()
+        os.fsync(file.fileno())
+    FaissIndex.read(path, rows=rows, dim=dim)
+
+
+class FaissIndex:
+    """The file of an exact index; made by ``read``."""
+
+    def __init__(self, index: Any) -> None:  # noqa: ANN401
+        self._index = index
+
+    @classmethod
+    def read(cls, path: Path, *, rows: int, dim: int) -> Self:
+        """Open a FAISS index file, mapped into memory where this FAISS can.
+
+        Args:
+            path: the file.
+            rows: vectors it must have.
+            dim: length they must have.
+
+        Raises:
+            FaissNotInstalledError: FAISS is not installed.
+            IndexDamagedError: the file is missing or not the index that was expected.
+        """
+        faiss = import_faiss()
+        try:
+            index = faiss.read_index(os.fspath(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
+        except RuntimeError as error:
+            raise IndexDamagedError(
+                f"{path} cannot be read by FAISS {faiss.__version__}. Run the build command again"
+            ) from error
+        kind = getattr(getattr(index, "sq", None), "qtype", None)
+        found = (type(index).__name__, kind, index.ntotal, index.d, index.metric_type)
+        fresh = _empty(faiss, dim)
+        expected = (type(fresh).__name__, fresh.sq.qtype, rows, dim, fresh.metric_type)
+        if found != expected or index.codes.size() != rows * dim * 2:
+            raise IndexDamagedError(
+                f"{path} does not fit the index: got (kind, code, rows, dim, metric) {found}, expected {expected}. "
+                "Run the build command again"
+            )
+        return cls(index)
+
+    def rows(self, first: int, count: int) -> NDArray[np.float32]:
+        """Some rows as FAISS has them. Shape: (count, dim), float32."""
+        found: NDArray[np.float32] = self._index.reconstruct_n(first, count)
+        return found

@@ -1,0 +1,90 @@
+"""Which encoder a build uses: the one named, the one that its index already has, or the one that is asked for.
+
+``nano`` is never chosen for somebody's own pictures without their saying so: it is no good at photographs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from llm2clip.indexer.core.errors import IndexerError
+from llm2clip.indexer.core.index_paths import SAMPLE
+from llm2clip.indexer.storage.index_folder import recorded_encoder
+
+VARIABLE = "LLM2CLIP_ENCODER"
+"""Environment variable that names the encoder of builds that name none."""
+NANO = "nano"
+"""The encoder that ships with the package, and knows the sample pictures."""
+
+
+class NoEncoderError(IndexerError):
+    """No encoder was named, and there is nobody to ask."""
+
+
+def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[[str], str] | None) -> str:
+    """What to give to ``load_encoder``.
+
+    Args:
+        corpus: the corpus as it was given.
+        index: folder of the index, which may have an encoder already.
+        told: the encoder that was named on the command line.
+        ask: puts a question to a person and returns the answer; None if there is nobody.
+
+    Raises:
+        NoEncoderError: none was named and nobody can be asked; the message lists the encoders.
+    """
+    chosen = told or recorded_encoder(index) or (NANO if corpus == SAMPLE else os.environ.get(VARIABLE))
+    if not chosen:
+        if ask is None:
+            raise NoEncoderError(
+                f"which encoder? Say --encoder NAME, or set {VARIABLE}. There are\n{listed()}\n"
+                "or the folder of one"
+            )
+        chosen = _ask(ask)
+    return chosen
+
+
+def source_of(encoder: str) -> str:
+    """What the index remembers of a named encoder: a built-in name as it is, a folder or file from the root."""
+    from llm2clip.encoders import list_encoders
+
+    builtin = any(card.name == encoder for card in list_encoders())
+    return encoder if builtin or not os.path.exists(os.path.expanduser(encoder)) else _absolute(encoder)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def listed() -> str:
+    """The few encoders to choose from, numbered, with what one needs to know."""
+    from llm2clip.encoders import list_encoders
+
+    cards = [card for card in list_encoders() if card.offered]
+    width = max(len(card.name) for card in cards)
+    lines = []
+    for number, card in enumerate(sorted(cards, key=lambda card: card.offered), 1):
+        download = f"download: {card.download}" if card.download else "nothing to download"
+        lines.append(f"  {number}  {card.name:<{width}}  {card.summary}")
+        lines.append(f"     {'':<{width}}  {card.size}, {card.quality}; {download}")
+    return "\n".join([*lines, "  and more: llm2clip-index encoders"])
+
+
+def _ask(ask: Callable[[str], str]) -> str:
+    from llm2clip.encoders import list_encoders
+
+    cards = list_encoders()
+    known = [card.name for card in cards]
+    offered = sorted((card for card in cards if card.offered), key=lambda card: card.offered)
+    names = [card.name for card in offered]
+    print(f"Which encoder shall read your pictures?\n{listed()}", file=sys.stderr)
+    while True:
+        answer = ask("Number, name or folder").strip()
+        if answer.isdecimal() and 1 <= int(answer) <= len(names):
+            return names[int(answer) - 1]
+        if answer in known or os.path.isdir(os.path.expanduser(answer)):
+            return answer
+        print(f"{answer!r} is none of them: expected 1 to {len(names)}, a name or a folder", file=sys.stderr)

@@ -1,0 +1,127 @@
+"""The columns of a table: which hold pictures, which the caption, and what the others say as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from llm2clip.indexer.records.column_names import CAPTION_COLUMNS, column_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_BYTES_COLUMNS = frozenset(
+    [
+        "image",
+        "img",
+        "picture",
+        "photo",
+        "jpg",
+        "jpeg",
+        "png",
+        "webp",
+        "bytes",
+        "content",
+        "image_bytes",
+        "data",
+    ]
+)
+"""Columns of plain bytes that are taken for pictures; of others only one that is alone."""
+_DEEPEST = 20
+
+
+class Columns(NamedTuple):
+    """What the columns of a table are for."""
+
+    pictures: tuple[str, ...]
+    """Columns of bytes, or of structs with a field ``bytes``."""
+    named: frozenset[str]
+    """Those of ``pictures`` that have a field ``path`` as well."""
+    caption: str | None
+    """The column of captions."""
+    others: tuple[str, ...]
+    """Columns that are read for caption and metadata."""
+    labels: Mapping[str, Sequence[str]]
+    """Columns whose numbers stand for names."""
+
+
+def columns_of(schema: pa.Schema) -> Columns:
+    """What the columns of a schema are for; ``pictures`` is empty where none holds any."""
+    import pyarrow as pa
+
+    features = _features(schema)
+    structs = [field.name for field in schema if _holds_bytes(field.type, pa)]
+    plain = [field.name for field in schema if _is_bytes(field.type, pa)]
+    pictures = [
+        name
+        for name in schema.names
+        if (name in structs and features.get(name, {}).get("_type", "Image") == "Image")
+        or (name in plain and (name.lower() in _BYTES_COLUMNS or (not structs and len(plain) == 1)))
+    ]
+    named = [
+        name for name in pictures if name in structs and schema.field(name).type.get_field_index("path") >= 0
+    ]
+    others = [name for name in schema.names if name not in structs and name not in plain]
+    return Columns(
+        pictures=tuple(pictures),
+        named=frozenset(named),
+        caption=column_of(others, CAPTION_COLUMNS),
+        others=tuple(others),
+        labels={
+            name: feature["names"]
+            for name, feature in features.items()
+            if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+        },
+    )
+
+
+def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """What a Hugging Face data set says of its columns."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _is_bytes(kind: Any, pa: Any) -> bool:  # noqa: ANN401
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _holds_bytes(kind: Any, pa: Any) -> bool:  # noqa: ANN401
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    return _is_bytes(kind.field("bytes").type, pa)
+
+
+def plain_values(row: Mapping[str, Any], *, labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A row as JSON can hold it: dates as ISO 8601, labels by name; bytes and what is missing are left out."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        names = labels.get(name)
+        if names is not None and isinstance(value, int) and 0 <= value < len(names):
+            value = names[value]
+        plain = _plain(value, _DEEPEST)
+        if plain is not None:
+            found[name] = plain
+    return found
+
+
+def _plain(value: Any, deep: int) -> Any:  # noqa: ANN401
+    if isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime | date | time):
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    if isinstance(value, Mapping) and deep:
+        return {str(name): _plain(each, deep - 1) for name, each in value.items() if each is not None}
+    if isinstance(value, list | tuple) and deep:
+        return [_plain(each, deep - 1) for each in value]
+    return None

@@ -1,0 +1,207 @@
+"""What tars, zips, tables and videos have in common: files that hold many pictures each."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from llm2clip.common.paths import data_home
+from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.records.file_types import picture_endings, printable
+from llm2clip.indexer.records.record import Corpus, Record
+
+_RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
+_MOST_FILES = 1_000_000
+
+
+class Container(NamedTuple):
+    """A file that holds pictures."""
+
+    file: Path
+    """Where it is on this machine."""
+    path: str
+    """Its name below the root of the corpus, with forward slashes."""
+    uri: str
+    """Where people find it: its path, or its URL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """The containers that a corpus was told to read."""
+
+    root: str
+    """Folder or URL below which they all are."""
+    pattern: str
+    """What names them, made absolute."""
+    names: Sequence[str]
+    """Their absolute paths or URLs, in order."""
+    local: Callable[[str], Path] = Path
+    """Gives the file on this machine; for a URL it fetches, once."""
+    fetched: Mapping[str, int] = field(default_factory=dict)
+    """URL -> bytes, of those that ``local`` had to fetch."""
+
+    @classmethod
+    def found(cls, spec: str, *, endings: frozenset[str], deep: bool = False) -> Files:
+        """Files of a folder by their endings, or those that a path or brace range names.
+
+        Args:
+            spec: a folder, a file, or a pattern like ``shards/{00..03}.tar`` or ``{a,b}.tar``.
+            endings: of files to take from a folder, lower case with their dot.
+            deep: also take those of the folders in it.
+
+        Raises:
+            CorpusError: a file is missing, or the pattern is malformed.
+        """
+        place = os.path.abspath(os.path.expanduser(spec))
+        if os.path.isdir(place):
+            names = sorted(_inside(place, endings, deep))
+            return cls(root=place, pattern=place, names=names)
+        names = [place] if os.path.isfile(place) else list(dict.fromkeys(expand(place)))
+        for name in names:
+            if not os.path.isfile(name):
+                what = "shard" if len(names) > 1 or name.endswith(".tar") else "file"
+                raise CorpusError(f"no such {what}: {name} (of {spec})")
+        return cls(
+            root=os.path.commonpath([os.path.dirname(name) for name in names]), pattern=place, names=names
+        )
+
+    def path(self, name: str) -> str:
+        """The path below the root of one of the ``names``, with forward slashes."""
+        if "://" in name:
+            return name.removeprefix(self.root).lstrip("/")
+        return Path(name).relative_to(self.root).as_posix()
+
+    def container(self, name: str) -> Container:
+        """One of the ``names``; a URL is fetched.
+
+        Raises:
+            OSError: it cannot be fetched.
+        """
+        return Container(file=self.local(name), path=self.path(name), uri=name)
+
+
+def _inside(folder: str, endings: frozenset[str], deep: bool) -> Iterator[str]:
+    waiting = [folder]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if os.path.splitext(entry.name)[1].lower() in endings and entry.is_file():
+                    yield entry.path
+                elif deep and entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+
+
+class ContainerCorpus(Corpus):
+    """Pictures of files that hold many; the key of each is the file's, ``#`` and its place in it.
+
+    What a damaged file gave before the damage is kept; a record with a ``problem`` stands for the rest.
+
+    Args:
+        spec: what the user named.
+        files: what that is.
+    """
+
+    what: str
+    """What one of the files is called in messages."""
+
+    def __init__(self, spec: str, files: Files) -> None:
+        super().__init__(spec, Path(files.root))
+        self.files = files
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores."""
+        return {
+            "kind": self.kind,
+            "spec": self.spec,
+            "root": self.files.root,
+            "shards": self.files.pattern,
+        }
+
+    def records(self, *, captions: bool = True) -> Iterator[Record]:
+        """All pictures, file by file, in the order in which they lie there."""
+        self.passed_over = Counter()
+        damaged: tuple[type[BaseException], ...] = (OSError, ValueError, *self._damage())
+        for name in self.files.names:
+            done = 0
+            try:
+                for record in self._inside(self.files.container(name), captions):
+                    yield record
+                    done += 1
+            except damaged as error:
+                reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+                path = self.files.path(name)
+                problem = f"{self.what} cannot be read after {done} pictures: {reason}"
+                yield Record(key=printable(path), uri=printable(name), file=Path(name), problem=problem)
+        if fetched := self.files.fetched:
+            size = sum(fetched.values()) / 2**20
+            self.late = [
+                f"fetched {len(fetched):,} files ({size:,.1f} MB), which stay in {data_home() / 'fetched'}"
+            ]
+
+    @abstractmethod
+    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
+        """The pictures of one file."""
+
+    @abstractmethod
+    def _names(self, container: Container) -> Iterator[str]:
+        """What a file holds, by ending or column, for ``emptiness``."""
+
+    def _damage(self) -> tuple[type[BaseException], ...]:
+        """What ``_inside`` raises for a file that is damaged, beside ``OSError`` and ``ValueError``."""
+        return ()
+
+    def emptiness(self) -> str:
+        """What the files hold instead of pictures."""
+        if not self.files.names:
+            return f"no {self.what} in {self.spec}"
+        found: Counter[str] = Counter()
+        for name in self.files.names:
+            with suppress(OSError, ValueError, *self._damage()):
+                found.update(self._names(self.files.container(name)))
+        some = (
+            ", ".join(f"{count:,} with {what}" for what, count in found.most_common(4)) or "no files at all"
+        )
+        wanted = " ".join(sorted(picture_endings()))
+        return (
+            f"no pictures in the {len(self.files.names)} shards of {self.spec}: got {some}; "
+            f"expected endings {wanted}"
+        )
+
+
+def expand(pattern: str) -> list[str]:
+    """Expand brace ranges and lists: ``a{08..10}.tar`` -> ``a08.tar``, ``a09.tar``, ``a10.tar``.
+
+    Raises:
+        CorpusError: a range runs backwards, or there are too many files.
+    """
+    expanded = [pattern]
+    while any(match := _RANGE.search(each) or _LIST.search(each) for each in expanded):
+        grown: list[str] = []
+        for each in expanded:
+            match = _RANGE.search(each) or _LIST.search(each)
+            parts = _parts(match) if match else [""]
+            head, tail = (each[: match.start()], each[match.end() :]) if match else (each, "")
+            grown += [f"{head}{part}{tail}" for part in parts]
+        expanded = grown
+        if len(expanded) > _MOST_FILES:
+            raise CorpusError(f"{pattern} names more than {_MOST_FILES:,} shards")
+    return expanded
+
+
+def _parts(match: re.Match[str]) -> list[str]:
+    if match.re is _LIST:
+        return match[1].split(",")
+    first, last = int(match[1]), int(match[2])
+    if not 0 <= last - first < _MOST_FILES:
+        raise CorpusError(f"{match[0]} is no range of shards: expected {{first..last}} like {{00..03}}")
+    return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]

@@ -1,0 +1,177 @@
+"""Parquet and Arrow files with pictures in them, in the layout of Hugging Face data sets or as plain bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, final
+
+from llm2clip.indexer.containers.arrow_columns import Columns, columns_of, plain_values
+from llm2clip.indexer.containers.arrow_files import Group, Table, open_table
+from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
+from llm2clip.indexer.containers.read_ahead import Chunk
+from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.core.extras import need
+from llm2clip.indexer.records.column_names import split_caption
+from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar
+from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES, read_whole
+
+TABLES = frozenset([".parquet", ".arrow", ".feather"])
+"""Endings of tables that may hold pictures."""
+
+
+@final
+class TableCorpus(ContainerCorpus):
+    """Pictures of Parquet or Arrow files; the key of each is ``train.parquet#17``, its row from 0.
+
+    Where rows hold several pictures the key ends in the column, ``#17.left``. Other columns are caption and metadata.
+
+    Args:
+        spec: a file, a folder of them (with the folders in it), or a brace range.
+        files: what that is, if it is known.
+
+    Raises:
+        CorpusError: a file is missing, the pattern is malformed, or pyarrow is not installed.
+    """
+
+    kind: Final = "table"  # type: ignore[misc]
+    what: Final = "table"  # type: ignore[misc]
+
+    def __init__(self, spec: str, files: Files | None = None) -> None:
+        super().__init__(spec, files or Files.found(spec, endings=TABLES, deep=True))
+        need("pyarrow", extra="parquet", what="reading Parquet and Arrow files")
+
+    def _damage(self) -> tuple[type[BaseException], ...]:
+        import pyarrow as pa
+
+        return (pa.ArrowException,)
+
+    def _names(self, container: Container) -> Iterator[str]:
+        return (f"a column {name}" for name in open_table(container.file).schema.names)
+
+    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
+        changed = container.file.stat().st_mtime_ns
+        table = open_table(container.file)
+        columns = columns_of(table.schema)
+        if not columns.pictures:
+            raise CorpusError(
+                f"no column holds pictures: got {', '.join(table.schema.names)}; expected one of bytes, or of structs "
+                "{bytes, path} as in data sets of Hugging Face"
+            )
+        for group in table.groups(columns.pictures[0]):
+            sidecars = _sidecars(table, columns, group) if captions else iter(())
+            chunks: dict[str, Chunk] = {}
+            for number in range(group.rows):
+                row, place = group.first + number, number % group.at_once
+                if not place:
+                    chunks = {
+                        name: _chunk(table, container.file, group, name, number) for name in columns.pictures
+                    }
+                sidecar = next(sidecars, Sidecar())
+                for name in columns.pictures:
+                    within = f"{row}.{name}" if len(columns.pictures) > 1 else str(row)
+                    yield Record(
+                        key=f"{container.path}#{within}",
+                        uri=f"{container.uri}#{within}",
+                        file=container.file,
+                        path=container.path,
+                        size=0,
+                        mtime_ns=changed,
+                        inner={"row": row, "column": name},
+                        fetch=partial(chunks[name].take, place),
+                        caption=sidecar.caption,
+                        metadata=sidecar.metadata,
+                        note=sidecar.note,
+                    )
+        if table.damage is not None:
+            raise table.damage
+
+
+def _sidecars(table: Table, columns: Columns, group: Group) -> Iterator[Sidecar]:
+    """Caption and metadata of each row of a group; if they are damaged, the pictures are read without them."""
+    import pyarrow as pa
+
+    wanted = [*columns.others, *(f"{name}.path" for name in columns.pictures if name in columns.named)]
+    if not wanted:
+        return
+    try:
+        for row in table.rows(group, columns=wanted):
+            yield _sidecar(row, columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        while True:
+            yield Sidecar(note=f"caption and metadata left out, they are damaged: {error}")
+
+
+def _sidecar(row: dict[str, Any], columns: Columns) -> Sidecar:
+    cells = {name: row.get(name) for name in columns.others}
+    for name in columns.pictures:
+        path = (row.get(name) or {}).get("path") if name in columns.named else None
+        label = "file_name" if len(columns.pictures) == 1 else f"{name}.file_name"
+        if path and label not in cells:
+            cells[label] = path
+    caption, rest = split_caption(plain_values(cells, labels=columns.labels), columns.caption)
+    if len(json.dumps(rest)) > MAX_SIDECAR_BYTES:
+        return Sidecar(caption=caption, note=f"metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
+    return Sidecar(caption=caption, metadata=rest or None)
+
+
+def _chunk(table: Table, file: Path, group: Group, column: str, start: int) -> Chunk:
+    import pyarrow as pa
+
+    def load() -> list[bytes | Exception]:
+        count = min(group.at_once, group.rows - start)
+        try:
+            return [_picture(cell, file) for cell in table.cells(group, column, start=start, count=count)]
+        except (OSError, pa.ArrowException) as error:
+            problem = CorpusError(
+                f"row group {group.number} is damaged: {' '.join(str(error).split())[:200]}"
+            )
+            return [problem] * count
+
+    return Chunk(load, one=lambda number: read_row(file, row=group.first + start + number, column=column))
+
+
+def _picture(cell: object, file: Path) -> bytes | Exception:
+    """The picture of a cell: its bytes, or those of the file beside the table that it names."""
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if isinstance(content, bytes):
+        if len(content) <= MAX_PICTURE_BYTES:
+            return content
+        return CorpusError(f"{len(content):,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read")
+    path = cell.get("path") if isinstance(cell, dict) else None
+    if not isinstance(path, str) or not path:
+        return CorpusError("the row holds no picture")
+    if os.path.isabs(path) or os.path.splitdrive(path)[0] or ".." in path.replace("\\", "/").split("/"):
+        return CorpusError(f"the row names a file outside the folder of its table: {path}")
+    try:
+        return read_whole(file.parent / path)
+    except (OSError, ValueError) as error:
+        return CorpusError(f"{path}: {getattr(error, 'strerror', None) or error}")
+
+
+def read_row(file: Path, *, row: int, column: str) -> bytes:
+    """The picture of one row.
+
+    Args:
+        file: a Parquet or Arrow file.
+        row: from 0.
+        column: that holds the pictures.
+
+    Raises:
+        OSError: the file cannot be read.
+        CorpusError: it is damaged, has no such row, or pyarrow is not installed.
+    """
+    need("pyarrow", extra="parquet", what="reading Parquet and Arrow files")
+    import pyarrow as pa
+
+    try:
+        content = _picture(open_table(file).cell(row, column), file)
+    except pa.ArrowException as error:
+        raise CorpusError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
+    if isinstance(content, Exception):
+        raise content
+    return content

@@ -1,0 +1,216 @@
+"""Tar shards in the WebDataset layout: consecutive members of one name are one sample."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, Final, NamedTuple, final
+
+from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
+from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.core.index_paths import SAMPLE, sample_folder, sample_shards
+from llm2clip.indexer.records.file_types import ending, other_picture_endings, picture_endings, printable
+from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar
+from llm2clip.indexer.records.spans import read_span
+
+
+class _Member(NamedTuple):
+    """A file in a tar."""
+
+    name: str
+    offset: int  # of its content, from the start of the tar
+    size: int
+
+
+@dataclass(kw_only=True)
+class _Sample:
+    """Consecutive members whose names are the same up to their first dot."""
+
+    stem: str
+    pictures: list[_Member] = field(default_factory=list)
+    sidecars: dict[str, _Member] = field(default_factory=dict)
+
+
+class _Shards(ContainerCorpus):
+    """Pictures of tar files; the key of each is ``shard.tar#member``."""
+
+    what: Final = "tar"  # type: ignore[misc]
+
+    def _damage(self) -> tuple[type[BaseException], ...]:
+        return (tarfile.TarError,)
+
+    def _names(self, container: Container) -> Iterator[str]:
+        return (ending(member.name.rpartition("/")[2]) or "no ending" for member in _members(container.file))
+
+    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
+        file = container.file
+        changed = file.stat().st_mtime_ns
+        seen: set[int] = set()
+        for sample in _samples(file, self.passed_over):
+            sidecar = _sidecar(file, sample) if captions else Sidecar()
+            for picture in sample.pictures:
+                problem = _problem(picture, seen)
+                yield _record(container, picture, problem=problem, mtime_ns=changed, sidecar=sidecar)
+
+
+def _problem(picture: _Member, seen: set[int]) -> str | None:
+    if picture.name != printable(picture.name):
+        return "member name is not UTF-8"
+    if hash(picture.name) in seen:
+        return "second member of this name"
+    seen.add(hash(picture.name))  # hashes, not names: a shard may have millions of members
+    return None
+
+
+@final
+class TarCorpus(_Shards):
+    """Tar shards: one, the ones directly in a folder, or a brace range of them.
+
+    Args:
+        spec: a tar, a folder of tars, or a pattern like ``shards/{00..03}.tar`` or ``{a,b}.tar``.
+
+    Raises:
+        CorpusError: a shard is missing or compressed, or the pattern is malformed.
+    """
+
+    kind: Final = "tar"  # type: ignore[misc]
+
+    def __init__(self, spec: str, files: Files | None = None) -> None:
+        super().__init__(spec, files or Files.found(spec, endings=frozenset([".tar"])))
+        for name in self.files.names:
+            if os.path.splitext(name)[1].lower() != ".tar":
+                raise CorpusError(
+                    f"{name} is not a plain .tar: compressed shards cannot be read at random. Unpack it once: "
+                    f"gunzip {os.path.basename(name)}, or zstd -d, xz -d"
+                )
+
+
+@final
+class SampleCorpus(_Shards):
+    """The pictures that ship with the package.
+
+    Raises:
+        CorpusError: this installation has none.
+    """
+
+    kind: Final = "sample"  # type: ignore[misc]
+
+    def __init__(self) -> None:
+        names = [str(shard) for shard in sample_shards()]
+        super().__init__(SAMPLE, Files(root=str(sample_folder()), pattern=SAMPLE, names=names))
+        if not names:
+            raise CorpusError(f"this installation has no sample pictures: expected *.tar in {self.root}")
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores: no folder, since that moves with the installation."""
+        return {"kind": self.kind, "spec": self.spec}
+
+
+def _members(file: Path) -> Iterator[_Member]:
+    """The regular members of a tar.
+
+    Plain headers, nearly all there are, are read here; tarfile, which takes ten times as long, reads the others.
+    """
+    offset = 0
+    with open(file, "rb", buffering=0) as stream, tarfile.open(file, "r:") as tar:
+        while (header := _block(stream, offset)).strip(b"\0"):
+            plain = _plain(header)
+            if plain is not None:
+                name, size = plain
+                yield _Member(name.removeprefix("./"), offset + tarfile.BLOCKSIZE, size)
+                offset += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                continue
+            tar.firstmember, tar.offset, tar.members = None, offset, []  # type: ignore[attr-defined]
+            if tar.fileobj is not None:
+                tar.fileobj.seek(offset)
+            member = tar.next()
+            if member is None:
+                raise tarfile.ReadError(f"damaged at byte {offset:,}")
+            if member.isreg() and not member.issparse():
+                yield _Member(member.name.removeprefix("./"), member.offset_data, member.size)
+            offset = tar.offset
+
+
+def _block(stream: BinaryIO, offset: int) -> bytes:
+    stream.seek(offset)
+    block = stream.read(tarfile.BLOCKSIZE)
+    if len(block) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError(f"cut short: the end mark is missing at byte {offset:,}")
+    return block
+
+
+def _plain(header: bytes) -> tuple[str, int] | None:
+    """Name and size of a regular file from a header without extensions; None for any other header."""
+    try:
+        whole = int(header[148:156].strip(b" \0"), 8) == sum(header) - sum(header[148:156]) + 8 * 32
+        size = int(header[124:136].strip(b" \0"), 8)
+    except ValueError:
+        return None
+    if not whole or header[156] not in b"0\0" or header[257:262] not in (b"ustar", b"\0" * 5) or size < 0:
+        return None
+    name = header[:100].partition(b"\0")[0]
+    if header[257:263] == b"ustar\0" and header[345]:
+        name = header[345:500].partition(b"\0")[0] + b"/" + name
+    return None if name.endswith(b"/") else (name.decode("utf-8", "surrogateescape"), size)
+
+
+def _samples(file: Path, passed_over: Counter[str]) -> Iterator[_Sample]:
+    sample: _Sample | None = None
+    try:
+        for member in _members(file):
+            folder, _, base = member.name.rpartition("/")
+            if base.startswith("."):
+                continue
+            stem = f"{folder}/{base.partition('.')[0]}"
+            if sample is None or sample.stem != stem:
+                if sample is not None:
+                    yield sample
+                sample = _Sample(stem=stem)
+            kind = ending(base)
+            if kind in picture_endings():
+                sample.pictures.append(member)
+            elif kind in (".json", ".txt"):
+                sample.sidecars.setdefault(kind, member)
+            elif kind in other_picture_endings():
+                passed_over[kind] += 1
+    except (OSError, tarfile.TarError):
+        if sample is not None:
+            yield sample  # what came before the damage is not lost
+        raise
+    if sample is not None:
+        yield sample
+
+
+def _sidecar(file: Path, sample: _Sample) -> Sidecar:
+    if not sample.pictures or not sample.sidecars:
+        return Sidecar()
+    if max(member.size for member in sample.sidecars.values()) > MAX_SIDECAR_BYTES:
+        return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
+    members = [sample.sidecars.get(kind) for kind in (".json", ".txt")]
+    contents = [read_span(file, offset=each.offset, size=each.size) if each else None for each in members]
+    return parse_sidecar(contents[0], contents[1])
+
+
+def _record(
+    shard: Container, member: _Member, *, problem: str | None, mtime_ns: int, sidecar: Sidecar
+) -> Record:
+    # A member that cannot be told apart by its name gets its place as well: keys must differ.
+    name = printable(member.name) + (f"@{member.offset}" if problem else "")
+    return Record(
+        key=f"{shard.path}#{name}",
+        uri=f"{shard.uri}#{name}",
+        file=shard.file,
+        path=shard.path,
+        offset=member.offset,
+        size=member.size,
+        mtime_ns=mtime_ns,
+        caption=sidecar.caption,
+        metadata=sidecar.metadata,
+        problem=problem,
+        note=sidecar.note,
+    )

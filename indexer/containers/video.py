@@ -1,0 +1,241 @@
+"""Videos: one frame every so many seconds, as a picture whose metadata holds its time."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
+
+from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
+from llm2clip.indexer.containers.read_ahead import Chunk
+from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.core.extras import need
+from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.records.sidecars import sidecar_of
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+EVERY: Final = 10.0
+"""Seconds between frames where nothing else is said."""
+_AT_ONCE = 16
+_SEEK_FROM = 4.0  # seconds: encoders set a frame to begin from about as often
+_MOST_FRAMES = 10_000_000
+
+
+@final
+class VideoCorpus(ContainerCorpus):
+    """Frames of videos; the key of each is ``clip.mp4#t=12.5``, its time in seconds.
+
+    Args:
+        spec: a video or a brace range of them.
+        files: what that is.
+        every: seconds from one frame to the next.
+
+    Raises:
+        CorpusError: PyAV is not installed, or ``every`` is not a positive number.
+    """
+
+    kind: Final = "video"  # type: ignore[misc]
+    what: Final = "video"  # type: ignore[misc]
+
+    def __init__(self, spec: str, files: Files, *, every: float = EVERY) -> None:
+        super().__init__(spec, files)
+        self._every = checked(every)
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores."""
+        return {**super().identity(), "every": f"{self._every:g}"}
+
+    def _names(self, container: Container) -> Iterator[str]:
+        yield "no frames"
+
+    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
+        return frames_of(container, every=self._every, captions=captions)
+
+
+def checked(every: float) -> float:
+    """Seconds between frames, if frames can be read at all.
+
+    Raises:
+        CorpusError: PyAV is not installed, or ``every`` is not a positive number.
+    """
+    need("av", extra="video", what="reading videos")
+    if not 0.001 <= every < 1e6:
+        raise CorpusError(f"seconds between frames must be between 0.001 and a million, got {every:g}")
+    return every
+
+
+def frames_of(container: Container, *, every: float, captions: bool = True) -> Iterator[Record]:
+    """A record for every frame that is to be indexed; nothing is decoded before one is read.
+
+    Args:
+        container: a video.
+        every: seconds from one frame to the next.
+        captions: also read the caption and metadata beside the video, which go to each frame.
+
+    Raises:
+        OSError: it cannot be read.
+        CorpusError: it is damaged, or no video.
+    """
+    file = container.file
+    changed = file.stat().st_mtime_ns
+    names = (f"{file.stem}.json", f"{file.stem}.txt")
+    beside = frozenset(name for name in names if (file.parent / name).exists())
+    stamp, sidecar = sidecar_of(file.parent, file.stem, beside, captions)
+    count = int(min(_MOST_FRAMES, max(0.0, _length(file) - 1e-6) // every + 1))
+    chunk, first = None, 0
+    for number in range(count):
+        if chunk is None or number == first + _AT_ONCE:
+            first = number
+            times = [round(each * every, 3) for each in range(first, min(first + _AT_ONCE, count))]
+            chunk = Chunk(partial(read_frames, file, times=times), one=partial(_one, file, times))
+        seconds = round(number * every, 3)
+        within = f"t={seconds:.3f}".rstrip("0").rstrip(".")
+        yield Record(
+            key=f"{container.path}#{within}",
+            uri=f"{container.uri}#{within}",
+            file=file,
+            path=container.path,
+            size=0,
+            mtime_ns=changed,
+            sidecars=stamp,
+            inner={"time": seconds},
+            fetch=partial(chunk.take, number - first),
+            caption=sidecar.caption,
+            metadata={**(sidecar.metadata or {}), "time": seconds},
+            note=sidecar.note,
+        )
+
+
+def _one(file: Path, times: Sequence[float], number: int) -> bytes:
+    return read_frame(file, seconds=times[number])
+
+
+def read_frame(file: Path, *, seconds: float) -> bytes:
+    """The frame that is shown at a time, as JPEG.
+
+    Raises:
+        OSError: the file cannot be read.
+        CorpusError: it is damaged or no video, or PyAV is not installed.
+    """
+    need("av", extra="video", what="reading videos")
+    [frame] = read_frames(file, times=[seconds])
+    if isinstance(frame, Exception):
+        raise frame
+    return frame
+
+
+def _opened(file: Path) -> tuple[InputContainer, VideoStream]:
+    import av
+
+    try:
+        container = av.open(str(file))
+    except (av.FFmpegError, ValueError) as error:
+        if isinstance(error, FileNotFoundError | PermissionError):
+            raise
+        raise CorpusError(f"no video that can be read: {_reason(error)}") from error
+    if not container.streams.video:
+        container.close()
+        raise CorpusError("it has no pictures, only sound or text")
+    return container, container.streams.video[0]
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _length(file: Path) -> float:
+    """Seconds from the first frame to the end of the last."""
+    container, stream = _opened(file)
+    with container:
+        base = float(stream.time_base or 0)
+        if stream.duration and base:
+            return stream.duration * base
+        if container.duration:
+            from_zero = "matroska" in container.format.name  # which says when it ends, not how long it is
+            return container.duration / 1e6 - (_start(stream) if from_zero else 0.0)
+        last = 0.0
+        for packet in container.demux(stream):  # some files do not say; packets are read, not decoded
+            last = max(last, float((packet.pts or 0) + (packet.duration or 0)) * base)
+        return last - _start(stream)
+
+
+def read_frames(file: Path, *, times: Sequence[float]) -> list[bytes | Exception]:
+    """The frames that are shown at some times, as JPEG; an exception for each that cannot be read.
+
+    Args:
+        file: a video.
+        times: seconds from its beginning, rising.
+    """
+    import av
+
+    found: list[bytes | Exception] = []
+    try:
+        container, stream = _opened(file)
+        with container:
+            position = None  # of the last frame that was decoded
+            frames: Iterator[VideoFrame] = iter(())
+            for seconds in times:
+                if position is None or seconds - position >= _SEEK_FROM:
+                    frames = _from(container, stream, seconds)
+                frame, frames = _shown_at(frames, seconds + _start(stream))
+                position = (frame.time or 0.0) - _start(stream)
+                found.append(_jpeg(frame))
+    except (av.FFmpegError, OSError, ValueError) as error:
+        problem = CorpusError(f"the video is damaged here: {_reason(error)}")
+        found += [problem] * (len(times) - len(found))
+    return found
+
+
+def _start(stream: VideoStream) -> float:
+    return float((stream.start_time or 0) * (stream.time_base or 0))
+
+
+def _from(container: InputContainer, stream: VideoStream, seconds: float) -> Iterator[VideoFrame]:
+    """Frames from the last one at or before a time that can be decoded by itself."""
+    wanted = seconds + _start(stream)
+    base = float(stream.time_base or 1)
+    container.seek(int(wanted / base), stream=stream, backward=True)
+    frames = container.decode(stream)
+    first = next(frames, None)
+    if first is None or (first.time or 0.0) > wanted + 1e-3:  # its table of places is wrong
+        container.seek(int(_start(stream) / base), stream=stream, backward=True)
+        return container.decode(stream)
+    return _chained(first, frames)
+
+
+def _chained(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    yield first
+    yield from rest
+
+
+def _shown_at(frames: Iterator[VideoFrame], seconds: float) -> tuple[VideoFrame, Iterator[VideoFrame]]:
+    """The last frame that begins at or before a time, and the frames from it on."""
+    shown: VideoFrame | None = None
+    for frame in frames:
+        if shown is not None and (frame.time or 0.0) > seconds + 1e-3:
+            return shown, _chained(shown, _chained(frame, frames))
+        shown = frame
+    if shown is None:
+        raise CorpusError("it ends before")
+    return shown, _chained(shown, frames)
+
+
+def _jpeg(frame: VideoFrame) -> bytes:
+    """The frame as people see it, upright."""
+    from PIL import Image
+
+    turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}
+    to_image: Any = frame.to_image  # which has no types
+    image = to_image()
+    turn = turns.get(round(frame.rotation) % 360)
+    if turn is not None:
+        image = image.transpose(turn)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()

@@ -1,0 +1,171 @@
+"""A folder of pictures, with everything below it."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Final, NamedTuple, final
+
+from llm2clip.indexer.containers.container import Container
+from llm2clip.indexer.records.file_types import (
+    VIDEOS,
+    ending,
+    other_picture_endings,
+    picture_endings,
+    printable,
+)
+from llm2clip.indexer.records.record import Corpus, Record
+from llm2clip.indexer.records.sidecars import Sidecar, sidecar_of
+
+_NO_SIDECAR = Sidecar()
+
+
+class _Folder(NamedTuple):
+    """A folder of the corpus."""
+
+    path: Path
+    below: str  # its path below the root, with a slash at the end; empty for the root
+    names: list[str]  # of the files in it, sorted
+    problem: str | None = None  # why it cannot be read
+
+
+@final
+class FolderCorpus(Corpus):
+    """Pictures of a folder and the folders in it, by name; hidden ones are left out.
+
+    A file ``name.txt`` or ``name.json`` beside a picture ``name.*`` is its caption or metadata. Linked folders are
+    followed where they lead out of the corpus; no folder is read twice, so that loops end.
+
+    Args:
+        spec: what the user named.
+        root: the folder.
+        every: seconds between the frames that are taken of videos; None: videos are passed over.
+
+    Raises:
+        CorpusError: videos are to be read, and PyAV is not installed.
+    """
+
+    kind: Final = "folder"  # type: ignore[misc]
+
+    def __init__(self, spec: str, root: Path, *, every: float | None = None) -> None:
+        super().__init__(spec, root)
+        self._every, self._start = every, f"{self.root}{os.sep}"
+        self.within = self.root
+        """Links to folders below this one are not followed: what they lead to has its own key."""
+        if every is not None:
+            from llm2clip.indexer.containers.video import checked
+
+            checked(every)
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores."""
+        return super().identity() | ({} if self._every is None else {"every": f"{self._every:g}"})
+
+    def records(self, *, captions: bool = True) -> Iterator[Record]:
+        """All pictures, folder by folder, in order of their names."""
+        self.passed_over, pictures = Counter(), picture_endings()
+        for folder in self._folders():
+            if folder.problem is not None:
+                key, uri = printable(folder.below.rstrip("/")), printable(str(folder.path))
+                yield Record(key=key, uri=uri, file=folder.path, problem=f"folder: {folder.problem}")
+            beside = frozenset(name for name in folder.names if name.endswith((".json", ".txt")))
+            for name in folder.names:
+                kind = ending(name)
+                if kind in pictures:
+                    yield self._record(folder, name, beside, captions)
+                elif kind in VIDEOS and self._every is not None:
+                    yield from self._frames(folder, name, self._every, captions)
+                elif kind in VIDEOS or kind in other_picture_endings():
+                    self.passed_over[kind] += 1
+
+    def _folders(self) -> Iterator[_Folder]:
+        seen: set[tuple[int, int]] = set()
+        waiting = [(self.root, "")]  # and no recursion: folders may lie in each other a thousand deep
+        while waiting:
+            path, below = waiting.pop()
+            try:
+                where = path.stat()
+                if (where.st_dev, where.st_ino) in seen:
+                    continue
+                seen.add((where.st_dev, where.st_ino))
+                with os.scandir(path) as entries:
+                    visible = [
+                        (each.name, each.is_dir()) for each in entries if not each.name.startswith(".")
+                    ]
+            except OSError as error:
+                if not below:
+                    raise
+                yield _Folder(path, below, [], error.strerror or str(error))
+                continue
+            yield _Folder(path, below, sorted(name for name, is_folder in visible if not is_folder))
+            for name in sorted((name for name, is_folder in visible if is_folder), reverse=True):
+                inner = path / name
+                if not (inner.is_symlink() and self._inside(inner)):
+                    waiting.append((inner, f"{below}{name}/"))
+
+    def _inside(self, link: Path) -> bool:
+        """Whether a link leads to a folder that is read anyway."""
+        root, target = os.path.realpath(self.within), os.path.realpath(link)
+        if target != root and not target.startswith(os.path.join(root, "")):
+            return False
+        return not any(
+            part.startswith(".") for part in os.path.relpath(target, root).split(os.sep) if part != "."
+        )
+
+    def _record(self, folder: _Folder, name: str, beside: frozenset[str], captions: bool) -> Record:
+        # An update in which nothing changed consists of this: no more than it needs.
+        file, key = folder.path / name, folder.below + name
+        uri = f"{self._start}{key}"
+        if not key.isascii() and key != (shown := printable(key)):
+            return Record(key=shown, uri=shown, file=file, problem="file name is not UTF-8: rename it")
+        try:
+            found = os.stat(uri)
+        except OSError as error:
+            reason = "link to nothing" if file.is_symlink() else str(error.strerror or error)
+            return Record(key=key, uri=uri, file=file, problem=reason)
+        if not stat.S_ISREG(found.st_mode):
+            return Record(key=key, uri=uri, file=file, problem="not a regular file")
+        stamp, sidecar = None, _NO_SIDECAR
+        if beside:
+            stamp, sidecar = sidecar_of(folder.path, os.path.splitext(name)[0], beside, captions)
+        return Record(
+            key=key,
+            uri=uri,
+            file=file,
+            size=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            sidecars=stamp,
+            caption=sidecar.caption,
+            metadata=sidecar.metadata,
+            note=sidecar.note,
+        )
+
+    def _frames(self, folder: _Folder, name: str, every: float, captions: bool) -> Iterator[Record]:
+        from llm2clip.indexer.containers.video import frames_of
+
+        file, key = folder.path / name, printable(folder.below + name)
+        try:
+            yield from frames_of(
+                Container(file, key, f"{self.root}{os.sep}{key}"), every=every, captions=captions
+            )
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            yield Record(key=key, uri=str(file), file=file, problem=f"video cannot be read: {reason}")
+
+    def emptiness(self) -> str:
+        """What the folder holds instead of pictures."""
+        names = (name for folder in self._folders() for name in folder.names)
+        endings = Counter(ending(name) or "no ending" for name in islice(names, 100_000))
+        wanted = " ".join(sorted(picture_endings()))
+        if not endings:
+            return f"no pictures in {self.root}: the folder is empty. Expected files ending in {wanted}"
+        some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4))
+        note = self.passed_over_note()
+        found = (
+            f"no pictures in {self.root}: got {endings.total():,} files ({some}), expected endings {wanted}"
+        )
+        return f"{found}; {note}" if note else found

@@ -1,0 +1,251 @@
+"""Lists that name pictures: CSV, TSV, JSON lines, and paths one per line from a file or another command."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import sys
+import tempfile
+import weakref
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Final, final
+
+from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.records.file_types import ending, other_picture_endings, picture_endings, printable
+from llm2clip.indexer.records.record import Corpus, Record
+from llm2clip.indexer.records.sidecars import Sidecar, sidecar_of, stamp_of
+from llm2clip.indexer.records.tabular import Row, encoding_of, read_rows
+
+STDIN = "-"
+"""What stands for a list of paths on standard input."""
+
+
+class _Listed(Corpus):
+    """Pictures that a list names, in its order.
+
+    The key is the path below the root; what lies elsewhere has its absolute path or its URL. Rows of one picture
+    that follow each other are one record: further captions go to its metadata, as ``captions``.
+
+    Args:
+        spec: what the user named.
+        root: folder or URL to which the paths are relative.
+    """
+
+    def __init__(self, spec: str, root: str) -> None:
+        super().__init__(spec, Path(root))
+        self._base = root.rstrip("/") if "://" in root else root
+        self._reader: Callable[[str], bytes] | None = None
+
+    @abstractmethod
+    def _rows(self) -> Iterator[Row]:
+        """The list, from its beginning."""
+
+    def records(self, *, captions: bool = True) -> Iterator[Record]:
+        """All pictures, in the order of the list."""
+        self.passed_over = Counter()
+        seen: set[int] = set()
+        for row in _joined(self._rows()):
+            if row.problem is not None:
+                key = f"{self.spec}:{row.line}"
+                yield Record(key=key, uri=key, file=self.root, problem=f"line {row.line}: {row.problem}")
+                continue
+            key = self._key(row.path)
+            if hash(key) in seen:
+                key = f"{printable(key)}@line {row.line}"
+                yield Record(key=key, uri=key, file=self.root, problem="named before in this list")
+                continue
+            seen.add(hash(key))  # hashes, not names: a list may have millions
+            kind = ending(key.rpartition("/")[2])
+            if kind in other_picture_endings():
+                self.passed_over[kind] += 1
+            else:
+                yield self._record(key, row, captions)
+
+    def _key(self, path: str) -> str:
+        if "://" in path:
+            return path.removeprefix(f"{self._base}/")
+        root = self._base
+        if "://" in root:
+            return path.removeprefix("./")
+        whole = os.path.normpath(os.path.join(root, os.path.expanduser(path)))
+        inside = whole.startswith(os.path.join(root, ""))
+        return (os.path.relpath(whole, root) if inside else whole).replace(os.sep, "/")
+
+    def _record(self, key: str, row: Row, captions: bool) -> Record:
+        if "://" in key or "://" in self._base:
+            return self._remote(key, row)
+        file = self.root / key
+        if key != printable(key):
+            return Record(
+                key=printable(key), uri=printable(key), file=file, problem="file name is not UTF-8: rename it"
+            )
+        try:
+            found = file.stat()
+        except (OSError, ValueError) as error:  # a NUL in a name is a ValueError
+            reason = getattr(error, "strerror", None) or str(error)
+            return Record(key=key, uri=str(file), file=file, problem=reason)
+        if problem := _unfit(file, found):
+            return Record(key=key, uri=str(file), file=file, problem=problem)
+        stamp, sidecar = _stamp(row), Sidecar(caption=row.caption, metadata=row.metadata)
+        if stamp is None:
+            stem = os.path.splitext(file.name)[0]
+            names = (f"{stem}.json", f"{stem}.txt")
+            beside = frozenset(name for name in names if (file.parent / name).exists())
+            stamp, sidecar = sidecar_of(file.parent, stem, beside, captions)
+        return Record(
+            key=key,
+            uri=str(file),
+            file=file,
+            size=found.st_size,
+            mtime_ns=found.st_mtime_ns,
+            sidecars=stamp,
+            caption=sidecar.caption,
+            metadata=sidecar.metadata,
+            note=sidecar.note,
+        )
+
+    def _remote(self, key: str, row: Row) -> Record:
+        if self._reader is None:
+            from llm2clip.indexer.corpora.remote_store import Reader
+
+            self._reader = Reader()
+        url = key if "://" in key else f"{self._base}/{key}"
+        if "://" in self._base and not _may_name(self._base, url):
+            problem = "a list behind a URL may name pictures of its own store and of http:// and https://, no others"
+            return Record(key=key, uri=url, file=Path(url), problem=problem)
+        return Record(
+            key=key,
+            uri=url,
+            file=Path(url),
+            size=0,
+            mtime_ns=0,
+            fetch=partial(self._reader, url),
+            sidecars=_stamp(row),
+            caption=row.caption,
+            metadata=row.metadata,
+        )
+
+    def emptiness(self) -> str:
+        """What the list holds instead of pictures."""
+        lines = sum(1 for _ in self._rows())
+        where = "on standard input" if self.spec == STDIN else f"in the list {self.spec}"
+        return f"no pictures {where}: got {lines:,} lines, expected one picture in each"
+
+
+def _may_name(root: str, url: str) -> bool:
+    """Whether a list below a root, which may be anybody's, may have a URL read: not files of this machine."""
+    scheme = url.partition("://")[0]  # one store inside another has :: in it
+    return scheme in (root.partition("://")[0], "http", "https") and "::" not in url
+
+
+def _stamp(row: Row) -> int | None:
+    return None if row.caption is None and not row.metadata else stamp_of((row.caption, row.metadata))
+
+
+def _unfit(file: Path, found: os.stat_result) -> str | None:
+    if stat.S_ISDIR(found.st_mode):
+        return "a folder, not a picture"
+    if not stat.S_ISREG(found.st_mode):
+        return "not a regular file"
+    kind = ending(file.name)
+    return f"its ending {kind} is none of a picture" if kind and kind not in picture_endings() else None
+
+
+def _joined(rows: Iterator[Row]) -> Iterator[Row]:
+    """Rows of one picture that follow each other, as one."""
+    before: Row | None = None
+    captions: list[str] = []
+    for row in rows:
+        if before is not None and row.problem is None and row.path == before.path:
+            captions += [row.caption] if row.caption else []
+            continue
+        if before is not None:
+            yield _with(before, captions)
+        before, captions = row, [row.caption] if row.caption else []
+    if before is not None:
+        yield _with(before, captions)
+
+
+def _with(row: Row, captions: list[str]) -> Row:
+    if len(captions) < 2:
+        return row
+    return row._replace(caption=captions[0], metadata={**(row.metadata or {}), "captions": captions})
+
+
+@final
+class ListCorpus(_Listed):
+    """Pictures that a file lists: CSV or TSV with a header, JSON lines, or one path in each line.
+
+    Args:
+        spec: what the user named.
+        file: the list on this machine.
+        root: folder or URL to which its paths are relative; None: the folder it is in.
+
+    Raises:
+        CorpusError: no column says where the pictures are, or it is not text.
+        OSError: it cannot be read.
+    """
+
+    kind: Final = "list"  # type: ignore[misc]
+
+    def __init__(self, spec: str, file: Path, *, root: str | None = None) -> None:
+        self._file = Path(os.path.abspath(file))
+        super().__init__(spec, root or str(self._file.parent))
+        self._where = f"{self._base}/{self._file.name}" if root else str(self._file)
+        self._encoding = encoding_of(self._file)
+        if self._encoding == "gb18030":
+            self.notes.append(f"{spec} is not UTF-8: it was read as GB 18030 (Chinese)")
+        next(self._rows(), None)  # a header without paths is worth knowing at once
+
+    def _rows(self) -> Iterator[Row]:
+        return read_rows(self._file, encoding=self._encoding)
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores."""
+        return {"kind": self.kind, "spec": self.spec, "root": self._base, "list": self._where}
+
+
+@final
+class StdinCorpus(_Listed):
+    """Pictures whose paths another command writes, one per line or each ended by a NUL; read once, then kept.
+
+    Args:
+        stream: where they are read from; None: standard input.
+
+    Raises:
+        CorpusError: nothing is piped in.
+    """
+
+    kind: Final = "stdin"  # type: ignore[misc]
+
+    def __init__(self, stream: BinaryIO | None = None) -> None:
+        super().__init__(STDIN, os.getcwd())
+        if stream is None and sys.stdin.isatty():
+            raise CorpusError(
+                "- reads a list of paths from another command, got a terminal: "
+                "find PHOTOS -name '*.jpg' | llm2clip-index build - --index PATH"
+            )
+        self._kept = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, self._kept.close)
+        shutil.copyfileobj(stream or sys.stdin.buffer, self._kept)
+        self._kept.seek(0)
+        self._mark = b"\0" if b"\0" in self._kept.read(2**16) else b"\n"
+
+    def _rows(self) -> Iterator[Row]:
+        place, rest, number = 0, b"", 0
+        while True:
+            self._kept.seek(place)
+            block = self._kept.read(2**20)
+            place += len(block)
+            *whole, rest = (rest + block).split(self._mark)
+            for each in whole if block else [rest]:
+                number += 1
+                if path := os.fsdecode(each).rstrip("\r\n"):
+                    yield Row(number, path)
+            if not block:
+                return

@@ -1,0 +1,114 @@
+"""Reading one picture of an index again: from its key and the locator that ``Record.locator`` gave.
+
+A locator is None (the picture is the whole file that the key names) or a JSON object: ``path``, the file below the
+root of the corpus; ``offset`` and ``size``, where in it the bytes lie; or ``zip``, ``row`` or ``time``, what the
+readers of those containers need. It comes from an index that may be anybody's, so it is checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError
+from llm2clip.indexer.records.record import root_of
+from llm2clip.indexer.records.spans import content_hash, read_span, read_whole
+
+_BY_NAME = frozenset(["list", "stdin"])
+"""Kinds of corpus that may name files anywhere: their lists do."""
+
+
+def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:
+    """Where the picture of a key is: a path or a URL, with ``#`` and its place in a container.
+
+    Args:
+        key: of an item.
+        corpus: identity of its corpus, from the manifest.
+    """
+    root = root_of(corpus)
+    if _elsewhere(key) and corpus["kind"] in _BY_NAME:
+        return key
+    return f"{root.rstrip('/')}/{key}" if "://" in root else f"{root.rstrip(os.sep)}{os.sep}{key}"
+
+
+def read_located(
+    locator: str | None, *, key: str, corpus: Mapping[str, str], hash: bytes | None = None
+) -> bytes:
+    """The encoded picture of an item, as it is in the corpus now.
+
+    Args:
+        locator: as ``Record.locator`` gave it.
+        key: of the item.
+        corpus: identity of its corpus, from the manifest.
+        hash: of its content when it was indexed; where it lies inside another file, other content is refused.
+
+    Raises:
+        OSError: the corpus is no longer there.
+        IndexDamagedError: the locator is none, or leads out of the corpus.
+        IndexerError: what holds the picture changed since it was indexed, or an extra is not installed.
+    """
+    place = _parsed(locator, key)
+    path = place.pop("path", None)
+    within = key if locator is None else path
+    if not isinstance(within, str) or (corpus["kind"] not in _BY_NAME and _leads_out(within)):
+        raise IndexDamagedError(f"the index names a file outside its corpus: {within!r}")
+    where = uri_of(within, corpus=corpus)
+    try:
+        content = _read(where, place)
+    except IndexerError:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise IndexDamagedError(f"the index holds no usable locator for {key}: {locator}") from error
+    if place and "time" not in place and hash is not None and content_hash(content) != hash:
+        raise IndexerError(f"{where} changed since it was indexed: build the index again")
+    return content
+
+
+def _parsed(locator: str | None, key: str) -> dict[str, Any]:
+    try:
+        place = json.loads(locator) if locator is not None else {}
+        if not isinstance(place, dict):
+            raise ValueError(f"expected an object, got {type(place).__name__}")
+    except ValueError as error:
+        raise IndexDamagedError(f"the index holds no usable locator for {key}: {error}") from error
+    return place
+
+
+def _elsewhere(path: str) -> bool:
+    """Whether a path is whole by itself: absolute, or a URL."""
+    return "://" in path or os.path.isabs(path) or bool(os.path.splitdrive(path)[0])
+
+
+def _leads_out(path: str) -> bool:
+    return _elsewhere(path) or ".." in path.replace("\\", "/").split("/")
+
+
+def _read(where: str, place: Mapping[str, Any]) -> bytes:
+    if "://" in where:
+        from llm2clip.indexer.corpora.remote_store import local_copy, read_remote
+
+        file = local_copy(where)
+        if file is None and set(place) <= {"offset", "size"}:
+            return read_remote(where, offset=place.get("offset"), size=place.get("size"))
+        file = file or local_copy(where, fetch=True)
+    else:
+        file = Path(where)
+    assert file is not None
+    if "zip" in place:
+        from llm2clip.indexer.containers.zip import read_packed
+
+        return read_packed(file, place["zip"])
+    if "row" in place:
+        from llm2clip.indexer.containers.parquet import read_row
+
+        return read_row(file, row=int(place["row"]), column=str(place["column"]))
+    if "time" in place:
+        from llm2clip.indexer.containers.video import read_frame
+
+        return read_frame(file, seconds=float(place["time"]))
+    if "offset" in place:
+        return read_span(file, offset=int(place["offset"]), size=int(place["size"]))
+    return read_whole(file)

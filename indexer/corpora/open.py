@@ -1,0 +1,185 @@
+"""What ``llm2clip-index build CORPUS`` may be given, and which reader reads it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from llm2clip.indexer.containers.container import ContainerCorpus, Files, expand
+from llm2clip.indexer.containers.parquet import TABLES, TableCorpus
+from llm2clip.indexer.containers.tar import SampleCorpus, TarCorpus
+from llm2clip.indexer.containers.zip import ZipCorpus
+from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.core.index_paths import SAMPLE
+from llm2clip.indexer.corpora.folder import FolderCorpus
+from llm2clip.indexer.corpora.list_file import STDIN, ListCorpus, StdinCorpus
+from llm2clip.indexer.records.file_types import VIDEOS, ending, picture_endings
+from llm2clip.indexer.records.record import Corpus
+from llm2clip.indexer.records.tabular import LISTS
+
+_PACKED = frozenset([".gz", ".tgz", ".bz2", ".xz", ".zst"])
+
+
+class _Kind(NamedTuple):
+    """A kind of container."""
+
+    endings: frozenset[str]
+    opened: Callable[[str, Files], ContainerCorpus]
+    deep: bool = False  # whether folders in a folder are looked into
+
+
+_CONTAINERS: Mapping[str, _Kind] = {
+    "tar": _Kind(frozenset([".tar"]), TarCorpus),
+    "zip": _Kind(frozenset([".zip"]), ZipCorpus),
+    "table": _Kind(TABLES, TableCorpus, deep=True),
+}
+
+
+def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> Corpus:
+    """Find out what ``spec`` names; docs/corpora.md has the list.
+
+    Args:
+        spec: a folder of pictures (with everything below it); a tar, zip, Parquet or Arrow file, a folder of them or
+            a brace range like ``shards/{00..03}.tar``; a list of pictures (.csv, .tsv, .jsonl, .txt), or ``-`` for
+            paths from standard input; a video; a URL of any of these; or ``sample:``.
+        every: seconds between the frames that are taken of videos; None: 10, where there is nothing but videos, else
+            they are passed over.
+
+    Raises:
+        CorpusError: it is none of these, does not exist, or needs an extra that is not installed.
+        OSError: it cannot be read.
+    """
+    given = os.fspath(spec)
+    if given == SAMPLE:
+        return SampleCorpus()
+    if given == STDIN:
+        return StdinCorpus()
+    if "://" in given:
+        return _remote(given, every)
+    path = Path(given).expanduser()
+    if path.is_dir():
+        return _folder(given, path, every)
+    kind = ending(path.name)
+    if path.exists() and kind in picture_endings():
+        raise CorpusError(f"{given} is a single picture: expected the folder it is in, or a list of pictures")
+    if path.is_file() and kind in LISTS:
+        return ListCorpus(given, path)
+    if kind in VIDEOS:
+        return _videos(given, Files.found(given, endings=VIDEOS), every)
+    container = next((each for each in _CONTAINERS.values() if kind in each.endings), None)
+    if path.exists() and container is None and kind not in _PACKED:
+        raise CorpusError(f"{given} is neither a folder of pictures nor a {_known()} of them")
+    if not path.exists() and len(expand(given)) == 1:
+        hint = ". Give the folder, or pipe the names in: ls ... | llm2clip-index build - --index PATH"
+        raise CorpusError(f"no such file or folder: {given}{hint if '*' in given else ''}")
+    if container is None:
+        return TarCorpus(given)  # which says how to unpack it
+    return container.opened(given, Files.found(given, endings=container.endings))
+
+
+def reopen_corpus(identity: Mapping[str, str]) -> Corpus:
+    """The corpus whose ``Corpus.identity`` an index stores, wherever the command now runs.
+
+    Raises:
+        CorpusError: it is no longer there, or was a list on standard input.
+        OSError: it cannot be read.
+    """
+    kind, spec = identity["kind"], identity["spec"]
+    if kind == SampleCorpus.kind:
+        return SampleCorpus()
+    if kind == StdinCorpus.kind:
+        raise CorpusError(
+            "this index was built from a list on standard input: pipe the list in again, with -"
+        )
+    every = float(identity["every"]) if "every" in identity else None
+    if "://" in identity["root"]:
+        return _remote(identity.get("list") or identity.get("shards") or identity["root"], every, spec=spec)
+    if kind == ListCorpus.kind:
+        return ListCorpus(spec, Path(identity["list"]))
+    if kind in _CONTAINERS:
+        pattern, container = identity["shards"], _CONTAINERS[kind]
+        return container.opened(spec, Files.found(pattern, endings=container.endings, deep=container.deep))
+    if kind == "video":
+        return _videos(spec, Files.found(identity["shards"], endings=VIDEOS), every)
+    if not os.path.isdir(identity["root"]):
+        raise CorpusError(f"no such folder: {identity['root']}")
+    return FolderCorpus(spec, Path(identity["root"]), every=every)
+
+
+def _videos(spec: str, files: Files, every: float | None) -> Corpus:
+    from llm2clip.indexer.containers.video import EVERY, VideoCorpus
+
+    return VideoCorpus(spec, files, every=EVERY if every is None else every)
+
+
+def _remote(url: str, every: float | None, *, spec: str | None = None) -> Corpus:
+    """What a URL names: by its ending, else a folder of pictures or of containers."""
+    from llm2clip.indexer.corpora.remote_folder import (
+        RemoteFolderCorpus,
+        is_remote_folder,
+        remote_files,
+        walk,
+    )
+    from llm2clip.indexer.corpora.remote_store import Fetched
+
+    given, kind = spec or url, ending(url.rpartition("/")[2])
+    if kind in LISTS:
+        return ListCorpus(given, Fetched()(url), root=url.rpartition("/")[0])
+    if kind in VIDEOS:
+        return _videos(given, remote_files(url), every)
+    for container in _CONTAINERS.values():
+        if kind in container.endings:
+            return container.opened(given, remote_files(url))
+    if not is_remote_folder(url):
+        raise CorpusError(f"{url} is neither a folder of pictures nor a {_known()} of them")
+    kinds = {ending(entry.name) for entry in walk(url)}
+    if not kinds & picture_endings():
+        for container in _CONTAINERS.values():
+            if kinds & container.endings:
+                return container.opened(given, remote_files(url, endings=container.endings, deep=True))
+    return RemoteFolderCorpus(given if spec is None else url)
+
+
+def _known() -> str:
+    endings = [each for kind in _CONTAINERS.values() for each in sorted(kind.endings)] + sorted(LISTS)
+    return ", ".join(endings[:-1]) + f" or {endings[-1]}"
+
+
+def _folder(given: str, path: Path, every: float | None) -> Corpus:
+    """Containers if the folder holds some and no picture, else its pictures, and videos if nothing else is there."""
+    root = Path(os.path.abspath(path))
+    folder = FolderCorpus(given, root, every=every)
+    alone = next(folder.records(captions=False), None) is None
+    found = {  # beside pictures only those that anybody sees are looked for: the others may lie among thousands
+        name: Files.found(given, endings=kind.endings, deep=kind.deep and alone)
+        for name, kind in _CONTAINERS.items()
+    }
+    found = {name: files for name, files in found.items() if files.names}
+    if found and alone:
+        chosen, *others = found
+        corpus = _CONTAINERS[chosen].opened(given, found[chosen])
+        corpus.notes += [_unread(len(found[name].names), name, given, f"{chosen} files") for name in others]
+        return corpus
+    if alone and any(kind in VIDEOS for kind in folder.passed_over):
+        from llm2clip.indexer.containers.video import EVERY
+
+        folder = FolderCorpus(given, root, every=EVERY)
+        folder.notes.append(f"a frame every {EVERY:g} s is taken of each video: --every changes that")
+    folder.notes += [_unread(len(files.names), name, given, "pictures") for name, files in found.items()]
+    folder.notes += _lists(path)
+    return folder
+
+
+def _unread(count: int, kind: str, given: str, beside: str) -> str:
+    files = f"{count:,} {kind} file{'' if count == 1 else 's'}"
+    return f"{files} in {given} were not read, since there are {beside} beside them"
+
+
+def _lists(folder: Path) -> Iterator[str]:
+    """Whether a folder has the list of captions that data sets of pictures come with."""
+    names = (folder / f"metadata{kind}" for kind in (".jsonl", ".csv"))
+    for name in islice(filter(os.path.isfile, names), 1):
+        yield f"captions in {name} were not read: index that file instead of the folder to have them"

@@ -1,0 +1,174 @@
+"""Folders behind URLs, and the containers in them or named one by one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Final, NamedTuple, final
+
+from llm2clip.indexer.containers.container import Files, expand
+from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.corpora.remote_store import Fetched, Reader, asking, mtime_ns_of, read_remote, store_of
+from llm2clip.indexer.records.file_types import VIDEOS, ending, other_picture_endings, picture_endings
+from llm2clip.indexer.records.record import Corpus, Record
+from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar, stamp_of
+
+
+def remote_files(pattern: str, *, endings: frozenset[str] = frozenset(), deep: bool = False) -> Files:
+    """The containers that a URL names: one, a brace range, those that match ``*``, or with ``endings`` a folder's.
+
+    Raises:
+        CorpusError: there is none.
+    """
+    if endings:
+        root = pattern.rstrip("/")
+        names = [f"{root}/{each.below}" for each in walk(root, deep=deep) if ending(each.name) in endings]
+        return _files(root, pattern, names)
+    names = [name for each in expand(pattern) for name in _matching(each)]
+    if not names:
+        raise CorpusError(f"no such file: {pattern}")
+    columns = zip(*(name.split("/")[:-1] for name in names), strict=False)
+    root = "/".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, columns))
+    return _files(root, pattern, names)
+
+
+def _files(root: str, pattern: str, names: Sequence[str]) -> Files:
+    local = Fetched()
+    return Files(root=root, pattern=pattern, names=names, local=local, fetched=local.fetched)
+
+
+def _matching(url: str) -> list[str]:
+    if "*" not in url:
+        return [url]
+    store, path = store_of(url)
+    with asking(url):
+        scheme = url.partition("://")[0]
+        return [f"{scheme}://{str(found).partition('://')[2] or found}" for found in sorted(store.glob(path))]
+
+
+def is_remote_folder(url: str) -> bool:
+    """Whether a URL is a folder.
+
+    Raises:
+        CorpusError: it does not exist, or cannot be asked.
+    """
+    store, path = store_of(url)
+    with asking(url):
+        return bool(store.info(path).get("type") == "directory")
+
+
+class Entry(NamedTuple):
+    """A file of a remote folder."""
+
+    below: str
+    """Its path below that folder."""
+    name: str
+    """The last part of it."""
+    size: int
+    """In bytes; 0 if its store does not say."""
+    mtime_ns: int
+    """See ``Record.mtime_ns``."""
+    beside: Mapping[str, tuple[int, int]]
+    """Name -> size and time, of the captions and metadata in its folder."""
+
+
+def walk(url: str, *, deep: bool = True) -> Iterator[Entry]:
+    """All visible files below a URL, folder by folder, in order of their names.
+
+    Raises:
+        CorpusError: the store cannot be read.
+    """
+    store, path = store_of(url)
+    yield from _walk(store, path, "", url, deep)
+
+
+def _walk(store: Any, path: str, below: str, url: str, deep: bool) -> Iterator[Entry]:  # noqa: ANN401
+    with asking(url):
+        found = {
+            str(info["name"]).rstrip("/").rpartition("/")[2]: info for info in store.ls(path, detail=True)
+        }
+    visible = {name: info for name, info in sorted(found.items()) if name and not name.startswith(".")}
+    files = {name: info for name, info in visible.items() if info.get("type") != "directory"}
+    beside = {
+        name: (int(info.get("size") or 0), mtime_ns_of(info))
+        for name, info in files.items()
+        if ending(name) in (".txt", ".json")
+    }
+    for name, info in files.items():
+        yield Entry(f"{below}{name}", name, int(info.get("size") or 0), mtime_ns_of(info), beside)
+    for name, info in visible.items() if deep else ():
+        if info.get("type") == "directory" and not info.get("islink"):
+            yield from _walk(store, str(info["name"]), f"{below}{name}/", url, deep)
+
+
+@final
+class RemoteFolderCorpus(Corpus):
+    """Pictures below a URL, with captions beside them, as in a folder; each is fetched when it is read.
+
+    Args:
+        spec: the URL.
+    """
+
+    kind: Final = "remote"  # type: ignore[misc]
+
+    def __init__(self, spec: str) -> None:
+        super().__init__(spec, Path(spec))
+        self._url = spec.rstrip("/")
+        self._read = Reader()
+
+    def identity(self) -> dict[str, str]:
+        """What the manifest stores."""
+        return {"kind": self.kind, "spec": self.spec, "root": self._url}
+
+    def records(self, *, captions: bool = True) -> Iterator[Record]:
+        """All pictures, folder by folder, in order of their names."""
+        self.passed_over = Counter()
+        for entry in walk(self._url):
+            kind = ending(entry.name)
+            if kind in picture_endings():
+                url = f"{self._url}/{entry.below}"
+                stamp, sidecar = _sidecar(url, entry, captions)
+                yield Record(
+                    key=entry.below,
+                    uri=url,
+                    file=Path(url),
+                    size=entry.size,
+                    mtime_ns=entry.mtime_ns,
+                    sidecars=stamp,
+                    fetch=partial(self._read, url),
+                    caption=sidecar.caption,
+                    metadata=sidecar.metadata,
+                    note=sidecar.note,
+                )
+            elif kind in VIDEOS or kind in other_picture_endings():
+                self.passed_over[kind] += 1
+
+    def emptiness(self) -> str:
+        """What the folder holds instead of pictures."""
+        endings = Counter(ending(entry.name) or "no ending" for entry in walk(self._url))
+        some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4)) or "nothing"
+        return (
+            f"no pictures in {self._url}: got {some}; expected endings {' '.join(sorted(picture_endings()))}"
+        )
+
+
+def _sidecar(url: str, entry: Entry, captions: bool) -> tuple[int | None, Sidecar]:
+    stem = entry.name.rpartition(".")[0]
+    names = [f"{stem}{kind}" for kind in (".json", ".txt")]
+    present = [(name, *entry.beside[name]) for name in names if name in entry.beside]
+    if not present:
+        return None, Sidecar()
+    stamp = stamp_of(present)
+    if not captions:
+        return stamp, Sidecar()
+    if max(size for _, size, _ in present) > MAX_SIDECAR_BYTES:
+        return stamp, Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
+    folder = url.rpartition("/")[0]
+    try:
+        contents = [read_remote(f"{folder}/{name}") if name in entry.beside else None for name in names]
+    except CorpusError as error:
+        return None, Sidecar(note=f"caption or metadata left out: {error}")
+    return stamp, parse_sidecar(contents[0], contents[1])

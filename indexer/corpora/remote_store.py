@@ -1,0 +1,231 @@
+"""Corpora behind URLs: stores that fsspec reads, such as s3://, gs://, https:// or memory://.
+
+A picture is fetched when it is read. A container (tar, zip, table, list, video) is fetched whole, once, into the
+data home, and fetched again only if its store says that it changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from llm2clip.common.paths import data_home
+from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.core.extras import need
+from llm2clip.indexer.records.sidecars import stamp_of
+from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES, require_span
+
+_NOTE = "about.json"
+_KEPT = 64
+_KEPT_BYTES = 64 * 2**20
+_TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
+_MARKS = ("ETag", "etag", "e_tag", "md5Hash", "checksum", "generation", "size", *_TIMES)
+
+
+_tell: ContextVar[Callable[[str], None] | None] = ContextVar("tell", default=None)
+
+
+@contextmanager
+def telling(tell: Callable[[str], None]) -> Iterator[None]:
+    """Have it told, within, when something is fetched that may take its time."""
+    token = _tell.set(tell)
+    try:
+        yield
+    finally:
+        _tell.reset(token)
+
+
+@contextmanager
+def asking(url: str) -> Iterator[None]:
+    """Name the URL in whatever a store raises; those of stores are of many kinds.
+
+    Raises:
+        CorpusError: anything was raised within.
+    """
+    try:
+        yield
+    except CorpusError:
+        raise
+    except ImportError as error:
+        raise CorpusError(f"{url} cannot be read, its store needs another package: {error}") from error
+    except FileNotFoundError as error:
+        raise CorpusError(f"no such file or folder: {url}") from error
+    except Exception as error:
+        raise CorpusError(
+            f"{url} cannot be read: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        ) from error
+
+
+def store_of(url: str) -> tuple[Any, str]:
+    """The store of a URL, and the path in it.
+
+    Raises:
+        CorpusError: there is no such store, or it needs a package that is not installed.
+    """
+    need("fsspec", extra="remote", what=f"reading {url.partition('://')[0]}://")
+    from fsspec.core import url_to_fs
+
+    with asking(url):
+        store, path = url_to_fs(url)
+        return store, str(path)
+
+
+def read_remote(url: str, *, offset: int | None = None, size: int | None = None) -> bytes:
+    """The content behind a URL, or ``size`` bytes of it from ``offset``.
+
+    Raises:
+        CorpusError: it cannot be read, ends before, or has more than ``MAX_PICTURE_BYTES``.
+    """
+    store, path = store_of(url)
+    with asking(url):
+        if offset is not None and size is not None:
+            require_span(offset, size)
+            content = bytes(store.cat_file(path, start=offset, end=offset + size))
+            if len(content) < size:
+                raise CorpusError(f"{url} ends {size - len(content):,} bytes early")
+            return content
+        known = store.info(path).get("size") or 0
+        if known > MAX_PICTURE_BYTES:
+            raise CorpusError(f"file of {known:,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read")
+        return bytes(store.cat_file(path))
+
+
+class Reader:
+    """Fetches pictures, and keeps the first few: a build tries its encoder on some before it reads them all."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, bytes] = {}
+        self._room = _KEPT_BYTES
+
+    def __call__(self, url: str) -> bytes:
+        """The content behind a URL; safe from several threads.
+
+        Raises:
+            CorpusError: as ``read_remote``.
+        """
+        if url in self._kept:
+            return self._kept[url]
+        content = read_remote(url)
+        if len(self._kept) < _KEPT and len(content) <= self._room:
+            self._kept[url] = content
+            self._room -= len(content)
+        return content
+
+
+def local_copy(url: str, *, fetch: bool = False) -> Path | None:
+    """The file on this machine with the content of a URL.
+
+    Args:
+        url: of a container.
+        fetch: ask the store whether it changed, and fetch it if it did or was never fetched; otherwise nothing is
+            asked, and None returned if it is not here.
+
+    Raises:
+        CorpusError: it cannot be fetched.
+    """
+    store, path = store_of(url)
+    if "file" in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,)):
+        return Path(path)
+    file = _place(url, path)
+    if fetch and not _current(store, path, url):
+        _fetch(store, path, url)
+    return file if file.is_file() else None
+
+
+def _place(url: str, path: str) -> Path:
+    folder = data_home() / "fetched" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    return folder / (path.rstrip("/").rpartition("/")[2] or "file")
+
+
+def _about(url: str, info: Mapping[str, Any]) -> dict[str, str]:
+    return {"url": url, **{mark: str(info[mark]) for mark in _MARKS if mark in info}}
+
+
+def _current(store: Any, path: str, url: str) -> bool:  # noqa: ANN401
+    """Whether what was fetched is what the store still has."""
+    file = _place(url, path)
+    with asking(url):
+        info = store.info(path)
+    try:
+        return file.is_file() and json.loads((file.parent / _NOTE).read_text("utf-8")) == _about(url, info)
+    except (OSError, ValueError):
+        return False
+
+
+def _fetch(store: Any, path: str, url: str) -> None:  # noqa: ANN401
+    file = _place(url, path)
+    folder, note = file.parent, file.parent / _NOTE
+    with asking(url):
+        info = store.info(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        _require_room(folder, url, info.get("size") or 0)
+        draft = folder / f"{os.getpid()}.tmp"
+        tell = _tell.get()
+        if tell is not None:
+            tell(f"fetching {url} ({(info.get('size') or 0) / 2**20:,.1f} MB)")
+        try:
+            store.get_file(path, str(draft))
+            changed = mtime_ns_of(info)
+            os.utime(draft, ns=(changed, changed))
+            note.unlink(missing_ok=True)
+            os.replace(draft, file)
+        finally:
+            draft.unlink(missing_ok=True)
+        note.write_text(json.dumps(_about(url, info), ensure_ascii=False), "utf-8")
+
+
+def _require_room(folder: Path, url: str, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise CorpusError(
+            f"{url} has {size / 2**20:,.0f} MB, {folder} has room for {free / 2**20:,.0f}: make room, or set "
+            "LLM2CLIP_HOME"
+        )
+
+
+def mtime_ns_of(info: Mapping[str, Any]) -> int:
+    """When a file changed. Of a store that does not say, a number within the first second of 1970 that changes too."""
+    for name in _TIMES:
+        value = info.get(name)
+        with suppress(ValueError):
+            value = datetime.fromisoformat(value) if isinstance(value, str) else value
+        if isinstance(value, datetime):
+            return int(value.timestamp() * 1e6) * 1000
+        if isinstance(value, int | float):
+            return int(value * 1e6) * 1000
+    marks = [str(info.get(mark)) for mark in _MARKS]
+    return stamp_of(marks) % 10**9
+
+
+class Fetched:
+    """Fetches containers, each once for as long as this lives."""
+
+    def __init__(self) -> None:
+        self._here: dict[str, Path] = {}
+        self.fetched: dict[str, int] = {}
+        """URL -> bytes, of those that were not here yet."""
+
+    def __call__(self, url: str) -> Path:
+        """The local file of a URL.
+
+        Raises:
+            CorpusError: it cannot be fetched.
+        """
+        if url not in self._here:
+            before = local_copy(url)
+            old = before.stat().st_ino if before is not None else None
+            file = local_copy(url, fetch=True)
+            if file is None:
+                raise CorpusError(f"{url} was fetched and is gone again")
+            if file.stat().st_ino != old:
+                self.fetched[url] = file.stat().st_size
+            self._here[url] = file
+        return self._here[url]

@@ -1,0 +1,82 @@
+"""Pictures that are named one by one, and parts of a corpus that an index has already."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, final
+
+from llm2clip.indexer.corpora.folder import FolderCorpus
+from llm2clip.indexer.corpora.list_file import _Listed as Listed
+from llm2clip.indexer.records.record import Corpus, Record
+from llm2clip.indexer.records.tabular import Row
+
+
+@final
+class NamedCorpus(Listed):
+    """Pictures whose paths are given; those inside the root of a folder have the keys that the folder gives them.
+
+    Args:
+        paths: gives the paths, or URLs, each time it is called.
+        source: the source that they belong to, as the manifest has it.
+        missing: whether pictures that are not there are problems; otherwise they are passed over.
+    """
+
+    kind: Final = "named"  # type: ignore[misc]
+
+    def __init__(
+        self, paths: Callable[[], Iterable[str]], *, source: Mapping[str, str], missing: bool = True
+    ) -> None:
+        super().__init__(source["spec"], source["root"])
+        self._paths, self._source, self._missing = paths, dict(source), missing
+
+    def _rows(self) -> Iterator[Row]:
+        for number, path in enumerate(self._paths(), 1):
+            whole = path if "://" in path else os.path.join(self._source["root"], path)
+            if self._missing or "://" in whole or os.path.exists(whole):
+                yield Row(line=number, path=whole)
+
+    @property
+    def folders_are_there(self) -> bool:
+        """Whether a folder that one of the pictures was in still exists: none does where a disk is not mounted."""
+        folders = {os.path.dirname(os.path.join(self._source["root"], path)) for path in self._paths()}
+        return any(os.path.isdir(folder) for folder in folders)
+
+    def identity(self) -> dict[str, str]:
+        """The source that the pictures belong to."""
+        return self._source
+
+
+@final
+class PartCorpus(Corpus):
+    """A folder inside a folder that an index has: its pictures with the keys that the larger one gives them.
+
+    Args:
+        inner: the smaller folder.
+        source: the larger one, as the manifest has it.
+    """
+
+    kind: Final = "part"  # type: ignore[misc]
+
+    def __init__(self, inner: Corpus, *, source: Mapping[str, str]) -> None:
+        super().__init__(inner.spec, inner.root)
+        self._inner, self._source, self.notes = inner, dict(source), inner.notes
+        if isinstance(inner, FolderCorpus):
+            inner.within = Path(source["root"])
+        self._below = os.path.relpath(inner.root, source["root"]).replace(os.sep, "/")
+
+    def records(self, *, captions: bool = True) -> Iterator[Record]:
+        """All pictures of the smaller folder."""
+        for record in self._inner.records(captions=captions):
+            yield replace(record, key=f"{self._below}/{record.key}".rstrip("/"))
+        self.passed_over = self._inner.passed_over
+
+    def emptiness(self) -> str:
+        """What the smaller folder holds instead of pictures."""
+        return self._inner.emptiness()
+
+    def identity(self) -> dict[str, str]:
+        """The source that the pictures belong to."""
+        return self._source

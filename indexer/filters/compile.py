@@ -1,0 +1,131 @@
+"""Filters: which pictures a search may find, said in a small language (docs/filters.md).
+
+compile_where("time >= '2024-05' AND width > height AND meta.author = 'Ann'")
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.filters.fields import COLUMNS, META, Value
+from llm2clip.indexer.filters.parser import Parser
+from llm2clip.indexer.filters.sandbox import time_limit
+from llm2clip.indexer.filters.tokenizer import WhereError
+
+__all__ = ["SECONDS", "Where", "WhereError", "compile_where"]
+
+SECONDS = 30.0
+"""A filter that takes longer over an index is given up."""
+
+_THERE = "added <= ? AND removed > ?"
+_COPIES = "count(*) OVER (PARTITION BY hash) AS copies"
+_COUNTED = f"(SELECT {', '.join(sorted(COLUMNS))}, {_COPIES} FROM items WHERE {_THERE})"
+_LOOKED_AT = 5_000
+_PLAIN = re.compile(r"[^\W\d]\w*")
+_JSON = "(metadata,"
+_VALID_JSON = "(CASE WHEN json_valid(metadata) THEN metadata END,"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """A filter, compiled; made by ``compile_where``."""
+
+    text: str
+    """As a person wrote it."""
+    condition: str
+    """As SQL over the columns of ``items``, with a ``?`` for each value."""
+    values: tuple[Value, ...]
+    """What to bind, in order."""
+    fields: frozenset[str]
+    """Names of the fields that it asks about."""
+
+    def mask(
+        self, connection: sqlite3.Connection, *, rows: int, commit: int, seconds: float = SECONDS
+    ) -> NDArray[np.bool_]:
+        """Which pictures it lets through, by id.
+
+        Args:
+            connection: to the items, from ``open_guarded``; nobody else may use it meanwhile.
+            rows: how many ids there are.
+            commit: the state of the index to look at; what came later or was removed by then is not let through.
+            seconds: for how long it may run.
+
+        Returns:
+            Shape: (rows,), bool.
+
+        Raises:
+            WhereError: it takes longer than ``seconds``.
+            IndexDamagedError: the items cannot be read.
+        """
+        try:
+            with time_limit(connection, seconds=seconds):
+                try:
+                    ids = self._ids(connection, commit, self.condition)
+                except sqlite3.OperationalError as error:
+                    if "malformed JSON" not in str(error):
+                        raise
+                    # NaN, which Python takes for JSON and SQLite does not: such metadata is as good as missing.
+                    ids = self._ids(connection, commit, self.condition.replace(_JSON, _VALID_JSON))
+        except sqlite3.OperationalError as error:
+            if "interrupted" not in str(error):
+                raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error
+            problem = f"the filter was given up after {seconds:g} seconds: ask for less"
+            raise WhereError(problem, text=self.text, start=0, end=len(self.text)) from error
+        except sqlite3.DatabaseError as error:
+            raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error
+        mask = np.zeros(rows, dtype=np.bool_)
+        mask[ids[(ids >= 0) & (ids < rows)]] = True
+        return mask
+
+    def _ids(self, connection: sqlite3.Connection, commit: int, condition: str) -> NDArray[np.int64]:
+        there = (commit, commit)
+        if "copies" in self.fields:
+            statement, values = f"SELECT id FROM {_COUNTED} WHERE {condition}", (*there, *self.values)
+        else:
+            statement = f"SELECT id FROM items WHERE {_THERE} AND {condition}"
+            values = (*there, *self.values)
+        found = connection.execute(statement, values)
+        return np.fromiter((row[0] for row in found), dtype=np.int64)
+
+
+def metadata_names(connection: sqlite3.Connection) -> list[str]:
+    """Names of the metadata that some thousand of the pictures came with, in order, as filters ask for them.
+
+    Args:
+        connection: to the items, from ``open_guarded``; nobody else may use it meanwhile.
+
+    Raises:
+        IndexDamagedError: the items cannot be read.
+    """
+    some = (
+        f"SELECT metadata FROM items WHERE metadata IS NOT NULL AND json_valid(metadata) LIMIT {_LOOKED_AT}"
+    )
+    try:
+        with time_limit(connection, seconds=SECONDS):
+            found = connection.execute(
+                f"SELECT DISTINCT element.key FROM ({some}) AS some, json_each(some.metadata) AS element"
+            ).fetchall()
+    except sqlite3.DatabaseError as error:
+        raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error
+    names = sorted(str(name) for (name,) in found)
+    return [f"{META}.{name}" if _PLAIN.fullmatch(name) else f'{META}."{name}"' for name in names]
+
+
+def compile_where(text: str) -> Where:
+    """Read a filter.
+
+    Args:
+        text: in the language of docs/filters.md.
+
+    Raises:
+        WhereError: it means nothing; the message points at the place and says what was expected there.
+    """
+    parser = Parser(text)
+    clause = parser.parse()
+    return Where(text=text, condition=clause.sql, values=clause.values, fields=frozenset(parser.fields))

@@ -1,0 +1,120 @@
+"""A connection to the items of an index on which nothing but a filter can run.
+
+A filter is compiled by us and its values are bound; this is the second wall. SQLite asks, when it compiles a
+statement, about every table, column and function in it, and is told no to all that filters do not need. What has been
+let in still has a limit of time.
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+
+from llm2clip.indexer.filters.fields import COLUMNS
+from llm2clip.indexer.filters.sql import FOLDED, folded
+
+VERSIONS = frozenset({"added", "removed"})
+"""Columns that say in which states of the index a row is there."""
+_FUNCTIONS = frozenset(
+    {"coalesce", "count", "glob", "hex", "json_extract", "json_type", "json_valid", "like", "lower", "nullif"}
+    | {"typeof", FOLDED}
+)
+_JSON_COLUMNS = frozenset({"atom", "json", "key", "root", ""})
+_STEPS = 20_000
+"""Steps of SQLite's machine between two looks at the clock: a few hundred microseconds."""
+
+
+def open_guarded(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
+    """Open an items file for filters, read-only and guarded; may be handed from thread to thread.
+
+    Args:
+        path: the file.
+        immutable: whether nothing will ever change it.
+
+    Raises:
+        sqlite3.Error: it cannot be opened.
+    """
+    mode = "mode=ro&immutable=1" if immutable else "mode=ro"
+    uri = f"{path.absolute().as_uri()}?{mode}"
+    connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=60.0)
+    connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA trusted_schema = OFF")
+    guard(connection)
+    return connection
+
+
+def guard(connection: sqlite3.Connection) -> None:
+    """Let a connection do what filters need, and nothing else from now on."""
+    connection.create_function(FOLDED, 2, _folded_like, deterministic=True)
+    for limit, value in (
+        (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
+        (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 0),
+        (sqlite3.SQLITE_LIMIT_WORKER_THREADS, 0),
+        (sqlite3.SQLITE_LIMIT_SQL_LENGTH, 1_000_000),
+        (sqlite3.SQLITE_LIMIT_COMPOUND_SELECT, 4),
+    ):
+        connection.setlimit(limit, value)
+    connection.execute(
+        "SELECT 1 FROM json_each('[]')"
+    ).fetchall()  # is made, once, by a statement that is denied
+    connection.set_authorizer(_allowed)
+
+
+def _allowed(
+    action: int, first: str | None, second: str | None, _database: str | None, _source: str | None
+) -> int:
+    if action == sqlite3.SQLITE_SELECT:
+        return sqlite3.SQLITE_OK
+    if action == sqlite3.SQLITE_FUNCTION and (second or "").lower() in _FUNCTIONS:
+        return sqlite3.SQLITE_OK
+    if action == sqlite3.SQLITE_READ:
+        columns = {"items": COLUMNS | VERSIONS | {""}, "json_each": _JSON_COLUMNS}.get(
+            first or "", frozenset()
+        )
+        return sqlite3.SQLITE_OK if second in columns else sqlite3.SQLITE_DENY
+    return sqlite3.SQLITE_DENY
+
+
+@contextmanager
+def time_limit(connection: sqlite3.Connection, *, seconds: float) -> Iterator[None]:
+    """Interrupt what runs on a connection for longer than this, with ``sqlite3.OperationalError: interrupted``."""
+    end = time.monotonic() + seconds
+    connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
+    try:
+        yield
+    finally:
+        connection.set_progress_handler(None, 0)
+
+
+def _folded_like(pattern: str, value: object) -> bool | None:
+    """``value LIKE pattern`` without case in any script; ``pattern`` is folded already."""
+    if value is None:
+        return None
+    return _compiled(pattern).fullmatch(folded(str(value))) is not None
+
+
+@lru_cache(maxsize=512)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """A LIKE pattern as an expression that takes time in proportion to pattern and text, whatever they are."""
+    parts = [""]
+    place = 0
+    while place < len(pattern):
+        char = pattern[place]
+        if char == "\\" and place + 1 < len(pattern):
+            place += 1
+            parts[-1] += re.escape(pattern[place])
+        elif char == "%":
+            parts.append("")
+        else:
+            parts[-1] += "." if char == "_" else re.escape(char)
+        place += 1
+    if len(parts) == 1:
+        return re.compile(parts[0], re.DOTALL)
+    # The first place where a piece fits is as good as any later one, so no piece is ever tried again.
+    between = "".join(f"(?>.*?{part})" for part in parts[1:-1])
+    return re.compile(f"{parts[0]}{between}.*{parts[-1]}", re.DOTALL)

@@ -1,0 +1,137 @@
+"""``export_index``: vectors and items in files that other software reads."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from llm2clip.indexer.core.errors import IndexConflictError, IndexerError, IndexWriteError
+from llm2clip.indexer.corpora.locator import uri_of
+from llm2clip.indexer.search.index import Index, open_index
+from llm2clip.indexer.storage.items_reader import ItemRow
+from llm2clip.indexer.storage.vector_segments import Rows
+
+Format = Literal["npy", "parquet"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportReport:
+    """What ``export_index`` wrote."""
+
+    path: str
+    """The folder."""
+    files: tuple[str, ...]
+    """Its files."""
+    items: int
+    """Pictures, as many as rows of vectors."""
+    dim: int
+    """Length of the vectors."""
+    bytes: int
+    """Size of the files."""
+
+
+def export_index(
+    path: str | os.PathLike[str], out: str | os.PathLike[str], *, format: Format = "npy"
+) -> ExportReport:
+    """Write the vectors and items of an index to a folder.
+
+    ``npy``: ``vectors.npy``, (items, dim) float16, and ``items.jsonl``, one object per row of it. ``parquet``:
+    ``items.parquet`` with the vectors in the column ``vector``; needs pyarrow.
+
+    Args:
+        path: folder of the index.
+        out: folder to write to; made if it does not exist.
+        format: which.
+
+    Raises:
+        IndexConflictError: such files are there already.
+        IndexerError: pyarrow is not installed.
+        IndexWriteError: the disk is full, or worse.
+    """
+    if format not in ("npy", "parquet"):
+        raise IndexerError(f"format {format!r} is not known: expected npy or parquet")
+    folder = Path(out).expanduser().absolute()
+    names = ("vectors.npy", "items.jsonl") if format == "npy" else ("items.parquet",)
+    if folder.exists() and not folder.is_dir():
+        raise IndexConflictError(f"{folder} is a file: expected a folder, or the name of a new one")
+    with open_index(path) as index:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if taken := [name for name in names if (folder / name).exists()]:
+                raise IndexConflictError(f"{folder / taken[0]} is there already: choose another folder")
+            (_write_npy if format == "npy" else _write_parquet)(index, folder)
+        except OSError as error:
+            raise IndexWriteError(f"cannot write to {folder}: {error.strerror or error}") from error
+        return ExportReport(
+            path=str(folder),
+            files=names,
+            items=len(index),
+            dim=index.manifest.dim,
+            bytes=sum(os.path.getsize(folder / name) for name in names),
+        )
+
+
+def _blocks(index: Index) -> Iterator[tuple[list[ItemRow], Rows]]:
+    for rows in index.items.each():
+        yield rows, index.vectors.take(np.array([row.id for row in rows]))
+
+
+def _described(index: Index, row: ItemRow) -> dict[str, Any]:
+    source: Mapping[str, str] = index.manifest.sources[row.source]
+    return {
+        "id": row.id,
+        "key": row.key,
+        "uri": uri_of(row.key, corpus=source),
+        "caption": row.caption,
+        "metadata": row.metadata,
+        "size": row.size,
+        "mtime_ns": row.mtime_ns,
+        "hash": row.hash.hex(),
+        "width": row.width,
+        "height": row.height,
+    }
+
+
+def _write_npy(index: Index, folder: Path) -> None:
+    out = np.lib.format.open_memmap(
+        folder / "vectors.npy", mode="w+", dtype=np.dtype("<f2"), shape=(len(index), index.manifest.dim)
+    )
+    start = 0
+    with open(folder / "items.jsonl", "w", encoding="utf-8") as file:
+        for rows, vectors in _blocks(index):
+            out[start : start + len(rows)] = vectors
+            start += len(rows)
+            for row in rows:
+                described = _described(index, row)
+                described["metadata"] = json.loads(row.metadata) if row.metadata else {}
+                file.write(json.dumps(described, ensure_ascii=False) + "\n")
+    out.flush()
+
+
+def _write_parquet(index: Index, folder: Path) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise IndexerError(
+            f"writing Parquet needs pyarrow, which cannot be imported ({error}): pip install pyarrow, or use "
+            "--format npy"
+        ) from error
+    columns = {"id": pa.int64(), "key": pa.string(), "uri": pa.string(), "caption": pa.string()}
+    columns |= {"metadata": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "hash": pa.string()}
+    columns |= {"width": pa.int32(), "height": pa.int32()}
+    vector = pa.list_(pa.float32(), index.manifest.dim)
+    schema = pa.schema([*columns.items(), ("vector", vector)])
+    with pq.ParquetWriter(folder / "items.parquet", schema) as writer:
+        for rows, vectors in _blocks(index):
+            described = [_described(index, row) for row in rows]
+            arrays = [pa.array([each[name] for each in described], type) for name, type in columns.items()]
+            flat = pa.array(vectors.astype(np.float32).ravel())
+            arrays.append(pa.FixedSizeListArray.from_arrays(flat, index.manifest.dim))
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))

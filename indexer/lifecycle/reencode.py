@@ -1,0 +1,232 @@
+"""``reencode_index``: the pictures of an index with another encoder, in an index beside it, and how the two agree."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.indexer.core.encoder_protocol import ImageEncoder
+from llm2clip.indexer.core.errors import IndexConflictError
+from llm2clip.indexer.core.results import BuildOptions
+from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.lifecycle.build import build_index
+from llm2clip.indexer.lifecycle.update import fill
+from llm2clip.indexer.records.record import Corpus, Record
+from llm2clip.indexer.search.index import Index, open_index
+from llm2clip.indexer.storage.generation_writer import unwinding
+from llm2clip.indexer.storage.items_reader import ItemRow
+from llm2clip.indexer.storage.transaction import change, changing
+
+DEPTH = 10
+"""Hits of each query that are compared."""
+QUERIES = 200
+"""Queries of each kind, at most."""
+
+
+class TextEncoder(Protocol):
+    """What turns captions into queries."""
+
+    def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+        """Shape: (num_texts, dim), float32, unit rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """How far two indexes of the same pictures agree."""
+
+    queries: int
+    """How many were asked."""
+    overlap: float
+    """Mean share of the first ten hits that are among the first ten of the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReencodeReport:
+    """What ``reencode_index`` did."""
+
+    old: str
+    """The index that the pictures were taken from; it was not changed."""
+    path: str
+    """The new index."""
+    encoder: str
+    """Its encoder."""
+    items: int
+    """Pictures in it."""
+    bad: int
+    """Pictures that could not be read now."""
+    seconds: float
+    """How long it took."""
+    pictures: Overlap
+    """Agreement when pictures of the index are the queries, each without itself."""
+    captions: Overlap | None
+    """Agreement when captions are the queries; None where there are none, or no two encoders to read them."""
+
+
+def reencode_index(
+    old: str | os.PathLike[str],
+    path: str | os.PathLike[str],
+    *,
+    encoder: ImageEncoder,
+    options: BuildOptions | None = None,
+    texts: tuple[TextEncoder, TextEncoder] | None = None,
+) -> ReencodeReport:
+    """Embed the pictures of an index with another encoder, beside it; interrupted, the same call goes on.
+
+    Args:
+        old: the index; it stays as it is.
+        path: folder of the new one.
+        encoder: the new encoder.
+        options: how to build.
+        texts: the old and the new encoder, if captions shall be queries too.
+
+    Raises:
+        IndexConflictError: ``path`` is ``old``, or the index of something else.
+        CorpusError: none of the pictures can be read any more.
+        IndexWriteError: the disk is full, or worse; what was done is kept.
+    """
+    if Path(old).expanduser().resolve() == Path(path).expanduser().resolve():
+        raise IndexConflictError(f"{path} is the index that is read: choose another place with --index")
+    with open_index(old) as index:
+        first, *others = [_IndexedCorpus(index, number) for number in range(len(index.manifest.sources))]
+        built = build_index(first, path, encoder=encoder, options=options)
+        seconds = built.seconds
+        if others:
+            seconds += fill(path, others, encoder=encoder, options=options).seconds
+        _keep_out(index, Path(path))
+        with open_index(path) as new:
+            return ReencodeReport(
+                old=str(index.path),
+                path=str(new.path),
+                encoder=encoder.info.name,
+                items=len(new),
+                bad=new.manifest.bad,
+                seconds=seconds,
+                pictures=_by_pictures(index, new),
+                captions=_by_captions(index, new, texts) if texts else None,
+            )
+
+
+class _IndexedCorpus(Corpus):
+    """One source of an index, as the index has it."""
+
+    kind = "indexed"
+
+    def __init__(self, index: Index, number: int) -> None:
+        self._index, self._number = index, number
+        self._source = dict(index.manifest.sources[number])
+        super().__init__(self._source["spec"], Path(self._source.get("root", ".")))
+
+    def identity(self) -> dict[str, str]:
+        """The source itself: the new index can be updated from it."""
+        return self._source
+
+    def records(self, *, captions: bool = True) -> Iterator[Record]:
+        """The pictures that can be found, in order of id."""
+        for rows in self._index.items.each():
+            for row in rows:
+                if row.source == self._number:
+                    yield self._record(row)
+
+    def _record(self, row: ItemRow) -> Record:
+        place: dict[str, Any] = json.loads(row.locator) if row.locator else {}
+        path, offset = place.pop("path", None), place.pop("offset", None)
+        if offset is not None:
+            place.pop("size", None)
+        uri = uri_of(row.key, corpus=self._source)
+        return Record(
+            key=row.key,
+            uri=uri,
+            file=Path(uri),
+            path=path,
+            offset=offset,
+            inner=place or None,
+            fetch=partial(_fetched, row, self._source),
+            size=row.size,
+            mtime_ns=row.mtime_ns,
+            sidecars=row.sidecars,
+            caption=row.caption,
+            metadata=json.loads(row.metadata) if row.metadata else None,
+        )
+
+    def emptiness(self) -> str:
+        """The index has no picture of this source."""
+        return f"{self._index.path} holds no picture of {self.spec}"
+
+
+def _fetched(row: ItemRow, source: Mapping[str, str]) -> bytes:
+    return read_located(row.locator, key=row.key, corpus=source, hash=row.hash)
+
+
+def _keep_out(old: Index, path: Path) -> None:
+    """What was removed by hand from the old index stays out of the new one."""
+    rows = [row for row in old.items.errors(every=True) if row.stage == "removed"]
+    folder = path.expanduser().absolute()
+    with changing(folder) as manifest:
+        items = open_index(folder)
+        with closing(items):
+            there = {(row.source, row.key) for row in items.items.errors(every=True)}
+        rows = [row for row in rows if (row.source, row.key) not in there]
+        if rows:
+            with unwinding(change(folder, manifest)) as writer:
+                writer.keep_out(rows)
+                writer.commit()
+
+
+def _by_pictures(old: Index, new: Index) -> Overlap:
+    """Each index is asked with its own vectors of the same pictures."""
+    ids = {(row.source, row.key): row.id for rows in new.items.each() for row in rows}
+    both = [
+        (row.id, ids[row.source, row.key])
+        for rows in old.items.each()
+        for row in rows
+        if (row.source, row.key) in ids
+    ]
+    some = random.Random(0).sample(both, min(QUERIES, len(both)))
+    if not some:
+        return Overlap(queries=0, overlap=0.0)
+    sides = [
+        _found(index, _unit(index.vectors.take(np.array(chosen))), without=list(chosen))
+        for index, chosen in zip((old, new), zip(*some, strict=True), strict=True)
+    ]
+    return _overlap(*sides)
+
+
+def _by_captions(old: Index, new: Index, texts: tuple[TextEncoder, TextEncoder]) -> Overlap | None:
+    captions = [row.caption for rows in old.items.each() for row in rows if row.caption]
+    if not captions:
+        return None
+    some = random.Random(0).sample(captions, min(QUERIES, len(captions)))
+    sides = [
+        _found(index, encoder.encode_texts(some)) for index, encoder in zip((old, new), texts, strict=True)
+    ]
+    return _overlap(*sides)
+
+
+def _unit(rows: NDArray[np.float16]) -> NDArray[np.float32]:
+    wide = rows.astype(np.float32)
+    unit: NDArray[np.float32] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return unit
+
+
+def _found(index: Index, queries: NDArray[np.float32], *, without: Sequence[int] = ()) -> list[set[str]]:
+    answers = index.search(queries, k=DEPTH + bool(without))
+    found: list[set[str]] = []
+    for number, hits in enumerate(answers):
+        own = without[number] if without else -1
+        found.append({hit.uri for hit in [hit for hit in hits if hit.id != own][:DEPTH]})
+    return found
+
+
+def _overlap(one: Sequence[set[str]], other: Sequence[set[str]]) -> Overlap:
+    shares = [len(a & b) / max(1, min(DEPTH, max(len(a), len(b)))) for a, b in zip(one, other, strict=True)]
+    return Overlap(queries=len(shares), overlap=sum(shares) / len(shares))

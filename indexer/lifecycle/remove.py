@@ -1,0 +1,121 @@
+"""``remove_pictures``: taking pictures out of an index by key, by pattern, or by filter."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.indexer.core.errors import IndexerError
+from llm2clip.indexer.core.results import ChangeReport
+from llm2clip.indexer.ingest.sync_source import Tally
+from llm2clip.indexer.lifecycle.update import change_report
+from llm2clip.indexer.records.record import root_of
+from llm2clip.indexer.storage.generation_writer import unwinding
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader
+from llm2clip.indexer.storage.manifest import Manifest
+from llm2clip.indexer.storage.transaction import change, changing
+
+_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which pictures to remove: those that any of these names."""
+
+    keys: Sequence[str] = ()
+    """Keys, or the paths that hits show."""
+    matching: str | None = None
+    """A pattern of keys: ``*`` stands for anything, ``?`` for one character."""
+    where: str | None = None
+    """A filter in the language of docs/filters.md."""
+
+
+def remove_pictures(path: str | os.PathLike[str], selection: Selection) -> ChangeReport:
+    """Take pictures out of an index; no update brings them back, ``add_pictures`` does.
+
+    Args:
+        path: folder of the index.
+        selection: which.
+
+    Raises:
+        IndexerError: a key is not in the index, or nothing was selected.
+        WhereError: the filter means nothing.
+        IndexConflictError: another process writes.
+        IndexWriteError: the disk is full, or worse.
+    """
+    folder, began = Path(path).expanduser().absolute(), time.perf_counter()
+    if not (selection.keys or selection.matching or selection.where):
+        raise IndexerError(
+            "which pictures? Name keys, or a pattern with --matching, or a filter with --where"
+        )
+    with changing(folder) as manifest:
+        chosen = _chosen(folder, manifest, selection)
+        tally = Tally(unchanged=manifest.items - len(chosen))
+        if not chosen:
+            return change_report(folder, manifest, tally, began, notes=("nothing fits: nothing was removed",))
+        with unwinding(change(folder, manifest)) as writer:
+            ids = sorted(chosen)
+            for start in range(0, len(ids), _AT_ONCE):
+                some = ids[start : start + _AT_ONCE]
+                tally.gone += writer.remove(some)
+                writer.keep_out([chosen[id] for id in some])
+            written = writer.commit()
+            return change_report(folder, written, tally, began, writer=writer)
+
+
+def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int, ErrorRow]:
+    """Ids of the pictures that are selected, with the rows that keep them out."""
+    keys = dict.fromkeys(selection.keys, False)
+    allowed = _filtered(folder, manifest, selection.where) if selection.where else None
+    roots = [root_of(source) for source in manifest.sources]
+    chosen: dict[int, ErrorRow] = {}
+    nearby: dict[str, tuple[int, ErrorRow]] = {}
+    paths = {os.path.abspath(os.path.expanduser(key)): key for key in keys}
+    for id, source, key, size, mtime_ns in _each(folder, manifest):
+        wanted = bool(allowed is not None and allowed[id])
+        path = f"{roots[source]}{os.sep}{key}"
+        for name in (key, path):
+            if name in keys:
+                keys[name] = wanted = True
+        row = ErrorRow(source, key, "removed", "removed by hand", size, mtime_ns)
+        if wanted or (selection.matching and fnmatchcase(key, selection.matching)):
+            chosen[id] = row
+        if path in paths:
+            nearby[paths[path]] = (id, row)
+    for name, (id, row) in nearby.items():
+        if not keys[name]:  # it is the key of no picture, but the path of one from the current folder
+            keys[name], chosen[id] = True, row
+    if missing := [key for key, found in keys.items() if not found]:
+        more = f", and {len(missing) - 3:,} more" if len(missing) > 3 else ""
+        raise IndexerError(
+            f"not in the index: {', '.join(missing[:3])}{more}. Nothing was removed; keys are what search shows below "
+            "the corpus, or use --matching '*part*'"
+        )
+    return chosen
+
+
+def _each(folder: Path, manifest: Manifest) -> Iterator[tuple[int, int, str, int, int]]:
+    """Id, source, key, size and time of every picture."""
+    last = -1
+    with closing(ItemsReader(folder / manifest.items_file, generation=manifest.generation)) as items:
+        condition = f"AND id > ? ORDER BY id LIMIT {_AT_ONCE}"
+        while rows := items.visible("id, source, key, size, mtime_ns", condition, last):
+            yield from rows
+            last = rows[-1][0]
+
+
+def _filtered(folder: Path, manifest: Manifest, where: str) -> NDArray[np.bool_]:
+    from llm2clip.indexer.search.index import Index
+
+    with Index(folder, manifest) as index:
+        allowed = index.allowed(where)
+    assert allowed is not None
+    return allowed

@@ -1,0 +1,196 @@
+"""``repair_index``: making an index whole again, from what else it holds, without a picture or an encoder."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from shlex import quote
+
+import numpy as np
+
+from llm2clip.common.files import file_sha256
+from llm2clip.indexer.ann.faiss_flat import FaissIndex
+from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError, IndexerError
+from llm2clip.indexer.storage.generation_writer import GenerationWriter, unwinding
+from llm2clip.indexer.storage.index_folder import lock, next_generation
+from llm2clip.indexer.storage.items_reader import ItemsReader, sqlite
+from llm2clip.indexer.storage.items_writer import row_checksum
+from llm2clip.indexer.storage.manifest import KIND, FileRecord, Manifest, Segment, read_manifest
+from llm2clip.indexer.storage.transaction import change, recover
+from llm2clip.indexer.storage.vector_segments import SegmentWriter
+
+_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairReport:
+    """What ``repair_index`` found and did."""
+
+    path: str
+    """The index."""
+    repaired: tuple[str, ...]
+    """What was put right, one sentence each; empty if nothing had to be."""
+    lost: int
+    """Pictures whose vectors or items could not be saved: they are no longer in the index."""
+    items: int
+    """Pictures in the index now."""
+    seconds: float
+    """How long it took."""
+
+
+def repair_index(path: str | os.PathLike[str]) -> RepairReport:
+    """Put right what can be put right in an index that is damaged.
+
+    Vectors are restored from the exact search structure where there is one, and the search structure is made again
+    from the vectors. Pictures whose vectors or items are lost are taken out; ``update`` embeds them again.
+
+    Raises:
+        IndexDamagedError: the manifest or the items file as a whole is lost; the message says how to build it anew.
+        IndexConflictError: another process writes.
+        IndexWriteError: the disk is full, or worse.
+    """
+    folder, began = Path(path).expanduser().absolute(), time.perf_counter()
+    manifest = read_manifest(folder)
+    with lock(folder):
+        manifest = read_manifest(folder)
+        done: list[str] = []
+        _mend_items(folder, manifest, done)
+        recover(folder, manifest)
+        wrong = _wrong_files(folder, manifest)
+        gone = [each for each in manifest.segments if each.file in wrong]
+        gone = [each for each in gone if not _restored(folder, manifest, each, wrong, done)]
+        lost = _unsound_items(folder, manifest)
+        lost += [id for each in gone for id in range(each.first_id, each.first_id + each.rows)]
+        if manifest.ann is not None and (manifest.ann.file in wrong or gone):
+            done.append(f"{manifest.ann.file} was made again from the vectors")
+            manifest = replace(manifest, ann=None)
+        taken = 0
+        if gone or lost or (manifest.ann is None and manifest.rows):
+            manifest, taken = _commit(folder, manifest, gone, lost, done)
+    return RepairReport(
+        path=str(folder),
+        repaired=tuple(done),
+        lost=taken,
+        items=manifest.items,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _hopeless(folder: Path, manifest: Manifest, problem: str) -> IndexDamagedError:
+    return IndexDamagedError(
+        f"{manifest.items_file} cannot be repaired ({problem}): build the index anew with  llm2clip-index build "
+        f"{quote(manifest.corpus['spec'])} --index {quote(str(folder))} --overwrite"
+    )
+
+
+def _mend_items(folder: Path, manifest: Manifest, done: list[str]) -> None:
+    """Make the tables of the items agree with their indexes again, where those are all that is wrong."""
+    path = folder / manifest.items_file
+    try:
+        items = ItemsReader(path, generation=manifest.generation)
+    except IndexDamagedError as error:
+        raise _hopeless(folder, manifest, str(error)) from error
+    with closing(items):
+        damage = items.damage()
+    if damage is None:
+        return
+    try:
+        with sqlite(path), closing(sqlite3.connect(path, timeout=60.0)) as db:
+            db.execute("REINDEX")
+            damage = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
+    except (IndexerError, OSError) as error:
+        raise _hopeless(folder, manifest, str(error)) from error
+    if damage != "ok":
+        raise _hopeless(folder, manifest, damage)
+    done.append(f"the indexes inside {manifest.items_file} were made again")
+
+
+def _wrong_files(folder: Path, manifest: Manifest) -> set[str]:
+    wrong: set[str] = set()
+    for name, record in manifest.files.items():
+        try:
+            if file_sha256(folder / name) != record.sha256:
+                wrong.add(name)
+        except OSError:
+            wrong.add(name)
+    return wrong
+
+
+def _restored(folder: Path, manifest: Manifest, segment: Segment, wrong: set[str], done: list[str]) -> bool:
+    """Whether the file of a segment could be written again, bit for bit, from the exact search structure."""
+    ann = manifest.ann
+    if ann is None or ann.plan.get("kind") != KIND or ann.file in wrong:
+        return False
+    if segment.first_id + segment.rows > ann.rows:
+        return False
+    draft = SegmentWriter(folder, generation=next_generation(folder), dim=manifest.dim)
+    with suppress(IndexDamagedError, FaissNotInstalledError), draft:
+        structure = FaissIndex.read(folder / ann.file, rows=ann.rows, dim=manifest.dim)
+        for start in range(segment.first_id, segment.first_id + segment.rows, _AT_ONCE):
+            count = min(_AT_ONCE, segment.first_id + segment.rows - start)
+            draft.append(structure.rows(start, count).astype(np.float16))
+        draft.close(finish=True)
+        if file_sha256(folder / draft.name(0)) == manifest.files[segment.file].sha256:
+            os.replace(folder / draft.name(0), folder / segment.file)
+            done.append(f"{segment.file} was restored from {ann.file}")
+            return True
+    (folder / draft.name(0)).unlink(missing_ok=True)
+    return False
+
+
+def _unsound_items(folder: Path, manifest: Manifest) -> list[int]:
+    """Ids of items whose rows were altered."""
+    items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
+    with closing(items):
+        return [
+            row.id
+            for rows in items.checked()
+            for row, checksum in rows
+            if row_checksum(row) != checksum or not 0 <= row.id < manifest.rows
+        ]
+
+
+def _commit(
+    folder: Path, manifest: Manifest, gone: Sequence[Segment], lost: Sequence[int], done: list[str]
+) -> tuple[Manifest, int]:
+    generation, plan = next_generation(folder), read_manifest(folder).ann
+    manifest = _replaced(folder, manifest, gone, generation)
+    with unwinding(change(folder, manifest)) as writer:
+        taken = sum(writer.remove(lost[start : start + _AT_ONCE]) for start in range(0, len(lost), _AT_ONCE))
+        writer.forget(lost)
+        if plan is not None:
+            writer.plan = plan.plan
+        done += [f"{each.file} is lost, with {each.rows:,} vectors" for each in gone]
+        if taken:
+            done.append(f"{taken:,} pictures were taken out")
+        return _recounted(folder, writer), taken
+
+
+def _recounted(folder: Path, writer: GenerationWriter) -> Manifest:
+    """Commit with numbers taken from the items themselves: those of the manifest may not fit what is left."""
+    writer.recount()
+    return writer.commit(whole=True)
+
+
+def _replaced(folder: Path, manifest: Manifest, gone: Sequence[Segment], generation: int) -> Manifest:
+    """The manifest with files of vectors that mean nothing in the place of those that are lost."""
+    segments, files = list(manifest.segments), dict(manifest.files)
+    for number, segment in enumerate(segments):
+        if segment not in gone:
+            continue
+        writer = SegmentWriter(folder, generation=generation, dim=manifest.dim, begin=number)
+        row = np.eye(1, manifest.dim, dtype=np.float16)
+        with writer:
+            for start in range(0, segment.rows, _AT_ONCE):
+                writer.append(np.repeat(row, min(_AT_ONCE, segment.rows - start), axis=0))
+            writer.close(finish=True)
+        name = writer.name(0)
+        segments[number] = replace(segment, file=name)
+        files.pop(segment.file)
+        files[name] = FileRecord(bytes=os.path.getsize(folder / name), sha256=file_sha256(folder / name))
+    return replace(manifest, segments=tuple(segments), files=files)

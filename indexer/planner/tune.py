@@ -1,0 +1,180 @@
+"""How hard a structure has to look: found on some held-out queries, measured on others.
+
+Text queries are what an index is asked, and are harder than pictures: they lie outside the cloud that the lists were
+made of, and their neighbours in many lists. Where there are none, means of three random pictures stand in: on real
+CLIP vectors they need as many lists as real captions do, while a picture as its own query needs an eighth of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.indexer.ann.exact_scan import HalvesScan
+from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
+from llm2clip.indexer.ann.nearest_neighbors import Neighbours
+from llm2clip.indexer.ann.rerank import rank
+from llm2clip.indexer.storage.vector_segments import Vectors
+
+K = 10
+"""Recall is that of so many hits."""
+REFINES = (1, 2, 4, 8, 16, 32, 64)
+"""Candidates ranked exactly for each hit, of which the cheapest enough is taken."""
+_QUERIES = 400
+_MARGIN = 0.1
+"""Share of the missing recall to be won beyond what is asked for: other queries are not these."""
+_MIXED = 3
+"""Pictures whose mean stands in for a text query."""
+_STEP = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Held-out queries and the true answers."""
+
+    kind: str
+    """What they are, for people."""
+    queries: NDArray[np.float32]
+    """Shape: (n, dim), float32, unit rows."""
+    truth: NDArray[np.int64]
+    """Ids of the true best. Shape: (n, up to K)."""
+
+    def half(self, which: int) -> Asked:
+        """Every other query: 0 for tuning, 1 for measuring."""
+        part = slice(which, None, 2) if len(self.queries) > 1 else slice(None)
+        return Asked(kind=self.kind, queries=self.queries[part], truth=self.truth[part])
+
+    def recall(self, ids: NDArray[np.int64]) -> float:
+        """Share of the true best among ``ids``. Shape: (n, m), int64, -1: none."""
+        found = (self.truth[:, :, None] == ids[:, None, :]).any(axis=2)
+        return float(found.mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What asking one query at a time gave."""
+
+    recall: float
+    """Recall@10."""
+    p50_ms: float
+    """Milliseconds of the median query."""
+    p95_ms: float
+    """Milliseconds within which 95 of 100 were answered."""
+
+
+class Searching(Protocol):
+    """What is measured."""
+
+    def search(self, queries: NDArray[np.float32], *, k: int) -> list[list[tuple[int, float]]]:
+        """For each query (id, score), best first."""
+
+
+def held_out(vectors: Vectors, queries: NDArray[np.float32] | None, *, seed: int = 0) -> Asked:
+    """Queries to tune and measure with, and their true answers by an exact search.
+
+    Args:
+        vectors: the stored rows.
+        queries: text queries, or None. Shape: (n, dim), float32, unit rows.
+        seed: which of them are taken.
+    """
+    random = np.random.default_rng([seed, len(vectors)])
+    if queries is not None and len(queries) >= 2:
+        chosen = random.permutation(len(queries))[: 2 * _QUERIES]
+        asked, kind = queries[chosen].astype(np.float32), f"{len(chosen):,} text queries"
+    else:
+        mixed = random.integers(0, len(vectors), (2 * _QUERIES, _MIXED))
+        asked = vectors.take(mixed.ravel()).astype(np.float32).reshape(*mixed.shape, -1).mean(axis=1)
+        lengths = np.linalg.norm(asked, axis=1, keepdims=True)
+        asked = asked[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0]
+        kind = f"{len(asked):,} means of {_MIXED} pictures, as there are no captions"
+    asked = np.ascontiguousarray(asked)
+    _, truth = HalvesScan(vectors).candidates(asked, count=min(K, len(vectors)), allowed=None)
+    return Asked(kind=kind, queries=asked, truth=truth)
+
+
+def tune(index: ApproximateIndex, vectors: Vectors, asked: Asked, *, recall: float) -> dict[str, int]:
+    """The cheapest ``probes`` and ``refine`` that reach a recall; those that come nearest where none does.
+
+    Sets ``index.probes`` to what it returns.
+    """
+    goal = recall + (1 - recall) * _MARGIN
+    # The first of many candidates are those of a shallower search of lists; of a graph they would be better ones.
+    refines: tuple[int, ...] = REFINES if index.plan.kind.startswith("ivf") else (2,)
+    refines = tuple(refine for refine in refines if refine * K <= index.rows) or (1,)
+    per_row = _seconds(lambda: rank(vectors, asked.queries[:1], _some(vectors, 256)[None], k=K)) / 256
+    best: tuple[float, float, int, int] | None = None
+    probes = 1 if index.plan.kind.startswith("ivf") else 2 * K
+    while True:
+        index.probes = probes
+        _, ids = index.candidates(asked.queries, count=refines[-1] * K, allowed=None)
+        recalls = [asked.recall(ids[:, : refine * K]) for refine in refines]
+        enough = next((number for number, found in enumerate(recalls) if found >= goal), None)
+        number = enough if enough is not None else int(np.argmax(recalls))
+        took = _per_query(index, asked.queries, count=refines[number] * K) + per_row * refines[number] * K
+        found = (-min(recalls[number], goal), took, probes, refines[number])
+        best = found if best is None else min(best, found)
+        done = enough is not None and (number == 0 or took > 1.3 * best[1])
+        if done or probes >= index.most:
+            break
+        probes = min(index.most, max(probes + 1, round(probes * _STEP)))
+    index.probes = best[2]
+    return {"probes": best[2], "refine": best[3]}
+
+
+def _some(vectors: Vectors, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng(0).choice(len(vectors), size=min(count, len(vectors)), replace=False)
+
+
+def _seconds(call: Callable[[], object], *, times: int = 5) -> float:
+    call()
+    took = []
+    for _ in range(times):
+        began = perf_counter()
+        call()
+        took.append(perf_counter() - began)
+    return min(took)
+
+
+def _per_query(index: ApproximateIndex, queries: NDArray[np.float32], *, count: int) -> float:
+    some = queries[:32]
+    took = []
+    for number in range(len(some)):
+        began = perf_counter()
+        index.candidates(some[number : number + 1], count=count, allowed=None)
+        took.append(perf_counter() - began)
+    return float(np.median(took))
+
+
+def measure(searching: Searching, asked: Asked) -> Measured:
+    """Recall@10 and times of the whole search, one query at a time; the better of two times each."""
+    found = np.full((len(asked.queries), K), -1, dtype=np.int64)
+    took = np.empty((2, len(asked.queries)))
+    for turn in range(2):
+        for number, query in enumerate(asked.queries):
+            began = perf_counter()
+            [hits] = searching.search(query[None], k=K)
+            took[turn, number] = (perf_counter() - began) * 1e3
+            found[number, : len(hits)] = [id for id, _ in hits]
+    times = took.min(axis=0)
+    return Measured(
+        recall=round(asked.recall(found), 4),
+        p50_ms=round(float(np.percentile(times, 50)), 4),
+        p95_ms=round(float(np.percentile(times, 95)), 4),
+    )
+
+
+def exact_times(vectors: Vectors, asked: NDArray[np.float32], *, rows: int) -> tuple[float, float]:
+    """Milliseconds of an exact search (median, 95 of 100), reckoned up to ``rows`` from those of ``vectors``."""
+    neighbours = Neighbours(vectors)
+    took = []
+    for query in asked[:40]:
+        began = perf_counter()
+        neighbours.search(query[None], k=K)
+        took.append((perf_counter() - began) * 1e3)
+    scale = rows / len(vectors)
+    return float(np.percentile(took, 50)) * scale, float(np.percentile(took, 95)) * scale

@@ -1,0 +1,91 @@
+"""Sidecar files: the caption and metadata beside an image."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+MAX_SIDECAR_BYTES = 2**20
+"""A larger caption or metadata file is not read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """Caption and metadata of a picture."""
+
+    caption: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    note: str | None = None
+
+
+def parse_sidecar(metadata: bytes | None, text: bytes | None) -> Sidecar:
+    """Caption and metadata from the content of a ``.json`` and a ``.txt`` file.
+
+    The caption is ``caption`` or ``text`` of the JSON object (of a list of strings the first), else the text file.
+    The rest of the object is the metadata; a list of captions stays there too. What cannot be read is noted.
+    """
+    rest: dict[str, Any] = {}
+    caption = note = None
+    if metadata is not None:
+        try:
+            parsed = json.loads(metadata.decode("utf-8-sig"))
+            if not isinstance(parsed, dict):
+                raise ValueError(f"expected an object, got {type(parsed).__name__}")
+            if b"\\ud" in metadata.lower():  # half a surrogate pair cannot be stored
+                json.dumps(parsed, ensure_ascii=False).encode()
+            rest, caption = _split(parsed)
+        except (ValueError, RecursionError) as error:
+            note = f"metadata left out, not usable JSON: {error}"
+    if caption is None and text is not None:
+        try:
+            caption = text.decode("utf-8-sig").strip() or None
+        except UnicodeDecodeError as error:
+            note = f"caption left out, not UTF-8: {error}"
+    return Sidecar(caption=caption, metadata=rest or None, note=note)
+
+
+def _split(parsed: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    for name in ("caption", "text"):
+        value = parsed.get(name)
+        if isinstance(value, str) and value.strip():
+            return {key: other for key, other in parsed.items() if key != name}, value.strip()
+        if isinstance(value, list) and value and isinstance(value[0], str) and value[0].strip():
+            return parsed, value[0].strip()
+    return parsed, None
+
+
+def sidecar_of(
+    folder: Path, stem: str, present: frozenset[str], captions: bool
+) -> tuple[int | None, Sidecar]:
+    """A number that tells which caption and metadata files a picture has as they are now, and what they say.
+
+    Args:
+        folder: that the picture is in.
+        stem: its name without its ending.
+        present: the files in that folder, at least those of this stem.
+        captions: also read them.
+    """
+    files = [folder / f"{stem}{kind}" if f"{stem}{kind}" in present else None for kind in (".json", ".txt")]
+    if files == [None, None]:
+        return None, Sidecar()
+    try:
+        found = {file.name: file.stat() for file in files if file is not None}
+        stamp = stamp_of([(name, each.st_size, each.st_mtime_ns) for name, each in found.items()])
+        if not captions:
+            return stamp, Sidecar()
+        if max(each.st_size for each in found.values()) > MAX_SIDECAR_BYTES:
+            return stamp, Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
+        contents = [file.read_bytes() if file is not None else None for file in files]
+        return stamp, parse_sidecar(contents[0], contents[1])
+    except OSError as error:
+        return None, Sidecar(note=f"caption or metadata left out: {error.strerror or error}")
+
+
+def stamp_of(what: object) -> int:
+    """64 bits, signed, of what describes captions and metadata: names, sizes and times of files, or themselves."""
+    digest = hashlib.blake2b(repr(what).encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

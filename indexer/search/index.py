@@ -1,0 +1,339 @@
+"""``Index``: an index folder, opened for searching."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.indexer.ann.device_search import describe_device
+from llm2clip.indexer.ann.faiss_flat import wheel
+from llm2clip.indexer.ann.index_file import read_ann
+from llm2clip.indexer.ann.nearest_neighbors import QUERIES_AT_ONCE, Neighbours
+from llm2clip.indexer.ann.plan import Plan
+from llm2clip.indexer.core.errors import (
+    EncoderMismatchError,
+    IndexDamagedError,
+    IndexerError,
+    IndexNotFoundError,
+)
+from llm2clip.indexer.core.results import Hit, IndexInfo
+from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.filters.compile import compile_where, metadata_names
+from llm2clip.indexer.filters.sandbox import open_guarded
+from llm2clip.indexer.storage.index_folder import describe_unfinished, encoder_mismatch
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, sqlite
+from llm2clip.indexer.storage.manifest import Manifest, read_manifest
+from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
+
+if TYPE_CHECKING:
+    from llm2clip.indexer.core.encoder_protocol import EncoderIdentity
+    from llm2clip.indexer.search.verify import VerifyReport
+
+_ROWS_AT_ONCE = 65_536
+"""Hits of all queries together that are looked for at once, where many are asked for."""
+_MASKS = 8
+"""Filters whose answers are kept: nothing that they ask about changes while an index is open."""
+
+
+def open_index(path: str | os.PathLike[str], *, device: str = "cpu") -> Index:
+    """Open the index in a folder. Nothing is read but its manifest until it is needed.
+
+    Args:
+        path: the folder.
+        device: where it is searched: ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        IndexNotFoundError: there is none, or it was never finished.
+        IndexVersionError: another release wrote it, in a format that this one does not know.
+        IndexDamagedError: a file is missing or has another size than was committed, or the manifest was altered.
+    """
+    folder = Path(path).expanduser().absolute()
+    while True:
+        try:
+            manifest = read_manifest(folder)
+        except IndexNotFoundError as error:
+            raise IndexNotFoundError(describe_unfinished(folder) or str(error)) from error
+        try:
+            return Index(folder, manifest, device=device)
+        except IndexDamagedError:
+            # A build may have replaced this generation, and deleted its files, since the manifest was read.
+            if read_manifest(folder).generation == manifest.generation:
+                raise
+
+
+class Index:
+    """An index on disk, as it was when it was opened; made by ``open_index``. Safe to use from several threads.
+
+    ``len(index)`` is the number of pictures that can be found.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, *, device: str = "cpu") -> None:
+        self.path, self.device = folder, device
+        self.manifest = manifest
+        for name, record in manifest.files.items():
+            _check_size(folder / name, record.bytes)
+        _check_size(folder / manifest.items_file, manifest.items_bytes, or_more=True)
+        # Mapped and opened now, though not read: a change may replace this generation and delete its files.
+        mapped = [map_segment(folder / s.file, rows=s.rows, dim=manifest.dim) for s in manifest.segments]
+        self.vectors = Vectors(mapped, dim=manifest.dim)
+        """The stored vectors by id: (rows, dim), float16. Those of tombstones are there too."""
+        self.items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
+        """The items by id."""
+        meta = self.items.meta
+        if meta.get("index_id") != manifest.index_id or int(meta.get("generation", 0)) < manifest.generation:
+            self.items.close()
+            raise IndexDamagedError(
+                f"{self.items.path} belongs to another index. Run the build command again"
+            )
+        try:
+            with sqlite(self.items.path):
+                self._filtering = open_guarded(self.items.path)
+        except IndexDamagedError:  # deleted just now: whoever opens the index looks for the next generation
+            self.items.close()
+            raise
+        self._filter_lock = threading.Lock()
+        self._masks: dict[str, NDArray[np.bool_]] = {}
+
+    def __len__(self) -> int:
+        return self.manifest.items
+
+    @cached_property
+    def _there(self) -> NDArray[np.bool_] | None:
+        """Which ids are no tombstones; None: all. Shape: (rows,), bool."""
+        if not self.manifest.tombstones:
+            return None
+        there = np.ones(self.manifest.rows, dtype=np.bool_)
+        there[self.items.dead(rows=self.manifest.rows)] = False
+        return there
+
+    @cached_property
+    def _neighbours(self) -> Neighbours:
+        ann, candidates = self.manifest.ann, None
+        if ann is not None:
+            path = self.path / ann.file
+            try:
+                candidates = read_ann(
+                    path, vectors=self.vectors, rows=ann.rows, plan=ann.plan, device=self.device
+                )
+            except IndexDamagedError:
+                if path.exists():
+                    raise
+                # A change deleted it since this index was opened: the vectors are scanned.
+        return Neighbours(self.vectors, candidates=candidates)
+
+    def allowed(self, where: str | None = None) -> NDArray[np.bool_] | None:
+        """Which ids a search may find: those of no tombstone that a filter lets through; None: all.
+
+        Args:
+            where: a filter in the language of docs/filters.md.
+
+        Returns:
+            Shape: (rows,), bool.
+
+        Raises:
+            WhereError: the filter means nothing.
+        """
+        if where is None:
+            return self._there
+        with self._filter_lock:
+            if (known := self._masks.pop(where, None)) is None:
+                compiled = compile_where(where)
+                self.items.settle()
+                known = compiled.mask(
+                    self._filtering, rows=self.manifest.rows, commit=self.manifest.generation
+                )
+                known.flags.writeable = False
+            self._masks[where] = known  # the last that were asked for are at the end
+            if len(self._masks) > _MASKS:
+                del self._masks[next(iter(self._masks))]
+            return known
+
+    def search(
+        self, vectors: NDArray[np.float32], *, k: int = 10, where: str | None = None
+    ) -> list[list[Hit]]:
+        """Find the pictures whose vectors have the largest inner products with each query.
+
+        With the exact structure, which small indexes have, the answer is that of a brute force over the stored
+        vectors. The score is the inner product summed in float64 and rounded to float32, the same however many
+        queries are asked at once; equal scores are ranked by id.
+
+        Args:
+            vectors: the queries. Shape: (n, dim), float32, unit rows.
+            k: how many pictures to find for each; fewer are found where the index has fewer.
+            where: a filter in the language of docs/filters.md; None: every picture may be found.
+
+        Returns:
+            For each query its hits, best first.
+
+        Raises:
+            ValueError: the queries have another shape, are not finite or not of unit length, or k < 1.
+            WhereError: the filter means nothing.
+            IndexDamagedError: a file of the index turns out to be damaged.
+            FaissNotInstalledError: FAISS is not installed.
+        """
+        queries = self._checked(vectors)
+        if k < 1:
+            raise IndexerError(f"k must be at least 1, got {k}")
+        neighbours, allowed = self._neighbours, self.allowed(where)
+        found: list[list[tuple[int, float]]] = []
+        at_once = max(1, min(QUERIES_AT_ONCE, _ROWS_AT_ONCE // k))
+        for start in range(0, len(queries), at_once):
+            found += neighbours.search(queries[start : start + at_once], k=k, allowed=allowed)
+        rows = self.items.shown(list({id for hits in found for id, _ in hits}))
+        return [self._hits(hits, rows) for hits in found]
+
+    def _checked(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        queries = np.ascontiguousarray(vectors, dtype=np.float32)
+        if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:
+            raise IndexerError(
+                f"queries must have the shape (n, {self.manifest.dim}), got {queries.shape}: this index was built "
+                f"with encoder '{self.manifest.encoder['name']}'"
+            )
+        squares = np.einsum("nd,nd->n", queries, queries)
+        low, high = (float(squares.min()), float(squares.max())) if len(squares) else (1.0, 1.0)
+        if not (low > 0.98 and high < 1.02):  # which is also so where one is not a number
+            raise IndexerError(
+                f"queries must be finite rows of length 1, got lengths {low**0.5:.4g} to {high**0.5:.4g}: "
+                "divide each by its length"
+            )
+        return queries
+
+    def _hits(self, found: Iterable[tuple[int, float]], rows: Mapping[int, ShownRow]) -> list[Hit]:
+        hits: list[Hit] = []
+        try:
+            for rank, (id, score) in enumerate(found, 1):
+                _, source, key, caption, metadata, width, height = rows[id]
+                hits.append(
+                    Hit(
+                        id=id,
+                        key=key,
+                        score=score,
+                        rank=rank,
+                        uri=uri_of(key, corpus=self.manifest.sources[source]),
+                        caption=caption,
+                        metadata=json.loads(metadata) if metadata else {},
+                        width=width,
+                        height=height,
+                    )
+                )
+        except (LookupError, ValueError) as error:
+            raise IndexDamagedError(
+                f"{self.items.path} is damaged at item {id} ({error}). Run the build command again"
+            ) from error
+        return hits
+
+    def metadata_names(self) -> list[str]:
+        """Names of the metadata that pictures came with, as filters ask for them: ``meta.author``, ..."""
+        self.items.settle()
+        with self._filter_lock:
+            return metadata_names(self._filtering)
+
+    def explain(self, *, where: str | None = None) -> list[str]:
+        """How a query would be answered and why, a sentence per step; ``explaining.py`` says more.
+
+        Raises:
+            WhereError: the filter means nothing.
+        """
+        steps = [describe_device(self.device), *self._neighbours.explain(allowed=self.allowed(where))]
+        ann = self.manifest.ann
+        if (
+            ann is not None and len(ann.plan) > 1
+        ):  # the exact structure that nobody planned has nothing to tell
+            steps += Plan.from_json(ann.plan).lines()
+        return steps
+
+    def read_image(self, hit_id: int) -> bytes:
+        """The encoded picture of a hit, as it is in the corpus now: a whole file, or a part of one.
+
+        Raises:
+            OSError: the corpus is no longer there.
+            IndexerError: there is no such id, or what holds the picture changed since it was indexed.
+        """
+        row = self.items.get(hit_id)
+        if row is None:
+            raise IndexerError(f"no picture has the id {hit_id}: ids go from 0 to {self.manifest.rows - 1}")
+        source = self.manifest.sources[row.source]
+        return read_located(row.locator, key=row.key, corpus=source, hash=row.hash)
+
+    def info(self) -> IndexInfo:
+        """What this index is."""
+        manifest = self.manifest
+        return IndexInfo(
+            path=str(self.path),
+            corpus=dict(manifest.corpus),
+            sources=tuple(dict(source) for source in manifest.sources),
+            encoder=dict(manifest.encoder),
+            encoder_source=manifest.encoder_source,
+            items=manifest.items,
+            bad=manifest.bad,
+            dim=manifest.dim,
+            bytes=sum(record.bytes for record in manifest.files.values()) + self.items.path.stat().st_size,
+            segments=len(manifest.segments),
+            rows=manifest.rows,
+            tombstones=manifest.tombstones,
+            ann=str(manifest.ann.plan.get("kind", "?")) if manifest.ann else "none",
+            tail=manifest.rows - (manifest.ann.rows if manifest.ann else 0),
+            faiss=wheel(),
+            generation=manifest.generation,
+            created=manifest.created,
+            written_by=manifest.written_by,
+        )
+
+    def errors(self, *, limit: int = -1) -> list[ErrorRow]:
+        """The pictures that could not be read, by key, with reasons; ``limit`` of them, all if negative."""
+        return self.items.errors(limit=limit)
+
+    def require_encoder(self, encoder: EncoderIdentity) -> None:
+        """Make sure that queries of ``encoder`` can be compared with the stored vectors.
+
+        Raises:
+            EncoderMismatchError: the index was built with another one.
+        """
+        if problem := encoder_mismatch(self.manifest.encoder, encoder.identity()):
+            raise EncoderMismatchError(
+                f"{self.path} {problem}. Search it with the encoder it was built with, or build it anew: "
+                f"llm2clip-index build {quote(self.manifest.corpus['spec'])} --index {quote(str(self.path))} "
+                f"--encoder {quote(encoder.name)} --overwrite"
+            )
+
+    def verify(self) -> VerifyReport:
+        """Check every file, count, id and vector. Reads everything."""
+        from llm2clip.indexer.search.verify import verify_index
+
+        return verify_index(self)
+
+    def close(self) -> None:
+        """Close the files; the index is of no use afterwards."""
+        self.items.close()
+        with self._filter_lock:
+            self._filtering.close()
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:  # noqa: ANN401
+        self.close()
+
+
+def _check_size(path: Path, expected: int, *, or_more: bool = False) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise IndexDamagedError(
+            f"{path} is missing: the index is not whole. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
+        ) from error
+    if size < expected or (size > expected and not or_more):
+        raise IndexDamagedError(
+            f"{path} is damaged: got {size:,} bytes, expected {expected:,}. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
+        )

@@ -1,0 +1,221 @@
+"""An index folder as a place: which file is whose, who writes, what was left unfinished, how a change is committed.
+
+    manifest.json                  names every file below; replaced in one step by each commit
+    items-00001.db                 one SQLite row per picture and change of it
+    vectors-00001-00000.npy        float16 rows; the row number is the id
+    candidates-00001.faiss         derived from the vectors
+    lock                           held while something writes
+
+Names carry the generation that wrote them. Vectors that the manifest does not name belong to a change that has not
+finished: the next one takes them over.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from shlex import quote
+from typing import IO, Any
+
+from llm2clip.indexer.core.errors import IndexConflictError, IndexerError, IndexWriteError
+from llm2clip.indexer.records.file_types import printable
+from llm2clip.indexer.storage.items_reader import ItemsReader
+from llm2clip.indexer.storage.manifest import FORMAT, MANIFEST, committed_generation, read_manifest
+
+LOCK = "lock"
+_OURS = re.compile(r"(?:items-(\d{5,})\.db|vectors-(\d{5,})-\d{5,}\.npy|candidates-(\d{5,})\.faiss)")
+_DRAFTS = (f"{MANIFEST}.tmp",)
+_LITTER = ("Thumbs.db", "desktop.ini")  # of file managers
+
+
+def items_name(generation: int) -> str:
+    """File name of the items of a generation."""
+    return f"items-{generation:05d}.db"
+
+
+def ann_name(generation: int) -> str:
+    """File name of the search structure of a generation."""
+    return f"candidates-{generation:05d}.faiss"
+
+
+def generation_of(name: str) -> int | None:
+    """Which generation a file belongs to; None if it is no file of an index."""
+    match = _OURS.fullmatch(re.sub(r"-(?:journal|wal|shm)$", "", name))
+    return int(next(group for group in match.groups() if group)) if match else None
+
+
+def items_files(folder: Path) -> list[str]:
+    """Names of the items files in a folder, the newest last; one of no manifest is of a build that has not ended."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(name for name in names if name.endswith(".db") and generation_of(name) is not None)
+
+
+def next_generation(folder: Path) -> int:
+    """A number larger than that of the manifest and of any file."""
+    found = (generation_of(name) for name in os.listdir(folder))
+    return 1 + max([committed_generation(folder), *(number for number in found if number is not None)])
+
+
+def describe_unfinished(folder: Path) -> str | None:
+    """One sentence about a build that was never finished, and how to finish it; None if there is none."""
+    names = items_files(folder)
+    if not names:
+        return None
+    for name in reversed(names):
+        with suppress(IndexerError), closing(ItemsReader(folder / name, generation=0)) as items:
+            [corpus, *_], encoder = read_meta(items, "sources"), read_meta(items, "encoder_source")
+            count = items.rows("SELECT (SELECT count(*) FROM items) + (SELECT count(*) FROM unfinished)")[0][
+                0
+            ]
+            return (
+                f"the index at {folder} is not finished: {count:,} pictures so far. "
+                f"Go on with: llm2clip-index build {quote(corpus['spec'])} --index {quote(str(folder))} "
+                f"--encoder {quote(encoder)}"
+            )
+    return f"the index at {folder} is not finished. Go on with the command that began it"
+
+
+def remove_generations(folder: Path, *, keep: frozenset[str]) -> None:
+    """Delete the files of an index that are not among ``keep``; those that cannot be deleted are left."""
+    for name in os.listdir(folder):
+        if name not in keep and (generation_of(name) is not None or name in _DRAFTS):
+            with suppress(
+                OSError
+            ):  # on Windows a reader may hold an old file open: the next commit tries again
+                os.unlink(folder / name)
+
+
+def recorded_encoder(folder: Path) -> str | None:
+    """What ``load_encoder`` was given for the index in ``folder``, finished or not; None if there is none."""
+    with suppress(IndexerError):
+        return read_manifest(folder).encoder_source
+    for name in reversed(items_files(folder)):
+        with suppress(IndexerError), closing(ItemsReader(folder / name, generation=0)) as items:
+            return str(read_meta(items, "encoder_source"))
+    return None
+
+
+def claim(folder: Path) -> bool:
+    """Make ``folder`` if needed, and refuse one that holds anything but an index. Returns whether it was made.
+
+    Raises:
+        IndexConflictError: there are other files in it, or it is a file.
+        IndexWriteError: it cannot be made.
+    """
+    if printable(str(folder)) != str(folder):
+        raise IndexConflictError(
+            f"{printable(str(folder))} is no name for an index: it is not UTF-8. Choose another with --index"
+        )
+    try:
+        os.makedirs(folder)
+        return True
+    except FileExistsError:
+        if not folder.is_dir():
+            raise IndexConflictError(f"{folder} is a file: expected a folder for the index") from None
+    except OSError as error:
+        raise IndexWriteError(
+            f"cannot make the folder {folder}: {error.strerror or error}. Choose another place with --index"
+        ) from error
+    names = [name for name in os.listdir(folder) if not name.startswith(".")]
+    known = {LOCK, *_DRAFTS, *_LITTER}
+    if _is_ours(folder / MANIFEST) or any(generation_of(name) for name in names):
+        known.add(MANIFEST)
+    foreign = sorted(name for name in names if name not in known and generation_of(name) is None)
+    if foreign and not _is_ours(folder / MANIFEST):
+        raise IndexConflictError(
+            f"{folder} holds other files ({foreign[0]}, ...): expected an index, an empty folder or none. "
+            "Choose another place with --index"
+        )
+    return False
+
+
+def _is_ours(manifest: Path) -> bool:
+    try:
+        return f'"{FORMAT}"' in manifest.read_text("utf-8", "replace")
+    except OSError:
+        return False
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the lock of an index while it is written. It goes with the process, however that ends.
+
+    Raises:
+        IndexConflictError: another process holds it.
+        IndexWriteError: the folder cannot be written.
+    """
+    try:
+        opened = open(folder / LOCK, "a+b")  # noqa: SIM115
+    except OSError as error:
+        raise IndexWriteError(
+            f"cannot write the index at {folder}: {error.strerror or error}. It can be searched; to change it, "
+            "copy it to a place where you may write"
+        ) from error
+    with opened as file:
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
+                yield  # a file system without locks
+                return
+            raise IndexConflictError(
+                f"another process is writing {folder}: wait for it, or stop it, then run the command again"
+            ) from error
+        yield
+
+
+def _lock(file: IO[bytes]) -> None:
+    if os.name == "nt":
+        import msvcrt
+
+        locking: Any = msvcrt
+        file.seek(0)
+        locking.locking(file.fileno(), locking.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def encoder_mismatch(built: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """What is different between two encoder identities, as the end of a sentence; None if they are the same.
+
+    The name is for people: a folder may be moved and renamed.
+    """
+    keys = built.keys() | given.keys()
+    different = sorted(key for key in keys - {"name"} if built.get(key) != given.get(key))
+    if not different:
+        return None
+    if built.get("name") != given.get("name") or built.get("dim") != given.get("dim"):
+        return (
+            f"was built with encoder '{built.get('name')}' (dim {built.get('dim')}), "
+            f"got '{given.get('name')}' (dim {given.get('dim')})"
+        )
+    details = "; ".join(
+        f"{name} {_short(name, built.get(name))}, got {_short(name, given.get(name))}" for name in different
+    )
+    return f"was built with another version of encoder '{built.get('name')}' ({details})"
+
+
+def _short(name: str, value: Any) -> str:  # noqa: ANN401
+    return str(value)[:12] if name.endswith("sha256") else str(value)
+
+
+def read_meta(items: ItemsReader, name: str) -> Any:  # noqa: ANN401
+    """An entry of the ``meta`` table that holds JSON.
+
+    Raises:
+        IndexerError: it is not there.
+    """
+    try:
+        return json.loads(items.meta[name])
+    except (KeyError, ValueError) as error:
+        raise IndexerError(f"{items.path} has no {name}") from error

@@ -1,0 +1,363 @@
+"""``items-*.db``: one SQLite row per picture and change of it, and one per picture that could not be read.
+
+A row says in which generation it came (``added``) and in which it went (``removed``). A reader of generation N sees the
+rows with ``added <= N < removed``, whatever is being written beside it: a writer adds rows and sets ``removed`` with a
+number that no manifest names yet. The id of an item is the number of its vector.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError, IndexWriteError
+
+NEVER = 2**63 - 1
+"""``removed`` of what is still there."""
+
+SCHEMA = f"""
+CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE items (
+    id INTEGER NOT NULL,            -- number of its vector
+    added INTEGER NOT NULL,         -- generation that added this row
+    removed INTEGER NOT NULL DEFAULT {NEVER},  -- generation that took it away; this number: none
+    source INTEGER NOT NULL,        -- position of its corpus among the manifest's sources
+    key TEXT NOT NULL,              -- stable name below the root of the corpus; the URI is root/key
+    path TEXT,                      -- file below the root that holds the bytes; NULL: the key is that file
+    locator TEXT,                   -- JSON: how to read the picture again; NULL: it is the whole file of that key
+    size INTEGER NOT NULL,          -- bytes of the encoded picture
+    mtime_ns INTEGER NOT NULL,      -- of the file that holds it, nanoseconds since 1970
+    sidecars INTEGER,               -- hash of names, sizes and times of its caption and metadata files; NULL: none
+    hash BLOB NOT NULL,             -- BLAKE2b, 16 bytes, of the encoded picture
+    width INTEGER NOT NULL,         -- as shown, in pixels
+    height INTEGER NOT NULL,
+    caption TEXT,
+    metadata TEXT,                  -- JSON object; NULL: empty
+    checksum INTEGER NOT NULL,      -- of the row: see docs/index-format.md
+    PRIMARY KEY (id, added)
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX items_live ON items (source, key) WHERE removed = {NEVER};
+CREATE INDEX items_hash ON items (hash);
+CREATE INDEX items_removed ON items (removed) WHERE removed < {NEVER};
+CREATE TABLE errors (
+    source INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    stage TEXT NOT NULL,            -- list, read, decode or encode: not indexed; sidecar: indexed without it;
+                                    -- removed: taken out by hand, and to stay out
+    reason TEXT NOT NULL,
+    size INTEGER,
+    mtime_ns INTEGER,
+    added INTEGER NOT NULL,
+    removed INTEGER NOT NULL DEFAULT {NEVER},
+    PRIMARY KEY (source, key, added)
+) WITHOUT ROWID;
+CREATE TABLE unfinished (           -- vectors of a change that was never committed, to be taken over by the next
+    source TEXT NOT NULL,           -- JSON of the source, as in the manifest
+    key TEXT NOT NULL,
+    size INTEGER NOT NULL,
+    mtime_ns INTEGER NOT NULL,
+    hash BLOB NOT NULL,
+    width INTEGER NOT NULL,
+    height INTEGER NOT NULL,
+    file TEXT NOT NULL,             -- of vectors, not named by the manifest
+    row INTEGER NOT NULL,
+    PRIMARY KEY (source, key)
+) WITHOUT ROWID;
+CREATE INDEX unfinished_hash ON unfinished (hash);
+"""
+
+
+class ItemRow(NamedTuple):
+    """A row of ``items``, without its generations and checksum."""
+
+    id: int
+    source: int
+    key: str
+    path: str | None
+    locator: str | None
+    size: int
+    mtime_ns: int
+    sidecars: int | None
+    hash: bytes
+    width: int
+    height: int
+    caption: str | None
+    metadata: str | None
+
+
+class StateRow(NamedTuple):
+    """Of an item, what tells whether its picture changed."""
+
+    key: str
+    id: int
+    size: int
+    mtime_ns: int
+    sidecars: int | None
+    locator: str | None
+
+
+class ErrorRow(NamedTuple):
+    """A row of ``errors``, without its generations."""
+
+    source: int
+    key: str
+    stage: str
+    reason: str
+    size: int | None
+    mtime_ns: int | None
+
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(Generic[Row]):
+    """What an items file knows about some keys."""
+
+    items: Mapping[str, Row]
+    errors: Mapping[str, ErrorRow]
+
+
+ShownRow = tuple[int, int, str, str | None, str | None, int, int]
+"""id, source, key, caption, metadata, width, height."""
+_SHOWN = "id, source, key, caption, metadata, width, height"
+_AT_ONCE = 500
+_PATIENCE = 60.0
+"""Seconds for which a writer's commit is waited for."""
+_FOR_NOW = frozenset(
+    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
+    | {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL}
+)
+"""What SQLite says of files that are whole."""
+
+ITEM = ", ".join(ItemRow._fields)
+STATE = ", ".join(StateRow._fields)
+ERROR = ", ".join(ErrorRow._fields)
+IN = "(SELECT value FROM json_each(?))"  # any number of values in one statement that SQLite compiles once
+NOT_BAD = "('sidecar', 'removed')"
+"""Stages of ``errors`` that are no pictures that could not be read."""
+
+
+@contextmanager
+def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
+    """Turn what SQLite says into errors of ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if writing:
+            raise IndexWriteError(f"cannot write {path}: {error}") from error
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if (
+            code in _FOR_NOW and path.is_file()
+        ):  # a build must not take that for damage and embed everything again
+            raise IndexerError(
+                f"{path} cannot be read now: {error}. Nothing was changed: run the command again"
+            ) from error
+        raise IndexDamagedError(f"{path} is damaged: {error}. Run the build command again") from error
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection that reads an items file, for any thread; also on read-only media.
+
+    Raises:
+        IndexDamagedError: the file is missing or is no database.
+    """
+    if not path.is_file():
+        raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
+    with sqlite(path):
+        found = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode=ro",
+            uri=True,
+            check_same_thread=False,
+            isolation_level=None,
+            timeout=_PATIENCE,
+        )
+        return found
+
+
+def _undo_half_a_write(path: Path) -> None:
+    """Take back what a process that was killed while it wrote left half done: it takes a connection that may write."""
+    with sqlite(path):
+        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_PATIENCE)
+        try:
+            db.execute("SELECT count(*) FROM meta").fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+                raise
+            raise IndexerError(
+                f"{path} was left half written by a process that was killed, and may not be written from here to put "
+                "that right: run  llm2clip-index verify  once as somebody who may"
+            ) from error
+        finally:
+            db.close()
+
+
+def query(path: Path, statement: str, *values: str | int | bytes) -> list[Any]:
+    """What a statement finds in an items file, on a connection of its own.
+
+    Raises:
+        IndexDamagedError: the file is missing or is no such file.
+    """
+    db = connect(path)
+    try:
+        return _run(db, path, statement, values)
+    finally:
+        db.close()
+
+
+def _run(
+    db: sqlite3.Connection, path: Path, statement: str, values: Sequence[str | int | bytes]
+) -> list[Any]:
+    with sqlite(path):
+        try:
+            return db.execute(statement, values).fetchall()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
+                raise
+            _undo_half_a_write(path)
+            return db.execute(statement, values).fetchall()
+
+
+class ItemsReader:
+    """Reads an items file as it is in one generation, from any thread.
+
+    Args:
+        path: the file.
+        generation: which; rows that came later or had gone by then are not there.
+
+    Raises:
+        IndexDamagedError: the file is missing or is no such file.
+    """
+
+    def __init__(self, path: Path, *, generation: int) -> None:
+        self.path, self.generation = path, generation
+        self._lock = threading.Lock()
+        self._db = connect(path)
+        self.meta: dict[str, str] = dict(self.rows("SELECT key, value FROM meta"))
+
+    def close(self) -> None:
+        """Close the file, once nothing reads it: threads of a build that failed may still ask."""
+        with self._lock:
+            self._db.close()
+
+    def rows(self, statement: str, *values: str | int | bytes) -> list[Any]:
+        """What a statement finds."""
+        with self._lock:
+            return _run(self._db, self.path, statement, values)
+
+    def settle(self) -> None:
+        """Take back what a killed writer left half written, which connections that are guarded may not."""
+        self.rows("SELECT 1 FROM meta LIMIT 1")
+
+    def visible(self, columns: str, condition: str = "", *values: str | int | bytes) -> list[Any]:
+        """Columns of the items of this generation that fulfil a condition (SQL that begins with ``AND``, or more)."""
+        now = self.generation
+        return self.rows(
+            f"SELECT {columns} FROM items WHERE added <= ? AND removed > ? {condition}", now, now, *values
+        )
+
+    def shown(self, ids: Sequence[int]) -> dict[int, ShownRow]:
+        """What hits show of some items. This is on the path of every search."""
+        found: list[ShownRow] = []
+        for start in range(0, len(ids), _AT_ONCE):
+            part = ids[start : start + _AT_ONCE]
+            marks = ("?, " * len(part))[:-2]
+            found += self.visible(_SHOWN, f"AND id IN ({marks})", *part)
+        return {row[0]: row for row in found}
+
+    def get(self, id: int) -> ItemRow | None:
+        """The row of an item, if there is one of that id."""
+        found = self.visible(ITEM, "AND id = ?", id)
+        return ItemRow._make(found[0]) if found else None
+
+    def hashes(self, ids: Sequence[int]) -> list[bytes]:
+        """Content hashes of some items."""
+        return [hash for (hash,) in self.visible("hash", f"AND id IN {IN}", json.dumps(ids))]
+
+    def keys(self, ids: Sequence[int]) -> dict[int, str]:
+        """Keys of some items."""
+        return dict(self.visible("id, key", f"AND id IN {IN}", json.dumps(ids)))
+
+    def each(self, *, at_once: int = 4096) -> Iterator[list[ItemRow]]:
+        """All items by id, in lists."""
+        last = -1
+        while found := self.visible(ITEM, "AND id > ? ORDER BY id LIMIT ?", last, at_once):
+            yield [ItemRow._make(row) for row in found]
+            last = found[-1][0]
+
+    def checked(self, *, at_once: int = 4096) -> Iterator[list[tuple[ItemRow, int]]]:
+        """All items by id with the checksums that were stored with them, in lists."""
+        last = -1
+        while found := self.visible(f"{ITEM}, checksum", "AND id > ? ORDER BY id LIMIT ?", last, at_once):
+            yield [(ItemRow._make(row[:-1]), row[-1]) for row in found]
+            last = found[-1][0]
+
+    def find(self, keys: Sequence[str], *, source: int) -> Known[ItemRow]:
+        """What is known about some keys of a source, by one who may write: nothing was removed since."""
+        found = [ItemRow._make(row) for row in self._live("items", ITEM, keys, source)]
+        return Known(items={row.key: row for row in found}, errors=self._errors_of(keys, source))
+
+    def known(self, keys: Sequence[str], *, source: int) -> Known[StateRow]:
+        """The same, but only what tells whether a picture changed."""
+        found = self._live("items", STATE, keys, source)
+        return Known(
+            items={row[0]: StateRow._make(row) for row in found}, errors=self._errors_of(keys, source)
+        )
+
+    def _errors_of(self, keys: Sequence[str], source: int) -> dict[str, ErrorRow]:
+        return {row[1]: ErrorRow._make(row) for row in self._live("errors", ERROR, keys, source)}
+
+    def _live(self, table: str, columns: str, keys: Sequence[str], source: int) -> list[Any]:
+        return self.rows(
+            f"SELECT {columns} FROM {table} WHERE source = ? AND key IN {IN} AND removed = {NEVER} AND added <= ?",
+            *(source, json.dumps(keys), self.generation),
+        )
+
+    def dead(self, *, rows: int) -> NDArray[np.int64]:
+        """Ids below ``rows`` that belong to no item of this generation. Shape: (tombstones,), int64."""
+        now = self.generation
+        gone = self.rows(
+            f"SELECT DISTINCT id FROM items AS gone WHERE removed < {NEVER} AND removed <= ? AND id < ? "
+            "AND NOT EXISTS (SELECT 1 FROM items WHERE id = gone.id AND added <= ? AND removed > ?)",
+            *(now, rows, now, now),
+        )
+        return np.sort(np.array([id for (id,) in gone], dtype=np.int64))
+
+    def count(self) -> int:
+        """How many items there are."""
+        return int(self.visible("count(*)")[0][0])
+
+    def count_bad(self) -> int:
+        """How many pictures could not be read."""
+        now = self.generation
+        statement = f"SELECT count(*) FROM errors WHERE stage NOT IN {NOT_BAD} AND added <= ? AND removed > ?"
+        return int(self.rows(statement, now, now)[0][0])
+
+    def errors(self, *, limit: int = -1, every: bool = False) -> list[ErrorRow]:
+        """The pictures that could not be read, and sidecars, by key; ``limit`` at most, negative for all.
+
+        ``every`` also gives those that were taken out by hand.
+        """
+        now = self.generation
+        stages = "" if every else "AND stage != 'removed'"
+        found = self.rows(
+            f"SELECT {ERROR} FROM errors WHERE added <= ? AND removed > ? {stages} ORDER BY key LIMIT ?",
+            *(now, now, limit),
+        )
+        return [ErrorRow._make(row) for row in found]
+
+    def damage(self) -> str | None:
+        """What is wrong with the file as such; None if nothing is."""
+        with suppress(IndexDamagedError):
+            found = str(self.rows("PRAGMA integrity_check(1)")[0][0])
+            return None if found == "ok" else found
+        return "it is no database that can be read"

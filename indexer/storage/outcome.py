@@ -1,0 +1,58 @@
+"""What became of one image: a vector, or the reason why there is none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.storage.vector_segments import Rows
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """What became of a record."""
+
+    record: Record
+    pixels: NDArray[np.uint8] | None = None
+    """Decoded and waiting for the encoder. Shape: (size, size, 3)."""
+    vector: Rows | None = None
+    """Its vector. Shape: (dim,), float16."""
+    kept: bool = False
+    """Whether the vector, or the failure, is that of an earlier build."""
+    id: int | None = None
+    """The id that it has and keeps, where it had one; None: a new one."""
+    hash: bytes = b""
+    """Hash of its content."""
+    width: int = 0
+    """As shown, in pixels."""
+    height: int = 0
+    """As shown, in pixels."""
+    stage: str = ""
+    """Where it failed: list, read, decode, encode."""
+    reason: str | None = None
+    """Why it failed; None if it did not."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why something failed, on one line of bounded length."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split())[:300] or type(error).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A picture that need not be embedded again."""
+
+    vector: Rows
+    """Shape: (dim,), float16."""
+    hash: bytes
+    """Hash of its content."""
+    width: int
+    """As shown, in pixels."""
+    height: int
+    """As shown, in pixels."""
+    id: int | None = None
+    """The id that it has and keeps; None: the vector is copied to a new one."""

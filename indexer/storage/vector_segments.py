@@ -1,0 +1,252 @@
+"""Vector segments: ``.npy`` files of float16 rows, appended while an index is built and never changed afterwards."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from llm2clip.common.files import file_sha256
+from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.storage.manifest import FileRecord, Segment
+
+SEGMENT_ROWS = 262_144
+"""A segment is closed after this many rows: files stay of a size that copies and checks well."""
+
+Rows = NDArray[np.float16]
+
+
+def _header(rows: int, dim: int) -> bytes:
+    # NumPy pads the header so that its length is the same for every number of rows: it can be put right at the end.
+    buffer = io.BytesIO()
+    npy.write_array_header_1_0(buffer, {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)})
+    return buffer.getvalue()
+
+
+class SegmentWriter:
+    """Appends rows to segment files ``vectors-<generation>-<number>.npy``.
+
+    Args:
+        folder: the index.
+        generation: the generation being written.
+        dim: length of the rows.
+        segment_rows: rows after which the next file is begun.
+        begin: number of its first file.
+    """
+
+    def __init__(
+        self, folder: Path, *, generation: int, dim: int, segment_rows: int = SEGMENT_ROWS, begin: int = 0
+    ) -> None:
+        self._begin = begin
+        self._folder, self._generation, self._dim, self._limit = folder, generation, dim, segment_rows
+        self._file: BinaryIO | None = None
+        self._closed = False
+        self.rows: list[int] = []
+        """Rows of each file so far."""
+
+    def name(self, number: int) -> str:
+        """Name of its file of that number, from 0."""
+        return segment_name(self._generation, self._begin + number)
+
+    def append(self, rows: Rows) -> None:
+        """Write rows. Shape: (n, dim), float16. A process killed afterwards does not lose them.
+
+        Raises:
+            OSError: the disk is full, or worse.
+        """
+        if self._closed:
+            raise ValueError("the segment writer is closed")
+        while len(rows):
+            if self._file is None or self.rows[-1] == self._limit:
+                self._file = self._next()
+            part = rows[: self._limit - self.rows[-1]]
+            self._write(self._file, np.ascontiguousarray(part, dtype="<f2"))
+            self.rows[-1] += len(part)
+            rows = rows[len(part) :]
+
+    @staticmethod
+    def _write(file: BinaryIO, part: Rows) -> None:
+        view, start = part.data.cast("B"), file.tell()
+        try:
+            # An unbuffered file may write less than it was given, without an error, when the disk is full.
+            while view:
+                view = view[file.write(view) :]
+        except OSError:
+            file.truncate(start)  # leaves a full disk with room to commit what came before
+            raise
+
+    def _next(self) -> BinaryIO:
+        self._finish()
+        file = open(self._folder / self.name(len(self.rows)), "wb", buffering=0)  # noqa: SIM115
+        self.rows.append(0)
+        file.write(_header(0, self._dim))
+        return file
+
+    def _finish(self) -> None:
+        if self._file is not None:
+            self._file.seek(0)
+            self._file.write(_header(self.rows[-1], self._dim))
+            os.fsync(self._file.fileno())
+            self._file.close()
+            self._file = None
+
+    def sync(self) -> None:
+        """Flush what was appended to the disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
+
+    def close(self, *, finish: bool) -> None:
+        """Close the last file; ``finish`` also writes how many rows it has, which makes it a whole ``.npy``."""
+        self._closed = True
+        if finish:
+            self._finish()
+        elif self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(finish=False)
+
+
+def segment_name(generation: int, number: int) -> str:
+    """File name of a segment."""
+    return f"vectors-{generation:05d}-{number:05d}.npy"
+
+
+def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
+    """Map a finished segment into memory, read-only. Shape: (rows, dim), float16.
+
+    Raises:
+        IndexDamagedError: the file is missing or is not ``rows`` by ``dim`` halves.
+    """
+    expected = _header(rows, dim)
+    try:
+        with open(path, "rb") as file:
+            found = file.read(len(expected))
+        if found != expected or path.stat().st_size != len(expected) + rows * dim * 2:
+            raise IndexDamagedError(
+                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. "
+                "Try  llm2clip-index verify --repair, or run the build command again"
+            )
+        return _mapped(path, rows, dim, len(expected))
+    except FileNotFoundError as error:
+        raise IndexDamagedError(
+            f"{path} is missing: the index is not whole. "
+            "Try  llm2clip-index verify --repair, or run the build command again"
+        ) from error
+
+
+def map_appended(path: Path, *, dim: int) -> Rows:
+    """Map the rows of a segment that may never have been finished. Shape: (as many as it has, dim), float16.
+
+    Raises:
+        OSError: the file is missing.
+    """
+    header = len(_header(0, dim))
+    rows = max(0, path.stat().st_size - header) // (dim * 2)
+    return _mapped(path, rows, dim, header) if rows else np.empty((0, dim), dtype=np.float16)
+
+
+def _mapped(path: Path, rows: int, dim: int, offset: int) -> Rows:
+    # As a plain array: np.memmap makes every small slice of a search several times dearer.
+    mapped: Rows = np.memmap(path, dtype="<f2", mode="r", offset=offset, shape=(rows, dim))
+    return mapped.view(np.ndarray)
+
+
+class Vectors:
+    """All rows of an index by id, over its mapped segments.
+
+    Args:
+        segments: rows of consecutive ids from 0. Shapes: (rows, dim), float16.
+        dim: length of the rows.
+    """
+
+    def __init__(self, segments: Sequence[Rows], *, dim: int) -> None:
+        self.segments, self.dim = list(segments), dim
+        self._starts = np.cumsum([0, *(len(segment) for segment in segments)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, ids: NDArray[np.int64]) -> Rows:
+        """The rows of some ids. Shape: (n,), int64, each below ``len(self)`` -> (n, dim), float16."""
+        if len(self.segments) == 1:
+            return self.segments[0].take(ids, axis=0)
+        rows = np.empty((len(ids), self.dim), dtype=np.float16)
+        where = np.searchsorted(self._starts, ids, side="right") - 1
+        for number in set(where.tolist()):
+            chosen = np.flatnonzero(where == number)
+            rows[chosen] = self.segments[number][ids[chosen] - self._starts[number]]
+        return rows
+
+    def blocks(self, rows: int = 16_384, *, start: int = 0) -> Iterator[tuple[int, Rows]]:
+        """All rows from id ``start`` in order, in blocks: (id of the first row, (n, dim) float16)."""
+        for first, segment in zip(self._starts.tolist(), self.segments, strict=False):
+            for begin in range(max(0, start - first), len(segment), rows):
+                yield first + begin, segment[begin : begin + rows]
+
+
+JOINED_ROWS = 65_536
+"""Files of more rows than this are never copied."""
+
+
+def join_small(
+    folder: Path,
+    old: Sequence[Segment],
+    new: Sequence[tuple[str, int]],
+    *,
+    files: Mapping[str, FileRecord],
+    generation: int,
+    dim: int,
+) -> tuple[Segment, ...]:
+    """The segments of a generation: those there were, then the new ones, with small neighbours at the end made one.
+
+    A file is joined with those after it while it is no larger than they are together, as a counter carries: n
+    additions of one picture copy each row about log2(n) times and leave about log2(n) files.
+
+    Args:
+        folder: the index.
+        old: segments of the generation before.
+        new: (file, rows) of what was appended, in order.
+        files: checksums of the old ones: what was damaged is left as it is, where it will be noticed.
+        generation: the one being written.
+        dim: length of the vectors.
+
+    Raises:
+        OSError: the disk is full, or worse.
+    """
+    rows = sum(segment.rows for segment in old)
+    found = list(old)
+    for file, count in new:
+        found.append(Segment(file=file, first_id=rows, rows=count))
+        rows += count
+    if not new or sum(count for _, count in new) > JOINED_ROWS:
+        return tuple(found)
+    start, together = len(old), rows - sum(segment.rows for segment in old)
+    while start and found[start - 1].rows <= together and found[start - 1].rows + together <= JOINED_ROWS:
+        name = found[start - 1].file
+        if file_sha256(folder / name) != files[name].sha256:
+            break
+        start -= 1
+        together += found[start].rows
+    if start == len(found) - 1:
+        return tuple(found)
+    writer = SegmentWriter(folder, generation=generation, dim=dim, begin=len(new))
+    with writer:
+        for segment in found[start:]:
+            writer.append(map_segment(folder / segment.file, rows=segment.rows, dim=dim))
+        writer.close(finish=True)
+    joined = Segment(file=writer.name(0), first_id=found[start].first_id, rows=together)
+    return (*found[:start], joined)

@@ -1,0 +1,213 @@
+"""What ``llm2clip-search`` does once its arguments are read: ask, print, explain."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from llm2clip.common.entrypoint import winding_up
+from llm2clip.common.terminal import note
+from llm2clip.indexer.commands.output import progress_bar
+from llm2clip.retrieval.index_selection import locate
+from llm2clip.retrieval.results import Answer, Query, text_query
+from llm2clip.retrieval.searcher import Searcher
+
+if TYPE_CHECKING:
+    from llm2clip.indexer import Progress
+
+Output = Literal["table", "json", "paths"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRequest:
+    """The arguments of one ``llm2clip-search``."""
+
+    texts: tuple[str, ...] = ()
+    """Text queries."""
+    images: tuple[Path, ...] = ()
+    """Query pictures."""
+    queries_file: str | None = None
+    """File with one text query per line, ``-`` for standard input."""
+    k: int = 10
+    """Hits per query."""
+    where: str | None = None
+    """Which pictures may be found; ``None`` for all."""
+    index: Path | str | None = None
+    """Index folder; ``None`` for the one at hand."""
+    encoder: str | None = None
+    """Encoder name or folder; ``None`` for the one the index names."""
+    device: str = "auto"
+    """Where to encode and, where CUDA is named, to search."""
+    output: Output = "table"
+    """What to print."""
+    html: Path | None = None
+    """Where to write a gallery as well."""
+
+
+def run(request: SearchRequest) -> None:
+    """Search and print.
+
+    Raises:
+        ValueError: A query, the index or the encoder is at fault; the message is one line with the remedy.
+        OSError: A file cannot be read or written.
+    """
+    texts = [*request.texts, *read_queries(request.queries_file)]
+    pictures = [(path, path.read_bytes()) for path in request.images]
+    if not texts and not pictures:
+        raise ValueError(f"{request.queries_file} holds no query: it is empty or all its lines are blank")
+    with (
+        _one_line_warnings(),
+        open_saying_so(request.index, encoder=request.encoder, device=request.device) as searcher,
+    ):
+        answers = ask(searcher, texts=texts, pictures=pictures, k=request.k, where=request.where)
+        written = save_gallery(searcher, answers, path=request.html) if request.html else None
+        print_answers(answers, output=request.output)
+        if request.where and not any(answer.hits for answer in answers):
+            names = searcher.index.metadata_names() if "meta" in request.where.lower() else []
+            known = f"; the metadata there is: {', '.join(names[:40])}" if names else ""
+            note(f"no picture passes the filter{known}")
+        if written:
+            note(f"gallery written to {written}")
+
+
+def ask(
+    searcher: Searcher,
+    *,
+    texts: Sequence[str] = (),
+    pictures: Sequence[tuple[Path, bytes]] = (),
+    k: int = 10,
+    where: str | None = None,
+) -> list[Answer]:
+    """Search for texts, then for pictures (their path and encoded bytes); the answers come in that order.
+
+    Raises:
+        ValueError: A text is blank, a picture cannot be read, or the filter means nothing; the message says which.
+    """
+    queries = [text_query(text) for text in texts]
+    queries += [Query(kind="image", label=str(path), picture=data) for path, data in pictures]
+    found = searcher.search(list(texts), k=k, where=where)
+    for path, data in pictures:
+        try:
+            found += searcher.search_images([data], k=k, where=where)
+        except ValueError as error:
+            raise ValueError(f"cannot search with the picture {path}: {error}") from error
+    return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)]
+
+
+def read_queries(source: str | None) -> list[str]:
+    """The lines of a UTF-8 file (``-``: standard input), without surrounding space and those that are blank.
+
+    Raises:
+        ValueError: The file is not UTF-8.
+        OSError: It cannot be read.
+    """
+    if source is None:
+        return []
+    data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        name = "standard input" if source == "-" else source
+        raise ValueError(
+            f"{name} must be UTF-8 text, got byte 0x{data[error.start]:02x} at offset {error.start}: "
+            "convert it, such as with iconv -t UTF-8"
+        ) from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def open_saying_so(
+    index: Path | str | None = None, *, encoder: str | None = None, device: str = "auto"
+) -> Searcher:
+    """``Searcher.open``, saying so on standard error where the sample stands in for an index of one's own."""
+    place = locate(index)
+    subject = "no index of your own yet: " if place.fallback else ""
+    subject += "searching the sample pictures"
+    with BuildProgress(f"{subject} (building their index first, once)") as progress:
+        searcher = Searcher.open(index, encoder=encoder, device=device, on_progress=progress)
+    if place.fallback and not progress.begun:
+        note(subject)
+    return searcher
+
+
+class BuildProgress:
+    """Says that an index is being built when that begins, and on a terminal shows how far it has come.
+
+    Args:
+        begin: The line to print first.
+    """
+
+    def __init__(self, begin: str) -> None:
+        self._begin = begin
+        self._open = ExitStack()
+        self._show: Callable[[Progress], None] | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was reported."""
+        return self._show is not None
+
+    def __call__(self, progress: Progress) -> None:
+        """Take a report of ``build_index``."""
+        if self._show is None:
+            note(self._begin)
+            self._open.enter_context(winding_up())
+            self._show = self._open.enter_context(progress_bar())
+        self._show(progress)
+
+    def __enter__(self) -> BuildProgress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+
+def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> None:
+    """Print answers to standard output."""
+    from llm2clip.retrieval.output import answer_json, answer_paths, answer_table
+
+    if output == "table":
+        from rich.console import Console
+
+        _encode(errors="replace")
+        console = Console(highlight=False)
+        for answer in answers:
+            console.print(answer_table(answer, width=console.width))
+    elif output == "json":
+        ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
+        print("\n".join(answer_json(answer, ascii_only=ascii_only) for answer in answers))
+    else:
+        # The bytes of a file's name, whatever they are, so that other programs find it.
+        _encode(errors="surrogateescape", encoding="utf-8" if os.name == "posix" else None)
+        for answer in answers:
+            for place in answer_paths(answer):
+                print(place)
+    sys.stdout.flush()
+
+
+def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -> Path:
+    """Write answers as an HTML gallery that names the index and the encoder; returns the absolute path."""
+    from llm2clip.retrieval.gallery import GalleryOptions, write_gallery
+
+    subtitle = f"{len(searcher.index):,} pictures, encoder {searcher.encoder.info.name}"
+    options = GalleryOptions(subtitle=subtitle)
+    return write_gallery(path, answers, read_image=searcher.index.read_image, options=options)
+
+
+def _encode(*, errors: Literal["replace", "surrogateescape"], encoding: str | None = None) -> None:
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(encoding=encoding, errors=errors)
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *_rest, **_named: note(f"warning: {message}")
+        yield

@@ -1,0 +1,58 @@
+"""``llm2clip-train features``: progress on the terminal, and what to say in the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from llm2clip.encoders import Encoder, load_encoder
+from llm2clip.encoders.llm2clip.text_only import is_language_folder, load_text_only
+from llm2clip.train.caption_cache.store import Progress
+from llm2clip.train.caption_cache.writer import FeatureOptions, maker_of, write_features
+from llm2clip.train.core.device import Machine
+
+
+def make_features(
+    captions: Sequence[Path],
+    out: Path,
+    *,
+    encoder: str,
+    dtype: str,
+    field: str | None,
+    machine: Machine,
+) -> str:
+    """Write features and say what was written; see ``write_features``."""
+    if machine.threads is not None:
+        torch.set_num_threads(machine.threads)
+    maker = maker_of(_opened(encoder, device=machine.device, dtype=dtype))
+    with Console(stderr=True).status("reading captions") as status:
+        began, first = time.monotonic(), -1
+
+        def tell(progress: Progress) -> None:
+            nonlocal began, first
+            if first < 0:
+                # The first block bears the loading of the model, and what was there before.
+                began, first = time.monotonic(), progress.rows
+            rate = (progress.rows - first) / max(time.monotonic() - began, 1e-9)
+            speed = f", {rate:,.0f} per second" if progress.rows > first else ""
+            status.update(f"{progress.rows:,} captions{speed}")
+
+        done = write_features(captions, out, maker=maker, options=FeatureOptions(field=field), tell=tell)
+    what = "states of" if maker.kind == "states" else "vectors by"
+    lines = [f"{out}: {done.rows:,} captions as {what} {maker.identity['name']}, {maker.dim} numbers each"]
+    if done.left_out:
+        lines.append(f"{done.left_out:,} left out, the first of them:")
+        lines += [f"  {reason}" for reason in done.reasons]
+    return "\n".join(lines)
+
+
+def _opened(name: str, *, device: str, dtype: str) -> Encoder:
+    """An encoder, or a language model in a folder of one's own, which by itself is none that finds pictures."""
+    path = Path(name).expanduser()
+    if path.is_dir() and is_language_folder(path):
+        return load_text_only(path.resolve(), device=device, dtype=dtype)
+    return load_encoder(name, device=device, dtype=dtype)

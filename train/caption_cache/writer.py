@@ -1,0 +1,281 @@
+"""Features of millions of captions, written to disk as they are made; killed at any moment, the work goes on.
+
+A folder of features holds ``features-00000.npy`` (float16, one row for each caption), ``keys-00000.txt`` (one line for
+each row: where its caption came from) and so on, and ``manifest.json``: what made them, of what, and how far. A block
+of captions counts once its rows lie on the disk and the manifest, replaced atomically, says so; what lies behind that
+when the work begins again is cut off. The folder of an interrupted run ends up byte for byte
+as that of any other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from llm2clip.encoders import Encoder, LanguageEncoder, PublishedEncoder
+from llm2clip.train.caption_cache.sources import Caption, CaptionError, caption_files, read_captions
+from llm2clip.train.caption_cache.store import (
+    FORMAT,
+    HEADER,
+    MANIFEST,
+    FeatureError,
+    Progress,
+    alone,
+    append,
+    cut,
+    npy_header,
+    progress_of,
+    read_manifest,
+    to_disk,
+)
+from llm2clip.train.core.trainer import write_atomically
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_REASONS = 20
+"""How many of the captions that were left out are named."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """How captions are read and written."""
+
+    field: str | None = None
+    """Entry of a JSON object with the text; see ``read_captions``."""
+    block: int = 2048
+    """Captions that are read at once, and lost at most when the work is interrupted."""
+    shard: int = 131_072
+    """Most rows of a file. Of width 4096 that is 1.07 GB."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.block <= self.shard:
+            raise ValueError(
+                f"block must be positive and no more than shard, got {self.block} and {self.shard}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maker:
+    """What makes the features."""
+
+    kind: Literal["states", "vectors"]
+    """Mean states of a language model, which adapters read; or vectors of an encoder without one of its own."""
+    identity: dict[str, Any]
+    """What made them, and with what settings."""
+    dim: int
+    """Length of one."""
+    make: Callable[[Sequence[str]], NDArray[np.float32]]
+    """Texts to features, shape (n, dim)."""
+
+
+def maker_of(encoder: Encoder) -> Maker:
+    """How an encoder makes features of captions: as states before its adapter if it is an LLM2CLIP, else as vectors."""
+    if isinstance(encoder, PublishedEncoder | LanguageEncoder):
+        language = encoder.language
+        identity: dict[str, Any] = {"name": language.source.name, "settings_sha256": language.settings_sha256}
+        width = language.source.width or language.source.plan.config.hidden_size
+        identity["held_as"] = language.choice
+        return Maker(kind="states", identity=identity, dim=width, make=encoder.language_features)
+    return Maker(
+        kind="vectors", identity=encoder.info.identity(), dim=encoder.info.dim, make=encoder.encode_texts
+    )
+
+
+def write_features(
+    sources: Sequence[str | Path],
+    folder: str | Path,
+    *,
+    maker: Maker,
+    options: FeatureOptions | None = None,
+    tell: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Write features of captions to a folder; go on where an earlier call stopped.
+
+    Args:
+        sources: Files of captions, or folders of them.
+        folder: Where to write.
+        maker: What makes the features.
+        options: How.
+        tell: Called after each block that is on the disk.
+
+    Returns:
+        What is there in the end.
+
+    Raises:
+        CaptionError: A source cannot be read, or is not what it was when the work began.
+        FeatureError: The folder holds features of something else, or another process writes to it.
+        OSError: The disk is full or cannot be written.
+    """
+    options = options or FeatureOptions()
+    files = caption_files(sources)
+    work = _Work(Path(folder), files, maker, options)
+    with alone(work.folder):
+        progress = work.begin()
+        blocks = _blocks(files, options)
+        if not progress.complete:
+            _skip(blocks, progress)
+            for block in blocks:
+                progress = work.add(block, progress)
+                if tell is not None:
+                    tell(progress)
+            progress = work.finish(progress)
+    return progress
+
+
+@dataclass(frozen=True)
+class _Block:
+    captions: list[Caption]
+    left_out: list[Caption]
+
+    def digest(self, before: str) -> str:
+        """Of what came before and of this block."""
+        sha = hashlib.sha256(before.encode())
+        for caption in chain(self.captions, self.left_out):
+            sha.update(json.dumps([caption.key, caption.text]).encode() + b"\n")
+        return sha.hexdigest()
+
+
+def _blocks(files: Sequence[Path], options: FeatureOptions) -> Iterator[_Block]:
+    captions: list[Caption] = []
+    left_out: list[Caption] = []
+    for caption in read_captions(files, field=options.field):
+        (left_out if caption.problem else captions).append(caption)
+        if len(captions) + len(left_out) == options.block:
+            yield _Block(captions, left_out)
+            captions, left_out = [], []
+    if captions or left_out:
+        yield _Block(captions, left_out)
+
+
+def _skip(blocks: Iterator[_Block], progress: Progress) -> None:
+    """Pass over what has been read, which must be what it was."""
+    digest, seen = Progress().captions_sha256, 0
+    while seen < progress.rows + progress.left_out:
+        block = next(blocks, None)
+        if block is None:
+            break
+        digest = block.digest(digest)
+        seen += len(block.captions) + len(block.left_out)
+    if digest != progress.captions_sha256:
+        raise CaptionError(
+            f"the first {progress.rows + progress.left_out:,} captions are not those whose features are there already; "
+            "give the same files in the same order, or another --out folder"
+        )
+
+
+class _Work:
+    """The files of one folder."""
+
+    def __init__(self, folder: Path, files: Sequence[Path], maker: Maker, options: FeatureOptions) -> None:
+        self.folder, self.maker, self.options = folder, maker, options
+        self._what = {
+            "format": FORMAT,
+            "kind": maker.kind,
+            "dim": maker.dim,
+            "dtype": "float16",
+            "made_by": maker.identity,
+            "sources": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
+            "options": asdict(options),
+        }
+
+    def begin(self) -> Progress:
+        """How far it is, with everything cut off that does not count."""
+        path = self.folder / MANIFEST
+        if not path.exists():
+            self._save(Progress())
+        saved = read_manifest(path)
+        progress = progress_of(saved)
+        wanted = json.loads(json.dumps(self._what))
+        if changed := sorted(key for key in wanted if saved.get(key) != wanted[key]):
+            raise FeatureError(
+                f"{self.folder} holds other features (differs in {', '.join(changed)}); choose another --out folder, "
+                "or delete this one"
+            )
+        if not progress.complete:
+            for file, size in zip(
+                self._files(progress), (self._end(progress), progress.key_bytes), strict=True
+            ):
+                cut(file, size, counted=self._open_rows(progress) > 0)
+        return progress
+
+    def add(self, block: _Block, progress: Progress) -> Progress:
+        """Features of a block, on the disk."""
+        if self._open_rows(progress) + self.options.block > self.options.shard:
+            progress = self._close(progress)
+        texts = [caption.text for caption in block.captions]
+        features = self._features(texts)
+        names = "".join(f"{caption.key}\n" for caption in block.captions).encode(errors="backslashreplace")
+        rows, keys = self._files(progress)
+        append(rows, features.tobytes(), at=self._end(progress))
+        append(keys, names, at=progress.key_bytes)
+        reasons = [f"{caption.key}: {caption.problem}" for caption in block.left_out]
+        progress = replace(
+            progress,
+            rows=progress.rows + len(texts),
+            left_out=progress.left_out + len(reasons),
+            reasons=(*progress.reasons, *reasons)[:_REASONS],
+            key_bytes=progress.key_bytes + len(names),
+            captions_sha256=block.digest(progress.captions_sha256),
+        )
+        self._save(progress)
+        return progress
+
+    def finish(self, progress: Progress) -> Progress:
+        """Close the last files and say that it is all."""
+        if self._open_rows(progress):
+            progress = self._close(progress)
+        for file in self._files(progress):
+            file.unlink(missing_ok=True)
+        progress = replace(progress, complete=True)
+        self._save(progress)
+        return progress
+
+    def _features(self, texts: Sequence[str]) -> NDArray[np.float16]:
+        if not texts:
+            return np.zeros((0, self.maker.dim), np.float16)
+        with np.errstate(over="ignore"):
+            features: NDArray[np.float16] = self.maker.make(texts).astype("<f2")
+        if features.shape != (len(texts), self.maker.dim) or not np.isfinite(features).all():
+            raise FeatureError(
+                f"{self.maker.identity['name']} gave features that float16 cannot hold, or of another shape than "
+                f"{(len(texts), self.maker.dim)}: {features.shape}"
+            )
+        return features
+
+    def _close(self, progress: Progress) -> Progress:
+        """Give the open file its header and count it as finished; to do so again changes nothing."""
+        rows, keys = self._files(progress)
+        count = self._open_rows(progress)
+        with rows.open("r+b") as stream:
+            stream.write(npy_header(count, self.maker.dim))
+            to_disk(stream)
+        with rows.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        entry = {"file": rows.name, "keys": keys.name, "rows": count, "sha256": digest}
+        progress = replace(progress, key_bytes=0, shards=(*progress.shards, entry))
+        self._save(progress)
+        return progress
+
+    def _files(self, progress: Progress) -> tuple[Path, Path]:
+        """Those that are being written: rows and keys."""
+        number = len(progress.shards)
+        return self.folder / f"features-{number:05d}.npy", self.folder / f"keys-{number:05d}.txt"
+
+    def _open_rows(self, progress: Progress) -> int:
+        finished: int = sum(shard["rows"] for shard in progress.shards)
+        return progress.rows - finished
+
+    def _end(self, progress: Progress) -> int:
+        return HEADER + self._open_rows(progress) * self.maker.dim * 2
+
+    def _save(self, progress: Progress) -> None:
+        text = json.dumps(self._what | {"progress": asdict(progress)}, indent=1, ensure_ascii=False)
+        write_atomically(self.folder / MANIFEST, text.encode())

@@ -1,0 +1,49 @@
+"""Where training computes: torch's default device, set once by the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def use_device(name: str) -> torch.device:
+    """Compute on ``name`` from here on: ``"auto"`` (CUDA if there is any), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"cannot train on device {name!r}: {reason}. Say --device cpu") from error
+    torch.set_default_device(device)
+    return device
+
+
+def tensor_of(array: NDArray[Any]) -> Tensor:
+    """The array as a tensor on the device that training computes on; shape and dtype are kept."""
+    return torch.from_numpy(array).to(torch.get_default_device())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What a run computes on."""
+
+    device: str = "auto"
+    """``"auto"`` (CUDA if there is any), ``"cpu"``, ``"cuda"``."""
+    threads: int | None = None
+    """CPU threads; ``None`` for all cores."""
+
+    def use(self) -> None:
+        """Set it up for this process; ``ValueError`` if there is no such device."""
+        use_device(self.device)
+        if self.threads:
+            torch.set_num_threads(self.threads)

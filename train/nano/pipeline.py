@@ -1,0 +1,272 @@
+"""The nano recipe: from packages by name to the shipped weights, stage by stage."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.train.core.text_states import TextEncoder
+from llm2clip.train.core.tokenizer import build_tokenizer
+from llm2clip.train.core.trainer import LoopConfig, Run, RunError
+from llm2clip.train.nano.align import AlignStage, align, identity_adapter
+from llm2clip.train.nano.image_batches import AlignConfig, Gallery, PictureSide
+from llm2clip.train.nano.teacher import ask_teacher
+from llm2clip.train.nano.text_features import SceneFeatures, TextFeatures, cache_scenes, cache_texts
+from llm2clip.train.nano.text_tower import (
+    ContrastiveStage,
+    LanguageConfig,
+    Prototypes,
+    bind_places,
+    pretrain,
+    tune_embeddings,
+    tune_model,
+)
+from llm2clip.train.nano.vision_tower import CrowdStage, PlaceHead, train_vision, train_vision_on_scenes
+from llm2clip.train.synthetic.emoji import Emoji, load_artwork, load_emoji
+from llm2clip.train.synthetic.phrases import SCENE_LANGUAGES
+from llm2clip.train.synthetic.scenes import caption, sample_scene, scene_pool
+from llm2clip.train.synthetic.texts import TextPool, load_descriptions
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class NanoConfig:
+    """Everything that decides the weights."""
+
+    seed: int = 20
+    """Seed of every draw but one: BPE dropout comes from the tokenizers library, which takes no seed."""
+    vocab_size: int = 16_000
+    """Tokens of the tokenizer."""
+    width: int = 192
+    """Width of the language model."""
+    layers: int = 3
+    """Blocks of the language model."""
+    max_tokens: int = 256
+    """Longest text in tokens, begin and end token included."""
+    teacher_queries: int = 8_000
+    """English queries with soft targets."""
+    language: LanguageConfig = field(
+        default_factory=lambda: LanguageConfig(
+            pretrain=LoopConfig(steps=300),
+            warm=LoopConfig(steps=1000, evaluate_every=250),
+            bind=LoopConfig(steps=800, floor=0.1, evaluate_every=100),
+            tune=LoopConfig(steps=600, evaluate_every=100, checkpoint_every=100),
+        )
+    )
+    """Recipe of the text side."""
+    align: AlignConfig = field(
+        default_factory=lambda: AlignConfig(
+            first=LoopConfig(steps=1500, floor=0.25),
+            crowds=LoopConfig(steps=700, floor=0.25, evaluate_every=100, checkpoint_every=100),
+            third=LoopConfig(steps=1100, evaluate_every=100, checkpoint_every=100),
+        )
+    )
+    """Recipe of stage 2."""
+    scenes: int = 8_000
+    """Scenes whose captions stage 2 reads."""
+    wordings: int = 4
+    """Captions of each scene, the first in English."""
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the stages work on."""
+
+    emoji: list[Emoji]
+    pool: TextPool
+    scene_pool: list[int]
+    cache: Path
+
+
+def gather_material(cache: Path) -> Material:
+    """Fetch the packages and read names, keywords and descriptions."""
+    cache.mkdir(parents=True, exist_ok=True)
+    emoji = load_emoji(cache)
+    return Material(emoji, TextPool(emoji, load_descriptions(emoji)), scene_pool(emoji), cache)
+
+
+def language_corpus(material: Material, rng: np.random.Generator) -> Iterator[str]:
+    """Texts for the tokenizer and for pre-training: names twice, keywords, descriptions twice, queries, scenes."""
+    for texts, times in (
+        (material.pool.names, 2),
+        (material.pool.keywords, 1),
+        (material.pool.descriptions, 2),
+    ):
+        for text in texts:
+            yield from (text.text for _ in range(times))
+    yield from (text.text for text in material.pool.sample(40_000, rng))
+    for wording in range(1500):
+        scene = sample_scene(material.scene_pool, rng, objects=(2, 8))
+        for language in SCENE_LANGUAGES:
+            yield caption(scene, material.emoji, language=language, wording=wording)
+
+
+def llama_config(config: NanoConfig) -> LlamaConfig:
+    """Shape of nano's language model."""
+    return LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.width,
+        intermediate_size=8 * config.width // 3,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.width // 32,
+        num_key_value_heads=config.width // 32,
+        head_dim=32,
+    )
+
+
+def new_language_model(config: NanoConfig) -> BidirectionalLlama:
+    """The untrained language model, the same for a given seed."""
+    torch.manual_seed(config.seed)
+    model = BidirectionalLlama(llama_config(config))
+    torch.nn.init.normal_(model.embed_tokens.weight, std=0.02)
+    return model
+
+
+def train_language(run: Run, material: Material, config: NanoConfig) -> BidirectionalLlama:
+    """Tokenizer, pre-training and stage 1; each part is skipped where the run has finished it.
+
+    Leaves ``tokenizer.json`` and ``prototypes.safetensors`` in the run folder.
+    """
+    tokenizer_path = run.folder / "tokenizer.json"
+    corpus = list(language_corpus(material, np.random.default_rng([config.seed, 1])))
+    if not tokenizer_path.exists():
+        begun = time.monotonic()
+        tokenizer = build_tokenizer(corpus, vocab_size=config.vocab_size)
+        partial = tokenizer_path.with_suffix(".partial")
+        tokenizer.save(str(partial))
+        partial.replace(tokenizer_path)
+        run.finish("tokenizer", seconds=time.monotonic() - begun)
+    encoder = text_encoder(run, config)
+    if (found := encoder.tokenizer.get_vocab_size()) > config.vocab_size:
+        raise RunError(
+            f"{tokenizer_path} has {found} tokens, expected at most {config.vocab_size}. "
+            "Choose another --out folder, or delete this one."
+        )
+    noisy = text_encoder(run, config, dropout=0.1)
+    model = new_language_model(config)
+    pretrain(run, model, encoder, corpus, config.language)
+    teacher = ask_teacher(
+        material.emoji, material.pool, queries=config.teacher_queries, seed=config.seed, cache=run.folder
+    )
+    stage = ContrastiveStage(material.emoji, material.pool, teacher, material.scene_pool)
+    prototypes = Prototypes(len(material.emoji), config.width)
+    tune_embeddings(run, model, prototypes, (encoder, noisy), stage, config.language)
+    save_file({"prototypes": prototypes.weight.detach()}, run.folder / "prototypes.safetensors")
+    bind_places(run, model, prototypes, encoder, stage, config.language)
+    tune_model(run, model, prototypes, (encoder, noisy), stage, config.language)
+    return model
+
+
+def text_encoder(run: Run, config: NanoConfig, *, dropout: float | None = None) -> TextEncoder:
+    """The run's tokenizer with nano's text rules."""
+    return TextEncoder.from_file(run.folder / "tokenizer.json", max_tokens=config.max_tokens, dropout=dropout)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The picture side after the first parts of stage 2, and what it learns from."""
+
+    side: PictureSide
+    head: PlaceHead
+    gallery: Gallery
+    held: Gallery
+
+
+def train_pictures(run: Run, material: Material, config: NanoConfig) -> Pictures:
+    """First parts of stage 2, which need the prototypes only: they may run beside the later parts of stage 1."""
+    prototypes = load_file(run.folder / "prototypes.safetensors", device=str(torch.get_default_device()))[
+        "prototypes"
+    ]
+    first_size = config.align.first_size
+    small_side = new_picture_side(config, size=first_size)
+    small, small_held = load_galleries(material, size=first_size)
+    train_vision(run, small_side, prototypes, small, small_held, config.align)
+    gallery, held = load_galleries(material, size=config.align.vision.image_size)
+    picture_side = new_picture_side(config, size=config.align.vision.image_size)
+    picture_side.grow_from(small_side)
+    stage = CrowdStage(prototypes, gallery, held, material.scene_pool, config.align)
+    head = train_vision_on_scenes(run, picture_side, stage)
+    return Pictures(picture_side, head, gallery, held)
+
+
+def new_picture_side(config: NanoConfig, *, size: int) -> PictureSide:
+    """The untrained vision tower for pictures of ``size`` pixels, the same for a given seed."""
+    torch.manual_seed(config.seed)
+    return PictureSide(replace(config.align.vision, image_size=size), config.width)
+
+
+def load_galleries(material: Material, *, size: int) -> tuple[Gallery, Gallery]:
+    """Drawings to train on, and those of a style never trained on."""
+    return (
+        Gallery(load_artwork(material.emoji, material.cache, size=size), len(material.emoji)),
+        Gallery(
+            load_artwork(material.emoji, material.cache, styles=("openmoji",), size=size), len(material.emoji)
+        ),
+    )
+
+
+def read_captions(
+    run: Run,
+    material: Material,
+    model: BidirectionalLlama,
+    config: NanoConfig,
+    *,
+    languages: Sequence[str] | None = None,
+) -> tuple[TextFeatures, SceneFeatures]:
+    """Cached features of all captions that stage 2 may see, and of some scenes that it may not."""
+    model.requires_grad_(False)
+    encoder = text_encoder(run, config)
+    texts = cache_texts(
+        model, encoder, material.pool, run.folder / "features-texts.safetensors", languages=languages
+    )
+    spoken = tuple(language for language in SCENE_LANGUAGES if languages is None or language in languages)
+    scenes, unseen = (
+        cache_scenes(
+            model,
+            encoder,
+            material.emoji,
+            material.scene_pool,
+            run.folder / f"features-{name}.safetensors",
+            count=count,
+            wordings=wordings,
+            seed=config.seed + shift,
+            languages=spoken,
+        )
+        for name, count, wordings, shift in (
+            ("scenes", config.scenes, config.wordings, 0),
+            ("held", 300, 1, 1),
+        )
+    )
+    scenes.held = unseen
+    return texts, scenes
+
+
+def train_nano(
+    run: Run, material: Material, config: NanoConfig, *, languages: Sequence[str] | None = None
+) -> tuple[BidirectionalLlama, PictureSide, TextAdapter]:
+    """All stages up to the trained parts.
+
+    Args:
+        run: Where everything is kept; finished stages are skipped.
+        material: Names, descriptions, scenes.
+        config: Recipe.
+        languages: Languages of the captions that stage 2 sees; all if ``None``.
+    """
+    model = train_language(run, material, config)
+    texts, scenes = read_captions(run, material, model, config, languages=languages)
+    pictures = train_pictures(run, material, config)
+    torch.manual_seed(config.seed)
+    adapter = identity_adapter(config.width, config.width)
+    stage = AlignStage(pictures.gallery, pictures.held, texts, scenes, config.align, pictures.head)
+    align(run, pictures.side, adapter, stage)
+    return model, pictures.side, adapter

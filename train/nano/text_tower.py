@@ -1,0 +1,368 @@
+"""nano's language model: pre-training (next token), then stage 1, caption-contrastive fine-tuning."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from llm2clip.encoders.layers.llama import BidirectionalLlama
+from llm2clip.train.core.device import tensor_of
+from llm2clip.train.core.losses import candidate_loss, contrastive_loss, masked_next_token_loss
+from llm2clip.train.core.text_states import TextEncoder
+from llm2clip.train.core.trainer import LoopConfig, Run, Trainee, train_loop
+from llm2clip.train.nano.position_head import SceneBatch, SentenceHead, wake_blocks
+from llm2clip.train.nano.probes import text_scores
+from llm2clip.train.nano.scene_targets import SceneTargets
+from llm2clip.train.synthetic.phrases import SCENE_LANGUAGES
+from llm2clip.train.synthetic.scenes import Scene, last_twin, move_twin, sample_scene, sentences
+from llm2clip.train.synthetic.texts import Text, TextPool, target_matrix
+
+if TYPE_CHECKING:
+    from llm2clip.train.synthetic.emoji import Emoji
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """Recipe of the text side."""
+
+    pretrain: LoopConfig
+    """Next-token pre-training."""
+    warm: LoopConfig
+    """Contrastive fine-tuning of the token embeddings alone, the blocks passing through."""
+    bind: LoopConfig
+    """The blocks alone learn which thing stands in which place, on sentences of one or two things."""
+    tune: LoopConfig
+    """Contrastive fine-tuning of the whole model."""
+    pretrain_batch: int = 256
+    """Texts per pre-training step."""
+    warm_batch: int = 2048
+    """Short texts per step of the first contrastive part."""
+    tune_batch: int = 384
+    """Short texts per step of the third."""
+    bind_scenes: int = 72
+    """Scenes of one or two objects per step of the second."""
+    long_scenes: int = 6
+    """Scenes of four to eight objects per step."""
+    short_scenes: int = 40
+    """Scenes of one or two objects per step, told without an opening: the cheapest place to learn what stands where."""
+    taught: float = 0.15
+    """Part of the short texts that are English queries with the sentence encoder's soft targets."""
+    scale: float = 12.0
+    """Factor on cosines to pictures' prototypes. Low on purpose: it asks for a wide margin, so that plain inner
+    products rank well afterwards."""
+    scene_scale: float = 50.0
+    """Factor on cosines between scene captions (LLM2CLIP's stage 1 uses 50). High on purpose: a scene and its twin
+    share almost every word."""
+    composition_scale: float = 20.0
+    """Factor on cosines between scene captions and what the scenes are composed of."""
+    same_language: float = 0.6
+    """Part of the scenes that are told twice in one language; the rest in two. What stands where is learned within a
+    language first."""
+    neighbour_share: float = 0.1
+    """Part of every target that goes to pictures of similar meaning."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a sentence encoder says about English texts."""
+
+    neighbours: NDArray[np.float32]
+    """Shape: (pictures, pictures), rows sum to 1: how alike two pictures' English names and keywords are."""
+    queries: list[Text]
+    """English queries."""
+    query_targets: NDArray[np.float16]
+    """Shape: (queries, pictures), rows sum to 1."""
+
+
+def pretrain(
+    run: Run, model: BidirectionalLlama, encoder: TextEncoder, corpus: Sequence[str], config: LanguageConfig
+) -> None:
+    """Train the model to predict the next token of names, keywords, queries and scene captions."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    rows = encoder.tokenize(corpus)
+    lengths = np.array([len(row) for row in rows])
+
+    def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
+        # One draw in four is weighted by length, so that paragraphs take part in spite of their small number.
+        picked = rng.choice(len(rows), config.pretrain_batch)
+        centre = lengths[picked[0]]
+        near = np.flatnonzero(np.abs(lengths - centre) <= max(1, centre // 8))
+        budget = max(8, config.pretrain_batch * 8 // max(8, int(centre)))
+        ids, mask = encoder.batch([rows[i] for i in rng.choice(near, min(budget, len(near)), replace=False)])
+        hidden = model(ids, mask, causal=True)
+        logits = hidden @ model.embed_tokens.weight.T
+        return {"loss": masked_next_token_loss(logits, ids.masked_fill(mask == 0, -100))}
+
+    train_loop(
+        run,
+        "pretrain",
+        Trainee({"model": model}, optimizer),
+        step,
+        config=config.pretrain,
+        settings=config,
+        evaluate=None,
+    )
+
+
+class ContrastiveStage:
+    """Stage 1: texts true of one picture lie together, texts of different pictures apart.
+
+    Short texts are drawn against a prototype of every picture at once (the mean direction of all its captions, learned
+    with the model), which is the supervised SimCSE loss with the whole set of pictures as the batch. Scene captions are
+    drawn against each other, wording against wording and language against language, with a twin as hard negative, and
+    to what their scenes are composed of.
+    """
+
+    def __init__(
+        self, emoji: Sequence[Emoji], pool: TextPool, teacher: Teacher, scene_pool: Sequence[int]
+    ) -> None:
+        self.emoji = emoji
+        self.pool = pool
+        self.teacher = teacher
+        self.scene_pool = scene_pool
+
+    def short_batch(
+        self, count: int, rng: np.random.Generator, config: LanguageConfig
+    ) -> tuple[list[str], Tensor]:
+        """Texts and their target distribution. Shape of the target: (count, pictures)."""
+        taught = int(count * config.taught) if self.teacher.queries else 0
+        texts = self.pool.sample(count - taught, rng)
+        target = target_matrix(texts, len(self.emoji))
+        share = config.neighbour_share
+        target = (1 - share) * target + share * _spread(texts, self.teacher.neighbours)
+        if taught:
+            picked = rng.choice(len(self.teacher.queries), taught)
+            queries = [self.teacher.queries[i] for i in picked]
+            own = target_matrix(queries, len(self.emoji))
+            target = np.concatenate(
+                (target, 0.5 * own + 0.5 * self.teacher.query_targets[picked].astype(np.float32))
+            )
+            texts += queries
+        return [text.text for text in texts], tensor_of(target)
+
+    def told_scenes(self, count: int, objects: tuple[int, int], rng: np.random.Generator) -> SceneBatch:
+        """Scenes, each told once in any language."""
+        batch = SceneBatch()
+        for _ in range(count):
+            scene = sample_scene(self.scene_pool, rng, objects=objects)
+            batch.scenes.append(scene)
+            batch.captions.append(self._tell(scene, _language(rng), int(rng.integers(6))))
+        return batch
+
+    def _tell(self, scene: Scene, language: str, wording: int) -> list[str]:
+        """One or two objects are told without an opening."""
+        opening = len(scene.objects) > 2
+        return sentences(scene, self.emoji, language=language, wording=wording, opening=opening)
+
+    def scene_batch(
+        self, count: int, objects: tuple[int, int], rng: np.random.Generator, config: LanguageConfig
+    ) -> SceneBatch:
+        """Scenes by threes: one, the same told anew, and a twin in the second wording."""
+        batch = SceneBatch()
+        for _ in range(count):
+            scene = sample_scene(self.scene_pool, rng, objects=objects)
+            twin = move_twin(scene, rng) if rng.random() < 0.6 else last_twin(scene, self.scene_pool, rng)
+            first = _language(rng)
+            second = first if rng.random() < config.same_language else _language(rng)
+            words = rng.integers(6, size=2)
+            shuffled, shuffled_twin = _reorder(scene, twin, rng)
+            batch.scenes += [scene, shuffled, shuffled_twin]
+            batch.captions += [
+                self._tell(one, language, int(wording))
+                for one, language, wording in (
+                    (scene, first, words[0]),
+                    (shuffled, second, words[1]),
+                    (shuffled_twin, second, words[1]),
+                )
+            ]
+        return batch
+
+
+def _spread(texts: Sequence[Text], neighbours: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of the neighbourhoods of the pictures each text fits. Shape: (texts, pictures)."""
+    return np.stack([neighbours[list(text.pictures[:16])].mean(axis=0) for text in texts])
+
+
+def _language(rng: np.random.Generator) -> str:
+    return "en" if rng.random() < 0.35 else SCENE_LANGUAGES[int(rng.integers(len(SCENE_LANGUAGES)))]
+
+
+def _reorder(scene: Scene, twin: Scene, rng: np.random.Generator) -> tuple[Scene, Scene]:
+    """Tell both in the same new order (in half of the cases), since order in the text is not part of the picture."""
+    if rng.random() < 0.5:
+        return scene, twin
+    order = rng.permutation(len(scene.objects))
+
+    def told(one: Scene) -> Scene:
+        return Scene(
+            background=one.background,
+            objects=tuple(one.objects[i] for i in order),
+            cells=tuple(one.cells[i] for i in order),
+        )
+
+    return told(scene), told(twin)
+
+
+def silence_blocks(model: BidirectionalLlama) -> None:
+    """Zero the output projections of all blocks, so that the residual stream passes unchanged until they learn."""
+    with torch.no_grad():
+        for block in model.layers:
+            block.self_attn.o_proj.weight.zero_()  # type: ignore[union-attr, operator]
+            block.mlp.down_proj.weight.zero_()  # type: ignore[union-attr, operator]
+
+
+class Prototypes(nn.Module):
+    """One learned direction per picture."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, width) / width**0.5)
+
+
+def tune_embeddings(
+    run: Run,
+    model: BidirectionalLlama,
+    prototypes: Prototypes,
+    encoders: tuple[TextEncoder, TextEncoder],
+    stage: ContrastiveStage,
+    config: LanguageConfig,
+) -> None:
+    """First part of stage 1: token embeddings and prototypes, with the blocks silenced and left out."""
+    silence_blocks(model)
+    blocks, model.layers = model.layers, nn.ModuleList()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [model.embed_tokens.weight], "lr": 1e-2},
+            {"params": [model.norm.weight], "lr": 1e-3},
+            {"params": [prototypes.weight], "lr": 3e-3},
+        ],
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+    )
+
+    def step(rng: np.random.Generator, number: int) -> dict[str, Tensor]:
+        texts, target = stage.short_batch(config.warm_batch, rng, config)
+        features = encoders[number % 2].pool(model, texts)
+        return {"loss": candidate_loss(features, prototypes.weight, target, scale=config.scale)}
+
+    trainee = Trainee({"model": model, "prototypes": prototypes}, optimizer)
+    train_loop(
+        run,
+        "warm",
+        trainee,
+        step,
+        config=config.warm,
+        settings=config,
+        evaluate=lambda: text_scores(model, prototypes, encoders[0], stage),
+    )
+    model.layers = blocks
+
+
+def bind_places(
+    run: Run,
+    model: BidirectionalLlama,
+    prototypes: Prototypes,
+    encoder: TextEncoder,
+    stage: ContrastiveStage,
+    config: LanguageConfig,
+) -> None:
+    """Second part of stage 1: the blocks learn to tell which thing stands in which place; the embeddings stay.
+
+    On short sentences this takes minutes. Left to long captions alone, where a twin differs in one place of eight, it
+    was not learned at all.
+    """
+    torch.manual_seed(run.seed)
+    head = SentenceHead(prototypes.weight.shape[1])
+    wake_blocks(model)
+    optimizer = torch.optim.AdamW(
+        [*model.layers.parameters(), *head.parameters()], lr=3e-3, betas=(0.9, 0.98), weight_decay=0.01
+    )
+    composed = SceneTargets(prototypes.weight, seed=run.seed)
+
+    def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
+        batch = stage.told_scenes(config.bind_scenes, (1, 2), rng)
+        read = encoder.read_sentences(model, batch.captions)
+        placed, known = head(read, batch, composed, scale=config.composition_scale)
+        return {"loss": placed + known, "placed": placed, "known": known}
+
+    trainee = Trainee({"model": model, "head": head}, optimizer)
+    train_loop(run, "bind", trainee, step, config=config.bind, settings=config, evaluate=None)
+
+
+def tune_model(
+    run: Run,
+    model: BidirectionalLlama,
+    prototypes: Prototypes,
+    encoders: tuple[TextEncoder, TextEncoder],
+    stage: ContrastiveStage,
+    config: LanguageConfig,
+) -> None:
+    """Third part of stage 1: the whole model, on short texts and on scenes; the prototypes stay."""
+    torch.manual_seed(run.seed)
+    head = SentenceHead(prototypes.weight.shape[1])
+    embeddings = [model.embed_tokens.weight]
+    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": embeddings, "lr": 1e-3, "weight_decay": 0.0},
+            {"params": [*matrices, *head.parameters()], "lr": 1.5e-3, "weight_decay": 0.01},
+            {"params": vectors, "lr": 1e-3, "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.98),
+    )
+    # The prototypes stay where the first part left them: the vision tower may already be learning from them.
+    anchors = prototypes.weight.detach()
+
+    composed = SceneTargets(anchors, seed=run.seed)
+
+    def scene_losses(
+        count: int, objects: tuple[int, int], rng: np.random.Generator
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        batch = stage.scene_batch(count, objects, rng, config)
+        read = encoders[0].read_sentences(model, batch.captions)
+        pairs = contrastive_loss(
+            read.texts[0::3], read.texts[1::3], read.texts[2::3], scale=config.scene_scale
+        )
+        moved = [move_twin(scene, rng) for scene in batch.scenes]
+        whole = candidate_loss(
+            read.texts,
+            composed([*batch.scenes, *moved]),
+            torch.arange(len(read.texts)),
+            scale=config.composition_scale,
+        )
+        placed, known = head(read, batch, composed, scale=config.composition_scale)
+        return pairs, whole, placed, known
+
+    def step(rng: np.random.Generator, number: int) -> dict[str, Tensor]:
+        texts, target = stage.short_batch(config.tune_batch, rng, config)
+        features = encoders[number % 2].pool(model, texts)
+        short = candidate_loss(features, anchors, target, scale=config.scale)
+        few = scene_losses(config.short_scenes, (1, 2), rng)
+        many = scene_losses(config.long_scenes, (4, 8), rng)
+        pairs, whole, placed, known = (0.5 * (a + b) for a, b in zip(few, many, strict=True))
+        return {
+            "loss": 2 * short + pairs + whole + placed + known,
+            "text": short,
+            "pairs": pairs,
+            "whole": whole,
+            "placed": placed,
+            "known": known,
+        }
+
+    trainee = Trainee({"model": model, "head": head}, optimizer)
+    train_loop(
+        run,
+        "tune",
+        trainee,
+        step,
+        config=config.tune,
+        settings=config,
+        evaluate=lambda: text_scores(model, prototypes, encoders[0], stage),
+    )
