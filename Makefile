@@ -1,8 +1,8 @@
 # One environment for everything: .venv, made once and again when pyproject.toml changes.
-#   make demo    build an index over the sample pictures, search it, write a gallery
+#   make demo    build an index over the sample images, search it, write a gallery
 #   make test    linter, formatter, type checker, tests
 #   make eval    measure nano, its controls and chance, and write the leaderboard
-# EVAL_DATA names a folder or tar of pictures with captions to measure on too, EVAL_MADE a folder of the sets made here.
+# EVAL_DATA names a folder or tar of images with captions to measure on too, EVAL_MADE a folder of the sets made here.
 # PYTHON chooses the interpreter, PIP_INSTALL_ARGS, PYTEST_ARGS and BENCH_ARGS add arguments.
 
 VENV ?= .venv
@@ -30,7 +30,7 @@ endif
 .DEFAULT_GOAL := help
 
 help:
-	@echo 'make demo       build an index over the sample pictures, search it, write a gallery'
+	@echo 'make demo       build an index over the sample images, search it, write a gallery'
 	@echo 'make test       linter, formatter, type checker, tests'
 	@echo 'make bench      speed of building and searching'
 	@echo 'make eval       measure nano, its controls and chance, and write the leaderboard'

@@ -1,4 +1,4 @@
-"""Pictures per second of a build, beside the model's forward pass alone on arrays in memory."""
+"""Images per second of a build, beside the model's forward pass alone on arrays in memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def measure(settings: Settings) -> list[Row]:
             benchmark=name,
             what="forward pass alone",
             value=rates[0],
-            unit="pictures/s",
+            unit="images/s",
             better="higher",
             note=f"batches of {BATCH}, pixels in memory",
         ),
@@ -37,7 +37,7 @@ def measure(settings: Settings) -> list[Row]:
             benchmark=name,
             what="decoding alone",
             value=decoding,
-            unit="pictures/s",
+            unit="images/s",
             better="higher",
             note="one thread: read, decode, resize",
         ),
@@ -45,7 +45,7 @@ def measure(settings: Settings) -> list[Row]:
             benchmark=name,
             what="whole build",
             value=rates[1],
-            unit="pictures/s",
+            unit="images/s",
             aim=200,
             better="higher",
             note=f"{settings.corpus}, list to commit",
@@ -63,11 +63,11 @@ def measure(settings: Settings) -> list[Row]:
 
 def _prepared(encoder: Encoder, settings: Settings) -> tuple[NDArray[np.uint8], float]:
     """The pixels of the corpus (n, size, size, 3), uint8, and how many were decoded per second."""
-    pictures = []
+    images = []
     began = settings.clock()
     for record in open_corpus(settings.corpus).records():
-        pictures.append(encoder.prepare(record.read()).pixels)
-    return np.stack(pictures), len(pictures) / (settings.clock() - began)
+        images.append(encoder.prepare(record.read()).pixels)
+    return np.stack(images), len(images) / (settings.clock() - began)
 
 
 def _forward_rate(encoder: Encoder, pixels: NDArray[np.uint8], settings: Settings) -> float:

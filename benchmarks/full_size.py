@@ -3,7 +3,7 @@
     python -m benchmarks.full_size [--dtype int8] [--work FOLDER]
 
 The tower is OpenAI's ViT-B/16 with an adapter for 1B, the language model Llama-3.2-1B: 5.6 GB on disk, written once
-and deleted afterwards. The text side is measured in a process of its own, and so is that of pictures.
+and deleted afterwards. The text side is measured in a process of its own, and so is that of images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.measuring import machine
 
-SIDES = ("pictures", "texts")
+SIDES = ("images", "texts")
 _MEASURE = """
 import json, sys, time
 import numpy as np
@@ -34,9 +34,9 @@ def memory(key):
 
 tower, llama, side, dtype = sys.argv[1:]
 encoder = load_encoder(tower, language_model=llama, device="cpu", dtype=dtype)
-picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
 before, started = memory("VmRSS"), time.perf_counter()
-encode = (lambda: encoder.encode_images([picture])) if side == "pictures" else (lambda: encoder.encode_texts(["a dog"]))
+encode = (lambda: encoder.encode_images([image])) if side == "images" else (lambda: encoder.encode_texts(["a dog"]))
 vector = encode()
 loaded = time.perf_counter() - started
 started = time.perf_counter()

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.measuring import Row, Settings
 
 FAMILIES = ("clip", "siglip", "siglip2", "metaclip2", "chinese-clip", "altclip", "eva02-clip")
-"""Long-CLIP and multilingual CLIP have the picture side of CLIP."""
+"""Long-CLIP and multilingual CLIP have the image side of CLIP."""
 TOWERS = {
     "clip": (768, 12, 32, 224),
     "siglip": (768, 12, 16, 224),
@@ -26,9 +26,9 @@ TOWERS = {
     "altclip": (1024, 16, 14, 224),
     "eva02-clip": (768, 12, 16, 224),
 }
-"""Width, heads, patch and picture of the smallest published one."""
-PICTURE = (500, 375)
-"""Of the pictures that are prepared, in pixels: as in Flickr30k."""
+"""Width, heads, patch and image of the smallest published one."""
+IMAGE = (500, 375)
+"""Of the images that are prepared, in pixels: as in Flickr30k."""
 BATCH, LAYERS = 16, 4
 
 
@@ -41,12 +41,12 @@ def measure(settings: Settings) -> list[Row]:
     found = json.loads(done.stdout.splitlines()[-1])
     rows = []
     for family, times in found.items():
-        how = f"{layers} layers, {batch} pictures, {1000 * times['ours'] / int(batch):.1f} ms each"
+        how = f"{layers} layers, {batch} images, {1000 * times['ours'] / int(batch):.1f} ms each"
         bare = times["bare"] / times["ours"]
         rows.append(_row(f"{family}: prepared pixels, to the bare tower", bare, aim=0.9, note=how))
         if "theirs" in times:
             ratio = times["theirs"] / times["whole"]
-            rows.append(_row(f"{family}: pictures, to transformers' way", ratio, aim=1.0, note=how))
+            rows.append(_row(f"{family}: images, to transformers' way", ratio, aim=1.0, note=how))
     return rows
 
 
@@ -73,24 +73,24 @@ def _run(times: int, clock: Callable[[], float], layers: int, batch: int) -> dic
     return found
 
 
-def _pictures(batch: int) -> list[Any]:
+def _images(batch: int) -> list[Any]:
     import numpy as np
     from PIL import Image
 
     rng = np.random.default_rng(0)
-    size = (PICTURE[1], PICTURE[0], 3)
+    size = (IMAGE[1], IMAGE[0], 3)
     return [Image.fromarray(rng.integers(0, 256, size, dtype=np.uint8)) for _ in range(batch)]
 
 
-def _ours(tower: Any, preprocess: Any, dim: int, pictures: list[Any]) -> dict[str, Callable[[], object]]:  # noqa: ANN401
+def _ours(tower: Any, preprocess: Any, dim: int, images: list[Any]) -> dict[str, Callable[[], object]]:  # noqa: ANN401
     """The ways that need none of transformers' models."""
     import numpy as np
     import torch
 
     from llm2clip.encoders.core.base import EncoderInfo
-    from llm2clip.encoders.text.dual_encoder import AbstractTextSide, PairEncoder, PictureSide
+    from llm2clip.encoders.text.dual_encoder import AbstractTextSide, ImageSide, PairEncoder
 
-    side = PictureSide(lambda: tower, preprocess=preprocess, dtype=torch.float32, device=torch.device("cpu"))
+    side = ImageSide(lambda: tower, preprocess=preprocess, dtype=torch.float32, device=torch.device("cpu"))
     info = EncoderInfo(
         name="random",
         family="random",
@@ -106,8 +106,8 @@ def _ours(tower: Any, preprocess: Any, dim: int, pictures: list[Any]) -> dict[st
         note="",
     )
     texts: Any = AbstractTextSide
-    encoder = PairEncoder(pictures=side, texts=texts, describe=lambda: info)
-    pixels = np.stack([encoder.prepare(picture).pixels for picture in pictures])
+    encoder = PairEncoder(images=side, texts=texts, describe=lambda: info)
+    pixels = np.stack([encoder.prepare(image).pixels for image in images])
     normalised = side.normalised(pixels).contiguous()
 
     def bare() -> object:
@@ -117,7 +117,7 @@ def _ours(tower: Any, preprocess: Any, dim: int, pictures: list[Any]) -> dict[st
     return {
         "ours": lambda: encoder.encode_prepared(pixels),
         "bare": bare,
-        "whole": lambda: encoder.encode_images(pictures, batch_size=len(pictures)),
+        "whole": lambda: encoder.encode_images(images, batch_size=len(images)),
     }
 
 
@@ -153,18 +153,18 @@ def _transformers(family: str, layers: int, batch: int) -> dict[str, Callable[[]
     else:
         kind, options = "CLIP", {"size": {"shortest_edge": size}, "crop_size": square}
     processor = getattr(transformers, f"{kind}ImageProcessorPil")(**options)
-    pictures = _pictures(batch)
+    images = _images(batch)
 
     def theirs() -> object:
         with torch.inference_mode():
-            pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
+            pixels = processor(images=images, return_tensors="pt")["pixel_values"]
             vectors = model.get_image_features(pixel_values=pixels).pooler_output
             return torch.nn.functional.normalize(vectors, dim=-1).numpy()
 
     preprocess = replace(known.images, size=size)
     dim = config.projection_dim if known.projected else width
     tower.eval().requires_grad_(False)
-    return {**_ours(tower, preprocess, dim, pictures), "theirs": theirs}
+    return {**_ours(tower, preprocess, dim, images), "theirs": theirs}
 
 
 def _eva02(layers: int, batch: int) -> dict[str, Callable[[], object]]:
@@ -182,7 +182,7 @@ def _eva02(layers: int, batch: int) -> dict[str, Callable[[], object]]:
         dim=512,
     )
     tower = Eva02Tower(shape).eval().requires_grad_(False)
-    return _ours(tower, replace(KNOWN["clip"].images, size=size), 512, _pictures(batch))
+    return _ours(tower, replace(KNOWN["clip"].images, size=size), 512, _images(batch))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def report(rows: list[dict[str, Any]], names: Sequence[str], plots: dict[str, st
         "",
         "- *clustered* vectors are made up: clusters of unequal size, a falling spectrum; queries are drawn alike.",
         "- *CLIP, jittered* are real CLIP ViT-B/32 vectors of 1,000 photographs, each moved by differences of others;",
-        "  queries are the real vectors of 500 captions, which lie outside the cloud of pictures and are harder.",
+        "  queries are the real vectors of 500 captions, which lie outside the cloud of images and are harder.",
         "- Recall@10 is counted against an exact search of the stored halves. One query at a time is asked by one",
         "  thread, the best of three times for each of 200 queries (of four for 40 to 100 where all is scanned);",
         "  batches of all queries are asked by two threads, the best of five times; what batches take more",
@@ -200,7 +200,7 @@ def _mb(count: float) -> str:
 
 
 def plot(rows: list[dict[str, Any]], name: str, *, folder: Path) -> str:
-    """Draw recall against queries a second, one at a time; returns the name of the picture's file."""
+    """Draw recall against queries a second, one at a time; returns the name of the image's file."""
     pyplot = import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(figsize=(6.4, 4.2), layout="constrained")
     for (engine, kind), curve in curves(rows, name).items():

@@ -128,7 +128,7 @@ def _truth(work: Path, vectors: Vectors, found: Collection) -> Any:  # noqa: ANN
 
 
 def _index(found: Collection, folder: Path) -> dict[str, Any]:
-    """Write a whole index as a build would, but for the pictures; then open and ask it in a process of its own."""
+    """Write a whole index as a build would, but for the images; then open and ask it in a process of its own."""
     folder.mkdir(parents=True)
     identity: dict[str, str | int] = {
         "name": "ready",

@@ -1,4 +1,4 @@
-"""Sizes and times to expect from ten thousand to a billion pictures, reckoned from what was measured.
+"""Sizes and times to expect from ten thousand to a billion images, reckoned from what was measured.
 
     python -m benchmarks.index_scaling --dim 1280
 
@@ -35,7 +35,7 @@ class Measured:
     items_s: float
     """Seconds to write items and halves."""
     items_bytes: float
-    """Bytes of the items of one picture."""
+    """Bytes of the items of one image."""
     structure_s: float
     """Seconds to make the lists."""
     exact_ms: float
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dim", type=int, default=1280)
     options = parser.parse_args(arguments)
     known = read(options.results)
-    heads = ["pictures", "halves", "items", "IVF-SQ8", "IVF-RaBitQ", "halves written", "lists made"]
+    heads = ["images", "halves", "items", "IVF-SQ8", "IVF-RaBitQ", "halves written", "lists made"]
     heads += ["a query, exact", "a query, IVF-SQ8"]
     print(f"From {known.rows:,} x {known.dim}:\n")
     for cells in (heads, ["---"] * len(heads), *(line(rows, options.dim, known) for rows in SIZES)):

@@ -26,22 +26,22 @@ from llm2clip.indexer import BuildOptions, ImageEncoder, build_index, open_corpu
 from llm2clip.indexer.ingest.jpeg_draft import choose_decoding
 
 BATCH = 32
-PICTURES = 48
+IMAGES = 48
 """Of the corpus, for what runs the model."""
 LARGE = (2000, 1500)
-"""Size that some of the pictures are enlarged to, as of a small camera."""
+"""Size that some of the images are enlarged to, as of a small camera."""
 
 Ways = dict[str, Callable[[], object]]
 
 
 def measure(settings: Settings) -> list[Row]:
-    """Model-bound, decode-bound, and the decoding of large pictures."""
+    """Model-bound, decode-bound, and the decoding of large images."""
     from transformers.utils import logging
 
     quiet: Any = logging
     quiet.disable_progress_bar()
     files = _files(settings)
-    few = files[: 16 if settings.quick else PICTURES]
+    few = files[: 16 if settings.quick else IMAGES]
     folder = settings.work / "few"
     folder.mkdir()
     for file in few:
@@ -52,7 +52,7 @@ def measure(settings: Settings) -> list[Row]:
 
 
 def _files(settings: Settings) -> list[Path]:
-    """The pictures as files in a folder of their own, whatever the corpus is."""
+    """The images as files in a folder of their own, whatever the corpus is."""
     folder = settings.work / "files"
     folder.mkdir()
     files = []
@@ -62,15 +62,15 @@ def _files(settings: Settings) -> list[Path]:
     return files
 
 
-def _turns(ways: Ways, *, pictures: int, turns: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Pictures per second of each way: the fastest of several turns, one more being for warming up."""
+def _turns(ways: Ways, *, images: int, turns: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Images per second of each way: the fastest of several turns, one more being for warming up."""
     spent: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(turns + 1):
         for name, call in ways.items():
             began = clock()
             call()
             spent[name].append(clock() - began)
-    return {name: pictures / min(seconds[1:]) for name, seconds in spent.items()}
+    return {name: images / min(seconds[1:]) for name, seconds in spent.items()}
 
 
 def save_clip(folder: Path, *, layers: int) -> Path:
@@ -110,15 +110,15 @@ def _model_bound(settings: Settings, folder: Path) -> list[Row]:
         half = load_encoder(model, device="cpu", dtype="bfloat16")
         ways["bare half"] = lambda: _forward(half, pixels)
         ways["build half"] = lambda: _build(folder, settings.work / "i", half, BuildOptions(batch_size=BATCH))
-    rates = _turns(ways, pictures=len(files), turns=1 if settings.quick else 2, clock=settings.clock)
-    how = f"{len(files)} pictures, batches of {BATCH}"
+    rates = _turns(ways, images=len(files), turns=1 if settings.quick else 2, clock=settings.clock)
+    how = f"{len(files)} images, batches of {BATCH}"
     rows = [
-        _row("model: bare forward pass, float32", rates["bare"], "pictures/s", note=how),
-        _row("model: build", rates["build"], "pictures/s", note="list to commit"),
+        _row("model: bare forward pass, float32", rates["bare"], "images/s", note=how),
+        _row("model: build", rates["build"], "images/s", note="list to commit"),
         _row("model: build / bare", rates["build"] / rates["bare"], aim=0.95),
         _row("model: build, batch size found / bare", rates["found"] / rates["bare"], aim=0.95),
-        _row("model: plain transformers loop", rates["transformers"], "pictures/s"),
-        _row("model: sentence-transformers encode", rates["sentences"], "pictures/s"),
+        _row("model: plain transformers loop", rates["transformers"], "images/s"),
+        _row("model: sentence-transformers encode", rates["sentences"], "images/s"),
         _row("model: build / transformers", rates["build"] / rates["transformers"], aim=2),
         _row("model: build / sentence-transformers", rates["build"] / rates["sentences"], aim=2),
     ]
@@ -164,8 +164,8 @@ def _transformers_loop(model: Path, files: Sequence[Path]) -> Callable[[], objec
         found = []
         with torch.inference_mode():
             for start in range(0, len(files), BATCH):
-                pictures = [Image.open(file).convert("RGB") for file in files[start : start + BATCH]]
-                features = clip.get_image_features(**processor(images=pictures, return_tensors="pt"))
+                images = [Image.open(file).convert("RGB") for file in files[start : start + BATCH]]
+                features = clip.get_image_features(**processor(images=images, return_tensors="pt"))
                 found.append(torch.nn.functional.normalize(features.pooler_output, dim=-1))
         return torch.cat(found).numpy()
 
@@ -201,24 +201,24 @@ def _decode_bound(settings: Settings, files: list[Path]) -> list[Row]:
         "bare": bare,
         "build": lambda: _build(files[0].parent, settings.work / "d", encoder, options),
     }
-    rates = _turns(ways, pictures=len(files), turns=1 if settings.quick else 5, clock=settings.clock)
-    how = f"{len(files)} pictures, {workers} threads, to 224 pixels"
+    rates = _turns(ways, images=len(files), turns=1 if settings.quick else 5, clock=settings.clock)
+    how = f"{len(files)} images, {workers} threads, to 224 pixels"
     return [
-        _row("decode: reading and decoding alone", rates["bare"], "pictures/s", note=how),
-        _row("decode: build, model for nothing", rates["build"], "pictures/s"),
+        _row("decode: reading and decoding alone", rates["bare"], "images/s", note=how),
+        _row("decode: build, model for nothing", rates["build"], "images/s"),
         _row("decode: build / decoding alone", rates["build"] / rates["bare"], aim=0.9),
     ]
 
 
 def _large(settings: Settings, files: list[Path]) -> list[Row]:
-    """Decoding of pictures enlarged to those of a camera, as a trial chooses it for this encoder."""
+    """Decoding of images enlarged to those of a camera, as a trial chooses it for this encoder."""
     from PIL import Image
 
     folder = settings.work / "large"
     folder.mkdir()
     for file in files:
-        with Image.open(file) as picture:
-            picture.convert("RGB").resize(LARGE).save(folder / f"{file.stem}.jpg", quality=90)
+        with Image.open(file) as image:
+            image.convert("RGB").resize(LARGE).save(folder / f"{file.stem}.jpg", quality=90)
     encoder = load_encoder(settings.encoder)
     contents = [file.read_bytes() for file in sorted(folder.iterdir())]
     chosen = choose_decoding(open_corpus(folder).records(), encoder=encoder)
@@ -233,8 +233,8 @@ def _large(settings: Settings, files: list[Path]) -> list[Row]:
     whole, smaller = rate(0), rate(chosen.margin)
     how = f"{LARGE[0]} x {LARGE[1]}, margin {chosen.margin}, worst cosine {chosen.cosine:.5f} of {chosen.probes}"
     return [
-        _row("large JPEGs: decoded whole", whole, "pictures/s", note="one thread, processor time"),
-        _row("large JPEGs: as chosen for the encoder", smaller, "pictures/s", note=how),
+        _row("large JPEGs: decoded whole", whole, "images/s", note="one thread, processor time"),
+        _row("large JPEGs: as chosen for the encoder", smaller, "images/s", note=how),
         _row("large JPEGs: chosen / whole", smaller / whole, aim=1),
     ]
 

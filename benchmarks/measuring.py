@@ -21,7 +21,7 @@ class Settings:
     encoder: str = "nano"
     """Encoder name or folder."""
     corpus: str = "sample:"
-    """Pictures to index."""
+    """Images to index."""
     work: Path
     """Folder for indexes; deleted afterwards."""
     processor_time: bool = False
@@ -68,12 +68,12 @@ class Row:
         return self.value >= self.aim if self.better == "higher" else self.value <= self.aim
 
 
-def quick_corpus(corpus: str, folder: Path, *, pictures: int = 48) -> str:
-    """The first pictures of a corpus as a folder of files, for a quick run."""
+def quick_corpus(corpus: str, folder: Path, *, images: int = 48) -> str:
+    """The first images of a corpus as a folder of files, for a quick run."""
     from llm2clip.indexer import open_corpus
 
     folder.mkdir()
-    for number, record in enumerate(islice(open_corpus(corpus).records(), pictures)):
+    for number, record in enumerate(islice(open_corpus(corpus).records(), images)):
         (folder / f"{number:04d}{Path(record.key).suffix}").write_bytes(record.read())
     return str(folder)
 

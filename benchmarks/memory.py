@@ -1,4 +1,4 @@
-"""How much memory a build of very many pictures holds at once: ``python -m benchmarks.memory 1000000``.
+"""How much memory a build of very many images holds at once: ``python -m benchmarks.memory 1000000``.
 
 The records are made up, their content is a number, and the encoder costs nothing. What is counted is the memory of
 the process's own (on Linux, RssAnon), and all that is resident, which includes the pages of the vectors that were
@@ -39,7 +39,7 @@ class Many(Corpus):
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         for number in range(self._count):
             key = f"{number // 1000:06d}/{number:09d}.jpg"
-            caption = f"picture number {number}" if captions else None
+            caption = f"image number {number}" if captions else None
             yield Record(
                 key=key,
                 uri=str(self._file),

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 KS = (1, 5, 10)
 SIZES = {True: (500, 2_510, 64), False: (5_000, 25_010, 1_280)}
-"""Pictures, captions and dimensions, quick or not: those of COCO's test set and of the published LLM2CLIP encoders."""
+"""Images, captions and dimensions, quick or not: those of COCO's test set and of the published LLM2CLIP encoders."""
 NOISE = 9.0
-"""Length of what separates a caption from its picture: right answers come first for about 60 % of captions."""
+"""Length of what separates a caption from its image: right answers come first for about 60 % of captions."""
 
 
 def measure(settings: Settings) -> list[Row]:
@@ -84,16 +84,16 @@ def _in_its_own_process(way: str, settings: Settings, times: int) -> dict[str, A
 
 
 def vectors(*, quick: bool) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-    """Unit rows of captions and pictures, and whose caption each is: five for each picture, six for a few."""
+    """Unit rows of captions and images, and whose caption each is: five for each image, six for a few."""
     images, texts, dim = SIZES[quick]
     random = np.random.default_rng(0)
     owner = np.concatenate([np.repeat(np.arange(images), 5), np.arange(texts - 5 * images)])
     owner.sort()
-    pictures = _unit(random.standard_normal((images, dim), dtype=np.float32))
+    photos = _unit(random.standard_normal((images, dim), dtype=np.float32))
     captions = random.standard_normal((texts, dim), dtype=np.float32)
     captions *= NOISE / dim**0.5
-    captions += pictures[owner]
-    return _unit(captions), pictures, owner
+    captions += photos[owner]
+    return _unit(captions), photos, owner
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:

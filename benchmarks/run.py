@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     notes = Console(stderr=True)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="llm2clip-bench-") as work:
-        corpus = quick_corpus(options.corpus, Path(work) / "pictures") if options.quick else options.corpus
+        corpus = quick_corpus(options.corpus, Path(work) / "images") if options.quick else options.corpus
         for name in options.names or BENCHMARKS:
             notes.print(f"measuring: {name}", style="dim")
             settings = Settings(
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         "names", nargs="*", metavar="NAME", help=f"which: {', '.join(BENCHMARKS)}; all if none is named"
     )
     parser.add_argument("--encoder", default="nano", help="encoder name or folder (default: %(default)s)")
-    parser.add_argument("--corpus", default="sample:", help="pictures to index (default: %(default)s)")
+    parser.add_argument("--corpus", default="sample:", help="images to index (default: %(default)s)")
     parser.add_argument(
         "--llm2vec",
         metavar="PYTHON",

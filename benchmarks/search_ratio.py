@@ -52,10 +52,10 @@ class ReadyEncoder(Encoder):
         return self._info
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
-        raise ImageError("this encoder sees no pictures")
+        raise ImageError("this encoder sees no images")
 
     def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        raise ImageError("this encoder sees no pictures")
+        raise ImageError("this encoder sees no images")
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self._vectors[[int(text) for text in texts]]
@@ -108,7 +108,7 @@ def _outcome(number: int, vector: NDArray[np.float16]) -> Outcome:
         file=Path("x"),
         size=100_000,
         mtime_ns=1,
-        caption=f"picture number {number} of the random ones",
+        caption=f"image number {number} of the random ones",
         metadata={"emoji": "🎲", "number": number},
     )
     return Outcome(record=record, vector=vector, hash=b"0" * 16, width=640, height=480)

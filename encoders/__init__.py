@@ -1,4 +1,4 @@
-"""Models that turn pictures and texts into comparable unit vectors.
+"""Models that turn images and texts into comparable unit vectors.
 
 Names are imported on first use, so ``import llm2clip.encoders`` itself loads neither torch nor PIL.
 """

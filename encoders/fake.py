@@ -31,10 +31,10 @@ _NOISE = 0.05
 
 
 class FakeEncoder(Encoder):
-    """Sees the mean colour of a picture, and reads the colour words of a text. Deterministic.
+    """Sees the mean colour of an image, and reads the colour words of a text. Deterministic.
 
-    A picture's vector is its mean colour plus a little noise that depends on the pixels only, so equal
-    pictures are equal and different pictures differ. A text's vector is the mean of the colours it names
+    An image's vector is its mean colour plus a little noise that depends on the pixels only, so equal
+    images are equal and different images differ. A text's vector is the mean of the colours it names
     (``"color:red"``, ``"a red car"``, ``"#ff8000"``); a text that names none gets a vector made from its
     characters. Words are its tokens.
     """
@@ -68,9 +68,9 @@ class FakeEncoder(Encoder):
         self._seed = seed
         self._lock = Lock()
         self.prepared = 0
-        """Pictures prepared so far."""
+        """Images prepared so far."""
         self.image_batches: list[int] = []
-        """Size of each forward pass over pictures so far."""
+        """Size of each forward pass over images so far."""
         self.text_batches: list[int] = []
         """Size of each forward pass over texts so far."""
 
@@ -80,7 +80,7 @@ class FakeEncoder(Encoder):
         return self._info
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
-        # Late: tests that use no pictures need no Pillow.
+        # Late: tests that use no images need no Pillow.
         from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 
         prepared = Preprocess(size=self._info.image_size, mode=ResizeMode.PAD_SQUARE).prepare(image)
@@ -90,7 +90,7 @@ class FakeEncoder(Encoder):
 
     def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         self.image_batches.append(len(pixels))
-        vectors = np.stack([_NOISE * self._noise(picture.tobytes()) for picture in pixels])
+        vectors = np.stack([_NOISE * self._noise(image.tobytes()) for image in pixels])
         vectors[:, :3] += pixels.mean(axis=(1, 2)) / 127.5 - 1
         return vectors.astype(np.float32)
 

@@ -60,7 +60,7 @@ def load_encoder(
             published language model is held as that, or as ``"int8"`` or ``"int4"`` (with torchao); ``"auto"``
             takes the most faithful that fits into memory, and says so.
         language_model: LLM2CLIP: name or folder of another language model than the one it was trained with.
-        parity: ``"upstream"`` repeats what the original does to texts and pictures where that is a
+        parity: ``"upstream"`` repeats what the original does to texts and images where that is a
             mistake, for comparing numbers with its own (docs/encoders.md).
 
     Raises:

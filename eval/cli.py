@@ -26,7 +26,7 @@ app = typer.Typer(
 
 @app.callback()
 def _eval() -> None:
-    """Measure encoders: how often the right picture is found, and at what cost."""
+    """Measure encoders: how often the right image is found, and at what cost."""
 
 
 @app.command()

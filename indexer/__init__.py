@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         IndexWriteError,
     )
     from llm2clip.indexer.core.results import (
-        BadPicture,
+        BadImage,
         BuildOptions,
         BuildReport,
         ChangeReport,
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
     from llm2clip.indexer.filters.compile import Where, WhereError, compile_where
     from llm2clip.indexer.lifecycle.build import build_index
     from llm2clip.indexer.lifecycle.compact import compact_index
-    from llm2clip.indexer.lifecycle.remove import Selection, remove_pictures
-    from llm2clip.indexer.lifecycle.update import add_pictures, update_index
+    from llm2clip.indexer.lifecycle.remove import Selection, remove_images
+    from llm2clip.indexer.lifecycle.update import add_images, update_index
     from llm2clip.indexer.records.record import Corpus, Record
     from llm2clip.indexer.search.index import Index, open_index
     from llm2clip.indexer.search.verify import VerifyReport
 
 # Names are resolved on first use, so that importing the package costs nothing.
 _HOMES = {
-    "add_pictures": "lifecycle.update",
-    "BadPicture": "core.results",
+    "add_images": "lifecycle.update",
+    "BadImage": "core.results",
     "build_index": "lifecycle.build",
     "BuildOptions": "core.results",
     "BuildReport": "core.results",
@@ -69,7 +69,7 @@ _HOMES = {
     "Prepared": "core.encoder_protocol",
     "Progress": "core.results",
     "Record": "records.record",
-    "remove_pictures": "lifecycle.remove",
+    "remove_images": "lifecycle.remove",
     "Selection": "lifecycle.remove",
     "update_index": "lifecycle.update",
     "VerifyReport": "search.verify",
@@ -78,7 +78,7 @@ _HOMES = {
 }
 
 __all__ = [
-    "BadPicture",
+    "BadImage",
     "BuildOptions",
     "BuildReport",
     "ChangeReport",
@@ -105,13 +105,13 @@ __all__ = [
     "VerifyReport",
     "Where",
     "WhereError",
-    "add_pictures",
+    "add_images",
     "build_index",
     "compact_index",
     "compile_where",
     "open_corpus",
     "open_index",
-    "remove_pictures",
+    "remove_images",
     "update_index",
 ]
 

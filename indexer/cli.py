@@ -19,7 +19,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 BatchOption = Annotated[
     int | None,
     typer.Option(
-        "--batch-size", min=1, metavar="N", help="Pictures encoded at once. Default: found by trying."
+        "--batch-size", min=1, metavar="N", help="Images encoded at once. Default: found by trying."
     ),
 ]
 EncoderOption = Annotated[
@@ -28,7 +28,7 @@ EncoderOption = Annotated[
 ]
 WhereOption = Annotated[
     str | None,
-    typer.Option("--where", metavar="FILTER", help="Only pictures of this filter: docs/filters.md."),
+    typer.Option("--where", metavar="FILTER", help="Only images of this filter: docs/filters.md."),
 ]
 
 
@@ -44,7 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Make an index of pictures, and look after it.",
+    help="Make an index of images, and look after it.",
 )
 
 
@@ -54,8 +54,8 @@ def build(
         str | None,
         typer.Argument(
             metavar="CORPUS",
-            help="A folder of pictures; a .tar, .zip, .parquet or .arrow, a folder of them, or shards/{00..03}.tar; "
-            "a list of pictures (.csv, .tsv, .jsonl, .txt), or - for paths from standard input; a video; a URL of any "
+            help="A folder of images; a .tar, .zip, .parquet or .arrow, a folder of them, or shards/{00..03}.tar; "
+            "a list of images (.csv, .tsv, .jsonl, .txt), or - for paths from standard input; a video; a URL of any "
             "of these; or sample: for ours. See docs/corpora.md.",
         ),
     ] = None,
@@ -70,7 +70,7 @@ def build(
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, metavar="N", help="Pictures encoded at once. Default: found by trying."),
+        typer.Option(min=1, metavar="N", help="Images encoded at once. Default: found by trying."),
     ] = None,
     every: Annotated[
         float | None,
@@ -101,17 +101,15 @@ def build(
         typer.Option(metavar="DEVICE", help="Where to encode and train: cuda, cuda:1, cpu; auto decides."),
     ] = "auto",
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Build anew, also over the index of other pictures.")
+        bool, typer.Option("--overwrite", help="Build anew, also over the index of other images.")
     ] = False,
     from_index: Annotated[
         Path | None,
-        typer.Option(
-            "--from", metavar="INDEX", help="Take the pictures of this index, with another encoder."
-        ),
+        typer.Option("--from", metavar="INDEX", help="Take the images of this index, with another encoder."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index pictures, or go on with a build that was stopped."""
+    """Index images, or go on with a build that was stopped."""
     with one_line_errors():
         from llm2clip.indexer.commands.build import BuildRequest, run_build
 
@@ -125,7 +123,7 @@ def build(
             run_reencode(from_index, index, encoder=encoder, batch_size=batch_size, as_json=as_json)
             return
         if corpus is None:
-            raise typer.BadParameter("which pictures? Name a CORPUS, or an index with --from")
+            raise typer.BadParameter("which images? Name a CORPUS, or an index with --from")
         request = BuildRequest(
             corpus=corpus,
             index=index,
@@ -144,20 +142,20 @@ def build(
 
 @app.command()
 def add(
-    pictures: Annotated[
+    images: Annotated[
         list[str],
-        typer.Argument(metavar="PICTURES...", help="Pictures, folders, or whatever `build` takes."),
+        typer.Argument(metavar="IMAGES...", help="Images, folders, or whatever `build` takes."),
     ],
     index: IndexOption = None,
     encoder: EncoderOption = None,
     batch_size: BatchOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add pictures to an index, or look at some of them again."""
+    """Add images to an index, or look at some of them again."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_update
 
-        run_update(index, corpora=pictures, encoder=encoder, batch_size=batch_size, as_json=as_json)
+        run_update(index, corpora=images, encoder=encoder, batch_size=batch_size, as_json=as_json)
 
 
 @app.command()
@@ -186,7 +184,7 @@ def remove(
     index: IndexOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take pictures out of an index, until they are added by name."""
+    """Take images out of an index, until they are added by name."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_remove
         from llm2clip.indexer.lifecycle.remove import Selection
@@ -231,9 +229,9 @@ def explain(index: IndexOption = None, where: WhereOption = None, as_json: JsonO
 @app.command()
 def errors(
     index: IndexOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
 ) -> None:
-    """List the pictures that could not be read, with reasons."""
+    """List the images that could not be read, with reasons."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_errors
 
@@ -244,11 +242,11 @@ def errors(
 def info(
     index: IndexOption = None,
     errors: Annotated[
-        bool, typer.Option("--errors", help="List the pictures that could not be read, with reasons.")
+        bool, typer.Option("--errors", help="List the images that could not be read, with reasons.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what an index is: its pictures, its encoder, its size."""
+    """Say what an index is: its images, its encoder, its size."""
     with one_line_errors():
         from llm2clip.indexer.commands.build import run_info
 
@@ -259,7 +257,7 @@ def info(
 def verify(
     index: IndexOption = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="First put right what can be, without reading a picture.")
+        bool, typer.Option("--repair", help="First put right what can be, without reading an image.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

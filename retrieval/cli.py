@@ -19,7 +19,7 @@ def search(
         list[str] | None, typer.Argument(metavar="QUERY", help="What to look for, in words.")
     ] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Look for pictures like it; repeatable.")
+        list[Path] | None, typer.Option(metavar="FILE", help="Look for images like it; repeatable.")
     ] = None,
     queries_file: Annotated[
         str | None, typer.Option("--queries", metavar="FILE", help="One query per line; - for stdin.")
@@ -27,7 +27,7 @@ def search(
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Hits for each query.")] = 10,
     where: Annotated[
         str | None,
-        typer.Option(metavar="FILTER", help="Only pictures such as  time >= '2024' AND width > height"),
+        typer.Option(metavar="FILTER", help="Only images such as  time >= '2024' AND width > height"),
     ] = None,
     index: Annotated[
         str | None,
@@ -44,13 +44,13 @@ def search(
         bool, typer.Option("--json", help="Print one JSON object per query, each on a line.")
     ] = False,
     as_paths: Annotated[
-        bool, typer.Option("--paths", help="Print where the pictures are, one per line.")
+        bool, typer.Option("--paths", help="Print where the images are, one per line.")
     ] = False,
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML gallery as well.")
     ] = None,
 ) -> None:
-    """Search pictures by meaning, with words in any language the encoder knows, or with pictures."""
+    """Search images by meaning, with words in any language the encoder knows, or with images."""
     with one_line_errors():
         if not (queries or image or queries_file):
             raise typer.BadParameter("say what to look for: words, --image FILE or --queries FILE")

@@ -32,13 +32,13 @@ class SearchRequest:
     texts: tuple[str, ...] = ()
     """Text queries."""
     images: tuple[Path, ...] = ()
-    """Query pictures."""
+    """Query images."""
     queries_file: str | None = None
     """File with one text query per line, ``-`` for standard input."""
     k: int = 10
     """Hits per query."""
     where: str | None = None
-    """Which pictures may be found; ``None`` for all."""
+    """Which images may be found; ``None`` for all."""
     index: Path | str | None = None
     """Index folder; ``None`` for the one at hand."""
     encoder: str | None = None
@@ -59,20 +59,20 @@ def run(request: SearchRequest) -> None:
         OSError: A file cannot be read or written.
     """
     texts = [*request.texts, *read_queries(request.queries_file)]
-    pictures = [(path, path.read_bytes()) for path in request.images]
-    if not texts and not pictures:
+    images = [(path, path.read_bytes()) for path in request.images]
+    if not texts and not images:
         raise ValueError(f"{request.queries_file} holds no query: it is empty or all its lines are blank")
     with (
         _one_line_warnings(),
         open_saying_so(request.index, encoder=request.encoder, device=request.device) as searcher,
     ):
-        answers = ask(searcher, texts=texts, pictures=pictures, k=request.k, where=request.where)
+        answers = ask(searcher, texts=texts, images=images, k=request.k, where=request.where)
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
         if request.where and not any(answer.hits for answer in answers):
             names = searcher.index.metadata_names() if "meta" in request.where.lower() else []
             known = f"; the metadata there is: {', '.join(names[:40])}" if names else ""
-            note(f"no picture passes the filter{known}")
+            note(f"no image passes the filter{known}")
         if written:
             note(f"gallery written to {written}")
 
@@ -81,23 +81,23 @@ def ask(
     searcher: Searcher,
     *,
     texts: Sequence[str] = (),
-    pictures: Sequence[tuple[Path, bytes]] = (),
+    images: Sequence[tuple[Path, bytes]] = (),
     k: int = 10,
     where: str | None = None,
 ) -> list[Answer]:
-    """Search for texts, then for pictures (their path and encoded bytes); the answers come in that order.
+    """Search for texts, then for images (their path and encoded bytes); the answers come in that order.
 
     Raises:
-        ValueError: A text is blank, a picture cannot be read, or the filter means nothing; the message says which.
+        ValueError: A text is blank, an image cannot be read, or the filter means nothing; the message says which.
     """
     queries = [text_query(text) for text in texts]
-    queries += [Query(kind="image", label=str(path), picture=data) for path, data in pictures]
+    queries += [Query(kind="image", label=str(path), image=data) for path, data in images]
     found = searcher.search(list(texts), k=k, where=where)
-    for path, data in pictures:
+    for path, data in images:
         try:
             found += searcher.search_images([data], k=k, where=where)
         except ValueError as error:
-            raise ValueError(f"cannot search with the picture {path}: {error}") from error
+            raise ValueError(f"cannot search with the image {path}: {error}") from error
     return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)]
 
 
@@ -128,7 +128,7 @@ def open_saying_so(
     """``Searcher.open``, saying so on standard error where the sample stands in for an index of one's own."""
     place = locate(index)
     subject = "no index of your own yet: " if place.fallback else ""
-    subject += "searching the sample pictures"
+    subject += "searching the sample images"
     with BuildProgress(f"{subject} (building their index first, once)") as progress:
         searcher = Searcher.open(index, encoder=encoder, device=device, on_progress=progress)
     if place.fallback and not progress.begun:
@@ -195,7 +195,7 @@ def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -
     """Write answers as an HTML gallery that names the index and the encoder; returns the absolute path."""
     from llm2clip.retrieval.gallery import GalleryOptions, write_gallery
 
-    subtitle = f"{len(searcher.index):,} pictures, encoder {searcher.encoder.info.name}"
+    subtitle = f"{len(searcher.index):,} images, encoder {searcher.encoder.info.name}"
     options = GalleryOptions(subtitle=subtitle)
     return write_gallery(path, answers, read_image=searcher.index.read_image, options=options)
 

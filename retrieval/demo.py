@@ -1,4 +1,4 @@
-"""``python -m llm2clip.retrieval.demo``: the sample pictures, searched in many languages, as tables and as a page."""
+"""``python -m llm2clip.retrieval.demo``: the sample images, searched in many languages, as tables and as a page."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ QUERIES = (
 )
 """Language, text and what it means."""
 QUERY_EMOJI = "🦒"
-"""The sample picture of this character is the picture query."""
+"""The sample image of this character is the image query."""
 CLIP_TOKENS = 77
 """What the text towers of CLIP read; the long query is longer."""
 
@@ -46,10 +46,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 
 @dataclass(frozen=True, kw_only=True)
 class _Chosen:
-    """Pictures of the sample that the demo asks about."""
+    """Images of the sample that the demo asks about."""
 
     scene: Record
-    picture: Record
+    image: Record
 
 
 @app.command()
@@ -60,7 +60,7 @@ def demo(
     ] = None,
     k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Hits for each query.")] = 5,
 ) -> None:
-    """Index the sample pictures with the encoder that comes with them, and search them in many languages."""
+    """Index the sample images with the encoder that comes with them, and search them in many languages."""
     with one_line_errors():
         run(out, index=index, k=k)
 
@@ -78,17 +78,17 @@ def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
 
     encoder = load_encoder(SAMPLE_ENCODER)
     began = time.perf_counter()
-    with BuildProgress("building the index of the sample pictures") as progress:
+    with BuildProgress("building the index of the sample images") as progress:
         opened = open_sample(encoder, path=index, on_progress=progress)
     took = time.perf_counter() - began
     with Searcher(opened, encoder=encoder) as searcher:
         how = f"indexed in {took:.1f} s" if progress.begun else "their index was up to date"
-        print(f"{len(opened):,} sample pictures, {how}: {opened.path}\n")
+        print(f"{len(opened):,} sample images, {how}: {opened.path}\n")
         answers, seconds = _answers(searcher, k=k)
         written = save_gallery(searcher, answers, path=out / "gallery.html")
     print_answers(answers)
     print(f"{len(answers)} queries in {seconds:.2f} s, the encoder's start included.")
-    print(f"The same with pictures: {written}\n")
+    print(f"The same with images: {written}\n")
     print(_next())
     return answers
 
@@ -101,28 +101,28 @@ def _answers(searcher: Searcher, *, k: int) -> tuple[list[Answer], float]:
     gloss = f"{tokens} tokens, CLIP reads {CLIP_TOKENS}; it describes {_name(chosen.scene)}"
     queries = [text_query(text, language=language, gloss=meaning) for language, text, meaning in QUERIES]
     queries.append(text_query(long, language="en", gloss=gloss))
-    picture = chosen.picture.read()
+    image = chosen.image.read()
     began = time.perf_counter()
     found = searcher.search([query.label for query in queries], k=k)
-    found += searcher.search_images([picture], k=k)
+    found += searcher.search_images([image], k=k)
     seconds = time.perf_counter() - began
-    queries.append(Query(kind="image", label=_name(chosen.picture), picture=picture))
+    queries.append(Query(kind="image", label=_name(chosen.image), image=image))
     return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)], seconds
 
 
 def _choose(searcher: Searcher) -> _Chosen:
-    """The first scene whose caption is longer than CLIP reads, and the first picture of ``QUERY_EMOJI``."""
-    scene = picture = None
+    """The first scene whose caption is longer than CLIP reads, and the first image of ``QUERY_EMOJI``."""
+    scene = image = None
     for record in _sample():
         metadata = record.metadata or {}
         if scene is None and metadata.get("kind") == "scene" and record.caption:
             if searcher.encoder.count_tokens([record.caption])[0] > CLIP_TOKENS:
                 scene = record
-        elif picture is None and metadata.get("emoji") == QUERY_EMOJI:
-            picture = record
-        if scene is not None and picture is not None:
-            return _Chosen(scene=scene, picture=picture)
-    raise ValueError("the sample corpus lacks the pictures that the demonstration asks about: install again")
+        elif image is None and metadata.get("emoji") == QUERY_EMOJI:
+            image = record
+        if scene is not None and image is not None:
+            return _Chosen(scene=scene, image=image)
+    raise ValueError("the sample corpus lacks the images that the demonstration asks about: install again")
 
 
 def _sample() -> Iterator[Record]:
@@ -140,10 +140,10 @@ def _next() -> str:
     """Commands to try, as they must be typed here."""
     search, index = program("llm2clip-search"), program("llm2clip-index")
     rows = (
-        (f'{search} "a red flower"', "the sample pictures, with your own words"),
-        (f'{search} "一只猫" --html cats.html', "as a page with pictures"),
+        (f'{search} "a red flower"', "the sample images, with your own words"),
+        (f'{search} "一只猫" --html cats.html', "as a page with images"),
         (f"{index} build YOUR_PHOTOS", "an index of your own; it asks which encoder to use"),
-        (f"{search} --help", "pictures as queries, JSON, many queries at once"),
+        (f"{search} --help", "images as queries, JSON, many queries at once"),
     )
     width = max(cell_len(command) for command, _ in rows)
     lines = (f"  {command}{' ' * (width - cell_len(command))}  {what}" for command, what in rows)

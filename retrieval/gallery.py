@@ -1,7 +1,7 @@
-"""Answers as one self-contained HTML page: pictures inside as data URIs, nothing fetched, no script.
+"""Answers as one self-contained HTML page: images inside as data URIs, nothing fetched, no script.
 
 Whatever comes from outside (queries, captions, keys, metadata) is escaped, and the Content-Security-Policy of
-the page allows only inline style and ``data:`` pictures, so that even a slip could load and run nothing.
+the page allows only inline style and ``data:`` images, so that even a slip could load and run nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LONG = 120
 class GalleryOptions:
     """What the page says around the answers."""
 
-    title: str = "Picture search"
+    title: str = "Image search"
     """Heading and window title."""
     subtitle: str = ""
     """One line under the heading: which index, which encoder."""
@@ -42,12 +42,12 @@ class GalleryOptions:
 
 @dataclass
 class _Page:
-    """What rendering one page carries along: where pictures come from and those already made."""
+    """What rendering one page carries along: where images come from and those already made."""
 
     read_image: Callable[[int], bytes]
     made: dict[int, str | None] = field(default_factory=dict)
 
-    def picture(self, hit: Hit) -> str | None:
+    def image(self, hit: Hit) -> str | None:
         if hit.id not in self.made:
             try:
                 self.made[hit.id] = thumbnail(self.read_image(hit.id))
@@ -87,8 +87,8 @@ def render_gallery(
 
     Args:
         answers: Queries and hits, in the order shown.
-        read_image: Gives the encoded picture of a hit's id, as ``Index.read_image`` does. Where it raises
-            ``OSError`` or ``ValueError``, or the picture cannot be decoded, the page says so in its place.
+        read_image: Gives the encoded image of a hit's id, as ``Index.read_image`` does. Where it raises
+            ``OSError`` or ``ValueError``, or the image cannot be decoded, the page says so in its place.
         options: Title, subtitle and footer.
     """
     options = options or GalleryOptions()
@@ -104,19 +104,19 @@ def render_gallery(
 
 
 def thumbnail(data: bytes) -> str | None:
-    """A picture made small, as a ``data:`` URI, or ``None`` if it cannot be decoded or is too large.
+    """An image made small, as a ``data:`` URI, or ``None`` if it cannot be decoded or is too large.
 
     It is read as the encoders read it: first frame, upright, transparency laid on white.
     """
     from llm2clip.encoders.images.decode import read_image
 
     try:
-        picture = read_image(data)
+        image = read_image(data)
     except ValueError:
         return None
-    picture.thumbnail((_SIDE, _SIDE))
+    image.thumbnail((_SIDE, _SIDE))
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=82, method=4)
+    image.save(buffer, "WEBP", quality=82, method=4)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
@@ -157,11 +157,11 @@ def _heading(number: int, query: Query) -> str:
         gloss = f'<p class="gloss" lang="en">{_text(query.gloss)}</p>' if query.gloss else ""
         return f'<h2 id="h{number}" dir="auto"{kind}{_lang(query.language)}>{_text(query.label)}</h2>{gloss}'
     name = _text(_short(query))
-    picture = thumbnail(query.picture) if query.picture else None
-    shown = f'<img src="{picture}" alt="The query picture, {name}">' if picture else ""
+    image = thumbnail(query.image) if query.image else None
+    shown = f'<img src="{image}" alt="The query image, {name}">' if image else ""
     return (
         f'<div class="asked">{shown}<h2 id="h{number}">'
-        f'<span class="kind">Pictures like</span><bdi>{name}</bdi></h2></div>'
+        f'<span class="kind">Images like</span><bdi>{name}</bdi></h2></div>'
     )
 
 
@@ -169,14 +169,12 @@ def _card(hit: Hit, query: Query, page: _Page) -> str:
     caption, language = caption_for(hit, query.language)
     name = PurePath(hit.key.rpartition("#")[2]).name
     caption = caption or name
-    picture = page.picture(hit)
-    if picture:
-        shown = (
-            f'<img src="{picture}" alt="{_text(caption)}"{_lang(language)} loading="lazy" decoding="async">'
-        )
-        frame = f'<div class="picture">{shown}</div>'
+    image = page.image(hit)
+    if image:
+        shown = f'<img src="{image}" alt="{_text(caption)}"{_lang(language)} loading="lazy" decoding="async">'
+        frame = f'<div class="image">{shown}</div>'
     else:
-        frame = '<div class="picture lost">This picture can no longer be read.</div>'
+        frame = '<div class="image lost">This image can no longer be read.</div>'
     return (
         f"<li><figure>{frame}<figcaption>"
         f'<span class="caption" dir="auto"{_lang(language)} title="{_text(caption)}">{_text(caption)}</span>'

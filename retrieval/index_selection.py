@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 VARIABLE = "LLM2CLIP_INDEX"
 """Environment variable that names the index to search."""
 SAMPLE_ENCODER = "nano"
-"""The encoder that knows the sample pictures."""
+"""The encoder that knows the sample images."""
 
 _MANIFEST = "manifest.json"
-_OWN = "build one of your own pictures with  llm2clip-index build FOLDER"
+_OWN = "build one of your own images with  llm2clip-index build FOLDER"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def open_sample(
         on_progress: Called while the index is built, which takes some seconds and happens once.
 
     Raises:
-        CorpusError: This installation has no sample pictures.
+        CorpusError: This installation has no sample images.
         EncoderMismatchError: The index in the usual place is another encoder's.
         OSError: The index cannot be written.
     """
@@ -115,7 +115,7 @@ def open_sample(
     elif path is None and not _is_shipped(encoder):
         raise _not_for(encoder)
     if not sample_shards():
-        raise CorpusError(f"this installation has no sample pictures; {_OWN}")
+        raise CorpusError(f"this installation has no sample images; {_OWN}")
     options = BuildOptions(overwrite=not fits, on_progress=on_progress)
     build_index(SAMPLE, place, encoder=encoder, options=options)
     # A build that found nothing to do leaves the manifest as it was: note that it was looked at.
@@ -154,7 +154,7 @@ def _not_for(encoder: Encoder) -> EncoderMismatchError:
     from llm2clip.indexer import EncoderMismatchError
 
     return EncoderMismatchError(
-        f"the sample pictures are indexed with encoder '{SAMPLE_ENCODER}', got '{encoder.info.name}': index them "
+        f"the sample images are indexed with encoder '{SAMPLE_ENCODER}', got '{encoder.info.name}': index them "
         f"for it first, with  llm2clip-index build sample: --encoder {quote(encoder.info.name)} --index PATH"
     )
 

@@ -24,7 +24,7 @@ _QUERY_CELLS = 400
 
 
 def answer_table(answer: Answer, *, width: int) -> RenderableType:
-    """A heading with the query and a table of rank, score, picture and caption.
+    """A heading with the query and a table of rank, score, image and caption.
 
     The caption, whose width a terminal may reckon differently (emoji, joined letters), is the last column and
     no border stands right of it, so that nothing is ever pushed out of line.
@@ -38,31 +38,31 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     from rich.text import Text
 
     label = _cut(plain(answer.query.label), _QUERY_CELLS)
-    heading = Text("pictures like " if answer.query.kind == "image" else "", style="dim")
+    heading = Text("images like " if answer.query.kind == "image" else "", style="dim")
     heading.append(label, style="bold not dim")
     if answer.query.gloss:
         heading.append(f"  ({plain(answer.query.gloss)})", style="dim")
     if not answer.hits:
         return Group(heading, Text("  nothing found", style="dim"), Text())
-    picture_cells = max(12, min(30, width // 3))
-    caption_cells = max(10, width - picture_cells - 18)
+    image_cells = max(12, min(30, width // 3))
+    caption_cells = max(10, width - image_cells - 18)
     table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("rank", justify="right", width=4)
     table.add_column("score", justify="right", width=6)
-    table.add_column("picture", max_width=picture_cells, no_wrap=True)
+    table.add_column("image", max_width=image_cells, no_wrap=True)
     table.add_column("caption", max_width=caption_cells)
     for hit in answer.hits:
         table.add_row(
             str(hit.rank),
             f"{hit.score:.3f}",
-            Text(picture_name(hit, cells=picture_cells)),
+            Text(image_name(hit, cells=image_cells)),
             # Lines break at words, so fewer cells are filled than there are.
             Text(_shown_caption(hit, answer.query.language, int(_CAPTION_LINES * caption_cells * 0.9))),
         )
     return Group(heading, table, Text())
 
 
-def picture_name(hit: Hit, *, cells: int) -> str:
+def image_name(hit: Hit, *, cells: int) -> str:
     """The hit's key in at most ``cells`` columns; what is cut is cut in front, where paths say least."""
     from rich.cells import cell_len
 

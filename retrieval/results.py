@@ -48,15 +48,15 @@ class Query:
     """One thing that was asked."""
 
     kind: Literal["text", "image"]
-    """Whether ``label`` is the query itself or the name of a picture."""
+    """Whether ``label`` is the query itself or the name of an image."""
     label: str
-    """The query text, or the path or name of the query picture."""
+    """The query text, or the path or name of the query image."""
     language: str | None = None
     """BCP 47 tag of the text, if known."""
     gloss: str | None = None
     """What it means, for those who do not read its language."""
-    picture: bytes | None = None
-    """The encoded query picture, for the gallery."""
+    image: bytes | None = None
+    """The encoded query image, for the gallery."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def caption_for(hit: Hit, language: str | None) -> tuple[str | None, str | None]
     corpora may do the same. Anything else there is ignored.
 
     Returns:
-        The caption (``None`` if the picture has none), and its BCP 47 tag if known.
+        The caption (``None`` if the image has none), and its BCP 47 tag if known.
     """
     if language:
         for field in ("names", "captions"):

@@ -1,4 +1,4 @@
-"""Texts or pictures in, ranked hits out: an index and the encoder it was built with."""
+"""Texts or images in, ranked hits out: an index and the encoder it was built with."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Searcher:
-    """Searches one index by text or by picture.
+    """Searches one index by text or by image.
 
     The encoder is loaded when the first query comes, unless one is handed in.
 
@@ -97,7 +97,7 @@ class Searcher:
     def search(
         self, query: str | list[str] | tuple[str, ...], *, k: int = 10, where: str | None = None
     ) -> list[Hit] | list[list[Hit]]:
-        """The ``k`` pictures nearest to a text, or to each of several.
+        """The ``k`` images nearest to a text, or to each of several.
 
         Texts may be as long as ``encoder.info.max_text_tokens``; of a longer one the encoder reads the start
         and warns with ``TextTooLongWarning``, which says how many tokens of how many.
@@ -105,7 +105,7 @@ class Searcher:
         Args:
             query: A text, or a list of texts.
             k: Hits wanted; fewer come back where the index holds fewer.
-            where: Which pictures may be found, in the language of docs/filters.md; ``None``: all.
+            where: Which images may be found, in the language of docs/filters.md; ``None``: all.
 
         Returns:
             Hits, best first; for a list of texts, a list of them in the order of the texts.
@@ -125,25 +125,25 @@ class Searcher:
     def search_images(
         self, images: Sequence[ImageSource], *, k: int = 10, where: str | None = None
     ) -> list[list[Hit]]:
-        """The ``k`` pictures nearest to each of several query pictures.
+        """The ``k`` images nearest to each of several query images.
 
         Args:
-            images: Paths, encoded bytes, PIL pictures, or arrays of shape (H, W, 3), uint8.
+            images: Paths, encoded bytes, PIL images, or arrays of shape (H, W, 3), uint8.
             k: Hits wanted; fewer come back where the index holds fewer.
             where: As for ``search``.
 
         Returns:
-            For each picture its hits, best first. A picture that the index holds finds itself.
+            For each image its hits, best first. An image that the index holds finds itself.
 
         Raises:
-            ImageError: A picture cannot be read.
-            ValueError: ``k`` is below 1, or ``images`` is one picture rather than a list.
+            ImageError: An image cannot be read.
+            ValueError: ``k`` is below 1, or ``images`` is one image rather than a list.
             WhereError: The filter means nothing.
             EncoderMismatchError: The encoder is not the one the index was built with.
         """
         if not isinstance(images, list | tuple):
             raise ValueError(
-                f"images must be a list of pictures, got {type(images).__name__}: put the picture in a list"
+                f"images must be a list of images, got {type(images).__name__}: put the image in a list"
             )
         _check_k(k)
         self._check_where(where)
@@ -194,7 +194,7 @@ def _check_texts(texts: Sequence[str]) -> None:
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             raise ValueError(
-                f"query {number} must be text, got {type(text).__name__}; for pictures use search_images"
+                f"query {number} must be text, got {type(text).__name__}; for images use search_images"
             )
         if not text.strip():
             which = "the query" if len(texts) == 1 else f"query {number} of {len(texts)}"

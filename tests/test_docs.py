@@ -105,7 +105,7 @@ def assert_in_order(expected: list[str], output: str) -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, data_home: Path) -> tuple[Path, dict[str, str]]:
-    """A folder with three pictures, and an environment with our commands on the path."""
+    """A folder with three images, and an environment with our commands on the path."""
     from PIL import Image
 
     (tmp_path / "photos").mkdir()
@@ -146,8 +146,8 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
 
 
 def test_the_order_of_output_is_checked():
-    output = "Indexed 3 pictures in 0.4 s\n  1  0.812  red.jpg\n"
-    assert_in_order(["Indexed 3 pictures in ... s", "...", "1 ... red.jpg"], output)
+    output = "Indexed 3 images in 0.4 s\n  1  0.812  red.jpg\n"
+    assert_in_order(["Indexed 3 images in ... s", "...", "1 ... red.jpg"], output)
     with pytest.raises(AssertionError, match=r"'1 \.\.\. blue\.jpg' is not in"):
         assert_in_order(["1 ... blue.jpg"], output)
     with pytest.raises(AssertionError, match="is not in"):

@@ -152,7 +152,7 @@ def test_the_wheel_holds_every_file_of_the_folders_and_no_generic_name(source: P
     assert {f"llm2clip/{area}/py.typed" for area in AREAS} <= names
 
 
-def test_the_wheel_carries_a_model_and_pictures_and_stays_small(wheel: Path):
+def test_the_wheel_carries_a_model_and_images_and_stays_small(wheel: Path):
     sizes = {entry.filename: entry.file_size for entry in zipfile.ZipFile(wheel).infolist()}
     nano = {
         f"llm2clip/encoders/nano/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")
@@ -208,7 +208,7 @@ def test_the_installed_search_answers_from_what_it_ships(installed: Path, tmp_pa
     command = [str(program), "a flower", "--html", "x", "--json", "-k", "5"]
     answer = json.loads(run(command, cwd=tmp_path, **places))
     assert answer["query"] == "a flower"
-    # Model, pictures and page template are the wheel's own.
+    # Model, images and page template are the wheel's own.
     assert len(answer["hits"]) == 5
     for hit in answer["hits"]:
         assert Path(hit["uri"].partition("#")[0]).parent == installed / "llm2clip" / "indexer" / "sample"

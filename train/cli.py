@@ -33,7 +33,7 @@ def nano(
     device: Device = "auto",
     threads: Threads = None,
     debug: Debug = False,
-    stage: Annotated[str, typer.Option(help="Stop after this stage: language, pictures or all.")] = "all",
+    stage: Annotated[str, typer.Option(help="Stop after this stage: language, images or all.")] = "all",
 ) -> None:
     """Train nano: fetch packages, tokenizer, language model, caption contrast, features, alignment, export, evaluation.
 
@@ -77,7 +77,7 @@ def data(
         Path | None, typer.Option(help="Also write the sample corpus into this folder.")
     ] = None,
 ) -> None:
-    """Write what nano is measured on: OpenMoji pictures and scenes, as WebDataset tars. Fetches packages by name."""
+    """Write what nano is measured on: OpenMoji images and scenes, as WebDataset tars. Fetches packages by name."""
     with _one_line_errors():
         from llm2clip.train.recipes import make_data
 

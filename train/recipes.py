@@ -15,7 +15,7 @@ import torch
 from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.train.core.device import Machine
 from llm2clip.train.core.trainer import LoopConfig, Run, RunError, write_atomically
-from llm2clip.train.nano.english_ablation import EnglishConfig, compare_rows, read_pictures, table
+from llm2clip.train.nano.english_ablation import EnglishConfig, compare_rows, read_images, table
 from llm2clip.train.nano.export import export_nano
 from llm2clip.train.nano.image_batches import AlignConfig
 from llm2clip.train.nano.pipeline import (
@@ -24,9 +24,9 @@ from llm2clip.train.nano.pipeline import (
     llama_config,
     new_language_model,
     text_encoder,
+    train_images,
     train_language,
     train_nano,
-    train_pictures,
 )
 from llm2clip.train.nano.text_tower import LanguageConfig
 from llm2clip.train.synthetic.sample_corpus import write_measuring_sets, write_sample_corpus
@@ -78,13 +78,13 @@ def make_nano(out: Path, cache: Path, *, machine: Machine, debug: bool, stage: s
         cache: Folder of packages and artwork.
         machine: What to compute on.
         debug: Take the small recipe.
-        stage: ``language``, ``pictures`` (first part of stage 2) or ``all``.
+        stage: ``language``, ``images`` (first part of stage 2) or ``all``.
 
     Returns:
         One line that says where the result is.
     """
-    if stage not in ("language", "pictures", "all"):
-        raise ValueError(f"unknown stage {stage!r}, expected 'language', 'pictures' or 'all'")
+    if stage not in ("language", "images", "all"):
+        raise ValueError(f"unknown stage {stage!r}, expected 'language', 'images' or 'all'")
     machine.use()
     config = nano(debug=debug)
     material = gather_material(cache)
@@ -93,8 +93,8 @@ def make_nano(out: Path, cache: Path, *, machine: Machine, debug: bool, stage: s
     if stage == "language":
         train_language(run, material, config)
         return f"language model trained, in {out}"
-    if stage == "pictures":
-        train_pictures(run, material, config)
+    if stage == "images":
+        train_images(run, material, config)
         return f"vision tower trained against the prototypes, in {out}"
     parts = train_nano(run, material, config)
     folder = export_nano(run, config, *parts)
@@ -155,10 +155,10 @@ def make_english(out: Path, cache: Path, language: Path, *, machine: Machine, de
         "english": new_language_model(config),
         "chinese": new_language_model(config),
     }
-    trained = train_pictures(source, material, config)
+    trained = train_images(source, material, config)
     rng = np.random.default_rng([config.seed, 31])
-    pictures = read_pictures(trained.side, (trained.gallery, trained.held), recipe.copies, rng)
-    rows = compare_rows(run, models, text_encoder(source, config), material.emoji, pictures, recipe)
+    images = read_images(trained.side, (trained.gallery, trained.held), recipe.copies, rng)
+    rows = compare_rows(run, models, text_encoder(source, config), material.emoji, images, recipe)
     write_atomically(out / "english.json", json.dumps(rows, indent=1).encode())
     return table(rows)
 

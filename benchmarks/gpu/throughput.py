@@ -1,4 +1,4 @@
-"""Pictures and captions per second on a GPU, by precision and batch size, and a whole build beside them."""
+"""Images and captions per second on a GPU, by precision and batch size, and a whole build beside them."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _rates(encoder: Encoder, *, dtype: str, batch: int) -> list[Row]:
         f"{torch.cuda.max_memory_allocated() / 2**20:,.0f} MiB at most" if torch.cuda.is_available() else ""
     )
     calls: dict[str, Callable[[], object]] = {
-        "pictures": lambda: encoder.encode_prepared(pixels),
+        "images": lambda: encoder.encode_prepared(pixels),
         "queries": lambda: encoder.encode_texts(texts, batch_size=batch),
     }
     return [
@@ -88,7 +88,7 @@ def _build(name: str, corpus: str, device: str) -> Row:
             corpus, Path(work) / "index", encoder=encoder, options=BuildOptions(batch_size=512)
         )
     rate = (report.items + report.bad) / report.seconds
-    return Row(benchmark="build", what=corpus, value=rate, unit="pictures/s", better="higher")
+    return Row(benchmark="build", what=corpus, value=rate, unit="images/s", better="higher")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, load_tokenizer
-from llm2clip.encoders.text.dual_encoder import PairEncoder, PictureSide, TowerTextSide
+from llm2clip.encoders.text.dual_encoder import ImageSide, PairEncoder, TowerTextSide
 from llm2clip.encoders.vision.vision_tower import open_vision
 from llm2clip.encoders.weights.pickle_conversion import read_conversion
 from llm2clip.encoders.weights.safetensors_io import read_header
@@ -35,7 +35,7 @@ def load_eva02_clip(asked: Request) -> PairEncoder:
     """
     towers = _Towers(asked)
     return PairEncoder(
-        pictures=PictureSide(
+        images=ImageSide(
             lambda: towers.plan.load(dtype=asked.dtype, device=asked.device),
             preprocess=towers.preprocess,
             dtype=asked.dtype,

@@ -1,6 +1,6 @@
 """The families of two-tower models that transformers has, and what each of them does in its own way.
 
-Here is which of transformers' classes compute, under which names their tensors are stored, and how a picture and a
+Here is which of transformers' classes compute, under which names their tensors are stored, and how an image and a
 text are prepared; ``dual.py`` builds them.
 """
 
@@ -33,7 +33,7 @@ class Family:
     form: TextForm
     """How a text is read."""
     images: Preprocess
-    """How a picture is prepared where ``preprocessor_config.json`` does not say; its size is not used."""
+    """How an image is prepared where ``preprocessor_config.json`` does not say; its size is not used."""
     projected: bool = True
     """Whether a linear layer without bias follows each tower."""
     first_state: bool = False

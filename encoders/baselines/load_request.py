@@ -19,7 +19,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256, without_origin
 from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.text.clip_tokenizer import TextForm, tokenizer_files
-from llm2clip.encoders.text.dual_encoder import PictureSide, TowerTextSide
+from llm2clip.encoders.text.dual_encoder import ImageSide, TowerTextSide
 from llm2clip.encoders.weights.hf_weights import convert
 
 Parity = Literal["native", "upstream"]
@@ -40,7 +40,7 @@ class Request:
     dtype: torch.dtype
     """Of the arithmetic."""
     parity: Parity = "native"
-    """How pictures are treated that are no upright 8-bit RGB; see ``Preprocess``."""
+    """How images are treated that are no upright 8-bit RGB; see ``Preprocess``."""
 
     @cached_property
     def folder(self) -> Path:
@@ -165,9 +165,9 @@ def request(
     return Request(name=name, row=row, given=given, device=place, dtype=arithmetic, parity=parity)
 
 
-def picture_side(checkpoint: Checkpoint, asked: Request) -> PictureSide:
+def image_side(checkpoint: Checkpoint, asked: Request) -> ImageSide:
     """The vision tower of a model of a family."""
-    return PictureSide(
+    return ImageSide(
         lambda: checkpoint.load_vision(dtype=asked.dtype, device=asked.device),
         preprocess=replace(checkpoint.preprocess, parity=asked.parity),
         dtype=asked.dtype,

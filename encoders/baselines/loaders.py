@@ -13,7 +13,7 @@ from pathlib import Path
 from llm2clip.encoders.baselines.eva02_clip import load_eva02_clip
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
 from llm2clip.encoders.baselines.hf_families import FAMILIES, family_of
-from llm2clip.encoders.baselines.load_request import Parity, Request, picture_side, request, text_side
+from llm2clip.encoders.baselines.load_request import Parity, Request, image_side, request, text_side
 from llm2clip.encoders.baselines.long_clip import load_long_clip
 from llm2clip.encoders.baselines.m_clip import load_m_clip
 from llm2clip.encoders.baselines.open_clip_models import PREFIX as OPEN_CLIP
@@ -37,7 +37,7 @@ def load_baseline(
         name: A name or a repository of ``baselines.toml``, ``st:NAME`` or ``open_clip:MODEL/PRETRAINED``.
         device: See ``load_encoder``.
         dtype: See ``load_encoder``.
-        parity: ``"upstream"`` prepares pictures that are no upright 8-bit RGB as the original program does,
+        parity: ``"upstream"`` prepares images that are no upright 8-bit RGB as the original program does,
             mistakes included; see ``Preprocess``.
 
     Raises:
@@ -48,9 +48,7 @@ def load_baseline(
         return load_open_clip(name, device=device, dtype=dtype, parity=parity)
     if name.startswith(SENTENCE):
         if parity != "native":
-            raise ValueError(
-                f"{name}: pictures are prepared by sentence-transformers; parity must be 'native'"
-            )
+            raise ValueError(f"{name}: images are prepared by sentence-transformers; parity must be 'native'")
         return load_sentence(name, device=device, dtype=dtype)
     row = find_encoder(name)
     if row is None or row.language_model:
@@ -106,14 +104,14 @@ def _row_of_weights(folder: Path) -> EncoderRow | None:
 
 def _load_dual(asked: Request) -> PairEncoder:
     checkpoint = Checkpoint(asked.folder, family=asked.row.family if asked.row else None)
-    pictures = picture_side(checkpoint, asked)
+    images = image_side(checkpoint, asked)
     return PairEncoder(
-        pictures=pictures,
+        images=images,
         texts=text_side(checkpoint, asked),
         describe=lambda: asked.info(
             family=checkpoint.family.name,
             dim=checkpoint.dim,
-            preprocess=pictures.preprocess,
+            preprocess=images.preprocess,
             limit=checkpoint.limit,
             sha256=checkpoint.weights.sha256,
             settings_sha256=asked.settings_hash(checkpoint.config, form=checkpoint.family.form),

@@ -20,7 +20,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, load_tokenizer
-from llm2clip.encoders.text.dual_encoder import PairEncoder, PictureSide, TowerTextSide
+from llm2clip.encoders.text.dual_encoder import ImageSide, PairEncoder, TowerTextSide
 from llm2clip.encoders.weights.pickle_conversion import read_conversion
 from llm2clip.encoders.weights.safetensors_io import read_header, read_tensors
 
@@ -41,9 +41,7 @@ def load_long_clip(asked: Request) -> PairEncoder:
     """
     towers = _Towers(asked)
     return PairEncoder(
-        pictures=PictureSide(
-            towers.vision, preprocess=towers.preprocess, dtype=asked.dtype, device=asked.device
-        ),
+        images=ImageSide(towers.vision, preprocess=towers.preprocess, dtype=asked.dtype, device=asked.device),
         texts=TowerTextSide(towers.text, reader=towers.reader, device=asked.device),
         describe=lambda: asked.info(
             family="long-clip",

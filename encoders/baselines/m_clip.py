@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from llm2clip.encoders.baselines.hf_dual import VISION, Checkpoint, build, fill
-from llm2clip.encoders.baselines.load_request import Request, picture_side
+from llm2clip.encoders.baselines.load_request import Request, image_side
 from llm2clip.encoders.baselines.sentence_transformer import SentenceTextSide
 from llm2clip.encoders.core.base import EncoderInfo
 from llm2clip.encoders.core.config_io import read_object
@@ -174,7 +174,7 @@ def load_m_clip(asked: Request) -> PairEncoder:
     """
     folder = asked.folder
     vision = Checkpoint(asked.beside("vision"), family="clip")
-    pictures = picture_side(vision, asked)
+    images = image_side(vision, asked)
     texts: AbstractTextSide
     part: SentenceTextSide | MultilingualCheckpoint
     if (folder / "modules.json").is_file():
@@ -193,7 +193,7 @@ def load_m_clip(asked: Request) -> PairEncoder:
         return asked.info(
             family="m-clip",
             dim=part.dim,
-            preprocess=pictures.preprocess,
+            preprocess=images.preprocess,
             limit=part.limit,
             sha256=hashlib.sha256(f"{part.sha256} {vision.weights.sha256}".encode()).hexdigest(),
             settings_sha256=settings_sha256(
@@ -202,7 +202,7 @@ def load_m_clip(asked: Request) -> PairEncoder:
             parameters=part.parameters + vision.weights.size(VISION),
         )
 
-    return PairEncoder(pictures=pictures, texts=texts, describe=describe)
+    return PairEncoder(images=images, texts=texts, describe=describe)
 
 
 def _check_dim(part: SentenceTextSide | MultilingualCheckpoint, vision: Checkpoint) -> None:

@@ -1,6 +1,6 @@
 """Anything open_clip has, as ``open_clip:MODEL/PRETRAINED``, where that library is installed.
 
-It builds and loads the model and reads texts; pictures are prepared here, as its settings for the model say.
+It builds and loads the model and reads texts; images are prepared here, as its settings for the model say.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, Resample, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import TOKENIZER_FILES
-from llm2clip.encoders.text.dual_encoder import AbstractTextSide, Late, PairEncoder, PictureSide, to_array
+from llm2clip.encoders.text.dual_encoder import AbstractTextSide, ImageSide, Late, PairEncoder, to_array
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ def load_open_clip(
         parity: See ``load_encoder``.
 
     Raises:
-        ModelError: open_clip is not installed, has no such model, cannot load it, or prepares pictures in a way
+        ModelError: open_clip is not installed, has no such model, cannot load it, or prepares images in a way
             that is not known here.
         ValueError: There is no such device or dtype.
     """
@@ -80,7 +80,7 @@ def load_open_clip(
     preprocess = read_settings(settings, name=name, parity=parity)
     texts = _TextSide(model, tokenizer, device=place)
     return PairEncoder(
-        pictures=PictureSide(lambda: _Pictures(model), preprocess=preprocess, dtype=arithmetic, device=place),
+        images=ImageSide(lambda: _Images(model), preprocess=preprocess, dtype=arithmetic, device=place),
         texts=texts,
         describe=lambda: EncoderInfo(
             name=name,
@@ -100,7 +100,7 @@ def load_open_clip(
 
 
 def read_settings(settings: Mapping[str, Any], *, name: str, parity: Parity) -> Preprocess:
-    """What open_clip's settings for a model say of its pictures.
+    """What open_clip's settings for a model say of its images.
 
     Raises:
         ModelError: Something that is not done here.
@@ -110,7 +110,7 @@ def read_settings(settings: Mapping[str, Any], *, name: str, parity: Parity) -> 
     mode, resample = str(settings["resize_mode"]), str(settings["interpolation"])
     if len(set(sides)) != 1 or mode not in _MODES or resample not in ("bilinear", "bicubic"):
         raise ModelError(
-            f"{name} wants pictures of {sides} made by {mode!r} and {resample!r}; expected a square, made by "
+            f"{name} wants images of {sides} made by {mode!r} and {resample!r}; expected a square, made by "
             f"{' or '.join(map(repr, _MODES))} and 'bicubic' or 'bilinear'"
         )
     return Preprocess(
@@ -163,12 +163,12 @@ def _dim(model: nn.Module, size: int) -> int:
     """Length of the vectors, found by trying: open_clip's models do not agree on where they say it."""
     like = next(model.parameters())
     with torch.inference_mode():
-        vectors = _Pictures(model)(torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device))
+        vectors = _Images(model)(torch.zeros(1, 3, size, size, dtype=like.dtype, device=like.device))
     return int(vectors.shape[1])
 
 
 @final
-class _Pictures(nn.Module):
+class _Images(nn.Module):
     """The image half of a model of open_clip."""
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""Models of sentence-transformers: ``st:NAME`` for any that reads pictures and texts, with its own prompts.
+"""Models of sentence-transformers: ``st:NAME`` for any that reads images and texts, with its own prompts.
 
 The library loads and computes; no code of a model's repository is ever run. It loads both sides together.
 """
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 PREFIX = "st:"
 """How the names of such encoders begin."""
 CANVAS = 1024
-"""Side of the square a picture is handed over in, in pixels; smaller ones are not enlarged."""
+"""Side of the square an image is handed over in, in pixels; smaller ones are not enlarged."""
 
-_MARK = b"picture\0"
-"""At the beginning of a canvas's last row; the picture's width and height follow, two bytes each."""
+_MARK = b"image\0"
+"""At the beginning of a canvas's last row; the image's width and height follow, two bytes each."""
 _SAFE = "sentence_transformers."
 """How the names of classes begin that may be loaded."""
 _WHOLE = "It takes tokenizer and weights besides, whatever they are called."
@@ -240,7 +240,7 @@ class SentenceTextSide(AbstractTextSide):
 class SentenceEncoder(Encoder):
     """A multimodal model of sentence-transformers; make one with ``load_encoder("st:NAME")``.
 
-    Texts are encoded as queries and pictures as documents, each with the model's prompt for it, if it has one.
+    Texts are encoded as queries and images as documents, each with the model's prompt for it, if it has one.
     """
 
     def __init__(self, folder: Path, *, name: str, device: torch.device, dtype: torch.dtype) -> None:
@@ -283,8 +283,8 @@ class SentenceEncoder(Encoder):
         return self._info
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
-        picture = read_image(image)
-        return PreparedImage(pixels=to_canvas(picture), width=picture.width, height=picture.height)
+        photo = read_image(image)
+        return PreparedImage(pixels=to_canvas(photo), width=photo.width, height=photo.height)
 
     def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         return _encoded(self.model, "encode_document", [from_canvas(canvas) for canvas in pixels])
@@ -296,27 +296,27 @@ class SentenceEncoder(Encoder):
         return count_tokens(self.model, texts)
 
 
-def to_canvas(picture: Image.Image) -> NDArray[np.uint8]:
-    """A picture of any shape in an array of one shape, from which it can be taken out again.
+def to_canvas(image: Image.Image) -> NDArray[np.uint8]:
+    """An image of any shape in an array of one shape, from which it can be taken out again.
 
-    The models resize pictures in ways of their own, many of them keeping the aspect, so none is chosen here.
+    The models resize images in ways of their own, many of them keeping the aspect, so none is chosen here.
 
     Returns:
-        Shape: (CANVAS, CANVAS, 3), uint8: the picture in the upper left corner, its size in the last row.
+        Shape: (CANVAS, CANVAS, 3), uint8: the image in the upper left corner, its size in the last row.
     """
-    scale = min(1.0, CANVAS / picture.width, (CANVAS - 1) / picture.height)
+    scale = min(1.0, CANVAS / image.width, (CANVAS - 1) / image.height)
     if scale < 1:
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize((min(size[0], CANVAS), min(size[1], CANVAS - 1)), Image.Resampling.BICUBIC)
+        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = image.resize((min(size[0], CANVAS), min(size[1], CANVAS - 1)), Image.Resampling.BICUBIC)
     canvas = np.zeros((CANVAS, CANVAS, 3), np.uint8)
-    canvas[: picture.height, : picture.width] = np.asarray(picture)
-    label = _MARK + picture.width.to_bytes(2, "big") + picture.height.to_bytes(2, "big")
+    canvas[: image.height, : image.width] = np.asarray(image)
+    label = _MARK + image.width.to_bytes(2, "big") + image.height.to_bytes(2, "big")
     canvas[-1].reshape(-1)[: len(label)] = np.frombuffer(label, np.uint8)
     return canvas
 
 
 def from_canvas(canvas: NDArray[np.uint8]) -> Image.Image:
-    """The picture that :func:`to_canvas` put there.
+    """The image that :func:`to_canvas` put there.
 
     Raises:
         ValueError: It did not make this array.

@@ -50,12 +50,12 @@ class EncoderCard:
     download_bytes: int = 0
     """Bytes to fetch, the language model's included."""
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes of weights: of both sides in float32; of LLM2CLIP those of ``"pictures"``, and of texts by the way in
+    """Bytes of weights: of both sides in float32; of LLM2CLIP those of ``"images"``, and of texts by the way in
     which the language model is held (``"texts as bfloat16"``, ...)."""
     dim: int = 0
     """Length of its vectors."""
     image_size: int = 0
-    """Side of the picture it looks at, in pixels."""
+    """Side of the image it looks at, in pixels."""
     max_text_tokens: int = 0
     """Tokens of a text that are read."""
     languages: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ def _memory(row: EncoderRow, language: LanguageRow) -> dict[str, int]:
     adapter = adapter_parameters(language.shape.hidden_size, row.dim)
     ways: tuple[Choice, ...] = ("float32", "bfloat16", "int8", "int4")
     texts = {f"texts as {way}": 4 * adapter + language.shape.memory(way) for way in ways}
-    return {"pictures": 4 * (row.parameters - adapter), **texts}
+    return {"images": 4 * (row.parameters - adapter), **texts}
 
 
 def adapter_parameters(width: int, dim: int) -> int:

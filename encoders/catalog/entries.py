@@ -27,7 +27,7 @@ _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """Published recall at 1 in percent; i2t finds the text of a picture, t2i the picture of a text."""
+    """Published recall at 1 in percent; i2t finds the text of an image, t2i the image of a text."""
 
     flickr30k_t2i_r1: float | None = None
     flickr30k_i2t_r1: float | None = None
@@ -49,7 +49,7 @@ class Recall:
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderRow:
-    """One published model of pictures and texts."""
+    """One published model of images and texts."""
 
     name: str
     """What ``load_encoder`` takes."""
@@ -70,7 +70,7 @@ class EncoderRow:
     dim: int
     """Length of its vectors."""
     image_size: int
-    """Side of the square picture it looks at, in pixels."""
+    """Side of the square image it looks at, in pixels."""
     max_text_tokens: int
     """Tokens of a text that are read."""
     languages: tuple[str, ...] = ()
@@ -95,7 +95,7 @@ class EncoderRow:
     layout: str = ""
     """Of an LLM2CLIP tower: ``"openai"``, ``"eva02"`` or ``"siglip2"``."""
     preprocessing: Literal["", "clip", "eva", "siglip"] = ""
-    """How a picture becomes pixels, of LLM2CLIP."""
+    """How an image becomes pixels, of LLM2CLIP."""
     language_model: str = ""
     """The language model it was trained with, of LLM2CLIP."""
     normalize_input: bool = True

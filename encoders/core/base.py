@@ -1,4 +1,4 @@
-"""What every encoder is: pictures and texts in, unit vectors of one shared space out.
+"""What every encoder is: images and texts in, unit vectors of one shared space out.
 
 Batching, sorting by length, checking and normalising live here once; an encoder implements the five members
 whose names are abstract below. Neither torch nor PIL is imported by this module.
@@ -35,7 +35,7 @@ class EncoderInfo:
     dim: int
     """Length of its vectors."""
     image_size: int
-    """Side of the square picture it looks at, in pixels."""
+    """Side of the square image it looks at, in pixels."""
     max_text_tokens: int
     """Longest text that is read to its end, in tokens as ``count_tokens`` counts them.
 
@@ -47,7 +47,7 @@ class EncoderInfo:
     settings_sha256: str
     """SHA-256 of everything else that shapes the vectors: configuration, tokenizer, wrapper of a text."""
     preprocessing: str
-    """How a picture becomes pixels, e.g. ``"rgb-on-white/pad-square/bicubic-64/mean.5std.5"``."""
+    """How an image becomes pixels, e.g. ``"rgb-on-white/pad-square/bicubic-64/mean.5std.5"``."""
     parameters: int
     """Trained numbers, both sides together."""
     languages: tuple[str, ...]
@@ -70,7 +70,7 @@ class EncoderInfo:
 
 
 class Encoder(ABC):
-    """Turns pictures and texts into unit vectors whose inner product says how well they match.
+    """Turns images and texts into unit vectors whose inner product says how well they match.
 
     An encoder may be used from several threads for :meth:`prepare`; the forward passes are meant for one at
     a time.
@@ -99,15 +99,15 @@ class Encoder(ABC):
 
     @final
     def prepare(self, image: ImageSource, *, margin: int = 0) -> PreparedImage:
-        """Decode one picture and bring it to the size the model takes; may be called from several threads.
+        """Decode one image and bring it to the size the model takes; may be called from several threads.
 
         Args:
-            image: File, bytes, PIL picture or array.
+            image: File, bytes, PIL image or array.
             margin: 0 to decode the whole; else encoded JPEGs may be decoded at a half, a quarter or an eighth of
                 their size, as long as the shorter side keeps ``margin`` times the pixels that the model takes.
 
         Raises:
-            ImageError: The picture cannot be read; the message is the reason, in a few words.
+            ImageError: The image cannot be read; the message is the reason, in a few words.
         """
         if margin and isinstance(image, bytes):
             from llm2clip.encoders.images.decode import read_reduced  # knows this module
@@ -119,7 +119,7 @@ class Encoder(ABC):
 
     @final
     def encode_prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """One forward pass over prepared pictures; the caller chooses how many.
+        """One forward pass over prepared images; the caller chooses how many.
 
         Args:
             pixels: Shape: (n, size, size, 3), uint8, from :meth:`prepare`.
@@ -138,21 +138,21 @@ class Encoder(ABC):
             )
         if not len(pixels):
             return np.zeros((0, self.info.dim), np.float32)
-        return self._unit_rows(self._image_batch(pixels), "picture")
+        return self._unit_rows(self._image_batch(pixels), "image")
 
     @final
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 64) -> NDArray[np.float32]:
-        """Vectors of pictures, in their order.
+        """Vectors of images, in their order.
 
         Args:
-            images: Files, bytes, PIL pictures or arrays.
-            batch_size: Pictures per forward pass.
+            images: Files, bytes, PIL images or arrays.
+            batch_size: Images per forward pass.
 
         Returns:
             Shape: (len(images), dim), float32, unit rows.
 
         Raises:
-            ImageError: A picture cannot be read (the message says which if several were given).
+            ImageError: An image cannot be read (the message says which if several were given).
             ValueError: ``batch_size`` is not positive.
         """
         _check_batch(images, batch_size, "images")
@@ -209,7 +209,7 @@ class Encoder(ABC):
         try:
             return self.prepare(image).pixels
         except ImageError as error:
-            which = [f"picture {position + 1} of {total}"] if total > 1 else []
+            which = [f"image {position + 1} of {total}"] if total > 1 else []
             if isinstance(image, str | os.PathLike):
                 which.append(os.fspath(image))
             if not which:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ImageError(ValueError):
-    """A picture that cannot be read; the message is the reason in a few words (``"truncated file"``)."""
+    """An image that cannot be read; the message is the reason in a few words (``"truncated file"``)."""
 
 
 class EncodingError(ValueError):

@@ -13,18 +13,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     ImageSource = str | os.PathLike[str] | bytes | PIL.Image.Image | NDArray[np.uint8]
-    """A file, its bytes, a PIL picture, or an array of shape (H, W, 3), uint8, RGB."""
+    """A file, its bytes, a PIL image, or an array of shape (H, W, 3), uint8, RGB."""
 else:
     ImageSource = object
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A decoded picture, ready for the model."""
+    """A decoded image, ready for the model."""
 
     pixels: NDArray[np.uint8]
     """Shape: (size, size, 3), uint8, RGB."""
     width: int
-    """Width of the original picture as it is shown (after its EXIF rotation), in pixels."""
+    """Width of the original image as it is shown (after its EXIF rotation), in pixels."""
     height: int
-    """Height of the original picture as it is shown, in pixels."""
+    """Height of the original image as it is shown, in pixels."""

@@ -1,8 +1,8 @@
-"""Read pictures that nobody vouches for: any common format in, upright 8-bit RGB over white out.
+"""Read images that nobody vouches for: any common format in, upright 8-bit RGB over white out.
 
-``read_stored`` leaves a picture as its file has it, for those who want what other programs make of it.
+``read_stored`` leaves an image as its file has it, for those who want what other programs make of it.
 
-Reasons for refusing a picture are a few words, because they end up in a list of hundreds.
+Reasons for refusing an image are a few words, because they end up in a list of hundreds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llm2clip.encoders.core.errors import ImageError
 from llm2clip.encoders.core.image_source import ImageSource
 
 MAX_PIXELS = 64_000_000
-"""Pictures of more pixels are refused by their header, before anything is decoded."""
+"""Images of more pixels are refused by their header, before anything is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
 """Formats that are read, each known by its signature; HEIF (HEIC) where the extra ``heic`` is installed. No EPS (it
@@ -66,26 +66,26 @@ _ORIENTATION = 0x0112
 
 
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture completely: first frame, upright, 8 bits per channel, blended over white.
+    """Decode an image completely: first frame, upright, 8 bits per channel, blended over white.
 
     16-bit grey is scaled to 8 bits, not clipped; integers and floats without a defined range (TIFF) are
     stretched from their smallest to their largest value. Thread-safe.
 
     Args:
         source: A path, the bytes of a file, a PIL image (left unchanged), or an array (H, W, 3), uint8.
-        max_pixels: Refuse pictures with more pixels than this, before decoding them.
+        max_pixels: Refuse images with more pixels than this, before decoding them.
 
     Returns:
         An image of mode RGB.
 
     Raises:
-        ImageError: The picture cannot be read; the message is the reason, in a few words.
+        ImageError: The image cannot be read; the message is the reason, in a few words.
     """
     return _read(source, max_pixels, _upright_rgb)
 
 
 def read_stored(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture completely, first frame, in the mode and orientation it is stored in. Thread-safe.
+    """Decode an image completely, first frame, in the mode and orientation it is stored in. Thread-safe.
 
     Args:
         source: As for ``read_image``.
@@ -132,18 +132,18 @@ def _read(source: ImageSource, max_pixels: int, finish: Callable[[Image.Image], 
 
 
 def _decode(stream: IO[bytes], max_pixels: int, finish: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    with open_picture(stream) as image:
+    with open_image(stream) as image:
         return finish(load_pixels(image, max_pixels))
 
 
-def open_picture(stream: IO[bytes]) -> ImageFile.ImageFile:
-    """Parse the header of a picture; nothing is decoded yet.
+def open_image(stream: IO[bytes]) -> ImageFile.ImageFile:
+    """Parse the header of an image; nothing is decoded yet.
 
-    ``Image.open`` is not used: it warns of large pictures through a filter that is global to the process,
+    ``Image.open`` is not used: it warns of large images through a filter that is global to the process,
     and tries every format it knows.
 
     Raises:
-        ImageError: It is no picture that is read.
+        ImageError: It is no image that is read.
     """
     Image.init()
     prefix = stream.read(16)
@@ -169,7 +169,7 @@ def open_picture(stream: IO[bytes]) -> ImageFile.ImageFile:
                 break
     if heif and "HEIF" not in Image.OPEN:
         raise ImageError("HEIC: reading it needs pip install 'llm2clip-retrieval[heic]'")
-    raise failure or ImageError("not a picture")
+    raise failure or ImageError("not an image")
 
 
 def _register_heif() -> None:
@@ -181,7 +181,7 @@ def _register_heif() -> None:
 
 
 def load_pixels(image: Image.Image, max_pixels: int) -> Image.Image:
-    """Decode an opened picture, unless it has too many pixels.
+    """Decode an opened image, unless it has too many pixels.
 
     Raises:
         ImageError: It cannot be decoded.
@@ -207,7 +207,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse pictures without or with too many pixels.
+    """Refuse images without or with too many pixels.
 
     Raises:
         ImageError: It is one.
@@ -249,7 +249,7 @@ def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     if not np.isfinite(high - low):
         raise ImageError("pixel values that are not finite")
-    # In place: a picture at the limit is half a gigabyte here.
+    # In place: an image at the limit is half a gigabyte here.
     values -= low
     values *= 255 / (high - low) if high > low else 0
     return np.rint(values, out=values).astype(np.uint8)
@@ -271,12 +271,12 @@ _TURNED = (5, 6, 7, 8)
 
 @dataclass(frozen=True, kw_only=True)
 class Reduced:
-    """A picture that was decoded smaller than it is."""
+    """An image that was decoded smaller than it is."""
 
     image: Image.Image
     """As the file has it, smaller; it still knows its EXIF orientation."""
     width: int
-    """Of the whole picture as it is shown, in pixels."""
+    """Of the whole image as it is shown, in pixels."""
     height: int
     """Likewise."""
 
@@ -287,9 +287,9 @@ def read_reduced(content: bytes, *, shorter: int, max_pixels: int = MAX_PIXELS) 
     The decoder leaves out the fine parts of each block of 8 x 8 pixels, which averages them, so that nothing flickers.
 
     Args:
-        content: an encoded picture of any format.
+        content: an encoded image of any format.
         shorter: in pixels.
-        max_pixels: refuse pictures with more pixels than this, by their header.
+        max_pixels: refuse images with more pixels than this, by their header.
 
     Returns:
         None if it is no JPEG, or cannot be decoded smaller.
@@ -299,7 +299,7 @@ def read_reduced(content: bytes, *, shorter: int, max_pixels: int = MAX_PIXELS) 
     """
     if not content.startswith(_SIGNATURE):
         return None
-    with open_picture(BytesIO(content)) as image:
+    with open_image(BytesIO(content)) as image:
         width, height = image.size
         check_size(width, height, max_pixels)
         by = next((by for by in (8, 4, 2) if min(width, height) // by >= shorter), 1)

@@ -13,7 +13,7 @@ from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
 FILE = "preprocessor_config.json"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the pictures CLIP was trained on, as everybody since has them."""
+"""Of the images CLIP was trained on, as everybody since has them."""
 
 _FILTERS = {1: Resample.LANCZOS, 2: Resample.BILINEAR, 3: Resample.BICUBIC}
 """Pillow's numbers."""
@@ -21,11 +21,11 @@ _STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
 def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess) -> Preprocess:
-    """What is done to a picture before a model in a folder sees it.
+    """What is done to an image before a model in a folder sees it.
 
     Args:
         folder: Where ``preprocessor_config.json`` is, if there is one.
-        config: The model's own settings, for the size of its pictures.
+        config: The model's own settings, for the size of its images.
         default: What its family does where the file says nothing; the size is not used.
 
     Raises:
@@ -43,7 +43,7 @@ def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess
         "size": (size, square) if mode is ResizeMode.SQUASH else (size, {"shortest_edge": size}),
         "resample": tuple(_FILTERS),
         "rescale_factor": (1 / 255,),
-        # Pictures are made RGB whatever is said here.
+        # Images are made RGB whatever is said here.
         "do_convert_rgb": (True, False, None),
         **dict.fromkeys(_STEPS, (True,)),
     }
@@ -64,7 +64,7 @@ def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess
 
 
 def _mode(settings: Mapping[str, Any], default: ResizeMode) -> ResizeMode:
-    """How a picture becomes a square: by the keys of ``size``, which say so where it is no bare number."""
+    """How an image becomes a square: by the keys of ``size``, which say so where it is no bare number."""
     size = settings.get("size")
     if isinstance(size, dict):
         return ResizeMode.SHORTEST_CROP if "shortest_edge" in size else ResizeMode.SQUASH

@@ -1,6 +1,6 @@
-"""What is done to a picture before a model sees it, as data: saved with the model, named in every index.
+"""What is done to an image before a model sees it, as data: saved with the model, named in every index.
 
-``native``, the default, does what a person would: a picture is turned upright, blended over white, and made 8-bit
+``native``, the default, does what a person would: an image is turned upright, blended over white, and made 8-bit
 RGB before anything else. ``upstream`` does what the original programs do, for comparing numbers with theirs: they
 ignore the EXIF orientation, drop the transparency, cut 16 bits off at 255, and those that resize first treat a
 palette's numbers as if they were brightness (golden case j). For upright 8-bit RGB the two are one.
@@ -25,7 +25,7 @@ _LONG_STRIP = 16
 
 
 class ResizeMode(StrEnum):
-    """How a picture of any shape becomes a square."""
+    """How an image of any shape becomes a square."""
 
     PAD_SQUARE = "pad-square"
     """Fit inside, keep the aspect, centre on white."""
@@ -70,12 +70,12 @@ _FILTERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """From a picture file to the numbers a vision tower reads."""
+    """From an image file to the numbers a vision tower reads."""
 
     size: int
     """Side of the square in pixels."""
     mode: ResizeMode
-    """How the picture becomes a square."""
+    """How the image becomes a square."""
     resample: Resample = Resample.BICUBIC
     """Filter for resizing."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -87,7 +87,7 @@ class Preprocess:
     order: Order = Order.CONVERT_FIRST
     """What the original does first; followed under ``upstream`` only."""
     parity: Literal["native", "upstream"] = "native"
-    """Treat pictures that are no upright 8-bit RGB sensibly, or as the original does."""
+    """Treat images that are no upright 8-bit RGB sensibly, or as the original does."""
 
     def __post_init__(self) -> None:
         if self.order is Order.RESIZE_FIRST and self.mode is ResizeMode.PAD_SQUARE:
@@ -112,10 +112,10 @@ class Preprocess:
         return f"{colours}/{mode}/{self.resample}-{self.size}/{numbers}"
 
     def prepare(self, source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> PreparedImage:
-        """Decode a picture and bring it to size. Thread-safe.
+        """Decode an image and bring it to size. Thread-safe.
 
         Raises:
-            ImageError: The picture cannot be read.
+            ImageError: The image cannot be read.
         """
         if self.parity == "native":
             image = read_image(source, max_pixels=max_pixels)

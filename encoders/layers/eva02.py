@@ -5,7 +5,7 @@ released ``.pt`` files without their ``visual.``.
 
 Source: EVA-02 (arXiv 2303.11331) and EVA-CLIP (arXiv 2303.15389); golden case a.
 
-Shape suffixes: B pictures, S side in pixels, G patches per side, L tokens (the read-out token and G * G patches),
+Shape suffixes: B images, S side in pixels, G patches per side, L tokens (the read-out token and G * G patches),
 D width, H heads, E width of a head.
 """
 
@@ -28,7 +28,7 @@ class Eva02Config:
     """Shape of an EVA02 tower."""
 
     image_size: int
-    """Side S of the picture, in pixels; a multiple of ``patch_size``."""
+    """Side S of the image, in pixels; a multiple of ``patch_size``."""
     patch_size: int
     """Side of a patch, in pixels."""
     width: int
@@ -173,7 +173,7 @@ class _Patches(nn.Module):
 
 
 class Eva02Tower(nn.Module):
-    """Pictures to vectors: the normalised read-out token through a linear head with a bias.
+    """Images to vectors: the normalised read-out token through a linear head with a bias.
 
     The rotary tables are computed, never loaded: files carry them rounded to the weights' dtype.
     """
@@ -201,7 +201,7 @@ class Eva02Tower(nn.Module):
         return tokens + self.pos_embed
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """Vectors of pictures.
+        """Vectors of images.
 
         Args:
             pixels_B3SS: Shape: (B, 3, S, S), float, normalised; of the weights' dtype.

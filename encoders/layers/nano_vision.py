@@ -1,6 +1,6 @@
 """The vision tower of nano: a small residual network whose last cells are read by two transformer blocks.
 
-Shape suffixes: B pictures, S side in pixels, T cells of the final grid (plus one read-out token), D width.
+Shape suffixes: B images, S side in pixels, T cells of the final grid (plus one read-out token), D width.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class AttentionBlock(nn.Module):
 
 
 class NanoVisionTower(nn.Module):
-    """Pixels to one pooled state per picture."""
+    """Pixels to one pooled state per image."""
 
     def __init__(self, config: NanoVisionConfig) -> None:
         super().__init__()

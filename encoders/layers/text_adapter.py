@@ -1,4 +1,4 @@
-"""The text adapter of LLM2CLIP: from the language model's pooled state to the space shared with pictures.
+"""The text adapter of LLM2CLIP: from the language model's pooled state to the space shared with images.
 
 Source: LLM2CLIP paper section 4.1 (inverted bottleneck, after FuseMix) and its released ``TextProj``; golden
 cases b and e.

@@ -57,7 +57,7 @@ class Llm2ClipConfig:
     adapter: AdapterConfig
     """From the language model to the shared space."""
     preprocessing: Preprocess
-    """What is done to a picture."""
+    """What is done to an image."""
     text_rules: TextRules
     """What is put around a text, and how much of it is read."""
     dtype: StoredDtype = "float16"

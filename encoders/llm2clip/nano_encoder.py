@@ -94,7 +94,7 @@ class VisionSide(nn.Module):
             torch.tensor(values, device=pixels_BSS3.device).mul_(255)
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
-        # In this order of axes the picture lies in memory channels last, which convolutions like best.
+        # In this order of axes the image lies in memory channels last, which convolutions like best.
         pixels = pixels_BSS3.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
         vectors: Tensor = self.visual_projection(self.vision(pixels.to(self.visual_projection.weight.dtype)))
         return vectors

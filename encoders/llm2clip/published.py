@@ -1,6 +1,6 @@
 """LLM2CLIP as it was published: any of the vision towers, the adapter in the same file, and a language model.
 
-The two sides are found, fetched and loaded apart: an index of pictures is built without the language model, a text
+The two sides are found, fetched and loaded apart: an index of images is built without the language model, a text
 is read without the tower. What was found is reported; nothing of a repository is run.
 """
 
@@ -22,7 +22,7 @@ from llm2clip.encoders.core.devices import pick_device
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
-from llm2clip.encoders.text.dual_encoder import PictureSide, to_array
+from llm2clip.encoders.text.dual_encoder import ImageSide, to_array
 from llm2clip.encoders.text.llm_source import LanguageSource, language_source
 from llm2clip.encoders.text.llm_text_tower import CaptionSide, LanguageSide
 from llm2clip.encoders.vision.vision_source import VisionSource, local_vision, published_vision
@@ -63,13 +63,13 @@ class PublishedEncoder(Encoder):
             language: The language model.
             device: Where the tower and the adapter are.
             dtype: Of their arithmetic.
-            parity: What to do with texts and pictures that the original treats badly.
+            parity: What to do with texts and images that the original treats badly.
         """
         self.vision = vision
         self.parity: Parity = parity
         self.device = device
         self.dtype = dtype
-        self.pictures = PictureSide(
+        self.images = ImageSide(
             self._load_tower, preprocess=vision.preprocess(parity), dtype=dtype, device=device
         )
         half = vision.plan.layout == "siglip2" if vision.row is None else vision.row.half_features
@@ -92,7 +92,7 @@ class PublishedEncoder(Encoder):
             max_text_tokens=self._max_text_tokens,
             weights_sha256=self.vision.sha256,
             settings_sha256=self._settings_sha256,
-            preprocessing=self.pictures.preprocess.identifier,
+            preprocessing=self.images.preprocess.identifier,
             parameters=plan.parameters + self._language_parameters,
             languages=row.languages if row else (),
             licence=row.licence if row else "unknown",
@@ -112,7 +112,7 @@ class PublishedEncoder(Encoder):
     @property
     def loaded_sides(self) -> frozenset[str]:
         """Which of ``"vision"`` and ``"text"`` have their weights in memory."""
-        sides = {"vision": self.pictures.module.loaded, "text": self.texts.loaded}
+        sides = {"vision": self.images.module.loaded, "text": self.texts.loaded}
         return frozenset(name for name, loaded in sides.items() if loaded)
 
     @property
@@ -126,7 +126,7 @@ class PublishedEncoder(Encoder):
         Raises:
             ModelError: Something is missing, damaged, or does not fit into memory.
         """
-        self.pictures.module()
+        self.images.module()
         self.encode_texts(["."])
 
     def encode_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -170,10 +170,10 @@ class PublishedEncoder(Encoder):
         return sentence_view(self)
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
-        return self.pictures.preprocess.prepare(image)
+        return self.images.preprocess.prepare(image)
 
     def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.pictures.vectors(pixels)
+        return self.images.vectors(pixels)
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.texts.vectors(texts)

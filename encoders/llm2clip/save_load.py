@@ -76,7 +76,7 @@ class SavedConfig:
     tower: TowerSettings
     """What the tensors do not tell."""
     preprocessing: Preprocess
-    """What is done to a picture."""
+    """What is done to an image."""
     text_rules: TextRules
     """What is put around a text."""
     language_model: str

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @final
 class LanguageEncoder(Encoder):
-    """A language model of LLM2CLIP without a tower: texts to the space that adapters read. It sees no pictures."""
+    """A language model of LLM2CLIP without a tower: texts to the space that adapters read. It sees no images."""
 
     def __init__(self, language: LanguageSide) -> None:
         """Put it together; nothing is loaded yet."""
@@ -69,12 +69,10 @@ class LanguageEncoder(Encoder):
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
         name = self.texts.language.source.name
-        raise ModelError(
-            f"{name} is a language model alone and sees no pictures; load an encoder that uses it"
-        )
+        raise ModelError(f"{name} is a language model alone and sees no images; load an encoder that uses it")
 
     def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        raise ModelError(f"{self.texts.language.source.name} sees no pictures")
+        raise ModelError(f"{self.texts.language.source.name} sees no images")
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.texts.vectors(texts)

@@ -1,4 +1,4 @@
-"""An encoder put together from a side for pictures and a side for texts, each loaded when it is first used.
+"""An encoder put together from a side for images and a side for texts, each loaded when it is first used.
 
 All baselines with two towers are this one class: their sides may come from one file, from two repositories, or
 from two libraries.
@@ -48,8 +48,8 @@ class Late:
 
 
 @final
-class PictureSide:
-    """Pictures to vectors."""
+class ImageSide:
+    """Images to vectors."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class PictureSide:
 
         Args:
             load: Gives a module from normalised pixels (B, 3, S, S) to vectors (B, dim).
-            preprocess: What is done to a picture first.
+            preprocess: What is done to an image first.
             dtype: Of the arithmetic.
             device: Where the module is.
         """
@@ -86,7 +86,7 @@ class PictureSide:
         mean, std = self._levels
         # A copy: torch warns of arrays that are read-only, such as memory maps.
         batch = torch.tensor(np.ascontiguousarray(pixels_BSS3), device=self.device)
-        # In this order of axes the picture lies in memory channels last, which convolutions like best.
+        # In this order of axes the image lies in memory channels last, which convolutions like best.
         return batch.float().sub_(mean).div_(std).permute(0, 3, 1, 2).to(self.dtype)
 
     def vectors(self, pixels_BSS3: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -159,19 +159,19 @@ class TowerTextSide(AbstractTextSide):
 
 @final
 class PairEncoder(Encoder):
-    """An encoder with a side for pictures and one for texts; make one with ``load_encoder``."""
+    """An encoder with a side for images and one for texts; make one with ``load_encoder``."""
 
     def __init__(
-        self, *, pictures: PictureSide, texts: AbstractTextSide, describe: Callable[[], EncoderInfo]
+        self, *, images: ImageSide, texts: AbstractTextSide, describe: Callable[[], EncoderInfo]
     ) -> None:
         """Put it together; nothing is loaded yet.
 
         Args:
-            pictures: One side.
+            images: One side.
             texts: The other, of vectors as long.
             describe: Says what the encoder is.
         """
-        self.pictures = pictures
+        self.images = images
         self.texts = texts
         self._describe = describe
 
@@ -187,14 +187,14 @@ class PairEncoder(Encoder):
     @property
     def loaded_sides(self) -> frozenset[str]:
         """Which of ``"vision"`` and ``"text"`` have their weights in memory."""
-        sides = {"vision": self.pictures.module.loaded, "text": self.texts.loaded}
+        sides = {"vision": self.images.module.loaded, "text": self.texts.loaded}
         return frozenset(name for name, loaded in sides.items() if loaded)
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
-        return self.pictures.preprocess.prepare(image)
+        return self.images.preprocess.prepare(image)
 
     def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self.pictures.vectors(pixels)
+        return self.images.vectors(pixels)
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.texts.vectors(texts)

@@ -1,4 +1,4 @@
-"""Texts through a language model, and through the adapter that ties it to pictures.
+"""Texts through a language model, and through the adapter that ties it to images.
 
 Each of the two is loaded when it is first needed; the tokenizer, which counts tokens, before both.
 """

@@ -28,7 +28,7 @@ class TowerShape:
     layout: Layout
     """Which architecture."""
     image_size: int
-    """Side of the picture, in pixels."""
+    """Side of the image, in pixels."""
     patch_size: int
     """Side of a patch, in pixels."""
     width: int
@@ -50,7 +50,7 @@ class TowerShape:
 
     @property
     def patches(self) -> int:
-        """Number of patches of a picture."""
+        """Number of patches of an image."""
         return (self.image_size // self.patch_size) ** 2
 
     @property

@@ -51,7 +51,7 @@ class VisionSource:
     copied: tuple[str, str] | None = None
     """Hash of ``plan.path`` when it was saved, and that of the published file it is the same as."""
     preparation: Preprocess | None = None
-    """What is done to a picture, where that is written down."""
+    """What is done to an image, where that is written down."""
 
     @cached_property
     def sha256(self) -> str:
@@ -62,7 +62,7 @@ class VisionSource:
         return self.copied[1] if self.copied is not None and self.copied[0] == digest else digest
 
     def preprocess(self, parity: Parity) -> Preprocess:
-        """What is done to a picture: as ``preprocessor_config.json`` says if it is there, else as published."""
+        """What is done to an image: as ``preprocessor_config.json`` says if it is there, else as published."""
         if self.preparation is not None:
             return replace(self.preparation, parity=parity)
         kind = self.kind
@@ -95,7 +95,7 @@ class VisionSource:
         """What the files turned out to be, in words."""
         how = f"as {IMAGE_SETTINGS} says" if self.has_settings else f"those of {self.kind}"
         whose = (self.row.note,) if self.row is not None and not self.row.repository else ()
-        return (f"{self.plan.layout} tower", *whose, *self.plan.found, f"pictures prepared {how}")
+        return (f"{self.plan.layout} tower", *whose, *self.plan.found, f"images prepared {how}")
 
 
 def published_vision(row: EncoderRow) -> VisionSource:
@@ -209,7 +209,7 @@ def _check(plan: VisionPlan, row: EncoderRow) -> None:
         wrong.append(f"a tower of layout {plan.layout}, expected {row.layout}")
     for what, got, expected in (
         ("vectors of", plan.dim, row.dim),
-        ("pictures of", plan.image_size, row.image_size),
+        ("images of", plan.image_size, row.image_size),
         ("trained numbers:", plan.parameters, row.parameters),
     ):
         if got != expected:

@@ -77,7 +77,7 @@ class VisionPlan:
 
     @property
     def image_size(self) -> int:
-        """Side of the picture it reads, in pixels."""
+        """Side of the image it reads, in pixels."""
         return self.shape.image_size
 
     @property

@@ -72,7 +72,7 @@ def sets(
         protocols: Declared ids, each perhaps with ``:LANGUAGE``.
         own: Folders or tars of one's own, each perhaps after ``NAME=``.
         folder: Where the files of declared protocols lie.
-        languages: Codes, or ``all``. A protocol in several languages is taken in all of them by default, pictures
+        languages: Codes, or ``all``. A protocol in several languages is taken in all of them by default, images
             of one's own with their captions that name no language.
 
     Raises:
@@ -80,7 +80,7 @@ def sets(
     """
     if not protocols and not own:
         raise DatasetError(
-            "no set was named; name a protocol (--dataset ID) or pictures of your own (--data PATH)"
+            "no set was named; name a protocol (--dataset ID) or images of your own (--data PATH)"
         )
     for base, language in dict.fromkeys(
         (name.partition(":")[0], language)

@@ -25,7 +25,7 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write everyt
 
 
 def classify(
-    folder: Annotated[Path, typer.Argument(help="Folder with one folder of pictures for each class.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
     *,
     encoder: Names,
     names: Annotated[
@@ -43,14 +43,14 @@ def classify(
     dtype: Dtype = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Classify pictures by the names of their classes, never trained on them (zero-shot)."""
+    """Classify images by the names of their classes, never trained on them (zero-shot)."""
     with one_line_errors(extra="cpu"):
         from llm2clip.eval.commands.arguments import candidates
         from llm2clip.eval.runner.zero_shot_run import measure_classes
 
         task = _task(folder, names, templates, language=language, protocol=protocol)
         picked = candidates(encoder, device=device, dtype=dtype, parity="native")
-        with winding_up(), _bar(len(picked) * len(task.pictures.images)) as advance:
+        with winding_up(), _bar(len(picked) * len(task.images.images)) as advance:
             reports = [
                 measure_classes(one, task, cache=cache or _cache(), progress=advance) for one in picked
             ]
@@ -77,7 +77,7 @@ def captions(
     dtype: Dtype = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Caption-to-caption retrieval: do two captions of one picture find each other? Texts alone are encoded."""
+    """Caption-to-caption retrieval: do two captions of one image find each other? Texts alone are encoded."""
     with one_line_errors(extra="cpu"):
         from llm2clip.eval.commands.arguments import candidates, sets
         from llm2clip.eval.loaders.load import default_data
@@ -114,17 +114,17 @@ def _task(
     called = class_sets.read_class_names(names, folders=found.folders) if names else list(found.folders)
     texts = class_sets.read_templates(templates) if templates else class_sets.SINGLE_TEMPLATE[language]
     title = found.protocol(declared, templates=len(texts)) if declared else class_sets.own_title(folder)
-    return ClassTask(protocol=title, pictures=found, names=called, templates=texts)
+    return ClassTask(protocol=title, images=found, names=called, templates=texts)
 
 
 @contextmanager
-def _bar(pictures: int) -> Iterator[Callable[[int], None]]:
+def _bar(images: int) -> Iterator[Callable[[int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-        bar = bars.add_task("pictures", total=pictures)
+        bar = bars.add_task("images", total=images)
         yield lambda number: bars.advance(bar, number)
 
 
@@ -140,11 +140,11 @@ def _show(reports: Sequence[ClassReport], json_file: Path | None) -> None:
     for report in reports:
         result, who = report.result, plain(f"{report.encoder['label']} on {report.task}")
         if isinstance(result, Classification):
-            typer.echo(f"{who}: {result.images:,} pictures, {result.classes:,} classes")
+            typer.echo(f"{who}: {result.images:,} images, {result.classes:,} classes")
             rows = [("top-1", result.top1), ("top-5", result.top5)]
             typer.echo(f"  {'mean over classes':<18} {100 * result.per_class:5.1f} %")
         else:
-            typer.echo(f"{who}: {result.pictures:,} pictures with two captions")
+            typer.echo(f"{who}: {result.images:,} images with two captions")
             rows = [
                 ("both ways", result.mean),
                 ("first to second", result.first_to_second),

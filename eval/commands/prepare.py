@@ -18,7 +18,7 @@ def prepare(
         Path | None, typer.Option(help="Data folder of all protocols; by default in the data home.")
     ] = None,
     language: Annotated[str | None, typer.Option(help="Check this language alone.")] = None,
-    pictures: Annotated[bool, typer.Option("--pictures", help="Also decode every picture.")] = False,
+    images: Annotated[bool, typer.Option("--images", help="Also decode every image.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Say which files a protocol needs, from whom and on what terms, and check those that are there.
@@ -37,7 +37,7 @@ def prepare(
                 f"looked below {folder}; llm2clip-eval prepare NAME says what is missing and checks what is there"
             )
             return
-        report = preparing.prepare(name, data=folder, language=language, pictures=pictures)
+        report = preparing.prepare(name, data=folder, language=language, images=images)
         if as_json:
             typer.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=1))
         else:

@@ -46,7 +46,7 @@ def run(
     ] = None,
     through: Annotated[
         list[Path] | None,
-        typer.Option(help="Index over the pictures: also measure what it loses; several times."),
+        typer.Option(help="Index over the images: also measure what it loses; several times."),
     ] = None,
     where: Annotated[
         str | None,
@@ -67,7 +67,7 @@ def run(
         typer.Option(help="native, or upstream: repeat the original's mistakes to compare with its numbers."),
     ] = "native",
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first pictures: a try, called +partial.")
+        int | None, typer.Option(min=1, help="Only the first images: a try, called +partial.")
     ] = None,
 ) -> None:
     """Measure encoders on sets, in both directions, with intervals.
@@ -128,7 +128,7 @@ def leaderboard(
 
         board = build_board(read_results(results or [RESULTS]))
         console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=150)
-        note("R@k in percent, 95 % interval below; T→I: texts ask for pictures, I→T: pictures for texts")
+        note("R@k in percent, 95 % interval below; T→I: texts ask for images, I→T: images for texts")
         for each in terminal_tables(board, limit=top, width=console.width):
             console.print(each)
         if markdown:

@@ -1,4 +1,4 @@
-"""What zero-shot classification is measured on: a folder of pictures per class, names of classes, templates.
+"""What zero-shot classification is measured on: a folder of images per class, names of classes, templates.
 
 Names of ImageNet's classes and its eighty templates are other people's lists; they are read from the files in which
 their authors publish them (openai/CLIP for English, OFA-Sys/Chinese-CLIP for Chinese; both MIT), saved as plain text.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llm2clip.eval.datasets.tar_images import DatasetError
 
-PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SYNSET = re.compile(r"n\d{8}")
 _VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}")
 SINGLE_TEMPLATE = {"en": ("a photo of a {}",), "zh": ("一张{}的照片",)}
@@ -35,7 +35,7 @@ class ClassProtocol:
     classes: int
     """Number of classes."""
     images: int
-    """Number of pictures."""
+    """Number of images."""
     templates: int | None
     """Number of templates; ``None``: any, and the result says which by their hash."""
     files: str
@@ -51,7 +51,7 @@ PROTOCOLS = {
             classes=1000,
             images=50_000,
             templates=80,
-            files="the ILSVRC2012 validation pictures sorted into a folder per class (image-net.org, on request, "
+            files="the ILSVRC2012 validation images sorted into a folder per class (image-net.org, on request, "
             "non-commercial research); the 1,000 class names and 80 templates of openai/CLIP's notebook on prompts "
             "for ImageNet (MIT), one per line, names in the order of the folders' names",
         ),
@@ -69,7 +69,7 @@ PROTOCOLS = {
             classes=1000,
             images=50_000,
             templates=None,
-            files="the pictures of imagenet-1k-en; the Chinese class names and templates of OFA-Sys/Chinese-CLIP "
+            files="the images of imagenet-1k-en; the Chinese class names and templates of OFA-Sys/Chinese-CLIP "
             "(MIT), one per line, names in the order of the folders' names",
         ),
     )
@@ -78,12 +78,12 @@ PROTOCOLS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClassSet:
-    """Pictures of known classes."""
+    """Images of known classes."""
 
     folders: tuple[str, ...]
     """Names of the folders, in order: class i is folder i."""
     images: tuple[Path, ...]
-    """Pictures, by class and then by name."""
+    """Images, by class and then by name."""
     labels: NDArray[np.int64]
     """Shape: (images,): class of each."""
 
@@ -91,7 +91,7 @@ class ClassSet:
         """The protocol's id if all is there, ``ID+partial`` otherwise.
 
         Raises:
-            DatasetError: If the names of folders or pictures are not those of ImageNet's validation split.
+            DatasetError: If the names of folders or images are not those of ImageNet's validation split.
         """
         self._require_imagenet(wanted.id)
         whole = (
@@ -111,7 +111,7 @@ class ClassSet:
         stems = [one.stem for one in self.images]
         strange = next((stem for stem in stems if not _VALIDATION.fullmatch(stem)), None)
         if strange or len(set(stems)) < len(stems):
-            said = strange or "the same picture in two places"
+            said = strange or "the same image in two places"
             raise DatasetError(
                 f"{name}: got {said}, expected each of ILSVRC2012_val_00000001.JPEG and so on once: this is another "
                 "split"
@@ -122,11 +122,11 @@ def read_class_folders(path: str | Path) -> ClassSet:
     """List a folder that has one folder per class.
 
     Raises:
-        DatasetError: If it is missing, has fewer than two classes, or a class has no picture.
+        DatasetError: If it is missing, has fewer than two classes, or a class has no image.
     """
     root = Path(path)
     if not root.is_dir():
-        raise DatasetError(f"no folder {root}, expected one that has a folder of pictures for each class")
+        raise DatasetError(f"no folder {root}, expected one that has a folder of images for each class")
     folders = sorted(one for one in root.iterdir() if one.is_dir() and not one.name.startswith("."))
     if len(folders) < 2:
         raise DatasetError(
@@ -135,11 +135,9 @@ def read_class_folders(path: str | Path) -> ClassSet:
     images: list[Path] = []
     labels: list[int] = []
     for number, folder in enumerate(folders):
-        own = sorted(one for one in folder.rglob("*") if one.suffix.lower() in PICTURES and one.is_file())
+        own = sorted(one for one in folder.rglob("*") if one.suffix.lower() in IMAGES and one.is_file())
         if not own:
-            raise DatasetError(
-                f"{folder} has no picture, expected at least one. Remove the folder or fill it."
-            )
+            raise DatasetError(f"{folder} has no image, expected at least one. Remove the folder or fill it.")
         images += own
         labels += [number] * len(own)
     return ClassSet(
@@ -204,7 +202,7 @@ def read_class_names(path: str | Path, *, folders: Sequence[str]) -> list[str]:
 
 
 def same_names(names: Sequence[str]) -> list[str]:
-    """Names that more than one class bears: those classes tie for every picture, which then counts as missed."""
+    """Names that more than one class bears: those classes tie for every image, which then counts as missed."""
     return sorted({name for name in names if names.count(name) > 1})
 
 

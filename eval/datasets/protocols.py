@@ -21,11 +21,11 @@ class Counts:
     """How much a set has, or must have."""
 
     images: int | None = None
-    """Pictures in the gallery; None: not declared."""
+    """Images in the gallery; None: not declared."""
     captions: int | None = None
     """Texts; None: not declared."""
     pairs: int | None = None
-    """Right (caption, picture) pairs; None: not declared."""
+    """Right (caption, image) pairs; None: not declared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class Need:
     paths: tuple[str, ...]
     """Accepted places below the data folder, the preferred first; a folder ends in ``/``.
 
-    One suffices; where one form of the captions wants pictures in another form, the pictures of the same number
+    One suffices; where one form of the captions wants images in another form, the images of the same number
     belong to it. ``{language}`` stands for the code as the files spell it.
     """
     what: str
@@ -89,13 +89,13 @@ class Protocol:
     total_captions: int | None = None
     """Captions of all languages together, where that is what is known."""
     each: int | None = None
-    """Captions taken of each picture, the first ones; None: all."""
+    """Captions taken of each image, the first ones; None: all."""
     first: int | None = None
     """Records taken of the annotation file, the first ones; None: all."""
     known_images: tuple[str, ...] = ()
-    """Keys of pictures that are known to be in it: without them it is another split."""
+    """Keys of images that are known to be in it: without them it is another split."""
     image_ids_sha256: str | None = None
-    """SHA-256 of all picture keys, sorted, one a line with a final newline; None: not known."""
+    """SHA-256 of all image keys, sorted, one a line with a final newline; None: not known."""
     traps: tuple[str, ...] = ()
     """What goes wrong with it elsewhere."""
 

@@ -1,4 +1,4 @@
-"""``RetrievalSet``: pictures, captions and which belong together, under the name of a protocol it fulfils."""
+"""``RetrievalSet``: images, captions and which belong together, under the name of a protocol it fulfils."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Direction = Literal["t2i", "i2t"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRef:
-    """One encoded picture, read when asked for."""
+    """One encoded image, read when asked for."""
 
     key: str
     """Name within its set; unique there."""
@@ -35,7 +35,7 @@ class ImageRef:
     """Whether those bytes are base64 text, as in Chinese-CLIP's ``*_imgs.tsv``."""
 
     def read(self) -> bytes:
-        """Return the encoded picture.
+        """Return the encoded image.
 
         Raises:
             DatasetError: If it is no base64 where it should be.
@@ -50,7 +50,7 @@ class ImageRef:
             return base64.b64decode(content.translate(_URL_SAFE), validate=True)
         except binascii.Error as error:
             raise DatasetError(
-                f"{self.file}: picture {self.key} is no base64 ({error}), expected a whole one"
+                f"{self.file}: image {self.key} is no base64 ({error}), expected a whole one"
             ) from error
 
 
@@ -72,7 +72,7 @@ class RetrievalSet:
     captions: Sequence[str]
     """The texts, verbatim after the protocol's caption rule."""
     caption_images: Sequence[tuple[int, ...]]
-    """Places in ``images`` of each caption's right pictures; at least one each."""
+    """Places in ``images`` of each caption's right images; at least one each."""
     complete: bool
     """False if anything that the protocol declares is not there."""
     language: str | None = None
@@ -85,7 +85,7 @@ class RetrievalSet:
     """SHA-256 of each annotation file that was read, by its path below the data folder; of a folder of many small ones,
     one of the lines ``NAME SHA-256``."""
     missing: tuple[str, ...] = ()
-    """Keys of pictures that the annotations name but that are not there."""
+    """Keys of images that the annotations name but that are not there."""
 
     def __post_init__(self) -> None:
         """Refuse a set that contradicts itself or its name; ``DatasetError``."""
@@ -107,26 +107,26 @@ class RetrievalSet:
     def _check_parts(self) -> None:
         if not self.images or not self.captions:
             raise DatasetError(
-                f"{self.protocol}: got {len(self.images):,} pictures and {len(self.captions):,} captions, "
+                f"{self.protocol}: got {len(self.images):,} images and {len(self.captions):,} captions, "
                 "expected at least one of each"
             )
         if len(self.captions) != len(self.caption_images):
             raise DatasetError(
-                f"{self.protocol}: got pictures for {len(self.caption_images):,} captions, "
+                f"{self.protocol}: got images for {len(self.caption_images):,} captions, "
                 f"expected {len(self.captions):,}"
             )
         last = len(self.images) - 1
         for number, right in enumerate(self.caption_images):
             if not right or min(right) < 0 or max(right) > last:
                 raise DatasetError(
-                    f"{self.protocol}: caption {number} belongs to pictures {list(right)}, "
+                    f"{self.protocol}: caption {number} belongs to images {list(right)}, "
                     f"expected one or more of 0 to {last}"
                 )
         for number, caption in enumerate(self.captions):
             if not caption.strip():
                 raise DatasetError(f"{self.protocol}: caption {number} is empty, expected words")
         if len({image.key for image in self.images}) != len(self.images):
-            raise DatasetError(f"{self.protocol}: two pictures have one key, expected each once")
+            raise DatasetError(f"{self.protocol}: two images have one key, expected each once")
 
     @property
     def id(self) -> str:
@@ -135,13 +135,13 @@ class RetrievalSet:
 
     @property
     def counts(self) -> Counts:
-        """Pictures, captions and right pairs."""
+        """Images, captions and right pairs."""
         return Counts(
             images=len(self.images), captions=len(self.captions), pairs=sum(map(len, self.caption_images))
         )
 
     def first(self, images: int) -> RetrievalSet:
-        """The set with its first pictures only, and the captions that belong to any of them; named partial.
+        """The set with its first images only, and the captions that belong to any of them; named partial.
 
         Raises:
             DatasetError: If none of the captions belongs to these.
@@ -161,5 +161,5 @@ class RetrievalSet:
             images=self.images[:images],
             captions=[caption for caption, _ in kept],
             caption_images=[right for _, right in kept],
-            notes=(*self.notes, f"only the first {images:,} of {len(self.images):,} pictures{others}"),
+            notes=(*self.notes, f"only the first {images:,} of {len(self.images):,} images{others}"),
         )

@@ -1,6 +1,6 @@
-"""Pictures with captions, read from WebDataset tar files without unpacking them, by the indexer's own reader.
+"""Images with captions, read from WebDataset tar files without unpacking them, by the indexer's own reader.
 
-A tar holds pictures (``<name>.webp``, ``.png``, ``.jpg``), each beside ``<name>.json`` with ``caption``, ``captions``
+A tar holds images (``<name>.webp``, ``.png``, ``.jpg``), each beside ``<name>.json`` with ``caption``, ``captions``
 by language or ``names`` by language; the format of the sample corpus.
 """
 
@@ -27,24 +27,24 @@ class DatasetError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TarPicture:
-    """One picture inside a tar file, read when asked for."""
+class TarImage:
+    """One image inside a tar file, read when asked for."""
 
     tar: Path
     """The tar file."""
     key: str
     """Name of the member."""
     offset: int
-    """First byte of the picture in the tar file."""
+    """First byte of the image in the tar file."""
     size: int
-    """Bytes of the picture."""
+    """Bytes of the image."""
     caption: str | None = None
     """The one that came with it."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """What else came with it."""
 
     def read(self) -> bytes:
-        """Return the encoded picture."""
+        """Return the encoded image."""
         return read_span(self.tar, offset=self.offset, size=self.size)
 
     def texts(self, language: str) -> list[str]:
@@ -73,22 +73,22 @@ def flat_texts(value: object) -> list[tuple[object, str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionedImages:
-    """A set of pictures and texts, and which belong together."""
+    """A set of images and texts, and which belong together."""
 
     name: str
     """What results call this set."""
-    images: Sequence[TarPicture | ImageSource]
-    """Pictures, opened one batch at a time."""
+    images: Sequence[TarImage | ImageSource]
+    """Images, opened one batch at a time."""
     texts: Sequence[str]
     """Captions."""
     positives: PositivesLike
     """Which image belongs to which text; forms as in :func:`llm2clip.eval.retrieval_metrics`."""
 
 
-def read_tar(path: str | Path) -> Iterator[TarPicture]:
-    """List the pictures of a tar file in order, as the indexer reads them; none is decoded.
+def read_tar(path: str | Path) -> Iterator[TarImage]:
+    """List the images of a tar file in order, as the indexer reads them; none is decoded.
 
-    What an index would leave out with a remark is an error here: a number measured on fewer pictures or texts
+    What an index would leave out with a remark is an error here: a number measured on fewer images or texts
     than the file has would not be comparable.
 
     Raises:
@@ -101,7 +101,7 @@ def read_tar(path: str | Path) -> Iterator[TarPicture]:
                 raise DatasetError(f"{record.key}: {trouble}. Make or download {path} again.")
             assert record.offset is not None
             assert record.size is not None
-            yield TarPicture(
+            yield TarImage(
                 tar=record.file,
                 key=record.key.partition("#")[2],
                 offset=record.offset,
@@ -121,25 +121,25 @@ def read_captioned(
     Args:
         *tars: Files in the sample-corpus format.
         language: Take ``captions[language]``, or ``names[language]`` where an item has no captions, each a
-            string or a list of strings; by default the picture's one caption. A picture without a text stays
+            string or a list of strings; by default the image's one caption. An image without a text stays
             in the gallery.
         name: What results call this set; by default the first file's name and the language.
 
     Raises:
-        DatasetError: If a file cannot be read, or no picture or no text is found.
+        DatasetError: If a file cannot be read, or no image or no text is found.
     """
-    images = [picture for tar in tars for picture in read_tar(tar)]
+    images = [image for tar in tars for image in read_tar(tar)]
     if not images:
-        raise DatasetError(f"no picture in {', '.join(map(str, tars)) or 'nothing'}, expected at least one")
+        raise DatasetError(f"no image in {', '.join(map(str, tars)) or 'nothing'}, expected at least one")
     texts: list[str] = []
     owner: list[int] = []
-    for number, picture in enumerate(images):
-        own = picture.texts(language) if language else [picture.caption] if picture.caption else []
+    for number, image in enumerate(images):
+        own = image.texts(language) if language else [image.caption] if image.caption else []
         texts += own
         owner += [number] * len(own)
     if not texts:
         wanted = f"captions or names in language '{language}'" if language else "captions"
-        raise DatasetError(f"{tars[0]} has {len(images)} pictures but no text, expected {wanted}")
+        raise DatasetError(f"{tars[0]} has {len(images)} images but no text, expected {wanted}")
     title = name or Path(tars[0]).stem + (f"-{language}" if language else "")
     return CaptionedImages(
         name=title, images=tuple(images), texts=tuple(texts), positives=np.asarray(owner, dtype=np.int64)

@@ -54,7 +54,7 @@ class SetReport:
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the annotation files."""
     image_ids_sha256: str | None = None
-    """SHA-256 of the sorted picture ids, one a line: compare it with somebody else's."""
+    """SHA-256 of the sorted image ids, one a line: compare it with somebody else's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +90,14 @@ class PrepareReport:
         return {**rest, "data": str(self.data), "complete": self.complete}
 
 
-def prepare(name: str, *, data: Path, language: str | None = None, pictures: bool = False) -> PrepareReport:
+def prepare(name: str, *, data: Path, language: str | None = None, images: bool = False) -> PrepareReport:
     """Look for a protocol's files and read what is there; nothing is downloaded or changed.
 
     Args:
         name: A declared id, ``ID:LANGUAGE`` too.
         data: The data folder.
         language: Check this one alone; by default every language of the protocol.
-        pictures: Also decode every picture, once for all languages.
+        images: Also decode every image, once for all languages.
 
     Raises:
         DatasetError: If there is no such protocol or language.
@@ -110,7 +110,7 @@ def prepare(name: str, *, data: Path, language: str | None = None, pictures: boo
         raise DatasetError(f"{base} got language '{wanted}', expected one of: {known}")
     languages: Sequence[str | None] = (wanted,) if wanted else protocol.languages or (None,)
     needs = tuple(_needs(protocol, data, languages))
-    decoded: dict[ImageRef, str] | None = {} if pictures else None
+    decoded: dict[ImageRef, str] | None = {} if images else None
     return PrepareReport(
         protocol=protocol,
         data=data,
@@ -197,7 +197,7 @@ def _read(
     state, notes = "complete" if found.complete else "partial", found.notes
     if decoded is not None and (damaged := _damaged(found, decoded)):
         state = "unusable"
-        notes = (*notes, f"{len(damaged):,} pictures cannot be decoded: {some(damaged)}")
+        notes = (*notes, f"{len(damaged):,} images cannot be decoded: {some(damaged)}")
     return SetReport(
         language=language,
         state=state,
@@ -209,7 +209,7 @@ def _read(
 
 
 def _damaged(found: RetrievalSet, decoded: dict[ImageRef, str]) -> list[str]:
-    """Pictures that cannot be decoded, each with the reason; what was tried is remembered in ``decoded``."""
+    """Images that cannot be decoded, each with the reason; what was tried is remembered in ``decoded``."""
     from llm2clip.encoders.core.errors import ImageError
     from llm2clip.encoders.images.decode import read_image
 
@@ -235,7 +235,7 @@ def _set_text(protocol: Protocol, report: SetReport) -> Iterator[str]:
     yield f"    {report.state:<9} {name}{counted}"
     yield from (f"              {note}" for note in report.notes)
     if report.image_ids_sha256:
-        yield f"              picture ids sha256 {report.image_ids_sha256[:16]}"
+        yield f"              image ids sha256 {report.image_ids_sha256[:16]}"
     yield from (f"              {path} sha256 {hashed[:16]}" for path, hashed in report.files.items())
 
 

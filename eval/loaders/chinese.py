@@ -8,7 +8,7 @@ from pathlib import Path
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines
 from llm2clip.eval.loaders.english import comma_lines, grouped
-from llm2clip.eval.loaders.protocol_files import Layout, base64_pictures, picture
+from llm2clip.eval.loaders.protocol_files import Layout, base64_images, image
 from llm2clip.eval.loaders.unchecked_set import Draft
 
 _TAGGED = re.compile(r"(?P<word>.*):[A-Za-z]{1,5}\d?")
@@ -16,14 +16,14 @@ _NUMBERED = re.compile(r"(?P<image>[^#\s]+)#(?:\w+#)?(?P<number>\d+)\s+(?P<text>
 
 
 def tsv(layout: Layout) -> Draft:
-    """``*_texts.jsonl`` and ``*_imgs.tsv``: a text may have several pictures, all pictures are the gallery.
+    """``*_texts.jsonl`` and ``*_imgs.tsv``: a text may have several images, all images are the gallery.
 
     Raises:
         DatasetError: If a line has another form, ids repeat, or the answers are not given out.
     """
     path, draft = layout.path("captions"), layout.draft
     draft.own_ids = True
-    found = base64_pictures(layout.pictures())
+    found = base64_images(layout.images())
     for key, ref in found.items():
         draft.image(key, ref, where=str(path))
     seen = set()
@@ -36,7 +36,7 @@ def tsv(layout: Layout) -> Draft:
         keys = [str(key) for key in entry(record, "image_ids", "item_ids", kind=list, where=where)]
         if not keys:
             raise DatasetError(
-                f"{where}: image_ids is empty, expected the right pictures: the answers of the test split are "
+                f"{where}: image_ids is empty, expected the right images: the answers of the test split are "
                 "not given out, use the validation split"
             )
         for key in keys:
@@ -57,25 +57,25 @@ def flickr30k_cn(layout: Layout) -> Draft:
     path = layout.path("captions")
     if path.suffix == ".jsonl":
         return tsv(layout)
-    folder, draft = layout.pictures(), layout.draft
+    folder, draft = layout.images(), layout.draft
     stripped = 0
     if path.name.startswith("seg."):
         found = [(f"{name}.jpg", text) for name, text in _numbered(path)]
     else:
         found = comma_lines(layout, path)
     for name, texts in grouped(found):
-        draft.image(name, picture(folder, name), where=str(path))
+        draft.image(name, image(folder, name), where=str(path))
         for text in texts:
-            plain = untagged(text, where=f"{path}, picture {name}")
+            plain = untagged(text, where=f"{path}, image {name}")
             stripped += plain != text
-            draft.caption(plain, name, where=f"{path}, picture {name}")
+            draft.caption(plain, name, where=f"{path}, image {name}")
     if stripped:
         draft.notes.append(f"part-of-speech tags were removed from {stripped:,} captions")
     return draft
 
 
 def coco_cn(layout: Layout) -> Draft:
-    """Chinese-CLIP's packaging, or ``imageid.*-caption.txt`` with the list of the test pictures.
+    """Chinese-CLIP's packaging, or ``imageid.*-caption.txt`` with the list of the test images.
 
     Raises:
         DatasetError: As ``tsv``; also if a line of the text has another form.
@@ -83,18 +83,18 @@ def coco_cn(layout: Layout) -> Draft:
     path = layout.path("captions")
     if path.suffix == ".jsonl":
         return tsv(layout)
-    folder, draft = layout.pictures(), layout.draft
+    folder, draft = layout.images(), layout.draft
     split = layout.path("split")
     for name in filter(None, (line.strip() for line in read_lines(split))):
-        draft.image(name, picture(folder, f"{name}.jpg", key=name), where=str(split))
+        draft.image(name, image(folder, f"{name}.jpg", key=name), where=str(split))
     for name, text in _numbered(path):
         if name in draft.images:
-            draft.caption(text, name, where=f"{path}, picture {name}")
+            draft.caption(text, name, where=f"{path}, image {name}")
     return draft
 
 
 def _numbered(path: Path) -> list[tuple[str, str]]:
-    """Picture and text of each line ``picture#zhm#0 text`` or ``picture#0<TAB>text``."""
+    """Image and text of each line ``image#zhm#0 text`` or ``image#0<TAB>text``."""
     found = []
     seen = set()
     for number, line in enumerate(read_lines(path), start=1):
@@ -102,7 +102,7 @@ def _numbered(path: Path) -> list[tuple[str, str]]:
         if not line.strip():
             continue
         if not (match := _NUMBERED.fullmatch(line)):
-            raise DatasetError(f"{where}: got {line[:40]!r}, expected 'picture#0 caption'")
+            raise DatasetError(f"{where}: got {line[:40]!r}, expected 'image#0 caption'")
         if (own := (match["image"], match["number"])) in seen:
             raise DatasetError(f"{where}: {own[0]}#{own[1]} is there twice, expected each once")
         seen.add(own)

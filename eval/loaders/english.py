@@ -9,7 +9,7 @@ from typing import Any
 
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, read_json, read_lines, take
-from llm2clip.eval.loaders.protocol_files import Layout, picture
+from llm2clip.eval.loaders.protocol_files import Layout, image
 from llm2clip.eval.loaders.unchecked_set import Draft
 
 _NUMBERED = re.compile(r"(?P<image>[^#\t]+)#(?P<number>\d+)\t(?P<text>.*)", re.DOTALL)
@@ -55,7 +55,7 @@ def token(layout: Layout) -> Draft:
     """Numbered captions, ``1000092795.jpg#0<TAB>text`` a line; ``.jpg`` may be absent, as in Flickr30k-CNA.
 
     Raises:
-        DatasetError: If a line has another form, or a number of a picture occurs twice.
+        DatasetError: If a line has another form, or a number of an image occurs twice.
     """
     path = layout.path("captions")
     captions: dict[str, dict[str, str]] = {}
@@ -64,7 +64,7 @@ def token(layout: Layout) -> Draft:
             continue
         if not (match := _NUMBERED.fullmatch(line)):
             raise DatasetError(
-                f"{path}, line {number}: got {line[:40]!r}, expected 'picture#number<TAB>caption'"
+                f"{path}, line {number}: got {line[:40]!r}, expected 'image#number<TAB>caption'"
             )
         name = match["image"] if match["image"].endswith(".jpg") else f"{match['image']}.jpg"
         own = captions.setdefault(name, {})
@@ -77,7 +77,7 @@ def token(layout: Layout) -> Draft:
 
 
 def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
-    """Picture and caption of each line ``1007129816.jpg,text``, cut at the first ``.jpg,``; a header is passed over.
+    """Image and caption of each line ``1007129816.jpg,text``, cut at the first ``.jpg,``; a header is passed over.
 
     Captions with a comma stand in quotation marks, as comma-separated files have them; these are removed, and the
     draft says of how many.
@@ -93,7 +93,7 @@ def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
             found.append((f"{stem}.jpg", plain := unquoted(text)))
             quoted += plain != text
         elif number > 1 and line.strip():
-            raise DatasetError(f"{path}, line {number}: got {line[:40]!r}, expected 'picture.jpg,caption'")
+            raise DatasetError(f"{path}, line {number}: got {line[:40]!r}, expected 'image.jpg,caption'")
     if quoted:
         layout.draft.notes.append(
             f"the file's quotation marks were removed from {quoted:,} captions with commas"
@@ -111,7 +111,7 @@ def unquoted(text: str) -> str:
 
 
 def grouped(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
-    """Captions of each picture, both in the order in which they first occur."""
+    """Captions of each image, both in the order in which they first occur."""
     captions: dict[str, list[str]] = {}
     for name, text in pairs:
         captions.setdefault(name, []).append(text)
@@ -135,7 +135,7 @@ def _karpathy_schema(content: dict[str, Any], path: Path) -> list[tuple[str, lis
     found = []
     splits = set()
     for number, record in enumerate(entry(content, "images", kind=list, where=str(path))):
-        where = f"{path}, picture {number}"
+        where = f"{path}, image {number}"
         record = take(record, dict, where=where)
         splits.add(split := entry(record, "split", kind=str, where=where))
         if split == "test":
@@ -143,14 +143,14 @@ def _karpathy_schema(content: dict[str, Any], path: Path) -> list[tuple[str, lis
             texts = [entry(take(each, dict, where=where), "raw", kind=str, where=where) for each in sentences]
             found.append((entry(record, "filename", kind=str, where=where), texts))
     if not found:
-        raise DatasetError(f"{path}: got pictures of {sorted(splits)}, expected the split 'test' among them")
+        raise DatasetError(f"{path}: got images of {sorted(splits)}, expected the split 'test' among them")
     return found
 
 
 def _coco_schema(content: dict[str, Any], path: Path) -> list[tuple[str, list[str]]]:
     names: dict[object, str] = {}
     for number, record in enumerate(entry(content, "images", kind=list, where=str(path))):
-        where = f"{path}, picture {number}"
+        where = f"{path}, image {number}"
         record = take(record, dict, where=where)
         key = record.get("id")
         if key in names:
@@ -172,9 +172,9 @@ def _coco_schema(content: dict[str, Any], path: Path) -> list[tuple[str, list[st
 
 
 def _fill(layout: Layout, found: Iterable[tuple[str, list[str]]], *, where: str) -> Draft:
-    folder = layout.pictures()
+    folder = layout.images()
     for name, texts in found:
-        layout.draft.image(name, picture(folder, name), where=where)
+        layout.draft.image(name, image(folder, name), where=where)
         for text in texts[: layout.protocol.each]:
-            layout.draft.caption(text, name, where=f"{where}, picture {name}")
+            layout.draft.caption(text, name, where=f"{where}, image {name}")
     return layout.draft

@@ -1,4 +1,4 @@
-"""Pictures of one's own with captions: a folder, a tar, tars; read as the indexer reads them."""
+"""Images of one's own with captions: a folder, a tar, tars; read as the indexer reads them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from llm2clip.indexer.records.record import Record
 
 
 def load_data(path: str | Path, *, language: str | None = None, name: str | None = None) -> RetrievalSet:
-    """Read a folder of pictures, a tar or tars, each picture with its captions beside it.
+    """Read a folder of images, a tar or tars, each image with its captions beside it.
 
-    ``<picture>.json`` holds ``caption`` (a text or a list of texts), or ``captions`` or ``names`` by language: a
-    text, a list of texts, or a list of ``{"captions": [...], "kind": ...}``. ``<picture>.txt`` holds one caption.
-    Pictures without a caption stay in the gallery.
+    ``<image>.json`` holds ``caption`` (a text or a list of texts), or ``captions`` or ``names`` by language: a
+    text, a list of texts, or a list of ``{"captions": [...], "kind": ...}``. ``<image>.txt`` holds one caption.
+    Images without a caption stay in the gallery.
 
     Args:
         path: What ``llm2clip-index build`` accepts.
@@ -32,7 +32,7 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
         name: What results call the set; by default the name of the file or folder.
 
     Raises:
-        DatasetError: If it cannot be read whole, no picture has a caption, or a declared protocol has this name.
+        DatasetError: If it cannot be read whole, no image has a caption, or a declared protocol has this name.
     """
     title = name or Path(path).expanduser().absolute().name.removesuffix(".tar")
     _require_free(title)
@@ -51,16 +51,16 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
     if draft.empty:
         raise DatasetError(
             f"{title}: {len(draft.empty):,} captions are empty, expected words: {some(draft.empty)}. Write them, or "
-            "remove their files: pictures without a caption stay in the gallery"
+            "remove their files: images without a caption stay in the gallery"
         )
     if not draft.captions:
         raise DatasetError(_wordless(path, records, language))
     bare = len(records) - len({key for _, keys in draft.captions for key in keys})
     if bare:
-        draft.notes.append(f"{bare:,} of {len(records):,} pictures have no caption and stay in the gallery")
+        draft.notes.append(f"{bare:,} of {len(records):,} images have no caption and stay in the gallery")
     if found.alone:
         draft.notes.append(
-            f"{len(found.alone):,} caption files have no picture of their name, which are not asked: "
+            f"{len(found.alone):,} caption files have no image of their name, which are not asked: "
             f"{some(list(found.alone))}"
         )
     if kinds := Counter({kind: number for kind, number in kinds.items() if kind}):
@@ -69,7 +69,7 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
 
 
 def data_languages(path: str | Path) -> dict[str, int]:
-    """The languages in which captions are given, each with its number of pictures, the most frequent first.
+    """The languages in which captions are given, each with its number of images, the most frequent first.
 
     Raises:
         DatasetError: If it cannot be read.
@@ -100,9 +100,7 @@ def _records(path: str | Path) -> list[Record]:
         raise DatasetError(str(error)) from error
     for record in records:
         if trouble := record.problem or record.note:
-            raise DatasetError(
-                f"{path}, {record.key}: {trouble}; expected whole pictures with whole captions"
-            )
+            raise DatasetError(f"{path}, {record.key}: {trouble}; expected whole images with whole captions")
     return records
 
 
@@ -146,8 +144,8 @@ def _by_language(record: Record) -> Mapping[str, Any]:
 
 def _wordless(path: str | Path, records: list[Record], language: str | None) -> str:
     languages = Counter(key for record in records for key in _by_language(record))
-    there = ", ".join(f"{key} ({number:,} pictures)" for key, number in languages.most_common()) or "none"
+    there = ", ".join(f"{key} ({number:,} images)" for key, number in languages.most_common()) or "none"
     wanted = (
         f"captions in '{language}'" if language else "captions without a language, or a language to be chosen"
     )
-    return f"{path} has {len(records):,} pictures, expected {wanted}; languages there: {there}"
+    return f"{path} has {len(records):,} images, expected {wanted}; languages there: {there}"

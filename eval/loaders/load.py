@@ -52,7 +52,7 @@ def load_protocol(name: str, *, data: Path, language: str | None = None) -> Retr
 
     Raises:
         DatasetError: If there is no such protocol or language, if a file is missing, damaged, of another split
-            or of another form, or if no picture is there.
+            or of another form, or if no image is there.
     """
     base, _, suffix = name.partition(":")
     protocol = find_protocol(base)

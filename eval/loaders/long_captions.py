@@ -7,31 +7,31 @@ from pathlib import Path
 
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, json_list, read_json, read_text, take
-from llm2clip.eval.loaders.protocol_files import Layout, files_hash, picture
+from llm2clip.eval.loaders.protocol_files import Layout, files_hash, image
 from llm2clip.eval.loaders.unchecked_set import Draft
 
 _SENTENCES = re.compile(r"\n|</s>|\.")
 
 
 def sharegpt4v(layout: Layout) -> Draft:
-    """The first records: picture and the answer of its conversation, line breaks replaced by spaces.
+    """The first records: image and the answer of its conversation, line breaks replaced by spaces.
 
     Raises:
-        DatasetError: If a record has another form, or is no picture of SA-1B (another order of the file).
+        DatasetError: If a record has another form, or is no image of SA-1B (another order of the file).
     """
-    folder, draft = layout.pictures(), layout.draft
+    folder, draft = layout.images(), layout.draft
     assert layout.protocol.first is not None
     for where, record in json_list(layout.path("captions"), first=layout.protocol.first):
         name = entry(record, "image", kind=str, where=where)
         if not name.startswith("sam/"):
             raise DatasetError(
-                f"{where}: got picture {name}, expected one of SA-1B (sam/images/...): another file or order"
+                f"{where}: got image {name}, expected one of SA-1B (sam/images/...): another file or order"
             )
         turns = entry(record, "conversations", kind=list, where=where)
         if len(turns) < 2:
             raise DatasetError(f"{where}: got {len(turns)} turns, expected a question and its answer")
         text = entry(take(turns[1], dict, where=where), "value", kind=str, where=where)
-        draft.image(name, picture(folder, name), where=where)
+        draft.image(name, image(folder, name), where=where)
         draft.caption(text.replace("\n", " "), name, where=where)
     return draft
 
@@ -42,13 +42,13 @@ def urban1k(layout: Layout) -> Draft:
     Raises:
         DatasetError: If a caption file is not UTF-8.
     """
-    captions, pictures, draft = layout.path("captions"), layout.pictures(), layout.draft
+    captions, images, draft = layout.path("captions"), layout.images(), layout.draft
     numbers = {int(path.stem) for path in captions.glob("*.txt") if path.stem.isdecimal()}
-    numbers |= {int(path.stem) for path in pictures.glob("*.jpg") if path.stem.isdecimal()}
+    numbers |= {int(path.stem) for path in images.glob("*.jpg") if path.stem.isdecimal()}
     longer, read = [], []
     for number in sorted(numbers):
         name, path = f"{number}.jpg", captions / f"{number}.txt"
-        draft.image(name, picture(pictures, name), where=str(pictures))
+        draft.image(name, image(images, name), where=str(images))
         if not path.is_file():
             continue
         read.append(path)
@@ -68,13 +68,13 @@ def docci(layout: Layout) -> Draft:
     Raises:
         DatasetError: If a line has another form, or none is of this split.
     """
-    path, folder, draft = layout.path("captions"), layout.pictures(), layout.draft
+    path, folder, draft = layout.path("captions"), layout.images(), layout.draft
     splits = set()
     for where, record in json_lines(path):
         splits.add(split := entry(record, "split", kind=str, where=where))
         if split == "test":
             name = entry(record, "image_file", kind=str, where=where)
-            draft.image(name, picture(folder, name), where=where)
+            draft.image(name, image(folder, name), where=where)
             draft.caption(entry(record, "description", kind=str, where=where), name, where=where)
     if not draft.images:
         raise DatasetError(f"{path}: got splits {sorted(splits)}, expected 'test' among them")
@@ -82,14 +82,14 @@ def docci(layout: Layout) -> Draft:
 
 
 def dci(layout: Layout) -> Draft:
-    """All pictures that ``splits.json`` lists, each with its short and extra caption.
+    """All images that ``splits.json`` lists, each with its short and extra caption.
 
     Raises:
         DatasetError: If an annotation file is missing or has another form.
     """
     splits_path, annotations = layout.path("splits"), layout.path("captions")
     splits = take(read_json(splits_path), dict, where=str(splits_path))
-    folder, draft = layout.pictures(), layout.draft
+    folder, draft = layout.images(), layout.draft
     read = []
     for split, names in splits.items():
         for name in take(names, list, where=f"{splits_path}, split {split}"):
@@ -98,11 +98,11 @@ def dci(layout: Layout) -> Draft:
                 raise DatasetError(f"{splits_path}: lists {name}, expected that file in {annotations}")
             read.append(path)
             record = take(read_json(path), dict, where=str(path))
-            image = entry(record, "image", kind=str, where=str(path))
+            image_name = entry(record, "image", kind=str, where=str(path))
             short = entry(record, "short_caption", kind=str, where=str(path))
             extra = entry(record, "extra_caption", kind=str, where=str(path))
-            draft.image(image, picture(folder, image), where=str(path))
-            draft.caption(sentences(f"{short}\n{extra}"), image, where=str(path))
+            draft.image(image_name, image(folder, image_name), where=str(path))
+            draft.caption(sentences(f"{short}\n{extra}"), image_name, where=str(path))
     draft.files[annotations.relative_to(layout.root).as_posix() + "/"] = files_hash(read)
     return draft
 

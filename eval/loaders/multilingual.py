@@ -8,23 +8,23 @@ from urllib.parse import unquote, urlsplit
 from llm2clip.eval.datasets.retrieval_set import ImageRef
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines, take
-from llm2clip.eval.loaders.protocol_files import Layout, picture
+from llm2clip.eval.loaders.protocol_files import Layout, image
 from llm2clip.eval.loaders.unchecked_set import Draft
-from llm2clip.indexer.records.file_types import ending, picture_endings
+from llm2clip.indexer.records.file_types import ending, image_endings
 
 
 def xm3600(layout: Layout) -> Draft:
-    """``captions.jsonl``: of each picture the captions of one language, all or the first.
+    """``captions.jsonl``: of each image the captions of one language, all or the first.
 
     Raises:
         DatasetError: If a line has another form, or all languages together have too many captions.
     """
-    path, folder, draft = layout.path("captions"), layout.pictures(), layout.draft
+    path, folder, draft = layout.path("captions"), layout.images(), layout.draft
     assert layout.language is not None
     total = 0
     for where, record in json_lines(path):
         key = entry(record, "image/key", kind=str, where=where)
-        draft.image(key, picture(folder, f"{key}.jpg", key=key), where=where)
+        draft.image(key, image(folder, f"{key}.jpg", key=key), where=where)
         own = entry(record, layout.language, kind=dict, where=where)
         texts = entry(own, "caption", kind=list, where=f"{where}, '{layout.language}'")
         for text in texts[: layout.protocol.each]:
@@ -48,7 +48,7 @@ def aligned(layout: Layout) -> Draft:
     """
     names_path = layout.path("names")
     names = [line.strip() for line in read_lines(names_path)]
-    folder, draft = layout.pictures(), layout.draft
+    folder, draft = layout.images(), layout.draft
     files = layout.every("captions") if layout.need("captions").all_of else [layout.path("captions")]
     columns = []
     for path in files:
@@ -59,23 +59,23 @@ def aligned(layout: Layout) -> Draft:
             )
     for number, name in enumerate(names):
         file = name if ending(name) else f"{name}.jpg"
-        draft.image(file, picture(folder, file), where=f"{names_path}, line {number + 1}")
+        draft.image(file, image(folder, file), where=f"{names_path}, line {number + 1}")
         for path, lines in zip(files, columns, strict=True):
             draft.caption(lines[number], file, where=f"{path}, line {number + 1}")
     return draft
 
 
 def xflickrco(layout: Layout) -> Draft:
-    """One sentence a picture, of Flickr30k or of COCO.
+    """One sentence an image, of Flickr30k or of COCO.
 
     Raises:
         DatasetError: If a line has another form.
     """
     draft = layout.draft
-    flickr, coco = layout.pictures(), layout.path("coco")
+    flickr, coco = layout.images(), layout.path("coco")
     for where, record in json_lines(layout.path("captions")):
         name = Path(entry(record, "img_path", kind=str, where=where)).name
-        found = picture(coco if name.startswith("COCO_") else flickr, name)
+        found = image(coco if name.startswith("COCO_") else flickr, name)
         draft.image(name, found, where=where)
         for text in entry(record, "sentences", kind=list, where=where):
             draft.caption(text, name, where=where)
@@ -83,9 +83,9 @@ def xflickrco(layout: Layout) -> Draft:
 
 
 def wit(layout: Layout) -> Draft:
-    """Rows of one ``image_url`` are one picture with several captions.
+    """Rows of one ``image_url`` are one image with several captions.
 
-    A picture is found by the ``wit_ix`` of any of its rows or by the name in its address, with any ending.
+    An image is found by the ``wit_ix`` of any of its rows or by the name in its address, with any ending.
 
     Raises:
         DatasetError: If a row has another form or is of another language, or one file fits two addresses.
@@ -98,7 +98,7 @@ def wit(layout: Layout) -> Draft:
         url = entry(record, "image_url", kind=str, where=where)
         text = entry(record, "caption_reference_description", kind=str, where=where)
         rows.setdefault(url, []).append((text, entry(record, "wit_ix", kind=str, where=where), where))
-    files = _by_stem(take(layout.pictures(), Path, where=str(path)))
+    files = _by_stem(take(layout.images(), Path, where=str(path)))
     taken: dict[Path, str] = {}
     for url, own in rows.items():
         address = Path(unquote(urlsplit(url).path)).name
@@ -107,7 +107,7 @@ def wit(layout: Layout) -> Draft:
         file = next((files[stem] for stem in stems if stem in files), None)
         if file and taken.setdefault(file, url) != url:
             raise DatasetError(
-                f"{file} fits two pictures, {taken[file]} and {url}: expected one file for each. Name them by wit_ix, "
+                f"{file} fits two images, {taken[file]} and {url}: expected one file for each. Name them by wit_ix, "
                 f"such as {own[0][1]}{file.suffix}"
             )
         draft.image(url, ImageRef(key=url, file=file) if file else None, where=str(path))
@@ -117,6 +117,6 @@ def wit(layout: Layout) -> Draft:
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
-    kinds = picture_endings()
+    kinds = image_endings()
     files = (path for path in sorted(folder.iterdir()) if ending(path.name) in kinds)
     return {path.stem: path for path in files if path.stat().st_size}

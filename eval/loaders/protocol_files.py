@@ -47,8 +47,8 @@ class Layout:
                 raise DatasetError(self._absent(role, [name]))
         return [self._noted(name) for name in self.names(role)]
 
-    def pictures(self) -> Path:
-        """The place of the pictures that belongs to the form of the captions.
+    def images(self) -> Path:
+        """The place of the images that belongs to the form of the captions.
 
         Raises:
             DatasetError: If it is not there.
@@ -117,8 +117,8 @@ def _unended(path: Path) -> bool:
         return stream.read(1) != b"\n"
 
 
-def picture(folder: Path, name: str, *, key: str | None = None) -> ImageRef | None:
-    """A picture by its name below a folder; COCO's are looked for in ``train2014/`` and ``val2014/`` too.
+def image(folder: Path, name: str, *, key: str | None = None) -> ImageRef | None:
+    """An image by its name below a folder; COCO's are looked for in ``train2014/`` and ``val2014/`` too.
 
     Returns:
         None if there is no such file or it is empty.
@@ -128,7 +128,7 @@ def picture(folder: Path, name: str, *, key: str | None = None) -> ImageRef | No
     """
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/"):
-        raise DatasetError(f"got the picture name {name!r}, expected one below {folder}")
+        raise DatasetError(f"got the image name {name!r}, expected one below {folder}")
     places = [folder / name]
     if match := _COCO.fullmatch(parts[-1]):
         places.insert(0, folder / match[1] / parts[-1])
@@ -138,8 +138,8 @@ def picture(folder: Path, name: str, *, key: str | None = None) -> ImageRef | No
     return None
 
 
-def base64_pictures(path: Path) -> Mapping[str, ImageRef]:
-    """Index Chinese-CLIP's ``*_imgs.tsv`` (``id<TAB>base64`` a line) without decoding or holding any picture.
+def base64_images(path: Path) -> Mapping[str, ImageRef]:
+    """Index Chinese-CLIP's ``*_imgs.tsv`` (``id<TAB>base64`` a line) without decoding or holding any image.
 
     Raises:
         DatasetError: If a line has another form, is cut off, or repeats an id.
@@ -152,14 +152,14 @@ def base64_pictures(path: Path) -> Mapping[str, ImageRef]:
             size = len(content.rstrip(b"\r\n"))
             where = f"{path}, line {number}"
             if not tab or not name or not size:
-                raise DatasetError(f"{where}: begins {line[:40]!r}, expected 'id<TAB>base64 of the picture'")
+                raise DatasetError(f"{where}: begins {line[:40]!r}, expected 'id<TAB>base64 of the image'")
             if size % 4:
                 raise DatasetError(
                     f"{where}: base64 of {size:,} characters, expected a multiple of 4: the file is cut off"
                 )
             key = name.decode("utf-8", "replace")
             if key in found:
-                raise DatasetError(f"{where}: picture {key} is there twice, expected each once")
+                raise DatasetError(f"{where}: image {key} is there twice, expected each once")
             found[key] = ImageRef(
                 key=key, file=path, offset=offset + len(name) + 1, size=size, in_base64=True
             )

@@ -1,4 +1,4 @@
-"""Caption files as they lie beside pictures: those that say nothing, and those whose picture is not there."""
+"""Caption files as they lie beside images: those that say nothing, and those whose image is not there."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _KINDS = (".txt", ".json")
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecars:
-    """What there is besides the pictures that were read."""
+    """What there is besides the images that were read."""
 
     blank: frozenset[str]
-    """Keys of pictures with a ``.txt`` that holds no word, and no caption from elsewhere."""
+    """Keys of images with a ``.txt`` that holds no word, and no caption from elsewhere."""
     alone: tuple[str, ...]
-    """Files ``.txt`` and ``.json`` without a picture of their name, below the folder or in the tar."""
+    """Files ``.txt`` and ``.json`` without an image of their name, below the folder or in the tar."""
 
 
 def sidecars(records: Iterable[Record], root: Path) -> Sidecars:
-    """Look beside the pictures of a corpus.
+    """Look beside the images of a corpus.
 
     Args:
-        records: All of its pictures, none of them with a note on an unreadable caption.
+        records: All of its images, none of them with a note on an unreadable caption.
         root: The folder they were read from; not looked at for tars.
 
     Raises:
@@ -45,13 +45,13 @@ def sidecars(records: Iterable[Record], root: Path) -> Sidecars:
     if loose:
         files = [file.relative_to(root) for file in _files(root)]
         _look([(file, str(file)) for file in files], loose, blank, alone)
-    for file, pictures in tars.items():
+    for file, images in tars.items():
         with tarfile.open(file) as archive:
             members = [one for one in archive if one.isfile()]
         owned: dict[str, list[Record]] = {}
         for one in members:
-            if picture := pictures.get(one.offset_data):
-                owned.setdefault(_stem(one.name), []).append(picture)
+            if image := images.get(one.offset_data):
+                owned.setdefault(_stem(one.name), []).append(image)
         _look(
             [(Path(_stem(one.name) + Path(one.name).suffix), one.name) for one in members],
             owned,
@@ -62,13 +62,13 @@ def sidecars(records: Iterable[Record], root: Path) -> Sidecars:
 
 
 def _look(
-    files: list[tuple[Path, str]], pictures: dict[str, list[Record]], blank: set[str], alone: list[str]
+    files: list[tuple[Path, str]], images: dict[str, list[Record]], blank: set[str], alone: list[str]
 ) -> None:
     """Sort the files of one folder or tar; each is given with what messages call it."""
     for file, called in files:
         if file.suffix.lower() not in _KINDS:
             continue
-        owners = pictures.get(str(file.with_suffix("")))
+        owners = images.get(str(file.with_suffix("")))
         if owners is None:
             alone.append(called)
         elif file.suffix == ".txt":

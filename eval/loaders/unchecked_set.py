@@ -17,14 +17,14 @@ _NAMED = 3
 
 @dataclass(kw_only=True)
 class Draft:
-    """Pictures and captions as an annotation file has them, in its order."""
+    """Images and captions as an annotation file has them, in its order."""
 
     images: dict[str, ImageRef | None] = field(default_factory=dict)
-    """Pictures by key; None: named by the annotations, but not there."""
+    """Images by key; None: named by the annotations, but not there."""
     captions: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
-    """Each text with the keys of its right pictures."""
+    """Each text with the keys of its right images."""
     own_ids: bool = False
-    """Whether the file numbers pictures in its own way, so that known ids say nothing."""
+    """Whether the file numbers images in its own way, so that known ids say nothing."""
     empty: list[str] = field(default_factory=list)
     """Where captions are empty."""
     lacking: list[str] = field(default_factory=list)
@@ -35,25 +35,25 @@ class Draft:
     """SHA-256 of the annotation files, by path below the data folder."""
 
     def image(self, key: str, ref: ImageRef | None, *, where: str) -> None:
-        """Add a picture.
+        """Add an image.
 
         Raises:
             DatasetError: If there is one of this key already.
         """
         if key in self.images:
-            raise DatasetError(f"{where}: picture {key} is there twice, expected each once")
+            raise DatasetError(f"{where}: image {key} is there twice, expected each once")
         self.images[key] = ref
 
     def caption(self, text: object, *keys: str, where: str) -> None:
-        """Add a caption of pictures that may be added later; an empty one is left out and remembered.
+        """Add a caption of images that may be added later; an empty one is left out and remembered.
 
         Raises:
-            DatasetError: If it is no text, or belongs to no picture.
+            DatasetError: If it is no text, or belongs to no image.
         """
         if not isinstance(text, str):
             raise DatasetError(f"{where}: caption is {type(text).__name__}, expected text")
         if not keys:
-            raise DatasetError(f"{where}: caption belongs to no picture, expected one at least")
+            raise DatasetError(f"{where}: caption belongs to no image, expected one at least")
         if text.strip():
             self.captions.append((text, tuple(dict.fromkeys(keys))))
         else:
@@ -63,7 +63,7 @@ class Draft:
         """Check and make the set: under its full name, or ``+partial`` where something is not there.
 
         Raises:
-            DatasetError: If nothing is left, if captions name unknown pictures, or if this is another split.
+            DatasetError: If nothing is left, if captions name unknown images, or if this is another split.
         """
         label = f"{name}:{language}" if language else name
         missing = [key for key, ref in self.images.items() if ref is None]
@@ -72,7 +72,7 @@ class Draft:
             raise DatasetError(_nothing(label, missing))
         notes = [*self.notes, *self.lacking]
         if missing:
-            notes.append(f"{len(missing):,} of {len(self.images):,} pictures are not there: {some(missing)}")
+            notes.append(f"{len(missing):,} of {len(self.images):,} images are not there: {some(missing)}")
         if self.empty:
             notes.append(f"{len(self.empty):,} captions are empty and left out: {some(self.empty)}")
         if protocol is not None:
@@ -81,7 +81,7 @@ class Draft:
         texts, rights = self._linked(place, label)
         if not texts:
             raise DatasetError(
-                f"{label}: none of {len(self.captions):,} captions has its picture, expected all"
+                f"{label}: none of {len(self.captions):,} captions has its image, expected all"
             )
         complete = len(notes) == len(self.notes)
         return RetrievalSet(
@@ -103,7 +103,7 @@ class Draft:
         for text, keys in self.captions:
             if unknown := [key for key in keys if key not in self.images]:
                 raise DatasetError(
-                    f"{label}: the caption {text[:40]!r} belongs to pictures that are not listed: "
+                    f"{label}: the caption {text[:40]!r} belongs to images that are not listed: "
                     f"{some(unknown)}; expected every one among the {len(self.images):,} listed"
                 )
             if right := tuple(place[key] for key in keys if key in place):
@@ -130,14 +130,14 @@ class Draft:
         known = protocol.image_ids_sha256 if comparable else None
         if known and (hashed := ids_sha256(self.images)) != known:
             raise DatasetError(
-                f"{protocol.id}: the {got.images:,} picture ids have SHA-256 {hashed[:12]}, expected "
+                f"{protocol.id}: the {got.images:,} image ids have SHA-256 {hashed[:12]}, expected "
                 f"{known[:12]}: this is another split"
             )
         known_images = () if self.own_ids else protocol.known_images
         if absent := [key for key in known_images if key not in self.images]:
             cut = " or the file is cut off" if len(self.images) < (expected.images or 0) else ""
             raise DatasetError(
-                f"{protocol.id}: picture {absent[0]} is not among the {got.images:,} listed, expected it there: "
+                f"{protocol.id}: image {absent[0]} is not among the {got.images:,} listed, expected it there: "
                 f"this is another split{cut} (the first listed is {next(iter(self.images))})"
             )
         short = protocol.difference(got, language=language)
@@ -145,7 +145,7 @@ class Draft:
 
 
 def ids_sha256(keys: Iterable[str]) -> str:
-    """SHA-256 of picture keys, sorted, one a line."""
+    """SHA-256 of image keys, sorted, one a line."""
     return hashlib.sha256("".join(f"{key}\n" for key in sorted(keys)).encode()).hexdigest()
 
 
@@ -162,8 +162,8 @@ def repeated(keys: Iterable[str]) -> list[str]:
 
 def _nothing(label: str, missing: list[str]) -> str:
     if not missing:
-        return f"{label}: the annotations name no picture, expected at least one"
-    return f"{label}: none of the {len(missing):,} pictures is there, expected {some(missing)}"
+        return f"{label}: the annotations name no image, expected at least one"
+    return f"{label}: none of the {len(missing):,} images is there, expected {some(missing)}"
 
 
 def _directions(protocol: Protocol | None) -> tuple[Direction, ...]:

@@ -165,7 +165,7 @@ def found_share(
 ) -> NDArray[np.float64]:
     """Share of a query's right answers found among the first ``k``, ties against us: recall in text search.
 
-    With five captions to a picture this is at most 1/5 at k = 1 where :func:`retrieval_metrics` says 1: the
+    With five captions to an image this is at most 1/5 at k = 1 where :func:`retrieval_metrics` says 1: the
     two must not be compared. Golden case i calls it ``true_recall``.
 
     Returns:

@@ -102,7 +102,7 @@ class Corrector:
     text_bank: Scores | None = None
     """Shape: (bank, dim), unit rows: texts to use instead of the test's own, such as training captions."""
     image_bank: Scores | None = None
-    """The same for pictures as queries."""
+    """The same for images as queries."""
 
     def __post_init__(self) -> None:
         if not self.scale > 0 or self.neighbours < 1:

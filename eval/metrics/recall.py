@@ -25,7 +25,7 @@ from llm2clip.eval.metrics.rank_positions import Places, places
 
 
 class Unmatched(Enum):
-    """What happens to a query that has no right answer, such as a gallery picture without a caption."""
+    """What happens to a query that has no right answer, such as a gallery image without a caption."""
 
     SKIP = "skip"
     """Not asked, and not in the denominator (Chinese-CLIP)."""
@@ -82,8 +82,8 @@ def retrieval_metrics(
     """Recall@k, median rank and mAP@R of both directions.
 
     A query is answered at k when *any* of its right answers is among the first k. Text to image: the
-    denominator is the texts, so a picture with seven captions is asked for seven times. Image to text: the
-    denominator is the images, and one of the picture's captions suffices. Every image is in the gallery,
+    denominator is the texts, so an image with seven captions is asked for seven times. Image to text: the
+    denominator is the images, and one of the image's captions suffices. Every image is in the gallery,
     also one without a caption; whether such an image is *asked* must be said with ``unmatched``.
 
     Args:

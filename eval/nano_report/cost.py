@@ -1,4 +1,4 @@
-"""What nano costs: time per query, pictures per second, size."""
+"""What nano costs: time per query, images per second, size."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm2clip.eval.datasets.tar_images import TarPicture
+from llm2clip.eval.datasets.tar_images import TarImage
 from llm2clip.eval.nano_report.measures import Measurement
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
 
 _ROUNDS = 3
-_PICTURES = 512
+_IMAGES = 512
 _BATCH = 64
 
 
@@ -36,25 +36,25 @@ def _threads(number: int) -> Iterator[None]:
 
 
 def measure_cost(
-    encoder: Encoder, *, queries: Sequence[str], captions: Sequence[str], pictures: Sequence[TarPicture]
+    encoder: Encoder, *, queries: Sequence[str], captions: Sequence[str], images: Sequence[TarImage]
 ) -> Iterator[Measurement]:
-    """Time queries one by one on one thread, long captions likewise, and pictures on all processors.
+    """Time queries one by one on one thread, long captions likewise, and images on all processors.
 
-    Pictures are timed twice: from encoded bytes to vectors, which is what a build pays, and the network
+    Images are timed twice: from encoded bytes to vectors, which is what a build pays, and the network
     alone on prepared pixels. Each time is the median over a few rounds; nothing else should be running.
     """
     with _threads(1):
         yield _latency(encoder, queries, row="query")
         if captions:
             yield _latency(encoder, captions, row="long caption")
-    content = [picture.read() for picture in pictures[:_PICTURES]]
+    content = [image.read() for image in images[:_IMAGES]]
     pixels = np.stack([encoder.prepare(one).pixels for one in content])
     with _threads(os.cpu_count() or 1):
         whole = _median_time(lambda: encoder.encode_images(content, batch_size=_BATCH))
         network = _median_time(
             lambda: [encoder.encode_prepared(pixels[n : n + _BATCH]) for n in range(0, len(pixels), _BATCH)]
         )
-    for row, seconds in (("pictures, from files", whole), ("pictures, network alone", network)):
+    for row, seconds in (("images, from files", whole), ("images, network alone", network)):
         yield Measurement(
             table="cost",
             subject="speed",

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llm2clip.eval.datasets.tar_images import DatasetError, TarPicture, read_tar
+from llm2clip.eval.datasets.tar_images import DatasetError, TarImage, read_tar
 from llm2clip.eval.nano_report.queries import plain_emoji
 from llm2clip.indexer.records.file_types import ending
 
@@ -24,37 +24,37 @@ OTHER_SCENES_FILE = "scenes-openmoji.tar"
 
 @dataclass(frozen=True, kw_only=True)
 class Gallery:
-    """One picture of each emoji in one style of drawing."""
+    """One image of each emoji in one style of drawing."""
 
     style: str
     """Who drew it, such as ``noto``."""
-    pictures: tuple[TarPicture, ...]
-    """The pictures."""
+    images: tuple[TarImage, ...]
+    """The images."""
     emoji: tuple[str, ...]
-    """The character of each picture, without variation selectors."""
+    """The character of each image, without variation selectors."""
 
     def names(self, language: str) -> dict[int, str]:
-        """CLDR name by picture number, for the pictures that have one in this language."""
-        found = ((number, picture.texts(language)) for number, picture in enumerate(self.pictures))
+        """CLDR name by image number, for the images that have one in this language."""
+        found = ((number, image.texts(language)) for number, image in enumerate(self.images))
         return {number: texts[0] for number, texts in found if texts}
 
     def languages(self) -> list[str]:
-        """Languages in which at least half of the pictures have a name, English first, then by code."""
+        """Languages in which at least half of the images have a name, English first, then by code."""
         counts: dict[str, int] = {}
-        for picture in self.pictures:
-            names = picture.metadata.get("names")
+        for image in self.images:
+            names = image.metadata.get("names")
             for language in names if isinstance(names, Mapping) else ():
                 counts[language] = counts.get(language, 0) + 1
-        common = [language for language, count in counts.items() if 2 * count >= len(self.pictures)]
+        common = [language for language, count in counts.items() if 2 * count >= len(self.images)]
         return sorted(common, key=lambda language: (language != "en", language))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """A picture composed of several emoji, described at length."""
+    """An image composed of several emoji, described at length."""
 
-    picture: TarPicture
-    """The picture."""
+    image: TarImage
+    """The image."""
     captions: Mapping[str, str]
     """Long caption by language."""
     twins: Mapping[str, str]
@@ -62,26 +62,26 @@ class Scene:
 
 
 def read_gallery(tars: Iterable[Path], *, style: str) -> Gallery | None:
-    """Collect the emoji pictures of one style, in file order; ``None`` if there are none.
+    """Collect the emoji images of one style, in file order; ``None`` if there are none.
 
     Raises:
         DatasetError: If an emoji occurs twice, or a file is missing or unreadable.
     """
-    pictures = [
-        picture
+    images = [
+        image
         for tar in tars
-        for picture in read_tar(tar)
-        if picture.metadata.get("kind") == "emoji" and picture.metadata.get("style") == style
+        for image in read_tar(tar)
+        if image.metadata.get("kind") == "emoji" and image.metadata.get("style") == style
     ]
-    if not pictures:
+    if not images:
         return None
-    emoji = tuple(plain_emoji(str(picture.metadata.get("emoji", ""))) for picture in pictures)
+    emoji = tuple(plain_emoji(str(image.metadata.get("emoji", ""))) for image in images)
     often, times = Counter(emoji).most_common(1)[0]
     if times > 1 or "" in emoji:
         raise DatasetError(
-            f"gallery '{style}' has {times} pictures of {often!r}, expected one of each emoji, all named"
+            f"gallery '{style}' has {times} images of {often!r}, expected one of each emoji, all named"
         )
-    return Gallery(style=style, pictures=tuple(pictures), emoji=emoji)
+    return Gallery(style=style, images=tuple(images), emoji=emoji)
 
 
 def read_scenes(tar: Path) -> tuple[Scene, ...]:
@@ -91,27 +91,25 @@ def read_scenes(tar: Path) -> tuple[Scene, ...]:
         DatasetError: If there are none, one lacks an English caption, or the file is missing or unreadable.
     """
     scenes = []
-    for picture in read_tar(tar):
-        if picture.metadata.get("kind") != "scene":
+    for image in read_tar(tar):
+        if image.metadata.get("kind") != "scene":
             continue
-        captions = dict(picture.metadata.get("captions") or {})
-        captions.setdefault("en", picture.caption)
+        captions = dict(image.metadata.get("captions") or {})
+        captions.setdefault("en", image.caption)
         if not captions["en"]:
-            raise DatasetError(f"{tar}: scene {picture.key} has no English caption")
-        scenes.append(
-            Scene(picture=picture, captions=captions, twins=dict(picture.metadata.get("twins") or {}))
-        )
+            raise DatasetError(f"{tar}: scene {image.key} has no English caption")
+        scenes.append(Scene(image=image, captions=captions, twins=dict(image.metadata.get("twins") or {})))
     if not scenes:
         raise DatasetError(f"{tar} holds no item of kind 'scene'. Make it again: llm2clip-train data")
     return tuple(scenes)
 
 
 def write_gallery(gallery: Gallery, path: Path) -> None:
-    """Copy the gallery's pictures and metadata, numbered, into a tar file of their own, to be indexed."""
+    """Copy the gallery's images and metadata, numbered, into a tar file of their own, to be indexed."""
     with tarfile.open(path, "w") as target:
-        for number, picture in enumerate(gallery.pictures):
-            described = {"caption": picture.caption, **picture.metadata}
-            _add(target, f"{number:06d}{ending(picture.key)}", picture.read())
+        for number, image in enumerate(gallery.images):
+            described = {"caption": image.caption, **image.metadata}
+            _add(target, f"{number:06d}{ending(image.key)}", image.read())
             _add(target, f"{number:06d}.json", json.dumps(described, ensure_ascii=False).encode())
 
 

@@ -1,6 +1,6 @@
 """What ``make eval`` runs: nano, its controls and chance, on what this package can make itself, and the page of it.
 
-Where pictures of one's own are named (``--data``), they are measured on too. Everything goes on where it stopped.
+Where images of one's own are named (``--data``), they are measured on too. Everything goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def everything(
     data: Annotated[
         list[str] | None, typer.Option(help="Folder or tar of your own, or NAME=either; several times.")
     ] = None,
-    quick: Annotated[bool, typer.Option(help="First 100 pictures, English and Chinese only.")] = False,
+    quick: Annotated[bool, typer.Option(help="First 100 images, English and Chinese only.")] = False,
 ) -> None:
     """Measure nano, its controls and random encoders of every family, and write the leaderboard."""
     with one_line_errors(extra="train", interrupted=": start the same command again to go on"):

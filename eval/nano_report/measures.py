@@ -71,14 +71,14 @@ class QueryAnswer:
 def measure_names(
     encoder: TextEncoder, gallery: Gallery, vectors: NDArray[np.float32], *, languages: Sequence[str]
 ) -> Iterator[Measurement]:
-    """Ask for every picture by its CLDR name, one language at a time, and average over languages.
+    """Ask for every image by its CLDR name, one language at a time, and average over languages.
 
-    The one right answer is the emoji's own picture, also where another emoji bears the same name.
+    The one right answer is the emoji's own image, also where another emoji bears the same name.
 
     Args:
         encoder: Encodes the names.
-        gallery: The pictures.
-        vectors: Shape: (pictures, dim), float32, unit rows, in the gallery's order.
+        gallery: The images.
+        vectors: Shape: (images, dim), float32, unit rows, in the gallery's order.
         languages: Languages to ask in.
 
     Yields:
@@ -203,7 +203,7 @@ def measure_scene_languages(
 def tell_apart(
     encoder: TextEncoder, *, right: Sequence[str], wrong: Sequence[str], vectors: NDArray[np.float32]
 ) -> float:
-    """Share of pictures that score their caption above its wrong twin; guessing gives 0.5.
+    """Share of images that score their caption above its wrong twin; guessing gives 0.5.
 
     A lead within the rounding of single precision is a tie: a bag of tokens sums the same numbers, in another
     order.

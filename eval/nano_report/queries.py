@@ -40,7 +40,7 @@ class FreeQuery:
     text: str
     """The query, verbatim."""
     accept: frozenset[str]
-    """Emoji whose picture answers the query, without variation selectors."""
+    """Emoji whose image answers the query, without variation selectors."""
 
 
 def plain_emoji(emoji: str) -> str:

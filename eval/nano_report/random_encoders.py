@@ -1,7 +1,7 @@
 """Encoders with random weights, one of each family: controls that show where chance lies.
 
 Each is a folder in its family's published layout, a few hundred thousand numbers large, and is loaded by
-``load_encoder`` like the real one: what goes wrong between reading a picture and counting a hit goes wrong here too.
+``load_encoder`` like the real one: what goes wrong between reading an image and counting a hit goes wrong here too.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _two_towers(folder: Path, family: str) -> None:
 
 
 def _describe(folder: Path, family: str, *, end: str) -> None:
-    """The two files that say how pictures and texts are prepared."""
+    """The two files that say how images and texts are prepared."""
     square = family in ("siglip", "siglip2", "chinese-clip")
     half = family in ("siglip", "siglip2")
     size: dict[str, int] = {"height": _IMAGE, "width": _IMAGE} if square else {"shortest_edge": _IMAGE}

@@ -38,7 +38,7 @@ from llm2clip.eval.nano_report.measures import (
 )
 from llm2clip.eval.nano_report.queries import QUERIES_FILE, FreeQuery, load_queries
 from llm2clip.eval.nano_report.targets import TARGETS
-from llm2clip.eval.runner.evaluate import RememberedTexts, TextEncoder, encode_pictures
+from llm2clip.eval.runner.evaluate import RememberedTexts, TextEncoder, encode_images
 from llm2clip.indexer.core.index_paths import sample_shards
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def measure_nano(
 
 
 class _Run:
-    """One measuring run: collects numbers while the pictures are encoded once."""
+    """One measuring run: collects numbers while the images are encoded once."""
 
     def __init__(
         self, encoder: Encoder, *, options: NanoOptions, folder: Path | None, progress: Progress
@@ -183,8 +183,8 @@ class _Run:
             )
         captions = [scene.captions["en"] for some in scenes.values() for scene in some][:_TIMED_CAPTIONS]
         texts = [query.text for query in self.queries]
-        pictures = galleries[0].pictures
-        self._keep(measure_cost(self.encoder, queries=texts, captions=captions, pictures=pictures))
+        images = galleries[0].images
+        self._keep(measure_cost(self.encoder, queries=texts, captions=captions, images=images))
         self._keep(measure_size(self.encoder, self.folder))
 
     def _load(self) -> tuple[list[Gallery], dict[str, tuple[Scene, ...]]]:
@@ -200,7 +200,7 @@ class _Run:
             gallery = shipped_gallery or read_gallery([options.data / f"{style}.tar"], style=style)
             if gallery is None:
                 raise DatasetError(
-                    f"{options.data / style}.tar has no picture of kind 'emoji', style '{style}'"
+                    f"{options.data / style}.tar has no image of kind 'emoji', style '{style}'"
                 )
             galleries.append(gallery)
         files = (SCENES_FILE, OTHER_SCENES_FILE) if options.scenes else ()
@@ -210,7 +210,7 @@ class _Run:
 
     def _note_files(self, galleries: Sequence[Gallery], scenes: Mapping[str, Path]) -> None:
         self.progress("hashing what is measured on")
-        files = {one.style: {picture.tar for picture in one.pictures} for one in galleries}
+        files = {one.style: {image.tar for image in one.images} for one in galleries}
         files |= {subject: {tar} for subject, tar in scenes.items()}
         files["queries"] = {QUERIES_FILE}
         self.provenance["measured_on"] = {
@@ -221,8 +221,8 @@ class _Run:
     def _measure_gallery(
         self, gallery: Gallery, sides: Sequence[tuple[TextEncoder, bool]], scratch: Path
     ) -> None:
-        self.progress(f"{gallery.style}: encoding {len(gallery.pictures):,} pictures")
-        vectors = encode_pictures(self.encoder, gallery.pictures)
+        self.progress(f"{gallery.style}: encoding {len(gallery.images):,} images")
+        vectors = encode_images(self.encoder, gallery.images)
         self.progress(f"{gallery.style}: building an index")
         index = index_gallery(self.encoder, gallery, scratch / f"{gallery.style}.index")
         known = self.encoder.info.languages
@@ -242,8 +242,8 @@ class _Run:
     def _measure_scenes(
         self, subject: str, scenes: Sequence[Scene], sides: Sequence[tuple[TextEncoder, bool]]
     ) -> None:
-        self.progress(f"{subject}: encoding {len(scenes):,} pictures")
-        vectors = encode_pictures(self.encoder, [scene.picture for scene in scenes])
+        self.progress(f"{subject}: encoding {len(scenes):,} images")
+        vectors = encode_images(self.encoder, [scene.image for scene in scenes])
         for encoder, blocks in sides:
             self.progress(f"{subject}: long captions" + ("" if blocks else ", blocks switched off"))
             self._keep(measure_scenes(encoder, scenes, vectors, subject=subject), blocks=blocks)

@@ -24,7 +24,7 @@ def nano_tables(report: NanoReport) -> Iterator[Table]:
     off = any(not one.blocks for one in report.measurements)
     names = [one for one in report.measurements if one.table == "names"]
     for style in dict.fromkeys(one.subject for one in names):
-        title = f"Name to picture, {style} artwork, %"
+        title = f"Name to image, {style} artwork, %"
         yield _recall_table(title, "language", [one for one in names if one.subject == style], off=off)
     queries = [one for one in report.measurements if one.table == "queries"]
     if queries:
@@ -33,7 +33,7 @@ def nano_tables(report: NanoReport) -> Iterator[Table]:
     for subject in dict.fromkeys(one.subject for one in scenes):
         own = [one for one in scenes if one.subject == subject]
         recalls = [one for one in own if one.metric in _RECALLS]
-        yield _recall_table(f"Long caption to picture, {subject}, %", "caption", recalls, off=off)
+        yield _recall_table(f"Long caption to image, {subject}, %", "caption", recalls, off=off)
         yield _value_table(
             f"Captions of {subject}", [one for one in own if one.metric not in _RECALLS], off=off
         )

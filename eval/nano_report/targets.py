@@ -40,7 +40,7 @@ class Target:
 def _names(style: str, row: str, metric: str, bound: float) -> Target:
     whose = "mean over languages" if row == "mean" else row
     return Target(
-        text=f"{style}, name to picture, {whose}, {metric}",
+        text=f"{style}, name to image, {whose}, {metric}",
         table="names",
         subject=style,
         row=row,
@@ -73,10 +73,10 @@ TARGETS = (
         at_most=True,
     ),
     Target(
-        text="pictures embedded a second",
+        text="images embedded a second",
         table="cost",
         subject="speed",
-        row="pictures, from files",
+        row="images, from files",
         metric="rate",
         bound=200,
     ),

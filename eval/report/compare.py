@@ -53,7 +53,7 @@ class Compared:
     lines: tuple[Difference, ...]
     """One for each set and direction that both were measured on."""
     passed_over: tuple[str, ...]
-    """Sets of which both have a result, but on other pictures or captions."""
+    """Sets of which both have a result, but on other images or captions."""
 
 
 def compare_encoders(
@@ -115,7 +115,7 @@ def _of(results: Sequence[Result], asked: str) -> dict[str, Result]:
         earlier = by_set.setdefault(one.set.id, one)
         if earlier is not one and earlier.set.sha256 != one.set.sha256:
             raise ValueError(
-                f"two results of {asked!r} on {one.set.id} are of other pictures or captions, of {earlier.date} and "
+                f"two results of {asked!r} on {one.set.id} are of other images or captions, of {earlier.date} and "
                 f"{one.date}: leave one out"
             )
     return by_set

@@ -135,7 +135,7 @@ def _result(result: Result, *, row: Row) -> dict[str, Any]:
         if result.lengths
         else None,
         "cost": {
-            "pictures": result.cost.pictures_per_second,
+            "images": result.cost.images_per_second,
             "texts": result.cost.texts_per_second,
             "memory": result.cost.peak_memory_mb,
             "threads": result.cost.threads,
@@ -145,7 +145,7 @@ def _result(result: Result, *, row: Row) -> dict[str, Any]:
         "through": [
             {
                 "index": f"{one.index} where {one.where}" if one.where else one.index,
-                "pictures": one.pictures,
+                "images": one.images,
                 "ms": one.milliseconds,
                 "at": [[at.k, at.exact, at.through, at.overlap] for at in one.at],
             }

@@ -70,7 +70,7 @@ class Row:
     near_best: bool = False
     """Of ours: whether it cannot be told from the best of ours here."""
     other_queries: bool = False
-    """Of ours: whether it was asked about other pictures or captions than most of ours here."""
+    """Of ours: whether it was asked about other images or captions than most of ours here."""
 
     @property
     def ours(self) -> bool:
@@ -128,7 +128,7 @@ class Board:
     tables: tuple[Table, ...]
     """One for each set that was measured."""
     languages: tuple[LanguageRow, ...]
-    """Text to picture at 1 over the languages of a set, for each encoder that was measured in several."""
+    """Text to image at 1 over the languages of a set, for each encoder that was measured in several."""
     comparisons: tuple[tuple[Result, Comparison], ...]
     """Ours against the printed numbers of the same weights under the same protocol."""
 
@@ -218,10 +218,10 @@ def _table(dataset: str, results: Sequence[Result]) -> Table:
 
 
 def _shared_first(results: Sequence[Result]) -> frozenset[str]:
-    """The encoders that cannot be told from the best, text to picture at 1; none where only one was measured.
+    """The encoders that cannot be told from the best, text to image at 1; none where only one was measured.
 
     Args:
-        results: All on the very same pictures and captions.
+        results: All on the very same images and captions.
     """
     hits, clusters = {}, None
     for result in results:
@@ -270,7 +270,7 @@ def _published_row(model: str, source: str, values: Sequence[Published]) -> Row:
 
 
 def _order(row: Row) -> tuple[bool, float]:
-    """Best first by text to picture at 1, then by what there is; wrong ones last."""
+    """Best first by text to image at 1, then by what there is; wrong ones last."""
     for measure in [(direction, k) for k in KS for direction in DIRECTIONS]:
         if measure in row.cells:
             return row.mark.status == "wrong", -row.cells[measure].value + 1000 * KS.index(measure[1])

@@ -60,7 +60,7 @@ def markdown(board: Board, *, limit: int) -> str:
     """The same as Markdown, with provenance and what the numbers mean."""
     parts = ["# Leaderboard", ""]
     parts += [
-        "Recall in percent, ties counted against us, with 95 % intervals drawn over pictures; printed numbers come "
+        "Recall in percent, ties counted against us, with 95 % intervals drawn over images; printed numbers come "
         "without. **Bold** was measured here. ≈ cannot be told from the best measured here.",
         "",
     ]
@@ -80,7 +80,7 @@ def markdown(board: Board, *, limit: int) -> str:
             ),
         )
     if board.languages:
-        parts += ["## Over languages, text to picture, R@1", ""]
+        parts += ["## Over languages, text to image, R@1", ""]
         heads = ["encoder", "set", "languages", "mean", "95 %", "spread", "worst", "English less others"]
         parts += _md_table(heads, (_language_line(row) for row in board.languages))
     if board.comparisons:
@@ -145,7 +145,7 @@ def _our_lines(result: Result) -> Iterable[dict[str, object]]:
                 "exact": _percent(loss.exact),
                 "overlap": _percent(loss.overlap),
                 "milliseconds": f"{through.milliseconds:.3f}",
-                "gallery": through.pictures,
+                "gallery": through.images,
                 "source": through.index,
             }
 
@@ -184,7 +184,7 @@ def value_heads() -> list[str]:
 def heading(table: Table) -> str:
     """Name and size of a set."""
     sizes = {(row.result.set.images, row.result.set.captions) for row in table.ours if row.result}
-    counts = ", ".join(f"{images:,} pictures and {captions:,} captions" for images, captions in sorted(sizes))
+    counts = ", ".join(f"{images:,} images and {captions:,} captions" for images, captions in sorted(sizes))
     title = title_of(table.dataset)
     return f"{title}, {counts}" if title == table.dataset else f"{title} [{table.dataset}], {counts}"
 
@@ -208,7 +208,7 @@ def row_note(row: Row, *, known: Collection[str] = ()) -> str:
     notes = []
     if row.result is not None:
         notes += ["≈ best"] * row.near_best
-        notes += ["other pictures or captions than most of ours here"] * row.other_queries
+        notes += ["other images or captions than most of ours here"] * row.other_queries
         gap = max((one.tie_gap for one in row.result.directions), default=0.0)
         notes += [f"ties move recall by up to {100 * gap:.1f}: coarse or collapsed vectors"] * (gap > TIE_GAP)
         notes += [f"{row.result.overlap}: {row.result.overlap_note}"] * bool(row.result.overlap_note)

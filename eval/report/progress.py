@@ -52,7 +52,7 @@ class TerminalReporter:
             for each in the_set.notes:
                 self._console.print(plain(f"note: {the_set.id}: {each}"), markup=False, soft_wrap=True)
         for side, total in (("images", len(the_set.images)), ("texts", len(the_set.captions))):
-            what = "pictures" if side == "images" else "captions"
+            what = "images" if side == "images" else "captions"
             self._tasks[side] = self._bars.add_task(f"{name}: {what}", total=total)
 
     def advance(self, side: str, number: int) -> None:
@@ -67,7 +67,7 @@ class TerminalReporter:
             if at := one.at(1):
                 arrow = "T→I" if one.direction == "t2i" else "I→T"
                 found.append(f"{arrow} R@1 {100 * at.value:.1f} ({100 * at.low:.1f}–{100 * at.high:.1f})")
-        encoded = result.cost.pictures_encoded + result.cost.texts_encoded if result.cost else 0
+        encoded = result.cost.images_encoded + result.cost.texts_encoded if result.cost else 0
         how = f"{encoded:,} encoded" if encoded else "all vectors from disk"
         line = f"{result.encoder.label} on {result.set.id}: {', '.join(found)}; {how}"
         self._console.print(plain(line), markup=False, soft_wrap=True)

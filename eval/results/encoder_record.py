@@ -63,7 +63,7 @@ def describe(
 
 
 def _arithmetic(encoder: Encoder) -> tuple[str, str, str]:
-    """(device, arithmetic of the pictures' side, how the texts' side is held) of this package's encoders."""
+    """(device, arithmetic of the images' side, how the texts' side is held) of this package's encoders."""
     from llm2clip.encoders.llm2clip.nano_encoder import Llm2ClipEncoder
     from llm2clip.encoders.llm2clip.published import PublishedEncoder
     from llm2clip.encoders.text.dual_encoder import PairEncoder
@@ -73,8 +73,8 @@ def _arithmetic(encoder: Encoder) -> tuple[str, str, str]:
     if isinstance(encoder, PublishedEncoder):
         return str(encoder.device), _name(encoder.dtype), encoder.language.choice
     if isinstance(encoder, PairEncoder):
-        arithmetic = _name(encoder.pictures.dtype)
-        return str(encoder.pictures.device), arithmetic, arithmetic
+        arithmetic = _name(encoder.images.dtype)
+        return str(encoder.images.device), arithmetic, arithmetic
     return "cpu", "float32", "float32"
 
 

@@ -37,7 +37,7 @@ class Published:
     hf_id: str
     """The checkpoint on the Hugging Face hub; empty where it cannot be told."""
     direction: Direction
-    """Text to picture or picture to text."""
+    """Text to image or image to text."""
     k: int
     """Length of the list of answers."""
     value: float

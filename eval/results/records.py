@@ -69,7 +69,7 @@ class DirectionResult:
     """One direction of retrieval."""
 
     direction: Direction
-    """``t2i``: texts are asked; ``i2t``: pictures are."""
+    """``t2i``: texts are asked; ``i2t``: images are."""
     queries: int
     """In the denominator."""
     gallery: int
@@ -91,7 +91,7 @@ class DirectionResult:
     ranks: str = ""
     """Rank of each query's best right answer, ties against us, packed; see ``unpack``."""
     clusters: str = ""
-    """Picture that each query belongs to, packed: what the bootstrap draws."""
+    """Image that each query belongs to, packed: what the bootstrap draws."""
 
     def at(self, k: int) -> RecallAt | None:
         """Recall at this k, if it was measured."""
@@ -105,7 +105,7 @@ class DirectionResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Recall at 1, text to picture, of some queries or of shortened ones."""
+    """Recall at 1, text to image, of some queries or of shortened ones."""
 
     label: str
     """Which: a range of tokens (``17-32``), or a number of words (``20 words``)."""
@@ -151,20 +151,20 @@ class LossAt:
 
 @dataclass(frozen=True, kw_only=True)
 class Through:
-    """Recall end to end through an index, text to picture."""
+    """Recall end to end through an index, text to image."""
 
     index: str
-    """What kind: FAISS factory string, vectors, number of pictures."""
+    """What kind: FAISS factory string, vectors, number of images."""
     generation: str
     """Which state of it."""
-    pictures: int
-    """Pictures in the index, those of other sets included."""
+    images: int
+    """Images in the index, those of other sets included."""
     at: tuple[LossAt, ...]
     """By k."""
     milliseconds: float
     """Per query, wall clock, searched in batches."""
     where: str = ""
-    """Filter that was searched under; only captions of pictures that pass it were asked."""
+    """Filter that was searched under; only captions of images that pass it were asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,11 +178,11 @@ class SetRecord:
     complete: bool
     """Whether everything that the protocol declares was there."""
     images: int
-    """Pictures in the gallery."""
+    """Images in the gallery."""
     captions: int
     """Texts."""
     sha256: str
-    """Over the content of all pictures, all captions and what belongs together."""
+    """Over the content of all images, all captions and what belongs together."""
     rule: str = ""
     """Which captions are taken and what is done to them."""
     files: tuple[tuple[str, str], ...] = ()
@@ -211,7 +211,7 @@ class EncoderRecord:
     dim: int
     """Length of its vectors."""
     image_size: int
-    """Side of the picture it looks at, in pixels."""
+    """Side of the image it looks at, in pixels."""
     max_text_tokens: int
     """Tokens of a text that are read."""
     weights_sha256: str
@@ -219,7 +219,7 @@ class EncoderRecord:
     settings_sha256: str
     """Of everything else that shapes vectors."""
     preprocessing: str
-    """How a picture becomes pixels."""
+    """How an image becomes pixels."""
     parameters: int
     """Trained numbers."""
     languages: tuple[str, ...]
@@ -227,7 +227,7 @@ class EncoderRecord:
     licence: str
     """Of the weights."""
     dtype: str
-    """Arithmetic of the pictures' side."""
+    """Arithmetic of the images' side."""
     text_dtype: str
     """How the texts' side is held."""
     device: str
@@ -242,11 +242,11 @@ class EncoderRecord:
 class CostRecord:
     """What encoding cost in this run; none where vectors came from disk."""
 
-    pictures_encoded: int
-    """Pictures that went through the encoder."""
+    images_encoded: int
+    """Images that went through the encoder."""
     texts_encoded: int
     """Texts that did."""
-    pictures_per_second: float | None
+    images_per_second: float | None
     """From files to vectors; none if fewer than 64 were encoded."""
     texts_per_second: float | None
     """Likewise."""
@@ -265,7 +265,7 @@ class Result:
     encoder: EncoderRecord
     """What was measured."""
     directions: tuple[DirectionResult, ...]
-    """Both directions, text to picture first."""
+    """Both directions, text to image first."""
     date: str
     """When, UTC, ISO 8601."""
     code: str

@@ -17,7 +17,7 @@ class Level(Enum):
     TRAINED_ON = "trained-on"
     """Test items, or their captions in some form, were in training: not a zero-shot number."""
     SAME_SOURCE = "same-source"
-    """Pictures of the same source or captions of the same making were."""
+    """Images of the same source or captions of the same making were."""
     NONE_KNOWN = "none-known"
     """Nothing is known, which is not the same as nothing."""
 

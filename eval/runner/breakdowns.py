@@ -69,7 +69,7 @@ def by_length(
         hits: Shape: (texts,): hits of each text.
         tokens: Tokens of each text before cutting, by ``count_tokens`` of the encoder.
         max_tokens: Tokens that the encoder reads.
-        clusters: Shape: (texts,): the picture of each.
+        clusters: Shape: (texts,): the image of each.
         resampling: Draws, seed and confidence of the intervals.
 
     Raises:
@@ -110,7 +110,7 @@ class PrefixPoint:
     shortened: float
     """Share of texts that are longer than that and were cut."""
     hits: Interval
-    """Share of texts whose picture is first."""
+    """Share of texts whose image is first."""
 
 
 def prefix_curve(
@@ -130,8 +130,8 @@ def prefix_curve(
         encoder: What reads.
         texts: Queries.
         images: Shape: (images, dim), unit rows: the gallery.
-        positives: As in ``retrieval_metrics``; each text needs a right picture.
-        options: Lengths, limit of the encoder, pictures to draw together.
+        positives: As in ``retrieval_metrics``; each text needs a right image.
+        options: Lengths, limit of the encoder, images to draw together.
 
     Raises:
         ValueError: As ``retrieval_metrics``; for lengths that are not positive.
@@ -172,7 +172,7 @@ class PrefixOptions:
     k: int = 1
     """Recall at this k."""
     clusters: NDArray[np.int64] | None = None
-    """Shape: (texts,): the picture of each text."""
+    """Shape: (texts,): the image of each text."""
     resampling: Resampling | None = None
     """Draws, seed and confidence."""
 
@@ -210,7 +210,7 @@ class LanguageSummary:
     mean: float
     """Plain mean over languages."""
     low: float
-    """Lower end of its interval: pictures are drawn once for all languages."""
+    """Lower end of its interval: images are drawn once for all languages."""
     high: float
     """Upper end of it."""
     spread: float
@@ -235,7 +235,7 @@ def by_language(
 
     Args:
         hits: By language code, shape: (queries,): hits of that language's queries.
-        clusters: By language code, shape: (queries,): the picture of each; the same number is the same picture in every
+        clusters: By language code, shape: (queries,): the image of each; the same number is the same image in every
             language.
         resampling: Draws, seed and confidence.
 

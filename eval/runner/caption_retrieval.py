@@ -1,6 +1,6 @@
-"""Caption-to-caption retrieval accuracy: does a text encoder put two captions of one picture together?
+"""Caption-to-caption retrieval accuracy: does a text encoder put two captions of one image together?
 
-The measure LLM2CLIP chose its language models by: of every picture the first two captions, in their order in the set;
+The measure LLM2CLIP chose its language models by: of every image the first two captions, in their order in the set;
 each first caption looks for its second among all second captions and the other way round. Only the text side is used,
 captions go in verbatim.
 """
@@ -21,7 +21,7 @@ from llm2clip.eval.stats.bootstrap import Interval, Resampling, bootstrap_interv
 
 
 class TooFewCaptionsError(ValueError):
-    """Fewer than two pictures have two captions."""
+    """Fewer than two images have two captions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,11 +33,11 @@ class CaptionRetrieval:
     second_to_first: Interval
     """Second captions ask."""
     mean: Interval
-    """Mean of both; pictures are drawn, so both questions about one go together."""
-    pictures: int
-    """Pictures with at least two captions."""
+    """Mean of both; images are drawn, so both questions about one go together."""
+    images: int
+    """Images with at least two captions."""
     left_out: int
-    """Pictures with fewer."""
+    """Images with fewer."""
 
 
 def caption_retrieval(
@@ -50,19 +50,19 @@ def caption_retrieval(
     """Measure a text encoder on the captions of a set.
 
     Args:
-        encoder: Anything that encodes texts; its picture side is not needed.
-        captions: In the order of the set, which decides what the first two of a picture are.
-        caption_images: The picture of each caption.
+        encoder: Anything that encodes texts; its image side is not needed.
+        captions: In the order of the set, which decides what the first two of an image are.
+        caption_images: The image of each caption.
         resampling: Draws, seed and confidence.
 
     Raises:
-        ValueError: If there are not as many pictures as captions.
-        TooFewCaptionsError: If fewer than two pictures have two captions.
+        ValueError: If there are not as many images as captions.
+        TooFewCaptionsError: If fewer than two images have two captions.
     """
     first, second, left_out = caption_pairs(captions, caption_images)
     if len(first) < 2:
         raise TooFewCaptionsError(
-            f"got {len(first)} pictures with two captions, expected at least two. A set with one caption per picture "
+            f"got {len(first)} images with two captions, expected at least two. A set with one caption per image "
             "has no caption-to-caption retrieval."
         )
     pair = Embeddings(texts=encoder.encode_texts(first), images=encoder.encode_texts(second))
@@ -74,19 +74,19 @@ def caption_retrieval(
         first_to_second=found[0],
         second_to_first=found[1],
         mean=found[2],
-        pictures=len(first),
+        images=len(first),
         left_out=left_out,
     )
 
 
 def caption_pairs(captions: Sequence[str], caption_images: Sequence[int]) -> tuple[list[str], list[str], int]:
-    """(first captions, second captions, pictures that have but one), pictures in the order they appear in."""
+    """(first captions, second captions, images that have but one), images in the order they appear in."""
     if len(captions) != len(caption_images):
         raise ValueError(
-            f"got {len(caption_images)} pictures for {len(captions)} captions, expected one for each"
+            f"got {len(caption_images)} images for {len(captions)} captions, expected one for each"
         )
-    by_picture: dict[int, list[str]] = {}
-    for caption, picture in zip(captions, caption_images, strict=True):
-        by_picture.setdefault(int(picture), []).append(caption)
-    pairs = [own for own in by_picture.values() if len(own) > 1]
-    return [own[0] for own in pairs], [own[1] for own in pairs], len(by_picture) - len(pairs)
+    by_image: dict[int, list[str]] = {}
+    for caption, image in zip(captions, caption_images, strict=True):
+        by_image.setdefault(int(image), []).append(caption)
+    pairs = [own for own in by_image.values() if len(own) > 1]
+    return [own[0] for own in pairs], [own[1] for own in pairs], len(by_image) - len(pairs)

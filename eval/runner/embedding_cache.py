@@ -1,7 +1,7 @@
 """Vectors kept on disk and found again by what they are vectors of, so that nothing is encoded twice.
 
-A vector belongs to an encoder (its hashes, preprocessing and arithmetic) and to content: the bytes of a picture,
-the characters of a text. Where the picture lay or what it was called does not count. Vectors are written a few
+A vector belongs to an encoder (its hashes, preprocessing and arithmetic) and to content: the bytes of an image,
+the characters of a text. Where the image lay or what it was called does not count. Vectors are written a few
 hundred at a time, each file under its final name only when it is whole: what an interruption loses is seconds.
 """
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 Side = Literal["images", "texts"]
 
 _BATCH = 64
-"""Pictures or texts of one forward pass."""
+"""Images or texts of one forward pass."""
 _WRITE_EVERY = 1024
 """Vectors after which a file is written, ..."""
 _WRITE_SECONDS = 20.0
 """... or seconds, whichever comes first."""
 
 
-class Picture(Protocol):
-    """An encoded picture that is read when asked for."""
+class Image(Protocol):
+    """An encoded image that is read when asked for."""
 
     @property
     def key(self) -> str:
@@ -77,26 +77,24 @@ class Encoded:
 class FeatureStore:
     """Vectors of one encoder in one arithmetic, on disk."""
 
-    def __init__(
-        self, root: Path, *, key: str, dim: int, digests: dict[Picture, bytes] | None = None
-    ) -> None:
+    def __init__(self, root: Path, *, key: str, dim: int, digests: dict[Image, bytes] | None = None) -> None:
         """Nothing is read until it is asked for.
 
         Args:
             root: Folder of all encoders' vectors.
             key: Tells this encoder and its arithmetic from all others; see ``EncoderRecord.key``.
             dim: Length of a vector.
-            digests: SHA-256 of pictures that were read before, such as for another language of the same set; added
-                to. A picture is then not read again to be recognised.
+            digests: SHA-256 of images that were read before, such as for another language of the same set; added
+                to. An image is then not read again to be recognised.
         """
-        self.digests: dict[Picture, bytes] = {} if digests is None else digests
-        """SHA-256 of pictures that were read."""
+        self.digests: dict[Image, bytes] = {} if digests is None else digests
+        """SHA-256 of images that were read."""
         self._folder = root / key
         self._dim = dim
         self._shelves: dict[Side, _Shelf] = {}
 
     def shelf(self, side: Side) -> _Shelf:
-        """What is known of pictures or of texts."""
+        """What is known of images or of texts."""
         if side not in self._shelves:
             self._shelves[side] = _Shelf(self._folder / side, dim=self._dim)
         return self._shelves[side]
@@ -193,31 +191,31 @@ class _Pending:
 
 def encode_images(
     encoder: Encoder,
-    pictures: Sequence[Picture],
+    images: Sequence[Image],
     *,
     store: FeatureStore,
     progress: Callable[[int], None] | None = None,
 ) -> Encoded:
-    """Vectors of pictures: those on disk from there, the others encoded now and written.
+    """Vectors of images: those on disk from there, the others encoded now and written.
 
-    Pictures are read, hashed and decoded beside the forward passes, a few batches ahead.
+    Images are read, hashed and decoded beside the forward passes, a few batches ahead.
 
     Raises:
-        DatasetError: A picture cannot be read or decoded: a number over fewer pictures is another number.
+        DatasetError: An image cannot be read or decoded: a number over fewer images is another number.
     """
     shelf = store.shelf("images")
-    vectors = np.empty((len(pictures), encoder.info.dim), dtype=np.float32)
+    vectors = np.empty((len(images), encoder.info.dim), dtype=np.float32)
     digests: list[bytes] = []
     began, spent = time.monotonic(), Spent()
     pending, new = _Pending(shelf), _Batch()
     try:
-        for row, (digest, pixels) in enumerate(_prepared(encoder, pictures, store)):
+        for row, (digest, pixels) in enumerate(_prepared(encoder, images, store)):
             digests.append(digest)
             if pixels is not None:
                 new.add(row, digest, pixels)
             elif not (new.rows or spent.encoded):
                 began = time.monotonic()  # what an earlier run encoded says nothing of speed
-            if len(new.rows) == _BATCH or (new.rows and row == len(pictures) - 1):
+            if len(new.rows) == _BATCH or (new.rows and row == len(images) - 1):
                 vectors[new.rows] = encoder.encode_prepared(np.stack(new.pixels))
                 pending.add(new.digests, vectors[new.rows])
                 spent.encoded += len(new.rows)
@@ -227,17 +225,17 @@ def encode_images(
     finally:
         pending.write()
     if lost := shelf.fill(vectors, digests):
-        again = encode_images(encoder, [pictures[row] for row in lost], store=store)
+        again = encode_images(encoder, [images[row] for row in lost], store=store)
         vectors[lost] = again.vectors
         spent.encoded += again.spent.encoded
-    spent.remembered = len(pictures) - spent.encoded
+    spent.remembered = len(images) - spent.encoded
     spent.seconds = time.monotonic() - began
     return Encoded(vectors=vectors, digests=tuple(digest.hex() for digest in digests), spent=spent)
 
 
 @dataclass
 class _Batch:
-    """Pictures of the next forward pass."""
+    """Images of the next forward pass."""
 
     rows: list[int] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
@@ -250,28 +248,28 @@ class _Batch:
 
 
 def _prepared(
-    encoder: Encoder, pictures: Sequence[Picture], store: FeatureStore
+    encoder: Encoder, images: Sequence[Image], store: FeatureStore
 ) -> Iterator[tuple[bytes, NDArray[np.uint8] | None]]:
-    """Digest and pixels of each picture, in order; no pixels where the vector is known."""
+    """Digest and pixels of each image, in order; no pixels where the vector is known."""
     shelf, known = store.shelf("images"), store.digests
 
-    def prepare(picture: Picture) -> tuple[bytes, NDArray[np.uint8] | None]:
-        if (digest := known.get(picture)) and digest in shelf:
+    def prepare(image: Image) -> tuple[bytes, NDArray[np.uint8] | None]:
+        if (digest := known.get(image)) and digest in shelf:
             return digest, None
         try:
-            content = picture.read()
-            digest = known[picture] = hashlib.sha256(content).digest()
+            content = image.read()
+            digest = known[image] = hashlib.sha256(content).digest()
             return digest, None if digest in shelf else encoder.prepare(content).pixels
         except (OSError, ValueError) as error:
             raise DatasetError(
-                f"picture {picture.key}: {error}. A number over fewer pictures is not comparable: get this one again"
+                f"image {image.key}: {error}. A number over fewer images is not comparable: get this one again"
             ) from error
 
     waiting: deque[Future[tuple[bytes, NDArray[np.uint8] | None]]] = deque()
     with ThreadPoolExecutor(max_workers=min(8, max(2, os.cpu_count() or 1))) as pool:
         try:
-            for picture in pictures:
-                waiting.append(pool.submit(prepare, picture))
+            for image in images:
+                waiting.append(pool.submit(prepare, image))
                 if len(waiting) >= 4 * _BATCH:
                     yield waiting.popleft().result()
             while waiting:

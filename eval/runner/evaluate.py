@@ -1,4 +1,4 @@
-"""Measure one encoder on one set of pictures and captions."""
+"""Measure one encoder on one set of images and captions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.datasets.tar_images import CaptionedImages, TarPicture
+from llm2clip.eval.datasets.tar_images import CaptionedImages, TarImage
 from llm2clip.eval.metrics.best_rank import Embeddings
 from llm2clip.eval.metrics.recall import RetrievalMetrics, Unmatched, retrieval_metrics
 
@@ -62,38 +62,37 @@ def evaluate(
 
     Args:
         encoder: Anything made by ``load_encoder``.
-        dataset: Pictures, captions, and which belong together; see ``read_captioned``.
+        dataset: Images, captions, and which belong together; see ``read_captioned``.
         ks: Lengths of answer lists.
-        unmatched: What to do with pictures that have no caption; needed only when there are some.
-        progress: Called with the number of pictures done since the last call.
+        unmatched: What to do with images that have no caption; needed only when there are some.
+        progress: Called with the number of images done since the last call.
 
     Raises:
-        ValueError: As ``retrieval_metrics``; also for a picture that cannot be read (an evaluation over fewer
-            pictures than the set has would not be comparable).
+        ValueError: As ``retrieval_metrics``; also for an image that cannot be read (an evaluation over fewer
+            images than the set has would not be comparable).
     """
-    images = encode_pictures(encoder, dataset.images, progress=progress)
+    images = encode_images(encoder, dataset.images, progress=progress)
     texts = encoder.encode_texts(dataset.texts)
     return retrieval_metrics(
         Embeddings(texts=texts, images=images), positives=dataset.positives, ks=ks, unmatched=unmatched
     )
 
 
-def encode_pictures(
+def encode_images(
     encoder: Encoder,
-    pictures: Sequence[TarPicture | ImageSource],
+    images: Sequence[TarImage | ImageSource],
     *,
     progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Encode pictures a few hundred at a time, so that only those are held in memory.
+    """Encode images a few hundred at a time, so that only those are held in memory.
 
     Returns:
-        Shape: (pictures, dim), float32, unit rows.
+        Shape: (images, dim), float32, unit rows.
     """
-    vectors = np.empty((len(pictures), encoder.info.dim), dtype=np.float32)
-    for start in range(0, len(pictures), _BATCH):
+    vectors = np.empty((len(images), encoder.info.dim), dtype=np.float32)
+    for start in range(0, len(images), _BATCH):
         batch = [
-            picture.read() if isinstance(picture, TarPicture) else picture
-            for picture in pictures[start : start + _BATCH]
+            image.read() if isinstance(image, TarImage) else image for image in images[start : start + _BATCH]
         ]
         vectors[start : start + len(batch)] = encoder.encode_images(batch)
         if progress:

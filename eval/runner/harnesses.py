@@ -1,6 +1,6 @@
 """Our encoders as MTEB and CLIP_benchmark want a model, so that those programs can measure them.
 
-Neither is imported here but for MTEB's description of a model, when MTEB asks for it. Captions and pictures are
+Neither is imported here but for MTEB's description of a model, when MTEB asks for it. Captions and images are
 prepared as the encoder prepares them itself: their own tokenizers and transforms are not used.
 """
 
@@ -25,7 +25,7 @@ _ORGANISATION = "llm2clip"
 class MtebEncoder:
     """An encoder that follows MTEB's encoder protocol: ``mteb.evaluate(MtebEncoder(encoder), tasks)``.
 
-    A batch with texts only or pictures only gives their vectors; one with both gives the sum of the two unit vectors,
+    A batch with texts only or images only gives their vectors; one with both gives the sum of the two unit vectors,
     scaled to length 1 again, as MTEB's own CLIP wrappers do but for the scaling.
     """
 
@@ -37,14 +37,14 @@ class MtebEncoder:
         """Vectors of batches of ``{"text": [...]}``, ``{"image": [...]}`` or both.
 
         Args:
-            inputs: MTEB's loader of batches; pictures are PIL pictures.
+            inputs: MTEB's loader of batches; images are PIL images.
             **options: What MTEB says about the task, and batch sizes; of no use here, as there are no prompts.
 
         Returns:
             Shape: (items, dim), float32, unit rows.
 
         Raises:
-            ValueError: A batch has neither, or a picture or text cannot be read.
+            ValueError: A batch has neither, or an image or text cannot be read.
         """
         rows = [self._batch(batch) for batch in inputs]
         return np.concatenate(rows) if rows else np.zeros((0, self.encoder.info.dim), np.float32)
@@ -54,7 +54,7 @@ class MtebEncoder:
         if batch.get("text") is not None:
             found.append(self.encoder.encode_texts(list(batch["text"])))
         if batch.get("image") is not None:
-            found.append(self.encoder.encode_images([picture.convert("RGB") for picture in batch["image"]]))
+            found.append(self.encoder.encode_images([image.convert("RGB") for image in batch["image"]]))
         if not found:
             raise ValueError(
                 f"got a batch of {sorted(batch)}, expected 'text' or 'image': choose another task"
@@ -115,7 +115,7 @@ class ClipBenchmarkModel:
         self.encoder = encoder
 
     def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Vectors of prepared pictures. Shape: (n, size, size, 3), uint8 -> (n, dim), float32, unit rows."""
+        """Vectors of prepared images. Shape: (n, size, size, 3), uint8 -> (n, dim), float32, unit rows."""
         import torch
 
         return torch.from_numpy(self.encoder.encode_prepared(pixels.cpu().numpy()))
@@ -142,9 +142,9 @@ def clip_benchmark_parts(encoder: Encoder) -> tuple[ClipBenchmarkModel, Any, Any
     Pass ``amp=False`` (``--no_amp``): arithmetic is the encoder's own.
     """
 
-    def transform(picture: Any) -> torch.Tensor:  # noqa: ANN401
+    def transform(image: Any) -> torch.Tensor:  # noqa: ANN401
         import torch
 
-        return torch.from_numpy(encoder.prepare(picture).pixels)
+        return torch.from_numpy(encoder.prepare(image).pixels)
 
     return ClipBenchmarkModel(encoder), transform, Texts

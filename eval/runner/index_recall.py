@@ -1,7 +1,7 @@
 """Recall end to end: the same questions through an index, beside a full scan of the encoder's own vectors.
 
-The difference is what the index costs: approximation, rounding of stored vectors, pictures of other sets that lie in
-it too. Pictures are recognised by their content, so an index built from copies elsewhere will do.
+The difference is what the index costs: approximation, rounding of stored vectors, images of other sets that lie in
+it too. Images are recognised by their content, so an index built from copies elsewhere will do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _QUERIES = 256
 _FOREIGN = -1
-"""Stands for a picture that is not of the set."""
+"""Stands for an image that is not of the set."""
 
 
 def measure_through(
@@ -42,20 +42,20 @@ def measure_through(
 ) -> Through:
     """Ask every caption through the index in a folder.
 
-    Under a filter both searches are over the pictures that pass it, and asked are the captions of those.
+    Under a filter both searches are over the images that pass it, and asked are the captions of those.
 
     Args:
         place: The folder of the index.
-        the_set: The pictures, which should all be in it: one that is not there is never found, and counts as lost.
+        the_set: The images, which should all be in it: one that is not there is never found, and counts as lost.
         vectors: Their and the captions' vectors by the same encoder.
         info: That encoder.
         ks: Lengths of answer lists.
-        where: A filter in the language of docs/filters.md; None: every picture may be found.
+        where: A filter in the language of docs/filters.md; None: every image may be found.
 
     Raises:
-        ValueError: There is no index, it is of another encoder or over other pictures, it has fewer than the set, or
-            no caption has a picture that passes the filter.
-        OSError: The pictures that were indexed are no longer there.
+        ValueError: There is no index, it is of another encoder or over other images, it has fewer than the set, or
+            no caption has an image that passes the filter.
+        OSError: The images that were indexed are no longer there.
     """
     from llm2clip.indexer import open_index
 
@@ -66,7 +66,7 @@ def measure_through(
         index.require_encoder(info)
         if len(index) < len(number):
             raise DatasetError(
-                f"{place} holds {len(index):,} pictures, {the_set.id} has {len(number):,} different ones: build an "
+                f"{place} holds {len(index):,} images, {the_set.id} has {len(number):,} different ones: build an "
                 "index over all of them"
             )
 
@@ -78,7 +78,7 @@ def measure_through(
         right = [{int(content[image]) for image in images} & passing for images in the_set.caption_images]
         asked = [caption for caption, images in enumerate(right) if images]
         if not asked:
-            raise DatasetError(f"no picture of {the_set.id} in {place} passes the filter {where!r}")
+            raise DatasetError(f"no image of {the_set.id} in {place} passes the filter {where!r}")
         queries = vectors.texts.vectors[asked]
         found, seconds = _ask(index, queries, max(ks), content_of=content_of, where=where)
         known = index.info()
@@ -89,7 +89,7 @@ def measure_through(
     return Through(
         index=known.ann,
         generation=str(known.generation),
-        pictures=known.items,
+        images=known.items,
         at=tuple(_loss(k, exact, found, right) for k in ks),
         milliseconds=1000 * seconds / len(queries),
         where=where or "",
@@ -141,10 +141,10 @@ def _full_scan(
 def _require_known(
     found: NDArray[np.int64], exact: NDArray[np.int64], *, place: Path, the_set: RetrievalSet
 ) -> None:
-    """Refuse an index over other pictures: its answers would be counted as losses."""
+    """Refuse an index over other images: its answers would be counted as losses."""
     if not np.isin(found, exact).any():
         raise DatasetError(
-            f"none of the answers of {place} is a picture of {the_set.id}, expected an index over its pictures"
+            f"none of the answers of {place} is an image of {the_set.id}, expected an index over its images"
         )
 
 

@@ -53,8 +53,8 @@ def measure_lengths(
     Args:
         encoder: What read them.
         the_set: The captions.
-        vectors: The pictures' vectors.
-        found: Text to picture, as it was counted.
+        vectors: The images' vectors.
+        found: Text to image, as it was counted.
         store: Where vectors of beginnings are kept.
         resampling: Of the intervals.
     """

@@ -69,7 +69,7 @@ class Vectors:
     """Both sides of a set, encoded."""
 
     images: Encoded
-    """The pictures."""
+    """The images."""
     texts: Encoded
     """The captions."""
 
@@ -89,7 +89,7 @@ def encode_set(
     """Vectors of both sides; ``progress`` is told ``"images"`` or ``"texts"`` and how many more are done.
 
     Raises:
-        ValueError: A picture or text cannot be read.
+        ValueError: An image or text cannot be read.
     """
 
     def told(side: str) -> Callable[[int], None]:
@@ -155,7 +155,7 @@ def set_record(the_set: RetrievalSet, vectors: Vectors) -> SetRecord:
 def content_sha256(
     images: Sequence[str], captions: Sequence[str], caption_images: Sequence[Sequence[int]]
 ) -> str:
-    """SHA-256 of a set: content of its pictures in order, its captions in order, and what belongs together."""
+    """SHA-256 of a set: content of its images in order, its captions in order, and what belongs together."""
     digest = hashlib.sha256(f"{len(images)} {len(captions)}".encode())
     for part in (*images, *captions, *(" ".join(map(str, sorted(right))) for right in caption_images)):
         digest.update(part.encode() + b"\n")
@@ -243,9 +243,9 @@ def _cost(vectors: Vectors) -> CostRecord:
         return spent.encoded / spent.seconds if spent.encoded >= _TIMED and spent.seconds > 0 else None
 
     return CostRecord(
-        pictures_encoded=vectors.images.spent.encoded,
+        images_encoded=vectors.images.spent.encoded,
         texts_encoded=vectors.texts.spent.encoded,
-        pictures_per_second=rate(vectors.images),
+        images_per_second=rate(vectors.images),
         texts_per_second=rate(vectors.texts),
         peak_memory_mb=peak_memory_mb(),
         threads=torch.get_num_threads(),
@@ -272,13 +272,13 @@ def keep_cost(result: Result, earlier: Result | None) -> Result:
         return result
     if (earlier.encoder.key, earlier.machine) != (result.encoder.key, result.machine):
         return result
-    if not (cost.pictures_encoded or cost.texts_encoded):
-        return replace(result, cost=replace(old, pictures_encoded=0, texts_encoded=0))
+    if not (cost.images_encoded or cost.texts_encoded):
+        return replace(result, cost=replace(old, images_encoded=0, texts_encoded=0))
     if old.threads != cost.threads:
         return result
     kept = replace(
         cost,
-        pictures_per_second=cost.pictures_per_second or old.pictures_per_second,
+        images_per_second=cost.images_per_second or old.images_per_second,
         texts_per_second=cost.texts_per_second or old.texts_per_second,
         peak_memory_mb=max(cost.peak_memory_mb, old.peak_memory_mb),
     )

@@ -11,7 +11,7 @@ from llm2clip.eval.datasets.retrieval_set import RetrievalSet
 from llm2clip.eval.results.encoder_record import describe, store_key
 from llm2clip.eval.results.records import Lengths, Result, Through, write_result
 from llm2clip.eval.results.validation import read_result
-from llm2clip.eval.runner.embedding_cache import FeatureStore, Picture
+from llm2clip.eval.runner.embedding_cache import FeatureStore, Image
 from llm2clip.eval.runner.measure import MeasureOptions, Vectors, encode_set, forget_peak, keep_cost, measure
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class RunOptions:
     cache: Path
     """Folder of vectors."""
     through: tuple[Path, ...] = ()
-    """Indexes over the pictures. Of several encoders each takes those that it made."""
+    """Indexes over the images. Of several encoders each takes those that it made."""
     where: str | None = None
     """Filter under which the indexes are searched."""
     lengths: bool = True
@@ -90,7 +90,7 @@ def run(
         OSError: A file cannot be read or written.
     """
     reporter = reporter or Silence()
-    digests: dict[Picture, bytes] = {}
+    digests: dict[Image, bytes] = {}
     for candidate in candidates:
         forget_peak()
         encoder = candidate.open()

@@ -33,9 +33,9 @@ class CostOptions:
 class Cost:
     """What an encoder costs on this machine."""
 
-    pictures_per_second: float
+    images_per_second: float
     """From encoded bytes to vectors, at the best batch."""
-    picture_batch: int
+    image_batch: int
     """Which batch that was."""
     captions_per_second: float
     """Texts of the given lengths to vectors, at the best batch."""
@@ -64,7 +64,7 @@ class Cost:
 def measure_cost(
     encoder: Encoder,
     *,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     texts: Sequence[str],
     options: CostOptions | None = None,
 ) -> Cost:
@@ -72,23 +72,21 @@ def measure_cost(
 
     Args:
         encoder: Loaded, on its device.
-        pictures: Encoded pictures, as many as the largest batch at least for a fair rate.
+        images: Encoded images, as many as the largest batch at least for a fair rate.
         texts: Queries of the length that is asked about.
         options: Repeats and batches.
 
     Raises:
-        ValueError: If there is no picture or no text.
+        ValueError: If there is no image or no text.
     """
-    if not pictures or not texts:
-        raise ValueError(
-            f"got {len(pictures)} pictures and {len(texts)} texts, expected at least one of each"
-        )
+    if not images or not texts:
+        raise ValueError(f"got {len(images)} images and {len(texts)} texts, expected at least one of each")
     how = options or CostOptions()
     tell_peak = _watch_memory()
-    encoder.encode_images(list(pictures[:1]))  # the first call pays for lazy set-up
+    encoder.encode_images(list(images[:1]))  # the first call pays for lazy set-up
     encoder.encode_texts(list(texts[:1]))
-    picture_rate, picture_batch = _best_rate(
-        lambda size: encoder.encode_images(list(pictures), batch_size=size), len(pictures), how
+    image_rate, image_batch = _best_rate(
+        lambda size: encoder.encode_images(list(images), batch_size=size), len(images), how
     )
     caption_rate, caption_batch = _best_rate(
         lambda size: encoder.encode_texts(list(texts), batch_size=size), len(texts), how
@@ -99,8 +97,8 @@ def measure_cost(
         for text in texts
     ]
     return Cost(
-        pictures_per_second=picture_rate,
-        picture_batch=picture_batch,
+        images_per_second=image_rate,
+        image_batch=image_batch,
         captions_per_second=caption_rate,
         caption_batch=caption_batch,
         query_p50_ms=float(np.median(alone)),

@@ -1,6 +1,6 @@
-"""Zero-shot classification: a picture belongs to the class whose name, put into templates, it is closest to.
+"""Zero-shot classification: an image belongs to the class whose name, put into templates, it is closest to.
 
-The same arithmetic as retrieval: pictures ask, classes are the gallery, one answer is right.
+The same arithmetic as retrieval: images ask, classes are the gallery, one answer is right.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _TEXTS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Classification:
-    """How many pictures were put into their class."""
+    """How many images were put into their class."""
 
     top1: Interval
     """Share whose class is first, ties against us."""
@@ -84,13 +84,13 @@ def classify(
     labels: NDArray[np.int64],
     resampling: Resampling | None = None,
 ) -> Classification:
-    """Count pictures by the rank of their class.
+    """Count images by the rank of their class.
 
     Args:
         images: Shape: (images, dim), unit rows.
         classes: Shape: (classes, dim), unit rows, by :func:`class_vectors`.
-        labels: Shape: (images,): class of each picture.
-        resampling: Draws, seed and confidence. Pictures are drawn one by one.
+        labels: Shape: (images,): class of each image.
+        resampling: Draws, seed and confidence. Images are drawn one by one.
 
     Raises:
         ValueError: As ``retrieval_metrics``: labels out of range, scores that are not finite.

@@ -1,4 +1,4 @@
-"""Measure encoders on classes of pictures and on pairs of captions, with vectors kept as in every other measurement."""
+"""Measure encoders on classes of images and on pairs of captions, with vectors kept as in every other measurement."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTask:
-    """Classes of pictures and what they are called."""
+    """Classes of images and what they are called."""
 
     protocol: str
     """Declared id, ``ID+partial``, or a name of one's own."""
-    pictures: ClassSet
-    """Pictures by class."""
+    images: ClassSet
+    """Images by class."""
     names: Sequence[str]
     """One per class."""
     templates: Sequence[str]
@@ -48,7 +48,7 @@ class ClassReport:
     result: Classification | CaptionRetrieval
     """What was counted."""
     conditions: dict[str, Any]
-    """Hashes of pictures, names and templates or of captions; date, code, libraries, machine, seed and draws."""
+    """Hashes of images, names and templates or of captions; date, code, libraries, machine, seed and draws."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know."""
 
@@ -65,26 +65,26 @@ def measure_classes(
     resampling: Resampling | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ClassReport:
-    """Classify the pictures of a task with one encoder.
+    """Classify the images of a task with one encoder.
 
     Raises:
-        ValueError: The encoder cannot be opened, a picture cannot be read, or a score is not finite.
+        ValueError: The encoder cannot be opened, an image cannot be read, or a score is not finite.
     """
     how = resampling or Resampling()
     encoder, store, record = _opened(candidate, cache)
-    pictures = [
-        ImageRef(key=f"{task.pictures.folders[label]}/{path.name}", file=path)
-        for path, label in zip(task.pictures.images, task.pictures.labels.tolist(), strict=True)
+    photos = [
+        ImageRef(key=f"{task.images.folders[label]}/{path.name}", file=path)
+        for path, label in zip(task.images.images, task.images.labels.tolist(), strict=True)
     ]
-    images = encode_images(encoder, pictures, store=store, progress=progress)
+    images = encode_images(encoder, photos, store=store, progress=progress)
     classes = class_vectors(StoredTexts(encoder, store), task.names, templates=task.templates)
     alike = same_names(task.names)
     return ClassReport(
         task=task.protocol,
         encoder=record,
-        result=classify(images.vectors, classes=classes, labels=task.pictures.labels, resampling=how),
+        result=classify(images.vectors, classes=classes, labels=task.images.labels, resampling=how),
         conditions={
-            "pictures_sha256": _digest([*images.digests, *map(str, task.pictures.labels.tolist())]),
+            "images_sha256": _digest([*images.digests, *map(str, task.images.labels.tolist())]),
             "names_sha256": _digest(task.names),
             "templates_sha256": _digest(task.templates),
             "templates": len(task.templates),
@@ -97,10 +97,10 @@ def measure_classes(
 def measure_captions(
     candidate: Candidate, the_set: RetrievalSet, *, cache: Path, resampling: Resampling | None = None
 ) -> ClassReport:
-    """Caption-to-caption retrieval of one encoder on the captions of a set; pictures are not read.
+    """Caption-to-caption retrieval of one encoder on the captions of a set; images are not read.
 
     Raises:
-        ValueError: The encoder cannot be opened, or the set has no two captions for a picture.
+        ValueError: The encoder cannot be opened, or the set has no two captions for an image.
     """
     how = resampling or Resampling()
     encoder, store, record = _opened(candidate, cache)

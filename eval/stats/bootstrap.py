@@ -1,6 +1,6 @@
-"""Intervals: how far a number would move had other pictures been photographed.
+"""Intervals: how far a number would move had other images been photographed.
 
-Queries about one picture succeed and fail together, so pictures are drawn, each with all its queries; drawing single
+Queries about one image succeed and fail together, so images are drawn, each with all its queries; drawing single
 captions would make intervals too narrow. What an interval covers is the choice of queries at a fixed gallery: not the
 choice of the gallery, nor that of the encoder's training.
 """
@@ -56,21 +56,21 @@ class Interval:
     queries: int
     """Values in the mean."""
     clusters: int
-    """Pictures they belong to."""
+    """Images they belong to."""
     design_effect: float
-    """Variance of the mean over what it would be if queries were independent; 1 with one query per picture."""
+    """Variance of the mean over what it would be if queries were independent; 1 with one query per image."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clustered:
-    """Values of queries summed up by picture: all that drawing pictures needs."""
+    """Values of queries summed up by image: all that drawing images needs."""
 
     sums: NDArray[np.float64]
     """Shape: (metrics, clusters)."""
     sizes: NDArray[np.float64]
     """Shape: (clusters,): queries of each."""
     names: NDArray[np.int64]
-    """Shape: (clusters,): which picture, ascending."""
+    """Shape: (clusters,): which image, ascending."""
     squares: NDArray[np.float64]
     """Shape: (metrics,): sum of the squared values of single queries."""
 
@@ -80,7 +80,7 @@ class Clustered:
 
         Args:
             values: Shape: (queries,) or (metrics, queries), finite.
-            clusters: Shape: (queries,): the picture of each query; by default each query is its own.
+            clusters: Shape: (queries,): the image of each query; by default each query is its own.
         """
         table = np.atleast_2d(np.asarray(values, dtype=np.float64))
         owner = np.arange(table.shape[1]) if clusters is None else np.asarray(clusters)
@@ -111,14 +111,14 @@ def bootstrap_interval(
     clusters: NDArray[np.int64] | None = None,
     resampling: Resampling | None = None,
 ) -> Interval:
-    """Percentile interval of a mean over queries, drawing pictures with all their queries.
+    """Percentile interval of a mean over queries, drawing images with all their queries.
 
-    Where every picture has the same value 0 or 1, drawing shows no spread at all; the end inside [0, 1] is then the
-    exact binomial one (with 1,000 pictures all found, 99.7 % at least).
+    Where every image has the same value 0 or 1, drawing shows no spread at all; the end inside [0, 1] is then the
+    exact binomial one (with 1,000 images all found, 99.7 % at least).
 
     Args:
         values: Shape: (queries,): hits or shares.
-        clusters: Shape: (queries,): the picture of each query; by default each query is its own.
+        clusters: Shape: (queries,): the image of each query; by default each query is its own.
         resampling: Draws, seed and confidence.
 
     Raises:
@@ -149,12 +149,12 @@ def bootstrap_intervals(
 def drawn_means(
     parts: Sequence[Clustered], how: Resampling, *, shared: bool = False
 ) -> list[NDArray[np.float64]]:
-    """Means over queries in every draw of pictures.
+    """Means over queries in every draw of images.
 
     Args:
         parts: Queries of one set, or of several.
         how: Draws and seed.
-        shared: Sets ask about the same pictures, by the names of their clusters: draw those once for all. Otherwise
+        shared: Sets ask about the same images, by the names of their clusters: draw those once for all. Otherwise
             each set is drawn on its own.
 
     Returns:
@@ -211,8 +211,8 @@ def macro_interval(
     """(mean, low, high) of the plain mean over sets or languages, each counting the same.
 
     Args:
-        parts: Queries of each, summed up by picture; one metric each.
-        shared: Whether all ask about the same pictures, as the languages of one set do.
+        parts: Queries of each, summed up by image; one metric each.
+        shared: Whether all ask about the same images, as the languages of one set do.
         resampling: Draws, seed and confidence.
 
     Raises:
@@ -232,8 +232,8 @@ def macro_interval(
 def query_clusters(positives: Positives) -> NDArray[np.int64]:
     """The group of answers that each query is about, to draw together: queries that share an answer share the group.
 
-    With one picture per caption this is the picture. Where a query has several right pictures, all that hang together
-    through common pictures are one group, named by its first answer.
+    With one image per caption this is the image. Where a query has several right images, all that hang together
+    through common images are one group, named by its first answer.
 
     Returns:
         Shape: (queries,), int64; a query without a right answer has a negative number of its own.

@@ -26,13 +26,13 @@ class PairedTest:
     difference: float
     """Of the means."""
     low: float
-    """Lower end of its interval, pictures drawn with all their queries."""
+    """Lower end of its interval, images drawn with all their queries."""
     high: float
     """Upper end of it."""
     p_value: float
-    """Chance of a difference at least as large if for every picture the two results were exchangeable; two-sided."""
+    """Chance of a difference at least as large if for every image the two results were exchangeable; two-sided."""
     effect: float
-    """Difference over the standard deviation between pictures; 0.2 is usually called small."""
+    """Difference over the standard deviation between images; 0.2 is usually called small."""
     wins: int
     """Queries on which the first does better."""
     losses: int
@@ -40,7 +40,7 @@ class PairedTest:
     queries: int
     """Queries asked of both."""
     clusters: int
-    """Pictures they belong to."""
+    """Images they belong to."""
 
 
 def paired_test(
@@ -52,14 +52,14 @@ def paired_test(
 ) -> PairedTest:
     """Compare two encoders query by query.
 
-    The p-value is that of a permutation test which exchanges the two results of a whole picture at once; over 0/1 hits
-    with one query per picture it is McNemar's exact test. Up to 13 pictures that differ, all exchanges are counted;
+    The p-value is that of a permutation test which exchanges the two results of a whole image at once; over 0/1 hits
+    with one query per image it is McNemar's exact test. Up to 13 images that differ, all exchanges are counted;
     beyond, ``resampling.times`` of them are drawn, and the p-value is never below 1 / (times + 1).
 
     Args:
         first: Shape: (queries,): hits or shares of one encoder.
         second: Shape: (queries,): those of the other, in the same order.
-        clusters: Shape: (queries,): the picture of each query; by default each query is its own.
+        clusters: Shape: (queries,): the image of each query; by default each query is its own.
         resampling: Draws, seed and confidence.
 
     Raises:
@@ -93,7 +93,7 @@ def exchange_p_value(gaps: NDArray[np.float64], how: Resampling) -> float:
     """Two-sided p-value of a sum of gaps whose signs are a matter of chance.
 
     Args:
-        gaps: Shape: (clusters,): sum of the differences of each picture.
+        gaps: Shape: (clusters,): sum of the differences of each image.
         how: Draws and seed.
     """
     gaps = gaps[gaps != 0]
@@ -159,7 +159,7 @@ def against_best(
 
     Args:
         results: By encoder, shape: (queries,): hits or shares over the same queries.
-        clusters: Shape: (queries,): the picture of each query.
+        clusters: Shape: (queries,): the image of each query.
         resampling: Draws, seed and confidence.
 
     Returns:

@@ -57,7 +57,7 @@ class BuildRequest:
     encoder: str | None
     """Encoder name or folder; None to find out."""
     batch_size: int | None
-    """Pictures per forward pass; None to find out."""
+    """Images per forward pass; None to find out."""
     overwrite: bool
     """Build anew whatever is there."""
     as_json: bool
@@ -71,7 +71,7 @@ class BuildRequest:
     p95_ms: float | None = None
     """Milliseconds for 95 of 100 queries; None: the usual ones."""
     device: str = "auto"
-    """Where pictures are encoded and structures trained: ``cuda``, ``cuda:1``, ``cpu``; ``auto`` decides."""
+    """Where images are encoded and structures trained: ``cuda``, ``cuda:1``, ``cpu``; ``auto`` decides."""
 
 
 def run_build(request: BuildRequest) -> None:
@@ -94,7 +94,7 @@ def run_build(request: BuildRequest) -> None:
     try:
         with winding_up(), telling(note):
             corpus = open_corpus(request.corpus, every=request.every)
-            _require_pictures(corpus)
+            _require_images(corpus)
             name = _choose(request, folder)
             _require_same(request, folder, name)
             if name == NANO and request.corpus != SAMPLE:
@@ -121,7 +121,7 @@ def run_build(request: BuildRequest) -> None:
                 report = build_index(corpus, folder, encoder=encoder, options=options)
     except KeyboardInterrupt:
         kept = (
-            f"{done:,} pictures are kept, the same command goes on from there"
+            f"{done:,} images are kept, the same command goes on from there"
             if done
             else "nothing was done yet"
         )
@@ -136,22 +136,22 @@ def _place(request: BuildRequest) -> Path:
     if place is not None and str(place) == SAMPLE:
         if request.corpus != SAMPLE:
             raise IndexConflictError(
-                f"{SAMPLE} is the index of the sample pictures, got the corpus {request.corpus}: "
+                f"{SAMPLE} is the index of the sample images, got the corpus {request.corpus}: "
                 "choose a folder with --index"
             )
         place = None
     return (place or default_index_path(request.corpus)).expanduser().absolute()
 
 
-def _require_pictures(corpus: Corpus) -> None:
+def _require_images(corpus: Corpus) -> None:
     """Whether there is anything to index is worth knowing before anybody is asked, or an encoder fetched."""
     if next(corpus.records(captions=False), None) is None:
         raise CorpusError(corpus.emptiness())
 
 
-def _require_memory(budget: Budget | None, pictures: int, dim: int) -> None:
+def _require_memory(budget: Budget | None, images: int, dim: int) -> None:
     if budget is not None:
-        require_memory(budget, rows=pictures, dim=dim)
+        require_memory(budget, rows=images, dim=dim)
 
 
 def _require_same(request: BuildRequest, folder: Path, name: str) -> None:
@@ -238,7 +238,7 @@ def place_of(index: Path | None) -> Path:
         return sample_index_path() if str(index) == SAMPLE else index.expanduser().absolute()
     last = current_index()
     if last is None:
-        sample = f"; --index {SAMPLE} is that of the sample pictures" if sample_index_path().exists() else ""
+        sample = f"; --index {SAMPLE} is that of the sample images" if sample_index_path().exists() else ""
         raise IndexNotFoundError(f"no index was built yet: name one with --index PATH, or build one{sample}")
     return last
 
@@ -251,12 +251,12 @@ def _open_sample() -> Index:
         if describe_unfinished(place):
             raise
         raise IndexNotFoundError(
-            f"the index of the sample pictures is not built yet: make it with  llm2clip-index build {SAMPLE}"
+            f"the index of the sample images is not built yet: make it with  llm2clip-index build {SAMPLE}"
         ) from error
 
 
 def run_info(index: Path | None, *, errors: bool, as_json: bool) -> None:
-    """Print what an index is, or the pictures that could not be read."""
+    """Print what an index is, or the images that could not be read."""
     with _open(index) as opened:
         if errors:
             for error in opened.errors():

@@ -1,6 +1,6 @@
 """Which encoder a build uses: the one named, the one that its index already has, or the one that is asked for.
 
-``nano`` is never chosen for somebody's own pictures without their saying so: it is no good at photographs.
+``nano`` is never chosen for somebody's own images without their saying so: it is no good at photographs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from llm2clip.indexer.storage.index_folder import recorded_encoder
 VARIABLE = "LLM2CLIP_ENCODER"
 """Environment variable that names the encoder of builds that name none."""
 NANO = "nano"
-"""The encoder that ships with the package, and knows the sample pictures."""
+"""The encoder that ships with the package, and knows the sample images."""
 
 
 class NoEncoderError(IndexerError):
@@ -80,7 +80,7 @@ def _ask(ask: Callable[[str], str]) -> str:
     known = [card.name for card in cards]
     offered = sorted((card for card in cards if card.offered), key=lambda card: card.offered)
     names = [card.name for card in offered]
-    print(f"Which encoder shall read your pictures?\n{listed()}", file=sys.stderr)
+    print(f"Which encoder shall read your images?\n{listed()}", file=sys.stderr)
     while True:
         answer = ask("Number, name or folder").strip()
         if answer.isdecimal() and 1 <= int(answer) <= len(names):

@@ -16,8 +16,8 @@ _LEAST_FIRST = ("params", "dim", "px", "zh R@1", "download", "text", "languages"
 _WIDEST = 116
 """Of the legend, in characters."""
 _LEGEND = (
-    "params: trained numbers. memory: weights in float32, language models in bfloat16; pictures + texts where the two "
-    "are loaded apart. px: side of the picture it looks at. text: tokens that are read. languages: those of its "
+    "params: trained numbers. memory: weights in float32, language models in bfloat16; images + texts where the two "
+    "are loaded apart. px: side of the image it looks at. text: tokens that are read. languages: those of its "
     "training texts; + means that it was measured to read others, mul many. R@1: text to image on Flickr30k and "
     "Flickr30k-CN, as published; ~ is that of the nearest published setting. here: on this machine; the others are "
     "downloaded when they are first used. All that is known of each: --json."
@@ -123,7 +123,7 @@ def _short(number: int) -> str:
 
 
 def _memory(memory: Mapping[str, int]) -> str:
-    apart = (memory.get("pictures"), memory.get("texts as bfloat16"))
+    apart = (memory.get("images"), memory.get("texts as bfloat16"))
     sizes = [size for size in apart if size is not None] or list(memory.values())
     return " + ".join(f"{_short(size)}B" for size in sizes[:2])
 

@@ -20,9 +20,9 @@ from llm2clip.indexer.corpora.remote_store import telling
 from llm2clip.indexer.lifecycle.compact import compact_index
 from llm2clip.indexer.lifecycle.export import Format, export_index
 from llm2clip.indexer.lifecycle.reencode import Overlap, reencode_index
-from llm2clip.indexer.lifecycle.remove import Selection, remove_pictures
+from llm2clip.indexer.lifecycle.remove import Selection, remove_images
 from llm2clip.indexer.lifecycle.repair import repair_index
-from llm2clip.indexer.lifecycle.update import add_pictures, update_index
+from llm2clip.indexer.lifecycle.update import add_images, update_index
 from llm2clip.indexer.search.explain import explain_search
 from llm2clip.indexer.storage.manifest import KIND, read_manifest
 
@@ -59,15 +59,15 @@ def run_update(
             if corpora is None:
                 report = update_index(folder, encoder=loader, options=options)
             else:
-                report = add_pictures(folder, corpora, encoder=loader, options=options)
+                report = add_images(folder, corpora, encoder=loader, options=options)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(": what was embedded is kept, the same command goes on from there") from None
     print_change(report, as_json=as_json)
 
 
 def run_remove(index: Path | None, selection: Selection, *, as_json: bool) -> None:
-    """Remove pictures from an index and print how many."""
-    print_change(remove_pictures(command.place_of(index), selection), as_json=as_json)
+    """Remove images from an index and print how many."""
+    print_change(remove_images(command.place_of(index), selection), as_json=as_json)
 
 
 def print_change(report: ChangeReport, *, as_json: bool) -> None:
@@ -82,19 +82,19 @@ def print_change(report: ChangeReport, *, as_json: bool) -> None:
         "left out as before (unreadable or removed)": report.unchanged - same,
     }
     parts = ", ".join(f"{count:,} {what}" for what, count in named.items() if count)
-    lines = [f"{_pictures(report.items)} in the index: {parts or 'none'}."]
+    lines = [f"{_images(report.items)} in the index: {parts or 'none'}."]
     if report.moved == 1:
-        lines.append("1 of the new and the removed are one picture that was moved.")
+        lines.append("1 of the new and the removed are one image that was moved.")
     elif report.moved:
-        lines.append(f"{report.moved:,} of the new and the removed are the same pictures, moved.")
+        lines.append(f"{report.moved:,} of the new and the removed are the same images, moved.")
     if report.changed_anything:
         kept = f", {report.reused:,} found again by their content" if report.reused else ""
         lines.append(f"{report.embedded:,} embedded{kept}, in {report.seconds:,.1f} s.")
     else:
         lines.append(f"Nothing has changed, looked for {report.seconds:,.1f} s.")
     if report.bad:
-        lines.append(f"{_pictures(report.bad)} could not be read:")
-        lines += [f"  {bad.key}: {bad.reason}" for bad in report.bad_pictures[:_SHOWN]]
+        lines.append(f"{_images(report.bad)} could not be read:")
+        lines += [f"  {bad.key}: {bad.reason}" for bad in report.bad_images[:_SHOWN]]
     if report.bad > _SHOWN:
         lines.append(f"  and {report.bad - _SHOWN:,} more: llm2clip-index errors --index {report.path}")
     _print(report, as_json=as_json, lines=lines)
@@ -107,7 +107,7 @@ def run_compact(index: Path | None, *, as_json: bool) -> None:
     report = compact_index(command.place_of(index))
     sizes = f"{human(report.bytes_before)} before, {human(report.bytes_after)} now"
     lines = [
-        f"{_pictures(report.items)} in the index, {report.dropped:,} vectors dropped; {sizes}; {report.seconds:,.1f} s."
+        f"{_images(report.items)} in the index, {report.dropped:,} vectors dropped; {sizes}; {report.seconds:,.1f} s."
     ]
     _print(report, as_json=as_json, lines=lines)
     for each in report.notes:
@@ -122,17 +122,17 @@ def run_repair(index: Path | None, *, as_json: bool) -> dict[str, Any]:
     lines = [*report.repaired] or ["Nothing had to be repaired."]
     if report.lost:
         lines.append(
-            f"{_pictures(report.lost)} lost their vectors. To embed them again: "
+            f"{_images(report.lost)} lost their vectors. To embed them again: "
             f"llm2clip-index update --index {report.path}"
         )
-    _print(report, as_json=False, lines=[*lines, f"{_pictures(report.items)} in the index."])
+    _print(report, as_json=False, lines=[*lines, f"{_images(report.items)} in the index."])
     return asdict(report)
 
 
 def run_export(index: Path | None, out: Path, *, format: Format, as_json: bool) -> None:
     """Export an index and print what was written."""
     report = export_index(command.place_of(index), out, format=format)
-    line = f"{_pictures(report.items)}, {report.dim} numbers each, {human(report.bytes)}:"
+    line = f"{_images(report.items)}, {report.dim} numbers each, {human(report.bytes)}:"
     _print(report, as_json=as_json, lines=[line, *(f"  {report.path}/{name}" for name in report.files)])
 
 
@@ -142,19 +142,19 @@ def run_explain(index: Path | None, *, where: str | None, as_json: bool) -> None
         report = explain_search(opened, where=where)
     exact = report.structure in ("none", KIND)
     structure = f"structure {report.structure} over {report.covered:,} vectors, {report.tail:,} came since"
-    line = f"{_pictures(report.items)}; {f'{report.structure}: all are compared' if exact else structure}"
+    line = f"{_images(report.items)}; {f'{report.structure}: all are compared' if exact else structure}"
     _print(report, as_json=as_json, lines=[line, *(f"  {step}" for step in report.steps)])
 
 
 def run_errors(index: Path | None, *, as_json: bool) -> None:
-    """Print the pictures that could not be read."""
+    """Print the images that could not be read."""
     command.run_info(index, errors=True, as_json=as_json)
 
 
 def run_reencode(
     old: Path, index: Path | None, *, encoder: str, batch_size: int | None, as_json: bool
 ) -> None:
-    """Embed the pictures of an index with another encoder and print how the two agree."""
+    """Embed the images of an index with another encoder and print how the two agree."""
     source = command.place_of(old)
     read_manifest(source)  # an index that is not there is told before anything is loaded
     place = index or source.with_name(f"{source.name.removesuffix('.index')}-{Path(encoder).name}.index")
@@ -164,15 +164,13 @@ def run_reencode(
         texts = _text_encoders(source, loaded)
         report = reencode_index(source, place, encoder=loaded, options=options, texts=texts)
     lines = [
-        f"{_pictures(report.items)} embedded with {report.encoder} in {report.seconds:,.1f} s.",
-        f"overlap@10 with {report.old}: {_agreement(report.pictures, 'pictures')}",
+        f"{_images(report.items)} embedded with {report.encoder} in {report.seconds:,.1f} s.",
+        f"overlap@10 with {report.old}: {_agreement(report.images, 'images')}",
     ]
     if report.captions is not None:
         lines.append(f"overlap@10 with {report.old}: {_agreement(report.captions, 'captions')}")
     if report.bad:
-        lines.append(
-            f"{_pictures(report.bad)} could not be read: llm2clip-index errors --index {report.path}"
-        )
+        lines.append(f"{_images(report.bad)} could not be read: llm2clip-index errors --index {report.path}")
     _print(report, as_json=as_json, lines=[*lines, f"Index:  {report.path}"])
 
 
@@ -189,5 +187,5 @@ def _agreement(overlap: Overlap, what: str) -> str:
     return f"{overlap.overlap:.1%} ({overlap.queries:,} {what} as queries)"
 
 
-def _pictures(count: int) -> str:
-    return f"{count:,} picture{'' if count == 1 else 's'}"
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"

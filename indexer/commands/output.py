@@ -44,7 +44,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
         def show(progress: Progress) -> None:
             if progress.stage == "listing":
-                bar.update(task, description=f"looking: {progress.total:,} pictures")
+                bar.update(task, description=f"looking: {progress.total:,} images")
                 return
             speed = bar.tasks[0].speed
             bar.update(
@@ -52,7 +52,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
                 description=progress.stage,
                 completed=progress.done,
                 total=progress.total,
-                rate=f"{speed:,.0f} pictures/s" if speed else "",
+                rate=f"{speed:,.0f} images/s" if speed else "",
                 bad=f"{progress.bad:,} bad" if progress.bad else "",
             )
 
@@ -61,7 +61,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def quiet_decoding() -> Iterator[None]:
-    """Keep what Pillow says of odd pictures off the terminal: those that cannot be read are listed by the build."""
+    """Keep what Pillow says of odd images off the terminal: those that cannot be read are listed by the build."""
     silent, logger = logging.NullHandler(), logging.getLogger("PIL")
     logger.addHandler(silent)
     try:
@@ -75,15 +75,15 @@ def quiet_decoding() -> Iterator[None]:
 def print_build(report: BuildReport, *, search: str) -> None:
     """Print what a build did, where the index is, and how to search it."""
     if report.up_to_date:
-        print(f"Up to date: {_pictures(report.items)}, nothing has changed.")
+        print(f"Up to date: {_images(report.items)}, nothing has changed.")
     else:
         rate = f" ({report.embedded / report.seconds:,.0f}/s)" if report.embedded else ""
         kept = f", {report.embedded:,} of them embedded now," if report.kept else ""
         memory = f", memory up to {report.peak_memory / 1e6:,.0f} MB" if report.peak_memory else ""
-        print(f"Indexed {_pictures(report.items)}{kept} in {report.seconds:,.1f} s{rate}{memory}.")
+        print(f"Indexed {_images(report.items)}{kept} in {report.seconds:,.1f} s{rate}{memory}.")
     if report.bad:
-        print(f"{_pictures(report.bad)} could not be read:")
-        for bad in report.bad_pictures[:_SHOWN]:
+        print(f"{_images(report.bad)} could not be read:")
+        for bad in report.bad_images[:_SHOWN]:
             print(plain(f"  {bad.key}: {bad.reason}"))
         if report.bad > _SHOWN:
             print(f"  and {report.bad - _SHOWN:,} more: llm2clip-index info --errors --index {report.path}")
@@ -109,7 +109,7 @@ def print_info(info: IndexInfo) -> None:
     """Print what an index is."""
     rows = {
         "index": info.path,
-        "pictures": f"{info.items:,}" + (f" ({info.bad:,} more could not be read)" if info.bad else ""),
+        "images": f"{info.items:,}" + (f" ({info.bad:,} more could not be read)" if info.bad else ""),
         "corpus": _sources(info),
         "encoder": f"{info.encoder['name']} (weights {str(info.encoder.get('weights_sha256', '?'))[:12]}...)",
         "vectors": f"{info.dim} numbers each, float16; files: {info.segments}; search: {info.ann}",
@@ -134,10 +134,10 @@ def print_verify(report: VerifyReport) -> None:
     for each in report.notes:
         note(f"note: {each}")
     if report.ok:
-        print(plain(f"{report.path} is whole: {report.files} files, {_pictures(report.items)}"))
+        print(plain(f"{report.path} is whole: {report.files} files, {_images(report.items)}"))
     for problem in report.problems:
         print(plain(problem))
 
 
-def _pictures(count: int) -> str:
-    return f"{count:,} picture{'' if count == 1 else 's'}"
+def _images(count: int) -> str:
+    return f"{count:,} image{'' if count == 1 else 's'}"

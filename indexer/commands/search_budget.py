@@ -15,7 +15,7 @@ from llm2clip.indexer.planner.plan_index import BudgetPlanner
 from llm2clip.indexer.records.record import Corpus
 
 UNPLANNED_ROWS = 50_000
-"""Up to so many pictures an exact search takes milliseconds anywhere: nothing is tried where nobody asked."""
+"""Up to so many images an exact search takes milliseconds anywhere: nothing is tried where nobody asked."""
 _LOOKED_AT = 20_000
 _CAPTIONS = 800
 

@@ -1,4 +1,4 @@
-"""The columns of a table: which hold pictures, which the caption, and what the others say as JSON."""
+"""The columns of a table: which hold images, which the caption, and what the others say as JSON."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _BYTES_COLUMNS = frozenset(
         "data",
     ]
 )
-"""Columns of plain bytes that are taken for pictures; of others only one that is alone."""
+"""Columns of plain bytes that are taken for images; of others only one that is alone."""
 _DEEPEST = 20
 
 
 class Columns(NamedTuple):
     """What the columns of a table are for."""
 
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     """Columns of bytes, or of structs with a field ``bytes``."""
     named: frozenset[str]
-    """Those of ``pictures`` that have a field ``path`` as well."""
+    """Those of ``images`` that have a field ``path`` as well."""
     caption: str | None
     """The column of captions."""
     others: tuple[str, ...]
@@ -50,24 +50,24 @@ class Columns(NamedTuple):
 
 
 def columns_of(schema: pa.Schema) -> Columns:
-    """What the columns of a schema are for; ``pictures`` is empty where none holds any."""
+    """What the columns of a schema are for; ``images`` is empty where none holds any."""
     import pyarrow as pa
 
     features = _features(schema)
     structs = [field.name for field in schema if _holds_bytes(field.type, pa)]
     plain = [field.name for field in schema if _is_bytes(field.type, pa)]
-    pictures = [
+    images = [
         name
         for name in schema.names
         if (name in structs and features.get(name, {}).get("_type", "Image") == "Image")
         or (name in plain and (name.lower() in _BYTES_COLUMNS or (not structs and len(plain) == 1)))
     ]
     named = [
-        name for name in pictures if name in structs and schema.field(name).type.get_field_index("path") >= 0
+        name for name in images if name in structs and schema.field(name).type.get_field_index("path") >= 0
     ]
     others = [name for name in schema.names if name not in structs and name not in plain]
     return Columns(
-        pictures=tuple(pictures),
+        images=tuple(images),
         named=frozenset(named),
         caption=column_of(others, CAPTION_COLUMNS),
         others=tuple(others),

@@ -30,7 +30,7 @@ class Group(NamedTuple):
     rows: int
     """How many it has."""
     at_once: int
-    """How many pictures of it to read together."""
+    """How many images of it to read together."""
 
 
 class Table(ABC):
@@ -43,7 +43,7 @@ class Table(ABC):
 
     @abstractmethod
     def groups(self, column: str) -> list[Group]:
-        """Its rows, in groups; ``column`` is that of the pictures."""
+        """Its rows, in groups; ``column`` is that of the images."""
 
     @abstractmethod
     def rows(self, group: Group, *, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -96,7 +96,7 @@ class ParquetTable(Table):
     def __init__(self, file: Path) -> None:
         import pyarrow.parquet as pq
 
-        # Not buffered beforehand: that would hold the pictures of a whole row group, which may be the whole file.
+        # Not buffered beforehand: that would hold the images of a whole row group, which may be the whole file.
         self._file = pq.ParquetFile(file, memory_map=True, pre_buffer=False, page_checksum_verification=True)
         self.schema = self._file.schema_arrow
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""What tars, zips, tables and videos have in common: files that hold many pictures each."""
+"""What tars, zips, tables and videos have in common: files that hold many images each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from llm2clip.common.paths import data_home
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.file_types import picture_endings, printable
+from llm2clip.indexer.records.file_types import image_endings, printable
 from llm2clip.indexer.records.record import Corpus, Record
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -23,7 +23,7 @@ _MOST_FILES = 1_000_000
 
 
 class Container(NamedTuple):
-    """A file that holds pictures."""
+    """A file that holds images."""
 
     file: Path
     """Where it is on this machine."""
@@ -102,7 +102,7 @@ def _inside(folder: str, endings: frozenset[str], deep: bool) -> Iterator[str]:
 
 
 class ContainerCorpus(Corpus):
-    """Pictures of files that hold many; the key of each is the file's, ``#`` and its place in it.
+    """Images of files that hold many; the key of each is the file's, ``#`` and its place in it.
 
     What a damaged file gave before the damage is kept; a record with a ``problem`` stands for the rest.
 
@@ -128,7 +128,7 @@ class ContainerCorpus(Corpus):
         }
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """All pictures, file by file, in the order in which they lie there."""
+        """All images, file by file, in the order in which they lie there."""
         self.passed_over = Counter()
         damaged: tuple[type[BaseException], ...] = (OSError, ValueError, *self._damage())
         for name in self.files.names:
@@ -140,7 +140,7 @@ class ContainerCorpus(Corpus):
             except damaged as error:
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
                 path = self.files.path(name)
-                problem = f"{self.what} cannot be read after {done} pictures: {reason}"
+                problem = f"{self.what} cannot be read after {done} images: {reason}"
                 yield Record(key=printable(path), uri=printable(name), file=Path(name), problem=problem)
         if fetched := self.files.fetched:
             size = sum(fetched.values()) / 2**20
@@ -150,7 +150,7 @@ class ContainerCorpus(Corpus):
 
     @abstractmethod
     def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
-        """The pictures of one file."""
+        """The images of one file."""
 
     @abstractmethod
     def _names(self, container: Container) -> Iterator[str]:
@@ -161,7 +161,7 @@ class ContainerCorpus(Corpus):
         return ()
 
     def emptiness(self) -> str:
-        """What the files hold instead of pictures."""
+        """What the files hold instead of images."""
         if not self.files.names:
             return f"no {self.what} in {self.spec}"
         found: Counter[str] = Counter()
@@ -171,9 +171,9 @@ class ContainerCorpus(Corpus):
         some = (
             ", ".join(f"{count:,} with {what}" for what, count in found.most_common(4)) or "no files at all"
         )
-        wanted = " ".join(sorted(picture_endings()))
+        wanted = " ".join(sorted(image_endings()))
         return (
-            f"no pictures in the {len(self.files.names)} shards of {self.spec}: got {some}; "
+            f"no images in the {len(self.files.names)} shards of {self.spec}: got {some}; "
             f"expected endings {wanted}"
         )
 

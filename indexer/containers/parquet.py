@@ -1,4 +1,4 @@
-"""Parquet and Arrow files with pictures in them, in the layout of Hugging Face data sets or as plain bytes."""
+"""Parquet and Arrow files with images in them, in the layout of Hugging Face data sets or as plain bytes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from llm2clip.indexer.core.extras import need
 from llm2clip.indexer.records.column_names import split_caption
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar
-from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES, read_whole
+from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, read_whole
 
 TABLES = frozenset([".parquet", ".arrow", ".feather"])
-"""Endings of tables that may hold pictures."""
+"""Endings of tables that may hold images."""
 
 
 @final
 class TableCorpus(ContainerCorpus):
-    """Pictures of Parquet or Arrow files; the key of each is ``train.parquet#17``, its row from 0.
+    """Images of Parquet or Arrow files; the key of each is ``train.parquet#17``, its row from 0.
 
-    Where rows hold several pictures the key ends in the column, ``#17.left``. Other columns are caption and metadata.
+    Where rows hold several images the key ends in the column, ``#17.left``. Other columns are caption and metadata.
 
     Args:
         spec: a file, a folder of them (with the folders in it), or a brace range.
@@ -57,23 +57,23 @@ class TableCorpus(ContainerCorpus):
         changed = container.file.stat().st_mtime_ns
         table = open_table(container.file)
         columns = columns_of(table.schema)
-        if not columns.pictures:
+        if not columns.images:
             raise CorpusError(
-                f"no column holds pictures: got {', '.join(table.schema.names)}; expected one of bytes, or of structs "
+                f"no column holds images: got {', '.join(table.schema.names)}; expected one of bytes, or of structs "
                 "{bytes, path} as in data sets of Hugging Face"
             )
-        for group in table.groups(columns.pictures[0]):
+        for group in table.groups(columns.images[0]):
             sidecars = _sidecars(table, columns, group) if captions else iter(())
             chunks: dict[str, Chunk] = {}
             for number in range(group.rows):
                 row, place = group.first + number, number % group.at_once
                 if not place:
                     chunks = {
-                        name: _chunk(table, container.file, group, name, number) for name in columns.pictures
+                        name: _chunk(table, container.file, group, name, number) for name in columns.images
                     }
                 sidecar = next(sidecars, Sidecar())
-                for name in columns.pictures:
-                    within = f"{row}.{name}" if len(columns.pictures) > 1 else str(row)
+                for name in columns.images:
+                    within = f"{row}.{name}" if len(columns.images) > 1 else str(row)
                     yield Record(
                         key=f"{container.path}#{within}",
                         uri=f"{container.uri}#{within}",
@@ -92,10 +92,10 @@ class TableCorpus(ContainerCorpus):
 
 
 def _sidecars(table: Table, columns: Columns, group: Group) -> Iterator[Sidecar]:
-    """Caption and metadata of each row of a group; if they are damaged, the pictures are read without them."""
+    """Caption and metadata of each row of a group; if they are damaged, the images are read without them."""
     import pyarrow as pa
 
-    wanted = [*columns.others, *(f"{name}.path" for name in columns.pictures if name in columns.named)]
+    wanted = [*columns.others, *(f"{name}.path" for name in columns.images if name in columns.named)]
     if not wanted:
         return
     try:
@@ -108,9 +108,9 @@ def _sidecars(table: Table, columns: Columns, group: Group) -> Iterator[Sidecar]
 
 def _sidecar(row: dict[str, Any], columns: Columns) -> Sidecar:
     cells = {name: row.get(name) for name in columns.others}
-    for name in columns.pictures:
+    for name in columns.images:
         path = (row.get(name) or {}).get("path") if name in columns.named else None
-        label = "file_name" if len(columns.pictures) == 1 else f"{name}.file_name"
+        label = "file_name" if len(columns.images) == 1 else f"{name}.file_name"
         if path and label not in cells:
             cells[label] = path
     caption, rest = split_caption(plain_values(cells, labels=columns.labels), columns.caption)
@@ -125,7 +125,7 @@ def _chunk(table: Table, file: Path, group: Group, column: str, start: int) -> C
     def load() -> list[bytes | Exception]:
         count = min(group.at_once, group.rows - start)
         try:
-            return [_picture(cell, file) for cell in table.cells(group, column, start=start, count=count)]
+            return [_image(cell, file) for cell in table.cells(group, column, start=start, count=count)]
         except (OSError, pa.ArrowException) as error:
             problem = CorpusError(
                 f"row group {group.number} is damaged: {' '.join(str(error).split())[:200]}"
@@ -135,16 +135,16 @@ def _chunk(table: Table, file: Path, group: Group, column: str, start: int) -> C
     return Chunk(load, one=lambda number: read_row(file, row=group.first + start + number, column=column))
 
 
-def _picture(cell: object, file: Path) -> bytes | Exception:
-    """The picture of a cell: its bytes, or those of the file beside the table that it names."""
+def _image(cell: object, file: Path) -> bytes | Exception:
+    """The image of a cell: its bytes, or those of the file beside the table that it names."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if isinstance(content, bytes):
-        if len(content) <= MAX_PICTURE_BYTES:
+        if len(content) <= MAX_IMAGE_BYTES:
             return content
-        return CorpusError(f"{len(content):,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read")
+        return CorpusError(f"{len(content):,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
     path = cell.get("path") if isinstance(cell, dict) else None
     if not isinstance(path, str) or not path:
-        return CorpusError("the row holds no picture")
+        return CorpusError("the row holds no image")
     if os.path.isabs(path) or os.path.splitdrive(path)[0] or ".." in path.replace("\\", "/").split("/"):
         return CorpusError(f"the row names a file outside the folder of its table: {path}")
     try:
@@ -154,12 +154,12 @@ def _picture(cell: object, file: Path) -> bytes | Exception:
 
 
 def read_row(file: Path, *, row: int, column: str) -> bytes:
-    """The picture of one row.
+    """The image of one row.
 
     Args:
         file: a Parquet or Arrow file.
         row: from 0.
-        column: that holds the pictures.
+        column: that holds the images.
 
     Raises:
         OSError: the file cannot be read.
@@ -169,7 +169,7 @@ def read_row(file: Path, *, row: int, column: str) -> bytes:
     import pyarrow as pa
 
     try:
-        content = _picture(open_table(file).cell(row, column), file)
+        content = _image(open_table(file).cell(row, column), file)
     except pa.ArrowException as error:
         raise CorpusError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from error
     if isinstance(content, Exception):

@@ -1,4 +1,4 @@
-"""``Chunk``: pictures that are read together, because one by one would take far longer.
+"""``Chunk``: images that are read together, because one by one would take far longer.
 
 A row of a compressed table or a frame of a video cannot be read without what lies before it. The records of such
 neighbours share a chunk: the first that is read reads them all, and each is let go as soon as it was asked for. No more
@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from typing import final
 
 MOST = 6
-"""Chunks with pictures that nobody asked for yet; two for each column of a table with several are in use at once."""
+"""Chunks with images that nobody asked for yet; two for each column of a table with several are in use at once."""
 _loaded: deque[weakref.ref[Chunk]] = deque()
 _guard = threading.Lock()
 
 
 @final
 class Chunk:
-    """Some pictures of a container.
+    """Some images of a container.
 
     Args:
         load: reads them all, in order; an exception stands for one that cannot be read.
@@ -36,7 +36,7 @@ class Chunk:
         self._waiting: dict[int, bytes | Exception] | None = None
 
     def take(self, number: int) -> bytes:
-        """The encoded picture of a number, from 0; safe from several threads.
+        """The encoded image of a number, from 0; safe from several threads.
 
         Raises:
             OSError, ValueError: it cannot be read.
@@ -62,7 +62,7 @@ class Chunk:
 
     @property
     def waiting(self) -> int:
-        """How many pictures wait."""
+        """How many images wait."""
         return len(self._waiting or ())
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO, Final, NamedTuple, final
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import SAMPLE, sample_folder, sample_shards
-from llm2clip.indexer.records.file_types import ending, other_picture_endings, picture_endings, printable
+from llm2clip.indexer.records.file_types import ending, image_endings, other_image_endings, printable
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar
 from llm2clip.indexer.records.spans import read_span
@@ -32,12 +32,12 @@ class _Sample:
     """Consecutive members whose names are the same up to their first dot."""
 
     stem: str
-    pictures: list[_Member] = field(default_factory=list)
+    images: list[_Member] = field(default_factory=list)
     sidecars: dict[str, _Member] = field(default_factory=dict)
 
 
 class _Shards(ContainerCorpus):
-    """Pictures of tar files; the key of each is ``shard.tar#member``."""
+    """Images of tar files; the key of each is ``shard.tar#member``."""
 
     what: Final = "tar"  # type: ignore[misc]
 
@@ -53,17 +53,17 @@ class _Shards(ContainerCorpus):
         seen: set[int] = set()
         for sample in _samples(file, self.passed_over):
             sidecar = _sidecar(file, sample) if captions else Sidecar()
-            for picture in sample.pictures:
-                problem = _problem(picture, seen)
-                yield _record(container, picture, problem=problem, mtime_ns=changed, sidecar=sidecar)
+            for image in sample.images:
+                problem = _problem(image, seen)
+                yield _record(container, image, problem=problem, mtime_ns=changed, sidecar=sidecar)
 
 
-def _problem(picture: _Member, seen: set[int]) -> str | None:
-    if picture.name != printable(picture.name):
+def _problem(image: _Member, seen: set[int]) -> str | None:
+    if image.name != printable(image.name):
         return "member name is not UTF-8"
-    if hash(picture.name) in seen:
+    if hash(image.name) in seen:
         return "second member of this name"
-    seen.add(hash(picture.name))  # hashes, not names: a shard may have millions of members
+    seen.add(hash(image.name))  # hashes, not names: a shard may have millions of members
     return None
 
 
@@ -92,7 +92,7 @@ class TarCorpus(_Shards):
 
 @final
 class SampleCorpus(_Shards):
-    """The pictures that ship with the package.
+    """The images that ship with the package.
 
     Raises:
         CorpusError: this installation has none.
@@ -104,7 +104,7 @@ class SampleCorpus(_Shards):
         names = [str(shard) for shard in sample_shards()]
         super().__init__(SAMPLE, Files(root=str(sample_folder()), pattern=SAMPLE, names=names))
         if not names:
-            raise CorpusError(f"this installation has no sample pictures: expected *.tar in {self.root}")
+            raise CorpusError(f"this installation has no sample images: expected *.tar in {self.root}")
 
     def identity(self) -> dict[str, str]:
         """What the manifest stores: no folder, since that moves with the installation."""
@@ -172,11 +172,11 @@ def _samples(file: Path, passed_over: Counter[str]) -> Iterator[_Sample]:
                     yield sample
                 sample = _Sample(stem=stem)
             kind = ending(base)
-            if kind in picture_endings():
-                sample.pictures.append(member)
+            if kind in image_endings():
+                sample.images.append(member)
             elif kind in (".json", ".txt"):
                 sample.sidecars.setdefault(kind, member)
-            elif kind in other_picture_endings():
+            elif kind in other_image_endings():
                 passed_over[kind] += 1
     except (OSError, tarfile.TarError):
         if sample is not None:
@@ -187,7 +187,7 @@ def _samples(file: Path, passed_over: Counter[str]) -> Iterator[_Sample]:
 
 
 def _sidecar(file: Path, sample: _Sample) -> Sidecar:
-    if not sample.pictures or not sample.sidecars:
+    if not sample.images or not sample.sidecars:
         return Sidecar()
     if max(member.size for member in sample.sidecars.values()) > MAX_SIDECAR_BYTES:
         return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")

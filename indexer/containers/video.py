@@ -1,4 +1,4 @@
-"""Videos: one frame every so many seconds, as a picture whose metadata holds its time."""
+"""Videos: one frame every so many seconds, as an image whose metadata holds its time."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def _opened(file: Path) -> tuple[InputContainer, VideoStream]:
         raise CorpusError(f"no video that can be read: {_reason(error)}") from error
     if not container.streams.video:
         container.close()
-        raise CorpusError("it has no pictures, only sound or text")
+        raise CorpusError("it has no images, only sound or text")
     return container, container.streams.video[0]
 
 

@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple, final
 
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.file_types import ending, other_picture_endings, picture_endings, printable
+from llm2clip.indexer.records.file_types import ending, image_endings, other_image_endings, printable
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar
-from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES, read_span
+from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, read_span
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
@@ -34,7 +34,7 @@ class _Member(NamedTuple):
 
 @final
 class ZipCorpus(ContainerCorpus):
-    """Pictures of zip files; the key of each is ``album.zip#member``. Captions lie beside them as in a folder.
+    """Images of zip files; the key of each is ``album.zip#member``. Captions lie beside them as in a folder.
 
     Args:
         spec: a zip, a folder of zips, or a brace range of them.
@@ -63,9 +63,9 @@ class ZipCorpus(ContainerCorpus):
         seen: set[str] = set()
         for member in members:
             kind = ending(member.name.rpartition("/")[2])
-            if kind in other_picture_endings():
+            if kind in other_image_endings():
                 self.passed_over[kind] += 1
-            if kind not in picture_endings():
+            if kind not in image_endings():
                 continue
             sidecar = _sidecar(container.file, member, beside) if captions else Sidecar()
             problem = _problem(member, seen)
@@ -161,8 +161,8 @@ def _problem(member: _Member, seen: set[str]) -> str | None:
     return None
 
 
-def _sidecar(file: Path, picture: _Member, beside: Mapping[str, _Member]) -> Sidecar:
-    stem = picture.name.rpartition(".")[0]
+def _sidecar(file: Path, image: _Member, beside: Mapping[str, _Member]) -> Sidecar:
+    stem = image.name.rpartition(".")[0]
     found = [beside.get(f"{stem}{kind}") for kind in (".json", ".txt")]
     if found == [None, None]:
         return Sidecar()
@@ -209,8 +209,8 @@ def read_packed(file: Path, place: Sequence[Any]) -> bytes:
         CorpusError: it is damaged or not what the place says.
     """
     offset, packed, size, method, crc = (int(number) for number in place)
-    if max(packed, size) > MAX_PICTURE_BYTES:
-        raise CorpusError(f"file of {size:,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read")
+    if max(packed, size) > MAX_IMAGE_BYTES:
+        raise CorpusError(f"file of {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
     header = _LOCAL.unpack(read_span(file, offset=offset, size=_LOCAL.size))
     if header[0] != b"PK\3\4":
         raise CorpusError(f"no member of {file} begins at byte {offset:,}: it is damaged, or was changed")

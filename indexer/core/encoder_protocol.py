@@ -26,7 +26,7 @@ class EncoderIdentity(Protocol):
 
 
 class Prepared(Protocol):
-    """A decoded picture, ready for the model."""
+    """A decoded image, ready for the model."""
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -34,28 +34,28 @@ class Prepared(Protocol):
 
     @property
     def width(self) -> int:
-        """Width of the original picture as it is shown (after its EXIF rotation), in pixels."""
+        """Width of the original image as it is shown (after its EXIF rotation), in pixels."""
 
     @property
     def height(self) -> int:
-        """Height of the original picture as it is shown, in pixels."""
+        """Height of the original image as it is shown, in pixels."""
 
 
 class ImageEncoder(Protocol):
-    """Anything that turns picture bytes into unit vectors. ``llm2clip.encoders.Encoder`` is one."""
+    """Anything that turns image bytes into unit vectors. ``llm2clip.encoders.Encoder`` is one."""
 
     @property
     def info(self) -> EncoderIdentity:
         """Which encoder this is."""
 
     def prepare(self, image: bytes, /, *, margin: int = 0) -> Prepared:
-        """Decode one picture; called from several threads at once.
+        """Decode one image; called from several threads at once.
 
         With a ``margin`` a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its shorter
         side keeps ``margin`` times the pixels that the model takes.
 
         Raises:
-            ValueError: the bytes are no picture that can be read; the message is the reason, in a few words.
+            ValueError: the bytes are no image that can be read; the message is the reason, in a few words.
         """
 
     def encode_prepared(self, pixels: NDArray[np.uint8], /) -> NDArray[np.float32]:

@@ -28,7 +28,7 @@ class IndexConflictError(IndexerError):
 
 
 class CorpusError(IndexerError):
-    """The corpus cannot be read, or holds no picture that can."""
+    """The corpus cannot be read, or holds no image that can."""
 
 
 class IndexWriteError(OSError):

@@ -30,7 +30,7 @@ def default_index_path(corpus: str | os.PathLike[str]) -> Path:
         raise CorpusError("a list on standard input has no place for its index: name one with --index PATH")
     place = spec if "://" in spec else os.path.realpath(os.path.expanduser(spec))
     digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
-    name = re.sub(r"[^\w.-]+", "-", os.path.basename(place)).strip("-.") or "pictures"
+    name = re.sub(r"[^\w.-]+", "-", os.path.basename(place)).strip("-.") or "images"
     return data_home() / "indexes" / f"{name[:60]}-{digest}.index"
 
 
@@ -54,7 +54,7 @@ def _pointer() -> Path:
 
 
 def current_index() -> Path | None:
-    """The index that was built last from pictures of one's own, whether or not it still exists; None if none was."""
+    """The index that was built last from images of one's own, whether or not it still exists; None if none was."""
     try:
         recorded = json.loads(_pointer().read_text("utf-8"))
     except (OSError, ValueError):

@@ -21,13 +21,13 @@ class Progress:
     stage: Literal["listing", "embedding", "writing"]
     """What it is doing."""
     done: int
-    """Pictures that are done, the bad ones included."""
+    """Images that are done, the bad ones included."""
     total: int
-    """Pictures in the corpus; while listing, those found so far."""
+    """Images in the corpus; while listing, those found so far."""
     kept: int = 0
-    """Pictures whose vectors an earlier build had made."""
+    """Images whose vectors an earlier build had made."""
     bad: int = 0
-    """Pictures that could not be read."""
+    """Images that could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class BuildOptions:
     """How to build."""
 
     batch_size: int | None = None
-    """Pictures in one forward pass; None: found by trying, while working."""
+    """Images in one forward pass; None: found by trying, while working."""
     workers: int | None = None
     """Threads that read and decode; None: as many as there are processors, more where they wait for the storage."""
     overwrite: bool = False
-    """Build anew, whatever is there; otherwise vectors of unchanged pictures are kept and the index of another
+    """Build anew, whatever is there; otherwise vectors of unchanged images are kept and the index of another
     corpus or encoder is refused."""
     encoder_source: str | None = None
     """What ``load_encoder`` was given, if that is not the encoder's name."""
@@ -48,9 +48,9 @@ class BuildOptions:
     replan: bool = False
     """Ask the planner also where the index has a search structure already."""
     require: Callable[[int, int], None] | None = None
-    """Called with the number of pictures and the length of their vectors before any is embedded; may refuse."""
+    """Called with the number of images and the length of their vectors before any is embedded; may refuse."""
     quicker: Callable[[], ImageEncoder] | None = None
-    """Gives the same encoder in quicker arithmetic, for large builds; used where a trial on some of the pictures keeps
+    """Gives the same encoder in quicker arithmetic, for large builds; used where a trial on some of the images keeps
     every cosine above 0.999. None: no such trial."""
     on_progress: Callable[[Progress], None] | None = None
     """Called now and then from the calling thread."""
@@ -63,8 +63,8 @@ class BuildOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BadPicture:
-    """A picture that could not be read."""
+class BadImage:
+    """An image that could not be read."""
 
     key: str
     """Its name in the corpus."""
@@ -85,14 +85,14 @@ class BuildReport:
     up_to_date: bool
     """Whether nothing had changed since the last build, so that nothing was done."""
     items: int
-    """Pictures in the index."""
+    """Images in the index."""
     embedded: int
-    """Pictures that were embedded now."""
+    """Images that were embedded now."""
     kept: int
-    """Pictures whose vectors an earlier build had made."""
+    """Images whose vectors an earlier build had made."""
     bad: int
-    """Pictures that could not be read; the index has them in its errors table."""
-    bad_pictures: tuple[BadPicture, ...]
+    """Images that could not be read; the index has them in its errors table."""
+    bad_images: tuple[BadImage, ...]
     """The first thousand of them, with reasons."""
     notes: tuple[str, ...]
     """What else a person should know."""
@@ -117,9 +117,9 @@ class IndexInfo:
     encoder_source: str
     """What ``load_encoder`` loads the encoder from."""
     items: int
-    """Pictures that can be found."""
+    """Images that can be found."""
     bad: int
-    """Pictures that could not be read."""
+    """Images that could not be read."""
     dim: int
     """Length of the vectors."""
     bytes: int
@@ -129,7 +129,7 @@ class IndexInfo:
     rows: int
     """Vectors that are stored, those of tombstones included."""
     tombstones: int
-    """Vectors of no picture that can be found; ``compact`` drops them."""
+    """Vectors of no image that can be found; ``compact`` drops them."""
     faiss: str
     """Which FAISS is installed here."""
     ann: str
@@ -153,29 +153,29 @@ class ChangeReport:
     changed_anything: bool
     """Whether anything was committed."""
     new: int
-    """Pictures that the index did not have."""
+    """Images that the index did not have."""
     changed: int
-    """Pictures whose content is another one now."""
+    """Images whose content is another one now."""
     described: int
-    """Pictures of the same content whose time, caption or metadata changed."""
+    """Images of the same content whose time, caption or metadata changed."""
     moved: int
-    """Pictures that were found under another name; counted among the new and the removed too."""
+    """Images that were found under another name; counted among the new and the removed too."""
     removed: int
-    """Pictures that were taken away."""
+    """Images that were taken away."""
     unchanged: int
-    """Pictures that were looked for and left as they are."""
+    """Images that were looked for and left as they are."""
     embedded: int
-    """Pictures that were run through the encoder."""
+    """Images that were run through the encoder."""
     reused: int
-    """Pictures whose vectors were there already."""
+    """Images whose vectors were there already."""
     bad: int
-    """Pictures that could not be read, of those that were looked at."""
-    bad_pictures: tuple[BadPicture, ...]
+    """Images that could not be read, of those that were looked at."""
+    bad_images: tuple[BadImage, ...]
     """The first thousand of them, with reasons."""
     items: int
-    """Pictures in the index now."""
+    """Images in the index now."""
     tombstones: int
-    """Vectors of no picture that can be found; ``compact`` drops them."""
+    """Vectors of no image that can be found; ``compact`` drops them."""
     notes: tuple[str, ...]
     """What else a person should know."""
     seconds: float
@@ -189,7 +189,7 @@ class CompactReport:
     path: str
     """The index."""
     items: int
-    """Pictures in the index."""
+    """Images in the index."""
     dropped: int
     """Vectors that were dropped."""
     segments: int
@@ -206,10 +206,10 @@ class CompactReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Hit:
-    """A picture found, with everything the index knows about it."""
+    """An image found, with everything the index knows about it."""
 
     id: int
-    """Number of the picture in this index; a rebuilt index may number anew."""
+    """Number of the image in this index; a rebuilt index may number anew."""
     key: str
     """Stable name within the corpus: the path below its root with forward slashes, ``shard.tar#member`` in a tar."""
     score: float
@@ -217,11 +217,11 @@ class Hit:
     rank: int
     """Place in the answer, from 1. Equal scores are ranked by id."""
     uri: str
-    """Where the picture is: a file path, or the path of a tar, ``#`` and the member."""
+    """Where the image is: a file path, or the path of a tar, ``#`` and the member."""
     caption: str | None = None
-    """The caption that came with the picture."""
+    """The caption that came with the image."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What else came with the picture, as read from its JSON."""
+    """What else came with the image, as read from its JSON."""
     width: int
     """Width as shown (after EXIF rotation), in pixels."""
     height: int

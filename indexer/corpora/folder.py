@@ -1,4 +1,4 @@
-"""A folder of pictures, with everything below it."""
+"""A folder of images, with everything below it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from llm2clip.indexer.containers.container import Container
 from llm2clip.indexer.records.file_types import (
     VIDEOS,
     ending,
-    other_picture_endings,
-    picture_endings,
+    image_endings,
+    other_image_endings,
     printable,
 )
 from llm2clip.indexer.records.record import Corpus, Record
@@ -35,9 +35,9 @@ class _Folder(NamedTuple):
 
 @final
 class FolderCorpus(Corpus):
-    """Pictures of a folder and the folders in it, by name; hidden ones are left out.
+    """Images of a folder and the folders in it, by name; hidden ones are left out.
 
-    A file ``name.txt`` or ``name.json`` beside a picture ``name.*`` is its caption or metadata. Linked folders are
+    A file ``name.txt`` or ``name.json`` beside an image ``name.*`` is its caption or metadata. Linked folders are
     followed where they lead out of the corpus; no folder is read twice, so that loops end.
 
     Args:
@@ -66,8 +66,8 @@ class FolderCorpus(Corpus):
         return super().identity() | ({} if self._every is None else {"every": f"{self._every:g}"})
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """All pictures, folder by folder, in order of their names."""
-        self.passed_over, pictures = Counter(), picture_endings()
+        """All images, folder by folder, in order of their names."""
+        self.passed_over, images = Counter(), image_endings()
         for folder in self._folders():
             if folder.problem is not None:
                 key, uri = printable(folder.below.rstrip("/")), printable(str(folder.path))
@@ -75,11 +75,11 @@ class FolderCorpus(Corpus):
             beside = frozenset(name for name in folder.names if name.endswith((".json", ".txt")))
             for name in folder.names:
                 kind = ending(name)
-                if kind in pictures:
+                if kind in images:
                     yield self._record(folder, name, beside, captions)
                 elif kind in VIDEOS and self._every is not None:
                     yield from self._frames(folder, name, self._every, captions)
-                elif kind in VIDEOS or kind in other_picture_endings():
+                elif kind in VIDEOS or kind in other_image_endings():
                     self.passed_over[kind] += 1
 
     def _folders(self) -> Iterator[_Folder]:
@@ -157,15 +157,13 @@ class FolderCorpus(Corpus):
             yield Record(key=key, uri=str(file), file=file, problem=f"video cannot be read: {reason}")
 
     def emptiness(self) -> str:
-        """What the folder holds instead of pictures."""
+        """What the folder holds instead of images."""
         names = (name for folder in self._folders() for name in folder.names)
         endings = Counter(ending(name) or "no ending" for name in islice(names, 100_000))
-        wanted = " ".join(sorted(picture_endings()))
+        wanted = " ".join(sorted(image_endings()))
         if not endings:
-            return f"no pictures in {self.root}: the folder is empty. Expected files ending in {wanted}"
+            return f"no images in {self.root}: the folder is empty. Expected files ending in {wanted}"
         some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4))
         note = self.passed_over_note()
-        found = (
-            f"no pictures in {self.root}: got {endings.total():,} files ({some}), expected endings {wanted}"
-        )
+        found = f"no images in {self.root}: got {endings.total():,} files ({some}), expected endings {wanted}"
         return f"{found}; {note}" if note else found

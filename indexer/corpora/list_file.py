@@ -1,4 +1,4 @@
-"""Lists that name pictures: CSV, TSV, JSON lines, and paths one per line from a file or another command."""
+"""Lists that name images: CSV, TSV, JSON lines, and paths one per line from a file or another command."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, final
 
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.file_types import ending, other_picture_endings, picture_endings, printable
+from llm2clip.indexer.records.file_types import ending, image_endings, other_image_endings, printable
 from llm2clip.indexer.records.record import Corpus, Record
 from llm2clip.indexer.records.sidecars import Sidecar, sidecar_of, stamp_of
 from llm2clip.indexer.records.tabular import Row, encoding_of, read_rows
@@ -26,9 +26,9 @@ STDIN = "-"
 
 
 class _Listed(Corpus):
-    """Pictures that a list names, in its order.
+    """Images that a list names, in its order.
 
-    The key is the path below the root; what lies elsewhere has its absolute path or its URL. Rows of one picture
+    The key is the path below the root; what lies elsewhere has its absolute path or its URL. Rows of one image
     that follow each other are one record: further captions go to its metadata, as ``captions``.
 
     Args:
@@ -46,7 +46,7 @@ class _Listed(Corpus):
         """The list, from its beginning."""
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """All pictures, in the order of the list."""
+        """All images, in the order of the list."""
         self.passed_over = Counter()
         seen: set[int] = set()
         for row in _joined(self._rows()):
@@ -61,7 +61,7 @@ class _Listed(Corpus):
                 continue
             seen.add(hash(key))  # hashes, not names: a list may have millions
             kind = ending(key.rpartition("/")[2])
-            if kind in other_picture_endings():
+            if kind in other_image_endings():
                 self.passed_over[kind] += 1
             else:
                 yield self._record(key, row, captions)
@@ -116,7 +116,9 @@ class _Listed(Corpus):
             self._reader = Reader()
         url = key if "://" in key else f"{self._base}/{key}"
         if "://" in self._base and not _may_name(self._base, url):
-            problem = "a list behind a URL may name pictures of its own store and of http:// and https://, no others"
+            problem = (
+                "a list behind a URL may name images of its own store and of http:// and https://, no others"
+            )
             return Record(key=key, uri=url, file=Path(url), problem=problem)
         return Record(
             key=key,
@@ -131,10 +133,10 @@ class _Listed(Corpus):
         )
 
     def emptiness(self) -> str:
-        """What the list holds instead of pictures."""
+        """What the list holds instead of images."""
         lines = sum(1 for _ in self._rows())
         where = "on standard input" if self.spec == STDIN else f"in the list {self.spec}"
-        return f"no pictures {where}: got {lines:,} lines, expected one picture in each"
+        return f"no images {where}: got {lines:,} lines, expected one image in each"
 
 
 def _may_name(root: str, url: str) -> bool:
@@ -149,15 +151,15 @@ def _stamp(row: Row) -> int | None:
 
 def _unfit(file: Path, found: os.stat_result) -> str | None:
     if stat.S_ISDIR(found.st_mode):
-        return "a folder, not a picture"
+        return "a folder, not an image"
     if not stat.S_ISREG(found.st_mode):
         return "not a regular file"
     kind = ending(file.name)
-    return f"its ending {kind} is none of a picture" if kind and kind not in picture_endings() else None
+    return f"its ending {kind} is none of an image" if kind and kind not in image_endings() else None
 
 
 def _joined(rows: Iterator[Row]) -> Iterator[Row]:
-    """Rows of one picture that follow each other, as one."""
+    """Rows of one image that follow each other, as one."""
     before: Row | None = None
     captions: list[str] = []
     for row in rows:
@@ -179,7 +181,7 @@ def _with(row: Row, captions: list[str]) -> Row:
 
 @final
 class ListCorpus(_Listed):
-    """Pictures that a file lists: CSV or TSV with a header, JSON lines, or one path in each line.
+    """Images that a file lists: CSV or TSV with a header, JSON lines, or one path in each line.
 
     Args:
         spec: what the user named.
@@ -187,7 +189,7 @@ class ListCorpus(_Listed):
         root: folder or URL to which its paths are relative; None: the folder it is in.
 
     Raises:
-        CorpusError: no column says where the pictures are, or it is not text.
+        CorpusError: no column says where the images are, or it is not text.
         OSError: it cannot be read.
     """
 
@@ -212,7 +214,7 @@ class ListCorpus(_Listed):
 
 @final
 class StdinCorpus(_Listed):
-    """Pictures whose paths another command writes, one per line or each ended by a NUL; read once, then kept.
+    """Images whose paths another command writes, one per line or each ended by a NUL; read once, then kept.
 
     Args:
         stream: where they are read from; None: standard input.

@@ -1,6 +1,6 @@
-"""Reading one picture of an index again: from its key and the locator that ``Record.locator`` gave.
+"""Reading one image of an index again: from its key and the locator that ``Record.locator`` gave.
 
-A locator is None (the picture is the whole file that the key names) or a JSON object: ``path``, the file below the
+A locator is None (the image is the whole file that the key names) or a JSON object: ``path``, the file below the
 root of the corpus; ``offset`` and ``size``, where in it the bytes lie; or ``zip``, ``row`` or ``time``, what the
 readers of those containers need. It comes from an index that may be anybody's, so it is checked before it is used.
 """
@@ -22,7 +22,7 @@ _BY_NAME = frozenset(["list", "stdin"])
 
 
 def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:
-    """Where the picture of a key is: a path or a URL, with ``#`` and its place in a container.
+    """Where the image of a key is: a path or a URL, with ``#`` and its place in a container.
 
     Args:
         key: of an item.
@@ -37,7 +37,7 @@ def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:
 def read_located(
     locator: str | None, *, key: str, corpus: Mapping[str, str], hash: bytes | None = None
 ) -> bytes:
-    """The encoded picture of an item, as it is in the corpus now.
+    """The encoded image of an item, as it is in the corpus now.
 
     Args:
         locator: as ``Record.locator`` gave it.
@@ -48,7 +48,7 @@ def read_located(
     Raises:
         OSError: the corpus is no longer there.
         IndexDamagedError: the locator is none, or leads out of the corpus.
-        IndexerError: what holds the picture changed since it was indexed, or an extra is not installed.
+        IndexerError: what holds the image changed since it was indexed, or an extra is not installed.
     """
     place = _parsed(locator, key)
     path = place.pop("path", None)

@@ -16,7 +16,7 @@ from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import SAMPLE
 from llm2clip.indexer.corpora.folder import FolderCorpus
 from llm2clip.indexer.corpora.list_file import STDIN, ListCorpus, StdinCorpus
-from llm2clip.indexer.records.file_types import VIDEOS, ending, picture_endings
+from llm2clip.indexer.records.file_types import VIDEOS, ending, image_endings
 from llm2clip.indexer.records.record import Corpus
 from llm2clip.indexer.records.tabular import LISTS
 
@@ -42,8 +42,8 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
     """Find out what ``spec`` names; docs/corpora.md has the list.
 
     Args:
-        spec: a folder of pictures (with everything below it); a tar, zip, Parquet or Arrow file, a folder of them or
-            a brace range like ``shards/{00..03}.tar``; a list of pictures (.csv, .tsv, .jsonl, .txt), or ``-`` for
+        spec: a folder of images (with everything below it); a tar, zip, Parquet or Arrow file, a folder of them or
+            a brace range like ``shards/{00..03}.tar``; a list of images (.csv, .tsv, .jsonl, .txt), or ``-`` for
             paths from standard input; a video; a URL of any of these; or ``sample:``.
         every: seconds between the frames that are taken of videos; None: 10, where there is nothing but videos, else
             they are passed over.
@@ -63,15 +63,15 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
     if path.is_dir():
         return _folder(given, path, every)
     kind = ending(path.name)
-    if path.exists() and kind in picture_endings():
-        raise CorpusError(f"{given} is a single picture: expected the folder it is in, or a list of pictures")
+    if path.exists() and kind in image_endings():
+        raise CorpusError(f"{given} is a single image: expected the folder it is in, or a list of images")
     if path.is_file() and kind in LISTS:
         return ListCorpus(given, path)
     if kind in VIDEOS:
         return _videos(given, Files.found(given, endings=VIDEOS), every)
     container = next((each for each in _CONTAINERS.values() if kind in each.endings), None)
     if path.exists() and container is None and kind not in _PACKED:
-        raise CorpusError(f"{given} is neither a folder of pictures nor a {_known()} of them")
+        raise CorpusError(f"{given} is neither a folder of images nor a {_known()} of them")
     if not path.exists() and len(expand(given)) == 1:
         hint = ". Give the folder, or pipe the names in: ls ... | llm2clip-index build - --index PATH"
         raise CorpusError(f"no such file or folder: {given}{hint if '*' in given else ''}")
@@ -116,7 +116,7 @@ def _videos(spec: str, files: Files, every: float | None) -> Corpus:
 
 
 def _remote(url: str, every: float | None, *, spec: str | None = None) -> Corpus:
-    """What a URL names: by its ending, else a folder of pictures or of containers."""
+    """What a URL names: by its ending, else a folder of images or of containers."""
     from llm2clip.indexer.corpora.remote_folder import (
         RemoteFolderCorpus,
         is_remote_folder,
@@ -134,9 +134,9 @@ def _remote(url: str, every: float | None, *, spec: str | None = None) -> Corpus
         if kind in container.endings:
             return container.opened(given, remote_files(url))
     if not is_remote_folder(url):
-        raise CorpusError(f"{url} is neither a folder of pictures nor a {_known()} of them")
+        raise CorpusError(f"{url} is neither a folder of images nor a {_known()} of them")
     kinds = {ending(entry.name) for entry in walk(url)}
-    if not kinds & picture_endings():
+    if not kinds & image_endings():
         for container in _CONTAINERS.values():
             if kinds & container.endings:
                 return container.opened(given, remote_files(url, endings=container.endings, deep=True))
@@ -149,11 +149,11 @@ def _known() -> str:
 
 
 def _folder(given: str, path: Path, every: float | None) -> Corpus:
-    """Containers if the folder holds some and no picture, else its pictures, and videos if nothing else is there."""
+    """Containers if the folder holds some and no image, else its images, and videos if nothing else is there."""
     root = Path(os.path.abspath(path))
     folder = FolderCorpus(given, root, every=every)
     alone = next(folder.records(captions=False), None) is None
-    found = {  # beside pictures only those that anybody sees are looked for: the others may lie among thousands
+    found = {  # beside images only those that anybody sees are looked for: the others may lie among thousands
         name: Files.found(given, endings=kind.endings, deep=kind.deep and alone)
         for name, kind in _CONTAINERS.items()
     }
@@ -168,7 +168,7 @@ def _folder(given: str, path: Path, every: float | None) -> Corpus:
 
         folder = FolderCorpus(given, root, every=EVERY)
         folder.notes.append(f"a frame every {EVERY:g} s is taken of each video: --every changes that")
-    folder.notes += [_unread(len(files.names), name, given, "pictures") for name, files in found.items()]
+    folder.notes += [_unread(len(files.names), name, given, "images") for name, files in found.items()]
     folder.notes += _lists(path)
     return folder
 
@@ -179,7 +179,7 @@ def _unread(count: int, kind: str, given: str, beside: str) -> str:
 
 
 def _lists(folder: Path) -> Iterator[str]:
-    """Whether a folder has the list of captions that data sets of pictures come with."""
+    """Whether a folder has the list of captions that data sets of images come with."""
     names = (folder / f"metadata{kind}" for kind in (".jsonl", ".csv"))
     for name in islice(filter(os.path.isfile, names), 1):
         yield f"captions in {name} were not read: index that file instead of the folder to have them"

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, final
 from llm2clip.indexer.containers.container import Files, expand
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.corpora.remote_store import Fetched, Reader, asking, mtime_ns_of, read_remote, store_of
-from llm2clip.indexer.records.file_types import VIDEOS, ending, other_picture_endings, picture_endings
+from llm2clip.indexer.records.file_types import VIDEOS, ending, image_endings, other_image_endings
 from llm2clip.indexer.records.record import Corpus, Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar, stamp_of
 
@@ -106,7 +106,7 @@ def _walk(store: Any, path: str, below: str, url: str, deep: bool) -> Iterator[E
 
 @final
 class RemoteFolderCorpus(Corpus):
-    """Pictures below a URL, with captions beside them, as in a folder; each is fetched when it is read.
+    """Images below a URL, with captions beside them, as in a folder; each is fetched when it is read.
 
     Args:
         spec: the URL.
@@ -124,11 +124,11 @@ class RemoteFolderCorpus(Corpus):
         return {"kind": self.kind, "spec": self.spec, "root": self._url}
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """All pictures, folder by folder, in order of their names."""
+        """All images, folder by folder, in order of their names."""
         self.passed_over = Counter()
         for entry in walk(self._url):
             kind = ending(entry.name)
-            if kind in picture_endings():
+            if kind in image_endings():
                 url = f"{self._url}/{entry.below}"
                 stamp, sidecar = _sidecar(url, entry, captions)
                 yield Record(
@@ -143,16 +143,14 @@ class RemoteFolderCorpus(Corpus):
                     metadata=sidecar.metadata,
                     note=sidecar.note,
                 )
-            elif kind in VIDEOS or kind in other_picture_endings():
+            elif kind in VIDEOS or kind in other_image_endings():
                 self.passed_over[kind] += 1
 
     def emptiness(self) -> str:
-        """What the folder holds instead of pictures."""
+        """What the folder holds instead of images."""
         endings = Counter(ending(entry.name) or "no ending" for entry in walk(self._url))
         some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4)) or "nothing"
-        return (
-            f"no pictures in {self._url}: got {some}; expected endings {' '.join(sorted(picture_endings()))}"
-        )
+        return f"no images in {self._url}: got {some}; expected endings {' '.join(sorted(image_endings()))}"
 
 
 def _sidecar(url: str, entry: Entry, captions: bool) -> tuple[int | None, Sidecar]:

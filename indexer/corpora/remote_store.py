@@ -1,6 +1,6 @@
 """Corpora behind URLs: stores that fsspec reads, such as s3://, gs://, https:// or memory://.
 
-A picture is fetched when it is read. A container (tar, zip, table, list, video) is fetched whole, once, into the
+An image is fetched when it is read. A container (tar, zip, table, list, video) is fetched whole, once, into the
 data home, and fetched again only if its store says that it changed.
 """
 
@@ -21,7 +21,7 @@ from llm2clip.common.paths import data_home
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.extras import need
 from llm2clip.indexer.records.sidecars import stamp_of
-from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES, require_span
+from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, require_span
 
 _NOTE = "about.json"
 _KEPT = 64
@@ -82,7 +82,7 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
     """The content behind a URL, or ``size`` bytes of it from ``offset``.
 
     Raises:
-        CorpusError: it cannot be read, ends before, or has more than ``MAX_PICTURE_BYTES``.
+        CorpusError: it cannot be read, ends before, or has more than ``MAX_IMAGE_BYTES``.
     """
     store, path = store_of(url)
     with asking(url):
@@ -93,13 +93,13 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
                 raise CorpusError(f"{url} ends {size - len(content):,} bytes early")
             return content
         known = store.info(path).get("size") or 0
-        if known > MAX_PICTURE_BYTES:
-            raise CorpusError(f"file of {known:,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read")
+        if known > MAX_IMAGE_BYTES:
+            raise CorpusError(f"file of {known:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
         return bytes(store.cat_file(path))
 
 
 class Reader:
-    """Fetches pictures, and keeps the first few: a build tries its encoder on some before it reads them all."""
+    """Fetches images, and keeps the first few: a build tries its encoder on some before it reads them all."""
 
     def __init__(self) -> None:
         self._kept: dict[str, bytes] = {}

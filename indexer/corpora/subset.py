@@ -1,4 +1,4 @@
-"""Pictures that are named one by one, and parts of a corpus that an index has already."""
+"""Images that are named one by one, and parts of a corpus that an index has already."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from llm2clip.indexer.records.tabular import Row
 
 @final
 class NamedCorpus(Listed):
-    """Pictures whose paths are given; those inside the root of a folder have the keys that the folder gives them.
+    """Images whose paths are given; those inside the root of a folder have the keys that the folder gives them.
 
     Args:
         paths: gives the paths, or URLs, each time it is called.
         source: the source that they belong to, as the manifest has it.
-        missing: whether pictures that are not there are problems; otherwise they are passed over.
+        missing: whether images that are not there are problems; otherwise they are passed over.
     """
 
     kind: Final = "named"  # type: ignore[misc]
@@ -40,18 +40,18 @@ class NamedCorpus(Listed):
 
     @property
     def folders_are_there(self) -> bool:
-        """Whether a folder that one of the pictures was in still exists: none does where a disk is not mounted."""
+        """Whether a folder that one of the images was in still exists: none does where a disk is not mounted."""
         folders = {os.path.dirname(os.path.join(self._source["root"], path)) for path in self._paths()}
         return any(os.path.isdir(folder) for folder in folders)
 
     def identity(self) -> dict[str, str]:
-        """The source that the pictures belong to."""
+        """The source that the images belong to."""
         return self._source
 
 
 @final
 class PartCorpus(Corpus):
-    """A folder inside a folder that an index has: its pictures with the keys that the larger one gives them.
+    """A folder inside a folder that an index has: its images with the keys that the larger one gives them.
 
     Args:
         inner: the smaller folder.
@@ -68,15 +68,15 @@ class PartCorpus(Corpus):
         self._below = os.path.relpath(inner.root, source["root"]).replace(os.sep, "/")
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """All pictures of the smaller folder."""
+        """All images of the smaller folder."""
         for record in self._inner.records(captions=captions):
             yield replace(record, key=f"{self._below}/{record.key}".rstrip("/"))
         self.passed_over = self._inner.passed_over
 
     def emptiness(self) -> str:
-        """What the smaller folder holds instead of pictures."""
+        """What the smaller folder holds instead of images."""
         return self._inner.emptiness()
 
     def identity(self) -> dict[str, str]:
-        """The source that the pictures belong to."""
+        """The source that the images belong to."""
         return self._source

@@ -1,4 +1,4 @@
-"""Filters: which pictures a search may find, said in a small language (docs/filters.md).
+"""Filters: which images a search may find, said in a small language (docs/filters.md).
 
 compile_where("time >= '2024-05' AND width > height AND meta.author = 'Ann'")
 """
@@ -48,7 +48,7 @@ class Where:
     def mask(
         self, connection: sqlite3.Connection, *, rows: int, commit: int, seconds: float = SECONDS
     ) -> NDArray[np.bool_]:
-        """Which pictures it lets through, by id.
+        """Which images it lets through, by id.
 
         Args:
             connection: to the items, from ``open_guarded``; nobody else may use it meanwhile.
@@ -95,7 +95,7 @@ class Where:
 
 
 def metadata_names(connection: sqlite3.Connection) -> list[str]:
-    """Names of the metadata that some thousand of the pictures came with, in order, as filters ask for them.
+    """Names of the metadata that some thousand of the images came with, in order, as filters ask for them.
 
     Args:
         connection: to the items, from ``open_guarded``; nobody else may use it meanwhile.

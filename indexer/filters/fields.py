@@ -1,4 +1,4 @@
-"""What a filter can ask about: the fields of a picture, and the values they are compared with."""
+"""What a filter can ask about: the fields of an image, and the values they are compared with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Type(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Field:
-    """Something that is known about a picture."""
+    """Something that is known about an image."""
 
     name: str
     """As it is written in a filter."""

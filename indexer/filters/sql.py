@@ -37,7 +37,7 @@ def negated(clause: Clause) -> Clause:
 
 
 def missing(field: Field) -> Clause:
-    """Whether a picture lacks a field."""
+    """Whether an image lacks a field."""
     return Clause(f"({field.sql} IS NULL)", field.values)
 
 

@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 
 class Batches:
-    """The number of pictures in a forward pass: as told, else found by trying, on the work itself.
+    """The number of images in a forward pass: as told, else found by trying, on the work itself.
 
     Each size is tried a few times and counted by its fastest; the next is twice as large, until that is no faster.
     Larger batches than needed cost memory and, on a processor, time.
@@ -30,7 +30,7 @@ class Batches:
 
     def __init__(self, told: int | None = None, *, clock: Callable[[], float] = time.perf_counter) -> None:
         self.size = told or _FIRST
-        """How many pictures the next pass takes."""
+        """How many images the next pass takes."""
         self.settled = told is not None
         """Whether the size stays as it is."""
         self._clock = clock

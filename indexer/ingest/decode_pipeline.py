@@ -1,6 +1,6 @@
 """Records in, vectors out: threads read and decode while the caller's thread runs the encoder.
 
-Everything is in order and bounded: at most a window of pictures is in memory, whatever the corpus.
+Everything is in order and bounded: at most a window of images is in memory, whatever the corpus.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHUNK = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How pictures are read and decoded."""
+    """How images are read and decoded."""
 
     workers: int | None = None
     """Threads; None: as many as there are processors, and more where they turn out to wait for the storage."""
@@ -42,7 +42,7 @@ _LOOK = 1.0
 
 
 class _Reader:
-    """Reads and decodes pictures in threads.
+    """Reads and decodes images in threads.
 
     How many work at once is a number of permits, which can grow; those on large files, which may need hundreds of
     megabytes each, are two at most.
@@ -59,7 +59,7 @@ class _Reader:
         self._began, self._busy, self._starved = time.perf_counter(), time.process_time(), 0.0
 
     def begin(self, record: Record) -> Future[Outcome]:
-        """Read and decode a picture as soon as a thread is free."""
+        """Read and decode an image as soon as a thread is free."""
         return self._pool.submit(self._work, record)
 
     def result(self, waiting: Future[Outcome] | Outcome) -> Outcome:
@@ -177,7 +177,7 @@ def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier], marg
         if (known := source.by_hash(hash, key=record.key)) is not None:
             return _settled_as(record, known)
     try:
-        picture = encoder.prepare(content, margin=margin)
+        image = encoder.prepare(content, margin=margin)
     except (OSError, ValueError) as error:
         return Outcome(record=record, stage="decode", reason=reason_of(error))
     except Exception as error:
@@ -185,8 +185,8 @@ def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier], marg
         raise
     return Outcome(
         record=record,
-        pixels=picture.pixels,
+        pixels=image.pixels,
         hash=hash,
-        width=picture.width,
-        height=picture.height,
+        width=image.width,
+        height=image.height,
     )

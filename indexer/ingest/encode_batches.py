@@ -1,4 +1,4 @@
-"""Pixels in, vectors out: the encoder runs over batches of prepared pictures, and its promises are checked."""
+"""Pixels in, vectors out: the encoder runs over batches of prepared images, and its promises are checked."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from llm2clip.indexer.storage.outcome import Outcome, reason_of
 def embedded(
     outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batches: Batches, works: bool = False
 ) -> Iterator[list[Outcome]]:
-    """Run the encoder over prepared pictures, a batch at a time; outcomes stay in order.
+    """Run the encoder over prepared images, a batch at a time; outcomes stay in order.
 
-    Pictures that it refuses are outcomes with a reason, once it has shown that it can encode any, which it may have
+    Images that it refuses are outcomes with a reason, once it has shown that it can encode any, which it may have
     done before (``works``).
 
     Raises:
         IndexerError: the encoder does not keep its promises.
-        ValueError: the encoder refuses all pictures of the first batch.
+        ValueError: the encoder refuses all images of the first batch.
     """
     pending: list[Outcome] = []
     waiting = 0
@@ -88,10 +88,10 @@ def _encode(outcomes: list[Outcome], encoder: ImageEncoder, works: bool) -> None
         if len(outcomes) == 1:
             outcomes[0].pixels, outcomes[0].stage, outcomes[0].reason = None, "encode", reason_of(error)
             return
-        for outcome in outcomes:  # one picture must not take the others of its batch with it
+        for outcome in outcomes:  # one image must not take the others of its batch with it
             _encode([outcome], encoder, works)
         if not works and not _any_vector(outcomes):
-            raise  # it is not the pictures
+            raise  # it is not the images
         return
     _check_rows(rows, len(pixels), encoder.info)
     for outcome, row in zip(outcomes, rows, strict=True):
@@ -101,7 +101,7 @@ def _encode(outcomes: list[Outcome], encoder: ImageEncoder, works: bool) -> None
 def _check_rows(rows: NDArray[np.float32], count: int, info: EncoderIdentity) -> None:
     if rows.shape != (count, info.dim):
         raise IndexerError(
-            f"encoder '{info.name}' gave vectors of shape {rows.shape} for {count} pictures, expected "
+            f"encoder '{info.name}' gave vectors of shape {rows.shape} for {count} images, expected "
             f"{(count, info.dim)}: this is a fault of the encoder"
         )
     norms = np.linalg.norm(rows, axis=1)

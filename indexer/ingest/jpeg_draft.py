@@ -15,11 +15,11 @@ from llm2clip.indexer.core.encoder_protocol import ImageEncoder, Prepared
 from llm2clip.indexer.records.record import Record
 
 PARITY = 0.999
-"""Cosine that the worst of the tried pictures must keep to its vector from the whole picture."""
+"""Cosine that the worst of the tried images must keep to its vector from the whole image."""
 PROBES = 16
-"""Pictures that are tried."""
+"""Images that are tried."""
 ENOUGH = 512
-"""Fewer pictures than this are decoded whole without a trial, which would cost more than it can save."""
+"""Fewer images than this are decoded whole without a trial, which would cost more than it can save."""
 _AMONG = 4096
 _MARGINS = (1, 2)
 _FIRST = 4
@@ -28,15 +28,15 @@ _FASTER = 0.85
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """How the pictures of an index are decoded; kept in its manifest."""
+    """How the images of an index are decoded; kept in its manifest."""
 
     margin: int = 0
     """0: whole. Else JPEGs are decoded at 1/2, 1/4 or 1/8 where their shorter side keeps so many times the pixels that
     the encoder takes."""
     cosine: float = 1.0
-    """The smallest cosine between the vectors of both ways among the pictures that were tried."""
+    """The smallest cosine between the vectors of both ways among the images that were tried."""
     probes: int = 0
-    """How many pictures were tried; 0: it was not."""
+    """How many images were tried; 0: it was not."""
 
     def to_json(self) -> dict[str, int | float]:
         """Field by field."""
@@ -44,10 +44,10 @@ class Decoding:
 
 
 def choose_decoding(records: Iterable[Record], *, encoder: ImageEncoder, parity: float = PARITY) -> Decoding:
-    """Try some of the pictures both ways, the fastest first, and take the first that keeps all their vectors.
+    """Try some of the images both ways, the fastest first, and take the first that keeps all their vectors.
 
     Args:
-        records: the pictures to come; the first few thousand are drawn from.
+        records: the images to come; the first few thousand are drawn from.
         encoder: the encoder.
         parity: cosine that every vector must keep.
     """
@@ -55,7 +55,7 @@ def choose_decoding(records: Iterable[Record], *, encoder: ImageEncoder, parity:
     contents = [content for record in drawn if (content := _read(record)) is not None]
     first, _ = _prepared(contents[:_FIRST], encoder, margin=0)
     if not _different(first, _prepared(contents[:_FIRST], encoder, margin=_MARGINS[0])[0]):
-        return Decoding(probes=len(first))  # small pictures, or no JPEGs: known at little cost
+        return Decoding(probes=len(first))  # small images, or no JPEGs: known at little cost
     whole, seconds = _prepared(contents, encoder, margin=0)
     tried = Decoding(probes=len(whole))
     for margin in _MARGINS:
@@ -72,19 +72,19 @@ def choose_decoding(records: Iterable[Record], *, encoder: ImageEncoder, parity:
     return tried
 
 
-_Pictures = list[tuple[bytes, Prepared]]
+_Images = list[tuple[bytes, Prepared]]
 
 
-def _different(whole: _Pictures, smaller: _Pictures) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Pixels of the pictures that were indeed decoded smaller, both ways."""
+def _different(whole: _Images, smaller: _Images) -> list[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Pixels of the images that were indeed decoded smaller, both ways."""
     both = ((one.pixels, other.pixels) for (_, one), (_, other) in zip(whole, smaller, strict=True))
     return [(one, other) for one, other in both if not np.array_equal(one, other)]
 
 
 def some_pixels(records: Iterable[Record], *, encoder: ImageEncoder) -> NDArray[np.uint8]:
-    """A few of the pictures, decoded whole. Shape: (up to ``PROBES``, size, size, 3), uint8."""
+    """A few of the images, decoded whole. Shape: (up to ``PROBES``, size, size, 3), uint8."""
     contents = [content for record in _drawn(records) if (content := _read(record)) is not None]
-    pixels = [picture.pixels for _, picture in _prepared(contents, encoder, margin=0)[0]]
+    pixels = [image.pixels for _, image in _prepared(contents, encoder, margin=0)[0]]
     return np.stack(pixels) if pixels else np.zeros((0, 0, 0, 3), np.uint8)
 
 
@@ -104,9 +104,9 @@ def _read(record: Record) -> bytes | None:
     return content or None
 
 
-def _prepared(contents: list[bytes], encoder: ImageEncoder, *, margin: int) -> tuple[_Pictures, float]:
-    """Pictures with their pixels, without those that cannot be decoded, and how many seconds it took."""
-    found: _Pictures = []
+def _prepared(contents: list[bytes], encoder: ImageEncoder, *, margin: int) -> tuple[_Images, float]:
+    """Images with their pixels, without those that cannot be decoded, and how many seconds it took."""
+    found: _Images = []
     began = time.thread_time()
     for content in contents:
         try:

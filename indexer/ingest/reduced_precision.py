@@ -1,4 +1,4 @@
-"""Whether pictures may be encoded in quicker arithmetic: only where the vectors stay nearly as they are."""
+"""Whether images may be encoded in quicker arithmetic: only where the vectors stay nearly as they are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm2clip.indexer.ingest.jpeg_draft import PARITY, some_pixels
 from llm2clip.indexer.records.record import Record
 
 ENOUGH = 1024
-"""Fewer pictures than this are not worth loading the weights a second time."""
+"""Fewer images than this are not worth loading the weights a second time."""
 _QUICKER = 1.1
 _TURNS = 2
 
@@ -32,13 +32,11 @@ class Trial:
     times: float = 1.0
     """How many times as fast it is."""
     probes: int = 0
-    """Pictures that were tried."""
+    """Images that were tried."""
 
     def text(self) -> str:
         """One line for people."""
-        numbers = (
-            f"{self.times:.1f} times as fast, smallest cosine {self.cosine:.5f} of {self.probes} pictures"
-        )
+        numbers = f"{self.times:.1f} times as fast, smallest cosine {self.cosine:.5f} of {self.probes} images"
         return f"encoded in {'' if self.taken else 'full precision, not in '}quicker arithmetic: {numbers}"
 
 
@@ -50,12 +48,12 @@ def try_quicker(
     parity: float = PARITY,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Trial:
-    """Encode some pictures both ways, and take the quicker encoder if all vectors stay and time is won.
+    """Encode some images both ways, and take the quicker encoder if all vectors stay and time is won.
 
     Args:
         encoder: the encoder in full precision.
         quicker: gives the same encoder in other arithmetic.
-        records: the pictures to come; the first few thousand are drawn from.
+        records: the images to come; the first few thousand are drawn from.
         parity: cosine that every vector must keep.
         clock: seconds from some moment on.
     """

@@ -15,7 +15,7 @@ import numpy as np
 
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.core.results import BadPicture, BuildOptions, Progress
+from llm2clip.indexer.core.results import BadImage, BuildOptions, Progress
 from llm2clip.indexer.ingest import reduced_precision as arithmetic
 from llm2clip.indexer.ingest.batching import Batches, Behind
 from llm2clip.indexer.ingest.decode_pipeline import Reading, chunks, prepared
@@ -30,7 +30,7 @@ from llm2clip.indexer.storage.outcome import Outcome
 from llm2clip.indexer.storage.recovery import Unfinished, Writing
 
 LISTED = 1000
-"""Bad pictures that a report names."""
+"""Bad images that a report names."""
 _AT_ONCE = 10_000
 _PARTS = re.compile("[/#]")
 
@@ -40,31 +40,31 @@ class Tally:
     """What was done so far."""
 
     moved: int = 0
-    """Pictures that went from one key to another."""
+    """Images that went from one key to another."""
     gone: int = 0
-    """Pictures that are no longer in the corpus."""
+    """Images that are no longer in the corpus."""
     unchanged: int = 0
-    """Pictures that were left as they are."""
+    """Images that were left as they are."""
     embedded: int = 0
-    """Pictures that were run through the encoder."""
+    """Images that were run through the encoder."""
     reused: int = 0
-    """Pictures whose vector was there already, under another key or from a change that never finished."""
+    """Images whose vector was there already, under another key or from a change that never finished."""
     bad: int = 0
-    """Pictures that could not be read, of those that were looked at."""
-    bad_pictures: list[BadPicture] = field(default_factory=list)
+    """Images that could not be read, of those that were looked at."""
+    bad_images: list[BadImage] = field(default_factory=list)
     """The first thousand of them."""
     notes: list[str] = field(default_factory=list)
     """What a person should know about how it was done."""
     hashes: set[bytes] = field(default_factory=set)
-    """Of reused pictures."""
+    """Of reused images."""
 
     def count(self, outcomes: list[Outcome]) -> None:
         """Add what became of some records."""
         for outcome in outcomes:
             if outcome.reason is not None:
                 self.bad += 1
-                if len(self.bad_pictures) < LISTED:
-                    self.bad_pictures.append(BadPicture(key=outcome.record.key, reason=outcome.reason))
+                if len(self.bad_images) < LISTED:
+                    self.bad_images.append(BadImage(key=outcome.record.key, reason=outcome.reason))
             elif not outcome.kept:
                 self.embedded += 1
             elif outcome.id is None:
@@ -77,7 +77,7 @@ class Survey:
     """What listing a source found."""
 
     total: int
-    """Pictures that it has."""
+    """Images that it has."""
     changed: int
     """Of them, those that are not in the index as they are now."""
     gone: tuple[int, ...] = ()
@@ -100,7 +100,7 @@ class Ingest:
         source: its position among the sources.
         manifest: the index as it is committed; None for a new one.
         stack: closes what is opened.
-        by_hand: whether somebody names the pictures, so that those that were removed by hand come back.
+        by_hand: whether somebody names the images, so that those that were removed by hand come back.
     """
 
     def __init__(
@@ -121,12 +121,12 @@ class Ingest:
             self._committed = stack.enter_context(closing(Committed(folder, manifest, source=source)))
 
     def survey(self, *, options: BuildOptions, tally: Tally, vanish: bool = True) -> Survey:
-        """List the source, without reading a picture, a caption or metadata.
+        """List the source, without reading an image, a caption or metadata.
 
         Args:
             options: who is told.
             tally: counts what is unchanged.
-            vanish: whether pictures that it does not list have gone.
+            vanish: whether images that it does not list have gone.
         """
         total = changed = 0
         closed: set[str] = set()
@@ -159,7 +159,7 @@ class Ingest:
         )
 
     def _vanished(self, ids: Sequence[int], closed: AbstractSet[str], tally: Tally) -> list[int]:
-        """Those of some ids whose pictures have gone, not those in folders or files that cannot be read today."""
+        """Those of some ids whose images have gone, not those in folders or files that cannot be read today."""
         assert self._committed is not None
         found: list[int] = []
         for start in range(0, len(ids), _AT_ONCE):
@@ -167,7 +167,7 @@ class Ingest:
             found += [id for id, key in keys.items() if closed.isdisjoint(_around(key))]
         if kept := len(ids) - len(found):
             tally.unchanged += kept
-            tally.notes.append(f"{kept:,} pictures were kept whose folder or file cannot be read today")
+            tally.notes.append(f"{kept:,} images were kept whose folder or file cannot be read today")
         return found
 
     def apply(
@@ -232,7 +232,7 @@ class Ingest:
     def _arithmetic(
         self, encoder: ImageEncoder, options: BuildOptions, changed: int, tally: Tally
     ) -> ImageEncoder:
-        """The encoder, or the same in quicker arithmetic, as a trial on some pictures says."""
+        """The encoder, or the same in quicker arithmetic, as a trial on some images says."""
         if options.quicker is None or changed < arithmetic.ENOUGH:
             return encoder
         trial = arithmetic.try_quicker(encoder, options.quicker, self._corpus.records(captions=False))
@@ -240,7 +240,7 @@ class Ingest:
         return trial.encoder
 
     def _margin(self, writer: GenerationWriter, encoder: ImageEncoder, changed: int) -> int:
-        """How pictures are decoded: as those before them, else as a trial on some of them says."""
+        """How images are decoded: as those before them, else as a trial on some of them says."""
         if writer.decoding is None and changed >= ENOUGH and not writer.base.items:
             records = self._corpus.records(captions=False)
             writer.decoding = choose_decoding(records, encoder=encoder).to_json()
@@ -275,8 +275,8 @@ def tell(
         options.on_progress(Progress(stage=stage, done=done, total=total, kept=tally.reused, bad=tally.bad))
 
 
-def require_pictures(corpus: Corpus, survey: Survey) -> None:
-    """Refuse a source without pictures, such as a disk that is not mounted.
+def require_images(corpus: Corpus, survey: Survey) -> None:
+    """Refuse a source without images, such as a disk that is not mounted.
 
     Raises:
         CorpusError: it has none.

@@ -1,7 +1,7 @@
 """Vectors that were made already: those of the committed index.
 
-A picture keeps its vector while its name, size and time of change stay the same and the encoder is the same one; a
-picture of another name or time takes over the vector of one with the same content.
+An image keeps its vector while its name, size and time of change stay the same and the encoder is the same one; a
+image of another name or time takes over the vector of one with the same content.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class Earlier(Protocol):
         """For each record its vector, or why it could not be decoded; None where it has to be looked at."""
 
     def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
-        """The vector of the picture of that content, if there is one; with its id if it is the one of that key."""
+        """The vector of the image of that content, if there is one; with its id if it is the one of that key."""
 
 
 class Committed:
-    """The pictures of the committed index, as one source sees them.
+    """The images of the committed index, as one source sees them.
 
     Args:
         folder: the index.
@@ -67,8 +67,8 @@ class Committed:
         return found
 
     def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
-        """The vector of the picture of that content, if there is one; with its id if it is the one of that key."""
-        # Vectors of pictures that were removed lie there too, until the index is compacted.
+        """The vector of the image of that content, if there is one; with its id if it is the one of that key."""
+        # Vectors of images that were removed lie there too, until the index is compacted.
         columns = "id, width, height, source = ? AND key = ? AND added <= ? AND removed > ? AS own"
         now = self.items.generation
         rows = self.items.rows(

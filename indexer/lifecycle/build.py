@@ -18,10 +18,10 @@ from llm2clip.indexer.core.errors import (
     IndexNotFoundError,
     IndexVersionError,
 )
-from llm2clip.indexer.core.results import BadPicture, BuildOptions, BuildReport
+from llm2clip.indexer.core.results import BadImage, BuildOptions, BuildReport
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.ingest.batching import peak_memory
-from llm2clip.indexer.ingest.sync_source import LISTED, Ingest, Survey, Tally, require_pictures, tell
+from llm2clip.indexer.ingest.sync_source import LISTED, Ingest, Survey, Tally, require_images, tell
 from llm2clip.indexer.records.record import Corpus, same_corpus
 from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin, unwinding
 from llm2clip.indexer.storage.index_folder import LOCK, claim, encoder_mismatch, lock
@@ -49,7 +49,7 @@ def build_index(
         options: how to build; None: as ``BuildOptions()``.
 
     Raises:
-        CorpusError: the corpus does not exist, has no pictures, or none that can be read.
+        CorpusError: the corpus does not exist, has no images, or none that can be read.
         EncoderMismatchError: there is an index built with another encoder.
         IndexConflictError: there is an index of another corpus, there are other files, or another process writes.
         IndexWriteError: the disk is full, or worse; what was done is kept.
@@ -91,13 +91,13 @@ class _Build:
             try:
                 return self._again(manifest)
             except IndexDamagedError as error:
-                self._notes.append(f"the index was damaged, so every picture was embedded again: {error}")
+                self._notes.append(f"the index was damaged, so every image was embedded again: {error}")
                 self._tally = Tally()
         with ExitStack() as stack:
             ingest = Ingest(self._folder, self._corpus, source=0, manifest=None, stack=stack)
             survey = ingest.survey(options=self._options, tally=self._tally)
             try:
-                require_pictures(self._corpus, survey)
+                require_images(self._corpus, survey)
                 self._require_room(survey.total)
                 started = self._started()
                 with unwinding(begin(self._folder, self._origin, started=started)) as writer:
@@ -116,7 +116,7 @@ class _Build:
         with ExitStack() as stack:
             ingest = Ingest(self._folder, self._corpus, source=number, manifest=manifest, stack=stack)
             survey = ingest.survey(options=self._options, tally=self._tally)
-            require_pictures(self._corpus, survey)
+            require_images(self._corpus, survey)
             self._require_room(manifest.items + survey.changed)
             if self._options.replan:
                 manifest = replace(manifest, ann=None)
@@ -129,9 +129,9 @@ class _Build:
             ) as writer:
                 return self._write(writer, ingest, survey)
 
-    def _require_room(self, pictures: int) -> None:
+    def _require_room(self, images: int) -> None:
         if self._options.require is not None:
-            self._options.require(pictures, self._encoder.info.dim)
+            self._options.require(images, self._encoder.info.dim)
 
     def _write(self, writer: GenerationWriter, ingest: Ingest, survey: Survey) -> BuildReport:
         ingest.apply(writer, survey, encoder=lambda: self._encoder, options=self._options, tally=self._tally)
@@ -194,8 +194,8 @@ class _Build:
         return None
 
     def _unreadable(self) -> str:
-        some = "; ".join(f"{bad.key}: {bad.reason}" for bad in self._tally.bad_pictures[:3])
-        return f"none of the pictures in {self._corpus.spec} can be read ({some}): nothing was indexed"
+        some = "; ".join(f"{bad.key}: {bad.reason}" for bad in self._tally.bad_images[:3])
+        return f"none of the images in {self._corpus.spec} can be read ({some}): nothing was indexed"
 
     def _report(self, manifest: Manifest, *, up_to_date: bool) -> BuildReport:
         passed_over = self._corpus.passed_over_note()
@@ -208,15 +208,15 @@ class _Build:
             embedded=self._tally.embedded,
             kept=manifest.items - self._tally.embedded,
             bad=manifest.bad,
-            bad_pictures=bad_pictures(self._folder, manifest),
+            bad_images=bad_images(self._folder, manifest),
             notes=(*self._notes, *self._tally.notes, *filter(None, [passed_over])),
             seconds=time.perf_counter() - self._began,
             peak_memory=peak_memory(),
         )
 
 
-def bad_pictures(folder: Path, manifest: Manifest) -> tuple[BadPicture, ...]:
-    """The first thousand pictures that could not be read, by key, with reasons."""
+def bad_images(folder: Path, manifest: Manifest) -> tuple[BadImage, ...]:
+    """The first thousand images that could not be read, by key, with reasons."""
     if not manifest.bad:
         return ()
     items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
@@ -224,4 +224,4 @@ def bad_pictures(folder: Path, manifest: Manifest) -> tuple[BadPicture, ...]:
         rows = items.errors(limit=LISTED)
     finally:
         items.close()
-    return tuple(BadPicture(key=row.key, reason=row.reason) for row in rows if row.stage != "sidecar")
+    return tuple(BadImage(key=row.key, reason=row.reason) for row in rows if row.stage != "sidecar")

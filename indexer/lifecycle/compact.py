@@ -28,7 +28,7 @@ from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
 def compact_index(path: str | os.PathLike[str], *, planner: Planner | None = None) -> CompactReport:
     """Write an index anew without the vectors and rows that were removed, and with a search structure over all of it.
 
-    No picture is read. Ids change. Searches that are running go on with the index as it was.
+    No image is read. Ids change. Searches that are running go on with the index as it was.
 
     Args:
         path: folder of the index.

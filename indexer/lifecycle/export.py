@@ -29,7 +29,7 @@ class ExportReport:
     files: tuple[str, ...]
     """Its files."""
     items: int
-    """Pictures, as many as rows of vectors."""
+    """Images, as many as rows of vectors."""
     dim: int
     """Length of the vectors."""
     bytes: int

@@ -1,4 +1,4 @@
-"""``reencode_index``: the pictures of an index with another encoder, in an index beside it, and how the two agree."""
+"""``reencode_index``: the images of an index with another encoder, in an index beside it, and how the two agree."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TextEncoder(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How far two indexes of the same pictures agree."""
+    """How far two indexes of the same images agree."""
 
     queries: int
     """How many were asked."""
@@ -55,19 +55,19 @@ class ReencodeReport:
     """What ``reencode_index`` did."""
 
     old: str
-    """The index that the pictures were taken from; it was not changed."""
+    """The index that the images were taken from; it was not changed."""
     path: str
     """The new index."""
     encoder: str
     """Its encoder."""
     items: int
-    """Pictures in it."""
+    """Images in it."""
     bad: int
-    """Pictures that could not be read now."""
+    """Images that could not be read now."""
     seconds: float
     """How long it took."""
-    pictures: Overlap
-    """Agreement when pictures of the index are the queries, each without itself."""
+    images: Overlap
+    """Agreement when images of the index are the queries, each without itself."""
     captions: Overlap | None
     """Agreement when captions are the queries; None where there are none, or no two encoders to read them."""
 
@@ -80,7 +80,7 @@ def reencode_index(
     options: BuildOptions | None = None,
     texts: tuple[TextEncoder, TextEncoder] | None = None,
 ) -> ReencodeReport:
-    """Embed the pictures of an index with another encoder, beside it; interrupted, the same call goes on.
+    """Embed the images of an index with another encoder, beside it; interrupted, the same call goes on.
 
     Args:
         old: the index; it stays as it is.
@@ -91,7 +91,7 @@ def reencode_index(
 
     Raises:
         IndexConflictError: ``path`` is ``old``, or the index of something else.
-        CorpusError: none of the pictures can be read any more.
+        CorpusError: none of the images can be read any more.
         IndexWriteError: the disk is full, or worse; what was done is kept.
     """
     if Path(old).expanduser().resolve() == Path(path).expanduser().resolve():
@@ -111,7 +111,7 @@ def reencode_index(
                 items=len(new),
                 bad=new.manifest.bad,
                 seconds=seconds,
-                pictures=_by_pictures(index, new),
+                images=_by_images(index, new),
                 captions=_by_captions(index, new, texts) if texts else None,
             )
 
@@ -131,7 +131,7 @@ class _IndexedCorpus(Corpus):
         return self._source
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """The pictures that can be found, in order of id."""
+        """The images that can be found, in order of id."""
         for rows in self._index.items.each():
             for row in rows:
                 if row.source == self._number:
@@ -159,8 +159,8 @@ class _IndexedCorpus(Corpus):
         )
 
     def emptiness(self) -> str:
-        """The index has no picture of this source."""
-        return f"{self._index.path} holds no picture of {self.spec}"
+        """The index has no image of this source."""
+        return f"{self._index.path} holds no image of {self.spec}"
 
 
 def _fetched(row: ItemRow, source: Mapping[str, str]) -> bytes:
@@ -182,8 +182,8 @@ def _keep_out(old: Index, path: Path) -> None:
                 writer.commit()
 
 
-def _by_pictures(old: Index, new: Index) -> Overlap:
-    """Each index is asked with its own vectors of the same pictures."""
+def _by_images(old: Index, new: Index) -> Overlap:
+    """Each index is asked with its own vectors of the same images."""
     ids = {(row.source, row.key): row.id for rows in new.items.each() for row in rows}
     both = [
         (row.id, ids[row.source, row.key])

@@ -1,4 +1,4 @@
-"""``remove_pictures``: taking pictures out of an index by key, by pattern, or by filter."""
+"""``remove_images``: taking images out of an index by key, by pattern, or by filter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _AT_ONCE = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which pictures to remove: those that any of these names."""
+    """Which images to remove: those that any of these names."""
 
     keys: Sequence[str] = ()
     """Keys, or the paths that hits show."""
@@ -38,8 +38,8 @@ class Selection:
     """A filter in the language of docs/filters.md."""
 
 
-def remove_pictures(path: str | os.PathLike[str], selection: Selection) -> ChangeReport:
-    """Take pictures out of an index; no update brings them back, ``add_pictures`` does.
+def remove_images(path: str | os.PathLike[str], selection: Selection) -> ChangeReport:
+    """Take images out of an index; no update brings them back, ``add_images`` does.
 
     Args:
         path: folder of the index.
@@ -53,9 +53,7 @@ def remove_pictures(path: str | os.PathLike[str], selection: Selection) -> Chang
     """
     folder, began = Path(path).expanduser().absolute(), time.perf_counter()
     if not (selection.keys or selection.matching or selection.where):
-        raise IndexerError(
-            "which pictures? Name keys, or a pattern with --matching, or a filter with --where"
-        )
+        raise IndexerError("which images? Name keys, or a pattern with --matching, or a filter with --where")
     with changing(folder) as manifest:
         chosen = _chosen(folder, manifest, selection)
         tally = Tally(unchanged=manifest.items - len(chosen))
@@ -72,7 +70,7 @@ def remove_pictures(path: str | os.PathLike[str], selection: Selection) -> Chang
 
 
 def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int, ErrorRow]:
-    """Ids of the pictures that are selected, with the rows that keep them out."""
+    """Ids of the images that are selected, with the rows that keep them out."""
     keys = dict.fromkeys(selection.keys, False)
     allowed = _filtered(folder, manifest, selection.where) if selection.where else None
     roots = [root_of(source) for source in manifest.sources]
@@ -91,7 +89,7 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
         if path in paths:
             nearby[paths[path]] = (id, row)
     for name, (id, row) in nearby.items():
-        if not keys[name]:  # it is the key of no picture, but the path of one from the current folder
+        if not keys[name]:  # it is the key of no image, but the path of one from the current folder
             keys[name], chosen[id] = True, row
     if missing := [key for key, found in keys.items() if not found]:
         more = f", and {len(missing) - 3:,} more" if len(missing) > 3 else ""
@@ -103,7 +101,7 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
 
 
 def _each(folder: Path, manifest: Manifest) -> Iterator[tuple[int, int, str, int, int]]:
-    """Id, source, key, size and time of every picture."""
+    """Id, source, key, size and time of every image."""
     last = -1
     with closing(ItemsReader(folder / manifest.items_file, generation=manifest.generation)) as items:
         condition = f"AND id > ? ORDER BY id LIMIT {_AT_ONCE}"

@@ -1,4 +1,4 @@
-"""``repair_index``: making an index whole again, from what else it holds, without a picture or an encoder."""
+"""``repair_index``: making an index whole again, from what else it holds, without an image or an encoder."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class RepairReport:
     repaired: tuple[str, ...]
     """What was put right, one sentence each; empty if nothing had to be."""
     lost: int
-    """Pictures whose vectors or items could not be saved: they are no longer in the index."""
+    """Images whose vectors or items could not be saved: they are no longer in the index."""
     items: int
-    """Pictures in the index now."""
+    """Images in the index now."""
     seconds: float
     """How long it took."""
 
@@ -47,7 +47,7 @@ def repair_index(path: str | os.PathLike[str]) -> RepairReport:
     """Put right what can be put right in an index that is damaged.
 
     Vectors are restored from the exact search structure where there is one, and the search structure is made again
-    from the vectors. Pictures whose vectors or items are lost are taken out; ``update`` embeds them again.
+    from the vectors. Images whose vectors or items are lost are taken out; ``update`` embeds them again.
 
     Raises:
         IndexDamagedError: the manifest or the items file as a whole is lost; the message says how to build it anew.
@@ -167,7 +167,7 @@ def _commit(
             writer.plan = plan.plan
         done += [f"{each.file} is lost, with {each.rows:,} vectors" for each in gone]
         if taken:
-            done.append(f"{taken:,} pictures were taken out")
+            done.append(f"{taken:,} images were taken out")
         return _recounted(folder, writer), taken
 
 

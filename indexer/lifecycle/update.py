@@ -1,4 +1,4 @@
-"""``update_index`` and ``add_pictures``: an index that lives. Neither copies the index."""
+"""``update_index`` and ``add_images``: an index that lives. Neither copies the index."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from llm2clip.indexer.core.errors import CorpusError, EncoderMismatchError
 from llm2clip.indexer.core.results import BuildOptions, ChangeReport
 from llm2clip.indexer.corpora.open import open_corpus, reopen_corpus
 from llm2clip.indexer.corpora.subset import NamedCorpus, PartCorpus
-from llm2clip.indexer.ingest.sync_source import Ingest, Survey, Tally, require_pictures, tell
-from llm2clip.indexer.records.file_types import ending, picture_endings
+from llm2clip.indexer.ingest.sync_source import Ingest, Survey, Tally, require_images, tell
+from llm2clip.indexer.records.file_types import ending, image_endings
 from llm2clip.indexer.records.record import Corpus, same_corpus
 from llm2clip.indexer.storage.generation_writer import GenerationWriter, unwinding
 from llm2clip.indexer.storage.index_folder import encoder_mismatch
@@ -45,16 +45,16 @@ def update_index(
 ) -> ChangeReport:
     """Bring an index up to date with all its corpora.
 
-    Pictures are compared by size and time of change, then by content; what was moved or copied keeps its vector.
+    Images are compared by size and time of change, then by content; what was moved or copied keeps its vector.
     Where nothing changed nothing is read but names, sizes and times.
 
     Args:
         path: folder of the index.
-        encoder: the one that it was built with, or what loads it; it is only asked for if a picture has to be embedded.
+        encoder: the one that it was built with, or what loads it; it is only asked for if an image has to be embedded.
         options: how; None: as ``BuildOptions()``.
 
     Raises:
-        CorpusError: a corpus is not there, or has no pictures any more.
+        CorpusError: a corpus is not there, or has no images any more.
         EncoderMismatchError: ``encoder`` is another one.
         IndexConflictError: another process writes.
         IndexDamagedError: the index is damaged.
@@ -68,23 +68,23 @@ def update_index(
     return _Update(path, encoder=encoder, options=options).run(parts)
 
 
-def add_pictures(
+def add_images(
     path: str | os.PathLike[str],
     corpora: Sequence[str | os.PathLike[str]],
     *,
     encoder: ImageEncoder | Callable[[], ImageEncoder],
     options: BuildOptions | None = None,
 ) -> ChangeReport:
-    """Add pictures to an index, or take those that changed anew; nothing is taken away.
+    """Add images to an index, or take those that changed anew; nothing is taken away.
 
     Args:
         path: folder of the index.
-        corpora: pictures, folders inside a folder that the index has, or anything that ``open_corpus`` takes.
+        corpora: images, folders inside a folder that the index has, or anything that ``open_corpus`` takes.
         encoder: the one that the index was built with, or what loads it.
         options: how; None: as ``BuildOptions()``.
 
     Raises:
-        CorpusError: there are no such pictures.
+        CorpusError: there are no such images.
         EncoderMismatchError: ``encoder`` is another one.
         IndexConflictError: another process writes.
         IndexDamagedError: the index is damaged.
@@ -105,7 +105,7 @@ def fill(
     encoder: ImageEncoder,
     options: BuildOptions | None = None,
 ) -> ChangeReport:
-    """Add the pictures of opened corpora; those without any are passed over."""
+    """Add the images of opened corpora; those without any are passed over."""
 
     def parts(_: Manifest) -> Iterator[_Part]:
         for corpus in corpora:
@@ -133,11 +133,11 @@ def _reopened(folder: Path, manifest: Manifest, number: int, source: Mapping[str
 
 
 def _opened(specs: Sequence[str], manifest: Manifest) -> Iterator[Corpus]:
-    """The corpora that are named; pictures by the source that they belong to."""
+    """The corpora that are named; images by the source that they belong to."""
     named: dict[int, list[str]] = {}
     for spec in specs:
         place = os.path.abspath(os.path.expanduser(spec))
-        if "://" not in spec and os.path.isfile(place) and ending(place) in picture_endings():
+        if "://" not in spec and os.path.isfile(place) and ending(place) in image_endings():
             named.setdefault(_owner(place, manifest), []).append(place)
             continue
         corpus = open_corpus(spec)
@@ -208,7 +208,7 @@ class _Update:
                 )
                 survey = ingest.survey(options=self._options, tally=self._tally, vanish=part.vanish)
                 if not (isinstance(part.corpus, NamedCorpus) and part.corpus.folders_are_there):
-                    require_pictures(part.corpus, survey)
+                    require_images(part.corpus, survey)
                 self._notes += [*part.corpus.notes, *filter(None, [part.corpus.passed_over_note()])]
                 work.append((part, ingest, survey, number))
             if all(survey.nothing for _, _, survey, _ in work) and manifest.ann is not None:
@@ -238,7 +238,7 @@ class _Update:
                 )
         if self._manifest.items and not writer.base.items + writer.appended - writer.removed:
             raise CorpusError(
-                f"no picture of {self._folder} can be read any more: nothing was changed. If that is so, delete it"
+                f"no image of {self._folder} can be read any more: nothing was changed. If that is so, delete it"
             )
         tell(self._options, "writing", 1, 1, self._tally)
         written = writer.commit(planner=self._options.planner)
@@ -286,7 +286,7 @@ def change_report(
         embedded=tally.embedded,
         reused=tally.reused,
         bad=tally.bad,
-        bad_pictures=tuple(tally.bad_pictures),
+        bad_images=tuple(tally.bad_images),
         items=manifest.items,
         tombstones=manifest.tombstones,
         notes=tuple(dict.fromkeys([*notes, *tally.notes])),

@@ -350,5 +350,5 @@ def _refusal(considered: list[Alternative], *, ram: int, rows: int, dim: int) ->
     making = ", making it included" if least.figures.build_bytes > least.figures.bytes else ""
     return (
         f"{rows:,} vectors of {dim} numbers cannot be searched within {human(ram)} of memory: {least.kind}, which "
-        f"wants least{making}, needs {human(wanted(least))}. Allow more with --ram, or index fewer pictures"
+        f"wants least{making}, needs {human(wanted(least))}. Allow more with --ram, or index fewer images"
     )

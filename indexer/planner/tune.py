@@ -1,8 +1,8 @@
 """How hard a structure has to look: found on some held-out queries, measured on others.
 
-Text queries are what an index is asked, and are harder than pictures: they lie outside the cloud that the lists were
-made of, and their neighbours in many lists. Where there are none, means of three random pictures stand in: on real
-CLIP vectors they need as many lists as real captions do, while a picture as its own query needs an eighth of them.
+Text queries are what an index is asked, and are harder than images: they lie outside the cloud that the lists were
+made of, and their neighbours in many lists. Where there are none, means of three random images stand in: on real
+CLIP vectors they need as many lists as real captions do, while an image as its own query needs an eighth of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _QUERIES = 400
 _MARGIN = 0.1
 """Share of the missing recall to be won beyond what is asked for: other queries are not these."""
 _MIXED = 3
-"""Pictures whose mean stands in for a text query."""
+"""Images whose mean stands in for a text query."""
 _STEP = 1.5
 
 
@@ -91,7 +91,7 @@ def held_out(vectors: Vectors, queries: NDArray[np.float32] | None, *, seed: int
         asked = vectors.take(mixed.ravel()).astype(np.float32).reshape(*mixed.shape, -1).mean(axis=1)
         lengths = np.linalg.norm(asked, axis=1, keepdims=True)
         asked = asked[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0]
-        kind = f"{len(asked):,} means of {_MIXED} pictures, as there are no captions"
+        kind = f"{len(asked):,} means of {_MIXED} images, as there are no captions"
     asked = np.ascontiguousarray(asked)
     _, truth = HalvesScan(vectors).candidates(asked, count=min(K, len(vectors)), allowed=None)
     return Asked(kind=kind, queries=asked, truth=truth)

@@ -25,7 +25,7 @@ PATH_COLUMNS = (
     "路径",
     "图片",
 )
-"""Columns that say where a picture is, the first that there is; case does not matter."""
+"""Columns that say where an image is, the first that there is; case does not matter."""
 
 
 CAPTION_COLUMNS = ("caption", "text", "captions", "描述", "说明", "标题")

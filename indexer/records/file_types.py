@@ -42,8 +42,8 @@ VIDEOS = frozenset(
 
 
 @cache
-def picture_endings() -> frozenset[str]:
-    """Endings of pictures that are read, lower case with their dot: those that this Pillow and its plugin decode."""
+def image_endings() -> frozenset[str]:
+    """Endings of images that are read, lower case with their dot: those that this Pillow and its plugin decode."""
     from PIL import features
 
     more = _HEIF if find_spec("pillow_heif") else frozenset()
@@ -51,10 +51,10 @@ def picture_endings() -> frozenset[str]:
 
 
 @cache
-def other_picture_endings() -> frozenset[str]:
-    """Endings of pictures that are not read: those of telephones and cameras that Pillow cannot decode."""
+def other_image_endings() -> frozenset[str]:
+    """Endings of images that are not read: those of telephones and cameras that Pillow cannot decode."""
     cameras = (f".{kind}" for kind in _CAMERAS.split())
-    return _NEVER.union(_HEIF, cameras, *_WHERE_PILLOW_CAN.values()) - picture_endings()
+    return _NEVER.union(_HEIF, cameras, *_WHERE_PILLOW_CAN.values()) - image_endings()
 
 
 def ending(name: str) -> str:

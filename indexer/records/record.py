@@ -1,4 +1,4 @@
-"""``Record`` and ``Corpus``: pictures one by one, under stable names, wherever they come from."""
+"""``Record`` and ``Corpus``: images one by one, under stable names, wherever they come from."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import sample_folder
 from llm2clip.indexer.records.file_types import _HEIF, VIDEOS
-from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES, read_span
+from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, read_span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """A picture of a corpus, not yet read."""
+    """An image of a corpus, not yet read."""
 
     key: str
     """Stable name: the path below the root of the corpus with forward slashes; inside a container that of the
@@ -26,7 +26,7 @@ class Record:
     uri: str
     """Where it is: a file path or a URL, or that of a container, ``#`` and the rest of the key."""
     file: Path
-    """The file on this machine that holds its bytes; of a remote picture that is not here, its name."""
+    """The file on this machine that holds its bytes; of a remote image that is not here, its name."""
     path: str | None = None
     """That file below the root, if ``key`` is not it."""
     offset: int | None = None
@@ -65,14 +65,12 @@ class Record:
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is larger than ``MAX_PICTURE_BYTES``, or already known to be unreadable.
+            ValueError: it is larger than ``MAX_IMAGE_BYTES``, or already known to be unreadable.
         """
         if self.problem is not None:
             raise CorpusError(self.problem)
-        if (self.size or 0) > MAX_PICTURE_BYTES:
-            raise CorpusError(
-                f"file of {self.size:,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read"
-            )
+        if (self.size or 0) > MAX_IMAGE_BYTES:
+            raise CorpusError(f"file of {self.size:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
         if self.fetch is not None:
             return self.fetch()
         if self.offset is None:
@@ -81,7 +79,7 @@ class Record:
 
 
 class Corpus(ABC):
-    """Pictures to index. Implementations are final; ``open_corpus`` chooses one."""
+    """Images to index. Implementations are final; ``open_corpus`` chooses one."""
 
     kind: str
     """Which implementation it is, as the manifest says."""
@@ -91,13 +89,13 @@ class Corpus(ABC):
         self.notes: list[str] = []
         """What a person should know about how it is read."""
         self.passed_over: Counter[str] = Counter()
-        """How many files of each of the ``other_picture_endings``, and videos, the last listing did not read."""
+        """How many files of each of the ``other_image_endings``, and videos, the last listing did not read."""
         self.late: list[str] = []
         """What became known while it was read."""
 
     @abstractmethod
     def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """All pictures, in an order that is the same every time.
+        """All images, in an order that is the same every time.
 
         Args:
             captions: also read captions and metadata; without, listing is a matter of file names.
@@ -108,13 +106,13 @@ class Corpus(ABC):
         videos = Counter({kind: number for kind, number in self.passed_over.items() if kind in VIDEOS})
         heif = sum(number for kind, number in self.passed_over.items() if kind in _HEIF)
         parts = []
-        if pictures := self.passed_over - videos:
+        if images := self.passed_over - videos:
             remedy = "convert to JPEG what shall be found"
             if heif:
                 remedy = "pip install 'llm2clip-retrieval[heic]' reads HEIC"
-                remedy += "; convert the others to JPEG" if heif < pictures.total() else ""
+                remedy += "; convert the others to JPEG" if heif < images.total() else ""
             parts.append(
-                f"{_counted(pictures, 'picture')} of kinds that are not read{_some(pictures)} passed over: {remedy}"
+                f"{_counted(images, 'image')} of kinds that are not read{_some(images)} passed over: {remedy}"
             )
         if videos:
             parts.append(
@@ -151,5 +149,5 @@ def root_of(identity: Mapping[str, str]) -> str:
 
 
 def same_corpus(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two identities name the same pictures, however they were spelt."""
+    """Whether two identities name the same images, however they were spelt."""
     return {**one, "spec": ""} == {**other, "spec": ""}

@@ -15,7 +15,7 @@ MAX_SIDECAR_BYTES = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar:
-    """Caption and metadata of a picture."""
+    """Caption and metadata of an image."""
 
     caption: str | None = None
     metadata: Mapping[str, Any] | None = None
@@ -61,10 +61,10 @@ def _split(parsed: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
 def sidecar_of(
     folder: Path, stem: str, present: frozenset[str], captions: bool
 ) -> tuple[int | None, Sidecar]:
-    """A number that tells which caption and metadata files a picture has as they are now, and what they say.
+    """A number that tells which caption and metadata files an image has as they are now, and what they say.
 
     Args:
-        folder: that the picture is in.
+        folder: that the image is in.
         stem: its name without its ending.
         present: the files in that folder, at least those of this stem.
         captions: also read them.

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from llm2clip.indexer.core.errors import CorpusError
 
-MAX_PICTURE_BYTES = 256 * 2**20
-"""A larger file is not read: it is no picture that anybody would search."""
+MAX_IMAGE_BYTES = 256 * 2**20
+"""A larger file is not read: it is no image that anybody would search."""
 
 
 def content_hash(content: bytes) -> bytes:
-    """BLAKE2b of the encoded picture, 16 bytes."""
+    """BLAKE2b of the encoded image, 16 bytes."""
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
@@ -22,27 +22,25 @@ def read_whole(file: Path) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        CorpusError: it is larger than ``MAX_PICTURE_BYTES``, or no file that ends.
+        CorpusError: it is larger than ``MAX_IMAGE_BYTES``, or no file that ends.
     """
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):
-        raise CorpusError(f"{file} is not a regular file: expected a picture")
-    if found.st_size > MAX_PICTURE_BYTES:
-        raise CorpusError(
-            f"file of {found.st_size:,} bytes, more than the {MAX_PICTURE_BYTES:,} that are read"
-        )
+        raise CorpusError(f"{file} is not a regular file: expected an image")
+    if found.st_size > MAX_IMAGE_BYTES:
+        raise CorpusError(f"file of {found.st_size:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
     return file.read_bytes()
 
 
 def require_span(offset: int, size: int) -> None:
-    """Refuse a place in a file where no picture can lie: it may come from an index that is anybody's.
+    """Refuse a place in a file where no image can lie: it may come from an index that is anybody's.
 
     Raises:
-        CorpusError: a number is negative, or the size larger than ``MAX_PICTURE_BYTES``.
+        CorpusError: a number is negative, or the size larger than ``MAX_IMAGE_BYTES``.
     """
-    if offset < 0 or not 0 <= size <= MAX_PICTURE_BYTES:
+    if offset < 0 or not 0 <= size <= MAX_IMAGE_BYTES:
         raise CorpusError(
-            f"got a span of {size:,} bytes from byte {offset:,}, expected at most {MAX_PICTURE_BYTES:,} from 0 on: "
+            f"got a span of {size:,} bytes from byte {offset:,}, expected at most {MAX_IMAGE_BYTES:,} from 0 on: "
             "build the index again"
         )
 

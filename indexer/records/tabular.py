@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, JSON-lines and plain lists of paths: what each says of a picture."""
+"""Rows of CSV, TSV, JSON-lines and plain lists of paths: what each says of an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llm2clip.indexer.records.column_names import CAPTION_COLUMNS, PATH_COLUMNS,
 from llm2clip.indexer.records.file_types import ending
 
 LISTS = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".lst"])
-"""Endings of lists of pictures."""
+"""Endings of lists of images."""
 
 _OTHER = re.compile(r"[^\x00-\x7f]")
 _WRONG = re.compile("[\udc80-\udcff]")
@@ -84,7 +84,7 @@ def read_rows(file: Path, *, encoding: str) -> Iterator[Row]:
 
     Raises:
         OSError: it cannot be read.
-        CorpusError: no column says where the pictures are.
+        CorpusError: no column says where the images are.
     """
     kind = ending(file.name)
     errors = "replace" if encoding == "utf-16" else "surrogateescape"
@@ -141,7 +141,7 @@ def _objects(stream: Iterator[str], file: Path) -> Iterator[Row]:
             continue
         columns = _columns(list(parsed), None)
         if columns[0] is None:
-            yield Row(number, "", problem=f"no field says where the picture is: {_expected()}")
+            yield Row(number, "", problem=f"no field says where the image is: {_expected()}")
         else:
             yield _row(number, parsed, columns)
 
@@ -151,7 +151,7 @@ def _columns(names: Sequence[str], file: Path | None) -> tuple[str | None, str |
     path, caption = column_of(names, PATH_COLUMNS), column_of(names, CAPTION_COLUMNS)
     if path is None and file is not None:
         got = ", ".join(names)[:200] or "an empty line"
-        raise CorpusError(f"no column of {file} says where the pictures are: got {got}; {_expected()}")
+        raise CorpusError(f"no column of {file} says where the images are: got {got}; {_expected()}")
     return path, caption
 
 
@@ -166,7 +166,7 @@ def _row(number: int, cells: Mapping[str, Any], columns: tuple[str | None, str |
         return Row(number, "", problem="is not UTF-8")
     where = cells.get(columns[0] or "")
     if not isinstance(where, str | int | float) or not str(where).strip():
-        return Row(number, "", problem="does not say where the picture is")
+        return Row(number, "", problem="does not say where the image is")
     rest = {name: value for name, value in cells.items() if name != columns[0]}
     caption, rest = split_caption(rest, columns[1])
     return Row(number, str(where).strip(), caption, rest or None)

@@ -16,11 +16,11 @@ class Explanation:
     path: str
     """The index."""
     items: int
-    """Pictures that can be found."""
+    """Images that can be found."""
     allowed: int
     """Of them, those that the filter lets through; all without a filter."""
     tombstones: int
-    """Vectors of no picture, which are passed over."""
+    """Vectors of no image, which are passed over."""
     covered: int
     """Vectors in the search structure."""
     tail: int
@@ -46,13 +46,13 @@ def explain_search(index: Index, *, where: str | None = None) -> Explanation:
     steps: list[str] = []
     if manifest.tombstones:
         steps.append(
-            f"{manifest.tombstones:,} of {manifest.rows:,} vectors are of pictures that were removed or changed and "
+            f"{manifest.tombstones:,} of {manifest.rows:,} vectors are of images that were removed or changed and "
             "are passed over; llm2clip-index compact drops them"
         )
     count = len(index) if allowed is None else int(np.count_nonzero(allowed))
     if where is not None:
         share = count / len(index) if len(index) else 0.0
-        steps.append(f"the filter lets {count:,} of {len(index):,} pictures through ({share:.2%})")
+        steps.append(f"the filter lets {count:,} of {len(index):,} images through ({share:.2%})")
     steps += index.explain(where=where)
     return Explanation(
         path=str(index.path),

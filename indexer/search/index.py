@@ -73,7 +73,7 @@ def open_index(path: str | os.PathLike[str], *, device: str = "cpu") -> Index:
 class Index:
     """An index on disk, as it was when it was opened; made by ``open_index``. Safe to use from several threads.
 
-    ``len(index)`` is the number of pictures that can be found.
+    ``len(index)`` is the number of images that can be found.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, device: str = "cpu") -> None:
@@ -160,7 +160,7 @@ class Index:
     def search(
         self, vectors: NDArray[np.float32], *, k: int = 10, where: str | None = None
     ) -> list[list[Hit]]:
-        """Find the pictures whose vectors have the largest inner products with each query.
+        """Find the images whose vectors have the largest inner products with each query.
 
         With the exact structure, which small indexes have, the answer is that of a brute force over the stored
         vectors. The score is the inner product summed in float64 and rounded to float32, the same however many
@@ -168,8 +168,8 @@ class Index:
 
         Args:
             vectors: the queries. Shape: (n, dim), float32, unit rows.
-            k: how many pictures to find for each; fewer are found where the index has fewer.
-            where: a filter in the language of docs/filters.md; None: every picture may be found.
+            k: how many images to find for each; fewer are found where the index has fewer.
+            where: a filter in the language of docs/filters.md; None: every image may be found.
 
         Returns:
             For each query its hits, best first.
@@ -232,7 +232,7 @@ class Index:
         return hits
 
     def metadata_names(self) -> list[str]:
-        """Names of the metadata that pictures came with, as filters ask for them: ``meta.author``, ..."""
+        """Names of the metadata that images came with, as filters ask for them: ``meta.author``, ..."""
         self.items.settle()
         with self._filter_lock:
             return metadata_names(self._filtering)
@@ -252,15 +252,15 @@ class Index:
         return steps
 
     def read_image(self, hit_id: int) -> bytes:
-        """The encoded picture of a hit, as it is in the corpus now: a whole file, or a part of one.
+        """The encoded image of a hit, as it is in the corpus now: a whole file, or a part of one.
 
         Raises:
             OSError: the corpus is no longer there.
-            IndexerError: there is no such id, or what holds the picture changed since it was indexed.
+            IndexerError: there is no such id, or what holds the image changed since it was indexed.
         """
         row = self.items.get(hit_id)
         if row is None:
-            raise IndexerError(f"no picture has the id {hit_id}: ids go from 0 to {self.manifest.rows - 1}")
+            raise IndexerError(f"no image has the id {hit_id}: ids go from 0 to {self.manifest.rows - 1}")
         source = self.manifest.sources[row.source]
         return read_located(row.locator, key=row.key, corpus=source, hash=row.hash)
 
@@ -289,7 +289,7 @@ class Index:
         )
 
     def errors(self, *, limit: int = -1) -> list[ErrorRow]:
-        """The pictures that could not be read, by key, with reasons; ``limit`` of them, all if negative."""
+        """The images that could not be read, by key, with reasons; ``limit`` of them, all if negative."""
         return self.items.errors(limit=limit)
 
     def require_encoder(self, encoder: EncoderIdentity) -> None:

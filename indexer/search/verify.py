@@ -29,7 +29,7 @@ class VerifyReport:
     path: str
     """The index."""
     items: int
-    """Pictures it says it has."""
+    """Images it says it has."""
     files: int
     """Files that were checked."""
     problems: tuple[str, ...]
@@ -91,13 +91,13 @@ def _items(index: Index) -> Iterator[str]:
     if altered:
         yield f"{manifest.items_file} was altered: the checksum of {altered!r} does not fit"
     if count != manifest.items:
-        yield f"numbers of pictures differ: {manifest.items:,} in the manifest, {count:,} in {manifest.items_file}"
+        yield f"numbers of images differ: {manifest.items:,} in the manifest, {count:,} in {manifest.items_file}"
     elif total % MODULUS != int(manifest.items_checksum, 16):
-        yield f"{manifest.items_file} has other pictures than were committed"
+        yield f"{manifest.items_file} has other images than were committed"
     if (bad := items.count_bad()) != manifest.bad:
-        yield f"numbers of bad pictures differ: {manifest.bad:,} in the manifest, {bad:,} in {manifest.items_file}"
+        yield f"numbers of bad images differ: {manifest.bad:,} in the manifest, {bad:,} in {manifest.items_file}"
     if len(items.dead(rows=manifest.rows)) != manifest.tombstones:
-        yield f"{manifest.items_file} does not say which {manifest.tombstones:,} vectors are of no picture"
+        yield f"{manifest.items_file} does not say which {manifest.tombstones:,} vectors are of no image"
 
 
 def _vectors(index: Index) -> Iterator[str]:

@@ -70,7 +70,7 @@ class GenerationWriter:
         self._checksum = int(upon.items_checksum, 16)
         self._checkpointed = time.monotonic()
         self.decoding = upon.decoding
-        """How pictures are decoded."""
+        """How images are decoded."""
         self.sources = list(upon.sources)
         """All sources; one that is added may be named by what is appended."""
         with self._writing():
@@ -175,7 +175,7 @@ class GenerationWriter:
         return count
 
     def forget(self, ids: Sequence[int]) -> None:
-        """Let the vectors of removed items, which are damaged, be taken over by no other picture."""
+        """Let the vectors of removed items, which are damaged, be taken over by no other image."""
         with self._writing():
             self._items.forget(ids)
 
@@ -186,13 +186,13 @@ class GenerationWriter:
         self.appended, self.removed = count - self.base.items, 0
 
     def remove_errors(self, keys: Sequence[str], *, source: int) -> None:
-        """Forget that pictures could not be read."""
+        """Forget that images could not be read."""
         with self._writing():
             self._items.remove_keys(keys, source=source)
         self.errors += len(keys)
 
     def keep_out(self, rows: Sequence[ErrorRow]) -> None:
-        """Note that pictures were taken out by hand, so that no update brings them back."""
+        """Note that images were taken out by hand, so that no update brings them back."""
         with self._writing():
             self._items.append((), rows)
         self.errors += len(rows)

@@ -1,7 +1,7 @@
 """An index folder as a place: which file is whose, who writes, what was left unfinished, how a change is committed.
 
     manifest.json                  names every file below; replaced in one step by each commit
-    items-00001.db                 one SQLite row per picture and change of it
+    items-00001.db                 one SQLite row per image and change of it
     vectors-00001-00000.npy        float16 rows; the row number is the id
     candidates-00001.faiss         derived from the vectors
     lock                           held while something writes
@@ -76,7 +76,7 @@ def describe_unfinished(folder: Path) -> str | None:
                 0
             ]
             return (
-                f"the index at {folder} is not finished: {count:,} pictures so far. "
+                f"the index at {folder} is not finished: {count:,} images so far. "
                 f"Go on with: llm2clip-index build {quote(corpus['spec'])} --index {quote(str(folder))} "
                 f"--encoder {quote(encoder)}"
             )

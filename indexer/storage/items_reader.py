@@ -1,4 +1,4 @@
-"""``items-*.db``: one SQLite row per picture and change of it, and one per picture that could not be read.
+"""``items-*.db``: one SQLite row per image and change of it, and one per image that could not be read.
 
 A row says in which generation it came (``added``) and in which it went (``removed``). A reader of generation N sees the
 rows with ``added <= N < removed``, whatever is being written beside it: a writer adds rows and sets ``removed`` with a
@@ -33,11 +33,11 @@ CREATE TABLE items (
     source INTEGER NOT NULL,        -- position of its corpus among the manifest's sources
     key TEXT NOT NULL,              -- stable name below the root of the corpus; the URI is root/key
     path TEXT,                      -- file below the root that holds the bytes; NULL: the key is that file
-    locator TEXT,                   -- JSON: how to read the picture again; NULL: it is the whole file of that key
-    size INTEGER NOT NULL,          -- bytes of the encoded picture
+    locator TEXT,                   -- JSON: how to read the image again; NULL: it is the whole file of that key
+    size INTEGER NOT NULL,          -- bytes of the encoded image
     mtime_ns INTEGER NOT NULL,      -- of the file that holds it, nanoseconds since 1970
     sidecars INTEGER,               -- hash of names, sizes and times of its caption and metadata files; NULL: none
-    hash BLOB NOT NULL,             -- BLAKE2b, 16 bytes, of the encoded picture
+    hash BLOB NOT NULL,             -- BLAKE2b, 16 bytes, of the encoded image
     width INTEGER NOT NULL,         -- as shown, in pixels
     height INTEGER NOT NULL,
     caption TEXT,
@@ -95,7 +95,7 @@ class ItemRow(NamedTuple):
 
 
 class StateRow(NamedTuple):
-    """Of an item, what tells whether its picture changed."""
+    """Of an item, what tells whether its image changed."""
 
     key: str
     id: int
@@ -144,7 +144,7 @@ STATE = ", ".join(StateRow._fields)
 ERROR = ", ".join(ErrorRow._fields)
 IN = "(SELECT value FROM json_each(?))"  # any number of values in one statement that SQLite compiles once
 NOT_BAD = "('sidecar', 'removed')"
-"""Stages of ``errors`` that are no pictures that could not be read."""
+"""Stages of ``errors`` that are no images that could not be read."""
 
 
 @contextmanager
@@ -307,7 +307,7 @@ class ItemsReader:
         return Known(items={row.key: row for row in found}, errors=self._errors_of(keys, source))
 
     def known(self, keys: Sequence[str], *, source: int) -> Known[StateRow]:
-        """The same, but only what tells whether a picture changed."""
+        """The same, but only what tells whether an image changed."""
         found = self._live("items", STATE, keys, source)
         return Known(
             items={row[0]: StateRow._make(row) for row in found}, errors=self._errors_of(keys, source)
@@ -337,13 +337,13 @@ class ItemsReader:
         return int(self.visible("count(*)")[0][0])
 
     def count_bad(self) -> int:
-        """How many pictures could not be read."""
+        """How many images could not be read."""
         now = self.generation
         statement = f"SELECT count(*) FROM errors WHERE stage NOT IN {NOT_BAD} AND added <= ? AND removed > ?"
         return int(self.rows(statement, now, now)[0][0])
 
     def errors(self, *, limit: int = -1, every: bool = False) -> list[ErrorRow]:
-        """The pictures that could not be read, and sidecars, by key; ``limit`` at most, negative for all.
+        """The images that could not be read, and sidecars, by key; ``limit`` at most, negative for all.
 
         ``every`` also gives those that were taken out by hand.
         """

@@ -142,7 +142,7 @@ class ItemsWriter:
         return len(checksums), sum(checksum for (checksum,) in checksums) % MODULUS
 
     def count_bad(self) -> int:
-        """How many pictures could not be read, as of what was written."""
+        """How many images could not be read, as of what was written."""
         with sqlite(self.path):
             statement = (
                 f"SELECT count(*) FROM errors WHERE stage NOT IN ('sidecar', 'removed') AND removed = {NEVER}"

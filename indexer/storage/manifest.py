@@ -86,11 +86,11 @@ class Manifest:
     rows: int
     """How many vectors there are; ids go from 0 to one less."""
     items: int
-    """How many pictures can be found; vectors of no item are tombstones."""
+    """How many images can be found; vectors of no item are tombstones."""
     bad: int
-    """How many pictures could not be read."""
+    """How many images could not be read."""
     items_file: str
-    """SQLite file with one row per picture and change."""
+    """SQLite file with one row per image and change."""
     items_bytes: int
     """Its size when this was committed: it may have grown since, for a change that is not committed yet."""
     items_checksum: str
@@ -102,7 +102,7 @@ class Manifest:
     files: Mapping[str, FileRecord]
     """Size and checksum of every other file of the index but the items file, which changes."""
     decoding: Mapping[str, int | float] | None = None
-    """How its pictures are decoded: the fields of ``Decoding``; None: whole, as it was never asked."""
+    """How its images are decoded: the fields of ``Decoding``; None: whole, as it was never asked."""
 
     @property
     def dim(self) -> int:
@@ -111,7 +111,7 @@ class Manifest:
 
     @property
     def tombstones(self) -> int:
-        """How many vectors belong to no picture that can be found."""
+        """How many vectors belong to no image that can be found."""
         return self.rows - self.items
 
     @property
@@ -187,7 +187,7 @@ def _other_version(folder: Path, content: Mapping[str, Any]) -> str:
     has = f"{folder} has index format version {version!r}, this release reads version {FORMAT_VERSION}: "
     if version == OLDER_VERSION:
         return has + (
-            "bring it up to date, without reading a picture again, with  "
+            "bring it up to date, without reading an image again, with  "
             f"llm2clip-index compact --index {quote(str(folder))}"
         )
     return has + (

@@ -1,4 +1,4 @@
-"""Indexes of format version 2: their vectors stay as they are, their items are written anew. No picture is read."""
+"""Indexes of format version 2: their vectors stay as they are, their items are written anew. No image is read."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def reason_of(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A picture that need not be embedded again."""
+    """An image that need not be embedded again."""
 
     vector: Rows
     """Shape: (dim,), float16."""

@@ -1,4 +1,4 @@
-"""What a generation is written from: its origin, and pictures as rows of the items file."""
+"""What a generation is written from: its origin, and images as rows of the items file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Origin:
 
 
 def blank(origin: Origin, *, generation: int, items_file: str, index_id: str | None = None) -> Manifest:
-    """The manifest of an index without any picture, which was never written."""
+    """The manifest of an index without any image, which was never written."""
     return Manifest(
         index_id=index_id or uuid.uuid4().hex,
         generation=generation,
@@ -54,7 +54,7 @@ def blank(origin: Origin, *, generation: int, items_file: str, index_id: str | N
 
 
 def item_row(id: int, outcome: Outcome, *, source: int) -> ItemRow:
-    """The row of a picture that has a vector."""
+    """The row of an image that has a vector."""
     record = outcome.record
     return ItemRow(
         id=id,
@@ -74,7 +74,7 @@ def item_row(id: int, outcome: Outcome, *, source: int) -> ItemRow:
 
 
 def errors_of(outcome: Outcome, source: int) -> list[ErrorRow]:
-    """What was wrong with a picture, or with what lies beside it."""
+    """What was wrong with an image, or with what lies beside it."""
     record = outcome.record
     if outcome.reason is not None:
         return [ErrorRow(source, record.key, outcome.stage, outcome.reason, record.size, record.mtime_ns)]

@@ -57,7 +57,7 @@ def set_aside(writer: ItemsWriter, *, generation: int, rows: int) -> None:
 
 
 def tidy(writer: ItemsWriter) -> None:
-    """After a commit: forget unfinished vectors whose pictures are in the index now."""
+    """After a commit: forget unfinished vectors whose images are in the index now."""
     writer.begin()
     with sqlite(writer.path, writing=True):
         writer.db.execute(
@@ -112,7 +112,7 @@ class Unfinished:
         return answers
 
     def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
-        """The vector of the picture of that content, if there is one."""
+        """The vector of the image of that content, if there is one."""
         rows = self._rows(f"SELECT {_COLUMNS} FROM unfinished WHERE hash = ? LIMIT 1", hash)
         if not rows:
             first, serial = self._writing.rows, self._writing.generation

@@ -214,7 +214,7 @@ def join_small(
     """The segments of a generation: those there were, then the new ones, with small neighbours at the end made one.
 
     A file is joined with those after it while it is no larger than they are together, as a counter carries: n
-    additions of one picture copy each row about log2(n) times and leave about log2(n) files.
+    additions of one image copy each row about log2(n) times and leave about log2(n) files.
 
     Args:
         folder: the index.

@@ -1,4 +1,4 @@
-"""Pictures that nobody vouches for: each is refused with a few words, and never with anything else."""
+"""Images that nobody vouches for: each is refused with a few words, and never with anything else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from llm2clip.encoders import ImageError
 from llm2clip.encoders.images.decode import read_image
 
-from .pictures import AVIF, corners, png, reason, refused_of_flipped, saved
+from .image_files import AVIF, corners, png, reason, refused_of_flipped, saved
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", AVIF, "PPM"])
@@ -75,22 +75,22 @@ def test_what_a_decoder_may_raise_is_a_reason(error: Exception, why: str, monkey
 @pytest.mark.parametrize(
     "content",
     [
-        b"hello, this is no picture\n" * 20,
+        b"hello, this is no image\n" * 20,
         b"\0" * 1000,
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"x",
         b"P",
     ],
 )
-def test_something_else_with_the_ending_of_a_picture(content: bytes, tmp_path: Path):
+def test_something_else_with_the_ending_of_a_image(content: bytes, tmp_path: Path):
     (tmp_path / "photo.jpg").write_bytes(content)
-    with pytest.raises(ImageError, match=r"^not a picture$"):
+    with pytest.raises(ImageError, match=r"^not an image$"):
         read_image(tmp_path / "photo.jpg")
 
 
 def test_postscript_is_never_run(tmp_path: Path):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(ImageError, match=r"^not a picture$"):
+    with pytest.raises(ImageError, match=r"^not an image$"):
         read_image(eps)
 
 

@@ -26,7 +26,7 @@ from llm2clip.encoders import (
 
 
 class Plain(Encoder):
-    """Length of a text and mean of a picture as vectors, far from unit length; remembers its texts."""
+    """Length of a text and mean of an image as vectors, far from unit length; remembers its texts."""
 
     def __init__(self, *, fill: float | None = None) -> None:
         self.fill = fill
@@ -43,7 +43,7 @@ class Plain(Encoder):
         return PreparedImage(pixels=image, width=2, height=2)
 
     def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return self._vectors([float(picture.mean()) for picture in pixels])
+        return self._vectors([float(image.mean()) for image in pixels])
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         self.seen.append(list(texts))
@@ -62,13 +62,13 @@ def unit(rows: Sequence[Sequence[float]]) -> NDArray[np.float64]:
     return vectors / np.sqrt((vectors**2).sum(axis=1, keepdims=True))
 
 
-def picture(value: int) -> NDArray[np.uint8]:
+def image(value: int) -> NDArray[np.uint8]:
     return np.full((2, 2, 3), value, dtype=np.uint8)
 
 
 @given(st.lists(st.integers(0, 255), max_size=12), st.integers(1, 5))
-def test_pictures_keep_their_order_in_any_batches(values: list[int], batch_size: int):
-    vectors = Plain().encode_images([picture(value) for value in values], batch_size=batch_size)
+def test_images_keep_their_order_in_any_batches(values: list[int], batch_size: int):
+    vectors = Plain().encode_images([image(value) for value in values], batch_size=batch_size)
     assert vectors.dtype == np.float32
     assert vectors.shape == (len(values), 4)
     if values:
@@ -113,8 +113,8 @@ def test_a_vector_without_direction_is_refused(fill: float):
     message = r"encoder 'fake' gave a {} vector without a direction \(zero or not finite\)"
     with pytest.raises(EncodingError, match=message.format("text")):
         encoder.encode_texts(["a"])
-    with pytest.raises(EncodingError, match=message.format("picture")):
-        encoder.encode_prepared(picture(0)[None])
+    with pytest.raises(EncodingError, match=message.format("image")):
+        encoder.encode_prepared(image(0)[None])
 
 
 @pytest.mark.parametrize("fill", [1e-18, 1e-25, 1e18, 1e25])
@@ -155,7 +155,7 @@ def test_a_batch_holds_something(batch_size: int):
     with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
         Plain().encode_texts(["a"], batch_size=batch_size)
     with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
-        Plain().encode_images([picture(1)], batch_size=batch_size)
+        Plain().encode_images([image(1)], batch_size=batch_size)
 
 
 def test_a_long_text_is_cut_with_a_warning():
@@ -199,13 +199,13 @@ def test_pixels_of_another_shape_or_type(pixels: np.ndarray):
         Plain().encode_prepared(pixels)
 
 
-def test_a_picture_that_cannot_be_read_is_named():
-    with pytest.raises(ImageError, match=r"^picture 2 of 3: truncated file$"):
-        Plain().encode_images([picture(0), b"x", picture(1)])
+def test_a_image_that_cannot_be_read_is_named():
+    with pytest.raises(ImageError, match=r"^image 2 of 3: truncated file$"):
+        Plain().encode_images([image(0), b"x", image(1)])
     with pytest.raises(ImageError, match=r"^truncated file$"):
         Plain().encode_images([b"x"])
-    with pytest.raises(ImageError, match=r"^picture 1 of 2, there\.jpg: "):
-        Plain().encode_images(["there.jpg", picture(0)])
+    with pytest.raises(ImageError, match=r"^image 1 of 2, there\.jpg: "):
+        Plain().encode_images(["there.jpg", image(0)])
     with pytest.raises(ImageError, match=r"^there\.jpg: "):
         Plain().encode_images([Path("there.jpg")])
     with pytest.raises(ImageError, match=r"^truncated file$"):

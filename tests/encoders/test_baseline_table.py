@@ -83,8 +83,8 @@ def chinese(row: EncoderRow) -> Any:
 def altclip(row: EncoderRow) -> Any:
     from transformers import AltCLIPConfig, AltCLIPModel
 
-    pictures = {**sizes(L), "image_size": row.image_size, "patch_size": 14}
-    return AltCLIPModel(AltCLIPConfig(text_config={}, vision_config=pictures, projection_dim=row.dim))
+    images = {**sizes(L), "image_size": row.image_size, "patch_size": 14}
+    return AltCLIPModel(AltCLIPConfig(text_config={}, vision_config=images, projection_dim=row.dim))
 
 
 def count(module: Any) -> int:
@@ -132,17 +132,17 @@ def expected(row: EncoderRow) -> int:
     model = clip(beside)
     if row.family == "long-clip":  # two tables of 248 positions instead of one of 77
         return count(model) + (2 * 248 - 77) * model.config.text_config.hidden_size
-    pictures = count(model.vision_model) + count(model.visual_projection)
+    images = count(model.vision_model) + count(model.visual_projection)
     if "distil" in row.name:
         text = transformers.DistilBertModel(transformers.DistilBertConfig(vocab_size=119_547))
-        return pictures + count(text) + 768 * row.dim
+        return images + count(text) + 768 * row.dim
     if "labse" in row.name:
         bert = transformers.BertModel(transformers.BertConfig(vocab_size=501_153))
-        return pictures + count(bert) + (768 + 1) * row.dim
+        return images + count(bert) + (768 + 1) * row.dim
     config = transformers.XLMRobertaConfig(
         **sizes(L), vocab_size=250_002, max_position_embeddings=514, type_vocab_size=1
     )
-    return pictures + count(transformers.XLMRobertaModel(config)) + (1024 + 1) * row.dim
+    return images + count(transformers.XLMRobertaModel(config)) + (1024 + 1) * row.dim
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -68,7 +68,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return shutil.copytree(saved, tmp_path / "my-clip")
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -80,12 +80,12 @@ def unit(vectors: torch.Tensor) -> NDArray[np.float32]:
     return torch.nn.functional.normalize(vectors.detach(), dim=-1).numpy()
 
 
-def test_pictures_are_those_of_transformers(saved: Path):
+def test_images_are_those_of_transformers(saved: Path):
     from transformers import CLIPImageProcessorPil, CLIPModel
 
     model, processor = CLIPModel.from_pretrained(saved).eval(), CLIPImageProcessorPil.from_pretrained(saved)
-    theirs = model.get_image_features(**processor(images=pictures(), return_tensors="pt")).pooler_output
-    ours = load_encoder(saved).encode_images(pictures(), batch_size=3)
+    theirs = model.get_image_features(**processor(images=images(), return_tensors="pt")).pooler_output
+    ours = load_encoder(saved).encode_images(images(), batch_size=3)
     assert ours.shape == (4, 24)
     np.testing.assert_allclose(ours, unit(theirs), atol=1e-5, rtol=1e-4)
 
@@ -158,7 +158,7 @@ def test_the_sides_are_loaded_apart(folder: Path):
     encoder = load_encoder(folder)
     assert encoder.encode_texts(["cat"]).shape == (1, 24)
     with pytest.raises(ModelError, match=r"missing tensors: vision_model\.embeddings\.class_embedding, "):
-        encoder.encode_images(pictures()[:1])
+        encoder.encode_images(images()[:1])
 
 
 def test_weights_published_before_safetensors(saved: Path, folder: Path):
@@ -168,7 +168,7 @@ def test_weights_published_before_safetensors(saved: Path, folder: Path):
     (folder / "model.safetensors").unlink()
     old, new = load_encoder(folder), load_encoder(saved)
     assert np.array_equal(old.encode_texts(TEXTS), new.encode_texts(TEXTS))
-    assert np.array_equal(old.encode_images(pictures()), new.encode_images(pictures()))
+    assert np.array_equal(old.encode_images(images()), new.encode_images(images()))
     assert old.info.parameters == new.info.parameters
 
 
@@ -327,7 +327,7 @@ def test_weights_in_several_files(saved: Path, folder: Path):
     index.write_text(json.dumps({"weight_map": names}))
     split, whole = load_encoder(folder), load_encoder(saved)
     assert np.array_equal(split.encode_texts(TEXTS), whole.encode_texts(TEXTS))
-    assert np.array_equal(split.encode_images(pictures()), whole.encode_images(pictures()))
+    assert np.array_equal(split.encode_images(images()), whole.encode_images(images()))
     assert split.info.parameters == whole.info.parameters
     assert len(split.info.weights_sha256) == 64
     (folder / "model-00002-of-00002.safetensors").unlink()

@@ -1,4 +1,4 @@
-"""EVA02-CLIP from a ``.pt``: pictures against recorded features of the reference, texts against written arithmetic."""
+"""EVA02-CLIP from a ``.pt``: images against recorded features of the reference, texts against written arithmetic."""
 
 from __future__ import annotations
 
@@ -106,12 +106,12 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "mine"))
 
 
-def test_pictures_are_those_of_the_reference(saved: Path):
+def test_images_are_those_of_the_reference(saved: Path):
     encoder = load_encoder(saved)
     assert isinstance(encoder, PairEncoder)
     pixels = load_file(GOLDEN / "inputs.safetensors")["pixel_values"]
     with torch.inference_mode():
-        vectors = encoder.pictures.module()(pixels)
+        vectors = encoder.images.module()(pixels)
     expected = load_file(GOLDEN / "expected.safetensors")["image_features"]
     np.testing.assert_allclose(vectors.numpy(), expected.numpy(), atol=5e-5, rtol=1e-4)
     assert encoder.loaded_sides == {"vision"}

@@ -21,7 +21,7 @@ __all__ = ["models", "tiny_files"]  # fixtures
 TEXTS = ["a red bicycle in the rain", "两只猫在睡觉", "Hund", "a very long caption of two dogs and one ball"]
 
 
-def pictures(side: int = 40) -> list[Image.Image]:
+def sample_images(side: int = 40) -> list[Image.Image]:
     rng = np.random.default_rng(1)
     return [Image.fromarray(rng.integers(0, 256, (side, side + n, 3), dtype=np.uint8)) for n in range(3)]
 
@@ -34,12 +34,12 @@ def forget(models: Path) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_saved_encoder_is_the_same_without_anything_else(models: Path, tmp_path: Path, name: str):
     encoder = load_encoder(name)
-    images, texts, info = encoder.encode_images(pictures()), encoder.encode_texts(TEXTS), encoder.info
+    images, texts, info = encoder.encode_images(sample_images()), encoder.encode_texts(TEXTS), encoder.info
     encoder.save_pretrained(tmp_path / "saved")
     forget(models)
     again = load_encoder(tmp_path / "saved")
     assert isinstance(again, PublishedEncoder)
-    np.testing.assert_array_equal(again.encode_images(pictures()), images)
+    np.testing.assert_array_equal(again.encode_images(sample_images()), images)
     np.testing.assert_array_equal(again.encode_texts(TEXTS), texts)
     assert again.info == info
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
@@ -72,7 +72,7 @@ def test_a_reference_is_looked_for(models: Path, tmp_path: Path):
     np.testing.assert_array_equal(load_encoder(tmp_path / "saved").encode_texts(TEXTS), texts)
     forget(models)
     alone = load_encoder(tmp_path / "saved")
-    assert alone.encode_images(pictures()).shape == (3, 16)
+    assert alone.encode_images(sample_images()).shape == (3, 16)
     with pytest.raises(ModelError, match="tiny-8b-cc is not on this machine"):
         alone.encode_texts(TEXTS)
 
@@ -100,7 +100,9 @@ def test_a_tower_of_ones_own_is_saved_with_all_that_is_known(models: Path, tmp_p
     forget(models)
     again = load_encoder(tmp_path / "saved")
     assert again.info == encoder.info
-    np.testing.assert_array_equal(again.encode_images(pictures()), encoder.encode_images(pictures()))
+    np.testing.assert_array_equal(
+        again.encode_images(sample_images()), encoder.encode_images(sample_images())
+    )
 
 
 def test_an_altered_copy_is_another_encoder(models: Path, tmp_path: Path):
@@ -166,7 +168,7 @@ def test_the_tower_is_an_eye_for_others(models: Path, tmp_path: Path):
     theirs, loading = CLIPVisionModel.from_pretrained(tmp_path / "eye", output_loading_info=True)
     assert not any(loading.values())
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "eye")
-    pixels = processor(images=pictures(), return_tensors="pt").pixel_values
+    pixels = processor(images=sample_images(), return_tensors="pt").pixel_values
     sizes = {"hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 1}
     whole = CLIPVisionModelWithProjection(
         CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=16)
@@ -180,7 +182,7 @@ def test_the_tower_is_an_eye_for_others(models: Path, tmp_path: Path):
     for ours, wanted in zip(got.hidden_states, expected.hidden_states, strict=True):
         torch.testing.assert_close(ours, wanted, atol=1e-6, rtol=1e-5)
     vectors = torch.nn.functional.normalize(projected, dim=-1).numpy()
-    np.testing.assert_allclose(encoder.encode_images(pictures()), vectors, atol=1e-5)
+    np.testing.assert_allclose(encoder.encode_images(sample_images()), vectors, atol=1e-5)
     # Written as older releases name the tensors, too: the published spelling.
     from safetensors import safe_open
 

@@ -17,15 +17,15 @@ COLOURS = {
 }
 
 
-def pictures() -> list[Image.Image]:
+def sample_images() -> list[Image.Image]:
     return [Image.new("RGB", (20, 10 + n), colour) for n, colour in enumerate(COLOURS.values())]
 
 
 @pytest.mark.parametrize("pattern", ["color:{}", "a {} car", "{}", "Draw it {}!"])
-def test_colour_words_find_pictures_of_that_colour(pattern: str):
+def test_colour_words_find_images_of_that_colour(pattern: str):
     encoder = FakeEncoder(image_size=4)
-    # Pictures that fill their square: padding is white.
-    images = encoder.encode_images([image.resize((6, 6)) for image in pictures()])
+    # Images that fill their square: padding is white.
+    images = encoder.encode_images([image.resize((6, 6)) for image in sample_images()])
     scores = encoder.encode_texts([pattern.format(name) for name in COLOURS]) @ images.T
     assert scores.argmax(axis=1).tolist() == list(range(len(COLOURS)))
 
@@ -36,7 +36,7 @@ def test_hexadecimal_colours_are_read():
 
 
 def test_vectors_depend_on_content_seed_and_nothing_else():
-    images = pictures()
+    images = sample_images()
     first, second = FakeEncoder().encode_images(images), FakeEncoder().encode_images(images)
     assert np.array_equal(first, second)
     assert not np.allclose(first, FakeEncoder(seed=1).encode_images(images))
@@ -46,7 +46,7 @@ def test_vectors_depend_on_content_seed_and_nothing_else():
 
 def test_counters_count_batches():
     encoder = FakeEncoder()
-    encoder.encode_images(pictures(), batch_size=2)
+    encoder.encode_images(sample_images(), batch_size=2)
     encoder.encode_texts(["a", "b c", "d"], batch_size=2)
     assert (encoder.prepared, encoder.image_batches, encoder.text_batches) == (5, [2, 2, 1], [2, 1])
 

@@ -51,7 +51,7 @@ def unit(vectors: torch.Tensor) -> NDArray[np.float32]:
     return torch.nn.functional.normalize(vectors.detach(), dim=-1).numpy()
 
 
-def pictures() -> list[Image.Image]:
+def sample_images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -194,11 +194,11 @@ def theirs(reference: Reference, family: str, texts: list[str]) -> NDArray[np.fl
     return unit(reference.model.get_text_features(**tokens).pooler_output)
 
 
-def test_pictures_are_those_of_transformers(family: str, references: dict[str, Reference]):
+def test_images_are_those_of_transformers(family: str, references: dict[str, Reference]):
     reference = references[family]
-    pixels = reference.images(images=pictures(), return_tensors="pt")
+    pixels = reference.images(images=sample_images(), return_tensors="pt")
     vectors = unit(reference.model.get_image_features(**pixels).pooler_output)
-    ours = load_encoder(reference.folder).encode_images(pictures(), batch_size=3)
+    ours = load_encoder(reference.folder).encode_images(sample_images(), batch_size=3)
     assert ours.shape == vectors.shape
     np.testing.assert_allclose(ours, vectors, atol=1e-5, rtol=1e-4)
     assert np.linalg.matrix_rank(ours) == 4
@@ -212,8 +212,8 @@ def test_pixels_are_those_of_transformers(family: str, references: dict[str, Ref
     pixels = reference.images(images=images, return_tensors="pt")["pixel_values"]
     encoder = load_encoder(reference.folder)
     assert isinstance(encoder, PairEncoder)
-    ours = encoder.pictures.normalised(np.stack([encoder.prepare(image).pixels for image in images]))
-    one_level = 1 / 255 / min(encoder.pictures.preprocess.std)
+    ours = encoder.images.normalised(np.stack([encoder.prepare(image).pixels for image in images]))
+    one_level = 1 / 255 / min(encoder.images.preprocess.std)
     assert float((ours - pixels).abs().max()) <= one_level * 1.001
 
 
@@ -267,9 +267,9 @@ def test_each_side_is_loaded_when_it_is_used(family: str, references: dict[str, 
             assert encoder.encode_texts(TEXTS[family][:1]).shape == (1, encoder.info.dim)
             assert encoder.loaded_sides == {"text"}
             with pytest.raises(ModelError, match=f"missing tensors: {lost}"):
-                encoder.encode_images(pictures()[:1])
+                encoder.encode_images(sample_images()[:1])
         else:
-            assert encoder.encode_images(pictures()[:1]).shape == (1, encoder.info.dim)
+            assert encoder.encode_images(sample_images()[:1]).shape == (1, encoder.info.dim)
             assert encoder.loaded_sides == {"vision"}
             with pytest.raises(ModelError, match=f"missing tensors: {lost}"):
                 encoder.encode_texts(TEXTS[family][:1])
@@ -280,7 +280,7 @@ def test_arithmetic_in_half_precision_is_close(family: str, references: dict[str
     folder = references[family].folder
     whole = load_encoder(folder)
     half = load_encoder(folder, dtype=dtype)
-    texts, images = TEXTS[family], pictures()
+    texts, images = TEXTS[family], sample_images()
     assert (whole.encode_texts(texts) * half.encode_texts(texts)).sum(1).min() >= 0.999
     assert (whole.encode_images(images) * half.encode_images(images)).sum(1).min() >= 0.999
 
@@ -354,7 +354,7 @@ def test_altclip_as_published_spells_one_tower_otherwise(references: dict[str, R
     published["text_model.roberta.embeddings.position_ids"] = torch.arange(100)[None]
     save_file(published, folder / "model.safetensors")
     ours, same = load_encoder(folder), load_encoder(reference.folder)
-    assert np.array_equal(ours.encode_images(pictures()), same.encode_images(pictures()))
+    assert np.array_equal(ours.encode_images(sample_images()), same.encode_images(sample_images()))
     assert np.array_equal(ours.encode_texts(TEXTS["altclip"]), same.encode_texts(TEXTS["altclip"]))
     assert ours.info.parameters == same.info.parameters
 

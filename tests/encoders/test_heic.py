@@ -12,7 +12,7 @@ from PIL import Image
 from llm2clip.encoders import ImageError
 from llm2clip.encoders.images.decode import read_image
 
-from .pictures import refused_of_flipped
+from .image_files import refused_of_flipped
 
 heif = pytest.importorskip("pillow_heif")
 
@@ -37,7 +37,7 @@ def test_pixels_are_those_that_were_saved():
     assert np.abs(found - expected)[:, [*range(28), *range(36, 64)]].max() < 16
 
 
-def test_a_picture_taken_upright_is_upright():
+def test_a_image_taken_upright_is_upright():
     image = quarters()
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
@@ -62,7 +62,7 @@ def test_signatures_that_avif_has_too(brand):
     assert read_image(data[:8] + brand + data[12:]).size == (64, 32)
 
 
-def test_large_pictures_are_refused_before_they_are_decoded():
+def test_large_images_are_refused_before_they_are_decoded():
     data = heic(quarters())
     with pytest.raises(ImageError, match=r"megapixels, limit 0\.001$"):
         read_image(data, max_pixels=1000)

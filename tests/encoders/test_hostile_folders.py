@@ -77,7 +77,7 @@ FOLDERS = [
         "adapter of another width", "ours", config_with(adapter__width=25), "adapter.width", file=CONFIG
     ),
     Mutation(
-        "picture of another size",
+        "image of another size",
         "ours",
         config_with(preprocessing__size=33),
         "preprocessing.size",

@@ -1,4 +1,4 @@
-"""Pictures of every kind are read as they are seen; what is expected is worked out by hand."""
+"""Images of every kind are read as they are seen; what is expected is worked out by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from llm2clip.encoders import ImageError
 from llm2clip.encoders.images.decode import read_image
 
-from .pictures import AVIF, BLUE, CORNERS, GREEN, RED, WHITE, corners, pixels, png, saved
+from .image_files import AVIF, BLUE, CORNERS, GREEN, RED, WHITE, corners, pixels, png, saved
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP", "JPEG2000"])
@@ -95,7 +95,7 @@ def test_an_orientation_that_does_not_exist_is_ignored(orientation: int):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_exif_data_does_not_cost_the_picture():
+def test_broken_exif_data_does_not_cost_the_image():
     jpeg = saved(Image.new("RGB", (16, 16), (10, 200, 30)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert np.abs(pixels(jpeg)[8, 8].astype(int) - (10, 200, 30)).max() < 5
 

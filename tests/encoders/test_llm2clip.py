@@ -56,7 +56,7 @@ def test_text_vectors_are_those_of_the_parts(encoder: Llm2ClipEncoder, parts: Pa
 
 def test_image_vectors_are_those_of_the_parts(encoder: Llm2ClipEncoder, parts: Parts):
     pixels = noise(5)
-    expected = np.stack([image_by_hand(parts, picture) for picture in pixels])
+    expected = np.stack([image_by_hand(parts, image) for image in pixels])
     np.testing.assert_allclose(encoder.encode_prepared(pixels), expected, atol=2e-6)
 
 

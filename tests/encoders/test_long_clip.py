@@ -142,7 +142,7 @@ def test_texts_are_those_of_the_original(saved: Path):
     np.testing.assert_allclose(ours, unit(text_vectors(ids, checkpoint())), atol=1e-5, rtol=1e-4)
 
 
-def test_pictures_are_those_of_the_original(saved: Path):
+def test_images_are_those_of_the_original(saved: Path):
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)) for _ in range(3)]
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -112,7 +112,7 @@ def test_long_texts_are_cut_where_the_positions_end(saved: tuple[Path, Any, Any,
     np.testing.assert_allclose(ours, theirs(*parts, [text]), atol=1e-5, rtol=1e-4)
 
 
-def test_pictures_are_those_of_clip(saved: tuple[Path, Any, Any, Any]):
+def test_images_are_those_of_clip(saved: tuple[Path, Any, Any, Any]):
     from transformers import CLIPImageProcessorPil, CLIPModel
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 40, 3), dtype=np.uint8))

@@ -109,7 +109,7 @@ opened = []
 real = Path.open
 Path.open = lambda self, *a, **k: opened.append(str(self)) or real(self, *a, **k)
 encoder = load_encoder("tiny-openai")
-if sys.argv[2] == "pictures":
+if sys.argv[2] == "images":
     from PIL import Image
     encoder.encode_images([Image.new("RGB", (30, 30))])
 else:
@@ -118,7 +118,7 @@ print(*opened)
 """
 
 
-@pytest.mark.parametrize("what", ["pictures", "texts"])
+@pytest.mark.parametrize("what", ["images", "texts"])
 def test_the_other_side_is_not_even_opened(models: Path, tiny_files: Path, what: str):
     command = [sys.executable, "-c", ONE_SIDE, str(tiny_files / "catalogue.toml"), what]
     opened = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()

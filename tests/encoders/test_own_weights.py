@@ -122,7 +122,7 @@ def test_a_folder_with_a_language_model_is_read_as_one(models: Path, tmp_path: P
     mine = load_encoder(shutil.copytree(models / "tiny-8b", tmp_path / "mine"))
     expected = load_encoder("tiny-8b-cc").encode_texts(TEXTS)
     np.testing.assert_array_equal(mine.encode_texts(TEXTS), expected)
-    with pytest.raises(ModelError, match="mine is a language model alone and sees no pictures"):
+    with pytest.raises(ModelError, match="mine is a language model alone and sees no images"):
         mine.encode_images([np.zeros((8, 8, 3), np.uint8)])
 
 

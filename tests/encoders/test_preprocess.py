@@ -1,4 +1,4 @@
-"""From a picture to a square: against arithmetic by hand, and against transformers' own image processor."""
+"""From an image to a square: against arithmetic by hand, and against transformers' own image processor."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def saved(image: Image.Image, format: str) -> bytes:
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
 )
-def test_upstream_takes_pictures_of_every_mode(mode: str, order: Order):
+def test_upstream_takes_images_of_every_mode(mode: str, order: Order):
     image = noise(20, 12).convert("L") if mode in ("I;16", "I", "F") else noise(20, 12)
     processor = Preprocess(size=8, mode=ResizeMode.SHORTEST_CROP, parity="upstream", order=order)
     made = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
@@ -209,7 +209,7 @@ def test_upstream_reads_files_with_the_same_care(format: str):
     for spoilt, message in (
         (data[:-60], "truncated|damaged"),
         (b"GIF89a", "damaged"),
-        (b"?", "not a picture"),
+        (b"?", "not an image"),
     ):
         with pytest.raises(ImageError, match=message):
             processor.prepare(spoilt)

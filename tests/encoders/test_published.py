@@ -61,7 +61,7 @@ def adapted(
     return F.normalize(layer("5", norm("4", x)), dim=-1).numpy()
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -123,7 +123,7 @@ def test_siglip_rounds_the_states_and_leaves_their_length(models: Path):
     assert np.abs(other - expected).max() > 1e-3
 
 
-def test_pictures_are_those_of_transformers(models: Path):
+def test_images_are_those_of_transformers(models: Path):
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     tensors = tower_file("openai", width=64)
@@ -132,14 +132,14 @@ def test_pictures_are_those_of_transformers(models: Path):
         CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=16)
     )
     theirs.load_state_dict({name: value for name, value in tensors.items() if name in theirs.state_dict()})
-    expected = F.normalize(theirs.eval()(pixels(pictures())).image_embeds.detach(), dim=-1).numpy()
-    got = load_encoder("tiny-openai").encode_images(pictures(), batch_size=2)
+    expected = F.normalize(theirs.eval()(pixels(images())).image_embeds.detach(), dim=-1).numpy()
+    got = load_encoder("tiny-openai").encode_images(images(), batch_size=2)
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_pickled_towers_are_converted_once(models: Path):
     first = load_encoder("tiny-eva")
-    vectors = first.encode_images(pictures())
+    vectors = first.encode_images(images())
     converted = first.vision.plan.path
     assert converted.suffix == ".safetensors"
     assert converted.parent.parent == models / "converted"
@@ -147,7 +147,7 @@ def test_pickled_towers_are_converted_once(models: Path):
     second = load_encoder("tiny-eva")
     assert second.vision.plan.path == converted
     assert converted.stat().st_mtime_ns == stamp
-    np.testing.assert_array_equal(second.encode_images(pictures()), vectors)
+    np.testing.assert_array_equal(second.encode_images(images()), vectors)
     assert (
         second.info.weights_sha256
         == hashlib.sha256((models / "tiny-eva" / "tiny.pt").read_bytes()).hexdigest()
@@ -177,7 +177,7 @@ def test_what_it_says_of_itself(models: Path, name: str):
 
 def test_the_sides_are_loaded_apart(models: Path):
     encoder = load_encoder("tiny-openai")
-    encoder.encode_images(pictures())
+    encoder.encode_images(images())
     assert encoder.loaded_sides == {"vision"}
     encoder = load_encoder("tiny-openai")
     encoder.encode_texts(TEXTS)
@@ -186,10 +186,10 @@ def test_the_sides_are_loaded_apart(models: Path):
     assert encoder.loaded_sides == {"vision", "text"}
 
 
-def test_pictures_need_no_language_model(models: Path):
+def test_images_need_no_language_model(models: Path):
     shutil.rmtree(models / "tiny-8b")
     encoder = load_encoder("tiny-openai")
-    assert encoder.encode_images(pictures()).shape == (3, 16)
+    assert encoder.encode_images(images()).shape == (3, 16)
     assert encoder.info.max_text_tokens == 507
     with pytest.raises(ModelError, match="tiny-8b-cc is not on this machine"):
         encoder.encode_texts(TEXTS)
@@ -202,7 +202,7 @@ def test_other_arithmetic_is_near(models: Path, name: str, dtype: str):
     assert rounded.language.choice == dtype
     for ours, theirs in (
         (exact.encode_texts(TEXTS), rounded.encode_texts(TEXTS)),
-        (exact.encode_images(pictures()), rounded.encode_images(pictures())),
+        (exact.encode_images(images()), rounded.encode_images(images())),
     ):
         assert (ours * theirs).sum(axis=1).min() > 0.999
 
@@ -231,7 +231,7 @@ def test_a_wrong_pair_names_the_right_one(models: Path):
 
 def test_a_wrong_folder_is_found_out_before_it_is_read(models: Path, monkeypatch: pytest.MonkeyPatch):
     encoder = load_encoder("tiny-openai", language_model=LLAMAS["tiny-1b-cc"] / "model")
-    encoder.encode_images(pictures())
+    encoder.encode_images(images())
     monkeypatch.setattr("llm2clip.encoders.text.llm_checkpoint.LanguagePlan.load", None)
     with pytest.raises(
         ModelError, match="reads language models of width 64, but model is 48 wide; its partner"
@@ -253,8 +253,8 @@ def test_a_language_model_alone(models: Path):
         got = np.concatenate([encoder.encode_texts([text]) for text in texts])
     np.testing.assert_allclose(got, F.normalize(states, dim=-1).numpy(), atol=5e-5, rtol=1e-4)
     assert (encoder.info.dim, encoder.info.image_size, encoder.info.preprocessing) == (48, 0, "none")
-    with pytest.raises(ModelError, match="tiny-1b-cc is a language model alone and sees no pictures"):
-        encoder.encode_images(pictures())
+    with pytest.raises(ModelError, match="tiny-1b-cc is a language model alone and sees no images"):
+        encoder.encode_images(images())
 
 
 def test_an_update_may_turn_out_to_be_a_whole_model(models: Path):
@@ -277,7 +277,7 @@ def test_settings_beside_the_weights_have_the_last_word(models: Path):
     (models / "tiny-siglip" / "preprocessor_config.json").write_text(json.dumps(settings))
     encoder = load_encoder("tiny-siglip")
     assert encoder.info.preprocessing == "rgb-on-white/squash/bicubic-28/mean.5std.5"
-    assert "pictures prepared as preprocessor_config.json says" in encoder.found
+    assert "images prepared as preprocessor_config.json says" in encoder.found
 
 
 def spoil(path: Path, change) -> None:
@@ -301,7 +301,7 @@ def test_another_file_under_the_name_is_found_out(models: Path):
     assert "no text adapter. Fetch model.safetensors again from ms/tiny-openai." in said
     assert said.endswith("Known of it: it is tiny.")
     encoder = load_encoder(path.parent, language_model="tiny-8b-cc")
-    assert encoder.encode_images(pictures()).shape == (3, 16)
+    assert encoder.encode_images(images()).shape == (3, 16)
     with pytest.raises(
         ModelError, match="holds a vision tower without the text adapter, so it cannot read texts"
     ):

@@ -15,7 +15,7 @@ from llm2clip.encoders.images.decode import read_reduced
 def photograph(
     width: int, height: int, *, kind: str = "JPEG", orientation: int = 1, mode: str = "RGB"
 ) -> bytes:
-    """A picture with slopes and waves of many lengths, encoded."""
+    """An image with slopes and waves of many lengths, encoded."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     waves = [127.5 + 127.5 * np.sin(40 * x * x + 9 * y), 255 * x, 255 * y * (1 - x)]
     image = Image.fromarray(np.stack(waves, axis=2).astype(np.uint8)).convert(mode)
@@ -54,7 +54,7 @@ def test_other_formats_are_not_reduced(kind: str):
 @pytest.mark.parametrize("margin", [1, 2])
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_the_pixels_are_nearly_those_of_the_whole_picture(mode: str, orientation: int, margin: int):
+def test_the_pixels_are_nearly_those_of_the_whole_image(mode: str, orientation: int, margin: int):
     content = photograph(640, 400, orientation=orientation, mode=mode)
     encoder = FakeEncoder(image_size=64)
     whole, reduced = encoder.prepare(content), encoder.prepare(content, margin=margin)

@@ -50,7 +50,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     return folder, sentences
 
 
-def pictures() -> list[Image.Image]:
+def images() -> list[Image.Image]:
     rng = np.random.default_rng(0)
     return [
         Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
@@ -67,10 +67,10 @@ def test_texts_are_its_queries(saved: tuple[Path, Any]):
     assert not np.allclose(ours, model.encode(TEXTS, normalize_embeddings=True), atol=1e-3)
 
 
-def test_pictures_are_its_documents(saved: tuple[Path, Any]):
+def test_images_are_its_documents(saved: tuple[Path, Any]):
     folder, model = saved
-    ours = load_encoder(f"st:{folder}").encode_images(pictures(), batch_size=2)
-    theirs = model.encode_document(pictures(), normalize_embeddings=True)
+    ours = load_encoder(f"st:{folder}").encode_images(images(), batch_size=2)
+    theirs = model.encode_document(images(), normalize_embeddings=True)
     np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-4)
     assert np.linalg.matrix_rank(ours) == 3
 
@@ -87,7 +87,7 @@ def test_what_it_says_of_itself(saved: tuple[Path, Any]):
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (CANVAS, CANVAS - 1), (300, 40)])
-def test_a_picture_comes_out_of_its_canvas_as_it_went_in(width: int, height: int):
+def test_a_image_comes_out_of_its_canvas_as_it_went_in(width: int, height: int):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
     canvas = to_canvas(image)
     assert (canvas.shape, canvas.dtype) == ((CANVAS, CANVAS, 3), np.uint8)
@@ -95,7 +95,7 @@ def test_a_picture_comes_out_of_its_canvas_as_it_went_in(width: int, height: int
 
 
 @pytest.mark.parametrize(("width", "height"), [(4 * CANVAS, 2 * CANVAS), (100, 3 * CANVAS), (CANVAS, CANVAS)])
-def test_a_large_picture_is_made_to_fit(width: int, height: int):
+def test_a_large_image_is_made_to_fit(width: int, height: int):
     found = from_canvas(to_canvas(Image.new("RGB", (width, height), (9, 8, 7))))
     assert max(found.width / CANVAS, found.height / (CANVAS - 1)) == pytest.approx(1, abs=0.002)
     assert found.width / found.height == pytest.approx(width / height, rel=0.05)

@@ -46,7 +46,7 @@ def test_what_a_file_holds_is_read_from_its_header(layout: str, tmp_path: Path):
 
 @pytest.mark.parametrize("layout", MAKERS)
 def test_every_weight_is_taken_up(layout: str, tmp_path: Path):
-    """Another value anywhere gives another vector; the pictures are many, so that no change is lost."""
+    """Another value anywhere gives another vector; the images are many, so that no change is lost."""
     torch.manual_seed(1)
     tensors = MAKERS[layout]()
     pixels, states = torch.randn(4, 3, 28, 28), torch.randn(4, LLM_WIDTH)

@@ -20,11 +20,11 @@ def colour(rgb, *, size=16):
 
 
 def write(path, items):
-    """Write ``{key: (picture bytes or None, metadata or None)}``."""
+    """Write ``{key: (image bytes or None, metadata or None)}``."""
     with tarfile.open(path, "w") as tar:
-        for key, (picture, metadata) in items.items():
-            if picture is not None:
-                add(tar, f"{key}.png", picture)
+        for key, (image, metadata) in items.items():
+            if image is not None:
+                add(tar, f"{key}.png", image)
             if metadata is not None:
                 add(tar, f"{key}.json", json.dumps(metadata, ensure_ascii=False).encode())
     return path
@@ -56,7 +56,7 @@ GERMAN = dict(
 
 
 class ColourEncoder(Encoder):
-    """Sees the colour of a picture's left and right half, and reads a text's first and last colour word.
+    """Sees the colour of an image's left and right half, and reads a text's first and last colour word.
 
     Vectors are one-hot per half: every score is 0, 1/2 or 1 and every metric can be worked out by hand.
     As a bag of words it cannot tell first from last.
@@ -83,9 +83,9 @@ class ColourEncoder(Encoder):
         )
 
     def _prepare(self, image):
-        picture = Image.open(io.BytesIO(image)).convert("RGB")
-        pixels = np.asarray(picture.resize((2, 2), Image.Resampling.NEAREST))
-        return PreparedImage(pixels=pixels, width=picture.width, height=picture.height)
+        photo = Image.open(io.BytesIO(image)).convert("RGB")
+        pixels = np.asarray(photo.resize((2, 2), Image.Resampling.NEAREST))
+        return PreparedImage(pixels=pixels, width=photo.width, height=photo.height)
 
     def _image_batch(self, pixels):
         palette = np.array(list(PALETTE.values()))
@@ -124,7 +124,7 @@ def colours():
 
 @pytest.fixture
 def gallery_tar(tmp_path):
-    """Six pictures with English names, German names of which two are exchanged, and one scene."""
+    """Six images with English names, German names of which two are exchanged, and one scene."""
 
     def make(name, style):
         items = {}
@@ -174,16 +174,16 @@ def scenes_tar(tmp_path):
 
 
 def halves(left, right):
-    picture = Image.new("RGB", (16, 16), left)
-    picture.paste(right, (8, 0, 16, 16))
+    image = Image.new("RGB", (16, 16), left)
+    image.paste(right, (8, 0, 16, 16))
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    image.save(stream, "PNG")
     return stream.getvalue()
 
 
 @pytest.fixture
 def make_result():
-    """A result by hand: four captions of two pictures each, of which the first two are answered at once."""
+    """A result by hand: four captions of two images each, of which the first two are answered at once."""
     import numpy as np
 
     from llm2clip.eval.results.records import (

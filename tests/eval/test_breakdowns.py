@@ -21,7 +21,7 @@ def test_queries_fall_into_the_bucket_of_their_length():
     assert found.tokens == pytest.approx(np.mean(tokens))
 
 
-def test_buckets_draw_pictures():
+def test_buckets_draw_images():
     generator = np.random.default_rng(0)
     hits, clusters = generator.integers(0, 2, 90).astype(float), np.arange(90) // 3
     tokens = [10] * 45 + [100] * 45
@@ -98,8 +98,8 @@ def test_languages_count_the_same_however_many_queries():
     assert found.languages["zh"] == bootstrap_interval(hits["zh"], clusters=clusters["zh"])
 
 
-def test_languages_of_the_same_pictures_are_drawn_together():
-    """Three languages that find the same pictures tell no more than one; three that differ would."""
+def test_languages_of_the_same_images_are_drawn_together():
+    """Three languages that find the same images tell no more than one; three that differ would."""
     hits = np.tile([1.0, 0.0], 50)
     alike = dict.fromkeys(("en", "de", "zh"), hits)
     found = by_language(alike, clusters={code: np.arange(100) for code in alike})

@@ -22,8 +22,8 @@ def test_it_loads_as_its_family_and_tells_things_apart(family, tmp_path):
     assert encoder.info.family == ("llm2clip" if family == "nano" else family)
     assert encoder.info.parameters > 0
     rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
-    images, texts = encoder.encode_images(pictures), encoder.encode_texts(["a red car", "猫", "two dogs"])
+    photos = [Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)) for _ in range(3)]
+    images, texts = encoder.encode_images(photos), encoder.encode_texts(["a red car", "猫", "two dogs"])
     for vectors in (images, texts):
         assert np.linalg.matrix_rank(vectors) == 3
     alike = encoder.encode_texts(["a red car on a road", "a red car in a wood"])

@@ -41,12 +41,12 @@ class Directions:
 
 @pytest.fixture
 def folders(tmp_path, colours, tars):
-    """Three pictures of every colour, one folder each, and things that are no pictures."""
+    """Three images of every colour, one folder each, and things that are no images."""
     for name, rgb in colours.palette.items():
         (tmp_path / "set" / name).mkdir(parents=True)
         for number in range(3):
             (tmp_path / "set" / name / f"{number}.PNG").write_bytes(tars.colour(rgb))
-    (tmp_path / "set" / "red" / "notes.txt").write_text("no picture")
+    (tmp_path / "set" / "red" / "notes.txt").write_text("no image")
     (tmp_path / "set" / ".cache").mkdir()
     (tmp_path / "set" / "readme.txt").write_text("no class")
     return tmp_path / "set"
@@ -62,7 +62,7 @@ def test_a_folder_of_colours_from_files_to_top_1(folders, colours):
     classes = class_vectors(encoder, found.folders, templates=("{}", "{} and nothing else"))
     result = classify(images, classes=classes, labels=found.labels, resampling=FEW)
     assert (result.top1.value, result.top5.value, result.per_class) == (1, 1, 1)
-    # Names exchanged: red pictures are called green and the other way round.
+    # Names exchanged: red images are called green and the other way round.
     wrong = ["green" if name == "red" else "red" if name == "green" else name for name in found.folders]
     classes = class_vectors(encoder, wrong, templates=SINGLE_TEMPLATE["en"])
     result = classify(images, classes=classes, labels=found.labels, resampling=FEW)
@@ -105,12 +105,12 @@ def test_unequal_classes_ties_and_top_5():
     images = np.eye(8, dtype=np.float32)[[0, 0, 0, 0, 1, 2, 6]]
     labels = np.array([0, 0, 0, 1, 1, 3, 7])
     found = classify(images, classes=classes, labels=labels, resampling=FEW)
-    # Right: three of class 0; one of two of class 1; none of 3 (picture of 2); class 7 ties with 6.
+    # Right: three of class 0; one of two of class 1; none of 3 (image of 2); class 7 ties with 6.
     assert found.top1.value == pytest.approx(4 / 7)
     assert found.per_class == pytest.approx((1 + 1 / 2 + 0 + 0) / 4)
     assert found.top1_ties.expected == pytest.approx((4 + 0.5) / 7)
     assert found.top1_ties.optimistic == pytest.approx(5 / 7)
-    # All other classes score 0 alike: the fourth picture's class is one of seven tied for places 2 to 8.
+    # All other classes score 0 alike: the fourth image's class is one of seven tied for places 2 to 8.
     assert found.top5.value == pytest.approx(5 / 7)
     assert (found.classes, found.images) == (8, 7)
     assert found.worst[0][1] == 0
@@ -181,7 +181,7 @@ def test_bad_folders_are_refused(tmp_path, folders):
     with pytest.raises(DatasetError, match="has 0 folders, expected one for each of at least two classes"):
         read_class_folders(folders / "red")
     (folders / "empty").mkdir()
-    with pytest.raises(DatasetError, match="empty has no picture"):
+    with pytest.raises(DatasetError, match="empty has no image"):
         read_class_folders(folders)
 
 
@@ -197,7 +197,7 @@ def test_a_part_of_imagenet_is_not_called_imagenet(folders):
     short = replace(whole, images=whole.images[1:], labels=whole.labels[1:])
     assert short.protocol(wanted, templates=80) == "imagenet-1k-en+partial"
     twice = replace(whole, images=(whole.images[1], *whole.images[1:]))
-    with pytest.raises(DatasetError, match="got the same picture in two places, expected each of ILSVRC2012"):
+    with pytest.raises(DatasetError, match="got the same image in two places, expected each of ILSVRC2012"):
         twice.protocol(wanted, templates=80)
     other = replace(whole, images=(Path("n01440764_10026.JPEG"), *whole.images[1:]))
     with pytest.raises(DatasetError, match=r"got n01440764_10026, expected .*: this is another split"):
@@ -213,7 +213,7 @@ CAPTIONS = ["red cat", "the red cat", "cat", "blue dog", "one blue dog", "old ca
 OWNERS = [4, 4, 4, 7, 7, 1, 0, 0]
 
 
-def test_the_first_two_captions_of_every_picture_look_for_each_other():
+def test_the_first_two_captions_of_every_image_look_for_each_other():
     assert caption_pairs(CAPTIONS, OWNERS) == (
         ["red cat", "blue dog", "green tree"],
         ["the red cat", "one blue dog", "tree"],
@@ -225,7 +225,7 @@ def test_the_first_two_captions_of_every_picture_look_for_each_other():
     assert found.first_to_second.value == np.mean(scores.argmax(axis=1) == np.arange(3))
     assert found.second_to_first.value == np.mean(scores.argmax(axis=0) == np.arange(3))
     assert found.mean.value == pytest.approx((found.first_to_second.value + found.second_to_first.value) / 2)
-    assert (found.pictures, found.left_out, found.mean.clusters) == (3, 1, 3)
+    assert (found.images, found.left_out, found.mean.clusters) == (3, 1, 3)
 
 
 def test_an_encoder_that_says_the_same_to_everything_finds_nothing():
@@ -237,10 +237,10 @@ def test_an_encoder_that_says_the_same_to_everything_finds_nothing():
     assert found.mean.value == 0
 
 
-def test_one_caption_per_picture_is_refused():
+def test_one_caption_per_image_is_refused():
     with pytest.raises(
-        ValueError, match=r"got 0 pictures with two captions, expected at least two\. A set with one"
+        ValueError, match=r"got 0 images with two captions, expected at least two\. A set with one"
     ):
         caption_retrieval(Directions(), ["a", "b"], caption_images=[0, 1])
-    with pytest.raises(ValueError, match="got 1 pictures for 2 captions"):
+    with pytest.raises(ValueError, match="got 1 images for 2 captions"):
         caption_retrieval(Directions(), ["a", "b"], caption_images=[0])

@@ -26,10 +26,10 @@ def folder(tmp_path, colours, tars):
 @pytest.fixture
 def counting(colours):
     class Counting(colours.Encoder):
-        pictures = texts = 0
+        images = texts = 0
 
         def _image_batch(self, pixels):
-            Counting.pictures += len(pixels)
+            Counting.images += len(pixels)
             return super()._image_batch(pixels)
 
         def _text_batch(self, texts):
@@ -41,21 +41,21 @@ def counting(colours):
 
 def test_a_second_measurement_encodes_nothing(folder, counting, tmp_path):
     found = read_class_folders(folder)
-    task = ClassTask(protocol="hues", pictures=found, names=found.folders, templates=("{}", "mostly {}"))
+    task = ClassTask(protocol="hues", images=found, names=found.folders, templates=("{}", "mostly {}"))
     reports = [
         measure_classes(
             Candidate(label="eye", open=counting), task, cache=tmp_path / "vectors", resampling=FEW
         )
         for _ in range(2)
     ]
-    assert (counting.pictures, counting.texts) == (6, 12)
+    assert (counting.images, counting.texts) == (6, 12)
     first, second = (report.as_json() for report in reports)
     assert first["result"] == second["result"]
     assert (first["result"]["top1"]["value"], first["result"]["classes"]) == (1.0, 6)
     assert first["encoder"]["label"] == "eye"
     assert len(first["encoder"]["weights_sha256"]) == 64
     assert first["conditions"].keys() >= {
-        "pictures_sha256",
+        "images_sha256",
         "names_sha256",
         "templates_sha256",
         "date",
@@ -68,16 +68,16 @@ def test_a_second_measurement_encodes_nothing(folder, counting, tmp_path):
 def test_classes_of_one_name_are_noted(folder, colours, tmp_path):
     found = read_class_folders(folder)
     names = ["red" if name == "green" else name for name in found.folders]
-    task = ClassTask(protocol="hues", pictures=found, names=names, templates=("{}",))
+    task = ClassTask(protocol="hues", images=found, names=names, templates=("{}",))
     candidate = Candidate(label="", open=colours.Encoder)
     report = measure_classes(candidate, task, cache=tmp_path / "vectors", resampling=FEW)
     assert report.notes == ("1 names belong to several classes: red",)
     assert report.result.top1.value == pytest.approx(4 / 6)
-    # A red picture is as near to both; a green one is as far from every name.
+    # A red image is as near to both; a green one is as far from every name.
     assert report.result.top1_ties.expected == pytest.approx((4 + 1 / 2 + 1 / 6) / 6)
 
 
-def test_captions_are_measured_without_a_look_at_pictures(counting, tmp_path):
+def test_captions_are_measured_without_a_look_at_images(counting, tmp_path):
     captions = ["red", "very red", "blue", "blue too", "white", "black", "white again"]
     the_set = RetrievalSet(
         protocol="told",
@@ -88,8 +88,8 @@ def test_captions_are_measured_without_a_look_at_pictures(counting, tmp_path):
     )
     candidate = Candidate(label="", open=counting)
     report = measure_captions(candidate, the_set, cache=tmp_path / "vectors", resampling=FEW)
-    assert counting.pictures == 0
-    assert (report.result.pictures, report.result.left_out) == (3, 1)
+    assert counting.images == 0
+    assert (report.result.images, report.result.left_out) == (3, 1)
     assert report.result.mean.value == 1.0
     assert report.task == "told"
 
@@ -110,7 +110,7 @@ def test_classify_on_the_command_line(folder, tmp_path):
         tmp_path / "out" / "r.json",
     )
     assert done.exit_code == 0, done.output
-    assert "nano on hues: 6 pictures, 6 classes" in done.output
+    assert "nano on hues: 6 images, 6 classes" in done.output
     written = json.loads((tmp_path / "out" / "r.json").read_text("utf-8"))[0]
     assert f"top-1              {100 * written['result']['top1']['value']:5.1f} %" in done.output
     assert written["conditions"]["templates"] == 1
@@ -138,7 +138,7 @@ def test_a_part_of_imagenet_is_measured_as_a_part(folder, tmp_path):
         own.rename(folder / f"n{number:08}")
     done = run("classify", folder, *command)
     assert done.exit_code == 0, done.output
-    assert "nano on imagenet-1k-en-single+partial: 6 pictures" in done.output
+    assert "nano on imagenet-1k-en-single+partial: 6 images" in done.output
 
 
 def test_a_folder_of_ones_own_does_not_bear_a_protocols_name(folder):
@@ -159,6 +159,6 @@ def test_captions_of_a_folder_on_the_command_line(tmp_path, tars):
         *("--language", "en", "--cache", tmp_path / "c"),
     )
     assert done.exit_code == 0, done.output
-    assert "nano on own:en: 3 pictures with two captions" in done.output
-    assert "again on own:en: 3 pictures with two captions" in done.output
+    assert "nano on own:en: 3 images with two captions" in done.output
+    assert "again on own:en: 3 images with two captions" in done.output
     assert done.output.count("both ways") == 2

@@ -91,6 +91,6 @@ def test_an_encoder_measured_on_two_parts_of_a_set_is_not_compared(make_result):
     other = make_result(label="b", key="b" * 64)
     with pytest.raises(
         ValueError,
-        match=r"two results of 'a' on colours are of other pictures .*, of 2026-01-02.* and 2026-02-03",
+        match=r"two results of 'a' on colours are of other images .*, of 2026-01-02.* and 2026-02-03",
     ):
         compare_encoders([one, part, other], "a", "b")

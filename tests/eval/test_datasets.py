@@ -21,21 +21,21 @@ def corpus(tmp_path, tars):
             ),
             "2.x": (tars.colour(GREEN), {"caption": "green", "names": {"de": "grün"}}),
             "3": (tars.colour(BLUE), None),
-            "4": (None, {"caption": "no picture"}),
+            "4": (None, {"caption": "no image"}),
         },
     )
 
 
-def test_pictures_are_found_and_read_where_they_lie(corpus, tars):
-    pictures = list(read_tar(corpus))
-    assert [picture.key for picture in pictures] == ["a/1.png", "2.x.png", "3.png"]
-    assert [picture.read() for picture in pictures] == [
+def test_images_are_found_and_read_where_they_lie(corpus, tars):
+    images = list(read_tar(corpus))
+    assert [image.key for image in images] == ["a/1.png", "2.x.png", "3.png"]
+    assert [image.read() for image in images] == [
         tars.colour(RED),
         tars.colour(GREEN),
         tars.colour(BLUE),
     ]
-    assert Image.open(io.BytesIO(pictures[1].read())).getpixel((0, 0)) == GREEN
-    assert pictures[2].metadata == {}
+    assert Image.open(io.BytesIO(images[1].read())).getpixel((0, 0)) == GREEN
+    assert images[2].metadata == {}
 
 
 def test_captions_of_the_default_language(corpus):
@@ -67,14 +67,14 @@ def test_several_files_make_one_set(corpus, tmp_path, tars):
 
 def test_a_language_without_captions_is_an_error(corpus):
     with pytest.raises(
-        DatasetError, match="3 pictures but no text, expected captions or names in language 'zh'"
+        DatasetError, match="3 images but no text, expected captions or names in language 'zh'"
     ):
         read_captioned(corpus, language="zh")
 
 
-def test_a_tar_without_pictures_is_an_error(tmp_path, tars):
-    path = tars.write(tmp_path / "empty.tar", {"4": (None, {"caption": "no picture"})})
-    with pytest.raises(DatasetError, match="no picture in"):
+def test_a_tar_without_images_is_an_error(tmp_path, tars):
+    path = tars.write(tmp_path / "empty.tar", {"4": (None, {"caption": "no image"})})
+    with pytest.raises(DatasetError, match="no image in"):
         read_captioned(path)
 
 
@@ -88,7 +88,7 @@ def test_members_belong_together_as_in_an_index(tmp_path, tars):
         tars.add(tar, "3.png", tars.colour(BLUE))
         tars.add(tar, "3.txt", b"blue")
         tars.add(tar, "2.json", b'{"caption": "late"}')
-    found = [(picture.key, picture.caption, picture.metadata) for picture in read_tar(path)]
+    found = [(image.key, image.caption, image.metadata) for image in read_tar(path)]
     assert found == [("1.thumb.png", "red", {"n": 1}), ("2.png", None, {}), ("3.png", "blue", {})]
     indexed = [(record.key, record.caption, record.metadata or {}) for record in open_corpus(path).records()]
     assert [(f"some.tar#{key}", caption, metadata) for key, caption, metadata in found] == indexed
@@ -103,13 +103,13 @@ def test_a_file_that_is_not_there_is_named(tmp_path):
 def test_a_file_that_is_no_tar_is_named(tmp_path, content):
     path = tmp_path / "broken.tar"
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match=r"broken\.tar: tar cannot be read after 0 pictures: .* download"):
+    with pytest.raises(DatasetError, match=r"broken\.tar: tar cannot be read after 0 images: .* download"):
         list(read_tar(path))
 
 
 def test_a_cut_off_tar_is_refused(corpus):
     corpus.write_bytes(corpus.read_bytes()[:700])
-    with pytest.raises(DatasetError, match=r"corpus\.tar.*: tar cannot be read after \d pictures"):
+    with pytest.raises(DatasetError, match=r"corpus\.tar.*: tar cannot be read after \d images"):
         list(read_tar(corpus))
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.eval import CaptionedImages, Unmatched, evaluate, read_captioned
-from llm2clip.eval.runner.evaluate import RememberedTexts, encode_pictures
+from llm2clip.eval.runner.evaluate import RememberedTexts, encode_images
 
 
 def test_a_set_from_a_tar_is_measured_in_both_directions(tars, tmp_path):
@@ -21,7 +21,7 @@ def test_a_set_from_a_tar_is_measured_in_both_directions(tars, tmp_path):
         evaluate(FakeEncoder(), dataset)
     seen = []
     result = evaluate(FakeEncoder(), dataset, ks=(1, 4), unmatched=Unmatched.SKIP, progress=seen.append)
-    # The captions of the second and third picture are exchanged.
+    # The captions of the second and third image are exchanged.
     assert result.text_to_image.recall[1].pessimistic == 0.5
     assert result.text_to_image.recall[4].pessimistic == 1.0
     assert result.image_to_text.recall[1].pessimistic == pytest.approx(1 / 3)
@@ -29,26 +29,26 @@ def test_a_set_from_a_tar_is_measured_in_both_directions(tars, tmp_path):
     assert seen == [4]
 
 
-def test_pictures_may_be_anything_an_encoder_takes(tars):
+def test_images_may_be_anything_an_encoder_takes(tars):
     red, blue = np.full((4, 4, 3), (255, 0, 0), np.uint8), tars.colour((0, 0, 255))
     dataset = CaptionedImages(name="two", images=[red, blue], texts=["blue", "red"], positives=[1, 0])
     assert evaluate(FakeEncoder(), dataset).text_to_image.recall[1].pessimistic == 1.0
 
 
-def test_pictures_are_read_a_few_at_a_time(tars, monkeypatch):
+def test_images_are_read_a_few_at_a_time(tars, monkeypatch):
     monkeypatch.setattr("llm2clip.eval.runner.evaluate._BATCH", 2)
     colours = [tars.colour((shade, 0, 255 - shade)) for shade in (0, 60, 120, 180, 240)]
     encoder = FakeEncoder()
-    vectors = encode_pictures(encoder, colours)
+    vectors = encode_images(encoder, colours)
     assert encoder.image_batches == [2, 2, 1]
     np.testing.assert_array_equal(vectors, FakeEncoder().encode_images(colours))
 
 
-def test_an_unreadable_picture_ends_an_evaluation(tars):
+def test_an_unreadable_image_ends_an_evaluation(tars):
     dataset = CaptionedImages(
-        name="bad", images=[tars.colour((0, 0, 0)), b"no picture"], texts=["black", "none"], positives=[0, 1]
+        name="bad", images=[tars.colour((0, 0, 0)), b"no image"], texts=["black", "none"], positives=[0, 1]
     )
-    with pytest.raises(ValueError, match="picture 2 of 2"):
+    with pytest.raises(ValueError, match="image 2 of 2"):
         evaluate(FakeEncoder(), dataset)
 
 

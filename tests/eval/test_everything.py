@@ -32,7 +32,7 @@ def test_it_runs_from_nothing_to_the_page_and_then_from_disk(made, tmp_path, tar
     again = CliRunner().invoke(everything.app, command)
     assert again.exit_code == 0, again.output
     cost = [one.cost for one in read_results([tmp_path / "out" / "results"])]
-    assert all(one and one.pictures_encoded == one.texts_encoded == 0 for one in cost)
+    assert all(one and one.images_encoded == one.texts_encoded == 0 for one in cost)
 
 
 def test_every_family_has_its_turn(tmp_path):

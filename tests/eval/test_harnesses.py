@@ -15,20 +15,20 @@ from llm2clip.eval.metrics.recall import Embeddings, Unmatched, retrieval_metric
 from llm2clip.eval.runner.harnesses import MtebEncoder, Texts, clip_benchmark_parts
 
 WORDS = list(COLOURS)
-PICTURES = [Image.new("RGB", (16, 16), COLOURS[word]) for word in WORDS]
+IMAGES = [Image.new("RGB", (16, 16), COLOURS[word]) for word in WORDS]
 CAPTIONS = [f"a {word} thing" for word in WORDS]
 OWNER = [1, *range(1, len(WORDS))]
-"""The first caption belongs to the second picture, which no colour-blind reader would say."""
+"""The first caption belongs to the second image, which no colour-blind reader would say."""
 
 
 def test_mteb_is_given_the_vectors_of_the_encoder():
     encoder = FakeEncoder()
     wrapped = MtebEncoder(encoder)
-    texts, images = encoder.encode_texts(CAPTIONS), encoder.encode_images(PICTURES)
+    texts, images = encoder.encode_texts(CAPTIONS), encoder.encode_images(IMAGES)
     batches = [{"text": CAPTIONS[:5]}, {"text": CAPTIONS[5:]}]
     np.testing.assert_array_equal(wrapped.encode(batches, task_metadata=None), texts)
-    np.testing.assert_array_equal(wrapped.encode([{"image": PICTURES}], prompt_type=None), images)
-    both = wrapped.encode([{"text": CAPTIONS, "image": PICTURES}])
+    np.testing.assert_array_equal(wrapped.encode([{"image": IMAGES}], prompt_type=None), images)
+    both = wrapped.encode([{"text": CAPTIONS, "image": IMAGES}])
     expected = texts + images
     np.testing.assert_allclose(both, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=1e-6)
     assert wrapped.encode([]).shape == (0, encoder.info.dim)
@@ -50,13 +50,13 @@ def test_clip_benchmark_is_given_the_vectors_of_the_encoder():
     tokens = tokenizer(CAPTIONS).to("cpu")
     assert isinstance(tokens, Texts)
     np.testing.assert_array_equal(model.eval().encode_text(tokens).numpy(), encoder.encode_texts(CAPTIONS))
-    pixels = torch.stack([transform(picture) for picture in PICTURES])
-    np.testing.assert_array_equal(model.encode_image(pixels).numpy(), encoder.encode_images(PICTURES))
+    pixels = torch.stack([transform(image) for image in IMAGES])
+    np.testing.assert_array_equal(model.encode_image(pixels).numpy(), encoder.encode_images(IMAGES))
 
 
 def ours(k):
     encoder = FakeEncoder()
-    vectors = Embeddings(texts=encoder.encode_texts(CAPTIONS), images=encoder.encode_images(PICTURES))
+    vectors = Embeddings(texts=encoder.encode_texts(CAPTIONS), images=encoder.encode_images(IMAGES))
     found = retrieval_metrics(vectors, positives=np.array(OWNER), ks=(k,), unmatched=Unmatched.MISS)
     return found.text_to_image.recall[k].pessimistic, found.image_to_text.recall[k].pessimistic
 
@@ -91,9 +91,7 @@ def test_mteb_counts_the_same():
             )
 
             def load_data(self, **_):
-                corpus = [
-                    {"id": f"i{n}", "image": one, "modality": "image"} for n, one in enumerate(PICTURES)
-                ]
+                corpus = [{"id": f"i{n}", "image": one, "modality": "image"} for n, one in enumerate(IMAGES)]
                 asked = [{"id": f"q{n}", "text": one, "modality": "text"} for n, one in enumerate(CAPTIONS)]
                 right = {f"q{n}": {f"i{image}": 1} for n, image in enumerate(OWNER)}
                 split = {"corpus": Dataset.from_list(corpus), "queries": Dataset.from_list(asked)}
@@ -123,13 +121,13 @@ def test_clip_benchmark_counts_the_same():
         ]
         batches = [
             (
-                torch.stack([transform(one) for one in PICTURES[start : start + 4]]),
+                torch.stack([transform(one) for one in IMAGES[start : start + 4]]),
                 captions[start : start + 4],
             )
             for start in (0, 4)
         ]
         found = retrieval.evaluate(model, batches, tokenizer, "cpu", amp=False, recall_k_list=[1, 5])
-    # A picture without a caption is asked there and never answered.
+    # An image without a caption is asked there and never answered.
     for k in (1, 5):
         assert found[f"image_retrieval_recall@{k}"] == pytest.approx(ours(k)[0])
         assert found[f"text_retrieval_recall@{k}"] == pytest.approx(ours(k)[1])

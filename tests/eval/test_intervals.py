@@ -14,15 +14,15 @@ from llm2clip.eval.stats.bootstrap import (
     query_clusters,
 )
 
-PICTURES, CAPTIONS, MEAN, INTRACLASS = 150, 5, 0.6, 0.3
+IMAGES, CAPTIONS, MEAN, INTRACLASS = 150, 5, 0.6, 0.3
 
 
 def experiment(generator, *, captions=CAPTIONS):
-    """Hits of one experiment: pictures are easy or hard, captions of one picture go together. The truth is MEAN."""
+    """Hits of one experiment: images are easy or hard, captions of one image go together. The truth is MEAN."""
     strength = 1 / INTRACLASS - 1
-    ease = generator.beta(MEAN * strength, (1 - MEAN) * strength, size=PICTURES)
-    hits = generator.random((PICTURES, captions)) < ease[:, None]
-    return hits.ravel().astype(float), np.repeat(np.arange(PICTURES), captions)
+    ease = generator.beta(MEAN * strength, (1 - MEAN) * strength, size=IMAGES)
+    hits = generator.random((IMAGES, captions)) < ease[:, None]
+    return hits.ravel().astype(float), np.repeat(np.arange(IMAGES), captions)
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says():
@@ -30,30 +30,30 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     held = {True: 0, False: 0}
     times = 250
     for seed in range(times):
-        hits, pictures = experiment(generator)
+        hits, images = experiment(generator)
         for clustered in held:
             interval = bootstrap_interval(
                 hits,
-                clusters=pictures if clustered else None,
+                clusters=images if clustered else None,
                 resampling=Resampling(times=250, seed=seed),
             )
             held[clustered] += interval.low <= MEAN <= interval.high
-    # 95 % of 250 has a standard deviation of 1.4 %; a percentile interval from 150 pictures falls a little short.
+    # 95 % of 250 has a standard deviation of 1.4 %; a percentile interval from 150 images falls a little short.
     assert 0.91 <= held[True] / times <= 0.985
-    assert held[False] / times < 0.86  # drawing captions instead of pictures
+    assert held[False] / times < 0.86  # drawing captions instead of images
 
 
 def test_width_and_design_effect_are_those_of_the_formula():
-    hits, pictures = experiment(np.random.default_rng(7))
-    interval = bootstrap_interval(hits, clusters=pictures)
-    by_picture = hits.reshape(PICTURES, CAPTIONS).mean(axis=1)
-    error = by_picture.std() / np.sqrt(PICTURES)
+    hits, images = experiment(np.random.default_rng(7))
+    interval = bootstrap_interval(hits, clusters=images)
+    by_image = hits.reshape(IMAGES, CAPTIONS).mean(axis=1)
+    error = by_image.std() / np.sqrt(IMAGES)
     assert interval.value == pytest.approx(hits.mean())
     assert interval.high - interval.low == pytest.approx(2 * 1.96 * error, rel=0.05)
     independent = hits.var() / len(hits)
     assert interval.design_effect == pytest.approx(error**2 / independent)
     assert interval.design_effect == pytest.approx(1 + (CAPTIONS - 1) * INTRACLASS, rel=0.25)
-    assert (interval.queries, interval.clusters) == (PICTURES * CAPTIONS, PICTURES)
+    assert (interval.queries, interval.clusters) == (IMAGES * CAPTIONS, IMAGES)
     alone = bootstrap_interval(hits)
     assert alone.design_effect == pytest.approx(1)
     assert alone.high - alone.low == pytest.approx(2 * 1.96 * np.sqrt(independent), rel=0.05)
@@ -70,12 +70,12 @@ def test_several_metrics_share_their_draws_and_equal_one_by_one():
         assert one.design_effect == pytest.approx(other.design_effect)
 
 
-def test_the_seed_decides_and_labels_of_pictures_do_not():
-    hits, pictures = experiment(np.random.default_rng(1))
+def test_the_seed_decides_and_labels_of_images_do_not():
+    hits, images = experiment(np.random.default_rng(1))
     how = Resampling(times=200, seed=5)
-    first = bootstrap_interval(hits, clusters=pictures, resampling=how)
-    assert bootstrap_interval(hits, clusters=pictures * 7 - 3, resampling=how) == first
-    other = bootstrap_interval(hits, clusters=pictures, resampling=Resampling(times=200, seed=6))
+    first = bootstrap_interval(hits, clusters=images, resampling=how)
+    assert bootstrap_interval(hits, clusters=images * 7 - 3, resampling=how) == first
+    other = bootstrap_interval(hits, clusters=images, resampling=Resampling(times=200, seed=6))
     assert other.low != first.low
 
 
@@ -88,14 +88,14 @@ def test_a_perfect_result_is_not_certain():
     assert (nothing.low, nothing.high) == (0, pytest.approx(1 - 0.05 ** (1 / 10)))
 
 
-def test_means_over_languages_that_share_pictures_are_drawn_together():
+def test_means_over_languages_that_share_images_are_drawn_together():
     generator = np.random.default_rng(0)
     held = {True: 0, False: 0}
     times = 200
     for seed in range(times):
-        hits, pictures = experiment(generator, captions=4)
+        hits, images = experiment(generator, captions=4)
         languages = [
-            Clustered.of(hits.reshape(-1, 4)[:, n], np.unique(pictures).astype(np.int64)) for n in range(4)
+            Clustered.of(hits.reshape(-1, 4)[:, n], np.unique(images).astype(np.int64)) for n in range(4)
         ]
         for shared in held:
             mean, low, high = macro_interval(
@@ -107,7 +107,7 @@ def test_means_over_languages_that_share_pictures_are_drawn_together():
     assert held[False] / times < 0.89
 
 
-def test_a_language_without_a_drawn_picture_counts_as_its_mean():
+def test_a_language_without_a_drawn_image_counts_as_its_mean():
     parts = [
         Clustered.of(np.array([1.0, 0.0]), np.array([0, 1])),
         Clustered.of(np.array([1.0]), np.array([2])),
@@ -117,10 +117,10 @@ def test_a_language_without_a_drawn_picture_counts_as_its_mean():
     assert set(second[0]) == {1.0}
 
 
-def test_clusters_are_the_picture_or_what_hangs_together():
+def test_clusters_are_the_image_or_what_hangs_together():
     one = Positives.of(np.array([3, 3, 0, 5]), shape=(4, 6))
     assert query_clusters(one).tolist() == [3, 3, 0, 5]
-    # Queries 0 and 1 share picture 2, queries 1 and 3 picture 4; query 2 has none.
+    # Queries 0 and 1 share image 2, queries 1 and 3 image 4; query 2 has none.
     several = Positives.of({0: [1, 2], 1: [2, 4], 3: [4], 4: [0]}, shape=(5, 6))
     clusters = query_clusters(several).tolist()
     assert clusters[0] == clusters[1] == clusters[3] == 1

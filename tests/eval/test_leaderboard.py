@@ -119,7 +119,7 @@ def test_who_shares_the_first_place(make_result):
     [table] = board.tables
     assert [row.label for row in table.ours if row.other_queries] == ["elsewhere"]
     assert [one["encoder"] for one in page_data(board, now=NOW)["results"] if one["other"]] == ["elsewhere"]
-    assert markdown(board, limit=0).count("other pictures or captions than most of ours here") == 1
+    assert markdown(board, limit=0).count("other images or captions than most of ours here") == 1
     assert {row.label: row.near_best for row in table.ours} == {
         "best": True,
         "same": True,

@@ -27,7 +27,7 @@ def board(make_result):
     loss = Through(
         index="ivf64-sq8-ip",
         generation="g",
-        pictures=9,
+        images=9,
         at=(LossAt(k=1, exact=0.5, through=0.25, overlap=0.9),),
         milliseconds=1.0,
     )

@@ -25,17 +25,17 @@ from llm2clip.eval.runner.measure import (
 from llm2clip.eval.stats.bootstrap import Resampling, bootstrap_interval
 
 ENCODED = CostRecord(
-    pictures_encoded=900,
+    images_encoded=900,
     texts_encoded=800,
-    pictures_per_second=30.0,
+    images_per_second=30.0,
     texts_per_second=70.0,
     peak_memory_mb=2000,
     threads=4,
 )
 REMEMBERED = CostRecord(
-    pictures_encoded=0,
+    images_encoded=0,
     texts_encoded=0,
-    pictures_per_second=None,
+    images_per_second=None,
     texts_per_second=None,
     peak_memory_mb=300,
     threads=1,
@@ -44,7 +44,7 @@ REMEMBERED = CostRecord(
 
 def test_a_run_that_encodes_nothing_keeps_what_it_cost(make_result):
     earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, REMEMBERED))
-    assert keep_cost(again, earlier).cost == replace(ENCODED, pictures_encoded=0, texts_encoded=0)
+    assert keep_cost(again, earlier).cost == replace(ENCODED, images_encoded=0, texts_encoded=0)
     assert keep_cost(again, None).cost == REMEMBERED
 
 
@@ -60,31 +60,31 @@ def test_what_another_machine_or_encoder_cost_is_not_kept(make_result, change):
 
 def test_a_side_that_is_encoded_anew_has_its_new_rate(make_result):
     some = replace(
-        ENCODED, pictures_encoded=0, pictures_per_second=None, texts_per_second=90.0, peak_memory_mb=500
+        ENCODED, images_encoded=0, images_per_second=None, texts_per_second=90.0, peak_memory_mb=500
     )
     earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, some))
     kept = keep_cost(again, earlier).cost
-    assert (kept.pictures_per_second, kept.texts_per_second, kept.peak_memory_mb) == (30.0, 90.0, 2000)
+    assert (kept.images_per_second, kept.texts_per_second, kept.peak_memory_mb) == (30.0, 90.0, 2000)
     slower = replace(again, cost=replace(some, threads=1))
-    assert keep_cost(slower, earlier).cost.pictures_per_second is None
+    assert keep_cost(slower, earlier).cost.images_per_second is None
 
 
-def test_intervals_draw_pictures_with_all_their_captions(tmp_path):
-    """Of 40 pictures with five captions each the first 20 are found by all five, the others by none."""
-    pictures, captions = 40, 5
-    owner = np.repeat(np.arange(pictures), captions)
-    images = np.eye(pictures, dtype=np.float32)
+def test_intervals_draw_images_with_all_their_captions(tmp_path):
+    """Of 40 images with five captions each the first 20 are found by all five, the others by none."""
+    photos, captions = 40, 5
+    owner = np.repeat(np.arange(photos), captions)
+    images = np.eye(photos, dtype=np.float32)
     texts = images[np.where(owner < 20, owner, 0)]
     found = measured(tmp_path, images, texts, owner, resampling=Resampling(times=400))
     at = found.directions[0].recall[0]
     hits = (owner < 20).astype(float)
-    by_picture = bootstrap_interval(hits, clusters=owner, resampling=Resampling(times=400))
-    assert (at.value, at.low, at.high) == (0.5, by_picture.low, by_picture.high)
+    by_image = bootstrap_interval(hits, clusters=owner, resampling=Resampling(times=400))
+    assert (at.value, at.low, at.high) == (0.5, by_image.low, by_image.high)
     alone = bootstrap_interval(hits, resampling=Resampling(times=400))
     assert at.high - at.low > 2 * (alone.high - alone.low)
 
 
-def test_a_set_is_known_by_pictures_captions_and_what_belongs_together():
+def test_a_set_is_known_by_images_captions_and_what_belongs_together():
     images, captions = ["a", "b"], ["c", "d"]
     ours = content_sha256(images, captions, [(0,), (1,)])
     assert ours == content_sha256(images, captions, [[0], [1]])

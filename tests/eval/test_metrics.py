@@ -58,12 +58,12 @@ def test_image_to_text_of_a_hand_made_matrix():
     assert missed.recall[3].pessimistic == pytest.approx(5 / 8)
 
 
-def test_a_caption_less_picture_needs_a_decision():
+def test_a_caption_less_image_needs_a_decision():
     with pytest.raises(ValueError, match=r"3 of 8 queries have no right answer.*Unmatched\.SKIP"):
         retrieval_metrics(HAND, positives=HAND_POSITIVES)
 
 
-def test_a_caption_less_picture_stays_in_the_gallery():
+def test_a_caption_less_image_stays_in_the_gallery():
     scores = np.array([[0.2, 0.9]])
     result = retrieval_metrics(scores, positives={0: 0}, ks=(1,), unmatched=Unmatched.SKIP)
     assert result.text_to_image.recall[1].pessimistic == 0.0

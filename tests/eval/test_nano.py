@@ -75,7 +75,7 @@ def test_the_report_has_every_part_with_and_without_blocks(report):
     assert number(report, "cost", "size", "tokenizer", "size") == 0.5
     assert number(report, "cost", "size", "parameters", "size") == 1.5
     assert number(report, "cost", "speed", "query", "median") > 0
-    assert number(report, "cost", "speed", "pictures, from files", "rate") > 0
+    assert number(report, "cost", "speed", "images, from files", "rate") > 0
     assert report.notes == ()
 
 
@@ -91,7 +91,7 @@ def test_the_json_says_what_made_every_number(report):
     assert (first["id"], first["split"], first["accept"], first["rank"]) == ("en-1", "development", ["🍎"], 1)
     assert first["hits"][0] == "🍎"
     targets = {target["text"]: target for target in content["targets"]}
-    assert targets["openmoji, name to picture, en, R@1"]["met"] is True
+    assert targets["openmoji, name to image, en, R@1"]["met"] is True
     assert targets["weights"] == targets["weights"] | {"value": 2.0, "bound": 20, "met": True}
 
 
@@ -116,8 +116,8 @@ def test_the_tables_show_numbers_and_targets(report):
         console.print(table)
     text = console.file.getvalue()
     for expected in (
-        "Name to picture, noto artwork",
-        "Name to picture, openmoji artwork",
+        "Name to image, noto artwork",
+        "Name to image, openmoji artwork",
         "Free-form queries of our own list",
         "twins: two places swapped, told apart",
         "Targets, fixed before training",
@@ -151,7 +151,7 @@ def test_a_style_found_nowhere_is_asked_of_the_training_command(world, colours, 
     monkeypatch.setattr(nano, "make_missing", lambda folder, names, say: asked.append(names))
     (world / "fluent.tar").write_bytes((world / "openmoji.tar").read_bytes())
     options = NanoOptions(data=world, styles=("noto", "fluent"))
-    with pytest.raises(DatasetError, match=r"fluent\.tar has no picture of kind 'emoji', style 'fluent'"):
+    with pytest.raises(DatasetError, match=r"fluent\.tar has no image of kind 'emoji', style 'fluent'"):
         measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
     assert asked == [["fluent.tar", "scenes.tar"]]
 
@@ -230,7 +230,7 @@ def test_tables_are_printed_even_where_the_json_file_fails(world, monkeypatch):
     arguments = ["nano", "--data", str(world), "--styles", "noto", "--no-scenes", "--no-blocks"]
     result = CliRunner().invoke(app, [*arguments, "--json", str(target)])
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, f"error: {target}: Is a directory")
-    assert "Name to picture, noto artwork" in result.stdout
+    assert "Name to image, noto artwork" in result.stdout
 
 
 def test_a_missing_extra_is_named(world, monkeypatch):

@@ -72,9 +72,9 @@ def test_without_its_blocks_an_encoder_is_blind_to_word_order(folder, tmp_path):
     after = bare.encode_texts(orders)
     np.testing.assert_allclose(after[1:], after[:1].repeat(2, axis=0), atol=1e-5)
     assert np.abs(before[0] - after[0]).max() > 1e-2
-    # Only the blocks went: pictures are seen as before, and the original folder is untouched.
-    picture = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
-    np.testing.assert_array_equal(bare.encode_images([picture]), whole.encode_images([picture]))
+    # Only the blocks went: images are seen as before, and the original folder is untouched.
+    image = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+    np.testing.assert_array_equal(bare.encode_images([image]), whole.encode_images([image]))
     np.testing.assert_array_equal(load_encoder(folder).encode_texts(orders), before)
 
 

@@ -17,7 +17,7 @@ from llm2clip.eval.nano_report.measures import (
 )
 from llm2clip.eval.nano_report.queries import FreeQuery, Split
 from llm2clip.eval.nano_report.targets import TARGETS
-from llm2clip.eval.runner.evaluate import encode_pictures
+from llm2clip.eval.runner.evaluate import encode_images
 
 
 @pytest.fixture
@@ -45,20 +45,20 @@ def test_a_gallery_holds_only_the_emoji_of_one_style(gallery, gallery_tar, colou
     assert gallery.languages() == ["en", "de"]
     assert gallery.names("fr") == {1: "vert"}
     both = [gallery_tar("a.tar", "noto"), gallery_tar("b.tar", "fluent")]
-    assert len(read_gallery(both, style="fluent").pictures) == 6
+    assert len(read_gallery(both, style="fluent").images) == 6
     assert read_gallery(both, style="openmoji") is None
 
 
 def test_an_emoji_shown_twice_is_refused(gallery_tar):
-    with pytest.raises(DatasetError, match="gallery 'noto' has 2 pictures of '🍎'"):
+    with pytest.raises(DatasetError, match="gallery 'noto' has 2 images of '🍎'"):
         read_gallery([gallery_tar("a.tar", "noto"), gallery_tar("b.tar", "noto")], style="noto")
 
 
 def test_names_by_language_and_their_mean(gallery, colours):
     encoder = colours.Encoder()
-    vectors = encode_pictures(encoder, gallery.pictures)
+    vectors = encode_images(encoder, gallery.images)
     found = values(measure_names(encoder, gallery, vectors, languages=["en", "de"]))
-    # Two German names are exchanged: each scores the other picture 1 and all others 0, its own included.
+    # Two German names are exchanged: each scores the other image 1 and all others 0, its own included.
     assert found == {
         ("en", "R@1"): 100,
         ("en", "R@5"): 100,
@@ -75,9 +75,9 @@ def test_names_by_language_and_their_mean(gallery, colours):
 def test_a_gallery_copied_into_a_tar_is_the_same_gallery(gallery, tmp_path):
     write_gallery(gallery, tmp_path / "copy.tar")
     copied = list(read_tar(tmp_path / "copy.tar"))
-    assert [picture.read() for picture in copied] == [picture.read() for picture in gallery.pictures]
+    assert [image.read() for image in copied] == [image.read() for image in gallery.images]
     for part in ("caption", "metadata"):
-        assert [getattr(one, part) for one in copied] == [getattr(one, part) for one in gallery.pictures]
+        assert [getattr(one, part) for one in copied] == [getattr(one, part) for one in gallery.images]
 
 
 def test_free_form_queries_through_a_real_index(gallery, colours, tmp_path):
@@ -109,7 +109,7 @@ def test_free_form_queries_through_a_real_index(gallery, colours, tmp_path):
 
 def test_scenes_are_found_whole_and_lost_when_cut(scenes, colours):
     encoder = colours.Encoder()
-    vectors = encode_pictures(encoder, [scene.picture for scene in scenes])
+    vectors = encode_images(encoder, [scene.image for scene in scenes])
     found = values(measure_scenes(encoder, scenes, vectors))
     assert found["en", "R@1"] == 100
     # Cut before its last word a caption names one colour, which ten scenes show on one side.
@@ -124,7 +124,7 @@ def test_scenes_are_found_whole_and_lost_when_cut(scenes, colours):
 
 def test_scenes_in_other_languages(scenes, colours):
     encoder = colours.Encoder()
-    vectors = encode_pictures(encoder, [scene.picture for scene in scenes])
+    vectors = encode_images(encoder, [scene.image for scene in scenes])
     found = list(measure_scene_languages(encoder, scenes, vectors))
     assert [(one.row, one.metric, one.value, one.count) for one in found] == [
         ("de", metric, 100, len(scenes)) for metric in ("R@1", "R@5", "R@10")
@@ -132,7 +132,7 @@ def test_scenes_in_other_languages(scenes, colours):
 
 
 def test_a_bag_of_words_cannot_tell_swapped_places(scenes, colours):
-    vectors = encode_pictures(colours.Encoder(), [scene.picture for scene in scenes])
+    vectors = encode_images(colours.Encoder(), [scene.image for scene in scenes])
     found = values(measure_scenes(colours.Encoder(bag=True), scenes, vectors))
     assert found["twins: last object", "told apart"] == 100
     assert found["twins: two places swapped", "told apart"] == 0
@@ -213,8 +213,8 @@ def test_missing_files_are_made_by_the_training_command(tmp_path, monkeypatch):
 def test_targets_are_those_fixed_before_training():
     bounds = {target.text: (target.bound, target.at_most) for target in TARGETS}
     assert len(bounds) == len(TARGETS) == 12
-    assert bounds["openmoji, name to picture, en, R@1"] == (40, False)
-    assert bounds["noto, name to picture, mean over languages, R@5"] == (80, False)
+    assert bounds["openmoji, name to image, en, R@1"] == (40, False)
+    assert bounds["noto, name to image, mean over languages, R@5"] == (80, False)
     assert bounds["one query, one thread, median"] == (20, True)
     speed = next(target for target in TARGETS if target.at_most)
     assert speed.met(20)

@@ -11,7 +11,7 @@ from llm2clip.eval.stats.bootstrap import Resampling
 from llm2clip.eval.stats.paired_tests import against_best, exchange_p_value, holm, paired_test
 from llm2clip.eval.stats.printable_values import on_lattice
 
-PICTURES, CAPTIONS = 120, 5
+IMAGES, CAPTIONS = 120, 5
 
 
 def mcnemar(wins, losses):
@@ -44,7 +44,7 @@ def test_many_differences_come_near_it():
     assert never.p_value == 1 / 1000
 
 
-def test_whole_pictures_are_exchanged():
+def test_whole_images_are_exchanged():
     gaps = np.array([2.0, -1, 3, 3, 1, 4])
     reached = abs(gaps.sum())
     signs = itertools.product((1, -1), repeat=len(gaps))
@@ -52,26 +52,26 @@ def test_whole_pictures_are_exchanged():
     assert exchange_p_value(gaps, Resampling()) == pytest.approx(expected)
     first = np.concatenate([np.ones(5), np.zeros(5)])
     clusters = np.repeat([0, 1], 5)
-    # Five captions of one picture say no more than one: two exchanges of four are as extreme.
+    # Five captions of one image say no more than one: two exchanges of four are as extreme.
     found = paired_test(first, np.zeros(10), clusters=clusters)
     assert found.p_value == 1.0
     assert paired_test(first, np.zeros(10)).p_value == pytest.approx(2 / 2**5)
 
 
 def comparison(generator, *, gain):
-    """Hits of two encoders that each find other pictures easy, the first better by ``gain``."""
-    ease = [np.clip(generator.beta(0.7, 0.7, size=PICTURES) + shift, 0, 1)[:, None] for shift in (gain, 0.0)]
-    drawn = [(generator.random((PICTURES, CAPTIONS)) < one).ravel().astype(float) for one in ease]
-    return drawn, np.repeat(np.arange(PICTURES), CAPTIONS)
+    """Hits of two encoders that each find other images easy, the first better by ``gain``."""
+    ease = [np.clip(generator.beta(0.7, 0.7, size=IMAGES) + shift, 0, 1)[:, None] for shift in (gain, 0.0)]
+    drawn = [(generator.random((IMAGES, CAPTIONS)) < one).ravel().astype(float) for one in ease]
+    return drawn, np.repeat(np.arange(IMAGES), CAPTIONS)
 
 
 def test_equal_encoders_are_called_different_no_more_often_than_said():
     generator = np.random.default_rng(0)
     times, called, naive, held = 300, 0, 0, 0
     for seed in range(times):
-        (first, second), pictures = comparison(generator, gain=0.0)
+        (first, second), images = comparison(generator, gain=0.0)
         how = Resampling(times=300, seed=seed)
-        found = paired_test(first, second, clusters=pictures, resampling=how)
+        found = paired_test(first, second, clusters=images, resampling=how)
         called += found.p_value < 0.05
         held += found.low <= 0 <= found.high
         naive += paired_test(first, second, resampling=how).p_value < 0.05
@@ -85,19 +85,19 @@ def test_a_better_encoder_is_found():
     generator = np.random.default_rng(1)
     found = 0
     for seed in range(50):
-        (first, second), pictures = comparison(generator, gain=0.25)
-        test = paired_test(first, second, clusters=pictures, resampling=Resampling(times=300, seed=seed))
+        (first, second), images = comparison(generator, gain=0.25)
+        test = paired_test(first, second, clusters=images, resampling=Resampling(times=300, seed=seed))
         found += test.p_value < 0.05 and test.difference > 0
     assert found >= 45
 
 
 def test_the_second_minus_the_first_is_the_mirror_image():
-    (first, second), pictures = comparison(np.random.default_rng(2), gain=0.05)
-    one, other = (paired_test(*pair, clusters=pictures) for pair in ((first, second), (second, first)))
+    (first, second), images = comparison(np.random.default_rng(2), gain=0.05)
+    one, other = (paired_test(*pair, clusters=images) for pair in ((first, second), (second, first)))
     assert (one.difference, one.effect, one.wins) == (-other.difference, -other.effect, other.losses)
     assert one.p_value == other.p_value
-    by_picture = (first - second).reshape(PICTURES, CAPTIONS).mean(axis=1)
-    assert one.effect == pytest.approx(by_picture.mean() / by_picture.std(ddof=1))
+    by_image = (first - second).reshape(IMAGES, CAPTIONS).mean(axis=1)
+    assert one.effect == pytest.approx(by_image.mean() / by_image.std(ddof=1))
 
 
 def test_results_of_different_queries_are_refused():

@@ -55,12 +55,12 @@ def test_a_part_is_named_so_and_the_status_says_it(urban):
         seventh.write_bytes(JPEG)
     assert answer.exit_code == 1
     assert "partial   urban1k+partial: 999 images" in answer.output
-    assert "1 of 1,000 pictures are not there: 7.jpg" in answer.output
-    # The ids are those that the annotations name, whether or not the pictures are there.
+    assert "1 of 1,000 images are not there: 7.jpg" in answer.output
+    # The ids are those that the annotations name, whether or not the images are there.
     assert report.sets[0].image_ids_sha256 == report.protocol.image_ids_sha256
 
 
-def test_pictures_are_decoded_when_asked_for(tmp_path):
+def test_images_are_decoded_when_asked_for(tmp_path):
     (tmp_path / "MUGE").mkdir()
     stream = io.BytesIO()
     Image.new("RGB", (40, 40), "red").save(stream, "JPEG")
@@ -70,11 +70,11 @@ def test_pictures_are_decoded_when_asked_for(tmp_path):
     text = {"text_id": 1, "text": "包", "image_ids": [1, 2, 3]}
     (tmp_path / "MUGE/valid_texts.jsonl").write_text(json.dumps(text) + "\n")
     assert prepare("muge-valid", data=tmp_path).sets[0].state == "partial"
-    (only,) = prepare("muge-valid", data=tmp_path, pictures=True).sets
+    (only,) = prepare("muge-valid", data=tmp_path, images=True).sets
     assert only.state == "unusable"
-    assert only.notes[-1] == "2 pictures cannot be decoded: 2 (truncated file), 3 (not a picture)"
-    answer = run("muge-valid", "--data-folder", tmp_path, "--pictures")
-    assert "3 (not a picture)" in answer.output
+    assert only.notes[-1] == "2 images cannot be decoded: 2 (truncated file), 3 (not an image)"
+    answer = run("muge-valid", "--data-folder", tmp_path, "--images")
+    assert "3 (not an image)" in answer.output
 
 
 def test_nothing_there_says_what_to_get_from_whom_and_on_what_terms(tmp_path, monkeypatch):

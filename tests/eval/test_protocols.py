@@ -38,7 +38,7 @@ def test_what_is_declared_is_whole():
 
 
 def test_counts_that_can_be_derived_agree():
-    # Five captions a picture, except where the papers say otherwise.
+    # Five captions an image, except where the papers say otherwise.
     for name in ("flickr30k", "flickr30k-full31k", "flickr30k-cn", "flickr30k-cna", "coco-cn-5kcap"):
         counts = find_protocol(name).counts
         assert counts.captions == 5 * counts.images

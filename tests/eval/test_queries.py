@@ -45,12 +45,10 @@ def test_each_query_is_short_and_accepts_a_few_emoji(query):
 
 
 def test_every_accepted_emoji_is_in_the_sample_corpus():
-    pictures = [picture for tar in sample_shards() for picture in read_tar(tar)]
-    assert len(pictures) > 1000, "the sample corpus is not there: llm2clip-train data --sample indexer/sample"
+    images = [image for tar in sample_shards() for image in read_tar(tar)]
+    assert len(images) > 1000, "the sample corpus is not there: llm2clip-train data --sample indexer/sample"
     shown = {
-        plain_emoji(picture.metadata["emoji"])
-        for picture in pictures
-        if picture.metadata.get("kind") == "emoji"
+        plain_emoji(image.metadata["emoji"]) for image in images if image.metadata.get("kind") == "emoji"
     }
     assert {emoji for query in load_queries() for emoji in query.accept} <= shown
 

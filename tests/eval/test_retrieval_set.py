@@ -13,12 +13,12 @@ def images(count):
     return tuple(ImageRef(key=f"{number}.jpg", file=Path(f"{number}.jpg")) for number in range(count))
 
 
-def make(*, protocol="mine", complete=True, language=None, pictures=3, captions=None, right=None):
+def make(*, protocol="mine", complete=True, language=None, photos=3, captions=None, right=None):
     captions = ("a", "b", "c") if captions is None else captions
     return RetrievalSet(
         protocol=protocol,
         language=language,
-        images=images(pictures),
+        images=images(photos),
         captions=captions,
         caption_images=((0,), (1, 2), (2,)) if right is None else right,
         complete=complete,
@@ -59,14 +59,14 @@ def test_a_declared_name_needs_a_declared_language(protocol, language):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pictures": 0, "right": ((), (), ())}, "got 0 pictures and 3 captions"),
-        ({"captions": (), "right": ()}, "got 3 pictures and 0 captions"),
-        ({"right": ((0,),)}, "got pictures for 1 captions, expected 3"),
+        ({"images": 0, "right": ((), (), ())}, "got 0 images and 3 captions"),
+        ({"captions": (), "right": ()}, "got 3 images and 0 captions"),
+        ({"right": ((0,),)}, "got images for 1 captions, expected 3"),
         (
             {"right": ((0,), (1,), (3,))},
-            r"caption 2 belongs to pictures \[3\], expected one or more of 0 to 2",
+            r"caption 2 belongs to images \[3\], expected one or more of 0 to 2",
         ),
-        ({"right": ((0,), (), (1,))}, r"caption 1 belongs to pictures \[\]"),
+        ({"right": ((0,), (), (1,))}, r"caption 1 belongs to images \[\]"),
         ({"captions": ("a", " \n", "c")}, "caption 1 is empty"),
     ],
 )
@@ -75,8 +75,8 @@ def test_a_set_that_contradicts_itself_is_refused(change, message):
         make(**change)
 
 
-def test_two_pictures_of_one_key_are_refused():
-    with pytest.raises(DatasetError, match="two pictures have one key"):
+def test_two_images_of_one_key_are_refused():
+    with pytest.raises(DatasetError, match="two images have one key"):
         RetrievalSet(
             protocol="mine",
             images=images(1) * 2,
@@ -86,16 +86,16 @@ def test_two_pictures_of_one_key_are_refused():
         )
 
 
-def test_the_first_pictures_keep_the_captions_that_belong_to_any():
+def test_the_first_images_keep_the_captions_that_belong_to_any():
     part = make().first(2)
     assert (part.protocol, part.complete) == ("mine+partial", False)
     assert (part.captions, part.caption_images) == (["a", "b"], [(0,), (1,)])
-    assert part.notes == ("only the first 2 of 3 pictures",)
+    assert part.notes == ("only the first 2 of 3 images",)
     assert part.first(1).protocol == "mine+partial"
     assert make().first(3).complete
 
 
-def test_pictures_are_read_from_where_they_are(tmp_path):
+def test_images_are_read_from_where_they_are(tmp_path):
     file = tmp_path / "x"
     file.write_bytes(b"0123_-8=\n")
     assert ImageRef(key="1", file=file).read() == b"0123_-8=\n"

@@ -1,4 +1,4 @@
-"""The whole path on a tiny set: pictures and captions to results, leaderboard, page, comparison, index; in seconds."""
+"""The whole path on a tiny set: images and captions to results, leaderboard, page, comparison, index; in seconds."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_numbers_are_those_worked_out_by_hand(six, colours, options):
     assert [one.set.id for one in found] == ["six:en", "six:de"]
     assert (english.set.images, english.set.captions, german.set.captions) == (6, 12, 6)
     assert [[at.value for at in one.recall] for one in english.directions] == [[1, 1], [1, 1]]
-    # Of six German names "schwarz" and "weiß" stand at the wrong picture, and their own scores 0 like all others.
+    # Of six German names "schwarz" and "weiß" stand at the wrong image, and their own scores 0 like all others.
     assert [[at.value for at in one.recall] for one in german.directions] == [[4 / 6, 4 / 6], [4 / 6, 4 / 6]]
     assert [at.optimistic for at in german.directions[0].recall] == [4 / 6, 1]
     assert german.directions[0].median_rank == 1
@@ -78,11 +78,11 @@ def test_a_second_run_encodes_nothing_and_finds_the_same(six, options):
     assert (encoder.prepared, encoder.text_batches) == (0, [])
     for one, other in zip(first, again, strict=True):
         assert replace(one, date="", cost=None) == replace(other, date="", cost=None)
-    assert [one.cost.pictures_encoded for one in first if one.cost] == [
+    assert [one.cost.images_encoded for one in first if one.cost] == [
         6,
         0,
     ]  # the second language asks the same
-    assert [one.cost.pictures_encoded for one in again if one.cost] == [0, 0]
+    assert [one.cost.images_encoded for one in again if one.cost] == [0, 0]
 
 
 def test_long_captions_are_asked_with_their_beginnings(scenes_tar, colours, options):
@@ -96,7 +96,7 @@ def test_long_captions_are_asked_with_their_beginnings(scenes_tar, colours, opti
     points = {one.label: one.value for one in found.lengths.prefixes}
     assert list(points) == ["10 words", "20 words", "40 words", "80 words", "whole"]
     assert points["whole"] == 1.0
-    assert points["20 words"] == 0.0  # five pictures begin alike, and ties count against
+    assert points["20 words"] == 0.0  # five images begin alike, and ties count against
     assert found.lengths.truncated == 0.0
 
 
@@ -105,7 +105,7 @@ def test_an_exact_index_loses_nothing_and_a_foreign_one_is_refused(six, tmp_path
     with_index = replace(options, through=(tmp_path / "six.index",))
     [english, _] = run([Candidate(label="", open=FakeEncoder)], sets(six), options=with_index)
     [through] = english.through
-    assert through.pictures == 6
+    assert through.images == 6
     direct = {at.k: at.value for at in english.directions[0].recall}
     assert {at.k: (at.exact, at.through) for at in through.at} == {k: (direct[k], direct[k]) for k in (1, 5)}
     assert all(at.overlap == 1 for at in through.at)
@@ -117,7 +117,7 @@ def test_an_exact_index_loses_nothing_and_a_foreign_one_is_refused(six, tmp_path
     grey = {str(n): (tars.colour((90 + n, 90, 90)), {"caption": "grey"}) for n in range(6)}
     build_index(tars.write(tmp_path / "grey.tar", grey), tmp_path / "grey.index", encoder=FakeEncoder())
     foreign = replace(options, through=(tmp_path / "grey.index",))
-    with pytest.raises(DatasetError, match=r"none of the answers of .*grey.index is a picture of six:en"):
+    with pytest.raises(DatasetError, match=r"none of the answers of .*grey.index is an image of six:en"):
         list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=foreign))
 
 
@@ -131,15 +131,15 @@ def test_under_a_filter_only_what_passes_is_asked_and_found(six, tmp_path, optio
     [english, _] = run([Candidate(label="", open=FakeEncoder)], sets(six), options=filtered)
     [through] = english.through
     assert through.where == wanted
-    # Two pictures are left, so five answers always have the right one; the seven captions hold others.
+    # Two images are left, so five answers always have the right one; the seven captions hold others.
     assert {at.k: (at.exact, at.through, at.overlap) for at in through.at}[5] == (1.0, 1.0, 1.0)
     nothing = replace(filtered, where="width > 100000")
-    with pytest.raises(DatasetError, match=r"no picture of six:en in .*six.index passes the filter 'width"):
+    with pytest.raises(DatasetError, match=r"no image of six:en in .*six.index passes the filter 'width"):
         list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=nothing))
 
 
-def test_an_index_that_has_lost_pictures_shows_it(six, tmp_path, tars, options):
-    """Half of the pictures and as many others: what is missing counts as lost."""
+def test_an_index_that_has_lost_images_shows_it(six, tmp_path, tars, options):
+    """Half of the images and as many others: what is missing counts as lost."""
     kept = {str(n): (tars.colour(rgb), {"caption": "x"}) for n, rgb in enumerate(list(COLOURS.values())[2:5])}
     kept |= {f"grey{n}": (tars.colour((90 + n, 90, 90)), {"caption": "x"}) for n in range(3)}
     build_index(tars.write(tmp_path / "half.tar", kept), tmp_path / "half.index", encoder=FakeEncoder())
@@ -153,14 +153,14 @@ def test_an_index_that_has_lost_pictures_shows_it(six, tmp_path, tars, options):
 
 
 def test_every_k_of_an_index_and_the_lengths_count_their_own_answers(tmp_path, tars, colours, options):
-    """A picture half blue and half green is told as blue: all blue comes first, and it second."""
+    """An image half blue and half green is told as blue: all blue comes first, and it second."""
     both = Image.new("RGB", (16, 16), colours.palette["blue"])
     both.paste(colours.palette["green"], (8, 0, 16, 16))
     stream = io.BytesIO()
     both.save(stream, "PNG")
-    pictures = {word: (tars.colour(rgb), word) for word, rgb in colours.palette.items()}
-    pictures["half"] = (stream.getvalue(), "blue")
-    items = {key: (picture, {"captions": {"en": told}}) for key, (picture, told) in pictures.items()}
+    images = {word: (tars.colour(rgb), word) for word, rgb in colours.palette.items()}
+    images["half"] = (stream.getvalue(), "blue")
+    items = {key: (image, {"captions": {"en": told}}) for key, (image, told) in images.items()}
     place = tars.write(tmp_path / "told.tar", items)
     build_index(place, tmp_path / "told.index", encoder=colours.Encoder())
     [found] = run(
@@ -174,12 +174,12 @@ def test_every_k_of_an_index_and_the_lengths_count_their_own_answers(tmp_path, t
 
 
 def test_two_encoders_become_tables_page_and_a_verdict(tmp_path, tars, colours, options):
-    # Thirty pictures by two halves; whoever ignores the order of words finds half of them at most.
+    # Thirty images by two halves; whoever ignores the order of words finds half of them at most.
     items = {}
     for left, right in itertools.permutations(colours.palette, 2):
-        picture = tars.colour(colours.palette[left]) if left == right else None
-        picture = picture or halves(colours.palette[left], colours.palette[right])
-        items[f"{left}-{right}"] = (picture, {"caption": f"{left} {right}"})
+        image = tars.colour(colours.palette[left]) if left == right else None
+        image = image or halves(colours.palette[left], colours.palette[right])
+        items[f"{left}-{right}"] = (image, {"caption": f"{left} {right}"})
     pairs = load_data(tars.write(tmp_path / "pairs.tar", items))
     reads = Candidate(label="reads", open=colours.Encoder)
     bag = Candidate(label="bag <script>", open=lambda: Bag(colours.Encoder(bag=True)))
@@ -222,14 +222,14 @@ class Bag:
 def halves(left, right):
     from PIL import Image
 
-    picture = Image.new("RGB", (16, 16), left)
-    picture.paste(right, (8, 0, 16, 16))
+    image = Image.new("RGB", (16, 16), left)
+    image.paste(right, (8, 0, 16, 16))
     stream = io.BytesIO()
-    picture.save(stream, "PNG")
+    image.save(stream, "PNG")
     return stream.getvalue()
 
 
-def test_the_commands_from_pictures_to_page(six, tmp_path, monkeypatch):
+def test_the_commands_from_images_to_page(six, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     command = [
@@ -263,7 +263,7 @@ def test_the_commands_from_pictures_to_page(six, tmp_path, monkeypatch):
     )
     assert shown.exit_code == 0, shown.output
     assert (tmp_path / "a" / "b.html").read_text().startswith("<!DOCTYPE html>")
-    assert "only the first 4 of 6 pictures" in (tmp_path / "b.md").read_text()
+    assert "only the first 4 of 6 images" in (tmp_path / "b.md").read_text()
     compared = runner.invoke(app, ["compare", "nano", "again", "out"])
     assert compared.exit_code == 0, compared.output
     assert "nano and again cannot be told apart in any of 4 comparisons" in compared.output
@@ -294,7 +294,7 @@ def test_what_is_wrong_is_said_in_one_line(six, tmp_path, monkeypatch, arguments
     assert message in last
 
 
-def test_progress_counts_every_picture_and_caption(six, options):
+def test_progress_counts_every_image_and_caption(six, options):
     told = []
 
     class Reporter:

@@ -139,7 +139,7 @@ PARAMETERS = {
     "setting_name": ("d_llm2vec", "*/*/tokens.json"),
     "eva02_name": ("a_eva02", "*/config.json"),
     "openai_name": ("c_openai", "*/config.json"),
-    "picture_name": ("j_preprocess", "images/*"),
+    "image_name": ("j_preprocess", "images/*"),
 }
 """Argument of a test -> the case in which it is looked for, and the file that a value of it stands beside or is."""
 

@@ -110,15 +110,15 @@ def test_tables_rounded_to_half_precision_are_told_apart(case, tower, eva02_name
 @torch.no_grad()
 def check_whole(case, plan, name) -> None:
     inputs, expected = case.tensors("inputs.safetensors"), case.tensors("expected.safetensors")
-    pictures = plan.load()(inputs["pixel_values"])
+    images = plan.load()(inputs["pixel_values"])
     texts = plan.load_adapter()(inputs["llm_features"])
-    case.check(f"{name}: image_features", pictures, expected["image_features"])
+    case.check(f"{name}: image_features", images, expected["image_features"])
     case.check(f"{name}: text_features", texts, expected["text_features"])
-    pictures, texts = F.normalize(pictures, dim=-1), F.normalize(texts, dim=-1)
-    case.check(f"{name}: image_features_normalized", pictures, expected["image_features_normalized"])
+    images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
+    case.check(f"{name}: image_features_normalized", images, expected["image_features_normalized"])
     case.check(f"{name}: text_features_normalized", texts, expected["text_features_normalized"])
     scale = torch.tensor(plan.logit_scale()).exp()
-    case.check(f"{name}: logits_per_image", scale * pictures @ texts.T, expected["logits_per_image"])
+    case.check(f"{name}: logits_per_image", scale * images @ texts.T, expected["logits_per_image"])
 
 
 def test_the_file_as_a_whole(case, eva02_name):

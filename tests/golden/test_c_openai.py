@@ -31,7 +31,7 @@ def test_sizes_are_read_from_the_tensors(case, plan):
 
 
 @torch.no_grad()
-def test_pictures(case, plan, openai_name):
+def test_images(case, plan, openai_name):
     expected = case.tensors("expected.safetensors")
     pixels = case.tensors("inputs.safetensors")["pixel_values"]
     tower = plan.load()
@@ -48,9 +48,9 @@ def test_pictures(case, plan, openai_name):
 @torch.no_grad()
 def test_texts_and_scores(case, plan, openai_name):
     inputs, expected = case.tensors("inputs.safetensors"), case.tensors("expected.safetensors")
-    pictures, texts = plan.load()(inputs["pixel_values"]), plan.load_adapter()(inputs["llm_features"])
+    images, texts = plan.load()(inputs["pixel_values"]), plan.load_adapter()(inputs["llm_features"])
     case.check(f"{openai_name}: text_features", texts, expected["text_features"])
-    cosine = F.normalize(pictures, dim=-1) @ F.normalize(texts, dim=-1).T
+    cosine = F.normalize(images, dim=-1) @ F.normalize(texts, dim=-1).T
     case.check(f"{openai_name}: cosine", cosine, expected["cosine"])
     case.check(f"{openai_name}: softmax_100", (100 * cosine).softmax(-1), expected["softmax_100"])
 

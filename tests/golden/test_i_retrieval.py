@@ -88,7 +88,7 @@ def test_recalls_of_the_reference_programs(case, sets):
                 assert recall.pessimistic - ATOL <= drawn[key] <= recall.optimistic + ATOL, key
 
 
-def test_chinese_clip_leaves_pictures_without_a_caption_out(case, sets):
+def test_chinese_clip_leaves_images_without_a_caption_out(case, sets):
     for name, content in case.json("expected.json").items():
         if "chinese_clip" not in content:
             continue
@@ -103,7 +103,7 @@ def test_chinese_clip_leaves_pictures_without_a_caption_out(case, sets):
                 case.check(label, ours.mean_recall, theirs["mean_recall"] / 100, atol=ATOL, rtol=0)
 
 
-def test_clip_benchmark_counts_pictures_without_a_caption_as_misses(case, sets):
+def test_clip_benchmark_counts_images_without_a_caption_as_misses(case, sets):
     expected = case.json("expected.json")["one_to_many"]["clip_benchmark_functions_on_pair_matrix"]
     scores, _, positives = sets["one_to_many"]
     missed = recalls(scores, positives, expected, unmatched=Unmatched.MISS)

@@ -1,4 +1,4 @@
-"""Golden case j: pictures to pixels, as four original programs do it and as we do it by default."""
+"""Golden case j: images to pixels, as four original programs do it and as we do it by default."""
 
 from __future__ import annotations
 
@@ -33,35 +33,35 @@ def case(golden):
 
 
 @pytest.fixture
-def picture(case, picture_name):
-    path = case.folder / picture_name
+def image(case, image_name):
+    path = case.folder / image_name
     if not path.is_file():
-        pytest.skip("no pictures in this folder")
+        pytest.skip("no images in this folder")
     return path
 
 
 @pytest.fixture
-def facts(case, picture):
-    return case.json("info.json")["images"][picture.name]
+def facts(case, image):
+    return case.json("info.json")["images"][image.name]
 
 
 def sized(processor: Preprocess, case) -> Preprocess:
     return replace(processor, size=case.json("info.json")["target_size"])
 
 
-def pixels(processor: Preprocess, picture) -> torch.Tensor:
-    square = processor.prepare(picture).pixels
+def pixels(processor: Preprocess, image) -> torch.Tensor:
+    square = processor.prepare(image).pixels
     scaled = (square.astype(np.float64) / 255 - processor.mean) / processor.std
     return torch.from_numpy(scaled.transpose(2, 0, 1))
 
 
-def test_upstream_is_what_the_original_programs_make(case, picture):
+def test_upstream_is_what_the_original_programs_make(case, image):
     expected = case.tensors("expected.safetensors")
-    recorded = [key for key in expected if key.split("/")[0] == picture.stem]
+    recorded = [key for key in expected if key.split("/")[0] == image.stem]
     assert {key.split("/")[1] for key in recorded} <= set(PROCESSORS)
     assert len(recorded) >= 5
     for key in recorded:
-        case.check(key, pixels(sized(PROCESSORS[key.split("/")[1]], case), picture), expected[key], atol=1e-5)
+        case.check(key, pixels(sized(PROCESSORS[key.split("/")[1]], case), image), expected[key], atol=1e-5)
 
 
 def test_crops_at_full_size_are_equal_in_every_bit(case):
@@ -73,14 +73,14 @@ def test_crops_at_full_size_are_equal_in_every_bit(case):
         case.exact(key, torch.from_numpy(processor.prepare(path).pixels.transpose(2, 0, 1).copy()), crop)
 
 
-def test_native_is_the_same_for_plain_pictures(case, picture, facts):
+def test_native_is_the_same_for_plain_images(case, image, facts):
     if facts["mode"] not in UPRIGHT_RGB or facts["exif_orientation"] not in (None, 1):
-        pytest.skip("no plain picture")
+        pytest.skip("no plain image")
     expected = case.tensors("expected.safetensors")
     for key in expected:
-        if key.split("/")[0] == picture.stem:
+        if key.split("/")[0] == image.stem:
             native = replace(sized(PROCESSORS[key.split("/")[1]], case), parity="native")
-            case.check(f"native {key}", pixels(native, picture), expected[key], atol=1e-5)
+            case.check(f"native {key}", pixels(native, image), expected[key], atol=1e-5)
 
 
 def sensible(image: Image.Image) -> Image.Image:
@@ -98,23 +98,23 @@ def sensible(image: Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize("program", ["clip_image_processor", "eva_preprocess_val", "siglip_image_processor"])
-def test_native_is_the_original_on_a_picture_put_right_before(case, picture, program):
+def test_native_is_the_original_on_a_image_put_right_before(case, photo, program):
     processor = sized(PROCESSORS[program], case)
-    with Image.open(picture) as image:
+    with Image.open(photo) as image:
         right = sensible(image)
-    native = pixels(replace(processor, parity="native"), picture)
-    case.check(f"put right: {picture.stem}/{program}", native, pixels(processor, right), atol=1e-5)
+    native = pixels(replace(processor, parity="native"), photo)
+    case.check(f"put right: {image.stem}/{program}", native, pixels(processor, right), atol=1e-5)
 
 
-def test_native_differs_where_the_originals_are_mistaken(case, picture):
+def test_native_differs_where_the_originals_are_mistaken(case, image):
     mistaken = ("exif_rotated", "gray16", "rgba")
-    palette = picture.stem == "palette"
-    if picture.stem not in mistaken and not palette:
+    palette = image.stem == "palette"
+    if image.stem not in mistaken and not palette:
         pytest.skip("the originals are right")
     program = "eva_preprocess_val" if palette else "clip_image_processor"
     processor = sized(PROCESSORS[program], case)
-    wrong = case.tensors("expected.safetensors")[f"{picture.stem}/{program}"]
-    native = pixels(replace(processor, parity="native"), picture)
+    wrong = case.tensors("expected.safetensors")[f"{image.stem}/{program}"]
+    native = pixels(replace(processor, parity="native"), image)
     assert (native - wrong).abs().max() > 0.5
     assert (native - wrong).abs().mean() > 0.01
 

@@ -25,7 +25,7 @@ def encoder() -> FakeEncoder:
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
-    """A folder of 30 pictures in three folders."""
+    """A folder of 30 images in three folders."""
     folder = tmp_path / "photos"
     for number in range(30):
         file = folder / ["", "summer", "summer/lake"][number % 3] / f"{number:03d}.png"
@@ -36,14 +36,14 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    """A folder of two WebDataset shards with five pictures, captions and metadata."""
+    """A folder of two WebDataset shards with five images, captions and metadata."""
     folder = tmp_path / "shards"
     folder.mkdir()
     for shard, numbers in enumerate([(0, 1, 2), (3, 4)]):
         members: dict[str, bytes] = {}
         for number in numbers:
             members[f"{number:04d}.webp"] = encoded(colour_of(number), format="WEBP")
-            about = {"caption": f"picture {number}", "emoji": "🦒", "names": {"zh": "长颈鹿"}}
+            about = {"caption": f"image {number}", "emoji": "🦒", "names": {"zh": "长颈鹿"}}
             members[f"{number:04d}.json"] = json.dumps(about).encode()
         (folder / f"{shard:02d}.tar").write_bytes(tar_of(members))
     return folder
@@ -54,7 +54,7 @@ MakeIndex = Callable[[np.ndarray], Index]
 
 @pytest.fixture
 def index_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeIndex]:
-    """Make an index of given rows, (n, dim) float32, without any picture."""
+    """Make an index of given rows, (n, dim) float32, without any image."""
     opened: list[Index] = []
 
     def make(rows: np.ndarray) -> Index:

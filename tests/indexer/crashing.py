@@ -34,11 +34,11 @@ from llm2clip.indexer import (
     BuildOptions,
     IndexNotFoundError,
     Selection,
-    add_pictures,
+    add_images,
     build_index,
     compact_index,
     open_index,
-    remove_pictures,
+    remove_images,
     update_index,
 )
 from llm2clip.indexer.storage import generation_writer as generation
@@ -47,7 +47,7 @@ from llm2clip.indexer.storage.vector_segments import SegmentWriter
 DIM = 16
 OPERATIONS = ("build", "add", "update", "remove", "compact")
 State = Mapping[str, tuple[bytes, bytes]]
-"""Key -> (content, vector) of every picture that the index should hold."""
+"""Key -> (content, vector) of every image that the index should hold."""
 
 
 @dataclass(frozen=True)
@@ -131,10 +131,10 @@ class Crashes:
             self.write()
 
     def write(self, key: str | None = None) -> str:
-        """Put a picture into the corpus."""
+        """Put an image into the corpus."""
         self.serial += 1
         key = key or f"{self.random.choice('abc')}/{self.serial:05d}.png"
-        content = f"picture {self.serial} ".encode() * self.random.randint(1, 20)
+        content = f"image {self.serial} ".encode() * self.random.randint(1, 20)
         file = self.corpus / key
         file.parent.mkdir(exist_ok=True)
         file.write_bytes(content)
@@ -187,7 +187,7 @@ class Crashes:
             new = [self.write() for _ in range(choose.randint(1, 12))]
             paths = [self.corpus / key for key in new]
             return (
-                lambda: add_pictures(self.index, paths, encoder=encoder, options=self.options),
+                lambda: add_images(self.index, paths, encoder=encoder, options=self.options),
                 before,
                 self.state(self.known | set(new)),
             )
@@ -195,7 +195,7 @@ class Crashes:
             keys = choose.sample(sorted(self.known), min(len(self.known) - 1, choose.randint(1, 8)))
             self.out |= set(keys)
             return (
-                lambda: remove_pictures(self.index, Selection(keys=keys)),
+                lambda: remove_images(self.index, Selection(keys=keys)),
                 before,
                 self.state(self.known - set(keys)),
             )

@@ -1,4 +1,4 @@
-"""Pictures, tars and rows for tests."""
+"""Images, tars and rows for tests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm2clip.indexer import Index
 
 
 def encoded(colour: tuple[int, int, int], *, size: tuple[int, int] = (12, 8), format: str = "PNG") -> bytes:
-    """An encoded picture of one colour."""
+    """An encoded image of one colour."""
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, format)
     return buffer.getvalue()

@@ -46,14 +46,14 @@ def test_what_keeps_the_vectors_and_wins_time_is_taken(
     assert (trial.taken, trial.encoder is rough) == (taken, taken)
     assert trial.times == pytest.approx(1 / seconds)
     assert trial.probes == 16
-    drawn = [picture.read_bytes() for picture in sorted(photos.rglob("*.png"))]
+    drawn = [image.read_bytes() for image in sorted(photos.rglob("*.png"))]
     cosines = [float(full.encode_images([one])[0] @ rough.encode_images([one])[0]) for one in drawn]
     assert min(cosines) - 0.05 < trial.cosine <= 1
     assert ("full precision" in trial.text()) == (not taken)
 
 
-def test_without_pictures_nothing_is_loaded(tmp_path: Path):
-    (tmp_path / "a.png").write_bytes(b"no picture")
+def test_without_images_nothing_is_loaded(tmp_path: Path):
+    (tmp_path / "a.png").write_bytes(b"no image")
 
     def load() -> FakeEncoder:
         raise AssertionError("was loaded")

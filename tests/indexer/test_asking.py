@@ -67,7 +67,7 @@ def own_terminal(descriptor: int) -> None:
 def test_the_person_is_asked_until_there_is_an_answer_and_the_build_goes_on(photos):
     typist = Typist("build", str(photos))
     typist.wait_for(QUESTION)
-    assert "Which encoder shall read your pictures?" in typist.shown
+    assert "Which encoder shall read your images?" in typist.shown
     offered = [card for card in list_encoders() if card.offered]
     assert len(offered) > 3
     for card in offered:

@@ -31,7 +31,7 @@ def expected_vectors(encoder: FakeEncoder, colours: list[tuple[int, int, int]]) 
     return encoder.encode_images([encoded(colour) for colour in colours]).astype(np.float16)
 
 
-def test_an_index_holds_every_picture_with_its_vector(photos, tmp_path, encoder):
+def test_an_index_holds_every_image_with_its_vector(photos, tmp_path, encoder):
     report = build_index(photos, tmp_path / "i", encoder=encoder)
     assert (report.items, report.embedded, report.kept, report.bad) == (30, 30, 0, 0)
     assert encoder.prepared == sum(encoder.image_batches) == 30
@@ -67,13 +67,13 @@ def test_tars_keep_captions_and_metadata(shards, tmp_path, encoder):
     build_index(shards / "{00..01}.tar", tmp_path / "i", encoder=encoder)
     with open_index(tmp_path / "i") as index:
         [[hit]] = index.search(encoder.encode_images([encoded(colour_of(3), format="WEBP")]), k=1)
-        assert (hit.key, hit.caption) == ("01.tar#0003.webp", "picture 3")
+        assert (hit.key, hit.caption) == ("01.tar#0003.webp", "image 3")
         assert hit.metadata == {"emoji": "🦒", "names": {"zh": "长颈鹿"}}
         assert hit.uri == f"{shards}/01.tar#0003.webp"
         assert index.read_image(hit.id) == encoded(colour_of(3), format="WEBP")
 
 
-def test_nothing_changed_is_noticed_without_reading_a_picture(photos, tmp_path, encoder):
+def test_nothing_changed_is_noticed_without_reading_a_image(photos, tmp_path, encoder):
     build_index(photos, tmp_path / "i", encoder=encoder)
     before = (tmp_path / "i" / "manifest.json").read_bytes()
     report = build_index(f"{photos}/../photos", tmp_path / "i", encoder=encoder)
@@ -111,7 +111,7 @@ def test_a_changed_caption_is_taken_without_embedding(photos, tmp_path, encoder)
     assert build_index(photos, tmp_path / "i", encoder=encoder).up_to_date
 
 
-def test_one_of_two_files_beside_a_picture_is_removed(photos, tmp_path, encoder):
+def test_one_of_two_files_beside_a_image_is_removed(photos, tmp_path, encoder):
     (photos / "000.json").write_text('{"caption": "said here", "mood": "calm"}')
     (photos / "000.txt").write_text("said there")
     for seconds, name in ((1000, "000.json"), (2000, "000.txt")):
@@ -253,16 +253,16 @@ def test_a_second_writer_is_refused(photos, tmp_path, encoder):
 
 
 @pytest.mark.parametrize("content", [{}, {"a.txt": b"x"}])
-def test_no_pictures_is_an_error_and_leaves_nothing(tmp_path, encoder, content):
+def test_no_images_is_an_error_and_leaves_nothing(tmp_path, encoder, content):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
     for name, what in content.items():
         (corpus / name).write_bytes(what)
-    with pytest.raises(CorpusError, match=r"no pictures in .*corpus: "):
+    with pytest.raises(CorpusError, match=r"no images in .*corpus: "):
         build_index(corpus, tmp_path / "i", encoder=encoder)
     assert not (tmp_path / "i").exists()
     (tmp_path / "0.tar").write_bytes(tar_of(content))
-    with pytest.raises(CorpusError, match="no pictures in the 1 shards of "):
+    with pytest.raises(CorpusError, match="no images in the 1 shards of "):
         build_index(tmp_path / "0.tar", tmp_path / "i", encoder=encoder)
     assert not (tmp_path / "i").exists()
 
@@ -272,7 +272,7 @@ def test_an_emptied_corpus_does_not_empty_its_index(photos, tmp_path, encoder):
     build_index(photos, tmp_path / "i", encoder=encoder)
     shutil.rmtree(photos)
     photos.mkdir()
-    with pytest.raises(CorpusError, match=r"no pictures in .*: the folder is empty"):
+    with pytest.raises(CorpusError, match=r"no images in .*: the folder is empty"):
         build_index(photos, tmp_path / "i", encoder=encoder)
     with open_index(tmp_path / "i") as index:
         assert (len(index), index.verify().ok) == (30, True)
@@ -286,13 +286,13 @@ def test_a_faulty_encoder_is_named(photos, tmp_path):
             return np.ones((len(pixels), 3), np.float32)
 
     with pytest.raises(
-        IndexerError, match=r"encoder 'fake' gave vectors of shape \(30, 3\) for 30 pictures, expected"
+        IndexerError, match=r"encoder 'fake' gave vectors of shape \(30, 3\) for 30 images, expected"
     ):
         build_index(photos, tmp_path / "i", encoder=Wide(), options=BuildOptions(batch_size=30))
     assert not (tmp_path / "i").exists()
 
 
-def test_a_picture_without_a_vector_does_not_take_its_batch_with_it(photos, tmp_path):
+def test_a_image_without_a_vector_does_not_take_its_batch_with_it(photos, tmp_path):
     class Zero(FakeEncoder):
         def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
             rows = super()._image_batch(pixels)
@@ -301,10 +301,10 @@ def test_a_picture_without_a_vector_does_not_take_its_batch_with_it(photos, tmp_
 
     report = build_index(photos, tmp_path / "i", encoder=Zero())
     assert (report.items, report.bad) == (29, 1)
-    assert report.bad_pictures[0].key == "summer/lake/005.png"
+    assert report.bad_images[0].key == "summer/lake/005.png"
 
 
-def test_an_encoder_that_fails_on_everything_is_not_blamed_on_the_pictures(photos, tmp_path):
+def test_an_encoder_that_fails_on_everything_is_not_blamed_on_the_images(photos, tmp_path):
     class Broken(FakeEncoder):
         def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
             raise ImageError("weights are missing")
@@ -313,7 +313,7 @@ def test_an_encoder_that_fails_on_everything_is_not_blamed_on_the_pictures(photo
         build_index(photos, tmp_path / "i", encoder=Broken())
 
 
-def test_an_unexpected_error_names_the_picture(photos, tmp_path):
+def test_an_unexpected_error_names_the_image(photos, tmp_path):
     class Odd(FakeEncoder):
         def _prepare(self, image):
             raise TypeError("a bug")
@@ -323,7 +323,7 @@ def test_an_unexpected_error_names_the_picture(photos, tmp_path):
     assert failure.value.__notes__ == [f"while decoding {photos}/000.png"]
 
 
-def test_pictures_in_memory_are_bounded(tmp_path, encoder):
+def test_images_in_memory_are_bounded(tmp_path, encoder):
     """However large the corpus, no more than the window is read ahead of the encoder."""
     folder = tmp_path / "many"
     folder.mkdir()
@@ -350,7 +350,7 @@ def test_the_sample_corpus_moves_with_the_installation(shards, tmp_path, encoder
     monkeypatch.setattr(location, "sample_folder", lambda: tmp_path / "nowhere")
     for module in ("shards", "records"):
         monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: location.sample_folder())
-    with pytest.raises(CorpusError, match="this installation has no sample pictures"):
+    with pytest.raises(CorpusError, match="this installation has no sample images"):
         build_index("sample:", tmp_path / "i", encoder=encoder)
     monkeypatch.setattr(location, "sample_folder", lambda: shards)
     build_index("sample:", tmp_path / "i", encoder=encoder)

@@ -1,4 +1,4 @@
-"""Pictures that are read together: each once, let go when it was asked for."""
+"""Images that are read together: each once, let go when it was asked for."""
 
 from __future__ import annotations
 

@@ -45,22 +45,22 @@ def test_build_says_where_the_index_is_and_how_to_search_it(photos, loaded):
     done = run.invoke(cli.app, ["build", str(photos), "--encoder", "clip-vit-b-32"])
     assert (done.exit_code, done.stderr) == (0, "")
     indexed, index, search = done.stdout.splitlines()
-    assert indexed.startswith("Indexed 30 pictures in ")
+    assert indexed.startswith("Indexed 30 images in ")
     assert index == f"Index:  {default_index_path(photos)}"
     assert search == 'Search: llm2clip-search "a red bicycle in the rain"'
     assert current_index() == default_index_path(photos)
     assert loaded == ["clip-vit-b-32"]
     again = run.invoke(cli.app, ["build", str(photos)])
-    assert again.stdout.splitlines()[0] == "Up to date: 30 pictures, nothing has changed."
+    assert again.stdout.splitlines()[0] == "Up to date: 30 images, nothing has changed."
     assert loaded == ["clip-vit-b-32"] * 2
 
 
-def test_bad_pictures_are_listed(photos, tmp_path):
+def test_bad_images_are_listed(photos, tmp_path):
     for number in range(25):
         (photos / f"bad{number:02d}\x1b[31m.jpg").write_bytes(b"x")
     done = run.invoke(cli.app, ["build", str(photos), "--encoder", "x", "--index", str(tmp_path / "i")])
     lines = done.stdout.splitlines()
-    assert lines[1] == "25 pictures could not be read:"
+    assert lines[1] == "25 images could not be read:"
     assert lines[2].startswith("  bad00\\x1b[31m.jpg: ")
     assert lines[22] == f"  and 5 more: llm2clip-index info --errors --index {tmp_path}/i"
     errors = run.invoke(cli.app, ["info", "--errors"]).stdout.splitlines()
@@ -124,7 +124,7 @@ def test_a_person_is_asked(tmp_path, answers, chosen, capsys):
     remaining = iter(answers)
     assert choosing.choose_encoder("p", tmp_path, told=None, ask=lambda _: next(remaining)) == chosen
     asked = capsys.readouterr().err
-    assert asked.startswith("Which encoder shall read your pictures?\n  1  nano")
+    assert asked.startswith("Which encoder shall read your images?\n  1  nano")
     assert asked.count("is none of them: expected 1 to") == len(answers) - 1
 
 
@@ -150,7 +150,7 @@ def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):
         (["build", "nowhere", "--encoder", "x"], 1, "error: no such file or folder: nowhere\n"),
         (["info"], 1, "error: no index was built yet: name one with --index PATH, or build one\n"),
         (["verify", "--index", "nowhere"], 1, "error: no index at "),
-        (["build"], 2, "which pictures? Name a CORPUS"),
+        (["build"], 2, "which images? Name a CORPUS"),
         (["build", "x", "--encode", "y"], 2, "No such option: --encode"),
         (["build", "x", "--batch-size", "0"], 2, "Invalid value for '--batch-size'"),
     ],
@@ -167,11 +167,11 @@ def test_failures_are_one_line(arguments, status, says, tmp_path, monkeypatch):
 @pytest.mark.parametrize("named", [[], ["--encoder", "far-away"]])
 def test_an_empty_corpus_is_said_before_an_encoder_is_asked_for_or_loaded(tmp_path, loaded, named):
     (tmp_path / "empty").mkdir()
-    (tmp_path / "empty" / "notes.txt").write_text("no picture")
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
     done = run.invoke(cli.app, ["build", str(tmp_path / "empty"), *named])
     assert (done.exit_code, done.stdout, loaded) == (1, "", [])
     assert done.stderr.startswith(
-        f"error: no pictures in {tmp_path}/empty: got 1 files (1 with .txt), expected endings "
+        f"error: no images in {tmp_path}/empty: got 1 files (1 with .txt), expected endings "
     )
 
 
@@ -180,7 +180,7 @@ def test_the_index_of_the_sample_says_how_it_is_made(loaded):
         done = run.invoke(cli.app, [command_name, "--index", "sample:"])
         assert (done.exit_code, done.stdout) == (1, "")
         assert done.stderr == (
-            "error: the index of the sample pictures is not built yet: make it with  llm2clip-index build sample:\n"
+            "error: the index of the sample images is not built yet: make it with  llm2clip-index build sample:\n"
         )
 
 
@@ -189,7 +189,7 @@ def test_the_place_of_the_sample_is_for_the_sample(photos, shards, tmp_path, mon
     refused = run.invoke(cli.app, ["build", str(photos), "--index", "sample:", "--encoder", "x"])
     assert (refused.exit_code, refused.stdout, loaded) == (1, "", [])
     assert refused.stderr == (
-        f"error: sample: is the index of the sample pictures, got the corpus {photos}: "
+        f"error: sample: is the index of the sample images, got the corpus {photos}: "
         "choose a folder with --index\n"
     )
     for module in ("location", "shards", "records"):
@@ -199,7 +199,7 @@ def test_the_place_of_the_sample_is_for_the_sample(photos, shards, tmp_path, mon
     assert not (tmp_path / "sample:").exists()
 
 
-def test_an_index_of_other_pictures_is_replaced_only_when_told(photos, shards, tmp_path):
+def test_an_index_of_other_images_is_replaced_only_when_told(photos, shards, tmp_path):
     place = ["--index", str(tmp_path / "i")]
     assert run.invoke(cli.app, ["build", str(photos), "--encoder", "x", *place]).exit_code == 0
     refused = run.invoke(cli.app, ["build", str(shards), *place])
@@ -225,13 +225,13 @@ def test_the_command_that_is_printed_names_the_index_where_it_must(photos, tmp_p
 def test_info_and_verify(photos):
     run.invoke(cli.app, ["build", str(photos), "--encoder", "x"])
     shown = run.invoke(cli.app, ["info"]).stdout
-    assert "pictures  30\n" in shown
+    assert "images  30\n" in shown
     assert "encoder   x (weights " in shown
     assert f"corpus    {photos} in {photos}\n" in shown
     verified = run.invoke(cli.app, ["verify"])
     assert (verified.exit_code, verified.stdout) == (
         0,
-        f"{default_index_path(photos)} is whole: 4 files, 30 pictures\n",
+        f"{default_index_path(photos)} is whole: 4 files, 30 images\n",
     )
     vectors = default_index_path(photos) / "vectors-00001-00000.npy"
     content = bytearray(vectors.read_bytes())
@@ -291,8 +291,8 @@ def test_a_terminal_shows_progress(photos, tmp_path):
     out, _ = process.communicate()
     os.close(primary)
     assert b"16/30" in drawn
-    assert b"pictures/s" in drawn
-    assert "Indexed 30 pictures in" in out.decode()
+    assert b"images/s" in drawn
+    assert "Indexed 30 images in" in out.decode()
     assert b"\x1b" not in out
 
 
@@ -310,7 +310,7 @@ def odd_tiff() -> bytes:
     return bytes(data)
 
 
-def test_what_pillow_says_of_odd_pictures_stays_off_the_terminal(photos, tmp_path):
+def test_what_pillow_says_of_odd_images_stays_off_the_terminal(photos, tmp_path):
     (photos / "odd.jpg").write_bytes(odd_exif())
     (photos / "odd.tif").write_bytes(odd_tiff())
     driver = os.path.join(os.path.dirname(__file__), "driver.py")
@@ -319,7 +319,7 @@ def test_what_pillow_says_of_odd_pictures_stays_off_the_terminal(photos, tmp_pat
         [sys.executable, driver, "", *arguments], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "Indexed 31 pictures in " in done.stdout
+    assert "Indexed 31 images in " in done.stdout
     assert "  odd.tif: damaged or truncated TIFF header\n" in done.stdout
 
 
@@ -350,9 +350,9 @@ def test_results_go_to_a_closed_pipe_quietly(photos, tmp_path):
     assert done.stderr == ""
 
 
-def test_changed_pictures_are_told_from_kept_ones(photos):
+def test_changed_images_are_told_from_kept_ones(photos):
     run.invoke(cli.app, ["build", str(photos), "--encoder", "x"])
     time.sleep(0.01)
     (photos / "000.png").write_bytes(encoded((1, 1, 1)))
     shown = run.invoke(cli.app, ["build", str(photos)]).stdout
-    assert shown.startswith("Indexed 30 pictures, 1 of them embedded now, in ")
+    assert shown.startswith("Indexed 30 images, 1 of them embedded now, in ")

@@ -47,36 +47,36 @@ def lines(*arguments: str) -> list[str]:
 
 
 def test_updates_say_what_they_did_in_numbers(index, photos, loaded):
-    assert lines("update", *index)[0] == "30 pictures in the index: 30 as before."
+    assert lines("update", *index)[0] == "30 images in the index: 30 as before."
     assert loaded == []
     (photos / "000.png").rename(photos / "moved.png")
     (photos / "003.png").write_bytes(encoded((9, 9, 9), size=(30, 30)))
     (photos / "bad\x1b[31m.png").write_bytes(b"x")
     first, moved, embedded, bad, name = lines("update", *index)
-    assert first == "30 pictures in the index: 1 new, 1 with other content, 1 removed, 28 as before."
-    assert moved == "1 of the new and the removed are one picture that was moved."
+    assert first == "30 images in the index: 1 new, 1 with other content, 1 removed, 28 as before."
+    assert moved == "1 of the new and the removed are one image that was moved."
     assert embedded.startswith("1 embedded, 1 found again by their content, in ")
-    assert (bad, name[:21]) == ("1 picture could not be read:", "  bad\\x1b[31m.png: no")
+    assert (bad, name[:21]) == ("1 image could not be read:", "  bad\\x1b[31m.png: no")
     assert loaded == ["x"]
-    again = "30 pictures in the index: 30 as before, 1 left out as before (unreadable or removed)."
+    again = "30 images in the index: 30 as before, 1 left out as before (unreadable or removed)."
     assert lines("update", *index)[0] == again
     report = json.loads(lines("update", "--json", *index)[0])
     assert (report["unchanged"], report["items"], report["changed_anything"]) == (31, 30, False)
     assert lines("errors", *index)[0].startswith("bad\\x1b[31m.png\t")
 
 
-def test_pictures_are_added_and_removed(index, photos, tmp_path):
+def test_images_are_added_and_removed(index, photos, tmp_path):
     (photos / "one.png").write_bytes(encoded((1, 2, 3)))
-    assert lines("add", str(photos / "one.png"), *index)[0] == "31 pictures in the index: 1 new."
+    assert lines("add", str(photos / "one.png"), *index)[0] == "31 images in the index: 1 new."
     assert lines("remove", "one.png", "000.png", "--matching", "summer/*", *index)[0] == (
-        "9 pictures in the index: 22 removed, 9 as before."
+        "9 images in the index: 22 removed, 9 as before."
     )
     assert "nothing fits" in run.invoke(cli.app, ["remove", "--where", "width > 100", *index]).stderr
-    assert lines("compact", *index)[0].startswith("9 pictures in the index, 22 vectors dropped; ")
+    assert lines("compact", *index)[0].startswith("9 images in the index, 22 vectors dropped; ")
     wrong = run.invoke(cli.app, ["remove", "nosuch.png", *index])
     assert (wrong.exit_code, wrong.stderr[:40]) == (1, "error: not in the index: nosuch.png. Not")
     wrong = run.invoke(cli.app, ["remove", *index])
-    assert (wrong.exit_code, wrong.stderr[:22]) == (1, "error: which pictures?")
+    assert (wrong.exit_code, wrong.stderr[:22]) == (1, "error: which images?")
     wrong = run.invoke(cli.app, ["add", str(tmp_path / "nowhere"), *index])
     assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
 
@@ -103,21 +103,21 @@ def test_a_missing_file_and_a_wrong_place_say_what_to_do(index, tmp_path, photos
     (tmp_path / "i" / "vectors-00001-00000.npy").unlink()
     done = run.invoke(cli.app, ["verify", *index])
     assert (done.exit_code, "Try  llm2clip-index verify --repair, or" in done.stderr) == (1, True)
-    assert lines("verify", "--repair", *index)[-1].endswith("is whole: 4 files, 30 pictures")
+    assert lines("verify", "--repair", *index)[-1].endswith("is whole: 4 files, 30 images")
 
 
-def test_a_picture_may_be_named_by_its_path_from_here(index, photos, monkeypatch):
+def test_a_image_may_be_named_by_its_path_from_here(index, photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     said = lines("remove", f"{photos.name}/000.png", *index)
-    assert said[0] == "29 pictures in the index: 1 removed, 29 as before."
-    # A key comes first: of two pictures of one name, only the one that has it as its key goes.
+    assert said[0] == "29 images in the index: 1 removed, 29 as before."
+    # A key comes first: of two images of one name, only the one that has it as its key goes.
     for folder in (photos, photos / "summer"):
         (folder / "twice.png").write_bytes(encoded((7, 7, 7)))
-    assert lines("update", *index)[0].startswith("31 pictures in the index: 2 new")
+    assert lines("update", *index)[0].startswith("31 images in the index: 2 new")
     monkeypatch.chdir(photos / "summer")
-    assert lines("remove", "twice.png", *index)[0].startswith("30 pictures in the index: 1 removed")
+    assert lines("remove", "twice.png", *index)[0].startswith("30 images in the index: 1 removed")
     assert run.invoke(cli.app, ["remove", f"{photos}/twice.png", *index]).exit_code == 1
-    assert lines("remove", "twice.png", *index)[0].startswith("29 pictures in the index: 1 removed")
+    assert lines("remove", "twice.png", *index)[0].startswith("29 images in the index: 1 removed")
 
 
 def test_the_variable_names_the_index_of_all_commands(index, photos, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_the_variable_names_the_index_of_all_commands(index, photos, tmp_path, m
     lines("build", str(photos / "summer"), "--index", place, "--encoder", "x")
     monkeypatch.setenv("LLM2CLIP_INDEX", str(tmp_path / "i"))
     assert lines("info")[0] == f"index     {tmp_path}/i"
-    assert lines("remove", "000.png")[0].startswith("29 pictures in the index: 1 removed")
+    assert lines("remove", "000.png")[0].startswith("29 images in the index: 1 removed")
 
 
 def test_all_that_was_indexed_is_told(index, photos, tmp_path):
@@ -150,21 +150,21 @@ def test_repairing_says_what_was_wrong_and_what_to_do(index, tmp_path):
     assert run.invoke(cli.app, ["verify", *index]).exit_code == 1
     said = lines("verify", "--repair", *index)
     assert said[0] == "vectors-00001-00000.npy was restored from candidates-00001.faiss"
-    assert said[-1].endswith("is whole: 4 files, 30 pictures")
+    assert said[-1].endswith("is whole: 4 files, 30 images")
     for name in ("vectors-00001-00000.npy", "candidates-00001.faiss"):
         flip(tmp_path / "i" / name, -1)
     said = lines("verify", "--repair", *index)
     assert f"To embed them again: llm2clip-index update --index {tmp_path}/i" in said[-3]
-    assert lines("update", *index)[0] == "30 pictures in the index: 30 new."
+    assert lines("update", *index)[0] == "30 images in the index: 30 new."
 
 
 def test_an_index_is_made_again_with_another_encoder(index, tmp_path, loaded):
     said = lines("build", "--from", str(tmp_path / "i"), "--encoder", "y")
-    assert said[0].startswith("30 pictures embedded with y in ")
+    assert said[0].startswith("30 images embedded with y in ")
     assert said[1].startswith(f"overlap@10 with {tmp_path}/i: ")
-    assert said[1].endswith(" (30 pictures as queries)")
+    assert said[1].endswith(" (30 images as queries)")
     assert said[-1] == f"Index:  {tmp_path}/i-y.index"
-    assert lines("info", "--index", f"{tmp_path}/i-y.index")[1].startswith("pictures  30")
+    assert lines("info", "--index", f"{tmp_path}/i-y.index")[1].startswith("images  30")
     del loaded[:]
     missing = run.invoke(cli.app, ["build", "--from", str(tmp_path / "no"), "--encoder", "y"])
     assert (missing.exit_code, missing.stderr.count("\n"), loaded) == (1, 1, [])
@@ -184,7 +184,7 @@ def test_nothing_is_read_of_what_looks_unchanged(index, photos, loaded):
         found = file.stat()
         file.write_bytes(b"?" * found.st_size)
         os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
-    assert lines("update", *index)[0] == "30 pictures in the index: 30 as before."
+    assert lines("update", *index)[0] == "30 images in the index: 30 as before."
     assert loaded == []
 
 
@@ -193,8 +193,8 @@ def test_exports_and_explanations(index, photos, tmp_path):
         (photos / f"late{number}.png").write_bytes(encoded(colour_of(400 + number)))
     lines("update", *index)
     said = lines("export", str(tmp_path / "out"), *index)
-    assert said[0].startswith("33 pictures, 16 numbers each, ")
+    assert said[0].startswith("33 images, 16 numbers each, ")
     assert said[1:] == [f"  {tmp_path}/out/vectors.npy", f"  {tmp_path}/out/items.jsonl"]
-    assert lines("explain", *index)[0] == "33 pictures; flat-fp16-ip: all are compared"
+    assert lines("explain", *index)[0] == "33 images; flat-fp16-ip: all are compared"
     report = json.loads(lines("explain", "--where", "key LIKE 'late%'", "--json", *index)[0])
     assert (report["allowed"], report["items"], report["tail"]) == (3, 33, 3)

@@ -27,42 +27,40 @@ from .test_zips import zip_of
 COUNT = 6
 
 
-def folder(place: Path, pictures: list[bytes]) -> Path:
-    for number, content in enumerate(pictures):
+def folder(place: Path, images: list[bytes]) -> Path:
+    for number, content in enumerate(images):
         (place / "海" / f"{number}.png").parent.mkdir(parents=True, exist_ok=True)
         (place / "海" / f"{number}.png").write_bytes(content)
-        (place / "海" / f"{number}.json").write_text(
-            json.dumps({"caption": f"picture {number}", "n": number})
-        )
+        (place / "海" / f"{number}.json").write_text(json.dumps({"caption": f"image {number}", "n": number}))
     return place
 
 
-def members(pictures: list[bytes]) -> dict[str, bytes]:
+def members(images: list[bytes]) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for number, content in enumerate(pictures):
+    for number, content in enumerate(images):
         found[f"海/{number}.png"] = content
-        found[f"海/{number}.json"] = json.dumps({"caption": f"picture {number}", "n": number}).encode()
+        found[f"海/{number}.json"] = json.dumps({"caption": f"image {number}", "n": number}).encode()
     return found
 
 
-def tar(place: Path, pictures: list[bytes]) -> Path:
+def tar(place: Path, images: list[bytes]) -> Path:
     place.mkdir(exist_ok=True)
-    (place / "s.tar").write_bytes(tar_of(members(pictures)))
+    (place / "s.tar").write_bytes(tar_of(members(images)))
     return place / "s.tar"
 
 
-def zipped(place: Path, pictures: list[bytes]) -> Path:
+def zipped(place: Path, images: list[bytes]) -> Path:
     place.mkdir(exist_ok=True)
-    (place / "s.zip").write_bytes(zip_of(members(pictures)))
+    (place / "s.zip").write_bytes(zip_of(members(images)))
     return place / "s.zip"
 
 
-def table(place: Path, pictures: list[bytes], *, arrow: bool = False) -> Path:
+def table(place: Path, images: list[bytes], *, arrow: bool = False) -> Path:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     place.mkdir(exist_ok=True)
-    numbers = range(len(pictures))
-    image = pa.array([{"bytes": content, "path": None} for content in pictures])
-    made = pa.table({"image": image, "caption": [f"picture {n}" for n in numbers], "n": list(numbers)})
+    numbers = range(len(images))
+    image = pa.array([{"bytes": content, "path": None} for content in images])
+    made = pa.table({"image": image, "caption": [f"image {n}" for n in numbers], "n": list(numbers)})
     if not arrow:
         pq.write_table(made, place / "s.parquet", row_group_size=4)
         return place / "s.parquet"
@@ -71,9 +69,9 @@ def table(place: Path, pictures: list[bytes], *, arrow: bool = False) -> Path:
     return place / "s.arrow"
 
 
-def listed(place: Path, pictures: list[bytes], *, kind: str = "csv") -> Path:
-    folder(place, pictures)
-    rows = [(f"海/{n}.png", f"picture {n}", n) for n in range(len(pictures))]
+def listed(place: Path, images: list[bytes], *, kind: str = "csv") -> Path:
+    folder(place, images)
+    rows = [(f"海/{n}.png", f"image {n}", n) for n in range(len(images))]
     file = place / f"list.{kind}"
     if kind == "jsonl":
         lines = [json.dumps({"file_name": path, "caption": caption, "n": n}) for path, caption, n in rows]
@@ -87,14 +85,14 @@ def listed(place: Path, pictures: list[bytes], *, kind: str = "csv") -> Path:
     return file
 
 
-def remote(place: Path, pictures: list[bytes]) -> str:
+def remote(place: Path, images: list[bytes]) -> str:
     pytest.importorskip("fsspec")
-    return f"file://{folder(place, pictures)}"
+    return f"file://{folder(place, images)}"
 
 
 class Kind(NamedTuple):
     make: Callable[[Path, list[bytes]], Path | str]
-    key: str  # with the picture's number in braces
+    key: str  # with the image's number in braces
 
 
 KINDS = {
@@ -102,11 +100,11 @@ KINDS = {
     "tar": Kind(tar, "s.tar#海/{}.png"),
     "zip": Kind(zipped, "s.zip#海/{}.png"),
     "parquet": Kind(table, "s.parquet#{}"),
-    "arrow": Kind(lambda place, pictures: table(place, pictures, arrow=True), "s.arrow#{}"),
+    "arrow": Kind(lambda place, images: table(place, images, arrow=True), "s.arrow#{}"),
     "csv": Kind(listed, "海/{}.png"),
-    "tsv": Kind(lambda place, pictures: listed(place, pictures, kind="tsv"), "海/{}.png"),
-    "jsonl": Kind(lambda place, pictures: listed(place, pictures, kind="jsonl"), "海/{}.png"),
-    "txt": Kind(lambda place, pictures: listed(place, pictures, kind="txt"), "海/{}.png"),
+    "tsv": Kind(lambda place, images: listed(place, images, kind="tsv"), "海/{}.png"),
+    "jsonl": Kind(lambda place, images: listed(place, images, kind="jsonl"), "海/{}.png"),
+    "txt": Kind(lambda place, images: listed(place, images, kind="txt"), "海/{}.png"),
     "remote": Kind(remote, "海/{}.png"),
 }
 
@@ -115,38 +113,38 @@ KINDS = {
 def test_built_searched_read_again_and_brought_up_to_date(tmp_path, kind):
     make, key = KINDS[kind]
     place, index = tmp_path / "长 place", tmp_path / "i"
-    pictures = [encoded(colour_of(number)) for number in range(COUNT)]
-    spec = make(place, pictures)
+    images = [encoded(colour_of(number)) for number in range(COUNT)]
+    spec = make(place, images)
     encoder = FakeEncoder()
     report = build_index(spec, index, encoder=encoder)
     assert (report.items, report.bad, report.embedded) == (COUNT, 0, COUNT)
-    _same(index, encoder, key, pictures)
+    _same(index, encoder, key, images)
     assert build_index(spec, index, encoder=encoder).up_to_date
     with open_index(index) as opened:
         again = reopen_corpus(opened.manifest.sources[0])
     assert [record.key for record in again.records()] == [key.format(number) for number in range(COUNT)]
     assert build_index(again, index, encoder=encoder).up_to_date
 
-    # One picture more, one another: the others keep their vectors, whatever holds them.
-    pictures = [*pictures[:2], encoded((9, 9, 9)), *pictures[3:], encoded((1, 2, 3))]
-    make(place, pictures)
+    # One image more, one another: the others keep their vectors, whatever holds them.
+    images = [*images[:2], encoded((9, 9, 9)), *images[3:], encoded((1, 2, 3))]
+    make(place, images)
     before = len(encoder.image_batches)
     report = build_index(spec, index, encoder=encoder)
     assert (report.items, report.bad) == (COUNT + 1, 0)
     assert sum(encoder.image_batches[before:]) == 2
-    _same(index, encoder, key, pictures)
+    _same(index, encoder, key, images)
 
 
-def _same(index: Path, encoder: FakeEncoder, key: str, pictures: list[bytes]) -> None:
+def _same(index: Path, encoder: FakeEncoder, key: str, images: list[bytes]) -> None:
     with open_index(index) as opened:
-        vectors = np.asarray(encoder.encode_images(pictures))
+        vectors = np.asarray(encoder.encode_images(images))
         encoder.image_batches.clear()
         for number, [hit] in enumerate(opened.search(vectors, k=1)):
             assert hit.key == key.format(number)
             assert hit.score > 0.999
-            assert (hit.caption, hit.metadata["n"]) == (f"picture {number}", number)
+            assert (hit.caption, hit.metadata["n"]) == (f"image {number}", number)
             assert hit.uri.endswith(f"长 place/{hit.key}")
-            assert opened.read_image(hit.id) == pictures[number]
+            assert opened.read_image(hit.id) == images[number]
 
 
 def test_a_list_from_another_command(tmp_path, monkeypatch):
@@ -161,7 +159,7 @@ def test_a_list_from_another_command(tmp_path, monkeypatch):
     with open_index(tmp_path / "i") as opened:
         query = np.asarray(encoder.encode_images([encoded(colour_of(4))]))
         [hit] = opened.search(query, k=1)[0]
-        assert (hit.key, hit.caption, hit.uri) == ("d/海/4.png", "picture 4", f"{tmp_path}/d/海/4.png")
+        assert (hit.key, hit.caption, hit.uri) == ("d/海/4.png", "image 4", f"{tmp_path}/d/海/4.png")
         assert opened.read_image(hit.id) == encoded(colour_of(4))
 
 
@@ -170,7 +168,7 @@ def test_a_list_from_another_command_in_a_terminal(tmp_path):
     names = b"\0".join(os.fsencode(path) for path in sorted(place.rglob("*.png")))
     run = _built(names, tmp_path, "--index", str(tmp_path / "i"))
     assert run.returncode == 0, run.stderr.decode()
-    assert f"Indexed {COUNT} pictures" in run.stdout.decode()
+    assert f"Indexed {COUNT} images" in run.stdout.decode()
     run = _built(names, tmp_path)
     assert run.returncode == 1
     assert run.stderr.decode() == (

@@ -122,7 +122,7 @@ def test_verify_finds_what_checksums_do_not(index):
     db.close()
     with open_index(index) as opened:
         assert opened.verify().problems == (
-            "numbers of pictures differ: 30 in the manifest, 29 in items-00001.db",
+            "numbers of images differ: 30 in the manifest, 29 in items-00001.db",
             "1 vectors are not of unit length, the first with id 7",
             "candidates-00001.faiss has other vectors than the segments, from about id 0",
         )
@@ -208,7 +208,7 @@ def test_another_format_version_is_named(index, photos):
 def test_a_half_written_index_cannot_be_opened(index, photos, tmp_path):
     """What a copy that was broken off leaves: any part of the files."""
     (index / "manifest.json").unlink()
-    with pytest.raises(IndexNotFoundError, match="is not finished: 30 pictures so far"):
+    with pytest.raises(IndexNotFoundError, match="is not finished: 30 images so far"):
         open_index(index)
     (index / KINDS[0]).write_bytes(b"not a database")
     with pytest.raises(IndexNotFoundError, match=r"is not finished\. Go on with the command that began it"):
@@ -235,7 +235,7 @@ def test_a_tar_that_changed_is_not_read_at_the_old_place(shards, tmp_path):
     with open_index(tmp_path / "t") as opened:
         with pytest.raises(ValueError, match=r"00\.tar changed since it was indexed: build the index again"):
             opened.read_image(0)
-        with pytest.raises(ValueError, match="no picture has the id 5: ids go from 0 to 4"):
+        with pytest.raises(ValueError, match="no image has the id 5: ids go from 0 to 4"):
             opened.read_image(5)
 
 

@@ -36,13 +36,13 @@ class Eye(FakeEncoder):
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty JPEGs of different sizes, a PNG, and what is no picture."""
-    place = tmp_path / "pictures"
+    """Twenty JPEGs of different sizes, a PNG, and what is no image."""
+    place = tmp_path / "images"
     place.mkdir()
     for number in range(20):
         (place / f"{number:02d}.jpg").write_bytes(photograph(400 + 20 * number, 300 + 15 * number))
     (place / "z.png").write_bytes(photograph(300, 300, kind="PNG"))
-    (place / "zz.jpg").write_bytes(b"no picture")
+    (place / "zz.jpg").write_bytes(b"no image")
     return place
 
 
@@ -59,7 +59,7 @@ def cosines(folder: Path, encoder: Eye, margin: int) -> np.ndarray:
     return np.array(pairs)
 
 
-def test_pictures_are_decoded_smaller_where_the_encoder_cannot_tell(folder: Path):
+def test_images_are_decoded_smaller_where_the_encoder_cannot_tell(folder: Path):
     encoder = Eye()
     found = choose_decoding(records(folder), encoder=encoder)
     assert (found.margin, found.probes >= PROBES - 1) == (1, True)
@@ -116,7 +116,7 @@ def test_an_index_keeps_to_the_decoding_that_it_began_with(
     assert json.loads((place / "manifest.json").read_text())["decoding"]["margin"] == 1
 
 
-def test_a_few_pictures_are_decoded_whole_without_a_trial(folder: Path, tmp_path: Path):
+def test_a_few_images_are_decoded_whole_without_a_trial(folder: Path, tmp_path: Path):
     encoder = Eye()
     build_index(folder, tmp_path / "i", encoder=encoder)
     with open_index(tmp_path / "i") as index:

@@ -11,10 +11,10 @@ from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import (
     IndexConflictError,
     IndexerError,
-    add_pictures,
+    add_images,
     build_index,
     open_index,
-    remove_pictures,
+    remove_images,
     update_index,
 )
 from llm2clip.indexer.lifecycle.export import export_index
@@ -28,8 +28,8 @@ from .material import colour_of, content, encoded
 @pytest.fixture
 def index(shards, photos, tmp_path):
     build_index(shards, tmp_path / "i", encoder=FakeEncoder())
-    add_pictures(tmp_path / "i", [photos], encoder=FakeEncoder())
-    remove_pictures(tmp_path / "i", Selection(keys=["01.tar#0003.webp", "000.png"]))
+    add_images(tmp_path / "i", [photos], encoder=FakeEncoder())
+    remove_images(tmp_path / "i", Selection(keys=["01.tar#0003.webp", "000.png"]))
     return tmp_path / "i"
 
 
@@ -37,7 +37,7 @@ def expected_vector(number: int, *, format: str = "PNG") -> np.ndarray:
     return FakeEncoder().encode_images([encoded(colour_of(number), format=format)])[0].astype(np.float16)
 
 
-def test_arrays_and_lines_hold_every_picture_once(index, shards, photos, tmp_path):
+def test_arrays_and_lines_hold_every_image_once(index, shards, photos, tmp_path):
     report = export_index(index, tmp_path / "out")
     assert (report.items, report.dim, report.files) == (33, 16, ("vectors.npy", "items.jsonl"))
     vectors = np.load(tmp_path / "out" / "vectors.npy")
@@ -46,7 +46,7 @@ def test_arrays_and_lines_hold_every_picture_once(index, shards, photos, tmp_pat
     by_key = {item["key"]: (item, vector) for item, vector in zip(items, vectors, strict=True)}
     item, vector = by_key["00.tar#0001.webp"]
     np.testing.assert_array_equal(vector, expected_vector(1, format="WEBP"))
-    assert (item["caption"], item["metadata"]["emoji"]) == ("picture 1", "🦒")
+    assert (item["caption"], item["metadata"]["emoji"]) == ("image 1", "🦒")
     assert item["uri"] == f"{shards}/00.tar#0001.webp"
     item, vector = by_key["summer/013.png"]
     np.testing.assert_array_equal(vector, expected_vector(13))
@@ -77,10 +77,10 @@ def test_an_explanation_counts_what_a_search_goes_through(index):
         said = explain_search(opened)
         assert (said.items, said.allowed, said.tombstones) == (33, 33, 2)
         assert said.covered + said.tail == 35
-        assert "2 of 35 vectors are of pictures that were removed" in said.steps[0]
+        assert "2 of 35 vectors are of images that were removed" in said.steps[0]
         filtered = explain_search(opened, where="key LIKE 'summer/%'")
         assert filtered.allowed == 20
-        assert "the filter lets 20 of 33 pictures through (60.61%)" in filtered.steps
+        assert "the filter lets 20 of 33 images through (60.61%)" in filtered.steps
 
 
 def test_another_encoder_fills_an_index_beside_the_old_one(index, photos, tmp_path):
@@ -110,18 +110,18 @@ def test_another_encoder_fills_an_index_beside_the_old_one(index, photos, tmp_pa
                 )
                 nearest.append({place for _, place in others[:10]})
             shares.append(len(nearest[0] & nearest[1]) / 10)
-        assert report.pictures.queries == 33
-        assert abs(report.pictures.overlap - np.mean(shares)) < 0.02
+        assert report.images.queries == 33
+        assert abs(report.images.overlap - np.mean(shares)) < 0.02
         assert report.captions is not None
         assert report.captions.queries == 4
-    # What was removed by hand stays out, and the new index lives on from the same pictures.
+    # What was removed by hand stays out, and the new index lives on from the same images.
     (photos / "new.png").write_bytes(encoded((1, 2, 3)))
     assert (update_index(tmp_path / "new", encoder=new)).new == 1
 
 
 def test_the_same_encoder_agrees_with_itself(index, tmp_path):
     report = reencode_index(index, tmp_path / "new", encoder=FakeEncoder())
-    assert report.pictures.overlap == 1.0
+    assert report.images.overlap == 1.0
     with pytest.raises(IndexConflictError, match="is the index that is read"):
         reencode_index(index, index, encoder=FakeEncoder())
 

@@ -1,4 +1,4 @@
-"""Searching an index under filters, against a brute force over the pictures that pass."""
+"""Searching an index under filters, against a brute force over the images that pass."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rows() -> np.ndarray:
 
 @pytest.fixture
 def index(index_of: Callable[[np.ndarray], Index], rows: np.ndarray) -> Index:
-    return index_of(rows)  # of pictures as wide as their id plus one
+    return index_of(rows)  # of images as wide as their id plus one
 
 
 @pytest.mark.parametrize("passing", [0, 1, 6, 60, 600, 3000, ROWS])

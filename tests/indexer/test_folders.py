@@ -1,4 +1,4 @@
-"""Folders of pictures: which are found, under which names, in which order."""
+"""Folders of images: which are found, under which names, in which order."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 from llm2clip.indexer import CorpusError, open_corpus
 from llm2clip.indexer.records import record as records
-from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES
+from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES
 
 from .material import encoded
 
-PICTURE = encoded((1, 2, 3))
+IMAGE = encoded((1, 2, 3))
 posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX file system")
 
 
@@ -28,10 +28,10 @@ def keys(folder):
 def put(folder, *names):
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(PICTURE)
+        (folder / name).write_bytes(IMAGE)
 
 
-def test_pictures_are_found_by_ending_in_order_of_names(tmp_path):
+def test_images_are_found_by_ending_in_order_of_names(tmp_path):
     put(
         tmp_path,
         "b.JPG",
@@ -45,8 +45,8 @@ def test_pictures_are_found_by_ending_in_order_of_names(tmp_path):
         "x/y/z.jpg",
         "B/1.jpg",
     )
-    (tmp_path / "notes.md").write_text("no picture")
-    (tmp_path / "noending").write_bytes(PICTURE)
+    (tmp_path / "notes.md").write_text("no image")
+    (tmp_path / "noending").write_bytes(IMAGE)
     expected = [
         "a.jpeg",
         "b.JPG",
@@ -77,34 +77,34 @@ def test_what_some_pillows_read_is_found_where_this_one_does(tmp_path, feature, 
         assert corpus.passed_over.total() == len(names)
 
 
-def test_pictures_that_are_not_read_are_counted(tmp_path):
+def test_images_that_are_not_read_are_counted(tmp_path):
     put(tmp_path, "a.jfif", "b.JPE", "c.arw", "d/e.ARW", "d/f.cr2", "g.mov", ".h.arw")
     corpus = open_corpus(tmp_path)
     for _ in range(2):
         assert [record.key for record in corpus.records()] == ["a.jfif", "b.JPE"]
-    pictures = "3 pictures of kinds that are not read (2 .arw, 1 .cr2) passed over: convert to JPEG what shall be found"
+    images = "3 images of kinds that are not read (2 .arw, 1 .cr2) passed over: convert to JPEG what shall be found"
     videos = "1 video passed over (1 .mov): --every 10 takes a frame every 10 s"
-    assert corpus.passed_over_note() == f"{pictures}; {videos}"
+    assert corpus.passed_over_note() == f"{images}; {videos}"
     put(tmp_path, "i.nef", "j.dng", "k.jxl")
     (tmp_path / "g.mov").unlink()
     list(corpus.records(captions=False))
-    assert corpus.passed_over_note().startswith("6 pictures of kinds that are not read (2 .arw, ")
+    assert corpus.passed_over_note().startswith("6 images of kinds that are not read (2 .arw, ")
     assert ", ...) passed over: " in corpus.passed_over_note()
 
 
 @pytest.mark.parametrize(
     ("names", "note"),
     [
-        (["a.heic"], "1 picture of kinds that are not read (1 .heic) passed over: EXTRA"),
+        (["a.heic"], "1 image of kinds that are not read (1 .heic) passed over: EXTRA"),
         (
             ["a.heic", "b.hif", "c.cr2"],
-            "3 pictures of kinds that are not read (1 .heic, 1 .hif, 1 .cr2) passed over: EXTRA; "
+            "3 images of kinds that are not read (1 .heic, 1 .hif, 1 .cr2) passed over: EXTRA; "
             "convert the others to JPEG",
         ),
     ],
 )
 def test_the_extra_for_heic_is_named_where_it_is_missing(tmp_path, monkeypatch, names, note):
-    for cached in (records.picture_endings, records.other_picture_endings):
+    for cached in (records.image_endings, records.other_image_endings):
         cached.cache_clear()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     try:
@@ -115,7 +115,7 @@ def test_the_extra_for_heic_is_named_where_it_is_missing(tmp_path, monkeypatch, 
         assert corpus.passed_over_note() == said
         assert corpus.emptiness().endswith(f"; {said}")
     finally:
-        for cached in (records.picture_endings, records.other_picture_endings):
+        for cached in (records.image_endings, records.other_image_endings):
             cached.cache_clear()
 
 
@@ -138,7 +138,7 @@ def test_names_in_any_script_and_with_any_character(tmp_path):
     put(tmp_path, *names)
     found = list(open_corpus(tmp_path).records())
     assert sorted(record.key for record in found) == sorted(names)
-    assert all(record.read() == PICTURE and record.problem is None for record in found)
+    assert all(record.read() == IMAGE and record.problem is None for record in found)
 
 
 @posix
@@ -148,7 +148,7 @@ def test_names_as_long_as_a_file_system_takes_and_folders_as_deep(tmp_path):
     put(tmp_path, longest, f"{deep}/{longest}")
     found = list(open_corpus(tmp_path).records())
     assert [record.key for record in found] == [longest, f"{deep}/{longest}"]
-    assert all(record.read() == PICTURE for record in found)
+    assert all(record.read() == IMAGE for record in found)
 
 
 def test_folders_in_each_other_need_no_recursion(tmp_path):
@@ -175,7 +175,7 @@ def test_letters_that_look_alike_are_different_names(tmp_path):
 def test_a_name_that_is_not_utf8_is_reported(tmp_path):
     put(tmp_path, "a.jpg")
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
-        file.write(PICTURE)
+        file.write(IMAGE)
     bad = [record for record in open_corpus(tmp_path).records() if record.problem]
     assert [(record.key, record.problem) for record in bad] == [
         ("caf\\xe9.jpg", "file name is not UTF-8: rename it")
@@ -221,7 +221,7 @@ def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
     assert problems == {"a.jpg": None, "locked": "folder: Permission denied", "z/c.jpg": None}
 
 
-def test_captions_and_metadata_beside_a_picture(tmp_path):
+def test_captions_and_metadata_beside_a_image(tmp_path):
     put(tmp_path, "1.jpg", "2.png", "3.jpg", "4.jpg", "5.jpg", "6.jpg")
     (tmp_path / "1.txt").write_text(" a dog \n", "utf-8")
     (tmp_path / "2.json").write_text(json.dumps({"caption": "ein Hund", "year": 1999}), "utf-8-sig")
@@ -264,10 +264,10 @@ def test_listing_without_captions_reads_none(tmp_path, monkeypatch):
     without = next(open_corpus(tmp_path).records(captions=False))
     assert (with_captions.caption, without.caption) == ("a caption", None)
     assert without.sidecars == with_captions.sidecars is not None
-    assert (without.size, without.mtime_ns) == (len(PICTURE), (tmp_path / "a.jpg").stat().st_mtime_ns)
+    assert (without.size, without.mtime_ns) == (len(IMAGE), (tmp_path / "a.jpg").stat().st_mtime_ns)
 
 
-def test_every_change_of_the_files_beside_a_picture_changes_their_stamp(tmp_path):
+def test_every_change_of_the_files_beside_a_image_changes_their_stamp(tmp_path):
     put(tmp_path, "a.jpg")
     text, metadata = tmp_path / "a.txt", tmp_path / "a.json"
 
@@ -294,7 +294,7 @@ def test_every_change_of_the_files_beside_a_picture_changes_their_stamp(tmp_path
 
 def test_a_huge_file_is_not_read(tmp_path):
     with open(tmp_path / "a.jpg", "wb") as file:
-        file.truncate(MAX_PICTURE_BYTES + 1)
+        file.truncate(MAX_IMAGE_BYTES + 1)
     with pytest.raises(
         CorpusError, match="file of 268,435,457 bytes, more than the 268,435,456 that are read"
     ):
@@ -317,8 +317,8 @@ def test_emptiness_says_what_was_found(tmp_path):
             "*.png",
             r"no such file or folder: .*\.png\. Give the folder, or pipe the names in: ls \.\.\. \| llm2clip",
         ),
-        ("a.jpg", "is a single picture: expected the folder it is in"),
-        ("a.pdf", "neither a folder of pictures nor a .tar"),
+        ("a.jpg", "is a single image: expected the folder it is in"),
+        ("a.pdf", "neither a folder of images nor a .tar"),
     ],
 )
 def test_what_is_no_corpus_is_refused(tmp_path, name, message):
@@ -338,6 +338,6 @@ def test_every_visible_name_is_found_once(tmp_path_factory, names):
     wanted = set()
     for name in names:
         if not name.startswith("."):
-            (folder / f"{name}.png").write_bytes(PICTURE)
+            (folder / f"{name}.png").write_bytes(IMAGE)
             wanted.add(f"{name}.png")
     assert keys(folder) == sorted(wanted) if wanted else keys(folder) == []

@@ -14,11 +14,11 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import (
-    add_pictures,
+    add_images,
     build_index,
     compact_index,
     open_index,
-    remove_pictures,
+    remove_images,
     update_index,
 )
 from llm2clip.indexer.lifecycle.remove import Selection
@@ -43,8 +43,8 @@ def lived(photos, shards, tmp_path):
     (photos / "003.txt").write_text("said now")
     (photos / "006.png").unlink()
     update_index(index, encoder=FakeEncoder())
-    add_pictures(index, [shards], encoder=FakeEncoder())
-    remove_pictures(index, Selection(matching="summer/lake/*"))
+    add_images(index, [shards], encoder=FakeEncoder())
+    remove_images(index, Selection(matching="summer/lake/*"))
     return index
 
 

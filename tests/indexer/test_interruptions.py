@@ -53,9 +53,9 @@ def stop_at(photos: Path, index: Path, marker: str, how: signal.Signals) -> tupl
     return process.returncode, errors
 
 
-# Thirty pictures in batches of four: eight batches.
+# Thirty images in batches of four: eight batches.
 WRITING = 8
-"""Pictures that may be embedded and not written yet when the process is killed: two batches."""
+"""Images that may be embedded and not written yet when the process is killed: two batches."""
 POINTS = [
     ("load", 0, False),
     ("batch 1", 0, False),
@@ -118,9 +118,9 @@ def test_a_killed_rebuild_leaves_the_old_index_or_the_new(photos, tmp_path, mark
     [
         ("load", "interrupted: nothing was done yet\n"),
         ("batch 1", "interrupted: nothing was done yet\n"),
-        ("batch 4", "interrupted: 12 pictures are kept, the same command goes on from there\n"),
-        ("before join_small", "interrupted: 30 pictures are kept, the same command goes on from there\n"),
-        ("after write_manifest", "interrupted: 30 pictures are kept, the same command goes on from there\n"),
+        ("batch 4", "interrupted: 12 images are kept, the same command goes on from there\n"),
+        ("before join_small", "interrupted: 30 images are kept, the same command goes on from there\n"),
+        ("after write_manifest", "interrupted: 30 images are kept, the same command goes on from there\n"),
     ],
 )
 def test_ctrl_c_says_in_one_line_how_to_go_on(photos, tmp_path, marker, says):
@@ -135,7 +135,7 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(photos, tmp_path, marker, says):
 
 @pytest.fixture
 def big_vectors(tmp_path: Path) -> tuple[Path, FakeEncoder]:
-    """Pictures and an encoder whose vectors take 1.2 MB."""
+    """Images and an encoder whose vectors take 1.2 MB."""
     folder = tmp_path / "many"
     folder.mkdir()
     for number in range(300):

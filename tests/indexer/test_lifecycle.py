@@ -16,11 +16,11 @@ from llm2clip.indexer import (
     IndexerError,
     IndexNotFoundError,
     Selection,
-    add_pictures,
+    add_images,
     build_index,
     compact_index,
     open_index,
-    remove_pictures,
+    remove_images,
     update_index,
 )
 from llm2clip.indexer.storage import generation_writer as generation
@@ -66,7 +66,7 @@ def test_nothing_changed_costs_no_encoder_and_no_commit(index):
     assert (index / "manifest.json").read_bytes() == before
 
 
-def test_an_update_sees_new_changed_moved_touched_and_vanished_pictures(index, photos, tmp_path):
+def test_an_update_sees_new_changed_moved_touched_and_vanished_images(index, photos, tmp_path):
     (photos / "new.png").write_bytes(encoded((1, 2, 3)))
     (photos / "000.png").write_bytes(encoded((9, 9, 9), size=(20, 20)))
     (photos / "003.png").rename(photos / "summer" / "moved.png")
@@ -105,11 +105,11 @@ def test_another_encoder_is_refused_before_anything_is_written(index, photos):
     assert len(keys_of(index)) == 30
 
 
-def test_one_picture_is_added_without_copying_the_index(index, photos):
+def test_one_image_is_added_without_copying_the_index(index, photos):
     (photos / "summer" / "one.png").write_bytes(encoded((1, 2, 3)))
     (photos / "unseen.png").write_bytes(encoded((4, 5, 6)))
     before = {name: (index / name).stat().st_mtime_ns for name in os.listdir(index)}
-    report = add_pictures(index, [photos / "summer" / "one.png"], encoder=FakeEncoder())
+    report = add_images(index, [photos / "summer" / "one.png"], encoder=FakeEncoder())
     assert (report.new, report.embedded, report.items) == (1, 1, 31)
     assert keys_of(index) == {*(hit for hit in keys_of(index) if hit != "summer/one.png"), "summer/one.png"}
     assert "unseen.png" not in keys_of(index)
@@ -124,7 +124,7 @@ def test_one_picture_is_added_without_copying_the_index(index, photos):
 def test_a_hundred_additions_leave_few_files(index, photos, tmp_path):
     for number in range(40):
         (photos / f"add{number}.png").write_bytes(encoded(colour_of(1000 + number)))
-        add_pictures(index, [photos / f"add{number}.png"], encoder=FakeEncoder())
+        add_images(index, [photos / f"add{number}.png"], encoder=FakeEncoder())
     assert len(keys_of(index)) == 70
     with open_index(index) as opened:
         assert len(opened.manifest.segments) <= 6
@@ -135,7 +135,7 @@ def test_a_folder_inside_the_corpus_is_added_under_its_own_keys(index, photos, t
     (photos / "winter").mkdir()
     (photos / "winter" / "snow.png").write_bytes(encoded((250, 250, 250)))
     (photos / "unseen.png").write_bytes(encoded((4, 5, 6)))
-    report = add_pictures(index, [photos / "winter"], encoder=FakeEncoder())
+    report = add_images(index, [photos / "winter"], encoder=FakeEncoder())
     assert (report.new, report.removed) == (1, 0)
     assert keys_of(index) >= {"winter/snow.png", "000.png"}
     (photos / "unseen.png").unlink()
@@ -146,7 +146,7 @@ def test_a_folder_inside_the_corpus_is_added_under_its_own_keys(index, photos, t
 def test_a_folder_that_is_added_is_not_left_by_links_into_the_corpus(index, photos, tmp_path):
     (photos / "summer" / "up").symlink_to("..")
     (photos / "summer" / "new.png").write_bytes(encoded((9, 8, 7)))
-    assert add_pictures(index, [photos / "summer"], encoder=FakeEncoder()).new == 1
+    assert add_images(index, [photos / "summer"], encoder=FakeEncoder()).new == 1
     assert not update_index(index, encoder=FakeEncoder()).changed_anything
 
 
@@ -154,13 +154,13 @@ def test_other_corpora_are_added_and_kept_up_to_date(index, photos, shards, tmp_
     lone = tmp_path / "elsewhere" / "lone.png"
     lone.parent.mkdir()
     lone.write_bytes(encoded((77, 1, 1)))
-    report = add_pictures(index, [shards, lone], encoder=FakeEncoder())
+    report = add_images(index, [shards, lone], encoder=FakeEncoder())
     assert (report.new, report.items) == (6, 36)
     with open_index(index) as opened:
         [[hit]] = opened.search(FakeEncoder().encode_images([lone.read_bytes()]), k=1)
         assert (hit.uri, opened.read_image(hit.id)) == (str(lone), lone.read_bytes())
         [[hit]] = opened.search(FakeEncoder().encode_images([encoded(colour_of(3), format="WEBP")]), k=1)
-        assert (hit.uri, hit.caption) == (f"{shards}/01.tar#0003.webp", "picture 3")
+        assert (hit.uri, hit.caption) == (f"{shards}/01.tar#0003.webp", "image 3")
         assert [source["kind"] for source in opened.manifest.sources] == ["folder", "tar", "stdin"]
     assert not update_index(index, encoder=never).changed_anything
     lone.unlink()
@@ -176,43 +176,43 @@ def never_but_checked() -> FakeEncoder:
 
     class Idle(FakeEncoder):
         def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-            raise AssertionError("a picture was embedded")
+            raise AssertionError("an image was embedded")
 
     return Idle()
 
 
-def test_removed_pictures_stay_out_until_they_are_added(index, photos):
-    report = remove_pictures(index, Selection(keys=["000.png", str(photos / "summer" / "001.png")]))
+def test_removed_images_stay_out_until_they_are_added(index, photos):
+    report = remove_images(index, Selection(keys=["000.png", str(photos / "summer" / "001.png")]))
     assert (report.removed, report.items, report.tombstones) == (2, 28, 2)
     assert not {"000.png", "summer/001.png"} & keys_of(index)
     assert not update_index(index, encoder=never).changed_anything
     assert build_index(photos, index, encoder=FakeEncoder()).up_to_date
-    report = add_pictures(index, [photos / "000.png"], encoder=FakeEncoder())
+    report = add_images(index, [photos / "000.png"], encoder=FakeEncoder())
     assert (report.new, report.items) == (1, 29)
     assert "000.png" in keys_of(index)
     compact_index(index)
     assert not update_index(index, encoder=never).changed_anything
 
 
-def test_pictures_are_removed_by_pattern_and_by_filter(index):
-    assert remove_pictures(index, Selection(matching="summer/lake/*")).removed == 10
-    assert remove_pictures(index, Selection(where="key LIKE '00%'")).removed == 4
+def test_images_are_removed_by_pattern_and_by_filter(index):
+    assert remove_images(index, Selection(matching="summer/lake/*")).removed == 10
+    assert remove_images(index, Selection(where="key LIKE '00%'")).removed == 4
     assert len(keys_of(index)) == 16
-    report = remove_pictures(index, Selection(matching="nothing*"))
+    report = remove_images(index, Selection(matching="nothing*"))
     assert (report.removed, report.changed_anything) == (0, False)
     with pytest.raises(IndexerError, match=r"not in the index: nosuch\.png\. Nothing was removed"):
-        remove_pictures(index, Selection(keys=["015.png", "nosuch.png"]))
-    with pytest.raises(IndexerError, match="which pictures"):
-        remove_pictures(index, Selection())
+        remove_images(index, Selection(keys=["015.png", "nosuch.png"]))
+    with pytest.raises(IndexerError, match="which images"):
+        remove_images(index, Selection())
     with pytest.raises(IndexNotFoundError):
-        remove_pictures(index / "nowhere", Selection(keys=["a"]))
+        remove_images(index / "nowhere", Selection(keys=["a"]))
     assert len(keys_of(index)) == 16
 
 
 def test_compacting_drops_what_was_removed_and_nothing_else(index, photos, tmp_path):
     (photos / "000.png").write_bytes(encoded((9, 9, 9)))
     update_index(index, encoder=FakeEncoder())
-    remove_pictures(index, Selection(matching="summer/lake/*"))
+    remove_images(index, Selection(matching="summer/lake/*"))
     with open_index(index) as before, open_index(index) as during:
         expected = content(before)
         report = compact_index(index)
@@ -228,9 +228,9 @@ def test_compacting_drops_what_was_removed_and_nothing_else(index, photos, tmp_p
     assert len(os.listdir(index)) == 5
 
 
-def test_a_picture_that_cannot_be_read_any_more_is_taken_away_and_comes_back(index, photos, tmp_path):
+def test_a_image_that_cannot_be_read_any_more_is_taken_away_and_comes_back(index, photos, tmp_path):
     good = (photos / "000.png").read_bytes()
-    (photos / "000.png").write_bytes(b"not a picture")
+    (photos / "000.png").write_bytes(b"not an image")
     report = update_index(index, encoder=FakeEncoder())
     assert (report.bad, report.removed, report.items) == (1, 1, 29)
     with open_index(index) as opened:
@@ -262,7 +262,7 @@ def test_what_cannot_be_read_today_has_not_vanished(photos, shards, tmp_path, mo
         report = update_index(place, encoder=FakeEncoder())
     assert keys_of(place) == before
     assert (report.removed, report.bad) == (0, 1)
-    assert report.notes == (f"{lost} pictures were kept whose folder or file cannot be read today",)
+    assert report.notes == (f"{lost} images were kept whose folder or file cannot be read today",)
     (shards / "01.tar").write_bytes(whole)
     report = update_index(place, encoder=FakeEncoder())
     assert (report.removed, report.bad, report.embedded, keys_of(place)) == (0, 0, 0, before)
@@ -278,7 +278,7 @@ def test_an_index_opened_before_a_change_answers_as_it_was(index, photos):
         (photos / "new.png").write_bytes(encoded((1, 2, 3)))
         (photos / "003.txt").write_text("a caption")
         update_index(index, encoder=FakeEncoder())
-        remove_pictures(index, Selection(matching="summer/*"))
+        remove_images(index, Selection(matching="summer/*"))
         assert old.search(queries, k=40) == expected
         assert old.search(queries, k=40, where="key LIKE 'summer/%'")[0] != []
         compact_index(index)

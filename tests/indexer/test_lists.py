@@ -1,4 +1,4 @@
-"""Lists of pictures: CSV, TSV, JSON lines, plain paths, and paths from another command."""
+"""Lists of images: CSV, TSV, JSON lines, plain paths, and paths from another command."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from llm2clip.indexer.corpora.open import reopen_corpus
 
 from .material import colour_of, encoded
 
-PICTURES = [encoded(colour_of(number)) for number in range(4)]
+IMAGES = [encoded(colour_of(number)) for number in range(4)]
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Three pictures below ``d`` and one beside it."""
+    """Three images below ``d`` and one beside it."""
     (tmp_path / "d" / "海").mkdir(parents=True)
-    for name, content in zip(("d/a.png", "d/b c.png", "d/海/长城.png", "e.png"), PICTURES, strict=True):
+    for name, content in zip(("d/a.png", "d/b c.png", "d/海/长城.png", "e.png"), IMAGES, strict=True):
         (tmp_path / name).write_bytes(content)
     return tmp_path / "d"
 
@@ -48,7 +48,7 @@ def test_a_csv_with_captions_and_metadata(folder, tmp_path):
         f"{tmp_path}/e.png": ("two\nlines", {"title": "three", "year": -3, "price": "1e5"}, None),
     }
     found = list(corpus.records())
-    assert [record.read() for record in found] == [PICTURES[0], PICTURES[2], PICTURES[3]]
+    assert [record.read() for record in found] == [IMAGES[0], IMAGES[2], IMAGES[3]]
     for record in found:
         place = {"key": record.key, "corpus": corpus.identity()}
         assert read_located(record.locator, **place) == record.read()
@@ -88,14 +88,14 @@ def test_json_lines(folder):
     assert found["a.png"] == ("a dog", {"tags": ["x"], "box": {"w": 1}}, None)
     assert found["b c.png"] == ("one", {"captions": ["one", "two"]}, None)
     problems = [problem for _, _, problem in found.values() if problem]
-    assert problems[0].startswith("line 3: no field says where the picture is: expected one of file_name, ")
+    assert problems[0].startswith("line 3: no field says where the image is: expected one of file_name, ")
     assert problems[1] == "line 4: no usable JSON: expected an object, got list"
     assert problems[2] == "line 5: is not UTF-8"
     assert problems[3].startswith("line 7: no usable JSON: ")
     assert len(found) == 6
 
 
-def test_captions_of_one_picture_on_lines_that_follow_each_other(folder):
+def test_captions_of_one_image_on_lines_that_follow_each_other(folder):
     (folder / "captions.txt.csv").write_text(
         "image,caption\na.png,one\na.png,two\nb c.png,three\na.png,four\n"
     )
@@ -116,16 +116,16 @@ def test_rows_that_cannot_be_used_are_reported_and_the_others_read(folder):
     corpus = open_corpus(spec)
     assert about(corpus) == {
         f"{spec}:2": (None, None, "line 2: got 3 columns, expected the 2 of the header"),
-        f"{spec}:3": (None, None, "line 3: does not say where the picture is"),
+        f"{spec}:3": (None, None, "line 3: does not say where the image is"),
         "gone.png": (None, None, "No such file or directory"),
-        "海": (None, None, "a folder, not a picture"),
-        "l.csv": (None, None, "its ending .csv is none of a picture"),
+        "海": (None, None, "a folder, not an image"),
+        "l.csv": (None, None, "its ending .csv is none of an image"),
         "b c.png": ("good", None, None),
     }
     assert corpus.passed_over == {".cr2": 1}
 
 
-def test_a_plain_list_has_captions_beside_its_pictures(folder):
+def test_a_plain_list_has_captions_beside_its_images(folder):
     (folder / "list.txt").write_text("a.png\r\n\r\nb c.png\n")
     (folder / "b c.txt").write_text("a caption")
     assert about(open_corpus(folder / "list.txt")) == {
@@ -178,7 +178,7 @@ def test_a_few_bytes_that_are_no_text_spoil_their_line_alone(folder, name):
         (
             "l.csv",
             b"",
-            r"no column of .*l\.csv says where the pictures are: got an empty line; expected one of",
+            r"no column of .*l\.csv says where the images are: got an empty line; expected one of",
         ),
         ("l.csv", b"who,what\nx,y\n", r"got who, what; expected one of file_name, "),
         ("l.txt", b"\xff\xff\xff\xff", "is neither UTF-8 nor UTF-16 nor GB 18030: save it as UTF-8"),
@@ -198,7 +198,7 @@ def test_paths_from_another_command(folder, tmp_path, monkeypatch, mark):
     keys = ["a.png", "海/长城.png", f"{tmp_path}/e.png", "b c.png"]
     for _ in range(2):
         assert [record.key for record in corpus.records()] == keys
-    assert [record.read() for record in corpus.records()] == [PICTURES[n] for n in (0, 2, 3, 1)]
+    assert [record.read() for record in corpus.records()] == [IMAGES[n] for n in (0, 2, 3, 1)]
     assert corpus.identity() == {"kind": "stdin", "spec": "-", "root": str(folder)}
 
 
@@ -225,11 +225,11 @@ def test_a_terminal_is_no_list(monkeypatch):
 
 def test_empty_lists_say_so(folder):
     assert StdinCorpus(io.BytesIO(b"\n")).emptiness() == (
-        "no pictures on standard input: got 0 lines, expected one picture in each"
+        "no images on standard input: got 0 lines, expected one image in each"
     )
     (folder / "l.csv").write_text("path\n")
     assert open_corpus(folder / "l.csv").emptiness() == (
-        f"no pictures in the list {folder / 'l.csv'}: got 0 lines, expected one picture in each"
+        f"no images in the list {folder / 'l.csv'}: got 0 lines, expected one image in each"
     )
 
 
@@ -240,7 +240,7 @@ def test_a_list_is_opened_again_from_elsewhere(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     again = reopen_corpus(identity)
     assert again.identity() == identity
-    assert [record.read() for record in again.records()] == [PICTURES[0]]
+    assert [record.read() for record in again.records()] == [IMAGES[0]]
 
 
 def test_an_index_over_a_list(folder, tmp_path):
@@ -250,8 +250,8 @@ def test_an_index_over_a_list(folder, tmp_path):
     assert (report.items, report.bad) == (2, 1)
     with open_index(tmp_path / "i") as index:
         for content, key, caption, year in [
-            (PICTURES[0], "a.png", "first", 2001),
-            (PICTURES[3], f"{tmp_path}/e.png", "last", 2004),
+            (IMAGES[0], "a.png", "first", 2001),
+            (IMAGES[3], f"{tmp_path}/e.png", "last", 2004),
         ]:
             [hit] = index.search(np.asarray(encoder.encode_images([content])), k=1)[0]
             assert (hit.key, hit.caption, hit.metadata) == (key, caption, {"year": year})

@@ -10,7 +10,7 @@ import pytest
 from llm2clip.indexer.core.errors import CorpusError, IndexDamagedError
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.records.spans import MAX_PICTURE_BYTES, content_hash
+from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, content_hash
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_what_is_no_locator_is_damage(corpus, locator):
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 3), (0, -1), (0, 2**28 + 1)])
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_span_that_no_picture_can_have_is_refused(corpus, offset, size, remote):
+def test_a_span_that_no_image_can_have_is_refused(corpus, offset, size, remote):
     root = f"memory://{corpus['root']}" if remote else corpus["root"]
     if remote:
         pytest.importorskip("fsspec")
@@ -87,13 +87,13 @@ def test_a_span_that_no_picture_can_have_is_refused(corpus, offset, size, remote
 
 def test_what_does_not_end_or_is_too_large_is_not_read(corpus, tmp_path):
     with open(tmp_path / "d" / "large.bin", "wb") as file:
-        file.truncate(MAX_PICTURE_BYTES + 1)
+        file.truncate(MAX_IMAGE_BYTES + 1)
     with pytest.raises(
         CorpusError, match="file of 268,435,457 bytes, more than the 268,435,456 that are read"
     ):
         read_located(None, key="large.bin", corpus=corpus)
     os.mkfifo(tmp_path / "d" / "pipe")
-    with pytest.raises(CorpusError, match="pipe is not a regular file: expected a picture"):
+    with pytest.raises(CorpusError, match="pipe is not a regular file: expected an image"):
         read_located(None, key="pipe", corpus=corpus)
 
 
@@ -115,5 +115,5 @@ def test_the_locator_of_a_record(tmp_path, fields, locator):
     ("root", "uri"),
     [("/a/b", "/a/b/x"), ("/", "/x"), ("s3://b/c", "s3://b/c/x"), ("s3://b/c/", "s3://b/c/x")],
 )
-def test_where_a_picture_is(root, uri):
+def test_where_a_image_is(root, uri):
     assert uri_of("x", corpus={"kind": "folder", "spec": "", "root": root}) == uri

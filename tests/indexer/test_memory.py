@@ -1,4 +1,4 @@
-"""A build holds a window of pictures and a bounded number of records, however many there are."""
+"""A build holds a window of images and a bounded number of records, however many there are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FEW, MANY = 1_000, 9_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the process's own memory is read from /proc")
-def test_the_memory_of_a_build_does_not_grow_with_the_pictures(tmp_path: Path):
+def test_the_memory_of_a_build_does_not_grow_with_the_images(tmp_path: Path):
     program = (
         "import json, sys, pathlib; from benchmarks.memory import measure; "
         f"print(json.dumps([measure(n, pathlib.Path(sys.argv[1], str(i))) "
@@ -27,6 +27,6 @@ def test_the_memory_of_a_build_does_not_grow_with_the_pictures(tmp_path: Path):
 
     _, few, many = json.loads(done.stdout)
     assert many["vectors"] == pytest.approx(MANY * 512 * 2, rel=0.01)
-    # All pixels together are 1.3 GB, all vectors 9 MB; the window of pictures is the same for both.
+    # All pixels together are 1.3 GB, all vectors 9 MB; the window of images is the same for both.
     assert many["own_peak"] - few["own_peak"] < 60_000_000
     assert many["own_peak"] < 400_000_000

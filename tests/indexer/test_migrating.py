@@ -15,7 +15,7 @@ from llm2clip.indexer import (
     build_index,
     compact_index,
     open_index,
-    remove_pictures,
+    remove_images,
     update_index,
 )
 from llm2clip.indexer.lifecycle.remove import Selection
@@ -71,7 +71,7 @@ def downgrade(index) -> None:
 def older(request, photos, shards, tmp_path):
     """A corpus, its index in format version 2, and what that index holds."""
     corpus = photos if request.param == "folder" else shards
-    (photos / "bad.png").write_bytes(b"no picture")
+    (photos / "bad.png").write_bytes(b"no image")
     build_index(corpus, tmp_path / "i", encoder=FakeEncoder())
     with open_index(tmp_path / "i") as index:
         expected = content(index)
@@ -95,7 +95,7 @@ def test_a_reader_names_the_command_that_helps_and_it_does(older):
     with pytest.raises(IndexVersionError) as failure:
         open_index(index)
     assert str(failure.value).endswith(
-        f"without reading a picture again, with  llm2clip-index compact --index {index}"
+        f"without reading an image again, with  llm2clip-index compact --index {index}"
     )
     compact_index(index)
     check(index, expected)
@@ -117,7 +117,7 @@ def test_a_build_goes_on_with_it(older):
 def test_a_removal_goes_on_with_it(older):
     _, index, expected = older
     key = max(key for _, key in expected)
-    assert remove_pictures(index, Selection(keys=[key])).removed == 1
+    assert remove_images(index, Selection(keys=[key])).removed == 1
     check(index, {each: row for each, row in expected.items() if each[1] != key})
 
 
@@ -135,8 +135,8 @@ def test_one_that_is_damaged_is_not_taken_over(older):
         update_index(index, encoder=never)
 
 
-def test_bad_pictures_are_taken_over(photos, tmp_path):
-    (photos / "bad.png").write_bytes(b"no picture")
+def test_bad_images_are_taken_over(photos, tmp_path):
+    (photos / "bad.png").write_bytes(b"no image")
     build_index(photos, tmp_path / "i", encoder=FakeEncoder())
     downgrade(tmp_path / "i")
     (photos / "new.png").write_bytes(encoded((1, 2, 3)))

@@ -21,7 +21,7 @@ from .material import colour_of, encoded
 
 
 def settled(seconds: Callable[[int], float], *, turns: int = 60) -> list[int]:
-    """The sizes that are tried where a pass over n pictures takes ``seconds(n)``; the last stays."""
+    """The sizes that are tried where a pass over n images takes ``seconds(n)``; the last stays."""
     now = [0.0]
     batches = Batches(clock=lambda: now[0])
     sizes = []
@@ -114,7 +114,7 @@ def test_what_was_handed_over_is_done_although_the_rest_fails():
 
 
 class Slow(FakeEncoder):
-    """Waits for each picture as for a slow disk, and notes how many wait at once."""
+    """Waits for each image as for a slow disk, and notes how many wait at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Slow(FakeEncoder):
 def outcomes_of(
     folder: Path, encoder: FakeEncoder, *, count: int, reading: Reading, size: int = 1
 ) -> list[Outcome]:
-    """What becomes of so many pictures whose files are said to have ``size`` bytes."""
+    """What becomes of so many images whose files are said to have ``size`` bytes."""
     folder.mkdir()
     files = [folder / f"{number:04d}.png" for number in range(count)]
     for number, file in enumerate(files):
@@ -170,7 +170,7 @@ def test_two_large_files_are_decoded_at_once_at_most(tmp_path: Path):
 
 
 class Small(FakeEncoder):
-    """Has memory for so many pictures."""
+    """Has memory for so many images."""
 
     def __init__(self, *, room: int) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ def test_batches_that_do_not_fit_into_memory_are_halved(tmp_path: Path, room: in
     assert max(encoder.image_batches) <= room
 
 
-def test_a_picture_that_does_not_fit_alone_and_other_faults_end_the_build(tmp_path: Path):
+def test_a_image_that_does_not_fit_alone_and_other_faults_end_the_build(tmp_path: Path):
     with pytest.raises(RuntimeError, match="out of memory"):
         outcomes_of(tmp_path / "p", Small(room=0), count=9, reading=Reading(workers=2))
 

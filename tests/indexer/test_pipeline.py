@@ -1,4 +1,4 @@
-"""Pictures that decode and that the encoder refuses: they are listed, unless it refuses everything."""
+"""Images that decode and that the encoder refuses: they are listed, unless it refuses everything."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .material import colour_of, encoded
 
 
 class Refusing(FakeEncoder):
-    """Gives no direction to pictures of some colours."""
+    """Gives no direction to images of some colours."""
 
     def __init__(self, *numbers: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Refusing(FakeEncoder):
 
 @pytest.fixture
 def numbered(tmp_path):
-    """Ten pictures in order of their numbers."""
+    """Ten images in order of their numbers."""
     folder = tmp_path / "numbered"
     folder.mkdir()
     for number in range(10):
@@ -40,20 +40,20 @@ def test_a_whole_batch_that_is_refused_is_listed_once_others_were_encoded(number
     for _ in range(2):  # the same again: what was refused is tried again, and refused again
         report = build_index(numbered, tmp_path / "i", encoder=Refusing(4, 5, 8, 9), options=options)
         assert (report.items, report.bad) == (6, 4)
-        assert [bad.key for bad in report.bad_pictures] == ["4.png", "5.png", "8.png", "9.png"]
-        assert {bad.reason for bad in report.bad_pictures} == {
-            "encoder 'fake' gave a picture vector without a direction (zero or not finite)"
+        assert [bad.key for bad in report.bad_images] == ["4.png", "5.png", "8.png", "9.png"]
+        assert {bad.reason for bad in report.bad_images} == {
+            "encoder 'fake' gave an image vector without a direction (zero or not finite)"
         }
     report = build_index(numbered, tmp_path / "i", encoder=FakeEncoder(), options=options)
     assert (report.items, report.embedded, report.bad) == (10, 4, 0)
 
 
-def test_new_pictures_that_are_all_refused_do_not_end_the_update_of_an_index(numbered, tmp_path):
+def test_new_images_that_are_all_refused_do_not_end_the_update_of_an_index(numbered, tmp_path):
     build_index(numbered, tmp_path / "i", encoder=FakeEncoder())
     for number in (20, 21):
         (numbered / f"{number}.png").write_bytes(encoded(colour_of(number)))
     report = build_index(numbered, tmp_path / "i", encoder=Refusing(20, 21))
-    assert (report.items, report.kept, [bad.key for bad in report.bad_pictures]) == (
+    assert (report.items, report.kept, [bad.key for bad in report.bad_images]) == (
         10,
         10,
         ["20.png", "21.png"],
@@ -66,6 +66,6 @@ def test_new_pictures_that_are_all_refused_do_not_end_the_update_of_an_index(num
 
 
 def test_an_encoder_that_refuses_the_whole_first_batch_is_at_fault(numbered, tmp_path):
-    with pytest.raises(ValueError, match="encoder 'fake' gave a picture vector without a direction"):
+    with pytest.raises(ValueError, match="encoder 'fake' gave an image vector without a direction"):
         build_index(numbered, tmp_path / "i", encoder=Refusing(0, 1), options=BuildOptions(batch_size=2))
     assert not (tmp_path / "i").exists()

@@ -231,7 +231,7 @@ def test_held_out_queries_know_their_true_answers(vectors, rows, texts):
         halves = asked.half(0), asked.half(1)
         assert not {q.tobytes() for q in halves[0].queries} & {q.tobytes() for q in halves[1].queries}
     assert held_out(vectors, texts).kind == "200 text queries"
-    assert held_out(vectors, None).kind == "800 means of 3 pictures, as there are no captions"
+    assert held_out(vectors, None).kind == "800 means of 3 images, as there are no captions"
 
 
 def test_an_exact_scan_is_planned_while_it_is_fast_enough(vectors, texts, tmp_path):
@@ -286,7 +286,7 @@ def test_the_exact_scan_is_the_nearest_where_nothing_is_faster(vectors, texts, m
         assert len(plan.considered) == len(APPROXIMATE)
 
 
-def test_memory_is_refused_by_the_number_of_pictures_alone():
+def test_memory_is_refused_by_the_number_of_images_alone():
     flat = ROWS * DIM * 2
     require_memory(Budget(ram=flat), rows=ROWS, dim=DIM)
     require_memory(Budget(), rows=10**12, dim=DIM)
@@ -383,7 +383,7 @@ def test_an_index_of_a_budget_is_searched_explained_and_verified(rows, texts, tm
         assert np.mean(hits) / 10 >= 0.9
         steps = index.explain()
         assert any(step.startswith("an approximate structure proposes") for step in steps)
-        assert any(step.startswith("measured:") and "means of 3 pictures" in step for step in steps)
+        assert any(step.startswith("measured:") and "means of 3 images" in step for step in steps)
         assert index.verify().ok
     with written(tmp_path / "flat", rows, Budget(ram=10**9, p95_ms=1e4)) as index:
         assert index.manifest.ann.plan["kind"] == "flat-fp16-ip"

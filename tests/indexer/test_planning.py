@@ -125,7 +125,7 @@ def test_an_index_of_another_encoder_is_told_before_this_one_is_loaded(captioned
     assert "was built with the encoder nano, got clip-vit-b-32: build with the first" in other.stderr
 
 
-def test_a_device_is_where_pictures_are_encoded_and_structures_trained(captioned, tmp_path, monkeypatch):
+def test_a_device_is_where_images_are_encoded_and_structures_trained(captioned, tmp_path, monkeypatch):
     loaded: list[tuple[str, str]] = []
     planned: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Random changes of an index, and after each of them random searches, against a brute force over the pictures."""
+"""Random changes of an index, and after each of them random searches, against a brute force over the images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from llm2clip.indexer import (
     BuildOptions,
     Index,
     Selection,
-    add_pictures,
+    add_images,
     build_index,
     compact_index,
     open_index,
-    remove_pictures,
+    remove_images,
     update_index,
 )
 from llm2clip.indexer.ann import nearest_neighbors as neighbours
@@ -33,8 +33,8 @@ from .crashing import DIM, QuickEncoder, vector_of
 from .material import unit
 
 ROUNDS = 25
-Pictures = Mapping[str, bytes]
-"""Key -> content of every picture that an index should hold."""
+Images = Mapping[str, bytes]
+"""Key -> content of every image that an index should hold."""
 Passes = Callable[[str, bytes, Counter[bytes]], bool]
 
 
@@ -74,7 +74,7 @@ class Life:
 
     def __init__(self, work: Path, *, seed: int, planner: Callable[..., Any] | None) -> None:
         self.random, self.planner = random.Random(seed), planner
-        self.folder, self.index = work / "pictures", work / "index"
+        self.folder, self.index = work / "images", work / "index"
         self.options = BuildOptions(workers=1, batch_size=16, planner=planner)
         self.out: set[str] = set()
         self.serial = 0
@@ -83,7 +83,7 @@ class Life:
         build_index(self.folder, self.index, encoder=QuickEncoder(), options=self.options)
 
     def write(self, key: str | None = None) -> str:
-        """A picture, every third of one of a few contents."""
+        """An image, every third of one of a few contents."""
         self.serial += 1
         number = self.random.randrange(8) if self.random.random() < 0.3 else 100 + self.serial
         file = self.folder / (key or f"{self.random.choice('ab')}/{self.serial:04d}.png")
@@ -108,7 +108,7 @@ class Life:
             keys.append(self.random.choice(sorted(self.out)))
             self.out.discard(keys[-1])
         paths = [self.folder / key for key in keys]
-        add_pictures(self.index, paths, encoder=QuickEncoder(), options=self.options)
+        add_images(self.index, paths, encoder=QuickEncoder(), options=self.options)
 
     def update(self) -> None:
         some = self.random.sample(sorted(self.there()), 6)
@@ -124,28 +124,28 @@ class Life:
     def remove(self) -> None:
         keys = self.random.sample(sorted(self.there()), 4)
         self.out.update(keys)
-        remove_pictures(self.index, Selection(keys=keys))
+        remove_images(self.index, Selection(keys=keys))
 
     def remove_some(self) -> None:
         chosen = [key for key, content in self.there().items() if width_of(content) == 36]
         self.out.update(chosen)
-        remove_pictures(self.index, Selection(where="width = 36"))
+        remove_images(self.index, Selection(where="width = 36"))
 
     def compact(self) -> None:
         compact_index(self.index, planner=self.planner)
 
 
-def check(index: Index, pictures: Pictures, queries: np.ndarray, *, k: int, where: str | None) -> None:
-    copies = Counter(pictures.values())
-    passing = [key for key, content in pictures.items() if FILTERS[where](key, content, copies)]
-    stored = {key: np.frombuffer(vector_of(pictures[key]), np.float16).astype(np.float64) for key in passing}
+def check(index: Index, images: Images, queries: np.ndarray, *, k: int, where: str | None) -> None:
+    copies = Counter(images.values())
+    passing = [key for key, content in images.items() if FILTERS[where](key, content, copies)]
+    stored = {key: np.frombuffer(vector_of(images[key]), np.float16).astype(np.float64) for key in passing}
     for query, hits in zip(queries, index.search(queries, k=k, where=where), strict=True):
         scores = {key: np.float32(vector @ query.astype(np.float64)) for key, vector in stored.items()}
         assert len({hit.key for hit in hits}) == len(hits) == min(k, len(passing))
-        # Pictures of one content are equally near: which of them are named is for their ids to say.
+        # Images of one content are equally near: which of them are named is for their ids to say.
         for hit in hits:
             assert hit.score == pytest.approx(scores[hit.key], abs=1e-6)
-            assert hit.width == width_of(pictures[hit.key])
+            assert hit.width == width_of(images[hit.key])
         best = sorted(scores.values(), reverse=True)[:k]
         np.testing.assert_allclose([hit.score for hit in hits], best, atol=1e-6)
         assert [(-hit.score, hit.id) for hit in hits] == sorted((-hit.score, hit.id) for hit in hits)
@@ -160,7 +160,7 @@ def test_after_any_changes_every_search_is_that_of_a_brute_force(
     draw = np.random.default_rng(seed)
     seen: Counter[str] = Counter()
     with ExitStack() as stack:
-        before: list[tuple[Index, Pictures]] = []
+        before: list[tuple[Index, Images]] = []
         for _ in range(ROUNDS):
             life.change()
             now = stack.enter_context(closing(open_index(life.index)))
@@ -169,9 +169,9 @@ def test_after_any_changes_every_search_is_that_of_a_brute_force(
             seen["tombstones"] += bool(now.manifest.tombstones)
             seen["tail"] += now.info().tail > 0
             seen["segments"] += len(now.manifest.segments) > 1
-            for index, pictures in before:  # those opened before the last changes answer as they did
+            for index, images in before:  # those opened before the last changes answer as they did
                 monkeypatch.setattr(neighbours, "SCANNED_ROWS", life.random.choice([0, 20_000]))
                 queries = unit(draw.standard_normal((life.random.choice([1, 3, 30]), DIM)))
                 where = life.random.choice(list(FILTERS))
-                check(index, pictures, queries, k=life.random.choice([1, 7, 1000]), where=where)
+                check(index, images, queries, k=life.random.choice([1, 7, 1000]), where=where)
     assert min(seen["tombstones"], seen["tail"], seen["segments"]) >= 5

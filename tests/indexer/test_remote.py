@@ -21,7 +21,7 @@ from .material import colour_of, encoded, tar_of
 pytest.importorskip("fsspec")
 from fsspec.implementations.memory import MemoryFileSystem
 
-PICTURES = [encoded(colour_of(number)) for number in range(6)]
+IMAGES = [encoded(colour_of(number)) for number in range(6)]
 
 
 @pytest.fixture
@@ -53,11 +53,11 @@ def put(store, files):
 
 
 FOLDER = {
-    "photos/a.png": PICTURES[0],
+    "photos/a.png": IMAGES[0],
     "photos/a.txt": b"first",
-    "photos/x/长城.png": PICTURES[1],
+    "photos/x/长城.png": IMAGES[1],
     "photos/x/长城.json": json.dumps({"caption": "wall", "year": 1}).encode(),
-    "photos/.hidden/b.png": PICTURES[2],
+    "photos/.hidden/b.png": IMAGES[2],
     "photos/c.cr2": b"raw",
     "photos/film.mov": b"film",
 }
@@ -72,11 +72,11 @@ def test_a_folder(store, reads):
         ("x/长城.png", "wall", {"year": 1}),
     ]
     assert [record.uri for record in found] == ["memory://b/photos/a.png", "memory://b/photos/x/长城.png"]
-    assert [record.size for record in found] == [len(PICTURES[0]), len(PICTURES[1])]
+    assert [record.size for record in found] == [len(IMAGES[0]), len(IMAGES[1])]
     assert all(record.mtime_ns > 1e18 for record in found)
     assert corpus.passed_over == {".cr2": 1, ".mov": 1}
     reads.clear()
-    assert [record.read() for record in found] == PICTURES[:2]
+    assert [record.read() for record in found] == IMAGES[:2]
     assert reads == ["/b/photos/a.png", "/b/photos/x/长城.png"]
     reads.clear()
     assert [r.sidecars for r in corpus.records(captions=False)] == [r.sidecars for r in found]
@@ -96,17 +96,17 @@ def test_the_same_folder_as_a_file_url(tmp_path):
     corpus = open_corpus(f"file://{tmp_path}/photos")
     found = list(corpus.records())
     assert [(r.key, r.caption, r.read()) for r in found] == [
-        ("a.png", "first", PICTURES[0]),
-        ("x/长城.png", "wall", PICTURES[1]),
+        ("a.png", "first", IMAGES[0]),
+        ("x/长城.png", "wall", IMAGES[1]),
     ]
     assert abs(found[0].mtime_ns - (tmp_path / "photos/a.png").stat().st_mtime_ns) < 10_000
-    (tmp_path / "t.tar").write_bytes(tar_of({"a.png": PICTURES[0]}))
+    (tmp_path / "t.tar").write_bytes(tar_of({"a.png": IMAGES[0]}))
     corpus = open_corpus(f"file://{tmp_path}/t.tar")
     [record] = corpus.records()
     assert (record.key, record.uri, record.read()) == (
         "t.tar#a.png",
         f"file://{tmp_path}/t.tar#a.png",
-        PICTURES[0],
+        IMAGES[0],
     )
     assert corpus.passed_over_note() is None
 
@@ -114,24 +114,24 @@ def test_the_same_folder_as_a_file_url(tmp_path):
 @pytest.mark.parametrize("spec", ["memory://b/s/{0..1}.tar", "memory://b/s/*.tar", "memory://b/s"])
 def test_shards_are_fetched_once(store, reads, spec, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
-    put(store, {f"s/{n}.tar": tar_of({"a.png": PICTURES[n], "a.txt": b"x"}) for n in range(2)})
+    put(store, {f"s/{n}.tar": tar_of({"a.png": IMAGES[n], "a.txt": b"x"}) for n in range(2)})
     corpus = open_corpus(spec)
     for _ in range(2):
         found = list(corpus.records())
         assert [(r.key, r.caption, r.read()) for r in found] == [
-            ("0.tar#a.png", "x", PICTURES[0]),
-            ("1.tar#a.png", "x", PICTURES[1]),
+            ("0.tar#a.png", "x", IMAGES[0]),
+            ("1.tar#a.png", "x", IMAGES[1]),
         ]
     assert reads == ["/b/s/0.tar", "/b/s/1.tar"]
     assert corpus.passed_over_note() == f"fetched 2 files (0.0 MB), which stay in {tmp_path}/fetched"
     again = reopen_corpus(corpus.identity())
     assert [r.mtime_ns for r in again.records()] == [r.mtime_ns for r in found]
     assert (len(reads), again.passed_over_note()) == (2, None)
-    put(store, {"s/1.tar": tar_of({"b.png": PICTURES[5]})})
+    put(store, {"s/1.tar": tar_of({"b.png": IMAGES[5]})})
     changed = list(open_corpus(spec).records())
     assert [(r.key, r.read()) for r in changed] == [
-        ("0.tar#a.png", PICTURES[0]),
-        ("1.tar#b.png", PICTURES[5]),
+        ("0.tar#a.png", IMAGES[0]),
+        ("1.tar#b.png", IMAGES[5]),
     ]
     assert reads[2:] == ["/b/s/1.tar"]
     assert changed[1].mtime_ns != found[1].mtime_ns
@@ -139,7 +139,7 @@ def test_shards_are_fetched_once(store, reads, spec, tmp_path, monkeypatch):
 
 def test_it_is_told_before_something_is_fetched(store, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
-    put(store, {"0.tar": tar_of({"a.png": PICTURES[0]})})
+    put(store, {"0.tar": tar_of({"a.png": IMAGES[0]})})
     told = []
     for _ in range(2):
         with telling(told.append):
@@ -149,17 +149,17 @@ def test_it_is_told_before_something_is_fetched(store, tmp_path, monkeypatch):
 
 def test_a_member_is_read_again_with_and_without_its_copy(store, reads, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
-    put(store, {"s.tar": tar_of({"a.png": PICTURES[0], "b.png": PICTURES[1]})})
+    put(store, {"s.tar": tar_of({"a.png": IMAGES[0], "b.png": IMAGES[1]})})
     corpus = open_corpus("memory://b/s.tar")
     _, record = corpus.records()
-    place = {"key": record.key, "corpus": corpus.identity(), "hash": content_hash(PICTURES[1])}
+    place = {"key": record.key, "corpus": corpus.identity(), "hash": content_hash(IMAGES[1])}
     reads.clear()
-    assert read_located(record.locator, **place) == PICTURES[1]
+    assert read_located(record.locator, **place) == IMAGES[1]
     assert reads == []
     local_copy("memory://b/s.tar").unlink()
-    assert read_located(record.locator, **place) == PICTURES[1]
+    assert read_located(record.locator, **place) == IMAGES[1]
     assert local_copy("memory://b/s.tar") is None  # only the span was asked for
-    put(store, {"s.tar": tar_of({"a.png": PICTURES[0], "b.png": PICTURES[2]})})
+    put(store, {"s.tar": tar_of({"a.png": IMAGES[0], "b.png": IMAGES[2]})})
     with pytest.raises(ValueError, match=r"memory://b/s\.tar changed since it was indexed"):
         read_located(record.locator, **place)
 
@@ -169,11 +169,11 @@ def test_tables_and_zips_are_read_again_from_a_new_copy(store, tmp_path, monkeyp
     from .test_zips import zip_of
 
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
-    pq.write_table(pa.table({"image": PICTURES[:2]}), tmp_path / "t.parquet")
-    put(store, {"t.parquet": (tmp_path / "t.parquet").read_bytes(), "z.zip": zip_of({"a.png": PICTURES[2]})})
+    pq.write_table(pa.table({"image": IMAGES[:2]}), tmp_path / "t.parquet")
+    put(store, {"t.parquet": (tmp_path / "t.parquet").read_bytes(), "z.zip": zip_of({"a.png": IMAGES[2]})})
     for name, key, content in [
-        ("t.parquet", "t.parquet#1", PICTURES[1]),
-        ("z.zip", "z.zip#a.png", PICTURES[2]),
+        ("t.parquet", "t.parquet#1", IMAGES[1]),
+        ("z.zip", "z.zip#a.png", IMAGES[2]),
     ]:
         corpus = open_corpus(f"memory://b/{name}")
         *_, record = corpus.records()
@@ -182,15 +182,15 @@ def test_tables_and_zips_are_read_again_from_a_new_copy(store, tmp_path, monkeyp
         assert read_located(record.locator, key=key, corpus=corpus.identity()) == content
 
 
-def test_a_list_names_pictures_beside_it_and_elsewhere(store, reads, tmp_path, monkeypatch):
+def test_a_list_names_images_beside_it_and_elsewhere(store, reads, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
     put(store, {"d/l.csv": b"file_name,caption\nx/a.png,one\nmemory://b/e.png,two\n"})
-    put(store, {"d/x/a.png": PICTURES[0], "e.png": PICTURES[1]})
+    put(store, {"d/x/a.png": IMAGES[0], "e.png": IMAGES[1]})
     corpus = open_corpus("memory://b/d/l.csv")
     found = list(corpus.records())
     assert [(r.key, r.caption, r.uri, r.read()) for r in found] == [
-        ("x/a.png", "one", "memory://b/d/x/a.png", PICTURES[0]),
-        ("memory://b/e.png", "two", "memory://b/e.png", PICTURES[1]),
+        ("x/a.png", "one", "memory://b/d/x/a.png", IMAGES[0]),
+        ("memory://b/e.png", "two", "memory://b/e.png", IMAGES[1]),
     ]
     for record in [*found, *reopen_corpus(corpus.identity()).records()]:
         place = {"key": record.key, "corpus": corpus.identity()}
@@ -200,7 +200,7 @@ def test_a_list_names_pictures_beside_it_and_elsewhere(store, reads, tmp_path, m
         '{"url": "memory://b/e.png", "text": "two"}\n{"url": "memory://b/gone.png"}\n'
     )
     good, gone = open_corpus(tmp_path / "l.jsonl").records()
-    assert (good.key, good.caption, good.read()) == ("memory://b/e.png", "two", PICTURES[1])
+    assert (good.key, good.caption, good.read()) == ("memory://b/e.png", "two", IMAGES[1])
     with pytest.raises(CorpusError, match=r"no such file or folder: memory://b/gone\.png"):
         gone.read()
 
@@ -208,11 +208,11 @@ def test_a_list_names_pictures_beside_it_and_elsewhere(store, reads, tmp_path, m
 @pytest.mark.parametrize("start", ["file://", "local://", "simplecache::file://", "memory://b/x::file://"])
 def test_a_remote_list_names_no_files_of_this_machine(store, tmp_path, monkeypatch, start):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
-    (tmp_path / "own.png").write_bytes(PICTURES[0])
+    (tmp_path / "own.png").write_bytes(IMAGES[0])
     put(store, {"d/l.csv": f"file_name\n{start}{tmp_path}/own.png\n".encode()})
     [record] = open_corpus("memory://b/d/l.csv").records()
     assert record.problem is not None
-    assert "may name pictures of its own store and of http:// and https://" in record.problem
+    assert "may name images of its own store and of http:// and https://" in record.problem
     with pytest.raises(CorpusError, match="of its own store"):
         record.read()
 
@@ -221,7 +221,7 @@ def test_a_remote_list_names_no_files_of_this_machine(store, tmp_path, monkeypat
     ("url", "message"),
     [
         ("memory://b/nothing", "no such file or folder: memory://b/nothing"),
-        ("memory://b/s.pdf", r"memory://b/s\.pdf is neither a folder of pictures nor a \.tar, \.zip, "),
+        ("memory://b/s.pdf", r"memory://b/s\.pdf is neither a folder of images nor a \.tar, \.zip, "),
         ("nosuch://b", r"nosuch://b cannot be read: Protocol not known: nosuch"),
         ("memory://b/*.tar", r"no such file: memory://b/\*\.tar"),
     ],
@@ -234,13 +234,13 @@ def test_what_is_not_there_is_refused(store, url, message):
 
 def test_a_shard_that_is_gone_is_reported_and_the_others_read(store, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
-    put(store, {"1.tar": tar_of({"a.png": PICTURES[0]})})
+    put(store, {"1.tar": tar_of({"a.png": IMAGES[0]})})
     gone, good = open_corpus("memory://b/{0..1}.tar").records()
     assert (gone.key, gone.problem) == (
         "0.tar",
-        "tar cannot be read after 0 pictures: no such file or folder: memory://b/0.tar",
+        "tar cannot be read after 0 images: no such file or folder: memory://b/0.tar",
     )
-    assert good.read() == PICTURES[0]
+    assert good.read() == IMAGES[0]
 
 
 def test_what_a_store_does_not_say_is_made_up_from_what_it_says():
@@ -258,7 +258,7 @@ def test_what_a_store_does_not_say_is_made_up_from_what_it_says():
 
 def test_no_room_is_said_before_fetching(store, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
-    put(store, {"0.tar": tar_of({"a.png": PICTURES[0]})})
+    put(store, {"0.tar": tar_of({"a.png": IMAGES[0]})})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100})())
     [record] = open_corpus("memory://b/0.tar").records()
     assert "room for 0: make room, or set LLM2CLIP_HOME" in record.problem
@@ -273,7 +273,7 @@ def test_the_index_of_a_url_has_a_place_and_that_of_standard_input_none(tmp_path
         default_index_path("-")
 
 
-def test_a_build_that_tries_some_pictures_first_fetches_none_twice(store, reads, tmp_path):
+def test_a_build_that_tries_some_images_first_fetches_none_twice(store, reads, tmp_path):
     put(store, {f"many/{n:03d}.png": encoded(colour_of(n)) for n in range(300)})
     report = build_index("memory://b/many", tmp_path / "i", encoder=FakeEncoder())
     assert (report.items, report.bad) == (300, 0)
@@ -290,7 +290,7 @@ def test_an_index_over_a_remote_folder(store, reads, tmp_path):
         "/b/photos/x/长城.png",
     ]
     with open_index(tmp_path / "i") as index:
-        [hit] = index.search(np.asarray(encoder.encode_images([PICTURES[1]])), k=1)[0]
+        [hit] = index.search(np.asarray(encoder.encode_images([IMAGES[1]])), k=1)[0]
         assert (hit.key, hit.caption, hit.metadata) == ("x/长城.png", "wall", {"year": 1})
     reads.clear()
     assert build_index("memory://b/photos", tmp_path / "i", encoder=encoder).up_to_date

@@ -69,7 +69,7 @@ def test_the_structure_is_made_again_from_the_vectors(index, damage):
     assert whole(index) == expected
 
 
-def test_pictures_of_lost_vectors_are_taken_out_and_embedded_again(index, photos):
+def test_images_of_lost_vectors_are_taken_out_and_embedded_again(index, photos):
     expected = whole(index)
     (photos / "later.png").write_bytes(encoded((1, 2, 3)))
     update_index(index, encoder=FakeEncoder())

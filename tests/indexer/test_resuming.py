@@ -42,7 +42,7 @@ def test_an_interrupted_build_goes_on(photos, tmp_path):
             build_index(photos, tmp_path / "i", encoder=stopping, options=options)
         embedded += sum(stopping.image_batches)
         with pytest.raises(
-            IndexNotFoundError, match=r"is not finished: \d+ pictures so far. Go on with: llm2clip-index"
+            IndexNotFoundError, match=r"is not finished: \d+ images so far. Go on with: llm2clip-index"
         ):
             open_index(tmp_path / "i")
     encoder = FakeEncoder()

@@ -1,4 +1,4 @@
-"""Tar shards: members joined to samples, and each picture found again by one seek."""
+"""Tar shards: members joined to samples, and each image found again by one seek."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ def records(spec):
     return list(open_corpus(spec).records())
 
 
-def test_pictures_captions_and_metadata_of_a_sample(shards):
+def test_images_captions_and_metadata_of_a_sample(shards):
     found = records(shards / "00.tar")
     assert [record.key for record in found] == ["00.tar#0000.webp", "00.tar#0001.webp", "00.tar#0002.webp"]
     assert found[1].uri == f"{shards}/00.tar#0001.webp"
-    assert found[1].caption == "picture 1"
+    assert found[1].caption == "image 1"
     assert found[1].metadata == {"emoji": "🦒", "names": {"zh": "长颈鹿"}}
     for number, record in enumerate(found):
         assert record.read() == encoded(colour_of(number), format="WEBP")
 
 
-def test_a_folder_of_tars_and_brace_ranges_are_the_same_pictures(shards):
+def test_a_folder_of_tars_and_brace_ranges_are_the_same_images(shards):
     by_folder = [record.key for record in records(shards)]
     assert by_folder == [f"0{s}.tar#000{n}.webp" for s, n in [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4)]]
     assert [record.key for record in records(shards / "{00..01}.tar")] == by_folder
@@ -117,20 +117,20 @@ def test_a_second_member_of_one_name_is_reported(tmp_path):
         (
             lambda tar: tar[:2600],
             3,
-            "tar cannot be read after 3 pictures: cut short: the end mark is missing at byte 3,072",
+            "tar cannot be read after 3 images: cut short: the end mark is missing at byte 3,072",
         ),
         (
             lambda tar: tar[:1024],
             1,
-            "tar cannot be read after 1 pictures: cut short: the end mark is missing at byte 1,024",
+            "tar cannot be read after 1 images: cut short: the end mark is missing at byte 1,024",
         ),
         (
             lambda tar: tar[:1024] + b"\1" * 512 + tar[1536:],
             1,
-            "tar cannot be read after 1 pictures: damaged at byte 1,024",
+            "tar cannot be read after 1 images: damaged at byte 1,024",
         ),
-        (lambda tar: b"no tar at all" * 100, 0, "tar cannot be read after 0 pictures: invalid header"),
-        (lambda tar: b"", 0, "tar cannot be read after 0 pictures: empty file"),
+        (lambda tar: b"no tar at all" * 100, 0, "tar cannot be read after 0 images: invalid header"),
+        (lambda tar: b"", 0, "tar cannot be read after 0 images: empty file"),
     ],
 )
 def test_a_damaged_shard_is_reported_and_the_next_one_read(tmp_path, spoil, readable, problem):
@@ -146,7 +146,7 @@ def test_a_damaged_shard_is_reported_and_the_next_one_read(tmp_path, spoil, read
     assert bad == [("0.tar", problem)]
 
 
-def test_a_picture_cut_short_with_its_tar_cannot_be_read(tmp_path):
+def test_a_image_cut_short_with_its_tar_cannot_be_read(tmp_path):
     (tmp_path / "0.tar").write_bytes(tar_of({"a.png": RED, "b.png": BLUE})[:1600])
     first, second, shard = records(tmp_path / "0.tar")
     assert first.read() == RED
@@ -218,11 +218,11 @@ def test_wrong_shards_are_refused(shards, spec, message):
         open_corpus(shards / spec)
 
 
-def test_tars_beside_pictures_are_mentioned(shards):
+def test_tars_beside_images_are_mentioned(shards):
     (shards / "a.png").write_bytes(RED)
     corpus = open_corpus(shards)
     assert [record.key for record in corpus.records()] == ["a.png"]
-    assert corpus.notes == [f"2 tar files in {shards} were not read, since there are pictures beside them"]
+    assert corpus.notes == [f"2 tar files in {shards} were not read, since there are images beside them"]
 
 
 @given(first=st.integers(0, 200), count=st.integers(1, 50), width=st.integers(1, 6))
@@ -246,10 +246,10 @@ def test_names_up_to_the_limit_of_json(tmp_path):
     assert records(tmp_path / "s.tar")[0].caption == caption
 
 
-def test_pictures_that_are_not_read_are_counted(tmp_path):
+def test_images_that_are_not_read_are_counted(tmp_path):
     (tmp_path / "0.tar").write_bytes(tar_of({"a.png": encoded((1, 2, 3)), "a.jxl": b"x", "b.txt": b"x"}))
     corpus = open_corpus(tmp_path / "0.tar")
     assert [record.key for record in corpus.records()] == ["0.tar#a.png"]
     assert corpus.passed_over_note() == (
-        "1 picture of kinds that are not read (1 .jxl) passed over: convert to JPEG what shall be found"
+        "1 image of kinds that are not read (1 .jxl) passed over: convert to JPEG what shall be found"
     )

@@ -20,12 +20,12 @@ from .material import colour_of, encoded
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-PICTURES = [encoded(colour_of(number)) for number in range(30)]
+IMAGES = [encoded(colour_of(number)) for number in range(30)]
 
 
 def hugging_face(count=30, **columns):
     """A table as ``datasets`` writes it, with a column of labels."""
-    image = pa.array([{"bytes": PICTURES[n], "path": f"{n:02d}.png"} for n in range(count)])
+    image = pa.array([{"bytes": IMAGES[n], "path": f"{n:02d}.png"} for n in range(count)])
     labels = pa.array([n % 2 for n in range(count)])
     features = {"image": {"_type": "Image"}, "label": {"names": ["猫", "dog"], "_type": "ClassLabel"}}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
@@ -54,19 +54,19 @@ def write(kind, file, table):
     ("kind", "name"), [("parquet", "长.parquet"), ("stream", "d.arrow"), ("file", "d.feather")]
 )
 def test_a_data_set_of_hugging_face(tmp_path, kind, name):
-    write(kind, tmp_path / name, hugging_face(text=[f"picture {n}" for n in range(30)]))
+    write(kind, tmp_path / name, hugging_face(text=[f"image {n}" for n in range(30)]))
     corpus = open_corpus(tmp_path / name)
     found = list(corpus.records())
     assert [record.key for record in found] == [f"{name}#{n}" for n in range(30)]
-    assert [record.read() for record in found] == PICTURES
-    assert [record.read() for record in found[3:5]] == PICTURES[3:5]  # a second time
+    assert [record.read() for record in found] == IMAGES
+    assert [record.read() for record in found[3:5]] == IMAGES[3:5]  # a second time
     assert found[17].uri == f"{tmp_path}/{name}#17"
-    assert [record.caption for record in found] == [f"picture {n}" for n in range(30)]
+    assert [record.caption for record in found] == [f"image {n}" for n in range(30)]
     assert found[17].metadata == {"label": "dog", "file_name": "17.png"}
     assert found[16].metadata == {"label": "猫", "file_name": "16.png"}
     for record in found[::9]:
         content = read_located(record.locator, key=record.key, corpus=corpus.identity())
-        assert content == PICTURES[int(record.key.rpartition("#")[2])]
+        assert content == IMAGES[int(record.key.rpartition("#")[2])]
     without = list(open_corpus(tmp_path / name).records(captions=False))
     assert [(record.key, record.caption, record.metadata) for record in without] == [
         (record.key, None, None) for record in found
@@ -100,47 +100,47 @@ def test_every_kind_of_metadata_becomes_json(tmp_path, kind):
     assert second.metadata == {"label": "dog", "ok": False, "file_name": "01.png"}
 
 
-def test_columns_of_plain_bytes_and_several_pictures_in_a_row(tmp_path):
-    pq.write_table(pa.table({"id": [1, 2], "thumb": PICTURES[:2]}), tmp_path / "one.parquet")
+def test_columns_of_plain_bytes_and_several_images_in_a_row(tmp_path):
+    pq.write_table(pa.table({"id": [1, 2], "thumb": IMAGES[:2]}), tmp_path / "one.parquet")
     found = records(tmp_path / "one.parquet")
     assert [(record.key, record.read(), record.metadata) for record in found] == [
-        ("one.parquet#0", PICTURES[0], {"id": 1}),
-        ("one.parquet#1", PICTURES[1], {"id": 2}),
+        ("one.parquet#0", IMAGES[0], {"id": 1}),
+        ("one.parquet#1", IMAGES[1], {"id": 2}),
     ]
-    struct = [{"bytes": content, "path": None} for content in PICTURES[:4]]
+    struct = [{"bytes": content, "path": None} for content in IMAGES[:4]]
     pq.write_table(pa.table({"left": struct[:2], "right": struct[2:]}), tmp_path / "two.parquet")
     found = records(tmp_path / "two.parquet")
     assert [(record.key, record.read(), record.metadata) for record in found] == [
-        ("two.parquet#0.left", PICTURES[0], None),
-        ("two.parquet#0.right", PICTURES[2], None),
-        ("two.parquet#1.left", PICTURES[1], None),
-        ("two.parquet#1.right", PICTURES[3], None),
+        ("two.parquet#0.left", IMAGES[0], None),
+        ("two.parquet#0.right", IMAGES[2], None),
+        ("two.parquet#1.left", IMAGES[1], None),
+        ("two.parquet#1.right", IMAGES[3], None),
     ]
 
 
-def test_sound_is_no_picture(tmp_path):
+def test_sound_is_no_image(tmp_path):
     table = pa.table(
-        {"audio": [{"bytes": b"x", "path": "a.wav"}], "image": [{"bytes": PICTURES[0], "path": "a"}]}
+        {"audio": [{"bytes": b"x", "path": "a.wav"}], "image": [{"bytes": IMAGES[0], "path": "a"}]}
     )
     features = {"audio": {"_type": "Audio"}, "image": {"_type": "Image"}}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(table.replace_schema_metadata(about), tmp_path / "t.parquet")
     assert [(record.key, record.read()) for record in records(tmp_path / "t.parquet")] == [
-        ("t.parquet#0", PICTURES[0])
+        ("t.parquet#0", IMAGES[0])
     ]
 
 
 def test_rows_that_name_a_file_or_nothing(tmp_path):
     folder = tmp_path / "d"
     folder.mkdir()
-    (folder / "a.png").write_bytes(PICTURES[0])
-    (tmp_path / "secret.png").write_bytes(PICTURES[1])
+    (folder / "a.png").write_bytes(IMAGES[0])
+    (tmp_path / "secret.png").write_bytes(IMAGES[1])
     paths = ["a.png", "../secret.png", str(tmp_path / "secret.png"), None, "gone.png"]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = pa.array([{"bytes": None, "path": path} for path in paths], kind)
     pq.write_table(pa.table({"image": cells}), folder / "t.parquet")
     first, *others = records(folder / "t.parquet")
-    assert first.read() == PICTURES[0]
+    assert first.read() == IMAGES[0]
     reasons = []
     for record in others:
         with pytest.raises(CorpusError) as caught:
@@ -150,13 +150,13 @@ def test_rows_that_name_a_file_or_nothing(tmp_path):
     assert reasons == [
         f"{outside}../secret.png",
         f"{outside}{tmp_path}/secret.png",
-        "the row holds no picture",
+        "the row holds no image",
         "gone.png: No such file or directory",
     ]
 
 
-def test_pictures_are_read_once_and_in_few_calls(tmp_path, monkeypatch):
-    """Whatever the order in which threads come by, every picture is that of its row."""
+def test_images_are_read_once_and_in_few_calls(tmp_path, monkeypatch):
+    """Whatever the order in which threads come by, every image is that of its row."""
     from llm2clip.indexer.containers import arrow_files as table_files
 
     monkeypatch.setattr(table_files, "_CHUNK_ROWS", 4)
@@ -166,18 +166,18 @@ def test_pictures_are_read_once_and_in_few_calls(tmp_path, monkeypatch):
     monkeypatch.setattr(
         table_files.ParquetTable, "_cells", lambda *rest: opened.append(rest[1].number) or real(*rest)
     )
-    assert [record.read() for record in open_corpus(tmp_path).records()] == PICTURES
+    assert [record.read() for record in open_corpus(tmp_path).records()] == IMAGES
     assert opened == [0, 1, 2]  # each row group from its beginning, once
     shuffled = [records(tmp_path)[n] for n in np.random.default_rng(0).permutation(30)]
     with ThreadPoolExecutor(8) as pool:
         contents = list(pool.map(lambda record: record.read(), shuffled))
-    assert contents == [PICTURES[int(record.key.rpartition("#")[2])] for record in shuffled]
+    assert contents == [IMAGES[int(record.key.rpartition("#")[2])] for record in shuffled]
 
 
 def test_a_folder_with_folders_of_tables(tmp_path):
     for split, start in (("train", 0), ("validation", 10)):
         (tmp_path / "data" / split).mkdir(parents=True)
-        cells = [{"bytes": PICTURES[start + n], "path": None} for n in range(2)]
+        cells = [{"bytes": IMAGES[start + n], "path": None} for n in range(2)]
         pq.write_table(pa.table({"image": cells}), tmp_path / "data" / split / "0.parquet")
     (tmp_path / "README.md").write_text("a data set")
     keys = [f"data/{split}/0.parquet#{n}" for split in ("train", "validation") for n in range(2)]
@@ -206,7 +206,7 @@ def test_a_damaged_row_group_is_reported_and_the_others_read(tmp_path):
             good[number] = record.read()
         except CorpusError as error:
             bad[number] = str(error)
-    assert good == {n: PICTURES[n] for n in (*range(10), *range(20, 30))}
+    assert good == {n: IMAGES[n] for n in (*range(10), *range(20, 30))}
     assert list(bad) == list(range(10, 20))
     assert all(reason.startswith("row group 1 is damaged: ") for reason in bad.values())
 
@@ -215,12 +215,12 @@ def test_a_damaged_row_group_is_reported_and_the_others_read(tmp_path):
 def test_of_an_arrow_file_cut_short_what_came_before_is_read(tmp_path, stream):
     write_arrow(tmp_path / "a.arrow", hugging_face(), stream=stream)
     whole = (tmp_path / "a.arrow").read_bytes()
-    (tmp_path / "a.arrow").write_bytes(whole[: whole.index(PICTURES[25])])
+    (tmp_path / "a.arrow").write_bytes(whole[: whole.index(IMAGES[25])])
     write_arrow(tmp_path / "b.arrow", hugging_face(1), stream=stream)
     *good, broken, after = records(tmp_path)
-    assert [record.read() for record in good] == PICTURES[:20]
-    assert (broken.key, after.read()) == ("a.arrow", PICTURES[0])
-    assert broken.problem.startswith("table cannot be read after 20 pictures: ")
+    assert [record.read() for record in good] == IMAGES[:20]
+    assert (broken.key, after.read()) == ("a.arrow", IMAGES[0])
+    assert broken.problem.startswith("table cannot be read after 20 images: ")
 
 
 @pytest.mark.parametrize(
@@ -230,28 +230,28 @@ def test_what_is_no_table_is_reported(tmp_path, content):
     (tmp_path / "a.parquet").write_bytes(content)
     pq.write_table(hugging_face(1), tmp_path / "b.parquet")
     broken, good = records(tmp_path)
-    assert broken.problem.startswith("table cannot be read after 0 pictures: ")
-    assert good.read() == PICTURES[0]
+    assert broken.problem.startswith("table cannot be read after 0 images: ")
+    assert good.read() == IMAGES[0]
 
 
 def test_offsets_that_lead_out_of_a_batch_are_not_followed(tmp_path):
-    table = pa.table({"image": pa.array(PICTURES[:3])})
+    table = pa.table({"image": pa.array(IMAGES[:3])})
     write_arrow(tmp_path / "a.arrow", table, stream=True)
     whole = (tmp_path / "a.arrow").read_bytes()
-    offsets = np.cumsum([0, *(len(picture) for picture in PICTURES[:3])]).astype("<i4")
+    offsets = np.cumsum([0, *(len(image) for image in IMAGES[:3])]).astype("<i4")
     wrong = offsets.copy()
     wrong[2] = 2**30
     assert whole.count(offsets.tobytes()) == 1
     (tmp_path / "a.arrow").write_bytes(whole.replace(offsets.tobytes(), wrong.tobytes()))
     [record] = records(tmp_path / "a.arrow")
-    assert record.problem.startswith("table cannot be read after 0 pictures: ")
+    assert record.problem.startswith("table cannot be read after 0 images: ")
 
 
-def test_a_table_without_pictures_says_what_it_has(tmp_path):
+def test_a_table_without_images_says_what_it_has(tmp_path):
     pq.write_table(pa.table({"url": ["http://x"], "text": ["y"]}), tmp_path / "t.parquet")
     [record] = records(tmp_path / "t.parquet")
     assert record.problem.startswith(
-        "table cannot be read after 0 pictures: no column holds pictures: got url, text; expected one of bytes"
+        "table cannot be read after 0 images: no column holds images: got url, text; expected one of bytes"
     )
 
 
@@ -267,7 +267,7 @@ def test_a_row_that_is_gone_or_changed_is_not_read(tmp_path):
         read_located(last.locator, **place)
     pq.write_table(hugging_face(3).slice(0, 3).take([2, 1, 0]), tmp_path / "t.parquet")
     with pytest.raises(ValueError, match=r"t\.parquet changed since it was indexed: build the index again"):
-        read_located(last.locator, **place, hash=content_hash(PICTURES[2]))
+        read_located(last.locator, **place, hash=content_hash(IMAGES[2]))
 
 
 def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
@@ -280,13 +280,13 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
 def test_an_index_over_tables(tmp_path):
     (tmp_path / "d").mkdir()
     pq.write_table(
-        hugging_face(caption=[f"picture {n}" for n in range(30)]), tmp_path / "d/t.parquet", row_group_size=8
+        hugging_face(caption=[f"image {n}" for n in range(30)]), tmp_path / "d/t.parquet", row_group_size=8
     )
     encoder = FakeEncoder()
     report = build_index(tmp_path / "d", tmp_path / "i", encoder=encoder)
     assert (report.items, report.bad) == (30, 0)
     with open_index(tmp_path / "i") as index:
-        [hit] = index.search(np.asarray(encoder.encode_images([PICTURES[23]])), k=1)[0]
-        assert (hit.key, hit.caption) == ("t.parquet#23", "picture 23")
+        [hit] = index.search(np.asarray(encoder.encode_images([IMAGES[23]])), k=1)[0]
+        assert (hit.key, hit.caption) == ("t.parquet#23", "image 23")
         assert hit.metadata == {"label": "dog", "file_name": "23.png"}
     assert build_index(tmp_path / "d", tmp_path / "i", encoder=encoder).up_to_date

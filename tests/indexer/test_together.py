@@ -23,11 +23,11 @@ from llm2clip.indexer import (
     IndexDamagedError,
     IndexerError,
     IndexWriteError,
-    add_pictures,
+    add_images,
     build_index,
     compact_index,
     open_index,
-    remove_pictures,
+    remove_images,
     update_index,
 )
 from llm2clip.indexer.lifecycle.remove import Selection
@@ -66,10 +66,10 @@ def change_it(index: Path, photos: Path, number: int) -> None:
     """One of every kind of change."""
     new = photos / f"new{number}.png"
     new.write_bytes(encoded(colour_of(500 + number)))
-    add_pictures(index, [new], encoder=FakeEncoder())
+    add_images(index, [new], encoder=FakeEncoder())
     (photos / "summer" / "001.png").write_bytes(encoded(colour_of(900 + number)))
     update_index(index, encoder=FakeEncoder())
-    remove_pictures(index, Selection(keys=[new.name]))
+    remove_images(index, Selection(keys=[new.name]))
     compact_index(index)
 
 
@@ -150,8 +150,8 @@ def test_eight_readers_never_see_half_a_change(index, photos, monkeypatch):
     "write",
     [
         lambda index, photos: update_index(index, encoder=FakeEncoder()),
-        lambda index, photos: add_pictures(index, [photos / "000.png"], encoder=FakeEncoder()),
-        lambda index, photos: remove_pictures(index, Selection(keys=["000.png"])),
+        lambda index, photos: add_images(index, [photos / "000.png"], encoder=FakeEncoder()),
+        lambda index, photos: remove_images(index, Selection(keys=["000.png"])),
         lambda index, photos: compact_index(index),
         lambda index, photos: repair_index(index),
         lambda index, photos: build_index(photos, index, encoder=FakeEncoder()),
@@ -188,7 +188,7 @@ def remount(disk: Path, options: str) -> None:
 def test_a_read_only_place_can_be_searched_and_says_why_it_cannot_be_changed(small_disk, photos):
     index = small_disk / "i"
     build_index(photos, index, encoder=FakeEncoder())
-    remove_pictures(index, Selection(keys=["000.png"]))
+    remove_images(index, Selection(keys=["000.png"]))
     remount(small_disk, "ro")
     with open_index(index) as opened:
         assert len(opened.search(QUERY, k=100)[0]) == 29
@@ -197,13 +197,13 @@ def test_a_read_only_place_can_be_searched_and_says_why_it_cannot_be_changed(sma
     says = "cannot write the index at .*: Read-only file system. It can be searched; to change it, copy it"
     for write in (
         lambda: update_index(index, encoder=FakeEncoder()),
-        lambda: remove_pictures(index, Selection(keys=["003.png"])),
+        lambda: remove_images(index, Selection(keys=["003.png"])),
         lambda: compact_index(index),
     ):
         with pytest.raises(IndexWriteError, match=says):
             write()
     remount(small_disk, "rw")
-    assert remove_pictures(index, Selection(keys=["003.png"])).items == 28
+    assert remove_images(index, Selection(keys=["003.png"])).items == 28
 
 
 def test_a_full_disk_ends_a_change_and_leaves_the_index(small_disk, photos):
@@ -222,7 +222,7 @@ def test_a_full_disk_ends_a_change_and_leaves_the_index(small_disk, photos):
     report = update_index(index, encoder=encoder)
     assert (report.new, report.items) == (200, 230)
     remount(small_disk, f"size={sum(f.stat().st_size for f in index.iterdir()) // 1024 + 200}k")
-    remove_pictures(index, Selection(matching="more1*"))
+    remove_images(index, Selection(matching="more1*"))
     with pytest.raises(IndexWriteError, match="make room"):
         compact_index(index)
     with open_index(index) as opened:
@@ -237,7 +237,7 @@ def test_the_items_of_another_index_are_not_written_to(index, photos, tmp_path):
     before = (index / "items-00001.db").read_bytes()
     for write in (
         lambda: update_index(index, encoder=FakeEncoder()),
-        lambda: remove_pictures(index, Selection(keys=["000.png"])),
+        lambda: remove_images(index, Selection(keys=["000.png"])),
         lambda: compact_index(index),
     ):
         with pytest.raises(IndexDamagedError, match=r"items-00001\.db belongs to another index"):

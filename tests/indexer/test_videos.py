@@ -108,7 +108,7 @@ def test_a_video_that_begins_late_and_one_that_does_not_say_how_long_it_is(tmp_p
     ]
 
 
-def test_a_picture_taken_upright_by_a_telephone_is_upright(tmp_path):
+def test_a_image_taken_upright_by_a_telephone_is_upright(tmp_path):
     def paint(pixels, number):
         pixels[:, :48] = (255, 0, 0)
         pixels[:, 48:] = (0, 0, 255)
@@ -129,7 +129,7 @@ def test_a_picture_taken_upright_by_a_telephone_is_upright(tmp_path):
     assert bottom[2] > 200 > 60 > bottom[0]
 
 
-def test_videos_among_pictures(tmp_path):
+def test_videos_among_images(tmp_path):
     (tmp_path / "d").mkdir()
     film(tmp_path / "d" / "b.mp4", seconds=3)
     (tmp_path / "d" / "b.txt").write_text("the sea")

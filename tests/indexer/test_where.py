@@ -26,7 +26,7 @@ def at(text: str) -> int:
     return round(moment.timestamp()) * 10**9
 
 
-PICTURES: list[dict[str, Any]] = [
+IMAGES: list[dict[str, Any]] = [
     {"key": "lake/boat.jpg", "size": 900, "mtime_ns": at("2024-02-29T23:59:59"), "width": 640, "height": 480,
      "caption": "A red Boat, 100% wood", "metadata": {"author": "Ann", "year": 2024, "tags": ["boat", "lake"]}},
     {"key": "lake/Éva_1.png", "size": 2_000_000, "mtime_ns": at("2024-03-01T00:00:00"), "width": 480, "height": 640,
@@ -40,11 +40,11 @@ PICTURES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def table(path: Path, pictures: list[dict[str, Any]]) -> sqlite3.Connection:
-    """An items table of some pictures, opened as filters see it."""
+def table(path: Path, images: list[dict[str, Any]]) -> sqlite3.Connection:
+    """An items table of some images, opened as filters see it."""
     with sqlite3.connect(path) as db:
         db.executescript(SCHEMA)
-        for number, given in enumerate(pictures):
+        for number, given in enumerate(images):
             row = {"path": None, "hash": number.to_bytes(16, "big"), "added": 1, "removed": NEVER, **given}
             row |= {"source": 0, "checksum": 0}
             row["metadata"] = json.dumps(row["metadata"], ensure_ascii=False) if row["metadata"] else None
@@ -57,12 +57,12 @@ def table(path: Path, pictures: list[dict[str, Any]]) -> sqlite3.Connection:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[int]]:
-    """Ids of the pictures that a filter lets through."""
-    items = table(tmp_path_factory.mktemp("items") / "items.db", PICTURES)
+    """Ids of the images that a filter lets through."""
+    items = table(tmp_path_factory.mktemp("items") / "items.db", IMAGES)
 
     def ids(text: str) -> list[int]:
-        mask = compile_where(text).mask(items, rows=len(PICTURES), commit=1)
-        assert mask.shape == (len(PICTURES),)
+        mask = compile_where(text).mask(items, rows=len(IMAGES), commit=1)
+        assert mask.shape == (len(IMAGES),)
         assert mask.dtype == np.bool_
         return np.flatnonzero(mask).tolist()
 
@@ -146,7 +146,7 @@ def test_what_a_filter_lets_through(text: str, expected: list[int], found: Calla
 
 
 def test_only_what_is_there_in_a_state_of_the_index_is_let_through(tmp_path: Path):
-    same = {**PICTURES[0], "hash": b"\1" * 16}
+    same = {**IMAGES[0], "hash": b"\1" * 16}
     rows = [{**same, "removed": 3}, {**same, "key": "b", "added": 2}, {**same, "key": "c", "added": 4}]
     items = table(tmp_path / "items.db", rows)
     for text in ("width > 0", "copies > 0"):
@@ -159,17 +159,17 @@ def test_only_what_is_there_in_a_state_of_the_index_is_let_through(tmp_path: Pat
 
 
 def test_metadata_that_sqlite_cannot_read_is_as_good_as_missing(tmp_path: Path):
-    broken = {**PICTURES[0], "key": "nan", "metadata": {"author": float("nan")}}
-    items = table(tmp_path / "items.db", [*PICTURES, broken])
+    broken = {**IMAGES[0], "key": "nan", "metadata": {"author": float("nan")}}
+    items = table(tmp_path / "items.db", [*IMAGES, broken])
     assert np.flatnonzero(compile_where("meta.author = 'Ann'").mask(items, rows=6, commit=1)).tolist() == [0]
     assert compile_where("meta.author IS NULL").mask(items, rows=6, commit=1)[5]
     items.close()
 
 
 def test_the_names_of_metadata_are_as_filters_ask_for_them(tmp_path: Path):
-    broken = {**PICTURES[0], "key": "nan", "metadata": {"NaN": float("nan")}}
-    strange = {**PICTURES[0], "key": "strange", "metadata": {"name of it": 1, "名": 2, "1st": 3}}
-    items = table(tmp_path / "items.db", [*PICTURES, broken, strange])
+    broken = {**IMAGES[0], "key": "nan", "metadata": {"NaN": float("nan")}}
+    strange = {**IMAGES[0], "key": "strange", "metadata": {"name of it": 1, "名": 2, "1st": 3}}
+    items = table(tmp_path / "items.db", [*IMAGES, broken, strange])
     names = metadata_names(items)
     known = ["meta.author", "meta.camera", "meta.public", "meta.tags", "meta.year", "meta.名"]
     assert sorted(names) == sorted([*known, 'meta."1st"', 'meta."name of it"'])

@@ -13,7 +13,7 @@ from llm2clip.indexer.filters.parser import MAX_CONDITIONS, MAX_DEPTH, MAX_PATTE
 from llm2clip.indexer.filters.sandbox import guard, open_guarded
 from llm2clip.indexer.filters.tokenizer import MAX_LENGTH
 
-from .test_where import PICTURES, table
+from .test_where import IMAGES, table
 
 
 @pytest.mark.parametrize(
@@ -47,10 +47,10 @@ from .test_where import PICTURES, table
     ],
 )
 def test_nothing_but_filters_runs_on_a_guarded_connection(statement: str, tmp_path: Path):
-    items = table(tmp_path / "items.db", PICTURES)
+    items = table(tmp_path / "items.db", IMAGES)
     with pytest.raises(sqlite3.DatabaseError, match=r"not authorized|prohibited|denied|no such function"):
         items.execute(statement).fetchall()
-    assert items.execute("SELECT count(*) FROM items").fetchone() == (len(PICTURES),)
+    assert items.execute("SELECT count(*) FROM items").fetchone() == (len(IMAGES),)
     items.close()
 
 
@@ -70,7 +70,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_what_a_person_wrote_is_a_value_and_never_sql(text: str, tmp_path: Path):
-    items = table(tmp_path / "items.db", [*PICTURES, {**PICTURES[0], "key": text, "caption": text}])
+    items = table(tmp_path / "items.db", [*IMAGES, {**IMAGES[0], "key": text, "caption": text}])
     quoted = "'" + text.replace("'", "''") + "'"
     for filter in (f"caption = {quoted}", f"key IN ({quoted}, 'nothing')"):
         where = compile_where(filter)
@@ -82,7 +82,7 @@ def test_what_a_person_wrote_is_a_value_and_never_sql(text: str, tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["a') OR 1=1 --", "$[0]", "a.b", "*", "#-1", "']; DROP TABLE items"])
 def test_a_metadata_name_is_a_value_too(name: str, tmp_path: Path):
-    items = table(tmp_path / "items.db", [*PICTURES, {**PICTURES[0], "key": "x", "metadata": {name: "here"}}])
+    items = table(tmp_path / "items.db", [*IMAGES, {**IMAGES[0], "key": "x", "metadata": {name: "here"}}])
     where = compile_where(f"meta.\"{name}\" = 'here'")
     assert where.mask(items, rows=6, commit=1).tolist() == [False] * 5 + [True]
     assert name not in where.condition
@@ -108,7 +108,7 @@ def test_a_filter_has_limits():
 
 
 def test_the_largest_filter_runs(tmp_path: Path):
-    items = table(tmp_path / "items.db", PICTURES)
+    items = table(tmp_path / "items.db", IMAGES)
     for word in ("OR", "AND"):
         text = f" {word} ".join(["meta.a.b.c < 1"] * MAX_CONDITIONS)
         assert not compile_where(text).mask(items, rows=5, commit=1).any()
@@ -118,7 +118,7 @@ def test_the_largest_filter_runs(tmp_path: Path):
 
 
 def test_a_filter_that_takes_too_long_is_given_up(tmp_path: Path):
-    items = table(tmp_path / "items.db", [{**PICTURES[0], "key": str(n)} for n in range(3000)])
+    items = table(tmp_path / "items.db", [{**IMAGES[0], "key": str(n)} for n in range(3000)])
     where = compile_where(" OR ".join(["caption CONTAINS 'x'"] * 50))
     with pytest.raises(WhereError, match="the filter was given up after 0 seconds: ask for less"):
         where.mask(items, rows=3000, commit=1, seconds=0)
@@ -129,7 +129,7 @@ def test_a_filter_that_takes_too_long_is_given_up(tmp_path: Path):
 @pytest.mark.parametrize("letter", ["a", "я"])
 def test_a_pattern_made_to_take_for_ever_does_not(letter: str, tmp_path: Path):
     # A matcher that tries every way to place the pieces would need 10,000 ** 50 steps.
-    items = table(tmp_path / "items.db", [{**PICTURES[0], "caption": letter * 10_000}])
+    items = table(tmp_path / "items.db", [{**IMAGES[0], "caption": letter * 10_000}])
     where = compile_where(f"caption LIKE '{('%' + letter) * 50}%b'")
     assert not where.mask(items, rows=1, commit=1).any()
     items.close()
@@ -137,7 +137,7 @@ def test_a_pattern_made_to_take_for_ever_does_not(letter: str, tmp_path: Path):
 
 def test_a_damaged_items_file_is_said_to_be_one(tmp_path: Path):
     path = tmp_path / "items.db"
-    table(path, [{**PICTURES[0], "key": str(n)} for n in range(1000)]).close()
+    table(path, [{**IMAGES[0], "key": str(n)} for n in range(1000)]).close()
     data = bytearray(path.read_bytes())
     data[8192:] = b"\xff" * (len(data) - 8192)
     path.write_bytes(data)

@@ -17,7 +17,7 @@ from llm2clip.indexer.corpora.locator import read_located
 
 from .material import colour_of, encoded
 
-PICTURES = [encoded(colour_of(number)) for number in range(4)]
+IMAGES = [encoded(colour_of(number)) for number in range(4)]
 
 
 def zip_of(members, *, method=zipfile.ZIP_STORED):
@@ -33,15 +33,15 @@ def records(spec):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
-def test_pictures_captions_and_metadata(tmp_path, method):
+def test_images_captions_and_metadata(tmp_path, method):
     members = {
-        "été/长城.png": PICTURES[0],
+        "été/长城.png": IMAGES[0],
         "été/长城.txt": "the Great Wall 长城",
-        "b.PNG": PICTURES[1],
+        "b.PNG": IMAGES[1],
         "b.json": json.dumps({"caption": "red", "year": 1999}),
         "notes.md": "nothing",
-        "__MACOSX/b.png": PICTURES[2],
-        ".hidden/c.png": PICTURES[2],
+        "__MACOSX/b.png": IMAGES[2],
+        ".hidden/c.png": IMAGES[2],
         "raw.cr2": b"x",
     }
     (tmp_path / "相册.zip").write_bytes(zip_of(members, method=method))
@@ -53,20 +53,20 @@ def test_pictures_captions_and_metadata(tmp_path, method):
         None,
     )
     assert (second.key, second.caption, second.metadata) == ("相册.zip#b.PNG", "red", {"year": 1999})
-    assert [first.read(), second.read()] == PICTURES[:2]
+    assert [first.read(), second.read()] == IMAGES[:2]
     assert first.uri == f"{tmp_path}/相册.zip#été/长城.png"
-    assert [first.size, second.size] == [len(PICTURES[0]), len(PICTURES[1])]
+    assert [first.size, second.size] == [len(IMAGES[0]), len(IMAGES[1])]
     assert corpus.passed_over == {".cr2": 1}
-    for record, content in zip((first, second), PICTURES, strict=False):
+    for record, content in zip((first, second), IMAGES, strict=False):
         assert read_located(record.locator, key=record.key, corpus=corpus.identity()) == content
 
 
-def test_a_folder_of_zips_and_a_brace_range_are_the_same_pictures(tmp_path):
+def test_a_folder_of_zips_and_a_brace_range_are_the_same_images(tmp_path):
     for number in range(3):
-        (tmp_path / f"{number}.zip").write_bytes(zip_of({"a.png": PICTURES[number]}))
+        (tmp_path / f"{number}.zip").write_bytes(zip_of({"a.png": IMAGES[number]}))
     found = records(tmp_path)
     assert [record.key for record in found] == ["0.zip#a.png", "1.zip#a.png", "2.zip#a.png"]
-    assert [record.read() for record in found] == PICTURES[:3]
+    assert [record.read() for record in found] == IMAGES[:3]
     assert [record.key for record in records(tmp_path / "{0..2}.zip")] == [record.key for record in found]
 
 
@@ -77,19 +77,19 @@ def test_a_folder_of_zips_and_a_brace_range_are_the_same_pictures(tmp_path):
 def test_names_that_do_not_say_how_they_are_written(tmp_path, name, encoding):
     raw = name.encode(encoding)
     blank = "x" * len(raw)
-    (tmp_path / "a.zip").write_bytes(zip_of({blank: PICTURES[0]}).replace(blank.encode(), raw))
+    (tmp_path / "a.zip").write_bytes(zip_of({blank: IMAGES[0]}).replace(blank.encode(), raw))
     [record] = records(tmp_path / "a.zip")
-    assert (record.key, record.read()) == (f"a.zip#{name}", PICTURES[0])
+    assert (record.key, record.read()) == (f"a.zip#{name}", IMAGES[0])
 
 
 def test_members_that_cannot_be_read_are_reported(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
-        packed.writestr("a.png", PICTURES[0])
+        packed.writestr("a.png", IMAGES[0])
         with pytest.warns(UserWarning, match="Duplicate name"):
-            packed.writestr("a.png", PICTURES[1])
-        packed.writestr("lzma.png", PICTURES[2], compress_type=zipfile.ZIP_LZMA)
-        packed.writestr("locked.png", PICTURES[3])
+            packed.writestr("a.png", IMAGES[1])
+        packed.writestr("lzma.png", IMAGES[2], compress_type=zipfile.ZIP_LZMA)
+        packed.writestr("locked.png", IMAGES[3])
     whole = bytearray(buffer.getvalue())
     central = whole.rindex(b"PK\1\2")
     whole[central + 8] |= 1  # the flag of encryption
@@ -105,29 +105,29 @@ def test_members_that_cannot_be_read_are_reported(tmp_path):
 
 
 def test_a_member_with_a_flipped_byte_is_damaged_and_the_others_are_not(tmp_path):
-    whole = bytearray(zip_of({f"{n}.png": PICTURES[n] for n in range(3)}))
-    whole[whole.index(PICTURES[1]) + 20] ^= 1
+    whole = bytearray(zip_of({f"{n}.png": IMAGES[n] for n in range(3)}))
+    whole[whole.index(IMAGES[1]) + 20] ^= 1
     (tmp_path / "a.zip").write_bytes(whole)
     first, second, third = records(tmp_path / "a.zip")
-    assert (first.read(), third.read()) == (PICTURES[0], PICTURES[2])
+    assert (first.read(), third.read()) == (IMAGES[0], IMAGES[2])
     with pytest.raises(ValueError, match="damaged: its checksum is wrong"):
         second.read()
 
 
 @pytest.mark.parametrize("keep", [2, 0])
 def test_of_a_zip_cut_short_what_came_before_is_read(tmp_path, keep):
-    whole = zip_of({f"{n}.png": PICTURES[n] for n in range(4)})
-    (tmp_path / "a.zip").write_bytes(whole[: whole.index(PICTURES[keep]) + 5])
-    (tmp_path / "b.zip").write_bytes(zip_of({"z.png": PICTURES[3]}))
+    whole = zip_of({f"{n}.png": IMAGES[n] for n in range(4)})
+    (tmp_path / "a.zip").write_bytes(whole[: whole.index(IMAGES[keep]) + 5])
+    (tmp_path / "b.zip").write_bytes(zip_of({"z.png": IMAGES[3]}))
     *good, broken, after = records(tmp_path)
     assert [(record.key, record.read()) for record in good] == [
-        (f"a.zip#{n}.png", PICTURES[n]) for n in range(keep)
+        (f"a.zip#{n}.png", IMAGES[n]) for n in range(keep)
     ]
     assert (broken.key, broken.problem) == (
         "a.zip",
-        f"zip cannot be read after {keep} pictures: cut short or damaged: its list of contents is lost",
+        f"zip cannot be read after {keep} images: cut short or damaged: its list of contents is lost",
     )
-    assert (after.key, after.read()) == ("b.zip#z.png", PICTURES[3])
+    assert (after.key, after.read()) == ("b.zip#z.png", IMAGES[3])
 
 
 def test_a_zip_that_claims_a_small_content_does_not_unpack_a_large_one(tmp_path):
@@ -142,7 +142,7 @@ def test_a_zip_that_claims_a_small_content_does_not_unpack_a_large_one(tmp_path)
 
 def test_bzip2_and_deflate_agree_with_their_libraries(tmp_path):
     """The place of a member is what its packed bytes are read by: the same as unpacking them by hand."""
-    content = PICTURES[0] * 50
+    content = IMAGES[0] * 50
     for method, unpack in [
         (zipfile.ZIP_DEFLATED, lambda raw: zlib.decompress(raw, -15)),
         (zipfile.ZIP_BZIP2, bz2.decompress),

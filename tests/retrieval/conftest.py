@@ -1,4 +1,4 @@
-"""Coloured pictures, their index by ``FakeEncoder``, and a command line that knows that encoder."""
+"""Coloured images, their index by ``FakeEncoder``, and a command line that knows that encoder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COLOURS = {
 }
 
 
-def picture(colour: str, *, size: tuple[int, int] = (24, 16)) -> bytes:
+def image(colour: str, *, size: tuple[int, int] = (24, 16)) -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "PNG")
     return buffer.getvalue()
@@ -43,11 +43,11 @@ def write_shard(path: Path, members: dict[str, bytes]) -> None:
 
 
 def write_coloured_shard(path: Path, *, colours: dict[str, str] = COLOURS) -> None:
-    """One picture per colour, with captions in several languages as the sample corpus has them."""
+    """One image per colour, with captions in several languages as the sample corpus has them."""
     members: dict[str, bytes] = {}
     for name, colour in colours.items():
         caption = {"caption": f"a {name} square", "names": {"en": name, "zh": f"{name}色"}, "emoji": "🟥"}
-        members[f"{name}.png"] = picture(colour)
+        members[f"{name}.png"] = image(colour)
         members[f"{name}.json"] = json.dumps(caption, ensure_ascii=False).encode()
     write_shard(path, members)
 
@@ -61,18 +61,18 @@ class Corpus:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Corpus:
-    """A folder of one picture per colour, two of them with captions, and its index."""
-    folder = tmp_path / "pictures"
+    """A folder of one image per colour, two of them with captions, and its index."""
+    folder = tmp_path / "images"
     (folder / "warm").mkdir(parents=True)
     (folder / "cold").mkdir()
     for name, colour in COLOURS.items():
         warm = name in ("red", "yellow", "magenta")
-        (folder / ("warm" if warm else "cold") / f"{name}.png").write_bytes(picture(colour))
+        (folder / ("warm" if warm else "cold") / f"{name}.png").write_bytes(image(colour))
     (folder / "warm" / "red.txt").write_text("a red square")
     (folder / "cold" / "blue.json").write_text('{"caption": "a blue square", "mood": "calm"}')
     encoder = FakeEncoder()
-    build_index(folder, tmp_path / "pictures.index", encoder=encoder)
-    return Corpus(folder, tmp_path / "pictures.index", encoder)
+    build_index(folder, tmp_path / "images.index", encoder=encoder)
+    return Corpus(folder, tmp_path / "images.index", encoder)
 
 
 @pytest.fixture

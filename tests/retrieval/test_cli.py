@@ -18,7 +18,7 @@ from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import build_index
 from llm2clip.indexer.core.index_paths import set_current_index
 
-from .conftest import COLOURS, Corpus, picture
+from .conftest import COLOURS, Corpus, image
 
 Search = Callable[..., Result]
 
@@ -33,7 +33,7 @@ def test_a_table_for_each_query_by_default(corpus: Corpus, search: Search):
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.rstrip() for line in result.stdout.splitlines()]
     assert lines[0] == "red"
-    assert lines[1].split() == ["rank", "score", "picture", "caption"]
+    assert lines[1].split() == ["rank", "score", "image", "caption"]
     assert lines[2].split()[0:1] + lines[2].split()[2:] == ["1", "warm/red.png", "a", "red", "square"]
     assert 0.7 < float(lines[2].split()[1]) <= 1
     assert lines[5] == "blue"
@@ -87,7 +87,7 @@ def test_a_gallery_is_written_beside_the_table(corpus: Corpus, search: Search, t
     assert "warm/red.png" in result.stdout
     page = target.read_text("utf-8")
     assert page.count("data:image/webp;base64,") == 2
-    assert "8 pictures, encoder fake" in page
+    assert "8 images, encoder fake" in page
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order-mark"])
@@ -106,7 +106,7 @@ def test_queries_come_from_a_file_or_stdin(corpus: Corpus, search: Search, tmp_p
 
 def test_queries_are_answered_in_order_words_first(corpus: Corpus, search: Search, tmp_path: Path):
     (tmp_path / "q.txt").write_text("blue\n")
-    (tmp_path / "p.png").write_bytes(picture("#00ff00"))
+    (tmp_path / "p.png").write_bytes(image("#00ff00"))
     arguments = ("--image", tmp_path / "p.png", "--queries", tmp_path / "q.txt", "red", "--json")
     found = records(search(*arguments, "--index", corpus.index))
     assert [record["query"] for record in found] == ["red", "blue", str(tmp_path / "p.png")]
@@ -142,14 +142,14 @@ def test_a_missing_file_is_one_line(corpus: Corpus, search: Search, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "empty file"), (b"words", "not a picture"), (picture("red")[:40], "truncated")],
+    [(b"", "empty file"), (b"words", "not an image"), (image("red")[:40], "truncated")],
 )
-def test_an_unreadable_query_picture_is_one_line(
+def test_an_unreadable_query_image_is_one_line(
     corpus: Corpus, search: Search, tmp_path: Path, content: bytes, reason: str
 ):
     (tmp_path / "bad.png").write_bytes(content)
     message = failure(search("--image", tmp_path / "bad.png", "--index", corpus.index))
-    assert f"cannot search with the picture {tmp_path / 'bad.png'}: " in message
+    assert f"cannot search with the image {tmp_path / 'bad.png'}: " in message
     assert reason in message
 
 
@@ -250,7 +250,7 @@ def test_misuse_exits_with_2(search: Search, arguments: tuple[str, ...], message
 
 def test_hostile_names_reach_the_terminal_without_their_powers(search: Search, tmp_path: Path):
     (tmp_path / "p").mkdir()
-    (tmp_path / "p" / "\x1b[2J\u202egnp.png").write_bytes(picture("red"))
+    (tmp_path / "p" / "\x1b[2J\u202egnp.png").write_bytes(image("red"))
     build_index(tmp_path / "p", tmp_path / "i", encoder=FakeEncoder())
     result = search("red", "--index", tmp_path / "i")
     assert result.exit_code == 0
@@ -263,7 +263,7 @@ def test_the_environment_then_the_index_built_last_are_searched(
 ):
     other = tmp_path / "other"
     other.mkdir()
-    (other / "only.png").write_bytes(picture("red"))
+    (other / "only.png").write_bytes(image("red"))
     build_index(other, tmp_path / "other.index", encoder=FakeEncoder())
     set_current_index(corpus.index)
 
@@ -340,7 +340,7 @@ def test_a_reader_that_leaves_early_is_no_error(corpus: Corpus):
 @pytest.mark.parametrize("output", ["--json", "--paths", None])
 def test_an_output_that_knows_only_ascii_is_served(search: Search, tmp_path: Path, output: str | None):
     (tmp_path / "图").mkdir()
-    (tmp_path / "图" / "红.png").write_bytes(picture("red"))
+    (tmp_path / "图" / "红.png").write_bytes(image("red"))
     build_index(tmp_path / "图", tmp_path / "i", encoder=FakeEncoder())
     arguments = ("red", "--index", tmp_path / "i", *([output] if output else []))
     process = start(*arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="0")

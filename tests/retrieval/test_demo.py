@@ -22,14 +22,14 @@ from llm2clip.indexer.core import index_paths as location
 from llm2clip.indexer.records import record as records
 from llm2clip.retrieval import Searcher, demo
 
-from .conftest import picture, write_shard
+from .conftest import image, write_shard
 
 LONG = "a red thing beside a blue thing " * 20
 
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_by_name: object) -> Path:
-    """A sample of a long-necked picture and two scenes, one of them with a long caption."""
+    """A sample of a long-necked image and two scenes, one of them with a long caption."""
     folder = tmp_path / "sample"
     folder.mkdir()
     descriptions = {
@@ -39,7 +39,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_by_name: obje
     }
     members: dict[str, bytes] = {}
     for (name, description), colour in zip(descriptions.items(), ("red", "#800080", "yellow"), strict=True):
-        members[f"{name}.png"] = picture(colour)
+        members[f"{name}.png"] = image(colour)
         members[f"{name}.json"] = json.dumps(description).encode()
     write_shard(folder / "sample-000.tar", members)
     for module in (location, shards, records):
@@ -48,16 +48,16 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_by_name: obje
     return folder
 
 
-def test_the_demo_searches_in_many_languages_and_by_picture(stand_in: Path, tmp_path: Path):
+def test_the_demo_searches_in_many_languages_and_by_image(stand_in: Path, tmp_path: Path):
     result = CliRunner().invoke(demo.app, ["--out", str(tmp_path / "out")], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.stderr
-    assert result.stderr == "building the index of the sample pictures\n"
+    assert result.stderr == "building the index of the sample images\n"
     for _, text, meaning in demo.QUERIES:
         assert text in result.stdout
         assert meaning is None or meaning in " ".join(result.stdout.split())
     assert "140 tokens, CLIP reads 77; it describes scene-long.png" in " ".join(result.stdout.split())
-    assert "pictures like giraffe.png" in result.stdout
-    assert f"The same with pictures: {tmp_path / 'out' / 'gallery.html'}" in result.stdout
+    assert "images like giraffe.png" in result.stdout
+    assert f"The same with images: {tmp_path / 'out' / 'gallery.html'}" in result.stdout
     assert (tmp_path / "out" / "gallery.html").read_text("utf-8").count("<section") == len(demo.QUERIES) + 2
 
 
@@ -69,17 +69,17 @@ def test_the_second_demo_reuses_the_index(stand_in: Path, tmp_path: Path):
     assert second.stderr == ""
 
 
-def test_the_picture_finds_itself_and_the_scene_its_caption(stand_in: Path, tmp_path: Path):
+def test_the_image_finds_itself_and_the_scene_its_caption(stand_in: Path, tmp_path: Path):
     answers = demo.run(tmp_path / "out")
     assert answers[-1].hits[0].key == "sample-000.tar#giraffe.png"
     assert answers[-2].hits[0].key == "sample-000.tar#scene-long.png"
 
 
-def test_a_sample_without_the_wanted_pictures_is_one_line(stand_in: Path, tmp_path: Path):
-    write_shard(stand_in / "sample-000.tar", {"only.png": picture("red")})
+def test_a_sample_without_the_wanted_images_is_one_line(stand_in: Path, tmp_path: Path):
+    write_shard(stand_in / "sample-000.tar", {"only.png": image("red")})
     result = CliRunner().invoke(demo.app, ["--out", str(tmp_path / "out")])
     assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1].startswith("error: the sample corpus lacks the pictures")
+    assert result.stderr.splitlines()[-1].startswith("error: the sample corpus lacks the images")
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_commands_to_try_are_printed_as_they_must_be_typed(
 def test_the_readme_says_how_many_searches_there_are():
     searches = len(demo.QUERIES) + 2
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert f"index of the sample pictures, {searches} searches, an HTML gallery" in readme
+    assert f"index of the sample images, {searches} searches, an HTML gallery" in readme
 
 
 def test_the_languages_of_the_issue_are_among_the_queries():
@@ -141,7 +141,7 @@ RUN = [sys.executable, "-m", "llm2clip.retrieval.demo"]
 
 @dataclass(frozen=True)
 class FirstRun:
-    """The demonstration as a stranger starts it: the shipped model, the shipped pictures, no index yet."""
+    """The demonstration as a stranger starts it: the shipped model, the shipped images, no index yet."""
 
     index: Path
     output: str
@@ -169,7 +169,7 @@ def emoji_of(hit: Hit) -> str:
 
 
 def test_the_first_run_indexes_and_shows_everything(first_run: FirstRun):
-    assert "sample pictures, indexed in" in first_run.output
+    assert "sample images, indexed in" in first_run.output
     assert first_run.page.count("<section") == len(demo.QUERIES) + 2
     assert first_run.page.count("<img ") == 5 * (len(demo.QUERIES) + 2) + 1
     assert "no longer be read" not in first_run.page
@@ -195,9 +195,9 @@ def test_the_shipped_model_answers_most_queries_of_the_demonstration(searcher: S
     assert len(answered) >= 7, {language: found[language] for language in found.keys() - answered}
 
 
-def test_english_names_find_their_picture(searcher: Searcher):
-    pictures = [record for record in indexer.open_corpus(location.SAMPLE).records() if record.metadata]
-    emoji = [record for record in pictures if record.metadata["kind"] == "emoji"][::16]
+def test_english_names_find_their_image(searcher: Searcher):
+    images = [record for record in indexer.open_corpus(location.SAMPLE).records() if record.metadata]
+    emoji = [record for record in images if record.metadata["kind"] == "emoji"][::16]
     assert len(emoji) > 100
     names = [record.metadata["names"]["en"] for record in emoji]
     firsts = [hits[0].key for hits in searcher.search(names, k=1)]

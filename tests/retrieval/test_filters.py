@@ -1,4 +1,4 @@
-"""Searching among the pictures that a filter lets through."""
+"""Searching among the images that a filter lets through."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_the_command_filters(corpus: Corpus, search: Search):
 def test_the_command_says_that_nothing_passes(corpus: Corpus, search: Search):
     result = search("red", "--index", corpus.index, "--where", "width > 1000", "--paths")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "no picture passes the filter\n"
+    assert result.stderr == "no image passes the filter\n"
     result = search("red", "--index", corpus.index, "--where", "meta.moods = 'calm'", "--paths")
-    assert result.stderr == "no picture passes the filter; the metadata there is: meta.mood\n"
+    assert result.stderr == "no image passes the filter; the metadata there is: meta.mood\n"
 
 
 def test_a_wrong_filter_is_one_line_that_shows_the_place(corpus: Corpus, search: Search):
-    picture = corpus.folder / "cold/blue.png"
-    for query in (("red",), ("--image", picture)):
+    image = corpus.folder / "cold/blue.png"
+    for query in (("red",), ("--image", image)):
         result = search(*query, "--index", corpus.index, "--where", "width > 1 AND caption = 3")
         assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr == (

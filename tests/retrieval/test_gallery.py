@@ -87,7 +87,7 @@ def test_queries_hits_scores_and_captions_are_there_in_order():
     assert len(page.all("ol")) == 1
 
 
-def test_each_picture_has_an_alternative_text_in_its_language():
+def test_each_image_has_an_alternative_text_in_its_language():
     giraffe = hit(1, caption="giraffe", metadata={"names": {"zh": "长颈鹿"}})
     page = render(Answer(query=text_query("脖子很长"), hits=[giraffe, hit(2)]))
     assert [(image["alt"], image.get("lang")) for image in page.all("img")] == [
@@ -96,11 +96,11 @@ def test_each_picture_has_an_alternative_text_in_its_language():
     ]
 
 
-def test_a_query_picture_is_shown():
+def test_a_query_image_is_shown():
     page = render(
-        Answer(query=Query(kind="image", label="/home/me/cat.png", picture=png("blue")), hits=[hit()])
+        Answer(query=Query(kind="image", label="/home/me/cat.png", image=png("blue")), hits=[hit()])
     )
-    assert [image["alt"] for image in page.all("img")] == ["The query picture, cat.png", "p1.png"]
+    assert [image["alt"] for image in page.all("img")] == ["The query image, cat.png", "p1.png"]
     assert "/home/me" not in " ".join(page.texts)
 
 
@@ -146,8 +146,8 @@ def test_nothing_from_outside_becomes_markup(text: str, tmp_path: Path):
                     hit(2, key=words),
                 ],
             ),
-            Answer(query=Query(kind="image", label=words, picture=png()), hits=[hit(1, key=words)]),
-            Answer(query=Query(kind="image", label=words, picture=words.encode("utf-8", "replace")), hits=[]),
+            Answer(query=Query(kind="image", label=words, image=png()), hits=[hit(1, key=words)]),
+            Answer(query=Query(kind="image", label=words, image=words.encode("utf-8", "replace")), hits=[]),
         ]
         options = GalleryOptions(title=words, subtitle=words, footer=words)
         written = write_gallery(tmp_path / "g.html", answers, read_image=lambda _: png(), options=options)
@@ -205,29 +205,29 @@ def test_thumbnails_lay_transparency_on_white_and_turn_by_exif():
     assert decoded(thumbnail(buffer.getvalue())).size == (20, 40)
 
 
-@pytest.mark.parametrize("data", [b"", b"no picture", png()[:40], png(size=(64, 64))[:90]])
-def test_what_is_no_picture_gives_no_thumbnail(data: bytes):
+@pytest.mark.parametrize("data", [b"", b"no image", png()[:40], png(size=(64, 64))[:90]])
+def test_what_is_no_image_gives_no_thumbnail(data: bytes):
     assert thumbnail(data) is None
 
 
-def test_a_picture_too_large_is_not_decoded():
+def test_a_image_too_large_is_not_decoded():
     buffer = io.BytesIO()
     Image.new("1", (9_000, 8_000)).save(buffer, "PNG")
     assert thumbnail(buffer.getvalue()) is None
 
 
-def test_a_picture_that_cannot_be_read_is_said_and_the_rest_shown():
+def test_a_image_that_cannot_be_read_is_said_and_the_rest_shown():
     def read(number: int) -> bytes:
         if number == 1:
             raise FileNotFoundError("gone")
         return png()
 
     page = render(Answer(query=text_query("q"), hits=[hit(1), hit(2)]), read=read)
-    assert "This picture can no longer be read." in page.texts
+    assert "This image can no longer be read." in page.texts
     assert len(page.all("img")) == 1
 
 
-def test_a_picture_found_twice_is_read_once():
+def test_a_image_found_twice_is_read_once():
     reads: list[int] = []
     answers = [Answer(query=text_query(word), hits=[hit(1), hit(2)]) for word in ("a", "b")]
     render_gallery(answers, read_image=lambda number: reads.append(number) or png())

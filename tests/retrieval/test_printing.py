@@ -10,17 +10,17 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llm2clip.indexer import Hit
-from llm2clip.retrieval.output import answer_json, answer_paths, answer_table, picture_name
+from llm2clip.retrieval.output import answer_json, answer_paths, answer_table, image_name
 from llm2clip.retrieval.results import Answer, Query, text_query
 
 
 def hit(rank: int = 1, **changes: object) -> Hit:
     values = {
         "id": 10 + rank,
-        "key": f"folder/picture-{rank}.jpg",
+        "key": f"folder/image-{rank}.jpg",
         "score": 0.75 - rank / 8,
         "rank": rank,
-        "uri": f"/pictures/folder/picture-{rank}.jpg",
+        "uri": f"/images/folder/image-{rank}.jpg",
         "caption": None,
         "width": 640,
         "height": 480,
@@ -34,12 +34,12 @@ def printed(answer: Answer, *, width: int = 80) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def test_a_table_shows_rank_score_picture_and_caption():
+def test_a_table_shows_rank_score_image_and_caption():
     lines = printed(Answer(query=text_query("a red bicycle"), hits=[hit(1, caption="a bicycle"), hit(2)]))
     assert lines[0] == "a red bicycle"
-    assert lines[1].split() == ["rank", "score", "picture", "caption"]
-    assert lines[2].split() == ["1", "0.625", "folder/picture-1.jpg", "a", "bicycle"]
-    assert lines[3].split() == ["2", "0.500", "folder/picture-2.jpg"]
+    assert lines[1].split() == ["rank", "score", "image", "caption"]
+    assert lines[2].split() == ["1", "0.625", "folder/image-1.jpg", "a", "bicycle"]
+    assert lines[3].split() == ["2", "0.500", "folder/image-2.jpg"]
 
 
 CAPTIONS = {
@@ -100,9 +100,9 @@ def test_markup_and_escape_sequences_are_only_text():
 
 
 def test_a_long_name_keeps_its_end():
-    assert picture_name(hit(key="a/b/c.jpg"), cells=20) == "a/b/c.jpg"
-    assert picture_name(hit(key="a-long-folder/another-long-folder/c.jpg"), cells=20) == "…/c.jpg"
-    short = picture_name(hit(key="shard-000001.tar#" + "very" * 10 + "-long-name.webp"), cells=20)
+    assert image_name(hit(key="a/b/c.jpg"), cells=20) == "a/b/c.jpg"
+    assert image_name(hit(key="a-long-folder/another-long-folder/c.jpg"), cells=20) == "…/c.jpg"
+    short = image_name(hit(key="shard-000001.tar#" + "very" * 10 + "-long-name.webp"), cells=20)
     assert (short[0], short[-15:]) == ("…", "-long-name.webp")
     assert cell_len(short) <= 20
 
@@ -122,8 +122,8 @@ def test_json_carries_everything():
                 "rank": 1,
                 "score": 0.625,
                 "id": 11,
-                "key": "folder/picture-1.jpg",
-                "uri": "/pictures/folder/picture-1.jpg",
+                "key": "folder/image-1.jpg",
+                "uri": "/images/folder/image-1.jpg",
                 "caption": "giraffe",
                 "width": 640,
                 "height": 480,
@@ -143,6 +143,6 @@ def test_json_of_a_name_that_is_no_utf8_can_be_written():
 
 def test_paths_are_the_uris():
     assert list(answer_paths(Answer(query=text_query("q"), hits=[hit(1), hit(2, uri="/s.tar#m.webp")]))) == [
-        "/pictures/folder/picture-1.jpg",
+        "/images/folder/image-1.jpg",
         "/s.tar#m.webp",
     ]

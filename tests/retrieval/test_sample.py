@@ -48,10 +48,10 @@ def test_with_no_index_the_sample_is_searched_and_said(sample: Path, search: Cal
     first = search("red", "--json", "-k", 1)
     assert keys(first) == ["colours-000.tar#red.png"]
     assert first.stderr == (
-        "no index of your own yet: searching the sample pictures (building their index first, once)\n"
+        "no index of your own yet: searching the sample images (building their index first, once)\n"
     )
     second = search("红色红色 red", "--json", "-k", 1)
-    assert second.stderr == "no index of your own yet: searching the sample pictures\n"
+    assert second.stderr == "no index of your own yet: searching the sample images\n"
     hit = json.loads(second.stdout)["hits"][0]
     assert hit["metadata"] == {"names": {"en": "red", "zh": "red色"}, "emoji": "🟥"}
     table = search("红色红色 red", "-k", 1)
@@ -63,12 +63,12 @@ def test_the_sample_can_be_asked_for_by_name(corpus: Corpus, sample: Path, searc
     assert keys(search("red", "--json", "-k", 1)) == ["warm/red.png"]
     asked = search("red", "--json", "-k", 1, "--index", "sample:")
     assert keys(asked) == ["colours-000.tar#red.png"]
-    assert asked.stderr == "searching the sample pictures (building their index first, once)\n"
+    assert asked.stderr == "searching the sample images (building their index first, once)\n"
     assert search("red", "--index", "sample:").stderr == ""
     assert locate("sample:").path == location.sample_index_path()
 
 
-def test_the_library_falls_back_too_and_reads_the_pictures(sample: Path, fake_by_name: object):
+def test_the_library_falls_back_too_and_reads_the_images(sample: Path, fake_by_name: object):
     with Searcher.open() as searcher:
         hits = searcher.search("blue", k=8)
         assert len(hits) == len(COLOURS)
@@ -148,7 +148,7 @@ def test_an_index_that_is_replaced_is_closed_first(
             index.items.count()
 
 
-def test_it_is_built_again_for_other_pictures_and_only_looked_at_for_the_same(
+def test_it_is_built_again_for_other_images_and_only_looked_at_for_the_same(
     sample: Path, fake_by_name: object
 ):
     encoder, builds = FakeEncoder(), set()
@@ -168,8 +168,8 @@ def test_an_installation_without_sample_says_what_to_do(sample: Path, search: Ca
     result = search("red")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
-        "error: this installation has no sample pictures; "
-        "build one of your own pictures with  llm2clip-index build FOLDER\n"
+        "error: this installation has no sample images; "
+        "build one of your own images with  llm2clip-index build FOLDER\n"
     )
 
 

@@ -14,7 +14,7 @@ from llm2clip.encoders import FakeEncoder, ImageError, ModelError, TextTooLongWa
 from llm2clip.indexer import EncoderMismatchError, IndexNotFoundError, build_index, open_index
 from llm2clip.retrieval import Searcher
 
-from .conftest import COLOURS, Corpus, picture
+from .conftest import COLOURS, Corpus, image
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def names(hits: list[Any]) -> list[str]:
 
 def test_hits_are_those_of_a_brute_force_in_its_order(corpus: Corpus, searcher: Searcher):
     files = sorted(corpus.folder.rglob("*.png"))
-    pictures = corpus.encoder.encode_images(files).astype(np.float16).astype(np.float32)
+    images = corpus.encoder.encode_images(files).astype(np.float16).astype(np.float32)
     for text in ("red", "a green and yellow thing", "#804020", "no colour at all"):
-        scores = pictures @ corpus.encoder.encode_texts([text])[0]
+        scores = images @ corpus.encoder.encode_texts([text])[0]
         expected = sorted(
             zip(-scores, (file.relative_to(corpus.folder).as_posix() for file in files), strict=True)
         )
@@ -52,7 +52,7 @@ def test_many_queries_give_what_each_gives_alone(searcher: Searcher):
     assert searcher.search(texts, k=3) == [searcher.search(text, k=3) for text in texts]
 
 
-def test_a_picture_finds_itself_whatever_form_it_has(corpus: Corpus, searcher: Searcher):
+def test_a_image_finds_itself_whatever_form_it_has(corpus: Corpus, searcher: Searcher):
     file = corpus.folder / "warm" / "red.png"
     with Image.open(file) as opened:
         forms = [file, str(file), file.read_bytes(), opened, np.array(opened)]
@@ -70,7 +70,7 @@ def test_hits_carry_caption_metadata_and_place(corpus: Corpus, searcher: Searche
     assert Path(blue.uri) == corpus.folder / "cold" / "blue.png"
 
 
-def test_fewer_pictures_than_asked_for(searcher: Searcher):
+def test_fewer_images_than_asked_for(searcher: Searcher):
     assert len(searcher.search("red", k=1000)) == len(COLOURS)
 
 
@@ -87,15 +87,15 @@ def test_k_must_be_positive(searcher: Searcher, k: int):
     with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
         searcher.search("red", k=k)
     with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
-        searcher.search_images([picture("red")], k=k)
+        searcher.search_images([image("red")], k=k)
 
 
 def test_wrong_kinds_of_query_are_refused(searcher: Searcher):
     with pytest.raises(ValueError, match="query 1 must be text, got bytes"):
         searcher.search([b"red"])
-    with pytest.raises(ValueError, match="images must be a list of pictures, got str"):
+    with pytest.raises(ValueError, match="images must be a list of images, got str"):
         searcher.search_images("red.png")
-    with pytest.raises(ImageError, match="not a picture"):
+    with pytest.raises(ImageError, match="not an image"):
         searcher.search_images([b"words"])
 
 

@@ -44,7 +44,7 @@ def maker(make=by_letters, **identity) -> Maker:
 def captions(tmp_path: Path) -> Path:
     path = tmp_path / "captions.jsonl"
     lines = [
-        json.dumps({"caption": f"a picture of {'abcde'[n % 5] * (n % 17)} number {n}"}) for n in range(150)
+        json.dumps({"caption": f"an image of {'abcde'[n % 5] * (n % 17)} number {n}"}) for n in range(150)
     ]
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -15,7 +15,7 @@ def train(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nano", "--stage", "tea"), "unknown stage 'tea', expected 'language', 'pictures' or 'all'"),
+        (("nano", "--stage", "tea"), "unknown stage 'tea', expected 'language', 'images' or 'all'"),
         (("nano", "--device", "toaster"), "cannot train on device 'toaster'"),
         (
             ("nano-english", "--language", "nowhere"),

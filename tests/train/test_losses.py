@@ -91,34 +91,32 @@ def test_masked_next_token_loss_of_a_batch_without_labels_is_zero_with_zero_grad
 
 def test_clip_loss_by_hand():
     # Two pairs at right angles: each row's softmax is (e^s, 1) / (e^s + 1) on both sides.
-    pictures = texts = torch.eye(2)
+    images = texts = torch.eye(2)
     scale = 3.0
     expected = math.log(1 + math.exp(-scale))
-    assert clip_loss(pictures, texts, logit_scale=scale).item() == pytest.approx(expected)
-    assert clip_loss(pictures, texts.flip(0), logit_scale=scale).item() == pytest.approx(expected + scale)
+    assert clip_loss(images, texts, logit_scale=scale).item() == pytest.approx(expected)
+    assert clip_loss(images, texts.flip(0), logit_scale=scale).item() == pytest.approx(expected + scale)
     smoothed = 0.9 * expected + 0.1 * (expected + (expected + scale)) / 2
-    assert clip_loss(pictures, texts, logit_scale=scale, label_smoothing=0.1).item() == pytest.approx(
-        smoothed
-    )
+    assert clip_loss(images, texts, logit_scale=scale, label_smoothing=0.1).item() == pytest.approx(smoothed)
 
 
 def test_clip_loss_asks_both_directions():
-    pictures = torch.nn.functional.normalize(random_rows(5), dim=-1)
+    images = torch.nn.functional.normalize(random_rows(5), dim=-1)
     texts = torch.nn.functional.normalize(random_rows(5, seed=1), dim=-1)
-    logits = 7 * (pictures @ texts.T).numpy().astype(np.float64)
+    logits = 7 * (images @ texts.T).numpy().astype(np.float64)
     expected = (cross_entropy(logits, np.eye(5)) + cross_entropy(logits.T, np.eye(5))) / 2
-    assert clip_loss(pictures, texts, logit_scale=7).item() == pytest.approx(expected)
-    assert clip_loss(texts, pictures, logit_scale=7).item() == pytest.approx(expected)
+    assert clip_loss(images, texts, logit_scale=7).item() == pytest.approx(expected)
+    assert clip_loss(texts, images, logit_scale=7).item() == pytest.approx(expected)
 
 
 def test_siglip_loss_by_hand_and_from_any_first_text():
-    pictures = torch.eye(3)[:2]
+    images = torch.eye(3)[:2]
     scale, bias = 2.0, -1.0
     match, other = math.log1p(math.exp(-(scale + bias))), math.log1p(math.exp(bias))
-    loss = siglip_loss(pictures, torch.eye(3), logit_scale=scale, logit_bias=bias)
+    loss = siglip_loss(images, torch.eye(3), logit_scale=scale, logit_bias=bias)
     assert loss.item() == pytest.approx((2 * match + 4 * other) / 2)
     rolled = torch.eye(3).roll(1, 0)
-    moved = siglip_loss(pictures, rolled, logit_scale=scale, logit_bias=bias, first_text=1)
+    moved = siglip_loss(images, rolled, logit_scale=scale, logit_bias=bias, first_text=1)
     assert moved.item() == pytest.approx(loss.item())
 
 

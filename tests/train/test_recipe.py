@@ -41,8 +41,8 @@ def test_the_recipe_makes_a_folder_that_gives_the_trained_vectors(tmp_path, mate
     config = nano(debug=True)
     run = Run(tmp_path / "run", seed=config.seed)
     run.describe(config)
-    model, picture_side, adapter = train_nano(run, material, config)
-    encoder = load_encoder(export_nano(run, config, model, picture_side, adapter))
+    model, image_side, adapter = train_nano(run, material, config)
+    encoder = load_encoder(export_nano(run, config, model, image_side, adapter))
 
     names = [thing.names["en"] for thing in material.emoji] + ["it flies at night"]
     reader = stages.text_encoder(run, config)
@@ -53,9 +53,9 @@ def test_the_recipe_makes_a_folder_that_gives_the_trained_vectors(tmp_path, mate
 
     drawings = plain_drawings(artwork(), np.arange(12))
     with torch.no_grad():
-        pictures = torch.nn.functional.normalize(picture_side.eval()(drawings), dim=-1)
-    arrays = [(picture.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for picture in drawings]
-    np.testing.assert_allclose(encoder.encode_images(arrays), pictures.numpy(), atol=2e-2)
+        images = torch.nn.functional.normalize(image_side.eval()(drawings), dim=-1)
+    arrays = [(image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8) for image in drawings]
+    np.testing.assert_allclose(encoder.encode_images(arrays), images.numpy(), atol=2e-2)
 
     story = json.loads((run.folder / "nano" / "training.json").read_text())
     assert story["recipe"]["width"] == 64

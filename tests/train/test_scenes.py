@@ -38,7 +38,7 @@ def test_phrases_are_complete_in_every_scene_language():
 
 def test_caption_tells_every_object_with_its_place_in_order():
     assert caption(SCENE, emoji()) == (
-        "a picture with 3 things on a light blue background . in the top left corner there is an apple . "
+        "an image with 3 things on a light blue background . in the top left corner there is an apple . "
         "in the bottom right corner there is a lemon . in the center there is a fish ."
     )
     assert caption(SCENE, emoji(), language="zh") == (
@@ -66,24 +66,24 @@ def test_twins_differ_in_one_thing_only():
 
 def test_a_drawn_object_stands_in_its_cell():
     drawings = thumbnails(artwork(styles=("noto",)), 12, side=20)
-    picture = draw_scene(SCENE, drawings, np.random.default_rng(0), size=66, jitter=0.0)
-    assert picture.shape == (66, 66, 3)
+    image = draw_scene(SCENE, drawings, np.random.default_rng(0), size=66, jitter=0.0)
+    assert image.shape == (66, 66, 3)
     # Centres of the cells 0, 8 and 4 show apple red, lemon yellow and fish turquoise; an empty cell shows nothing.
     for (row, column), colour in (
         ((11, 11), (220, 40, 40)),
         ((55, 55), (230, 200, 40)),
         ((33, 33), (60, 190, 200)),
     ):
-        assert np.abs(picture[row, column].astype(int) - colour).max() <= 2
-    assert tuple(picture[11, 55]) == COLOURS[1]
+        assert np.abs(image[row, column].astype(int) - colour).max() <= 2
+    assert tuple(image[11, 55]) == COLOURS[1]
 
 
 def test_half_transparent_thumbnails_mix_with_the_background():
     pixels = np.full((1, 4, 4, 4), 0.5, dtype=np.float32)  # premultiplied white at half opacity
     drawings = Thumbnails(pixels, (np.array([0]),))
     scene = Scene(background=0, objects=(0,), cells=(4,))
-    picture = draw_scene(scene, drawings, np.random.default_rng(0), size=12, jitter=0.0)
-    assert (picture == 255).all()
+    image = draw_scene(scene, drawings, np.random.default_rng(0), size=12, jitter=0.0)
+    assert (image == 255).all()
 
 
 def test_record_lists_objects_and_twins():

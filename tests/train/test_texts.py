@@ -12,19 +12,19 @@ def test_a_keyword_fits_every_emoji_that_has_it():
     assert pool.by_keyword["en", "frogllike".replace("ll", "l")] == (1,)
 
 
-def test_targets_are_uniform_over_fitting_pictures():
+def test_targets_are_uniform_over_fitting_images():
     target = target_matrix([Text("a", "en", (1, 3)), Text("b", "en", (2,))], 4)
     np.testing.assert_array_equal(target, [[0, 0.5, 0, 0.5], [0, 0, 1, 0]])
 
 
-def test_sampled_texts_are_true_of_their_pictures():
+def test_sampled_texts_are_true_of_their_images():
     things = emoji()
     pool = TextPool(things, [Text("something green", "en", (1,))])
     for text in pool.sample(400, np.random.default_rng(0)):
-        for picture in text.pictures:
+        for image in text.images:
             known = [
-                *things[picture].names.values(),
-                *(w for ws in things[picture].keywords.values() for w in ws),
+                *things[image].names.values(),
+                *(w for ws in things[image].keywords.values() for w in ws),
             ]
             assert "something green" in text.text or any(word in text.text for word in known)
 
@@ -37,7 +37,7 @@ def test_shipped_descriptions_are_read_and_shared_sentences_joined():
     found = load_descriptions(emoji())
     # The test emoji are U+1F400..1F40B: rat to crocodile; the shipped file describes some of them.
     assert found
-    assert all(text.pictures == tuple(sorted(set(text.pictures))) for text in found)
+    assert all(text.images == tuple(sorted(set(text.images))) for text in found)
     assert len({(text.language, text.text) for text in found}) == len(found)
 
 

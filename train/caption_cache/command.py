@@ -51,7 +51,7 @@ def make_features(
 
 
 def _opened(name: str, *, device: str, dtype: str) -> Encoder:
-    """An encoder, or a language model in a folder of one's own, which by itself is none that finds pictures."""
+    """An encoder, or a language model in a folder of one's own, which by itself is none that finds images."""
     path = Path(name).expanduser()
     if path.is_dir() and is_language_folder(path):
         return load_text_only(path.resolve(), device=device, dtype=dtype)

@@ -29,7 +29,7 @@ def contrastive_loss(
     """Find each query's own positive among all positives and all hard negatives of the batch.
 
     ``CE(scale * cos(queries, [positives; negatives]), arange(B))``, one direction, mean over queries. Two
-    rows that are positives of each other (captions of one picture) must not meet in one batch, or they count
+    rows that are positives of each other (captions of one image) must not meet in one batch, or they count
     as wrong answers.
 
     Args:
@@ -108,14 +108,14 @@ def clip_loss(
     logit_scale: float | Tensor,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Symmetric softmax loss: each picture finds its text, each text its picture; the mean of both.
+    """Symmetric softmax loss: each image finds its text, each text its image; the mean of both.
 
     In several processes, gather both sides with :func:`gather_with_grad` first, or call
     :func:`sharded_clip_loss`.
 
     Args:
         image_features: Shape: (B, D), unit rows.
-        text_features: Shape: (B, D), unit rows; row i belongs to picture i.
+        text_features: Shape: (B, D), unit rows; row i belongs to image i.
         logit_scale: Factor on the inner products (not its logarithm).
         label_smoothing: Probability spread evenly over all candidates, in [0, 1).
 
@@ -169,26 +169,26 @@ def siglip_loss(
     logit_bias: float | Tensor,
     first_text: int = 0,
 ) -> Tensor:
-    """Sigmoid loss: every picture-text pair is a yes-or-no question; their sum divided by the pictures.
+    """Sigmoid loss: every image-text pair is a yes-or-no question; their sum divided by the images.
 
-    In several processes pass this one's pictures, ``gather_with_grad(texts)`` and ``first_row(pictures)``.
+    In several processes pass this one's images, ``gather_with_grad(texts)`` and ``first_row(images)``.
 
     Args:
         image_features: Shape: (B, D), unit rows.
         text_features: Shape: (C, D), unit rows, C >= B.
         logit_scale: Factor on the inner products (not its logarithm).
         logit_bias: Added to every logit; negative, since most pairs do not match.
-        first_text: Row of the text that belongs to picture 0; picture i's is ``first_text + i``.
+        first_text: Row of the text that belongs to image 0; image i's is ``first_text + i``.
 
     Returns:
         Shape: ().
 
     Raises:
-        ValueError: Some picture's text lies outside ``text_features``.
+        ValueError: Some image's text lies outside ``text_features``.
     """
     rows, texts = image_features.shape[0], text_features.shape[0]
     if not 0 <= first_text <= texts - rows:
-        raise ValueError(f"pictures 0..{rows - 1} need texts from row {first_text} on, got {texts} texts")
+        raise ValueError(f"images 0..{rows - 1} need texts from row {first_text} on, got {texts} texts")
     logits_BC = logit_scale * image_features @ text_features.T + logit_bias
     own = torch.arange(rows, device=image_features.device)
     signs_BC = torch.full_like(logits_BC, -1.0)
@@ -244,6 +244,6 @@ def _is_distributed() -> bool:
 def _check_pairs(image_features: Tensor, text_features: Tensor) -> None:
     if image_features.shape != text_features.shape:
         raise ValueError(
-            f"pictures and texts must come in pairs of one width, got {tuple(image_features.shape)} and "
+            f"images and texts must come in pairs of one width, got {tuple(image_features.shape)} and "
             f"{tuple(text_features.shape)}"
         )

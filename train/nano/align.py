@@ -18,12 +18,12 @@ from llm2clip.train.nano.image_batches import (
     SCENE_SIDES,
     AlignConfig,
     Gallery,
-    PictureSide,
+    ImageSide,
     ScenePainter,
     embed_drawings,
     embed_scenes,
+    image_scores,
     parameter_groups,
-    picture_scores,
     thumbnails_of_style,
 )
 from llm2clip.train.nano.text_features import SceneFeatures, TextFeatures
@@ -59,17 +59,17 @@ class AlignStage:
         self._painter = ScenePainter(self.gallery)
 
     def losses(
-        self, picture_side: PictureSide, adapter: TextAdapter, rng: np.random.Generator
+        self, image_side: ImageSide, adapter: TextAdapter, rng: np.random.Generator
     ) -> dict[str, Tensor]:
         """The losses of one batch.
 
-        All pictures go through the tower together, so that batch normalisation sees in training what its running
+        All images go through the tower together, so that batch normalisation sees in training what its running
         averages will stand for: emoji and scenes mixed.
         """
-        chosen, pictures = self.gallery.batch(self.config.emoji_batch, rng)
+        chosen, images = self.gallery.batch(self.config.emoji_batch, rng)
         rows = rng.choice(len(self.scenes.scenes), self.config.scene_batch, replace=False)
         scenes = [self.scenes.scenes[row] for row in rows]
-        embedded, grid = picture_side.with_grid(torch.cat((pictures, self._painter.draw(scenes, rng))))
+        embedded, grid = image_side.with_grid(torch.cat((images, self._painter.draw(scenes, rng))))
         embedded = F.normalize(embedded, dim=-1)
         losses = self._emoji_losses(embedded, adapter, chosen, rng)
         losses["scene"] = self._scene_loss(embedded[len(chosen) :], adapter, rows, rng)
@@ -85,7 +85,7 @@ class AlignStage:
     ) -> dict[str, Tensor]:
         """Emoji against the centroids of all captions, and against one caption each, in any language.
 
-        A caption has to find its picture among the scenes too. Further captions have to find their picture's centroid,
+        A caption has to find its image among the scenes too. Further captions have to find their image's centroid,
         so that the adapter brings the languages together where the frozen language model left them apart.
         """
         emoji, own, scale = embedded[: len(chosen)], torch.arange(len(chosen)), self.config.scale
@@ -114,12 +114,12 @@ class AlignStage:
         return 0.5 * (there + back)
 
 
-def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: AlignStage) -> None:
+def align(run: Run, image_side: ImageSide, adapter: TextAdapter, stage: AlignStage) -> None:
     """Third part: emoji and scenes against the language model's own features, through the adapter."""
     config = stage.config
     optimizer = torch.optim.AdamW(
         [
-            *parameter_groups(picture_side, config.third_learning_rate, 0.05),
+            *parameter_groups(image_side, config.third_learning_rate, 0.05),
             *parameter_groups(stage.head, config.third_learning_rate, 0.05),
             *parameter_groups(adapter, config.adapter_rate, 0.05),
         ],
@@ -127,25 +127,25 @@ def align(run: Run, picture_side: PictureSide, adapter: TextAdapter, stage: Alig
     )
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
-        return stage.losses(picture_side, adapter, rng)
+        return stage.losses(image_side, adapter, rng)
 
     train_loop(
         run,
         "align",
-        Trainee({"picture": picture_side, "adapter": adapter, "head": stage.head}, optimizer),
+        Trainee({"image": image_side, "adapter": adapter, "head": stage.head}, optimizer),
         step,
         config=config.third,
         settings=config,
-        evaluate=lambda: align_scores(picture_side, adapter, stage),
+        evaluate=lambda: align_scores(image_side, adapter, stage),
     )
 
 
 @torch.no_grad()
-def align_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignStage) -> dict[str, float]:
-    """Progress of the second part: names of some languages -> pictures, and scenes never trained on."""
+def align_scores(image_side: ImageSide, adapter: TextAdapter, stage: AlignStage) -> dict[str, float]:
+    """Progress of the second part: names of some languages -> images, and scenes never trained on."""
     adapter.eval()
-    scores = picture_scores(
-        picture_side, F.normalize(adapter(stage.texts.centroids), dim=-1), stage.gallery, stage.held
+    scores = image_scores(
+        image_side, F.normalize(adapter(stage.texts.centroids), dim=-1), stage.gallery, stage.held
     )
     for language in ("en", "zh", "hi"):
         owners, features = stage.texts.names(language)
@@ -153,26 +153,26 @@ def align_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignSt
         for name, one in (("noto", stage.gallery), ("held", stage.held)):
             style = one.artwork.styles.index("noto") if name == "noto" else 0
             rows = np.flatnonzero(one.artwork.style == style)
-            embedded = embed_drawings(picture_side, one.artwork, rows)
+            embedded = embed_drawings(image_side, one.artwork, rows)
             position = torch.full((len(stage.gallery.by_emoji),), -1)
             position[tensor_of(one.artwork.emoji[rows])] = torch.arange(len(rows))
             similarity = queries @ embedded.T
             own = similarity.gather(1, position[owners][:, None])
             rank = (similarity >= own).sum(1)
             scores[f"{name}_{language}"] = 100 * float((rank <= 1).float().mean())
-    scores |= _scene_scores(picture_side, adapter, stage)
+    scores |= _scene_scores(image_side, adapter, stage)
     adapter.train()
     return scores
 
 
-def _scene_scores(picture_side: PictureSide, adapter: TextAdapter, stage: AlignStage) -> dict[str, float]:
+def _scene_scores(image_side: ImageSide, adapter: TextAdapter, stage: AlignStage) -> dict[str, float]:
     held = stage.scenes.held
     if held is None:
         return {}
     noto = thumbnails_of_style(
         stage.gallery.artwork, "noto", len(stage.gallery.by_emoji), side=SCENE_SIDES[2]
     )
-    embedded = embed_scenes(picture_side, held.scenes, noto, np.random.default_rng(3))
+    embedded = embed_scenes(image_side, held.scenes, noto, np.random.default_rng(3))
     captions = F.normalize(adapter(held.captions[:, 0].float()), dim=-1)
     similarity = captions @ embedded.T
     own = similarity.diagonal()

@@ -1,11 +1,11 @@
 """The paper's claim on small ground: stage 2 in English only, beside three controls, all from the same start.
 
 Rows: the contrastively tuned language model, frozen, with English captions (``nano-english``); the same with the
-pre-trained language model that never saw the contrastive stage (``no-cc``); text towers trained with the pictures, as
+pre-trained language model that never saw the contrastive stage (``no-cc``); text towers trained with the images, as
 CLIP does, on English only (``clip-english``) and on Chinese only (``clip-chinese``).
 
 All rows start from the same pre-trained vision tower, kept frozen, with a new projection, as stage 2 of LLM2CLIP starts
-from a pre-trained CLIP. That tower comes from the first part of nano's stage 2, which knew the pictures' prototypes, so
+from a pre-trained CLIP. That tower comes from the first part of nano's stage 2, which knew the images' prototypes, so
 its states suit the tuned language model; the comparison between languages within a row is what counts.
 """
 
@@ -26,7 +26,7 @@ from llm2clip.train.core.losses import clip_loss
 from llm2clip.train.core.text_states import TextEncoder
 from llm2clip.train.core.trainer import LoopConfig, Run, Trainee, train_loop
 from llm2clip.train.nano.align import identity_adapter
-from llm2clip.train.nano.image_batches import Gallery, PictureSide, parameter_groups, plain_drawings
+from llm2clip.train.nano.image_batches import Gallery, ImageSide, parameter_groups, plain_drawings
 from llm2clip.train.synthetic.augment import augment_drawings
 from llm2clip.train.synthetic.emoji import Emoji
 
@@ -42,9 +42,9 @@ class EnglishConfig:
     )
     """Length and schedule."""
     batch: int = 512
-    """Pictures per step, all of different emoji."""
+    """Images per step, all of different emoji."""
     copies: int = 4
-    """Augmented pictures of each drawing."""
+    """Augmented images of each drawing."""
     rate: float = 1e-3
     """Peak rate of what a row trains."""
     scale: float = 14.0
@@ -52,11 +52,11 @@ class EnglishConfig:
 
 
 @dataclass(frozen=True)
-class PictureStates:
-    """What the frozen vision tower says about pictures, before the projection."""
+class ImageStates:
+    """What the frozen vision tower says about images, before the projection."""
 
     training: Tensor
-    """Shape: (pictures, width), of augmented drawings."""
+    """Shape: (images, width), of augmented drawings."""
     by_emoji: tuple[NDArray[np.int64], ...]
     """Rows of ``training`` that show each emoji."""
     measured: dict[str, tuple[NDArray[np.int64], Tensor]]
@@ -64,32 +64,32 @@ class PictureStates:
 
 
 @torch.no_grad()
-def read_pictures(
-    picture_side: PictureSide, galleries: tuple[Gallery, Gallery], copies: int, rng: np.random.Generator
-) -> PictureStates:
+def read_images(
+    image_side: ImageSide, galleries: tuple[Gallery, Gallery], copies: int, rng: np.random.Generator
+) -> ImageStates:
     """Pass every drawing through the tower: augmented ``copies`` times for training, plain for measuring.
 
     Args:
-        picture_side: Its vision tower is read, its projection is not.
+        image_side: Its vision tower is read, its projection is not.
         galleries: Drawings to train on, and drawings of the held-out style.
-        copies: Augmented pictures of each drawing.
+        copies: Augmented images of each drawing.
         rng: Source of the augmentation.
     """
-    picture_side.eval()
+    image_side.eval()
     artwork = galleries[0].artwork
     blocks = [
         np.arange(start, min(start + 256, len(artwork.emoji))) for start in range(0, len(artwork.emoji), 256)
     ]
     order = [block for _ in range(copies) for block in blocks]
-    states = [picture_side.states(augment_drawings(artwork.pixels[block], rng)) for block in order]
+    states = [image_side.states(augment_drawings(artwork.pixels[block], rng)) for block in order]
     owners = artwork.emoji[np.concatenate(order)]
     by_emoji = tuple(np.flatnonzero(owners == index) for index in range(len(galleries[0].by_emoji)))
     measured = {}
     for style, gallery in (("noto", galleries[0]), ("openmoji", galleries[1])):
         rows = np.flatnonzero(gallery.artwork.style == gallery.artwork.styles.index(style))
-        plain = [picture_side.states(part) for part in plain_drawings(gallery.artwork, rows).split(256)]
+        plain = [image_side.states(part) for part in plain_drawings(gallery.artwork, rows).split(256)]
         measured[style] = (gallery.artwork.emoji[rows], torch.cat(plain))
-    return PictureStates(torch.cat(states), by_emoji, measured)
+    return ImageStates(torch.cat(states), by_emoji, measured)
 
 
 class FrozenTower(nn.Module):
@@ -114,7 +114,7 @@ class FrozenTower(nn.Module):
 
 
 class TrainedTower(nn.Module):
-    """A language model that is trained with the pictures, as CLIP's text tower is."""
+    """A language model that is trained with the images, as CLIP's text tower is."""
 
     def __init__(self, model: BidirectionalLlama, encoder: TextEncoder) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def train_row(
     run: Run,
     row: tuple[str, nn.Module, str],
     emoji: Sequence[Emoji],
-    pictures: PictureStates,
+    photos: ImageStates,
     config: EnglishConfig,
 ) -> dict[str, float]:
     """Train one row's text side and projection with captions of one language, and measure it in several.
@@ -140,27 +140,27 @@ def train_row(
         row: Name of the row and of its stage; its text tower (texts to features, not normalised); the only language of
             its captions.
         emoji: All emoji; captions are their names and keywords.
-        pictures: States of the frozen vision tower.
+        photos: States of the frozen vision tower.
         config: Recipe.
 
     Returns:
-        Name -> picture R@1 and R@5 in percent, per language, on Noto and on the held-out style.
+        Name -> image R@1 and R@5 in percent, per language, on Noto and on the held-out style.
     """
     name, tower, language = row
     torch.manual_seed(run.seed)
-    projection = nn.Linear(pictures.training.shape[1], pictures.training.shape[1], bias=False)
+    projection = nn.Linear(photos.training.shape[1], photos.training.shape[1], bias=False)
     groups = [*parameter_groups(projection, config.rate, 0.01), *parameter_groups(tower, config.rate, 0.01)]
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
         chosen = rng.choice(len(emoji), min(config.batch, len(emoji)), replace=False)
-        rows = np.array([rng.choice(pictures.by_emoji[index]) for index in chosen])
-        images = F.normalize(projection(pictures.training[tensor_of(rows)]), dim=-1)
+        rows = np.array([rng.choice(photos.by_emoji[index]) for index in chosen])
+        images = F.normalize(projection(photos.training[tensor_of(rows)]), dim=-1)
         texts = F.normalize(tower([_caption(emoji[index], language, rng) for index in chosen]), dim=-1)
         return {"loss": clip_loss(images, texts, logit_scale=config.scale)}
 
     trainee = Trainee({"projection": projection, "text": tower}, torch.optim.AdamW(groups, betas=(0.9, 0.98)))
     train_loop(run, name, trainee, step, config=config.loop, settings=config, evaluate=None)
-    return measure_row(projection, tower, emoji, pictures)
+    return measure_row(projection, tower, emoji, photos)
 
 
 def _caption(item: Emoji, language: str, rng: np.random.Generator) -> str:
@@ -172,9 +172,9 @@ def _caption(item: Emoji, language: str, rng: np.random.Generator) -> str:
 
 @torch.no_grad()
 def measure_row(
-    projection: nn.Module, tower: nn.Module, emoji: Sequence[Emoji], pictures: PictureStates
+    projection: nn.Module, tower: nn.Module, emoji: Sequence[Emoji], images: ImageStates
 ) -> dict[str, float]:
-    """Name -> picture R@1 and R@5 by inner product over one gallery of each style, ties counted against us."""
+    """Name -> image R@1 and R@5 by inner product over one gallery of each style, ties counted against us."""
     scores: dict[str, float] = {}
     for language in LANGUAGES_SHOWN:
         named = [index for index, item in enumerate(emoji) if language in item.names]
@@ -182,7 +182,7 @@ def measure_row(
             continue
         texts = F.normalize(tower([emoji[index].names[language] for index in named]), dim=-1)
         place = {index: row for row, index in enumerate(named)}
-        for style, (owners, states) in pictures.measured.items():
+        for style, (owners, states) in images.measured.items():
             shown = [row for row, owner in enumerate(owners) if int(owner) in place]
             queries = texts[tensor_of(np.array([place[int(owners[row])] for row in shown]))]
             similarity = queries @ F.normalize(projection(states), dim=-1).T
@@ -198,7 +198,7 @@ def compare_rows(
     models: dict[str, BidirectionalLlama],
     encoder: TextEncoder,
     emoji: Sequence[Emoji],
-    pictures: PictureStates,
+    images: ImageStates,
     config: EnglishConfig,
 ) -> dict[str, dict[str, float]]:
     """All four rows.
@@ -209,7 +209,7 @@ def compare_rows(
             untrained ones of the same shape and start.
         encoder: Text rules.
         emoji: All emoji.
-        pictures: States of the frozen vision tower.
+        images: States of the frozen vision tower.
         config: Recipe of each row.
     """
     towers: dict[str, tuple[nn.Module, str]] = {
@@ -219,7 +219,7 @@ def compare_rows(
         "clip-chinese": (TrainedTower(models["chinese"], encoder), "zh"),
     }
     return {
-        name: train_row(run, (name, tower, language), emoji, pictures, config)
+        name: train_row(run, (name, tower, language), emoji, images, config)
         for name, (tower, language) in towers.items()
     }
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llm2clip.encoders.layers.llama import BidirectionalLlama
     from llm2clip.encoders.layers.text_adapter import TextAdapter
     from llm2clip.train.core.trainer import Run
-    from llm2clip.train.nano.image_batches import PictureSide
+    from llm2clip.train.nano.image_batches import ImageSide
     from llm2clip.train.nano.pipeline import NanoConfig
 
 NOTE = "trained on emoji artwork and composed scenes; no good at photographs"
@@ -66,7 +66,7 @@ def export_nano(
     run: Run,
     config: NanoConfig,
     language_model: BidirectionalLlama,
-    picture_side: PictureSide,
+    image_side: ImageSide,
     adapter: TextAdapter,
 ) -> Path:
     """Write the run's result as an encoder folder, ``<run>/nano``, with its story, and check that it loads.
@@ -75,7 +75,7 @@ def export_nano(
         The folder.
     """
     folder = run.folder / "nano"
-    vision = fold_batch_norm(picture_side.vision)
+    vision = fold_batch_norm(image_side.vision)
     save_llm2clip(
         folder,
         config=Llm2ClipConfig(
@@ -95,7 +95,7 @@ def export_nano(
             text_rules=TextRules(footer=EOT, max_tokens=config.max_tokens),
         ),
         vision=vision,
-        projection=picture_side.projection,
+        projection=image_side.projection,
         language_model=language_model,
         adapter=adapter,
         logit_scale=math.log(config.align.scale),

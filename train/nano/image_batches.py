@@ -1,4 +1,4 @@
-"""The picture side of nano's training: what it learns from, how pictures are drawn for it, how it is watched."""
+"""The image side of nano's training: what it learns from, how images are drawn for it, how it is watched."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PIXEL_STD = 0.5
 SCENE_SIDES = (26, 28, 30, 31)
 """Sides in pixels at which objects appear in a 96-pixel scene."""
 SCENE_OBJECTS = (2, 8)
-"""Fewest and most objects of a scene trained on; a single one is an emoji picture."""
+"""Fewest and most objects of a scene trained on; a single one is an emoji image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,25 +32,25 @@ class AlignConfig:
     """Recipe of stage 2."""
 
     first: LoopConfig
-    """Single emoji against the pictures' prototypes; the adapter waits."""
+    """Single emoji against the images' prototypes; the adapter waits."""
     crowds: LoopConfig
     """Emoji against prototypes and scenes against what they are composed of; the adapter waits."""
     third: LoopConfig
     """Emoji and scenes against captions, through the adapter."""
     batch: int = 256
-    """Emoji pictures per step of the first part, all of different emoji."""
+    """Emoji images per step of the first part, all of different emoji."""
     crowd_emoji_batch: int = 144
-    """Emoji pictures per step of the second part."""
+    """Emoji images per step of the second part."""
     crowd_scene_batch: int = 112
-    """Scene pictures per step of the second part."""
+    """Scene images per step of the second part."""
     emoji_batch: int = 192
-    """Emoji pictures per step of the last part."""
+    """Emoji images per step of the last part."""
     scene_batch: int = 64
-    """Scene pictures per step of the last part."""
+    """Scene images per step of the last part."""
     caption_batch: int = 768
-    """Captions per step that are drawn to their pictures' centroids, in the last part."""
+    """Captions per step that are drawn to their images' centroids, in the last part."""
     first_size: int = 64
-    """Side in pixels of the first part's pictures; small ones are quicker to learn the shapes from."""
+    """Side in pixels of the first part's images; small ones are quicker to learn the shapes from."""
     vision: NanoVisionConfig = field(
         default_factory=lambda: NanoVisionConfig(image_size=ART_SIZE, batch_norm=True)
     )
@@ -64,16 +64,16 @@ class AlignConfig:
     adapter_rate: float = 5e-4
     """Peak rate of the adapter."""
     scale: float = 14.0
-    """Factor on cosines between a picture and all captions' centroids."""
+    """Factor on cosines between an image and all captions' centroids."""
     composition_scale: float = 20.0
     """Factor on cosines between scenes and what they are composed of."""
     scene_scale: float = 50.0
     """Factor on cosines between scenes and their captions."""
     pull: float = 3.0
-    """Weight of one minus the cosine between a picture and its target."""
+    """Weight of one minus the cosine between an image and its target."""
 
 
-class PictureSide(nn.Module):
+class ImageSide(nn.Module):
     """Vision tower and projection, as one trainee."""
 
     def __init__(self, config: NanoVisionConfig, dim: int) -> None:
@@ -81,25 +81,25 @@ class PictureSide(nn.Module):
         self.vision = NanoVisionTower(config)
         self.projection = nn.Linear(self.vision.width, dim, bias=False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Shape: (B, 3, S, S) in 0..1 -> (B, dim), not normalised."""
-        embedded: Tensor = self.projection(self.states(pictures))
+        embedded: Tensor = self.projection(self.states(images))
         return embedded
 
-    def states(self, pictures: Tensor) -> Tensor:
+    def states(self, images: Tensor) -> Tensor:
         """Pooled states before the projection. Shape: (B, 3, S, S) in 0..1 -> (B, width)."""
-        pooled: Tensor = self.vision(_pixels(pictures))
+        pooled: Tensor = self.vision(_pixels(images))
         return pooled
 
-    def with_grid(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    def with_grid(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings and the tower's grid. Shapes: (B, 3, S, S) -> (B, dim), (B, width, grid, grid)."""
-        tokens = self.vision.tokens(_pixels(pictures))
+        tokens = self.vision.tokens(_pixels(images))
         grid = tokens[:, 1:].transpose(1, 2).unflatten(2, (self.vision.config.grid, -1))
         return self.projection(self.vision.norm(tokens[:, 0])), grid
 
     @torch.no_grad()
-    def grow_from(self, smaller: PictureSide) -> None:
-        """Take over what the same tower learned on smaller pictures; the positions are interpolated."""
+    def grow_from(self, smaller: ImageSide) -> None:
+        """Take over what the same tower learned on smaller images; the positions are interpolated."""
         weights = smaller.state_dict()
         position = weights["vision.position"]
         old, new = smaller.vision.config.grid, self.vision.config.grid
@@ -108,8 +108,8 @@ class PictureSide(nn.Module):
         self.load_state_dict(weights | {"vision.position": torch.cat((position[:, :1], grown), dim=1)})
 
 
-def _pixels(pictures: Tensor) -> Tensor:
-    return ((pictures - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last)
+def _pixels(images: Tensor) -> Tensor:
+    return ((images - PIXEL_MEAN) / PIXEL_STD).contiguous(memory_format=torch.channels_last)
 
 
 def parameter_groups(module: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
@@ -130,7 +130,7 @@ class Gallery:
         self.by_emoji = [np.flatnonzero(artwork.emoji == index) for index in range(emoji_count)]
 
     def batch(self, count: int, rng: np.random.Generator) -> tuple[NDArray[np.int64], Tensor]:
-        """Pictures of ``count`` different emoji, each in a random style. Shapes: (count,), (count, 3, S, S)."""
+        """Images of ``count`` different emoji, each in a random style. Shapes: (count,), (count, 3, S, S)."""
         chosen = rng.choice(len(self.by_emoji), count, replace=False)
         rows = np.array([rng.choice(self.by_emoji[index]) for index in chosen])
         return chosen, augment_drawings(self.artwork.pixels[rows], rng)
@@ -151,23 +151,23 @@ class ScenePainter:
 
 @torch.no_grad()
 def embed_scenes(
-    picture_side: PictureSide, scenes: Sequence[Scene], drawings: Thumbnails, rng: np.random.Generator
+    image_side: ImageSide, scenes: Sequence[Scene], drawings: Thumbnails, rng: np.random.Generator
 ) -> Tensor:
     """Unit embeddings of scenes, drawn and not recoloured. Shape: (len(scenes), dim)."""
     drawn = np.stack([draw_scene(scene, drawings, rng, size=ART_SIZE) for scene in scenes])
-    pictures = tensor_of(drawn).permute(0, 3, 1, 2).float() / 255
-    picture_side.eval()
-    embedded = torch.cat([F.normalize(picture_side(part), dim=-1) for part in pictures.split(256)])
-    picture_side.train()
+    images = tensor_of(drawn).permute(0, 3, 1, 2).float() / 255
+    image_side.eval()
+    embedded = torch.cat([F.normalize(image_side(part), dim=-1) for part in images.split(256)])
+    image_side.train()
     return embedded
 
 
 @torch.no_grad()
-def embed_drawings(picture_side: PictureSide, artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
+def embed_drawings(image_side: ImageSide, artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
     """Unit embeddings of drawings on white, unchanged. Shape: (len(rows), dim)."""
-    picture_side.eval()
-    parts = [F.normalize(picture_side(part), dim=-1) for part in plain_drawings(artwork, rows).split(256)]
-    picture_side.train()
+    image_side.eval()
+    parts = [F.normalize(image_side(part), dim=-1) for part in plain_drawings(artwork, rows).split(256)]
+    image_side.train()
     return torch.cat(parts)
 
 
@@ -177,10 +177,10 @@ def plain_drawings(artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
     return rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
 
 
-def picture_scores(
-    picture_side: PictureSide, anchors_ED: Tensor, gallery: Gallery, held: Gallery
+def image_scores(
+    image_side: ImageSide, anchors_ED: Tensor, gallery: Gallery, held: Gallery
 ) -> dict[str, float]:
-    """Progress in percent: prototype or centroid -> picture R@1 and R@5 by inner product, and the mean own cosine.
+    """Progress in percent: prototype or centroid -> image R@1 and R@5 by inner product, and the mean own cosine.
 
     ``noto`` is the shipped style, ``held`` one never trained on.
     """
@@ -189,7 +189,7 @@ def picture_scores(
         style = one.artwork.styles.index("noto") if name == "noto" else 0
         rows = np.flatnonzero(one.artwork.style == style)
         owners = tensor_of(one.artwork.emoji[rows])
-        embedded = embed_drawings(picture_side, one.artwork, rows)
+        embedded = embed_drawings(image_side, one.artwork, rows)
         similarity = anchors_ED[owners] @ embedded.T
         own = similarity.diagonal()
         rank = (similarity >= own[:, None]).sum(1)

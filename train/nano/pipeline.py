@@ -17,7 +17,7 @@ from llm2clip.train.core.text_states import TextEncoder
 from llm2clip.train.core.tokenizer import build_tokenizer
 from llm2clip.train.core.trainer import LoopConfig, Run, RunError
 from llm2clip.train.nano.align import AlignStage, align, identity_adapter
-from llm2clip.train.nano.image_batches import AlignConfig, Gallery, PictureSide
+from llm2clip.train.nano.image_batches import AlignConfig, Gallery, ImageSide
 from llm2clip.train.nano.teacher import ask_teacher
 from llm2clip.train.nano.text_features import SceneFeatures, TextFeatures, cache_scenes, cache_texts
 from llm2clip.train.nano.text_tower import (
@@ -173,36 +173,36 @@ def text_encoder(run: Run, config: NanoConfig, *, dropout: float | None = None) 
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The picture side after the first parts of stage 2, and what it learns from."""
+class Images:
+    """The image side after the first parts of stage 2, and what it learns from."""
 
-    side: PictureSide
+    side: ImageSide
     head: PlaceHead
     gallery: Gallery
     held: Gallery
 
 
-def train_pictures(run: Run, material: Material, config: NanoConfig) -> Pictures:
+def train_images(run: Run, material: Material, config: NanoConfig) -> Images:
     """First parts of stage 2, which need the prototypes only: they may run beside the later parts of stage 1."""
     prototypes = load_file(run.folder / "prototypes.safetensors", device=str(torch.get_default_device()))[
         "prototypes"
     ]
     first_size = config.align.first_size
-    small_side = new_picture_side(config, size=first_size)
+    small_side = new_image_side(config, size=first_size)
     small, small_held = load_galleries(material, size=first_size)
     train_vision(run, small_side, prototypes, small, small_held, config.align)
     gallery, held = load_galleries(material, size=config.align.vision.image_size)
-    picture_side = new_picture_side(config, size=config.align.vision.image_size)
-    picture_side.grow_from(small_side)
+    image_side = new_image_side(config, size=config.align.vision.image_size)
+    image_side.grow_from(small_side)
     stage = CrowdStage(prototypes, gallery, held, material.scene_pool, config.align)
-    head = train_vision_on_scenes(run, picture_side, stage)
-    return Pictures(picture_side, head, gallery, held)
+    head = train_vision_on_scenes(run, image_side, stage)
+    return Images(image_side, head, gallery, held)
 
 
-def new_picture_side(config: NanoConfig, *, size: int) -> PictureSide:
-    """The untrained vision tower for pictures of ``size`` pixels, the same for a given seed."""
+def new_image_side(config: NanoConfig, *, size: int) -> ImageSide:
+    """The untrained vision tower for images of ``size`` pixels, the same for a given seed."""
     torch.manual_seed(config.seed)
-    return PictureSide(replace(config.align.vision, image_size=size), config.width)
+    return ImageSide(replace(config.align.vision, image_size=size), config.width)
 
 
 def load_galleries(material: Material, *, size: int) -> tuple[Gallery, Gallery]:
@@ -253,7 +253,7 @@ def read_captions(
 
 def train_nano(
     run: Run, material: Material, config: NanoConfig, *, languages: Sequence[str] | None = None
-) -> tuple[BidirectionalLlama, PictureSide, TextAdapter]:
+) -> tuple[BidirectionalLlama, ImageSide, TextAdapter]:
     """All stages up to the trained parts.
 
     Args:
@@ -264,9 +264,9 @@ def train_nano(
     """
     model = train_language(run, material, config)
     texts, scenes = read_captions(run, material, model, config, languages=languages)
-    pictures = train_pictures(run, material, config)
+    images = train_images(run, material, config)
     torch.manual_seed(config.seed)
     adapter = identity_adapter(config.width, config.width)
-    stage = AlignStage(pictures.gallery, pictures.held, texts, scenes, config.align, pictures.head)
-    align(run, pictures.side, adapter, stage)
-    return model, pictures.side, adapter
+    stage = AlignStage(images.gallery, images.held, texts, scenes, config.align, images.head)
+    align(run, images.side, adapter, stage)
+    return model, images.side, adapter

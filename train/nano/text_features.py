@@ -23,44 +23,44 @@ from llm2clip.train.synthetic.texts import Text, TextPool
 
 
 class TextFeatures:
-    """Unit features of names and descriptions, and their centroid for each picture."""
+    """Unit features of names and descriptions, and their centroid for each image."""
 
     def __init__(
-        self, texts: Sequence[Text], features: Tensor, pictures: int, *, languages: Sequence[str] | None
+        self, texts: Sequence[Text], features: Tensor, images: int, *, languages: Sequence[str] | None
     ) -> None:
         """Keep the texts of ``languages`` (all if ``None``).
 
         Args:
             texts: What was read.
             features: Shape: (texts, D), float16, unit rows.
-            pictures: Number of pictures.
+            images: Number of images.
             languages: Languages that stage 2 may use.
         """
         self.features = features
         self._texts = texts
-        lists: list[list[int]] = [[] for _ in range(pictures)]
+        lists: list[list[int]] = [[] for _ in range(images)]
         for row, text in enumerate(texts):
             if languages is None or text.language in languages:
-                for picture in text.pictures:
-                    lists[picture].append(row)
-        self._of_picture = [np.array(rows) for rows in lists]
+                for image in text.images:
+                    lists[image].append(row)
+        self._of_image = [np.array(rows) for rows in lists]
         self.centroids = torch.stack(
-            [F.normalize(features[tensor_of(rows)].float().mean(0), dim=0) for rows in self._of_picture]
+            [F.normalize(features[tensor_of(rows)].float().mean(0), dim=0) for rows in self._of_image]
         )
 
-    def draw(self, pictures: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-        """One caption's feature for each picture. Shape: (len(pictures), D), float32."""
-        rows = [int(rng.choice(self._of_picture[picture])) for picture in pictures]
+    def draw(self, images: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
+        """One caption's feature for each image. Shape: (len(images), D), float32."""
+        rows = [int(rng.choice(self._of_image[image])) for image in images]
         return self.features[torch.tensor(rows)].float()
 
     def names(self, language: str) -> tuple[Tensor, Tensor]:
-        """Pictures and features of a language's names. Shapes: (n,) int64, (n, D) float32."""
+        """Images and features of a language's names. Shapes: (n,) int64, (n, D) float32."""
         owners, rows = [], []
         seen = set()
         for row, text in enumerate(self._texts):
-            if text.language == language and len(text.pictures) == 1 and text.pictures[0] not in seen:
-                seen.add(text.pictures[0])
-                owners.append(text.pictures[0])
+            if text.language == language and len(text.images) == 1 and text.images[0] not in seen:
+                seen.add(text.images[0])
+                owners.append(text.images[0])
                 rows.append(row)
         return torch.tensor(owners), self.features[torch.tensor(rows)].float()
 

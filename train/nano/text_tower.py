@@ -54,7 +54,7 @@ class LanguageConfig:
     taught: float = 0.15
     """Part of the short texts that are English queries with the sentence encoder's soft targets."""
     scale: float = 12.0
-    """Factor on cosines to pictures' prototypes. Low on purpose: it asks for a wide margin, so that plain inner
+    """Factor on cosines to images' prototypes. Low on purpose: it asks for a wide margin, so that plain inner
     products rank well afterwards."""
     scene_scale: float = 50.0
     """Factor on cosines between scene captions (LLM2CLIP's stage 1 uses 50). High on purpose: a scene and its twin
@@ -65,7 +65,7 @@ class LanguageConfig:
     """Part of the scenes that are told twice in one language; the rest in two. What stands where is learned within a
     language first."""
     neighbour_share: float = 0.1
-    """Part of every target that goes to pictures of similar meaning."""
+    """Part of every target that goes to images of similar meaning."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Teacher:
     """What a sentence encoder says about English texts."""
 
     neighbours: NDArray[np.float32]
-    """Shape: (pictures, pictures), rows sum to 1: how alike two pictures' English names and keywords are."""
+    """Shape: (images, images), rows sum to 1: how alike two images' English names and keywords are."""
     queries: list[Text]
     """English queries."""
     query_targets: NDArray[np.float16]
-    """Shape: (queries, pictures), rows sum to 1."""
+    """Shape: (queries, images), rows sum to 1."""
 
 
 def pretrain(
@@ -111,10 +111,10 @@ def pretrain(
 
 
 class ContrastiveStage:
-    """Stage 1: texts true of one picture lie together, texts of different pictures apart.
+    """Stage 1: texts true of one image lie together, texts of different images apart.
 
-    Short texts are drawn against a prototype of every picture at once (the mean direction of all its captions, learned
-    with the model), which is the supervised SimCSE loss with the whole set of pictures as the batch. Scene captions are
+    Short texts are drawn against a prototype of every image at once (the mean direction of all its captions, learned
+    with the model), which is the supervised SimCSE loss with the whole set of images as the batch. Scene captions are
     drawn against each other, wording against wording and language against language, with a twin as hard negative, and
     to what their scenes are composed of.
     """
@@ -130,7 +130,7 @@ class ContrastiveStage:
     def short_batch(
         self, count: int, rng: np.random.Generator, config: LanguageConfig
     ) -> tuple[list[str], Tensor]:
-        """Texts and their target distribution. Shape of the target: (count, pictures)."""
+        """Texts and their target distribution. Shape of the target: (count, images)."""
         taught = int(count * config.taught) if self.teacher.queries else 0
         texts = self.pool.sample(count - taught, rng)
         target = target_matrix(texts, len(self.emoji))
@@ -185,8 +185,8 @@ class ContrastiveStage:
 
 
 def _spread(texts: Sequence[Text], neighbours: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean of the neighbourhoods of the pictures each text fits. Shape: (texts, pictures)."""
-    return np.stack([neighbours[list(text.pictures[:16])].mean(axis=0) for text in texts])
+    """Mean of the neighbourhoods of the images each text fits. Shape: (texts, images)."""
+    return np.stack([neighbours[list(text.images[:16])].mean(axis=0) for text in texts])
 
 
 def _language(rng: np.random.Generator) -> str:
@@ -194,7 +194,7 @@ def _language(rng: np.random.Generator) -> str:
 
 
 def _reorder(scene: Scene, twin: Scene, rng: np.random.Generator) -> tuple[Scene, Scene]:
-    """Tell both in the same new order (in half of the cases), since order in the text is not part of the picture."""
+    """Tell both in the same new order (in half of the cases), since order in the text is not part of the image."""
     if rng.random() < 0.5:
         return scene, twin
     order = rng.permutation(len(scene.objects))
@@ -218,7 +218,7 @@ def silence_blocks(model: BidirectionalLlama) -> None:
 
 
 class Prototypes(nn.Module):
-    """One learned direction per picture."""
+    """One learned direction per image."""
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()

@@ -18,11 +18,11 @@ from llm2clip.train.nano.image_batches import (
     SCENE_SIDES,
     AlignConfig,
     Gallery,
-    PictureSide,
+    ImageSide,
     ScenePainter,
     embed_scenes,
+    image_scores,
     parameter_groups,
-    picture_scores,
     thumbnails_of_style,
 )
 from llm2clip.train.nano.scene_targets import SceneTargets
@@ -46,30 +46,28 @@ class PlaceHead(nn.Module):
 
 def train_vision(
     run: Run,
-    picture_side: PictureSide,
+    image_side: ImageSide,
     anchors_ED: Tensor,
     gallery: Gallery,
     held: Gallery,
     config: AlignConfig,
 ) -> None:
-    """First part: every emoji picture finds its emoji's prototype among all, every prototype its picture in the batch.
+    """First part: every emoji image finds its emoji's prototype among all, every prototype its image in the batch.
 
     Args:
         run: Where history and checkpoints go.
-        picture_side: Trained in place.
+        image_side: Trained in place.
         anchors_ED: Shape: (emoji, dim), frozen prototypes.
         gallery: Drawings of the trained styles.
         held: Drawings of another style, for the progress report only.
         config: Recipe.
     """
     anchors = F.normalize(anchors_ED, dim=-1)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(picture_side, config.learning_rate, 0.05), betas=(0.9, 0.98)
-    )
+    optimizer = torch.optim.AdamW(parameter_groups(image_side, config.learning_rate, 0.05), betas=(0.9, 0.98))
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
-        chosen, pictures = gallery.batch(config.batch, rng)
-        embedded = picture_side(pictures)
+        chosen, images = gallery.batch(config.batch, rng)
+        embedded = image_side(images)
         index = tensor_of(chosen)
         find = candidate_loss(embedded, anchors, index, scale=config.scale)
         found = candidate_loss(anchors[index], embedded, torch.arange(len(chosen)), scale=config.scale)
@@ -78,11 +76,11 @@ def train_vision(
     train_loop(
         run,
         "vision",
-        Trainee({"picture": picture_side}, optimizer),
+        Trainee({"image": image_side}, optimizer),
         step,
         config=config.first,
         settings=config,
-        evaluate=lambda: picture_scores(picture_side, anchors, gallery, held),
+        evaluate=lambda: image_scores(image_side, anchors, gallery, held),
     )
 
 
@@ -105,31 +103,31 @@ class CrowdStage:
         self.anchors = F.normalize(self.anchors, dim=-1)
 
 
-def train_vision_on_scenes(run: Run, picture_side: PictureSide, stage: CrowdStage) -> PlaceHead:
+def train_vision_on_scenes(run: Run, image_side: ImageSide, stage: CrowdStage) -> PlaceHead:
     """Second part: emoji find their prototypes as before, and scenes what they are composed of.
 
     A head on the tower's grid has to name what stands in each place, which teaches objects in a crowd far faster than
     the scene's one vector does; it is returned for the next part and then thrown away. Cosines to the own target are
-    drawn up as well: inner products rank well only where a picture has little in its embedding that no text accounts
+    drawn up as well: inner products rank well only where an image has little in its embedding that no text accounts
     for.
     """
     config, anchors = stage.config, stage.anchors
     composed = SceneTargets(anchors, seed=run.seed)
     painter = ScenePainter(stage.gallery)
     torch.manual_seed(run.seed)
-    head = PlaceHead(picture_side.vision.width, anchors.shape[1])
+    head = PlaceHead(image_side.vision.width, anchors.shape[1])
     rate = config.crowd_learning_rate
     optimizer = torch.optim.AdamW(
-        [*parameter_groups(picture_side, rate, 0.05), *parameter_groups(head, rate, 0.05)], betas=(0.9, 0.98)
+        [*parameter_groups(image_side, rate, 0.05), *parameter_groups(head, rate, 0.05)], betas=(0.9, 0.98)
     )
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
-        chosen, pictures = stage.gallery.batch(config.crowd_emoji_batch, rng)
+        chosen, images = stage.gallery.batch(config.crowd_emoji_batch, rng)
         scenes = [
             sample_scene(stage.scene_pool, rng, objects=SCENE_OBJECTS)
             for _ in range(config.crowd_scene_batch)
         ]
-        embedded, grid = picture_side.with_grid(torch.cat((pictures, painter.draw(scenes, rng))))
+        embedded, grid = image_side.with_grid(torch.cat((images, painter.draw(scenes, rng))))
         embedded = F.normalize(embedded, dim=-1)
         named = named_loss(head(grid[len(chosen) :]), scenes, anchors, scale=config.scale)
         twins = [move_twin(scene, rng) for scene in scenes]
@@ -145,10 +143,10 @@ def train_vision_on_scenes(run: Run, picture_side: PictureSide, stage: CrowdStag
         return {"loss": total, "find": find, "parts": parts, "named": named, "away": away}
 
     def evaluate() -> dict[str, float]:
-        scores = picture_scores(picture_side, anchors, stage.gallery, stage.held)
-        return scores | composed_scores(picture_side, composed, stage.gallery, stage.scene_pool)
+        scores = image_scores(image_side, anchors, stage.gallery, stage.held)
+        return scores | composed_scores(image_side, composed, stage.gallery, stage.scene_pool)
 
-    trainee = Trainee({"picture": picture_side, "head": head}, optimizer)
+    trainee = Trainee({"image": image_side, "head": head}, optimizer)
     train_loop(run, "crowds", trainee, step, config=config.crowds, settings=config, evaluate=evaluate)
     return head
 
@@ -163,13 +161,13 @@ def named_loss(seen_B9D: Tensor, scenes: Sequence[Scene], anchors_ED: Tensor, *,
 
 @torch.no_grad()
 def composed_scores(
-    picture_side: PictureSide, composed: SceneTargets, gallery: Gallery, scene_pool: Sequence[int]
+    image_side: ImageSide, composed: SceneTargets, gallery: Gallery, scene_pool: Sequence[int]
 ) -> dict[str, float]:
     """Progress in percent on 500 new scenes in the shipped style: own target found, and told from its twins'."""
     rng = np.random.default_rng(4)
     noto = thumbnails_of_style(gallery.artwork, "noto", len(gallery.by_emoji), side=SCENE_SIDES[2])
     scenes = [sample_scene(scene_pool, rng) for _ in range(500)]
-    embedded = embed_scenes(picture_side, scenes, noto, rng)
+    embedded = embed_scenes(image_side, scenes, noto, rng)
     targets = composed(scenes)
     own = (embedded * targets).sum(1)
     scores = {

@@ -1,4 +1,4 @@
-"""Random changes to training pictures, a whole batch at a time."""
+"""Random changes to training images, a whole batch at a time."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def augment_scenes(scenes: NDArray[np.uint8], rng: np.random.Generator) -> Tenso
     return disturb(tensor_of(scenes).permute(0, 3, 1, 2).float() / 255, rng)
 
 
-def disturb(pictures: Tensor, rng: np.random.Generator) -> Tensor:
+def disturb(images: Tensor, rng: np.random.Generator) -> Tensor:
     """Contrast, blur and noise. Shape: (B, 3, S, S), 0..1, kept."""
-    count = len(pictures)
+    count = len(images)
     contrast = torch.where(
         _chance(count, 0.5, rng), _uniform(count, 0.8, 1.15, rng), torch.ones(count, 1, 1, 1)
     )
-    pictures = (pictures - 1) * contrast + 1
-    blurred = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    pictures = torch.where(_chance(count, 0.15, rng), 0.5 * (blurred + pictures), pictures)
+    images = (images - 1) * contrast + 1
+    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
+    images = torch.where(_chance(count, 0.15, rng), 0.5 * (blurred + images), images)
     noise = _uniform(count, 0.0, 0.04, rng) * tensor_of(
-        rng.standard_normal((count, 1, *pictures.shape[2:]), dtype=np.float32)
+        rng.standard_normal((count, 1, *images.shape[2:]), dtype=np.float32)
     )
-    return torch.where(_chance(count, 0.15, rng), pictures + noise, pictures).clamp(0, 1)
+    return torch.where(_chance(count, 0.15, rng), images + noise, images).clamp(0, 1)
 
 
 def _uniform(count: int, low: float, high: float, rng: np.random.Generator) -> Tensor:
@@ -73,8 +73,8 @@ def _chance(count: int, share: float, rng: np.random.Generator) -> Tensor:
     return tensor_of(rng.random((count, 1, 1, 1)) < share)
 
 
-def _placements(pictures: Tensor, rng: np.random.Generator) -> Tensor:
-    count = len(pictures)
+def _placements(images: Tensor, rng: np.random.Generator) -> Tensor:
+    count = len(images)
     # A drawing fills its square in most styles; OpenMoji and ordinary icons leave a margin. One in three is as small
     # as an object of a scene, and anywhere.
     small = rng.random(count) < 0.33
@@ -91,7 +91,7 @@ def _placements(pictures: Tensor, rng: np.random.Generator) -> Tensor:
         ),
         axis=1,
     )
-    return F.affine_grid(tensor_of(rows.astype(np.float32)), list(pictures.shape), align_corners=False)
+    return F.affine_grid(tensor_of(rows.astype(np.float32)), list(images.shape), align_corners=False)
 
 
 def _grey(colour: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def _outline(
 
 
 def _backgrounds(count: int, size: int, rng: np.random.Generator) -> Tensor:
-    """White for half of the pictures, otherwise a colour (mostly pale) or a gradient of two."""
+    """White for half of the images, otherwise a colour (mostly pale) or a gradient of two."""
     pale = np.where(
         rng.random((count, 1)) < 0.7, rng.uniform(0.7, 1, (count, 3)), rng.uniform(0, 1, (count, 3))
     )

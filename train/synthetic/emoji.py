@@ -27,7 +27,7 @@ LANGUAGES: tuple[str, ...] = (
 """The languages of nano, by CLDR locale."""
 
 ART_SIZE = 96
-"""Side in pixels of the artwork that training composes pictures from."""
+"""Side in pixels of the artwork that training composes images from."""
 
 SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
 
@@ -133,7 +133,7 @@ def _svg_sources(chosen: Style, folder: Path, emoji: list[Emoji]) -> Iterator[tu
             yield index, path.read_text(encoding="utf-8")
 
 
-def _cbdt_pictures(folder: Path, emoji: list[Emoji]) -> Iterator[tuple[int, bytes]]:
+def _cbdt_images(folder: Path, emoji: list[Emoji]) -> Iterator[tuple[int, bytes]]:
     from fontTools.ttLib import TTFont
 
     paths = sorted(folder.rglob("NotoColorEmoji.ttf"))
@@ -177,7 +177,7 @@ def render_style(
     """
     folder = fetch(chosen.package, cache) / "package"
     if chosen.layout == "cbdt":
-        for index, data in _cbdt_pictures(folder, emoji):
+        for index, data in _cbdt_images(folder, emoji):
             yield index, _fit(Image.open(io.BytesIO(data)).convert("RGBA"), size)
         return
     import resvg_py

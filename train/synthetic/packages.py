@@ -45,7 +45,7 @@ class Style:
     package: Package
     """Where it comes from."""
     layout: Literal["cbdt", "svg-by-codepoint", "iconify", "openmoji"]
-    """How pictures are found inside the package."""
+    """How images are found inside the package."""
     licence: str
     """SPDX identifier of the artwork."""
     source: str

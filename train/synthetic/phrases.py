@@ -1,10 +1,10 @@
-"""Phrases in several languages: how people ask for a picture, and how a scene is put into words."""
+"""Phrases in several languages: how people ask for an image, and how a scene is put into words."""
 
 from __future__ import annotations
 
 QUERY_FRAMES: dict[str, tuple[str, ...]] = {
     "en": (
-        "a picture of {}",
+        "an image of {}",
         "show me {}",
         "{} please",
         "i am looking for {}",
@@ -73,7 +73,7 @@ PAIR_JOINS: dict[str, tuple[str, ...]] = {
     "ru": ("{} и {}", "{} с {}", "{} {}"),
     "ko": ("{}와 {}", "{} {}"),
 }
-"""Ways to say two keywords of one picture; other languages use a blank."""
+"""Ways to say two keywords of one image; other languages use a blank."""
 
 CELLS = 9
 """Places of a scene: a grid of three rows by three columns, counted from the top left."""
@@ -117,7 +117,7 @@ COLOUR_NAMES: dict[str, tuple[str, ...]] = {
 
 OPENINGS: dict[str, tuple[str, ...]] = {
     "en": (
-        "a picture with {n} things on a {colour} background .",
+        "an image with {n} things on a {colour} background .",
         "{n} things are shown on {colour} .",
         "this {colour} card shows {n} things .",
     ),

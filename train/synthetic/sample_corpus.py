@@ -27,7 +27,7 @@ from llm2clip.train.synthetic.scenes import (
 from llm2clip.train.synthetic.scenes import thumbnails as make_thumbnails
 
 EMOJI_SIDE = 72
-"""Side in pixels of an emoji picture in a corpus."""
+"""Side in pixels of an emoji image in a corpus."""
 SCENE_SIDE = 144
 """Side in pixels of a scene."""
 WEBP_QUALITY = 78
@@ -38,14 +38,14 @@ Sample = tuple[str, bytes, dict[str, Any]]
 
 
 def webp(image: Image.Image) -> bytes:
-    """Encode a picture as lossy WebP."""
+    """Encode an image as lossy WebP."""
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=WEBP_QUALITY, method=6)
     return buffer.getvalue()
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> int:
-    """Write key, picture and metadata triples; equal input gives an equal file.
+    """Write key, image and metadata triples; equal input gives an equal file.
 
     Returns:
         Number of samples.
@@ -54,9 +54,9 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> int:
     partial = path.with_name(f".{path.name}.partial")
     count = 0
     with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for key, picture, record in samples:
+        for key, image, record in samples:
             text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
-            for ending, data in (("webp", picture), ("json", text)):
+            for ending, data in (("webp", image), ("json", text)):
                 entry = tarfile.TarInfo(f"{key}.{ending}")
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
@@ -99,8 +99,8 @@ def scene_samples(
     rng = np.random.default_rng([seed, 9])
     for number, scene in enumerate(measured_scenes(pool, emoji, count, rng)):
         family = {"last": last_twin(scene, pool, rng), "swap": swap_twin(scene, rng)} if twins else {}
-        picture = Image.fromarray(draw_scene(scene, drawings, rng, size=SCENE_SIDE))
-        yield f"scene-{number:04d}", webp(picture), scene_record(scene, emoji, twins=family)
+        image = Image.fromarray(draw_scene(scene, drawings, rng, size=SCENE_SIDE))
+        yield f"scene-{number:04d}", webp(image), scene_record(scene, emoji, twins=family)
 
 
 def style_thumbnails(name: str, emoji: Sequence[Emoji], cache: Path) -> Thumbnails:

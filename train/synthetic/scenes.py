@@ -170,8 +170,8 @@ def draw_scene(
         scene: What stands where.
         drawings: Thumbnails no larger than a cell.
         rng: Source of style and displacement.
-        size: Side of the picture in pixels.
-        jitter: Largest displacement of an object, as a part of the picture's side.
+        size: Side of the image in pixels.
+        jitter: Largest displacement of an object, as a part of the image's side.
 
     Returns:
         Shape: (size, size, 3), uint8 RGB.

@@ -1,4 +1,4 @@
-"""The short texts nano's language model learns from, each with the pictures it is true of."""
+"""The short texts nano's language model learns from, each with the images it is true of."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Text:
 
     text: str
     language: str
-    pictures: tuple[int, ...]
+    images: tuple[int, ...]
 
 
 def load_descriptions(emoji: Sequence[Emoji]) -> list[Text]:
@@ -108,7 +108,7 @@ class TextPool:
             drawn.append(self._pair(rng))
         for row in np.flatnonzero(rng.random(count) < 0.05).tolist():
             item = drawn[row]
-            drawn[row] = Text(strip_accents(item.text), item.language, item.pictures)
+            drawn[row] = Text(strip_accents(item.text), item.language, item.images)
         return drawn
 
     def _pair(self, rng: np.random.Generator) -> Text:
@@ -145,12 +145,12 @@ def _framed(text: Text, rng: np.random.Generator, share: float) -> Text:
     frames = QUERY_FRAMES.get(text.language)
     if frames is None or rng.random() >= share:
         return text
-    return Text(frames[int(rng.integers(len(frames)))].format(text.text), text.language, text.pictures)
+    return Text(frames[int(rng.integers(len(frames)))].format(text.text), text.language, text.images)
 
 
-def target_matrix(texts: Sequence[Text], pictures: int) -> NDArray[np.float32]:
-    """Target distribution of each text, uniform over the pictures it fits. Shape: (texts, pictures)."""
-    target = np.zeros((len(texts), pictures), dtype=np.float32)
+def target_matrix(texts: Sequence[Text], images: int) -> NDArray[np.float32]:
+    """Target distribution of each text, uniform over the images it fits. Shape: (texts, images)."""
+    target = np.zeros((len(texts), images), dtype=np.float32)
     for row, text in enumerate(texts):
-        target[row, list(text.pictures)] = 1 / len(text.pictures)
+        target[row, list(text.images)] = 1 / len(text.images)
     return target

@@ -7,7 +7,7 @@ import pytest
 
 from llm2clip.eval.loaders.load import load_protocol
 
-JPEG = b"\xff\xd8\xff\xe0 stands for a picture"
+JPEG = b"\xff\xd8\xff\xe0 stands for an image"
 
 
 class DataFolder:
@@ -28,13 +28,13 @@ class DataFolder:
     def json_lines(self, path, records):
         return self.text(path, "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in records))
 
-    def pictures(self, folder, names):
+    def images(self, folder, names):
         (self.root / folder).mkdir(parents=True, exist_ok=True)
         for name in names:
             (self.root / folder / name).write_bytes(JPEG + str(name).encode())
 
     def tsv(self, path, keys):
-        """Chinese-CLIP's pictures: id, tab, base64."""
+        """Chinese-CLIP's images: id, tab, base64."""
         lines = [f"{key}\t{base64.b64encode(JPEG + str(key).encode()).decode()}\n" for key in keys]
         return self.text(path, "".join(lines))
 
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 
 def linked(found):
-    """What belongs together, readable: caption to keys of pictures."""
+    """What belongs together, readable: caption to keys of images."""
     return [
         (caption, [found.images[place].key for place in right])
         for caption, right in zip(found.captions, found.caption_images, strict=True)

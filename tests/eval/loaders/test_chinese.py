@@ -6,10 +6,10 @@ from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.chinese import untagged
 
 
-def test_muge_in_full_with_several_pictures_a_query(folder):
+def test_muge_in_full_with_several_images_a_query(folder):
     keys = [1_000_000 + number for number in range(29_806)]
     folder.tsv("MUGE/valid_imgs.tsv", keys)
-    # 5,008 queries: the first 540 have seven pictures, the others six; some pictures answer two queries.
+    # 5,008 queries: the first 540 have seven images, the others six; some images answer two queries.
     texts, pairs = [], 0
     for number in range(5008):
         size = 7 if number < 540 else 6
@@ -37,7 +37,7 @@ def test_the_older_names_of_fields_are_read(folder, linked):
     assert [image.key for image in found.images] == ["1", "2", "3"]
 
 
-def test_a_picture_that_is_not_in_the_file_is_missing(folder, linked):
+def test_a_image_that_is_not_in_the_file_is_missing(folder, linked):
     texts = [
         {"text_id": 1, "text": "包", "image_ids": [2, 9]},
         {"text_id": 2, "text": "鞋", "image_ids": [9]},
@@ -67,13 +67,13 @@ def test_what_is_wrong_with_the_texts_is_named(folder, texts, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("1\tAAAA\n1\tAAAA\n", "line 2: picture 1 is there twice"),
+        ("1\tAAAA\n1\tAAAA\n", "line 2: image 1 is there twice"),
         ("1\tAAAA\n2\tAAAAA", "line 2: base64 of 5 characters, expected a multiple of 4"),
         ("1 AAAA\n", "line 1: begins b'1 AAAA.n', expected 'id<TAB>base64"),
         ("1\t\n", "expected 'id<TAB>base64"),
     ],
 )
-def test_a_damaged_file_of_pictures_is_named(folder, content, message):
+def test_a_damaged_file_of_images_is_named(folder, content, message):
     muge(folder, [{"text_id": 1, "text": "包", "image_ids": [1]}])
     folder.text("MUGE/valid_imgs.tsv", content)
     with pytest.raises(DatasetError, match=message):
@@ -83,7 +83,7 @@ def test_a_damaged_file_of_pictures_is_named(folder, content, message):
 def test_base64_that_is_none_is_named_when_read(folder):
     muge(folder, [{"text_id": 1, "text": "包", "image_ids": [1]}])
     folder.text("MUGE/valid_imgs.tsv", "1\tA*AA\n")
-    with pytest.raises(DatasetError, match="picture 1 is no base64"):
+    with pytest.raises(DatasetError, match="image 1 is no base64"):
         folder.load("muge-valid").images[0].read()
 
 
@@ -91,7 +91,7 @@ CN_KNOWN = ["1009692167.jpg", "977856234.jpg"]
 
 
 def test_the_authors_file_of_flickr30k_cn(folder, linked):
-    folder.pictures("flickr30k/flickr30k-images", CN_KNOWN)
+    folder.images("flickr30k/flickr30k-images", CN_KNOWN)
     lines = [
         "1009692167#zhm#1 在:p 警车:n 前:f ，:wd 站:vi 着:uzhe 人:n 。:wj",
         "977856234#zhm#1 名:n 为:v John:nx A:nx .:wj Noble:nx 的:ude 设备:n",
@@ -105,8 +105,8 @@ def test_the_authors_file_of_flickr30k_cn(folder, linked):
     ]
 
 
-def test_karpathys_pictures_are_not_those_of_flickr30k_cn(folder):
-    folder.pictures("flickr30k/flickr30k-images", ["1007129816.jpg"])
+def test_karpathys_images_are_not_those_of_flickr30k_cn(folder):
+    folder.images("flickr30k/flickr30k-images", ["1007129816.jpg"])
     folder.text("flickr30k/flickr30k_cn_test.txt", "image,caption\n1007129816.jpg,人\n")
     with pytest.raises(DatasetError, match=r"1009692167\.jpg is not among the 1 listed.* another split"):
         folder.load("flickr30k-cn")
@@ -121,7 +121,7 @@ def test_flickr30k_cn_prefers_chinese_clips_packaging(folder, linked):
 
 
 def test_tags_are_removed_from_flickr30k_cn_and_that_is_said(folder, linked):
-    folder.pictures("flickr30k/flickr30k-images", CN_KNOWN)
+    folder.images("flickr30k/flickr30k-images", CN_KNOWN)
     lines = ["一个:m 戴:v 着:u 耳环:n 的:u 男人:n ，:w", "一 个 男 人", "男人在 10:30 出门"]
     text = "image,caption\n" + "".join(f"{CN_KNOWN[0]},{line}\n" for line in lines)
     folder.text("flickr30k/flickr30k_test_zh.txt", text + f"{CN_KNOWN[1]},狗\n")
@@ -137,7 +137,7 @@ def test_a_caption_tagged_in_part_is_refused():
 
 
 def test_flickr30k_cna_is_read_by_number(folder, linked):
-    folder.pictures("flickr30k/flickr30k-images", ["1007129816.jpg"])
+    folder.images("flickr30k/flickr30k-images", ["1007129816.jpg"])
     lines = "1007129816#0\t一个男人\n1007129816#1\t戴帽子的男人\n"
     folder.text("flickr30k_cna/test/flickr30k_cna_test.txt", lines)
     found = folder.load("flickr30k-cna")
@@ -151,7 +151,7 @@ VERSION = "coco-cn/coco-cn-version1805v1.1"
 
 def coco_cn(folder, *, names, captions, file="imageid.human-written-caption.txt"):
     for split in ("train2014", "val2014"):
-        folder.pictures(f"coco/{split}", [f"{name}.jpg" for name in names if split in name])
+        folder.images(f"coco/{split}", [f"{name}.jpg" for name in names if split in name])
     folder.text(f"{VERSION}/coco-cn_test.txt", "".join(f"{name}\n" for name in names))
     folder.text(f"{VERSION}/{file}", "".join(captions))
 
@@ -184,7 +184,7 @@ def test_the_translated_captions_are_another_protocol(folder, linked):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("COCO_val2014_000000000001\t没有号\n", "line 2: got .* expected 'picture#0 caption'"),
+        ("COCO_val2014_000000000001\t没有号\n", "line 2: got .* expected 'image#0 caption'"),
         ("COCO_val2014_000000000001#0\t又来\n", "line 2: COCO_val2014_000000000001#0 is there twice"),
     ],
 )

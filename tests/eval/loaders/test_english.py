@@ -22,7 +22,7 @@ def coco_names(count=5000):
 
 
 def coco_schema(names, *, extra):
-    """Annotations in the order of ids, not of pictures; the last ``extra`` pictures have a sixth caption."""
+    """Annotations in the order of ids, not of images; the last ``extra`` images have a sixth caption."""
     images = [{"id": number, "file_name": name} for number, name in enumerate(names)]
     annotations = [
         {"image_id": number, "id": turn * len(names) + number, "caption": f"{name} said {turn}"}
@@ -34,7 +34,7 @@ def coco_schema(names, *, extra):
 
 
 def test_flickr30k_in_full_from_clip_benchmarks_text(folder):
-    folder.pictures("flickr30k/flickr30k-images", flickr_names())
+    folder.images("flickr30k/flickr30k-images", flickr_names())
     folder.text("flickr30k/flickr30k_test_karpathy.txt", comma_file(flickr_names()))
     found = folder.load("flickr30k")
     assert (found.protocol, found.complete) == ("flickr30k", True)
@@ -49,7 +49,7 @@ def test_flickr30k_in_full_from_clip_benchmarks_text(folder):
 
 
 def test_a_caption_is_cut_off_at_the_first_jpg_and_a_missing_header_loses_nothing(folder, linked):
-    folder.pictures("flickr30k/flickr30k-images", KNOWN)
+    folder.images("flickr30k/flickr30k-images", KNOWN)
     lines = f"{KNOWN[0]},a sign saying x.jpg, or so\n{KNOWN[1]},two\n"
     folder.text("flickr30k/flickr30k_test_karpathy.txt", lines)
     assert linked(folder.load("flickr30k")) == [
@@ -59,7 +59,7 @@ def test_a_caption_is_cut_off_at_the_first_jpg_and_a_missing_header_loses_nothin
 
 
 def test_quotation_marks_of_a_comma_separated_file_are_removed(folder):
-    folder.pictures("flickr30k/flickr30k-images", KNOWN)
+    folder.images("flickr30k/flickr30k-images", KNOWN)
     lines = ['"Kids, outside."', '"A sign says ""stop""."', '"Stop"', 'He says "hi", twice', '"a", "b"']
     text = "image,caption\n" + "".join(f"{KNOWN[0]},{line}\n" for line in lines) + f"{KNOWN[1]},x\n"
     folder.text("flickr30k/flickr30k_test_karpathy.txt", text)
@@ -71,7 +71,7 @@ def test_quotation_marks_of_a_comma_separated_file_are_removed(folder):
 
 @pytest.mark.parametrize("form", ["blip", "karpathy"])
 def test_flickr30k_in_the_other_two_forms(folder, linked, form):
-    folder.pictures("flickr30k/flickr30k-images", KNOWN)
+    folder.images("flickr30k/flickr30k-images", KNOWN)
     if form == "blip":
         records = [{"image": f"flickr30k-images/{name}", "caption": ["one", "two"]} for name in KNOWN]
         folder.json("flickr30k/flickr30k_test.json", records)
@@ -98,9 +98,9 @@ def test_flickr30k_in_the_other_two_forms(folder, linked, form):
     assert "got 2 images, expected 1,000; got 4 captions, expected 5,000" in found.notes[0]
 
 
-def test_another_split_is_refused_by_its_pictures_and_by_its_size(folder):
+def test_another_split_is_refused_by_its_images_and_by_its_size(folder):
     names = [f"{number}.jpg" for number in range(1000)]
-    folder.pictures("flickr30k/flickr30k-images", names)
+    folder.images("flickr30k/flickr30k-images", names)
     folder.text("flickr30k/flickr30k_test_karpathy.txt", comma_file(names))
     with pytest.raises(DatasetError, match=r"1007129816\.jpg is not among the 1,000 listed.* another split"):
         folder.load("flickr30k")
@@ -111,15 +111,15 @@ def test_another_split_is_refused_by_its_pictures_and_by_its_size(folder):
 
 def test_karpathys_file_without_a_test_split_is_refused(folder):
     image = {"filename": "1.jpg", "split": "val", "sentences": [{"raw": "one"}]}
-    folder.pictures("flickr30k/flickr30k-images", ["1.jpg"])
+    folder.images("flickr30k/flickr30k-images", ["1.jpg"])
     folder.json("flickr30k/dataset_flickr30k.json", {"images": [image]})
-    with pytest.raises(DatasetError, match=r"got pictures of \['val'\], expected the split 'test'"):
+    with pytest.raises(DatasetError, match=r"got images of \['val'\], expected the split 'test'"):
         folder.load("flickr30k")
 
 
-def test_coco_5k_keeps_every_caption_of_every_picture(folder):
+def test_coco_5k_keeps_every_caption_of_every_image(folder):
     names = coco_names()
-    folder.pictures("coco/val2014", names)
+    folder.images("coco/val2014", names)
     folder.json("coco/coco_test_karpathy.json", coco_schema(names, extra=10))
     found = folder.load("coco-5k")
     assert (found.protocol, found.complete, len(found.captions)) == ("coco-5k", True, 25010)
@@ -128,17 +128,17 @@ def test_coco_5k_keeps_every_caption_of_every_picture(folder):
     assert [sum(right == (place,) for right in found.caption_images) for place in (4989, 4990)] == [5, 6]
 
 
-def test_val2017_takes_five_captions_a_picture(folder):
+def test_val2017_takes_five_captions_a_image(folder):
     names = [f"{number:012d}.jpg" for number in range(5000)]
-    folder.pictures("coco/val2017", names)
+    folder.images("coco/val2017", names)
     folder.json("coco/annotations/captions_val2017.json", coco_schema(names, extra=14))
     found = folder.load("coco-val2017-5k")
     assert (found.complete, len(found.captions)) == (True, 25000)
     assert not any(caption.endswith("said 5") for caption in found.captions)
 
 
-def test_blips_coco_finds_pictures_below_val2014(folder, linked):
-    folder.pictures("coco/val2014", [COCO_KNOWN])
+def test_blips_coco_finds_images_below_val2014(folder, linked):
+    folder.images("coco/val2014", [COCO_KNOWN])
     folder.json("coco/coco_karpathy_test.json", [{"image": f"val2014/{COCO_KNOWN}", "caption": ["one"]}])
     assert linked(folder.load("coco-5k")) == [("one", [COCO_KNOWN])]
 
@@ -157,7 +157,7 @@ def test_blips_coco_finds_pictures_below_val2014(folder, linked):
 def test_what_is_wrong_with_coco_annotations_is_named(folder, change, message):
     content = coco_schema(coco_names(3), extra=0)
     change(content)
-    folder.pictures("coco/val2014", coco_names(3))
+    folder.images("coco/val2014", coco_names(3))
     folder.json("coco/coco_test_karpathy.json", content)
     with pytest.raises(DatasetError, match=message):
         folder.load("coco-5k")
@@ -166,14 +166,14 @@ def test_what_is_wrong_with_coco_annotations_is_named(folder, change, message):
 def test_a_json_file_cut_off_is_named(folder):
     file = folder.json("coco/coco_test_karpathy.json", coco_schema(coco_names(3), extra=0))
     file.write_text(file.read_text()[:-40])
-    folder.pictures("coco/val2014", [])
+    folder.images("coco/val2014", [])
     with pytest.raises(DatasetError, match=r"coco_test_karpathy\.json: damaged or cut off"):
         folder.load("coco-5k")
 
 
 def test_all_of_flickr30k_from_the_token_file(folder, linked):
     names = ["1000092795.jpg", "1007129816.jpg"]
-    folder.pictures("flickr30k/flickr30k-images", names)
+    folder.images("flickr30k/flickr30k-images", names)
     folder.text(
         "flickr30k/results_20130124.token",
         "".join(f"{name}#{turn}\tcaption {turn}\u2028of # {name}\n" for name in names for turn in range(2)),
@@ -187,12 +187,12 @@ def test_all_of_flickr30k_from_the_token_file(folder, linked):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("1007129816.jpg one\n", "line 1: got '1007129816.jpg one', expected 'picture#number<TAB>caption'"),
+        ("1007129816.jpg one\n", "line 1: got '1007129816.jpg one', expected 'image#number<TAB>caption'"),
         ("1.jpg#0\tone\n1.jpg#0\ttwo\n", r"line 2: 1\.jpg#0 is there twice"),
     ],
 )
 def test_a_damaged_token_file_is_named(folder, lines, message):
-    folder.pictures("flickr30k/flickr30k-images", ["1.jpg"])
+    folder.images("flickr30k/flickr30k-images", ["1.jpg"])
     folder.text("flickr30k/results_20130124.token", lines)
     with pytest.raises(DatasetError, match=message):
         folder.load("flickr30k-full31k")

@@ -22,7 +22,7 @@ def share_record(number, *, text="In the center\nof the image", image=None):
 
 def share(folder, records, *, tail=""):
     names = [record["image"].removeprefix("sam/images/") for record in records]
-    folder.pictures("sharegpt4v/sam/images", names)
+    folder.images("sharegpt4v/sam/images", names)
     file = folder.json("sharegpt4v/share-captioner_coco_lcs_sam_1246k_1107.json", records)
     file.write_text(file.read_text()[:-1] + tail + "]")
     return file
@@ -48,15 +48,15 @@ def test_records_longer_than_a_piece_of_the_file_are_read_whole(folder):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        (share_record(1, image="coco/train2017/1.jpg"), "record 1: got picture coco/train2017/1.jpg"),
+        (share_record(1, image="coco/train2017/1.jpg"), "record 1: got image coco/train2017/1.jpg"),
         ({**share_record(1), "conversations": []}, "got 0 turns, expected a question and its answer"),
         ({**share_record(1), "image": "../../secret.jpg"}, "expected one of SA-1B"),
-        ({**share_record(1), "image": "sam/../../secret.jpg"}, r"got the picture name .*secret\.jpg'"),
+        ({**share_record(1), "image": "sam/../../secret.jpg"}, r"got the image name .*secret\.jpg'"),
         (["no object"], "record 1: got list, expected dict"),
     ],
 )
 def test_another_order_or_form_of_records_is_refused(folder, record, message):
-    folder.pictures("sharegpt4v/sam/images", ["sa_0.jpg"])
+    folder.images("sharegpt4v/sam/images", ["sa_0.jpg"])
     folder.json("sharegpt4v/share4v_sam_10k.json", [share_record(0), record])
     with pytest.raises(DatasetError, match=message):
         folder.load("sharegpt4v-1k")
@@ -72,8 +72,8 @@ def test_a_list_cut_off_before_the_last_record_needed_is_refused(folder):
         folder.load("sharegpt4v-1k")
 
 
-def urban(folder, *, pictures=1000, texts=1000):
-    folder.pictures("Urban1k/image", [f"{number}.jpg" for number in range(1, pictures + 1)])
+def urban(folder, *, images=1000, texts=1000):
+    folder.images("Urban1k/image", [f"{number}.jpg" for number in range(1, images + 1)])
     for number in range(1, texts + 1):
         folder.text(f"Urban1k/caption/{number}.txt", f"A street, number {number}.\r\n")
 
@@ -92,7 +92,7 @@ def test_urban1k_pairs_by_number_and_takes_the_first_line(folder, linked):
     assert folder.load("urban1k").files["Urban1k/caption/"] != before
 
 
-def test_urban1k_with_a_caption_or_picture_missing_is_partial(folder):
+def test_urban1k_with_a_caption_or_image_missing_is_partial(folder):
     urban(folder, texts=999)
     (folder.root / "Urban1k/image/5.jpg").unlink()
     (folder.root / "Urban1k/image/6.jpg").write_bytes(b"")
@@ -100,16 +100,16 @@ def test_urban1k_with_a_caption_or_picture_missing_is_partial(folder):
     assert (found.protocol, found.complete, found.missing) == ("urban1k+partial", False, ("5.jpg", "6.jpg"))
     assert found.counts.images == 998
     assert found.counts.captions == 997
-    assert "2 of 1,000 pictures are not there: 5.jpg, 6.jpg" in found.notes
+    assert "2 of 1,000 images are not there: 5.jpg, 6.jpg" in found.notes
     assert any("got 999 captions, expected 1,000" in note for note in found.notes)
 
 
 def test_urban1k_with_other_numbers_is_another_set(folder):
-    urban(folder, pictures=999)
-    folder.pictures("Urban1k/image", ["0.jpg"])
+    urban(folder, images=999)
+    folder.images("Urban1k/image", ["0.jpg"])
     folder.text("Urban1k/caption/0.txt", "zero")
     (folder.root / "Urban1k/caption/1000.txt").unlink()
-    with pytest.raises(DatasetError, match=r"the 1,000 picture ids have SHA-256 .* another split"):
+    with pytest.raises(DatasetError, match=r"the 1,000 image ids have SHA-256 .* another split"):
         folder.load("urban1k")
 
 
@@ -126,7 +126,7 @@ def docci_record(number, split="test"):
 def test_docci_takes_the_test_split_alone(folder, linked):
     records = [docci_record(0, "train"), docci_record(0), docci_record(1), docci_record(0, "qual_test")]
     folder.json_lines("docci/docci_descriptions.jsonlines", records)
-    folder.pictures("docci/images", [record["image_file"] for record in records])
+    folder.images("docci/images", [record["image_file"] for record in records])
     found = folder.load("docci-test5k")
     assert linked(found) == [
         (f"A long description of {name}.", [f"{name}.jpg"]) for name in ("test_00000", "test_00001")
@@ -135,13 +135,13 @@ def test_docci_takes_the_test_split_alone(folder, linked):
 
 
 def test_docci_damage_is_named_with_its_line(folder):
-    folder.pictures("docci/images", ["test_00000.jpg"])
+    folder.images("docci/images", ["test_00000.jpg"])
     file = folder.json_lines("docci/docci_descriptions.jsonlines", [docci_record(0), docci_record(1)])
     file.write_text(file.read_text()[:-30])
     with pytest.raises(DatasetError, match=r"docci_descriptions\.jsonlines, line 2: damaged or cut off"):
         folder.load("docci-test5k")
     folder.json_lines("docci/docci_descriptions.jsonlines", [docci_record(0), docci_record(0)])
-    with pytest.raises(DatasetError, match=r"line 2: picture test_00000\.jpg is there twice"):
+    with pytest.raises(DatasetError, match=r"line 2: image test_00000\.jpg is there twice"):
         folder.load("docci-test5k")
     folder.json_lines("docci/docci_descriptions.jsonlines", [docci_record(0, "train")])
     with pytest.raises(DatasetError, match=r"got splits \['train'\], expected 'test'"):
@@ -150,7 +150,7 @@ def test_docci_damage_is_named_with_its_line(folder):
 
 def dci(folder, *, listed):
     base = "dci/densely_captioned_images"
-    folder.pictures(f"{base}/photos", [f"sa_{number}.jpg" for number in range(3)])
+    folder.images(f"{base}/photos", [f"sa_{number}.jpg" for number in range(3)])
     for number in range(3):
         record = {
             "image": f"sa_{number}.jpg",

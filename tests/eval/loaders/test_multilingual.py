@@ -34,7 +34,7 @@ def test_crossmodal_3600_in_full(folder, linked):
             both["de"] = [f"de {number}", "zwei", "drei"]
         records.append(crossmodal(number, both))
     assert extra == 0
-    folder.pictures("xm3600/images", [f"{number:016x}.jpg" for number in range(3600)])
+    folder.images("xm3600/images", [f"{number:016x}.jpg" for number in range(3600)])
     folder.json_lines("xm3600/captions.jsonl", records)
     first = folder.load("xm3600-first", "de")
     assert (first.id, first.complete) == ("xm3600-first:de", True)
@@ -42,7 +42,7 @@ def test_crossmodal_3600_in_full(folder, linked):
     every = folder.load("xm3600-all", "de")
     assert (every.id, every.complete, every.counts.captions) == ("xm3600-all:de", True, 3600 * 2 + 2175)
     assert linked(every)[2][0] == "drei"
-    # The first picture with 36 captions instead of 73: not the published file, whatever the language.
+    # The first image with 36 captions instead of 73: not the published file, whatever the language.
     folder.json_lines("xm3600/captions.jsonl", [crossmodal(0, {}), *records[1:]])
     part = folder.load("xm3600-all", "zh")
     assert part.id == "xm3600-all+partial:zh"
@@ -55,7 +55,7 @@ def test_crossmodal_3600_in_full(folder, linked):
 def test_crossmodal_without_the_language_is_refused(folder):
     record = crossmodal(0, {})
     del record["quz"]
-    folder.pictures("xm3600/images", [])
+    folder.images("xm3600/images", [])
     folder.json_lines("xm3600/captions.jsonl", [record])
     with pytest.raises(DatasetError, match=r"line 1: has .* expected 'quz'"):
         folder.load("xm3600-first", "quz")
@@ -70,7 +70,7 @@ def xtd_names():
 def xtd(folder, path, lines, *, names=None):
     names = names or xtd_names()
     for split in ("train2014", "val2014"):
-        folder.pictures(f"coco/{split}", [name for name in names if split in name])
+        folder.images(f"coco/{split}", [name for name in names if split in name])
     folder.text(f"{XTD}/XTD10/test_image_names.txt", "\n".join(names) + "\n")
     folder.text(f"{XTD}/{path}", "\n".join(lines))
 
@@ -85,7 +85,7 @@ def test_xtd10_pairs_lines_also_without_a_last_line_break(folder, linked):
         f"{XTD}/STAIR/test_1kcaptions_jp.txt ends without a line break: published so, or cut off in its last line",
     )
     assert linked(found)[3] == ("文 3\u2028!", ["COCO_train2014_000000000002.jpg"])
-    # Equal captions stay two queries, each with its own picture.
+    # Equal captions stay two queries, each with its own image.
     assert [
         place for text, place in zip(found.captions, found.caption_images, strict=True) if text == "二度"
     ] == [
@@ -128,7 +128,7 @@ def zipped(folder, path, lines):
 
 def test_multi30k_tasks(folder, linked):
     names = ["1007129816.jpg", *(f"{number}.jpg" for number in range(998)), "97234558.jpg"]
-    folder.pictures("flickr30k/flickr30k-images", names)
+    folder.images("flickr30k/flickr30k-images", names)
     folder.text("multi30k/data/task1/image_splits/test_2016_flickr.txt", "\n".join(names) + "\n")
     folder.text("multi30k/data/task2/image_splits/test_2016_images.txt", "\n".join(names) + "\n")
     base = "multi30k/data/task1/raw/test_2016_flickr"
@@ -150,10 +150,10 @@ def test_multi30k_tasks(folder, linked):
         folder.load("multi30k-5cap", "de")
 
 
-def test_xflickrco_has_pictures_of_both(folder, linked):
+def test_xflickrco_has_images_of_both(folder, linked):
     coco = "COCO_val2014_000000000042.jpg"
-    folder.pictures("flickr30k/flickr30k-images", ["1007129816.jpg"])
-    folder.pictures("coco/val2014", [coco])
+    folder.images("flickr30k/flickr30k-images", ["1007129816.jpg"])
+    folder.images("coco/val2014", [coco])
     records = [
         {"sentences": ["1男が3メガネ"], "id": "1007129816", "img_path": "1007129816.jpg"},
         {"sentences": ["犬"], "id": "42", "img_path": coco},
@@ -176,7 +176,7 @@ def wit_row(number, url, text, *, language="el"):
     }
 
 
-def test_wit_rows_of_one_address_are_one_picture(folder, linked):
+def test_wit_rows_of_one_address_are_one_image(folder, linked):
     host = "https://upload.example.org/a/b"
     rows = [
         wit_row(1, f"{host}/Map_%281897%29.svg", "χάρτης"),
@@ -184,31 +184,31 @@ def test_wit_rows_of_one_address_are_one_picture(folder, linked):
         wit_row(3, f"{host}/Map_%281897%29.svg", "ο ίδιος χάρτης"),
         wit_row(4, f"{host}/Gone.jpg", "τίποτα"),
     ]
-    folder.pictures("wit-iglue/images", ["Map_(1897).png", "wit-test_2.jpg", "readme.txt"])
+    folder.images("wit-iglue/images", ["Map_(1897).png", "wit-test_2.jpg", "readme.txt"])
     folder.json_lines("iglue/datasets/wit/annotations/test_el.jsonl", rows)
     found = folder.load("wit-iglue", "el")
     map_url, dog = f"{host}/Map_%281897%29.svg", f"{host}/Dog.tif"
     assert linked(found) == [("χάρτης", [map_url]), ("ο ίδιος χάρτης", [map_url]), ("σκύλος", [dog])]
     assert [image.file.name for image in found.images] == ["Map_(1897).png", "wit-test_2.jpg"]
     assert (found.id, found.missing) == ("wit-iglue+partial:el", (f"{host}/Gone.jpg",))
-    assert "1 of 3 pictures are not there" in found.notes[0]
+    assert "1 of 3 images are not there" in found.notes[0]
 
 
-def test_wit_pictures_of_one_name_need_names_of_their_own(folder):
+def test_wit_images_of_one_name_need_names_of_their_own(folder):
     rows = [wit_row(1, "https://a.example/Map.svg", "one"), wit_row(2, "https://b.example/Map.png", "two")]
-    folder.pictures("wit-iglue/images", ["Map.png"])
+    folder.images("wit-iglue/images", ["Map.png"])
     folder.json_lines("iglue/datasets/wit/annotations/test_el.jsonl", rows)
     with pytest.raises(
-        DatasetError, match=r"Map\.png fits two pictures, .*a\.example.* such as wit-test_2\.png"
+        DatasetError, match=r"Map\.png fits two images, .*a\.example.* such as wit-test_2\.png"
     ):
         folder.load("wit-iglue", "el")
-    folder.pictures("wit-iglue/images", ["wit-test_2.png"])
+    folder.images("wit-iglue/images", ["wit-test_2.png"])
     found = folder.load("wit-iglue", "el")
     assert [image.file.name for image in found.images] == ["Map.png", "wit-test_2.png"]
 
 
 def test_wit_of_another_language_is_refused(folder):
-    folder.pictures("wit-iglue/images", [])
+    folder.images("wit-iglue/images", [])
     folder.json_lines(
         "iglue/datasets/wit/annotations/test_el.jsonl", [wit_row(1, "u", "text", language="en")]
     )
@@ -216,10 +216,8 @@ def test_wit_of_another_language_is_refused(folder):
         folder.load("wit-iglue", "el")
 
 
-def test_no_picture_at_all_is_refused(folder):
-    folder.pictures("wit-iglue/images", [])
+def test_no_image_at_all_is_refused(folder):
+    folder.images("wit-iglue/images", [])
     folder.json_lines("iglue/datasets/wit/annotations/test_el.jsonl", [wit_row(1, "u/a.jpg", "text")])
-    with pytest.raises(
-        DatasetError, match=r"wit-iglue:el: none of the 1 pictures is there, expected u/a\.jpg"
-    ):
+    with pytest.raises(DatasetError, match=r"wit-iglue:el: none of the 1 images is there, expected u/a\.jpg"):
         folder.load("wit-iglue", "el")

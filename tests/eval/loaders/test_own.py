@@ -44,7 +44,7 @@ def test_captions_by_language_in_every_form(tar, tars, linked):
     assert german.images[1].read() == tars.colour(GREEN)
     french = load_data(tar, language="fr", name="colours")
     assert (french.id, french.captions) == ("colours:fr", ("vert", "un vert"))
-    assert french.notes == ("2 of 3 pictures have no caption and stay in the gallery",)
+    assert french.notes == ("2 of 3 images have no caption and stay in the gallery",)
     assert data_languages(tar) == {"de": 3, "en": 1, "fr": 1}
 
 
@@ -63,7 +63,7 @@ def test_the_only_language_needs_no_choice(tmp_path, tars):
         load_data(tars.write(tmp_path / "mine.tar", items))
 
 
-def test_a_folder_with_text_and_json_beside_the_pictures(tmp_path, tars, linked):
+def test_a_folder_with_text_and_json_beside_the_images(tmp_path, tars, linked):
     folder = tmp_path / "holiday"
     (folder / "day1").mkdir(parents=True)
     (folder / "day1" / "a.png").write_bytes(tars.colour(RED))
@@ -77,7 +77,7 @@ def test_a_folder_with_text_and_json_beside_the_pictures(tmp_path, tars, linked)
 
 def test_a_language_that_is_not_there_is_named_with_those_that_are(tar):
     with pytest.raises(
-        DatasetError, match=r"expected captions in 'zh'; languages there: de \(3 pictures\), en"
+        DatasetError, match=r"expected captions in 'zh'; languages there: de \(3 images\), en"
     ):
         load_data(tar, language="zh")
 
@@ -102,13 +102,13 @@ def test_what_an_index_leaves_out_is_an_error_here(tmp_path, tars):
     folder.mkdir()
     (folder / "a.png").write_bytes(tars.colour(RED))
     (folder / "a.json").write_text('{"caption": "red"')
-    with pytest.raises(DatasetError, match=r"a\.png: metadata left out.*expected whole pictures"):
+    with pytest.raises(DatasetError, match=r"a\.png: metadata left out.*expected whole images"):
         load_data(folder)
     (folder / "a.json").unlink()
-    with pytest.raises(DatasetError, match="1 pictures, expected captions without a language"):
+    with pytest.raises(DatasetError, match="1 images, expected captions without a language"):
         load_data(folder)
     (folder / "a.png").unlink()
-    with pytest.raises(DatasetError, match="no pictures"):
+    with pytest.raises(DatasetError, match="no images"):
         load_data(folder)
     with pytest.raises(DatasetError, match="no such file or folder"):
         load_data(tmp_path / "nothing")
@@ -132,7 +132,7 @@ def test_the_sample_of_flickr8k_in_fourteen_languages():
     assert (found.counts.images, found.counts.captions) == (1000, 5640)
 
 
-def test_a_blank_caption_file_is_refused_and_one_without_a_picture_noted(tmp_path, tars):
+def test_a_blank_caption_file_is_refused_and_one_without_a_image_noted(tmp_path, tars):
     folder = tmp_path / "x"
     (folder / "day").mkdir(parents=True)
     for name in ("a.png", "day/b.jpg", "c.d.png"):
@@ -149,7 +149,7 @@ def test_a_blank_caption_file_is_refused_and_one_without_a_picture_noted(tmp_pat
     found = load_data(folder)
     assert len(found.captions) == 3
     assert found.notes == (
-        "2 caption files have no picture of their name, which are not asked: lost.json, day/lost.txt",
+        "2 caption files have no image of their name, which are not asked: lost.json, day/lost.txt",
     )
     for blank in ("", " \n"):
         (folder / "day/b.txt").write_text(blank)
@@ -174,8 +174,8 @@ def test_a_tar_is_looked_through_likewise(tmp_path, tars):
                 archive.addfile(member, io.BytesIO(content))
         return tmp_path / "y.tar"
 
-    picture = tars.colour(RED)
-    found = load_data(write(("1.png", picture), ("1.txt", b"red"), ("2.txt", b"lost")))
-    assert found.notes == ("1 caption files have no picture of their name, which are not asked: 2.txt",)
+    image = tars.colour(RED)
+    found = load_data(write(("1.png", image), ("1.txt", b"red"), ("2.txt", b"lost")))
+    assert found.notes == ("1 caption files have no image of their name, which are not asked: 2.txt",)
     with pytest.raises(DatasetError, match=r"1 captions are empty, expected words: .*2\.png"):
-        load_data(write(("1.png", picture), ("1.txt", b"red"), ("2.png", picture), ("2.txt", b"")))
+        load_data(write(("1.png", image), ("1.txt", b"red"), ("2.png", image), ("2.txt", b"")))

@@ -11,9 +11,9 @@ from llm2clip.train.nano.export import fold_batch_norm
 from llm2clip.train.nano.image_batches import (
     AlignConfig,
     Gallery,
-    PictureSide,
+    ImageSide,
+    image_scores,
     parameter_groups,
-    picture_scores,
 )
 from llm2clip.train.nano.scene_targets import SceneTargets
 from llm2clip.train.nano.text_features import SceneFeatures, TextFeatures
@@ -52,7 +52,7 @@ def test_the_adapter_begins_as_the_direction_of_its_input():
     torch.testing.assert_close(cosine, torch.ones(5))
 
 
-def test_augmented_pictures_are_pictures_and_reproducible():
+def test_augmented_images_are_images_and_reproducible():
     drawings = artwork().pixels
     first = augment_drawings(drawings, np.random.default_rng(5))
     assert first.shape == (24, 3, 96, 96)
@@ -65,7 +65,7 @@ def test_augmented_pictures_are_pictures_and_reproducible():
 
 
 def test_no_weight_decay_on_vectors():
-    groups = parameter_groups(PictureSide(SMALL, 16), 1e-3, 0.05)
+    groups = parameter_groups(ImageSide(SMALL, 16), 1e-3, 0.05)
     assert all(p.ndim >= 2 for p in groups[0]["params"])
     assert all(p.ndim < 2 for p in groups[1]["params"])
     assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.05, 0.0)
@@ -76,7 +76,7 @@ def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
     gallery, held = Gallery(artwork(size=64), 12), Gallery(artwork(styles=("held",), size=64), 12)
     torch.manual_seed(0)
     anchors = torch.nn.functional.normalize(torch.randn(12, 16), dim=-1)
-    small_side = PictureSide(SMALL, 16)
+    small_side = ImageSide(SMALL, 16)
     config = AlignConfig(
         first=LoopConfig(steps=150, warmup=3, evaluate_every=150),
         crowds=LoopConfig(steps=60, warmup=3, evaluate_every=60),
@@ -90,19 +90,19 @@ def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
         vision=replace(SMALL, image_size=96),
     )
     run = Run(tmp_path, seed=1)
-    before = picture_scores(small_side, anchors, gallery, held)
+    before = image_scores(small_side, anchors, gallery, held)
     train_vision(run, small_side, anchors, gallery, held, config)
-    after = picture_scores(small_side, anchors, gallery, held)
+    after = image_scores(small_side, anchors, gallery, held)
     assert after["noto_cos"] > before["noto_cos"] + 8
 
     gallery, held = Gallery(artwork(), 12), Gallery(artwork(styles=("held",)), 12)
-    picture_side = PictureSide(config.vision, 16)
-    picture_side.grow_from(small_side)
+    image_side = ImageSide(config.vision, 16)
+    image_side.grow_from(small_side)
     stage = CrowdStage(anchors, gallery, held, scene_pool(things), config)
     composed = SceneTargets(anchors, seed=run.seed)
-    before = composed_scores(picture_side, composed, gallery, stage.scene_pool)
-    head = train_vision_on_scenes(run, picture_side, stage)
-    after = composed_scores(picture_side, composed, gallery, stage.scene_pool)
+    before = composed_scores(image_side, composed, gallery, stage.scene_pool)
+    head = train_vision_on_scenes(run, image_side, stage)
+    after = composed_scores(image_side, composed, gallery, stage.scene_pool)
     assert after["scene_cos"] > before["scene_cos"] + 8
 
     names = [
@@ -114,14 +114,14 @@ def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
     cached = SceneFeatures(scenes, torch.randn(24, 2, 16).half(), torch.randn(24, 2, 2, 16).half())
     cached.held = SceneFeatures(scenes[:4], torch.randn(4, 1, 16).half(), torch.randn(4, 2, 1, 16).half())
     adapter = identity_adapter(16, 16)
-    align(run, picture_side, adapter, AlignStage(gallery, held, texts, cached, config, head))
+    align(run, image_side, adapter, AlignStage(gallery, held, texts, cached, config, head))
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert '"stage": "align"' in lines[-1]
     assert "scene_r1" in lines[-1]
 
 
 def test_a_grown_tower_keeps_its_weights_and_stretches_its_positions():
-    small, large = PictureSide(SMALL, 16), PictureSide(replace(SMALL, image_size=96), 16)
+    small, large = ImageSide(SMALL, 16), ImageSide(replace(SMALL, image_size=96), 16)
     with torch.no_grad():
         # Positions that say the row: stretched from 4 to 6 rows they must still rise from top to bottom.
         small.vision.position[0, 1:] = torch.arange(4.0).repeat_interleave(4)[:, None]

@@ -1,4 +1,4 @@
-"""Real bad and odd pictures, from the files to the report: bad ones are counted and listed, odd ones indexed."""
+"""Real bad and odd images, from the files to the report: bad ones are counted and listed, odd ones indexed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from .material import encoded, tar_of
 GOOD = encoded((10, 200, 30))
 
 
-def saved(picture: Image.Image, format: str, **options: object) -> bytes:
+def saved(image: Image.Image, format: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
+    image.save(buffer, format, **options)
     return buffer.getvalue()
 
 
@@ -45,7 +45,7 @@ JPEG, PNG = saved(NOISE, "JPEG"), saved(NOISE, "PNG")
 BAD = {
     "bomb.png": bomb(),
     "empty.jpg": b"",
-    "nopicture.jpg": b"%PDF-1.4 this is no picture\n" * 20,
+    "noimage.jpg": b"%PDF-1.4 this is no image\n" * 20,
     "truncated.jpg": JPEG[: len(JPEG) // 2],
     "truncated.png": PNG[: len(PNG) // 2],
 }
@@ -54,8 +54,8 @@ if features.check("avif"):  # its decoder raises errors of another kind than all
     BAD["damaged.avif"] = AVIF[: AVIF.index(b"mdat") + 4].ljust(len(AVIF), b"\xff")
 
 
-def odd_pictures() -> dict[str, tuple[bytes, tuple[int, int]]]:
-    """Pictures of every unusual kind, all mostly red: (content, size as shown)."""
+def odd_images() -> dict[str, tuple[bytes, tuple[int, int]]]:
+    """Images of every unusual kind, all mostly red: (content, size as shown)."""
     red = Image.new("RGB", (16, 12), (255, 0, 0))
     palette = red.quantize(4)
     exif = Image.Exif()
@@ -80,14 +80,14 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def test_bad_pictures_are_listed_with_reasons_and_the_others_indexed(tmp_path, encoder):
+def test_bad_images_are_listed_with_reasons_and_the_others_indexed(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", {**BAD, "good.png": GOOD})
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
     assert (report.items, report.bad) == (1, len(BAD))
-    reasons = {bad.key: bad.reason for bad in report.bad_pictures}
+    reasons = {bad.key: bad.reason for bad in report.bad_images}
     assert list(reasons) == sorted(BAD)
     assert reasons["empty.jpg"] == "the file is empty"
-    for key, hint in [("bomb.png", "pixel"), ("truncated.jpg", "truncated"), ("nopicture.jpg", "")]:
+    for key, hint in [("bomb.png", "pixel"), ("truncated.jpg", "truncated"), ("noimage.jpg", "")]:
         assert hint in reasons[key]
         assert "\n" not in reasons[key]
     with open_index(tmp_path / "i") as index:
@@ -99,20 +99,20 @@ def test_bad_pictures_are_listed_with_reasons_and_the_others_indexed(tmp_path, e
         assert index.verify().ok
 
 
-def test_bad_pictures_of_a_tar(tmp_path, encoder):
+def test_bad_images_of_a_tar(tmp_path, encoder):
     (tmp_path / "s.tar").write_bytes(tar_of({**BAD, "good.png": GOOD}))
     report = build_index(tmp_path / "s.tar", tmp_path / "i", encoder=encoder)
-    assert (report.items, [bad.key for bad in report.bad_pictures]) == (
+    assert (report.items, [bad.key for bad in report.bad_images]) == (
         1,
         [f"s.tar#{key}" for key in sorted(BAD)],
     )
 
 
-def test_odd_pictures_are_indexed_as_they_are_shown(tmp_path, encoder):
-    odd = odd_pictures()
+def test_odd_images_are_indexed_as_they_are_shown(tmp_path, encoder):
+    odd = odd_images()
     corpus = put(tmp_path / "corpus", {name: content for name, (content, _) in odd.items()})
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
-    assert (report.items, report.bad_pictures) == (len(odd), ())
+    assert (report.items, report.bad_images) == (len(odd), ())
     with open_index(tmp_path / "i") as index:
         hits = index.search(encoder.encode_texts(["red"]), k=len(odd))[0]
         assert {hit.key: (hit.width, hit.height) for hit in hits} == {
@@ -124,7 +124,7 @@ def test_odd_pictures_are_indexed_as_they_are_shown(tmp_path, encoder):
         assert min(scores.values()) > 0.8
 
 
-def test_bad_pictures_are_not_tried_again_until_they_change(tmp_path):
+def test_bad_images_are_not_tried_again_until_they_change(tmp_path):
     corpus = put(tmp_path / "corpus", {**BAD, "good.png": GOOD})
     tried: list[int] = []
 
@@ -136,7 +136,7 @@ def test_bad_pictures_are_not_tried_again_until_they_change(tmp_path):
     build_index(corpus, tmp_path / "i", encoder=Watching())
     assert len(tried) == len(BAD)  # the good one too; the empty one is not shown to the encoder
     again = build_index(corpus, tmp_path / "i", encoder=Watching())
-    assert (again.up_to_date, again.bad, [bad.key for bad in again.bad_pictures]) == (
+    assert (again.up_to_date, again.bad, [bad.key for bad in again.bad_images]) == (
         True,
         len(BAD),
         sorted(BAD),
@@ -148,7 +148,7 @@ def test_bad_pictures_are_not_tried_again_until_they_change(tmp_path):
     assert (report.items, report.embedded, report.bad) == (3, 2, len(BAD) - 1)
 
 
-def test_a_picture_without_permission_is_tried_again(tmp_path, encoder, monkeypatch):
+def test_a_image_without_permission_is_tried_again(tmp_path, encoder, monkeypatch):
     """Tests may run as root, whom no permission stops: the refusal is simulated."""
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "locked.png": encoded((1, 2, 3))})
     read = Path.read_bytes
@@ -161,20 +161,20 @@ def test_a_picture_without_permission_is_tried_again(tmp_path, encoder, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(Path, "read_bytes", guarded)
         report = build_index(corpus, tmp_path / "i", encoder=encoder)
-    assert [(bad.key, bad.reason) for bad in report.bad_pictures] == [("locked.png", "Permission denied")]
+    assert [(bad.key, bad.reason) for bad in report.bad_images] == [("locked.png", "Permission denied")]
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
     assert (report.items, report.bad, report.embedded) == (2, 0, 1)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_picture_without_permission_for_real(tmp_path, encoder):
+def test_a_image_without_permission_for_real(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "locked.png": GOOD})
     (corpus / "locked.png").chmod(0)
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
-    assert [(bad.key, bad.reason) for bad in report.bad_pictures] == [("locked.png", "Permission denied")]
+    assert [(bad.key, bad.reason) for bad in report.bad_images] == [("locked.png", "Permission denied")]
 
 
-def test_a_picture_that_vanishes_meanwhile_is_listed(tmp_path, encoder, monkeypatch):
+def test_a_image_that_vanishes_meanwhile_is_listed(tmp_path, encoder, monkeypatch):
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "b.png": encoded((1, 2, 3))})
     read = records_module.Record.read
 
@@ -185,17 +185,17 @@ def test_a_picture_that_vanishes_meanwhile_is_listed(tmp_path, encoder, monkeypa
 
     monkeypatch.setattr(records_module.Record, "read", vanishing)
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
-    assert [(bad.key, bad.reason) for bad in report.bad_pictures] == [("b.png", "No such file or directory")]
+    assert [(bad.key, bad.reason) for bad in report.bad_images] == [("b.png", "No such file or directory")]
 
 
-def test_pictures_of_kinds_that_are_not_read_are_a_note_of_the_report(tmp_path, encoder):
+def test_images_of_kinds_that_are_not_read_are_a_note_of_the_report(tmp_path, encoder):
     files = {"a.jpe": JPEG, "b.jfif": JPEG, "c.arw": b"x", "d.CR2": b"x", "e.arw": b"x"}
     corpus = put(tmp_path / "corpus", files)
     for up_to_date in (False, True):
         report = build_index(corpus, tmp_path / "i", encoder=encoder)
         assert (report.items, report.bad, report.up_to_date) == (2, 0, up_to_date)
         assert report.notes == (
-            "3 pictures of kinds that are not read (2 .arw, 1 .cr2) passed over: "
+            "3 images of kinds that are not read (2 .arw, 1 .cr2) passed over: "
             "convert to JPEG what shall be found",
         )
 
@@ -204,12 +204,12 @@ def test_nothing_readable_is_an_error_and_leaves_nothing(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", BAD)
     with pytest.raises(CorpusError) as failure:
         build_index(corpus, tmp_path / "i", encoder=encoder)
-    assert str(failure.value).startswith(f"none of the pictures in {corpus} can be read (bomb.png: ")
+    assert str(failure.value).startswith(f"none of the images in {corpus} can be read (bomb.png: ")
     assert "empty.jpg: the file is empty" in str(failure.value)
     assert not (tmp_path / "i").exists()
 
 
-def test_metadata_problems_are_listed_without_losing_the_picture(tmp_path, encoder):
+def test_metadata_problems_are_listed_without_losing_the_image(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "a.json": b"{"})
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
     assert (report.items, report.bad) == (1, 0)

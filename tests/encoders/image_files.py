@@ -1,4 +1,4 @@
-"""Pictures made by hand or with Pillow, and what reading them gives."""
+"""Images made by hand or with Pillow, and what reading them gives."""
 
 from __future__ import annotations
 
