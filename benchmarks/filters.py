@@ -20,17 +20,17 @@ from benchmarks.index_data import synthetic
 from benchmarks.measuring import Row, Settings, percentile
 from llm2clip.indexer.ann import filtered_recall as trust
 from llm2clip.indexer.ann import nearest_neighbors as neighbours
-from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
-from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
-from llm2clip.indexer.ann.nearest_neighbors import Neighbours
-from llm2clip.indexer.ann.plan import Budget, Kind, Plan
+from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
+from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
+from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
+from llm2clip.indexer.ann.plan import Budget, IndexKind, Plan
 from llm2clip.indexer.filters.compile import compile_where
 from llm2clip.indexer.filters.sandbox import open_guarded
 from llm2clip.indexer.planner.plan_index import make_ann
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 SHARES = (0.001, 0.01, 0.1, 0.5)
-KINDS: tuple[Kind, ...] = ("ivf-sq8", "hnsw-sq8", "ivf-rabitq")
+KINDS: tuple[IndexKind, ...] = ("ivf-sq8", "hnsw-sq8", "ivf-rabitq")
 AIM = 0.95
 K = 10
 
@@ -82,8 +82,8 @@ def _row(what: str, value: float, unit: str, aim: float | None = None, note: str
 
 
 def structure(
-    kind: Kind, vectors: Vectors, path: Path, *, tuning: NDArray[np.float32], recall: float = AIM
-) -> Neighbours:
+    kind: IndexKind, vectors: Vectors, path: Path, *, tuning: NDArray[np.float32], recall: float = AIM
+) -> KnnSearcher:
     """A tuned structure over all vectors, as an index has it."""
     rows, dim = len(vectors), vectors.dim
     plan = Plan(
@@ -93,10 +93,10 @@ def structure(
         rows=rows,
         dim=dim,
         budget=Budget(recall=recall),
-        predicted=figures_of(kind, rows=rows, dim=dim),
+        predicted=estimate_cost(kind, rows=rows, dim=dim),
     )
     made = make_ann(path, vectors, plan=plan, queries=tuning)
-    return Neighbours(vectors, candidates=ApproximateIndex.read(path, plan=made))
+    return KnnSearcher(vectors, candidates=FaissAnnIndex.read(path, plan=made))
 
 
 def at_random(vectors: Vectors, share: float) -> NDArray[np.bool_]:
@@ -118,7 +118,7 @@ def _first(order: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
 
 
 def search(
-    searching: Neighbours,
+    searching: KnnSearcher,
     vectors: Vectors,
     queries: NDArray[np.float32],
     *,

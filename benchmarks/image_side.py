@@ -88,9 +88,9 @@ def _ours(tower: Any, preprocess: Any, dim: int, images: list[Any]) -> dict[str,
     import torch
 
     from llm2clip.encoders.core.base import EncoderInfo
-    from llm2clip.encoders.text.dual_encoder import AbstractTextSide, ImageSide, PairEncoder
+    from llm2clip.encoders.text.dual_encoder import AbstractTextSide, DualEncoder, ImageTower
 
-    side = ImageSide(lambda: tower, preprocess=preprocess, dtype=torch.float32, device=torch.device("cpu"))
+    side = ImageTower(lambda: tower, preprocess=preprocess, dtype=torch.float32, device=torch.device("cpu"))
     info = EncoderInfo(
         name="random",
         family="random",
@@ -106,7 +106,7 @@ def _ours(tower: Any, preprocess: Any, dim: int, images: list[Any]) -> dict[str,
         note="",
     )
     texts: Any = AbstractTextSide
-    encoder = PairEncoder(images=side, texts=texts, describe=lambda: info)
+    encoder = DualEncoder(images=side, texts=texts, describe=lambda: info)
     pixels = np.stack([encoder.prepare(image).pixels for image in images])
     normalised = side.normalised(pixels).contiguous()
 
@@ -127,7 +127,7 @@ def _transformers(family: str, layers: int, batch: int) -> dict[str, Callable[[]
 
     from llm2clip.encoders.baselines.hf_dual import VisionTower
     from llm2clip.encoders.baselines.hf_families import FAMILIES as KNOWN
-    from llm2clip.encoders.layers.activations import quicken
+    from llm2clip.encoders.layers.activations import replace_quick_gelu
 
     known = KNOWN[family]
     width, heads, patch, size = TOWERS[family]
@@ -143,7 +143,7 @@ def _transformers(family: str, layers: int, batch: int) -> dict[str, Callable[[]
         text_config={**few, **ends}, vision_config={**blocks, "image_size": size, "patch_size": patch}
     )
     model = getattr(transformers, f"{known.classes}Model")(config).eval().requires_grad_(False)
-    tower = quicken(VisionTower(known, config))
+    tower = replace_quick_gelu(VisionTower(known, config))
     tower.load_state_dict({name: model.state_dict()[name] for name in tower.state_dict()})
     square = {"height": size, "width": size}
     if known.images.mode == "squash":

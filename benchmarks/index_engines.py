@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import HalvesScan
+from llm2clip.indexer.ann.exact_scan import ExactScan
 from llm2clip.indexer.ann.faiss_flat import import_faiss
-from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
-from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
-from llm2clip.indexer.ann.nearest_neighbors import Neighbours
-from llm2clip.indexer.ann.plan import Budget, Kind, Plan
+from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
+from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
+from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
+from llm2clip.indexer.ann.plan import Budget, IndexKind, Plan
 from llm2clip.indexer.planner.plan_index import write_ann
-from llm2clip.indexer.planner.tune import held_out, tune
+from llm2clip.indexer.planner.tune import sample_queries, tune
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 faiss: Any = import_faiss()
@@ -84,7 +84,7 @@ class Task:
 
 def truth_of(vectors: Vectors, queries: NDArray[np.float32]) -> Ids:
     """The true ten of each query, by an exact search."""
-    return HalvesScan(vectors).candidates(queries, count=K, allowed=None)[1]
+    return ExactScan(vectors).candidates(queries, count=K, allowed=None)[1]
 
 
 def times(asks: list[Ask], queries: NDArray[np.float32], *, turns: int) -> list[NDArray[np.float64]]:
@@ -147,7 +147,7 @@ def points(
     ]
 
 
-def _ids(neighbours: Neighbours) -> Ask:
+def _ids(neighbours: KnnSearcher) -> Ask:
     def ask(queries: NDArray[np.float32]) -> Ids:
         found = np.full((len(queries), K), -1, dtype=np.int64)
         for number, hits in enumerate(neighbours.search(queries, k=K)):
@@ -168,13 +168,13 @@ def exact(task: Task) -> list[Point]:
     many, few = (64, 40) if len(task.vectors) > 200_000 else (256, 100)
     task = replace(task, queries=task.queries[:many], truth=task.truth[:many])
     asks: dict[tuple[str, str, str], Ask] = {
-        ("ours", "flat-fp16", "all"): _ids(Neighbours(task.vectors)),
+        ("ours", "flat-fp16", "all"): _ids(KnnSearcher(task.vectors)),
         ("FAISS", "flat-fp16", "all"): lambda queries: bare.search(queries, K)[1],
     }
     return points(task, asks, bytes=size, build_s=0.0, singles=few, turns=4)
 
 
-def ours(task: Task, kind: Kind, *, path: Path | None = None, build_s: float = 0.0) -> Iterator[Point]:
+def ours(task: Task, kind: IndexKind, *, path: Path | None = None, build_s: float = 0.0) -> Iterator[Point]:
     """One of our structures at several recalls, beside bare FAISS searching the same one just as hard."""
     rows, dim = len(task.vectors), task.vectors.dim
     plan = Plan(
@@ -184,24 +184,24 @@ def ours(task: Task, kind: Kind, *, path: Path | None = None, build_s: float = 0
         rows=rows,
         dim=dim,
         budget=Budget(),
-        predicted=figures_of(kind, rows=rows, dim=dim),
+        predicted=estimate_cost(kind, rows=rows, dim=dim),
     )
     if path is None:
         path = task.work / f"{kind}.faiss"
         began = perf_counter()
         write_ann(path, task.vectors, plan=plan)
         build_s = perf_counter() - began
-    index = ApproximateIndex.read(path, plan=plan)
+    index = FaissAnnIndex.read(path, plan=plan)
     bare = faiss.read_index(str(path))
-    asked = held_out(task.vectors, task.tuning)
+    asked = sample_queries(task.vectors, task.tuning)
     for target in TARGETS:
         found = tune(index, task.vectors, asked, recall=target)
         tuned = replace(plan, parameters={**plan.parameters, **found})
-        structure = ApproximateIndex.read(path, plan=tuned)
+        structure = FaissAnnIndex.read(path, plan=tuned)
         effort = ", ".join(f"{name} {value}" for name, value in found.items())
         params = _bare_parameters(kind, found["probes"], k=K)
         asks: dict[tuple[str, str, str], Ask] = {
-            ("ours", kind, effort): _ids(Neighbours(task.vectors, candidates=structure)),
+            ("ours", kind, effort): _ids(KnnSearcher(task.vectors, candidates=structure)),
             ("FAISS", kind, effort): partial(_bare, bare, params),
         }
         yield from points(task, asks, bytes=path.stat().st_size, build_s=build_s)
@@ -212,7 +212,7 @@ def _bare(index: Any, params: Any, queries: NDArray[np.float32]) -> Ids:  # noqa
     return ids
 
 
-def _bare_parameters(kind: Kind, probes: int, *, k: int) -> Any:  # noqa: ANN401
+def _bare_parameters(kind: IndexKind, probes: int, *, k: int) -> Any:  # noqa: ANN401
     if kind.startswith("hnsw"):
         return faiss.SearchParametersHNSW(efSearch=max(probes, k))
     if kind != "ivf-rabitq":

@@ -26,12 +26,13 @@ from benchmarks.index_data import Collection, clip, synthetic
 from benchmarks.measuring import machine
 from llm2clip.indexer import open_index
 from llm2clip.indexer.ann.faiss_flat import import_faiss
-from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
+from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
 from llm2clip.indexer.ann.plan import Budget, Plan
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin
+from llm2clip.indexer.storage.generation_writer import GenerationWriter
 from llm2clip.indexer.storage.outcome import Outcome
+from llm2clip.indexer.storage.provenance import BuildInfo
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 COLLECTIONS = (
@@ -113,7 +114,7 @@ def piece(found: Collection, engine: str, *, work: Path, threads: int) -> Iterat
         elif name == "usearch":
             results = engines.usearch(task, what)
         else:
-            ours = found.rows * found.dim * 2 + figures_of("ivf-sq8", rows=found.rows, dim=found.dim).bytes
+            ours = found.rows * found.dim * 2 + estimate_cost("ivf-sq8", rows=found.rows, dim=found.dim).bytes
             # Where it is given thrice the halves it chooses a graph over float32, which is made much sooner.
             results = engines.autofaiss(task, memory=found.rows * found.dim * 6 if what == "more" else ours)
         for point in results:
@@ -136,7 +137,7 @@ def _index(found: Collection, folder: Path) -> dict[str, Any]:
         "weights_sha256": "0",
         "preprocessing": "none",
     }
-    origin = Origin(
+    origin = BuildInfo(
         corpus={"kind": "folder", "spec": "p", "root": "/p"},
         encoder=identity,
         encoder_source="ready",
@@ -153,7 +154,7 @@ def _index(found: Collection, folder: Path) -> dict[str, Any]:
             rows=found.rows,
             dim=found.dim,
             budget=Budget(),
-            predicted=figures_of("ivf-sq8", rows=found.rows, dim=found.dim),
+            predicted=estimate_cost("ivf-sq8", rows=found.rows, dim=found.dim),
         )
         write_ann(path, vectors, plan=plan)
         took["structure_s"] = perf_counter() - began

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.index_report import at_recall, curves
-from llm2clip.indexer.ann.index_types import GRAPH_LISTS, POINTS_PER_LIST, figures_of, lists_for
+from llm2clip.indexer.ann.index_types import GRAPH_LISTS, POINTS_PER_LIST, estimate_cost, lists_for
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8, 10**9)
 ROUNDS = 8
@@ -75,7 +75,7 @@ def list_work(rows: int, dim: int) -> float:
 def line(rows: int, dim: int, known: Measured) -> list[str]:
     """One line of the table."""
     halves, items = rows * dim * 2, rows * known.items_bytes
-    coded, bits = (figures_of(kind, rows=rows, dim=dim).bytes for kind in ("ivf-sq8", "ivf-rabitq"))
+    coded, bits = (estimate_cost(kind, rows=rows, dim=dim).bytes for kind in ("ivf-sq8", "ivf-rabitq"))
     written = known.items_s * rows / known.rows * max(1.0, dim / known.dim)
     made = known.structure_s * list_work(rows, dim) / list_work(known.rows, known.dim)
     exact = known.exact_ms * (rows * dim) / (known.rows * known.dim)  # every number is read once

@@ -92,7 +92,7 @@ def _run(work: Path, way: str, clock_name: str) -> dict[str, float]:
 
     from llm2clip.encoders.text.llm_source import language_source
     from llm2clip.encoders.text.llm_text_tower import LanguageSide
-    from llm2clip.encoders.weights.quantization import QUANTISED, rounder
+    from llm2clip.encoders.weights.quantization import QUANTISED, weight_quantizer
 
     torch.set_num_threads(1)
     clock = getattr(time, clock_name)
@@ -102,7 +102,7 @@ def _run(work: Path, way: str, clock_name: str) -> dict[str, float]:
     place = torch.device("cpu")
     choice: Any = way
     side = LanguageSide(language_source(work / "llama"), choice=choice, device=place)
-    _warm(rounder(choice, place) if choice in QUANTISED else None)
+    _warm(weight_quantizer(choice, place) if choice in QUANTISED else None)
     assert side.choice == way, "what was asked for is taken"
     before = _memory("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # forget the peak so far

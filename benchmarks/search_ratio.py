@@ -18,8 +18,9 @@ from benchmarks.measuring import Row, Settings
 from llm2clip.encoders import Encoder, EncoderInfo, ImageError, ImageSource, PreparedImage
 from llm2clip.indexer import Index, open_index
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin
+from llm2clip.indexer.storage.generation_writer import GenerationWriter
 from llm2clip.indexer.storage.outcome import Outcome
+from llm2clip.indexer.storage.provenance import BuildInfo
 from llm2clip.retrieval import Searcher
 
 DIM = 192
@@ -86,7 +87,7 @@ def unit_rows(random: np.random.Generator, count: int) -> NDArray[np.float32]:
 def write_random_index(folder: Path, *, count: int, encoder: ReadyEncoder) -> None:
     """An index of random vectors with captions and metadata, as a build would write it."""
     folder.mkdir(parents=True)
-    origin = Origin(
+    origin = BuildInfo(
         corpus={"kind": "folder", "spec": "random", "root": "/random"},
         encoder=encoder.info.identity(),
         encoder_source="ready",

@@ -79,7 +79,7 @@ def _end_at_once(*_: object) -> None:
 
 
 @contextmanager
-def winding_up() -> Iterator[None]:
+def graceful_interrupt() -> Iterator[None]:
     """Inside, Ctrl-C raises ``KeyboardInterrupt``, so that what was begun is ended in order."""
     import signal
 

@@ -12,7 +12,7 @@ _BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _DISTRIBUTION = "llm2clip-retrieval"
 
 
-def plain(text: str) -> str:
+def escape_control(text: str) -> str:
     """Text from outside made safe to print on one line: control and reordering characters become visible.
 
     File names and captions may hold escape sequences that would move the cursor, recolour the screen or, by
@@ -30,10 +30,10 @@ def _visible(char: str) -> str:
     return char
 
 
-def note(text: str) -> None:
+def log_stderr(text: str) -> None:
     """Say something beside the data: one line on standard error."""
     # Python writes what the terminal's encoding lacks to standard error as escapes, never failing.
-    print(plain(text), file=sys.stderr, flush=True)
+    print(escape_control(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -47,20 +47,20 @@ def one_line_errors(*, extra: str | None = None, interrupted: str = "") -> Itera
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        note(f"interrupted{str(interrupt) or interrupted}")
+        log_stderr(f"interrupted{str(interrupt) or interrupted}")
         raise SystemExit(130) from None
     except BrokenPipeError:
         # Whoever read our output, such as head, has seen enough; Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except (ValueError, OSError) as error:
-        note(f"error: {_reason(error)}")
+        log_stderr(f"error: {_reason(error)}")
         raise SystemExit(1) from error
     except ImportError as error:
         if (error.name or "").split(".")[0] == "llm2clip":
             raise  # a fault of ours
         wanted = f"{_DISTRIBUTION}[{extra}]" if extra else _DISTRIBUTION
-        note(f"error: {error}; this command needs it, install it with: pip install '{wanted}'")
+        log_stderr(f"error: {error}; this command needs it, install it with: pip install '{wanted}'")
         raise SystemExit(1) from error
 
 

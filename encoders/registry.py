@@ -8,11 +8,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm2clip.encoders.catalog.cards import OFFERED, EncoderCard, all_cards
+from llm2clip.encoders.catalog.cards import RECOMMENDED, EncoderCard, all_cards
 from llm2clip.encoders.catalog.entries import (
-    EncoderRow,
-    LanguageRow,
-    encoder_rows,
+    EncoderEntry,
+    LanguageModelEntry,
+    encoder_entries,
     find_encoder,
     find_language,
     language_rows,
@@ -77,7 +77,7 @@ def load_encoder(
     found = _find(name_or_path)
     if isinstance(found, Path):
         return _load_path(found, device=device, dtype=dtype, language_model=language_model, parity=parity)
-    if isinstance(found, LanguageRow):
+    if isinstance(found, LanguageModelEntry):
         from llm2clip.encoders.llm2clip.text_only import load_text_only
 
         _refuse(name, language_model=language_model)
@@ -92,7 +92,7 @@ def load_encoder(
     return load_baseline(found.name, device=device, dtype=dtype, parity=parity)
 
 
-def _find(asked: str | os.PathLike[str]) -> EncoderRow | LanguageRow | Path:
+def _find(asked: str | os.PathLike[str]) -> EncoderEntry | LanguageModelEntry | Path:
     """What a name stands for: its own name before a folder of that name, and that before a repository's name."""
     name = os.fspath(asked)
     path = Path(name).expanduser()
@@ -175,11 +175,11 @@ def _refuse(name: str, *, language_model: object = None, parity: str = "native")
 
 
 def _unknown(name: str) -> str:
-    names = [NANO, *(row.name for row in encoder_rows()), *(row.name for row in language_rows())]
+    names = [NANO, *(row.name for row in encoder_entries()), *(row.name for row in language_rows())]
     close = get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    offered = ", ".join(OFFERED)
+    offered = ", ".join(RECOMMENDED)
     return (
         f"unknown encoder {name!r}, and no folder of that name; {hint}known: {offered}, and "
-        f"{len(names) - len(OFFERED)} more that llm2clip-index encoders lists"
+        f"{len(names) - len(RECOMMENDED)} more that llm2clip-index encoders lists"
     )

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from llm2clip.eval.datasets.tar_images import CaptionedImages, read_captioned
     from llm2clip.eval.loaders.image_folder import data_languages, load_data
     from llm2clip.eval.loaders.load import load_protocol
-    from llm2clip.eval.metrics.best_rank import ByTies, Ranks, Ties
+    from llm2clip.eval.metrics.best_rank import Ranks, TieBounds, Ties
     from llm2clip.eval.metrics.blockwise_scores import Embeddings
     from llm2clip.eval.metrics.recall import (
         DirectionMetrics,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Names are resolved on first use, so that importing the package costs nothing.
 _HOMES = {
-    "ByTies": "metrics.best_rank",
+    "TieBounds": "metrics.best_rank",
     "CaptionedImages": "datasets.tar_images",
     "DirectionMetrics": "metrics.recall",
     "Embeddings": "metrics.best_rank",
@@ -57,7 +57,6 @@ _HOMES = {
 }
 
 __all__ = [
-    "ByTies",
     "CaptionedImages",
     "DirectionMetrics",
     "Embeddings",
@@ -68,6 +67,7 @@ __all__ = [
     "Result",
     "RetrievalMetrics",
     "RetrievalSet",
+    "TieBounds",
     "Ties",
     "Unmatched",
     "build_board",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.entrypoint import winding_up
+from llm2clip.common.entrypoint import graceful_interrupt
 from llm2clip.common.terminal import one_line_errors
 from llm2clip.eval.commands.classify import captions, classify
 from llm2clip.eval.commands.prepare import prepare
@@ -91,7 +91,7 @@ def _measure(name: str, options: NanoOptions) -> NanoReport:
     from llm2clip.eval.nano_report.report import encoder_folder, measure_nano
 
     console = Console(stderr=True)
-    with winding_up(), console.status("loading the encoder") as status:
+    with graceful_interrupt(), console.status("loading the encoder") as status:
         encoder = load_encoder(name)
 
         def say(line: str) -> None:

@@ -12,8 +12,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm2clip.common.entrypoint import winding_up
-from llm2clip.common.terminal import note
+from llm2clip.common.entrypoint import graceful_interrupt
+from llm2clip.common.terminal import log_stderr
 from llm2clip.indexer.commands.output import progress_bar
 from llm2clip.retrieval.index_selection import locate
 from llm2clip.retrieval.results import Answer, Query, text_query
@@ -72,9 +72,9 @@ def run(request: SearchRequest) -> None:
         if request.where and not any(answer.hits for answer in answers):
             names = searcher.index.metadata_names() if "meta" in request.where.lower() else []
             known = f"; the metadata there is: {', '.join(names[:40])}" if names else ""
-            note(f"no image passes the filter{known}")
+            log_stderr(f"no image passes the filter{known}")
         if written:
-            note(f"gallery written to {written}")
+            log_stderr(f"gallery written to {written}")
 
 
 def ask(
@@ -132,7 +132,7 @@ def open_saying_so(
     with BuildProgress(f"{subject} (building their index first, once)") as progress:
         searcher = Searcher.open(index, encoder=encoder, device=device, on_progress=progress)
     if place.fallback and not progress.begun:
-        note(subject)
+        log_stderr(subject)
     return searcher
 
 
@@ -156,8 +156,8 @@ class BuildProgress:
     def __call__(self, progress: Progress) -> None:
         """Take a report of ``build_index``."""
         if self._show is None:
-            note(self._begin)
-            self._open.enter_context(winding_up())
+            log_stderr(self._begin)
+            self._open.enter_context(graceful_interrupt())
             self._show = self._open.enter_context(progress_bar())
         self._show(progress)
 
@@ -209,5 +209,5 @@ def _encode(*, errors: Literal["replace", "surrogateescape"], encoding: str | No
 def _one_line_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
-        warnings.showwarning = lambda message, *_rest, **_named: note(f"warning: {message}")
+        warnings.showwarning = lambda message, *_rest, **_named: log_stderr(f"warning: {message}")
         yield

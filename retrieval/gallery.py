@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from string import Template
 from typing import TYPE_CHECKING
 
-from llm2clip.common.terminal import plain
+from llm2clip.common.terminal import escape_control
 from llm2clip.retrieval.results import Answer, Query, caption_for
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def thumbnail(data: bytes) -> str | None:
 
 def _text(text: str) -> str:
     """Safe inside an element or a quoted attribute."""
-    return escape(plain(text), quote=True)
+    return escape(escape_control(text), quote=True)
 
 
 def _lang(language: str | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from llm2clip.common.terminal import plain
+from llm2clip.common.terminal import escape_control
 from llm2clip.retrieval.results import Answer, caption_for
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    label = _cut(plain(answer.query.label), _QUERY_CELLS)
+    label = _cut(escape_control(answer.query.label), _QUERY_CELLS)
     heading = Text("images like " if answer.query.kind == "image" else "", style="dim")
     heading.append(label, style="bold not dim")
     if answer.query.gloss:
-        heading.append(f"  ({plain(answer.query.gloss)})", style="dim")
+        heading.append(f"  ({escape_control(answer.query.gloss)})", style="dim")
     if not answer.hits:
         return Group(heading, Text("  nothing found", style="dim"), Text())
     image_cells = max(12, min(30, width // 3))
@@ -66,7 +66,7 @@ def image_name(hit: Hit, *, cells: int) -> str:
     """The hit's key in at most ``cells`` columns; what is cut is cut in front, where paths say least."""
     from rich.cells import cell_len
 
-    key = plain(hit.key)
+    key = escape_control(hit.key)
     member = key.rpartition("#")[2]
     last = PurePath(member).name
     name = next((part for part in (key, member, f"…/{last}", last) if cell_len(part) <= cells), member)
@@ -119,10 +119,10 @@ def answer_paths(answer: Answer) -> Iterator[str]:
 
 def _shown_caption(hit: Hit, language: str | None, cells: int) -> str:
     caption, _ = caption_for(hit, language)
-    text = _cut(plain(caption or ""), cells)
+    text = _cut(escape_control(caption or ""), cells)
     emoji = hit.metadata.get("emoji")
     if isinstance(emoji, str) and 0 < len(emoji) <= _EMOJI_CHARACTERS:
-        text = f"{text}  {plain(emoji)}" if text else plain(emoji)
+        text = f"{text}  {escape_control(emoji)}" if text else escape_control(emoji)
     return text
 
 

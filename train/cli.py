@@ -126,9 +126,9 @@ def _one_line_errors() -> AbstractContextManager[None]:
 
 
 def _winding_up() -> AbstractContextManager[None]:
-    from llm2clip.common.entrypoint import winding_up
+    from llm2clip.common.entrypoint import graceful_interrupt
 
-    return winding_up()
+    return graceful_interrupt()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from benchmarks.run import table
 from llm2clip.indexer.ann.device_search import GpuIndex, faiss_on_gpu
 from llm2clip.indexer.ann.exact_scan_torch import TorchScan
 from llm2clip.indexer.ann.faiss_flat import wheel
-from llm2clip.indexer.ann.nearest_neighbors import Candidates, Neighbours
+from llm2clip.indexer.ann.nearest_neighbors import Candidates, KnnSearcher
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 SECONDS = 2.0
@@ -39,10 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if faiss_on_gpu():
         searches["FAISS on the GPU"] = GpuIndex.flat(vectors, device=options.device)
     allowed = np.random.default_rng(0).random(made.rows) < 0.1
-    known = Neighbours(vectors)
+    known = KnnSearcher(vectors)
     rows: list[Row] = []
     for name, candidates in searches.items():
-        search = Neighbours(vectors, candidates=candidates)
+        search = KnnSearcher(vectors, candidates=candidates)
         for mask in (None, allowed):
             same = search.search(made.queries[:64], k=10, allowed=mask) == known.search(
                 made.queries[:64], k=10, allowed=mask

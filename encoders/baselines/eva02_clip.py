@@ -18,7 +18,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, load_tokenizer
-from llm2clip.encoders.text.dual_encoder import ImageSide, PairEncoder, TowerTextSide
+from llm2clip.encoders.text.dual_encoder import DualEncoder, ImageTower, TowerTextSide
 from llm2clip.encoders.vision.vision_tower import open_vision
 from llm2clip.encoders.weights.pickle_conversion import read_conversion
 from llm2clip.encoders.weights.safetensors_io import read_header
@@ -27,15 +27,15 @@ _CLIP = FAMILIES["clip"]
 _TEXT, _VISION, _SCALE = "text.", "visual.", "logit_scale"
 
 
-def load_eva02_clip(asked: Request) -> PairEncoder:
+def load_eva02_clip(asked: Request) -> DualEncoder:
     """Open an EVA02-CLIP.
 
     Raises:
         ModelError: A file is missing, damaged, or holds something else.
     """
     towers = _Towers(asked)
-    return PairEncoder(
-        images=ImageSide(
+    return DualEncoder(
+        images=ImageTower(
             lambda: towers.plan.load(dtype=asked.dtype, device=asked.device),
             preprocess=towers.preprocess,
             dtype=asked.dtype,

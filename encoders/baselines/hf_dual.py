@@ -16,7 +16,7 @@ from llm2clip.encoders.baselines.hf_families import Family, family_of
 from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.images.hf_preprocessor import read_preprocess
-from llm2clip.encoders.layers.activations import quicken
+from llm2clip.encoders.layers.activations import replace_quick_gelu
 from llm2clip.encoders.layers.limits import MOST, MOST_LAYERS, check_size
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, load_tokenizer
 from llm2clip.encoders.weights.hf_weights import Side, Weights
@@ -221,7 +221,7 @@ def build(make: Callable[[], nn.Module], *, where: Path) -> nn.Module:
 
     try:
         with _BUILDING, no_init_weights():
-            return quicken(make())
+            return replace_quick_gelu(make())
     except (RuntimeError, ValueError, TypeError, ArithmeticError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{where}: no model of the sizes it gives can be made: {reason}") from error

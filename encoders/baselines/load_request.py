@@ -11,15 +11,15 @@ from typing import Any, Literal
 import torch
 
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
-from llm2clip.encoders.catalog.entries import EncoderRow, find_encoder
-from llm2clip.encoders.catalog.hub import Wanted, locate
+from llm2clip.encoders.catalog.entries import EncoderEntry, find_encoder
+from llm2clip.encoders.catalog.hub import HubFiles, resolve_files
 from llm2clip.encoders.core.base import EncoderInfo
 from llm2clip.encoders.core.devices import pick_device, pick_dtype
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256, without_origin
 from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.text.clip_tokenizer import TextForm, tokenizer_files
-from llm2clip.encoders.text.dual_encoder import ImageSide, TowerTextSide
+from llm2clip.encoders.text.dual_encoder import ImageTower, TowerTextSide
 from llm2clip.encoders.weights.hf_weights import convert
 
 Parity = Literal["native", "upstream"]
@@ -31,7 +31,7 @@ class Request:
 
     name: str
     """What the encoder is to be called."""
-    row: EncoderRow | None = None
+    row: EncoderEntry | None = None
     """Its line of the catalogue; none for a model of one's own."""
     given: Path | None = None
     """The folder its files were put in by hand; fetched from the hub if ``None``."""
@@ -52,7 +52,7 @@ class Request:
         if self.given is not None:
             return self.given
         assert self.row is not None, "a request has a row or a folder"
-        return locate(wanted(self.row))
+        return resolve_files(wanted(self.row))
 
     def beside(self, part: str, *, files: tuple[str, ...] = ()) -> Path:
         """Where the files are that it takes from another encoder of the catalogue.
@@ -66,7 +66,7 @@ class Request:
         other = find_encoder(self.row.beside) if self.row is not None else None
         if other is None:
             raise ModelError(f"{self.folder} has no folder {part}, which its model needs")
-        return locate(wanted(other, name=self.name, files=files))
+        return resolve_files(wanted(other, name=self.name, files=files))
 
     def converted(self) -> Path:
         """The one file of weights that the catalogue names, as safetensors.
@@ -135,9 +135,9 @@ class Request:
         )
 
 
-def wanted(row: EncoderRow, *, name: str = "", files: tuple[str, ...] = ()) -> Wanted:
+def wanted(row: EncoderEntry, *, name: str = "", files: tuple[str, ...] = ()) -> HubFiles:
     """Files of a line of the catalogue, all if none are named, needed by the encoder ``name`` or by itself."""
-    return Wanted(
+    return HubFiles(
         name=name or row.name,
         repository=row.repository,
         files=files or row.files,
@@ -149,7 +149,7 @@ def wanted(row: EncoderRow, *, name: str = "", files: tuple[str, ...] = ()) -> W
 def request(
     name: str,
     *,
-    row: EncoderRow | None = None,
+    row: EncoderEntry | None = None,
     given: Path | None = None,
     device: str,
     dtype: str,
@@ -165,9 +165,9 @@ def request(
     return Request(name=name, row=row, given=given, device=place, dtype=arithmetic, parity=parity)
 
 
-def image_side(checkpoint: Checkpoint, asked: Request) -> ImageSide:
+def image_side(checkpoint: Checkpoint, asked: Request) -> ImageTower:
     """The vision tower of a model of a family."""
-    return ImageSide(
+    return ImageTower(
         lambda: checkpoint.load_vision(dtype=asked.dtype, device=asked.device),
         preprocess=replace(checkpoint.preprocess, parity=asked.parity),
         dtype=asked.dtype,

@@ -21,11 +21,11 @@ from llm2clip.encoders.baselines.open_clip_models import load_open_clip
 from llm2clip.encoders.baselines.sentence_transformer import PREFIX as SENTENCE
 from llm2clip.encoders.baselines.sentence_transformer import load_sentence
 from llm2clip.encoders.catalog.cards import baseline_rows
-from llm2clip.encoders.catalog.entries import EncoderRow, find_encoder
+from llm2clip.encoders.catalog.entries import EncoderEntry, find_encoder
 from llm2clip.encoders.core.base import Encoder
 from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.text.dual_encoder import PairEncoder
+from llm2clip.encoders.text.dual_encoder import DualEncoder
 
 
 def load_baseline(
@@ -97,15 +97,15 @@ def folder_family(folder: Path) -> str | None:
     return row.family if row else None
 
 
-def _row_of_weights(folder: Path) -> EncoderRow | None:
+def _row_of_weights(folder: Path) -> EncoderEntry | None:
     """The line of the table whose file of weights has a name of its own and is in a folder."""
     return next((row for row in baseline_rows() if row.weights and (folder / row.weights).is_file()), None)
 
 
-def _load_dual(asked: Request) -> PairEncoder:
+def _load_dual(asked: Request) -> DualEncoder:
     checkpoint = Checkpoint(asked.folder, family=asked.row.family if asked.row else None)
     images = image_side(checkpoint, asked)
-    return PairEncoder(
+    return DualEncoder(
         images=images,
         texts=text_side(checkpoint, asked),
         describe=lambda: asked.info(

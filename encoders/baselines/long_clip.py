@@ -20,7 +20,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, load_tokenizer
-from llm2clip.encoders.text.dual_encoder import ImageSide, PairEncoder, TowerTextSide
+from llm2clip.encoders.text.dual_encoder import DualEncoder, ImageTower, TowerTextSide
 from llm2clip.encoders.weights.pickle_conversion import read_conversion
 from llm2clip.encoders.weights.safetensors_io import read_header, read_tensors
 
@@ -33,15 +33,17 @@ _VISION = "visual."
 _UNUSED = "logit_scale"
 
 
-def load_long_clip(asked: Request) -> PairEncoder:
+def load_long_clip(asked: Request) -> DualEncoder:
     """Open a Long-CLIP.
 
     Raises:
         ModelError: A file is missing, damaged, or holds something else.
     """
     towers = _Towers(asked)
-    return PairEncoder(
-        images=ImageSide(towers.vision, preprocess=towers.preprocess, dtype=asked.dtype, device=asked.device),
+    return DualEncoder(
+        images=ImageTower(
+            towers.vision, preprocess=towers.preprocess, dtype=asked.dtype, device=asked.device
+        ),
         texts=TowerTextSide(towers.text, reader=towers.reader, device=asked.device),
         describe=lambda: asked.info(
             family="long-clip",

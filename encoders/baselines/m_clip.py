@@ -25,7 +25,7 @@ from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256, without_origin
 from llm2clip.encoders.text.clip_tokenizer import TextForm, TokenReader, load_tokenizer, tokenizer_files
-from llm2clip.encoders.text.dual_encoder import AbstractTextSide, PairEncoder, TowerTextSide
+from llm2clip.encoders.text.dual_encoder import AbstractTextSide, DualEncoder, TowerTextSide
 from llm2clip.encoders.vision.tower_detection import Header
 from llm2clip.encoders.weights.hf_weights import Side, Weights
 from llm2clip.encoders.weights.safetensors_io import TensorSpec
@@ -166,7 +166,7 @@ class MultilingualCheckpoint:
         )
 
 
-def load_m_clip(asked: Request) -> PairEncoder:
+def load_m_clip(asked: Request) -> DualEncoder:
     """Open a multilingual CLIP.
 
     Raises:
@@ -202,7 +202,7 @@ def load_m_clip(asked: Request) -> PairEncoder:
             parameters=part.parameters + vision.weights.size(VISION),
         )
 
-    return PairEncoder(images=images, texts=texts, describe=describe)
+    return DualEncoder(images=images, texts=texts, describe=describe)
 
 
 def _check_dim(part: SentenceTextSide | MultilingualCheckpoint, vision: Checkpoint) -> None:

@@ -22,7 +22,13 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, Resample, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import TOKENIZER_FILES
-from llm2clip.encoders.text.dual_encoder import AbstractTextSide, ImageSide, Late, PairEncoder, to_array
+from llm2clip.encoders.text.dual_encoder import (
+    AbstractTextSide,
+    DualEncoder,
+    ImageTower,
+    LazyModule,
+    to_array,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +48,7 @@ _MODES = {"shortest": ResizeMode.SHORTEST_CROP, "squash": ResizeMode.SQUASH}
 
 def load_open_clip(
     name: str, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
-) -> PairEncoder:
+) -> DualEncoder:
     """Open a model of open_clip; its weights are fetched, or found in its cache, at once.
 
     Args:
@@ -79,8 +85,8 @@ def load_open_clip(
     model = model.to(device=place, dtype=arithmetic).eval().requires_grad_(False)
     preprocess = read_settings(settings, name=name, parity=parity)
     texts = _TextSide(model, tokenizer, device=place)
-    return PairEncoder(
-        images=ImageSide(lambda: _Images(model), preprocess=preprocess, dtype=arithmetic, device=place),
+    return DualEncoder(
+        images=ImageTower(lambda: _Images(model), preprocess=preprocess, dtype=arithmetic, device=place),
         texts=texts,
         describe=lambda: EncoderInfo(
             name=name,
@@ -186,7 +192,7 @@ class _TextSide(AbstractTextSide):
     """The text half, with the tokenizer that open_clip has for it."""
 
     def __init__(self, model: Any, tokenizer: Any, *, device: torch.device) -> None:  # noqa: ANN401
-        self.model = Late(lambda: model)
+        self.model = LazyModule(lambda: model)
         self.tokenizer = tokenizer
         self.device = device
         self.limit = int(tokenizer.context_length)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from llm2clip.encoders.catalog.hub import Wanted, locate
+from llm2clip.encoders.catalog.hub import HubFiles, resolve_files
 from llm2clip.encoders.core.base import Encoder, EncoderInfo
 from llm2clip.encoders.core.devices import pick_device, pick_dtype
 from llm2clip.encoders.core.errors import ModelError
@@ -24,7 +24,7 @@ from llm2clip.encoders.core.fingerprint import settings_sha256, without_origin
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
 from llm2clip.encoders.core.path_safety import refuse_outside
 from llm2clip.encoders.images.decode import read_image
-from llm2clip.encoders.text.dual_encoder import AbstractTextSide, Late
+from llm2clip.encoders.text.dual_encoder import AbstractTextSide, LazyModule
 from llm2clip.encoders.weights.hf_weights import stored_sha256
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def load_sentence(name: str, *, device: str = "auto", dtype: str = "auto") -> Se
     if not asked or not folder.is_dir():
         if not asked or folder.is_absolute() or asked.startswith("."):
             raise ModelError(f"no such folder: {asked!r}; expected {PREFIX} and a repository or a folder")
-        folder = locate(Wanted(name=name, repository=asked, files=("*.json",), extras=_FILES, hint=_WHOLE))
+        folder = resolve_files(
+            HubFiles(name=name, repository=asked, files=("*.json",), extras=_FILES, hint=_WHOLE)
+        )
     place = pick_device(device)
     return SentenceEncoder(
         folder, name=name, device=place, dtype=pick_dtype(dtype, device=place, stored="bfloat16")
@@ -192,7 +194,7 @@ class SentenceTextSide(AbstractTextSide):
     def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
         """Put it together; nothing is loaded yet."""
         self.folder = folder
-        self.model = Late(lambda: open_model(folder, device=device, dtype=dtype))
+        self.model = LazyModule(lambda: open_model(folder, device=device, dtype=dtype))
 
     @property
     def loaded(self) -> bool:
@@ -248,7 +250,7 @@ class SentenceEncoder(Encoder):
         check_modules(folder)
         self.folder = folder
         self.name = name
-        self._late = Late(lambda: open_model(folder, device=device, dtype=dtype))
+        self._late = LazyModule(lambda: open_model(folder, device=device, dtype=dtype))
 
     @property
     def model(self) -> Any:  # noqa: ANN401

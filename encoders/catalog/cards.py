@@ -7,16 +7,16 @@ from dataclasses import asdict, dataclass, field, replace
 from llm2clip.common.files import format_bytes
 from llm2clip.encoders.catalog.entries import (
     Choice,
-    EncoderRow,
-    LanguageRow,
+    EncoderEntry,
+    LanguageModelEntry,
     Recall,
-    encoder_rows,
+    encoder_entries,
     find_encoder,
     language_of,
 )
 from llm2clip.encoders.catalog.hub_files import encoder_is_here, language_is_here
 
-OFFERED = (
+RECOMMENDED = (
     "nano",
     "clip-vit-b-32",
     "clip-vit-b-16",
@@ -97,10 +97,10 @@ _NANO = EncoderCard(
 
 def all_cards() -> list[EncoderCard]:
     """One for every name: ``nano``, LLM2CLIP, then what it is compared with."""
-    return [_NANO, *(_card(row) for row in encoder_rows())]
+    return [_NANO, *(_card(row) for row in encoder_entries())]
 
 
-def _card(row: EncoderRow) -> EncoderCard:
+def _card(row: EncoderEntry) -> EncoderCard:
     """A line of the catalogue in words and numbers."""
     card = _published_card(row) if row.language_model else _baseline_card(row)
     return replace(
@@ -114,11 +114,11 @@ def _card(row: EncoderRow) -> EncoderCard:
         nearest=_known(row.nearest),
         nearest_setting=row.nearest_setting,
         licence=card.licence or row.licence,
-        offered=OFFERED.index(row.name) + 1 if row.name in OFFERED else 0,
+        offered=RECOMMENDED.index(row.name) + 1 if row.name in RECOMMENDED else 0,
     )
 
 
-def _published_card(row: EncoderRow) -> EncoderCard:
+def _published_card(row: EncoderEntry) -> EncoderCard:
     language = language_of(row)
     total = row.download_bytes + language.download_bytes
     reads = f"{format_bytes(row.download_bytes)} and {format_bytes(language.download_bytes)} for texts"
@@ -137,7 +137,7 @@ def _published_card(row: EncoderRow) -> EncoderCard:
     )
 
 
-def _baseline_card(row: EncoderRow) -> EncoderCard:
+def _baseline_card(row: EncoderEntry) -> EncoderCard:
 
     return replace(
         baseline_card(row),
@@ -147,7 +147,7 @@ def _baseline_card(row: EncoderRow) -> EncoderCard:
     )
 
 
-def _memory(row: EncoderRow, language: LanguageRow) -> dict[str, int]:
+def _memory(row: EncoderEntry, language: LanguageModelEntry) -> dict[str, int]:
     """Bytes of weights, tower and adapter in float32."""
     adapter = adapter_parameters(language.shape.hidden_size, row.dim)
     ways: tuple[Choice, ...] = ("float32", "bfloat16", "int8", "int4")
@@ -161,7 +161,7 @@ def adapter_parameters(width: int, dim: int) -> int:
     return _ADAPTER_BLOCKS * block + 2 * width + (width + 1) * dim
 
 
-def _quality(row: EncoderRow) -> str:
+def _quality(row: EncoderEntry) -> str:
     measured, near = row.published.flickr30k_t2i_r1, row.nearest.flickr30k_t2i_r1
     if measured is not None:
         return f"Flickr30k R@1 {measured:g}"
@@ -172,9 +172,9 @@ def _known(recall: Recall) -> dict[str, float]:
     return {name: value for name, value in asdict(recall).items() if value is not None}
 
 
-def baseline_rows() -> list[EncoderRow]:
+def baseline_rows() -> list[EncoderEntry]:
     """The lines of ``baselines.toml``, in their order."""
-    return [row for row in encoder_rows() if not row.language_model]
+    return [row for row in encoder_entries() if not row.language_model]
 
 
 def baseline_cards() -> list[EncoderCard]:
@@ -182,7 +182,7 @@ def baseline_cards() -> list[EncoderCard]:
     return [baseline_card(row) for row in baseline_rows()]
 
 
-def baseline_card(row: EncoderRow) -> EncoderCard:
+def baseline_card(row: EncoderEntry) -> EncoderCard:
     """A line of the table in words."""
     # A note is what it is, then, after a semicolon, what sets it apart.
     what, _, apart = row.note.partition("; ")

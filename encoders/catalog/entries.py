@@ -48,7 +48,7 @@ class Recall:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncoderRow:
+class EncoderEntry:
     """One published model of images and texts."""
 
     name: str
@@ -167,7 +167,7 @@ class LoraPlace:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LanguageRow:
+class LanguageModelEntry:
     """One published language model."""
 
     name: str
@@ -207,31 +207,31 @@ class LanguageRow:
 
 
 @cache
-def encoder_rows() -> tuple[EncoderRow, ...]:
+def encoder_entries() -> tuple[EncoderEntry, ...]:
     """All published encoders, in the order of the tables."""
-    rows = [row for table in _TABLES for row in _rows(table, "encoder", EncoderRow)]
+    rows = [row for table in _TABLES for row in _rows(table, "encoder", EncoderEntry)]
     if doubled := sorted({row.name for row in rows if [other.name for other in rows].count(row.name) > 1}):
         raise ModelError(f"the catalogue has two encoders of one name: {', '.join(doubled)}")
     return tuple(rows)
 
 
 @cache
-def language_rows() -> tuple[LanguageRow, ...]:
+def language_rows() -> tuple[LanguageModelEntry, ...]:
     """All published language models of LLM2CLIP."""
-    return tuple(_rows(_TABLES[0], "language_model", LanguageRow))
+    return tuple(_rows(_TABLES[0], "language_model", LanguageModelEntry))
 
 
-def find_encoder(name: str) -> EncoderRow | None:
+def find_encoder(name: str) -> EncoderEntry | None:
     """The encoder of that name, of that repository, or called like that repository; upper case does not count."""
-    return next((row for row in encoder_rows() if _answers_to(row, name)), None)
+    return next((row for row in encoder_entries() if _answers_to(row, name)), None)
 
 
-def find_language(name: str) -> LanguageRow | None:
+def find_language(name: str) -> LanguageModelEntry | None:
     """The language model of that name or repository."""
     return next((row for row in language_rows() if _answers_to(row, name)), None)
 
 
-def language_of(row: EncoderRow) -> LanguageRow:
+def language_of(row: EncoderEntry) -> LanguageModelEntry:
     """The language model that an LLM2CLIP encoder was trained with."""
     found = find_language(row.language_model)
     if found is None:
@@ -260,13 +260,13 @@ def pairing_problem(name: str, *, width: int, language: str, hidden: int) -> str
         message += f"; its partner is {partner}"
     others = [
         other.name
-        for other in encoder_rows()
+        for other in encoder_entries()
         if other.language_model and language_of(other).shape.hidden_size == hidden
     ]
     return f"{message}; {language} goes with {', '.join(others)}" if others else message
 
 
-def _answers_to(row: EncoderRow | LanguageRow, name: str) -> bool:
+def _answers_to(row: EncoderEntry | LanguageModelEntry, name: str) -> bool:
     asked = name.casefold()
     repository = row.repository.casefold()
     return asked in (row.name.casefold(), repository, repository.rpartition("/")[2])

@@ -23,7 +23,7 @@ _PATIENCE = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class HubFiles:
     """Files of a repository on the hub."""
 
     name: str
@@ -57,7 +57,7 @@ def missing_files(folder: Path, files: Sequence[str]) -> list[str]:
     return [file for file in files if not any(any(folder.glob(either)) for either in file.split("|"))]
 
 
-def find_here(wanted: Wanted) -> Path | None:
+def find_cached(wanted: HubFiles) -> Path | None:
     """The folder on this machine that holds all of the files; ``None`` if there is none. Nothing is fetched."""
     if wanted.home.is_dir() and not missing_files(wanted.home, wanted.files):
         return wanted.home
@@ -69,14 +69,14 @@ def find_here(wanted: Wanted) -> Path | None:
     return folder if folder.is_dir() and not missing_files(folder, wanted.files) else None
 
 
-def locate(wanted: Wanted) -> Path:
+def resolve_files(wanted: HubFiles) -> Path:
     """The folder that holds all of the files, downloaded now if need be.
 
     Raises:
         ModelError: They are not on this machine and cannot be downloaded; the message says which files, from
             where, and where to put them.
     """
-    if found := find_here(wanted):
+    if found := find_cached(wanted):
         return found
     from huggingface_hub import snapshot_download
 
@@ -98,7 +98,7 @@ def locate(wanted: Wanted) -> Path:
     return folder
 
 
-def _unreachable(wanted: Wanted) -> str | None:
+def _unreachable(wanted: HubFiles) -> str | None:
     """Why the hub does not answer; ``None`` if it does. Downloads try for half a minute before they give up."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
@@ -119,23 +119,23 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).split("\n")[0].removeprefix("Got: ")
 
 
-def narrowed(wanted: Wanted, files: Sequence[str]) -> Wanted:
+def narrowed(wanted: HubFiles, files: Sequence[str]) -> HubFiles:
     """The same repository, but other files of it."""
     return replace(wanted, files=tuple(files), extras=(), size=0)
 
 
-def _patterns(wanted: Wanted) -> list[str]:
+def _patterns(wanted: HubFiles) -> list[str]:
     return [either for file in (*wanted.files, *wanted.extras) for either in file.split("|")]
 
 
-def _not_wanted(wanted: Wanted) -> list[str]:
+def _not_wanted(wanted: HubFiles) -> list[str]:
     """To the hub a ``*`` stands for slashes too: what is wanted of a folder would take the folders below along."""
     patterns = _patterns(wanted)
     plain = any("*" in pattern for pattern in patterns) and not any("/" in pattern for pattern in patterns)
     return ["*/*"] if plain else []
 
 
-def _advice(wanted: Wanted, reason: str) -> str:
+def _advice(wanted: HubFiles, reason: str) -> str:
     files = ", ".join(file.replace("|", " or ") for file in wanted.files)
     chosen = [f"--include '{pattern}'" for pattern in _patterns(wanted)]
     chosen += [f"--exclude '{pattern}'" for pattern in _not_wanted(wanted)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from llm2clip.common.files import format_bytes
-from llm2clip.encoders.catalog.entries import EncoderRow, LanguageRow, find_encoder, language_of
-from llm2clip.encoders.catalog.hub import Wanted, find_here
+from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_encoder, language_of
+from llm2clip.encoders.catalog.hub import HubFiles, find_cached
 
 _GATED = "meta-llama/"
 
 
-def encoder_files(row: EncoderRow) -> Wanted:
+def encoder_files(row: EncoderEntry) -> HubFiles:
     """The files of an encoder; of LLM2CLIP without its language model."""
     hint = ""
     if row.language_model:
@@ -17,7 +17,7 @@ def encoder_files(row: EncoderRow) -> Wanted:
         hint = (
             f"To read texts it needs {language.repository} ({format_bytes(language.download_bytes)}) as well."
         )
-    return Wanted(
+    return HubFiles(
         name=row.name,
         repository=row.repository,
         revision=row.revision,
@@ -28,12 +28,12 @@ def encoder_files(row: EncoderRow) -> Wanted:
     )
 
 
-def language_files(row: LanguageRow) -> Wanted:
+def language_files(row: LanguageModelEntry) -> HubFiles:
     """The files of a language model, without its low-rank update."""
     hint = ""
     if row.repository.startswith(_GATED):
         hint = "The repository is gated: accept its licence on the hub and run hf auth login first."
-    return Wanted(
+    return HubFiles(
         name=row.name,
         repository=row.repository,
         revision=row.revision,
@@ -43,13 +43,13 @@ def language_files(row: LanguageRow) -> Wanted:
     )
 
 
-def update_files(row: LanguageRow) -> Wanted | None:
+def update_files(row: LanguageModelEntry) -> HubFiles | None:
     """The files of a language model's low-rank update: plain, or a whole model in its place."""
     place = row.lora
     if place is None:
         return None
     settings = (f"{place.subfolder}/{name}" for name in ("adapter_config.json", "config.json"))
-    return Wanted(
+    return HubFiles(
         name=f"the low-rank update of {row.name}",
         repository=place.repository,
         revision=place.revision,
@@ -58,13 +58,15 @@ def update_files(row: LanguageRow) -> Wanted | None:
     )
 
 
-def encoder_is_here(row: EncoderRow) -> bool:
+def encoder_is_here(row: EncoderEntry) -> bool:
     """Whether all files of an encoder are on this machine, without its language model."""
     beside = find_encoder(row.beside) if row.beside else None
-    return find_here(encoder_files(row)) is not None and (beside is None or encoder_is_here(beside))
+    return find_cached(encoder_files(row)) is not None and (beside is None or encoder_is_here(beside))
 
 
-def language_is_here(row: LanguageRow) -> bool:
+def language_is_here(row: LanguageModelEntry) -> bool:
     """Whether all files of a language model are on this machine."""
     update = update_files(row)
-    return find_here(language_files(row)) is not None and (update is None or find_here(update) is not None)
+    return find_cached(language_files(row)) is not None and (
+        update is None or find_cached(update) is not None
+    )

@@ -18,7 +18,7 @@ class QuickGelu(nn.Module):
         return states * scaled.sigmoid() if scaled.requires_grad else scaled.sigmoid_().mul_(states)
 
 
-def quicken(module: nn.Module) -> nn.Module:
+def replace_quick_gelu(module: nn.Module) -> nn.Module:
     """Put :class:`QuickGelu` in the place of transformers' own, everywhere in a module."""
     from transformers.activations import QuickGELUActivation
 

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Literal, final
 
 import torch
 
-from llm2clip.encoders.catalog.entries import EncoderRow, language_of, pairing_problem
+from llm2clip.encoders.catalog.entries import EncoderEntry, language_of, pairing_problem
 from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity
 from llm2clip.encoders.core.devices import pick_device
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
-from llm2clip.encoders.text.dual_encoder import ImageSide, to_array
+from llm2clip.encoders.text.dual_encoder import ImageTower, to_array
 from llm2clip.encoders.text.llm_source import LanguageSource, language_source
-from llm2clip.encoders.text.llm_text_tower import CaptionSide, LanguageSide
+from llm2clip.encoders.text.llm_text_tower import LanguageSide, TextTower
 from llm2clip.encoders.vision.vision_source import VisionSource, local_vision, published_vision
 from llm2clip.encoders.weights.memory_fit import held_and_computed
 
@@ -69,11 +69,11 @@ class PublishedEncoder(Encoder):
         self.parity: Parity = parity
         self.device = device
         self.dtype = dtype
-        self.images = ImageSide(
+        self.images = ImageTower(
             self._load_tower, preprocess=vision.preprocess(parity), dtype=dtype, device=device
         )
         half = vision.plan.layout == "siglip2" if vision.row is None else vision.row.half_features
-        self.texts = CaptionSide(language, adapter=self._load_adapter, half=half)
+        self.texts = TextTower(language, adapter=self._load_adapter, half=half)
 
     @property
     def language(self) -> LanguageSide:
@@ -227,7 +227,7 @@ class PublishedEncoder(Encoder):
 
 
 def load_published(
-    asked: EncoderRow | Path,
+    asked: EncoderEntry | Path,
     *,
     language_model: str | os.PathLike[str] | None = None,
     device: str = "auto",
@@ -247,9 +247,9 @@ def load_published(
         ModelError: The tower's files are missing, damaged or another's, or it cannot read that language model.
         ValueError: There is no such device, dtype or parity.
     """
-    if isinstance(asked, EncoderRow) and language_model is not None:
+    if isinstance(asked, EncoderEntry) and language_model is not None:
         _check_known_pair(asked, language_source(language_model))
-    vision = published_vision(asked) if isinstance(asked, EncoderRow) else local_vision(asked)
+    vision = published_vision(asked) if isinstance(asked, EncoderEntry) else local_vision(asked)
     source = language_source(language_model) if language_model is not None else _partner(vision)
     return assemble(vision, source, device=device, dtype=dtype, parity=parity)
 
@@ -288,7 +288,7 @@ def _partner(vision: VisionSource) -> LanguageSource:
     return language_source(known or _LANGUAGES_OF_A_WIDTH[4096])
 
 
-def _check_known_pair(row: EncoderRow, source: LanguageSource) -> None:
+def _check_known_pair(row: EncoderEntry, source: LanguageSource) -> None:
     """Refuse a pair that cannot work before anything is fetched."""
     width = language_of(row).shape.hidden_size
     if source.width is not None and source.width != width:

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llm2clip.common.files import file_sha256
-from llm2clip.encoders.catalog.entries import EncoderRow, LanguageRow, find_language, language_rows
+from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_language, language_rows
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.config_io import from_json, read_object, to_json
 from llm2clip.encoders.core.errors import ModelError
@@ -71,7 +71,7 @@ class TowerSettings:
 class SavedConfig:
     """Everything about a saved encoder but its weights: what ``config.json`` holds beside format and family."""
 
-    encoder: EncoderRow
+    encoder: EncoderEntry
     """What it is, as the catalogue had it or was made up for it."""
     tower: TowerSettings
     """What the tensors do not tell."""
@@ -81,7 +81,7 @@ class SavedConfig:
     """What is put around a text."""
     language_model: str
     """Name of the language model."""
-    language_row: LanguageRow | None = None
+    language_row: LanguageModelEntry | None = None
     """Its line of the catalogue, if it has one."""
     copied: bool
     """Whether it is in the folder."""
@@ -227,10 +227,10 @@ def _config(encoder: PublishedEncoder, *, copied: bool, digest: str) -> SavedCon
     )
 
 
-def _own_row(encoder: PublishedEncoder) -> EncoderRow:
+def _own_row(encoder: PublishedEncoder) -> EncoderEntry:
     """A line like those of the catalogue for an encoder that is not in it."""
     plan, info = encoder.vision.plan, encoder.info
-    return EncoderRow(
+    return EncoderEntry(
         name=info.name,
         family=FAMILY,
         repository="",

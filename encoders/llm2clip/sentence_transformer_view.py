@@ -15,13 +15,13 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from llm2clip.encoders.llm2clip.published import PublishedEncoder
-    from llm2clip.encoders.text.llm_text_tower import CaptionSide
+    from llm2clip.encoders.text.llm_text_tower import TextTower
 
 
 class CaptionModule(InputModule):
     """Texts to unit vectors, as the first and only module of a ``SentenceTransformer``."""
 
-    def __init__(self, side: CaptionSide, *, name: str, dim: int) -> None:
+    def __init__(self, side: TextTower, *, name: str, dim: int) -> None:
         """Take the sides of an encoder; they are loaded when the first text is read."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.side = side

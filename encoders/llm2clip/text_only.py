@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from llm2clip.encoders.catalog.entries import LanguageRow
+from llm2clip.encoders.catalog.entries import LanguageModelEntry
 from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity
 from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.devices import pick_device
@@ -15,7 +15,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
 from llm2clip.encoders.llm2clip.published import FAMILY
 from llm2clip.encoders.text.llm_source import LanguageSource, language_source
-from llm2clip.encoders.text.llm_text_tower import CaptionSide, LanguageSide
+from llm2clip.encoders.text.llm_text_tower import LanguageSide, TextTower
 from llm2clip.encoders.weights.memory_fit import held_and_computed
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class LanguageEncoder(Encoder):
 
     def __init__(self, language: LanguageSide) -> None:
         """Put it together; nothing is loaded yet."""
-        self.texts = CaptionSide(language, adapter=None)
+        self.texts = TextTower(language, adapter=None)
 
     @property
     def language(self) -> LanguageSide:
@@ -88,12 +88,12 @@ def is_language_folder(path: Path) -> bool:
 
 
 def load_text_only(
-    asked: LanguageRow | Path, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
+    asked: LanguageModelEntry | Path, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
 ) -> LanguageEncoder:
     """Open a language model alone, a published one or that of a folder; see :class:`LanguageEncoder`."""
     place = pick_device(device)
     held, _ = held_and_computed(dtype, place)
-    if isinstance(asked, LanguageRow):
+    if isinstance(asked, LanguageModelEntry):
         source = LanguageSource(name=asked.name, row=asked)
     else:
         source = language_source(asked)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @final
-class Late:
+class LazyModule:
     """A module that is loaded once, when it is first asked for; safe to ask for from several threads."""
 
     def __init__(self, load: Callable[[], nn.Module]) -> None:
@@ -48,7 +48,7 @@ class Late:
 
 
 @final
-class ImageSide:
+class ImageTower:
     """Images to vectors."""
 
     def __init__(
@@ -67,7 +67,7 @@ class ImageSide:
             dtype: Of the arithmetic.
             device: Where the module is.
         """
-        self.module = Late(load)
+        self.module = LazyModule(load)
         self.preprocess = preprocess
         self.dtype = dtype
         self.device = device
@@ -131,7 +131,7 @@ class TowerTextSide(AbstractTextSide):
             reader: Gives the tokenizer.
             device: Where the module is.
         """
-        self.module = Late(load)
+        self.module = LazyModule(load)
         self._make_reader = reader
         self.device = device
 
@@ -158,11 +158,11 @@ class TowerTextSide(AbstractTextSide):
 
 
 @final
-class PairEncoder(Encoder):
+class DualEncoder(Encoder):
     """An encoder with a side for images and one for texts; make one with ``load_encoder``."""
 
     def __init__(
-        self, *, images: ImageSide, texts: AbstractTextSide, describe: Callable[[], EncoderInfo]
+        self, *, images: ImageTower, texts: AbstractTextSide, describe: Callable[[], EncoderInfo]
     ) -> None:
         """Put it together; nothing is loaded yet.
 

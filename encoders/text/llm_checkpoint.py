@@ -19,8 +19,8 @@ from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora
-from llm2clip.encoders.weights.memory_fit import give_back
-from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, arithmetic, rounder
+from llm2clip.encoders.weights.memory_fit import release_memory
+from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, arithmetic, weight_quantizer
 from llm2clip.encoders.weights.safetensors_io import (
     TensorSpec,
     check_tensors,
@@ -102,7 +102,7 @@ class LanguagePlan:
             model = BidirectionalLlama(self.config)
         dtype = arithmetic(choice, device)
         update = self._open_update(model)
-        round_weight = rounder(choice, device) if choice in QUANTISED else None
+        round_weight = weight_quantizer(choice, device) if choice in QUANTISED else None
         table = torch.bfloat16 if round_weight is not None else dtype
         for name, tensor in self._stream(dtype, table=table, device=device):
             if update is not None:
@@ -112,7 +112,7 @@ class LanguagePlan:
             if round_weight is not None and isinstance(module, nn.Linear):
                 round_weight(module)
             if round_weight is not None or update is not None:
-                give_back()  # what that took lies between tensors that stay
+                release_memory()  # what that took lies between tensors that stay
         if table != dtype:
             model.add_module("embed_tokens", SmallTable(model.embed_tokens, dtype=dtype))
         return model.requires_grad_(False).eval()

@@ -12,8 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm2clip.encoders.catalog.entries import LanguageRow, find_language, language_rows
-from llm2clip.encoders.catalog.hub import locate, missing_files
+from llm2clip.encoders.catalog.entries import LanguageModelEntry, find_language, language_rows
+from llm2clip.encoders.catalog.hub import missing_files, resolve_files
 from llm2clip.encoders.catalog.hub_files import language_files, update_files
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.config_io import read_object
@@ -38,7 +38,7 @@ class LanguageSource:
 
     name: str
     """What it is called."""
-    row: LanguageRow | None
+    row: LanguageModelEntry | None
     """Its line of the catalogue."""
     given: Path | None = None
     """The folder it was put in by hand."""
@@ -60,7 +60,7 @@ class LanguageSource:
         return self.copied[1] if self.copied is not None and self.copied[0] == digest else digest
 
     @property
-    def published(self) -> LanguageRow | None:
+    def published(self) -> LanguageModelEntry | None:
         """Its line of the catalogue if it is that model, not one of one's own of the same shape."""
         return self.row if self.given is None or find_language(self.given.resolve().name) else None
 
@@ -96,7 +96,7 @@ class LanguageSource:
         update = _update_folder(self.row)
         if update is not None and not is_lora_folder(update):
             return update, None
-        return locate(language_files(self.row)), update
+        return resolve_files(language_files(self.row)), update
 
     @cached_property
     def plan(self) -> LanguagePlan:
@@ -177,7 +177,7 @@ def language_source(asked: str | os.PathLike[str]) -> LanguageSource:
     return LanguageSource(name=path.resolve().name, row=_row_of(path), given=path)
 
 
-def rules_of(row: LanguageRow) -> TextRules:
+def rules_of(row: LanguageModelEntry) -> TextRules:
     """How the texts of a published language model are wrapped, as its card has it."""
     wraps = row.wrapper == "llama3"
     return TextRules(
@@ -188,12 +188,12 @@ def rules_of(row: LanguageRow) -> TextRules:
     )
 
 
-def _update_folder(row: LanguageRow) -> Path | None:
+def _update_folder(row: LanguageModelEntry) -> Path | None:
     wanted = update_files(row)
-    return locate(wanted) / row.lora.subfolder if wanted is not None and row.lora is not None else None
+    return resolve_files(wanted) / row.lora.subfolder if wanted is not None and row.lora is not None else None
 
 
-def _row_of(folder: Path) -> LanguageRow | None:
+def _row_of(folder: Path) -> LanguageModelEntry | None:
     """The published language model that a folder holds: called like its repository, or of the same shape."""
     if named := find_language(folder.resolve().name):
         return named
@@ -207,7 +207,7 @@ def _row_of(folder: Path) -> LanguageRow | None:
     )
 
 
-def _reason(row: LanguageRow | None) -> str:
+def _reason(row: LanguageModelEntry | None) -> str:
     return f"{row.name} is read" if row else "its tokenizer suggests"
 
 

@@ -18,7 +18,7 @@ from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256
 from llm2clip.encoders.text.caption_tokenizer import TextReader
-from llm2clip.encoders.text.dual_encoder import AbstractTextSide, Late, to_array
+from llm2clip.encoders.text.dual_encoder import AbstractTextSide, LazyModule, to_array
 from llm2clip.encoders.text.varlen_forward import pooled_states
 from llm2clip.encoders.weights.memory_fit import check_choice, pick_choice
 
@@ -55,7 +55,7 @@ class LanguageSide:
         self.device = device
         self.parity: Parity = parity
         self.asked = choice
-        self.module = Late(self._load)
+        self.module = LazyModule(self._load)
 
     @cached_property
     def reader(self) -> TextReader:
@@ -112,7 +112,7 @@ class LanguageSide:
 
 
 @final
-class CaptionSide(AbstractTextSide):
+class TextTower(AbstractTextSide):
     """A language model, and an adapter behind it unless its own states are wanted."""
 
     def __init__(
@@ -130,7 +130,7 @@ class CaptionSide(AbstractTextSide):
             half: Round the states to fp16 first, as the SigLIP2 release was trained (golden case e).
         """
         self.language = language
-        self.adapter = Late(adapter) if adapter is not None else None
+        self.adapter = LazyModule(adapter) if adapter is not None else None
         self.half = half
 
     @property

@@ -13,8 +13,8 @@ from typing import Any
 
 from llm2clip.common.paths import models_home
 from llm2clip.encoders.catalog.cards import baseline_rows
-from llm2clip.encoders.catalog.entries import EncoderRow, encoder_rows, find_encoder, language_of
-from llm2clip.encoders.catalog.hub import locate
+from llm2clip.encoders.catalog.entries import EncoderEntry, encoder_entries, find_encoder, language_of
+from llm2clip.encoders.catalog.hub import resolve_files
 from llm2clip.encoders.catalog.hub_files import encoder_files
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.config_io import read_object
@@ -42,7 +42,7 @@ class VisionSource:
     """What the encoder is called."""
     plan: VisionPlan
     """What is in it."""
-    row: EncoderRow | None
+    row: EncoderEntry | None
     """Its line of the catalogue."""
     folder: Path
     """Where it was found."""
@@ -98,13 +98,13 @@ class VisionSource:
         return (f"{self.plan.layout} tower", *whose, *self.plan.found, f"images prepared {how}")
 
 
-def published_vision(row: EncoderRow) -> VisionSource:
+def published_vision(row: EncoderEntry) -> VisionSource:
     """The tower of a published encoder, fetched now if need be.
 
     Raises:
         ModelError: Its file is not here and cannot be fetched, is damaged, or is not the published one.
     """
-    folder = locate(encoder_files(row))
+    folder = resolve_files(encoder_files(row))
     path = _choose(folder, row.weights)
     size = path.stat().st_size
     if row.weights_bytes and size != row.weights_bytes:
@@ -147,7 +147,7 @@ def holds_tower(path: Path) -> bool:
     return not (path / "config.json").is_file() and bool(pickles)
 
 
-def _open(path: Path, *, folder: Path, row: EncoderRow | None) -> VisionSource:
+def _open(path: Path, *, folder: Path, row: EncoderEntry | None) -> VisionSource:
     converted = path.suffix in PICKLED
     file, settings = path, None
     if converted:
@@ -167,13 +167,13 @@ def _settings_of_training(folder: Path) -> dict[str, Any]:
     return settings if "vision_cfg" in settings else {}
 
 
-def _row_of(source: VisionSource, name: str) -> EncoderRow | None:
+def _row_of(source: VisionSource, name: str) -> EncoderEntry | None:
     """The published encoder that a file of one's own is, or one of its shape: no two have as many numbers.
 
     It is the published one if it has its hash, or else, as most hashes were never published, its name.
     """
     plan = source.plan
-    alike = (row for row in encoder_rows() if row.layout == plan.layout)
+    alike = (row for row in encoder_entries() if row.layout == plan.layout)
     sizes = plan.parameters, plan.image_size
     row = next((row for row in alike if (row.parameters, row.image_size) == sizes), None)
     if row is None:
@@ -183,9 +183,9 @@ def _row_of(source: VisionSource, name: str) -> EncoderRow | None:
     return row if published else _own_row(row, name)
 
 
-def _own_row(like: EncoderRow, name: str) -> EncoderRow:
+def _own_row(like: EncoderEntry, name: str) -> EncoderEntry:
     """A line for a tower of one's own: the rules of the published one of its shape, and nothing else of it."""
-    return EncoderRow(
+    return EncoderEntry(
         name=name,
         family=like.family,
         repository="",
@@ -203,7 +203,7 @@ def _own_row(like: EncoderRow, name: str) -> EncoderRow:
     )
 
 
-def _check(plan: VisionPlan, row: EncoderRow) -> None:
+def _check(plan: VisionPlan, row: EncoderEntry) -> None:
     wrong = []
     if plan.layout != row.layout:
         wrong.append(f"a tower of layout {plan.layout}, expected {row.layout}")

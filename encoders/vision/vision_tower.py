@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.layers.activations import quicken
+from llm2clip.encoders.layers.activations import replace_quick_gelu
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
 from llm2clip.encoders.layers.text_adapter import AdapterConfig
 from llm2clip.encoders.vision.adapter_weights import AdapterPlan, find_adapter
@@ -311,7 +311,9 @@ def _build(shape: TowerShape) -> nn.Module:
             torch.arange(buffer.numel(), device="cpu").view(buffer.shape),
             persistent=False,
         )
-    return TransformersTower(quicken(model), "image_embeds" if shape.layout == "openai" else "pooler_output")
+    return TransformersTower(
+        replace_quick_gelu(model), "image_embeds" if shape.layout == "openai" else "pooler_output"
+    )
 
 
 def _place(name: str, shapes: Mapping[str, object]) -> str:

@@ -127,7 +127,7 @@ def _refusal(ways: list[Need], *, name: str, device: torch.device, free: int) ->
     )
 
 
-def give_back() -> None:
+def release_memory() -> None:
     """Return freed memory to the system where that can be asked for (glibc); else it stays with the process."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:

@@ -84,7 +84,7 @@ def import_quietly() -> None:
             logger.setLevel(level)
 
 
-def rounder(choice: Choice, device: torch.device) -> Callable[[nn.Linear], None]:
+def weight_quantizer(choice: Choice, device: torch.device) -> Callable[[nn.Linear], None]:
     """A function that rounds the weight of a linear layer where it lies.
 
     Raises:

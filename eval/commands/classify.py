@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2clip.common.entrypoint import winding_up
-from llm2clip.common.terminal import note, one_line_errors, plain
+from llm2clip.common.entrypoint import graceful_interrupt
+from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
 
 if TYPE_CHECKING:
     from llm2clip.eval.runner.zero_shot_run import ClassReport, ClassTask
@@ -50,7 +50,7 @@ def classify(
 
         task = _task(folder, names, templates, language=language, protocol=protocol)
         picked = candidates(encoder, device=device, dtype=dtype, parity="native")
-        with winding_up(), _bar(len(picked) * len(task.images.images)) as advance:
+        with graceful_interrupt(), _bar(len(picked) * len(task.images.images)) as advance:
             reports = [
                 measure_classes(one, task, cache=cache or _cache(), progress=advance) for one in picked
             ]
@@ -87,7 +87,7 @@ def captions(
         chosen = list(
             sets(dataset or [], data or [], folder=data_folder or default_data(), languages=language or [])
         )
-        with winding_up():
+        with graceful_interrupt():
             reports = [
                 measure_captions(one, each, cache=cache or _cache()) for one in picked for each in chosen
             ]
@@ -138,7 +138,7 @@ def _show(reports: Sequence[ClassReport], json_file: Path | None) -> None:
     from llm2clip.eval.runner.zero_shot import Classification
 
     for report in reports:
-        result, who = report.result, plain(f"{report.encoder['label']} on {report.task}")
+        result, who = report.result, escape_control(f"{report.encoder['label']} on {report.task}")
         if isinstance(result, Classification):
             typer.echo(f"{who}: {result.images:,} images, {result.classes:,} classes")
             rows = [("top-1", result.top1), ("top-5", result.top5)]
@@ -153,7 +153,7 @@ def _show(reports: Sequence[ClassReport], json_file: Path | None) -> None:
         for label, interval in rows:
             typer.echo(f"  {label:<18} {_percent(interval)}")
         for line in report.notes:
-            note(plain(line))
+            log_stderr(escape_control(line))
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps([report.as_json() for report in reports], ensure_ascii=False, indent=1)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from llm2clip.common.terminal import note, one_line_errors, plain
+from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
 
 
 def prepare(
@@ -33,7 +33,7 @@ def prepare(
         if name is None:
             for each, title, there in preparing.summary(folder):
                 typer.echo(f"{'there' if there else 'missing':<8} {each:<18} {title}")
-            note(
+            log_stderr(
                 f"looked below {folder}; llm2clip-eval prepare NAME says what is missing and checks what is there"
             )
             return
@@ -41,6 +41,6 @@ def prepare(
         if as_json:
             typer.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=1))
         else:
-            typer.echo("\n".join(plain(line) for line in preparing.as_text(report)))
+            typer.echo("\n".join(escape_control(line) for line in preparing.as_text(report)))
     if not report.complete:
         raise typer.Exit(1)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from llm2clip.common.entrypoint import winding_up
-from llm2clip.common.terminal import note, one_line_errors
+from llm2clip.common.entrypoint import graceful_interrupt
+from llm2clip.common.terminal import log_stderr, one_line_errors
 
 if TYPE_CHECKING:
     from llm2clip.eval.commands.arguments import Parity
@@ -97,14 +97,14 @@ def run(
             lengths=lengths,
         )
         out.mkdir(parents=True, exist_ok=True)
-        with winding_up(), TerminalReporter() as reporter:
+        with graceful_interrupt(), TerminalReporter() as reporter:
             chosen = choosing.sets(
                 dataset or [], data or [], folder=data_folder or default_data(), languages=language or []
             )
             whole = [one.first(limit) if limit else one for one in chosen]
             for result in measure(picked, whole, options=options, reporter=reporter):
                 typer.echo(out / result.file_name)
-        note(f"see them with: llm2clip-eval leaderboard {out}")
+        log_stderr(f"see them with: llm2clip-eval leaderboard {out}")
 
 
 def leaderboard(
@@ -128,7 +128,7 @@ def leaderboard(
 
         board = build_board(read_results(results or [RESULTS]))
         console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=150)
-        note("R@k in percent, 95 % interval below; T→I: texts ask for images, I→T: images for texts")
+        log_stderr("R@k in percent, 95 % interval below; T→I: texts ask for images, I→T: images for texts")
         for each in terminal_tables(board, limit=top, width=console.width):
             console.print(each)
         if markdown:
@@ -142,7 +142,7 @@ def leaderboard(
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    note(f"wrote {path}")
+    log_stderr(f"wrote {path}")
 
 
 def compare(

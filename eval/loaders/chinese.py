@@ -9,13 +9,13 @@ from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines
 from llm2clip.eval.loaders.english import comma_lines, grouped
 from llm2clip.eval.loaders.protocol_files import Layout, base64_images, image
-from llm2clip.eval.loaders.unchecked_set import Draft
+from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 
 _TAGGED = re.compile(r"(?P<word>.*):[A-Za-z]{1,5}\d?")
 _NUMBERED = re.compile(r"(?P<image>[^#\s]+)#(?:\w+#)?(?P<number>\d+)\s+(?P<text>.*)")
 
 
-def tsv(layout: Layout) -> Draft:
+def tsv(layout: Layout) -> UncheckedSet:
     """``*_texts.jsonl`` and ``*_imgs.tsv``: a text may have several images, all images are the gallery.
 
     Raises:
@@ -46,7 +46,7 @@ def tsv(layout: Layout) -> Draft:
     return draft
 
 
-def flickr30k_cn(layout: Layout) -> Draft:
+def flickr30k_cn(layout: Layout) -> UncheckedSet:
     """Chinese-CLIP's packaging, or a text file with or without part-of-speech tags, which are removed.
 
     The authors' file (``seg.``) has lines ``1009692167#zhm#1 word:tag ...``, the others ``1009692167.jpg,text``.
@@ -74,7 +74,7 @@ def flickr30k_cn(layout: Layout) -> Draft:
     return draft
 
 
-def coco_cn(layout: Layout) -> Draft:
+def coco_cn(layout: Layout) -> UncheckedSet:
     """Chinese-CLIP's packaging, or ``imageid.*-caption.txt`` with the list of the test images.
 
     Raises:

@@ -10,12 +10,12 @@ from typing import Any
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, read_json, read_lines, take
 from llm2clip.eval.loaders.protocol_files import Layout, image
-from llm2clip.eval.loaders.unchecked_set import Draft
+from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 
 _NUMBERED = re.compile(r"(?P<image>[^#\t]+)#(?P<number>\d+)\t(?P<text>.*)", re.DOTALL)
 
 
-def karpathy(layout: Layout) -> Draft:
+def karpathy(layout: Layout) -> UncheckedSet:
     """Karpathy's test split in any of its forms: CLIP_benchmark's text or COCO schema, BLIP's list, Karpathy's own.
 
     Raises:
@@ -40,7 +40,7 @@ def karpathy(layout: Layout) -> Draft:
     return _fill(layout, found, where=str(path))
 
 
-def coco(layout: Layout) -> Draft:
+def coco(layout: Layout) -> UncheckedSet:
     """COCO's own annotations: ``images`` and ``annotations``.
 
     Raises:
@@ -51,7 +51,7 @@ def coco(layout: Layout) -> Draft:
     return _fill(layout, _coco_schema(content, path), where=str(path))
 
 
-def token(layout: Layout) -> Draft:
+def token(layout: Layout) -> UncheckedSet:
     """Numbered captions, ``1000092795.jpg#0<TAB>text`` a line; ``.jpg`` may be absent, as in Flickr30k-CNA.
 
     Raises:
@@ -171,7 +171,7 @@ def _coco_schema(content: dict[str, Any], path: Path) -> list[tuple[str, list[st
     return [(name, texts[key]) for key, name in names.items()]
 
 
-def _fill(layout: Layout, found: Iterable[tuple[str, list[str]]], *, where: str) -> Draft:
+def _fill(layout: Layout, found: Iterable[tuple[str, list[str]]], *, where: str) -> UncheckedSet:
     folder = layout.images()
     for name, texts in found:
         layout.draft.image(name, image(folder, name), where=where)

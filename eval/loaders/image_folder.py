@@ -11,7 +11,7 @@ from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
 from llm2clip.eval.datasets.tar_images import DatasetError, flat_texts
 from llm2clip.eval.loaders.sidecars import sidecars
-from llm2clip.eval.loaders.unchecked_set import Draft, some
+from llm2clip.eval.loaders.unchecked_set import UncheckedSet, some
 from llm2clip.eval.results.published_numbers import printed_protocols
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.corpora.open import open_corpus
@@ -39,7 +39,7 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
     records = _records(path)
     language = language or _only_language(records)
     found = sidecars(records, Path(path).expanduser())
-    draft = Draft()
+    draft = UncheckedSet()
     draft.empty += sorted(found.blank)
     kinds: Counter[str] = Counter()
     for record in records:

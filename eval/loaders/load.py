@@ -12,9 +12,9 @@ from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders import chinese, english, multilingual
 from llm2clip.eval.loaders import long_captions as long_text
 from llm2clip.eval.loaders.protocol_files import Layout
-from llm2clip.eval.loaders.unchecked_set import Draft
+from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 
-READERS: Mapping[str, Callable[[Layout], Draft]] = {
+READERS: Mapping[str, Callable[[Layout], UncheckedSet]] = {
     "aligned": multilingual.aligned,
     "coco": english.coco,
     "coco_cn": chinese.coco_cn,

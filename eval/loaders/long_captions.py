@@ -8,12 +8,12 @@ from pathlib import Path
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, json_list, read_json, read_text, take
 from llm2clip.eval.loaders.protocol_files import Layout, files_hash, image
-from llm2clip.eval.loaders.unchecked_set import Draft
+from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 
 _SENTENCES = re.compile(r"\n|</s>|\.")
 
 
-def sharegpt4v(layout: Layout) -> Draft:
+def sharegpt4v(layout: Layout) -> UncheckedSet:
     """The first records: image and the answer of its conversation, line breaks replaced by spaces.
 
     Raises:
@@ -36,7 +36,7 @@ def sharegpt4v(layout: Layout) -> Draft:
     return draft
 
 
-def urban1k(layout: Layout) -> Draft:
+def urban1k(layout: Layout) -> UncheckedSet:
     """``1.txt`` belongs to ``1.jpg``; of each text the first line.
 
     Raises:
@@ -62,7 +62,7 @@ def urban1k(layout: Layout) -> Draft:
     return draft
 
 
-def docci(layout: Layout) -> Draft:
+def docci(layout: Layout) -> UncheckedSet:
     """The lines of split ``test``; the other splits are passed over.
 
     Raises:
@@ -81,7 +81,7 @@ def docci(layout: Layout) -> Draft:
     return draft
 
 
-def dci(layout: Layout) -> Draft:
+def dci(layout: Layout) -> UncheckedSet:
     """All images that ``splits.json`` lists, each with its short and extra caption.
 
     Raises:

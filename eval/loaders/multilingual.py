@@ -9,11 +9,11 @@ from llm2clip.eval.datasets.retrieval_set import ImageRef
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines, take
 from llm2clip.eval.loaders.protocol_files import Layout, image
-from llm2clip.eval.loaders.unchecked_set import Draft
+from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 from llm2clip.indexer.records.file_types import ending, image_endings
 
 
-def xm3600(layout: Layout) -> Draft:
+def xm3600(layout: Layout) -> UncheckedSet:
     """``captions.jsonl``: of each image the captions of one language, all or the first.
 
     Raises:
@@ -40,7 +40,7 @@ def xm3600(layout: Layout) -> Draft:
     return draft
 
 
-def aligned(layout: Layout) -> Draft:
+def aligned(layout: Layout) -> UncheckedSet:
     """Line i of each caption file belongs to line i of the file of names.
 
     Raises:
@@ -65,7 +65,7 @@ def aligned(layout: Layout) -> Draft:
     return draft
 
 
-def xflickrco(layout: Layout) -> Draft:
+def xflickrco(layout: Layout) -> UncheckedSet:
     """One sentence an image, of Flickr30k or of COCO.
 
     Raises:
@@ -82,7 +82,7 @@ def xflickrco(layout: Layout) -> Draft:
     return draft
 
 
-def wit(layout: Layout) -> Draft:
+def wit(layout: Layout) -> UncheckedSet:
     """Rows of one ``image_url`` are one image with several captions.
 
     An image is found by the ``wit_ix`` of any of its rows or by the name in its address, with any ending.

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from llm2clip.eval.datasets.protocols import Need, Protocol, source
 from llm2clip.eval.datasets.retrieval_set import ImageRef
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.loaders.unchecked_set import Draft
+from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 
 _COCO = re.compile(r"COCO_(train2014|val2014)_\d+\.jpg")
 _CHUNK = 1 << 20
@@ -24,7 +24,7 @@ class Layout:
     def __init__(self, protocol: Protocol, *, root: Path, language: str | None) -> None:
         """Nothing is looked for until it is asked for."""
         self.protocol, self.root, self.language = protocol, root, language
-        self.draft = Draft()
+        self.draft = UncheckedSet()
         """What is read so far."""
 
     def path(self, role: str) -> Path:

@@ -16,7 +16,7 @@ _NAMED = 3
 
 
 @dataclass(kw_only=True)
-class Draft:
+class UncheckedSet:
     """Images and captions as an annotation file has them, in its order."""
 
     images: dict[str, ImageRef | None] = field(default_factory=dict)

@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores, checked_shape
 from llm2clip.eval.metrics.positives import PositivesLike
-from llm2clip.eval.metrics.rank_positions import Places, places
+from llm2clip.eval.metrics.rank_positions import RankPositions, rank_positions
 
 __all__ = [
-    "ByTies",
+    "BestRank",
     "Embeddings",
     "Ranks",
     "Scores",
-    "Standing",
+    "TieBounds",
     "Ties",
+    "best_rank",
     "checked_shape",
     "found_share",
-    "standing",
 ]
 
 
@@ -37,7 +37,7 @@ class Ties(Enum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByTies:
+class TieBounds:
     """One metric, by who wins a tie; for shares in [0, 1]."""
 
     pessimistic: float
@@ -63,7 +63,7 @@ class Ranks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class BestRank:
     """Where each query's best right answer stands among the wrong ones.
 
     All arrays have shape (queries,) and dtype int64; a query without a right answer has 0 in ``right``.
@@ -81,7 +81,7 @@ class Standing:
     """Answers to choose from."""
 
     @classmethod
-    def of(cls, where: Places) -> Standing:
+    def of(cls, where: RankPositions) -> BestRank:
         """Take the best right answer of each query."""
         first = where.first()
         right = np.diff(first)
@@ -146,7 +146,7 @@ def _all_wrong(
     return chance
 
 
-def standing(scores: Scores | Embeddings, *, positives: PositivesLike, chunk: int | None = None) -> Standing:
+def best_rank(scores: Scores | Embeddings, *, positives: PositivesLike, chunk: int | None = None) -> BestRank:
     """Find where each row's best right answer stands; rows are queries, columns the gallery.
 
     Args:
@@ -157,7 +157,9 @@ def standing(scores: Scores | Embeddings, *, positives: PositivesLike, chunk: in
     Raises:
         ValueError: As :func:`retrieval_metrics`.
     """
-    return Standing.of(places(scores, positives=positives, best_only=True, both=False, chunk=chunk)[0])
+    return BestRank.of(
+        rank_positions(scores, positives=positives, best_only=True, both=False, chunk=chunk)[0]
+    )
 
 
 def found_share(
@@ -171,7 +173,7 @@ def found_share(
     Returns:
         Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer.
     """
-    where = places(scores, positives=positives, both=False, chunk=chunk)[0]
+    where = rank_positions(scores, positives=positives, both=False, chunk=chunk)[0]
     # Right answers above stand before, and so do all wrong ones of the same score: of right ones of the same score,
     # those counted before this one.
     group, right = where.tie_groups()

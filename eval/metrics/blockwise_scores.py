@@ -51,7 +51,7 @@ class Embeddings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighed:
+class ThresholdCounts:
     """Lines of a block (queries, or answers when ``axis`` is 0) compared with two limits each."""
 
     above: Indices
@@ -66,7 +66,9 @@ class Block(ABC):
     """Scores of some queries with the whole gallery."""
 
     @abstractmethod
-    def weigh(self, lines: Indices, *, low: Scores, high: Scores, axis: int, list_up_to: int) -> Weighed:
+    def weigh(
+        self, lines: Indices, *, low: Scores, high: Scores, axis: int, list_up_to: int
+    ) -> ThresholdCounts:
         """Count scores above ``high`` and from ``low`` on; list those between if at most ``list_up_to``."""
 
     @abstractmethod
@@ -118,7 +120,9 @@ class ArrayBlock(Block):
         self._start = start
         self._final: ArrayBlock | None = None
 
-    def weigh(self, lines: Indices, *, low: Scores, high: Scores, axis: int, list_up_to: int) -> Weighed:
+    def weigh(
+        self, lines: Indices, *, low: Scores, high: Scores, axis: int, list_up_to: int
+    ) -> ThresholdCounts:
         """See :class:`Block`."""
         values = self._values
         if len(lines) < values.shape[1 - axis]:
@@ -133,7 +137,7 @@ class ArrayBlock(Block):
             np.logical_xor(over, from_low, out=over)
             row, column = np.divmod(np.flatnonzero(over), over.shape[1])
             found = (row, column) if axis else (column, row)
-        return Weighed(above=above, reached=reached, doubtful=found)
+        return ThresholdCounts(above=above, reached=reached, doubtful=found)
 
     def settled(self) -> Block:
         """See :class:`Block`."""

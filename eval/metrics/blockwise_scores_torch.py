@@ -15,7 +15,7 @@ from llm2clip.eval.metrics.blockwise_scores import (
     Indices,
     Scores,
     Source,
-    Weighed,
+    ThresholdCounts,
     checked_norms,
     rounding_share,
 )
@@ -32,7 +32,9 @@ class TorchBlock(Block):
         self._start = start
         self._final: TorchBlock | None = None
 
-    def weigh(self, lines: Indices, *, low: Scores, high: Scores, axis: int, list_up_to: int) -> Weighed:
+    def weigh(
+        self, lines: Indices, *, low: Scores, high: Scores, axis: int, list_up_to: int
+    ) -> ThresholdCounts:
         """See :class:`Block`."""
         values = self._values
         device = values.device
@@ -46,7 +48,7 @@ class TorchBlock(Block):
             row, column = torch.nonzero(over ^ from_low, as_tuple=True)
             pair = (row.cpu().numpy(), column.cpu().numpy())
             found = pair if axis else (pair[1], pair[0])
-        return Weighed(above=above, reached=reached, doubtful=found)
+        return ThresholdCounts(above=above, reached=reached, doubtful=found)
 
     def settled(self) -> Block:
         """See :class:`Block`."""

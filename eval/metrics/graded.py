@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import ByTies, Ties
+from llm2clip.eval.metrics.best_rank import TieBounds, Ties
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Indices, Scores, checked_shape
 from llm2clip.eval.metrics.positives import Positives
-from llm2clip.eval.metrics.rank_positions import Places, places
+from llm2clip.eval.metrics.rank_positions import RankPositions, rank_positions
 
 
-def average_precision_at_r(where: Places, *, ties: Ties = Ties.PESSIMISTIC) -> NDArray[np.float64]:
+def average_precision_at_r(where: RankPositions, *, ties: Ties = Ties.PESSIMISTIC) -> NDArray[np.float64]:
     """Average precision over the first R answers, R being the query's own number of right ones.
 
     The sum of the precisions at each right answer among the first R, divided by R (Musgrave, Belongie & Lim, ECCV
@@ -46,7 +46,7 @@ def average_precision_at_r(where: Places, *, ties: Ties = Ties.PESSIMISTIC) -> N
 
 
 def _expected_precision(
-    where: Places, members: Indices, slot: Indices, limit: Indices
+    where: RankPositions, members: Indices, slot: Indices, limit: Indices
 ) -> NDArray[np.float64]:
     """Expected sum of precisions over the ranks that a tie group fills; valid at the first pair of each group.
 
@@ -89,7 +89,7 @@ class Relevance:
 
 def graded_gain(
     scores: Scores | Embeddings, *, relevance: Relevance, ks: Sequence[int] = (10,), chunk: int | None = None
-) -> tuple[dict[int, ByTies], dict[int, ByTies]]:
+) -> tuple[dict[int, TieBounds], dict[int, TieBounds]]:
     """Normalised discounted cumulative gain, text to image and image to text, by k.
 
     Gains are divided by log2(rank + 1), summed over the first k, and divided by what the best order would give: trec's
@@ -102,7 +102,7 @@ def graded_gain(
     table: dict[int, set[int]] = {}
     for text, image in zip(relevance.text.tolist(), relevance.image.tolist(), strict=True):
         table.setdefault(text, set()).add(image)
-    rows, columns = places(scores, positives=Positives.of(table, shape=shape), chunk=chunk)
+    rows, columns = rank_positions(scores, positives=Positives.of(table, shape=shape), chunk=chunk)
     assert columns is not None
     key = relevance.text * np.int64(shape[1]) + relevance.image
     order = np.argsort(key)
@@ -113,17 +113,17 @@ def graded_gain(
     return found[0], found[1]
 
 
-def _mean_gain(where: Places, gain: NDArray[np.float64], k: int) -> ByTies:
+def _mean_gain(where: RankPositions, gain: NDArray[np.float64], k: int) -> TieBounds:
     asked = np.bincount(where.query, weights=gain, minlength=where.queries) > 0
     if not asked.any():
         raise ValueError("no query has an answer with a gain above 0, expected at least one")
-    return ByTies(
+    return TieBounds(
         **{ties.value: float(discounted_gain(where, gain, k, ties=ties)[asked].mean()) for ties in Ties}
     )
 
 
 def discounted_gain(
-    where: Places, gain: NDArray[np.float64], k: int, *, ties: Ties = Ties.PESSIMISTIC
+    where: RankPositions, gain: NDArray[np.float64], k: int, *, ties: Ties = Ties.PESSIMISTIC
 ) -> NDArray[np.float64]:
     """Normalised discounted cumulative gain at ``k`` of each query.
 

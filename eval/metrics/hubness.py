@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores, checked_shape
 from llm2clip.eval.metrics.positives import Positives, PositivesLike
-from llm2clip.eval.metrics.rank_positions import places
+from llm2clip.eval.metrics.rank_positions import rank_positions
 from llm2clip.eval.metrics.recall import RetrievalMetrics, Unmatched, direction_metrics
 from llm2clip.eval.metrics.score_source import source_of
 
@@ -156,7 +156,7 @@ def corrected_metrics(
     forward = corrected(scores, corrector=corrector, bank=corrector.text_bank)
     backward = corrected(_swapped(scores), corrector=corrector, bank=corrector.image_bank)
     found = [
-        direction_metrics(places(one, positives=own, both=False)[0], ks=ks, unmatched=unmatched)
+        direction_metrics(rank_positions(one, positives=own, both=False)[0], ks=ks, unmatched=unmatched)
         for one, own in ((forward, pairs), (backward, pairs.transposed()))
     ]
     return RetrievalMetrics(text_to_image=found[0], image_to_text=found[1])

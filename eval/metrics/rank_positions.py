@@ -22,7 +22,7 @@ _LISTED_SHARE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Places:
+class RankPositions:
     """One row for each right pair, ordered by query and, within a query, best score first."""
 
     query: Indices
@@ -56,14 +56,14 @@ class Places:
         return group, np.bincount(group)[group]
 
 
-def places(
+def rank_positions(
     scores: Scores | Embeddings,
     *,
     positives: PositivesLike,
     best_only: bool = False,
     both: bool = True,
     chunk: int | None = None,
-) -> tuple[Places, Places | None]:
+) -> tuple[RankPositions, RankPositions | None]:
     """Find where right answers stand, for rows as queries and for columns as queries.
 
     Args:
@@ -87,7 +87,7 @@ def places(
         block = source.block(start, min(start + step, source.shape[0]))
         for tally in tallies:
             tally.add(block, start, min(start + step, source.shape[0]))
-    return tallies[0].places(), tallies[1].places() if both else None
+    return tallies[0].rank_positions(), tallies[1].rank_positions() if both else None
 
 
 class _Tally:
@@ -123,10 +123,10 @@ class _Tally:
             elif len(weighed.doubtful[0]):
                 self._settle(pairs, *weighed.doubtful, start=start)
 
-    def places(self) -> Places:
+    def rank_positions(self) -> RankPositions:
         """What was counted."""
         queries, gallery = self._source.shape if self._axis else self._source.shape[::-1]
-        return Places(
+        return RankPositions(
             query=self._query,
             answer=self._answer,
             score=self._score,

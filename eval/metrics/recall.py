@@ -1,7 +1,7 @@
 """Retrieval metrics: where a query's right answers stand, and the share of queries answered in the first k.
 
 Everything here is arithmetic on scores or vectors; nothing knows an encoder, an index or a data set. The one
-intermediate result is :class:`Places`, one row per right pair, from which every number is derived; a further
+intermediate result is :class:`RankPositions`, one row per right pair, from which every number is derived; a further
 metric (reciprocal rank, bootstrap intervals) needs no second pass over the scores.
 
 What is counted, and the tie rule, follow the definitions in golden case i and McSherry & Najork, ECIR 2008.
@@ -17,11 +17,11 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import ByTies, Standing, Ties
+from llm2clip.eval.metrics.best_rank import BestRank, TieBounds, Ties
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores
 from llm2clip.eval.metrics.graded import average_precision_at_r
 from llm2clip.eval.metrics.positives import PositivesLike
-from llm2clip.eval.metrics.rank_positions import Places, places
+from llm2clip.eval.metrics.rank_positions import RankPositions, rank_positions
 
 
 class Unmatched(Enum):
@@ -33,7 +33,7 @@ class Unmatched(Enum):
     """Asked, and never answered (CLIP_benchmark)."""
 
 
-Recall: TypeAlias = ByTies
+Recall: TypeAlias = TieBounds
 """Share of queries with a right answer among the first k (a hit rate), by tie rule, in [0, 1]."""
 
 
@@ -51,7 +51,7 @@ class DirectionMetrics:
     """Queries without a right answer, left out or counted as misses as the caller chose."""
     gallery: int
     """Answers to choose from."""
-    map_at_r: ByTies | None = None
+    map_at_r: TieBounds | None = None
     """Mean average precision over the first R answers, R being each query's number of right ones; see
     :func:`llm2clip.eval.metrics.graded.average_precision_at_r`. ``None`` where only best answers were placed."""
 
@@ -99,7 +99,7 @@ def retrieval_metrics(
         ValueError: For a non-finite score, shapes that disagree, an index out of range, a bad k, and for
             queries without a right answer when ``unmatched`` is not given.
     """
-    forward, backward = places(scores, positives=positives, chunk=chunk)
+    forward, backward = rank_positions(scores, positives=positives, chunk=chunk)
     assert backward is not None
     return RetrievalMetrics(
         text_to_image=direction_metrics(forward, ks=ks, unmatched=unmatched),
@@ -108,10 +108,10 @@ def retrieval_metrics(
 
 
 def direction_metrics(
-    found: Standing | Places, *, ks: Sequence[int] = (1, 5, 10), unmatched: Unmatched | None = None
+    found: BestRank | RankPositions, *, ks: Sequence[int] = (1, 5, 10), unmatched: Unmatched | None = None
 ) -> DirectionMetrics:
     """Sum up one direction's queries; see :func:`retrieval_metrics`. mAP@R needs the places of all right answers."""
-    where = Standing.of(found) if isinstance(found, Places) else found
+    where = BestRank.of(found) if isinstance(found, RankPositions) else found
     if not ks or any(isinstance(k, bool) or k != int(k) or k < 1 for k in ks) or len(set(ks)) != len(ks):
         raise ValueError(
             f"got ks {list(ks)}, expected different whole numbers of at least 1, such as (1, 5, 10)"
@@ -136,12 +136,12 @@ def direction_metrics(
         queries=int(np.count_nonzero(asked)),
         unmatched=missing,
         gallery=where.gallery,
-        map_at_r=_mean_precision(found, asked) if isinstance(found, Places) else None,
+        map_at_r=_mean_precision(found, asked) if isinstance(found, RankPositions) else None,
     )
 
 
-def _mean_precision(found: Places, asked: NDArray[np.bool_]) -> ByTies:
-    return ByTies(
+def _mean_precision(found: RankPositions, asked: NDArray[np.bool_]) -> TieBounds:
+    return TieBounds(
         **{ties.value: float(average_precision_at_r(found, ties=ties)[asked].mean()) for ties in Ties}
     )
 

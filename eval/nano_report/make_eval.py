@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2clip.common.entrypoint import winding_up
-from llm2clip.common.terminal import note, one_line_errors
+from llm2clip.common.entrypoint import graceful_interrupt
+from llm2clip.common.terminal import log_stderr, one_line_errors
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
@@ -49,7 +49,7 @@ def everything(
 
         folder = made or data_home() / "eval"
         options = RunOptions(out=out / "results", cache=out / "vectors")
-        with winding_up(), TerminalReporter() as reporter:
+        with graceful_interrupt(), TerminalReporter() as reporter:
             sets = list(_sets(folder, data or [], quick=quick))
             found = list(run(list(candidates(out / "encoders")), sets, options=options, reporter=reporter))
         write_board(found, out)
@@ -88,7 +88,7 @@ def _sets(made: Path, own: list[str], *, quick: bool) -> Iterator[RetrievalSet]:
     from llm2clip.eval.loaders.image_folder import data_languages, load_data
     from llm2clip.eval.nano_report.data import make_missing
 
-    make_missing(made, [EMOJI, SCENES], say=note)
+    make_missing(made, [EMOJI, SCENES], say=log_stderr)
     wanted = [("emoji", made / EMOJI, _EMOJI_LANGUAGES), ("scenes", made / SCENES, _SCENE_LANGUAGES)]
     wanted += [(name, Path(path), _OWN_LANGUAGES) for name, path in map(labelled, own)]
     for name, place, preferred in wanted:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import Embeddings, standing
+from llm2clip.eval.metrics.best_rank import Embeddings, best_rank
 from llm2clip.eval.metrics.recall import DirectionMetrics, direction_metrics
 from llm2clip.eval.nano_report.data import Gallery, Scene, write_gallery
 from llm2clip.eval.nano_report.queries import FreeQuery, Split, plain_emoji
@@ -257,7 +257,7 @@ def _text_to_image(
     encoder: TextEncoder, texts: Sequence[str], vectors: NDArray[np.float32], owners: Sequence[int]
 ) -> DirectionMetrics:
     pair = Embeddings(texts=encoder.encode_texts(texts), images=vectors)
-    return direction_metrics(standing(pair, positives=np.asarray(owners)), ks=KS)
+    return direction_metrics(best_rank(pair, positives=np.asarray(owners)), ks=KS)
 
 
 def _recalls(result: DirectionMetrics, *, table: str, subject: str, row: str) -> Iterator[Measurement]:

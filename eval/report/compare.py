@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llm2clip.common.terminal import plain
+from llm2clip.common.terminal import escape_control
 from llm2clip.eval.results.records import Direction, Result, unpack
 from llm2clip.eval.stats.bootstrap import Resampling
 from llm2clip.eval.stats.paired_tests import PairedTest, holm, paired_test
@@ -162,7 +162,7 @@ def conclusion(compared: Compared) -> list[str]:
     lines = [f"{said}; {open_} undecided (R@1, all claims together at 95 %)."]
     if compared.passed_over:
         lines.append(f"Passed over, as the two were asked other queries: {', '.join(compared.passed_over)}.")
-    return [plain(line) for line in lines]
+    return [escape_control(line) for line in lines]
 
 
 def comparison_table(compared: Compared) -> Table:
@@ -172,7 +172,7 @@ def comparison_table(compared: Compared) -> Table:
     from rich.text import Text
 
     title = f"{compared.first} against {compared.second}, R@1"
-    table = Table(title=Text(plain(title)), title_justify="left", box=box.SIMPLE)
+    table = Table(title=Text(escape_control(title)), title_justify="left", box=box.SIMPLE)
     table.add_column("set", overflow="fold")
     for head in ("first\nsecond", "difference", "only first\nonly second", "effect", "p, corrected"):
         table.add_column(head, justify="right", no_wrap=True)
@@ -180,7 +180,7 @@ def comparison_table(compared: Compared) -> Table:
         test = line.test
         asked = "T→I" if line.direction == "t2i" else "I→T"
         table.add_row(
-            Text(f"{plain(line.dataset)}\n{asked}"),
+            Text(f"{escape_control(line.dataset)}\n{asked}"),
             f"{100 * line.first:.1f}\n{100 * line.second:.1f}",
             f"{100 * test.difference:+.1f}\n{100 * test.low:+.1f} to {100 * test.high:+.1f}",
             f"{test.wins:,}\n{test.losses:,}",

@@ -15,7 +15,7 @@ from llm2clip.eval.datasets.retrieval_set import PARTIAL
 from llm2clip.eval.results.published_numbers import (
     NO_MARK,
     Comparison,
-    Mark,
+    Flag,
     Published,
     compare_value,
     mark,
@@ -63,7 +63,7 @@ class Row:
     """Where they are printed, if they are not."""
     hf_id: str = ""
     """The checkpoint, if it is known."""
-    mark: Mark = NO_MARK
+    mark: Flag = NO_MARK
     """What is the matter with a printed row."""
     overlap: Overlap = NOTHING_KNOWN
     """Whether a printed model is known to have seen the set in training; ours is in the result."""

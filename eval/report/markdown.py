@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Collection, Iterable
 
-from llm2clip.common.terminal import plain
+from llm2clip.common.terminal import escape_control
 from llm2clip.eval.report.leaderboard import (
     DIRECTIONS,
     KS,
@@ -287,4 +287,4 @@ def _md_table(heads: list[str], lines: Iterable[list[str]]) -> list[str]:
 
 
 def _md(text: str) -> str:
-    return plain(text).translate(_MARKS)
+    return escape_control(text).translate(_MARKS)

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from llm2clip.common.terminal import plain
+from llm2clip.common.terminal import escape_control
 from llm2clip.eval.datasets.retrieval_set import RetrievalSet
 from llm2clip.eval.results.records import Result
 
@@ -44,13 +44,15 @@ class TerminalReporter:
     def begin(self, encoder: str, the_set: RetrievalSet) -> None:
         """Encoding and counting begin."""
         self._clear()
-        name = plain(f"{encoder} on {the_set.id}")
+        name = escape_control(f"{encoder} on {the_set.id}")
         if not self._console.is_terminal:
             self._console.print(name, markup=False, soft_wrap=True)
         if the_set.id not in self._told:
             self._told.add(the_set.id)
             for each in the_set.notes:
-                self._console.print(plain(f"note: {the_set.id}: {each}"), markup=False, soft_wrap=True)
+                self._console.print(
+                    escape_control(f"note: {the_set.id}: {each}"), markup=False, soft_wrap=True
+                )
         for side, total in (("images", len(the_set.images)), ("texts", len(the_set.captions))):
             what = "images" if side == "images" else "captions"
             self._tasks[side] = self._bars.add_task(f"{name}: {what}", total=total)
@@ -70,7 +72,7 @@ class TerminalReporter:
         encoded = result.cost.images_encoded + result.cost.texts_encoded if result.cost else 0
         how = f"{encoded:,} encoded" if encoded else "all vectors from disk"
         line = f"{result.encoder.label} on {result.set.id}: {', '.join(found)}; {how}"
-        self._console.print(plain(line), markup=False, soft_wrap=True)
+        self._console.print(escape_control(line), markup=False, soft_wrap=True)
 
     def _clear(self) -> None:
         for task in self._tasks.values():

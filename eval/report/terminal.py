@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from llm2clip.common.terminal import plain
+from llm2clip.common.terminal import escape_control
 from llm2clip.eval.report.leaderboard import DIRECTIONS, KS, Board, Cell, Row
 from llm2clip.eval.report.markdown import (
     COMPARISON_HEADS,
@@ -38,15 +38,15 @@ def terminal_tables(board: Board, *, limit: int, width: int) -> Iterator[Rendera
     for table in board.tables:
         rows = table.rows(limit=limit)
         known = set_notes(table)
-        yield Text(plain(heading(table)), style="italic")
-        yield from (Text(plain(note), style="dim") for note in known)
+        yield Text(escape_control(heading(table)), style="italic")
+        yield from (Text(escape_control(note), style="dim") for note in known)
         if width >= WIDE:
             yield _wide(rows, known)
             continue
         yield _narrow(rows)
         for row in rows:
             if said := row_note(row, known=known):
-                yield Text(plain(f"{row.label}: {said}"), style="" if row.ours else "dim")
+                yield Text(escape_control(f"{row.label}: {said}"), style="" if row.ours else "dim")
         yield Text("")
     if board.comparisons:
         yield Text("ours and printed, same weights and protocol", style="italic")
@@ -64,8 +64,8 @@ def _wide(rows: list[Row], known: list[str]) -> RichTable:
     one.add_column("note", overflow="fold")
     for row in rows:
         cells = [_cell(row.cells.get(measure)) for measure in measures()]
-        note = Text(plain(row_note(row, known=known)))
-        one.add_row(Text(plain(row.label)), *cells, note, style=_style(row))
+        note = Text(escape_control(row_note(row, known=known)))
+        one.add_row(Text(escape_control(row.label)), *cells, note, style=_style(row))
     return one
 
 
@@ -79,7 +79,7 @@ def _narrow(rows: list[Row]) -> RichTable:
     for k in KS:
         one.add_column(f"R@{k}", justify="right", no_wrap=True)
     for row in rows:
-        label = plain(row.label)
+        label = escape_control(row.label)
         for direction in DIRECTIONS:
             cells = [row.cells.get((direction, k)) for k in KS]
             if any(cells):
@@ -97,13 +97,13 @@ def _beside_print(board: Board, width: int) -> Iterator[RenderableType]:
     if width < WIDE:
         for who, where, k, ours, printed, difference, band, within, source in comparison_lines(board):
             line = f"{who} on {where}, {k}: {ours}, printed {printed} ({difference}, band {band}: {within}); {source}"
-            yield Text(plain(line))
+            yield Text(escape_control(line))
         return
     one = RichTable()
     for head in COMPARISON_HEADS:
         one.add_column(head, overflow="fold", no_wrap=head in COMPARISON_HEADS[2:7])
     for words in comparison_lines(board):
-        one.add_row(*(Text(plain(word)) for word in words))
+        one.add_row(*(Text(escape_control(word)) for word in words))
     yield one
 
 

@@ -66,13 +66,13 @@ def _arithmetic(encoder: Encoder) -> tuple[str, str, str]:
     """(device, arithmetic of the images' side, how the texts' side is held) of this package's encoders."""
     from llm2clip.encoders.llm2clip.nano_encoder import Llm2ClipEncoder
     from llm2clip.encoders.llm2clip.published import PublishedEncoder
-    from llm2clip.encoders.text.dual_encoder import PairEncoder
+    from llm2clip.encoders.text.dual_encoder import DualEncoder
 
     if isinstance(encoder, Llm2ClipEncoder):
         return str(encoder.device), _name(encoder.dtype), _name(encoder.dtype)
     if isinstance(encoder, PublishedEncoder):
         return str(encoder.device), _name(encoder.dtype), encoder.language.choice
-    if isinstance(encoder, PairEncoder):
+    if isinstance(encoder, DualEncoder):
         arithmetic = _name(encoder.images.dtype)
         return str(encoder.images.device), arithmetic, arithmetic
     return "cpu", "float32", "float32"

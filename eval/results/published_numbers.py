@@ -47,7 +47,7 @@ class Published:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mark:
+class Flag:
     """What is the matter with a row."""
 
     status: Status
@@ -58,12 +58,12 @@ class Mark:
     """In Chinese."""
 
 
-NO_MARK = Mark(status="")
+NO_MARK = Flag(status="")
 """Nothing is the matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Band:
+class Tolerance:
     """How far a rerun may lie from a row."""
 
     points: float
@@ -82,9 +82,9 @@ class Comparison:
     """The printed one."""
     ours: float
     """Percent."""
-    band: Band
+    band: Tolerance
     """How far apart they may lie."""
-    mark: Mark
+    mark: Flag
     """What is the matter with the printed one."""
 
     @property
@@ -141,21 +141,21 @@ def licence_note(language: str = "en") -> str:
     return str(_known()["licence_zh" if language == "zh" else "licence"])
 
 
-def mark(row: Published) -> Mark:
+def mark(row: Published) -> Flag:
     """What is known to be the matter with a row."""
     for entry in _entries("mark"):
         if _fits(entry, row):
             status: Status = "wrong" if entry["status"] == "wrong" else "unclear"
-            return Mark(status=status, reason=str(entry["reason"]), reason_zh=str(entry["reason_zh"]))
+            return Flag(status=status, reason=str(entry["reason"]), reason_zh=str(entry["reason_zh"]))
     return NO_MARK
 
 
-def band(row: Published, *, queries: int) -> Band:
+def band(row: Published, *, queries: int) -> Tolerance:
     """How far a rerun with this many queries may lie from a row."""
     entry = next(entry for entry in _entries("band") if _fits(entry, row))
     points = entry["large" if queries >= 5000 else "small"]
     assert isinstance(points, int | float)
-    return Band(
+    return Tolerance(
         points=float(points), information=bool(entry.get("information", False)), why=str(entry["why"])
     )
 

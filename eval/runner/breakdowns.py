@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import standing
+from llm2clip.eval.metrics.best_rank import best_rank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores
 from llm2clip.eval.metrics.positives import PositivesLike
 from llm2clip.eval.runner.evaluate import TextEncoder
@@ -152,7 +152,7 @@ def prefix_curve(
                 tokens=float(np.mean(read)),
                 shortened=shortened,
                 hits=bootstrap_interval(
-                    standing(pair, positives=positives).hits(options.k),
+                    best_rank(pair, positives=positives).hits(options.k),
                     clusters=options.clusters,
                     resampling=options.resampling,
                 ),

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import Standing
+from llm2clip.eval.metrics.best_rank import BestRank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
-from llm2clip.eval.metrics.rank_positions import places
+from llm2clip.eval.metrics.rank_positions import rank_positions
 from llm2clip.eval.runner.evaluate import TextEncoder
 from llm2clip.eval.stats.bootstrap import Interval, Resampling, bootstrap_intervals
 
@@ -66,9 +66,9 @@ def caption_retrieval(
             "has no caption-to-caption retrieval."
         )
     pair = Embeddings(texts=encoder.encode_texts(first), images=encoder.encode_texts(second))
-    rows, columns = places(pair, positives=np.arange(len(first)), best_only=True)
+    rows, columns = rank_positions(pair, positives=np.arange(len(first)), best_only=True)
     assert columns is not None
-    hits: list[NDArray[np.float64]] = [Standing.of(side).hits(1) for side in (rows, columns)]
+    hits: list[NDArray[np.float64]] = [BestRank.of(side).hits(1) for side in (rows, columns)]
     found = bootstrap_intervals(np.stack([*hits, (hits[0] + hits[1]) / 2]), resampling=resampling)
     return CaptionRetrieval(
         first_to_second=found[0],

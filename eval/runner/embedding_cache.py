@@ -22,7 +22,7 @@ from warnings import catch_warnings, filterwarnings
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.common.terminal import note
+from llm2clip.common.terminal import log_stderr
 from llm2clip.encoders.core.errors import TextTooLongWarning
 from llm2clip.eval.datasets.tar_images import DatasetError
 
@@ -158,11 +158,11 @@ class _Shelf:
                 found: NDArray[np.float32] = file[name]
                 shape = found.shape
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            note(f"{path} is damaged ({error}): its vectors are made again")
+            log_stderr(f"{path} is damaged ({error}): its vectors are made again")
             path.unlink(missing_ok=True)
             return None
         if shape[1:] != ((self._dim if name == "vectors" else 32),):
-            note(f"{path} holds {name} of shape {shape}: its vectors are made again")
+            log_stderr(f"{path} holds {name} of shape {shape}: its vectors are made again")
             path.unlink(missing_ok=True)
             return None
         return found

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import PARTIAL, RetrievalSet
-from llm2clip.eval.metrics.best_rank import Standing
+from llm2clip.eval.metrics.best_rank import BestRank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.hubness import Correction, Corrector, corrected_metrics, hubness
 from llm2clip.eval.metrics.positives import Positives
-from llm2clip.eval.metrics.rank_positions import Places, places
+from llm2clip.eval.metrics.rank_positions import RankPositions, rank_positions
 from llm2clip.eval.metrics.recall import Unmatched, direction_metrics
 from llm2clip.eval.results.encoder_record import code_version, libraries, machine
 from llm2clip.eval.results.records import (
@@ -112,7 +112,7 @@ def measure(
     # Products where the encoder is, if that is a GPU.
     scores = replace(vectors.embeddings, device=encoder.device if encoder.device.startswith("cuda") else None)
     pairs = Positives.of(list(the_set.caption_images), shape=scores.shape)
-    forward, backward = places(scores, positives=pairs)
+    forward, backward = rank_positions(scores, positives=pairs)
     assert backward is not None
     owners = query_clusters(pairs), np.arange(len(the_set.images))
     extras = _extras(scores, pairs, options)
@@ -164,12 +164,12 @@ def content_sha256(
 
 def _direction(
     name: Direction,
-    found: Places,
+    found: RankPositions,
     owner: NDArray[np.int64],
     options: MeasureOptions,
     extra: Extra,
 ) -> DirectionResult:
-    where = Standing.of(found)
+    where = BestRank.of(found)
     asked = where.right > 0
     counted = direction_metrics(found, ks=options.ks, unmatched=Unmatched.SKIP)
     hits = np.stack([where.hits(k)[asked] for k in options.ks])

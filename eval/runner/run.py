@@ -31,7 +31,7 @@ class Reporter(Protocol):
         """A result is there; ``fresh`` if it was measured now."""
 
 
-class Silence:
+class NullReporter:
     """A reporter that says nothing."""
 
     def begin(self, encoder: str, the_set: RetrievalSet) -> None:
@@ -89,7 +89,7 @@ def run(
         ValueError: An encoder cannot be opened, or a set cannot be encoded.
         OSError: A file cannot be read or written.
     """
-    reporter = reporter or Silence()
+    reporter = reporter or NullReporter()
     digests: dict[Image, bytes] = {}
     for candidate in candidates:
         forget_peak()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import ByTies, Ties, standing
+from llm2clip.eval.metrics.best_rank import TieBounds, Ties, best_rank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores
 from llm2clip.eval.runner.evaluate import TextEncoder
 from llm2clip.eval.stats.bootstrap import Interval, Resampling, bootstrap_intervals
@@ -27,7 +27,7 @@ class Classification:
     """Share whose class is first, ties against us."""
     top5: Interval
     """Share whose class is among the first five; all with five classes or fewer."""
-    top1_ties: ByTies
+    top1_ties: TieBounds
     """The first by every rule for ties."""
     per_class: float
     """Mean over classes of the share that is right: the number to compare where classes are of unequal size."""
@@ -95,7 +95,7 @@ def classify(
     Raises:
         ValueError: As ``retrieval_metrics``: labels out of range, scores that are not finite.
     """
-    where = standing(Embeddings(texts=images, images=classes), positives=np.asarray(labels, dtype=np.int64))
+    where = best_rank(Embeddings(texts=images, images=classes), positives=np.asarray(labels, dtype=np.int64))
     hits = np.stack([where.hits(1), where.hits(5)])
     top1, top5 = bootstrap_intervals(hits, resampling=resampling)
     counts = np.bincount(labels, minlength=len(classes))
@@ -106,7 +106,7 @@ def classify(
     return Classification(
         top1=top1,
         top5=top5,
-        top1_ties=ByTies(**{ties.value: float(where.hits(1, ties=ties).mean()) for ties in Ties}),
+        top1_ties=TieBounds(**{ties.value: float(where.hits(1, ties=ties).mean()) for ties in Ties}),
         per_class=float(share.mean()),
         classes=len(classes),
         images=len(labels),

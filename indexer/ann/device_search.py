@@ -13,10 +13,10 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import Found, HalvesScan
+from llm2clip.indexer.ann.exact_scan import ExactScan, Found
 from llm2clip.indexer.ann.exact_scan_torch import TorchScan
 from llm2clip.indexer.ann.faiss_flat import has_gpu, import_faiss
-from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
+from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import Candidates
 from llm2clip.indexer.ann.plan import Plan
 from llm2clip.indexer.core.errors import IndexerError
@@ -55,7 +55,7 @@ def faiss_on_gpu() -> bool:
     return has_gpu(faiss) and faiss.get_num_gpus() > 0
 
 
-def placed(
+def open_searcher(
     vectors: Vectors, *, device: str, plan: Plan | None = None, path: Path | None = None
 ) -> Candidates | None:
     """What proposes rows on a device; None where the stored halves are scanned where they lie.
@@ -71,7 +71,7 @@ def placed(
         IndexDamagedError: the structure's file is not what was expected.
     """
     if not is_gpu(device):
-        return ApproximateIndex.read(path, plan=plan) if plan and plan.file and path else None
+        return FaissAnnIndex.read(path, plan=plan) if plan and plan.file and path else None
     if not faiss_on_gpu():
         return TorchScan(vectors, device=device)
     if plan and path and plan.kind in ON_GPU:
@@ -99,7 +99,7 @@ class GpuIndex:
     """
 
     def __init__(self, index: Any, vectors: Vectors, *, plan: Plan | None) -> None:  # noqa: ANN401
-        self._faiss, self._index, self._scan = import_faiss(), index, HalvesScan(vectors)
+        self._faiss, self._index, self._scan = import_faiss(), index, ExactScan(vectors)
         self._plan = plan
         self.rows = int(index.ntotal)
         self.exact = plan is None
@@ -122,7 +122,7 @@ class GpuIndex:
         faiss = import_faiss()
         options = faiss.GpuClonerOptions()
         options.useFloat16 = True
-        there = ApproximateIndex.read(path, plan=plan).faiss_index
+        there = FaissAnnIndex.read(path, plan=plan).faiss_index
         index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), _number(device), there, options)
         return cls(index, vectors, plan=plan)
 

@@ -35,7 +35,7 @@ class _Part:
 
 
 @final
-class HalvesScan:
+class ExactScan:
     """Finds rows by comparing every one, in float32.
 
     Args:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from llm2clip.indexer.ann.device_search import placed
+from llm2clip.indexer.ann.device_search import open_searcher
 from llm2clip.indexer.ann.faiss_flat import FaissIndex, import_faiss
 from llm2clip.indexer.ann.index_types import APPROXIMATE
-from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
+from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import Candidates
 from llm2clip.indexer.ann.plan import Plan
 from llm2clip.indexer.core.errors import IndexDamagedError
@@ -51,8 +51,8 @@ def read_ann(
             "Try  llm2clip-index verify --repair, or run the build command again"
         )
     if plan.get("kind") == KIND:
-        return placed(vectors, device=device)
-    return placed(
+        return open_searcher(vectors, device=device)
+    return open_searcher(
         vectors, device=device, plan=_fitting(path, rows=rows, dim=vectors.dim, plan=plan), path=path
     )
 
@@ -66,7 +66,7 @@ def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, A
     """
     if plan.get("kind") != KIND:
         known = _fitting(path, rows=rows, dim=vectors.dim, plan=plan)
-        return ApproximateIndex.read(path, plan=known).problem()
+        return FaissAnnIndex.read(path, plan=known).problem()
     derived = FaissIndex.read(path, rows=rows, dim=vectors.dim)
     for first, block in vectors.blocks():
         here = block[: max(0, rows - first)]

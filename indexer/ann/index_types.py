@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from llm2clip.indexer.ann.plan import Figures, Kind
+from llm2clip.indexer.ann.plan import Cost, IndexKind
 
 POINTS_PER_LIST = 48
 """Rows that each list is trained on; FAISS warns below 39."""
@@ -16,10 +16,10 @@ GRAPH_LISTS = 16_384
 LINKS = 24
 """Links of a vector in a graph; twice as many at its base."""
 
-APPROXIMATE: tuple[Kind, ...] = ("ivf-sq8", "hnsw-sq8", "hnsw-fp16", "ivf-rabitq", "ivf-pq")
+APPROXIMATE: tuple[IndexKind, ...] = ("ivf-sq8", "hnsw-sq8", "hnsw-fp16", "ivf-rabitq", "ivf-pq")
 """What is considered after the exact scan, the most faithful codes first where times are equal."""
 
-SLACK: Mapping[Kind, int] = {
+SLACK: Mapping[IndexKind, int] = {
     "flat-fp16-ip": 1,
     "ivf-sq8": 2,
     "hnsw-sq8": 2,
@@ -35,7 +35,7 @@ def lists_for(rows: int) -> int:
     return max(1, min(round(4 * math.sqrt(rows)), rows // 39))
 
 
-def factory_of(kind: Kind, *, rows: int, dim: int) -> str:
+def factory_of(kind: IndexKind, *, rows: int, dim: int) -> str:
     """Its name in FAISS's ``index_factory``."""
     lists = lists_for(rows)
     inverted = f"IVF{lists}_HNSW32" if lists >= GRAPH_LISTS else f"IVF{lists}"
@@ -49,7 +49,7 @@ def factory_of(kind: Kind, *, rows: int, dim: int) -> str:
     }[kind]
 
 
-def applies(kind: Kind, *, rows: int, dim: int) -> str | None:
+def unsupported_reason(kind: IndexKind, *, rows: int, dim: int) -> str | None:
     """Why a kind cannot be made for such vectors; None if it can."""
     if kind.startswith("ivf") and rows < 39 * 16:
         return f"{rows:,} vectors are too few for lists"
@@ -60,7 +60,7 @@ def applies(kind: Kind, *, rows: int, dim: int) -> str | None:
     return None
 
 
-def parameters_of(kind: Kind, *, rows: int) -> dict[str, int]:
+def parameters_of(kind: IndexKind, *, rows: int) -> dict[str, int]:
     """Parameters before tuning."""
     lists = lists_for(rows)
     train = min(rows, max(MIN_TRAIN, POINTS_PER_LIST * lists))
@@ -77,18 +77,18 @@ def parameters_of(kind: Kind, *, rows: int) -> dict[str, int]:
     return {}
 
 
-def figures_of(kind: Kind, *, rows: int, dim: int) -> Figures:
+def estimate_cost(kind: IndexKind, *, rows: int, dim: int) -> Cost:
     """Bytes while searching and at the peak of building; the rest has to be tried."""
     size = _bytes(kind, rows=rows, dim=dim)
     if kind == "flat-fp16-ip":
-        return Figures(bytes=size, build_bytes=0)
+        return Cost(bytes=size, build_bytes=0)
     sample = parameters_of(kind, rows=rows)["train_rows"] * dim * 4
     # Lists grow by doubling and are written through a copy of one list at a time; graphs are sized once.
     grown = 1.5 if kind.startswith("ivf") else 1.1
-    return Figures(bytes=size, build_bytes=int(max(2 * sample, size * grown)) + 64_000_000)
+    return Cost(bytes=size, build_bytes=int(max(2 * sample, size * grown)) + 64_000_000)
 
 
-def _bytes(kind: Kind, *, rows: int, dim: int) -> int:
+def _bytes(kind: IndexKind, *, rows: int, dim: int) -> int:
     lists = lists_for(rows)
     codes = {
         "flat-fp16-ip": 2 * dim,

@@ -25,7 +25,7 @@ _QUERY_BITS = 4
 
 
 @final
-class ApproximateIndex:
+class FaissAnnIndex:
     """An approximate structure; made by ``read`` or ``build``.
 
     Args:
@@ -55,7 +55,7 @@ class ApproximateIndex:
         return 1_024 if self.plan.kind.startswith("hnsw") else int(self._core.nlist)
 
     @classmethod
-    def read(cls, path: Path, *, plan: Plan) -> ApproximateIndex:
+    def read(cls, path: Path, *, plan: Plan) -> FaissAnnIndex:
         """Open a structure, mapped into memory where FAISS can map that kind.
 
         Raises:
@@ -88,7 +88,7 @@ class ApproximateIndex:
         sample: NDArray[np.float32],
         plan: Plan,
         device: str = "auto",
-    ) -> ApproximateIndex:
+    ) -> FaissAnnIndex:
         """Make a structure in memory.
 
         Args:

@@ -10,9 +10,9 @@ from typing import Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import Found, HalvesScan, merged
+from llm2clip.indexer.ann.exact_scan import ExactScan, Found, merged
 from llm2clip.indexer.ann.filtered_recall import MOSTLY, QUERIES, Trust
-from llm2clip.indexer.ann.rerank import Ranked, exact_scores, rank
+from llm2clip.indexer.ann.rerank import Ranked, exact_scores, rerank
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 SCANNED_SHARE = 0.02
@@ -54,7 +54,7 @@ class Candidates(Protocol):
 
 
 @final
-class Neighbours:
+class KnnSearcher:
     """Finds the rows with the largest inner products. Safe to use from several threads.
 
     Args:
@@ -67,10 +67,10 @@ class Neighbours:
 
     def __init__(self, vectors: Vectors, *, candidates: Candidates | None = None) -> None:
         self._vectors, self._candidates = vectors, candidates
-        self._scan = HalvesScan(vectors)
+        self._scan = ExactScan(vectors)
         self._trust = Trust()
         covered = candidates.rows if candidates is not None else 0
-        self._tail = HalvesScan(vectors, first=covered) if 0 < covered < len(vectors) else None
+        self._tail = ExactScan(vectors, first=covered) if 0 < covered < len(vectors) else None
 
     def search(self, queries: NDArray[np.float32], *, k: int, allowed: Allowed = None) -> list[Ranked]:
         """The best ``k`` rows of each query among those that are allowed; fewer where there are fewer.
@@ -165,7 +165,7 @@ class Neighbours:
         if self._tail is not None:
             _, others = self._tail.candidates(queries, count=k + 8, allowed=allowed)
             ids = np.concatenate([ids, others], axis=1)
-        answers = rank(self._vectors, queries, ids, k=k)
+        answers = rerank(self._vectors, queries, ids, k=k)
         short = [number for number, hits in enumerate(answers) if len(hits) < k]
         if short:  # lists that were not looked into hold what is missing: rare, and answered exactly
             total = len(self._vectors) if allowed is None else int(np.count_nonzero(allowed))
@@ -176,7 +176,7 @@ class Neighbours:
 
     def _exact(
         self,
-        structure: Candidates | HalvesScan,
+        structure: Candidates | ExactScan,
         queries: NDArray[np.float32],
         *,
         k: int,
@@ -186,7 +186,7 @@ class Neighbours:
         """By brute force: float32 sums propose, a few more than asked for, and doubtful cases are asked again."""
         count = min(total, k + 8)
         scores, ids = structure.candidates(queries, count=count, allowed=allowed)
-        answers = rank(self._vectors, queries, ids, k=k)
+        answers = rerank(self._vectors, queries, ids, k=k)
         while count < total:
             doubtful = [n for n, hits in enumerate(answers) if scores[n, -1] + structure.slack >= hits[-1][1]]
             if not doubtful:
@@ -197,14 +197,16 @@ class Neighbours:
                     answers[number] = self._in_doubt(structure, queries[number : number + 1], k, allowed)
                 break
             again, ids = structure.candidates(queries[doubtful], count=count, allowed=allowed)
-            for number, hits in zip(doubtful, rank(self._vectors, queries[doubtful], ids, k=k), strict=True):
+            for number, hits in zip(
+                doubtful, rerank(self._vectors, queries[doubtful], ids, k=k), strict=True
+            ):
                 answers[number] = hits
             scores = np.full(len(queries), -np.inf, dtype=np.float32)[:, None]
             scores[doubtful, 0] = again[:, -1]
         return answers
 
     def _in_doubt(
-        self, structure: Candidates | HalvesScan, query: NDArray[np.float32], k: int, allowed: Allowed
+        self, structure: Candidates | ExactScan, query: NDArray[np.float32], k: int, allowed: Allowed
     ) -> Ranked:
         """By the next more faithful way: float32 sums of the halves, then every row's exact score."""
         if structure is self._scan:

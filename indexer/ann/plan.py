@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError
 
-Kind = Literal["flat-fp16-ip", "ivf-sq8", "ivf-rabitq", "ivf-pq", "hnsw-sq8", "hnsw-fp16"]
+IndexKind = Literal["flat-fp16-ip", "ivf-sq8", "ivf-rabitq", "ivf-pq", "hnsw-sq8", "hnsw-fp16"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -65,7 +65,7 @@ class Budget:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figures:
+class Cost:
     """What a way of searching costs and how good it is."""
 
     bytes: int
@@ -93,9 +93,9 @@ class Figures:
 class Alternative:
     """A way of searching that was considered and not taken."""
 
-    kind: Kind
+    kind: IndexKind
     """Which."""
-    figures: Figures
+    figures: Cost
     """What it was predicted to cost."""
     why_not: str
     """Why it was not taken."""
@@ -105,7 +105,7 @@ class Alternative:
 class Plan:
     """How an index is searched, and why."""
 
-    kind: Kind
+    kind: IndexKind
     """The structure that proposes candidates; ``flat-fp16-ip`` scans the stored halves and is exact."""
     factory: str
     """Its name in FAISS's ``index_factory``."""
@@ -117,9 +117,9 @@ class Plan:
     """Their length."""
     budget: Budget
     """What it had to keep to."""
-    predicted: Figures
+    predicted: Cost
     """What was expected before it was made."""
-    measured: Figures | None = None
+    measured: Cost | None = None
     """What was found afterwards; None before, and where nothing was made."""
     asked: str = ""
     """What the queries were that it was tuned and measured with."""
@@ -159,10 +159,10 @@ class Plan:
                 **{
                     **content,
                     "budget": Budget(**content["budget"]),
-                    "predicted": Figures(**content["predicted"]),
-                    "measured": Figures(**measured) if measured is not None else None,
+                    "predicted": Cost(**content["predicted"]),
+                    "measured": Cost(**measured) if measured is not None else None,
                     "considered": tuple(
-                        Alternative(**{**each, "figures": Figures(**each["figures"])})
+                        Alternative(**{**each, "figures": Cost(**each["figures"])})
                         for each in content["considered"]
                     ),
                 }
@@ -187,7 +187,7 @@ class Plan:
 
 def flat_plan(rows: int, dim: int, *, budget: Budget | None = None, why: str = "exact") -> Plan:
     """The plan of an exact scan of the stored halves, which needs nothing made."""
-    figures = Figures(bytes=rows * dim * 2, build_bytes=0, recall=1.0)
+    figures = Cost(bytes=rows * dim * 2, build_bytes=0, recall=1.0)
     return Plan(
         kind="flat-fp16-ip",
         factory="SQfp16",

@@ -48,7 +48,7 @@ def exact_scores(rows: Rows, queries: NDArray[np.float32]) -> NDArray[np.float32
     return scores
 
 
-def rank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> list[Ranked]:
+def rerank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> list[Ranked]:
     """Rank proposed rows by exact score, equal scores by id, and keep the best ``k`` of each query.
 
     Args:

@@ -14,13 +14,13 @@ from shlex import quote
 from shutil import get_terminal_size
 from typing import Any, cast
 
-from llm2clip.common.entrypoint import winding_up
-from llm2clip.common.terminal import note, plain
+from llm2clip.common.entrypoint import graceful_interrupt
+from llm2clip.common.terminal import escape_control, log_stderr
 from llm2clip.indexer.ann.plan import Budget
 from llm2clip.indexer.commands import output as console
 from llm2clip.indexer.commands.encoder_choice import NANO, NoEncoderError, choose_encoder, source_of
 from llm2clip.indexer.commands.encoder_table import table
-from llm2clip.indexer.commands.search_budget import TextEncoder, budget_of, planner_for
+from llm2clip.indexer.commands.search_budget import TextEncoder, budget_of, make_planner
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import (
     CorpusError,
@@ -38,7 +38,7 @@ from llm2clip.indexer.core.index_paths import (
 )
 from llm2clip.indexer.core.results import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.corpora.open import open_corpus
-from llm2clip.indexer.corpora.remote_store import telling
+from llm2clip.indexer.corpora.remote_store import fetch_callback
 from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.planner.plan_index import require_memory
 from llm2clip.indexer.records.record import Corpus
@@ -92,16 +92,16 @@ def run_build(request: BuildRequest) -> None:
         show(progress)
 
     try:
-        with winding_up(), telling(note):
+        with graceful_interrupt(), fetch_callback(log_stderr):
             corpus = open_corpus(request.corpus, every=request.every)
             _require_images(corpus)
             name = _choose(request, folder)
             _require_same(request, folder, name)
             if name == NANO and request.corpus != SAMPLE:
-                note("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
+                log_stderr("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
             encoder = _load(name) if request.device == "auto" else _load_on(name, request.device)
             with console.progress_bar() as show, console.quiet_decoding():
-                planner = planner_for(
+                planner = make_planner(
                     corpus,
                     cast(TextEncoder, encoder),
                     budget=budget,
@@ -127,7 +127,7 @@ def run_build(request: BuildRequest) -> None:
         )
         raise KeyboardInterrupt(f": {kept}") from None
     for line in planned:
-        note(line)
+        log_stderr(line)
     _finish(report, as_json=request.as_json)
 
 
@@ -172,7 +172,7 @@ def _choose(request: BuildRequest, folder: Path) -> str:
         return choose_encoder(request.corpus, folder, told=request.encoder, ask=_asker())
     except NoEncoderError as error:  # a list, and misuse rather than a failure
         for line in f"error: {error}".split("\n"):
-            note(line)
+            log_stderr(line)
         raise SystemExit(2) from error
 
 
@@ -264,7 +264,7 @@ def run_info(index: Path | None, *, errors: bool, as_json: bool) -> None:
                 print(
                     json.dumps(row, ensure_ascii=False)
                     if as_json
-                    else f"{plain(error.key)}\t{plain(error.reason)}"
+                    else f"{escape_control(error.key)}\t{escape_control(error.reason)}"
                 )
         elif as_json:
             print(json.dumps(asdict(opened.info()), ensure_ascii=False))

@@ -8,15 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llm2clip.common.entrypoint import winding_up
-from llm2clip.common.terminal import note, plain
+from llm2clip.common.entrypoint import graceful_interrupt
+from llm2clip.common.terminal import escape_control, log_stderr
 from llm2clip.indexer.ann.plan import human
 from llm2clip.indexer.commands import build as command
 from llm2clip.indexer.commands import output as console
 from llm2clip.indexer.commands.encoder_choice import source_of
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.results import BuildOptions, ChangeReport
-from llm2clip.indexer.corpora.remote_store import telling
+from llm2clip.indexer.corpora.remote_store import fetch_callback
 from llm2clip.indexer.lifecycle.compact import compact_index
 from llm2clip.indexer.lifecycle.export import Format, export_index
 from llm2clip.indexer.lifecycle.reencode import Overlap, reencode_index
@@ -34,7 +34,7 @@ def _print(report: Any, *, as_json: bool, lines: Sequence[str]) -> None:  # noqa
         print(json.dumps(asdict(report), ensure_ascii=False))
         return
     for line in lines:
-        print(plain(line))
+        print(escape_control(line))
 
 
 def _loader(folder: Path, name: str | None) -> Callable[[], ImageEncoder]:
@@ -52,7 +52,12 @@ def run_update(
     """Update an index, or add to it, and print what was done."""
     folder = command.place_of(index)
     try:
-        with winding_up(), telling(note), console.progress_bar() as show, console.quiet_decoding():
+        with (
+            graceful_interrupt(),
+            fetch_callback(log_stderr),
+            console.progress_bar() as show,
+            console.quiet_decoding(),
+        ):
             source = source_of(encoder) if encoder else None
             options = BuildOptions(batch_size=batch_size, encoder_source=source, on_progress=show)
             loader = _loader(folder, encoder)
@@ -99,7 +104,7 @@ def print_change(report: ChangeReport, *, as_json: bool) -> None:
         lines.append(f"  and {report.bad - _SHOWN:,} more: llm2clip-index errors --index {report.path}")
     _print(report, as_json=as_json, lines=lines)
     for each in report.notes:
-        note(f"note: {each}")
+        log_stderr(f"note: {each}")
 
 
 def run_compact(index: Path | None, *, as_json: bool) -> None:
@@ -111,7 +116,7 @@ def run_compact(index: Path | None, *, as_json: bool) -> None:
     ]
     _print(report, as_json=as_json, lines=lines)
     for each in report.notes:
-        note(f"note: {each}")
+        log_stderr(f"note: {each}")
 
 
 def run_repair(index: Path | None, *, as_json: bool) -> dict[str, Any]:
@@ -158,7 +163,12 @@ def run_reencode(
     source = command.place_of(old)
     read_manifest(source)  # an index that is not there is told before anything is loaded
     place = index or source.with_name(f"{source.name.removesuffix('.index')}-{Path(encoder).name}.index")
-    with winding_up(), telling(note), console.progress_bar() as show, console.quiet_decoding():
+    with (
+        graceful_interrupt(),
+        fetch_callback(log_stderr),
+        console.progress_bar() as show,
+        console.quiet_decoding(),
+    ):
         loaded = command._load(encoder)
         options = BuildOptions(batch_size=batch_size, encoder_source=source_of(encoder), on_progress=show)
         texts = _text_encoders(source, loaded)
@@ -179,7 +189,7 @@ def _text_encoders(folder: Path, new: Any) -> Any:  # noqa: ANN401
     try:
         return command._load(read_manifest(folder).encoder_source), new
     except (ValueError, OSError) as error:
-        note(f"note: captions were not compared, the old encoder cannot be loaded: {error}")
+        log_stderr(f"note: captions were not compared, the old encoder cannot be loaded: {error}")
         return None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llm2clip.common.terminal import note, plain
+from llm2clip.common.terminal import escape_control, log_stderr
 from llm2clip.indexer.ann.plan import human
 from llm2clip.indexer.core.index_paths import INDEX_VARIABLE, SAMPLE, sample_index_path
 from llm2clip.indexer.core.results import BuildReport, IndexInfo, Progress
@@ -84,13 +84,13 @@ def print_build(report: BuildReport, *, search: str) -> None:
     if report.bad:
         print(f"{_images(report.bad)} could not be read:")
         for bad in report.bad_images[:_SHOWN]:
-            print(plain(f"  {bad.key}: {bad.reason}"))
+            print(escape_control(f"  {bad.key}: {bad.reason}"))
         if report.bad > _SHOWN:
             print(f"  and {report.bad - _SHOWN:,} more: llm2clip-index info --errors --index {report.path}")
     for each in report.notes:
-        note(f"note: {each}")
-    print(plain(f"Index:  {report.path}"))
-    print(plain(f"Search: {search}"))
+        log_stderr(f"note: {each}")
+    print(escape_control(f"Index:  {report.path}"))
+    print(escape_control(f"Search: {search}"))
 
 
 def search_command(report: BuildReport, *, current: bool) -> str:
@@ -119,7 +119,7 @@ def print_info(info: IndexInfo) -> None:
     }
     for name, value in rows.items():
         for line in value.split("\n"):
-            print(plain(f"{name:<9} {line}"))
+            print(escape_control(f"{name:<9} {line}"))
             name = ""
 
 
@@ -132,11 +132,11 @@ def _sources(info: IndexInfo) -> str:
 def print_verify(report: VerifyReport) -> None:
     """Print what verifying found."""
     for each in report.notes:
-        note(f"note: {each}")
+        log_stderr(f"note: {each}")
     if report.ok:
-        print(plain(f"{report.path} is whole: {report.files} files, {_images(report.items)}"))
+        print(escape_control(f"{report.path} is whole: {report.files} files, {_images(report.items)}"))
     for problem in report.problems:
-        print(plain(problem))
+        print(escape_control(problem))
 
 
 def _images(count: int) -> str:

@@ -43,7 +43,7 @@ def budget_of(*, ram: str | None, recall: float | None, p95_ms: float | None) ->
     )
 
 
-def planner_for(
+def make_planner(
     corpus: Corpus,
     encoder: TextEncoder,
     *,

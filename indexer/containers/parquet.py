@@ -12,7 +12,7 @@ from typing import Any, Final, final
 from llm2clip.indexer.containers.arrow_columns import Columns, columns_of, plain_values
 from llm2clip.indexer.containers.arrow_files import Group, Table, open_table
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
-from llm2clip.indexer.containers.read_ahead import Chunk
+from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.extras import need
 from llm2clip.indexer.records.column_names import split_caption
@@ -64,7 +64,7 @@ class TableCorpus(ContainerCorpus):
             )
         for group in table.groups(columns.images[0]):
             sidecars = _sidecars(table, columns, group) if captions else iter(())
-            chunks: dict[str, Chunk] = {}
+            chunks: dict[str, ReadAheadGroup] = {}
             for number in range(group.rows):
                 row, place = group.first + number, number % group.at_once
                 if not place:
@@ -119,7 +119,7 @@ def _sidecar(row: dict[str, Any], columns: Columns) -> Sidecar:
     return Sidecar(caption=caption, metadata=rest or None)
 
 
-def _chunk(table: Table, file: Path, group: Group, column: str, start: int) -> Chunk:
+def _chunk(table: Table, file: Path, group: Group, column: str, start: int) -> ReadAheadGroup:
     import pyarrow as pa
 
     def load() -> list[bytes | Exception]:
@@ -132,7 +132,9 @@ def _chunk(table: Table, file: Path, group: Group, column: str, start: int) -> C
             )
             return [problem] * count
 
-    return Chunk(load, one=lambda number: read_row(file, row=group.first + start + number, column=column))
+    return ReadAheadGroup(
+        load, one=lambda number: read_row(file, row=group.first + start + number, column=column)
+    )
 
 
 def _image(cell: object, file: Path) -> bytes | Exception:

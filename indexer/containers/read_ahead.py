@@ -1,4 +1,4 @@
-"""``Chunk``: images that are read together, because one by one would take far longer.
+"""``ReadAheadGroup``: images that are read together, because one by one would take far longer.
 
 A row of a compressed table or a frame of a video cannot be read without what lies before it. The records of such
 neighbours share a chunk: the first that is read reads them all, and each is let go as soon as it was asked for. No more
@@ -15,12 +15,12 @@ from typing import final
 
 MOST = 6
 """Chunks with images that nobody asked for yet; two for each column of a table with several are in use at once."""
-_loaded: deque[weakref.ref[Chunk]] = deque()
+_loaded: deque[weakref.ref[ReadAheadGroup]] = deque()
 _guard = threading.Lock()
 
 
 @final
-class Chunk:
+class ReadAheadGroup:
     """Some images of a container.
 
     Args:
@@ -66,7 +66,7 @@ class Chunk:
         return len(self._waiting or ())
 
 
-def _make_room(chunk: Chunk) -> None:
+def _make_room(chunk: ReadAheadGroup) -> None:
     with _guard:
         alive = [each for each in _loaded if (known := each()) is not None and known.waiting]
         _loaded.clear()

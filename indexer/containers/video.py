@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
-from llm2clip.indexer.containers.read_ahead import Chunk
+from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.extras import need
 from llm2clip.indexer.records.record import Record
@@ -93,7 +93,7 @@ def frames_of(container: Container, *, every: float, captions: bool = True) -> I
         if chunk is None or number == first + _AT_ONCE:
             first = number
             times = [round(each * every, 3) for each in range(first, min(first + _AT_ONCE, count))]
-            chunk = Chunk(partial(read_frames, file, times=times), one=partial(_one, file, times))
+            chunk = ReadAheadGroup(partial(read_frames, file, times=times), one=partial(_one, file, times))
         seconds = round(number * every, 3)
         within = f"t={seconds:.3f}".rstrip("0").rstrip(".")
         yield Record(

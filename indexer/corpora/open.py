@@ -123,11 +123,11 @@ def _remote(url: str, every: float | None, *, spec: str | None = None) -> Corpus
         remote_files,
         walk,
     )
-    from llm2clip.indexer.corpora.remote_store import Fetched
+    from llm2clip.indexer.corpora.remote_store import CachedDownloader
 
     given, kind = spec or url, ending(url.rpartition("/")[2])
     if kind in LISTS:
-        return ListCorpus(given, Fetched()(url), root=url.rpartition("/")[0])
+        return ListCorpus(given, CachedDownloader()(url), root=url.rpartition("/")[0])
     if kind in VIDEOS:
         return _videos(given, remote_files(url), every)
     for container in _CONTAINERS.values():

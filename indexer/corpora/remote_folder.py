@@ -11,7 +11,14 @@ from typing import Any, Final, NamedTuple, final
 
 from llm2clip.indexer.containers.container import Files, expand
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.corpora.remote_store import Fetched, Reader, asking, mtime_ns_of, read_remote, store_of
+from llm2clip.indexer.corpora.remote_store import (
+    CachedDownloader,
+    Reader,
+    mtime_ns_of,
+    read_remote,
+    store_of,
+    wrap_store_errors,
+)
 from llm2clip.indexer.records.file_types import VIDEOS, ending, image_endings, other_image_endings
 from llm2clip.indexer.records.record import Corpus, Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar, stamp_of
@@ -36,7 +43,7 @@ def remote_files(pattern: str, *, endings: frozenset[str] = frozenset(), deep: b
 
 
 def _files(root: str, pattern: str, names: Sequence[str]) -> Files:
-    local = Fetched()
+    local = CachedDownloader()
     return Files(root=root, pattern=pattern, names=names, local=local, fetched=local.fetched)
 
 
@@ -44,7 +51,7 @@ def _matching(url: str) -> list[str]:
     if "*" not in url:
         return [url]
     store, path = store_of(url)
-    with asking(url):
+    with wrap_store_errors(url):
         scheme = url.partition("://")[0]
         return [f"{scheme}://{str(found).partition('://')[2] or found}" for found in sorted(store.glob(path))]
 
@@ -56,7 +63,7 @@ def is_remote_folder(url: str) -> bool:
         CorpusError: it does not exist, or cannot be asked.
     """
     store, path = store_of(url)
-    with asking(url):
+    with wrap_store_errors(url):
         return bool(store.info(path).get("type") == "directory")
 
 
@@ -86,7 +93,7 @@ def walk(url: str, *, deep: bool = True) -> Iterator[Entry]:
 
 
 def _walk(store: Any, path: str, below: str, url: str, deep: bool) -> Iterator[Entry]:  # noqa: ANN401
-    with asking(url):
+    with wrap_store_errors(url):
         found = {
             str(info["name"]).rstrip("/").rpartition("/")[2]: info for info in store.ls(path, detail=True)
         }

@@ -34,7 +34,7 @@ _tell: ContextVar[Callable[[str], None] | None] = ContextVar("tell", default=Non
 
 
 @contextmanager
-def telling(tell: Callable[[str], None]) -> Iterator[None]:
+def fetch_callback(tell: Callable[[str], None]) -> Iterator[None]:
     """Have it told, within, when something is fetched that may take its time."""
     token = _tell.set(tell)
     try:
@@ -44,7 +44,7 @@ def telling(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 @contextmanager
-def asking(url: str) -> Iterator[None]:
+def wrap_store_errors(url: str) -> Iterator[None]:
     """Name the URL in whatever a store raises; those of stores are of many kinds.
 
     Raises:
@@ -73,7 +73,7 @@ def store_of(url: str) -> tuple[Any, str]:
     need("fsspec", extra="remote", what=f"reading {url.partition('://')[0]}://")
     from fsspec.core import url_to_fs
 
-    with asking(url):
+    with wrap_store_errors(url):
         store, path = url_to_fs(url)
         return store, str(path)
 
@@ -85,7 +85,7 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
         CorpusError: it cannot be read, ends before, or has more than ``MAX_IMAGE_BYTES``.
     """
     store, path = store_of(url)
-    with asking(url):
+    with wrap_store_errors(url):
         if offset is not None and size is not None:
             require_span(offset, size)
             content = bytes(store.cat_file(path, start=offset, end=offset + size))
@@ -152,7 +152,7 @@ def _about(url: str, info: Mapping[str, Any]) -> dict[str, str]:
 def _current(store: Any, path: str, url: str) -> bool:  # noqa: ANN401
     """Whether what was fetched is what the store still has."""
     file = _place(url, path)
-    with asking(url):
+    with wrap_store_errors(url):
         info = store.info(path)
     try:
         return file.is_file() and json.loads((file.parent / _NOTE).read_text("utf-8")) == _about(url, info)
@@ -163,7 +163,7 @@ def _current(store: Any, path: str, url: str) -> bool:  # noqa: ANN401
 def _fetch(store: Any, path: str, url: str) -> None:  # noqa: ANN401
     file = _place(url, path)
     folder, note = file.parent, file.parent / _NOTE
-    with asking(url):
+    with wrap_store_errors(url):
         info = store.info(path)
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(folder, url, info.get("size") or 0)
@@ -205,7 +205,7 @@ def mtime_ns_of(info: Mapping[str, Any]) -> int:
     return stamp_of(marks) % 10**9
 
 
-class Fetched:
+class CachedDownloader:
     """Fetches containers, each once for as long as this lives."""
 
     def __init__(self) -> None:

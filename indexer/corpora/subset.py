@@ -15,7 +15,7 @@ from llm2clip.indexer.records.tabular import Row
 
 
 @final
-class NamedCorpus(Listed):
+class PathListCorpus(Listed):
     """Images whose paths are given; those inside the root of a folder have the keys that the folder gives them.
 
     Args:
@@ -50,7 +50,7 @@ class NamedCorpus(Listed):
 
 
 @final
-class PartCorpus(Corpus):
+class SubfolderCorpus(Corpus):
     """A folder inside a folder that an index has: its images with the keys that the larger one gives them.
 
     Args:

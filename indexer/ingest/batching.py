@@ -17,7 +17,7 @@ _BETTER = 1.04
 Item = TypeVar("Item")
 
 
-class Batches:
+class AdaptiveBatchSize:
     """The number of images in a forward pass: as told, else found by trying, on the work itself.
 
     Each size is tried a few times and counted by its fastest; the next is twice as large, until that is no faster.
@@ -66,7 +66,7 @@ class Batches:
             self.size, self._best = self.size * 2, rate
 
 
-class Behind(Generic[Item]):
+class BackgroundWriter(Generic[Item]):
     """Does something with items in a thread of its own, in order, a few behind whoever hands them over.
 
     Args:

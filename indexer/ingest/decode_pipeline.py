@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from itertools import islice
 
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
-from llm2clip.indexer.ingest.batching import Batches
-from llm2clip.indexer.ingest.vector_reuse import Earlier
+from llm2clip.indexer.ingest.batching import AdaptiveBatchSize
+from llm2clip.indexer.ingest.vector_reuse import VectorCache
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.spans import content_hash
 from llm2clip.indexer.storage.items_reader import ErrorRow
-from llm2clip.indexer.storage.outcome import Kept, Outcome, reason_of
+from llm2clip.indexer.storage.outcome import Outcome, ReusedVector, reason_of
 
 CHUNK = 512
 """Records that are looked up together in an earlier build, and written together at most."""
@@ -48,7 +48,7 @@ class _Reader:
     megabytes each, are two at most.
     """
 
-    def __init__(self, encoder: ImageEncoder, earlier: list[Earlier], reading: Reading) -> None:
+    def __init__(self, encoder: ImageEncoder, earlier: list[VectorCache], reading: Reading) -> None:
         processors = os.cpu_count() or 1
         self._encoder, self._earlier, self._margin = encoder, earlier, reading.margin
         self.workers = reading.workers or min(16, processors)
@@ -99,9 +99,9 @@ def prepared(
     records: Iterable[Record],
     *,
     encoder: ImageEncoder,
-    earlier: list[Earlier],
+    earlier: list[VectorCache],
     reading: Reading,
-    batches: Batches,
+    batches: AdaptiveBatchSize,
 ) -> Iterator[Outcome]:
     """Read and decode records in threads, in order, at most three batches ahead.
 
@@ -125,9 +125,9 @@ def prepared(
         reader.close()
 
 
-def _looked_up(records: Iterable[Record], earlier: list[Earlier]) -> Iterator[Record | Outcome]:
+def _looked_up(records: Iterable[Record], earlier: list[VectorCache]) -> Iterator[Record | Outcome]:
     for chunk in chunks(records):
-        answers: list[Kept | ErrorRow | None] = [None] * len(chunk)
+        answers: list[ReusedVector | ErrorRow | None] = [None] * len(chunk)
         for source in earlier:
             missing = [number for number, answer in enumerate(answers) if answer is None]
             for number, answer in zip(missing, source.kept([chunk[n] for n in missing]), strict=True):
@@ -143,7 +143,7 @@ def chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield chunk
 
 
-def _settled(record: Record, answer: Kept | ErrorRow | None) -> Record | Outcome:
+def _settled(record: Record, answer: ReusedVector | ErrorRow | None) -> Record | Outcome:
     if record.problem is not None:
         return Outcome(record=record, stage="list", reason=record.problem)
     if answer is None:
@@ -153,7 +153,7 @@ def _settled(record: Record, answer: Kept | ErrorRow | None) -> Record | Outcome
     return _settled_as(record, answer)
 
 
-def _settled_as(record: Record, answer: Kept) -> Outcome:
+def _settled_as(record: Record, answer: ReusedVector) -> Outcome:
     return Outcome(
         record=record,
         kept=True,
@@ -165,7 +165,7 @@ def _settled_as(record: Record, answer: Kept) -> Outcome:
     )
 
 
-def _prepare(record: Record, encoder: ImageEncoder, earlier: list[Earlier], margin: int) -> Outcome:
+def _prepare(record: Record, encoder: ImageEncoder, earlier: list[VectorCache], margin: int) -> Outcome:
     try:
         content = record.read()
     except (OSError, ValueError) as error:

@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.core.encoder_protocol import EncoderIdentity, ImageEncoder
 from llm2clip.indexer.core.errors import IndexerError
-from llm2clip.indexer.ingest.batching import Batches
+from llm2clip.indexer.ingest.batching import AdaptiveBatchSize
 from llm2clip.indexer.ingest.decode_pipeline import CHUNK
 from llm2clip.indexer.storage.outcome import Outcome, reason_of
 
 
 def embedded(
-    outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batches: Batches, works: bool = False
+    outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batches: AdaptiveBatchSize, works: bool = False
 ) -> Iterator[list[Outcome]]:
     """Run the encoder over prepared images, a batch at a time; outcomes stay in order.
 
@@ -41,7 +41,9 @@ def embedded(
         yield pending
 
 
-def _settle(pending: list[Outcome], encoder: ImageEncoder, batches: Batches, *, works: bool) -> bool:
+def _settle(
+    pending: list[Outcome], encoder: ImageEncoder, batches: AdaptiveBatchSize, *, works: bool
+) -> bool:
     """Encode what waits; returns whether the encoder, with these weights, has ever given a vector."""
     works = works or _any_vector(pending)  # those of an earlier build are its own too
     waiting = [each for each in pending if each.pixels is not None]

@@ -17,11 +17,11 @@ from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.results import BadImage, BuildOptions, Progress
 from llm2clip.indexer.ingest import reduced_precision as arithmetic
-from llm2clip.indexer.ingest.batching import Batches, Behind
+from llm2clip.indexer.ingest.batching import AdaptiveBatchSize, BackgroundWriter
 from llm2clip.indexer.ingest.decode_pipeline import Reading, chunks, prepared
 from llm2clip.indexer.ingest.encode_batches import embedded
 from llm2clip.indexer.ingest.jpeg_draft import ENOUGH, choose_decoding
-from llm2clip.indexer.ingest.vector_reuse import Committed, Earlier
+from llm2clip.indexer.ingest.vector_reuse import CommittedVectors, VectorCache
 from llm2clip.indexer.records.record import Corpus, Record
 from llm2clip.indexer.storage.generation_writer import GenerationWriter
 from llm2clip.indexer.storage.items_reader import NEVER
@@ -36,7 +36,7 @@ _PARTS = re.compile("[/#]")
 
 
 @dataclass(kw_only=True)
-class Tally:
+class ChangeCounts:
     """What was done so far."""
 
     moved: int = 0
@@ -73,7 +73,7 @@ class Tally:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Survey:
+class ListingDiff:
     """What listing a source found."""
 
     total: int
@@ -115,12 +115,12 @@ class Ingest:
     ) -> None:
         self._by_hand = by_hand
         self._folder, self._corpus, self._source, self._stack = folder, corpus, source, stack
-        self._committed: Committed | None = None
+        self._committed: CommittedVectors | None = None
         self._manifest = manifest
         if manifest is not None:
-            self._committed = stack.enter_context(closing(Committed(folder, manifest, source=source)))
+            self._committed = stack.enter_context(closing(CommittedVectors(folder, manifest, source=source)))
 
-    def survey(self, *, options: BuildOptions, tally: Tally, vanish: bool = True) -> Survey:
+    def survey(self, *, options: BuildOptions, tally: ChangeCounts, vanish: bool = True) -> ListingDiff:
         """List the source, without reading an image, a caption or metadata.
 
         Args:
@@ -142,7 +142,7 @@ class Ingest:
             tell(options, "listing", 0, total, tally)
         committed = self._committed
         if committed is None or not vanish:
-            return Survey(total=total, changed=changed)
+            return ListingDiff(total=total, changed=changed)
         items = committed.items.rows(
             f"SELECT id FROM items WHERE source = ? AND removed = {NEVER}", self._source
         )
@@ -151,14 +151,14 @@ class Ingest:
         errors = committed.items.rows(
             f"SELECT key FROM errors WHERE source = ? AND removed = {NEVER}", self._source
         )
-        return Survey(
+        return ListingDiff(
             total=total,
             changed=changed,
             gone=tuple(self._vanished(gone, closed, tally) if closed else gone),
             gone_errors=tuple(key for (key,) in errors if key not in committed.seen_errors),
         )
 
-    def _vanished(self, ids: Sequence[int], closed: AbstractSet[str], tally: Tally) -> list[int]:
+    def _vanished(self, ids: Sequence[int], closed: AbstractSet[str], tally: ChangeCounts) -> list[int]:
         """Those of some ids whose images have gone, not those in folders or files that cannot be read today."""
         assert self._committed is not None
         found: list[int] = []
@@ -173,11 +173,11 @@ class Ingest:
     def apply(
         self,
         writer: GenerationWriter,
-        survey: Survey,
+        survey: ListingDiff,
         *,
         encoder: Callable[[], ImageEncoder],
         options: BuildOptions,
-        tally: Tally,
+        tally: ChangeCounts,
     ) -> None:
         """Write what the survey found to have changed; the encoder is only asked for if anything did.
 
@@ -186,7 +186,7 @@ class Ingest:
         """
         if survey.changed:
             done = 0
-            with Behind(partial(writer.append, source=self._source)) as writing:
+            with BackgroundWriter(partial(writer.append, source=self._source)) as writing:
                 chosen = self._arithmetic(encoder(), options, survey.changed, tally)
                 for outcomes in self._outcomes(writer, chosen, options, survey.changed):
                     writing.put(outcomes)
@@ -195,7 +195,7 @@ class Ingest:
                     tell(options, "embedding", done, survey.changed, tally)
         self._take_away(writer, survey, tally)
 
-    def _take_away(self, writer: GenerationWriter, survey: Survey, tally: Tally) -> None:
+    def _take_away(self, writer: GenerationWriter, survey: ListingDiff, tally: ChangeCounts) -> None:
         assert self._committed is not None or not survey.gone
         for start in range(0, len(survey.gone), _AT_ONCE):
             ids = survey.gone[start : start + _AT_ONCE]
@@ -209,7 +209,7 @@ class Ingest:
     def _outcomes(
         self, writer: GenerationWriter, encoder: ImageEncoder, options: BuildOptions, changed: int
     ) -> Iterator[list[Outcome]]:
-        earlier: list[Earlier] = [self._committed] if self._committed is not None else []
+        earlier: list[VectorCache] = [self._committed] if self._committed is not None else []
         path = self._folder / writer.base.items_file
         identity = writer.sources[self._source]
         writing = Writing(generation=writer.generation, rows=writer.base.rows)
@@ -218,7 +218,7 @@ class Ingest:
                 closing(Unfinished(path, source=identity, dim=writer.base.dim, writing=writing))
             )
         )
-        batches = Batches(options.batch_size)
+        batches = AdaptiveBatchSize(options.batch_size)
         ready = prepared(
             self._changed(),
             encoder=encoder,
@@ -230,7 +230,7 @@ class Ingest:
         return embedded(ready, encoder=encoder, batches=batches, works=works)
 
     def _arithmetic(
-        self, encoder: ImageEncoder, options: BuildOptions, changed: int, tally: Tally
+        self, encoder: ImageEncoder, options: BuildOptions, changed: int, tally: ChangeCounts
     ) -> ImageEncoder:
         """The encoder, or the same in quicker arithmetic, as a trial on some images says."""
         if options.quicker is None or changed < arithmetic.ENOUGH:
@@ -268,14 +268,14 @@ def tell(
     stage: Literal["listing", "embedding", "writing"],
     done: int,
     total: int,
-    tally: Tally,
+    tally: ChangeCounts,
 ) -> None:
     """Say how far it is, to who wants to know."""
     if options.on_progress is not None:
         options.on_progress(Progress(stage=stage, done=done, total=total, kept=tally.reused, bad=tally.bad))
 
 
-def require_images(corpus: Corpus, survey: Survey) -> None:
+def require_images(corpus: Corpus, survey: ListingDiff) -> None:
     """Refuse a source without images, such as a disk that is not mounted.
 
     Raises:

@@ -16,21 +16,21 @@ from numpy.typing import NDArray
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow, ItemsReader
 from llm2clip.indexer.storage.manifest import Manifest
-from llm2clip.indexer.storage.outcome import Kept
+from llm2clip.indexer.storage.outcome import ReusedVector
 from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
 
 
-class Earlier(Protocol):
+class VectorCache(Protocol):
     """Vectors that were made before. Safe to ask from several threads."""
 
-    def kept(self, records: Sequence[Record]) -> Sequence[Kept | ErrorRow | None]:
+    def kept(self, records: Sequence[Record]) -> Sequence[ReusedVector | ErrorRow | None]:
         """For each record its vector, or why it could not be decoded; None where it has to be looked at."""
 
-    def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
+    def by_hash(self, hash: bytes, *, key: str) -> ReusedVector | None:
         """The vector of the image of that content, if there is one; with its id if it is the one of that key."""
 
 
-class Committed:
+class CommittedVectors:
     """The images of the committed index, as one source sees them.
 
     Args:
@@ -51,22 +51,24 @@ class Committed:
         self.seen_errors: set[str] = set()
         """Keys with errors that were asked about."""
 
-    def kept(self, records: Sequence[Record]) -> list[Kept | ErrorRow | None]:
+    def kept(self, records: Sequence[Record]) -> list[ReusedVector | ErrorRow | None]:
         """For each record its vector, or why it could not be decoded; None where it has to be looked at."""
         known = self.items.find([record.key for record in records], source=self._source)
-        found: list[Kept | ErrorRow | None] = []
+        found: list[ReusedVector | ErrorRow | None] = []
         for record in records:
             item, error = known.items.get(record.key), known.errors.get(record.key)
             if item is not None and _same(record, item):
                 vector = self._vectors.take(np.array([item.id]))[0]
                 found.append(
-                    Kept(vector=vector, hash=item.hash, width=item.width, height=item.height, id=item.id)
+                    ReusedVector(
+                        vector=vector, hash=item.hash, width=item.width, height=item.height, id=item.id
+                    )
                 )
             else:
                 found.append(error if error is not None and _same_error(record, error) else None)
         return found
 
-    def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
+    def by_hash(self, hash: bytes, *, key: str) -> ReusedVector | None:
         """The vector of the image of that content, if there is one; with its id if it is the one of that key."""
         # Vectors of images that were removed lie there too, until the index is compacted.
         columns = "id, width, height, source = ? AND key = ? AND added <= ? AND removed > ? AS own"
@@ -79,7 +81,7 @@ class Committed:
             return None
         [(id, width, height, own)] = rows
         vector = self._vectors.take(np.array([id]))[0]
-        return Kept(vector=vector, hash=hash, width=width, height=height, id=id if own else None)
+        return ReusedVector(vector=vector, hash=hash, width=width, height=height, id=id if own else None)
 
     def unchanged(self, records: Sequence[Record], *, by_hand: bool = False) -> list[bool]:
         """Whether each record is in the index just as it is now, captions and errors included; all are seen.

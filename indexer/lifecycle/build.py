@@ -21,14 +21,29 @@ from llm2clip.indexer.core.errors import (
 from llm2clip.indexer.core.results import BadImage, BuildOptions, BuildReport
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.ingest.batching import peak_memory
-from llm2clip.indexer.ingest.sync_source import LISTED, Ingest, Survey, Tally, require_images, tell
+from llm2clip.indexer.ingest.sync_source import (
+    LISTED,
+    ChangeCounts,
+    Ingest,
+    ListingDiff,
+    require_images,
+    tell,
+)
 from llm2clip.indexer.records.record import Corpus, same_corpus
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin, unwinding
-from llm2clip.indexer.storage.index_folder import LOCK, claim, encoder_mismatch, lock
+from llm2clip.indexer.storage.generation_writer import GenerationWriter, closing_writer
+from llm2clip.indexer.storage.index_folder import LOCK, create_or_check_folder, encoder_mismatch, lock
 from llm2clip.indexer.storage.items_reader import ItemsReader
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, Manifest, read_manifest, write_manifest
 from llm2clip.indexer.storage.migrate_v2 import bring_up_to_date
-from llm2clip.indexer.storage.transaction import begin, begun, change, discard, recover, sound
+from llm2clip.indexer.storage.provenance import BuildInfo
+from llm2clip.indexer.storage.transaction import (
+    begin_build,
+    begin_write,
+    check_files,
+    discard,
+    rollback_uncommitted,
+    unfinished_builds,
+)
 
 
 def build_index(
@@ -58,7 +73,7 @@ def build_index(
     index_file.ready(DEFAULT_PLAN)  # before hours of work, not after
     source = corpus if isinstance(corpus, Corpus) else open_corpus(corpus)
     folder = Path(path).expanduser().absolute()
-    made = claim(folder)
+    made = create_or_check_folder(folder)
     try:
         with lock(folder):
             return _Build(source, folder, encoder=encoder, options=options or BuildOptions()).run()
@@ -74,7 +89,7 @@ class _Build:
 
     def __init__(self, corpus: Corpus, folder: Path, *, encoder: ImageEncoder, options: BuildOptions) -> None:
         self._corpus, self._folder, self._encoder, self._options = corpus, folder, encoder, options
-        self._origin = Origin(
+        self._origin = BuildInfo(
             corpus=corpus.identity(),
             encoder=dict(encoder.info.identity()),
             encoder_source=options.encoder_source or encoder.info.name,
@@ -82,7 +97,7 @@ class _Build:
         )
         self._began = time.perf_counter()
         self._notes = list(corpus.notes)
-        self._tally = Tally()
+        self._tally = ChangeCounts()
 
     def run(self) -> BuildReport:
         """Look at what is there, list the corpus, and build if anything changed."""
@@ -92,7 +107,7 @@ class _Build:
                 return self._again(manifest)
             except IndexDamagedError as error:
                 self._notes.append(f"the index was damaged, so every image was embedded again: {error}")
-                self._tally = Tally()
+                self._tally = ChangeCounts()
         with ExitStack() as stack:
             ingest = Ingest(self._folder, self._corpus, source=0, manifest=None, stack=stack)
             survey = ingest.survey(options=self._options, tally=self._tally)
@@ -100,7 +115,7 @@ class _Build:
                 require_images(self._corpus, survey)
                 self._require_room(survey.total)
                 started = self._started()
-                with unwinding(begin(self._folder, self._origin, started=started)) as writer:
+                with closing_writer(begin_build(self._folder, self._origin, started=started)) as writer:
                     return self._write(writer, ingest, survey)
             except CorpusError:
                 stack.close()
@@ -109,8 +124,8 @@ class _Build:
 
     def _again(self, manifest: Manifest) -> BuildReport:
         """Bring the index that is there up to date."""
-        manifest = sound(self._folder, manifest)
-        recover(self._folder, manifest)
+        manifest = check_files(self._folder, manifest)
+        rollback_uncommitted(self._folder, manifest)
         sources = [dict(source) for source in manifest.sources]
         number = next(n for n, source in enumerate(sources) if same_corpus(source, self._origin.corpus))
         with ExitStack() as stack:
@@ -124,8 +139,8 @@ class _Build:
                 manifest = self._note_source(manifest)
                 return self._report(manifest, up_to_date=True)
             encoder, place = self._origin.encoder, self._origin.encoder_source
-            with unwinding(
-                change(self._folder, replace(manifest, encoder=encoder, encoder_source=place))
+            with closing_writer(
+                begin_write(self._folder, replace(manifest, encoder=encoder, encoder_source=place))
             ) as writer:
                 return self._write(writer, ingest, survey)
 
@@ -133,7 +148,7 @@ class _Build:
         if self._options.require is not None:
             self._options.require(images, self._encoder.info.dim)
 
-    def _write(self, writer: GenerationWriter, ingest: Ingest, survey: Survey) -> BuildReport:
+    def _write(self, writer: GenerationWriter, ingest: Ingest, survey: ListingDiff) -> BuildReport:
         ingest.apply(writer, survey, encoder=lambda: self._encoder, options=self._options, tally=self._tally)
         if not writer.base.items + writer.appended - writer.removed:
             raise CorpusError(self._unreadable())
@@ -184,7 +199,7 @@ class _Build:
 
     def _started(self) -> str | None:
         """The items file of a build that never finished and can be gone on with; refuses one of something else."""
-        for name, said in begun(self._folder).items():
+        for name, said in unfinished_builds(self._folder).items():
             if not self._options.overwrite:
                 self._refuse((said["corpus"],), said["encoder"], "an unfinished build")
                 return name

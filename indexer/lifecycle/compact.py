@@ -15,13 +15,13 @@ from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.core.results import CompactReport
 from llm2clip.indexer.planner.build_ann import write_ann
 from llm2clip.indexer.search.verify import file_problems
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, Planner, unwinding
+from llm2clip.indexer.storage.generation_writer import GenerationWriter, Planner, closing_writer
 from llm2clip.indexer.storage.index_folder import generation_of, items_name, next_generation
 from llm2clip.indexer.storage.items_reader import ItemsReader, query
 from llm2clip.indexer.storage.items_writer import ItemsWriter
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, MANIFEST, Manifest
-from llm2clip.indexer.storage.provenance import Origin, blank
-from llm2clip.indexer.storage.transaction import changing
+from llm2clip.indexer.storage.provenance import BuildInfo, empty_manifest
+from llm2clip.indexer.storage.transaction import open_for_write
 from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
 
 
@@ -41,7 +41,7 @@ def compact_index(path: str | os.PathLike[str], *, planner: Planner | None = Non
     """
     folder, began = Path(path).expanduser().absolute(), time.perf_counter()
     notes: list[str] = []
-    with changing(folder) as manifest:
+    with open_for_write(folder) as manifest:
         before = _bytes(folder)
         if problems := [*file_problems(folder, manifest)]:
             raise IndexDamagedError(
@@ -82,7 +82,7 @@ def _rewrite(folder: Path, manifest: Manifest, planner: Planner | None) -> Manif
     mapped = [map_segment(folder / each.file, rows=each.rows, dim=dim) for each in manifest.segments]
     vectors = Vectors(mapped, dim=dim)
     items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
-    with closing(items), unwinding(_fresh(folder, manifest)) as writer:
+    with closing(items), closing_writer(_fresh(folder, manifest)) as writer:
         for rows in items.each():
             writer.copy(rows, vectors.take(np.array([row.id for row in rows])))
         writer.keep_out(items.errors(every=True))
@@ -94,14 +94,14 @@ def _rewrite(folder: Path, manifest: Manifest, planner: Planner | None) -> Manif
 def _fresh(folder: Path, manifest: Manifest) -> GenerationWriter:
     """A writer of new files for an index that stays the same one."""
     generation = next_generation(folder)
-    origin = Origin(
+    origin = BuildInfo(
         corpus=manifest.corpus,
         encoder=manifest.encoder,
         encoder_source=manifest.encoder_source,
         anew=False,
     )
     name = items_name(generation)
-    upon = blank(origin, generation=0, items_file=name, index_id=manifest.index_id)
+    upon = empty_manifest(origin, generation=0, items_file=name, index_id=manifest.index_id)
     meta = {"index_id": manifest.index_id, "anew": "false"}
     items = ItemsWriter(folder / name, generation=generation, meta=meta)
     upon = replace(upon, sources=manifest.sources)

@@ -23,9 +23,9 @@ from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.lifecycle.update import fill
 from llm2clip.indexer.records.record import Corpus, Record
 from llm2clip.indexer.search.index import Index, open_index
-from llm2clip.indexer.storage.generation_writer import unwinding
+from llm2clip.indexer.storage.generation_writer import closing_writer
 from llm2clip.indexer.storage.items_reader import ItemRow
-from llm2clip.indexer.storage.transaction import change, changing
+from llm2clip.indexer.storage.transaction import begin_write, open_for_write
 
 DEPTH = 10
 """Hits of each query that are compared."""
@@ -171,13 +171,13 @@ def _keep_out(old: Index, path: Path) -> None:
     """What was removed by hand from the old index stays out of the new one."""
     rows = [row for row in old.items.errors(every=True) if row.stage == "removed"]
     folder = path.expanduser().absolute()
-    with changing(folder) as manifest:
+    with open_for_write(folder) as manifest:
         items = open_index(folder)
         with closing(items):
             there = {(row.source, row.key) for row in items.items.errors(every=True)}
         rows = [row for row in rows if (row.source, row.key) not in there]
         if rows:
-            with unwinding(change(folder, manifest)) as writer:
+            with closing_writer(begin_write(folder, manifest)) as writer:
                 writer.keep_out(rows)
                 writer.commit()
 

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.core.results import ChangeReport
-from llm2clip.indexer.ingest.sync_source import Tally
+from llm2clip.indexer.ingest.sync_source import ChangeCounts
 from llm2clip.indexer.lifecycle.update import change_report
 from llm2clip.indexer.records.record import root_of
-from llm2clip.indexer.storage.generation_writer import unwinding
+from llm2clip.indexer.storage.generation_writer import closing_writer
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader
 from llm2clip.indexer.storage.manifest import Manifest
-from llm2clip.indexer.storage.transaction import change, changing
+from llm2clip.indexer.storage.transaction import begin_write, open_for_write
 
 _AT_ONCE = 10_000
 
@@ -54,12 +54,12 @@ def remove_images(path: str | os.PathLike[str], selection: Selection) -> ChangeR
     folder, began = Path(path).expanduser().absolute(), time.perf_counter()
     if not (selection.keys or selection.matching or selection.where):
         raise IndexerError("which images? Name keys, or a pattern with --matching, or a filter with --where")
-    with changing(folder) as manifest:
+    with open_for_write(folder) as manifest:
         chosen = _chosen(folder, manifest, selection)
-        tally = Tally(unchanged=manifest.items - len(chosen))
+        tally = ChangeCounts(unchanged=manifest.items - len(chosen))
         if not chosen:
             return change_report(folder, manifest, tally, began, notes=("nothing fits: nothing was removed",))
-        with unwinding(change(folder, manifest)) as writer:
+        with closing_writer(begin_write(folder, manifest)) as writer:
             ids = sorted(chosen)
             for start in range(0, len(ids), _AT_ONCE):
                 some = ids[start : start + _AT_ONCE]

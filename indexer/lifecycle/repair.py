@@ -16,12 +16,12 @@ import numpy as np
 from llm2clip.common.files import file_sha256
 from llm2clip.indexer.ann.faiss_flat import FaissIndex
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError, IndexerError
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, unwinding
+from llm2clip.indexer.storage.generation_writer import GenerationWriter, closing_writer
 from llm2clip.indexer.storage.index_folder import lock, next_generation
 from llm2clip.indexer.storage.items_reader import ItemsReader, sqlite
 from llm2clip.indexer.storage.items_writer import row_checksum
 from llm2clip.indexer.storage.manifest import KIND, FileRecord, Manifest, Segment, read_manifest
-from llm2clip.indexer.storage.transaction import change, recover
+from llm2clip.indexer.storage.transaction import begin_write, rollback_uncommitted
 from llm2clip.indexer.storage.vector_segments import SegmentWriter
 
 _AT_ONCE = 10_000
@@ -60,7 +60,7 @@ def repair_index(path: str | os.PathLike[str]) -> RepairReport:
         manifest = read_manifest(folder)
         done: list[str] = []
         _mend_items(folder, manifest, done)
-        recover(folder, manifest)
+        rollback_uncommitted(folder, manifest)
         wrong = _wrong_files(folder, manifest)
         gone = [each for each in manifest.segments if each.file in wrong]
         gone = [each for each in gone if not _restored(folder, manifest, each, wrong, done)]
@@ -160,7 +160,7 @@ def _commit(
 ) -> tuple[Manifest, int]:
     generation, plan = next_generation(folder), read_manifest(folder).ann
     manifest = _replaced(folder, manifest, gone, generation)
-    with unwinding(change(folder, manifest)) as writer:
+    with closing_writer(begin_write(folder, manifest)) as writer:
         taken = sum(writer.remove(lost[start : start + _AT_ONCE]) for start in range(0, len(lost), _AT_ONCE))
         writer.forget(lost)
         if plan is not None:

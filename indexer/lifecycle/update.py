@@ -15,15 +15,15 @@ from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import CorpusError, EncoderMismatchError
 from llm2clip.indexer.core.results import BuildOptions, ChangeReport
 from llm2clip.indexer.corpora.open import open_corpus, reopen_corpus
-from llm2clip.indexer.corpora.subset import NamedCorpus, PartCorpus
-from llm2clip.indexer.ingest.sync_source import Ingest, Survey, Tally, require_images, tell
+from llm2clip.indexer.corpora.subset import PathListCorpus, SubfolderCorpus
+from llm2clip.indexer.ingest.sync_source import ChangeCounts, Ingest, ListingDiff, require_images, tell
 from llm2clip.indexer.records.file_types import ending, image_endings
 from llm2clip.indexer.records.record import Corpus, same_corpus
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, unwinding
+from llm2clip.indexer.storage.generation_writer import GenerationWriter, closing_writer
 from llm2clip.indexer.storage.index_folder import encoder_mismatch
 from llm2clip.indexer.storage.items_reader import NEVER, ItemsReader
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, Manifest
-from llm2clip.indexer.storage.transaction import change, changing, sound
+from llm2clip.indexer.storage.transaction import begin_write, check_files, open_for_write
 
 _AT_ONCE = 10_000
 
@@ -129,7 +129,7 @@ def _reopened(folder: Path, manifest: Manifest, number: int, source: Mapping[str
                 yield from (key for (key,) in rows)
                 last = rows[-1][0]
 
-    return NamedCorpus(known, source=source, missing=False)
+    return PathListCorpus(known, source=source, missing=False)
 
 
 def _opened(specs: Sequence[str], manifest: Manifest) -> Iterator[Corpus]:
@@ -143,7 +143,7 @@ def _opened(specs: Sequence[str], manifest: Manifest) -> Iterator[Corpus]:
         corpus = open_corpus(spec)
         owner = _owner(place, manifest) if corpus.kind == "folder" else -1
         if owner >= 0 and str(corpus.root) != manifest.sources[owner]["root"]:
-            corpus = PartCorpus(corpus, source=manifest.sources[owner])
+            corpus = SubfolderCorpus(corpus, source=manifest.sources[owner])
         yield corpus
     for number, paths in named.items():
         source: Mapping[str, str] = {"kind": "stdin", "spec": "-", "root": os.getcwd()}
@@ -151,7 +151,7 @@ def _opened(specs: Sequence[str], manifest: Manifest) -> Iterator[Corpus]:
             source = manifest.sources[number]
         else:
             source = next((each for each in manifest.sources if each["kind"] == "stdin"), source)
-        yield NamedCorpus(lambda paths=paths: paths, source=source)  # type: ignore[misc]
+        yield PathListCorpus(lambda paths=paths: paths, source=source)  # type: ignore[misc]
 
 
 def _owner(place: str, manifest: Manifest) -> int:
@@ -177,7 +177,7 @@ class _Update:
     ) -> None:
         self._folder = Path(path).expanduser().absolute()
         self._given, self._options, self._by_hand = encoder, options or BuildOptions(), by_hand
-        self._tally, self._notes = Tally(), list[str]()
+        self._tally, self._notes = ChangeCounts(), list[str]()
         self._began = time.perf_counter()
 
     @cached_property
@@ -192,9 +192,9 @@ class _Update:
 
     def run(self, parts: Callable[[Manifest], Iterator[_Part]]) -> ChangeReport:
         """List all that is to be looked at, then write what changed."""
-        with changing(self._folder) as found, ExitStack() as stack:
-            self._manifest = manifest = sound(self._folder, found)
-            work: list[tuple[_Part, Ingest, Survey, int]] = []
+        with open_for_write(self._folder) as found, ExitStack() as stack:
+            self._manifest = manifest = check_files(self._folder, found)
+            work: list[tuple[_Part, Ingest, ListingDiff, int]] = []
             numbers = Numbers(manifest)
             for part in parts(manifest):
                 number = numbers.of(part.corpus.identity())
@@ -207,7 +207,7 @@ class _Update:
                     by_hand=self._by_hand,
                 )
                 survey = ingest.survey(options=self._options, tally=self._tally, vanish=part.vanish)
-                if not (isinstance(part.corpus, NamedCorpus) and part.corpus.folders_are_there):
+                if not (isinstance(part.corpus, PathListCorpus) and part.corpus.folders_are_there):
                     require_images(part.corpus, survey)
                 self._notes += [*part.corpus.notes, *filter(None, [part.corpus.passed_over_note()])]
                 work.append((part, ingest, survey, number))
@@ -216,13 +216,13 @@ class _Update:
             if any(survey.changed for _, _, survey, _ in work):
                 index_file.ready(DEFAULT_PLAN)
                 _ = self._encoder
-            with unwinding(change(self._folder, manifest)) as writer:
+            with closing_writer(begin_write(self._folder, manifest)) as writer:
                 return self._write(writer, work, numbers)
 
     def _write(
         self,
         writer: GenerationWriter,
-        work: Sequence[tuple[_Part, Ingest, Survey, int]],
+        work: Sequence[tuple[_Part, Ingest, ListingDiff, int]],
         numbers: Numbers,
     ) -> ChangeReport:
         for source in numbers.new:
@@ -267,7 +267,7 @@ class Numbers:
 def change_report(
     folder: Path,
     manifest: Manifest,
-    tally: Tally,
+    tally: ChangeCounts,
     began: float,
     *,
     notes: Sequence[str] = (),

@@ -17,11 +17,17 @@ from numpy.typing import NDArray
 
 from llm2clip.common.memory import free_memory
 from llm2clip.indexer.ann.faiss_flat import write_faiss
-from llm2clip.indexer.ann.index_types import APPROXIMATE, applies, factory_of, figures_of, parameters_of
-from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex, sample_of
-from llm2clip.indexer.ann.nearest_neighbors import Neighbours
-from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Figures, Kind, Plan, human
-from llm2clip.indexer.planner.tune import exact_times, held_out, measure, tune
+from llm2clip.indexer.ann.index_types import (
+    APPROXIMATE,
+    estimate_cost,
+    factory_of,
+    parameters_of,
+    unsupported_reason,
+)
+from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex, sample_of
+from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
+from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, IndexKind, Plan, human
+from llm2clip.indexer.planner.tune import exact_times, measure, sample_queries, tune
 from llm2clip.indexer.storage.manifest import KIND
 from llm2clip.indexer.storage.vector_segments import Vectors
 
@@ -97,10 +103,12 @@ def plan_index(
     considered = [Alternative(kind="flat-fp16-ip", figures=exact, why_not=_shortfall(exact, budget))]
     if budget.recall >= 1:
         raise BudgetError(_refusal(considered, ram=ram, rows=len(vectors), dim=vectors.dim))
-    best: tuple[tuple[bool, float], Kind, Figures] | None = None
+    best: tuple[tuple[bool, float], IndexKind, Cost] | None = None
     for kind in APPROXIMATE:
-        figures = figures_of(kind, rows=len(vectors), dim=vectors.dim)
-        if problem := applies(kind, rows=len(vectors), dim=vectors.dim) or _too_large(figures, ram):
+        figures = estimate_cost(kind, rows=len(vectors), dim=vectors.dim)
+        if problem := unsupported_reason(kind, rows=len(vectors), dim=vectors.dim) or _too_large(
+            figures, ram
+        ):
             considered.append(Alternative(kind=kind, figures=figures, why_not=problem))
             continue
         if best is not None and best[0][0]:
@@ -147,8 +155,8 @@ def require_memory(budget: Budget, *, rows: int, dim: int) -> None:
         return
     kinds: list[Alternative] = []
     for kind in ("flat-fp16-ip", *(() if budget.recall >= 1 else APPROXIMATE)):
-        figures = figures_of(kind, rows=rows, dim=dim)
-        if problem := applies(kind, rows=rows, dim=dim) or _too_large(figures, budget.ram):
+        figures = estimate_cost(kind, rows=rows, dim=dim)
+        if problem := unsupported_reason(kind, rows=rows, dim=dim) or _too_large(figures, budget.ram):
             kinds.append(Alternative(kind=kind, figures=figures, why_not=problem))
         else:
             return
@@ -179,19 +187,19 @@ def make_ann(
         BudgetError: it would not fit into the memory that is free now.
         OSError: the disk is full, or worse.
     """
-    asked = held_out(vectors, queries)
+    asked = sample_queries(vectors, queries)
     found, size = plan, plan.predicted.bytes
     if not plan.file:
-        measured = measure(Neighbours(vectors), asked.half(1))
+        measured = measure(KnnSearcher(vectors), asked.half(1))
     else:
         write_ann(path, vectors, plan=plan, device=device)
         size = path.stat().st_size
-        index = ApproximateIndex.read(path, plan=plan)
+        index = FaissAnnIndex.read(path, plan=plan)
         parameters = tune(index, vectors, asked.half(0), recall=plan.budget.recall)
         found = replace(plan, parameters={**plan.parameters, **parameters})
-        index = ApproximateIndex.read(path, plan=found)
-        measured = measure(Neighbours(vectors, candidates=index), asked.half(1))
-    figures = Figures(
+        index = FaissAnnIndex.read(path, plan=found)
+        measured = measure(KnnSearcher(vectors, candidates=index), asked.half(1))
+    figures = Cost(
         bytes=size,
         build_bytes=plan.predicted.build_bytes,
         recall=measured.recall,
@@ -210,7 +218,7 @@ def renewed(plan: Plan, *, rows: int) -> Plan:
         factory=factory_of(plan.kind, rows=rows, dim=plan.dim),
         parameters=parameters_of(plan.kind, rows=rows),
         rows=rows,
-        predicted=figures_of(plan.kind, rows=rows, dim=plan.dim),
+        predicted=estimate_cost(plan.kind, rows=rows, dim=plan.dim),
         measured=None,
     )
 
@@ -234,7 +242,7 @@ def write_ann(path: Path, vectors: Vectors, *, plan: Plan, device: str = "auto")
     parameters = plan.parameters
     sample = sample_of(vectors, parameters["train_rows"], rows=plan.rows, seed=parameters["seed"])
     blocks = ((first, rows[: plan.rows - first]) for first, rows in vectors.blocks() if first < plan.rows)
-    ApproximateIndex.build(blocks, sample=sample, plan=plan, device=device).write(path)
+    FaissAnnIndex.build(blocks, sample=sample, plan=plan, device=device).write(path)
 
 
 class _Trial:
@@ -249,24 +257,24 @@ class _Trial:
             self._sample = Vectors([vectors.take(np.sort(ids))], dim=vectors.dim)
         else:
             self._sample = vectors
-        self._asked = held_out(self._sample, queries)
+        self._asked = sample_queries(self._sample, queries)
 
-    def exact(self) -> Figures:
+    def exact(self) -> Cost:
         """What the exact scan costs, reckoned up from the sample."""
         p50, _ = exact_times(self._sample, self._asked.queries, rows=self._rows)
-        figures = figures_of("flat-fp16-ip", rows=self._rows, dim=self._dim)
+        figures = estimate_cost("flat-fp16-ip", rows=self._rows, dim=self._dim)
         return replace(figures, recall=1.0, p50_ms=round(p50, 4), p95_ms=round(p50 * _STEADY, 4))
 
-    def run(self, kind: Kind, figures: Figures) -> Figures:
+    def run(self, kind: IndexKind, figures: Cost) -> Cost:
         """Make a kind of the sample, tune it, and reckon its times up to all rows."""
         rows = len(self._sample)
         plan = self.plan(kind, figures, why="a trial", rows=rows)
         train = sample_of(self._sample, plan.parameters["train_rows"], rows=rows, seed=0)
-        index = ApproximateIndex.build(self._sample.blocks(), sample=train, plan=plan, device=self._device)
+        index = FaissAnnIndex.build(self._sample.blocks(), sample=train, plan=plan, device=self._device)
         found = tune(index, self._sample, self._asked.half(0), recall=self._budget.recall)
         tuned = replace(plan, parameters={**plan.parameters, **found})
-        index = ApproximateIndex(index.faiss_index, plan=tuned)
-        measured = measure(Neighbours(self._sample, candidates=index), self._asked.half(1))
+        index = FaissAnnIndex(index.faiss_index, plan=tuned)
+        measured = measure(KnnSearcher(self._sample, candidates=index), self._asked.half(1))
         grown = _growth(kind, self._rows, rows)
         return replace(
             figures,
@@ -277,8 +285,8 @@ class _Trial:
 
     def plan(
         self,
-        kind: Kind,
-        figures: Figures,
+        kind: IndexKind,
+        figures: Cost,
         *,
         why: str,
         considered: list[Alternative] | None = None,
@@ -299,7 +307,7 @@ class _Trial:
         )
 
 
-def _growth(kind: Kind, rows: int, sample: int) -> float:
+def _growth(kind: IndexKind, rows: int, sample: int) -> float:
     """How much longer a query takes over all rows: lists grow by the root, walks by the logarithm."""
     if rows <= sample:
         return 1.0
@@ -308,7 +316,7 @@ def _growth(kind: Kind, rows: int, sample: int) -> float:
     return math.sqrt(rows / sample)
 
 
-def _why_exact(exact: Figures, *, budget: Budget, rows: int) -> str | None:
+def _why_exact(exact: Cost, *, budget: Budget, rows: int) -> str | None:
     if exact.bytes > (budget.ram or 0):
         return None
     if not _shortfall(exact, budget):
@@ -316,7 +324,7 @@ def _why_exact(exact: Figures, *, budget: Budget, rows: int) -> str | None:
     return "nothing but an exact scan has a recall of 1" if budget.recall >= 1 else None
 
 
-def _shortfall(figures: Figures, budget: Budget) -> str:
+def _shortfall(figures: Cost, budget: Budget) -> str:
     """In what a way of searching misses the budget; empty if in nothing."""
     missed = []
     if figures.bytes > (budget.ram or 0):
@@ -328,13 +336,13 @@ def _shortfall(figures: Figures, budget: Budget) -> str:
     return "; ".join(missed)
 
 
-def _distance(figures: Figures, budget: Budget) -> float:
+def _distance(figures: Cost, budget: Budget) -> float:
     """How far a way of searching is from the budget: missing recall first, then time."""
     missing = max(0.0, budget.recall - (figures.recall or 0.0))
     return missing * 1e6 + (figures.p95_ms or 0.0)
 
 
-def _too_large(figures: Figures, ram: int) -> str | None:
+def _too_large(figures: Cost, ram: int) -> str | None:
     if figures.bytes > ram:
         return f"wants {human(figures.bytes)} while searching, allowed {human(ram)}"
     if figures.build_bytes > ram:

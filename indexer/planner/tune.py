@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import HalvesScan
-from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
-from llm2clip.indexer.ann.nearest_neighbors import Neighbours
-from llm2clip.indexer.ann.rerank import rank
+from llm2clip.indexer.ann.exact_scan import ExactScan
+from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
+from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
+from llm2clip.indexer.ann.rerank import rerank
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 K = 10
@@ -34,7 +34,7 @@ _STEP = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class TuningQueries:
     """Held-out queries and the true answers."""
 
     kind: str
@@ -44,10 +44,10 @@ class Asked:
     truth: NDArray[np.int64]
     """Ids of the true best. Shape: (n, up to K)."""
 
-    def half(self, which: int) -> Asked:
+    def half(self, which: int) -> TuningQueries:
         """Every other query: 0 for tuning, 1 for measuring."""
         part = slice(which, None, 2) if len(self.queries) > 1 else slice(None)
-        return Asked(kind=self.kind, queries=self.queries[part], truth=self.truth[part])
+        return TuningQueries(kind=self.kind, queries=self.queries[part], truth=self.truth[part])
 
     def recall(self, ids: NDArray[np.int64]) -> float:
         """Share of the true best among ``ids``. Shape: (n, m), int64, -1: none."""
@@ -74,7 +74,7 @@ class Searching(Protocol):
         """For each query (id, score), best first."""
 
 
-def held_out(vectors: Vectors, queries: NDArray[np.float32] | None, *, seed: int = 0) -> Asked:
+def sample_queries(vectors: Vectors, queries: NDArray[np.float32] | None, *, seed: int = 0) -> TuningQueries:
     """Queries to tune and measure with, and their true answers by an exact search.
 
     Args:
@@ -93,11 +93,11 @@ def held_out(vectors: Vectors, queries: NDArray[np.float32] | None, *, seed: int
         asked = asked[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0]
         kind = f"{len(asked):,} means of {_MIXED} images, as there are no captions"
     asked = np.ascontiguousarray(asked)
-    _, truth = HalvesScan(vectors).candidates(asked, count=min(K, len(vectors)), allowed=None)
-    return Asked(kind=kind, queries=asked, truth=truth)
+    _, truth = ExactScan(vectors).candidates(asked, count=min(K, len(vectors)), allowed=None)
+    return TuningQueries(kind=kind, queries=asked, truth=truth)
 
 
-def tune(index: ApproximateIndex, vectors: Vectors, asked: Asked, *, recall: float) -> dict[str, int]:
+def tune(index: FaissAnnIndex, vectors: Vectors, asked: TuningQueries, *, recall: float) -> dict[str, int]:
     """The cheapest ``probes`` and ``refine`` that reach a recall; those that come nearest where none does.
 
     Sets ``index.probes`` to what it returns.
@@ -106,7 +106,7 @@ def tune(index: ApproximateIndex, vectors: Vectors, asked: Asked, *, recall: flo
     # The first of many candidates are those of a shallower search of lists; of a graph they would be better ones.
     refines: tuple[int, ...] = REFINES if index.plan.kind.startswith("ivf") else (2,)
     refines = tuple(refine for refine in refines if refine * K <= index.rows) or (1,)
-    per_row = _seconds(lambda: rank(vectors, asked.queries[:1], _some(vectors, 256)[None], k=K)) / 256
+    per_row = _seconds(lambda: rerank(vectors, asked.queries[:1], _some(vectors, 256)[None], k=K)) / 256
     best: tuple[float, float, int, int] | None = None
     probes = 1 if index.plan.kind.startswith("ivf") else 2 * K
     while True:
@@ -140,7 +140,7 @@ def _seconds(call: Callable[[], object], *, times: int = 5) -> float:
     return min(took)
 
 
-def _per_query(index: ApproximateIndex, queries: NDArray[np.float32], *, count: int) -> float:
+def _per_query(index: FaissAnnIndex, queries: NDArray[np.float32], *, count: int) -> float:
     some = queries[:32]
     took = []
     for number in range(len(some)):
@@ -150,7 +150,7 @@ def _per_query(index: ApproximateIndex, queries: NDArray[np.float32], *, count: 
     return float(np.median(took))
 
 
-def measure(searching: Searching, asked: Asked) -> Measured:
+def measure(searching: Searching, asked: TuningQueries) -> Measured:
     """Recall@10 and times of the whole search, one query at a time; the better of two times each."""
     found = np.full((len(asked.queries), K), -1, dtype=np.int64)
     took = np.empty((2, len(asked.queries)))
@@ -170,7 +170,7 @@ def measure(searching: Searching, asked: Asked) -> Measured:
 
 def exact_times(vectors: Vectors, asked: NDArray[np.float32], *, rows: int) -> tuple[float, float]:
     """Milliseconds of an exact search (median, 95 of 100), reckoned up to ``rows`` from those of ``vectors``."""
-    neighbours = Neighbours(vectors)
+    neighbours = KnnSearcher(vectors)
     took = []
     for query in asked[:40]:
         began = perf_counter()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from llm2clip.indexer.ann.device_search import describe_device
 from llm2clip.indexer.ann.faiss_flat import wheel
 from llm2clip.indexer.ann.index_file import read_ann
-from llm2clip.indexer.ann.nearest_neighbors import QUERIES_AT_ONCE, Neighbours
+from llm2clip.indexer.ann.nearest_neighbors import QUERIES_AT_ONCE, KnnSearcher
 from llm2clip.indexer.ann.plan import Plan
 from llm2clip.indexer.core.errors import (
     EncoderMismatchError,
@@ -116,7 +116,7 @@ class Index:
         return there
 
     @cached_property
-    def _neighbours(self) -> Neighbours:
+    def _neighbours(self) -> KnnSearcher:
         ann, candidates = self.manifest.ann, None
         if ann is not None:
             path = self.path / ann.file
@@ -128,7 +128,7 @@ class Index:
                 if path.exists():
                     raise
                 # A change deleted it since this index was opened: the vectors are scanned.
-        return Neighbours(self.vectors, candidates=candidates)
+        return KnnSearcher(self.vectors, candidates=candidates)
 
     def allowed(self, where: str | None = None) -> NDArray[np.bool_] | None:
         """Which ids a search may find: those of no tombstone that a filter lets through; None: all.

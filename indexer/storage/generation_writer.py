@@ -22,9 +22,16 @@ from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow
 from llm2clip.indexer.storage.items_writer import MODULUS, ItemsWriter
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, MANIFEST, Ann, Manifest, write_manifest
 from llm2clip.indexer.storage.outcome import Outcome
-from llm2clip.indexer.storage.provenance import Origin as Origin
-from llm2clip.indexer.storage.provenance import blank, errors_of, file_record, item_row, remedy, software
-from llm2clip.indexer.storage.recovery import files_of, leftover, tidy
+from llm2clip.indexer.storage.provenance import BuildInfo as Origin
+from llm2clip.indexer.storage.provenance import (
+    empty_manifest,
+    errors_of,
+    file_record,
+    item_row,
+    remedy,
+    software,
+)
+from llm2clip.indexer.storage.recovery import count_uncommitted, files_of, prune
 from llm2clip.indexer.storage.vector_segments import Rows, SegmentWriter, Vectors, join_small, map_segment
 
 CHECKPOINT_SECONDS = 2.0
@@ -59,7 +66,7 @@ class GenerationWriter:
         self._folder, self.generation = folder, generation
         if upon is None:
             assert origin is not None
-            upon = blank(origin, generation=0, items_file=items_name(generation))
+            upon = empty_manifest(origin, generation=0, items_file=items_name(generation))
         self.base = upon
         self.appended = self.removed = self.errors = 0
         """Items and errors written, and items taken away, so far."""
@@ -258,7 +265,7 @@ class GenerationWriter:
             )
             write_manifest(folder, manifest)
         with suppress(IndexWriteError):  # it is committed; the next change tidies up
-            tidy(self._items)
+            prune(self._items)
         self._items.close()
         clean(folder, manifest)
         return manifest
@@ -285,7 +292,7 @@ class GenerationWriter:
         """Delete the files of a new index that has nothing, not even what an earlier process left."""
         path = self._folder / self.base.items_file
         with suppress(IndexDamagedError):
-            if not (self.base.generation or leftover(path, rows=0)):
+            if not (self.base.generation or count_uncommitted(path, rows=0)):
                 for name in (path.name, *map(self._segments.name, range(len(self._segments.rows)))):
                     (self._folder / name).unlink(missing_ok=True)
 
@@ -296,7 +303,7 @@ class GenerationWriter:
 
 
 @contextmanager
-def unwinding(writer: GenerationWriter) -> Iterator[GenerationWriter]:
+def closing_writer(writer: GenerationWriter) -> Iterator[GenerationWriter]:
     """Close a writer however it ends: what was done is kept, and a new index in which nothing was done is deleted."""
     try:
         yield writer

@@ -103,7 +103,7 @@ def recorded_encoder(folder: Path) -> str | None:
     return None
 
 
-def claim(folder: Path) -> bool:
+def create_or_check_folder(folder: Path) -> bool:
     """Make ``folder`` if needed, and refuse one that holds anything but an index. Returns whether it was made.
 
     Raises:

@@ -43,7 +43,7 @@ def reason_of(error: Exception) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kept:
+class ReusedVector:
     """An image that need not be embedded again."""
 
     vector: Rows

@@ -18,7 +18,7 @@ from llm2clip.indexer.storage.outcome import Outcome
 
 
 @dataclass(frozen=True, kw_only=True)
-class Origin:
+class BuildInfo:
     """What an index is made from and with."""
 
     corpus: Mapping[str, str]
@@ -31,7 +31,9 @@ class Origin:
     """Whether the index that was there before is not to be trusted."""
 
 
-def blank(origin: Origin, *, generation: int, items_file: str, index_id: str | None = None) -> Manifest:
+def empty_manifest(
+    origin: BuildInfo, *, generation: int, items_file: str, index_id: str | None = None
+) -> Manifest:
     """The manifest of an index without any image, which was never written."""
     return Manifest(
         index_id=index_id or uuid.uuid4().hex,

@@ -14,7 +14,7 @@ from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.storage.items_reader import IN, NEVER, connect, query, sqlite
 from llm2clip.indexer.storage.items_writer import ItemsWriter, drop_uncommitted
-from llm2clip.indexer.storage.outcome import Kept
+from llm2clip.indexer.storage.outcome import ReusedVector
 from llm2clip.indexer.storage.vector_segments import SEGMENT_ROWS, Rows, map_appended
 
 _COLUMNS = "key, size, mtime_ns, hash, width, height, file, row"
@@ -28,7 +28,7 @@ def source_text(source: Mapping[str, str]) -> str:
     return json.dumps({**source, "spec": ""}, sort_keys=True)
 
 
-def set_aside(writer: ItemsWriter, *, generation: int, rows: int) -> None:
+def stash_uncommitted(writer: ItemsWriter, *, generation: int, rows: int) -> None:
     """Bring an items file back to what is committed, and note down where unfinished vectors lie.
 
     Args:
@@ -56,7 +56,7 @@ def set_aside(writer: ItemsWriter, *, generation: int, rows: int) -> None:
     writer.commit()
 
 
-def tidy(writer: ItemsWriter) -> None:
+def prune(writer: ItemsWriter) -> None:
     """After a commit: forget unfinished vectors whose images are in the index now."""
     writer.begin()
     with sqlite(writer.path, writing=True):
@@ -97,21 +97,21 @@ class Unfinished:
         self._db, self._lock = connect(path), threading.Lock()
         self._files: dict[str, Rows] = {}
 
-    def kept(self, records: Sequence[Record]) -> list[Kept | None]:
+    def kept(self, records: Sequence[Record]) -> list[ReusedVector | None]:
         """For each record its vector, if it had one and is unchanged."""
         wanted = json.dumps([record.key for record in records])
         rows = self._rows(
             f"SELECT {_COLUMNS} FROM unfinished WHERE source = ? AND key IN {IN}", self._source, wanted
         )
         found = {row[0]: row for row in rows}
-        answers: list[Kept | None] = []
+        answers: list[ReusedVector | None] = []
         for record in records:
             row = found.get(record.key)
             same = row is not None and record.problem is None and row[1:3] == (record.size, record.mtime_ns)
             answers.append(self._kept(row) if row is not None and same else None)
         return answers
 
-    def by_hash(self, hash: bytes, *, key: str) -> Kept | None:
+    def by_hash(self, hash: bytes, *, key: str) -> ReusedVector | None:
         """The vector of the image of that content, if there is one."""
         rows = self._rows(f"SELECT {_COLUMNS} FROM unfinished WHERE hash = ? LIMIT 1", hash)
         if not rows:
@@ -127,12 +127,12 @@ class Unfinished:
         with self._lock, sqlite(self._path):
             return self._db.execute(statement, values).fetchall()
 
-    def _kept(self, row: _Row) -> Kept | None:
+    def _kept(self, row: _Row) -> ReusedVector | None:
         _, _, _, hash, width, height, file, number = row
         rows = self._mapped(file, number)
         if number >= len(rows) or abs(float(np.linalg.norm(rows[number].astype(np.float32))) - 1) > 0.01:
             return None
-        return Kept(vector=rows[number], hash=hash, width=width, height=height)
+        return ReusedVector(vector=rows[number], hash=hash, width=width, height=height)
 
     def _mapped(self, file: str, number: int) -> Rows:
         """The rows of a file; one that is being written grows."""
@@ -149,7 +149,7 @@ class Unfinished:
             self._db.close()
 
 
-def leftover(path: Path, *, rows: int) -> int:
+def count_uncommitted(path: Path, *, rows: int) -> int:
     """How many unfinished vectors there are beyond the ``rows`` that are committed, set aside already or not."""
     count = "(SELECT count(*) FROM unfinished) + (SELECT count(*) FROM items WHERE id >= ?)"
     return int(query(path, f"SELECT {count}", rows)[0][0])

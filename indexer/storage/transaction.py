@@ -17,12 +17,12 @@ from llm2clip.indexer.storage.items_reader import query
 from llm2clip.indexer.storage.items_writer import ItemsWriter
 from llm2clip.indexer.storage.manifest import MANIFEST, Manifest, read_manifest
 from llm2clip.indexer.storage.migrate_v2 import bring_up_to_date
-from llm2clip.indexer.storage.provenance import Origin, blank
-from llm2clip.indexer.storage.recovery import files_of, set_aside, tidy
+from llm2clip.indexer.storage.provenance import BuildInfo, empty_manifest
+from llm2clip.indexer.storage.recovery import files_of, prune, stash_uncommitted
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[Manifest]:
+def open_for_write(folder: Path) -> Iterator[Manifest]:
     """Hold the index in ``folder`` to change it: as it was last committed, brought to this format if it is older.
 
     Raises:
@@ -36,12 +36,12 @@ def changing(folder: Path) -> Iterator[Manifest]:
     with lock(folder):
         bring_up_to_date(folder)
         manifest = read_manifest(folder)
-        recover(folder, manifest)
+        rollback_uncommitted(folder, manifest)
         yield manifest
 
 
-def change(folder: Path, manifest: Manifest) -> GenerationWriter:
-    """Begin a change of the index in ``folder``, under its lock, after ``recover``.
+def begin_write(folder: Path, manifest: Manifest) -> GenerationWriter:
+    """Begin a change of the index in ``folder``, under its lock, after ``rollback_uncommitted``.
 
     Raises:
         IndexWriteError: the disk is full, or worse.
@@ -51,7 +51,7 @@ def change(folder: Path, manifest: Manifest) -> GenerationWriter:
     return GenerationWriter(folder, generation=generation, upon=manifest, items=items)
 
 
-def recover(folder: Path, manifest: Manifest) -> None:
+def rollback_uncommitted(folder: Path, manifest: Manifest) -> None:
     """Take back what a writer that died had written and not committed, under the lock of the index.
 
     Its vectors are kept for whoever needs them.
@@ -69,14 +69,14 @@ def recover(folder: Path, manifest: Manifest) -> None:
         items = ItemsWriter(path, generation=next_generation(folder))
         try:
             if unfinished:
-                set_aside(items, generation=manifest.generation, rows=manifest.rows)
-            tidy(items)
+                stash_uncommitted(items, generation=manifest.generation, rows=manifest.rows)
+            prune(items)
         finally:
             items.close()
     clean(folder, manifest)
 
 
-def begin(folder: Path, origin: Origin, *, started: str | None = None) -> GenerationWriter:
+def begin_build(folder: Path, origin: BuildInfo, *, started: str | None = None) -> GenerationWriter:
     """Begin an index, or go on with one that was begun.
 
     Args:
@@ -91,17 +91,17 @@ def begin(folder: Path, origin: Origin, *, started: str | None = None) -> Genera
     generation = next_generation(folder)
     items = ItemsWriter(folder / started, generation=generation)
     try:
-        set_aside(items, generation=0, rows=0)
+        stash_uncommitted(items, generation=0, rows=0)
         index_id = _meta(items.path)["index_id"]
     except BaseException:
         items.close()
         raise
     remove_generations(folder, keep=keep | {started} | files_of(items.path))
-    upon = blank(origin, generation=0, items_file=started, index_id=index_id)
+    upon = empty_manifest(origin, generation=0, items_file=started, index_id=index_id)
     return GenerationWriter(folder, generation=generation, origin=origin, upon=upon, items=items)
 
 
-def begun(folder: Path) -> dict[str, Mapping[str, Any]]:
+def unfinished_builds(folder: Path) -> dict[str, Mapping[str, Any]]:
     """Items files of builds that were begun and never committed, the newest first, with what they say of themselves."""
     keep = _committed_files(folder)
     found: dict[str, Mapping[str, Any]] = {}
@@ -121,7 +121,7 @@ def begun(folder: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def sound(folder: Path, manifest: Manifest) -> Manifest:
+def check_files(folder: Path, manifest: Manifest) -> Manifest:
     """The manifest, if all that it names is there; without its search structure, which can be made again, if not.
 
     Raises:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm2clip.encoders.layers.activations import QuickGelu, quicken
+from llm2clip.encoders.layers.activations import QuickGelu, replace_quick_gelu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -33,7 +33,9 @@ def test_it_takes_the_place_of_transformers_own():
     pixels = torch.randn(2, 3, 28, 28)
     expected = model(pixel_values=pixels).pooler_output
     names = list(model.state_dict())
-    assert sum(isinstance(part, QuickGelu) for part in quicken(model).modules()) == 3
+    assert sum(isinstance(part, QuickGelu) for part in replace_quick_gelu(model).modules()) == 3
     assert torch.equal(model(pixel_values=pixels).pooler_output, expected)
     assert list(model.state_dict()) == names
-    assert not any(isinstance(part, QuickGelu) for part in quicken(nn.Sequential(nn.GELU())).modules())
+    assert not any(
+        isinstance(part, QuickGelu) for part in replace_quick_gelu(nn.Sequential(nn.GELU())).modules()
+    )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from llm2clip.encoders.catalog.cards import baseline_cards, baseline_rows
-from llm2clip.encoders.catalog.entries import EncoderRow, find_encoder
+from llm2clip.encoders.catalog.entries import EncoderEntry, find_encoder
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower
 
 ROWS = {row.name: row for row in baseline_rows()}
@@ -38,12 +38,12 @@ def sizes(tower: tuple[int, int, int]) -> dict[str, int]:
     }
 
 
-def vision(tower: tuple[int, int, int], row: EncoderRow) -> dict[str, int]:
+def vision(tower: tuple[int, int, int], row: EncoderEntry) -> dict[str, int]:
     patch = {32: 32, 16: 16, 14: 14}[int(re.findall(r"-(32|16|14)\b", row.name.replace("s-16", "-16"))[0])]
     return {**sizes(tower), "image_size": row.image_size, "patch_size": patch}
 
 
-def clip(row: EncoderRow, *, vocabulary: int = 49408) -> Any:
+def clip(row: EncoderEntry, *, vocabulary: int = 49408) -> Any:
     import transformers
 
     name = "MetaClip2" if row.family == "metaclip2" else "CLIP"
@@ -60,7 +60,7 @@ def clip(row: EncoderRow, *, vocabulary: int = 49408) -> Any:
     return getattr(transformers, f"{name}Model")(config)
 
 
-def siglip(row: EncoderRow) -> Any:
+def siglip(row: EncoderEntry) -> Any:
     from transformers import SiglipConfig, SiglipModel
 
     kind = {"b": B, "l": L, "so400m": SO, "g": G}[row.name.split("-")[1]]
@@ -71,7 +71,7 @@ def siglip(row: EncoderRow) -> Any:
     return SiglipModel(SiglipConfig(text_config=text, vision_config=vision(kind, row)))
 
 
-def chinese(row: EncoderRow) -> Any:
+def chinese(row: EncoderEntry) -> Any:
     from transformers import ChineseCLIPConfig, ChineseCLIPModel
 
     seen, read = {"b": (B, B), "l": (L, B), "h": (H, L)}[row.name.split("-")[2]]
@@ -80,7 +80,7 @@ def chinese(row: EncoderRow) -> Any:
     return ChineseCLIPModel(config)
 
 
-def altclip(row: EncoderRow) -> Any:
+def altclip(row: EncoderEntry) -> Any:
     from transformers import AltCLIPConfig, AltCLIPModel
 
     images = {**sizes(L), "image_size": row.image_size, "patch_size": 14}
@@ -91,7 +91,7 @@ def count(module: Any) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def eva02(row: EncoderRow) -> int:
+def eva02(row: EncoderEntry) -> int:
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     small = row.name == "eva02-clip-b-16"
@@ -111,7 +111,7 @@ def eva02(row: EncoderRow) -> int:
     return count(tower) + count(CLIPTextModelWithProjection(text)) + 1
 
 
-def expected(row: EncoderRow) -> int:
+def expected(row: EncoderEntry) -> int:
     """Trained numbers of the architecture."""
     import transformers
 
@@ -152,7 +152,7 @@ def test_parameters_are_those_of_the_architecture(name: str):
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.name)
-def test_a_line_is_complete(row: EncoderRow):
+def test_a_line_is_complete(row: EncoderEntry):
     assert row.files
     assert row.languages
     assert row.licence

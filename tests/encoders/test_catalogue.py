@@ -11,7 +11,7 @@ from llm2clip.encoders import ModelError
 from llm2clip.encoders.catalog import entries as catalogue
 from llm2clip.encoders.catalog.cards import adapter_parameters
 from llm2clip.encoders.catalog.entries import (
-    encoder_rows,
+    encoder_entries,
     find_encoder,
     find_language,
     language_of,
@@ -19,7 +19,7 @@ from llm2clip.encoders.catalog.entries import (
     pairing_problem,
 )
 
-PUBLISHED = [row for row in encoder_rows() if row.layout]
+PUBLISHED = [row for row in encoder_entries() if row.layout]
 NAMES = {
     "llm2clip-openai-b-16": "LLM2CLIP-Openai-B-16",
     "llm2clip-openai-l-14-224": "LLM2CLIP-Openai-L-14-224",
@@ -45,7 +45,7 @@ def test_everything_published_is_there():
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
-def test_a_row_says_all_one_must_know(row: catalogue.EncoderRow):
+def test_a_row_says_all_one_must_know(row: catalogue.EncoderEntry):
     assert re.fullmatch(r"|[0-9a-f]{8,40}", row.revision)
     assert re.fullmatch(r"|[0-9a-f]{64}", row.weights_sha256)
     assert row.files
@@ -112,11 +112,11 @@ def test_a_wrong_pair_names_the_right_one():
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "table.toml"
     monkeypatch.setattr(catalogue, "_TABLES", (path,))
-    for cached in (encoder_rows, language_rows):
+    for cached in (encoder_entries, language_rows):
         cached.cache_clear()
     yield path
     monkeypatch.undo()
-    for cached in (encoder_rows, language_rows):
+    for cached in (encoder_entries, language_rows):
         cached.cache_clear()
 
 
@@ -135,10 +135,10 @@ ROW = '[[encoder]]\nname = "a"\nfamily = "f"\nrepository = "o/a"\ndim = 1\nimage
 def test_a_wrong_line_is_named(table: Path, text: str, reason: str):
     table.write_text(text)
     with pytest.raises(ModelError, match=reason):
-        encoder_rows()
+        encoder_entries()
 
 
 def test_a_missing_partner_is_named(table: Path):
     table.write_text(ROW + 'language_model = "b"\n')
     with pytest.raises(ModelError, match="the catalogue has no language model 'b', which a needs"):
-        language_of(encoder_rows()[0])
+        language_of(encoder_entries()[0])

@@ -18,7 +18,7 @@ from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
 from llm2clip.encoders.baselines.loaders import load_baseline
 from llm2clip.encoders.catalog.cards import baseline_rows
-from llm2clip.encoders.catalog.entries import EncoderRow, find_encoder
+from llm2clip.encoders.catalog.entries import EncoderEntry, find_encoder
 
 TEXTS = ["a red bicycle in the rain", "cat", "two dogs, one ball!", "Ein Hund"]
 
@@ -342,7 +342,7 @@ def test_weights_in_several_files(saved: Path, folder: Path):
 
 @pytest.mark.parametrize("row", baseline_rows(), ids=lambda row: row.name)
 def test_without_weights_and_network_the_way_out_is_told(
-    row: EncoderRow, data_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    row: EncoderEntry, data_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError) as caught:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.baselines.loaders import load_baseline
 from llm2clip.encoders.catalog.entries import find_encoder
-from llm2clip.encoders.text.dual_encoder import PairEncoder
+from llm2clip.encoders.text.dual_encoder import DualEncoder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "a_eva02" / "p14_grid_eq"
 WIDTH, DIM, POSITIONS = 64, 24, 20
@@ -108,7 +108,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def test_images_are_those_of_the_reference(saved: Path):
     encoder = load_encoder(saved)
-    assert isinstance(encoder, PairEncoder)
+    assert isinstance(encoder, DualEncoder)
     pixels = load_file(GOLDEN / "inputs.safetensors")["pixel_values"]
     with torch.inference_mode():
         vectors = encoder.images.module()(pixels)
@@ -125,7 +125,7 @@ def test_texts_are_those_of_the_original(saved: Path):
     expected = F.normalize(text_vectors(ids, text_tower()), dim=-1).detach()
     encoder = load_encoder(saved)
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected.numpy(), atol=1e-5, rtol=1e-4)
-    assert isinstance(encoder, PairEncoder)
+    assert isinstance(encoder, DualEncoder)
     assert encoder.loaded_sides == {"text"}
 
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
 from llm2clip.encoders.baselines.hf_families import FAMILIES
-from llm2clip.encoders.text.dual_encoder import PairEncoder
+from llm2clip.encoders.text.dual_encoder import DualEncoder
 
 TEXTS = {
     "clip": ["a red bicycle", "cat", "Two Dogs, ball!", "Ein Hund"],
@@ -211,7 +211,7 @@ def test_pixels_are_those_of_transformers(family: str, references: dict[str, Ref
     images = [Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes]
     pixels = reference.images(images=images, return_tensors="pt")["pixel_values"]
     encoder = load_encoder(reference.folder)
-    assert isinstance(encoder, PairEncoder)
+    assert isinstance(encoder, DualEncoder)
     ours = encoder.images.normalised(np.stack([encoder.prepare(image).pixels for image in images]))
     one_level = 1 / 255 / min(encoder.images.preprocess.std)
     assert float((ours - pixels).abs().max()) <= one_level * 1.001
@@ -261,7 +261,7 @@ def test_each_side_is_loaded_when_it_is_used(family: str, references: dict[str, 
     for kept, lost in (("text", "vision_model."), ("vis", "text_model.")):
         save_file({k: v for k, v in tensors.items() if k.startswith(kept)}, folder / "model.safetensors")
         encoder = load_encoder(folder)
-        assert isinstance(encoder, PairEncoder)
+        assert isinstance(encoder, DualEncoder)
         assert encoder.loaded_sides == frozenset()
         if kept == "text":
             assert encoder.encode_texts(TEXTS[family][:1]).shape == (1, encoder.info.dim)

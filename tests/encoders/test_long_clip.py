@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 from llm2clip.encoders.baselines.loaders import load_baseline
-from llm2clip.encoders.text.dual_encoder import PairEncoder
+from llm2clip.encoders.text.dual_encoder import DualEncoder
 
 WIDTH, DIM, POSITIONS, SIZE, PATCH = 64, 24, 40, 28, 14
 SYMBOLS = sorted(set("abcdefghijklmnopqrstuvwxyz,!."))
@@ -165,7 +165,7 @@ def test_what_it_says_of_itself(saved: Path):
 
 def test_the_sides_are_loaded_apart_and_the_file_is_converted_once(saved: Path, data_home: Path):
     encoder = load_encoder(saved)
-    assert isinstance(encoder, PairEncoder)
+    assert isinstance(encoder, DualEncoder)
     encoder.encode_texts(["cat"])
     assert encoder.loaded_sides == {"text"}
     (made,) = (data_home / "models" / "converted").rglob("*.safetensors")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 from llm2clip.encoders.baselines.loaders import load_baseline
-from llm2clip.encoders.text.dual_encoder import PairEncoder
+from llm2clip.encoders.text.dual_encoder import DualEncoder
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz,!雨中的红色自行车猫"
 TEXTS = ["a red bicycle", "猫", "two dogs, one ball!", "ein hund"]
@@ -133,7 +133,7 @@ def test_what_it_says_of_itself(saved: tuple[Path, Any, Any, Any]):
     clip = CLIPModel.from_pretrained(folder / "vision")
     sides = (clip.vision_model, clip.visual_projection)
     assert info.parameters == texts + sum(p.numel() for side in sides for p in side.parameters())
-    assert isinstance(encoder, PairEncoder)
+    assert isinstance(encoder, DualEncoder)
     assert encoder.loaded_sides == frozenset()
     encoder.encode_texts(["cat"])
     assert encoder.loaded_sides == {"text"}
@@ -195,7 +195,7 @@ def test_that_of_sentence_transformers(data_home: Path, tmp_path: Path):
     encoder = load_baseline("m-clip-distil-b-32")
     expected = model.encode(TEXTS, normalize_embeddings=True)
     np.testing.assert_allclose(encoder.encode_texts(TEXTS, batch_size=3), expected, atol=1e-5, rtol=1e-4)
-    assert isinstance(encoder, PairEncoder)
+    assert isinstance(encoder, DualEncoder)
     assert encoder.loaded_sides == {"text"}
     info = encoder.info
     assert (info.dim, info.max_text_tokens, info.licence) == (DIM, 20, "Apache-2.0")

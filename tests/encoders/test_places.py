@@ -10,10 +10,12 @@ from llm2clip.common.files import format_bytes
 from llm2clip.common.paths import data_home as home_of_indexes
 from llm2clip.common.paths import models_home
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.catalog.hub import Wanted, find_here, locate, missing_files, narrowed
+from llm2clip.encoders.catalog.hub import HubFiles, find_cached, missing_files, narrowed, resolve_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-WANTED = Wanted(name="it", repository="owner/model", files=("weights.bin", "a.json|b.json"), revision=COMMIT)
+WANTED = HubFiles(
+    name="it", repository="owner/model", files=("weights.bin", "a.json|b.json"), revision=COMMIT
+)
 
 
 @pytest.fixture(autouse=True)
@@ -45,23 +47,23 @@ def test_models_are_beside_the_indexes(monkeypatch: pytest.MonkeyPatch, variable
 
 def test_a_folder_of_ones_own_comes_first(hub: Path):
     snapshot = put(hub / "models--owner--model" / "snapshots" / COMMIT, "weights.bin", "b.json")
-    assert find_here(WANTED) == snapshot == locate(WANTED)
+    assert find_cached(WANTED) == snapshot == resolve_files(WANTED)
     own = put(models_home() / "model", "weights.bin")
-    assert find_here(WANTED) == snapshot  # it lacks a file
+    assert find_cached(WANTED) == snapshot  # it lacks a file
     put(own, "a.json")
-    assert find_here(WANTED) == own == locate(WANTED)
+    assert find_cached(WANTED) == own == resolve_files(WANTED)
 
 
 def test_the_newest_is_what_the_cache_says(hub: Path):
     cache = hub / "models--owner--model"
     put(cache / "snapshots" / "older", "weights.bin", "a.json")
     newer = put(cache / "snapshots" / "newer", "weights.bin", "a.json")
-    short = Wanted(name="it", repository="owner/model", files=WANTED.files, revision="012345")
-    assert find_here(short) is None
+    short = HubFiles(name="it", repository="owner/model", files=WANTED.files, revision="012345")
+    assert find_cached(short) is None
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("newer\n")
-    assert find_here(short) == newer
-    assert find_here(WANTED) is None  # another commit than the pinned one
+    assert find_cached(short) == newer
+    assert find_cached(WANTED) is None  # another commit than the pinned one
 
 
 def test_what_is_missing(tmp_path: Path):
@@ -81,10 +83,10 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
-    wanted = Wanted(
+    wanted = HubFiles(
         name="it", repository="owner/model", files=WANTED.files, revision=COMMIT, extras=("notes.txt",)
     )
-    assert locate(wanted) == tmp_path / "fetched"
+    assert resolve_files(wanted) == tmp_path / "fetched"
     assert asked == [
         {
             "repository": "owner/model",
@@ -96,7 +98,7 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(
         ModelError, match=r"could not download it: the repository has no tokenizer\.json\. It needs"
     ):
-        locate(narrowed(WANTED, ["tokenizer.json"]))
+        resolve_files(narrowed(WANTED, ["tokenizer.json"]))
 
 
 @pytest.mark.parametrize(
@@ -117,7 +119,7 @@ def test_without_a_hub_no_download_is_tried(monkeypatch: pytest.MonkeyPatch, tol
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", told)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", ask)
     with pytest.raises(ModelError, match=f"could not download it: {reason}. It needs"):
-        locate(WANTED)
+        resolve_files(WANTED)
 
 
 def test_a_tower_is_fetched_without_the_language_model_below_it(monkeypatch: pytest.MonkeyPatch):
@@ -141,9 +143,9 @@ def test_a_tower_is_fetched_without_the_language_model_below_it(monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: None)
     row = find_encoder("llm2clip-llama3.1-8b-siglip2-so400m-patch14-224")
     with pytest.raises(ModelError, match=r"--include '\*\.safetensors' .* --exclude '\*/\*' --local-dir "):
-        locate(encoder_files(row))
+        resolve_files(encoder_files(row))
     with pytest.raises(ModelError, match="that is all"):
-        locate(update_files(find_language(row.language_model)))
+        resolve_files(update_files(find_language(row.language_model)))
     assert fetched == [listed[:2], listed[2:4]]
 
 
@@ -184,7 +186,7 @@ def test_a_gated_base_says_so(hub: Path):
     with pytest.raises(
         ModelError, match=r"The repository is gated: accept its licence on the hub and run hf auth"
     ):
-        locate(language_files(row))
+        resolve_files(language_files(row))
     update = update_files(row)
     assert "LLM2CLIP-Llama-3.1-8B/adapter_config.json" in update.files[0]
     assert not language_is_here(row)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.catalog.entries import encoder_rows, find_encoder, language_of
+from llm2clip.encoders.catalog.entries import encoder_entries, find_encoder, language_of
 from llm2clip.encoders.layers.text_adapter import TextAdapter
 from llm2clip.encoders.vision.vision_tower import open_vision
 
@@ -178,7 +178,7 @@ def test_the_catalogue_says_the_same(name: str):
 
 
 def test_every_tower_of_the_catalogue_is_checked_here():
-    assert {row.name for row in encoder_rows() if row.layout} == {
+    assert {row.name for row in encoder_entries() if row.layout} == {
         f"llm2clip-{name.lower()}" for name in FILES
     }
 

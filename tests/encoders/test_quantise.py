@@ -18,7 +18,7 @@ from llm2clip.encoders.catalog.entries import LlamaShape
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.text.llm_checkpoint import open_language
 from llm2clip.encoders.weights import quantization as quantise
-from llm2clip.encoders.weights.quantization import has_torchao, rounder
+from llm2clip.encoders.weights.quantization import has_torchao, weight_quantizer
 
 from .published_files import models, tiny_files
 
@@ -123,7 +123,7 @@ def test_another_torchao_says_which_is_tested(monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(
         ModelError, match=r"int4 on cpu needs another torchao \(0\.18 is tested\): cannot import"
     ):
-        rounder("int4", torch.device("cpu"))
+        weight_quantizer("int4", torch.device("cpu"))
 
 
 @needs_torchao
@@ -137,7 +137,7 @@ def test_rounding_slab_by_slab_is_rounding_at_once(monkeypatch, choice, dtype, s
         monkeypatch.setattr(quantise, "_SLAB", slab)
         linear = torch.nn.Linear(shape[1], shape[0], bias=False)
         linear.weight = torch.nn.Parameter(weight.clone(), requires_grad=False)
-        rounder(choice, torch.device("cpu"))(linear)
+        weight_quantizer(choice, torch.device("cpu"))(linear)
         found.append((linear(inputs), linear.weight))
     (whole, whole_weight), (pieces, pieces_weight) = found
     assert torch.equal(whole, pieces)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.eval.metrics.best_rank import Embeddings, Ties, found_share, standing
+from llm2clip.eval.metrics.best_rank import Embeddings, Ties, best_rank, found_share
 from llm2clip.eval.metrics.positives import Positives
 from llm2clip.eval.metrics.recall import Unmatched, direction_metrics, retrieval_metrics
 
@@ -133,7 +133,7 @@ def test_all_forms_of_positives_mean_the_same():
 
 
 def test_a_query_without_answer_has_no_rank():
-    where = standing(HAND, positives={0: 0})
+    where = best_rank(HAND, positives={0: 0})
     assert where.ranks().tolist() == [1.0, math.inf, math.inf, math.inf]
     assert direction_metrics(where, unmatched=Unmatched.MISS).median_rank == math.inf
     assert direction_metrics(where, unmatched=Unmatched.SKIP).median_rank == 1.0
@@ -146,7 +146,7 @@ def test_equal_vectors_tie_exactly_whatever_the_blocks():
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     images = np.repeat(vectors, 5, axis=0)
     for chunk in (1, 2, 7, None):
-        where = standing(
+        where = best_rank(
             Embeddings(texts=vectors, images=images), positives=np.arange(31) * 5 + 2, chunk=chunk
         )
         assert where.tied.tolist() == [4] * 31
@@ -180,7 +180,7 @@ def orders(row):
 @given(matrices(), st.integers(1, 7), st.sampled_from([1, 2, None]))
 def test_hits_and_ranks_equal_a_count_over_all_orders(case, k, chunk):
     scores, right = case
-    where = standing(scores, positives=right, chunk=chunk)
+    where = best_rank(scores, positives=right, chunk=chunk)
     for query, row in enumerate(scores):
         hits = [float(right[query, list(order[:k])].any()) for order in orders(row)]
         assert where.hits(k, ties=Ties.PESSIMISTIC)[query] == min(hits)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.eval.metrics.best_rank import Embeddings, Standing, Ties, found_share
+from llm2clip.eval.metrics.best_rank import BestRank, Embeddings, Ties, found_share
 from llm2clip.eval.metrics.graded import Relevance, average_precision_at_r, discounted_gain, graded_gain
 from llm2clip.eval.metrics.positives import Positives
-from llm2clip.eval.metrics.rank_positions import places
+from llm2clip.eval.metrics.rank_positions import rank_positions
 from llm2clip.eval.metrics.recall import Unmatched, retrieval_metrics
 
 
@@ -57,7 +57,10 @@ def test_precision_equals_a_count_over_all_orders(case, chunk):
     scores, right = case
     pairs = Positives.of(right.astype(bool), shape=scores.shape)
     for matrix, truth, where in zip(
-        (scores, scores.T), (right, right.T), places(scores, positives=pairs, chunk=chunk), strict=True
+        (scores, scores.T),
+        (right, right.T),
+        rank_positions(scores, positives=pairs, chunk=chunk),
+        strict=True,
     ):
         for query, row in enumerate(matrix):
             values = [0.0]
@@ -72,7 +75,7 @@ def test_discounted_gain_equals_a_count_over_all_orders(case, k):
     scores, gains = case
     text, image = np.nonzero(gains)
     pairs = Positives.of(gains > 0, shape=scores.shape)
-    where = places(scores, positives=pairs, both=False)[0]
+    where = rank_positions(scores, positives=pairs, both=False)[0]
     for query, row in enumerate(scores):
         if gains[query].any():
             values = [gain_at(list(gains[query, order]), k) for order in orders(row)]
@@ -196,8 +199,8 @@ def test_beside_sentence_transformers(untied, k):
     text, image = np.nonzero(right)
     relevance = Relevance(text=text, image=image, gain=np.ones(len(text)))
     assert graded_gain(scores, relevance=relevance, ks=(k,))[0][k].expected == pytest.approx(gain, abs=1e-12)
-    rows = places(scores, positives=Positives.of(right, shape=scores.shape), both=False)[0]
-    ranks = Standing.of(rows).ranks()
+    rows = rank_positions(scores, positives=Positives.of(right, shape=scores.shape), both=False)[0]
+    ranks = BestRank.of(rows).ranks()
     assert np.where(ranks <= k, 1 / ranks, 0).mean() == pytest.approx(first, abs=1e-12)
     if k > 1:  # MAP@k reads on to k and divides by min(k, R); mAP@R stops at R
         assert abs(result.map_at_r.pessimistic - average) > 0.05
@@ -254,7 +257,9 @@ def test_products_count_as_the_exact_scores_do(device, dtype, chunk):
     right = generator.random((90, 40)) < 0.08
     right[np.arange(90), np.arange(90) % 40] = True
     pairs = Positives.of(right, shape=right.shape)
-    found = places(Embeddings(texts=texts, images=images, device=device), positives=pairs, chunk=chunk)
+    found = rank_positions(
+        Embeddings(texts=texts, images=images, device=device), positives=pairs, chunk=chunk
+    )
     for where, expected in zip(found, brute(texts, images, right), strict=True):
         ours = {
             (q, a): (above, equal)

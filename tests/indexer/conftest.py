@@ -12,8 +12,9 @@ import pytest
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Index, open_index
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin
+from llm2clip.indexer.storage.generation_writer import GenerationWriter
 from llm2clip.indexer.storage.outcome import Outcome
+from llm2clip.indexer.storage.provenance import BuildInfo
 
 from .material import colour_of, encoded, tar_of
 
@@ -59,7 +60,7 @@ def index_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeIndex]:
 
     def make(rows: np.ndarray) -> Index:
         folder = tmp_path_factory.mktemp("index")
-        origin = Origin(
+        origin = BuildInfo(
             corpus={"kind": "folder", "spec": "p", "root": "/p"},
             encoder={"name": "rows", "dim": rows.shape[1], "weights_sha256": "0", "preprocessing": "none"},
             encoder_source="rows",

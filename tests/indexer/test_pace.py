@@ -12,7 +12,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Record
-from llm2clip.indexer.ingest.batching import Batches, Behind, peak_memory
+from llm2clip.indexer.ingest.batching import AdaptiveBatchSize, BackgroundWriter, peak_memory
 from llm2clip.indexer.ingest.decode_pipeline import Reading, prepared
 from llm2clip.indexer.ingest.encode_batches import embedded
 from llm2clip.indexer.storage.outcome import Outcome
@@ -23,7 +23,7 @@ from .material import colour_of, encoded
 def settled(seconds: Callable[[int], float], *, turns: int = 60) -> list[int]:
     """The sizes that are tried where a pass over n images takes ``seconds(n)``; the last stays."""
     now = [0.0]
-    batches = Batches(clock=lambda: now[0])
+    batches = AdaptiveBatchSize(clock=lambda: now[0])
     sizes = []
     for _ in range(turns):
         sizes.append(batches.size)
@@ -58,7 +58,7 @@ def test_one_slow_pass_changes_nothing():
 
 
 def test_a_size_that_was_told_is_kept():
-    batches = Batches(7)
+    batches = AdaptiveBatchSize(7)
     for _ in range(10):
         with batches:
             pass
@@ -72,7 +72,7 @@ def test_work_on_the_side_is_done_in_order_before_the_end():
         time.sleep(0.002)
         done.append(item)
 
-    with Behind(slowly) as behind:
+    with BackgroundWriter(slowly) as behind:
         for item in range(20):
             behind.put(item)
             assert len(done) >= item - 2  # one waits at most, and one is being worked on
@@ -88,7 +88,7 @@ def test_a_failure_on_the_side_ends_what_hands_over_and_nothing_later_is_done():
         done.append(item)
 
     def hand_over(items: range) -> None:
-        with Behind(fail) as behind:
+        with BackgroundWriter(fail) as behind:
             for item in items:
                 behind.put(item)
 
@@ -103,7 +103,7 @@ def test_what_was_handed_over_is_done_although_the_rest_fails():
     done: list[int] = []
 
     def interrupted() -> None:
-        with Behind(done.append) as behind:
+        with BackgroundWriter(done.append) as behind:
             behind.put(1)
             raise KeyboardInterrupt
 
@@ -140,7 +140,7 @@ def outcomes_of(
     for number, file in enumerate(files):
         file.write_bytes(encoded(colour_of(number)))
     records = (Record(key=file.name, uri=str(file), file=file, size=size) for file in files)
-    batches = Batches(8)
+    batches = AdaptiveBatchSize(8)
     ready = prepared(records, encoder=encoder, earlier=[], reading=reading, batches=batches)
     return [outcome for batch in embedded(ready, encoder=encoder, batches=batches) for outcome in batch]
 

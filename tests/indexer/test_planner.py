@@ -10,14 +10,20 @@ import numpy as np
 import pytest
 
 from llm2clip.indexer import Index, IndexDamagedError, IndexerError, open_index
-from llm2clip.indexer.ann.index_types import APPROXIMATE, applies, factory_of, figures_of, parameters_of
-from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
-from llm2clip.indexer.ann.nearest_neighbors import Neighbours
+from llm2clip.indexer.ann.index_types import (
+    APPROXIMATE,
+    estimate_cost,
+    factory_of,
+    parameters_of,
+    unsupported_reason,
+)
+from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
+from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.ann.plan import (
     Alternative,
     Budget,
     BudgetError,
-    Figures,
+    Cost,
     Plan,
     flat_plan,
     human,
@@ -25,10 +31,11 @@ from llm2clip.indexer.ann.plan import (
 )
 from llm2clip.indexer.planner import plan_index as planner
 from llm2clip.indexer.planner.plan_index import BudgetPlanner, make_ann, plan_index, require_memory, write_ann
-from llm2clip.indexer.planner.tune import held_out, tune
+from llm2clip.indexer.planner.tune import sample_queries, tune
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, Origin
+from llm2clip.indexer.storage.generation_writer import GenerationWriter
 from llm2clip.indexer.storage.outcome import Outcome
+from llm2clip.indexer.storage.provenance import BuildInfo
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .clouds import clustered
@@ -65,7 +72,7 @@ def plan_of(kind: str, rows: int, dim: int) -> Plan:
         rows=rows,
         dim=dim,
         budget=Budget(ram=10**9),
-        predicted=figures_of(kind, rows=rows, dim=dim),
+        predicted=estimate_cost(kind, rows=rows, dim=dim),
     )
 
 
@@ -106,7 +113,7 @@ def test_a_budget_that_means_nothing_is_refused(wrong, message):
 
 
 def test_a_plan_survives_json():
-    figures = Figures(bytes=12, build_bytes=34, recall=0.96, p50_ms=0.5, p95_ms=1.5)
+    figures = Cost(bytes=12, build_bytes=34, recall=0.96, p50_ms=0.5, p95_ms=1.5)
     other = Alternative(kind="hnsw-sq8", figures=replace(figures, recall=None), why_not="too large")
     plan = replace(
         plan_of("ivf-sq8", ROWS, DIM),
@@ -153,13 +160,11 @@ def test_predicted_bytes_are_those_of_the_file(kind, dim, tmp_path):
 def test_a_structure_reaches_its_recall_and_keeps_to_filters(kind, vectors, rows, texts, tmp_path):
     plan = plan_of(kind, ROWS, DIM)
     write_ann(tmp_path / "ann", vectors, plan=plan)
-    index = ApproximateIndex.read(tmp_path / "ann", plan=plan)
+    index = FaissAnnIndex.read(tmp_path / "ann", plan=plan)
     assert index.problem() is None
-    found = tune(index, vectors, held_out(vectors, texts[::2]), recall=0.95)
-    index = ApproximateIndex.read(
-        tmp_path / "ann", plan=replace(plan, parameters={**plan.parameters, **found})
-    )
-    search = Neighbours(vectors, candidates=index)
+    found = tune(index, vectors, sample_queries(vectors, texts[::2]), recall=0.95)
+    index = FaissAnnIndex.read(tmp_path / "ann", plan=replace(plan, parameters={**plan.parameters, **found}))
+    search = KnnSearcher(vectors, candidates=index)
     asked = texts[1::2]
     for share in (None, 0.5, 0.1, 0.01):
         allowed = None if share is None else np.random.default_rng(3).random(ROWS) < share
@@ -185,8 +190,8 @@ def test_filters_reach_structures_too(vectors, rows, texts, tmp_path, monkeypatc
         plan = plan_of(kind, ROWS, DIM)
         write_ann(tmp_path / kind, vectors, plan=plan)
         parameters = {**plan.parameters, "probes": 100 if kind.startswith("hnsw") else 40, "refine": 16}
-        index = ApproximateIndex.read(tmp_path / kind, plan=replace(plan, parameters=parameters))
-        answers = Neighbours(vectors, candidates=index).search(texts, k=10, allowed=allowed)
+        index = FaissAnnIndex.read(tmp_path / kind, plan=replace(plan, parameters=parameters))
+        answers = KnnSearcher(vectors, candidates=index).search(texts, k=10, allowed=allowed)
         assert all(allowed[id] for answer in answers for id, _ in answer)
         hits = [len(set(truth[n]) & {id for id, _ in answer}) for n, answer in enumerate(answers)]
         assert np.mean(hits) / 10 >= 0.95, kind
@@ -196,10 +201,10 @@ def test_rows_that_came_since_are_found(vectors, rows, texts, tmp_path):
     covered = Vectors([rows[:2_000]], dim=DIM)
     plan = plan_of("ivf-sq8", 2_000, DIM)
     write_ann(tmp_path / "ann", covered, plan=plan)
-    index = ApproximateIndex.read(
+    index = FaissAnnIndex.read(
         tmp_path / "ann", plan=replace(plan, parameters={**plan.parameters, "probes": 10**6, "refine": 8})
     )
-    search = Neighbours(vectors, candidates=index)
+    search = KnnSearcher(vectors, candidates=index)
     answers = search.search(texts, k=10)
     assert [[id for id, _ in answer] for answer in answers] == best(rows, texts, 10).tolist()
     steps = search.explain()
@@ -216,22 +221,22 @@ def test_more_hits_than_the_lists_looked_into_hold(vectors, rows, texts, tmp_pat
     plan = plan_of("ivf-sq8", ROWS, DIM)
     write_ann(tmp_path / "ann", vectors, plan=plan)
     narrow = replace(plan, parameters={**plan.parameters, "probes": 1, "refine": 1})
-    search = Neighbours(vectors, candidates=ApproximateIndex.read(tmp_path / "ann", plan=narrow))
+    search = KnnSearcher(vectors, candidates=FaissAnnIndex.read(tmp_path / "ann", plan=narrow))
     [answer] = search.search(texts[:1], k=1_500)
     assert [id for id, _ in answer] == best(rows, texts[:1], 1_500)[0].tolist()
 
 
 def test_held_out_queries_know_their_true_answers(vectors, rows, texts):
     for given in (texts, None):
-        asked = held_out(vectors, given)
+        asked = sample_queries(vectors, given)
         assert np.array_equal(np.sort(asked.truth), np.sort(best(rows, asked.queries, 10)))
         np.testing.assert_allclose(np.linalg.norm(asked.queries, axis=1), 1, atol=1e-6)
         assert asked.recall(asked.truth) == 1
         assert asked.recall(asked.truth[:, :5]) == 0.5
         halves = asked.half(0), asked.half(1)
         assert not {q.tobytes() for q in halves[0].queries} & {q.tobytes() for q in halves[1].queries}
-    assert held_out(vectors, texts).kind == "200 text queries"
-    assert held_out(vectors, None).kind == "800 means of 3 images, as there are no captions"
+    assert sample_queries(vectors, texts).kind == "200 text queries"
+    assert sample_queries(vectors, None).kind == "800 means of 3 images, as there are no captions"
 
 
 def test_an_exact_scan_is_planned_while_it_is_fast_enough(vectors, texts, tmp_path):
@@ -322,10 +327,10 @@ def test_what_does_not_fit_is_refused_before_it_is_begun(vectors, texts, tmp_pat
 
 
 def test_kinds_that_cannot_be_made_say_why():
-    assert applies("ivf-sq8", rows=100, dim=32) == "100 vectors are too few for lists"
-    assert applies("ivf-pq", rows=10_000, dim=33) == "length 33 cannot be cut into equal parts"
-    assert applies("ivf-rabitq", rows=10_000, dim=36) == "length 36 is no multiple of 8"
-    assert applies("hnsw-sq8", rows=100, dim=33) is None
+    assert unsupported_reason("ivf-sq8", rows=100, dim=32) == "100 vectors are too few for lists"
+    assert unsupported_reason("ivf-pq", rows=10_000, dim=33) == "length 33 cannot be cut into equal parts"
+    assert unsupported_reason("ivf-rabitq", rows=10_000, dim=36) == "length 36 is no multiple of 8"
+    assert unsupported_reason("hnsw-sq8", rows=100, dim=33) is None
 
 
 def test_a_damaged_structure_is_noticed(vectors, tmp_path):
@@ -333,16 +338,16 @@ def test_a_damaged_structure_is_noticed(vectors, tmp_path):
     path = tmp_path / "ann"
     write_ann(path, vectors, plan=plan)
     with pytest.raises(IndexDamagedError, match=r"ann does not fit the index: got .* expected .*2999"):
-        ApproximateIndex.read(path, plan=replace(plan, rows=2_999))
+        FaissAnnIndex.read(path, plan=replace(plan, rows=2_999))
     path.write_bytes(b"x" * 100)
     with pytest.raises(IndexDamagedError, match=r"ann cannot be read by FAISS"):
-        ApproximateIndex.read(path, plan=plan)
+        FaissAnnIndex.read(path, plan=plan)
 
 
 def written(folder: Path, rows: np.ndarray, budget: Budget) -> Index:
     """An index of rows as a build with a budget would write it."""
     identity = {"name": "rows", "dim": rows.shape[1], "weights_sha256": "0", "preprocessing": "none"}
-    origin = Origin(
+    origin = BuildInfo(
         corpus={"kind": "folder", "spec": "p", "root": "/p"},
         encoder=identity,
         encoder_source="rows",

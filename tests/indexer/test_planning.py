@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import IndexerError, cli, open_corpus, open_index
 from llm2clip.indexer.commands import build as command
-from llm2clip.indexer.commands.search_budget import UNPLANNED_ROWS, budget_of, caption_queries, planner_for
+from llm2clip.indexer.commands.search_budget import UNPLANNED_ROWS, budget_of, caption_queries, make_planner
 from llm2clip.indexer.planner.plan_index import BudgetPlanner
 from llm2clip.indexer.storage.vector_segments import Vectors
 
@@ -60,7 +60,7 @@ def test_without_captions_there_are_no_queries(photos):
 def test_nothing_is_tried_for_a_small_index_unless_it_is_asked_for(photos, tmp_path):
     def planner(**given: object) -> BudgetPlanner:
         budget = budget_of(**{"ram": None, "recall": None, "p95_ms": None, **given})
-        return planner_for(open_corpus(str(photos)), Counting(), budget=budget, say=print)
+        return make_planner(open_corpus(str(photos)), Counting(), budget=budget, say=print)
 
     usual = planner()
     assert (usual.untried_rows, usual.budget.recall, usual.budget.p95_ms) == (UNPLANNED_ROWS, 0.95, 50.0)
@@ -135,7 +135,7 @@ def test_a_device_is_where_images_are_encoded_and_structures_trained(captioned, 
 
     def planner(*args: object, device: str, **given: object) -> BudgetPlanner:
         planned.append(device)
-        return planner_for(*args, device=device, **given)
+        return make_planner(*args, device=device, **given)
 
     monkeypatch.setattr("llm2clip.encoders.load_encoder", load, raising=False)
     monkeypatch.setattr(command, "planner_for", planner)

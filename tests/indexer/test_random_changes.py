@@ -24,7 +24,7 @@ from llm2clip.indexer import (
     update_index,
 )
 from llm2clip.indexer.ann import nearest_neighbors as neighbours
-from llm2clip.indexer.ann.index_types import figures_of
+from llm2clip.indexer.ann.index_types import estimate_cost
 from llm2clip.indexer.ann.plan import Budget, Plan
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.storage.vector_segments import Vectors
@@ -63,7 +63,7 @@ def everything_proposed(path: Path, vectors: Vectors) -> Mapping[str, Any]:
         rows=len(vectors),
         dim=DIM,
         budget=Budget(),
-        predicted=figures_of("ivf-sq8", rows=len(vectors), dim=DIM),
+        predicted=estimate_cost("ivf-sq8", rows=len(vectors), dim=DIM),
     )
     write_ann(path, vectors, plan=plan)
     return plan.to_json()

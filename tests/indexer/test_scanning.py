@@ -10,12 +10,12 @@ import torch
 
 from llm2clip.indexer import IndexerError
 from llm2clip.indexer.ann import device_search as placing
-from llm2clip.indexer.ann.device_search import GpuIndex, describe_device, faiss_on_gpu, is_gpu, placed
-from llm2clip.indexer.ann.exact_scan import TOGETHER, HalvesScan
+from llm2clip.indexer.ann.device_search import GpuIndex, describe_device, faiss_on_gpu, is_gpu, open_searcher
+from llm2clip.indexer.ann.exact_scan import TOGETHER, ExactScan
 from llm2clip.indexer.ann.exact_scan_torch import TorchScan
 from llm2clip.indexer.ann.faiss_flat import import_faiss, wheel
-from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
-from llm2clip.indexer.ann.nearest_neighbors import Neighbours
+from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
+from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.ann.plan import Budget, Plan
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.storage.vector_segments import Vectors
@@ -79,7 +79,7 @@ def filters() -> dict[str, np.ndarray | None]:
 def test_answers_are_those_of_numpy_byte_for_byte(device, name, count, k, vectors, rows, queries):
     allowed, asked = filters()[name], np.concatenate([rows[7:8].astype(np.float32), queries])[:count]
     structure = None if device == "halves" else TorchScan(vectors, device=device, tile_rows=700)
-    answers = Neighbours(vectors, candidates=structure).search(asked, k=k, allowed=allowed)
+    answers = KnnSearcher(vectors, candidates=structure).search(asked, k=k, allowed=allowed)
     ids, scores = brute_force(rows, asked, k, allowed)
     assert [[id for id, _ in answer] for answer in answers] == ids.tolist()
     got = np.array([[score for _, score in answer] for answer in answers], dtype=np.float32)
@@ -89,7 +89,7 @@ def test_answers_are_those_of_numpy_byte_for_byte(device, name, count, k, vector
 @pytest.mark.parametrize("made", ["halves", "cpu", ON_GPU])
 @pytest.mark.parametrize("count", [1, TOGETHER])
 def test_a_scan_proposes_what_is_near_and_allowed(made, count, vectors, rows, queries):
-    structure = HalvesScan(vectors) if made == "halves" else TorchScan(vectors, device=made, tile_rows=1_024)
+    structure = ExactScan(vectors) if made == "halves" else TorchScan(vectors, device=made, tile_rows=1_024)
     for allowed in filters().values():
         scores, ids = structure.candidates(queries[:count], count=20, allowed=allowed)
         there = ids >= 0
@@ -105,13 +105,13 @@ def test_a_scan_proposes_what_is_near_and_allowed(made, count, vectors, rows, qu
 
 def test_a_scan_from_some_id_on(vectors, rows, queries):
     for first in (500, 999, 1_000, 4_990):
-        _, ids = HalvesScan(vectors, first=first).candidates(queries[:3], count=5, allowed=None)
+        _, ids = ExactScan(vectors, first=first).candidates(queries[:3], count=5, allowed=None)
         known, _ = brute_force(rows[first:], queries[:3], 5, None)
         assert np.array_equal(ids, known + first)
 
 
 def test_a_scan_keeps_what_it_looks_at_alive(rows, queries):
-    scan = HalvesScan(Vectors([rows.copy()], dim=DIM))
+    scan = ExactScan(Vectors([rows.copy()], dim=DIM))
     filler = [np.zeros((ROWS, DIM), dtype=np.float16) for _ in range(20)]
     _, ids = scan.candidates(queries[:2], count=5, allowed=None)
     assert np.array_equal(np.sort(ids), np.sort(brute_force(rows, queries[:2], 5, None)[0]))
@@ -129,11 +129,11 @@ def test_without_a_gpu_cuda_is_an_error_that_says_so(vectors):
     with pytest.raises(
         IndexerError, match=r"there is no device cuda: torch .* sees no GPU. Search with --device cpu"
     ):
-        placed(vectors, device="cuda")
+        open_searcher(vectors, device="cuda")
 
 
 def test_where_an_index_is_searched(vectors):
-    assert placed(vectors, device="cpu") is None
+    assert open_searcher(vectors, device="cpu") is None
     assert (is_gpu("cuda"), is_gpu("cuda:1"), is_gpu("cpu")) == (True, True, False)
     assert describe_device("cpu") == "cpu: FAISS"
     expected = (
@@ -159,7 +159,7 @@ def test_the_installed_wheel_is_named(monkeypatch):
 @pytest.mark.parametrize("name", filters())
 def test_faiss_on_a_gpu_answers_as_numpy_does(name, vectors, rows, queries):
     structure = GpuIndex.flat(vectors, device="cuda")
-    answers = Neighbours(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
+    answers = KnnSearcher(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
     ids, _ = brute_force(rows, queries, 10, filters()[name])
     assert [[id for id, _ in answer] for answer in answers] == ids.tolist()
 
@@ -175,11 +175,11 @@ def test_lists_are_made_and_searched_on_a_gpu(name, vectors, rows, queries, tmp_
         rows=ROWS,
         dim=DIM,
         budget=Budget(),
-        predicted=figures_of("ivf-sq8", rows=ROWS, dim=DIM),
+        predicted=estimate_cost("ivf-sq8", rows=ROWS, dim=DIM),
     )
     write_ann(tmp_path / "ann", vectors, plan=plan)
-    structure = placed(vectors, device="cuda", plan=plan, path=tmp_path / "ann")
-    answers = Neighbours(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
+    structure = open_searcher(vectors, device="cuda", plan=plan, path=tmp_path / "ann")
+    answers = KnnSearcher(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
     ids, _ = brute_force(rows, queries, 10, filters()[name])
     found = [len({id for id, _ in answer} & set(known)) for answer, known in zip(answers, ids, strict=True)]
     assert sum(found) >= 0.95 * ids.size
@@ -198,12 +198,12 @@ def test_a_graph_is_made_and_searched_on_a_gpu(name, vectors, rows, queries, mon
         rows=covered,
         dim=DIM,
         budget=Budget(),
-        predicted=figures_of("hnsw-sq8", rows=covered, dim=DIM),
+        predicted=estimate_cost("hnsw-sq8", rows=covered, dim=DIM),
     )
-    structure = placed(vectors, device="cuda", plan=plan, path=Path("none is read"))
+    structure = open_searcher(vectors, device="cuda", plan=plan, path=Path("none is read"))
     assert structure is not None
     assert (structure.rows, structure.exact) == (covered, False)
-    answers = Neighbours(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
+    answers = KnnSearcher(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
     _, scores = brute_force(rows, queries, 10, filters()[name])
     lowest = scores[:, -1:]  # of equal rows any is as good
     found = [score >= low for answer, [low] in zip(answers, lowest, strict=True) for _, score in answer]

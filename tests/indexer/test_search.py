@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2clip.indexer import Hit, Index, IndexerError
-from llm2clip.indexer.ann.nearest_neighbors import Neighbours
-from llm2clip.indexer.ann.rerank import rank
+from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
+from llm2clip.indexer.ann.rerank import rerank
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .material import unit
@@ -74,9 +74,9 @@ def test_equal_rows_are_ranked_by_id(choices, k, seed):
     rows, query = base[choices], unit(rng.standard_normal((1, 5)))
     vectors = Vectors([rows.astype(np.float16)], dim=5)
     [expected] = brute_force(rows, query, k)
-    check_equal(Neighbours(vectors).search(query, k=k), [expected])
+    check_equal(KnnSearcher(vectors).search(query, k=k), [expected])
     proposed = np.random.default_rng(seed).permutation(len(rows))[None]
-    check_equal(rank(vectors, query, proposed, k=k), [expected])
+    check_equal(rerank(vectors, query, proposed, k=k), [expected])
 
 
 def test_ties_beyond_what_faiss_proposes(index_of):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from llm2clip.common.terminal import note, one_line_errors, plain
+from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
 
 
 def test_what_could_steer_a_terminal_becomes_visible():
-    assert plain("\x1b[31mred\x07") == r"\x1b[31mred\x07"
-    assert plain("photo\u202egpj.exe") == "photo\\u202egpj.exe"
-    assert plain("a\u2028b\u2029c\x85d") == "a\\u2028b\\u2029c\\x85d"
-    assert plain("caf\udce9") == "caf\\udce9"
-    assert plain("two\nlines\tand\r") == "two lines and "
+    assert escape_control("\x1b[31mred\x07") == r"\x1b[31mred\x07"
+    assert escape_control("photo\u202egpj.exe") == "photo\\u202egpj.exe"
+    assert escape_control("a\u2028b\u2029c\x85d") == "a\\u2028b\\u2029c\\x85d"
+    assert escape_control("caf\udce9") == "caf\\udce9"
+    assert escape_control("two\nlines\tand\r") == "two lines and "
 
 
 @pytest.mark.parametrize(
@@ -30,11 +30,11 @@ def test_what_could_steer_a_terminal_becomes_visible():
     ],
 )
 def test_ordinary_names_stay_as_they_are(name):
-    assert plain(name) == name
+    assert escape_control(name) == name
 
 
 def test_a_note_is_one_line_on_standard_error(capsys):
-    note("two\nlines \x1b[2J")
+    log_stderr("two\nlines \x1b[2J")
     assert capsys.readouterr() == ("", "two lines \\x1b[2J\n")
 
 

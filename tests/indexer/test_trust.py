@@ -10,10 +10,10 @@ import pytest
 
 from llm2clip.indexer.ann import nearest_neighbors as neighbours
 from llm2clip.indexer.ann.filtered_recall import LATER, QUERIES, Evidence, Trust
-from llm2clip.indexer.ann.index_types import factory_of, figures_of, parameters_of
-from llm2clip.indexer.ann.ivf_hnsw import ApproximateIndex
-from llm2clip.indexer.ann.nearest_neighbors import Neighbours
-from llm2clip.indexer.ann.plan import Budget, Kind, Plan
+from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
+from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
+from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
+from llm2clip.indexer.ann.plan import Budget, IndexKind, Plan
 from llm2clip.indexer.planner.plan_index import make_ann
 from llm2clip.indexer.storage.vector_segments import Vectors
 
@@ -39,8 +39,8 @@ def queries(vectors: Vectors) -> np.ndarray:
 
 
 @pytest.fixture(scope="module", params=["ivf-sq8", "hnsw-sq8", "ivf-rabitq"])
-def structure(request: pytest.FixtureRequest, vectors: Vectors, tmp_path_factory) -> ApproximateIndex:
-    kind: Kind = request.param
+def structure(request: pytest.FixtureRequest, vectors: Vectors, tmp_path_factory) -> FaissAnnIndex:
+    kind: IndexKind = request.param
     plan = Plan(
         kind=kind,
         factory=factory_of(kind, rows=ROWS, dim=DIM),
@@ -48,10 +48,10 @@ def structure(request: pytest.FixtureRequest, vectors: Vectors, tmp_path_factory
         rows=ROWS,
         dim=DIM,
         budget=Budget(recall=0.95),
-        predicted=figures_of(kind, rows=ROWS, dim=DIM),
+        predicted=estimate_cost(kind, rows=ROWS, dim=DIM),
     )
     path: Path = tmp_path_factory.mktemp("ann") / kind
-    return ApproximateIndex.read(path, plan=make_ann(path, vectors, plan=plan))
+    return FaissAnnIndex.read(path, plan=make_ann(path, vectors, plan=plan))
 
 
 def mask(order: np.ndarray, share: float) -> np.ndarray:
@@ -60,7 +60,7 @@ def mask(order: np.ndarray, share: float) -> np.ndarray:
     return allowed
 
 
-def recall(searching: Neighbours, vectors: Vectors, queries: np.ndarray, allowed: np.ndarray) -> float:
+def recall(searching: KnnSearcher, vectors: Vectors, queries: np.ndarray, allowed: np.ndarray) -> float:
     """Against a brute force over what passes, a query at a time."""
     ids = np.flatnonzero(allowed)
     rows = vectors.take(ids).astype(np.float32)
@@ -77,7 +77,7 @@ def recall(searching: Neighbours, vectors: Vectors, queries: np.ndarray, allowed
 @pytest.mark.parametrize("lying", ["at random", "together"])
 @pytest.mark.parametrize("scanned", [False, True])
 def test_nearly_all_of_the_exact_answer_is_found_under_any_filter(
-    structure: ApproximateIndex,
+    structure: FaissAnnIndex,
     vectors: Vectors,
     queries: np.ndarray,
     share: float,
@@ -92,7 +92,7 @@ def test_nearly_all_of_the_exact_answer_is_found_under_any_filter(
     order = (
         np.argsort(-(rows @ rows[3])) if lying == "together" else np.random.default_rng(2).permutation(ROWS)
     )
-    found = recall(Neighbours(vectors, candidates=structure), vectors, queries, mask(order, share))
+    found = recall(KnnSearcher(vectors, candidates=structure), vectors, queries, mask(order, share))
     assert found >= (1.0 if scanned else 0.95)
 
 
@@ -122,9 +122,9 @@ def test_a_structure_that_misses_what_passes_is_not_asked_again(
 ):
     monkeypatch.setattr(neighbours, "SCANNED_ROWS", 0)
     blind = Blind(vectors, sees=ROWS // 2)
-    searching = Neighbours(vectors, candidates=blind)
+    searching = KnnSearcher(vectors, candidates=blind)
     allowed = np.arange(ROWS) % 2 == 0  # half of what passes is out of its sight
-    exact = Neighbours(vectors)
+    exact = KnnSearcher(vectors)
     for start in range(0, len(queries), at_once):
         some = queries[start : start + at_once]
         assert searching.search(some, k=K, allowed=allowed) == exact.search(some, k=K, allowed=allowed)
@@ -137,7 +137,7 @@ def test_a_structure_that_misses_nothing_is_asked_alone_but_for_some(
 ):
     monkeypatch.setattr(neighbours, "SCANNED_ROWS", 0)
     seeing = Blind(vectors, sees=ROWS)
-    searching = Neighbours(vectors, candidates=seeing)
+    searching = KnnSearcher(vectors, candidates=seeing)
     allowed = np.arange(ROWS) % 2 == 0
     scanned = []
     scan = searching._scan.candidates
