@@ -1,22 +1,6 @@
-"""A query in, ranked hits out: joins the encoders and an index; the ``llm2clip-search`` command."""
+"""A query in, ranked hits out: joins encoders and an index."""
 
-from __future__ import annotations
+import lazy_loader
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from llm2clip.retrieval.searcher import Searcher as Searcher
-
-__all__ = ["Searcher"]
-
-
-def __getattr__(name: str) -> object:
-    if name == "Searcher":
-        from llm2clip.retrieval.searcher import Searcher
-
-        return Searcher
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+# The public names are those of __init__.pyi; each is imported on first use.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

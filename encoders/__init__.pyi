@@ -1,0 +1,15 @@
+from .catalog.cards import EncoderCard as EncoderCard
+from .core.base import Encoder as Encoder
+from .core.base import EncoderInfo as EncoderInfo
+from .core.errors import EncodingError as EncodingError
+from .core.errors import ImageError as ImageError
+from .core.errors import ModelError as ModelError
+from .core.errors import TextTooLongWarning as TextTooLongWarning
+from .core.image_source import ImageSource as ImageSource
+from .core.image_source import PreparedImage as PreparedImage
+from .fake import FakeEncoder as FakeEncoder
+from .llm2clip.nano_encoder import Llm2ClipEncoder as Llm2ClipEncoder
+from .llm2clip.published import PublishedEncoder as PublishedEncoder
+from .llm2clip.text_only import LanguageEncoder as LanguageEncoder
+from .registry import list_encoders as list_encoders
+from .registry import load_encoder as load_encoder
