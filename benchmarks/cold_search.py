@@ -111,12 +111,12 @@ mark = lambda: marks.append(clock())
 gc.disable()
 import torch
 mark()
-import llm2clip.retrieval.cli, llm2clip.retrieval.command, llm2clip.retrieval.printing
+import llm2clip.retrieval.cli, llm2clip.retrieval.commands, llm2clip.retrieval.output
 import rich.console, rich.table
 import faiss, tokenizers
 import llm2clip.indexer.search
 from llm2clip.encoders import load_encoder
-import llm2clip.encoders.llm2clip
+import llm2clip.encoders.llm2clip.nano_encoder
 mark()
 index = llm2clip.indexer.search.open_index(sys.argv[1])
 mark()
@@ -129,8 +129,8 @@ vectors = encoder.encode_texts([sys.argv[3]])
 mark()
 found = index.search(vectors, k=10)
 mark()
-from llm2clip.retrieval.answers import Answer, text_query
-llm2clip.retrieval.command.print_answers([Answer(query=text_query(sys.argv[3]), hits=found[0])])
+from llm2clip.retrieval.results import Answer, text_query
+llm2clip.retrieval.commands.print_answers([Answer(query=text_query(sys.argv[3]), hits=found[0])])
 mark()
 print(json.dumps(marks), file=sys.stderr)
 gc.freeze()

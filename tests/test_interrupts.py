@@ -80,16 +80,16 @@ def test_an_ignored_ctrl_c_stays_ignored():
     assert "nano" in out
 
 
-def test_winding_up_raises_and_ends_in_order():
+def test_graceful_interrupt_raises_and_ends_in_order():
     program = """
 import os, signal, sys, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from llm2clip.common.entrypoint import start, winding_up
+from llm2clip.common.entrypoint import start, graceful_interrupt
 from llm2clip.common.terminal import one_line_errors
 
 def app():
     with one_line_errors():
-        with winding_up():
+        with graceful_interrupt():
             try:
                 os.kill(os.getpid(), signal.SIGINT)
             finally:
@@ -100,6 +100,6 @@ start("an_app")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (130, "put away\n", "interrupted\n")
-    at_once = program.replace("with winding_up():", "if True:")
+    at_once = program.replace("with graceful_interrupt():", "if True:")
     done = subprocess.run([sys.executable, "-c", at_once], capture_output=True, text=True, timeout=100)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-AREAS = ("encoders", "indexer", "retrieval", "train", "eval")
+AREAS = ("common", "encoders", "indexer", "retrieval", "train", "eval")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 SCRIPTS = PYPROJECT["project"]["scripts"]
 MEGABYTE = 1_000_000

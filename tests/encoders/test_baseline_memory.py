@@ -17,7 +17,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import torch
-from llm2clip.encoders.dual import Checkpoint
+from llm2clip.encoders.baselines.hf_dual import Checkpoint
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -38,7 +38,7 @@ BIG = LlamaShape(
 MEASURE = """
 import resource, sys, threading
 import torch
-from llm2clip.encoders.language import open_language
+from llm2clip.encoders.text.llm_checkpoint import open_language
 
 def resident():
     with open("/proc/self/statm") as file:

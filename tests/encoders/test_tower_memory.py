@@ -26,7 +26,7 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import torch
-from llm2clip.encoders.towers import open_vision
+from llm2clip.encoders.vision.vision_tower import open_vision
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -98,11 +98,11 @@ def sensible(image: Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize("program", ["clip_image_processor", "eva_preprocess_val", "siglip_image_processor"])
-def test_native_is_the_original_on_a_image_put_right_before(case, photo, program):
+def test_native_is_the_original_on_an_image_put_right_before(case, image, program):
     processor = sized(PROCESSORS[program], case)
-    with Image.open(photo) as image:
-        right = sensible(image)
-    native = pixels(replace(processor, parity="native"), photo)
+    with Image.open(image) as opened:
+        right = sensible(opened)
+    native = pixels(replace(processor, parity="native"), image)
     case.check(f"put right: {image.stem}/{program}", native, pixels(processor, right), atol=1e-5)
 
 

@@ -8,8 +8,8 @@ import time
 
 import numpy as np
 
+from llm2clip.common import entrypoint
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import cli
 from llm2clip.indexer.commands import build as command
 from llm2clip.indexer.storage import generation_writer as generation
 
@@ -56,4 +56,4 @@ if __name__ == "__main__":
     generation.CHECKPOINT_SECONDS = 0.0
     for name in ("join_small", "write_manifest", "clean"):
         told(name)
-    cli.main()
+    entrypoint.index()

@@ -288,8 +288,8 @@ PROGRAM = """
 import sys
 from llm2clip import encoders
 encoders.load_encoder = lambda name, *, device="auto", dtype="auto": encoders.FakeEncoder()
-from llm2clip.retrieval.cli import main
-main()
+from llm2clip.common.entrypoint import search
+search()
 """
 
 
@@ -321,7 +321,7 @@ target = importlib.import_module({module!r})
 target = getattr(target, {owner!r}) if {owner!r} else target
 setattr(target, {name!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
 """
-    program = PROGRAM.replace("main()", interrupting + "main()")
+    program = PROGRAM.replace("search()", interrupting + "search()")
     process = start("red", "--index", corpus.index, program=program)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
@@ -351,7 +351,9 @@ def test_an_output_that_knows_only_ascii_is_served(search: Search, tmp_path: Pat
 
 
 def test_no_torch_and_nothing_else_heavy_is_loaded_before_the_encoder(corpus: Corpus):
-    program = PROGRAM.replace("main()", "app(standalone_mode=False)").replace("import main", "import app")
+    program = PROGRAM.replace("search()", "app(standalone_mode=False)").replace(
+        "llm2clip.common.entrypoint import search", "llm2clip.retrieval.cli import app"
+    )
     listing = "\nprint(sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", program + listing, "red", "--index", str(corpus.index)],

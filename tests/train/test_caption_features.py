@@ -161,7 +161,7 @@ SLOW = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from tests.train.test_caption_features import SMALL, by_letters, maker
-from llm2clip.train.caption_features import write_features
+from llm2clip.train.caption_cache.writer import write_features
 def slow(texts):
     time.sleep(0.02)
     return by_letters(texts)
