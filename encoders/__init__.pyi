@@ -1,6 +1,7 @@
 from .catalog.cards import EncoderCard as EncoderCard
 from .core.base import Encoder as Encoder
 from .core.base import EncoderInfo as EncoderInfo
+from .core.base import Runtime as Runtime
 from .core.errors import EncodingError as EncodingError
 from .core.errors import ImageError as ImageError
 from .core.errors import ModelError as ModelError

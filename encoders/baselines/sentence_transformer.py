@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from llm2clip.encoders.catalog.hub import HubFiles, resolve_files
-from llm2clip.encoders.core.base import Encoder, EncoderInfo
+from llm2clip.encoders.core.base import Encoder, EncoderInfo, Runtime
 from llm2clip.encoders.core.devices import pick_device, pick_dtype
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256, without_origin
@@ -250,6 +250,8 @@ class SentenceEncoder(Encoder):
         check_modules(folder)
         self.folder = folder
         self.name = name
+        said = str(dtype).removeprefix("torch.")
+        self._runtime = Runtime(device=str(device), image_dtype=said, text_dtype=said)
         self._late = LazyModule(lambda: open_model(folder, device=device, dtype=dtype))
 
     @property
@@ -283,6 +285,11 @@ class SentenceEncoder(Encoder):
     def info(self) -> EncoderInfo:
         """What this encoder is."""
         return self._info
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where it computes, and in which precision."""
+        return self._runtime
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
         photo = read_image(image)

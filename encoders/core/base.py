@@ -69,6 +69,19 @@ class EncoderInfo:
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """Where an encoder computes, and in which precision."""
+
+    device: str = "cpu"
+    """As torch names it: ``"cpu"``, ``"cuda"``, ``"cuda:1"``."""
+    image_dtype: str = "float32"
+    """Dtype in which images are encoded: ``"float32"``, ``"float16"`` or ``"bfloat16"``."""
+    text_dtype: str = "float32"
+    """Dtype in which texts are encoded, or what the weights of the language model are quantised to: ``"int8"`` or
+    ``"int4"``. Never ``"auto"``: what that was resolved to."""
+
+
 class Encoder(ABC):
     """Turns images and texts into unit vectors whose inner product says how well they match.
 
@@ -80,6 +93,15 @@ class Encoder(ABC):
     @abstractmethod
     def info(self) -> EncoderInfo:
         """What this encoder is."""
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where it computes, and in which precision; float32 on the CPU unless an encoder says otherwise.
+
+        Raises:
+            ModelError: A language model with ``dtype="auto"`` does not fit into memory.
+        """
+        return Runtime()
 
     @abstractmethod
     def _prepare(self, image: ImageSource) -> PreparedImage:

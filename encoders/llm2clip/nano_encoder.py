@@ -20,7 +20,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from llm2clip.common.files import file_sha256
-from llm2clip.encoders.core.base import Encoder, EncoderInfo
+from llm2clip.encoders.core.base import Encoder, EncoderInfo, Runtime
 from llm2clip.encoders.core.devices import pick_device, pick_dtype
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256
@@ -183,6 +183,12 @@ class Llm2ClipEncoder(Encoder):
     def info(self) -> EncoderInfo:
         """What this encoder is."""
         return self._info
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where it computes, and in which precision."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Runtime(device=str(self.device), image_dtype=dtype, text_dtype=dtype)
 
     @property
     def loaded_sides(self) -> frozenset[str]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, final
 import torch
 
 from llm2clip.encoders.catalog.entries import EncoderEntry, language_of, pairing_problem
-from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity
+from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity, Runtime
 from llm2clip.encoders.core.devices import pick_device
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256
@@ -103,6 +103,12 @@ class PublishedEncoder(Encoder):
     def info(self) -> EncoderInfo:
         """What this encoder is."""
         return self._info
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where it computes, and in which precision; with ``dtype="auto"`` this opens the language model."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return Runtime(device=str(self.device), image_dtype=dtype, text_dtype=self.language.choice)
 
     @property
     def found(self) -> tuple[str, ...]:

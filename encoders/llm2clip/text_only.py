@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 from llm2clip.encoders.catalog.entries import LanguageModelEntry
-from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity
+from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity, Runtime
 from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.devices import pick_device
 from llm2clip.encoders.core.errors import ModelError
@@ -66,6 +66,12 @@ class LanguageEncoder(Encoder):
     def info(self) -> EncoderInfo:
         """What this encoder is."""
         return self._info
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where it computes, and in which precision; with ``dtype="auto"`` this opens the language model."""
+        language = self.texts.language
+        return Runtime(device=str(language.device), image_dtype="float32", text_dtype=language.choice)
 
     def _prepare(self, image: ImageSource) -> PreparedImage:
         name = self.texts.language.source.name

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm2clip.encoders.core.base import Encoder, EncoderInfo
+from llm2clip.encoders.core.base import Encoder, EncoderInfo, Runtime
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
 from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.text.clip_tokenizer import TokenReader
@@ -183,6 +183,12 @@ class DualEncoder(Encoder):
     def info(self) -> EncoderInfo:
         """What this encoder is."""
         return self._info
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where it computes, and in which precision."""
+        dtype = str(self.images.dtype).removeprefix("torch.")
+        return Runtime(device=str(self.images.device), image_dtype=dtype, text_dtype=dtype)
 
     @property
     def loaded_sides(self) -> frozenset[str]:

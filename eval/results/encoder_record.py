@@ -31,8 +31,12 @@ def describe(
         parity: Whether it repeats its original's mistakes.
     """
     info = encoder.info
-    place, arithmetic, texts = _arithmetic(encoder)
-    place, arithmetic, texts = device or place, dtype or arithmetic, dtype or texts
+    runtime = encoder.runtime
+    place, arithmetic, texts = (
+        device or runtime.device,
+        dtype or runtime.image_dtype,
+        dtype or runtime.text_dtype,
+    )
     decisive = {
         **{name: value for name, value in info.identity().items() if name != "name"},
         "dtype": arithmetic,
@@ -60,26 +64,6 @@ def describe(
         parity=parity,
         key=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
     )
-
-
-def _arithmetic(encoder: Encoder) -> tuple[str, str, str]:
-    """(device, arithmetic of the images' side, how the texts' side is held) of this package's encoders."""
-    from llm2clip.encoders.llm2clip.nano_encoder import Llm2ClipEncoder
-    from llm2clip.encoders.llm2clip.published import PublishedEncoder
-    from llm2clip.encoders.text.dual_encoder import DualEncoder
-
-    if isinstance(encoder, Llm2ClipEncoder):
-        return str(encoder.device), _name(encoder.dtype), _name(encoder.dtype)
-    if isinstance(encoder, PublishedEncoder):
-        return str(encoder.device), _name(encoder.dtype), encoder.language.choice
-    if isinstance(encoder, DualEncoder):
-        arithmetic = _name(encoder.images.dtype)
-        return str(encoder.images.device), arithmetic, arithmetic
-    return "cpu", "float32", "float32"
-
-
-def _name(dtype: object) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _repository(encoder: Encoder) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from llm2clip.encoders import FakeEncoder
+from llm2clip.encoders import FakeEncoder, Runtime
 from llm2clip.eval.results import encoder_record as description
 from llm2clip.eval.results.encoder_record import describe, store_key
 
@@ -48,9 +48,12 @@ def test_another_release_has_vectors_of_its_own(monkeypatch):
     assert store_key(record) != usual
 
 
-def test_each_side_has_its_own_arithmetic(monkeypatch):
+def test_describe_keys_vectors_by_the_dtype_of_each_tower(monkeypatch):
     keys = set()
-    for sides in [("float16", "int8"), ("float32", "int8"), ("float16", "int4")]:
-        monkeypatch.setattr(description, "_arithmetic", lambda _, sides=sides: ("cpu", *sides))
+    for images, texts in [("float16", "int8"), ("float32", "int8"), ("float16", "int4")]:
+        runtime = Runtime(image_dtype=images, text_dtype=texts)
+        monkeypatch.setattr(
+            FakeEncoder, "runtime", property(lambda _, runtime=runtime: runtime), raising=False
+        )
         keys.add(describe(ENCODER).key)
     assert len(keys) == 3
