@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.measuring import Row, Settings
 
 FAMILIES = ("clip", "siglip", "siglip2", "metaclip2", "chinese-clip", "altclip", "eva02-clip")
-"""Long-CLIP and multilingual CLIP have the image side of CLIP."""
+"""Long-CLIP has the image tower of CLIP."""
 TOWERS = {
     "clip": (768, 12, 32, 224),
     "siglip": (768, 12, 16, 224),

@@ -15,7 +15,6 @@ from llm2clip.encoders.baselines.hf_dual import Checkpoint
 from llm2clip.encoders.baselines.hf_families import FAMILIES, family_of
 from llm2clip.encoders.baselines.load_request import Parity, Request, image_side, request, text_side
 from llm2clip.encoders.baselines.long_clip import load_long_clip
-from llm2clip.encoders.baselines.m_clip import load_m_clip
 from llm2clip.encoders.baselines.open_clip_models import PREFIX as OPEN_CLIP
 from llm2clip.encoders.baselines.open_clip_models import load_open_clip
 from llm2clip.encoders.baselines.sentence_transformer import PREFIX as SENTENCE
@@ -83,8 +82,6 @@ def folder_family(folder: Path) -> str | None:
     config = read_object(folder / "config.json") if (folder / "config.json").is_file() else {}
     if "format" in config:
         return None
-    if "modelBase" in config:
-        return "m-clip"
     if "model_type" in config:
         try:
             family = family_of(folder, config)
@@ -124,6 +121,5 @@ _LOADERS: dict[str, Callable[[Request], Encoder]] = {
     **dict.fromkeys(FAMILIES, _load_dual),
     "eva02-clip": load_eva02_clip,
     "long-clip": load_long_clip,
-    "m-clip": load_m_clip,
 }
 """Family -> how to open a model of it."""

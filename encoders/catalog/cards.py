@@ -194,9 +194,7 @@ def baseline_card(row: EncoderEntry) -> EncoderCard:
     quality = [f"{name} {value:g}" for name, value in recalls.items() if value is not None]
     size, where = row.download_bytes, row.repository
     if beside := find_encoder(row.beside):
-        part = "vision tower" if row.family == "m-clip" else "tokenizer"
-        size += beside.download_bytes if row.family == "m-clip" else 0
-        where += f", and the {part} of {beside.repository},"
+        where += f", and the tokenizer of {beside.repository},"
     return EncoderCard(
         name=row.name,
         summary=f"{what}{languages}, up to {row.max_text_tokens} tokens",

@@ -84,8 +84,7 @@ class EncoderEntry:
     note: str = ""
     """One line on what it is good for."""
     beside: str = ""
-    """Another encoder some of whose files are needed too: the tokenizer of Long-CLIP and EVA02-CLIP, the vision
-    tower of multilingual CLIP."""
+    """Another encoder whose tokenizer is needed too, of Long-CLIP and EVA02-CLIP."""
     weights: str = ""
     """The file of weights among ``files``."""
     weights_bytes: int = 0

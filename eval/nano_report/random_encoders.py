@@ -179,12 +179,6 @@ def _openai_layout(folder: Path, family: str) -> None:
     make(folder, tokenizer.get_vocab_size())
 
 
-def _multilingual(folder: Path, _: str) -> None:
-    tokenizer = _bytes(*_ENDS["altclip"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-    chance_layouts.m_clip(folder, tokenizer.get_vocab_size(), vision=lambda inner: _two_towers(inner, "clip"))
-
-
 def _published(folder: Path, _: str) -> None:
     tokenizer = _bytes("<|begin_of_text|>", "<|eot_id|>", "<|eot_id|>")
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -197,5 +191,4 @@ _MAKERS: dict[str, Callable[[Path, str], None]] = {
     **dict.fromkeys(_CLASSES, _two_towers),
     "eva02-clip": _openai_layout,
     "long-clip": _openai_layout,
-    "m-clip": _multilingual,
 }

@@ -1,14 +1,11 @@
-"""Random encoders of families that were not published through transformers: Long-CLIP, EVA02, M-CLIP, LLM2CLIP."""
+"""Random encoders of families that were not published through transformers: Long-CLIP, EVA02, LLM2CLIP."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
 _WIDTH, _HEADS, _LAYERS, _DIM = 64, 1, 2, 48
@@ -51,35 +48,6 @@ def eva02_clip(folder: Path, vocabulary: int) -> None:
     tensors |= {f"text.{name}": tensor for name, tensor in _text_tower(vocabulary).items()}
     tensors["logit_scale"] = torch.tensor(4.6)
     torch.save(tensors, folder / "EVA02_CLIP_B_psz16_s8B.pt")
-
-
-def m_clip(folder: Path, vocabulary: int, *, vision: Callable[[Path], None]) -> None:
-    """XLM-RoBERTa with a linear map, beside a CLIP of which only the vision tower is used."""
-    from safetensors.torch import save_file
-    from torch import nn
-    from transformers import XLMRobertaConfig, XLMRobertaModel
-
-    config = XLMRobertaConfig(
-        vocab_size=vocabulary,
-        num_attention_heads=_HEADS,
-        max_position_embeddings=_POSITIONS + 3,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-        hidden_size=_WIDTH,
-        intermediate_size=128,
-        num_hidden_layers=_LAYERS,
-    )
-    model, linear = XLMRobertaModel(config), nn.Linear(_WIDTH, _DIM)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            nn.init.normal_(parameter, std=_SPREAD)
-    tensors = {f"transformer.{name}": tensor for name, tensor in model.state_dict().items()}
-    tensors |= {f"LinearTransformation.{name}": tensor for name, tensor in linear.state_dict().items()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "model.safetensors")
-    told = {"modelBase": "xlm-roberta-large", "numDims": _DIM}
-    (folder / "config.json").write_text(json.dumps(told), encoding="utf-8")
-    (folder / "vision").mkdir(exist_ok=True)
-    vision(folder / "vision")
 
 
 def llm2clip(folder: Path, vocabulary: int) -> None:

@@ -101,7 +101,8 @@ def test_loading_takes_little_more_than_holding(large: Path, choice: str, update
 
 ONE_SIDE = """
 import sys
-from llm2clip.encoders import catalogue, load_encoder
+from llm2clip.encoders import load_encoder
+from llm2clip.encoders.catalog import entries as catalogue
 from pathlib import Path
 catalogue._TABLES = (Path(sys.argv[1]),)
 import builtins, io

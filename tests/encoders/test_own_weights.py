@@ -66,7 +66,7 @@ def test_a_known_hash_says_more_than_a_name(models: Path, tmp_path: Path, monkey
         replace(row, weights_sha256=digest) if row.name == "tiny-eva" else row
         for row in catalogue.encoder_entries()
     ]
-    monkeypatch.setattr("llm2clip.encoders.vision.vision_source.encoder_rows", lambda: rows)
+    monkeypatch.setattr("llm2clip.encoders.vision.vision_source.encoder_entries", lambda: rows)
     assert load_encoder(shutil.copy(published, tmp_path / "a.pt")).info.name == "tiny-eva"
     other = tmp_path / "tiny-eva" / "tiny.pt"
     other.parent.mkdir()

@@ -50,7 +50,7 @@ def test_every_card_is_about_a_model_there_is():
         assert all(other.repository in card.download for other in (language, beside) if other)
         more = card.download_bytes - row.download_bytes
         assert more in (0, *(other.download_bytes for other in (language, beside) if other))
-        assert more == 0 or language or row.family == "m-clip"
+        assert more == 0 or language
 
 
 def test_the_card_of_nano_is_what_nano_says():
