@@ -36,10 +36,9 @@ class Many(Corpus):
         self._file = folder / "one.bin"
         self._count = count
 
-    def records(self, *, captions: bool = True) -> Iterator[Record]:
+    def _list(self) -> Iterator[Record]:
         for number in range(self._count):
             key = f"{number // 1000:06d}/{number:09d}.jpg"
-            caption = f"image number {number}" if captions else None
             yield Record(
                 key=key,
                 uri=str(self._file),
@@ -47,8 +46,8 @@ class Many(Corpus):
                 size=100,
                 fetch=partial(int.to_bytes, number, 100, "big"),  # no two are copies
                 mtime_ns=1,
-                caption=caption,
-                metadata={"number": number} if captions else None,
+                caption=f"image number {number}",
+                metadata={"number": number},
             )
 
     def emptiness(self) -> str:

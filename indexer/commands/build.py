@@ -145,7 +145,7 @@ def _place(request: BuildRequest) -> Path:
 
 def _require_images(corpus: Corpus) -> None:
     """Whether there is anything to index is worth knowing before anybody is asked, or an encoder fetched."""
-    if next(corpus.records(captions=False), None) is None:
+    if corpus.peek() is None:
         raise CorpusError(corpus.emptiness())
 
 

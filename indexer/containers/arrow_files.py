@@ -6,6 +6,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
@@ -76,6 +77,21 @@ class Table(ABC):
         raise CorpusError(
             f"the table has no row {row} with a column {column}: it changed since it was indexed"
         )
+
+
+def shared_table(file: Path) -> Table:
+    """The same table for all who read its rows in order: it goes on where reading stopped. A few are kept open.
+
+    Raises:
+        OSError, pyarrow.ArrowException: it is none, or damaged.
+    """
+    found = file.stat()
+    return _shared(file, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=4)
+def _shared(file: Path, mtime_ns: int, size: int) -> Table:
+    return open_table(file)
 
 
 def open_table(file: Path) -> Table:

@@ -127,14 +127,14 @@ class ContainerCorpus(Corpus):
             "shards": self.files.pattern,
         }
 
-    def records(self, *, captions: bool = True) -> Iterator[Record]:
+    def _list(self) -> Iterator[Record]:
         """All images, file by file, in the order in which they lie there."""
         self.passed_over = Counter()
         damaged: tuple[type[BaseException], ...] = (OSError, ValueError, *self._damage())
         for name in self.files.names:
             done = 0
             try:
-                for record in self._inside(self.files.container(name), captions):
+                for record in self._inside(self.files.container(name)):
                     yield record
                     done += 1
             except damaged as error:
@@ -149,7 +149,7 @@ class ContainerCorpus(Corpus):
             ]
 
     @abstractmethod
-    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
+    def _inside(self, container: Container) -> Iterator[Record]:
         """The images of one file."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from llm2clip.indexer.containers.arrow_columns import Columns, columns_of, plain_values
-from llm2clip.indexer.containers.arrow_files import Group, Table, open_table
+from llm2clip.indexer.containers.arrow_files import Group, Table, open_table, shared_table
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
 from llm2clip.indexer.core.errors import CorpusError
@@ -53,9 +53,9 @@ class TableCorpus(ContainerCorpus):
     def _names(self, container: Container) -> Iterator[str]:
         return (f"a column {name}" for name in open_table(container.file).schema.names)
 
-    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
+    def _inside(self, container: Container) -> Iterator[Record]:
         changed = container.file.stat().st_mtime_ns
-        table = open_table(container.file)
+        table = shared_table(container.file)
         columns = columns_of(table.schema)
         if not columns.images:
             raise CorpusError(
@@ -63,15 +63,12 @@ class TableCorpus(ContainerCorpus):
                 "{bytes, path} as in data sets of Hugging Face"
             )
         for group in table.groups(columns.images[0]):
-            sidecars = _sidecars(table, columns, group) if captions else iter(())
+            sidecars = _Sidecars(table, columns, group)
             chunks: dict[str, ReadAheadGroup] = {}
             for number in range(group.rows):
                 row, place = group.first + number, number % group.at_once
                 if not place:
-                    chunks = {
-                        name: _chunk(table, container.file, group, name, number) for name in columns.images
-                    }
-                sidecar = next(sidecars, Sidecar())
+                    chunks = {name: _chunk(container.file, group, name, number) for name in columns.images}
                 for name in columns.images:
                     within = f"{row}.{name}" if len(columns.images) > 1 else str(row)
                     yield Record(
@@ -83,12 +80,25 @@ class TableCorpus(ContainerCorpus):
                         mtime_ns=changed,
                         inner={"row": row, "column": name},
                         fetch=partial(chunks[name].take, place),
-                        caption=sidecar.caption,
-                        metadata=sidecar.metadata,
-                        note=sidecar.note,
+                        describe=partial(sidecars.of, number),
                     )
         if table.damage is not None:
             raise table.damage
+
+
+class _Sidecars:
+    """Captions and metadata of a group, read row by row when they are asked for in order."""
+
+    def __init__(self, table: Table, columns: Columns, group: Group) -> None:
+        self._rows = _sidecars(table, columns, group)
+        self._number, self._last = -1, Sidecar()
+
+    def of(self, number: int) -> Sidecar:
+        """Those of a row of the group, from 0; none lower than the last."""
+        while self._number < number:
+            self._last = next(self._rows, Sidecar())
+            self._number += 1
+        return self._last
 
 
 def _sidecars(table: Table, columns: Columns, group: Group) -> Iterator[Sidecar]:
@@ -119,22 +129,26 @@ def _sidecar(row: dict[str, Any], columns: Columns) -> Sidecar:
     return Sidecar(caption=caption, metadata=rest or None)
 
 
-def _chunk(table: Table, file: Path, group: Group, column: str, start: int) -> ReadAheadGroup:
+def _chunk(file: Path, group: Group, column: str, start: int) -> ReadAheadGroup:
+    return ReadAheadGroup(
+        partial(_load, file, group, column, start), one=partial(_one, file, group.first + start, column)
+    )
+
+
+def _load(file: Path, group: Group, column: str, start: int) -> list[bytes | Exception]:
     import pyarrow as pa
 
-    def load() -> list[bytes | Exception]:
-        count = min(group.at_once, group.rows - start)
-        try:
-            return [_image(cell, file) for cell in table.cells(group, column, start=start, count=count)]
-        except (OSError, pa.ArrowException) as error:
-            problem = CorpusError(
-                f"row group {group.number} is damaged: {' '.join(str(error).split())[:200]}"
-            )
-            return [problem] * count
+    count = min(group.at_once, group.rows - start)
+    try:
+        cells = shared_table(file).cells(group, column, start=start, count=count)
+        return [_image(cell, file) for cell in cells]
+    except (OSError, pa.ArrowException) as error:
+        problem = CorpusError(f"row group {group.number} is damaged: {' '.join(str(error).split())[:200]}")
+        return [problem] * count
 
-    return ReadAheadGroup(
-        load, one=lambda number: read_row(file, row=group.first + start + number, column=column)
-    )
+
+def _one(file: Path, first: int, column: str, number: int) -> bytes:
+    return read_row(file, row=first + number, column=column)
 
 
 def _image(cell: object, file: Path) -> bytes | Exception:

@@ -11,12 +11,15 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import final
+from itertools import count
+from typing import Any, final
 
 MOST = 6
 """Chunks with images that nobody asked for yet; two for each column of a table with several are in use at once."""
 _loaded: deque[weakref.ref[ReadAheadGroup]] = deque()
 _guard = threading.Lock()
+_serials = count()
+_groups: weakref.WeakValueDictionary[int, ReadAheadGroup] = weakref.WeakValueDictionary()
 
 
 @final
@@ -34,6 +37,12 @@ class ReadAheadGroup:
         self._load, self._one = load, one
         self._lock = threading.Lock()
         self._waiting: dict[int, bytes | Exception] | None = None
+        self._serial = next(_serials)
+        _groups[self._serial] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled by number: within a process, records that were pickled apart share their group again."""
+        return _group, (self._serial, self._load, self._one)
 
     def take(self, number: int) -> bytes:
         """The encoded image of a number, from 0; safe from several threads.
@@ -64,6 +73,18 @@ class ReadAheadGroup:
     def waiting(self) -> int:
         """How many images wait."""
         return len(self._waiting or ())
+
+
+def _group(
+    serial: int, load: Callable[[], Sequence[bytes | Exception]], one: Callable[[int], bytes]
+) -> ReadAheadGroup:
+    with _guard:
+        found = _groups.get(serial)
+        if found is None:
+            found = ReadAheadGroup(load, one=one)
+            found._serial = serial
+            _groups[serial] = found
+        return found
 
 
 def _make_room(chunk: ReadAheadGroup) -> None:

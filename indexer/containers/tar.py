@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, final
 
@@ -47,15 +48,15 @@ class _Shards(ContainerCorpus):
     def _names(self, container: Container) -> Iterator[str]:
         return (ending(member.name.rpartition("/")[2]) or "no ending" for member in _members(container.file))
 
-    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
+    def _inside(self, container: Container) -> Iterator[Record]:
         file = container.file
         changed = file.stat().st_mtime_ns
         seen: set[int] = set()
         for sample in _samples(file, self.passed_over):
-            sidecar = _sidecar(file, sample) if captions else Sidecar()
+            describe = partial(_sidecar, file, sample.sidecars) if sample.sidecars else None
             for image in sample.images:
                 problem = _problem(image, seen)
-                yield _record(container, image, problem=problem, mtime_ns=changed, sidecar=sidecar)
+                yield _record(container, image, problem=problem, mtime_ns=changed, describe=describe)
 
 
 def _problem(image: _Member, seen: set[int]) -> str | None:
@@ -186,18 +187,21 @@ def _samples(file: Path, passed_over: Counter[str]) -> Iterator[_Sample]:
         yield sample
 
 
-def _sidecar(file: Path, sample: _Sample) -> Sidecar:
-    if not sample.images or not sample.sidecars:
-        return Sidecar()
-    if max(member.size for member in sample.sidecars.values()) > MAX_SIDECAR_BYTES:
+def _sidecar(file: Path, beside: Mapping[str, _Member]) -> Sidecar:
+    if max(member.size for member in beside.values()) > MAX_SIDECAR_BYTES:
         return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
-    members = [sample.sidecars.get(kind) for kind in (".json", ".txt")]
+    members = [beside.get(kind) for kind in (".json", ".txt")]
     contents = [read_span(file, offset=each.offset, size=each.size) if each else None for each in members]
     return parse_sidecar(contents[0], contents[1])
 
 
 def _record(
-    shard: Container, member: _Member, *, problem: str | None, mtime_ns: int, sidecar: Sidecar
+    shard: Container,
+    member: _Member,
+    *,
+    problem: str | None,
+    mtime_ns: int,
+    describe: Callable[[], Sidecar] | None,
 ) -> Record:
     # A member that cannot be told apart by its name gets its place as well: keys must differ.
     name = printable(member.name) + (f"@{member.offset}" if problem else "")
@@ -209,8 +213,6 @@ def _record(
         offset=member.offset,
         size=member.size,
         mtime_ns=mtime_ns,
-        caption=sidecar.caption,
-        metadata=sidecar.metadata,
         problem=problem,
-        note=sidecar.note,
+        describe=describe,
     )

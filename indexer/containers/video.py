@@ -54,8 +54,8 @@ class VideoCorpus(ContainerCorpus):
     def _names(self, container: Container) -> Iterator[str]:
         yield "no frames"
 
-    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
-        return frames_of(container, every=self._every, captions=captions)
+    def _inside(self, container: Container) -> Iterator[Record]:
+        return frames_of(container, every=self._every)
 
 
 def checked(every: float) -> float:
@@ -70,13 +70,12 @@ def checked(every: float) -> float:
     return every
 
 
-def frames_of(container: Container, *, every: float, captions: bool = True) -> Iterator[Record]:
+def frames_of(container: Container, *, every: float) -> Iterator[Record]:
     """A record for every frame that is to be indexed; nothing is decoded before one is read.
 
     Args:
         container: a video.
         every: seconds from one frame to the next.
-        captions: also read the caption and metadata beside the video, which go to each frame.
 
     Raises:
         OSError: it cannot be read.
@@ -86,7 +85,7 @@ def frames_of(container: Container, *, every: float, captions: bool = True) -> I
     changed = file.stat().st_mtime_ns
     names = (f"{file.stem}.json", f"{file.stem}.txt")
     beside = frozenset(name for name in names if (file.parent / name).exists())
-    stamp, sidecar = sidecar_of(file.parent, file.stem, beside, captions)
+    stamp, describe = sidecar_of(file.parent, file.stem, beside)  # which go to each frame
     count = int(min(_MOST_FRAMES, max(0.0, _length(file) - 1e-6) // every + 1))
     chunk, first = None, 0
     for number in range(count):
@@ -106,9 +105,8 @@ def frames_of(container: Container, *, every: float, captions: bool = True) -> I
             sidecars=stamp,
             inner={"time": seconds},
             fetch=partial(chunk.take, number - first),
-            caption=sidecar.caption,
-            metadata={**(sidecar.metadata or {}), "time": seconds},
-            note=sidecar.note,
+            metadata={"time": seconds},
+            describe=describe,
         )
 
 

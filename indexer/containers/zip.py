@@ -7,7 +7,8 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
 
@@ -56,7 +57,7 @@ class ZipCorpus(ContainerCorpus):
     def _names(self, container: Container) -> Iterator[str]:
         return (ending(member.name.rpartition("/")[2]) or "no ending" for member in _members(container.file))
 
-    def _inside(self, container: Container, captions: bool) -> Iterator[Record]:
+    def _inside(self, container: Container) -> Iterator[Record]:
         changed = container.file.stat().st_mtime_ns
         members, lost = _listed(container.file)
         beside = {member.name: member for member in members if ending(member.name) in (".txt", ".json")}
@@ -67,9 +68,11 @@ class ZipCorpus(ContainerCorpus):
                 self.passed_over[kind] += 1
             if kind not in image_endings():
                 continue
-            sidecar = _sidecar(container.file, member, beside) if captions else Sidecar()
+            stem = member.name.rpartition(".")[0]
+            found = [beside.get(f"{stem}{kind}") for kind in (".json", ".txt")]
+            describe = partial(_sidecar, container.file, found) if found != [None, None] else None
             problem = _problem(member, seen)
-            yield _record(container, member, problem=problem, mtime_ns=changed, sidecar=sidecar)
+            yield _record(container, member, problem=problem, mtime_ns=changed, describe=describe)
         if lost is not None:
             raise lost
 
@@ -161,22 +164,20 @@ def _problem(member: _Member, seen: set[str]) -> str | None:
     return None
 
 
-def _sidecar(file: Path, image: _Member, beside: Mapping[str, _Member]) -> Sidecar:
-    stem = image.name.rpartition(".")[0]
-    found = [beside.get(f"{stem}{kind}") for kind in (".json", ".txt")]
-    if found == [None, None]:
-        return Sidecar()
+def _sidecar(file: Path, found: Sequence[_Member | None]) -> Sidecar:
     if max(member.place[2] for member in found if member is not None) > MAX_SIDECAR_BYTES:
         return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
-    try:
-        contents = [read_packed(file, member.place) if member is not None else None for member in found]
-    except (OSError, ValueError) as error:
-        return Sidecar(note=f"caption or metadata left out: {error}")
+    contents = [read_packed(file, member.place) if member is not None else None for member in found]
     return parse_sidecar(contents[0], contents[1])
 
 
 def _record(
-    container: Container, member: _Member, *, problem: str | None, mtime_ns: int, sidecar: Sidecar
+    container: Container,
+    member: _Member,
+    *,
+    problem: str | None,
+    mtime_ns: int,
+    describe: Callable[[], Sidecar] | None,
 ) -> Record:
     name = printable(member.name) + (
         f"@{member.place[0]}" if problem and problem.startswith("second") else ""
@@ -189,11 +190,9 @@ def _record(
         size=member.place[2],
         mtime_ns=mtime_ns,
         inner={"zip": member.place},
-        fetch=lambda: read_packed(container.file, member.place),
-        caption=sidecar.caption,
-        metadata=sidecar.metadata,
+        fetch=partial(read_packed, container.file, member.place),
         problem=problem,
-        note=sidecar.note,
+        describe=describe,
     )
 
 

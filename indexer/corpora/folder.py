@@ -19,9 +19,7 @@ from llm2clip.indexer.records.file_types import (
     printable,
 )
 from llm2clip.indexer.records.record import Corpus, Record
-from llm2clip.indexer.records.sidecars import Sidecar, sidecar_of
-
-_NO_SIDECAR = Sidecar()
+from llm2clip.indexer.records.sidecars import sidecar_of
 
 
 class _Folder(NamedTuple):
@@ -65,7 +63,7 @@ class FolderCorpus(Corpus):
         """What the manifest stores."""
         return super().identity() | ({} if self._every is None else {"every": f"{self._every:g}"})
 
-    def records(self, *, captions: bool = True) -> Iterator[Record]:
+    def _list(self) -> Iterator[Record]:
         """All images, folder by folder, in order of their names."""
         self.passed_over, images = Counter(), image_endings()
         for folder in self._folders():
@@ -76,9 +74,9 @@ class FolderCorpus(Corpus):
             for name in folder.names:
                 kind = ending(name)
                 if kind in images:
-                    yield self._record(folder, name, beside, captions)
+                    yield self._record(folder, name, beside)
                 elif kind in VIDEOS and self._every is not None:
-                    yield from self._frames(folder, name, self._every, captions)
+                    yield from self._frames(folder, name, self._every)
                 elif kind in VIDEOS or kind in other_image_endings():
                     self.passed_over[kind] += 1
 
@@ -116,7 +114,7 @@ class FolderCorpus(Corpus):
             part.startswith(".") for part in os.path.relpath(target, root).split(os.sep) if part != "."
         )
 
-    def _record(self, folder: _Folder, name: str, beside: frozenset[str], captions: bool) -> Record:
+    def _record(self, folder: _Folder, name: str, beside: frozenset[str]) -> Record:
         # An update in which nothing changed consists of this: no more than it needs.
         file, key = folder.path / name, folder.below + name
         uri = f"{self._start}{key}"
@@ -129,9 +127,9 @@ class FolderCorpus(Corpus):
             return Record(key=key, uri=uri, file=file, problem=reason)
         if not stat.S_ISREG(found.st_mode):
             return Record(key=key, uri=uri, file=file, problem="not a regular file")
-        stamp, sidecar = None, _NO_SIDECAR
+        stamp, describe = None, None
         if beside:
-            stamp, sidecar = sidecar_of(folder.path, os.path.splitext(name)[0], beside, captions)
+            stamp, describe = sidecar_of(folder.path, os.path.splitext(name)[0], beside)
         return Record(
             key=key,
             uri=uri,
@@ -139,19 +137,15 @@ class FolderCorpus(Corpus):
             size=found.st_size,
             mtime_ns=found.st_mtime_ns,
             sidecars=stamp,
-            caption=sidecar.caption,
-            metadata=sidecar.metadata,
-            note=sidecar.note,
+            describe=describe,
         )
 
-    def _frames(self, folder: _Folder, name: str, every: float, captions: bool) -> Iterator[Record]:
+    def _frames(self, folder: _Folder, name: str, every: float) -> Iterator[Record]:
         from llm2clip.indexer.containers.video import frames_of
 
         file, key = folder.path / name, printable(folder.below + name)
         try:
-            yield from frames_of(
-                Container(file, key, f"{self.root}{os.sep}{key}"), every=every, captions=captions
-            )
+            yield from frames_of(Container(file, key, f"{self.root}{os.sep}{key}"), every=every)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             yield Record(key=key, uri=str(file), file=file, problem=f"video cannot be read: {reason}")

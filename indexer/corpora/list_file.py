@@ -10,7 +10,7 @@ import tempfile
 import weakref
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, final
@@ -18,7 +18,7 @@ from typing import BinaryIO, Final, final
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.file_types import ending, image_endings, other_image_endings, printable
 from llm2clip.indexer.records.record import Corpus, Record
-from llm2clip.indexer.records.sidecars import Sidecar, sidecar_of, stamp_of
+from llm2clip.indexer.records.sidecars import sidecar_of, stamp_of
 from llm2clip.indexer.records.tabular import Row, encoding_of, read_rows
 
 STDIN = "-"
@@ -39,13 +39,12 @@ class _Listed(Corpus):
     def __init__(self, spec: str, root: str) -> None:
         super().__init__(spec, Path(root))
         self._base = root.rstrip("/") if "://" in root else root
-        self._reader: Callable[[str], bytes] | None = None
 
     @abstractmethod
     def _rows(self) -> Iterator[Row]:
         """The list, from its beginning."""
 
-    def records(self, *, captions: bool = True) -> Iterator[Record]:
+    def _list(self) -> Iterator[Record]:
         """All images, in the order of the list."""
         self.passed_over = Counter()
         seen: set[int] = set()
@@ -64,7 +63,7 @@ class _Listed(Corpus):
             if kind in other_image_endings():
                 self.passed_over[kind] += 1
             else:
-                yield self._record(key, row, captions)
+                yield self._record(key, row)
 
     def _key(self, path: str) -> str:
         if "://" in path:
@@ -76,7 +75,7 @@ class _Listed(Corpus):
         inside = whole.startswith(os.path.join(root, ""))
         return (os.path.relpath(whole, root) if inside else whole).replace(os.sep, "/")
 
-    def _record(self, key: str, row: Row, captions: bool) -> Record:
+    def _record(self, key: str, row: Row) -> Record:
         if "://" in key or "://" in self._base:
             return self._remote(key, row)
         file = self.root / key
@@ -91,12 +90,12 @@ class _Listed(Corpus):
             return Record(key=key, uri=str(file), file=file, problem=reason)
         if problem := _unfit(file, found):
             return Record(key=key, uri=str(file), file=file, problem=problem)
-        stamp, sidecar = _stamp(row), Sidecar(caption=row.caption, metadata=row.metadata)
+        stamp, describe = _stamp(row), None
         if stamp is None:
             stem = os.path.splitext(file.name)[0]
             names = (f"{stem}.json", f"{stem}.txt")
             beside = frozenset(name for name in names if (file.parent / name).exists())
-            stamp, sidecar = sidecar_of(file.parent, stem, beside, captions)
+            stamp, describe = sidecar_of(file.parent, stem, beside)
         return Record(
             key=key,
             uri=str(file),
@@ -104,16 +103,14 @@ class _Listed(Corpus):
             size=found.st_size,
             mtime_ns=found.st_mtime_ns,
             sidecars=stamp,
-            caption=sidecar.caption,
-            metadata=sidecar.metadata,
-            note=sidecar.note,
+            caption=row.caption,
+            metadata=row.metadata or None,
+            describe=describe,
         )
 
     def _remote(self, key: str, row: Row) -> Record:
-        if self._reader is None:
-            from llm2clip.indexer.corpora.remote_store import Reader
+        from llm2clip.indexer.corpora.remote_store import read_remote
 
-            self._reader = Reader()
         url = key if "://" in key else f"{self._base}/{key}"
         if "://" in self._base and not _may_name(self._base, url):
             problem = (
@@ -126,7 +123,7 @@ class _Listed(Corpus):
             file=Path(url),
             size=0,
             mtime_ns=0,
-            fetch=partial(self._reader, url),
+            fetch=partial(read_remote, url),
             sidecars=_stamp(row),
             caption=row.caption,
             metadata=row.metadata,

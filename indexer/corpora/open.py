@@ -135,8 +135,12 @@ def _remote(url: str, every: float | None, *, spec: str | None = None) -> Corpus
             return container.opened(given, remote_files(url))
     if not is_remote_folder(url):
         raise CorpusError(f"{url} is neither a folder of images nor a {_known()} of them")
-    kinds = {ending(entry.name) for entry in walk(url)}
-    if not kinds & image_endings():
+    kinds: set[str] = set()
+    for entry in walk(url):
+        kinds.add(ending(entry.name))
+        if kinds & image_endings():
+            break
+    else:
         for container in _CONTAINERS.values():
             if kinds & container.endings:
                 return container.opened(given, remote_files(url, endings=container.endings, deep=True))
@@ -152,7 +156,7 @@ def _folder(given: str, path: Path, every: float | None) -> Corpus:
     """Containers if the folder holds some and no image, else its images, and videos if nothing else is there."""
     root = Path(os.path.abspath(path))
     folder = FolderCorpus(given, root, every=every)
-    alone = next(folder.records(captions=False), None) is None
+    alone = folder.peek() is None
     found = {  # beside images only those that anybody sees are looked for: the others may lie among thousands
         name: Files.found(given, endings=kind.endings, deep=kind.deep and alone)
         for name, kind in _CONTAINERS.items()

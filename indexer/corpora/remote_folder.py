@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -13,7 +13,6 @@ from llm2clip.indexer.containers.container import Files, expand
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.corpora.remote_store import (
     CachedDownloader,
-    Reader,
     mtime_ns_of,
     read_remote,
     store_of,
@@ -124,20 +123,19 @@ class RemoteFolderCorpus(Corpus):
     def __init__(self, spec: str) -> None:
         super().__init__(spec, Path(spec))
         self._url = spec.rstrip("/")
-        self._read = Reader()
 
     def identity(self) -> dict[str, str]:
         """What the manifest stores."""
         return {"kind": self.kind, "spec": self.spec, "root": self._url}
 
-    def records(self, *, captions: bool = True) -> Iterator[Record]:
+    def _list(self) -> Iterator[Record]:
         """All images, folder by folder, in order of their names."""
         self.passed_over = Counter()
         for entry in walk(self._url):
             kind = ending(entry.name)
             if kind in image_endings():
                 url = f"{self._url}/{entry.below}"
-                stamp, sidecar = _sidecar(url, entry, captions)
+                stamp, describe = _sidecar(url, entry)
                 yield Record(
                     key=entry.below,
                     uri=url,
@@ -145,10 +143,8 @@ class RemoteFolderCorpus(Corpus):
                     size=entry.size,
                     mtime_ns=entry.mtime_ns,
                     sidecars=stamp,
-                    fetch=partial(self._read, url),
-                    caption=sidecar.caption,
-                    metadata=sidecar.metadata,
-                    note=sidecar.note,
+                    fetch=partial(read_remote, url),
+                    describe=describe,
                 )
             elif kind in VIDEOS or kind in other_image_endings():
                 self.passed_over[kind] += 1
@@ -160,20 +156,19 @@ class RemoteFolderCorpus(Corpus):
         return f"no images in {self._url}: got {some}; expected endings {' '.join(sorted(image_endings()))}"
 
 
-def _sidecar(url: str, entry: Entry, captions: bool) -> tuple[int | None, Sidecar]:
+def _sidecar(url: str, entry: Entry) -> tuple[int | None, Callable[[], Sidecar] | None]:
     stem = entry.name.rpartition(".")[0]
     names = [f"{stem}{kind}" for kind in (".json", ".txt")]
     present = [(name, *entry.beside[name]) for name in names if name in entry.beside]
     if not present:
-        return None, Sidecar()
-    stamp = stamp_of(present)
-    if not captions:
-        return stamp, Sidecar()
-    if max(size for _, size, _ in present) > MAX_SIDECAR_BYTES:
-        return stamp, Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
+        return None, None
     folder = url.rpartition("/")[0]
-    try:
-        contents = [read_remote(f"{folder}/{name}") if name in entry.beside else None for name in names]
-    except CorpusError as error:
-        return None, Sidecar(note=f"caption or metadata left out: {error}")
-    return stamp, parse_sidecar(contents[0], contents[1])
+    files = [f"{folder}/{name}" if name in entry.beside else None for name in names]
+    return stamp_of(present), partial(_described, files, max(size for _, size, _ in present))
+
+
+def _described(urls: Sequence[str | None], size: int) -> Sidecar:
+    if size > MAX_SIDECAR_BYTES:
+        return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
+    contents = [read_remote(url) if url is not None else None for url in urls]
+    return parse_sidecar(contents[0], contents[1])

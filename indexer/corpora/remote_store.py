@@ -24,8 +24,6 @@ from llm2clip.indexer.records.sidecars import stamp_of
 from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, require_span
 
 _NOTE = "about.json"
-_KEPT = 64
-_KEPT_BYTES = 64 * 2**20
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")
 _MARKS = ("ETag", "etag", "e_tag", "md5Hash", "checksum", "generation", "size", *_TIMES)
 
@@ -96,28 +94,6 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
         if known > MAX_IMAGE_BYTES:
             raise CorpusError(f"file of {known:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
         return bytes(store.cat_file(path))
-
-
-class Reader:
-    """Fetches images, and keeps the first few: a build tries its encoder on some before it reads them all."""
-
-    def __init__(self) -> None:
-        self._kept: dict[str, bytes] = {}
-        self._room = _KEPT_BYTES
-
-    def __call__(self, url: str) -> bytes:
-        """The content behind a URL; safe from several threads.
-
-        Raises:
-            CorpusError: as ``read_remote``.
-        """
-        if url in self._kept:
-            return self._kept[url]
-        content = read_remote(url)
-        if len(self._kept) < _KEPT and len(content) <= self._room:
-            self._kept[url] = content
-            self._room -= len(content)
-        return content
 
 
 def local_copy(url: str, *, fetch: bool = False) -> Path | None:

@@ -67,9 +67,9 @@ class SubfolderCorpus(Corpus):
             inner.within = Path(source["root"])
         self._below = os.path.relpath(inner.root, source["root"]).replace(os.sep, "/")
 
-    def records(self, *, captions: bool = True) -> Iterator[Record]:
+    def _list(self) -> Iterator[Record]:
         """All images of the smaller folder."""
-        for record in self._inner.records(captions=captions):
+        for record in self._inner.listing():
             yield replace(record, key=f"{self._below}/{record.key}".rstrip("/"))
         self.passed_over = self._inner.passed_over
 

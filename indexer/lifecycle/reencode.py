@@ -130,7 +130,7 @@ class _IndexedCorpus(Corpus):
         """The source itself: the new index can be updated from it."""
         return self._source
 
-    def records(self, *, captions: bool = True) -> Iterator[Record]:
+    def _list(self) -> Iterator[Record]:
         """The images that can be found, in order of id."""
         for rows in self._index.items.each():
             for row in rows:

@@ -109,7 +109,7 @@ def fill(
 
     def parts(_: Manifest) -> Iterator[_Part]:
         for corpus in corpora:
-            if next(corpus.records(captions=False), None) is not None:
+            if corpus.peek() is not None:
                 yield _Part(corpus=corpus, vanish=False)
 
     return _Update(path, encoder=encoder, options=options).run(parts)

@@ -6,13 +6,15 @@ import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import sample_folder
 from llm2clip.indexer.records.file_types import _HEIF, VIDEOS
+from llm2clip.indexer.records.sidecars import Sidecar
 from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, read_span
 
 
@@ -40,7 +42,8 @@ class Record:
     inner: Mapping[str, Any] | None = None
     """What else it takes to find its bytes again, if ``path``, ``offset`` and ``size`` do not say it all."""
     fetch: Callable[[], bytes] | None = None
-    """Reads its bytes where they are not simply in ``file``, or faster together with their neighbours."""
+    """Reads its bytes where they are not simply in ``file``, or faster together with their neighbours. Can be pickled:
+    a build writes what it lists to a temporary file."""
     sidecars: int | None = None
     """A number that changes with the names, sizes and times of its caption and metadata files; None without any."""
     caption: str | None = None
@@ -51,6 +54,27 @@ class Record:
     """Why it cannot be read at all, if that is known beforehand."""
     note: str | None = None
     """What is wrong with its caption or metadata, if anything."""
+    describe: Callable[[], Sidecar] | None = None
+    """Reads its caption and metadata where listing did not; called in the order of the listing, may raise ``OSError``
+    and ``ValueError``."""
+
+    def described(self) -> Record:
+        """The record with its caption and metadata."""
+        if self.describe is None:
+            return self
+        try:
+            found = self.describe()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            found = Sidecar(note=f"caption or metadata left out: {reason}", failed=True)
+        return replace(
+            self,
+            sidecars=None if found.failed else self.sidecars,
+            caption=found.caption,
+            metadata={**(found.metadata or {}), **(self.metadata or {})} or None,
+            note=self.note or found.note,
+            describe=None,
+        )
 
     @property
     def locator(self) -> str | None:
@@ -92,14 +116,42 @@ class Corpus(ABC):
         """How many files of each of the ``other_image_endings``, and videos, the last listing did not read."""
         self.late: list[str] = []
         """What became known while it was read."""
+        self._begun: Iterator[Record] | None = None
 
-    @abstractmethod
     def records(self, *, captions: bool = True) -> Iterator[Record]:
         """All images, in an order that is the same every time.
 
         Args:
-            captions: also read captions and metadata; without, listing is a matter of file names.
+            captions: also read captions and metadata; without, listing is a matter of file names, and ``described``
+                reads them.
         """
+        listed = self._list()
+        return (record.described() for record in listed) if captions else listed
+
+    @abstractmethod
+    def _list(self) -> Iterator[Record]:
+        """All images, in an order that is the same every time, with ``describe`` where captions take reading."""
+
+    def peek(self) -> Record | None:
+        """The first image, None if there is none. The next call of ``listing`` goes on from here."""
+        listed = self.listing()
+        first = next(listed, None)
+        self._begun = iter(()) if first is None else chain([first], listed)
+        return first
+
+    def listing(self) -> Iterator[Record]:
+        """All images without captions: one pass, begun by ``peek`` if that was called."""
+        begun, self._begun = self._begun, None
+        return self.records(captions=False) if begun is None else begun
+
+    def require_images(self) -> None:
+        """Refuse a corpus without images, such as a disk that is not mounted.
+
+        Raises:
+            CorpusError: it has none.
+        """
+        if self.peek() is None:
+            raise CorpusError(self.emptiness())
 
     def passed_over_note(self) -> str | None:
         """What a person should know once it was read, above all what was passed over; None if there is nothing."""

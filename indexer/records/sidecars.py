@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,9 @@ class Sidecar:
     caption: str | None = None
     metadata: Mapping[str, Any] | None = None
     note: str | None = None
+    """What is wrong with them."""
+    failed: bool = False
+    """Whether they could not be read now: the next update tries again."""
 
 
 def parse_sidecar(metadata: bytes | None, text: bytes | None) -> Sidecar:
@@ -59,30 +63,34 @@ def _split(parsed: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
 
 
 def sidecar_of(
-    folder: Path, stem: str, present: frozenset[str], captions: bool
-) -> tuple[int | None, Sidecar]:
-    """A number that tells which caption and metadata files an image has as they are now, and what they say.
+    folder: Path, stem: str, present: frozenset[str]
+) -> tuple[int | None, Callable[[], Sidecar] | None]:
+    """A number that tells which caption and metadata files an image has as they are now, and what reads them.
 
     Args:
         folder: that the image is in.
         stem: its name without its ending.
         present: the files in that folder, at least those of this stem.
-        captions: also read them.
+
+    Returns:
+        None and None if it has none.
     """
     files = [folder / f"{stem}{kind}" if f"{stem}{kind}" in present else None for kind in (".json", ".txt")]
     if files == [None, None]:
-        return None, Sidecar()
+        return None, None
     try:
-        found = {file.name: file.stat() for file in files if file is not None}
-        stamp = stamp_of([(name, each.st_size, each.st_mtime_ns) for name, each in found.items()])
-        if not captions:
-            return stamp, Sidecar()
-        if max(each.st_size for each in found.values()) > MAX_SIDECAR_BYTES:
-            return stamp, Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
-        contents = [file.read_bytes() if file is not None else None for file in files]
-        return stamp, parse_sidecar(contents[0], contents[1])
-    except OSError as error:
-        return None, Sidecar(note=f"caption or metadata left out: {error.strerror or error}")
+        found = [(file.name, file.stat()) for file in files if file is not None]
+    except OSError:
+        return None, partial(_read, files, 0)
+    stamp = stamp_of([(name, each.st_size, each.st_mtime_ns) for name, each in found])
+    return stamp, partial(_read, files, max(each.st_size for _, each in found))
+
+
+def _read(files: Sequence[Path | None], size: int) -> Sidecar:
+    if size > MAX_SIDECAR_BYTES:
+        return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
+    contents = [file.read_bytes() if file is not None else None for file in files]
+    return parse_sidecar(contents[0], contents[1])
 
 
 def stamp_of(what: object) -> int:
