@@ -19,7 +19,7 @@ from llm2clip.indexer.records.spans import read_span
 
 if TYPE_CHECKING:
     from llm2clip.encoders import ImageSource
-    from llm2clip.eval.metrics.positives import PositivesLike
+    from llm2clip.eval.metrics.rank_positions import PositivesLike
 
 
 class DatasetError(ValueError):

@@ -1,4 +1,7 @@
-"""Where a query's best right answer stands among the wrong ones, by any rule for ties."""
+"""The rank of a query's right answers under each rule for ties: best rank, share found, mAP@R.
+
+Expected values under ties are means over all orders of the tied answers, in closed form (McSherry & Najork, ECIR 2008).
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores, checked_shape
-from llm2clip.eval.metrics.positives import PositivesLike
-from llm2clip.eval.metrics.rank_positions import RankPositions, rank_positions
-
-__all__ = [
-    "BestRank",
-    "Embeddings",
-    "Ranks",
-    "Scores",
-    "TieBounds",
-    "Ties",
-    "best_rank",
-    "checked_shape",
-    "found_share",
-]
+from llm2clip.eval.metrics.blockwise_scores import Embeddings, Indices, Scores
+from llm2clip.eval.metrics.rank_positions import PositivesLike, RankPositions, rank_positions
 
 
 class Ties(Enum):
@@ -46,20 +36,6 @@ class TieBounds:
     """Mean over all orders of tied answers."""
     optimistic: float
     """Ties counted for us. A gap to ``pessimistic`` means coarse scores or collapsed vectors."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranks:
-    """Rank of each query's best right answer: all that the statistics of one encoder, or of two, need."""
-
-    pessimistic: NDArray[np.float64]
-    """Shape: (queries,), 1-based, ties against us; infinity for a query without a right answer."""
-    optimistic: NDArray[np.float64]
-    """The same with ties for us."""
-
-    def hits(self, k: int) -> NDArray[np.float64]:
-        """Whether each query is answered among the first ``k``, ties against us. Shape: (queries,), 0 or 1."""
-        return (self.pessimistic <= k).astype(np.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +101,6 @@ class BestRank:
             waiting = self.tied / (self.tied_right + 1)
         return np.where(self.right > 0, self.above + waiting + 1.0, np.inf)
 
-    def as_ranks(self) -> Ranks:
-        """Ranks by both extreme rules."""
-        return Ranks(
-            pessimistic=self.ranks(ties=Ties.PESSIMISTIC), optimistic=self.ranks(ties=Ties.OPTIMISTIC)
-        )
-
 
 def _all_wrong(
     wrong: NDArray[np.int64], right: NDArray[np.int64], drawn: NDArray[np.int64]
@@ -181,3 +151,49 @@ def found_share(
     before = where.above + (where.equal - right) + inside
     found = np.bincount(where.query, weights=before < k, minlength=where.queries)
     return found / np.maximum(np.diff(where.first()), 1)
+
+
+def average_precision_at_r(where: RankPositions, *, ties: Ties = Ties.PESSIMISTIC) -> NDArray[np.float64]:
+    """Average precision over the first R answers, R being the query's own number of right ones.
+
+    The sum of the precisions at each right answer among the first R, divided by R (Musgrave, Belongie & Lim, ECCV
+    2020; the main number of ECCV Caption). With one right answer it equals recall@1. It is not the average precision
+    of text search, which reads on to the end of the list or to a fixed k.
+
+    Returns:
+        Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer.
+    """
+    right = np.diff(where.first())
+    limit = right[where.query]
+    slot = where.slot()
+    group, members = where.tie_groups()
+    inside = np.arange(len(group)) - np.searchsorted(group, group)
+    if ties is Ties.EXPECTED:
+        heads = inside == 0
+        share = _expected_precision(where, members, slot, limit)[heads]
+        query = where.query[heads]
+    else:
+        waiting = where.equal - members if ties is Ties.PESSIMISTIC else 0
+        rank = where.above + waiting + inside + 1
+        share = np.where(rank <= limit, (slot + 1) / rank, 0.0)
+        query = where.query
+    return np.bincount(query, weights=share, minlength=where.queries) / np.maximum(right, 1)
+
+
+def _expected_precision(
+    where: RankPositions, members: Indices, slot: Indices, limit: Indices
+) -> NDArray[np.float64]:
+    """Expected sum of precisions over the ranks that a tie group fills; valid at the first pair of each group.
+
+    At the t-th of the group's e ranks stands a right answer with chance p / e, and then 1 + (t - 1)(p - 1)/(e - 1)
+    of the group's right answers are expected up to there, beside the ``slot`` ones above the group.
+    """
+    ranks = np.clip(limit - where.above, 0, where.equal)
+    harmonic = np.concatenate(([0.0], np.cumsum(1.0 / np.arange(1, int(limit.max(initial=0)) + 1))))
+    above = np.minimum(where.above, len(harmonic) - 1)
+    inverse = np.where(
+        ranks > 0, harmonic[np.minimum(above + ranks, len(harmonic) - 1)] - harmonic[above], 0.0
+    )
+    growth = (members - 1) / np.maximum(where.equal - 1, 1)
+    summed = (slot + 1 - (where.above + 1) * growth) * inverse + growth * ranks
+    return members / where.equal * np.where(ranks > 0, summed, 0.0)

@@ -14,13 +14,9 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores, checked_shape
-from llm2clip.eval.metrics.positives import Positives, PositivesLike
-from llm2clip.eval.metrics.rank_positions import rank_positions
+from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores, checked_shape, score_source
+from llm2clip.eval.metrics.rank_positions import Positives, PositivesLike, rank_positions
 from llm2clip.eval.metrics.recall import RetrievalMetrics, Unmatched, direction_metrics
-from llm2clip.eval.metrics.score_source import source_of
-
-_CELLS = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,10 +188,7 @@ def _swapped(scores: Scores | Embeddings) -> Scores | Embeddings:
 
 
 def _blocks(scores: Scores | Embeddings) -> Iterator[Scores]:
-    source = source_of(scores)
-    step = max(1, _CELLS // source.shape[1])
-    for start in range(0, source.shape[0], step):
-        yield source.block(start, min(start + step, source.shape[0])).values()
+    return (block.values() for _, _, block in score_source(scores).blocks())
 
 
 def _log_sums(scores: Scores | Embeddings, *, scale: float) -> NDArray[np.float64]:

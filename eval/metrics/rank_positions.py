@@ -1,24 +1,114 @@
-"""Where every right answer stands in the gallery: the one pass over the scores behind every metric.
+"""The rank positions of all right answers: the one pass over the scores that every metric starts from.
 
-Scores come as a matrix, or as two sets of vectors multiplied a block at a time so that none is held. Both directions
-are counted from the same block. Ties are kept apart from wins, so that one pass serves every tie rule.
+Both directions are counted from the same block. Ties are kept apart from wins, so that one pass serves every tie rule.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.blockwise_scores import Block, Embeddings, Indices, Scores, Source, checked_shape
-from llm2clip.eval.metrics.positives import Positives, PositivesLike
-from llm2clip.eval.metrics.score_source import source_of
+from llm2clip.eval.metrics.blockwise_scores import (
+    Block,
+    Embeddings,
+    Indices,
+    Scores,
+    checked_shape,
+    score_source,
+)
 
-_CHUNK_CELLS = 1 << 22
-_LISTED_SHARE = 256
-"""Up to one score in so many is computed again on its own; beyond, the whole block in double precision is cheaper."""
+PositivesLike: TypeAlias = Union[
+    "NDArray[np.bool_]",
+    "NDArray[np.integer[Any]]",
+    Mapping[int, int | Iterable[int]],
+    Sequence[int | Iterable[int]],
+    "Positives",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positives:
+    """Right (query, answer) pairs, each once, ordered by query."""
+
+    row: NDArray[np.int64]
+    """Shape: (pairs,): query of each pair, ascending."""
+    column: NDArray[np.int64]
+    """Shape: (pairs,): answer of each pair."""
+    rows: int
+    """Queries."""
+    columns: int
+    """Answers in the gallery."""
+
+    @classmethod
+    def of(cls, positives: PositivesLike, *, shape: tuple[int, int]) -> Positives:
+        """Read any of the accepted forms.
+
+        Args:
+            positives: Boolean matrix of ``shape``; integer vector with one answer per query; or a mapping or
+                sequence that gives a query's answer or answers. A query absent from a mapping has none.
+            shape: (queries, gallery).
+
+        Raises:
+            ValueError: If the form disagrees with ``shape``, an index is out of range, or there is no pair.
+        """
+        if isinstance(positives, Positives):
+            if (positives.rows, positives.columns) != shape:
+                got = (positives.rows, positives.columns)
+                raise ValueError(f"got positives for {got} queries and answers, expected {shape}")
+            return positives
+        row, column = _pairs(positives, shape)
+        for name, index, size in (("query", row, shape[0]), ("answer", column, shape[1])):
+            if len(index) and (index.min() < 0 or index.max() >= size):
+                bad = index[(index < 0) | (index >= size)][0]
+                raise ValueError(f"got {name} {bad} in the positives, expected 0 to {size - 1}")
+        if not len(row):
+            raise ValueError("got positives without a single right pair, expected at least one")
+        unique = np.unique(row * np.int64(shape[1]) + column)
+        return cls(row=unique // shape[1], column=unique % shape[1], rows=shape[0], columns=shape[1])
+
+    def transposed(self) -> Positives:
+        """The same pairs with queries and answers exchanged."""
+        order = np.lexsort((self.row, self.column))
+        return Positives(row=self.column[order], column=self.row[order], rows=self.columns, columns=self.rows)
+
+
+def _pairs(positives: PositivesLike, shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if isinstance(positives, np.ndarray):
+        return _array_pairs(positives, shape)
+    assert not isinstance(positives, Positives)
+    if isinstance(positives, Mapping):
+        entries = list(positives.items())
+    elif len(positives) == shape[0]:
+        entries = list(enumerate(positives))
+    else:
+        raise ValueError(f"got positives for {len(positives)} queries, expected {shape[0]}")
+    row: list[int] = []
+    column: list[int] = []
+    for query, answers in entries:
+        listed = (
+            [int(answers)] if isinstance(answers, int | np.integer) else [int(answer) for answer in answers]
+        )
+        row += [int(query)] * len(listed)
+        column += listed
+    return np.asarray(row, dtype=np.int64), np.asarray(column, dtype=np.int64)
+
+
+def _array_pairs(
+    positives: NDArray[Any], shape: tuple[int, int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if positives.dtype == np.bool_ and positives.shape == shape:
+        row, column = np.nonzero(positives)
+        return row.astype(np.int64), column.astype(np.int64)
+    if np.issubdtype(positives.dtype, np.integer) and positives.shape == shape[:1]:
+        return np.arange(shape[0], dtype=np.int64), positives.astype(np.int64)
+    raise ValueError(
+        f"got positives of shape {positives.shape} and dtype {positives.dtype}, expected bool {shape} "
+        f"or integers ({shape[0]},)"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +154,7 @@ def rank_positions(
     both: bool = True,
     chunk: int | None = None,
 ) -> tuple[RankPositions, RankPositions | None]:
-    """Find where right answers stand, for rows as queries and for columns as queries.
+    """Count the answers above and beside every right answer, for rows as queries and for columns as queries.
 
     Args:
         scores: Shape: (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
@@ -79,90 +169,54 @@ def rank_positions(
     pairs = Positives.of(positives, shape=checked_shape(scores))
     if chunk is not None and chunk < 1:
         raise ValueError(f"got chunk {chunk}, expected at least 1 query at a time")
-    source = source_of(scores)
-    step = min(chunk or max(1, _CHUNK_CELLS // source.shape[1]), source.shape[0])
+    source = score_source(scores)
     score = source.pairs(pairs.row, pairs.column)
-    tallies = [_Tally(source, pairs, score, axis=axis, best_only=best_only) for axis in (1, 0)[: 1 + both]]
-    for start in range(0, source.shape[0], step):
-        block = source.block(start, min(start + step, source.shape[0]))
-        for tally in tallies:
-            tally.add(block, start, min(start + step, source.shape[0]))
-    return tallies[0].rank_positions(), tallies[1].rank_positions() if both else None
+    forward = _Counter(pairs, score, axis=1, best_only=best_only)
+    backward = _Counter(pairs, score, axis=0, best_only=best_only) if both else None
+    for start, stop, block in source.blocks(chunk):
+        if isinstance(scores, Embeddings):
+            # A block may differ from the same product elsewhere in the last bit: right pairs must equal their limits.
+            inside = slice(*np.searchsorted(pairs.row, (start, stop)))
+            block.put(pairs.row[inside] - start, pairs.column[inside], score[inside])
+        for counter in filter(None, (forward, backward)):
+            counter.add(block, start, stop)
+    return forward.found(), backward.found() if backward else None
 
 
-class _Tally:
-    """Counts of one direction: axis 1 where rows are queries, 0 where columns are."""
+class _Counter:
+    """Counts of one direction: axis 1 where rows of the blocks are the queries, 0 where columns are."""
 
-    def __init__(
-        self, source: Source, positives: Positives, score: Scores, *, axis: int, best_only: bool
-    ) -> None:
-        self._source, self._axis = source, axis
-        query, answer = (positives.row, positives.column) if axis else (positives.column, positives.row)
+    def __init__(self, pairs: Positives, score: Scores, *, axis: int, best_only: bool) -> None:
+        self._axis = axis
+        self._shape = (pairs.rows, pairs.columns) if axis else (pairs.columns, pairs.rows)
+        query, answer = (pairs.row, pairs.column) if axis else (pairs.column, pairs.row)
         order = np.lexsort((answer, -score, query))
         self._query, self._answer, self._score = query[order], answer[order], score[order]
         self._above, self._equal = (np.zeros(len(order), dtype=np.int64) for _ in range(2))
         slot = np.arange(len(order)) - np.searchsorted(self._query, self._query)
         depth = 1 if best_only else int(slot.max(initial=0)) + 1
         self._slots = [np.flatnonzero(slot == number) for number in range(depth)]
-        margin = source.margin(self._query, axis=axis)
-        self._low, self._high = _limits(self._score, margin)
 
     def add(self, block: Block, start: int, stop: int) -> None:
-        """Count the scores of the rows ``start`` to ``stop - 1``."""
-        for pairs, lines in self._in_block(start, stop):
-            listed = 0 if self._source.final else lines.size * self._across(start, stop) // _LISTED_SHARE + 64
-            weighed = block.weigh(
-                lines, low=self._low[pairs], high=self._high[pairs], axis=self._axis, list_up_to=listed
-            )
-            if not self._source.final and weighed.doubtful is None:
-                score = self._score[pairs]
-                weighed = block.settled().weigh(lines, low=score, high=score, axis=self._axis, list_up_to=-1)
-            self._above[pairs] += weighed.above
-            if weighed.doubtful is None or self._source.final:
-                self._equal[pairs] += weighed.reached - weighed.above
-            elif len(weighed.doubtful[0]):
-                self._settle(pairs, *weighed.doubtful, start=start)
+        """Count the scores of the rows ``start`` to ``stop - 1``, one right answer of every query at a time."""
+        for pairs in self._slots:
+            lines = self._query[pairs]
+            if self._axis:
+                first, last = np.searchsorted(lines, (start, stop))
+                pairs, lines = pairs[first:last], lines[first:last] - start
+            if len(pairs):
+                above, equal = block.count(lines, self._score[pairs], axis=self._axis)
+                self._above[pairs] += above
+                self._equal[pairs] += equal
 
-    def rank_positions(self) -> RankPositions:
+    def found(self) -> RankPositions:
         """What was counted."""
-        queries, gallery = self._source.shape if self._axis else self._source.shape[::-1]
         return RankPositions(
             query=self._query,
             answer=self._answer,
             score=self._score,
             above=self._above,
             equal=self._equal,
-            queries=queries,
-            gallery=gallery,
+            queries=self._shape[0],
+            gallery=self._shape[1],
         )
-
-    def _across(self, start: int, stop: int) -> int:
-        return self._source.shape[1] if self._axis else stop - start
-
-    def _in_block(self, start: int, stop: int) -> Iterator[tuple[Indices, Indices]]:
-        """For each number of right answer: the pairs that this block bears on, and their lines in it."""
-        for pairs in self._slots:
-            if not self._axis:
-                yield pairs, self._query[pairs]
-                continue
-            first, last = np.searchsorted(self._query[pairs], (start, stop))
-            if first < last:
-                yield pairs[first:last], self._query[pairs[first:last]] - start
-
-    def _settle(self, pairs: Indices, line: Indices, other: Indices, *, start: int) -> None:
-        """Compare the doubtful scores again, in their final form."""
-        query = self._query[pairs][line]
-        other = other if self._axis else other + start
-        rows, columns = (query, other) if self._axis else (other, query)
-        values, limit = self._source.pairs(rows, columns), self._score[pairs][line]
-        self._above[pairs] += np.bincount(line[values > limit], minlength=len(pairs))
-        self._equal[pairs] += np.bincount(line[values == limit], minlength=len(pairs))
-
-
-def _limits(score: Scores, margin: NDArray[np.float64]) -> tuple[Scores, Scores]:
-    """Scores below which a block's score is certainly lower, and above which it is certainly higher."""
-    if not margin.any():
-        return score, score
-    wide = score.astype(np.float64)
-    low, high = (wide - margin).astype(score.dtype), (wide + margin).astype(score.dtype)
-    return np.nextafter(low, score.dtype.type(-np.inf)), np.nextafter(high, score.dtype.type(np.inf))

@@ -17,11 +17,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import BestRank, TieBounds, Ties
+from llm2clip.eval.metrics.best_rank import BestRank, TieBounds, Ties, average_precision_at_r
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores
-from llm2clip.eval.metrics.graded import average_precision_at_r
-from llm2clip.eval.metrics.positives import PositivesLike
-from llm2clip.eval.metrics.rank_positions import RankPositions, rank_positions
+from llm2clip.eval.metrics.rank_positions import PositivesLike, RankPositions, rank_positions
 
 
 class Unmatched(Enum):
@@ -53,7 +51,7 @@ class DirectionMetrics:
     """Answers to choose from."""
     map_at_r: TieBounds | None = None
     """Mean average precision over the first R answers, R being each query's number of right ones; see
-    :func:`llm2clip.eval.metrics.graded.average_precision_at_r`. ``None`` where only best answers were placed."""
+    :func:`llm2clip.eval.metrics.best_rank.average_precision_at_r`. ``None`` where only best answers were placed."""
 
     @property
     def mean_recall(self) -> float:

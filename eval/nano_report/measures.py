@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import Embeddings, best_rank
+from llm2clip.eval.metrics.best_rank import best_rank
+from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.recall import DirectionMetrics, direction_metrics
 from llm2clip.eval.nano_report.data import Gallery, Scene, write_gallery
 from llm2clip.eval.nano_report.queries import FreeQuery, Split, plain_emoji

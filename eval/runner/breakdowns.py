@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llm2clip.eval.metrics.best_rank import best_rank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores
-from llm2clip.eval.metrics.positives import PositivesLike
+from llm2clip.eval.metrics.rank_positions import PositivesLike
 from llm2clip.eval.runner.evaluate import TextEncoder
 from llm2clip.eval.stats.bootstrap import Clustered, Interval, Resampling, bootstrap_interval, macro_interval
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.eval.datasets.tar_images import CaptionedImages, TarImage
-from llm2clip.eval.metrics.best_rank import Embeddings
+from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.recall import RetrievalMetrics, Unmatched, retrieval_metrics
 
 if TYPE_CHECKING:

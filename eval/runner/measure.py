@@ -20,8 +20,7 @@ from llm2clip.eval.datasets.retrieval_set import PARTIAL, RetrievalSet
 from llm2clip.eval.metrics.best_rank import BestRank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.hubness import Correction, Corrector, corrected_metrics, hubness
-from llm2clip.eval.metrics.positives import Positives
-from llm2clip.eval.metrics.rank_positions import RankPositions, rank_positions
+from llm2clip.eval.metrics.rank_positions import Positives, RankPositions, rank_positions
 from llm2clip.eval.metrics.recall import Unmatched, direction_metrics
 from llm2clip.eval.results.encoder_record import code_version, libraries, machine
 from llm2clip.eval.results.records import (

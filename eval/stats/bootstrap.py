@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.positives import Positives
+from llm2clip.eval.metrics.rank_positions import Positives
 
 _BATCH_NUMBERS = 1 << 20
 

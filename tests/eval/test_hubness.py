@@ -129,7 +129,7 @@ def test_a_bank_takes_the_place_of_the_tests_own_queries(pair):
 def test_many_blocks_equal_one(monkeypatch, pair):
     whole = [Corrector(correction=one).offsets(pair) for one in Correction]
     counted = occurrences(pair, k=3)
-    monkeypatch.setattr("llm2clip.eval.metrics.hubness._CELLS", 7 * 30)
+    monkeypatch.setattr("llm2clip.eval.metrics.blockwise_scores._BLOCK_SCORES", 7 * 30)
     for correction, expected in zip(Correction, whole, strict=True):
         assert Corrector(correction=correction).offsets(pair) == pytest.approx(expected, abs=1e-6)
     assert occurrences(pair, k=3).tolist() == counted.tolist()

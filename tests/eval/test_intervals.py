@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llm2clip.eval.metrics.positives import Positives
+from llm2clip.eval.metrics.rank_positions import Positives
 from llm2clip.eval.stats.bootstrap import (
     Clustered,
     Resampling,

@@ -6,10 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from llm2clip.eval.results.published_numbers import published_rows
 from llm2clip.eval.stats.bootstrap import Resampling
 from llm2clip.eval.stats.paired_tests import against_best, exchange_p_value, holm, paired_test
-from llm2clip.eval.stats.printable_values import on_lattice
 
 IMAGES, CAPTIONS = 120, 5
 
@@ -136,69 +134,3 @@ def test_who_shares_the_first_place():
     assert last.p_value >= last.behind.p_value
     with pytest.raises(ValueError, match="got no encoder"):
         against_best({})
-
-
-@pytest.mark.parametrize(
-    ("printed", "queries", "hits"),
-    [
-        ("64.10", 1053, (675,)),
-        ("88.79", 1053, (935,)),
-        ("88.79", 1000, ()),  # COCO-CN has 1,053 captions, not 1,000
-        ("58.36865", 25010, (14598,)),
-        ("58.36865", 25000, ()),
-        ("55.9", 1000, (559,)),
-        ("100", 3, (3,)),
-        ("0.0", 7, (0,)),
-        ("12.5", 8, (1,)),
-        ("0.05", 1000, ()),
-    ],
-)
-def test_printed_values_must_be_whole_numbers_of_hits(printed, queries, hits):
-    found = on_lattice(printed, queries=queries)
-    assert found.hits == hits
-    assert found.possible == bool(hits or found.cut)
-
-
-def test_the_lattice_against_every_number_of_hits():
-    for queries, decimals in ((7, 1), (101, 1), (1000, 1), (1053, 2), (333, 0)):
-        scale = 10**decimals
-        rounded, cut = {}, {}
-        for hits in range(queries + 1):
-            rounded.setdefault(f"{100 * hits / queries:.{decimals}f}", []).append(hits)
-            cut.setdefault(f"{(100 * scale * hits // queries) / scale:.{decimals}f}", []).append(hits)
-        for number in range(100 * scale + 1):
-            text = f"{number / scale:.{decimals}f}"
-            found = on_lattice(text, queries=queries)
-            assert set(rounded.get(text, [])) <= set(found.hits)
-            for hits in set(found.hits) - set(rounded.get(text, [])):  # a half that may be rounded either way
-                assert 200 * scale * hits % queries == 0
-            assert list(found.cut) == cut.get(text, [])
-            assert found.possible or found.nearest != text
-
-
-def test_a_value_whose_digits_were_cut_off_is_possible():
-    found = on_lattice("50.04", queries=1053)  # 527 of 1,053 are 50.0475 %
-    assert (found.hits, found.cut, found.possible) == ((), (527,), True)
-
-
-def test_the_printed_table_stands_on_the_lattice_of_its_declared_captions():
-    """Over 1,000 captions many values of COCO-CN could not be; over the declared 1,053 all can."""
-    rows = [row for row in published_rows() if (row.dataset, row.direction) == ("coco-cn-1k", "t2i")]
-    assert len(rows) > 100
-    declared = [on_lattice(repr(row.value), queries=1053) for row in rows]
-    assert all(found.possible for found in declared)
-    assert sum(not found.hits for found in declared) == 3  # printed with their digits cut off
-    assert sum(not on_lattice(repr(row.value), queries=1000).possible for row in rows) > 10
-
-
-def test_a_mean_of_three_recalls_has_three_times_the_lattice():
-    assert on_lattice("33.40", queries=1000).possible
-    assert not on_lattice("33.43", queries=1000).possible
-    assert on_lattice("33.43", queries=1000, values=3).hits == (1003,)
-    assert on_lattice("33.45", queries=1000).nearest in {"33.40", "33.50"}
-
-
-@pytest.mark.parametrize("bad", ["many", "101", "-1", "NaN"])
-def test_what_is_no_percentage_is_refused(bad):
-    with pytest.raises(ValueError, match="expected"):
-        on_lattice(bad, queries=10)

@@ -20,7 +20,7 @@ from llm2clip.eval.results.published_numbers import (
     same_weights,
 )
 
-DATA = Path(published_rows.__wrapped__.__code__.co_filename).parent / "data"
+DATA = Path(published_rows.__wrapped__.__code__.co_filename).parent.parent / "data"
 SHARED = Path(__file__).parents[3] / "shared" / "reference" / "published_results.csv"
 
 

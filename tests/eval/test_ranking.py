@@ -1,7 +1,6 @@
-"""mAP@R and discounted gain against a count over all orders, and beside other programs' definitions."""
+"""mAP@R against a count over all orders, recall beside other programs' definitions, products beside exact scores."""
 
 import itertools
-import math
 import tracemalloc
 
 import numpy as np
@@ -9,20 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.eval.metrics.best_rank import BestRank, Embeddings, Ties, found_share
-from llm2clip.eval.metrics.graded import Relevance, average_precision_at_r, discounted_gain, graded_gain
-from llm2clip.eval.metrics.positives import Positives
-from llm2clip.eval.metrics.rank_positions import rank_positions
+from llm2clip.eval.metrics.best_rank import BestRank, Ties, average_precision_at_r, found_share
+from llm2clip.eval.metrics.blockwise_scores import Embeddings
+from llm2clip.eval.metrics.rank_positions import Positives, rank_positions
 from llm2clip.eval.metrics.recall import Unmatched, retrieval_metrics
 
 
 @st.composite
-def matrices(draw, *, gains=False):
-    """A score matrix full of ties, at most 3 x 6, and right pairs or gains, one above 0 at least."""
+def matrices(draw):
+    """A score matrix full of ties, at most 3 x 6, and right pairs, one at least."""
     rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 6))
     cells = rows * columns
     scores = draw(st.lists(st.integers(-2, 2), min_size=cells, max_size=cells))
-    worth = draw(st.lists(st.integers(0, 3 if gains else 1), min_size=cells, max_size=cells))
+    worth = draw(st.lists(st.integers(0, 1), min_size=cells, max_size=cells))
     worth[draw(st.integers(0, cells - 1))] = 1
     return tuple(np.array(values, dtype=np.float64).reshape(rows, columns) for values in (scores, worth))
 
@@ -39,13 +37,6 @@ def precision_at_r(right):
     wanted = int(right.sum())
     first = right[:wanted]
     return sum(first[: n + 1].mean() for n in range(wanted) if first[n]) / wanted
-
-
-def gain_at(gains, k):
-    def summed(ordered):
-        return sum(gain / math.log2(rank + 2) for rank, gain in enumerate(ordered[:k]))
-
-    return summed(gains) / summed(sorted(gains, reverse=True))
 
 
 def by_rule(values):
@@ -68,64 +59,6 @@ def test_precision_equals_a_count_over_all_orders(case, chunk):
                 values = [precision_at_r(truth[query, order]) for order in orders(row)]
             for ties, value in by_rule(values).items():
                 assert average_precision_at_r(where, ties=ties)[query] == pytest.approx(value, abs=1e-12)
-
-
-@given(matrices(gains=True), st.integers(1, 7))
-def test_discounted_gain_equals_a_count_over_all_orders(case, k):
-    scores, gains = case
-    text, image = np.nonzero(gains)
-    pairs = Positives.of(gains > 0, shape=scores.shape)
-    where = rank_positions(scores, positives=pairs, both=False)[0]
-    for query, row in enumerate(scores):
-        if gains[query].any():
-            values = [gain_at(list(gains[query, order]), k) for order in orders(row)]
-            for ties, value in by_rule(values).items():
-                found = discounted_gain(where, gains[where.query, where.answer], k, ties=ties)
-                assert found[query] == pytest.approx(value, abs=1e-12)
-    relevance = Relevance(text=text, image=image, gain=gains[text, image].astype(np.float64))
-    forward, backward = graded_gain(scores, relevance=relevance, ks=(k,))
-    asked = [query for query in range(len(scores)) if gains[query].any()]
-    worst = [min(gain_at(list(gains[query, order]), k) for order in orders(scores[query])) for query in asked]
-    assert forward[k].pessimistic == pytest.approx(np.mean(worst), abs=1e-12)
-    flipped = Relevance(text=image, image=text, gain=relevance.gain)
-    assert graded_gain(scores.T, relevance=flipped, ks=(k,))[0][k] == backward[k]
-
-
-def test_pairs_judged_irrelevant_change_nothing():
-    scores = np.array([[3.0, 2, 2, 1]])
-    bare = Relevance(text=np.array([0, 0]), image=np.array([1, 3]), gain=np.array([2.0, 1.0]))
-    more = Relevance(text=np.zeros(4, int), image=np.array([3, 0, 1, 2]), gain=np.array([1.0, 0.0, 2.0, 0.0]))
-    # Best order: 2/1 + 1/log2(3). Here: rank 2 or 3 of gain 2, rank 4 of gain 1.
-    ideal = 2 + 1 / math.log2(3)
-    worst, best = (2 / math.log2(4) + 1 / math.log2(5)), (2 / math.log2(3) + 1 / math.log2(5))
-    for relevance in (bare, more):
-        found = graded_gain(scores, relevance=relevance, ks=(4,))[0][4]
-        assert (found.pessimistic, found.optimistic) == (
-            pytest.approx(worst / ideal),
-            pytest.approx(best / ideal),
-        )
-        assert found.expected == pytest.approx((worst + best) / 2 / ideal)
-
-
-@pytest.mark.parametrize(
-    ("text", "gain", "message"),
-    [
-        ([0, 0], [1.0, -1.0], r"the gain -1\.0, expected finite numbers from 0 on"),
-        ([0, 0], [1.0, math.nan], "the gain nan"),
-        ([0, 0], [1.0], r"\[1, 2\] texts, images and gains, expected as many of each"),
-    ],
-)
-def test_bad_gains_are_refused(text, gain, message):
-    with pytest.raises(ValueError, match=message):
-        Relevance(text=np.array(text), image=np.array([0, 1]), gain=np.array(gain))
-
-
-def test_a_pair_with_two_gains_and_gains_of_nothing_are_refused():
-    with pytest.raises(ValueError, match="twice"):
-        Relevance(text=np.array([0, 0]), image=np.array([1, 1]), gain=np.array([1.0, 2.0]))
-    nothing = Relevance(text=np.array([0]), image=np.array([0]), gain=np.array([0.0]))
-    with pytest.raises(ValueError, match="no query has an answer with a gain above 0"):
-        graded_gain(np.eye(2), relevance=nothing)
 
 
 def test_precision_at_r_of_one_right_answer_is_recall_at_1():
@@ -151,18 +84,15 @@ def clip_benchmark_recall(scores, right, k):
 
 
 def sentence_transformers_metrics(scores, right, k):
-    """Accuracy, recall, MRR, nDCG and MAP at k of information-retrieval evaluation, for binary relevance."""
+    """Accuracy, recall, MRR and MAP at k of information-retrieval evaluation, for binary relevance."""
     ordered = np.take_along_axis(right, np.argsort(-scores, axis=1), axis=1)[:, :k].astype(float)
     wanted = right.sum(1)
     accuracy = ordered.any(1).mean()
     recall = (ordered.sum(1) / wanted).mean()
     first = np.where(ordered.any(1), 1 / (1 + ordered.argmax(1)), 0).mean()
-    discount = 1 / np.log2(np.arange(2, ordered.shape[1] + 2))
-    ideal = np.array([discount[: min(k, count)].sum() for count in wanted])
-    gain = (ordered @ discount / ideal).mean()
     precision = np.cumsum(ordered, axis=1) / np.arange(1, ordered.shape[1] + 1)
     average = ((precision * ordered).sum(1) / np.minimum(k, wanted)).mean()
-    return accuracy, recall, first, gain, average
+    return accuracy, recall, first, average
 
 
 @pytest.fixture(scope="module")
@@ -192,13 +122,10 @@ def test_recall_is_clip_benchmarks_any_hit(untied, k):
 @pytest.mark.parametrize("k", [1, 5, 10])
 def test_beside_sentence_transformers(untied, k):
     scores, right = untied
-    accuracy, recall, first, gain, average = sentence_transformers_metrics(scores, right, k)
+    accuracy, recall, first, average = sentence_transformers_metrics(scores, right, k)
     result = retrieval_metrics(scores, positives=right, ks=(k,)).text_to_image
     assert result.recall[k].pessimistic == pytest.approx(accuracy, abs=1e-12)
     assert found_share(scores, positives=right, k=k).mean() == pytest.approx(recall, abs=1e-12)
-    text, image = np.nonzero(right)
-    relevance = Relevance(text=text, image=image, gain=np.ones(len(text)))
-    assert graded_gain(scores, relevance=relevance, ks=(k,))[0][k].expected == pytest.approx(gain, abs=1e-12)
     rows = rank_positions(scores, positives=Positives.of(right, shape=scores.shape), both=False)[0]
     ranks = BestRank.of(rows).ranks()
     assert np.where(ranks <= k, 1 / ranks, 0).mean() == pytest.approx(first, abs=1e-12)

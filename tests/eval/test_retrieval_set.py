@@ -6,7 +6,7 @@ import pytest
 
 from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.metrics.positives import Positives
+from llm2clip.eval.metrics.rank_positions import Positives
 
 
 def images(count):

@@ -7,7 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from llm2clip.eval.metrics.best_rank import Embeddings, Ties, found_share
+from llm2clip.eval.metrics.best_rank import Ties, found_share
+from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.recall import Unmatched, retrieval_metrics
 
 ATOL = 1e-6
