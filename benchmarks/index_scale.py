@@ -28,7 +28,7 @@ from llm2clip.indexer import open_index
 from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
 from llm2clip.indexer.ann.plan import Budget, Plan
-from llm2clip.indexer.planner.plan_index.plan_index import write_ann
+from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.storage.generation_writer import GenerationWriter
 from llm2clip.indexer.storage.outcome import Outcome

@@ -1,4 +1,4 @@
-"""The command ``llm2clip-eval``: measure encoders."""
+"""The ``llm2clip-eval`` command."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm2clip.common import entrypoint
+from llm2clip.common.command_line import GroupedCommand, make_app
 from llm2clip.common.entrypoint import graceful_interrupt
 from llm2clip.common.terminal import one_line_errors
 from llm2clip.eval.commands.classify import captions, classify
@@ -19,17 +20,10 @@ from llm2clip.eval.commands.run import compare, leaderboard, run
 if TYPE_CHECKING:
     from llm2clip.eval.nano_report.report import NanoOptions, NanoReport
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = make_app("Evaluate encoders: retrieval quality and cost.")
 
 
-@app.callback()
-def _eval() -> None:
-    """Measure encoders: how often the right image is found, and at what cost."""
-
-
-@app.command()
+@app.command(cls=GroupedCommand)
 def nano(
     *,
     encoder: Annotated[str, typer.Option(help="Built-in name or folder of the encoder to measure.")] = "nano",
@@ -55,12 +49,8 @@ def nano(
                 json_file.write_text(text + "\n", encoding="utf-8")
 
 
-app.command()(prepare)
-app.command()(run)
-app.command()(leaderboard)
-app.command()(compare)
-app.command()(classify)
-app.command()(captions)
+for command in (prepare, run, leaderboard, compare, classify, captions):
+    app.command(cls=GroupedCommand)(command)
 
 
 def _require_writable(path: Path) -> None:

@@ -9,26 +9,49 @@ from typing import Annotated
 import typer
 
 from llm2clip.common import entrypoint
+from llm2clip.common.command_line import GroupedCommand, make_app, renamed
 from llm2clip.common.terminal import one_line_errors
 
 IndexOption = Annotated[
     Path | None,
-    typer.Option("--index", metavar="PATH", help="Default: LLM2CLIP_INDEX, else the index built last."),
+    typer.Option(
+        "--index",
+        metavar="PATH",
+        help="Folder of the index.",
+        show_default="LLM2CLIP_INDEX, else the index built last",
+        rich_help_panel="Index",
+    ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Output")]
 BatchOption = Annotated[
     int | None,
     typer.Option(
-        "--batch-size", min=1, metavar="N", help="Images encoded at once. Default: found by trying."
+        "--batch-size",
+        min=1,
+        metavar="N",
+        help="Images per batch.",
+        show_default="chosen by measurement",
+        rich_help_panel="Machine",
     ),
 ]
 EncoderOption = Annotated[
     str | None,
-    typer.Option("--encoder", metavar="NAME", help="Where the index's encoder is now, if it was moved."),
+    typer.Option(
+        "--encoder",
+        metavar="NAME",
+        help="Name or folder of the index's encoder, if it was moved.",
+        show_default="the index's encoder",
+        rich_help_panel="Encoder",
+    ),
 ]
 WhereOption = Annotated[
     str | None,
-    typer.Option("--where", metavar="FILTER", help="Only images of this filter: docs/filters.md."),
+    typer.Option(
+        "--where",
+        metavar="FILTER",
+        help="Only images that match this filter (docs/filters.md).",
+        rich_help_panel="Corpus",
+    ),
 ]
 
 
@@ -39,77 +62,102 @@ class ExportFormat(StrEnum):
     PARQUET = "parquet"
 
 
-app = typer.Typer(
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    no_args_is_help=True,
-    help="Make an index of images, and look after it.",
-)
+app = make_app("Build and maintain image indexes.")
 
 
-@app.command()
+@app.command(cls=GroupedCommand, context_settings=renamed({"every": "frame-interval"}))
 def build(
     corpus: Annotated[
         str | None,
         typer.Argument(
             metavar="CORPUS",
-            help="A folder of images; a .tar, .zip, .parquet or .arrow, a folder of them, or shards/{00..03}.tar; "
+            help="A folder of images; a .tar, .zip, .parquet or .arrow file, a folder of them, or shards/{00..03}.tar; "
             "a list of images (.csv, .tsv, .jsonl, .txt), or - for paths from standard input; a video; a URL of any "
-            "of these; or sample: for ours. See docs/corpora.md.",
+            "of these; or sample: for the sample images. See docs/corpora.md.",
         ),
     ] = None,
-    index: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Folder of the index. Default: one per corpus.")
-    ] = None,
-    encoder: Annotated[
-        str | None,
+    from_index: Annotated[
+        Path | None,
         typer.Option(
-            metavar="NAME", help="See `llm2clip-index encoders`. Default: that of the index, else asked."
+            "--from",
+            metavar="INDEX",
+            help="Re-encode the images of this index with another encoder.",
+            rich_help_panel="Corpus",
         ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help="Images encoded at once. Default: found by trying."),
     ] = None,
     every: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="Take a frame of each video this often. Default: pass videos over."
+            "--frame-interval",
+            metavar="SECONDS",
+            help="Index one frame of each video per interval.",
+            show_default="10 for a video, none in a folder of images",
+            rich_help_panel="Corpus",
         ),
     ] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name or folder of the encoder; see `llm2clip-index encoders`.",
+            show_default="the index's encoder; prompts if there is none",
+            rich_help_panel="Encoder",
+        ),
+    ] = None,
+    index: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Folder of the index.",
+            show_default="one per corpus",
+            rich_help_panel="Index",
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace an existing index, even of another corpus.", rich_help_panel="Index"
+        ),
+    ] = False,
     ram: Annotated[
         str | None,
         typer.Option(
-            metavar="SIZE", help="Memory for searching, such as 4GB. Default: most of what is free."
+            metavar="SIZE",
+            help="Memory budget for search, such as 4GB.",
+            show_default="most of the free memory",
+            rich_help_panel="Search",
         ),
     ] = None,
     recall: Annotated[
         float | None,
         typer.Option(
-            metavar="SHARE", help="Of the true ten best, how many to find. Default: 0.95; 1 is exact."
+            metavar="SHARE",
+            help="Target recall@10; 1 means exact search.",
+            show_default="0.95",
+            rich_help_panel="Search",
         ),
     ] = None,
     p95_ms: Annotated[
         float | None,
         typer.Option(
-            metavar="MS", help="Milliseconds for 95 of 100 queries. Default: 50. See docs/scaling.md."
+            metavar="MS",
+            help="Target 95th percentile of the search latency in milliseconds (docs/scaling.md).",
+            show_default="50",
+            rich_help_panel="Search",
         ),
     ] = None,
+    batch_size: BatchOption = None,
     device: Annotated[
         str,
-        typer.Option(metavar="DEVICE", help="Where to encode and train: cuda, cuda:1, cpu; auto decides."),
+        typer.Option(
+            metavar="DEVICE",
+            help="Where to encode images and train the ANN index: auto, cpu, cuda or cuda:N.",
+            rich_help_panel="Machine",
+        ),
     ] = "auto",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Build anew, also over the index of other images.")
-    ] = False,
-    from_index: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="INDEX", help="Take the images of this index, with another encoder."),
-    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Index images, or go on with a build that was stopped."""
+    """Build an index of a corpus, or resume an interrupted build."""
     with one_line_errors():
         from llm2clip.indexer.commands.build import BuildRequest, run_build
 
@@ -117,13 +165,13 @@ def build(
             from llm2clip.indexer.commands.maintain import run_reencode
 
             if corpus is not None or encoder is None:
-                raise typer.BadParameter("--from INDEX needs --encoder NAME, and no CORPUS beside it")
+                raise typer.BadParameter("--from INDEX needs --encoder NAME and excludes CORPUS")
             if device != "auto":
-                raise typer.BadParameter("--from decides where to encode by itself: leave --device out")
+                raise typer.BadParameter("--from chooses the device itself; remove --device")
             run_reencode(from_index, index, encoder=encoder, batch_size=batch_size, as_json=as_json)
             return
         if corpus is None:
-            raise typer.BadParameter("which images? Name a CORPUS, or an index with --from")
+            raise typer.BadParameter("got no images to index; name a CORPUS, or an index with --from")
         request = BuildRequest(
             corpus=corpus,
             index=index,
@@ -140,51 +188,60 @@ def build(
         run_build(request)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def add(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGES...", help="Images, folders, or whatever `build` takes."),
+        typer.Argument(metavar="IMAGES...", help="Images, folders, or any corpus that `build` takes."),
     ],
     index: IndexOption = None,
     encoder: EncoderOption = None,
     batch_size: BatchOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Add images to an index, or look at some of them again."""
+    """Add images to an index, or re-index given ones."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_update
 
         run_update(index, corpora=images, encoder=encoder, batch_size=batch_size, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def update(
     index: IndexOption = None,
     encoder: EncoderOption = None,
     batch_size: BatchOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take in what is new, changed, moved or gone."""
+    """Sync an index with its sources.
+
+    Adds new images, re-encodes changed ones, renames moved ones and removes deleted ones.
+    """
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_update
 
         run_update(index, corpora=None, encoder=encoder, batch_size=batch_size, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def remove(
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEYS]...", help="Keys or paths, as search shows them.")
+        list[str] | None, typer.Argument(metavar="[KEYS]...", help="Keys or paths as shown by search.")
     ] = None,
     matching: Annotated[
-        str | None, typer.Option("--matching", metavar="PATTERN", help="Also all keys like 'trip/*.png'.")
+        str | None,
+        typer.Option(
+            "--matching",
+            metavar="PATTERN",
+            help="Also remove keys that match a glob pattern, such as 'trip/*.png'.",
+            rich_help_panel="Corpus",
+        ),
     ] = None,
     where: WhereOption = None,
     index: IndexOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take images out of an index, until they are added by name."""
+    """Remove images from an index. `update` keeps them out; `add` brings them back."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_remove
         from llm2clip.indexer.lifecycle.remove import Selection
@@ -192,76 +249,91 @@ def remove(
         run_remove(index, Selection(keys=keys or (), matching=matching, where=where), as_json=as_json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def compact(index: IndexOption = None, as_json: JsonOption = False) -> None:
-    """Write an index anew, without what was removed."""
+    """Rewrite an index without removed images, to free disk space."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_compact
 
         run_compact(index, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def export(
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where to; made if it does not exist.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.")],
     format: Annotated[
-        ExportFormat, typer.Option("--format", help="npy: vectors.npy and items.jsonl. parquet: one file.")
+        ExportFormat,
+        typer.Option(
+            "--format", help="npy: vectors.npy and items.jsonl; parquet: one file.", rich_help_panel="Output"
+        ),
     ] = ExportFormat.NPY,
     index: IndexOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write vectors and items to files that other software reads."""
+    """Export vectors and metadata to NumPy or Parquet files."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_export
 
         run_export(index, out, format=format.value, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def explain(index: IndexOption = None, where: WhereOption = None, as_json: JsonOption = False) -> None:
-    """Say what a search of an index would do, and why."""
+    """Show how an index would be searched, and why."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_explain
 
         run_explain(index, where=where, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def errors(
     index: IndexOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per image.", rich_help_panel="Output")
+    ] = False,
 ) -> None:
-    """List the images that could not be read, with reasons."""
+    """List images that could not be indexed, with reasons."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_errors
 
         run_errors(index, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def info(
     index: IndexOption = None,
     errors: Annotated[
-        bool, typer.Option("--errors", help="List the images that could not be read, with reasons.")
+        bool,
+        typer.Option(
+            "--errors",
+            help="Also list images that could not be indexed, with reasons.",
+            rich_help_panel="Output",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what an index is: its images, its encoder, its size."""
+    """Show an index's corpus, encoder, size and settings."""
     with one_line_errors():
         from llm2clip.indexer.commands.build import run_info
 
         run_info(index, errors=errors, as_json=as_json)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def verify(
     index: IndexOption = None,
     repair: Annotated[
-        bool, typer.Option("--repair", help="First put right what can be, without reading an image.")
+        bool,
+        typer.Option(
+            "--repair",
+            help="Repair damaged files before verifying (reads no images).",
+            rich_help_panel="Index",
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every file, number and vector of an index. Exits with 1 if anything is wrong."""
+    """Check every file and vector of an index. Exits with 1 on damage."""
     with one_line_errors():
         repaired = None
         if repair:
@@ -274,9 +346,9 @@ def verify(
             raise typer.Exit(1)
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def encoders(as_json: JsonOption = False) -> None:
-    """List all encoders: size, memory, languages, quality."""
+    """List encoders with size, memory, languages and quality."""
     with one_line_errors():
         from llm2clip.indexer.commands.build import run_encoders
 

@@ -8,52 +8,88 @@ from typing import Annotated
 import typer
 
 from llm2clip.common import entrypoint
+from llm2clip.common.command_line import GroupedCommand, make_app
 from llm2clip.common.terminal import one_line_errors
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = make_app()
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def search(
-    queries: Annotated[
-        list[str] | None, typer.Argument(metavar="QUERY", help="What to look for, in words.")
-    ] = None,
+    queries: Annotated[list[str] | None, typer.Argument(metavar="QUERY", help="Text to search for.")] = None,
     image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="Look for images like it; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Search for images similar to this one; repeatable.",
+            rich_help_panel="Search",
+        ),
     ] = None,
     queries_file: Annotated[
-        str | None, typer.Option("--queries", metavar="FILE", help="One query per line; - for stdin.")
+        str | None,
+        typer.Option(
+            "--queries",
+            metavar="FILE",
+            help="Text file with one query per line; - for standard input.",
+            rich_help_panel="Search",
+        ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Hits for each query.")] = 10,
+    k: Annotated[
+        int, typer.Option("-k", min=1, metavar="N", help="Hits per query.", rich_help_panel="Search")
+    ] = 10,
     where: Annotated[
         str | None,
-        typer.Option(metavar="FILTER", help="Only images such as  time >= '2024' AND width > height"),
+        typer.Option(
+            metavar="FILTER",
+            help="Only images that match this filter (docs/filters.md), such as "
+            "\"time >= '2024' AND width > height\".",
+            rich_help_panel="Search",
+        ),
     ] = None,
     index: Annotated[
         str | None,
-        typer.Option(metavar="PATH", help="Default: LLM2CLIP_INDEX, else the index built last, else sample:"),
+        typer.Option(
+            metavar="PATH",
+            help="Folder of the index, or sample: for the sample images.",
+            show_default="LLM2CLIP_INDEX, else the index built last, else sample:",
+            rich_help_panel="Index",
+        ),
     ] = None,
     encoder: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Default: the one that the index was built with.")
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name or folder of the encoder.",
+            show_default="the index's encoder",
+            rich_help_panel="Encoder",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object per query and line.", rich_help_panel="Output"),
+    ] = False,
+    as_paths: Annotated[
+        bool, typer.Option("--paths", help="Print the paths of the images only.", rich_help_panel="Output")
+    ] = False,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Also write a self-contained HTML gallery.", rich_help_panel="Output"
+        ),
     ] = None,
     device: Annotated[
         str,
-        typer.Option(metavar="DEVICE", help="Where to encode and search: cuda, cuda:1, cpu; auto decides."),
+        typer.Option(
+            metavar="DEVICE",
+            help="Where to encode and search: auto, cpu, cuda or cuda:N.",
+            rich_help_panel="Machine",
+        ),
     ] = "auto",
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per query, each on a line.")
-    ] = False,
-    as_paths: Annotated[
-        bool, typer.Option("--paths", help="Print where the images are, one per line.")
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a self-contained HTML gallery as well.")
-    ] = None,
 ) -> None:
-    """Search images by meaning, with words in any language the encoder knows, or with images."""
+    """Search images by meaning: by text in any language the encoder knows, or by image."""
     with one_line_errors():
         if not (queries or image or queries_file):
-            raise typer.BadParameter("say what to look for: words, --image FILE or --queries FILE")
+            raise typer.BadParameter("got no query; pass text, --image FILE or --queries FILE")
         if as_json and as_paths:
             raise typer.BadParameter("--json and --paths exclude each other: choose one")
         from llm2clip.retrieval.commands import SearchRequest, run

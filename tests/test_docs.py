@@ -45,7 +45,7 @@ def helps() -> Iterator[tuple[str, str]]:
 def _helps_below(command: Any, name: str, parent: Any) -> Iterator[tuple[str, str]]:
     command.rich_markup_mode = None
     context = command.make_context(name.split()[-1], [], parent=parent, resilient_parsing=True)
-    context.max_content_width = context.terminal_width = 100
+    context.max_content_width = context.terminal_width = 80
     yield name, "\n".join(line.rstrip() for line in context.get_help().splitlines()) + "\n"
     for child, below in getattr(command, "commands", {}).items():
         if not below.hidden:

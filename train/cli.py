@@ -1,4 +1,4 @@
-"""``llm2clip-train``: make encoders."""
+"""The ``llm2clip-train`` command."""
 
 from __future__ import annotations
 
@@ -9,35 +9,56 @@ from typing import Annotated
 import typer
 
 from llm2clip.common import entrypoint
+from llm2clip.common.command_line import GroupedCommand, make_app
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None
-)
+app = make_app("Train encoders.")
 
-Out = Annotated[Path, typer.Option("--out", help="Run folder: configuration, history, checkpoints, result.")]
-Cache = Annotated[Path, typer.Option("--cache", help="Folder that keeps fetched packages and drawn artwork.")]
-Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads; all cores if not given.")]
-Device = Annotated[str, typer.Option("--device", help="auto (CUDA if there is any), cpu, cuda or cuda:N.")]
-Debug = Annotated[bool, typer.Option("--debug", help="The same recipe with a few steps of each stage.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        help="Run folder: configuration, history, checkpoints and the exported encoder.",
+        rich_help_panel="Output",
+    ),
+]
+Cache = Annotated[
+    Path,
+    typer.Option("--cache", help="Folder for fetched packages and rendered artwork.", rich_help_panel="Data"),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="CPU threads.", show_default="all cores", rich_help_panel="Machine"
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", help="auto (CUDA if available), cpu, cuda or cuda:N.", rich_help_panel="Machine"
+    ),
+]
 
 
-@app.callback()
-def _root() -> None:
-    """Make encoders: nano, the small LLM2CLIP that ships with this package, from public artwork and annotations."""
-
-
-@app.command()
+@app.command(cls=GroupedCommand)
 def nano(
-    out: Out = Path("runs/nano"),
     cache: Cache = Path("runs/cache"),
+    stage: Annotated[
+        str,
+        typer.Option(help="Stop after this stage: language, images or all.", rich_help_panel="Training"),
+    ] = "all",
+    debug: Annotated[
+        bool,
+        typer.Option("--debug", help="Take only a few steps per stage, to test.", rich_help_panel="Training"),
+    ] = False,
+    out: Out = Path("runs/nano"),
     device: Device = "auto",
     threads: Threads = None,
-    debug: Debug = False,
-    stage: Annotated[str, typer.Option(help="Stop after this stage: language, images or all.")] = "all",
 ) -> None:
-    """Train nano: fetch packages, tokenizer, language model, caption contrast, features, alignment, export, evaluation.
+    """Train, export and evaluate nano.
 
-    Interrupted, it goes on where it stopped when started again.
+    The data are public emoji artwork and annotations, fetched as packages.
+
+    An interrupted run resumes when started again.
     """
     with _one_line_errors():
         from llm2clip.train.core.device import Machine
@@ -48,36 +69,23 @@ def nano(
             typer.echo(make_nano(out, cache, machine=machine, debug=debug, stage=stage))
 
 
-@app.command("nano-english")
-def nano_english(
-    out: Out = Path("runs/nano-english"),
-    cache: Cache = Path("runs/cache"),
-    language: Annotated[
-        Path, typer.Option(help="Run folder of nano, whose language model the experiment reads with.")
-    ] = Path("runs/nano"),
-    device: Device = "auto",
-    threads: Threads = None,
-    debug: Debug = False,
-) -> None:
-    """The paper's claim on our ground: stage 2 in English only, beside three controls, each from the same start."""
-    with _one_line_errors():
-        from llm2clip.train.core.device import Machine
-        from llm2clip.train.recipes import make_english
-
-        machine = Machine(device=device, threads=threads)
-        with _winding_up():
-            typer.echo(make_english(out, cache, language, machine=machine, debug=debug))
-
-
-@app.command()
+@app.command(cls=GroupedCommand)
 def data(
-    out: Annotated[Path, typer.Option("--out", help="Folder for the measuring sets.")] = Path("runs/measure"),
     cache: Cache = Path("runs/cache"),
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the evaluation sets.", rich_help_panel="Output")
+    ] = Path("runs/measure"),
     sample: Annotated[
-        Path | None, typer.Option(help="Also write the sample corpus into this folder.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="Also write the sample corpus to this folder.", rich_help_panel="Output"
+        ),
     ] = None,
 ) -> None:
-    """Write what nano is measured on: OpenMoji images and scenes, as WebDataset tars. Fetches packages by name."""
+    """Write nano's evaluation sets.
+
+    OpenMoji images, and scenes with long captions, as WebDataset tar files.
+    """
     with _one_line_errors():
         from llm2clip.train.recipes import make_data
 
@@ -85,28 +93,43 @@ def data(
             typer.echo(make_data(out, cache, sample=sample))
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def features(
     captions: Annotated[
         list[Path],
-        typer.Argument(help="Files of captions (.txt, .jsonl, .tar) or folders of them.", metavar="CAPTIONS"),
+        typer.Argument(help="Caption files (.txt, .jsonl, .tar) or folders of them.", metavar="CAPTIONS"),
     ],
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for the features; one begun before is gone on with.")
+        Path,
+        typer.Option(
+            "--out", help="Folder for the features; an unfinished one is resumed.", rich_help_panel="Output"
+        ),
     ],
-    encoder: Annotated[
-        str, typer.Option(help="Encoder or language model that reads them: a name or a folder.")
-    ] = "llm2clip-openai-l-14-336",
-    device: Device = "auto",
-    dtype: Annotated[str, typer.Option(help="How the language model is held, as for load_encoder.")] = "auto",
     field: Annotated[
-        str | None, typer.Option(help="Entry of a JSON object that has the text, or a list of texts.")
+        str | None,
+        typer.Option(
+            help="JSON field with the text or the list of texts.",
+            show_default="caption, text, captions or texts, the first found",
+            rich_help_panel="Data",
+        ),
     ] = None,
+    encoder: Annotated[
+        str,
+        typer.Option(help="Name or folder of the encoder or language model.", rich_help_panel="Model"),
+    ] = "llm2clip-openai-l-14-336",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Precision of the language model: auto, float32, float16, bfloat16, int8 or int4.",
+            rich_help_panel="Model",
+        ),
+    ] = "auto",
+    device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Write the features of captions to disk, for training against a frozen language model.
+    """Precompute caption features with a frozen language model.
 
-    Interrupted or killed, it goes on where it stopped when started again.
+    An interrupted or killed run resumes when started again.
     """
     with _one_line_errors():
         from llm2clip.train.caption_cache.command import make_features

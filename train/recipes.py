@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-
-from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.train.core.device import Machine
-from llm2clip.train.core.trainer import LoopConfig, Run, RunError, write_atomically
-from llm2clip.train.nano.english_ablation import EnglishConfig, compare_rows, read_images, table
+from llm2clip.train.core.trainer import LoopConfig, Run, RunError
 from llm2clip.train.nano.export import export_nano
 from llm2clip.train.nano.image_batches import AlignConfig
 from llm2clip.train.nano.pipeline import (
     NanoConfig,
     gather_material,
-    llama_config,
-    new_language_model,
-    text_encoder,
     train_images,
     train_language,
     train_nano,
@@ -122,54 +111,6 @@ def measure_nano(folder: Path, out: Path, cache: Path) -> None:
         raise RunError(
             f"the evaluation ended with exit code {done.returncode}; run it by hand: {' '.join(command)}"
         )
-
-
-def make_english(out: Path, cache: Path, language: Path, *, machine: Machine, debug: bool) -> str:
-    """The English-only row and its three controls; returns the table and writes it to ``english.json``.
-
-    Args:
-        out: Run folder.
-        cache: Folder of packages and artwork.
-        language: Run folder of nano with a finished text side.
-        machine: What to compute on.
-        debug: Take a few steps only.
-    """
-    machine.use()
-    config, recipe = nano(debug=debug), EnglishConfig()
-    if debug:
-        few = LoopConfig(steps=2, warmup=1, evaluate_every=2)
-        recipe = replace(recipe, loop=few, batch=12, copies=1)
-    make_it = f"Run `llm2clip-train nano --out {language}` first"
-    if not (language / "run.json").exists():
-        raise RunError(f"{language} holds no run. {make_it}")
-    source = Run(language, seed=config.seed)
-    for needed in ("pretrain", "tune", "crowds"):
-        if not source.done(needed):
-            raise RunError(f"{language} has no finished stage {needed!r}. {make_it}")
-    material = gather_material(cache)
-    run = Run(out, seed=config.seed)
-    run.describe(recipe)
-    models = {
-        "cc": _checkpointed(source, "tune", config),
-        "raw": _checkpointed(source, "pretrain", config),
-        "english": new_language_model(config),
-        "chinese": new_language_model(config),
-    }
-    trained = train_images(source, material, config)
-    rng = np.random.default_rng([config.seed, 31])
-    images = read_images(trained.side, (trained.gallery, trained.held), recipe.copies, rng)
-    rows = compare_rows(run, models, text_encoder(source, config), material.emoji, images, recipe)
-    write_atomically(out / "english.json", json.dumps(rows, indent=1).encode())
-    return table(rows)
-
-
-def _checkpointed(run: Run, stage: str, config: NanoConfig) -> BidirectionalLlama:
-    model = BidirectionalLlama(llama_config(config))
-    state: dict[str, Any] = torch.load(
-        run.folder / f"{stage}.pt", weights_only=True, map_location=torch.get_default_device()
-    )
-    model.load_state_dict(state["modules"]["model"])
-    return model
 
 
 def make_data(out: Path, cache: Path, *, sample: Path | None) -> str:

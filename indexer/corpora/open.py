@@ -171,7 +171,9 @@ def _folder(given: str, path: Path, every: float | None) -> Corpus:
         from llm2clip.indexer.containers.video import EVERY
 
         folder = FolderCorpus(given, root, every=EVERY)
-        folder.notes.append(f"a frame every {EVERY:g} s is taken of each video: --every changes that")
+        folder.notes.append(
+            f"a frame every {EVERY:g} s is taken of each video: --frame-interval changes that"
+        )
     folder.notes += [_unread(len(files.names), name, given, "images") for name, files in found.items()]
     folder.notes += _lists(path)
     return folder

@@ -168,7 +168,7 @@ class Corpus(ABC):
             )
         if videos:
             parts.append(
-                f"{_counted(videos, 'video')} passed over{_some(videos)}: --every 10 takes a frame every 10 s"
+                f"{_counted(videos, 'video')} passed over{_some(videos)}: --frame-interval 10 takes a frame every 10 s"
             )
         return "; ".join([*parts, *self.late]) or None
 

@@ -150,7 +150,7 @@ def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):
         (["build", "nowhere", "--encoder", "x"], 1, "error: no such file or folder: nowhere\n"),
         (["info"], 1, "error: no index was built yet: name one with --index PATH, or build one\n"),
         (["verify", "--index", "nowhere"], 1, "error: no index at "),
-        (["build"], 2, "which images? Name a CORPUS"),
+        (["build"], 2, "got no images to index; name a CORPUS"),
         (["build", "x", "--encode", "y"], 2, "No such option: --encode"),
         (["build", "x", "--batch-size", "0"], 2, "Invalid value for '--batch-size'"),
     ],

@@ -83,7 +83,7 @@ def test_images_that_are_not_read_are_counted(tmp_path):
     for _ in range(2):
         assert [record.key for record in corpus.records()] == ["a.jfif", "b.JPE"]
     images = "3 images of kinds that are not read (2 .arw, 1 .cr2) passed over: convert to JPEG what shall be found"
-    videos = "1 video passed over (1 .mov): --every 10 takes a frame every 10 s"
+    videos = "1 video passed over (1 .mov): --frame-interval 10 takes a frame every 10 s"
     assert corpus.passed_over_note() == f"{images}; {videos}"
     put(tmp_path, "i.nef", "j.dng", "k.jxl")
     (tmp_path / "g.mov").unlink()

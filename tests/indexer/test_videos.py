@@ -136,7 +136,10 @@ def test_videos_among_images(tmp_path):
     (tmp_path / "a.png").write_bytes(encoded((1, 2, 3)))
     corpus = open_corpus(tmp_path)
     assert [record.key for record in corpus.records()] == ["a.png"]
-    assert corpus.passed_over_note() == "1 video passed over (1 .mp4): --every 10 takes a frame every 10 s"
+    assert (
+        corpus.passed_over_note()
+        == "1 video passed over (1 .mp4): --frame-interval 10 takes a frame every 10 s"
+    )
     corpus = open_corpus(tmp_path, every=1)
     found = list(corpus.records())
     assert [record.key for record in found] == ["a.png", *(f"d/b.mp4#t={t}" for t in range(3))]
@@ -157,7 +160,7 @@ def test_a_folder_of_nothing_but_videos(tmp_path):
     film(tmp_path / "a.mp4", seconds=12)
     corpus = open_corpus(tmp_path)
     assert [record.key for record in corpus.records()] == ["a.mp4#t=0", "a.mp4#t=10"]
-    assert corpus.notes == ["a frame every 10 s is taken of each video: --every changes that"]
+    assert corpus.notes == ["a frame every 10 s is taken of each video: --frame-interval changes that"]
     assert [r.key for r in reopen_corpus(open_corpus(tmp_path / "a.mp4", every=6).identity()).records()] == [
         "a.mp4#t=0",
         "a.mp4#t=6",

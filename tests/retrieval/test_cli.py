@@ -235,7 +235,7 @@ def test_a_text_beyond_the_limit_is_cut_with_a_line_that_says_how_much(corpus: C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "say what to look for: words, --image FILE or --queries FILE"),
+        ((), "got no query; pass text, --image FILE or --queries FILE"),
         (("red", "--json", "--paths"), "--json and --paths exclude each other"),
         (("red", "-k", "0"), "-k"),
         (("red", "-k", "many"), "-k"),

@@ -17,10 +17,6 @@ def train(*arguments):
     [
         (("nano", "--stage", "tea"), "unknown stage 'tea', expected 'language', 'images' or 'all'"),
         (("nano", "--device", "toaster"), "cannot train on device 'toaster'"),
-        (
-            ("nano-english", "--language", "nowhere"),
-            "nowhere holds no run. Run `llm2clip-train nano",
-        ),
     ],
 )
 def test_expected_failures_are_one_line(arguments, message, tmp_path):
@@ -37,7 +33,7 @@ def test_a_misspelt_option_is_misuse():
     assert "--treads" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["nano", "nano-english", "data"])
+@pytest.mark.parametrize("command", ["nano", "data"])
 def test_a_missing_extra_is_named(command, monkeypatch, tmp_path):
     from llm2clip.train import recipes
 
@@ -45,7 +41,7 @@ def test_a_missing_extra_is_named(command, monkeypatch, tmp_path):
         import resvg_py  # noqa: F401
 
     monkeypatch.setitem(sys.modules, "resvg_py", None)
-    for name in ("make_nano", "make_english", "make_data"):
+    for name in ("make_nano", "make_data"):
         monkeypatch.setattr(recipes, name, needing)
     result = CliRunner().invoke(app, [command, "--out", str(tmp_path)])
     assert (result.exit_code, result.stdout) == (1, "")
