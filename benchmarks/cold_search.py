@@ -116,7 +116,7 @@ import rich.console, rich.table
 import faiss, tokenizers
 import llm2clip.indexer.search
 from llm2clip.encoders import load_encoder
-import llm2clip.encoders.llm2clip.nano_encoder
+import llm2clip.encoders.llm2clip.encoder_folder
 mark()
 index = llm2clip.indexer.search.open_index(sys.argv[1])
 mark()

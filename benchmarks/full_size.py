@@ -46,7 +46,7 @@ peak = memory("VmHWM")
 assert np.isfinite(vector).all() and np.array_equal(vector, again)
 print(json.dumps({
     "side": side,
-    "held as": encoder.language.choice if side == "texts" else str(encoder.dtype).removeprefix("torch."),
+    "held as": encoder.runtime.text_dtype if side == "texts" else encoder.runtime.image_dtype,
     "peak_bytes": peak,
     "before_bytes": before,
     "after_bytes": memory("VmRSS"),

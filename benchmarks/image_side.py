@@ -88,9 +88,10 @@ def _ours(tower: Any, preprocess: Any, dim: int, images: list[Any]) -> dict[str,
     import torch
 
     from llm2clip.encoders.core.base import EncoderInfo
-    from llm2clip.encoders.text.dual_encoder import AbstractTextSide, DualEncoder, ImageTower
+    from llm2clip.encoders.core.dual_encoder import DualEncoder
+    from llm2clip.encoders.images.preprocess import PixelTower
 
-    side = ImageTower(lambda: tower, preprocess=preprocess, dtype=torch.float32, device=torch.device("cpu"))
+    side = PixelTower(lambda: tower, preprocess=preprocess, dtype=torch.float32, device=torch.device("cpu"))
     info = EncoderInfo(
         name="random",
         family="random",
@@ -105,8 +106,8 @@ def _ours(tower: Any, preprocess: Any, dim: int, images: list[Any]) -> dict[str,
         licence="",
         note="",
     )
-    texts: Any = AbstractTextSide
-    encoder = DualEncoder(images=side, texts=texts, describe=lambda: info)
+    texts: Any = None
+    encoder = DualEncoder(side, texts, describe=lambda: info)
     pixels = np.stack([encoder.prepare(image).pixels for image in images])
     normalised = side.normalised(pixels).contiguous()
 

@@ -91,7 +91,7 @@ def _run(work: Path, way: str, clock_name: str) -> dict[str, float]:
     import torch
 
     from llm2clip.encoders.text.llm_source import language_source
-    from llm2clip.encoders.text.llm_text_tower import LanguageSide
+    from llm2clip.encoders.text.llm_text_tower import LlmTextTower
     from llm2clip.encoders.weights.quantization import QUANTISED, weight_quantizer
 
     torch.set_num_threads(1)
@@ -101,9 +101,9 @@ def _run(work: Path, way: str, clock_name: str) -> dict[str, float]:
     texts = [found["texts"][i] for i in chosen]
     place = torch.device("cpu")
     choice: Any = way
-    side = LanguageSide(language_source(work / "llama"), choice=choice, device=place)
+    side = LlmTextTower(language_source(work / "llama"), choice=choice, device=place)
     _warm(weight_quantizer(choice, place) if choice in QUANTISED else None)
-    assert side.choice == way, "what was asked for is taken"
+    assert side.dtype == way, "what was asked for is taken"
     before = _memory("VmRSS:")
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # forget the peak so far
     model = side.module()

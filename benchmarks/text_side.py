@@ -259,13 +259,13 @@ def _ours(job: dict[str, Any]) -> dict[str, float]:
     import torch
 
     from llm2clip.encoders.text.llm_source import language_source
-    from llm2clip.encoders.text.llm_text_tower import LanguageSide
+    from llm2clip.encoders.text.llm_text_tower import LlmTextTower
 
     torch.set_num_threads(1)
     clock = getattr(time, job["clock"])
     found = json.loads(Path(job["texts"]).read_text(encoding="utf-8"))
     texts = [found["texts"][i] for i in job["chosen"]] if job["chosen"] else found["texts"]
-    side = LanguageSide(language_source(job["model"]), choice=job["dtype"], device=torch.device("cpu"))
+    side = LlmTextTower(language_source(job["model"]), choice=job["dtype"], device=torch.device("cpu"))
     side.features(texts[:4])
     began = clock()
     vectors = side.features(texts)

@@ -2,6 +2,10 @@ from .catalog.cards import EncoderCard as EncoderCard
 from .core.base import Encoder as Encoder
 from .core.base import EncoderInfo as EncoderInfo
 from .core.base import Runtime as Runtime
+from .core.dual_encoder import DualEncoder as DualEncoder
+from .core.dual_encoder import LanguageEncoder as LanguageEncoder
+from .core.dual_encoder import Llm2ClipEncoder as Llm2ClipEncoder
+from .core.dual_encoder import PublishedEncoder as PublishedEncoder
 from .core.errors import EncodingError as EncodingError
 from .core.errors import ImageError as ImageError
 from .core.errors import ModelError as ModelError
@@ -9,8 +13,8 @@ from .core.errors import TextTooLongWarning as TextTooLongWarning
 from .core.image_source import ImageSource as ImageSource
 from .core.image_source import PreparedImage as PreparedImage
 from .fake import FakeEncoder as FakeEncoder
-from .llm2clip.nano_encoder import Llm2ClipEncoder as Llm2ClipEncoder
-from .llm2clip.published import PublishedEncoder as PublishedEncoder
-from .llm2clip.text_only import LanguageEncoder as LanguageEncoder
+from .llm2clip.save_load import save_encoder as save_encoder
+from .llm2clip.save_load import save_vision_tower as save_vision_tower
+from .llm2clip.sentence_transformer_view import as_sentence_transformer as as_sentence_transformer
 from .registry import list_encoders as list_encoders
 from .registry import load_encoder as load_encoder

@@ -1,7 +1,6 @@
-"""What every encoder is: images and texts in, unit vectors of one shared space out.
+"""The abstract encoder: images and texts in, unit vectors of one shared space out.
 
-Batching, sorting by length, checking and normalising live here once; an encoder implements the five members
-whose names are abstract below. Neither torch nor PIL is imported by this module.
+Batching, sorting by length, checks and normalisation live here once. Imports neither torch nor PIL.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 
@@ -31,34 +30,31 @@ class EncoderInfo:
     name: str
     """What ``load_encoder`` calls it; a local folder's name otherwise."""
     family: str
-    """Architecture: ``"llm2clip"``, ``"clip"`` or ``"fake"``."""
+    """Architecture: ``"llm2clip"``, ``"clip"``, ``"fake"``, ..."""
     dim: int
     """Length of its vectors."""
     image_size: int
-    """Side of the square image it looks at, in pixels."""
+    """Side of the square image it reads, in pixels; 0 if it reads images of any shape, or none."""
     max_text_tokens: int
-    """Longest text that is read to its end, in tokens as ``count_tokens`` counts them.
-
-    CLIP's 77 include its begin and end marks. LLM2CLIP counts the text and what is put behind it, not the begin mark
-    and header: a row of 256 tokens has room for 255.
-    """
+    """Most tokens of a text that are read, as ``count_tokens`` counts them: with begin and end tokens in CLIP, with
+    the footer but without begin token and header in LLM2CLIP."""
     weights_sha256: str
-    """SHA-256 of ``model.safetensors``, in hexadecimal."""
+    """SHA-256 of the weights, in hexadecimal."""
     settings_sha256: str
-    """SHA-256 of everything else that shapes the vectors: configuration, tokenizer, wrapper of a text."""
+    """SHA-256 of everything else that shapes the vectors: configuration, tokenizer, text wrapper."""
     preprocessing: str
-    """How an image becomes pixels, e.g. ``"rgb-on-white/pad-square/bicubic-64/mean.5std.5"``."""
+    """How images are prepared, e.g. ``"rgb-on-white/pad-square/bicubic-64/mean.5std.5"``."""
     parameters: int
-    """Trained numbers, both sides together."""
+    """Number of parameters of both towers."""
     languages: tuple[str, ...]
     """Language codes of the texts it was trained on."""
     licence: str
     """Licence of the weights."""
     note: str
-    """One line on what it is good for and no good at."""
+    """One line: what it is good at and what it is not."""
 
     def identity(self) -> dict[str, str | int]:
-        """What an index stores of an encoder; vectors are comparable if all but ``name``, for people, agrees."""
+        """What an index stores of an encoder; vectors are comparable if all but ``name`` is equal."""
         return {
             "name": self.name,
             "family": self.family,
@@ -85,8 +81,7 @@ class Runtime:
 class Encoder(ABC):
     """Turns images and texts into unit vectors whose inner product says how well they match.
 
-    An encoder may be used from several threads for :meth:`prepare`; the forward passes are meant for one at
-    a time.
+    ``prepare`` may be called from several threads at once, the forward passes from one at a time.
     """
 
     @property
@@ -108,8 +103,11 @@ class Encoder(ABC):
         """Decode, resize and crop; thread-safe."""
 
     @abstractmethod
-    def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """One forward pass. Shape: (n, size, size, 3), uint8 -> (n, dim), any scale."""
+    def _image_batch(self, pixels: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        """One forward pass. Shape: (n, size, size, 3), uint8 -> (n, dim), any scale.
+
+        If ``info.image_size`` is 0, the input is a list of what ``_prepare`` gave.
+        """
 
     @abstractmethod
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -140,11 +138,11 @@ class Encoder(ABC):
         return self._prepare(image)
 
     @final
-    def encode_prepared(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def encode_prepared(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """One forward pass over prepared images; the caller chooses how many.
 
         Args:
-            pixels: Shape: (n, size, size, 3), uint8, from :meth:`prepare`.
+            images: ``pixels`` of what :meth:`prepare` returned, as a list or stacked to (n, size, size, 3), uint8.
 
         Returns:
             Shape: (n, dim), float32, unit rows.
@@ -153,14 +151,18 @@ class Encoder(ABC):
             ValueError: Another shape or dtype.
             EncodingError: A vector is zero or not finite.
         """
-        size = self.info.image_size
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
-            raise ValueError(
-                f"pixels must be uint8 of shape (n, {size}, {size}, 3), got {pixels.dtype} {pixels.shape}"
-            )
-        if not len(pixels):
+        if len(images) == 0:
             return np.zeros((0, self.info.dim), np.float32)
-        return self._unit_rows(self._image_batch(pixels), "image")
+        size = self.info.image_size
+        if not size:
+            return self._unit_rows(self._image_batch(list(images)), "image")
+        if not isinstance(images, np.ndarray):
+            images = np.stack(images)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise ValueError(
+                f"pixels must be uint8 of shape (n, {size}, {size}, 3), got {images.dtype} {images.shape}"
+            )
+        return self._unit_rows(self._image_batch(images), "image")
 
     @final
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 64) -> NDArray[np.float32]:
@@ -174,16 +176,14 @@ class Encoder(ABC):
             Shape: (len(images), dim), float32, unit rows.
 
         Raises:
-            ImageError: An image cannot be read (the message says which if several were given).
+            ImageError: An image cannot be read; if several were given, the message says which.
             ValueError: ``batch_size`` is not positive.
         """
         _check_batch(images, batch_size, "images")
         vectors = np.zeros((len(images), self.info.dim), np.float32)
         for start in range(0, len(images), batch_size):
             chunk = images[start : start + batch_size]
-            pixels = np.stack(
-                [self._prepare_at(image, start + i, len(images)) for i, image in enumerate(chunk)]
-            )
+            pixels = [self._prepare_at(image, start + i, len(images)) for i, image in enumerate(chunk)]
             vectors[start : start + len(chunk)] = self.encode_prepared(pixels)
         return vectors
 
@@ -192,8 +192,7 @@ class Encoder(ABC):
         """Vectors of texts, in their order; texts of similar length share a forward pass.
 
         Args:
-            texts: Any language the encoder knows; of a text beyond ``info.max_text_tokens`` only the
-                beginning is read.
+            texts: Any language the encoder knows; longer texts are cut to ``info.max_text_tokens``.
             batch_size: Texts per forward pass.
 
         Returns:
@@ -204,8 +203,7 @@ class Encoder(ABC):
             EncodingError: A vector is zero or not finite.
 
         Warns:
-            TextTooLongWarning: Once per call with a text that is cut, saying how many tokens of how many were
-            read.
+            TextTooLongWarning: Once per call that cuts texts; says how many tokens of how many were read.
         """
         _check_batch(texts, batch_size, "texts")
         for position, text in enumerate(texts, start=1):
@@ -223,7 +221,7 @@ class Encoder(ABC):
 
     @final
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text as the encoder counts them against ``info.max_text_tokens``, before any cut."""
+        """Tokens of each text as the encoder counts them against ``info.max_text_tokens``, before cutting."""
         _check_batch(texts, 1, "texts")
         return self._count_tokens(texts) if texts else []
 

@@ -8,17 +8,23 @@ palette's numbers as if they were brightness (golden case j). For upright 8-bit 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from llm2clip.encoders.core.dual_encoder import ImageTower, to_array
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
 from llm2clip.encoders.images.decode import MAX_PIXELS, read_image, read_stored, to_rgb
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LONG_STRIP = 16
 """Beyond this ratio of sides the part that a centre crop throws away is not computed at all."""
@@ -179,3 +185,69 @@ def _short(values: tuple[float, ...]) -> str:
     # Nine significant digits tell any two float32 numbers apart.
     texts = [f"{value:.9g}".removeprefix("0") or "0" for value in values]
     return texts[0] if len(set(texts)) == 1 else ",".join(texts)
+
+
+@final
+class PixelTower(ImageTower):
+    """Images through :class:`Preprocess`, then through a module that reads normalised pixels."""
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        *,
+        preprocess: Preprocess,
+        device: object,
+        dtype: object,
+        found: tuple[str, ...] = (),
+    ) -> None:
+        """Put it together; nothing is loaded yet.
+
+        Args:
+            load: Gives a module from normalised pixels (B, 3, S, S) to vectors (B, dim).
+            preprocess: What is done to an image first.
+            device: Where the module is.
+            dtype: Of its weights.
+            found: What its files turned out to be, in words.
+        """
+        super().__init__(load, device=device, dtype=dtype)
+        self.preprocess = preprocess
+        self._found = found
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What its files turned out to be, in words."""
+        return self._found
+
+    def prepare(self, image: ImageSource) -> PreparedImage:
+        """See ``Encoder.prepare``."""
+        return self.preprocess.prepare(image)
+
+    def normalised(self, pixels_BSS3: NDArray[np.uint8]) -> Tensor:
+        """What the module reads. Shape: (B, S, S, 3), uint8 -> (B, 3, S, S), ``dtype``."""
+        import torch
+
+        mean, std = self._levels
+        # A copy: torch warns of arrays that are read-only, such as memory maps.
+        batch = torch.tensor(np.ascontiguousarray(pixels_BSS3), device=self.device)
+        # In this order of axes the image lies in memory channels last, which convolutions like best.
+        normalised = batch.float().sub_(mean).div_(std).permute(0, 3, 1, 2)
+        return normalised.to(getattr(torch, self.dtype))
+
+    def vectors(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Shape: (B, S, S, 3), uint8 -> (B, dim), float32, any scale."""
+        import torch
+
+        module = self.module()
+        with torch.inference_mode():
+            return to_array(module(self.normalised(pixels)))
+
+    @cached_property
+    def _levels(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation in the levels of 8-bit pixels."""
+        import torch
+
+        mean, std = (
+            torch.tensor(values, device=self.device).mul_(255)
+            for values in (self.preprocess.mean, self.preprocess.std)
+        )
+        return mean, std

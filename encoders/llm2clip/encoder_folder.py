@@ -1,36 +1,57 @@
-"""An encoder as a folder: ``config.json``, ``model.safetensors``, ``tokenizer.json``, and often a card.
+"""An encoder in a folder of this library's own format: ``config.json``, ``model.safetensors``, ``tokenizer.json``.
 
-No file of it can run code. What the model does not use is an error, not a remark.
+Each tower is read from the one weights file when it is first used: building an index never loads the language
+model, a text query never loads the vision tower. Unknown keys and tensors are errors.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
 
-from llm2clip.encoders.core.config_io import from_json, to_json
+import torch
+from torch import Tensor, nn
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
+
+from llm2clip.common.files import file_sha256
+from llm2clip.encoders.core.base import EncoderInfo
+from llm2clip.encoders.core.config_io import from_json, read_object, to_json
+from llm2clip.encoders.core.devices import pick_device, pick_dtype
+from llm2clip.encoders.core.dual_encoder import DualEncoder, TextTower, to_array
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.images.preprocess import Preprocess
-from llm2clip.encoders.layers.llama import LlamaConfig
-from llm2clip.encoders.layers.nano_vision import NanoVisionConfig
-from llm2clip.encoders.layers.text_adapter import AdapterConfig
-from llm2clip.encoders.text.caption_tokenizer import TextRules
+from llm2clip.encoders.core.fingerprint import settings_sha256
+from llm2clip.encoders.images.preprocess import PixelTower, Preprocess
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower
+from llm2clip.encoders.layers.text_adapter import AdapterConfig, TextAdapter
+from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
+from llm2clip.encoders.weights.safetensors_io import (
+    DTYPES,
+    TensorSpec,
+    check_tensors,
+    read_header,
+    read_tensors,
+)
 from llm2clip.encoders.weights.tensor_names import (
     CONFIG_FILE,
     FAMILY,
     FORMAT,
+    LOGIT_SCALE,
     TOKENIZER_FILE,
     VERSION,
     WEIGHTS_FILE,
 )
 
 if TYPE_CHECKING:
-    pass
+    import numpy as np
+    from numpy.typing import NDArray
 
-
+Module = TypeVar("Module", bound=nn.Module)
 StoredDtype = Literal["float16", "bfloat16", "float32"]
 
 _FOR_PEOPLE = frozenset({"name", "note", "licence", "languages"})
@@ -89,7 +110,6 @@ def read_config(folder: Path) -> Llm2ClipConfig:
         ModelError: The folder or a file is missing, of another format or version, or a key is unknown,
         missing or wrong.
     """
-    path = folder / CONFIG_FILE
     if not folder.is_dir():
         raise ModelError(f"no such encoder folder: {folder}")
     absent = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
@@ -98,14 +118,8 @@ def read_config(folder: Path) -> Llm2ClipConfig:
             f"{folder} is not an encoder folder: it has no {', '.join(absent)} "
             f"(expected {CONFIG_FILE}, {WEIGHTS_FILE} and {TOKENIZER_FILE})"
         )
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ModelError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise ModelError(f"{path}: expected an object, got {type(data).__name__}")
+    path = folder / CONFIG_FILE
+    data = read_object(path)
     _check_format(data, path)
     own = {key: value for key, value in data.items() if key not in ("format", "version", "family")}
     return from_json(Llm2ClipConfig, own, where=str(path))
@@ -134,3 +148,189 @@ def _check_format(data: Mapping[str, Any], path: Path) -> None:
         )
     if data.get("family") != FAMILY:
         raise ModelError(f"{path}: expected family {FAMILY!r}, got {data.get('family')!r}")
+
+
+_FILLS = frozenset(
+    {
+        init.kaiming_uniform_,
+        init.normal_,
+        init.uniform_,
+        Tensor.fill_,
+        Tensor.normal_,
+        Tensor.uniform_,
+        Tensor.zero_,
+    }
+)
+
+
+class _NoInit(TorchFunctionMode):
+    """Leaves new parameters unfilled, as they are about to be replaced.
+
+    The meta device would do the same, at a second for what it imports.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        named = kwargs or {}
+        if func in _FILLS:
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
+class _VisionModule(nn.Module):
+    """Normalised pixels to vectors: tower and projection."""
+
+    def __init__(self, config: Llm2ClipConfig) -> None:
+        super().__init__()
+        self.vision = NanoVisionTower(config.vision)
+        self.visual_projection = nn.Linear(self.vision.width, config.adapter.dim, bias=False)
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        """Shape: (B, 3, S, S) -> (B, dim), not normalised."""
+        vectors: Tensor = self.visual_projection(self.vision(pixels_B3SS))
+        return vectors
+
+
+class _TextModule(nn.Module):
+    """Language model and adapter; between them the states of the caption's own tokens are averaged."""
+
+    def __init__(self, config: Llm2ClipConfig) -> None:
+        super().__init__()
+        shape = config.adapter
+        self.language_model = BidirectionalLlama(config.text)
+        self.text_adapter = TextAdapter(
+            shape.width,
+            shape.dim,
+            blocks=shape.blocks,
+            expansion=shape.expansion,
+            normalize_input=shape.normalize_input,
+        )
+
+
+@final
+class _FolderTextTower(TextTower):
+    """Texts through the tokenizer and the language model of the folder."""
+
+    def __init__(
+        self,
+        load: Callable[[], nn.Module],
+        *,
+        reader: Callable[[], TextReader],
+        device: object,
+        dtype: object,
+    ) -> None:
+        super().__init__(load, device=device, dtype=dtype)
+        self._make_reader = reader
+
+    @cached_property
+    def reader(self) -> TextReader:
+        """The tokenizer, read now if need be."""
+        return self._make_reader()
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return list(self.reader.count_tokens(texts))
+
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        module: _TextModule = self.module()
+        input_ids, attention_mask, embed_mask = (part.to(self.device) for part in self.reader.batch(texts))
+        with torch.inference_mode():
+            hidden = module.language_model(input_ids, attention_mask)
+            return to_array(module.text_adapter(self.reader.pool(hidden, embed_mask)))
+
+
+def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> DualEncoder:
+    """Open a folder of the format that ``save_llm2clip`` writes; no weight is read yet.
+
+    Args:
+        folder: Holds config.json, model.safetensors and tokenizer.json.
+        device: See ``load_encoder``.
+        dtype: See ``load_encoder``; ``"auto"`` is float32 on a CPU, else as stored.
+
+    Raises:
+        ModelError: A file is missing, damaged, of another version, or does not fit the others; or a tensor is
+            missing, unexpected or of another shape or dtype.
+        ValueError: No such device or dtype.
+    """
+    config = read_config(folder)
+    place = pick_device(device)
+    kind = pick_dtype(dtype, device=place, stored=config.dtype)
+    weights = folder / WEIGHTS_FILE
+    header = read_header(weights)
+    with _NoInit():
+        vision, text = _VisionModule(config), _TextModule(config)
+    expected = {
+        name: TensorSpec(tuple(tensor.shape), DTYPES[config.dtype])
+        for module in (vision, text)
+        for name, tensor in module.state_dict().items()
+    }
+    check_tensors(header, expected | {LOGIT_SCALE: TensorSpec((), "F32")}, path=weights)
+    images = PixelTower(
+        lambda: _filled(vision, weights, device=place, dtype=kind),
+        preprocess=config.preprocessing,
+        device=place,
+        dtype=kind,
+    )
+    texts = _FolderTextTower(
+        lambda: _filled(text, weights, device=place, dtype=kind),
+        reader=lambda: _reader(folder, config),
+        device=place,
+        dtype=kind,
+    )
+    parameters = sum(spec.size for spec in header.values())
+    return DualEncoder(
+        images,
+        texts,
+        describe=lambda: _describe(folder, config, capacity=texts.reader.capacity, parameters=parameters),
+        source=folder,
+    )
+
+
+def _filled(module: Module, weights: Path, *, device: torch.device, dtype: torch.dtype) -> Module:
+    """The module with its weights, for inference."""
+    tensors = read_tensors(weights, list(module.state_dict()), dtype=dtype)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 4:
+            tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
+    module.load_state_dict(tensors, assign=True)
+    return module.requires_grad_(False).eval().to(device)
+
+
+def _reader(folder: Path, config: Llm2ClipConfig) -> TextReader:
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER_FILE
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ModelError(f"{path} is not a tokenizer file: {error}") from error
+    if tokenizer.get_vocab_size() > config.text.vocab_size:
+        raise ModelError(
+            f"{path} has {tokenizer.get_vocab_size()} tokens, but {CONFIG_FILE} says text.vocab_size is "
+            f"{config.text.vocab_size}; they are not of the same model"
+        )
+    try:
+        return TextReader(tokenizer, config.text_rules)
+    except ValueError as error:
+        raise ModelError(f"{folder / CONFIG_FILE}: text_rules: {error}") from error
+
+
+def _describe(folder: Path, config: Llm2ClipConfig, *, capacity: int, parameters: int) -> EncoderInfo:
+    return EncoderInfo(
+        name=config.name,
+        family=FAMILY,
+        dim=config.adapter.dim,
+        image_size=config.preprocessing.size,
+        max_text_tokens=capacity,
+        weights_sha256=file_sha256(folder / WEIGHTS_FILE),
+        settings_sha256=settings_sha256(config.settings(), files=[folder / TOKENIZER_FILE]),
+        preprocessing=config.preprocessing.identifier,
+        parameters=parameters,
+        languages=config.languages,
+        licence=config.licence,
+        note=config.note,
+    )

@@ -1,27 +1,49 @@
-"""A published encoder as one folder that loads anywhere, without hub or network; its tower for other programs.
+"""Encoders as folders: save one that is loaded, load it again without hub or network, write a trained one.
 
-The folder holds ``config.json``, ``model.safetensors`` (tower and adapter, in the layout they were published in) and
-``language_model/``, or the name of one in place of it.
+The folder of a published encoder holds ``config.json``, ``model.safetensors`` (tower and adapter, in the layout they
+were published in) and ``language_model/``, or the name of one in place of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import shutil
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 
-from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig, StoredDtype, write_config
+from llm2clip.common.files import file_sha256
+from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_language, language_rows
+from llm2clip.encoders.core.base import Encoder, Parity
+from llm2clip.encoders.core.config_io import from_json, read_object, to_json
+from llm2clip.encoders.core.dual_encoder import DualEncoder
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.path_safety import refuse_outside
+from llm2clip.encoders.images.preprocess import Preprocess
+from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig, StoredDtype, load_folder, write_config
+from llm2clip.encoders.llm2clip.published import FAMILY, PublishedFiles, assemble
+from llm2clip.encoders.text.caption_tokenizer import TextRules
+from llm2clip.encoders.text.llm_source import LORA_FOLDER, TOKENIZER, LanguageSource, language_source
+from llm2clip.encoders.vision.vision_export import save_clip_vision
+from llm2clip.encoders.vision.vision_source import VisionSource
+from llm2clip.encoders.vision.vision_tower import open_vision
 from llm2clip.encoders.weights.safetensors_io import write_tensors
 from llm2clip.encoders.weights.tensor_names import (
     ADAPTER,
     CONFIG_FILE,
+    FORMAT,
     LANGUAGE_MODEL,
     LOGIT_SCALE,
     PROJECTION,
+    PUBLISHED,
+    README_FILE,
     TOKENIZER_FILE,
+    VERSION,
     VISION,
     WEIGHTS_FILE,
 )
@@ -29,25 +51,7 @@ from llm2clip.encoders.weights.tensor_names import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-import json
-import os
-import shutil
-from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-from llm2clip.common.files import file_sha256
-from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_language, language_rows
-from llm2clip.encoders.core.base import Parity
-from llm2clip.encoders.core.config_io import from_json, read_object, to_json
-from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.path_safety import refuse_outside
-from llm2clip.encoders.images.preprocess import Preprocess
-from llm2clip.encoders.llm2clip.published import FAMILY, PublishedEncoder, assemble
-from llm2clip.encoders.text.caption_tokenizer import TextRules
-from llm2clip.encoders.text.llm_source import LORA_FOLDER, TOKENIZER, LanguageSource, language_source
-from llm2clip.encoders.vision.vision_source import VisionSource
-from llm2clip.encoders.vision.vision_tower import open_vision
-from llm2clip.encoders.weights.tensor_names import FORMAT, PUBLISHED, VERSION
+    from llm2clip.encoders.core.base import EncoderInfo
 
 LANGUAGE_FOLDER = "language_model"
 _TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
@@ -95,10 +99,13 @@ class SavedConfig:
     """Hash of the language model that was copied there."""
 
 
-def save_published(
-    encoder: PublishedEncoder, folder: Path, *, language_model: Literal["copy", "reference"] = "copy"
+def save_encoder(
+    encoder: Encoder,
+    folder: str | os.PathLike[str],
+    *,
+    language_model: Literal["copy", "reference"] = "copy",
 ) -> None:
-    """Write one folder that ``load_encoder`` reads without hub or network.
+    """Write an LLM2CLIP encoder to one folder that ``load_encoder`` reads without hub or network.
 
     Args:
         encoder: What to save. Its weights are copied from file to file, not from memory.
@@ -107,27 +114,61 @@ def save_published(
 
     Raises:
         ModelError: The language model is not on this machine and cannot be fetched.
-        ValueError: ``folder`` is there and not empty, a model of one's own was to be referred to, or there is no
-            such choice.
+        ValueError: The encoder is not an LLM2CLIP, ``folder`` is there and not empty or the folder that it was loaded
+            from, a model of one's own was to be referred to, or there is no such choice.
         OSError: A file cannot be written.
     """
-    source = encoder.language.source
     if language_model not in ("copy", "reference"):
         raise ValueError(f"language_model must be 'copy' or 'reference', got {language_model!r}")
-    if language_model == "reference" and (source.given is not None or source.row is None):
+    source = encoder.source if isinstance(encoder, DualEncoder) else None
+    if isinstance(source, Path):
+        _copy_folder(source, Path(folder))
+    else:
+        _save_published(_files(encoder), encoder.info, Path(folder), copies=language_model == "copy")
+
+
+def save_vision_tower(encoder: Encoder, folder: str | os.PathLike[str]) -> None:
+    """Write the vision tower of a published LLM2CLIP alone, as a folder of transformers' ``CLIPVisionModel``.
+
+    Raises:
+        ModelError: The tower is not one of OpenAI's layout.
+        ValueError: The encoder is not a published LLM2CLIP, or ``folder`` is there and not empty.
+        OSError: A file cannot be written.
+    """
+    save_clip_vision(_files(encoder).vision, Path(folder))
+
+
+def _files(encoder: Encoder) -> PublishedFiles:
+    source = encoder.source if isinstance(encoder, DualEncoder) else None
+    if not isinstance(source, PublishedFiles):
+        raise ValueError(f"{encoder.info.name!r} is not a published LLM2CLIP encoder, and cannot be saved")
+    return source
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    if target.exists() and target.samefile(source):
+        raise ValueError(f"{target} is the folder this encoder was loaded from; name another one")
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS_FILE, TOKENIZER_FILE, README_FILE, CONFIG_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _save_published(files: PublishedFiles, info: EncoderInfo, folder: Path, *, copies: bool) -> None:
+    source = files.language
+    if not copies and (source.given is not None or source.row is None):
         raise ValueError(f"{source.name} is no published language model, and can only be copied")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; name another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    copies = language_model == "copy"
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         draft = Path(name) / "draft"
         draft.mkdir()
-        shutil.copyfile(encoder.vision.plan.path, draft / WEIGHTS_FILE)
+        shutil.copyfile(files.vision.plan.path, draft / WEIGHTS_FILE)
         if copies:
             _copy_language(source, draft / LANGUAGE_FOLDER)
         config = replace(
-            _config(encoder, copied=copies, digest=file_sha256(draft / WEIGHTS_FILE)),
+            _config(files, info, copied=copies, digest=file_sha256(draft / WEIGHTS_FILE)),
             language_files_sha256=source.files_sha256 if copies else "",
             language_sha256=source.sha256 if copies else "",
         )
@@ -146,8 +187,8 @@ def load_saved(
     dtype: str,
     language_model: str | os.PathLike[str] | None = None,
     parity: Parity = "native",
-) -> PublishedEncoder:
-    """Open what :func:`save_published` wrote; see ``load_encoder``.
+) -> DualEncoder:
+    """Open what :func:`save_encoder` wrote; see ``load_encoder``.
 
     Raises:
         ModelError: A file is missing, damaged or of another version, or they do not fit each other.
@@ -207,10 +248,10 @@ def _copy_language(source: LanguageSource, target: Path) -> None:
             shutil.copyfile(path, target / LORA_FOLDER / path.name)
 
 
-def _config(encoder: PublishedEncoder, *, copied: bool, digest: str) -> SavedConfig:
-    vision, source, shape = encoder.vision, encoder.language.source, encoder.vision.plan.shape
+def _config(files: PublishedFiles, info: EncoderInfo, *, copied: bool, digest: str) -> SavedConfig:
+    vision, source, shape = files.vision, files.language, files.vision.plan.shape
     return SavedConfig(
-        encoder=vision.row or _own_row(encoder),
+        encoder=vision.row or _own_row(files, info),
         tower=TowerSettings(
             heads=shape.heads,
             head_width=shape.head_width,
@@ -227,9 +268,9 @@ def _config(encoder: PublishedEncoder, *, copied: bool, digest: str) -> SavedCon
     )
 
 
-def _own_row(encoder: PublishedEncoder) -> EncoderEntry:
+def _own_row(files: PublishedFiles, info: EncoderInfo) -> EncoderEntry:
     """A line like those of the catalogue for an encoder that is not in it."""
-    plan, info = encoder.vision.plan, encoder.info
+    plan = files.vision.plan
     return EncoderEntry(
         name=info.name,
         family=FAMILY,
@@ -241,9 +282,9 @@ def _own_row(encoder: PublishedEncoder) -> EncoderEntry:
         licence=info.licence,
         note=info.note,
         layout=plan.layout,
-        language_model=encoder.language.source.name,
+        language_model=files.language.name,
         normalize_input=plan.adapter.normalize_input if plan.adapter else True,
-        half_features=encoder.texts.half,
+        half_features=plan.layout == "siglip2",
     )
 
 
@@ -284,8 +325,6 @@ def save_llm2clip(
         ModelError: The parts do not fit the configuration, or a weight is not finite once stored.
         OSError: A file cannot be written.
     """
-    from llm2clip.encoders.llm2clip.nano_encoder import Llm2ClipEncoder
-
     if dtype is not None:
         config = dataclasses.replace(config, dtype=_dtype_name(dtype))
     stored = getattr(torch, config.dtype)
@@ -305,7 +344,7 @@ def save_llm2clip(
         (draft / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
         write_tensors(draft / WEIGHTS_FILE, tensors)
         write_config(draft, config)
-        Llm2ClipEncoder.from_folder(draft, device="cpu").load_all()
+        load_folder(draft, device="cpu").load_all()
         for file in (WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE):
             (draft / file).replace(folder / file)
 

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from typing import cast, final
+from typing import TYPE_CHECKING, Any, cast, final
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
+from llm2clip.encoders.core.dual_encoder import TextTower, to_array
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.path_safety import refuse_outside
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
 """What a tokenizer may be made from: the first; the second and third; or the fourth."""
@@ -112,6 +118,46 @@ class TokenReader:
         if self.form.fixed:
             return ids, None
         return ids, torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows])
+
+
+@final
+class TokenTower(TextTower):
+    """Texts through a tokenizer and a module that reads token ids."""
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        *,
+        reader: Callable[[], TokenReader],
+        device: object,
+        dtype: object,
+    ) -> None:
+        """Put it together; nothing is loaded yet.
+
+        Args:
+            load: Gives a module from token ids (B, L) and a mask (B, L) or ``None`` to vectors (B, dim).
+            reader: Gives the tokenizer.
+            device: Where the module is.
+            dtype: Of its weights.
+        """
+        super().__init__(load, device=device, dtype=dtype)
+        self._make_reader = reader
+
+    @cached_property
+    def reader(self) -> TokenReader:
+        """The tokenizer, read now if need be."""
+        return self._make_reader()
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before cutting."""
+        return self.reader.count(texts)
+
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Shape: (len(texts), dim), float32, any scale."""
+        ids, mask = self.reader.batch(texts)
+        module = self.module()
+        with torch.inference_mode():
+            return to_array(module(ids.to(self.device), None if mask is None else mask.to(self.device)))
 
 
 def load_tokenizer(folder: Path, *, form: TextForm, vocabulary: int) -> Tokenizer:

@@ -1,24 +1,21 @@
-"""Texts through a language model, and through the adapter that ties it to images.
-
-Each of the two is loaded when it is first needed; the tokenizer, which counts tokens, before both.
-"""
+"""Texts through a language model, and through the adapter that maps its states to the space shared with images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, cast, final
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm2clip.encoders.catalog.entries import Choice, LlamaShape
 from llm2clip.encoders.core.base import Parity
+from llm2clip.encoders.core.dual_encoder import TextTower, to_array
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256
 from llm2clip.encoders.text.caption_tokenizer import TextReader
-from llm2clip.encoders.text.dual_encoder import AbstractTextSide, LazyModule, to_array
 from llm2clip.encoders.text.varlen_forward import pooled_states
 from llm2clip.encoders.weights.memory_fit import check_choice, pick_choice
 
@@ -32,8 +29,11 @@ if TYPE_CHECKING:
 
 
 @final
-class LanguageSide:
-    """A language model and its tokenizer."""
+class LlmTextTower(TextTower):
+    """A language model with its tokenizer, and an adapter behind it unless its own states are wanted.
+
+    Tokenizer, adapter and language model are each read when they are first needed.
+    """
 
     def __init__(
         self,
@@ -42,39 +42,38 @@ class LanguageSide:
         choice: Choice | Literal["auto"],
         device: torch.device,
         parity: Parity = "native",
+        load_adapter: Callable[[], TextAdapter] | None = None,
+        half: bool = False,
     ) -> None:
         """Put it together; nothing is fetched or loaded yet.
 
         Args:
-            source: Which model.
-            choice: How it is held; ``"auto"`` for what fits.
+            source: The language model.
+            choice: What it is loaded as; ``"auto"`` for the most precise that fits into memory.
             device: Where it is.
             parity: How texts are read.
+            load_adapter: Gives the adapter; ``None`` for the states themselves.
+            half: Round the states to fp16 first, as the SigLIP2 release was trained (golden case e).
         """
+        super().__init__(self._load_model, device=device, dtype=choice)
         self.source = source
-        self.device = device
         self.parity: Parity = parity
-        self.asked = choice
-        self.module = LazyModule(self._load)
-
-    @cached_property
-    def reader(self) -> TextReader:
-        """The tokenizer with its rules, read now if need be."""
-        return self.source.reader(self.parity)
+        self.half = half
+        self._asked = choice
+        self._place = device
+        self._load_adapter = load_adapter
 
     @property
-    def settings_sha256(self) -> str:
-        """SHA-256 of which language model it is and of how texts are read; nothing is fetched for a published one."""
-        rules = asdict(self.source.text_rules(self.parity))
-        return settings_sha256({"language_model": self.source.sha256, "text_rules": rules}, files=[])
-
-    @cached_property
-    def choice(self) -> Choice:
-        """How the model is held: as asked for, else the most faithful way that fits into free memory now.
+    def dtype(self) -> Choice:
+        """What the model is loaded as: what was asked for, else the most precise that fits into free memory now.
 
         Raises:
             ModelError: It does not fit.
         """
+        return self._choice
+
+    @cached_property
+    def _choice(self) -> Choice:
         config, name = self.source.plan.config, self.source.name
         shape = LlamaShape(
             vocab_size=config.vocab_size,
@@ -85,10 +84,42 @@ class LanguageSide:
             num_key_value_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
         )
-        if self.asked == "auto":
-            return pick_choice(shape, name=name, stored=self.source.plan.stored, device=self.device)
-        check_choice(shape, self.asked, name=name, device=self.device)
-        return self.asked
+        if self._asked == "auto":
+            return pick_choice(shape, name=name, stored=self.source.plan.stored, device=self._place)
+        check_choice(shape, self._asked, name=name, device=self._place)
+        return self._asked
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What the files turned out to be, in words; fetches and opens them."""
+        return self.source.found
+
+    @cached_property
+    def reader(self) -> TextReader:
+        """The tokenizer with its rules, read now if need be."""
+        return self.source.reader(self.parity)
+
+    @cached_property
+    def adapter(self) -> TextAdapter | None:
+        """The adapter, loaded now if need be."""
+        return self._load_adapter() if self._load_adapter is not None else None
+
+    @property
+    def settings_sha256(self) -> str:
+        """SHA-256 of which language model it is and of how texts are read; nothing is fetched for a published one."""
+        rules = asdict(self.source.text_rules(self.parity))
+        return settings_sha256({"language_model": self.source.sha256, "text_rules": rules}, files=[])
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before cutting."""
+        return list(self.reader.count_tokens(texts))
+
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Shape: (len(texts), dim), float32, any scale."""
+        # The adapter first: it is small, and refuses a language model of another width.
+        if self.adapter is None:
+            return to_array(self.features(texts))
+        return to_array(self.project(self.features(texts)))
 
     def features(self, texts: Sequence[str]) -> Tensor:
         """Mean states of the texts' own tokens. Shape: (len(texts), width), float32, any scale.
@@ -98,8 +129,7 @@ class LanguageSide:
         """
         if self.parity == "upstream":
             return self.pooled(*(part.to(self.device) for part in self.reader.batch(texts)))
-        model = cast("BidirectionalLlama", self.module())
-        return pooled_states(model, self.reader.rows(texts), device=self.device)
+        return pooled_states(self.module(), self.reader.rows(texts), device=self._place)
 
     def pooled(self, ids_BL: Tensor, attention_BL: Tensor, pooled_BL: Tensor) -> Tensor:
         """Mean states of what ``TextReader.batch`` gave. Shape: (B, width), float32, any scale."""
@@ -107,52 +137,11 @@ class LanguageSide:
         with torch.inference_mode():
             return self.reader.pool(model(ids_BL, attention_BL).float(), pooled_BL)
 
-    def _load(self) -> nn.Module:
-        return self.source.plan.load(self.choice, device=self.device)
-
-
-@final
-class TextTower(AbstractTextSide):
-    """A language model, and an adapter behind it unless its own states are wanted."""
-
-    def __init__(
-        self,
-        language: LanguageSide,
-        *,
-        adapter: Callable[[], TextAdapter] | None,
-        half: bool = False,
-    ) -> None:
-        """Put it together; nothing is loaded yet.
-
-        Args:
-            language: Reads the texts.
-            adapter: Gives the module from its states to the shared space; ``None`` for the states themselves.
-            half: Round the states to fp16 first, as the SigLIP2 release was trained (golden case e).
-        """
-        self.language = language
-        self.adapter = LazyModule(adapter) if adapter is not None else None
-        self.half = half
-
-    @property
-    def loaded(self) -> bool:
-        """Whether the language model is in memory."""
-        return self.language.module.loaded
-
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text before cutting."""
-        return list(self.language.reader.count_tokens(texts))
-
-    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Shape: (len(texts), dim), float32, any scale."""
-        if self.adapter is not None:
-            self.adapter()  # The small one first: it knows whether the large one is the right one.
-        return to_array(self.project(self.language.features(texts)))
-
-    def project(self, features_BD: Tensor) -> Tensor:
+    def project(self, features: Tensor) -> Tensor:
         """States of the language model, which may have been stored, in the shared space.
 
         Args:
-            features_BD: Shape: (B, width), float, any scale.
+            features: Shape: (B, width), float, any scale.
 
         Returns:
             Shape: (B, dim), not normalised.
@@ -160,17 +149,20 @@ class TextTower(AbstractTextSide):
         Raises:
             ModelError: They are of another width.
         """
+        features = torch.as_tensor(features)
         if self.adapter is None:
-            return features_BD
-        adapter = self.adapter()
-        weight = next(adapter.parameters())
-        if features_BD.shape[-1] != weight.shape[-1]:
+            return features
+        weight = next(self.adapter.parameters())
+        if features.shape[-1] != weight.shape[-1]:
             raise ModelError(
-                f"the adapter reads states of width {weight.shape[-1]}, got {features_BD.shape[-1]}; "
+                f"the adapter reads states of width {weight.shape[-1]}, got {features.shape[-1]}; "
                 "were they made by another language model?"
             )
         if self.half:
-            features_BD = features_BD.half()
+            features = features.half()
         with torch.inference_mode():
-            projected: Tensor = adapter(features_BD.to(weight.device, weight.dtype))
+            projected: Tensor = self.adapter(features.to(weight.device, weight.dtype))
         return projected
+
+    def _load_model(self) -> BidirectionalLlama:
+        return self.source.plan.load(self.dtype, device=self._place)

@@ -58,7 +58,7 @@ def llm2clip(folder: Path, vocabulary: int) -> None:
     from torch import nn
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, LlamaConfig, LlamaForCausalLM
 
-    from llm2clip.encoders import PublishedEncoder, load_encoder
+    from llm2clip.encoders import load_encoder, save_encoder
     from llm2clip.encoders.layers.text_adapter import TextAdapter
 
     language = folder / "llama"
@@ -100,8 +100,7 @@ def llm2clip(folder: Path, vocabulary: int) -> None:
     source.mkdir(exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, source / "model.safetensors")
     encoder = load_encoder(source, language_model=language)
-    assert isinstance(encoder, PublishedEncoder)
-    encoder.save_pretrained(folder / "saved")
+    save_encoder(encoder, folder / "saved")
     for part in (source, language):
         shutil.rmtree(part)
     for part in (folder / "saved").iterdir():

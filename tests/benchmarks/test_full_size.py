@@ -20,5 +20,5 @@ def test_the_files_it_writes_are_read(tmp_path: Path, monkeypatch: pytest.Monkey
     encoder = load_encoder(tmp_path / "tower", language_model=tmp_path / "llama", device="cpu")
     assert encoder.info.parameters == tower + llama
     assert encoder.encode_texts(["a dog", "一只狗"]).shape == (2, 64)
-    assert encoder.vision.plan.layout == "openai"
-    assert encoder.language.source.plan.config.rope_scaling is not None
+    assert encoder.source.vision.plan.layout == "openai"
+    assert encoder.text_tower.source.plan.config.rope_scaling is not None

@@ -11,8 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.llm2clip.published import PublishedEncoder
+from llm2clip.encoders import (
+    ModelError,
+    as_sentence_transformer,
+    load_encoder,
+    save_encoder,
+    save_vision_tower,
+)
+from llm2clip.encoders.llm2clip.published import PublishedFiles
 
 from .published_files import LLAMAS, ROWS, models, tiny_files, tower_file
 
@@ -35,10 +41,10 @@ def forget(models: Path) -> None:
 def test_a_saved_encoder_is_the_same_without_anything_else(models: Path, tmp_path: Path, name: str):
     encoder = load_encoder(name)
     images, texts, info = encoder.encode_images(sample_images()), encoder.encode_texts(TEXTS), encoder.info
-    encoder.save_pretrained(tmp_path / "saved")
+    save_encoder(encoder, tmp_path / "saved")
     forget(models)
     again = load_encoder(tmp_path / "saved")
-    assert isinstance(again, PublishedEncoder)
+    assert isinstance(again.source, PublishedFiles)
     np.testing.assert_array_equal(again.encode_images(sample_images()), images)
     np.testing.assert_array_equal(again.encode_texts(TEXTS), texts)
     assert again.info == info
@@ -46,8 +52,8 @@ def test_a_saved_encoder_is_the_same_without_anything_else(models: Path, tmp_pat
 
 
 def test_a_copy_of_a_copy(models: Path, tmp_path: Path):
-    load_encoder("tiny-siglip").save_pretrained(tmp_path / "a")
-    load_encoder(tmp_path / "a").save_pretrained(tmp_path / "b")
+    save_encoder(load_encoder("tiny-siglip"), tmp_path / "a")
+    save_encoder(load_encoder(tmp_path / "a"), tmp_path / "b")
     forget(models)
     files = {path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file()}
     assert Path("language_model/lora/adapter_model.safetensors") in files
@@ -56,18 +62,18 @@ def test_a_copy_of_a_copy(models: Path, tmp_path: Path):
 
 
 def test_parity_is_chosen_when_it_is_loaded(models: Path, tmp_path: Path):
-    load_encoder("tiny-eva", parity="upstream").save_pretrained(tmp_path / "saved")
+    save_encoder(load_encoder("tiny-eva", parity="upstream"), tmp_path / "saved")
     native, upstream = (load_encoder(tmp_path / "saved", parity=parity) for parity in ("native", "upstream"))
     assert native.info.preprocessing.startswith("rgb-on-white/")
     assert upstream.info.preprocessing.startswith("upstream-resize-first/")
-    assert upstream.language.reader.rules.parity == "upstream"
-    assert native.language.reader.rules.doc_max_length == 400
+    assert upstream.text_tower.reader.rules.parity == "upstream"
+    assert native.text_tower.reader.rules.doc_max_length == 400
 
 
 def test_a_reference_is_looked_for(models: Path, tmp_path: Path):
     encoder = load_encoder("tiny-openai")
     texts = encoder.encode_texts(TEXTS)
-    encoder.save_pretrained(tmp_path / "saved", language_model="reference")
+    save_encoder(encoder, tmp_path / "saved", language_model="reference")
     assert not (tmp_path / "saved" / "language_model").exists()
     np.testing.assert_array_equal(load_encoder(tmp_path / "saved").encode_texts(TEXTS), texts)
     forget(models)
@@ -80,9 +86,9 @@ def test_a_reference_is_looked_for(models: Path, tmp_path: Path):
 def test_a_language_model_of_ones_own_cannot_be_referred_to(models: Path, tmp_path: Path):
     encoder = load_encoder("tiny-openai", language_model=LLAMAS["tiny-8b-cc"] / "model")
     with pytest.raises(ValueError, match="model is no published language model, and can only be copied"):
-        encoder.save_pretrained(tmp_path / "saved", language_model="reference")
+        save_encoder(encoder, tmp_path / "saved", language_model="reference")
     texts = encoder.encode_texts(TEXTS)
-    encoder.save_pretrained(tmp_path / "saved")
+    save_encoder(encoder, tmp_path / "saved")
     np.testing.assert_array_equal(load_encoder(tmp_path / "saved").encode_texts(TEXTS), texts)
 
 
@@ -96,7 +102,7 @@ def test_a_tower_of_ones_own_is_saved_with_all_that_is_known(models: Path, tmp_p
         tmp_path / "mine" / "model.safetensors",
     )
     encoder = load_encoder(tmp_path / "mine", language_model="tiny-8b-cc")
-    encoder.save_pretrained(tmp_path / "saved")
+    save_encoder(encoder, tmp_path / "saved")
     forget(models)
     again = load_encoder(tmp_path / "saved")
     assert again.info == encoder.info
@@ -109,7 +115,7 @@ def test_an_altered_copy_is_another_encoder(models: Path, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     encoder = load_encoder("tiny-eva")
-    encoder.save_pretrained(tmp_path / "saved")
+    save_encoder(encoder, tmp_path / "saved")
     file = tmp_path / "saved" / "model.safetensors"
     tensors = load_file(file)
     tensors["visual.norm.bias"][0] += 1
@@ -118,7 +124,7 @@ def test_an_altered_copy_is_another_encoder(models: Path, tmp_path: Path):
 
 
 def test_a_reference_leads_nowhere_else(models: Path, tmp_path: Path):
-    load_encoder("tiny-openai").save_pretrained(tmp_path / "saved", language_model="reference")
+    save_encoder(load_encoder("tiny-openai"), tmp_path / "saved", language_model="reference")
     path = tmp_path / "saved" / "config.json"
     for told in (str(LLAMAS["tiny-8b-cc"] / "model"), "../models", "llama-9"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"language_model": told}))
@@ -126,25 +132,25 @@ def test_a_reference_leads_nowhere_else(models: Path, tmp_path: Path):
             ModelError, match=r"config\.json: language_model is '.*', expected one of tiny-8b-cc"
         ):
             load_encoder(tmp_path / "saved")
-    load_encoder("tiny-openai").save_pretrained(tmp_path / "whole")
+    save_encoder(load_encoder("tiny-openai"), tmp_path / "whole")
     (tmp_path / "whole" / "language_model").rename(tmp_path / "outside")
     (tmp_path / "whole" / "language_model").symlink_to(tmp_path / "outside")
     with pytest.raises(ModelError, match="language_model is a link that leads out of its folder"):
         load_encoder(tmp_path / "whole")
     with pytest.raises(ValueError, match="language_model must be 'copy' or 'reference', got 'none'"):
-        load_encoder("tiny-openai").save_pretrained(tmp_path / "other", language_model="none")
+        save_encoder(load_encoder("tiny-openai"), tmp_path / "other", language_model="none")
 
 
 def test_nothing_is_written_over(models: Path, tmp_path: Path):
     encoder = load_encoder("tiny-openai")
     (tmp_path / "saved").mkdir()
-    encoder.save_pretrained(tmp_path / "saved")
+    save_encoder(encoder, tmp_path / "saved")
     with pytest.raises(ValueError, match="saved is not empty; name another folder"):
-        encoder.save_pretrained(tmp_path / "saved")
+        save_encoder(encoder, tmp_path / "saved")
 
 
 def test_another_version_says_so(models: Path, tmp_path: Path):
-    load_encoder("tiny-openai").save_pretrained(tmp_path / "saved")
+    save_encoder(load_encoder("tiny-openai"), tmp_path / "saved")
     path = tmp_path / "saved" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps(config | {"version": 2}))
@@ -164,7 +170,7 @@ def test_the_tower_is_an_eye_for_others(models: Path, tmp_path: Path):
     )
 
     encoder = load_encoder("tiny-openai")
-    encoder.save_vision_tower(tmp_path / "eye")
+    save_vision_tower(encoder, tmp_path / "eye")
     theirs, loading = CLIPVisionModel.from_pretrained(tmp_path / "eye", output_loading_info=True)
     assert not any(loading.values())
     processor = CLIPImageProcessorPil.from_pretrained(tmp_path / "eye")
@@ -195,16 +201,16 @@ def test_only_towers_that_others_know(models: Path, tmp_path: Path):
     with pytest.raises(
         ModelError, match="tiny-eva has a tower of the layout eva02, which CLIPVisionModel cannot compute"
     ):
-        load_encoder("tiny-eva").save_vision_tower(tmp_path / "eye")
-    load_encoder("tiny-openai").save_vision_tower(tmp_path / "eye")
+        save_vision_tower(load_encoder("tiny-eva"), tmp_path / "eye")
+    save_vision_tower(load_encoder("tiny-openai"), tmp_path / "eye")
     with pytest.raises(ValueError, match="eye is not empty"):
-        load_encoder("tiny-openai").save_vision_tower(tmp_path / "eye")
+        save_vision_tower(load_encoder("tiny-openai"), tmp_path / "eye")
 
 
 @pytest.mark.parametrize("parity", ["native", "upstream"])
 def test_the_text_side_as_a_sentence_transformer(models: Path, parity: str):
-    encoder = load_encoder("tiny-openai", parity=parity)
-    view = encoder.as_sentence_transformer()
+    encoder = load_encoder("tiny-openai", parity=parity, dtype="float32")
+    view = as_sentence_transformer(encoder)
     got = view.encode(TEXTS, batch_size=2, show_progress_bar=False)
     np.testing.assert_allclose(got, encoder.encode_texts(TEXTS), atol=1e-5)
     assert (view.get_embedding_dimension(), view.max_seq_length) == (16, 507)

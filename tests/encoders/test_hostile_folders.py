@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, models
 
-from llm2clip.encoders import Llm2ClipEncoder
+from llm2clip.encoders import load_encoder
 
 from .test_hostile_weights import CONFIG, Mutation, bytes_with, copied, refused, write
 
@@ -93,4 +93,4 @@ FOLDERS = [
 def test_a_spoilt_folder_of_ours(mutation: Mutation, tiny_folder: Path, tmp_path: Path):
     folder = copied(tiny_folder, tmp_path / "model")
     mutation.apply(folder)
-    refused(lambda: Llm2ClipEncoder.from_folder(folder, device="cpu").load_all(), mutation, folder)
+    refused(lambda: load_encoder(folder, device="cpu").load_all(), mutation, folder)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from llm2clip.encoders import Llm2ClipEncoder, TextTooLongWarning, load_encoder
+from llm2clip.encoders import DualEncoder, TextTooLongWarning, load_encoder
 
 from .conftest import BOS, EOT, Parts
 
@@ -21,8 +21,8 @@ TEXTS = ["a cat", "b", "the dog over there", "zz top", "a cat"]
 
 
 @pytest.fixture
-def encoder(tiny_folder: Path) -> Llm2ClipEncoder:
-    return Llm2ClipEncoder.from_folder(tiny_folder, device="cpu")
+def encoder(tiny_folder: Path) -> DualEncoder:
+    return load_encoder(tiny_folder, device="cpu")
 
 
 def unit(vector: torch.Tensor) -> np.ndarray:
@@ -49,25 +49,25 @@ def noise(count: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def test_text_vectors_are_those_of_the_parts(encoder: Llm2ClipEncoder, parts: Parts):
+def test_text_vectors_are_those_of_the_parts(encoder: DualEncoder, parts: Parts):
     expected = np.stack([text_by_hand(parts, text) for text in TEXTS])
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=2e-6)
 
 
-def test_image_vectors_are_those_of_the_parts(encoder: Llm2ClipEncoder, parts: Parts):
+def test_image_vectors_are_those_of_the_parts(encoder: DualEncoder, parts: Parts):
     pixels = noise(5)
     expected = np.stack([image_by_hand(parts, image) for image in pixels])
     np.testing.assert_allclose(encoder.encode_prepared(pixels), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_company_in_a_batch_does_not_matter(encoder: Llm2ClipEncoder, batch_size: int):
+def test_company_in_a_batch_does_not_matter(encoder: DualEncoder, batch_size: int):
     alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
     np.testing.assert_allclose(encoder.encode_texts(TEXTS, batch_size=batch_size), alone, atol=2e-6)
 
 
-def test_right_and_left_padding_give_the_same(encoder: Llm2ClipEncoder, parts: Parts):
-    ids, attention, embed = encoder._reader.batch(["a cat", "the dog over there"])
+def test_right_and_left_padding_give_the_same(encoder: DualEncoder, parts: Parts):
+    ids, attention, embed = encoder.text_tower.reader.batch(["a cat", "the dog over there"])
     rolled = [part.clone() for part in (ids, attention, embed)]
     shift = ids.shape[1] - int(attention[0].sum())
     for part in rolled:
@@ -79,8 +79,8 @@ def test_right_and_left_padding_give_the_same(encoder: Llm2ClipEncoder, parts: P
     np.testing.assert_allclose(left.numpy(), right.numpy(), atol=5e-6)
 
 
-def test_what_padding_holds_does_not_matter(encoder: Llm2ClipEncoder, parts: Parts):
-    ids, attention, _ = encoder._reader.batch(["a", "the dog over there"])
+def test_what_padding_holds_does_not_matter(encoder: DualEncoder, parts: Parts):
+    ids, attention, _ = encoder.text_tower.reader.batch(["a", "the dog over there"])
     other = torch.where(attention == 0, 99, ids)
     with torch.no_grad():
         first, second = parts.language_model(ids, attention), parts.language_model(other, attention)
@@ -88,7 +88,7 @@ def test_what_padding_holds_does_not_matter(encoder: Llm2ClipEncoder, parts: Par
     assert torch.equal(first[mask], second[mask])
 
 
-def test_a_long_text_is_cut_with_a_warning(encoder: Llm2ClipEncoder):
+def test_a_long_text_is_cut_with_a_warning(encoder: DualEncoder):
     # 40 tokens: begin, 38 characters, end. The limit counts what is told apart from the begin token.
     assert encoder.info.max_text_tokens == 39
     assert encoder.count_tokens(["x" * 38, "x" * 45]) == [39, 46]
@@ -101,19 +101,19 @@ def test_a_long_text_is_cut_with_a_warning(encoder: Llm2ClipEncoder):
 
 
 @pytest.mark.parametrize("text", ["", "  \n\t"])
-def test_an_empty_text_is_refused(encoder: Llm2ClipEncoder, text: str):
+def test_an_empty_text_is_refused(encoder: DualEncoder, text: str):
     with pytest.raises(ValueError, match="the text is empty"):
         encoder.encode_texts([text])
 
 
 def test_sides_load_when_used(tiny_folder: Path):
-    encoder = Llm2ClipEncoder.from_folder(tiny_folder, device="cpu")
+    encoder = load_encoder(tiny_folder, device="cpu")
     encoder.prepare(Image.new("RGB", (5, 9)))
     assert encoder.info.dim == 20
     assert encoder.loaded_sides == set()
     encoder.encode_prepared(noise(1))
     assert encoder.loaded_sides == {"vision"}
-    encoder = Llm2ClipEncoder.from_folder(tiny_folder, device="cpu")
+    encoder = load_encoder(tiny_folder, device="cpu")
     encoder.encode_texts(["a"])
     assert encoder.loaded_sides == {"text"}
     encoder.load_all()
@@ -121,7 +121,7 @@ def test_sides_load_when_used(tiny_folder: Path):
 
 
 def test_threads_share_one_load(tiny_folder: Path):
-    encoder = Llm2ClipEncoder.from_folder(tiny_folder, device="cpu")
+    encoder = load_encoder(tiny_folder, device="cpu")
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: encoder.encode_prepared(noise(1)), range(16)))
     assert all(np.array_equal(answer, answers[0]) for answer in answers)
@@ -139,35 +139,35 @@ def test_no_transformers_on_this_path(tiny_folder: Path):
 
 def test_half_precision_is_storage_only(parts: Parts, tmp_path: Path):
     encoder = load_encoder(parts.save(tmp_path / "half", dtype=torch.float16), device="cpu")
-    assert isinstance(encoder, Llm2ClipEncoder)
+    assert isinstance(encoder, DualEncoder)
     rounded = torch.nn.Linear(16, 20, bias=False)
     rounded.weight.data = parts.projection.weight.data.half().float()
     encoder.encode_prepared(noise(1))
-    loaded = encoder._vision.visual_projection.weight
+    loaded = encoder.image_tower.module().visual_projection.weight
     assert loaded.dtype == torch.float32
     assert torch.equal(loaded, rounded.weight)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_arithmetic_in_half_precision_is_close(tiny_folder: Path, encoder: Llm2ClipEncoder, dtype: str):
-    half = Llm2ClipEncoder.from_folder(tiny_folder, device="cpu", dtype=dtype)
+def test_arithmetic_in_half_precision_is_close(tiny_folder: Path, encoder: DualEncoder, dtype: str):
+    half = load_encoder(tiny_folder, device="cpu", dtype=dtype)
     assert (half.encode_texts(TEXTS) * encoder.encode_texts(TEXTS)).sum(axis=1).min() > 0.999
     assert (half.encode_prepared(noise(3)) * encoder.encode_prepared(noise(3))).sum(axis=1).min() > 0.99
 
 
-def test_pixels_may_lie_in_any_order(encoder: Llm2ClipEncoder):
+def test_pixels_may_lie_in_any_order(encoder: DualEncoder):
     pixels = noise(3)
     expected = encoder.encode_prepared(pixels)[::-1]
     np.testing.assert_allclose(encoder.encode_prepared(pixels[::-1]), expected, atol=1e-6)
 
 
-def test_vectors_may_be_written_to(encoder: Llm2ClipEncoder):
+def test_vectors_may_be_written_to(encoder: DualEncoder):
     vectors = encoder.encode_texts(["a"])
     vectors += 1
     assert vectors.dtype == np.float32
 
 
-def test_pixels_may_be_read_only(encoder: Llm2ClipEncoder):
+def test_pixels_may_be_read_only(encoder: DualEncoder):
     pixels = noise(2)
     expected = encoder.encode_prepared(pixels)
     pixels.flags.writeable = False
@@ -176,8 +176,8 @@ def test_pixels_may_be_read_only(encoder: Llm2ClipEncoder):
 
 def test_devices_and_dtypes_that_are_not_there(tiny_folder: Path):
     with pytest.raises(ValueError, match="unknown device 'gpu', expected 'auto', 'cpu', 'cuda'"):
-        Llm2ClipEncoder.from_folder(tiny_folder, device="gpu")
+        load_encoder(tiny_folder, device="gpu")
     with pytest.raises(ValueError, match="'cuda:99' is not there: torch sees"):
-        Llm2ClipEncoder.from_folder(tiny_folder, device="cuda:99")
+        load_encoder(tiny_folder, device="cuda:99")
     with pytest.raises(ValueError, match="unknown dtype 'int8', expected 'auto' or one of float32"):
-        Llm2ClipEncoder.from_folder(tiny_folder, dtype="int8")
+        load_encoder(tiny_folder, dtype="int8")

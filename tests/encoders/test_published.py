@@ -108,7 +108,7 @@ def test_siglip_rounds_the_states_and_leaves_their_length(models: Path):
 
     encoder = load_encoder("tiny-siglip", dtype="float32")
     plan = open_language(LLAMAS["tiny-8b-cc"] / "model", update=models / "tiny-siglip" / "lora")
-    reader, model = encoder.language.reader, plan.load()
+    reader, model = encoder.text_tower.reader, plan.load()
     rows = []
     for text in TEXTS:
         ids, attention, pooled = reader.batch([text])
@@ -142,12 +142,12 @@ def test_images_are_those_of_transformers(models: Path):
 def test_pickled_towers_are_converted_once(models: Path):
     first = load_encoder("tiny-eva")
     vectors = first.encode_images(images())
-    converted = first.vision.plan.path
+    converted = first.source.vision.plan.path
     assert converted.suffix == ".safetensors"
     assert converted.parent.parent == models / "converted"
     stamp = converted.stat().st_mtime_ns
     second = load_encoder("tiny-eva")
-    assert second.vision.plan.path == converted
+    assert second.source.vision.plan.path == converted
     assert converted.stat().st_mtime_ns == stamp
     np.testing.assert_array_equal(second.encode_images(images()), vectors)
     assert (
@@ -163,13 +163,15 @@ def test_what_it_says_of_itself(models: Path, name: str):
     info = encoder.info
     assert (info.name, info.family, info.dim, info.image_size) == (name, "llm2clip", 16, 28)
     assert (
-        info.max_text_tokens == (401 if language == "tiny-1b-cc" else 507) == encoder.language.reader.capacity
+        info.max_text_tokens
+        == (401 if language == "tiny-1b-cc" else 507)
+        == encoder.text_tower.reader.capacity
     )
     assert info.preprocessing.startswith(
         "rgb-on-white/shortest-crop/" if layout == "openai" else "rgb-on-white/shortest-crop-half-even/"
     )
     tower = sum(v.numel() for k, v in tower_file(layout, width=WIDTHS[language]).items() if "rope" not in k)
-    assert info.parameters == tower + encoder.language.source.plan.parameters
+    assert info.parameters == tower + encoder.text_tower.source.plan.parameters
     assert encoder.loaded_sides == frozenset()
     assert f"{layout} tower" in encoder.found
     assert encoder.found[-1].startswith("texts wrapped as a turn of Llama 3, up to ")
@@ -201,7 +203,7 @@ def test_images_need_no_language_model(models: Path):
 @pytest.mark.parametrize("name", ROWS)
 def test_other_arithmetic_is_near(models: Path, name: str, dtype: str):
     exact, rounded = load_encoder(name, dtype="float32"), load_encoder(name, dtype=dtype)
-    assert rounded.language.choice == dtype
+    assert rounded.text_tower.dtype == dtype
     for ours, theirs in (
         (exact.encode_texts(TEXTS), rounded.encode_texts(TEXTS)),
         (exact.encode_images(images()), rounded.encode_images(images())),

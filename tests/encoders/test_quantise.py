@@ -87,9 +87,9 @@ def test_an_encoder_holds_its_language_model_so(models: Path, choice: str):
     exact, encoder = load_encoder("tiny-openai", dtype="float32"), load_encoder("tiny-openai", dtype=choice)
     got, expected = encoder.encode_texts(texts), exact.encode_texts(texts)
     assert (got * expected).sum(axis=1).min() > (0.999 if choice == "int8" else 0.9)
-    assert encoder.language.choice == choice
-    assert encoder.dtype == torch.float32
-    assert next(encoder.texts.adapter().parameters()).dtype == torch.float32
+    assert encoder.text_tower.dtype == choice
+    assert encoder.image_tower.dtype == "float32"
+    assert next(encoder.text_tower.adapter.parameters()).dtype == torch.float32
 
 
 @needs_torchao

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import llm2clip.encoders
-from llm2clip.encoders import Llm2ClipEncoder, ModelError, list_encoders, load_encoder
+from llm2clip.encoders import DualEncoder, ModelError, list_encoders, load_encoder
 
 NANO = Path(llm2clip.encoders.__file__).parent / "nano"
 
@@ -77,7 +77,7 @@ def test_nano_ships_with_the_package():
     encoder = load_encoder("nano", device="cpu")
     card = list_encoders()[0]
     megabytes = (NANO / "model.safetensors").stat().st_size / 1e6
-    assert isinstance(encoder, Llm2ClipEncoder)
+    assert isinstance(encoder, DualEncoder)
     encoder.load_all()
     assert encoder.info.name == "nano"
     assert megabytes <= 20
@@ -87,7 +87,7 @@ def test_nano_ships_with_the_package():
 def test_a_folder_is_loaded(tiny_folder: Path):
     for given in (tiny_folder, str(tiny_folder)):
         encoder = load_encoder(given, device="cpu")
-        assert isinstance(encoder, Llm2ClipEncoder)
+        assert isinstance(encoder, DualEncoder)
         assert encoder.info.name == "tiny"
 
 

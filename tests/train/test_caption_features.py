@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from llm2clip.encoders import load_encoder
 from llm2clip.encoders.text.llm_source import language_source
-from llm2clip.encoders.text.llm_text_tower import LanguageSide
+from llm2clip.encoders.text.llm_text_tower import LlmTextTower
 from llm2clip.train.caption_cache.sources import CaptionError, caption_files, read_captions
 from llm2clip.train.caption_cache.store import CaptionFeatures, FeatureError
 from llm2clip.train.caption_cache.writer import FeatureOptions, Maker, maker_of, write_features
@@ -272,7 +272,7 @@ def test_the_command_reads_with_a_language_model_in_a_folder(tmp_path: Path):
     done = CliRunner().invoke(app, [*command, "--device", "cpu", "--dtype", "float32"])
     assert done.exit_code == 0, done.output
     assert "2 captions as states of model, 48 numbers each" in done.stdout
-    side = LanguageSide(language_source(folder), choice="float32", device=torch.device("cpu"))
+    side = LlmTextTower(language_source(folder), choice="float32", device=torch.device("cpu"))
     expected = side.pooled(*side.reader.batch(["a dog", "ein Hund"]))
     np.testing.assert_allclose(CaptionFeatures(tmp_path / "f").rows(0, 2), expected, atol=1e-3, rtol=1e-3)
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from llm2clip.encoders import Encoder, LanguageEncoder, PublishedEncoder
+from llm2clip.encoders import DualEncoder, Encoder
+from llm2clip.encoders.text.llm_text_tower import LlmTextTower
 from llm2clip.train.caption_cache.sources import Caption, CaptionError, caption_files, read_captions
 from llm2clip.train.caption_cache.store import (
     FORMAT,
@@ -78,11 +79,11 @@ class Maker:
 
 def maker_of(encoder: Encoder) -> Maker:
     """How an encoder makes features of captions: as states before its adapter if it is an LLM2CLIP, else as vectors."""
-    if isinstance(encoder, PublishedEncoder | LanguageEncoder):
-        language = encoder.language
-        identity: dict[str, Any] = {"name": language.source.name, "settings_sha256": language.settings_sha256}
-        width = language.source.width or language.source.plan.config.hidden_size
-        identity["held_as"] = language.choice
+    tower = encoder.text_tower if isinstance(encoder, DualEncoder) else None
+    if isinstance(encoder, DualEncoder) and isinstance(tower, LlmTextTower):
+        identity: dict[str, Any] = {"name": tower.source.name, "settings_sha256": tower.settings_sha256}
+        width = tower.source.width or tower.source.plan.config.hidden_size
+        identity["held_as"] = tower.dtype
         return Maker(kind="states", identity=identity, dim=width, make=encoder.language_features)
     return Maker(
         kind="vectors", identity=encoder.info.identity(), dim=encoder.info.dim, make=encoder.encode_texts

@@ -1,0 +1,195 @@
+"""An encoder composed of an image tower and a text tower, each of which reads its weights on first use."""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, final
+
+from llm2clip.encoders.core.base import Encoder, EncoderInfo, Runtime
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class Tower:
+    """One half of a :class:`DualEncoder`; its weights are read on first use, once for all threads."""
+
+    def __init__(self, load: Callable[[], Any], *, device: object, dtype: object) -> None:
+        """Take what loads the module that computes, and its device and dtype (torch's, or their names)."""
+        self.device = str(device)
+        self._dtype = str(dtype).removeprefix("torch.")
+        self._load = load
+        self._module: Any = None
+        self._lock = threading.Lock()
+
+    @property
+    def dtype(self) -> str:
+        """Precision: ``"float32"``, ``"float16"``, ..."""
+        return self._dtype
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What the files turned out to be where several things are possible, in words."""
+        return ()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights are in memory."""
+        return self._module is not None
+
+    def module(self) -> Any:  # noqa: ANN401
+        """The module that computes, loaded now if need be."""
+        with self._lock:
+            if self._module is None:
+                self._module = self._load()
+            return self._module
+
+
+class ImageTower(Tower, ABC):
+    """Images to vectors."""
+
+    @abstractmethod
+    def prepare(self, image: ImageSource) -> PreparedImage:
+        """See ``Encoder.prepare``."""
+
+    @abstractmethod
+    def vectors(self, pixels: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        """Shape: (n, size, size, 3), uint8, or a list of arrays -> (n, dim), float32, any scale."""
+
+
+class TextTower(Tower, ABC):
+    """Texts to vectors."""
+
+    @abstractmethod
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before cutting."""
+
+    @abstractmethod
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Shape: (len(texts), dim), float32, any scale."""
+
+    def features(self, texts: Sequence[str]) -> Any:  # noqa: ANN401
+        """Pooled states of the language model of an LLM2CLIP encoder. Shape: (len(texts), width), a tensor."""
+        raise ModelError("this encoder has no language model whose states could be stored")
+
+    def project(self, features: Any) -> Any:  # noqa: ANN401
+        """States of the language model in the shared space. Shape: (n, width) -> (n, dim), tensors."""
+        raise ModelError("this encoder has no adapter that reads states of a language model")
+
+
+@final
+class DualEncoder(Encoder):
+    """An encoder composed of an image tower and a text tower; ``load_encoder`` makes one."""
+
+    def __init__(
+        self,
+        image_tower: ImageTower | None,
+        text_tower: TextTower,
+        *,
+        describe: Callable[[], EncoderInfo],
+        source: object = None,
+    ) -> None:
+        """Compose two towers; nothing is loaded yet.
+
+        Args:
+            image_tower: ``None`` for an encoder of texts only.
+            text_tower: Its vectors are as long as those of the image tower.
+            describe: Returns ``info``, when it is first asked for.
+            source: The files that the towers are read from, for ``save_encoder``.
+        """
+        self.image_tower = image_tower
+        self.text_tower = text_tower
+        self.source = source
+        self._describe = describe
+
+    @cached_property
+    def info(self) -> EncoderInfo:
+        """What this encoder is."""
+        return self._describe()
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where it computes, and in which precision."""
+        images = self.image_tower
+        return Runtime(
+            device=self.text_tower.device,
+            image_dtype=images.dtype if images else "float32",
+            text_dtype=self.text_tower.dtype,
+        )
+
+    @property
+    def _towers(self) -> dict[str, Tower]:
+        images = {"vision": self.image_tower} if self.image_tower else {}
+        return {**images, "text": self.text_tower}
+
+    @property
+    def found(self) -> tuple[str, ...]:
+        """What the files turned out to be where several things are possible, in words; opens the language model."""
+        return tuple(line for tower in self._towers.values() for line in tower.found)
+
+    @property
+    def loaded_sides(self) -> frozenset[str]:
+        """Which of ``"vision"`` and ``"text"`` have their weights in memory."""
+        return frozenset(name for name, tower in self._towers.items() if tower.loaded)
+
+    def load_all(self) -> None:
+        """Read all weights and the tokenizer now rather than on first use.
+
+        Raises:
+            ModelError: Something is missing, damaged, or does not fit into memory.
+        """
+        loaded = [tower.module() for tower in self._towers.values()]
+        assert all(module is not None for module in loaded)
+        self.count_tokens(["."])
+
+    def language_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """LLM2CLIP: pooled states of the language model, to be stored. Shape: (len(texts), width), float32, any scale.
+
+        Any number of texts, read in passes of a bounded number of tokens (``preprocessing="reference"``: in one).
+        """
+        return to_array(self.text_tower.features(texts))
+
+    def encode_features(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """LLM2CLIP: unit vectors of texts from stored states; the language model is not loaded.
+
+        Args:
+            features: Shape: (n, width), float, any scale: from :meth:`language_features`, or the original's
+                ``l2v.encode``.
+        """
+        return self._unit_rows(to_array(self.text_tower.project(features)), "text")
+
+    def _prepare(self, image: ImageSource) -> PreparedImage:
+        return self._images.prepare(image)
+
+    def _image_batch(self, pixels: Any) -> NDArray[np.float32]:  # noqa: ANN401
+        return self._images.vectors(pixels)
+
+    def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        return self.text_tower.vectors(texts)
+
+    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
+        return self.text_tower.count_tokens(texts)
+
+    @property
+    def _images(self) -> ImageTower:
+        if self.image_tower is None:
+            raise ModelError(
+                f"{self.info.name} is a language model alone and sees no images; load an encoder that uses it"
+            )
+        return self.image_tower
+
+
+Llm2ClipEncoder = PublishedEncoder = LanguageEncoder = DualEncoder
+"""Former classes, now all :class:`DualEncoder`."""
+
+
+def to_array(vectors: Any) -> NDArray[np.float32]:  # noqa: ANN401
+    """A tensor of any float dtype on any device, as a float32 array."""
+    array: NDArray[np.float32] = vectors.float().cpu().numpy()
+    return array
