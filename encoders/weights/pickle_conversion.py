@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import glob
 import json
-import os
 import re
-import secrets
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +19,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from llm2clip.common.files import file_sha256
+from llm2clip.common.files import atomic_path, file_sha256, write_atomic
 from llm2clip.encoders.core.config_io import from_json, read_object, to_json
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.path_safety import refuse_outside, refuse_pointer
@@ -146,7 +143,7 @@ def _convert(pt: Path, cache: Path, wanted: Conversion) -> Conversion:
     target = cache / wanted.result
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _replacing(target) as stream:
+        with atomic_path(target) as draft, draft.open("xb") as stream:
             _write(stream, tensors)
     except OSError as error:
         raise ModelError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -230,21 +227,6 @@ def _write(stream: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
 def _write_record(cache: Path, record: Conversion) -> None:
     path = (cache / record.result).with_suffix(".json")
     try:
-        with _replacing(path) as stream:
-            stream.write((json.dumps(to_json(record), indent=2) + "\n").encode())
+        write_atomic(path, json.dumps(to_json(record), indent=2) + "\n")
     except OSError as error:
         raise ModelError(f"{path} cannot be written: {error.strerror or error}") from error
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of ``path`` when it has been written, and leaves nothing behind otherwise."""
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with draft.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

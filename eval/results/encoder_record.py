@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from llm2clip.common.versions import package_version
 from llm2clip.eval.results.records import EncoderRecord
 
 if TYPE_CHECKING:
@@ -85,21 +85,14 @@ def store_key(record: EncoderRecord) -> str:
 
 def code_version() -> str:
     """Version of this package."""
-    return _version(DISTRIBUTION) or "unknown"
+    return package_version() or "unknown"
 
 
 def libraries() -> tuple[tuple[str, str], ...]:
     """(name, version) of what computes."""
-    return tuple((name, found) for name in _LIBRARIES if (found := _version(name)))
+    return tuple((name, found) for name in _LIBRARIES if (found := package_version(name)))
 
 
 def machine() -> str:
     """Processor and system, in words."""
     return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return ""

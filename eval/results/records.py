@@ -7,12 +7,12 @@ strict: an unknown or missing field is an error that names it.
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from llm2clip.common.files import write_atomic
 from llm2clip.eval.results.packing import pack as pack
 from llm2clip.eval.results.packing import unpack as unpack
 
@@ -307,11 +307,7 @@ def write_result(result: Result, folder: Path) -> Path:
     """Write a result under its own name, whole or not at all; return where."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / result.file_name
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(
-        json.dumps(asdict(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8"
-    )
-    os.replace(draft, path)
+    write_atomic(path, json.dumps(asdict(result), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
     return path
 
 

@@ -22,6 +22,7 @@ from warnings import catch_warnings, filterwarnings
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.common.files import atomic_path
 from llm2clip.common.terminal import log_stderr
 from llm2clip.encoders.core.errors import TextTooLongWarning
 from llm2clip.eval.datasets.tar_images import DatasetError
@@ -138,12 +139,11 @@ class _Shelf:
             return
         self._folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(b"".join(digests)).hexdigest()[:24]
-        path, draft = self._folder / f"{name}.npz", self._folder / f"{name}.{os.getpid()}.tmp"
-        with draft.open("wb") as file:
+        path = self._folder / f"{name}.npz"
+        with atomic_path(path) as draft, draft.open("wb") as file:
             np.savez(
                 file, digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32), vectors=vectors
             )
-        os.replace(draft, path)
         self._place.update({digest: (path, row) for row, digest in enumerate(digests)})
 
     def _digests(self, path: Path) -> list[bytes]:

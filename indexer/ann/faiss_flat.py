@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.common.versions import package_version
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError
 
 
@@ -44,7 +44,7 @@ def wheel() -> str:
     """Which FAISS is installed, without importing it, for people: ``faiss-cpu 1.15.1 (no GPU)``."""
     if find_spec("faiss") is None:
         return "none: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
-    names = [f"{name} {found}" for name in WHEELS if (found := _version(name))]
+    names = [f"{name} {found}" for name in WHEELS if (found := package_version(name))]
     if len(names) > 1:
         return f"{' and '.join(names)} (they overwrite each other: keep one)"
     return (
@@ -55,13 +55,6 @@ def wheel() -> str:
 def has_gpu(faiss: ModuleType) -> bool:
     """Whether this build of FAISS can use a GPU."""
     return hasattr(faiss, "StandardGpuResources")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _empty(faiss: ModuleType, dim: int) -> Any:  # noqa: ANN401

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Self
 
+from llm2clip.common.files import format_bytes
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError
 
 IndexKind = Literal["flat-fp16-ip", "ivf-sq8", "ivf-rabitq", "ivf-pq", "hnsw-sq8", "hnsw-fp16"]
@@ -34,14 +35,6 @@ def parse_bytes(text: str) -> int:
         raise IndexerError(f"a size of memory is written like 4GB or 500MB, got {text!r}")
     unit = _UNITS[match[2]] if not match[3] else 1024 ** (list(_UNITS).index(match[2]))
     return int(float(match[1]) * unit)
-
-
-def human(count: float) -> str:
-    """A number of bytes for people: ``3.2 GB``."""
-    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:,.1f} {unit}"
-    return f"{count:,.0f} bytes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +74,7 @@ class Cost:
 
     def text(self) -> str:
         """One line for people."""
-        parts = [human(self.bytes)]
+        parts = [format_bytes(self.bytes)]
         if self.recall is not None:
             parts.append(f"recall@10 {self.recall:.3f}")
         if self.p50_ms is not None and self.p95_ms is not None:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.common.entrypoint import graceful_interrupt
+from llm2clip.common.files import format_bytes
 from llm2clip.common.terminal import escape_control, log_stderr
-from llm2clip.indexer.ann.plan import human
 from llm2clip.indexer.commands import build as command
 from llm2clip.indexer.commands import output as console
 from llm2clip.indexer.commands.encoder_choice import source_of
@@ -110,7 +110,7 @@ def print_change(report: ChangeReport, *, as_json: bool) -> None:
 def run_compact(index: Path | None, *, as_json: bool) -> None:
     """Compact an index and print what that saved."""
     report = compact_index(command.place_of(index))
-    sizes = f"{human(report.bytes_before)} before, {human(report.bytes_after)} now"
+    sizes = f"{format_bytes(report.bytes_before)} before, {format_bytes(report.bytes_after)} now"
     lines = [
         f"{_images(report.items)} in the index, {report.dropped:,} vectors dropped; {sizes}; {report.seconds:,.1f} s."
     ]
@@ -137,7 +137,7 @@ def run_repair(index: Path | None, *, as_json: bool) -> dict[str, Any]:
 def run_export(index: Path | None, out: Path, *, format: Format, as_json: bool) -> None:
     """Export an index and print what was written."""
     report = export_index(command.place_of(index), out, format=format)
-    line = f"{_images(report.items)}, {report.dim} numbers each, {human(report.bytes)}:"
+    line = f"{_images(report.items)}, {report.dim} numbers each, {format_bytes(report.bytes)}:"
     _print(report, as_json=as_json, lines=[line, *(f"  {report.path}/{name}" for name in report.files)])
 
 

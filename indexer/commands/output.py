@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from llm2clip.common.files import format_bytes
 from llm2clip.common.terminal import escape_control, log_stderr
-from llm2clip.indexer.ann.plan import human
 from llm2clip.indexer.core.index_paths import INDEX_VARIABLE, SAMPLE, sample_index_path
 from llm2clip.indexer.core.results import BuildReport, IndexInfo, Progress
 
@@ -114,7 +114,7 @@ def print_info(info: IndexInfo) -> None:
         "encoder": f"{info.encoder['name']} (weights {str(info.encoder.get('weights_sha256', '?'))[:12]}...)",
         "vectors": f"{info.dim} numbers each, float16; files: {info.segments}; search: {info.ann}",
         "faiss": info.faiss,
-        "size": human(info.bytes),
+        "size": format_bytes(info.bytes),
         "built": f"{info.created} by {info.written_by}, generation {info.generation}",
     }
     for name, value in rows.items():

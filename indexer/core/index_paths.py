@@ -8,6 +8,7 @@ import os
 import re
 from pathlib import Path
 
+from llm2clip.common.files import write_atomic
 from llm2clip.common.paths import data_home
 from llm2clip.indexer.core.errors import CorpusError
 
@@ -71,6 +72,4 @@ def set_current_index(index: str | os.PathLike[str]) -> None:
     """
     pointer = _pointer()
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    draft = pointer.with_name(f"{pointer.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps({"index": os.path.abspath(index)}, indent=2) + "\n", "utf-8")
-    os.replace(draft, pointer)
+    write_atomic(pointer, json.dumps({"index": os.path.abspath(index)}, indent=2) + "\n")

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from llm2clip.common.files import atomic_path
 from llm2clip.common.paths import data_home
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.extras import need
@@ -143,18 +144,14 @@ def _fetch(store: Any, path: str, url: str) -> None:  # noqa: ANN401
         info = store.info(path)
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(folder, url, info.get("size") or 0)
-        draft = folder / f"{os.getpid()}.tmp"
         tell = _tell.get()
         if tell is not None:
             tell(f"fetching {url} ({(info.get('size') or 0) / 2**20:,.1f} MB)")
-        try:
+        with atomic_path(file) as draft:
             store.get_file(path, str(draft))
             changed = mtime_ns_of(info)
             os.utime(draft, ns=(changed, changed))
             note.unlink(missing_ok=True)
-            os.replace(draft, file)
-        finally:
-            draft.unlink(missing_ok=True)
         note.write_text(json.dumps(_about(url, info), ensure_ascii=False), "utf-8")
 
 

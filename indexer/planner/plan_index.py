@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.common.files import format_bytes
 from llm2clip.common.memory import free_memory
 from llm2clip.indexer.ann.faiss_flat import write_faiss
 from llm2clip.indexer.ann.index_types import (
@@ -26,7 +27,7 @@ from llm2clip.indexer.ann.index_types import (
 )
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex, sample_of
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, IndexKind, Plan, human
+from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, IndexKind, Plan
 from llm2clip.indexer.planner.tune import exact_times, measure, sample_queries, tune
 from llm2clip.indexer.storage.manifest import KIND
 from llm2clip.indexer.storage.vector_segments import Vectors
@@ -236,8 +237,8 @@ def write_ann(path: Path, vectors: Vectors, *, plan: Plan, device: str = "auto")
     need, free = plan.predicted.build_bytes, free_memory()
     if need > free:
         raise BudgetError(
-            f"making {plan.kind} of {plan.rows:,} vectors needs {human(need)} of memory, {human(free)} are free: "
-            "end other programs, or plan for less with --ram"
+            f"making {plan.kind} of {plan.rows:,} vectors needs {format_bytes(need)} of memory, "
+            f"{format_bytes(free)} are free: end other programs, or plan for less with --ram"
         )
     parameters = plan.parameters
     sample = sample_of(vectors, parameters["train_rows"], rows=plan.rows, seed=parameters["seed"])
@@ -328,7 +329,7 @@ def _shortfall(figures: Cost, budget: Budget) -> str:
     """In what a way of searching misses the budget; empty if in nothing."""
     missed = []
     if figures.bytes > (budget.ram or 0):
-        missed.append(f"wants {human(figures.bytes)}, allowed {human(budget.ram or 0)}")
+        missed.append(f"wants {format_bytes(figures.bytes)}, allowed {format_bytes(budget.ram or 0)}")
     if figures.recall is not None and figures.recall < budget.recall - _TRIAL_SLACK:
         missed.append(f"recall@10 of {figures.recall:.3f} on a sample, asked for {budget.recall:g}")
     if figures.p95_ms is not None and figures.p95_ms > budget.p95_ms:
@@ -344,9 +345,9 @@ def _distance(figures: Cost, budget: Budget) -> float:
 
 def _too_large(figures: Cost, ram: int) -> str | None:
     if figures.bytes > ram:
-        return f"wants {human(figures.bytes)} while searching, allowed {human(ram)}"
+        return f"wants {format_bytes(figures.bytes)} while searching, allowed {format_bytes(ram)}"
     if figures.build_bytes > ram:
-        return f"wants {human(figures.build_bytes)} while it is made, allowed {human(ram)}"
+        return f"wants {format_bytes(figures.build_bytes)} while it is made, allowed {format_bytes(ram)}"
     return None
 
 
@@ -357,6 +358,7 @@ def _refusal(considered: list[Alternative], *, ram: int, rows: int, dim: int) ->
     least = min(considered, key=wanted)
     making = ", making it included" if least.figures.build_bytes > least.figures.bytes else ""
     return (
-        f"{rows:,} vectors of {dim} numbers cannot be searched within {human(ram)} of memory: {least.kind}, which "
-        f"wants least{making}, needs {human(wanted(least))}. Allow more with --ram, or index fewer images"
+        f"{rows:,} vectors of {dim} numbers cannot be searched within {format_bytes(ram)} of memory: "
+        f"{least.kind}, which wants least{making}, needs {format_bytes(wanted(least))}. "
+        "Allow more with --ram, or index fewer images"
     )

@@ -8,10 +8,10 @@ import os
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from llm2clip.common.files import file_sha256
+from llm2clip.common.versions import DISTRIBUTION, package_version
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow
 from llm2clip.indexer.storage.manifest import FileRecord, Manifest
 from llm2clip.indexer.storage.outcome import Outcome
@@ -100,7 +100,4 @@ def file_record(path: Path) -> FileRecord:
 
 def software() -> str:
     """Name and version of what writes."""
-    try:
-        return f"llm2clip-retrieval {version('llm2clip-retrieval')}"
-    except PackageNotFoundError:
-        return "llm2clip-retrieval"
+    return f"{DISTRIBUTION} {package_version() or ''}".rstrip()

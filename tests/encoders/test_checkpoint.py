@@ -174,7 +174,7 @@ def test_a_failed_write_leaves_nothing(tensors: dict, tmp_path: Path, monkeypatc
         raise OSError(28, "No space left on device")
 
     torch.save(tensors, tmp_path / "model.pt")
-    monkeypatch.setattr("llm2clip.encoders.weights.pickle_conversion.os.fsync", full)
+    monkeypatch.setattr("os.fsync", full)
     with pytest.raises(ModelError, match=r"safetensors cannot be written: No space left on device"):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())

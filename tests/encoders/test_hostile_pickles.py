@@ -136,7 +136,7 @@ def test_a_spoilt_pickle(
 def test_a_pickle_spoilt_at_random_is_a_state_dict_or_our_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("llm2clip.encoders.weights.pickle_conversion.os.fsync", lambda _: None)
+    monkeypatch.setattr("os.fsync", lambda _: None)
     small = {name: tensor for name, tensor in eva02().items() if tensor.numel() < 200}
     torch.save(small, tmp_path / PICKLE)
     data = (tmp_path / PICKLE).read_bytes()

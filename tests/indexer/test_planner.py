@@ -26,7 +26,6 @@ from llm2clip.indexer.ann.plan import (
     Cost,
     Plan,
     flat_plan,
-    human,
     parse_bytes,
 )
 from llm2clip.indexer.planner import plan_index as planner
@@ -135,16 +134,6 @@ def test_a_plan_survives_json():
     ):
         with pytest.raises(IndexDamagedError, match="plan of the index has an entry of the wrong form"):
             Plan.from_json(broken)
-
-
-def test_numbers_of_bytes_for_people():
-    assert [human(n) for n in (7, 1_500, 2_000_000, 3.25e9, 4e12)] == [
-        "7 bytes",
-        "1.5 kB",
-        "2.0 MB",
-        "3.2 GB",
-        "4.0 TB",
-    ]
 
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
@@ -295,27 +284,25 @@ def test_memory_is_refused_by_the_number_of_images_alone():
     flat = ROWS * DIM * 2
     require_memory(Budget(ram=flat), rows=ROWS, dim=DIM)
     require_memory(Budget(), rows=10**12, dim=DIM)
-    with pytest.raises(BudgetError, match=r"flat-fp16-ip, which wants least, needs 192.0 kB"):
+    with pytest.raises(BudgetError, match=r"flat-fp16-ip, which wants least, needs 192 kB"):
         require_memory(Budget(ram=flat - 1), rows=ROWS, dim=DIM)
     # Product quantisers of a million vectors want less than the vectors; with a recall of 1 only these will do.
     require_memory(Budget(ram=900_000_000), rows=10**6, dim=512)
     with pytest.raises(BudgetError, match=r"needs 1.0 GB"):
         require_memory(Budget(ram=900_000_000, recall=1.0), rows=10**6, dim=512)
-    with pytest.raises(
-        BudgetError, match=r"ivf-rabitq, which wants least, making it included, needs 850.4 MB"
-    ):
+    with pytest.raises(BudgetError, match=r"ivf-rabitq, which wants least, making it included, needs 850 MB"):
         require_memory(Budget(ram=100_000_000), rows=10**6, dim=512)
 
 
 def test_what_does_not_fit_is_refused_before_it_is_begun(vectors, texts, tmp_path, monkeypatch):
     with pytest.raises(
         BudgetError,
-        match=r"3,000 vectors of 32 numbers cannot be searched within 100.0 kB of memory: flat-fp16-ip, which wants "
-        r"least, needs 192.0 kB. Allow more with --ram",
+        match=r"3,000 vectors of 32 numbers cannot be searched within 100 kB of memory: flat-fp16-ip, which wants "
+        r"least, needs 192 kB. Allow more with --ram",
     ):
         plan_index(vectors, budget=Budget(ram=100_000), queries=texts)
     with pytest.raises(
-        BudgetError, match=r"cannot be searched within 190.0 kB of memory: flat-fp16-ip, which wants"
+        BudgetError, match=r"cannot be searched within 190 kB of memory: flat-fp16-ip, which wants"
     ):
         plan_index(vectors, budget=Budget(ram=190_000, recall=1.0), queries=texts)
     monkeypatch.setattr(planner, "free_memory", lambda: 1_000)

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
+from llm2clip.common.files import file_sha256
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -104,9 +106,8 @@ class CaptionFeatures:
             FeatureError: One differs.
         """
         for shard in self._shards:
-            with (self.folder / shard["file"]).open("rb") as stream:
-                if hashlib.file_digest(stream, "sha256").hexdigest() != shard["sha256"]:
-                    raise FeatureError(f"{self.folder / shard['file']} is damaged; make it again")
+            if file_sha256(self.folder / shard["file"]) != shard["sha256"]:
+                raise FeatureError(f"{self.folder / shard['file']} is damaged; make it again")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from llm2clip.common.files import file_sha256, write_atomic
 from llm2clip.encoders import DualEncoder, Encoder
 from llm2clip.encoders.text.llm_text_tower import LlmTextTower
 from llm2clip.train.caption_cache.sources import Caption, CaptionError, caption_files, read_captions
@@ -36,7 +37,6 @@ from llm2clip.train.caption_cache.store import (
     read_manifest,
     to_disk,
 )
-from llm2clip.train.core.trainer import write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -258,9 +258,7 @@ class _Work:
         with rows.open("r+b") as stream:
             stream.write(npy_header(count, self.maker.dim))
             to_disk(stream)
-        with rows.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        entry = {"file": rows.name, "keys": keys.name, "rows": count, "sha256": digest}
+        entry = {"file": rows.name, "keys": keys.name, "rows": count, "sha256": file_sha256(rows)}
         progress = replace(progress, key_bytes=0, shards=(*progress.shards, entry))
         self._save(progress)
         return progress
@@ -279,4 +277,4 @@ class _Work:
 
     def _save(self, progress: Progress) -> None:
         text = json.dumps(self._what | {"progress": asdict(progress)}, indent=1, ensure_ascii=False)
-        write_atomically(self.folder / MANIFEST, text.encode())
+        write_atomic(self.folder / MANIFEST, text)

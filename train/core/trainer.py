@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from llm2clip.common.files import atomic_path, write_atomic
+from llm2clip.common.versions import versions
+
+PACKAGES = ("llm2clip-retrieval", "torch", "numpy", "tokenizers", "safetensors", "pillow")
+"""What a result depends on: versions are recorded."""
 
 
 class RunError(ValueError):
@@ -58,12 +61,6 @@ def learning_rate_factor(step: int, *, warmup: int, total: int, floor: float = 0
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
-def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
-    packages = ("llm2clip-retrieval", "torch", "numpy", "tokenizers", "safetensors", "pillow")
-    return {name: metadata.version(name) for name in packages} | {"python": platform.python_version()}
-
-
 class Run:
     """A run folder."""
 
@@ -73,8 +70,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.json"
         if not path.exists():
-            description = {"seed": seed, "versions": versions(), "stages": {}}
-            write_atomically(path, json.dumps(description, indent=1).encode())
+            description = {"seed": seed, "versions": versions(PACKAGES), "stages": {}}
+            self._write(description)
         found = self._read()["seed"]
         if found != seed:
             raise RunError(
@@ -110,21 +107,20 @@ class Run:
         saved: dict[str, Any] = json.loads((self.folder / "run.json").read_text(encoding="utf-8"))
         return saved
 
+    def _write(self, description: Mapping[str, Any]) -> None:
+        write_atomic(self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False))
+
     def _update(self, stage: str, entry: Mapping[str, Any]) -> None:
         # Read again each time: stages that do not need each other may run side by side in two processes.
         description = self._read()
         description["stages"][stage] = description["stages"].get(stage, {}) | dict(entry)
-        write_atomically(
-            self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False).encode()
-        )
+        self._write(description)
 
     def describe(self, recipe: Any) -> None:  # noqa: ANN401 - any dataclass
         """Record the whole recipe as it is now; the stages keep the lengths and schedules they began with."""
         description = self._read()
         description["recipe"] = asdict(recipe)
-        write_atomically(
-            self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False).encode()
-        )
+        self._write(description)
 
     def story(self) -> dict[str, Any]:
         """Everything the run wrote down: recipe, seed, versions, stages, and the metric history."""
@@ -165,16 +161,6 @@ def _without_loops(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - any datac
     }
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader sees the old or the new content, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
 @dataclass
 class Trainee:
     """What a stage trains: named modules, and an optimiser whose groups carry their peak rate in ``lr``."""
@@ -193,15 +179,14 @@ class Trainee:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint atomically."""
-        partial = path.with_name(f".{path.name}.partial")
         state = {
             "modules": {name: module.state_dict() for name, module in self.modules.items()},
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "peaks": self.peaks,
         }
-        torch.save(state, partial)
-        partial.replace(path)
+        with atomic_path(path) as draft:
+            torch.save(state, draft)
 
     def load(self, path: Path) -> None:
         """Read a checkpoint (tensors only, nothing is unpickled)."""

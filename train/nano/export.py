@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from llm2clip.common.files import write_atomic
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 from llm2clip.encoders.layers.nano_vision import ConvUnit, NanoVisionTower
 from llm2clip.encoders.layers.text_adapter import AdapterConfig
@@ -19,7 +20,6 @@ from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextRules
 from llm2clip.train.core.tokenizer import EOT
-from llm2clip.train.core.trainer import write_atomically
 from llm2clip.train.nano.image_batches import PIXEL_MEAN, PIXEL_STD
 from llm2clip.train.synthetic.emoji import LANGUAGES
 
@@ -102,5 +102,5 @@ def export_nano(
         tokenizer_json=run.folder / "tokenizer.json",
         dtype=torch.float16,
     )
-    write_atomically(folder / "training.json", json.dumps(run.story(), ensure_ascii=False).encode())
+    write_atomic(folder / "training.json", json.dumps(run.story(), ensure_ascii=False))
     return folder

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from llm2clip.common.files import write_atomic
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.layers.text_adapter import TextAdapter
 from llm2clip.train.core.text_states import TextEncoder
@@ -142,9 +143,7 @@ def train_language(run: Run, material: Material, config: NanoConfig) -> Bidirect
     if not tokenizer_path.exists():
         begun = time.monotonic()
         tokenizer = build_tokenizer(corpus, vocab_size=config.vocab_size)
-        partial = tokenizer_path.with_suffix(".partial")
-        tokenizer.save(str(partial))
-        partial.replace(tokenizer_path)
+        write_atomic(tokenizer_path, tokenizer.to_str(pretty=True))
         run.finish("tokenizer", seconds=time.monotonic() - begun)
     encoder = text_encoder(run, config)
     if (found := encoder.tokenizer.get_vocab_size()) > config.vocab_size:

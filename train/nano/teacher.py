@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.common.files import atomic_path
 from llm2clip.train.nano.text_tower import Teacher
 from llm2clip.train.synthetic.emoji import Emoji
 from llm2clip.train.synthetic.texts import Text, TextPool
@@ -42,9 +43,8 @@ def ask_teacher(emoji: Sequence[Emoji], pool: TextPool, *, queries: int, seed: i
             _embed([text.text for text in drawn]) if drawn else np.zeros((0, anchors.shape[1]), np.float32)
         )
         targets = _softmax(asked @ anchors.T / QUERY_TEMPERATURE).astype(np.float16)
-        partial = path.with_name(f"{path.stem}.partial.npz")
-        np.savez(partial, neighbours=neighbours, targets=targets)
-        partial.replace(path)
+        with atomic_path(path) as draft, draft.open("wb") as file:
+            np.savez(file, neighbours=neighbours, targets=targets)
     with np.load(path) as saved:
         return Teacher(saved["neighbours"], drawn, saved["targets"])
 

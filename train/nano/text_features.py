@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llm2clip.common.files import atomic_path
 from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.train.core.device import tensor_of
 from llm2clip.train.core.text_states import TextEncoder
@@ -164,9 +165,8 @@ def _read_once(path: Path, model: BidirectionalLlama, encoder: TextEncoder, text
                 kept: Tensor = saved.get_tensor("features")
                 return kept
     features = read_texts(model, encoder, texts)
-    partial = path.with_name(f".{path.name}.partial")
-    save_file({"features": features}, partial, metadata={"made_from": wanted})
-    partial.replace(path)
+    with atomic_path(path) as draft:
+        save_file({"features": features}, draft, metadata={"made_from": wanted})
     return features
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from llm2clip.common.files import atomic_path
 from llm2clip.train.synthetic.packages import STYLES, TEXT_PACKAGES, SourceError, Style, fetch, style
 
 if TYPE_CHECKING:
@@ -222,10 +223,8 @@ def load_artwork(
         if not path.exists():
             rendered = render_style(style(name), emoji, cache, size=size)
             drawn = [(index, np.asarray(image)) for index, image in rendered]
-            # A name that numpy leaves alone: it appends .npz to any other.
-            partial = path.with_name(f"{path.stem}.partial.npz")
-            np.savez(partial, index=np.array([i for i, _ in drawn]), pixels=np.stack([p for _, p in drawn]))
-            partial.replace(path)
+            with atomic_path(path) as draft, draft.open("wb") as file:
+                np.savez(file, index=np.array([i for i, _ in drawn]), pixels=np.stack([p for _, p in drawn]))
         with np.load(path) as saved:
             pixels.append(saved["pixels"])
             owners.append(saved["index"].astype(np.int64))

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from llm2clip.common.files import atomic_folder
+
 
 class SourceError(ValueError):
     """A package could not be fetched or unpacked; the message says which, why and what to do."""
@@ -155,12 +157,9 @@ def fetch(package: Package, cache: Path) -> Path:
     target = cache / package.folder
     if target.is_dir():
         return target
-    partial = cache / f".{package.folder}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     unpack: Callable[[Package, Path], None] = {"npm": _fetch_npm, "apt": _fetch_apt}[package.client]
-    unpack(package, partial)
-    partial.rename(target)
+    with atomic_folder(target) as draft:
+        unpack(package, draft)
     return target
 
 

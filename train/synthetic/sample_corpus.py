@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from llm2clip.common.files import atomic_path
 from llm2clip.train.synthetic.emoji import Emoji, codepoints, load_artwork, render_style
 from llm2clip.train.synthetic.packages import style
 from llm2clip.train.synthetic.scenes import (
@@ -51,9 +52,8 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> int:
         Number of samples.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     count = 0
-    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with atomic_path(path) as draft, tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, image, record in samples:
             text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
             for ending, data in (("webp", image), ("json", text)):
@@ -61,7 +61,6 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> int:
                 entry.size = len(data)
                 tar.addfile(entry, io.BytesIO(data))
             count += 1
-    partial.replace(path)
     return count
 
 
