@@ -1,42 +1,62 @@
-"""Encoders by name or folder."""
+"""Load an encoder by name or path: ``resolve`` finds its files, ``FORMATS`` says who loads them."""
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llm2clip.encoders.catalog.cards import RECOMMENDED, EncoderCard, all_cards
 from llm2clip.encoders.catalog.entries import (
-    EncoderEntry,
     LanguageModelEntry,
+    baseline_entries,
     encoder_entries,
     find_encoder,
     find_language,
-    language_rows,
+    language_models,
 )
+from llm2clip.encoders.catalog.model_files import ModelFiles
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.weights.tensor_names import PUBLISHED
+from llm2clip.encoders.core.load_options import LoadOptions, Preprocessing
+from llm2clip.encoders.weights.tensor_names import FORMAT, PUBLISHED
 
 if TYPE_CHECKING:
     from llm2clip.encoders.core.base import Encoder
 
-Parity = Literal["native", "upstream"]
-
-FORMAT = "llm2clip-encoder"
-"""What ``config.json`` of a folder that this library wrote says of its format."""
-
 NANO = "nano"
 _NANO_FOLDER = Path(__file__).parent / NANO
-_OTHERS = ("st:", "open_clip:")
-"""How names begin that another library is asked for."""
+_OPEN_CLIP, _SENTENCE = "open_clip:", "st:"
+"""Prefixes of names that another library resolves."""
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+_DUAL_CLASSES = {
+    "clip": "CLIP",
+    "siglip": "Siglip",
+    "metaclip_2": "MetaClip2",
+    "chinese_clip": "ChineseCLIP",
+    "altclip": "AltCLIP",
+}
+"""``model_type`` of the dual encoders of transformers -> prefix of their class names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A kind of model: how to recognise it and how to load it."""
+
+    matches: Callable[[ModelFiles], bool]
+    """Whether the files are of this kind; formats are tried in order."""
+    load: Callable[[ModelFiles, LoadOptions], Encoder]
+    """Makes the encoder; weights are read when they are first needed."""
+    language_model: bool = False
+    """Whether ``LoadOptions.language_model`` applies."""
+    preprocessing: bool = True
+    """Whether ``LoadOptions.preprocessing`` applies."""
 
 
 def list_encoders() -> list[EncoderCard]:
-    """The built-in encoders: ``nano``, LLM2CLIP, then what it is compared with. Nothing is loaded or fetched."""
+    """The built-in encoders: ``nano``, LLM2CLIP, then the baselines. Loads and downloads nothing."""
     return all_cards()
 
 
@@ -46,140 +66,212 @@ def load_encoder(
     device: str = "auto",
     dtype: str = "auto",
     language_model: str | os.PathLike[str] | None = None,
-    parity: Parity = "native",
+    preprocessing: Preprocessing = "native",
+    parity: Literal["native", "upstream"] | None = None,
 ) -> Encoder:
     """Open an encoder; its weights are read when they are first needed.
 
     Args:
         name_or_path: A name that ``list_encoders`` gives; its repository on the Hugging Face hub; ``st:NAME`` for
             a model of sentence-transformers, ``open_clip:MODEL/PRETRAINED`` for one of open_clip; or a folder:
-            one that ``save_pretrained`` wrote, or a published model put there by hand. A published ``.pt`` or
-            ``.safetensors`` file of LLM2CLIP will do, too.
-        device: ``"auto"`` (CUDA if there is any), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
-        dtype: Of the arithmetic: ``"auto"`` (float32 on a CPU), ``"float32"``, ``"float16"``, ``"bfloat16"``. A
-            published language model is held as that, or as ``"int8"`` or ``"int4"`` (with torchao); ``"auto"``
-            takes the most faithful that fits into memory, and says so.
+            one that ``save_pretrained`` wrote, or a local copy of a published model. A published ``.pt`` or
+            ``.safetensors`` file of LLM2CLIP works too.
+        device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
+        dtype: Precision of weights and computation: ``"auto"`` (float32 on a CPU), ``"float32"``, ``"float16"``,
+            ``"bfloat16"``. A published language model can also be quantised to ``"int8"`` or ``"int4"`` (with
+            torchao); ``"auto"`` picks the most precise form that fits into memory, and logs it.
         language_model: LLM2CLIP: name or folder of another language model than the one it was trained with.
-        parity: ``"upstream"`` repeats what the original does to texts and images where that is a
-            mistake, for comparing numbers with its own (docs/encoders.md).
+        preprocessing: ``"reference"`` prepares texts and images exactly as the original implementation, mistakes
+            included, to reproduce its numbers (docs/encoders.md).
+        parity: Old spelling of ``preprocessing`` (``"upstream"`` means ``"reference"``).
 
     Raises:
-        ModelError: The name is unknown; files are missing, damaged, cannot be fetched, or do not fit each other
+        ModelError: The name is unknown; files are missing, damaged, cannot be downloaded, or do not fit each other
             or into memory.
-        ValueError: There is no such device, dtype or parity, or the encoder has no such choice.
+        ValueError: There is no such device, dtype or preprocessing, or the encoder has no such option.
     """
-    name = os.fspath(name_or_path)
-    if name.startswith(_OTHERS):
-        from llm2clip.encoders.baselines.loaders import load_baseline
-
-        _refuse(name, language_model=language_model)
-        return load_baseline(name, device=device, dtype=dtype, parity=parity)
-    found = _find(name_or_path)
-    if isinstance(found, Path):
-        return _load_path(found, device=device, dtype=dtype, language_model=language_model, parity=parity)
-    if isinstance(found, LanguageModelEntry):
-        from llm2clip.encoders.llm2clip.text_only import load_text_only
-
-        _refuse(name, language_model=language_model)
-        return load_text_only(found, device=device, dtype=dtype, parity=parity)
-    if found.language_model:
-        from llm2clip.encoders.llm2clip.published import load_published
-
-        return load_published(found, device=device, dtype=dtype, language_model=language_model, parity=parity)
-    from llm2clip.encoders.baselines.loaders import load_baseline
-
-    _refuse(name, language_model=language_model)
-    return load_baseline(found.name, device=device, dtype=dtype, parity=parity)
+    options = LoadOptions(
+        device=device,
+        dtype=dtype,
+        language_model=language_model,
+        preprocessing=preprocessing if parity is None else parity,  # type: ignore[arg-type]
+    )
+    files = resolve(name_or_path)
+    kind = next(kind for kind in FORMATS if kind.matches(files))
+    if options.language_model is not None and not kind.language_model:
+        raise ValueError(
+            f"{files.name} has no choice of language models; only published LLM2CLIP towers have"
+        )
+    if options.preprocessing != "native" and not kind.preprocessing:
+        raise ValueError(
+            f"preprocessing={options.preprocessing!r} exists only where a reference implementation prepares images; "
+            f"{files.name} has only 'native'"
+        )
+    return kind.load(files, options)
 
 
-def _find(asked: str | os.PathLike[str]) -> EncoderEntry | LanguageModelEntry | Path:
-    """What a name stands for: its own name before a folder of that name, and that before a repository's name."""
-    name = os.fspath(asked)
-    path = Path(name).expanduser()
-    if not name:
-        raise ModelError(_unknown(name))
+def resolve(name_or_path: str | os.PathLike[str]) -> ModelFiles:
+    """Find what a name or path stands for: a name before a folder of that name, a folder before a repository.
+
+    Raises:
+        ModelError: There is no such encoder, folder or file.
+    """
+    name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
+    if name.startswith((_OPEN_CLIP, _SENTENCE)):
+        return ModelFiles(name=name)
     if name == NANO:
-        return _NANO_FOLDER
-    if os.sep in name and path.is_dir():
-        return path
-    row = find_encoder(name) if isinstance(asked, str) else None
-    if row is not None and row.name == name:
-        return row
-    if path.is_dir() or (path.is_file() and path.suffix in _WEIGHTS):
-        return path
-    if not isinstance(asked, str) or path.is_absolute() or path.exists():
+        return ModelFiles(name=NANO, path=_NANO_FOLDER)
+    entry = find_encoder(name) if isinstance(name_or_path, str) else None
+    is_path = path.is_dir() or (path.is_file() and path.suffix in _WEIGHTS)
+    if name and is_path and (os.sep in name or entry is None or entry.name != name):
+        return _local_files(path)
+    if entry is not None:
+        return ModelFiles(name=entry.name, entry=entry)
+    if name and (not isinstance(name_or_path, str) or path.is_absolute() or path.exists()):
         if path.is_file():
             raise ModelError(f"{path} is no encoder; expected a folder, or a file {', '.join(_WEIGHTS)}")
         raise ModelError(f"no such encoder folder: {path}")
-    found = row or find_language(name)
-    if found is None:
+    language = find_language(name) if name else None
+    if language is None:
         raise ModelError(_unknown(name))
-    return found
+    return ModelFiles(name=language.name, entry=language)
 
 
-def _load_path(
-    path: Path, *, device: str, dtype: str, language_model: str | os.PathLike[str] | None, parity: Parity
-) -> Encoder:
-    ours = saved_family(path)
-    if ours == PUBLISHED:
-        from llm2clip.encoders.llm2clip.save_load import load_saved
-
-        return load_saved(path, device=device, dtype=dtype, language_model=language_model, parity=parity)
-    if not ours:
-        from llm2clip.encoders.vision.vision_source import holds_tower
-
-        if holds_tower(path):
-            from llm2clip.encoders.llm2clip.published import load_published
-
-            return load_published(
-                path, device=device, dtype=dtype, language_model=language_model, parity=parity
-            )
-    _refuse(path.name, language_model=language_model)
-    if not ours:
-        from llm2clip.encoders.baselines.loaders import folder_family, load_baseline_folder
-
-        if folder_family(path) is not None:
-            return load_baseline_folder(path, device=device, dtype=dtype, parity=parity)
-    if not ours and _is_language_model(path):
-        from llm2clip.encoders.llm2clip.text_only import load_text_only
-
-        return load_text_only(path, device=device, dtype=dtype, parity=parity)
-    _refuse(path.name, parity=parity)
-    from llm2clip.encoders.llm2clip.nano_encoder import Llm2ClipEncoder
-
-    return Llm2ClipEncoder.from_folder(path, device=device, dtype=dtype)
-
-
-def _is_language_model(path: Path) -> bool:
-    from llm2clip.encoders.llm2clip.text_only import is_language_folder
-
-    return path.is_dir() and is_language_folder(path)
-
-
-def saved_family(path: Path) -> str:
-    """The family of a folder that this library wrote; empty if it is none."""
-    try:
-        data = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    ours = isinstance(data, dict) and data.get("format") == FORMAT
-    return str(data.get("family", "")) if ours else ""
-
-
-def _refuse(name: str, *, language_model: object = None, parity: str = "native") -> None:
-    """Refuse choices that an encoder does not have."""
-    if language_model is not None:
-        raise ValueError(f"{name} has no choice of language models; only published LLM2CLIP towers have")
-    if parity != "native":
-        raise ValueError(f"parity={parity!r} is of encoders that others published; {name} is ours")
+def _local_files(path: Path) -> ModelFiles:
+    """A local folder or file, with the entry of the catalogue that it is named like or whose weights it holds."""
+    name = path.resolve().name
+    if path.is_file():
+        return ModelFiles(name=path.stem, path=path)
+    named = find_encoder(name)
+    held = next(
+        (entry for entry in baseline_entries() if entry.weights and (path / entry.weights).is_file()), None
+    )
+    same = named is not None and (held is None or named.family == held.family)
+    return ModelFiles(name=name, entry=named if same else held, path=path)
 
 
 def _unknown(name: str) -> str:
-    names = [NANO, *(row.name for row in encoder_entries()), *(row.name for row in language_rows())]
+    names = [NANO, *(entry.name for entry in encoder_entries()), *(entry.name for entry in language_models())]
     close = get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    offered = ", ".join(RECOMMENDED)
     return (
-        f"unknown encoder {name!r}, and no folder of that name; {hint}known: {offered}, and "
+        f"unknown encoder {name!r}, and no folder of that name; {hint}known: {', '.join(RECOMMENDED)}, and "
         f"{len(names) - len(RECOMMENDED)} more that llm2clip-index encoders lists"
     )
+
+
+def saved_family(files: ModelFiles) -> str:
+    """The family of a folder that this library wrote; empty if it is none."""
+    ours = files.local_folder is not None and files.config.get("format") == FORMAT
+    return str(files.config.get("family", "")) if ours else ""
+
+
+def _is_published(files: ModelFiles) -> bool:
+    """Whether it is LLM2CLIP as published: by its entry, or a local tower."""
+    if files.path is None:
+        return files.encoder_entry is not None and bool(files.encoder_entry.language_model)
+    from llm2clip.encoders.vision.vision_source import holds_tower
+
+    return not saved_family(files) and holds_tower(files.path)
+
+
+def _baseline(files: ModelFiles) -> str:
+    """Which loader of the baselines fits: ``"transformers"``, a family with a loader of its own, or none."""
+    entry, config = files.encoder_entry, files.config if files.local_folder else {}
+    if "format" in config:
+        return ""
+    if "model_type" in config:
+        # LLM2CLIP's own configurations have the model_type of CLIP, but other classes.
+        prefix = _DUAL_CLASSES.get(config["model_type"])
+        classes = config.get("architectures") or [prefix]
+        return "transformers" if prefix and str(classes[0]).startswith(prefix) else ""
+    if entry is None or (
+        files.path is not None and not (entry.weights and (files.path / entry.weights).is_file())
+    ):
+        return ""
+    return entry.family if entry.weights else "transformers"
+
+
+def _is_language_model(files: ModelFiles) -> bool:
+    if files.path is None:
+        return isinstance(files.entry, LanguageModelEntry)
+    return files.local_folder is not None and files.config.get("model_type") == "llama"
+
+
+def _load_open_clip(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.baselines.open_clip_models import load_open_clip
+
+    return load_open_clip(files.name, options)
+
+
+def _load_sentence(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.baselines.sentence_transformer import load_sentence
+
+    return load_sentence(files.name, device=options.device, dtype=options.dtype)
+
+
+def _load_saved(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.llm2clip.save_load import load_saved
+
+    return load_saved(
+        files.folder,
+        device=options.device,
+        dtype=options.dtype,
+        language_model=options.language_model,
+        parity=options.parity,
+    )
+
+
+def _load_published(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.llm2clip.published import load_published
+
+    asked = files.path or files.encoder_entry
+    assert asked is not None, "it matched by its path or its entry"
+    return load_published(
+        asked,
+        device=options.device,
+        dtype=options.dtype,
+        language_model=options.language_model,
+        parity=options.parity,
+    )
+
+
+def _load_dual(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.baselines.hf_dual import load_dual
+
+    return load_dual(files, options)
+
+
+def _load_openai(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.baselines.openai_checkpoint import load_eva02_clip, load_long_clip
+
+    return (
+        load_long_clip(files, options) if _baseline(files) == "long-clip" else load_eva02_clip(files, options)
+    )
+
+
+def _load_text_only(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.llm2clip.text_only import load_text_only
+
+    asked = files.path or files.entry
+    assert isinstance(asked, Path | LanguageModelEntry), "it matched by its path or its entry"
+    return load_text_only(asked, device=options.device, dtype=options.dtype, parity=options.parity)
+
+
+def _load_nano(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.llm2clip.encoder_folder import load_folder
+
+    return load_folder(files.folder, device=options.device, dtype=options.dtype)
+
+
+FORMATS = (
+    Format(matches=lambda files: files.name.startswith(_OPEN_CLIP), load=_load_open_clip),
+    Format(matches=lambda files: files.name.startswith(_SENTENCE), load=_load_sentence, preprocessing=False),
+    Format(matches=lambda files: saved_family(files) == PUBLISHED, load=_load_saved, language_model=True),
+    Format(matches=_is_published, load=_load_published, language_model=True),
+    Format(matches=lambda files: _baseline(files) == "transformers", load=_load_dual),
+    Format(matches=lambda files: _baseline(files) in ("eva02-clip", "long-clip"), load=_load_openai),
+    Format(matches=_is_language_model, load=_load_text_only),
+    Format(matches=lambda files: True, load=_load_nano, preprocessing=False),
+)
+"""Every kind of model, in the order in which they are tried; the last one also reports folders of no known kind."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
@@ -13,12 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from llm2clip.encoders.baselines.hf_families import Family, family_of
-from llm2clip.encoders.core.config_io import read_object
+from llm2clip.encoders.baselines.shared import describe, settings_hash
+from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.core.devices import pick_device, pick_dtype
+from llm2clip.encoders.core.dual_encoder import DualEncoder
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.load_options import LoadOptions
 from llm2clip.encoders.images.hf_preprocessor import read_preprocess
+from llm2clip.encoders.images.preprocess import PixelTower
 from llm2clip.encoders.layers.activations import replace_quick_gelu
 from llm2clip.encoders.layers.limits import MOST, MOST_LAYERS, check_size
-from llm2clip.encoders.text.clip_tokenizer import TokenReader, load_tokenizer
+from llm2clip.encoders.text.clip_tokenizer import TokenReader, TokenTower, load_tokenizer
 from llm2clip.encoders.weights.hf_weights import Side, Weights
 from llm2clip.encoders.weights.quantization import import_quietly
 
@@ -92,23 +98,18 @@ def _projection(family: Family, width: int, settings: Any) -> nn.Module:  # noqa
 class Checkpoint:
     """A model of a family in a folder: settings and weights, each side to be built when it is needed."""
 
-    def __init__(self, folder: Path, *, family: str | None = None) -> None:
-        """Read ``config.json`` and ``preprocessor_config.json``, and find the weights.
-
-        Args:
-            folder: As the hub lays it out.
-            family: The family it must be of; found out if ``None``.
+    def __init__(self, files: ModelFiles) -> None:
+        """Find the family, the preprocessing and the weights.
 
         Raises:
-            ModelError: A file is missing or wrong, or it is none of our families.
+            ModelError: A file is missing or wrong, or it is not of the family that was asked for.
         """
-        self.folder = folder
-        self.config = read_object(folder / "config.json")
+        self.folder = folder = files.folder
+        self.config = files.config
         self.family = family_of(folder, self.config)
-        if family not in (None, self.family.name):
-            raise ModelError(
-                f"{folder / 'config.json'} is of family {self.family.name!r}, expected {family!r}"
-            )
+        entry, found = files.encoder_entry, self.family.name
+        if files.path is None and entry is not None and entry.family != found:
+            raise ModelError(f"{folder / 'config.json'} is of family {found!r}, expected {entry.family!r}")
         self.preprocess = read_preprocess(folder, self.config, self.family.images)
         self.weights = Weights(folder)
 
@@ -231,3 +232,41 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, device: torch.devi
     """Put tensors in the place of a module's own, for inference; they are neither copied nor converted."""
     module.load_state_dict(tensors, assign=True)
     return module.requires_grad_(False).eval().to(device)
+
+
+def load_dual(files: ModelFiles, options: LoadOptions) -> DualEncoder:
+    """Open a dual encoder of transformers; its weights are read when they are first needed.
+
+    Raises:
+        ModelError: A file is missing, damaged, or of another family than the catalogue says.
+        ValueError: There is no such device or dtype.
+    """
+    checkpoint = Checkpoint(files)
+    device = pick_device(options.device)
+    dtype = pick_dtype(options.dtype, device=device, stored="float16")
+    images = PixelTower(
+        lambda: checkpoint.load_vision(dtype=dtype, device=device),
+        preprocess=replace(checkpoint.preprocess, parity=options.parity),
+        dtype=dtype,
+        device=device,
+    )
+    texts = TokenTower(
+        lambda: checkpoint.load_text(dtype=dtype, device=device),
+        reader=checkpoint.reader,
+        device=device,
+        dtype=dtype,
+    )
+    return DualEncoder(
+        images,
+        texts,
+        describe=lambda: describe(
+            files,
+            images.preprocess,
+            family=checkpoint.family.name,
+            dim=checkpoint.dim,
+            max_text_tokens=checkpoint.limit,
+            weights_sha256=checkpoint.weights.sha256,
+            settings_sha256=settings_hash(files, checkpoint.config, form=checkpoint.family.form),
+            parameters=checkpoint.weights.parameters,
+        ),
+    )

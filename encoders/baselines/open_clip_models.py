@@ -16,24 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llm2clip.encoders.core.base import EncoderInfo
+from llm2clip.encoders.core.base import EncoderInfo, Parity
 from llm2clip.encoders.core.devices import pick_device, pick_dtype
+from llm2clip.encoders.core.dual_encoder import DualEncoder, TextTower, to_array
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256
-from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, Resample, ResizeMode
+from llm2clip.encoders.core.load_options import LoadOptions
+from llm2clip.encoders.images.preprocess import Crop, Order, PixelTower, Preprocess, Resample, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import TOKENIZER_FILES
-from llm2clip.encoders.text.dual_encoder import (
-    AbstractTextSide,
-    DualEncoder,
-    ImageTower,
-    LazyModule,
-    to_array,
-)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from llm2clip.encoders.baselines.load_request import Parity
 
 PREFIX = "open_clip:"
 """How the names of such encoders begin."""
@@ -46,17 +39,13 @@ _SETTINGS = ("open_clip_config.json", *TOKENIZER_FILES)
 _MODES = {"shortest": ResizeMode.SHORTEST_CROP, "squash": ResizeMode.SQUASH}
 
 
-def load_open_clip(
-    name: str, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
-) -> DualEncoder:
+def load_open_clip(name: str, options: LoadOptions) -> DualEncoder:
     """Open a model of open_clip; its weights are fetched, or found in its cache, at once.
 
     Args:
         name: ``open_clip:MODEL/PRETRAINED``, the second a tag of open_clip or a file; or
             ``open_clip:hf-hub:OWNER/NAME``.
-        device: See ``load_encoder``.
-        dtype: See ``load_encoder``.
-        parity: See ``load_encoder``.
+        options: Device, dtype and preprocessing.
 
     Raises:
         ModelError: open_clip is not installed, has no such model, cannot load it, or prepares images in a way
@@ -67,8 +56,8 @@ def load_open_clip(
     model_name, _, pretrained = (asked, "", "") if asked.startswith(_WHOLE) else asked.partition("/")
     if not model_name or (not pretrained and not asked.startswith(_WHOLE)):
         raise ModelError(f"{name!r} is incomplete; expected {PREFIX}MODEL/PRETRAINED")
-    place = pick_device(device)
-    arithmetic = pick_dtype(dtype, device=place, stored="float16")
+    place = pick_device(options.device)
+    precision = pick_dtype(options.dtype, device=place, stored="float16")
     library = _library()
     try:
         model = library.create_model(model_name, pretrained=pretrained or None, require_pretrained=True)
@@ -82,12 +71,12 @@ def load_open_clip(
         raise ModelError(f"open_clip cannot load {asked!r}: {reason}{hint}") from error
     # Before the weights are rounded: an index asks which they are, not how they are held.
     digest = _hash(model)
-    model = model.to(device=place, dtype=arithmetic).eval().requires_grad_(False)
-    preprocess = read_settings(settings, name=name, parity=parity)
-    texts = _TextSide(model, tokenizer, device=place)
+    model = model.to(device=place, dtype=precision).eval().requires_grad_(False)
+    preprocess = read_settings(settings, name=name, parity=options.parity)
+    texts = _Texts(model, tokenizer, device=place, dtype=precision)
     return DualEncoder(
-        images=ImageTower(lambda: _Images(model), preprocess=preprocess, dtype=arithmetic, device=place),
-        texts=texts,
+        PixelTower(lambda: _Images(model), preprocess=preprocess, device=place, dtype=precision),
+        texts,
         describe=lambda: EncoderInfo(
             name=name,
             family="open_clip",
@@ -100,7 +89,7 @@ def load_open_clip(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
             languages=(),
             licence="unknown",
-            note="a model of open_clip; both sides are loaded together",
+            note="a model of open_clip; both towers are loaded together",
         ),
     )
 
@@ -188,21 +177,16 @@ class _Images(nn.Module):
 
 
 @final
-class _TextSide(AbstractTextSide):
+class _Texts(TextTower):
     """The text half, with the tokenizer that open_clip has for it."""
 
-    def __init__(self, model: Any, tokenizer: Any, *, device: torch.device) -> None:  # noqa: ANN401
-        self.model = LazyModule(lambda: model)
+    def __init__(self, model: Any, tokenizer: Any, *, device: torch.device, dtype: torch.dtype) -> None:  # noqa: ANN401
+        super().__init__(lambda: model, device=device, dtype=dtype)
         self.tokenizer = tokenizer
-        self.device = device
         self.limit = int(tokenizer.context_length)
         """Tokens of a text that are read."""
 
-    @property
-    def loaded(self) -> bool:
-        return self.model.loaded
-
-    def count(self, texts: Sequence[str]) -> list[int]:
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
         # Its own tokenizer gives bare tokens, and adds one at either end; the others are of transformers.
         if type(self.tokenizer).__name__ == "SimpleTokenizer":
             return [len(self.tokenizer.encode(text)) + 2 for text in texts]
@@ -210,6 +194,6 @@ class _TextSide(AbstractTextSide):
         return [len(ids) for ids in self.tokenizer.tokenizer(cleaned, verbose=False)["input_ids"]]
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        model: Any = self.model()
+        model = self.module()
         with torch.inference_mode():
             return to_array(model.encode_text(self.tokenizer(list(texts)).to(self.device)))

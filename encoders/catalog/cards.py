@@ -14,7 +14,7 @@ from llm2clip.encoders.catalog.entries import (
     find_encoder,
     language_of,
 )
-from llm2clip.encoders.catalog.hub_files import encoder_is_here, language_is_here
+from llm2clip.encoders.catalog.hub import encoder_available, language_available
 
 RECOMMENDED = (
     "nano",
@@ -70,9 +70,9 @@ class EncoderCard:
     """What that setting is."""
     licence: str = ""
     """Licence of the weights, of both parts where they have two."""
-    here: bool = False
+    available: bool = False
     """Whether all its files are on this machine."""
-    offered: int = 0
+    recommended: int = 0
     """Its place among the few that people are asked to choose from, from 1 on; 0: it is none of them."""
 
 
@@ -90,69 +90,85 @@ _NANO = EncoderCard(
     max_text_tokens=255,
     languages=("mul",),
     licence="MIT",
-    here=True,
-    offered=1,
+    available=True,
+    recommended=1,
 )
 
 
 def all_cards() -> list[EncoderCard]:
     """One for every name: ``nano``, LLM2CLIP, then what it is compared with."""
-    return [_NANO, *(_card(row) for row in encoder_entries())]
+    return [_NANO, *(_card(entry) for entry in encoder_entries())]
 
 
-def _card(row: EncoderEntry) -> EncoderCard:
+def _card(entry: EncoderEntry) -> EncoderCard:
     """A line of the catalogue in words and numbers."""
-    card = _published_card(row) if row.language_model else _baseline_card(row)
+    card = _published_card(entry) if entry.language_model else _baseline_card(entry)
     return replace(
         card,
-        family=row.family,
-        dim=row.dim,
-        image_size=row.image_size,
-        max_text_tokens=row.max_text_tokens,
-        languages=row.languages,
-        recall=_known(row.published),
-        nearest=_known(row.nearest),
-        nearest_setting=row.nearest_setting,
-        licence=card.licence or row.licence,
-        offered=RECOMMENDED.index(row.name) + 1 if row.name in RECOMMENDED else 0,
+        family=entry.family,
+        dim=entry.dim,
+        image_size=entry.image_size,
+        max_text_tokens=entry.max_text_tokens,
+        languages=entry.languages,
+        recall=_known(entry.published),
+        nearest=_known(entry.nearest),
+        nearest_setting=entry.nearest_setting,
+        licence=card.licence or entry.licence,
+        recommended=RECOMMENDED.index(entry.name) + 1 if entry.name in RECOMMENDED else 0,
     )
 
 
-def _published_card(row: EncoderEntry) -> EncoderCard:
-    language = language_of(row)
-    total = row.download_bytes + language.download_bytes
-    reads = f"{format_bytes(row.download_bytes)} and {format_bytes(language.download_bytes)} for texts"
+def _published_card(entry: EncoderEntry) -> EncoderCard:
+    language = language_of(entry)
+    total = entry.download_bytes + language.download_bytes
+    reads = f"{format_bytes(entry.download_bytes)} and {format_bytes(language.download_bytes)} for texts"
     return EncoderCard(
-        name=row.name,
-        summary=f"LLM2CLIP, texts by {language.name}: {row.note}",
+        name=entry.name,
+        summary=f"LLM2CLIP, texts by {language.name}: {entry.note}",
         size=reads,
-        quality=_quality(row),
-        download=f"{row.repository} and {language.repository} from the Hugging Face hub",
-        parameters=row.parameters + language.parameters,
+        quality=_quality(entry),
+        download=f"{entry.repository} and {language.repository} from the Hugging Face hub",
+        parameters=entry.parameters + language.parameters,
         download_bytes=total,
-        memory=_memory(row, language),
+        memory=_memory(entry, language),
         reads_more=True,
-        licence=f"{row.licence}; language model: {language.licence}",
-        here=encoder_is_here(row) and language_is_here(language),
+        licence=f"{entry.licence}; language model: {language.licence}",
+        available=encoder_available(entry) and language_available(language),
     )
 
 
-def _baseline_card(row: EncoderEntry) -> EncoderCard:
-
-    return replace(
-        baseline_card(row),
-        parameters=row.parameters,
-        memory={"float32": 4 * row.parameters},
-        here=encoder_is_here(row),
+def _baseline_card(entry: EncoderEntry) -> EncoderCard:
+    """A line of the table in words."""
+    # A note is what it is, then, after a semicolon, what sets it apart.
+    what, _, apart = entry.note.partition("; ")
+    languages = "" if entry.languages == ("mul",) else f", {', '.join(entry.languages)}"
+    recalls = {
+        "Flickr30k R@1": entry.published.flickr30k_t2i_r1 or entry.nearest.flickr30k_t2i_r1,
+        "Flickr30k-CN R@1": entry.published.flickr30k_cn_t2i_r1,
+    }
+    quality = [f"{name} {value:g}" for name, value in recalls.items() if value is not None]
+    where = entry.repository
+    if beside := find_encoder(entry.beside):
+        where += f", and the tokenizer of {beside.repository},"
+    return EncoderCard(
+        name=entry.name,
+        summary=f"{what}{languages}, up to {entry.max_text_tokens} tokens",
+        size=format_bytes(entry.download_bytes),
+        quality=", ".join([*quality, apart] if apart else quality) or "no published recall on Flickr30k",
+        download=f"{where} from the Hugging Face hub",
+        download_bytes=entry.download_bytes,
+        parameters=entry.parameters,
+        memory={"float32": 4 * entry.parameters},
+        available=encoder_available(entry),
     )
 
 
-def _memory(row: EncoderEntry, language: LanguageModelEntry) -> dict[str, int]:
+def _memory(entry: EncoderEntry, language: LanguageModelEntry) -> dict[str, int]:
     """Bytes of weights, tower and adapter in float32."""
-    adapter = adapter_parameters(language.shape.hidden_size, row.dim)
+    adapter = adapter_parameters(language.shape.hidden_size, entry.dim)
     ways: tuple[Choice, ...] = ("float32", "bfloat16", "int8", "int4")
     texts = {f"texts as {way}": 4 * adapter + language.shape.memory(way) for way in ways}
-    return {"images": 4 * (row.parameters - adapter), **texts}
+    return {"images": 4 * (entry.parameters - adapter), **texts}
 
 
 def adapter_parameters(width: int, dim: int) -> int:
@@ -161,8 +177,8 @@ def adapter_parameters(width: int, dim: int) -> int:
     return _ADAPTER_BLOCKS * block + 2 * width + (width + 1) * dim
 
 
-def _quality(row: EncoderEntry) -> str:
-    measured, near = row.published.flickr30k_t2i_r1, row.nearest.flickr30k_t2i_r1
+def _quality(entry: EncoderEntry) -> str:
+    measured, near = entry.published.flickr30k_t2i_r1, entry.nearest.flickr30k_t2i_r1
     if measured is not None:
         return f"Flickr30k R@1 {measured:g}"
     return f"Flickr30k R@1 about {near:g}" if near is not None else "not published"
@@ -170,36 +186,3 @@ def _quality(row: EncoderEntry) -> str:
 
 def _known(recall: Recall) -> dict[str, float]:
     return {name: value for name, value in asdict(recall).items() if value is not None}
-
-
-def baseline_rows() -> list[EncoderEntry]:
-    """The lines of ``baselines.toml``, in their order."""
-    return [row for row in encoder_entries() if not row.language_model]
-
-
-def baseline_cards() -> list[EncoderCard]:
-    """What one needs to know to choose one of them. Nothing is loaded or fetched."""
-    return [baseline_card(row) for row in baseline_rows()]
-
-
-def baseline_card(row: EncoderEntry) -> EncoderCard:
-    """A line of the table in words."""
-    # A note is what it is, then, after a semicolon, what sets it apart.
-    what, _, apart = row.note.partition("; ")
-    languages = "" if row.languages == ("mul",) else f", {', '.join(row.languages)}"
-    recalls = {
-        "Flickr30k R@1": row.published.flickr30k_t2i_r1 or row.nearest.flickr30k_t2i_r1,
-        "Flickr30k-CN R@1": row.published.flickr30k_cn_t2i_r1,
-    }
-    quality = [f"{name} {value:g}" for name, value in recalls.items() if value is not None]
-    size, where = row.download_bytes, row.repository
-    if beside := find_encoder(row.beside):
-        where += f", and the tokenizer of {beside.repository},"
-    return EncoderCard(
-        name=row.name,
-        summary=f"{what}{languages}, up to {row.max_text_tokens} tokens",
-        size=format_bytes(size),
-        quality=", ".join([*quality, apart] if apart else quality) or "no published recall on Flickr30k",
-        download=f"{where} from the Hugging Face hub",
-        download_bytes=size,
-    )

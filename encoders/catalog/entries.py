@@ -214,8 +214,13 @@ def encoder_entries() -> tuple[EncoderEntry, ...]:
     return tuple(rows)
 
 
+def baseline_entries() -> list[EncoderEntry]:
+    """The encoders of ``baselines.toml``, in their order."""
+    return [entry for entry in encoder_entries() if not entry.language_model]
+
+
 @cache
-def language_rows() -> tuple[LanguageModelEntry, ...]:
+def language_models() -> tuple[LanguageModelEntry, ...]:
     """All published language models of LLM2CLIP."""
     return tuple(_rows(_TABLES[0], "language_model", LanguageModelEntry))
 
@@ -227,7 +232,7 @@ def find_encoder(name: str) -> EncoderEntry | None:
 
 def find_language(name: str) -> LanguageModelEntry | None:
     """The language model of that name or repository."""
-    return next((row for row in language_rows() if _answers_to(row, name)), None)
+    return next((row for row in language_models() if _answers_to(row, name)), None)
 
 
 def language_of(row: EncoderEntry) -> LanguageModelEntry:
@@ -252,7 +257,7 @@ def pairing_problem(name: str, *, width: int, language: str, hidden: int) -> str
     row = find_encoder(name)
     partner = row.language_model if row else ""
     if not partner:
-        fitting = [item.name for item in language_rows() if item.shape.hidden_size == width]
+        fitting = [item.name for item in language_models() if item.shape.hidden_size == width]
         partner = " or ".join(fitting)
     message = f"{name} reads language models of width {width}, but {language} is {hidden} wide"
     if partner:

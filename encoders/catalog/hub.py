@@ -1,25 +1,27 @@
-"""Where published files are on this machine, how to fetch them, and what to say when they cannot be had.
+"""Find published files on this machine or download them.
 
-Looked for in this order: a folder of one's own below :func:`models_home`, called like the repository; the cache of
-the Hugging Face hub; the hub itself. Only what is asked for is fetched: a vision tower without its language model.
+Searched in this order: a folder below :func:`models_home` named like the repository; the cache of the Hugging Face
+hub; the hub itself. Only the requested files are downloaded: a vision tower without its language model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from llm2clip.common.files import format_bytes
 from llm2clip.common.paths import models_home
+from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_encoder, language_of
 from llm2clip.encoders.core.errors import ModelError
 
 _WHOLE = 40
-"""Digits of a commit; fewer cannot be asked for."""
-
-_PATIENCE = 30.0
+"""Digits of a full commit hash; the hub accepts no shorter one."""
+_TIMEOUT = 30.0
 """Seconds in which the hub must answer."""
+_GATED = "meta-llama/"
+"""Owner of repositories that need an accepted licence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,38 +29,38 @@ class HubFiles:
     """Files of a repository on the hub."""
 
     name: str
-    """What needs them, for messages."""
+    """The model that needs them, for messages."""
     repository: str
     """``owner/name``."""
     files: tuple[str, ...]
-    """What is needed; ``*`` as in a shell, ``a|b`` for either."""
+    """Required files; ``*`` as in a shell, ``a|b`` for either."""
     extras: tuple[str, ...] = ()
-    """What is fetched too where it is there."""
+    """Optional files, downloaded if they exist."""
     revision: str = ""
-    """Commit; fewer than 40 digits, or none, mean the newest."""
+    """Commit; fewer than 40 digits, or none, mean the newest revision."""
     size: int = 0
-    """Bytes of them all, for messages."""
+    """Total bytes, for messages."""
     hint: str = ""
-    """What else to say when they cannot be had."""
+    """Added to the message when they are not available."""
 
     @property
     def commit(self) -> str:
-        """What to ask the hub for."""
+        """The revision to request from the hub."""
         return self.revision if len(self.revision) == _WHOLE else "main"
 
     @property
     def home(self) -> Path:
-        """The folder of one's own that they may be put in."""
+        """The local folder that they may be copied to by hand."""
         return models_home() / self.repository.rpartition("/")[2]
 
 
 def missing_files(folder: Path, files: Sequence[str]) -> list[str]:
-    """Which of the files are not in a folder."""
+    """The files that a folder lacks."""
     return [file for file in files if not any(any(folder.glob(either)) for either in file.split("|"))]
 
 
 def find_cached(wanted: HubFiles) -> Path | None:
-    """The folder on this machine that holds all of the files; ``None`` if there is none. Nothing is fetched."""
+    """The folder on this machine that holds all of the files, or ``None``. Downloads nothing."""
     if wanted.home.is_dir() and not missing_files(wanted.home, wanted.files):
         return wanted.home
     cache = _hub_cache() / f"models--{wanted.repository.replace('/', '--')}"
@@ -70,11 +72,11 @@ def find_cached(wanted: HubFiles) -> Path | None:
 
 
 def resolve_files(wanted: HubFiles) -> Path:
-    """The folder that holds all of the files, downloaded now if need be.
+    """The folder that holds all of the files; downloads them if necessary.
 
     Raises:
-        ModelError: They are not on this machine and cannot be downloaded; the message says which files, from
-            where, and where to put them.
+        ModelError: They are not on this machine and cannot be downloaded; the message names the files, their
+            source and the folder to put them in.
     """
     if found := find_cached(wanted):
         return found
@@ -99,7 +101,7 @@ def resolve_files(wanted: HubFiles) -> Path:
 
 
 def _unreachable(wanted: HubFiles) -> str | None:
-    """Why the hub does not answer; ``None`` if it does. Downloads try for half a minute before they give up."""
+    """Why the hub does not answer, or ``None`` if it does. Checked first, as a download retries for half a minute."""
     from huggingface_hub import HfApi
     from huggingface_hub.constants import HF_HUB_OFFLINE
     from huggingface_hub.errors import HfHubHTTPError
@@ -107,9 +109,9 @@ def _unreachable(wanted: HubFiles) -> str | None:
     if HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE forbids it"
     try:
-        HfApi().model_info(wanted.repository, revision=wanted.commit, timeout=_PATIENCE)
+        HfApi().model_info(wanted.repository, revision=wanted.commit, timeout=_TIMEOUT)
     except HfHubHTTPError:
-        return None  # it answers: what it has against us, the download says
+        return None  # it answers; the download will raise the details
     except Exception as error:  # that of whichever HTTP library the hub's client uses
         return f"the hub does not answer ({_first_line(error)})"
     return None
@@ -119,17 +121,12 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).split("\n")[0].removeprefix("Got: ")
 
 
-def narrowed(wanted: HubFiles, files: Sequence[str]) -> HubFiles:
-    """The same repository, but other files of it."""
-    return replace(wanted, files=tuple(files), extras=(), size=0)
-
-
 def _patterns(wanted: HubFiles) -> list[str]:
     return [either for file in (*wanted.files, *wanted.extras) for either in file.split("|")]
 
 
 def _not_wanted(wanted: HubFiles) -> list[str]:
-    """To the hub a ``*`` stands for slashes too: what is wanted of a folder would take the folders below along."""
+    """On the hub ``*`` matches slashes too: exclude sub-folders where only top-level files are wanted."""
     patterns = _patterns(wanted)
     plain = any("*" in pattern for pattern in patterns) and not any("/" in pattern for pattern in patterns)
     return ["*/*"] if plain else []
@@ -156,3 +153,66 @@ def _hub_cache() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     return Path(HF_HUB_CACHE)
+
+
+def encoder_files(entry: EncoderEntry) -> HubFiles:
+    """The files of an encoder; of LLM2CLIP without its language model."""
+    hint = ""
+    if entry.language_model:
+        language = language_of(entry)
+        hint = (
+            f"To read texts it needs {language.repository} ({format_bytes(language.download_bytes)}) as well."
+        )
+    return HubFiles(
+        name=entry.name,
+        repository=entry.repository,
+        revision=entry.revision,
+        files=entry.files,
+        extras=entry.extras,
+        size=entry.download_bytes,
+        hint=hint,
+    )
+
+
+def language_files(entry: LanguageModelEntry) -> HubFiles:
+    """The files of a language model, without its low-rank update."""
+    gated = entry.repository.startswith(_GATED)
+    return HubFiles(
+        name=entry.name,
+        repository=entry.repository,
+        revision=entry.revision,
+        files=entry.files,
+        size=entry.download_bytes,
+        hint="The repository is gated: accept its licence on the hub and run hf auth login first."
+        if gated
+        else "",
+    )
+
+
+def update_files(entry: LanguageModelEntry) -> HubFiles | None:
+    """The files of a language model's low-rank update, or of a whole model that takes its place."""
+    place = entry.lora
+    if place is None:
+        return None
+    settings = (f"{place.subfolder}/{name}" for name in ("adapter_config.json", "config.json"))
+    return HubFiles(
+        name=f"the low-rank update of {entry.name}",
+        repository=place.repository,
+        revision=place.revision,
+        files=("|".join(settings),),
+        extras=(f"{place.subfolder}/*",),
+    )
+
+
+def encoder_available(entry: EncoderEntry) -> bool:
+    """Whether all files of an encoder are on this machine, its language model not counted."""
+    beside = find_encoder(entry.beside) if entry.beside else None
+    return find_cached(encoder_files(entry)) is not None and (beside is None or encoder_available(beside))
+
+
+def language_available(entry: LanguageModelEntry) -> bool:
+    """Whether all files of a language model are on this machine."""
+    update = update_files(entry)
+    return find_cached(language_files(entry)) is not None and (
+        update is None or find_cached(update) is not None
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 from llm2clip.encoders.core.base import Parity
 
@@ -32,7 +32,7 @@ class LoadOptions:
         if self.preprocessing not in _STORED:
             raise ValueError(f"preprocessing must be 'native' or 'reference', got {self.preprocessing!r}")
         if self.parity == "upstream":
-            object.__setattr__(self, "preprocessing", cast("Preprocessing", "reference"))
+            object.__setattr__(self, "preprocessing", "reference")
 
     @property
     def parity(self) -> Parity:

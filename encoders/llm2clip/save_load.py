@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import torch
 
 from llm2clip.common.files import file_sha256
-from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_language, language_rows
+from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_language, language_models
 from llm2clip.encoders.core.base import Encoder, Parity
 from llm2clip.encoders.core.config_io import from_json, read_object, to_json
 from llm2clip.encoders.core.dual_encoder import DualEncoder
@@ -218,7 +218,7 @@ def _language(config: SavedConfig, folder: Path) -> LanguageSource:
     if not config.copied:
         row = find_language(config.language_model)
         if row is None:  # A path, too: a folder that came from anybody has no say in what else is read here.
-            known = ", ".join(item.name for item in language_rows())
+            known = ", ".join(item.name for item in language_models())
             raise ModelError(
                 f"{folder / CONFIG_FILE}: language_model is {config.language_model!r}, expected one of {known}; "
                 "name another in load_encoder(..., language_model=FOLDER)"

@@ -12,9 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm2clip.encoders.catalog.entries import LanguageModelEntry, find_language, language_rows
-from llm2clip.encoders.catalog.hub import missing_files, resolve_files
-from llm2clip.encoders.catalog.hub_files import language_files, update_files
+from llm2clip.encoders.catalog.entries import LanguageModelEntry, find_language, language_models
+from llm2clip.encoders.catalog.hub import language_files, missing_files, resolve_files, update_files
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
@@ -172,7 +171,7 @@ def language_source(asked: str | os.PathLike[str]) -> LanguageSource:
     if row is not None and not (path.is_dir() and os.sep in name):
         return LanguageSource(name=row.name, row=row)
     if not path.is_dir():
-        known = ", ".join(item.name for item in language_rows())
+        known = ", ".join(item.name for item in language_models())
         raise ModelError(f"unknown language model {name!r}, and no folder of that name; known: {known}")
     return LanguageSource(name=path.resolve().name, row=_row_of(path), given=path)
 
@@ -202,7 +201,7 @@ def _row_of(folder: Path) -> LanguageModelEntry | None:
     data = read_object(folder / "config.json")
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
     return next(
-        (row for row in language_rows() if all(data.get(key) == getattr(row.shape, key) for key in sizes)),
+        (row for row in language_models() if all(data.get(key) == getattr(row.shape, key) for key in sizes)),
         None,
     )
 

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.common.paths import models_home
-from llm2clip.encoders.catalog.cards import baseline_rows
-from llm2clip.encoders.catalog.entries import EncoderEntry, encoder_entries, find_encoder, language_of
-from llm2clip.encoders.catalog.hub import resolve_files
-from llm2clip.encoders.catalog.hub_files import encoder_files
+from llm2clip.encoders.catalog.entries import (
+    EncoderEntry,
+    baseline_entries,
+    encoder_entries,
+    find_encoder,
+    language_of,
+)
+from llm2clip.encoders.catalog.hub import encoder_files, resolve_files
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
@@ -143,7 +147,7 @@ def holds_tower(path: Path) -> bool:
         return True
     # A pickle says nothing of itself until it is converted: alone, with nobody else's settings, it is taken for one
     # unless it is called like the file of a baseline.
-    pickles = {file.name for file in path.glob("*.pt")} - {row.weights for row in baseline_rows()}
+    pickles = {file.name for file in path.glob("*.pt")} - {row.weights for row in baseline_entries()}
     return not (path / "config.json").is_file() and bool(pickles)
 
 

@@ -63,10 +63,10 @@ def listed() -> str:
     """The few encoders to choose from, numbered, with what one needs to know."""
     from llm2clip.encoders import list_encoders
 
-    cards = [card for card in list_encoders() if card.offered]
+    cards = [card for card in list_encoders() if card.recommended]
     width = max(len(card.name) for card in cards)
     lines = []
-    for number, card in enumerate(sorted(cards, key=lambda card: card.offered), 1):
+    for number, card in enumerate(sorted(cards, key=lambda card: card.recommended), 1):
         download = f"download: {card.download}" if card.download else "nothing to download"
         lines.append(f"  {number}  {card.name:<{width}}  {card.summary}")
         lines.append(f"     {'':<{width}}  {card.size}, {card.quality}; {download}")
@@ -78,7 +78,7 @@ def _ask(ask: Callable[[str], str]) -> str:
 
     cards = list_encoders()
     known = [card.name for card in cards]
-    offered = sorted((card for card in cards if card.offered), key=lambda card: card.offered)
+    offered = sorted((card for card in cards if card.recommended), key=lambda card: card.recommended)
     names = [card.name for card in offered]
     print(f"Which encoder shall read your images?\n{listed()}", file=sys.stderr)
     while True:

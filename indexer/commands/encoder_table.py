@@ -52,7 +52,7 @@ class Card(Protocol):
     @property
     def nearest(self) -> Mapping[str, float]: ...  # noqa: D102
     @property
-    def here(self) -> bool: ...  # noqa: D102
+    def available(self) -> bool: ...  # noqa: D102
 
 
 def table(cards: Iterable[Card], *, width: int | None = None) -> str:
@@ -104,7 +104,7 @@ def _cells(card: Card) -> tuple[str, ...]:
         str(card.max_text_tokens),
         _languages(card),
         *(_recall(card, key) for key in _RECALLS.values()),
-        "yes" if card.here else "no",
+        "yes" if card.available else "no",
     )
 
 

@@ -166,9 +166,9 @@ def models(tiny_files: Path, data_home: Path, monkeypatch: pytest.MonkeyPatch) -
     """The folder for models put there by hand, with all of them, and the catalogue of them in place of ours."""
     shutil.copytree(tiny_files / "models", data_home / "models")
     monkeypatch.setattr(catalogue, "_TABLES", (tiny_files / "catalogue.toml",))
-    for cached in (catalogue.encoder_entries, catalogue.language_rows):
+    for cached in (catalogue.encoder_entries, catalogue.language_models):
         cached.cache_clear()
     yield data_home / "models"
     monkeypatch.undo()
-    for cached in (catalogue.encoder_entries, catalogue.language_rows):
+    for cached in (catalogue.encoder_entries, catalogue.language_models):
         cached.cache_clear()

@@ -18,12 +18,14 @@ import resource, sys
 from pathlib import Path
 import torch
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
+from llm2clip.encoders.catalog.model_files import ModelFiles
 
 def resident():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * resource.getpagesize()
 
-checkpoint, dtype = Checkpoint(Path(sys.argv[1])), getattr(torch, sys.argv[3])
+dtype = getattr(torch, sys.argv[3])
+checkpoint = Checkpoint(ModelFiles(name="x", path=Path(sys.argv[1])))
 load = {"text": checkpoint.load_text, "vision": checkpoint.load_vision}[sys.argv[2]]
 import transformers.models.clip.modeling_clip, transformers.initialization
 checkpoint.settings

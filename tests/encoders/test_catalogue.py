@@ -14,8 +14,8 @@ from llm2clip.encoders.catalog.entries import (
     encoder_entries,
     find_encoder,
     find_language,
+    language_models,
     language_of,
-    language_rows,
     pairing_problem,
 )
 
@@ -41,7 +41,7 @@ def test_everything_published_is_there():
     assert {row.name: row.repository for row in PUBLISHED} == {
         name: f"microsoft/{repository}" for name, repository in NAMES.items()
     }
-    assert {row.name: row.repository for row in language_rows()} == LANGUAGES
+    assert {row.name: row.repository for row in language_models()} == LANGUAGES
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
@@ -76,7 +76,7 @@ def test_only_the_siglip_release_leaves_the_states_as_they_are():
 
 
 def test_texts_are_wrapped_as_on_the_cards():
-    assert {row.name: (row.wrapper, row.max_tokens, row.doc_max_length) for row in language_rows()} == {
+    assert {row.name: (row.wrapper, row.max_tokens, row.doc_max_length) for row in language_models()} == {
         "llama-3-8b-cc": ("llama3", 512, 512),
         "llama-3.2-1b-cc": ("llama3", 512, 400),
         "llama-3.1-8b-cc": ("llama3", 512, 512),
@@ -112,11 +112,11 @@ def test_a_wrong_pair_names_the_right_one():
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "table.toml"
     monkeypatch.setattr(catalogue, "_TABLES", (path,))
-    for cached in (encoder_entries, language_rows):
+    for cached in (encoder_entries, language_models):
         cached.cache_clear()
     yield path
     monkeypatch.undo()
-    for cached in (encoder_entries, language_rows):
+    for cached in (encoder_entries, language_models):
         cached.cache_clear()
 
 

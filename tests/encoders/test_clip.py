@@ -16,9 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
-from llm2clip.encoders.baselines.loaders import load_baseline
-from llm2clip.encoders.catalog.cards import baseline_rows
-from llm2clip.encoders.catalog.entries import EncoderEntry, find_encoder
+from llm2clip.encoders.catalog.entries import EncoderEntry, baseline_entries, find_encoder
+from llm2clip.encoders.catalog.model_files import ModelFiles
 
 TEXTS = ["a red bicycle in the rain", "cat", "two dogs, one ball!", "Ein Hund"]
 
@@ -275,13 +274,15 @@ def test_files_that_are_missing(folder: Path):
         load_encoder(folder)
 
 
-def test_another_kind_of_model_is_named(folder: Path):
+def test_another_kind_of_model_is_named(folder: Path, data_home: Path):
     change(folder, "config.json", model_type="bert")
     with pytest.raises(ModelError, match="is of model_type 'bert', expected one of 'altclip', "):
-        Checkpoint(folder)
+        Checkpoint(ModelFiles(name="x", path=folder))
     change(folder, "config.json", model_type="metaclip_2")
+    entry = find_encoder("clip-vit-b-32")
+    shutil.copytree(folder, data_home / "models" / "clip-vit-base-patch32")
     with pytest.raises(ModelError, match="is of family 'metaclip2', expected 'clip'"):
-        Checkpoint(folder, family="clip")
+        Checkpoint(ModelFiles(name="x", entry=entry))
 
 
 def test_a_configuration_of_nonsense_is_named(folder: Path):
@@ -340,13 +341,13 @@ def test_weights_in_several_files(saved: Path, folder: Path):
         load_encoder(folder).encode_texts(["cat"])
 
 
-@pytest.mark.parametrize("row", baseline_rows(), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", baseline_entries(), ids=lambda row: row.name)
 def test_without_weights_and_network_the_way_out_is_told(
     row: EncoderEntry, data_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError) as caught:
-        load_baseline(row.name)
+        load_encoder(row.name)
     message = str(caught.value)
     home = data_home / "models" / row.repository.rpartition("/")[2]
     assert "\n" not in message

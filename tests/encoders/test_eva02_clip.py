@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.baselines.loaders import load_baseline
 from llm2clip.encoders.catalog.entries import find_encoder
-from llm2clip.encoders.text.dual_encoder import DualEncoder
+from llm2clip.encoders.core.dual_encoder import DualEncoder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "a_eva02" / "p14_grid_eq"
 WIDTH, DIM, POSITIONS = 64, 24, 20
@@ -184,7 +183,7 @@ def test_files_that_are_wrong(change: dict[str, Tensor | None], message: str, fo
 
 def test_it_is_found_by_its_name(saved: Path, data_home: Path):
     shutil.copytree(saved, data_home / "models" / "EVA-CLIP")
-    encoder = load_baseline("eva02-clip-b-16")
+    encoder = load_encoder("eva02-clip-b-16")
     assert encoder.info.name == "eva02-clip-b-16"
     assert np.array_equal(encoder.encode_texts(["cat"]), load_encoder(saved).encode_texts(["cat"]))
 
@@ -200,6 +199,6 @@ def test_another_file_under_its_name_is_refused(
         (replace(row, weights_bytes=5), rf"has {size:,} bytes, the published file 5; fetch it again"),
         (replace(row, weights_sha256="00"), r"is another file: SHA-256 [0-9a-f]{64}, expected 00"),
     ):
-        monkeypatch.setattr("llm2clip.encoders.baselines.loaders.find_encoder", lambda _, known=known: known)
+        monkeypatch.setattr("llm2clip.encoders.registry.find_encoder", lambda _, known=known: known)
         with pytest.raises(ModelError, match=message):
-            load_baseline("eva02-clip-b-16")
+            load_encoder("eva02-clip-b-16")

@@ -22,7 +22,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
 from llm2clip.encoders.baselines.hf_families import FAMILIES
-from llm2clip.encoders.text.dual_encoder import DualEncoder
+from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.core.dual_encoder import DualEncoder
 
 TEXTS = {
     "clip": ["a red bicycle", "cat", "Two Dogs, ball!", "Ein Hund"],
@@ -287,7 +288,7 @@ def test_arithmetic_in_half_precision_is_close(family: str, references: dict[str
 
 def test_names_to_the_files_and_back(family: str, references: dict[str, Reference]):
     """Every tensor of the published layout has its place in one of the sides, or is known to be of no use."""
-    checkpoint = Checkpoint(references[family].folder)
+    checkpoint = Checkpoint(ModelFiles(name=family, path=references[family].folder))
     place = torch.device("cpu")
     text = checkpoint.load_text(dtype=torch.float32, device=place).state_dict()
     vision = checkpoint.load_vision(dtype=torch.float32, device=place).state_dict()

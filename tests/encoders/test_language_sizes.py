@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm2clip.encoders.catalog.entries import language_rows
+from llm2clip.encoders.catalog.entries import language_models
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.text.llm_checkpoint import open_language
 
-ROWS = {row.name: row for row in language_rows()}
+ROWS = {row.name: row for row in language_models()}
 WHOLE = {"llama-3-8b-cc": 7_504_924_672, "llama-3.1-8b-cc": 8_030_261_248, "llama-3.2-1b-cc": 1_235_814_400}
 """Numbers in the published files: the base of a low-rank update has its language-model head as well."""
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
-from llm2clip.encoders.baselines.loaders import load_baseline
-from llm2clip.encoders.text.dual_encoder import DualEncoder
+from llm2clip.encoders.core.dual_encoder import DualEncoder
 
 WIDTH, DIM, POSITIONS, SIZE, PATCH = 64, 24, 40, 28, 14
 SYMBOLS = sorted(set("abcdefghijklmnopqrstuvwxyz,!."))
@@ -218,7 +217,7 @@ def test_the_tokenizer_is_that_of_another_encoder(saved: Path, folder: Path, dat
 
 def test_it_is_found_by_its_name(saved: Path, data_home: Path):
     shutil.copytree(saved, data_home / "models" / "LongCLIP-B")
-    encoder = load_baseline("long-clip-b")
+    encoder = load_encoder("long-clip-b")
     assert encoder.info.name == "long-clip-b"
     assert np.array_equal(encoder.encode_texts(["cat"]), load_encoder(saved).encode_texts(["cat"]))
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.catalog.entries import LlamaShape, find_language, language_rows
+from llm2clip.encoders.catalog.entries import LlamaShape, find_language, language_models
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.weights import memory_fit as memory
 from llm2clip.encoders.weights.memory_fit import device_memory, needs, pick_choice
@@ -133,7 +133,7 @@ def test_sizes_of_the_published_language_models():
     assert (eight.parameters, one.parameters) == (7_504_924_672, 1_235_814_400)
     assert round(eight.memory("bfloat16") / 1e9, 1) == 15.0
     assert round(one.memory("float32") / 1e9, 2) == 4.94
-    for row in language_rows():
+    for row in language_models():
         # By hand: the blocks' matrices at one byte or a half, with their scales; the rest in bfloat16.
         matrices = row.parameters - row.shape.vocab_size * row.shape.hidden_size
         assert 1 < (row.shape.memory("int8") - 2 * (row.parameters - matrices)) / matrices < 1.01

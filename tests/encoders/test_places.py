@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from llm2clip.common.files import format_bytes
 from llm2clip.common.paths import data_home as home_of_indexes
 from llm2clip.common.paths import models_home
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.catalog.hub import HubFiles, find_cached, missing_files, narrowed, resolve_files
+from llm2clip.encoders.catalog.hub import HubFiles, find_cached, missing_files, resolve_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WANTED = HubFiles(
@@ -70,7 +71,6 @@ def test_what_is_missing(tmp_path: Path):
     put(tmp_path, "b.json", "x.pt")
     assert missing_files(tmp_path, WANTED.files) == ["weights.bin"]
     assert missing_files(tmp_path, ("*.pt", "*.safetensors|*.bin")) == ["*.safetensors|*.bin"]
-    assert narrowed(WANTED, ["x"]).files == ("x",)
 
 
 def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -98,7 +98,7 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
     with pytest.raises(
         ModelError, match=r"could not download it: the repository has no tokenizer\.json\. It needs"
     ):
-        resolve_files(narrowed(WANTED, ["tokenizer.json"]))
+        resolve_files(replace(WANTED, files=("tokenizer.json",)))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_a_tower_is_fetched_without_the_language_model_below_it(monkeypatch: pyt
     from huggingface_hub.utils import filter_repo_objects
 
     from llm2clip.encoders.catalog.entries import find_encoder, find_language
-    from llm2clip.encoders.catalog.hub_files import encoder_files, update_files
+    from llm2clip.encoders.catalog.hub import encoder_files, update_files
 
     listed = ["tower.safetensors", "config.json", "LLM2CLIP-Llama-3.1-8B/adapter_config.json"]
     listed += ["LLM2CLIP-Llama-3.1-8B/adapter_model.safetensors", "model.py"]
@@ -180,7 +180,7 @@ def test_of_a_language_model_too():
 
 def test_a_gated_base_says_so(hub: Path):
     from llm2clip.encoders.catalog.entries import find_language
-    from llm2clip.encoders.catalog.hub_files import language_files, language_is_here, update_files
+    from llm2clip.encoders.catalog.hub import language_available, language_files, update_files
 
     row = find_language("llama-3.1-8b-cc")
     with pytest.raises(
@@ -189,11 +189,11 @@ def test_a_gated_base_says_so(hub: Path):
         resolve_files(language_files(row))
     update = update_files(row)
     assert "LLM2CLIP-Llama-3.1-8B/adapter_config.json" in update.files[0]
-    assert not language_is_here(row)
+    assert not language_available(row)
     put(language_files(row).home, *row.files)
-    assert not language_is_here(row)
+    assert not language_available(row)
     put(update.home, "LLM2CLIP-Llama-3.1-8B/adapter_config.json")
-    assert language_is_here(row)
+    assert language_available(row)
 
 
 def test_the_listing_knows_what_is_here():
@@ -204,7 +204,7 @@ def test_the_listing_knows_what_is_here():
     row = find_encoder(name)
 
     def here() -> bool:
-        return next(card.here for card in list_encoders() if card.name == name)
+        return next(card.available for card in list_encoders() if card.name == name)
 
     put(models_home() / row.repository.split("/")[1], "anything.pt")
     assert not here()

@@ -330,8 +330,8 @@ def test_a_tokenizer_that_does_not_fit(models: Path, tmp_path: Path):
 def test_choices_that_there_are_not(models: Path):
     with pytest.raises(ValueError, match="unknown dtype 'int3', expected 'auto' or one of float32, "):
         load_encoder("tiny-openai", dtype="int3")
-    with pytest.raises(ValueError, match="parity must be 'native' or 'upstream', got 'both'"):
-        load_encoder("tiny-openai", parity="both")
+    with pytest.raises(ValueError, match="preprocessing must be 'native' or 'reference', got 'both'"):
+        load_encoder("tiny-openai", preprocessing="both")
     with pytest.raises(ModelError, match=r"unknown language model 'llama-9'.*known: tiny-8b-cc, tiny-1b-cc"):
         load_encoder("tiny-openai", language_model="llama-9")
     with pytest.raises(ValueError, match="nano has no choice of language models"):

@@ -17,7 +17,7 @@ NANO = Path(llm2clip.encoders.__file__).parent / "nano"
 def test_cards_say_what_one_must_know():
     cards = list_encoders()
     assert cards[0].name == "nano"
-    assert {card.name for card in cards if card.offered} == {
+    assert {card.name for card in cards if card.recommended} == {
         "nano",
         "clip-vit-b-32",
         "clip-vit-b-16",

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.baselines.loaders import load_baseline
 from llm2clip.encoders.baselines.sentence_transformer import CANVAS, from_canvas, model_settings, to_canvas
 
 TEXTS = ["a red ball", "cat", "two dogs"]
@@ -171,11 +170,11 @@ def test_a_file_beside_the_weights_that_cannot_be_read(tmp_path: Path):
 
 def test_without_files_and_network_the_way_out_is_told(data_home: Path):
     with pytest.raises(ModelError) as caught:
-        load_baseline("st:Qwen/Qwen3-VL-Embedding-2B")
+        load_encoder("st:Qwen/Qwen3-VL-Embedding-2B")
     message = str(caught.value)
     assert message.startswith("st:Qwen/Qwen3-VL-Embedding-2B is not on this machine: looked in ")
     assert str(data_home / "models" / "Qwen3-VL-Embedding-2B") in message
     assert "hf download Qwen/Qwen3-VL-Embedding-2B" in message
     for name in ("st:", "st:./nowhere", f"st:{data_home / 'nowhere'}"):
         with pytest.raises(ModelError, match="no such folder"):
-            load_baseline(name)
+            load_encoder(name)

@@ -68,10 +68,12 @@ def test_the_person_is_asked_until_there_is_an_answer_and_the_build_goes_on(phot
     typist = Typist("build", str(photos))
     typist.wait_for(QUESTION)
     assert "Which encoder shall read your images?" in typist.shown
-    offered = [card for card in list_encoders() if card.offered]
+    offered = [card for card in list_encoders() if card.recommended]
     assert len(offered) > 3
     for card in offered:
-        assert re.search(rf"{card.offered}  {re.escape(card.name)} .*{re.escape(card.summary)}", typist.shown)
+        assert re.search(
+            rf"{card.recommended}  {re.escape(card.name)} .*{re.escape(card.summary)}", typist.shown
+        )
     typist.type("99\n")
     typist.wait_for(QUESTION, times=2)
     assert f"'99' is none of them: expected 1 to {len(offered)}, a name or a folder" in typist.shown

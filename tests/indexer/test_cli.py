@@ -76,7 +76,7 @@ def test_without_an_encoder_the_built_in_ones_are_listed(photos, loaded):
     assert done.stderr.startswith(
         "error: which encoder? Say --encoder NAME, or set LLM2CLIP_ENCODER. There are\n"
     )
-    for card in [card for card in list_encoders() if card.offered]:
+    for card in [card for card in list_encoders() if card.recommended]:
         assert f"  {card.name} " in done.stderr
         assert card.size in done.stderr
         assert card.quality in done.stderr
@@ -256,7 +256,7 @@ def test_encoders_are_listed(loaded):
     assert any("~81.3" in line for line in lines)
     shown_json = json.loads(run.invoke(cli.app, ["encoders", "--json"]).stdout)
     assert [card["name"] for card in shown_json] == names
-    assert shown_json[0]["here"] is True
+    assert shown_json[0]["available"] is True
 
 
 def test_a_terminal_shows_progress(photos, tmp_path):
