@@ -110,7 +110,7 @@ def test_images_are_those_of_the_reference(saved: Path):
     assert isinstance(encoder, DualEncoder)
     pixels = load_file(GOLDEN / "inputs.safetensors")["pixel_values"]
     with torch.inference_mode():
-        vectors = encoder.images.module()(pixels)
+        vectors = encoder.image_tower.module()(pixels)
     expected = load_file(GOLDEN / "expected.safetensors")["image_features"]
     np.testing.assert_allclose(vectors.numpy(), expected.numpy(), atol=5e-5, rtol=1e-4)
     assert encoder.loaded_sides == {"vision"}

@@ -213,8 +213,8 @@ def test_pixels_are_those_of_transformers(family: str, references: dict[str, Ref
     pixels = reference.images(images=images, return_tensors="pt")["pixel_values"]
     encoder = load_encoder(reference.folder)
     assert isinstance(encoder, DualEncoder)
-    ours = encoder.images.normalised(np.stack([encoder.prepare(image).pixels for image in images]))
-    one_level = 1 / 255 / min(encoder.images.preprocess.std)
+    ours = encoder.image_tower.normalised(np.stack([encoder.prepare(image).pixels for image in images]))
+    one_level = 1 / 255 / min(encoder.image_tower.preprocess.std)
     assert float((ours - pixels).abs().max()) <= one_level * 1.001
 
 

@@ -13,9 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llm2clip.encoders import Encoder, ModelError, load_encoder
+from llm2clip.encoders import Encoder, ModelError, PublishedEncoder, load_encoder
 from llm2clip.encoders.catalog import entries as catalogue
-from llm2clip.encoders.llm2clip.published import PublishedEncoder
 
 from .published_files import models, tiny_files, tower_file
 
