@@ -1,12 +1,13 @@
-"""What filters cost, and how much of the exact answer is found under them, structure by structure.
+"""Recall@10 and latency under filters, for each type of ANN index; and the time of filters themselves.
 
-Filters of each share are of two kinds: rows drawn at random, and rows that lie together (those nearest to some
-direction), which is harder: a structure that looks near the query finds few of them.
+Filters of each selectivity are of two layouts: rows drawn at random, and rows that lie together (the nearest to one
+row), which is harder: most queries lie far from them.
 """
 
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,19 +19,18 @@ from numpy.typing import NDArray
 
 from benchmarks.index_data import synthetic
 from benchmarks.measuring import Row, Settings, percentile
-from llm2clip.indexer.ann import filtered_recall as trust
-from llm2clip.indexer.ann import nearest_neighbors as neighbours
+from llm2clip.indexer.ann import nearest_neighbors
 from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.plan import Budget, IndexKind, Plan
+from llm2clip.indexer.ann.plan import Budget, IndexType, Plan
 from llm2clip.indexer.filters.compile import compile_where
 from llm2clip.indexer.filters.sandbox import open_guarded
 from llm2clip.indexer.planner.plan_index import make_ann
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 SHARES = (0.001, 0.01, 0.1, 0.5)
-KINDS: tuple[IndexKind, ...] = ("ivf-sq8", "hnsw-sq8", "ivf-rabitq")
+KINDS: tuple[IndexType, ...] = ("ivf-sq8", "hnsw-sq8", "ivf-rabitq")
 AIM = 0.95
 K = 10
 
@@ -38,41 +38,39 @@ K = 10
 class Way(StrEnum):
     """How a search under a filter is answered."""
 
-    CHOSEN = "as chosen"
+    RULE = "by the rule"
     """As an index does."""
-    WATCHED = "structure, watched"
-    """By the structure even where few rows pass, as long as it gives what a scan does."""
-    ALONE = "structure alone"
-    """By the structure whatever it misses."""
+    ANN = "by the ANN index"
+    """By the ANN index even where few rows are allowed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What searches under a filter gave."""
+    """Result of searches under a filter."""
 
     recall: float
-    """Share of the true ten best among those that pass."""
+    """Recall@10 against brute force over the allowed rows."""
     p50_ms: float
-    """Milliseconds of the median query, one at a time, its mask being there already."""
+    """Median latency of one query at a time, without the time of the filter itself, in milliseconds."""
 
 
 def measure(settings: Settings) -> list[Row]:
-    """Recall and times by structure, kind of filter and share; and the time of filters themselves."""
+    """Recall and latency by ANN index, layout and selectivity; and the time of filters themselves."""
     rows, dim = (4_000, 32) if settings.quick else (200_000, 128)
     collection = synthetic(rows, dim)
     vectors = Vectors([np.concatenate(list(collection.blocks()))], dim=dim)
     queries = collection.queries[: 20 if settings.quick else 100]
     report = []
     for kind in KINDS[:1] if settings.quick else KINDS:
-        searching = structure(kind, vectors, settings.work / kind, tuning=collection.tuning)
-        for lying, make in (("at random", at_random), ("together", together)):
+        search = tuned(kind, vectors, settings.work / kind, tuning=collection.tuning)
+        for layout, make in (("at random", at_random), ("together", together)):
             for share in SHARES:
                 allowed = make(vectors, share)
                 for way in Way:
-                    found = search(searching, vectors, queries, allowed=allowed, way=way)
-                    what = f"{kind}, {share:.1%} {lying}, {way}"
+                    found = measure_queries(search, vectors, queries, allowed=allowed, way=way)
+                    what = f"{kind}, {share:.1%} {layout}, {way}"
                     note = f"{found.p50_ms:.2f} ms a query, {rows:,} x {dim}"
-                    report.append(_row(what, found.recall, "ratio", None if way is Way.ALONE else AIM, note))
+                    report.append(_row(what, found.recall, "ratio", None if way is Way.ANN else AIM, note))
     return report + [_row(f"filter: {text}", seconds, "s") for text, seconds in filters(settings)]
 
 
@@ -81,10 +79,10 @@ def _row(what: str, value: float, unit: str, aim: float | None = None, note: str
     return Row(benchmark="filters", what=what, value=value, unit=unit, aim=aim, better=better, note=note)
 
 
-def structure(
-    kind: IndexKind, vectors: Vectors, path: Path, *, tuning: NDArray[np.float32], recall: float = AIM
+def tuned(
+    kind: IndexType, vectors: Vectors, path: Path, *, tuning: NDArray[np.float32], recall: float = AIM
 ) -> KnnSearcher:
-    """A tuned structure over all vectors, as an index has it."""
+    """A tuned ANN index over all vectors."""
     rows, dim = len(vectors), vectors.dim
     plan = Plan(
         kind=kind,
@@ -100,13 +98,13 @@ def structure(
 
 
 def at_random(vectors: Vectors, share: float) -> NDArray[np.bool_]:
-    """A filter that has nothing to do with where the rows lie. Shape: (rows,), bool."""
+    """Rows drawn at random. Shape: (rows,), bool."""
     order = np.random.default_rng(5).permutation(len(vectors))
     return _first(order, share)
 
 
 def together(vectors: Vectors, share: float) -> NDArray[np.bool_]:
-    """A filter whose rows are those nearest to one of them. Shape: (rows,), bool."""
+    """The rows nearest to one of them. Shape: (rows,), bool."""
     rows = vectors.take(np.arange(len(vectors))).astype(np.float32)
     return _first(np.argsort(-(rows @ rows[3])), share)
 
@@ -117,34 +115,31 @@ def _first(order: NDArray[np.int64], share: float) -> NDArray[np.bool_]:
     return allowed
 
 
-def search(
-    searching: KnnSearcher,
+def measure_queries(
+    search: KnnSearcher,
     vectors: Vectors,
     queries: NDArray[np.float32],
     *,
     allowed: NDArray[np.bool_],
     way: Way,
 ) -> Found:
-    """Ask one query after the other, and compare with a brute force.
+    """Search one query at a time, and compare with brute force.
 
     Args:
-        searching: what is asked.
+        search: what is measured.
         vectors: its rows.
         queries: Shape: (n, dim), float32.
-        allowed: which rows pass. Shape: (rows,), bool.
+        allowed: rows that pass the filter. Shape: (rows,), bool.
         way: how they are answered.
     """
     ids = np.flatnonzero(allowed)
     exact = vectors.take(ids).astype(np.float32)
     hits, seconds = 0, []
-    rows, share = neighbours.SCANNED_ROWS, neighbours.SCANNED_SHARE
-    if way is not Way.CHOSEN:
-        rows, share = 0, 0.0
-    mostly = 0.0 if way is Way.ALONE else trust.MOSTLY
-    with patch.multiple(neighbours, SCANNED_ROWS=rows, SCANNED_SHARE=share, MOSTLY=mostly):
+    rule = {} if way is Way.RULE else {"SCAN_ROWS": 0, "SCAN_SHARE": 0.0}
+    with patch.multiple(nearest_neighbors, **rule) if rule else nullcontext():
         for query in queries:
             began = time.perf_counter()
-            found = searching.search(query[None], k=K, allowed=allowed)[0]
+            found = search.search(query[None], k=K, allowed=allowed)[0]
             seconds.append(time.perf_counter() - began)
             best = ids[np.argsort(-(exact @ query), kind="stable")[:K]]
             hits += len({id for id, _ in found} & set(best.tolist()))
@@ -166,7 +161,7 @@ FILTERS = (
 
 
 def filters(settings: Settings) -> list[tuple[str, float]]:
-    """How long filters take over the items of an index."""
+    """Seconds that filters take over the items of an index."""
     rows = 2_000 if settings.quick else 200_000
     path = settings.work / "items.db"
     _write_items(path, rows)

@@ -1,7 +1,7 @@
-"""Search structures measured the same way: ours, bare FAISS of the same type, usearch, and what autofaiss chooses.
+"""ANN indexes measured the same way: ours, bare FAISS of the same type, usearch, and what autofaiss chooses.
 
-Each is asked the same held-out queries, one at a time and many at once. A point of a curve is one setting of how hard
-it looks; recall@10 is counted against an exact search of the stored halves.
+Each is asked the same held-out queries, one at a time and many at once. A point of a curve is one value of nprobe or
+ef_search; recall@10 is counted against an exact search of the stored float16 vectors.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.ann.exact_scan import ExactScan
 from llm2clip.indexer.ann.faiss_flat import import_faiss
-from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
+from llm2clip.indexer.ann.index_types import effort_name, estimate_cost, factory_of, parameters_of
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.plan import Budget, IndexKind, Plan
+from llm2clip.indexer.ann.plan import Budget, IndexType, Plan
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.planner.tune import sample_queries, tune
 from llm2clip.indexer.storage.vector_segments import Vectors
@@ -41,9 +41,9 @@ class Point:
     engine: str
     """Whose."""
     kind: str
-    """What structure."""
+    """Type of ANN index."""
     effort: str
-    """How hard it looked."""
+    """Its search parameters."""
     recall: float
     """Recall@10."""
     single_ms: float
@@ -158,7 +158,7 @@ def _ids(neighbours: KnnSearcher) -> Ask:
 
 
 def exact(task: Task) -> list[Point]:
-    """The exact scan beside bare FAISS over the same halves, held in memory."""
+    """The exact scan beside bare FAISS over the same float16 vectors in memory."""
     bare = faiss.IndexScalarQuantizer(
         task.vectors.dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     )
@@ -174,8 +174,8 @@ def exact(task: Task) -> list[Point]:
     return points(task, asks, bytes=size, build_s=0.0, singles=few, turns=4)
 
 
-def ours(task: Task, kind: IndexKind, *, path: Path | None = None, build_s: float = 0.0) -> Iterator[Point]:
-    """One of our structures at several recalls, beside bare FAISS searching the same one just as hard."""
+def ours(task: Task, kind: IndexType, *, path: Path | None = None, build_s: float = 0.0) -> Iterator[Point]:
+    """One of our ANN indexes at several recalls, beside bare FAISS with the same parameters."""
     rows, dim = len(task.vectors), task.vectors.dim
     plan = Plan(
         kind=kind,
@@ -197,11 +197,11 @@ def ours(task: Task, kind: IndexKind, *, path: Path | None = None, build_s: floa
     for target in TARGETS:
         found = tune(index, task.vectors, asked, recall=target)
         tuned = replace(plan, parameters={**plan.parameters, **found})
-        structure = FaissAnnIndex.read(path, plan=tuned)
+        ann = FaissAnnIndex.read(path, plan=tuned)
         effort = ", ".join(f"{name} {value}" for name, value in found.items())
-        params = _bare_parameters(kind, found["probes"], k=K)
+        params = _bare_parameters(kind, found[effort_name(kind)], k=K)
         asks: dict[tuple[str, str, str], Ask] = {
-            ("ours", kind, effort): _ids(KnnSearcher(task.vectors, candidates=structure)),
+            ("ours", kind, effort): _ids(KnnSearcher(task.vectors, candidates=ann)),
             ("FAISS", kind, effort): partial(_bare, bare, params),
         }
         yield from points(task, asks, bytes=path.stat().st_size, build_s=build_s)
@@ -212,13 +212,13 @@ def _bare(index: Any, params: Any, queries: NDArray[np.float32]) -> Ids:  # noqa
     return ids
 
 
-def _bare_parameters(kind: IndexKind, probes: int, *, k: int) -> Any:  # noqa: ANN401
+def _bare_parameters(kind: IndexType, effort: int, *, k: int) -> Any:  # noqa: ANN401
     if kind.startswith("hnsw"):
-        return faiss.SearchParametersHNSW(efSearch=max(probes, k))
+        return faiss.SearchParametersHNSW(efSearch=max(effort, k))
     if kind != "ivf-rabitq":
-        return faiss.SearchParametersIVF(nprobe=probes)
+        return faiss.SearchParametersIVF(nprobe=effort)
     inner = faiss.IVFRaBitQSearchParameters()
-    inner.nprobe, inner.qb = probes, 4
+    inner.nprobe, inner.qb = effort, 4
     return faiss.SearchParametersPreTransform(index_params=inner)
 
 
@@ -249,7 +249,7 @@ def usearch(task: Task, dtype: str) -> Iterator[Point]:
 
 
 def autofaiss(task: Task, *, memory: int) -> Iterator[Point]:
-    """The structure that autofaiss chooses for so many bytes, looked through as hard as needed.
+    """The index that autofaiss chooses for so many bytes, at several search efforts.
 
     It is asked what to make and what to train it with; FAISS makes it, as autofaiss 2.18's own making passes FAISS an
     argument by a name that FAISS 1.15 no longer takes, and then measures for minutes.

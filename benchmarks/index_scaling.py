@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.index_report import at_recall, curves
-from llm2clip.indexer.ann.index_types import GRAPH_LISTS, POINTS_PER_LIST, estimate_cost, lists_for
+from llm2clip.indexer.ann.index_types import GRAPH_LISTS, POINTS_PER_LIST, estimate_cost, nlist_for
 
 SIZES = (10**4, 10**5, 10**6, 10**7, 10**8, 10**9)
 ROUNDS = 8
@@ -67,7 +67,7 @@ def read(path: Path) -> Measured:
 
 def list_work(rows: int, dim: int) -> float:
     """Products to make lists: k-means over a sample, then each row's list, found by a graph where there are many."""
-    lists = lists_for(rows)
+    lists = nlist_for(rows)
     looked_at = lists if lists < GRAPH_LISTS else 200 * math.log2(lists)
     return dim * (ROUNDS * POINTS_PER_LIST * lists * lists + rows * looked_at)
 

@@ -145,7 +145,7 @@ def _mismatch(index: Index, encoder: Encoder) -> EncoderMismatchError | None:
 def _is_shipped(encoder: Encoder) -> bool:
     """Whether it is the ``nano`` of this installation, and not only one of that name."""
     from llm2clip.encoders import load_encoder
-    from llm2clip.indexer.storage.index_folder import encoder_mismatch
+    from llm2clip.indexer.storage.manifest import encoder_mismatch
 
     return encoder_mismatch(load_encoder(SAMPLE_ENCODER).info.identity(), encoder.info.identity()) is None
 

@@ -15,9 +15,10 @@ from rich.console import Console
 from benchmarks.index_data import synthetic
 from benchmarks.measuring import Row
 from benchmarks.run import table
-from llm2clip.indexer.ann.device_search import GpuIndex, faiss_on_gpu
 from llm2clip.indexer.ann.exact_scan_torch import TorchScan
 from llm2clip.indexer.ann.faiss_flat import wheel
+from llm2clip.indexer.ann.gpu_index import GpuIndex
+from llm2clip.indexer.ann.index_file import faiss_on_gpu
 from llm2clip.indexer.ann.nearest_neighbors import Candidates, KnnSearcher
 from llm2clip.indexer.storage.vector_segments import Vectors
 

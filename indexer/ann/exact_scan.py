@@ -1,10 +1,14 @@
-"""Exhaustive search of the stored halves where they lie: FAISS reads the mapped segments, nothing is copied or kept.
+"""Exact scan and exact scores of the stored float16 vectors.
 
-This is the exact search, the scan of what came after a structure was made, and the scan of what a filter leaves.
+FAISS scans the mapped segments without a copy: all rows, those newer than the ANN index, or those that a filter
+allows. What it or an ANN index proposes is re-ranked here. A score is the inner product of a float32 query and a
+stored float16 row, summed in float64 and rounded to float32: the same for equal rows wherever they lie and however
+many queries are asked at once, which FAISS's float32 sums are not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, final
@@ -13,34 +17,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.ann.faiss_flat import import_faiss
-from llm2clip.indexer.ann.rerank import SLACK
 from llm2clip.indexer.storage.vector_segments import Rows, Vectors
 
 TOGETHER = 24
-"""From so many queries on, rows are decoded once for all of them and compared by matrix multiplication."""
+"""From so many queries on, rows are decoded once for all of them and scored by matrix multiplication."""
 _BLOCK = 8_192
 _NONE = np.float32(-np.inf)
 
 Found = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Scores and ids of each query, nearest first. Shapes: (n, count), float32 and int64; id -1: no more."""
+_WIDENED = 256
+"""Rows converted to float64 at once: so few that they stay in the CPU cache."""
+
+Ranked = list[tuple[int, float]]
+"""(id, score), best first, equal scores by id."""
+
+_FEW = 64
+"""Up to so many candidates, Python sorts faster than NumPy."""
+
+SLACK = 1e-5
+"""Upper bound of the error of FAISS's float32 sums of unit vectors."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A run of rows that lie together."""
+    """Contiguous rows."""
 
     first: int
     rows: Rows
     index: Any
-    """FAISS over the memory of ``rows``."""
+    """A FAISS index over the memory of ``rows``."""
 
 
 @final
 class ExactScan:
-    """Finds rows by comparing every one, in float32.
+    """Scores every row, in float32.
 
     Args:
         vectors: the stored rows.
-        first: the id from which on they are searched.
+        first: the first id that is scanned.
 
     Raises:
         FaissNotInstalledError: FAISS is not installed.
@@ -126,12 +141,12 @@ class ExactScan:
 
 
 def selector_of(faiss: ModuleType, allowed: NDArray[np.bool_]) -> Any:  # noqa: ANN401
-    """FAISS's selector of the ids that are allowed, which keeps its bits alive."""
+    """FAISS's selector of the allowed ids."""
     return faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
 
 
 def merged(one: Found, other: Found) -> Found:
-    """The best of two findings, as many as the first holds, best first; no id is -1 but where there are no more."""
+    """The best rows of two results, as many as the first holds."""
     count = one[0].shape[1]
     scores = np.concatenate([one[0], np.where(other[1] < 0, _NONE, other[0])], axis=1)
     ids = np.concatenate([one[1], other[1]], axis=1)
@@ -144,14 +159,14 @@ def _nothing(queries: int, count: int) -> Found:
 
 
 def _promising(scores: NDArray[np.float32], worst: NDArray[np.float32], count: int) -> Found:
-    """The best ``count`` of each row: scores and columns, -1 where they are no better than what is known."""
+    """The best ``count`` of each row: scores and columns, -1 where no better than ``worst``."""
     columns = np.argpartition(scores, scores.shape[1] - count, axis=1)[:, -count:]
     kept = np.take_along_axis(scores, columns, axis=1)
     return kept, np.where(kept > worst[:, None], columns, -1)
 
 
 def _over(faiss: ModuleType, rows: Rows, dim: int) -> Any:  # noqa: ANN401
-    """A FAISS index whose codes are the memory of ``rows``; a copy where this FAISS cannot look at others' memory."""
+    """A FAISS index over the memory of ``rows``; over a copy where this FAISS cannot use foreign memory."""
     index = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     codes, there = index.codes, np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
     if hasattr(codes, "view_data"):
@@ -162,3 +177,76 @@ def _over(faiss: ModuleType, rows: Rows, dim: int) -> Any:  # noqa: ANN401
         faiss.copy_array_to_vector(there, codes)
     index.ntotal = len(rows)
     return index
+
+
+def _einsum(rows: NDArray[Any], queries: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.einsum("...d,...d->...", rows.astype(np.float64), queries)
+    return found
+
+
+_dots: Callable[[NDArray[Any], NDArray[np.float64]], NDArray[np.float64]] = getattr(np, "vecdot", _einsum)
+"""Row-wise float64 inner products: never a matrix product, whose sums depend on the number of rows. In NumPy from
+2.0."""
+
+
+def exact_scores(rows: Rows, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Exact score of each row with its query. Shapes: (n, dim) float16, (n, dim) or (dim,) float32 -> (n,)."""
+    if len(rows) <= _WIDENED:
+        return _dots(rows, queries.astype(np.float64)).astype(np.float32)
+    scores = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), _WIDENED):
+        part = slice(start, start + _WIDENED)
+        scores[part] = _dots(rows[part], (queries if queries.ndim == 1 else queries[part]).astype(np.float64))
+    return scores
+
+
+def rerank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> list[Ranked]:
+    """The best ``k`` candidates of each query by exact score, equal scores by id.
+
+    Args:
+        vectors: the stored rows.
+        queries: Shape: (n, dim), float32.
+        ids: candidates of each query, each once; -1: none. Shape: (n, m), int64.
+        k: hits per query.
+    """
+    if len(queries) == 1:
+        return [_rank_one(vectors, queries[0], ids[0], k=k)]
+    whole = bool((there := ids >= 0).all())
+    scores = np.empty(ids.shape, dtype=np.float32)
+    step = max(1, _WIDENED // max(1, ids.shape[1]))
+    for start in range(0, len(queries), step):
+        asked, mine = queries[start : start + step], ids[start : start + step]
+        rows = vectors.take((mine if whole else np.maximum(mine, 0)).ravel())
+        rows = rows.reshape(*mine.shape, vectors.dim)
+        scores[start : start + step] = _dots(rows, asked[:, None].astype(np.float64))
+    if not whole:
+        scores[~there] = -np.inf
+    order = _order(scores, ids)[:, :k]
+    ids, scores = np.take_along_axis(ids, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    names: Any = ids.tolist()
+    numbers: Any = scores.tolist()
+    found: list[Ranked] = [list(zip(*each, strict=True)) for each in zip(names, numbers, strict=True)]
+    return found if whole else [[hit for hit in hits if hit[0] >= 0] for hits in found]
+
+
+def _rank_one(vectors: Vectors, query: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> Ranked:
+    listed = ids.tolist()
+    if -1 in listed:
+        ids = ids[ids >= 0]
+        listed = ids.tolist()
+    scores = exact_scores(vectors.take(ids), query)
+    if len(listed) <= _FEW:
+        nearest = sorted(zip((-scores).tolist(), listed, strict=True))
+        return [(id, -score) for score, id in nearest[:k]]
+    best = np.lexsort((ids, -scores))[:k]
+    return list(zip(ids[best].tolist(), scores[best].tolist(), strict=True))
+
+
+def _order(scores: NDArray[np.float32], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The columns of each row by descending score, equal scores by id."""
+    order = np.argsort(-scores, axis=1)
+    ranked = np.take_along_axis(scores, order, axis=1)
+    tied = (ranked[:, 1:] == ranked[:, :-1]).any(axis=1)
+    if tied.any():
+        order[tied] = np.lexsort((ids[tied], -scores[tied]), axis=1)
+    return order

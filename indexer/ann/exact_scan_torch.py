@@ -1,7 +1,6 @@
-"""Exact search with torch: for a GPU where the installed FAISS has none. The halves lie on the device, in tiles.
+"""Exact scan with torch, for GPUs that the installed FAISS cannot use. The float16 vectors lie on the device, in tiles.
 
-A tile is widened to float32 while it is compared: products of halves would be rounded so much that among many near rows
-no answer could be trusted. As with FAISS, a few more rows than asked for are proposed and ranked by the stored halves.
+Tiles are converted to float32 before they are compared: float16 products are too coarse to tell near rows apart.
 """
 
 from __future__ import annotations
@@ -11,23 +10,22 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import Found
-from llm2clip.indexer.ann.rerank import SLACK
+from llm2clip.indexer.ann.exact_scan import SLACK, Found
 from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 TILE_ROWS = 65_536
-"""Rows compared at once: with 256 queries, 64 MB of scores; at 1,280 numbers, 336 MB of float32."""
+"""Rows per tile: 64 MB of scores of 256 queries; at dimension 1,280, 336 MB of float32."""
 
 
 @final
 class TorchScan:
-    """Finds rows by comparing every one on a device of torch.
+    """Scores every row on a torch device.
 
     Args:
-        vectors: the stored rows; copied to the device, 2 bytes a number.
+        vectors: the stored rows; copied to the device as float16.
         device: ``cuda``, ``cuda:1`` or ``cpu``.
-        tile_rows: rows compared at once.
+        tile_rows: rows per tile.
 
     Raises:
         IndexerError: there is no such device, or the rows do not fit into its memory.
@@ -51,12 +49,12 @@ class TorchScan:
                 self._tiles.append((first, torch.from_numpy(rows.copy()).to(self._device)))
         except torch.cuda.OutOfMemoryError as error:
             raise IndexerError(
-                f"{self.rows:,} vectors of {vectors.dim} halves need {self.rows * vectors.dim * 2 / 1e9:.1f} GB on "
-                f"{device}, which has less free. Search with --device cpu"
+                f"{self.rows:,} float16 vectors of dimension {vectors.dim} need "
+                f"{self.rows * vectors.dim * 2 / 1e9:.1f} GB on {device}, which has less free. Search with --device cpu"
             ) from error
 
     def depth(self, k: int) -> int:
-        """Rows to propose for ``k`` hits."""
+        """Candidates to re-rank for ``k`` hits."""
         return k + 8
 
     def candidates(

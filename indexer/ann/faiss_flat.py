@@ -1,6 +1,6 @@
-"""The derived FAISS index: candidates for a search. The one file that imports faiss.
+"""The only module that imports faiss, and the file of an exact (flat) FAISS index.
 
-Its rows are the stored halves as they are, compared in float32. It can be made again from the segments at any time.
+Its rows are the stored float16 vectors, so that either can be restored from the other.
 """
 
 from __future__ import annotations
@@ -37,19 +37,17 @@ def import_faiss() -> ModuleType:
 
 
 WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-gpu-cuvs", "faiss")
-"""Distributions that bring the module; they overwrite one another."""
+"""Distributions of the module ``faiss``; they overwrite one another."""
 
 
 def wheel() -> str:
-    """Which FAISS is installed, without importing it, for people: ``faiss-cpu 1.15.1 (no GPU)``."""
+    """The installed FAISS, without importing it, for people: ``faiss-cpu 1.15.1 (no GPU)``."""
     if find_spec("faiss") is None:
         return "none: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
     names = [f"{name} {found}" for name in WHEELS if (found := package_version(name))]
     if len(names) > 1:
         return f"{' and '.join(names)} (they overwrite each other: keep one)"
-    return (
-        f"{names[0]} ({'GPU' if 'gpu' in names[0] else 'no GPU'})" if names else "of another origin than pip"
-    )
+    return f"{names[0]} ({'GPU' if 'gpu' in names[0] else 'no GPU'})" if names else "not installed by pip"
 
 
 def has_gpu(faiss: ModuleType) -> bool:
@@ -64,21 +62,21 @@ def _empty(faiss: ModuleType, dim: int) -> Any:  # noqa: ANN401
 def write_faiss(
     path: Path, blocks: Iterable[tuple[int, NDArray[np.float16]]], *, rows: int, dim: int
 ) -> None:
-    """Write the FAISS index of ``rows`` vectors to ``path``, in memory that does not grow with them.
+    """Write the flat FAISS index of ``rows`` vectors to ``path``, in constant memory.
 
     Args:
         path: the file to write.
         blocks: (id of the first row, rows of shape (n, dim), float16), in order.
-        rows: how many there are in all.
-        dim: length of the rows.
+        rows: their total number.
+        dim: their dimension.
 
     Raises:
         FaissNotInstalledError: FAISS is not installed.
-        OSError: the disk is full, or worse.
+        OSError: an I/O error occurred (for example a full disk).
     """
     faiss = import_faiss()
-    # A file of this kind is a header, the number of rows at byte 8, the number of bytes at its end, then the rows as
-    # halves, which is what we hold. FAISS itself would first gather all of them in memory, twice over.
+    # Such a file is a header (number of rows at byte 8, number of bytes at its end) and the float16 rows. FAISS itself
+    # would hold all of them in memory, twice.
     header = bytearray(faiss.serialize_index(_empty(faiss, dim)).tobytes())
     header[8:16] = rows.to_bytes(8, "little")
     header[-8:] = (rows * dim * 2).to_bytes(8, "little")
@@ -92,7 +90,7 @@ def write_faiss(
 
 
 class FaissIndex:
-    """The file of an exact index; made by ``read``."""
+    """A flat FAISS index; made by ``read``."""
 
     def __init__(self, index: Any) -> None:  # noqa: ANN401
         self._index = index
@@ -103,12 +101,12 @@ class FaissIndex:
 
         Args:
             path: the file.
-            rows: vectors it must have.
-            dim: length they must have.
+            rows: expected number of vectors.
+            dim: expected dimension.
 
         Raises:
             FaissNotInstalledError: FAISS is not installed.
-            IndexDamagedError: the file is missing or not the index that was expected.
+            IndexDamagedError: the file is missing or does not fit.
         """
         faiss = import_faiss()
         try:
@@ -123,12 +121,12 @@ class FaissIndex:
         expected = (type(fresh).__name__, fresh.sq.qtype, rows, dim, fresh.metric_type)
         if found != expected or index.codes.size() != rows * dim * 2:
             raise IndexDamagedError(
-                f"{path} does not fit the index: got (kind, code, rows, dim, metric) {found}, expected {expected}. "
+                f"{path} does not fit the index: got (type, code, rows, dim, metric) {found}, expected {expected}. "
                 "Run the build command again"
             )
         return cls(index)
 
     def rows(self, first: int, count: int) -> NDArray[np.float32]:
-        """Some rows as FAISS has them. Shape: (count, dim), float32."""
+        """Some of its rows. Shape: (count, dim), float32."""
         found: NDArray[np.float32] = self._index.reconstruct_n(first, count)
         return found

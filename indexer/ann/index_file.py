@@ -1,4 +1,4 @@
-"""The seam to the search structure that is derived from the vectors: written by ``write_ann``, read by ``read_ann``."""
+"""Opens and checks the ANN index file of an index, and decides what searches on which device."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from llm2clip.indexer.ann.device_search import open_searcher
-from llm2clip.indexer.ann.faiss_flat import FaissIndex, import_faiss
+from llm2clip.indexer.ann.faiss_flat import FaissIndex, has_gpu, import_faiss
 from llm2clip.indexer.ann.index_types import APPROXIMATE
-from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import Candidates
 from llm2clip.indexer.ann.plan import Plan
-from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError
 from llm2clip.indexer.storage.manifest import KIND
 from llm2clip.indexer.storage.vector_segments import Vectors
 
+GRAPH_ROWS = 4_000_000
+"""Rows from which on a CAGRA graph is built on a GPU: of fewer, an exact scan takes a few milliseconds."""
+
 
 def ready(plan: Mapping[str, Any]) -> None:
-    """Make sure that ``write_ann`` will work, before hours of work.
+    """Make sure that an ANN index can be written, before hours of encoding.
 
     Raises:
         FaissNotInstalledError: FAISS is not installed.
@@ -31,40 +32,93 @@ def ready(plan: Mapping[str, Any]) -> None:
 def read_ann(
     path: Path, *, vectors: Vectors, rows: int, plan: Mapping[str, Any], device: str = "cpu"
 ) -> Candidates | None:
-    """Open what ``write_ann`` wrote; None where the stored halves themselves are to be scanned, which is exact.
+    """Open what proposes candidates on a device; None for an exact scan of the stored vectors on the CPU.
+
+    A GPU is searched by FAISS where the installed wheel has a GPU, else by torch. Only IVF-SQ8, and graphs over
+    millions of rows, are faster there than an exact scan.
 
     Args:
-        path: the file.
+        path: the file of the ANN index.
         vectors: all rows of the index.
         rows: how many of them it covers.
-        plan: what it is.
+        plan: its plan, from the manifest.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
         FaissNotInstalledError: FAISS is not installed.
         IndexDamagedError: the file is missing or not what was expected.
-        IndexerError: there is no such device.
+        IndexerError: there is no such device, or it has too little memory.
     """
     if not path.exists():
         raise IndexDamagedError(
             f"{path} is missing: the index is not whole. "
             "Try  llm2clip-index verify --repair, or run the build command again"
         )
-    if plan.get("kind") == KIND:
-        return open_searcher(vectors, device=device)
-    return open_searcher(
-        vectors, device=device, plan=_fitting(path, rows=rows, dim=vectors.dim, plan=plan), path=path
-    )
+    known = None if plan.get("kind") == KIND else _fitting(path, rows=rows, dim=vectors.dim, plan=plan)
+    return open_searcher(vectors, device=device, plan=known, path=path)
+
+
+def open_searcher(
+    vectors: Vectors, *, device: str, plan: Plan | None = None, path: Path | None = None
+) -> Candidates | None:
+    """What proposes candidates on a device, as ``read_ann``; without a plan, an exact scan."""
+    if not is_gpu(device):
+        from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
+
+        return FaissAnnIndex.read(path, plan=plan) if plan and not plan.exact and path else None
+    if not faiss_on_gpu():
+        from llm2clip.indexer.ann.exact_scan_torch import TorchScan
+
+        return TorchScan(vectors, device=device)
+    from llm2clip.indexer.ann.gpu_index import GpuIndex
+
+    if plan and path and plan.kind == "ivf-sq8":
+        return GpuIndex.ivf(vectors, path, plan=plan, device=device)
+    graph = plan is not None and plan.kind.startswith("hnsw") and plan.rows >= GRAPH_ROWS
+    if plan and graph and hasattr(import_faiss(), "GpuIndexCagra"):
+        return GpuIndex.graph(vectors, plan=plan, device=device)
+    return GpuIndex.flat(vectors, device=device)
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a device is a GPU.
+
+    Raises:
+        IndexerError: it is neither ``cpu`` nor ``cuda`` nor ``cuda:NUMBER``.
+    """
+    name, _, number = device.partition(":")
+    if name == "cuda" and (not number or number.isdigit()):
+        return True
+    if device != "cpu":
+        raise IndexerError(f"the device must be cpu, cuda or cuda:NUMBER, got {device!r}")
+    return False
+
+
+def faiss_on_gpu() -> bool:
+    """Whether the installed FAISS can search on a GPU of this machine."""
+    faiss = import_faiss()
+    return has_gpu(faiss) and faiss.get_num_gpus() > 0
+
+
+def describe_device(device: str) -> str:
+    """What searches an index on a device, for people."""
+    if not is_gpu(device):
+        return "cpu: FAISS"
+    if faiss_on_gpu():
+        return f"{device}: FAISS on the GPU"
+    return f"{device}: exact search by torch, as the installed FAISS has no GPU"
 
 
 def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, Any]) -> str | None:
-    """What is wrong with a structure beside the vectors it was made of; None if nothing is. Reads everything.
+    """What is wrong with an ANN index file beside the vectors it was built of; None if nothing is. Reads everything.
 
     Raises:
         FaissNotInstalledError: FAISS is not installed.
         IndexDamagedError: the file is missing or not what was expected.
     """
     if plan.get("kind") != KIND:
+        from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
+
         known = _fitting(path, rows=rows, dim=vectors.dim, plan=plan)
         return FaissAnnIndex.read(path, plan=known).problem()
     derived = FaissIndex.read(path, rows=rows, dim=vectors.dim)
@@ -90,7 +144,7 @@ def _fitting(path: Path, *, rows: int, dim: int, plan: Mapping[str, Any]) -> Pla
 def _known(plan: Mapping[str, Any], path: Path) -> Plan:
     if plan.get("kind") not in APPROXIMATE:
         raise IndexDamagedError(
-            f"{path} is of a kind that this release does not know: got {plan.get('kind')!r}, expected one of "
+            f"{path} has a type that this release does not know: got {plan.get('kind')!r}, expected one of "
             f"{', '.join((KIND, *APPROXIMATE))}. Run  llm2clip-index compact"
         )
     return Plan.from_json(plan)

@@ -1,12 +1,13 @@
-"""Approximate structures made by FAISS: trained on a random sample, filled from the segments, written, opened, asked.
+"""ANN indexes of FAISS: trained on a random sample, filled from the segments, written, read and searched.
 
-They only propose. What is said about a candidate is computed from the stored halves (``ranking.py``).
+They only propose candidates; the stored float16 vectors re-rank them.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, final
@@ -14,23 +15,25 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import Found, selector_of
+from llm2clip.indexer.ann.exact_scan import Found
 from llm2clip.indexer.ann.faiss_flat import has_gpu, import_faiss
+from llm2clip.indexer.ann.index_types import effort_name
+from llm2clip.indexer.ann.nearest_neighbors import post_filtered
 from llm2clip.indexer.ann.plan import Plan
 from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.storage.vector_segments import Rows, Vectors
 
 _QUERY_BITS = 4
-"""Bits that a query is rounded to where codes are single bits; less than that loses candidates."""
+"""Bits per dimension that a query is quantised to for RaBitQ; fewer lose candidates."""
 
 
 @final
 class FaissAnnIndex:
-    """An approximate structure; made by ``read`` or ``build``.
+    """An ANN index; made by ``read`` or ``build``.
 
     Args:
-        index: FAISS's.
-        plan: what it is and how hard it looks.
+        index: the FAISS index.
+        plan: its type and parameters.
     """
 
     exact = False
@@ -40,27 +43,27 @@ class FaissAnnIndex:
         self._faiss, self._index, self.plan = import_faiss(), index, plan
         self._core = _core(self._faiss, index)
         self.rows = int(index.ntotal)
-        self.probes = plan.parameters["probes"]
-        """Lists that are looked into, or breadth of the walk through a graph."""
-        self._unfiltered: dict[tuple[int, int], Any] = {}
+        self.effort = plan.parameters[effort_name(plan.kind)]
+        """nprobe of inverted lists, ef_search of a graph."""
+        self._known_parameters: dict[tuple[int, int], Any] = {}
 
     @property
     def faiss_index(self) -> Any:  # noqa: ANN401
-        """FAISS's object."""
+        """The FAISS index."""
         return self._index
 
     @property
-    def most(self) -> int:
-        """The most ``probes`` that mean anything."""
+    def max_effort(self) -> int:
+        """Largest useful ``effort``."""
         return 1_024 if self.plan.kind.startswith("hnsw") else int(self._core.nlist)
 
     @classmethod
     def read(cls, path: Path, *, plan: Plan) -> FaissAnnIndex:
-        """Open a structure, mapped into memory where FAISS can map that kind.
+        """Open the file of an ANN index, mapped into memory where FAISS can map its type.
 
         Raises:
             FaissNotInstalledError: FAISS is not installed.
-            IndexDamagedError: the file is missing or not the structure of the plan.
+            IndexDamagedError: the file is missing or does not fit the plan.
         """
         faiss = import_faiss()
         try:
@@ -74,10 +77,10 @@ class FaissAnnIndex:
         found = _description(faiss, index, rows=int(index.ntotal))
         if found != expected:
             raise IndexDamagedError(
-                f"{path} does not fit the index: got (kinds, rows, dim, lists) {found}, expected {expected}. "
+                f"{path} does not fit the index: got (types, rows, dim, nlist) {found}, expected {expected}. "
                 "Run the build command again"
             )
-        _read_as_needed(faiss, _core(faiss, index))
+        _disable_read_ahead(faiss, _core(faiss, index))
         return cls(index, plan=plan)
 
     @classmethod
@@ -89,20 +92,20 @@ class FaissAnnIndex:
         plan: Plan,
         device: str = "auto",
     ) -> FaissAnnIndex:
-        """Make a structure in memory.
+        """Build an ANN index in memory.
 
         Args:
             blocks: (id of the first row, rows of shape (n, dim), float16), in order.
-            sample: rows it is trained on. Shape: (m, dim), float32.
-            plan: what to make.
-            device: where centres of lists are found, if FAISS has GPUs: ``auto``, ``cuda``, ``cuda:1``; or ``cpu``.
+            sample: training rows. Shape: (m, dim), float32.
+            plan: its type and parameters.
+            device: where k-means runs if FAISS has a GPU: ``auto``, ``cuda``, ``cuda:1``; or ``cpu``.
         """
         faiss = import_faiss()
         index = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
         core = _core(faiss, index)
         _prepare(core, plan.parameters)
         centres = _centres(faiss, plan.dim, device=device) if hasattr(core, "clustering_index") else None
-        if centres is not None:  # where the time goes: distances to all centres, many times over
+        if centres is not None:  # k-means takes most of the time
             core.clustering_index = centres
             index.train(sample)
             core.clustering_index = None
@@ -113,10 +116,10 @@ class FaissAnnIndex:
         return cls(index, plan=plan)
 
     def write(self, path: Path) -> None:
-        """Write it to a file and flush that to the disk.
+        """Write it to a file and sync that to disk.
 
         Raises:
-            OSError: the disk is full, or worse.
+            OSError: an I/O error occurred (for example a full disk).
         """
         try:
             self._faiss.write_index(self._index, os.fspath(path))
@@ -128,9 +131,9 @@ class FaissAnnIndex:
     def candidates(
         self, queries: NDArray[np.float32], *, count: int, allowed: NDArray[np.bool_] | None
     ) -> Found:
-        """Rows that are probably near to each query, nearest first by rounded scores.
+        """Rows that are probably near each query, nearest first by quantised scores.
 
-        The more a filter takes away, the harder it looks: as many allowed rows are compared as without one.
+        Under a filter, nprobe or ef_search is raised by ``filtered_effort``.
 
         Args:
             queries: Shape: (n, dim), float32.
@@ -140,20 +143,20 @@ class FaissAnnIndex:
         Returns:
             scores (n, count) float32, and ids (n, count) int64, -1 where there are no more.
         """
-        if allowed is None:
-            key = self.probes, count if self.plan.kind.startswith("hnsw") else 0
-            if (params := self._unfiltered.get(key)) is None:
-                self._unfiltered.clear()
-                params = self._unfiltered[key] = self._parameters(self.probes, count=count, selector=None)
-        else:
-            share = max(int(np.count_nonzero(allowed)), 1) / len(allowed)
-            selector = selector_of(self._faiss, allowed)
-            params = self._parameters(round(self.probes / share), count=count, selector=selector)
+        if allowed is not None:
+            return post_filtered(partial(self._search, queries), count=count, allowed=allowed)
+        return self._search(queries, count, 1.0)
+
+    def _search(self, queries: NDArray[np.float32], count: int, effort: float) -> Found:
+        key = round(self.effort * effort), count if self.plan.kind.startswith("hnsw") else 0
+        if (params := self._known_parameters.get(key)) is None:
+            self._known_parameters.clear()
+            params = self._known_parameters[key] = self._parameters(key[0], count=count)
         found: Found = self._index.search(queries, count, params=params)
         return found
 
     def problem(self) -> str | None:
-        """What is wrong with it; None if nothing is: every id from 0 is there once."""
+        """What is wrong with it; None if every id is there once."""
         lists = getattr(self._core, "invlists", None)
         if lists is None:
             return None
@@ -164,37 +167,35 @@ class FaissAnnIndex:
                 self._faiss.rev_swig_ptr(lists.get_ids(number), size) if size else np.empty(0, dtype=np.int64)
             )
             if len(ids) and (ids.min() < 0 or ids.max() >= self.rows):
-                return f"the search structure names id {ids.max()}, of {self.rows:,} rows"
+                return f"the ANN index names id {ids.max()}, of {self.rows:,} rows"
             np.add.at(seen, ids, 1)
         missing = np.flatnonzero(seen != 1)
-        return f"the search structure does not have id {missing[0]} once" if len(missing) else None
+        return f"the ANN index does not have id {missing[0]} once" if len(missing) else None
 
     def depth(self, k: int) -> int:
-        """Candidates to rank exactly for ``k`` hits."""
+        """Candidates to re-rank for ``k`` hits."""
         return max(k + 2, k * self.plan.parameters.get("refine", 2))
 
-    def _parameters(self, probes: int, *, count: int, selector: Any) -> Any:  # noqa: ANN401
+    def _parameters(self, effort: int, *, count: int) -> Any:  # noqa: ANN401
         faiss, core = self._faiss, self._core
         if self.plan.kind.startswith("hnsw"):
             params = faiss.SearchParametersHNSW()
-            params.efSearch = min(max(probes, count), max(4_096, count))
+            params.efSearch = min(max(effort, count), max(4_096, count))
         else:
             bits = self.plan.kind == "ivf-rabitq"
             params = faiss.IVFRaBitQSearchParameters() if bits else faiss.SearchParametersIVF()
-            params.nprobe = min(max(probes, 1), core.nlist)
+            params.nprobe = min(max(effort, 1), core.nlist)
             if bits:
                 params.qb = _QUERY_BITS
-        if selector is not None:
-            params.sel = selector
         if core is self._index:
             return params
         outer = faiss.SearchParametersPreTransform()
         outer.index_params = params
-        return _Kept(outer, params, selector).outer
+        return _Kept(outer, params).outer
 
 
 def _centres(faiss: ModuleType, dim: int, *, device: str) -> Any:  # noqa: ANN401
-    """What compares rows with centres on a device; None: FAISS's own way, on the CPU."""
+    """The GPU index that assigns rows to centroids; None: FAISS's own, on the CPU."""
     if device == "cpu" or not has_gpu(faiss) or not faiss.get_num_gpus():
         return None
     flat, (_, _, number) = faiss.IndexFlatIP(dim), device.partition(":")
@@ -204,7 +205,7 @@ def _centres(faiss: ModuleType, dim: int, *, device: str) -> Any:  # noqa: ANN40
 
 
 class _Kept:
-    """FAISS's parameters do not keep what they point to."""
+    """Keeps alive what FAISS's parameters point to."""
 
     def __init__(self, outer: Any, *inner: Any) -> None:  # noqa: ANN401
         outer.referenced_objects = list(inner)
@@ -212,14 +213,14 @@ class _Kept:
 
 
 def sample_of(vectors: Vectors, count: int, *, rows: int, seed: int) -> NDArray[np.float32]:
-    """Random rows among the first ``rows``, each at most once, in order. Shape: (up to count, dim), float32."""
+    """Random rows among the first ``rows``, without replacement, by id. Shape: (up to count, dim), float32."""
     random = np.random.default_rng(seed)
     ids = np.sort(random.choice(rows, size=min(count, rows), replace=False))
     return vectors.take(ids).astype(np.float32)
 
 
 def _core(faiss: ModuleType, index: Any) -> Any:  # noqa: ANN401
-    """The index behind a rotation of the queries; itself where there is none."""
+    """The index behind a rotation of the queries, if there is one."""
     if isinstance(index, faiss.IndexPreTransform):
         return faiss.downcast_index(index.index)
     return index
@@ -230,18 +231,18 @@ def _prepare(core: Any, parameters: Mapping[str, int]) -> None:  # noqa: ANN401
         core.cp.seed, core.cp.niter = parameters["seed"] + 1, 8
         core.cp.max_points_per_centroid = 256
     if hasattr(core, "hnsw"):
-        core.hnsw.efConstruction = parameters["build_effort"]
+        core.hnsw.efConstruction = parameters["ef_construction"]
 
 
 def _flags(faiss: ModuleType, plan: Plan) -> int:
-    # Plain lists are mapped by the one flag, graphs and flat codes by the other; blocks of packed codes by neither.
+    # Inverted lists are mapped by one flag, graphs and flat codes by the other, packed codes by neither.
     if plan.kind == "ivf-sq8":
         return int(faiss.IO_FLAG_MMAP)
     return int(getattr(faiss, "IO_FLAG_MMAP_IFC", 0)) if plan.kind.startswith("hnsw") else 0
 
 
-def _read_as_needed(faiss: ModuleType, core: Any) -> None:  # noqa: ANN401
-    """Mapped lists are read by the search itself: starting 32 threads to read ahead costs more than most searches."""
+def _disable_read_ahead(faiss: ModuleType, core: Any) -> None:  # noqa: ANN401
+    """Switch off FAISS's read-ahead of mapped lists: starting its 32 threads costs more than most searches."""
     if hasattr(core, "invlists"):
         lists = faiss.downcast_InvertedLists(core.invlists)
         if hasattr(lists, "prefetch_nthread"):

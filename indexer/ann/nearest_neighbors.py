@@ -1,38 +1,68 @@
-"""The search over all rows of an index: the structure over its first rows, a scan of those that came since.
+"""Nearest-neighbour search over all rows of an index: exact, ANN with re-ranking, and ANN under a filter.
 
-Which way a query goes, and why, is ``explain``'s to say.
+The selectivity rule is static: how a query is answered depends on the index, the query and its filter, on nothing that
+was asked before. A filter that allows few rows is answered by an exact scan of them. Otherwise the ANN index is asked
+for more candidates, with nprobe or ef_search divided by the selectivity, and those not allowed are dropped; a query
+that is left with too few, because what is allowed lies far from it, is answered by the exact scan. docs/filters.md has
+the measurements.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import ExactScan, Found, merged
-from llm2clip.indexer.ann.filtered_recall import MOSTLY, QUERIES, Trust
-from llm2clip.indexer.ann.rerank import Ranked, exact_scores, rerank
+from llm2clip.indexer.ann.exact_scan import ExactScan, Found, Ranked, exact_scores, merged, rerank
 from llm2clip.indexer.storage.vector_segments import Vectors
 
-SCANNED_SHARE = 0.02
-"""Where a filter lets through no larger share of the rows than this, those rows are scanned."""
-SCANNED_ROWS = 20_000
-"""Nor where it lets through no more rows than this."""
-QUERIES_AT_ONCE = 1_024
-"""What a structure is asked at once: in smaller parts FAISS's threads wait for one another more than they search."""
-_SCANNED_AT_ONCE = 256
-"""And a scan, which holds the scores of a block of rows with all of them."""
+SCAN_ROWS = 20_000
+"""A filter that allows at most so many rows is answered by an exact scan of them."""
+SCAN_SHARE = 0.02
+"""So is one that allows at most this share of the rows."""
+OVERFETCH = 2
+"""Under a filter, expected number of allowed candidates as a multiple of those that are re-ranked."""
+ANN_BATCH = 1_024
+"""Queries per call of an ANN index: in smaller batches FAISS's threads wait for one another."""
+_SCAN_BATCH = 256
+"""Queries per call of a scan, which holds their scores with a block of rows."""
+_MARGIN = 8
+"""Candidates beyond k that an exact search re-ranks: float32 sums order near ties differently."""
 _WIDEN = 8
-_AT_MOST = 8_192
-_ELSEWHERE = 2_048
-"""What a GPU is asked for at most."""
+_MOST_CANDIDATES = 8_192
+_MOST_GPU_CANDIDATES = 2_048
 
 Allowed = NDArray[np.bool_] | None
 
 
+def post_filtered(search: Callable[[int, float], Found], *, count: int, allowed: NDArray[np.bool_]) -> Found:
+    """Candidates of an ANN index under a filter: the allowed ones among more candidates.
+
+    Args:
+        search: returns so many candidates, nearest first, with nprobe or ef_search multiplied by a factor.
+        count: how many allowed candidates are wanted.
+        allowed: by id. Shape: (rows,), bool.
+
+    Returns:
+        Scores and ids, Shape: (n, count); id -1 where too few of the candidates are allowed.
+    """
+    share = max(int(np.count_nonzero(allowed)), 1) / len(allowed)
+    scores, ids = search(min(round(OVERFETCH * count / share), len(allowed)), 1 / share)
+    dropped = (ids < 0) | ~allowed[ids]
+    order = np.argsort(dropped, axis=1, kind="stable")[:, :count]
+    scores, ids = np.where(dropped, np.float32(-np.inf), scores), np.where(dropped, -1, ids)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+
+
+def is_scanned(allowed: int, rows: int) -> bool:
+    """The selectivity rule: whether a filter that allows so many of all rows is answered by an exact scan of them."""
+    return allowed <= max(SCAN_ROWS, SCAN_SHARE * rows)
+
+
 class Candidates(Protocol):
-    """Proposes rows that are near to a query; what is said about them is computed from the stored halves."""
+    """Proposes rows that are near a query; they are re-ranked by the stored float16 vectors."""
 
     @property
     def rows(self) -> int:
@@ -40,17 +70,122 @@ class Candidates(Protocol):
 
     @property
     def exact(self) -> bool:
-        """Whether no row that it leaves out can be nearer than those it proposes, but for rounding."""
+        """Whether it compares every row. It then covers all rows of the index."""
 
     def candidates(self, queries: NDArray[np.float32], *, count: int, allowed: Allowed) -> Found:
-        """Scores (n, count) float32 and ids (n, count) int64 of near rows, nearest first; -1: no more."""
+        """Scores (n, count) float32 and ids (n, count) int64 of near rows, nearest first; id -1: no more."""
 
     @property
     def slack(self) -> float:
-        """How far the scores it ranks by can be off."""
+        """Largest error of its scores."""
 
     def depth(self, k: int) -> int:
-        """How many to propose for ``k`` hits."""
+        """How many candidates to re-rank for ``k`` hits."""
+
+
+@final
+class ExactSearch:
+    """Exact answers: float32 sums propose a few rows more than asked for, and near ties at the edge are asked again.
+
+    Args:
+        vectors: the stored rows.
+        scan: compares all of them.
+        fallback: a more precise search for ties beyond ``most`` candidates; None: every exact score is computed.
+        most: candidates that ``scan`` may be asked for.
+    """
+
+    batch = _SCAN_BATCH
+
+    def __init__(
+        self,
+        vectors: Vectors,
+        scan: Candidates | ExactScan,
+        *,
+        fallback: ExactSearch | None = None,
+        most: int = _MOST_CANDIDATES,
+    ) -> None:
+        self._vectors, self._scan, self._fallback, self._most = vectors, scan, fallback, most
+
+    def search(
+        self, queries: NDArray[np.float32], *, k: int, allowed: Allowed = None, total: int
+    ) -> list[Ranked]:
+        """The best ``k`` of the ``total`` allowed rows for each query; k <= total."""
+        count = min(total, k + _MARGIN)
+        scores, ids = self._scan.candidates(queries, count=count, allowed=allowed)
+        answers = rerank(self._vectors, queries, ids, k=k)
+        undecided = list(range(len(queries)))
+        while count < total:
+            # A row that was not proposed scores at most as much as the last that was, but for rounding.
+            last = scores[:, -1] + self._scan.slack
+            undecided = [n for n, edge in zip(undecided, last, strict=True) if edge >= answers[n][-1][1]]
+            if not undecided:
+                break
+            count = min(total, count * _WIDEN)
+            asked = queries[undecided]
+            if count > self._most:
+                again = self._settle(asked, k=k, allowed=allowed, total=total)
+            else:
+                scores, ids = self._scan.candidates(asked, count=count, allowed=allowed)
+                again = rerank(self._vectors, asked, ids, k=k)
+            for number, hits in zip(undecided, again, strict=True):
+                answers[number] = hits
+            if count > self._most:
+                break
+        return answers
+
+    def _settle(self, queries: NDArray[np.float32], *, k: int, allowed: Allowed, total: int) -> list[Ranked]:
+        if self._fallback is not None:
+            return self._fallback.search(queries, k=k, allowed=allowed, total=total)
+        return [_all_scores(self._vectors, query, k=k, allowed=allowed) for query in queries]
+
+
+def _all_scores(vectors: Vectors, query: NDArray[np.float32], *, k: int, allowed: Allowed) -> Ranked:
+    """The best ``k`` rows by the exact score of every one: where more rows tie than can be proposed."""
+    best: Found = np.full((1, k), -np.inf, dtype=np.float32), np.full((1, k), -1, dtype=np.int64)
+    for first, rows in vectors.blocks(4_096):
+        ids = np.arange(first, first + len(rows))
+        if allowed is not None:
+            here = allowed[first : first + len(rows)]
+            rows, ids = rows[here], ids[here]
+        best = merged(best, (exact_scores(rows, query)[None], ids[None]))
+    return [(int(id), float(score)) for score, id in zip(best[0][0], best[1][0], strict=True) if id >= 0]
+
+
+@final
+class RerankedSearch:
+    """ANN with re-ranking: the ANN index proposes rows, the stored vectors rank them; newer rows are scanned.
+
+    Args:
+        vectors: the stored rows.
+        ann: an ANN index over the first of them.
+        exact: answers queries for which the ANN index finds fewer than k rows.
+    """
+
+    batch = ANN_BATCH
+
+    def __init__(self, vectors: Vectors, ann: Candidates, *, exact: ExactSearch) -> None:
+        self._vectors, self._ann, self._exact = vectors, ann, exact
+        self._tail = ExactScan(vectors, first=ann.rows) if ann.rows < len(vectors) else None
+
+    def search(
+        self, queries: NDArray[np.float32], *, k: int, allowed: Allowed = None, total: int
+    ) -> list[Ranked]:
+        """Probably the best ``k`` of the ``total`` allowed rows; k <= total."""
+        ann = self._ann
+        covered = None if allowed is None else allowed[: ann.rows]
+        depth = min(ann.depth(k), ann.rows)
+        _, ids = ann.candidates(queries, count=depth, allowed=covered)
+        wanted = k if covered is None else min(depth, int(np.count_nonzero(covered)))
+        short = np.flatnonzero((ids >= 0).sum(axis=1) < wanted)
+        if self._tail is not None:
+            _, newer = self._tail.candidates(queries, count=k + _MARGIN, allowed=allowed)
+            ids = np.concatenate([ids, newer], axis=1)
+        answers = rerank(self._vectors, queries, ids, k=k)
+        if len(short):  # too few allowed rows near the query
+            exact = self._exact.search(queries[short], k=k, allowed=allowed, total=total)
+            for number, hits in zip(short, exact, strict=True):
+                answers[number] = hits
+        return answers
 
 
 @final
@@ -59,7 +194,7 @@ class KnnSearcher:
 
     Args:
         vectors: the stored rows.
-        candidates: a structure over the first of them; None: all are scanned, which is exact.
+        candidates: an ANN index over the first of them, or a scan on a GPU; None: an exact scan on the CPU.
 
     Raises:
         FaissNotInstalledError: FAISS is not installed.
@@ -67,168 +202,60 @@ class KnnSearcher:
 
     def __init__(self, vectors: Vectors, *, candidates: Candidates | None = None) -> None:
         self._vectors, self._candidates = vectors, candidates
-        self._scan = ExactScan(vectors)
-        self._trust = Trust()
-        covered = candidates.rows if candidates is not None else 0
-        self._tail = ExactScan(vectors, first=covered) if 0 < covered < len(vectors) else None
+        self._exact = ExactSearch(vectors, ExactScan(vectors))
+        self._unfiltered: ExactSearch | RerankedSearch = self._exact
+        if candidates is not None and candidates.exact:
+            self._unfiltered = ExactSearch(
+                vectors, candidates, fallback=self._exact, most=_MOST_GPU_CANDIDATES
+            )
+        elif candidates is not None:
+            self._unfiltered = RerankedSearch(vectors, candidates, exact=self._exact)
 
     def search(self, queries: NDArray[np.float32], *, k: int, allowed: Allowed = None) -> list[Ranked]:
-        """The best ``k`` rows of each query among those that are allowed; fewer where there are fewer.
+        """The best ``k`` allowed rows of each query; fewer where there are fewer.
 
         Args:
             queries: Shape: (n, dim), float32.
             k: how many to find, at least 1.
             allowed: which ids may be found, all if None. Shape: (rows,), bool.
         """
-        total = len(self._vectors) if allowed is None else int(np.count_nonzero(allowed))
+        rows = len(self._vectors)
+        total = rows if allowed is None else int(np.count_nonzero(allowed))
         k = min(k, total)
         if k == 0 or not len(queries):
             return [[] for _ in queries]
-        if allowed is not None and total == len(allowed):
+        if total == rows:
             allowed = None
-        structure = self._candidates
-        scanned = structure is None or structure.exact or self._scanned(total, allowed)
-        at_once = _SCANNED_AT_ONCE if scanned else QUERIES_AT_ONCE
+        search = self._exact if allowed is not None and is_scanned(total, rows) else self._unfiltered
         found: list[Ranked] = []
-        for start in range(0, len(queries), at_once):
-            found += self._answered(queries[start : start + at_once], k=k, allowed=allowed, total=total)
+        for start in range(0, len(queries), search.batch):
+            part = queries[start : start + search.batch]
+            found += search.search(part, k=k, allowed=allowed, total=total)
         return found
-
-    def _answered(
-        self, queries: NDArray[np.float32], *, k: int, allowed: Allowed, total: int
-    ) -> list[Ranked]:
-        structure = self._candidates
-        if structure is None or self._scanned(total, allowed):
-            return self._exact(self._scan, queries, k=k, allowed=allowed, total=total)
-        if structure.exact and self._tail is None:
-            return self._exact(structure, queries, k=k, allowed=allowed, total=total)
-        if structure.exact or allowed is None or total > MOSTLY * len(allowed):
-            return self._proposed(structure, queries, k=k, allowed=allowed)
-        return self._filtered(structure, queries, k=k, allowed=allowed, total=total)
 
     def explain(self, *, allowed: Allowed = None) -> list[str]:
-        """How a query would be answered and why, a line per fact."""
-        structure, rows = self._candidates, len(self._vectors)
+        """How a query is answered and why, a line per fact."""
+        ann, rows = self._candidates, len(self._vectors)
         total = rows if allowed is None else int(np.count_nonzero(allowed))
-        found = [] if total == rows else [f"{total:,} of {rows:,} rows may be found (filter, tombstones)"]
-        if structure is None:
-            return [*found, f"exact scan of the stored halves of {rows:,} rows: no structure was made"]
-        if self._scanned(total, allowed):
-            why = f"no more than {SCANNED_ROWS:,} rows or {SCANNED_SHARE:.0%} are left"
-            return [*found, f"exact scan of the {total:,} rows that may be found: {why}"]
-        name = "an exact structure" if structure.exact else "an approximate structure"
+        found = [] if total == rows else [f"{total:,} of {rows:,} rows are allowed (filter, tombstones)"]
+        if ann is None:
+            return [
+                *found,
+                f"exact scan of the stored float16 vectors of {rows:,} rows: there is no ANN index",
+            ]
+        if total < rows and is_scanned(total, rows):
+            why = f"at most {SCAN_ROWS:,} rows or {SCAN_SHARE:.0%} are allowed"
+            return [*found, f"exact scan of the {total:,} allowed rows: {why}"]
+        name = "an exact scan" if ann.exact else "the ANN index"
         found.append(
-            f"{name} proposes {structure.depth(10):,} of its {structure.rows:,} rows for 10 hits, which are ranked "
-            "by the stored halves"
+            f"{name} proposes {ann.depth(10):,} of its {ann.rows:,} rows for 10 hits; the stored float16 vectors "
+            "re-rank them"
         )
-        if allowed is not None and not structure.exact and total <= MOSTLY * rows:
+        if total < rows and not ann.exact:
             found.append(
-                f"the first {QUERIES} queries under this filter are also answered by a scan of what it lets through; "
-                "so are all others if the structure misses too much of that"
+                f"the filter multiplies candidates by {OVERFETCH * rows / total:,.1f} and nprobe or ef_search by "
+                f"{rows / total:,.1f}; a query far from what it allows is answered by an exact scan"
             )
-        if self._tail is not None:
-            found.append(f"exact scan of the {rows - structure.rows:,} rows that came since it was made")
+        if ann.rows < rows:
+            found.append(f"exact scan of the {rows - ann.rows:,} rows added since the ANN index was built")
         return found
-
-    def _scanned(self, total: int, allowed: Allowed) -> bool:
-        return allowed is not None and total <= max(SCANNED_ROWS, SCANNED_SHARE * len(allowed))
-
-    def _filtered(
-        self,
-        structure: Candidates,
-        queries: NDArray[np.float32],
-        *,
-        k: int,
-        allowed: NDArray[np.bool_],
-        total: int,
-    ) -> list[Ranked]:
-        """By the structure if it is believed under this filter, else by a scan; the first queries by both."""
-        evidence = self._trust.about(allowed)
-        tried: list[Ranked] = []
-        if due := evidence.due(len(queries)):
-            some = queries[:due]
-            tried = self._exact(self._scan, some, k=k, allowed=allowed, total=total)
-            evidence.add(tried, self._proposed(structure, some, k=k, allowed=allowed))
-        rest = queries[len(tried) :]
-        if not len(rest):
-            return tried
-        if evidence.believed:
-            return tried + self._proposed(structure, rest, k=k, allowed=allowed)
-        return tried + self._exact(self._scan, rest, k=k, allowed=allowed, total=total)
-
-    def _proposed(
-        self, structure: Candidates, queries: NDArray[np.float32], *, k: int, allowed: Allowed
-    ) -> list[Ranked]:
-        below = None if allowed is None else allowed[: structure.rows]
-        count = structure.depth(k)
-        _, ids = structure.candidates(queries, count=min(count, structure.rows), allowed=below)
-        if self._tail is not None:
-            _, others = self._tail.candidates(queries, count=k + 8, allowed=allowed)
-            ids = np.concatenate([ids, others], axis=1)
-        answers = rerank(self._vectors, queries, ids, k=k)
-        short = [number for number, hits in enumerate(answers) if len(hits) < k]
-        if short:  # lists that were not looked into hold what is missing: rare, and answered exactly
-            total = len(self._vectors) if allowed is None else int(np.count_nonzero(allowed))
-            exact = self._exact(self._scan, queries[short], k=k, allowed=allowed, total=total)
-            for number, hits in zip(short, exact, strict=True):
-                answers[number] = hits
-        return answers
-
-    def _exact(
-        self,
-        structure: Candidates | ExactScan,
-        queries: NDArray[np.float32],
-        *,
-        k: int,
-        allowed: Allowed,
-        total: int,
-    ) -> list[Ranked]:
-        """By brute force: float32 sums propose, a few more than asked for, and doubtful cases are asked again."""
-        count = min(total, k + 8)
-        scores, ids = structure.candidates(queries, count=count, allowed=allowed)
-        answers = rerank(self._vectors, queries, ids, k=k)
-        while count < total:
-            doubtful = [n for n, hits in enumerate(answers) if scores[n, -1] + structure.slack >= hits[-1][1]]
-            if not doubtful:
-                break
-            count = min(total, count * _WIDEN)
-            if count > _AT_MOST or (structure is not self._scan and count > _ELSEWHERE):
-                for number in doubtful:
-                    answers[number] = self._in_doubt(structure, queries[number : number + 1], k, allowed)
-                break
-            again, ids = structure.candidates(queries[doubtful], count=count, allowed=allowed)
-            for number, hits in zip(
-                doubtful, rerank(self._vectors, queries[doubtful], ids, k=k), strict=True
-            ):
-                answers[number] = hits
-            scores = np.full(len(queries), -np.inf, dtype=np.float32)[:, None]
-            scores[doubtful, 0] = again[:, -1]
-        return answers
-
-    def _in_doubt(
-        self, structure: Candidates | ExactScan, query: NDArray[np.float32], k: int, allowed: Allowed
-    ) -> Ranked:
-        """By the next more faithful way: float32 sums of the halves, then every row's exact score."""
-        if structure is self._scan:
-            return self._ties(query, k=k, allowed=allowed)
-        total = len(self._vectors) if allowed is None else int(np.count_nonzero(allowed))
-        return self._exact(self._scan, query, k=k, allowed=allowed, total=total)[0]
-
-    def _ties(self, query: NDArray[np.float32], *, k: int, allowed: Allowed) -> Ranked:
-        """Every row's exact score: where more rows are equally near than can be proposed."""
-        best: Found | None = None
-        for first, rows in self._vectors.blocks(4_096):
-            ids = np.arange(first, first + len(rows))
-            if allowed is not None:
-                here = allowed[first : first + len(rows)]
-                rows, ids = rows[here], ids[here]
-            exact = exact_scores(rows, query[0])
-            both = (exact[None], ids[None])
-            best = merged(best, both) if best is not None else _padded(both, k)
-        assert best is not None
-        return [(int(id), float(score)) for score, id in zip(best[0][0], best[1][0], strict=True) if id >= 0]
-
-
-def _padded(found: Found, k: int) -> Found:
-    none = (np.full((1, k), -np.inf, dtype=np.float32), np.full((1, k), -1, dtype=np.int64))
-    return merged(none, found)

@@ -1,7 +1,7 @@
-"""What an index is searched with: the budget a person sets, and the plan that keeps to it. Plain values.
+"""The search budget of a user and the plan that keeps to it, as plain values.
 
-A plan says which structure proposes candidates, with what parameters, what that costs and what was measured. It is
-kept in the manifest as JSON, so that an index can say later why it is searched as it is.
+A plan names the ANN index, its parameters, its predicted cost and what was measured. It is stored in the manifest as
+JSON, so that an index can explain later how it is searched and why.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import Any, Literal, Self
 from llm2clip.common.files import format_bytes
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError
 
-IndexKind = Literal["flat-fp16-ip", "ivf-sq8", "ivf-rabitq", "ivf-pq", "hnsw-sq8", "hnsw-fp16"]
+IndexType = Literal["flat-fp16-ip", "ivf-sq8", "ivf-rabitq", "ivf-pq", "hnsw-sq8", "hnsw-fp16"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_STORED_NAMES = {"nlist": "lists", "nprobe": "probes", "M": "links", "ef_construction": "build_effort"}
+"""Parameters whose names in the manifest are older; ``ef_search`` is stored as ``probes`` too."""
 
 
 class BudgetError(IndexerError):
-    """No way of searching keeps within the memory that was allowed."""
+    """No way of searching fits the memory budget."""
 
 
 def parse_bytes(text: str) -> int:
@@ -32,21 +34,21 @@ def parse_bytes(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None or float(match[1]) <= 0 or (match[3] and not match[2]):
-        raise IndexerError(f"a size of memory is written like 4GB or 500MB, got {text!r}")
+        raise IndexerError(f"expected a memory size like 4GB or 500MB, got {text!r}")
     unit = _UNITS[match[2]] if not match[3] else 1024 ** (list(_UNITS).index(match[2]))
     return int(float(match[1]) * unit)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a search may cost and how good it has to be."""
+    """Target memory, recall and latency of a search."""
 
     ram: int | None = None
-    """Bytes that searching and building may hold in memory; None: three quarters of what the machine has free."""
+    """Bytes for searching and for building; None: three quarters of the memory that is free."""
     recall: float = 0.95
-    """Share of the true ten best that an answer must have, on average. 1.0 asks for an exact search."""
+    """Target recall@10. 1.0 asks for an exact search."""
     p95_ms: float = 50.0
-    """Milliseconds within which 95 of 100 queries, asked one at a time, must be answered."""
+    """Target 95th percentile of the latency of one query at a time, in milliseconds."""
 
     def __post_init__(self) -> None:
         if self.ram is not None and self.ram < 1:
@@ -54,23 +56,23 @@ class Budget:
         if not 0 < self.recall <= 1:
             raise IndexerError(f"the recall must be above 0 and at most 1, got {self.recall:g}")
         if not (self.p95_ms > 0 and math.isfinite(self.p95_ms)):
-            raise IndexerError(f"the time of a query must be above 0 ms, got {self.p95_ms:g}")
+            raise IndexerError(f"the latency must be above 0 ms, got {self.p95_ms:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a way of searching costs and how good it is."""
+    """Cost and quality of a way of searching."""
 
     bytes: int
-    """Memory it wants to stay in while searching: its own file, or the stored halves where it scans those."""
+    """Memory while searching: the file of the ANN index, or the stored float16 vectors where those are scanned."""
     build_bytes: int
-    """Memory at the peak of building it."""
+    """Peak memory while building."""
     recall: float | None = None
-    """Recall@10 against the exact answer; None where it was not tried."""
+    """Recall@10 against the exact answer; None: not tried."""
     p50_ms: float | None = None
-    """Milliseconds of the median query, one at a time."""
+    """Median latency of one query at a time, in milliseconds."""
     p95_ms: float | None = None
-    """Milliseconds within which 95 of 100 queries are answered."""
+    """95th percentile of that latency."""
 
     def text(self) -> str:
         """One line for people."""
@@ -84,56 +86,54 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """A way of searching that was considered and not taken."""
+    """A type of index that was considered and not chosen."""
 
-    kind: IndexKind
+    kind: IndexType
     """Which."""
     figures: Cost
-    """What it was predicted to cost."""
+    """Its predicted cost."""
     why_not: str
-    """Why it was not taken."""
+    """Why it was not chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """How an index is searched, and why."""
 
-    kind: IndexKind
-    """The structure that proposes candidates; ``flat-fp16-ip`` scans the stored halves and is exact."""
+    kind: IndexType
+    """The ANN index; ``flat-fp16-ip`` is an exact scan of the stored float16 vectors."""
     factory: str
     """Its name in FAISS's ``index_factory``."""
     parameters: Mapping[str, int]
-    """``lists``, ``train_rows``, ``probes``, ``effort``, ``refine`` (candidates that are ranked exactly), ``seed``."""
+    """``nlist`` and ``nprobe``, or ``M``, ``ef_construction`` and ``ef_search``; ``train_rows``, ``seed``, and
+    ``refine`` (candidates re-ranked per hit)."""
     rows: int
-    """Vectors it was made for."""
+    """Number of vectors."""
     dim: int
-    """Their length."""
+    """Their dimension."""
     budget: Budget
     """What it had to keep to."""
     predicted: Cost
-    """What was expected before it was made."""
+    """Cost predicted before it was built."""
     measured: Cost | None = None
-    """What was found afterwards; None before, and where nothing was made."""
+    """Cost measured afterwards; None where nothing was built or measured."""
     asked: str = ""
-    """What the queries were that it was tuned and measured with."""
+    """What queries it was tuned and measured with."""
     why: str = ""
-    """Why this one was taken."""
+    """Why it was chosen."""
     considered: tuple[Alternative, ...] = ()
     """The others."""
 
     @property
     def exact(self) -> bool:
-        """Whether its answers are those of a brute force."""
+        """Whether its answers are exact. It then has no file of its own: the segments are scanned."""
         return self.kind == "flat-fp16-ip"
 
-    @property
-    def file(self) -> bool:
-        """Whether it has a file of its own; the exact scan reads the segments."""
-        return self.kind != "flat-fp16-ip"
-
     def to_json(self) -> dict[str, Any]:
-        """The plan as plain JSON values."""
+        """The plan as the manifest stores it."""
         plain = asdict(self)
+        names = {**_STORED_NAMES, "ef_search": "probes"}
+        plain["parameters"] = {names.get(name, name): value for name, value in self.parameters.items()}
         plain["considered"] = list(plain["considered"])
         return plain
 
@@ -142,15 +142,19 @@ class Plan:
         """The plan that ``to_json`` gave.
 
         Raises:
-            IndexDamagedError: it is none.
+            IndexDamagedError: an entry is missing, unknown or of the wrong form.
         """
         try:
             if wrong := {field.name for field in fields(cls)} ^ content.keys():
                 raise TypeError(f"missing or unknown entries: {', '.join(sorted(wrong))}")
+            names = {stored: name for name, stored in _STORED_NAMES.items()}
+            if str(content["kind"]).startswith("hnsw"):
+                names["probes"] = "ef_search"
             measured = content["measured"]
             return cls(
                 **{
                     **content,
+                    "parameters": {names.get(name, name): n for name, n in content["parameters"].items()},
                     "budget": Budget(**content["budget"]),
                     "predicted": Cost(**content["predicted"]),
                     "measured": Cost(**measured) if measured is not None else None,
@@ -170,24 +174,9 @@ class Plan:
         names = ", ".join(f"{name} {value:,}" for name, value in self.parameters.items())
         found = [f"{self.kind} over {self.rows:,} x {self.dim}: {self.why}"]
         if names:
-            found.append(f"made as {self.factory} with {names}")
+            found.append(f"built as {self.factory} with {names}")
         found.append(f"predicted: {self.predicted.text()}")
         if self.measured is not None:
             found.append(f"measured:  {self.measured.text()}" + (f" ({self.asked})" if self.asked else ""))
         found += [f"not {each.kind}: {each.why_not} ({each.figures.text()})" for each in self.considered]
         return found
-
-
-def flat_plan(rows: int, dim: int, *, budget: Budget | None = None, why: str = "exact") -> Plan:
-    """The plan of an exact scan of the stored halves, which needs nothing made."""
-    figures = Cost(bytes=rows * dim * 2, build_bytes=0, recall=1.0)
-    return Plan(
-        kind="flat-fp16-ip",
-        factory="SQfp16",
-        parameters={},
-        rows=rows,
-        dim=dim,
-        budget=budget or Budget(),
-        predicted=figures,
-        why=why,
-    )

@@ -145,9 +145,9 @@ def run_explain(index: Path | None, *, where: str | None, as_json: bool) -> None
     """Print what a search of an index would do."""
     with command._open(index) as opened:
         report = explain_search(opened, where=where)
-    exact = report.structure in ("none", KIND)
-    structure = f"structure {report.structure} over {report.covered:,} vectors, {report.tail:,} came since"
-    line = f"{_images(report.items)}; {f'{report.structure}: all are compared' if exact else structure}"
+    exact = report.ann_index in ("none", KIND)
+    ann = f"{report.ann_index} over {report.covered:,} vectors, {report.tail:,} added since"
+    line = f"{_images(report.items)}; {f'{report.ann_index}: exact scan of all vectors' if exact else ann}"
     _print(report, as_json=as_json, lines=[line, *(f"  {step}" for step in report.steps)])
 
 

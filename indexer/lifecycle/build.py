@@ -31,9 +31,15 @@ from llm2clip.indexer.ingest.sync_source import (
 )
 from llm2clip.indexer.records.record import Corpus, same_corpus
 from llm2clip.indexer.storage.generation_writer import GenerationWriter, closing_writer
-from llm2clip.indexer.storage.index_folder import LOCK, create_or_check_folder, encoder_mismatch, lock
+from llm2clip.indexer.storage.index_folder import LOCK, create_or_check_folder, lock
 from llm2clip.indexer.storage.items_reader import ItemsReader
-from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, Manifest, read_manifest, write_manifest
+from llm2clip.indexer.storage.manifest import (
+    DEFAULT_PLAN,
+    Manifest,
+    encoder_mismatch,
+    read_manifest,
+    write_manifest,
+)
 from llm2clip.indexer.storage.migrate_v2 import bring_up_to_date
 from llm2clip.indexer.storage.provenance import BuildInfo
 from llm2clip.indexer.storage.transaction import (

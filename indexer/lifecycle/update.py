@@ -20,9 +20,8 @@ from llm2clip.indexer.ingest.sync_source import ChangeCounts, Ingest, ListingDif
 from llm2clip.indexer.records.file_types import ending, image_endings
 from llm2clip.indexer.records.record import Corpus, same_corpus
 from llm2clip.indexer.storage.generation_writer import GenerationWriter, closing_writer
-from llm2clip.indexer.storage.index_folder import encoder_mismatch
 from llm2clip.indexer.storage.items_reader import NEVER, ItemsReader
-from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, Manifest
+from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, Manifest, encoder_mismatch
 from llm2clip.indexer.storage.transaction import begin_write, check_files, open_for_write
 
 _AT_ONCE = 10_000

@@ -1,13 +1,13 @@
-"""Chooses how an index is searched: exactly while that is fast enough, else by what keeps to a budget.
+"""Chooses how an index is searched: exactly while that is fast enough, else by an ANN index that keeps to a budget.
 
-Sizes are reckoned, times and recall are tried on a random sample before anything large is made, and measured on the
-whole afterwards. What would not fit into memory is refused before it is begun.
+Sizes are computed, recall and latency are measured on a random sample before anything large is built, and again on the
+whole index afterwards. What would not fit into memory is refused at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,50 +27,50 @@ from llm2clip.indexer.ann.index_types import (
 )
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex, sample_of
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, IndexKind, Plan
-from llm2clip.indexer.planner.tune import exact_times, measure, sample_queries, tune
+from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, IndexType, Plan
+from llm2clip.indexer.planner.tune import exact_latency, measure, sample_queries, tune
 from llm2clip.indexer.storage.manifest import KIND
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 TRIAL_ROWS = 20_000
-"""Rows of the sample on which kinds are tried."""
+"""Sample size of the trials."""
 _FREE_SHARE = 0.75
-"""Of the memory that is free, what may be used where nobody says."""
+"""Default memory budget, as a share of the memory that is free."""
 _TRIAL_SLACK = 0.01
-"""A trial's recall is that of a few hundred queries: so little below what is asked for is no miss."""
-_STEADY = 1.15
-"""The times of an exact scan vary so little that 95 of 100 queries lie below this multiple of the median."""
+"""A trial's recall is that of a few hundred queries: so little below the target still counts as reaching it."""
+_EXACT_P95 = 1.15
+"""95th percentile of the latency of an exact scan, as a multiple of its median."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BudgetPlanner:
-    """Chooses, makes and tunes what keeps to a budget: what a build is handed to do so."""
+    """Chooses, builds and tunes an ANN index that keeps to a budget; handed to a build."""
 
     budget: Budget
     """What to keep to."""
     queries: Callable[[], NDArray[np.float32] | None] = lambda: None
-    """Gives text queries to tune with, None where there are none. Shape: (n, dim), float32, unit rows."""
+    """Returns text queries to tune with, None if there are none. Shape: (n, dim), float32, unit rows."""
     say: Callable[[str], None] = lambda line: None
-    """Is told what was planned and what was measured."""
+    """Is called with each line about the plan and what was measured."""
     device: str = "auto"
-    """Where structures are trained, if FAISS has GPUs: ``auto``, ``cuda``, ``cuda:1``; or ``cpu``."""
+    """Where ANN indexes are trained if FAISS has a GPU: ``auto``, ``cuda``, ``cuda:1``; or ``cpu``."""
     untried_rows: int = 0
-    """Up to so many vectors the exact search is taken without trying or measuring anything."""
+    """Up to so many vectors, exact search is chosen without a trial."""
 
     def __call__(self, path: Path, vectors: Vectors) -> Mapping[str, Any]:
-        """Write the structure to ``path`` and return its plan as JSON.
+        """Write the ANN index to ``path`` and return its plan as JSON.
 
         Raises:
-            BudgetError: nothing fits the memory; the message has the numbers.
+            BudgetError: nothing fits into memory; the message has the numbers.
             FaissNotInstalledError: FAISS is not installed.
-            OSError: the disk is full, or worse.
+            OSError: an I/O error occurred (for example a full disk).
         """
         if len(vectors) <= self.untried_rows:
             write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
             return {"kind": KIND}
         queries = self.queries()
         plan = plan_index(vectors, budget=self.budget, queries=queries, device=self.device)
-        if not plan.file:
+        if plan.exact:
             write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
         made = make_ann(path, vectors, plan=plan, queries=queries, device=self.device)
         for line in made.lines():
@@ -81,87 +81,53 @@ class BudgetPlanner:
 def plan_index(
     vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None = None, device: str = "auto"
 ) -> Plan:
-    """Choose how ``vectors`` are to be searched. Makes nothing but trials on a sample.
+    """Choose how ``vectors`` are searched. Builds nothing but trials on a sample.
 
-    What is asked of a query is promised where nothing else runs: times are those of this machine as it is now.
+    Latencies are those of this machine with its present load.
 
     Args:
         vectors: the stored rows.
-        budget: what to keep to; without a size of memory, three quarters of what is free.
+        budget: what to keep to.
         queries: text queries to try with, None if there are none. Shape: (n, dim), float32, unit rows.
-        device: where trials are trained, as of ``BudgetPlanner``.
+        device: as of ``BudgetPlanner``.
 
     Raises:
-        BudgetError: nothing fits the memory; the message has the numbers.
+        BudgetError: nothing fits into memory; the message has the numbers.
         FaissNotInstalledError: FAISS is not installed.
     """
     ram = budget.ram if budget.ram is not None else int(free_memory() * _FREE_SHARE)
     budget = replace(budget, ram=ram)
     trial = _Trial(vectors, budget=budget, queries=queries, device=device)
     exact = trial.exact()
-    if why := _why_exact(exact, budget=budget, rows=len(vectors)):
-        return trial.plan("flat-fp16-ip", exact, why=why)
-    considered = [Alternative(kind="flat-fp16-ip", figures=exact, why_not=_shortfall(exact, budget))]
-    if budget.recall >= 1:
-        raise BudgetError(_refusal(considered, ram=ram, rows=len(vectors), dim=vectors.dim))
-    best: tuple[tuple[bool, float], IndexKind, Cost] | None = None
-    for kind in APPROXIMATE:
-        figures = estimate_cost(kind, rows=len(vectors), dim=vectors.dim)
-        if problem := unsupported_reason(kind, rows=len(vectors), dim=vectors.dim) or _too_large(
-            figures, ram
-        ):
-            considered.append(Alternative(kind=kind, figures=figures, why_not=problem))
-            continue
-        if best is not None and best[0][0]:
-            why_not = f"not tried: {best[1]} keeps to the budget and comes first"
-            considered.append(Alternative(kind=kind, figures=figures, why_not=why_not))
-            continue
-        figures = trial.run(kind, figures)
-        order = (not _shortfall(figures, budget), -_distance(figures, budget))
-        if best is None or order > best[0]:
-            if best is not None:
-                considered.append(
-                    Alternative(kind=best[1], figures=best[2], why_not=_shortfall(best[2], budget))
-                )
-            best = (order, kind, figures)
-        else:
-            considered.append(Alternative(kind=kind, figures=figures, why_not=_shortfall(figures, budget)))
-    if best is None:
-        if exact.bytes <= ram:
-            return trial.plan(
-                "flat-fp16-ip", exact, why="nothing faster can be made", considered=considered[1:]
-            )
-        raise BudgetError(_refusal(considered, ram=ram, rows=len(vectors), dim=vectors.dim))
-    (kept, _), kind, figures = best
-    if not kept and exact.bytes <= ram and _distance(exact, budget) <= _distance(figures, budget):
-        other = Alternative(kind=kind, figures=figures, why_not=_shortfall(figures, budget))
-        why = f"the nearest: {_shortfall(exact, budget)}"
-        return trial.plan("flat-fp16-ip", exact, why=why, considered=[*considered[1:], other])
-    why = "the first that keeps to the budget" if kept else f"the nearest: {_shortfall(figures, budget)}"
-    return trial.plan(kind, figures, why=why, considered=considered)
+    if exact.figures.bytes <= ram and (not exact.why_not or budget.recall >= 1):
+        why = "only an exact scan has a recall of 1" if exact.why_not else "an exact scan is fast enough"
+        return trial.plan(exact, why=why)
+    tried = [exact, *(trial.approximate() if budget.recall < 1 else ())]
+    eligible = [each for each in tried if each.figures.recall is not None and each.figures.bytes <= ram]
+    if not eligible:
+        raise BudgetError(_refusal(tried, ram=ram, rows=len(vectors), dim=vectors.dim))
+    best = min(eligible, key=lambda each: (bool(each.why_not), _distance(each.figures, budget)))
+    why = f"the nearest: {best.why_not}" if best.why_not else "the first that keeps to the budget"
+    return trial.plan(best, why=why, considered=[each for each in tried if each is not best])
 
 
 def require_memory(budget: Budget, *, rows: int, dim: int) -> None:
-    """Refuse, before any vector is made, what no kind could do within the memory that was given.
+    """Refuse, before anything is encoded, what no type of index could do within the memory budget.
 
     Args:
-        budget: what to keep to; nothing is refused where it names no memory.
-        rows: how many vectors there will be.
-        dim: their length.
+        budget: what to keep to; nothing is refused where it has no ``ram``.
+        rows: expected number of vectors.
+        dim: their dimension.
 
     Raises:
         BudgetError: nothing fits; the message has the numbers.
     """
     if budget.ram is None or not rows:
         return
-    kinds: list[Alternative] = []
-    for kind in ("flat-fp16-ip", *(() if budget.recall >= 1 else APPROXIMATE)):
-        figures = estimate_cost(kind, rows=rows, dim=dim)
-        if problem := unsupported_reason(kind, rows=rows, dim=dim) or _too_large(figures, budget.ram):
-            kinds.append(Alternative(kind=kind, figures=figures, why_not=problem))
-        else:
-            return
-    raise BudgetError(_refusal(kinds, ram=budget.ram, rows=rows, dim=dim))
+    types: tuple[IndexType, ...] = ("flat-fp16-ip", *(() if budget.recall >= 1 else APPROXIMATE))
+    options = [_option(kind, rows=rows, dim=dim, ram=budget.ram) for kind in types]
+    if all(each.why_not for each in options):
+        raise BudgetError(_refusal(options, ram=budget.ram, rows=rows, dim=dim))
 
 
 def make_ann(
@@ -172,25 +138,25 @@ def make_ann(
     queries: NDArray[np.float32] | None = None,
     device: str = "auto",
 ) -> Plan:
-    """Write the structure of a plan, tune it on held-out queries and measure it on others.
+    """Build the ANN index of a plan, tune it on held-out queries and measure it on others.
 
     Args:
-        path: the file to write; nothing is written for a plan without one (``plan.file``).
+        path: the file to write; nothing is written for an exact plan.
         vectors: the rows that it covers, all of them.
         plan: what ``plan_index`` chose for them.
         queries: as for ``plan_index``.
-        device: where it is trained, as of ``BudgetPlanner``.
+        device: as of ``BudgetPlanner``.
 
     Returns:
-        The plan with the parameters that were found and what was measured.
+        The plan with the tuned parameters and the measured cost.
 
     Raises:
         BudgetError: it would not fit into the memory that is free now.
-        OSError: the disk is full, or worse.
+        OSError: an I/O error occurred (for example a full disk).
     """
     asked = sample_queries(vectors, queries)
     found, size = plan, plan.predicted.bytes
-    if not plan.file:
+    if plan.exact:
         measured = measure(KnnSearcher(vectors), asked.half(1))
     else:
         write_ann(path, vectors, plan=plan, device=device)
@@ -211,7 +177,7 @@ def make_ann(
 
 
 def renewed(plan: Plan, *, rows: int) -> Plan:
-    """A plan for another number of rows of the same kind, as when an index has grown."""
+    """The same plan for another number of rows, as when an index has grown."""
     if plan.rows == rows:
         return plan
     return replace(
@@ -225,19 +191,19 @@ def renewed(plan: Plan, *, rows: int) -> Plan:
 
 
 def write_ann(path: Path, vectors: Vectors, *, plan: Plan, device: str = "auto") -> None:
-    """Make the structure of a plan from the stored rows and write it.
+    """Build the ANN index of a plan from the stored rows and write it.
 
-    On a CPU the same rows and plan give the same structure; where FAISS has a GPU, centres of lists are found there.
+    On a CPU the same rows and plan give the same bytes; if FAISS has a GPU, k-means runs there.
 
     Raises:
         BudgetError: it would not fit into the memory that is free now.
         FaissNotInstalledError: FAISS is not installed.
-        OSError: the disk is full, or worse.
+        OSError: an I/O error occurred (for example a full disk).
     """
     need, free = plan.predicted.build_bytes, free_memory()
     if need > free:
         raise BudgetError(
-            f"making {plan.kind} of {plan.rows:,} vectors needs {format_bytes(need)} of memory, "
+            f"building {plan.kind} of {plan.rows:,} vectors needs {format_bytes(need)} of memory, "
             f"{format_bytes(free)} are free: end other programs, or plan for less with --ram"
         )
     parameters = plan.parameters
@@ -247,12 +213,13 @@ def write_ann(path: Path, vectors: Vectors, *, plan: Plan, device: str = "auto")
 
 
 class _Trial:
-    """Tries kinds on a random sample of the rows."""
+    """Tries types of index on a random sample of the rows."""
 
     def __init__(
         self, vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None, device: str
     ) -> None:
         self._rows, self._dim, self._budget, self._device = len(vectors), vectors.dim, budget, device
+        self._ram = budget.ram or 0
         if len(vectors) > TRIAL_ROWS:
             ids = np.random.default_rng(0).choice(len(vectors), size=TRIAL_ROWS, replace=False)
             self._sample = Vectors([vectors.take(np.sort(ids))], dim=vectors.dim)
@@ -260,56 +227,80 @@ class _Trial:
             self._sample = vectors
         self._asked = sample_queries(self._sample, queries)
 
-    def exact(self) -> Cost:
-        """What the exact scan costs, reckoned up from the sample."""
-        p50, _ = exact_times(self._sample, self._asked.queries, rows=self._rows)
-        figures = estimate_cost("flat-fp16-ip", rows=self._rows, dim=self._dim)
-        return replace(figures, recall=1.0, p50_ms=round(p50, 4), p95_ms=round(p50 * _STEADY, 4))
+    def exact(self) -> Alternative:
+        """An exact scan, its latency extrapolated from the sample."""
+        p50 = exact_latency(self._sample, self._asked.queries, rows=self._rows)
+        cost = estimate_cost("flat-fp16-ip", rows=self._rows, dim=self._dim)
+        cost = replace(cost, recall=1.0, p50_ms=round(p50, 4), p95_ms=round(p50 * _EXACT_P95, 4))
+        return Alternative(kind="flat-fp16-ip", figures=cost, why_not=_shortfall(cost, self._budget))
 
-    def run(self, kind: IndexKind, figures: Cost) -> Cost:
-        """Make a kind of the sample, tune it, and reckon its times up to all rows."""
+    def approximate(self) -> Iterable[Alternative]:
+        """Each type of ANN index; ``why_not`` is empty for the first that keeps to the budget, if any does."""
+        chosen: IndexType | None = None
+        for kind in APPROXIMATE:
+            option = _option(kind, rows=self._rows, dim=self._dim, ram=self._ram)
+            if not option.why_not and chosen is not None:
+                option = replace(option, why_not=f"not tried: {chosen} keeps to the budget and comes first")
+            elif not option.why_not:
+                cost = self._run(kind, option.figures)
+                option = replace(option, figures=cost, why_not=_shortfall(cost, self._budget))
+                chosen = None if option.why_not else kind
+            yield option
+
+    def _run(self, kind: IndexType, cost: Cost) -> Cost:
+        """Build and tune a type of index on the sample, and extrapolate its latency to all rows."""
         rows = len(self._sample)
-        plan = self.plan(kind, figures, why="a trial", rows=rows)
+        plan = self.plan(Alternative(kind=kind, figures=cost, why_not=""), why="a trial", rows=rows)
         train = sample_of(self._sample, plan.parameters["train_rows"], rows=rows, seed=0)
         index = FaissAnnIndex.build(self._sample.blocks(), sample=train, plan=plan, device=self._device)
         found = tune(index, self._sample, self._asked.half(0), recall=self._budget.recall)
         tuned = replace(plan, parameters={**plan.parameters, **found})
         index = FaissAnnIndex(index.faiss_index, plan=tuned)
         measured = measure(KnnSearcher(self._sample, candidates=index), self._asked.half(1))
-        grown = _growth(kind, self._rows, rows)
+        factor = _latency_factor(kind, self._rows, rows)
         return replace(
-            figures,
+            cost,
             recall=measured.recall,
-            p50_ms=round(measured.p50_ms * grown, 4),
-            p95_ms=round(measured.p95_ms * grown, 4),
+            p50_ms=round(measured.p50_ms * factor, 4),
+            p95_ms=round(measured.p95_ms * factor, 4),
         )
 
     def plan(
         self,
-        kind: IndexKind,
-        figures: Cost,
+        option: Alternative,
         *,
         why: str,
-        considered: list[Alternative] | None = None,
+        considered: Iterable[Alternative] = (),
         rows: int | None = None,
     ) -> Plan:
-        """A plan of a kind for all rows, or for so many."""
+        """A plan for all rows, or for so many."""
         rows = rows if rows is not None else self._rows
         return Plan(
-            kind=kind,
-            factory=factory_of(kind, rows=rows, dim=self._dim),
-            parameters=parameters_of(kind, rows=rows),
+            kind=option.kind,
+            factory=factory_of(option.kind, rows=rows, dim=self._dim),
+            parameters=parameters_of(option.kind, rows=rows),
             rows=rows,
             dim=self._dim,
             budget=self._budget,
-            predicted=figures,
+            predicted=option.figures,
             why=why,
-            considered=tuple(considered or ()),
+            considered=tuple(considered),
         )
 
 
-def _growth(kind: IndexKind, rows: int, sample: int) -> float:
-    """How much longer a query takes over all rows: lists grow by the root, walks by the logarithm."""
+def _option(kind: IndexType, *, rows: int, dim: int, ram: int) -> Alternative:
+    """A type of index with its size; ``why_not`` says why it cannot be built within the memory budget."""
+    cost = estimate_cost(kind, rows=rows, dim=dim)
+    problem = unsupported_reason(kind, rows=rows, dim=dim)
+    if problem is None and cost.bytes > ram:
+        problem = f"needs {format_bytes(cost.bytes)} while searching, allowed {format_bytes(ram)}"
+    if problem is None and cost.build_bytes > ram:
+        problem = f"needs {format_bytes(cost.build_bytes)} while building, allowed {format_bytes(ram)}"
+    return Alternative(kind=kind, figures=cost, why_not=problem or "")
+
+
+def _latency_factor(kind: IndexType, rows: int, sample: int) -> float:
+    """How much longer a query takes over all rows: IVF grows with the root, graphs with the logarithm."""
     if rows <= sample:
         return 1.0
     if kind.startswith("hnsw"):
@@ -317,48 +308,32 @@ def _growth(kind: IndexKind, rows: int, sample: int) -> float:
     return math.sqrt(rows / sample)
 
 
-def _why_exact(exact: Cost, *, budget: Budget, rows: int) -> str | None:
-    if exact.bytes > (budget.ram or 0):
-        return None
-    if not _shortfall(exact, budget):
-        return "an exact scan is fast enough"
-    return "nothing but an exact scan has a recall of 1" if budget.recall >= 1 else None
-
-
-def _shortfall(figures: Cost, budget: Budget) -> str:
+def _shortfall(cost: Cost, budget: Budget) -> str:
     """In what a way of searching misses the budget; empty if in nothing."""
     missed = []
-    if figures.bytes > (budget.ram or 0):
-        missed.append(f"wants {format_bytes(figures.bytes)}, allowed {format_bytes(budget.ram or 0)}")
-    if figures.recall is not None and figures.recall < budget.recall - _TRIAL_SLACK:
-        missed.append(f"recall@10 of {figures.recall:.3f} on a sample, asked for {budget.recall:g}")
-    if figures.p95_ms is not None and figures.p95_ms > budget.p95_ms:
-        missed.append(f"p95 of {figures.p95_ms:.2f} ms, asked for {budget.p95_ms:g}")
+    if cost.bytes > (budget.ram or 0):
+        missed.append(f"needs {format_bytes(cost.bytes)}, allowed {format_bytes(budget.ram or 0)}")
+    if cost.recall is not None and cost.recall < budget.recall - _TRIAL_SLACK:
+        missed.append(f"recall@10 of {cost.recall:.3f} on a sample, target {budget.recall:g}")
+    if cost.p95_ms is not None and cost.p95_ms > budget.p95_ms:
+        missed.append(f"p95 of {cost.p95_ms:.2f} ms, target {budget.p95_ms:g}")
     return "; ".join(missed)
 
 
-def _distance(figures: Cost, budget: Budget) -> float:
-    """How far a way of searching is from the budget: missing recall first, then time."""
-    missing = max(0.0, budget.recall - (figures.recall or 0.0))
-    return missing * 1e6 + (figures.p95_ms or 0.0)
+def _distance(cost: Cost, budget: Budget) -> float:
+    """Distance from the budget: missing recall first, then latency."""
+    missing = max(0.0, budget.recall - (cost.recall or 0.0))
+    return missing * 1e6 + (cost.p95_ms or 0.0)
 
 
-def _too_large(figures: Cost, ram: int) -> str | None:
-    if figures.bytes > ram:
-        return f"wants {format_bytes(figures.bytes)} while searching, allowed {format_bytes(ram)}"
-    if figures.build_bytes > ram:
-        return f"wants {format_bytes(figures.build_bytes)} while it is made, allowed {format_bytes(ram)}"
-    return None
-
-
-def _refusal(considered: list[Alternative], *, ram: int, rows: int, dim: int) -> str:
-    def wanted(each: Alternative) -> int:
+def _refusal(options: Iterable[Alternative], *, ram: int, rows: int, dim: int) -> str:
+    def needed(each: Alternative) -> int:
         return max(each.figures.bytes, each.figures.build_bytes)
 
-    least = min(considered, key=wanted)
-    making = ", making it included" if least.figures.build_bytes > least.figures.bytes else ""
+    least = min(options, key=needed)
+    building = ", building included" if least.figures.build_bytes > least.figures.bytes else ""
     return (
-        f"{rows:,} vectors of {dim} numbers cannot be searched within {format_bytes(ram)} of memory: "
-        f"{least.kind}, which wants least{making}, needs {format_bytes(wanted(least))}. "
-        "Allow more with --ram, or index fewer images"
+        f"{rows:,} vectors of dimension {dim} cannot be searched within {format_bytes(ram)} of memory: "
+        f"{least.kind}, which needs least{building}, needs {format_bytes(needed(least))}. Allow more with --ram, "
+        "or index fewer images"
     )

@@ -1,8 +1,8 @@
-"""How hard a structure has to look: found on some held-out queries, measured on others.
+"""Tunes nprobe, ef_search and refine of an ANN index on held-out queries, and measures it on others.
 
-Text queries are what an index is asked, and are harder than images: they lie outside the cloud that the lists were
-made of, and their neighbours in many lists. Where there are none, means of three random images stand in: on real
-CLIP vectors they need as many lists as real captions do, while an image as its own query needs an eighth of them.
+Text queries are out of distribution for an index of images: their neighbours lie in many inverted lists. Where there
+are none, means of three random images stand in: on CLIP vectors they need the same nprobe as captions, while images as
+their own queries need an eighth of it (docs/scaling.md).
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import ExactScan
+from llm2clip.indexer.ann.exact_scan import ExactScan, rerank
+from llm2clip.indexer.ann.index_types import effort_name
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.rerank import rerank
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 K = 10
-"""Recall is that of so many hits."""
+"""Tuning and measuring use recall@10."""
 REFINES = (1, 2, 4, 8, 16, 32, 64)
-"""Candidates ranked exactly for each hit, of which the cheapest enough is taken."""
+"""Candidates per hit that are tried for re-ranking."""
 _QUERIES = 400
 _MARGIN = 0.1
-"""Share of the missing recall to be won beyond what is asked for: other queries are not these."""
+"""Share of the missing recall to reach beyond the target, since other queries differ from these."""
 _MIXED = 3
-"""Images whose mean stands in for a text query."""
+"""Images per stand-in for a text query."""
 _STEP = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuningQueries:
-    """Held-out queries and the true answers."""
+    """Held-out queries and their ground truth."""
 
     kind: str
-    """What they are, for people."""
+    """Their origin, for people."""
     queries: NDArray[np.float32]
     """Shape: (n, dim), float32, unit rows."""
     truth: NDArray[np.int64]
-    """Ids of the true best. Shape: (n, up to K)."""
+    """Ids of the exact nearest neighbours. Shape: (n, up to K)."""
 
     def half(self, which: int) -> TuningQueries:
         """Every other query: 0 for tuning, 1 for measuring."""
@@ -50,37 +50,37 @@ class TuningQueries:
         return TuningQueries(kind=self.kind, queries=self.queries[part], truth=self.truth[part])
 
     def recall(self, ids: NDArray[np.int64]) -> float:
-        """Share of the true best among ``ids``. Shape: (n, m), int64, -1: none."""
+        """Share of the ground truth among ``ids``. Shape: (n, m), int64, -1: none."""
         found = (self.truth[:, :, None] == ids[:, None, :]).any(axis=2)
         return float(found.mean())
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What asking one query at a time gave."""
+    """Recall and latency of one query at a time."""
 
     recall: float
     """Recall@10."""
     p50_ms: float
-    """Milliseconds of the median query."""
+    """Median latency in milliseconds."""
     p95_ms: float
-    """Milliseconds within which 95 of 100 were answered."""
+    """95th percentile of the latency in milliseconds."""
 
 
-class Searching(Protocol):
-    """What is measured."""
+class Searches(Protocol):
+    """Anything that can be measured."""
 
     def search(self, queries: NDArray[np.float32], *, k: int) -> list[list[tuple[int, float]]]:
         """For each query (id, score), best first."""
 
 
 def sample_queries(vectors: Vectors, queries: NDArray[np.float32] | None, *, seed: int = 0) -> TuningQueries:
-    """Queries to tune and measure with, and their true answers by an exact search.
+    """Queries to tune and measure with, and their ground truth by an exact search.
 
     Args:
         vectors: the stored rows.
         queries: text queries, or None. Shape: (n, dim), float32, unit rows.
-        seed: which of them are taken.
+        seed: of the sample.
     """
     random = np.random.default_rng([seed, len(vectors)])
     if queries is not None and len(queries) >= 2:
@@ -98,32 +98,32 @@ def sample_queries(vectors: Vectors, queries: NDArray[np.float32] | None, *, see
 
 
 def tune(index: FaissAnnIndex, vectors: Vectors, asked: TuningQueries, *, recall: float) -> dict[str, int]:
-    """The cheapest ``probes`` and ``refine`` that reach a recall; those that come nearest where none does.
+    """The fastest nprobe or ef_search, and refine, that reach a recall; the nearest to it where none does.
 
-    Sets ``index.probes`` to what it returns.
+    Sets ``index.effort`` too.
     """
     goal = recall + (1 - recall) * _MARGIN
-    # The first of many candidates are those of a shallower search of lists; of a graph they would be better ones.
-    refines: tuple[int, ...] = REFINES if index.plan.kind.startswith("ivf") else (2,)
-    refines = tuple(refine for refine in refines if refine * K <= index.rows) or (1,)
+    graph = index.plan.kind.startswith("hnsw")
+    # More candidates of a graph mean a larger ef_search; of inverted lists they come from the same lists.
+    refines = tuple(refine for refine in ((2,) if graph else REFINES) if refine * K <= index.rows) or (1,)
     per_row = _seconds(lambda: rerank(vectors, asked.queries[:1], _some(vectors, 256)[None], k=K)) / 256
     best: tuple[float, float, int, int] | None = None
-    probes = 1 if index.plan.kind.startswith("ivf") else 2 * K
+    effort = 2 * K if graph else 1
     while True:
-        index.probes = probes
+        index.effort = effort
         _, ids = index.candidates(asked.queries, count=refines[-1] * K, allowed=None)
         recalls = [asked.recall(ids[:, : refine * K]) for refine in refines]
         enough = next((number for number, found in enumerate(recalls) if found >= goal), None)
         number = enough if enough is not None else int(np.argmax(recalls))
         took = _per_query(index, asked.queries, count=refines[number] * K) + per_row * refines[number] * K
-        found = (-min(recalls[number], goal), took, probes, refines[number])
+        found = (-min(recalls[number], goal), took, effort, refines[number])
         best = found if best is None else min(best, found)
         done = enough is not None and (number == 0 or took > 1.3 * best[1])
-        if done or probes >= index.most:
+        if done or effort >= index.max_effort:
             break
-        probes = min(index.most, max(probes + 1, round(probes * _STEP)))
-    index.probes = best[2]
-    return {"probes": best[2], "refine": best[3]}
+        effort = min(index.max_effort, max(effort + 1, round(effort * _STEP)))
+    index.effort = best[2]
+    return {effort_name(index.plan.kind): best[2], "refine": best[3]}
 
 
 def _some(vectors: Vectors, count: int) -> NDArray[np.int64]:
@@ -150,14 +150,14 @@ def _per_query(index: FaissAnnIndex, queries: NDArray[np.float32], *, count: int
     return float(np.median(took))
 
 
-def measure(searching: Searching, asked: TuningQueries) -> Measured:
-    """Recall@10 and times of the whole search, one query at a time; the better of two times each."""
+def measure(search: Searches, asked: TuningQueries) -> Measured:
+    """Recall@10 and latency of the whole search, one query at a time; the lower of two latencies each."""
     found = np.full((len(asked.queries), K), -1, dtype=np.int64)
     took = np.empty((2, len(asked.queries)))
     for turn in range(2):
         for number, query in enumerate(asked.queries):
             began = perf_counter()
-            [hits] = searching.search(query[None], k=K)
+            [hits] = search.search(query[None], k=K)
             took[turn, number] = (perf_counter() - began) * 1e3
             found[number, : len(hits)] = [id for id, _ in hits]
     times = took.min(axis=0)
@@ -168,13 +168,12 @@ def measure(searching: Searching, asked: TuningQueries) -> Measured:
     )
 
 
-def exact_times(vectors: Vectors, asked: NDArray[np.float32], *, rows: int) -> tuple[float, float]:
-    """Milliseconds of an exact search (median, 95 of 100), reckoned up to ``rows`` from those of ``vectors``."""
-    neighbours = KnnSearcher(vectors)
+def exact_latency(vectors: Vectors, queries: NDArray[np.float32], *, rows: int) -> float:
+    """Median milliseconds of an exact search, extrapolated to ``rows`` from those of ``vectors``."""
+    search = KnnSearcher(vectors)
     took = []
-    for query in asked[:40]:
+    for query in queries[:40]:
         began = perf_counter()
-        neighbours.search(query[None], k=K)
+        search.search(query[None], k=K)
         took.append((perf_counter() - began) * 1e3)
-    scale = rows / len(vectors)
-    return float(np.percentile(took, 50)) * scale, float(np.percentile(took, 95)) * scale
+    return float(np.median(took)) * rows / len(vectors)

@@ -1,4 +1,4 @@
-"""``explain_search``: what a search of an index would do, and why."""
+"""Explains how a search of an index is answered."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from llm2clip.indexer.search.index import Index
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a search would do."""
+    """How a search is answered."""
 
     path: str
     """The index."""
     items: int
     """Images that can be found."""
     allowed: int
-    """Of them, those that the filter lets through; all without a filter."""
+    """Of them, those that pass the filter; all without one."""
     tombstones: int
-    """Vectors of no image, which are passed over."""
+    """Vectors of removed or changed images, which are skipped."""
     covered: int
-    """Vectors in the search structure."""
+    """Vectors in the ANN index."""
     tail: int
-    """Vectors that came after it was written, which are all compared."""
-    structure: str
-    """Kind of the search structure."""
+    """Vectors added since it was built, which are scanned."""
+    ann_index: str
+    """Type of the ANN index; ``flat-fp16-ip`` is exact."""
     steps: tuple[str, ...]
-    """What is done, one sentence each."""
+    """One sentence per step."""
 
 
 def explain_search(index: Index, *, where: str | None = None) -> Explanation:
-    """Say what a search of an index would do.
+    """Explain how a search of an index is answered.
 
     Args:
         index: the index.
-        where: a filter in the language of docs/filters.md; None: without one.
+        where: a filter in the language of docs/filters.md; None: none.
 
     Raises:
-        WhereError: the filter means nothing.
+        WhereError: the filter is not valid.
     """
     manifest, allowed = index.manifest, index.allowed(where)
     covered = manifest.ann.rows if manifest.ann else 0
@@ -47,12 +47,12 @@ def explain_search(index: Index, *, where: str | None = None) -> Explanation:
     if manifest.tombstones:
         steps.append(
             f"{manifest.tombstones:,} of {manifest.rows:,} vectors are of images that were removed or changed and "
-            "are passed over; llm2clip-index compact drops them"
+            "are skipped; llm2clip-index compact removes them"
         )
     count = len(index) if allowed is None else int(np.count_nonzero(allowed))
     if where is not None:
         share = count / len(index) if len(index) else 0.0
-        steps.append(f"the filter lets {count:,} of {len(index):,} images through ({share:.2%})")
+        steps.append(f"{count:,} of {len(index):,} images pass the filter ({share:.2%})")
     steps += index.explain(where=where)
     return Explanation(
         path=str(index.path),
@@ -61,6 +61,6 @@ def explain_search(index: Index, *, where: str | None = None) -> Explanation:
         tombstones=manifest.tombstones,
         covered=covered,
         tail=manifest.rows - covered,
-        structure=str(manifest.ann.plan.get("kind", "?")) if manifest.ann else "none",
+        ann_index=str(manifest.ann.plan.get("kind", "?")) if manifest.ann else "none",
         steps=tuple(steps),
     )

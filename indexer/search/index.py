@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.device_search import describe_device
 from llm2clip.indexer.ann.faiss_flat import wheel
-from llm2clip.indexer.ann.index_file import read_ann
-from llm2clip.indexer.ann.nearest_neighbors import QUERIES_AT_ONCE, KnnSearcher
+from llm2clip.indexer.ann.index_file import describe_device, read_ann
+from llm2clip.indexer.ann.nearest_neighbors import ANN_BATCH, KnnSearcher
 from llm2clip.indexer.ann.plan import Plan
 from llm2clip.indexer.core.errors import (
     EncoderMismatchError,
@@ -29,9 +28,9 @@ from llm2clip.indexer.core.results import Hit, IndexInfo
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.filters.compile import compile_where, metadata_names
 from llm2clip.indexer.filters.sandbox import open_guarded
-from llm2clip.indexer.storage.index_folder import describe_unfinished, encoder_mismatch
+from llm2clip.indexer.storage.index_folder import describe_unfinished
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, sqlite
-from llm2clip.indexer.storage.manifest import Manifest, read_manifest
+from llm2clip.indexer.storage.manifest import Manifest, encoder_mismatch, read_manifest
 from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
 
 if TYPE_CHECKING:
@@ -116,7 +115,7 @@ class Index:
         return there
 
     @cached_property
-    def _neighbours(self) -> KnnSearcher:
+    def _searcher(self) -> KnnSearcher:
         ann, candidates = self.manifest.ann, None
         if ann is not None:
             path = self.path / ann.file
@@ -183,11 +182,11 @@ class Index:
         queries = self._checked(vectors)
         if k < 1:
             raise IndexerError(f"k must be at least 1, got {k}")
-        neighbours, allowed = self._neighbours, self.allowed(where)
+        searcher, allowed = self._searcher, self.allowed(where)
         found: list[list[tuple[int, float]]] = []
-        at_once = max(1, min(QUERIES_AT_ONCE, _ROWS_AT_ONCE // k))
+        at_once = max(1, min(ANN_BATCH, _ROWS_AT_ONCE // k))
         for start in range(0, len(queries), at_once):
-            found += neighbours.search(queries[start : start + at_once], k=k, allowed=allowed)
+            found += searcher.search(queries[start : start + at_once], k=k, allowed=allowed)
         rows = self.items.shown(list({id for hits in found for id, _ in hits}))
         return [self._hits(hits, rows) for hits in found]
 
@@ -243,7 +242,7 @@ class Index:
         Raises:
             WhereError: the filter means nothing.
         """
-        steps = [describe_device(self.device), *self._neighbours.explain(allowed=self.allowed(where))]
+        steps = [describe_device(self.device), *self._searcher.explain(allowed=self.allowed(where))]
         ann = self.manifest.ann
         if (
             ann is not None and len(ann.plan) > 1

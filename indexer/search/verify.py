@@ -1,50 +1,58 @@
-"""``Index.verify``: does an index hold what was committed?"""
+"""Verifies that an index holds what was committed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from llm2clip.common.files import file_sha256
 from llm2clip.indexer.ann.index_file import ann_problem
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError
+from llm2clip.indexer.storage.items_reader import ItemsReader
 from llm2clip.indexer.storage.items_writer import MODULUS, row_checksum
 from llm2clip.indexer.storage.manifest import Manifest
-
-if TYPE_CHECKING:
-    from llm2clip.indexer.search.index import Index
+from llm2clip.indexer.storage.vector_segments import Vectors
 
 NORM_SLACK = 2e-3
-"""How far rounding to float16 can take a unit row's length from 1, with room to spare."""
+"""Largest deviation of the norm of a stored unit row, with some margin for rounding to float16."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What ``verify`` found."""
+    """Result of verifying an index."""
 
     path: str
     """The index."""
     items: int
-    """Images it says it has."""
+    """Images according to its manifest."""
     files: int
-    """Files that were checked."""
+    """Number of files checked."""
     problems: tuple[str, ...]
-    """What is wrong, one sentence each; empty if all is well."""
+    """One sentence per problem; empty if there is none."""
     notes: tuple[str, ...]
     """What could not be checked, and why."""
 
     @property
     def ok(self) -> bool:
-        """Whether all is well."""
+        """Whether no problem was found."""
         return not self.problems
 
 
-def verify_index(index: Index) -> VerifyReport:
-    """Check checksums, counts, ids, vectors, and that the search structure has the same vectors. Reads everything."""
+class OpenIndex(Protocol):
+    """What is verified of an open index."""
+
+    path: Path
+    manifest: Manifest
+    items: ItemsReader
+    vectors: Vectors
+
+
+def verify_index(index: OpenIndex) -> VerifyReport:
+    """Check checksums, counts, ids and vectors, and that the ANN index has the same vectors. Reads everything."""
     notes: list[str] = []
     problems = [*file_problems(index.path, index.manifest)]
     try:
@@ -53,10 +61,10 @@ def verify_index(index: Index) -> VerifyReport:
     except IndexDamagedError as error:
         problems.append(str(error))
     except FaissNotInstalledError as error:
-        notes.append(f"the search structure was not compared: {error}")
+        notes.append(f"the ANN index was not compared: {error}")
     return VerifyReport(
         path=str(index.path),
-        items=len(index),
+        items=index.manifest.items,
         files=len(index.manifest.files) + 2,
         problems=tuple(dict.fromkeys(problems)),
         notes=tuple(notes),
@@ -64,7 +72,7 @@ def verify_index(index: Index) -> VerifyReport:
 
 
 def file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """What is wrong with the files that never change: (problem) for each, naming the file first."""
+    """One sentence per altered or missing file among those that never change; begins with the file name."""
     for name, record in manifest.files.items():
         try:
             if file_sha256(folder / name) != record.sha256:
@@ -73,7 +81,7 @@ def file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{name} cannot be read: {error.strerror or error}"
 
 
-def _items(index: Index) -> Iterator[str]:
+def _items(index: OpenIndex) -> Iterator[str]:
     manifest, items = index.manifest, index.items
     if damage := items.damage():
         yield f"{manifest.items_file} is damaged: {damage}"
@@ -100,7 +108,7 @@ def _items(index: Index) -> Iterator[str]:
         yield f"{manifest.items_file} does not say which {manifest.tombstones:,} vectors are of no image"
 
 
-def _vectors(index: Index) -> Iterator[str]:
+def _vectors(index: OpenIndex) -> Iterator[str]:
     off, first_off = 0, -1
     for first, rows in index.vectors.blocks():
         norms = np.linalg.norm(rows.astype(np.float32), axis=1)
@@ -112,7 +120,7 @@ def _vectors(index: Index) -> Iterator[str]:
         yield f"{off:,} vectors are not of unit length, the first with id {first_off}"
 
 
-def _ann(index: Index) -> Iterator[str]:
+def _ann(index: OpenIndex) -> Iterator[str]:
     ann = index.manifest.ann
     if ann is not None:
         problem = ann_problem(index.path / ann.file, index.vectors, rows=ann.rows, plan=ann.plan)

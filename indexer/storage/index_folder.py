@@ -16,7 +16,7 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from shlex import quote
@@ -183,30 +183,6 @@ def _lock(file: IO[bytes]) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def encoder_mismatch(built: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
-    """What is different between two encoder identities, as the end of a sentence; None if they are the same.
-
-    The name is for people: a folder may be moved and renamed.
-    """
-    keys = built.keys() | given.keys()
-    different = sorted(key for key in keys - {"name"} if built.get(key) != given.get(key))
-    if not different:
-        return None
-    if built.get("name") != given.get("name") or built.get("dim") != given.get("dim"):
-        return (
-            f"was built with encoder '{built.get('name')}' (dim {built.get('dim')}), "
-            f"got '{given.get('name')}' (dim {given.get('dim')})"
-        )
-    details = "; ".join(
-        f"{name} {_short(name, built.get(name))}, got {_short(name, given.get(name))}" for name in different
-    )
-    return f"was built with another version of encoder '{built.get('name')}' ({details})"
-
-
-def _short(name: str, value: Any) -> str:  # noqa: ANN401
-    return str(value)[:12] if name.endswith("sha256") else str(value)
 
 
 def read_meta(items: ItemsReader, name: str) -> Any:  # noqa: ANN401

@@ -239,3 +239,27 @@ def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
         return Manifest(**{name: content[name] for name in names})
     except (TypeError, AttributeError) as error:
         raise IndexDamagedError(f"{path} has an entry of the wrong form: {error}. {_REBUILD}") from error
+
+
+def encoder_mismatch(built: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """What is different between two encoder identities, as the end of a sentence; None if they are the same.
+
+    The name is for people: a folder may be moved and renamed.
+    """
+    keys = built.keys() | given.keys()
+    different = sorted(key for key in keys - {"name"} if built.get(key) != given.get(key))
+    if not different:
+        return None
+    if built.get("name") != given.get("name") or built.get("dim") != given.get("dim"):
+        return (
+            f"was built with encoder '{built.get('name')}' (dim {built.get('dim')}), "
+            f"got '{given.get('name')}' (dim {given.get('dim')})"
+        )
+    details = "; ".join(
+        f"{name} {_short(name, built.get(name))}, got {_short(name, given.get(name))}" for name in different
+    )
+    return f"was built with another version of encoder '{built.get('name')}' ({details})"
+
+
+def _short(name: str, value: Any) -> str:  # noqa: ANN401
+    return str(value)[:12] if name.endswith("sha256") else str(value)

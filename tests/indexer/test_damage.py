@@ -276,7 +276,7 @@ def test_without_faiss_the_error_names_the_extra(index, photos, tmp_path, monkey
             opened.search(QUERY)
         report = opened.verify()
         assert report.ok
-        assert report.notes[0].startswith("the search structure was not compared: ")
+        assert report.notes[0].startswith("the ANN index was not compared: ")
     with pytest.raises(FaissNotInstalledError):
         build_index(photos, tmp_path / "new", encoder=FakeEncoder())
     assert not (tmp_path / "new").exists()

@@ -80,7 +80,7 @@ def test_an_explanation_counts_what_a_search_goes_through(index):
         assert "2 of 35 vectors are of images that were removed" in said.steps[0]
         filtered = explain_search(opened, where="key LIKE 'summer/%'")
         assert filtered.allowed == 20
-        assert "the filter lets 20 of 33 images through (60.61%)" in filtered.steps
+        assert "20 of 33 images pass the filter (60.61%)" in filtered.steps
 
 
 def test_another_encoder_fills_an_index_beside_the_old_one(index, photos, tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm2clip.indexer import Index
-from llm2clip.indexer.ann import nearest_neighbors as neighbours
+from llm2clip.indexer.ann import nearest_neighbors
 from llm2clip.indexer.filters.compile import WhereError
 
 from .material import unit
@@ -32,7 +32,9 @@ def index(index_of: Callable[[np.ndarray], Index], rows: np.ndarray) -> Index:
 def test_the_answer_is_that_of_a_brute_force_over_what_passes(
     index: Index, rows: np.ndarray, passing: int, scanned: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(neighbours, "SCANNED_ROWS", scanned)  # both ways to search, whatever would be chosen
+    monkeypatch.setattr(
+        nearest_neighbors, "SCAN_ROWS", scanned
+    )  # both ways to search, whatever would be chosen
     queries = unit(np.random.default_rng(1).standard_normal((5, DIM)))
     stored = rows.astype(np.float16).astype(np.float64)
     chosen = np.arange(ROWS - passing, ROWS)

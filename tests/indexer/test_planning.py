@@ -66,7 +66,7 @@ def test_nothing_is_tried_for_a_small_index_unless_it_is_asked_for(photos, tmp_p
     assert (usual.untried_rows, usual.budget.recall, usual.budget.p95_ms) == (UNPLANNED_ROWS, 0.95, 50.0)
     asked = planner(ram="4GB", p95_ms=10.0)
     assert (asked.untried_rows, asked.budget.ram, asked.budget.recall) == (0, 4 * 10**9, 0.95)
-    with pytest.raises(IndexerError, match="written like 4GB or 500MB, got 'lots'"):
+    with pytest.raises(IndexerError, match="expected a memory size like 4GB or 500MB, got 'lots'"):
         planner(ram="lots")
     rows = clustered(1_000, 16, seed=0).astype(np.float16)
     assert usual(tmp_path / "ann", Vectors([rows], dim=16)) == {"kind": "flat-fp16-ip"}
@@ -102,7 +102,10 @@ def test_what_cannot_fit_is_refused_before_anything_is_embedded(captioned, tmp_p
     monkeypatch.setattr(command, "_load", lambda _: encoder)
     common = ["build", str(captioned), "--index", str(tmp_path / "index"), "--encoder", "nano"]
     done = CliRunner().invoke(cli.app, [*common, "--ram", "20"])
-    assert (done.exit_code, "12 vectors of 16 numbers cannot be searched within 20 bytes" in done.stderr) == (
+    assert (
+        done.exit_code,
+        "12 vectors of dimension 16 cannot be searched within 20 bytes" in done.stderr,
+    ) == (
         1,
         True,
     )

@@ -23,7 +23,7 @@ from llm2clip.indexer import (
     remove_images,
     update_index,
 )
-from llm2clip.indexer.ann import nearest_neighbors as neighbours
+from llm2clip.indexer.ann import nearest_neighbors
 from llm2clip.indexer.ann.index_types import estimate_cost
 from llm2clip.indexer.ann.plan import Budget, Plan
 from llm2clip.indexer.planner.plan_index import write_ann
@@ -170,7 +170,7 @@ def test_after_any_changes_every_search_is_that_of_a_brute_force(
             seen["tail"] += now.info().tail > 0
             seen["segments"] += len(now.manifest.segments) > 1
             for index, images in before:  # those opened before the last changes answer as they did
-                monkeypatch.setattr(neighbours, "SCANNED_ROWS", life.random.choice([0, 20_000]))
+                monkeypatch.setattr(nearest_neighbors, "SCAN_ROWS", life.random.choice([0, 20_000]))
                 queries = unit(draw.standard_normal((life.random.choice([1, 3, 30]), DIM)))
                 where = life.random.choice(list(FILTERS))
                 check(index, images, queries, k=life.random.choice([1, 7, 1000]), where=where)

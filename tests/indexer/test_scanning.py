@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from llm2clip.indexer import IndexerError
-from llm2clip.indexer.ann import device_search as placing
-from llm2clip.indexer.ann.device_search import GpuIndex, describe_device, faiss_on_gpu, is_gpu, open_searcher
+from llm2clip.indexer.ann import index_file
 from llm2clip.indexer.ann.exact_scan import TOGETHER, ExactScan
 from llm2clip.indexer.ann.exact_scan_torch import TorchScan
 from llm2clip.indexer.ann.faiss_flat import import_faiss, wheel
+from llm2clip.indexer.ann.gpu_index import GpuIndex
+from llm2clip.indexer.ann.index_file import describe_device, faiss_on_gpu, is_gpu, open_searcher
 from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.ann.plan import Budget, Plan
@@ -171,7 +172,7 @@ def test_lists_are_made_and_searched_on_a_gpu(name, vectors, rows, queries, tmp_
     plan = Plan(
         kind="ivf-sq8",
         factory=factory_of("ivf-sq8", rows=ROWS, dim=DIM),
-        parameters={**parameters_of("ivf-sq8", rows=ROWS), "probes": 60, "refine": 4},
+        parameters={**parameters_of("ivf-sq8", rows=ROWS), "nprobe": 60, "refine": 4},
         rows=ROWS,
         dim=DIM,
         budget=Budget(),
@@ -189,7 +190,7 @@ def test_lists_are_made_and_searched_on_a_gpu(name, vectors, rows, queries, tmp_
 @pytest.mark.skipif(not has_cagra(), reason="the installed FAISS has no GPU, or no CAGRA")
 @pytest.mark.parametrize("name", filters())
 def test_a_graph_is_made_and_searched_on_a_gpu(name, vectors, rows, queries, monkeypatch):
-    monkeypatch.setattr(placing, "GRAPH_ROWS", 1_000)
+    monkeypatch.setattr(index_file, "GRAPH_ROWS", 1_000)
     covered = ROWS - 500
     plan = Plan(
         kind="hnsw-sq8",

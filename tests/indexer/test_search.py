@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2clip.indexer import Hit, Index, IndexerError
+from llm2clip.indexer.ann.exact_scan import rerank
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.rerank import rerank
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .material import unit
