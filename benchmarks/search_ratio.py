@@ -52,7 +52,7 @@ class ReadyEncoder(Encoder):
     def info(self) -> EncoderInfo:
         return self._info
 
-    def _prepare(self, image: ImageSource) -> PreparedImage:
+    def _prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
         raise ImageError("this encoder sees no images")
 
     def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -79,11 +79,13 @@ class FakeEncoder(Encoder):
         """What this encoder is."""
         return self._info
 
-    def _prepare(self, image: ImageSource) -> PreparedImage:
+    def _prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
         # Late: tests that use no images need no Pillow.
         from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 
-        prepared = Preprocess(size=self._info.image_size, mode=ResizeMode.PAD_SQUARE).prepare(image)
+        prepared = Preprocess(size=self._info.image_size, mode=ResizeMode.PAD_SQUARE).prepare(
+            image, draft=draft
+        )
         with self._lock:
             self.prepared += 1
         return prepared

@@ -1,14 +1,13 @@
-"""Models of sentence-transformers: ``st:NAME`` for any that reads images and texts, with its own prompts.
+"""Models of sentence-transformers that read images and texts, as ``st:NAME``, with their own prompts.
 
-The library loads and computes; no code of a model's repository is ever run. It loads both sides together.
+The library loads both towers together and computes; no code of a model's repository is run.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -17,14 +16,14 @@ import torch
 from PIL import Image
 
 from llm2clip.encoders.catalog.hub import HubFiles, resolve_files
-from llm2clip.encoders.core.base import Encoder, EncoderInfo, Runtime
+from llm2clip.encoders.core.base import EncoderInfo
 from llm2clip.encoders.core.devices import pick_device, pick_dtype
+from llm2clip.encoders.core.dual_encoder import DualEncoder, ImageTower, TextTower, to_array
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.fingerprint import settings_sha256, without_origin
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
 from llm2clip.encoders.core.path_safety import refuse_outside
-from llm2clip.encoders.images.decode import read_image
-from llm2clip.encoders.text.dual_encoder import AbstractTextSide, LazyModule
+from llm2clip.encoders.images.decode import decode
 from llm2clip.encoders.weights.hf_weights import stored_sha256
 
 if TYPE_CHECKING:
@@ -32,11 +31,9 @@ if TYPE_CHECKING:
 
 PREFIX = "st:"
 """How the names of such encoders begin."""
-CANVAS = 1024
-"""Side of the square an image is handed over in, in pixels; smaller ones are not enlarged."""
+_FIT = (1024, 1023)
+"""Width and height that images are reduced to fit into, in pixels; vectors of existing indexes depend on them."""
 
-_MARK = b"image\0"
-"""At the beginning of a canvas's last row; the image's width and height follow, two bytes each."""
 _SAFE = "sentence_transformers."
 """How the names of classes begin that may be loaded."""
 _WHOLE = "It takes tokenizer and weights besides, whatever they are called."
@@ -59,8 +56,10 @@ _ENDLESS = 1_000_000
 """Tokenizers give numbers beyond this for "no limit"."""
 
 
-def load_sentence(name: str, *, device: str = "auto", dtype: str = "auto") -> SentenceEncoder:
+def load_sentence(name: str, *, device: str = "auto", dtype: str = "auto") -> DualEncoder:
     """Open a multimodal model of sentence-transformers.
+
+    Texts are encoded as queries and images as documents, each with the model's prompt for it, if it has one.
 
     Args:
         name: ``st:`` and a repository on the Hugging Face hub, or a folder.
@@ -80,9 +79,35 @@ def load_sentence(name: str, *, device: str = "auto", dtype: str = "auto") -> Se
             HubFiles(name=name, repository=asked, files=("*.json",), extras=_FILES, hint=_WHOLE)
         )
     place = pick_device(device)
-    return SentenceEncoder(
-        folder, name=name, device=place, dtype=pick_dtype(dtype, device=place, stored="bfloat16")
+    kind = pick_dtype(dtype, device=place, stored="bfloat16")
+    check_modules(folder)
+    texts = _TextTower(lambda: _open_both(folder, name, device=place, dtype=kind), device=place, dtype=kind)
+    images = _ImageTower(texts.module, device=place, dtype=kind)
+    return DualEncoder(images, texts, describe=lambda: _describe(folder, name, texts.module()))
+
+
+def _describe(folder: Path, name: str, model: Any) -> EncoderInfo:  # noqa: ANN401
+    return EncoderInfo(
+        name=name,
+        family="sentence-transformers",
+        dim=int(model.get_embedding_dimension()),
+        image_size=0,
+        max_text_tokens=_text_limit(model),
+        weights_sha256=weights_hash(folder),
+        settings_sha256=settings_sha256(model_settings(folder), files=[]),
+        preprocessing=f"rgb-on-white/fit-{_FIT[0]}/{type(model.processor).__name__}",
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        languages=(),
+        licence="unknown",
+        note="a model of sentence-transformers; both towers are loaded together",
     )
+
+
+def _open_both(folder: Path, name: str, *, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    model = open_model(folder, device=device, dtype=dtype)
+    if lacks := [kind for kind in ("image", "text") if not model.supports(kind)]:
+        raise ModelError(f"{name} does not read {' and '.join(lacks)}; it reads {model.modalities}")
+    return model
 
 
 def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
@@ -175,171 +200,45 @@ def _file_hash(path: Path, folder: Path) -> str:
     return settings_sha256({"": without_origin(content) if isinstance(content, dict) else content}, files=[])
 
 
-def count_tokens(model: Any, texts: Sequence[str]) -> list[int]:  # noqa: ANN401
-    """Tokens of each text as a model's tokenizer gives them, before cutting and without a prompt."""
-    tokenizer = model.tokenizer
-    return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
-
-
-def text_limit(model: Any) -> int:  # noqa: ANN401
+def _text_limit(model: Any) -> int:  # noqa: ANN401
     """Tokens of a text that a model reads."""
     limits = (model.max_seq_length, model.tokenizer.model_max_length)
     return min((int(limit) for limit in limits if limit and limit < _ENDLESS), default=_ENDLESS)
 
 
 @final
-class SentenceTextSide(AbstractTextSide):
-    """Texts through a model of sentence-transformers."""
+class _TextTower(TextTower):
+    """Texts as queries."""
 
-    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
-        """Put it together; nothing is loaded yet."""
-        self.folder = folder
-        self.model = LazyModule(lambda: open_model(folder, device=device, dtype=dtype))
-
-    @property
-    def loaded(self) -> bool:
-        """Whether its weights are in memory."""
-        return self.model.loaded
-
-    @property
-    def dim(self) -> int:
-        """Length of the vectors."""
-        return int(self._sentences().get_embedding_dimension())
-
-    @property
-    def limit(self) -> int:
-        """Tokens of a text that are read."""
-        return text_limit(self._sentences())
-
-    @property
-    def sha256(self) -> str:
-        """SHA-256 over its weights, in hexadecimal."""
-        return weights_hash(self.folder)
-
-    @property
-    def settings(self) -> dict[str, str]:
-        """What shapes its vectors besides the weights."""
-        return model_settings(self.folder)
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers there are."""
-        return sum(parameter.numel() for parameter in self.model().parameters())
-
-    def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text before cutting."""
-        return count_tokens(self._sentences(), texts)
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        # Without a prompt, as the limit is told without one.
+        tokenizer = self.module().tokenizer
+        return [len(ids) for ids in tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]]
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Shape: (len(texts), dim), float32, any scale."""
-        return _encoded(self._sentences(), "encode_query", list(texts))
-
-    def _sentences(self) -> Any:  # noqa: ANN401
-        return self.model()
+        return _encoded(self.module().encode_query, list(texts))
 
 
 @final
-class SentenceEncoder(Encoder):
-    """A multimodal model of sentence-transformers; make one with ``load_encoder("st:NAME")``.
+class _ImageTower(ImageTower):
+    """Images as documents; the model resizes and collates them in its own way."""
 
-    Texts are encoded as queries and images as documents, each with the model's prompt for it, if it has one.
-    """
+    def prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
+        whole, width, height = decode(image, draft=max(_FIT) if draft else 0)
+        return PreparedImage(pixels=np.asarray(_fitted(whole)), width=width, height=height)
 
-    def __init__(self, folder: Path, *, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        """Look at its settings; it is loaded when it is first used."""
-        check_modules(folder)
-        self.folder = folder
-        self.name = name
-        said = str(dtype).removeprefix("torch.")
-        self._runtime = Runtime(device=str(device), image_dtype=said, text_dtype=said)
-        self._late = LazyModule(lambda: open_model(folder, device=device, dtype=dtype))
-
-    @property
-    def model(self) -> Any:  # noqa: ANN401
-        """The ``SentenceTransformer``, loaded now if need be."""
-        model: Any = self._late()
-        lacks = [kind for kind in ("image", "text") if not model.supports(kind)]
-        if lacks:
-            raise ModelError(f"{self.name} does not read {' and '.join(lacks)}; it reads {model.modalities}")
-        return model
-
-    @cached_property
-    def _info(self) -> EncoderInfo:
-        model = self.model
-        return EncoderInfo(
-            name=self.name,
-            family="sentence-transformers",
-            dim=int(model.get_embedding_dimension()),
-            image_size=CANVAS,
-            max_text_tokens=text_limit(model),
-            weights_sha256=weights_hash(self.folder),
-            settings_sha256=settings_sha256(model_settings(self.folder), files=[]),
-            preprocessing=f"rgb-on-white/fit-{CANVAS}/{type(model.processor).__name__}",
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
-            languages=(),
-            licence="unknown",
-            note="a model of sentence-transformers; both sides are loaded together",
-        )
-
-    @property
-    def info(self) -> EncoderInfo:
-        """What this encoder is."""
-        return self._info
-
-    @property
-    def runtime(self) -> Runtime:
-        """Where it computes, and in which precision."""
-        return self._runtime
-
-    def _prepare(self, image: ImageSource) -> PreparedImage:
-        photo = read_image(image)
-        return PreparedImage(pixels=to_canvas(photo), width=photo.width, height=photo.height)
-
-    def _image_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return _encoded(self.model, "encode_document", [from_canvas(canvas) for canvas in pixels])
-
-    def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return _encoded(self.model, "encode_query", list(texts))
-
-    def _count_tokens(self, texts: Sequence[str]) -> list[int]:
-        return count_tokens(self.model, texts)
+    def vectors(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        return _encoded(self.module().encode_document, [Image.fromarray(image) for image in pixels])
 
 
-def to_canvas(image: Image.Image) -> NDArray[np.uint8]:
-    """An image of any shape in an array of one shape, from which it can be taken out again.
-
-    The models resize images in ways of their own, many of them keeping the aspect, so none is chosen here.
-
-    Returns:
-        Shape: (CANVAS, CANVAS, 3), uint8: the image in the upper left corner, its size in the last row.
-    """
-    scale = min(1.0, CANVAS / image.width, (CANVAS - 1) / image.height)
-    if scale < 1:
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize((min(size[0], CANVAS), min(size[1], CANVAS - 1)), Image.Resampling.BICUBIC)
-    canvas = np.zeros((CANVAS, CANVAS, 3), np.uint8)
-    canvas[: image.height, : image.width] = np.asarray(image)
-    label = _MARK + image.width.to_bytes(2, "big") + image.height.to_bytes(2, "big")
-    canvas[-1].reshape(-1)[: len(label)] = np.frombuffer(label, np.uint8)
-    return canvas
+def _fitted(image: Image.Image) -> Image.Image:
+    """An image that is no larger than the models need, its aspect kept."""
+    scale = min(1.0, _FIT[0] / image.width, _FIT[1] / image.height)
+    if scale == 1:
+        return image
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    return image.resize((min(width, _FIT[0]), min(height, _FIT[1])), Image.Resampling.BICUBIC)
 
 
-def from_canvas(canvas: NDArray[np.uint8]) -> Image.Image:
-    """The image that :func:`to_canvas` put there.
-
-    Raises:
-        ValueError: It did not make this array.
-    """
-    label = canvas[-1].tobytes()[: len(_MARK) + 4]
-    width, height = int.from_bytes(label[-4:-2], "big"), int.from_bytes(label[-2:], "big")
-    if not label.startswith(_MARK) or not (0 < width <= CANVAS and 0 < height < CANVAS):
-        raise ValueError("pixels for this encoder must come from its own prepare()")
-    return Image.fromarray(np.ascontiguousarray(canvas[:height, :width]))
-
-
-def _encoded(model: Any, method: str, inputs: list[Any]) -> NDArray[np.float32]:  # noqa: ANN401
-    vectors = getattr(model, method)(
-        inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False
-    )
-    array: NDArray[np.float32] = vectors.float().cpu().numpy()
-    return array
+def _encoded(encode: Callable[..., Any], inputs: list[Any]) -> NDArray[np.float32]:
+    return to_array(encode(inputs, batch_size=len(inputs), convert_to_tensor=True, show_progress_bar=False))

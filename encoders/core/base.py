@@ -99,8 +99,8 @@ class Encoder(ABC):
         return Runtime()
 
     @abstractmethod
-    def _prepare(self, image: ImageSource) -> PreparedImage:
-        """Decode, resize and crop; thread-safe."""
+    def _prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
+        """Decode, resize and crop; thread-safe. ``draft`` as in :meth:`prepare`."""
 
     @abstractmethod
     def _image_batch(self, pixels: Any) -> NDArray[np.float32]:  # noqa: ANN401
@@ -118,24 +118,19 @@ class Encoder(ABC):
         """Tokens of each text before cutting, counted as ``info.max_text_tokens`` is."""
 
     @final
-    def prepare(self, image: ImageSource, *, margin: int = 0) -> PreparedImage:
-        """Decode one image and bring it to the size the model takes; may be called from several threads.
+    def prepare(self, image: ImageSource, *, draft: bool = False, margin: int = 0) -> PreparedImage:
+        """Decode an image and resize it for the model; may be called from several threads.
 
         Args:
             image: File, bytes, PIL image or array.
-            margin: 0 to decode the whole; else encoded JPEGs may be decoded at a half, a quarter or an eighth of
-                their size, as long as the shorter side keeps ``margin`` times the pixels that the model takes.
+            draft: Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps twice the model's
+                resolution (Pillow's ``draft`` with a ``reducing_gap`` of 2). Faster; vectors differ slightly.
+            margin: Former form of ``draft``.
 
         Raises:
             ImageError: The image cannot be read; the message is the reason, in a few words.
         """
-        if margin and isinstance(image, bytes):
-            from llm2clip.encoders.images.decode import read_reduced  # knows this module
-
-            if reduced := read_reduced(image, shorter=margin * self.info.image_size):
-                prepared = self._prepare(reduced.image)
-                return PreparedImage(pixels=prepared.pixels, width=reduced.width, height=reduced.height)
-        return self._prepare(image)
+        return self._prepare(image, draft=draft or margin > 0)
 
     @final
     def encode_prepared(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
@@ -155,14 +150,14 @@ class Encoder(ABC):
             return np.zeros((0, self.info.dim), np.float32)
         size = self.info.image_size
         if not size:
-            return self._unit_rows(self._image_batch(list(images)), "image")
+            return self._unit_rows(self._image_batch(list(images)), "an image")
         if not isinstance(images, np.ndarray):
             images = np.stack(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ValueError(
                 f"pixels must be uint8 of shape (n, {size}, {size}, 3), got {images.dtype} {images.shape}"
             )
-        return self._unit_rows(self._image_batch(images), "image")
+        return self._unit_rows(self._image_batch(images), "an image")
 
     @final
     def encode_images(self, images: Sequence[ImageSource], *, batch_size: int = 64) -> NDArray[np.float32]:
@@ -216,7 +211,7 @@ class Encoder(ABC):
         order = sorted(range(len(texts)), key=lambda i: lengths[i])
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            vectors[chosen] = self._unit_rows(self._text_batch([texts[i] for i in chosen]), "text")
+            vectors[chosen] = self._unit_rows(self._text_batch([texts[i] for i in chosen]), "a text")
         return vectors
 
     @final
@@ -257,7 +252,7 @@ class Encoder(ABC):
         norms = np.linalg.norm(exact, axis=1, keepdims=True)
         if not np.isfinite(norms).all() or not (norms > 0).all():
             raise EncodingError(
-                f"encoder {self.info.name!r} gave a {kind} vector without a direction (zero or not finite)"
+                f"encoder {self.info.name!r} gave {kind} vector without a direction (zero or not finite)"
             )
         unit: NDArray[np.float32] = (exact / norms).astype(np.float32)
         return unit

@@ -55,7 +55,7 @@ class ImageTower(Tower, ABC):
     """Images to vectors."""
 
     @abstractmethod
-    def prepare(self, image: ImageSource) -> PreparedImage:
+    def prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
         """See ``Encoder.prepare``."""
 
     @abstractmethod
@@ -162,10 +162,10 @@ class DualEncoder(Encoder):
             features: Shape: (n, width), float, any scale: from :meth:`language_features`, or the original's
                 ``l2v.encode``.
         """
-        return self._unit_rows(to_array(self.text_tower.project(features)), "text")
+        return self._unit_rows(to_array(self.text_tower.project(features)), "a text")
 
-    def _prepare(self, image: ImageSource) -> PreparedImage:
-        return self._images.prepare(image)
+    def _prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
+        return self._images.prepare(image, draft=draft)
 
     def _image_batch(self, pixels: Any) -> NDArray[np.float32]:  # noqa: ANN401
         return self._images.vectors(pixels)

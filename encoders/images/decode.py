@@ -1,6 +1,4 @@
-"""Read images that nobody vouches for: any common format in, upright 8-bit RGB over white out.
-
-``read_stored`` leaves an image as its file has it, for those who want what other programs make of it.
+"""Decode untrusted images: any common format in, upright 8-bit RGB on white out.
 
 Reasons for refusing an image are a few words, because they end up in a list of hundreds.
 """
@@ -10,9 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from io import BytesIO
 from typing import IO
 
@@ -27,8 +23,8 @@ MAX_PIXELS = 64_000_000
 """Images of more pixels are refused by their header, before anything is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
-"""Formats that are read, each known by its signature; HEIF (HEIC) where the extra ``heic`` is installed. No EPS (it
-starts a program), nothing exotic: each parser is a way in."""
+"""Formats that are read, known by their signatures; HEIF (HEIC) with the extra ``heic``. No EPS (it starts a program)
+and nothing rare: every parser is attack surface."""
 
 # What Pillow's parsers raise on damaged data; RuntimeError comes from AVIF, MemoryError from sizes that a damaged
 # file asks for. Warnings are listed for processes that turn them into errors.
@@ -62,14 +58,16 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """EXIF orientation -> what undoes it."""
+_TURNED = (5, 6, 7, 8)
+"""EXIF orientations in which width and height change places."""
 _ORIENTATION = 0x0112
 
 
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image completely: first frame, upright, 8 bits per channel, blended over white.
+    """Decode an image: first frame, upright, 8 bits per channel, blended over white. Thread-safe.
 
     16-bit grey is scaled to 8 bits, not clipped; integers and floats without a defined range (TIFF) are
-    stretched from their smallest to their largest value. Thread-safe.
+    stretched from their smallest to their largest value.
 
     Args:
         source: A path, the bytes of a file, a PIL image (left unchanged), or an array (H, W, 3), uint8.
@@ -81,24 +79,44 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
     Raises:
         ImageError: The image cannot be read; the message is the reason, in a few words.
     """
-    return _read(source, max_pixels, _upright_rgb)
+    return decode(source, max_pixels=max_pixels)[0]
 
 
-def read_stored(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image completely, first frame, in the mode and orientation it is stored in. Thread-safe.
+def decode(
+    source: ImageSource, *, upright: bool = True, draft: int = 0, max_pixels: int = MAX_PIXELS
+) -> tuple[Image.Image, int, int]:
+    """Decode an image, and say how large the original is. Thread-safe.
 
     Args:
-        source: As for ``read_image``.
-        max_pixels: As for ``read_image``.
+        source: As for :func:`read_image`.
+        upright: As :func:`read_image` does; else the first frame in the mode and orientation it is stored in.
+        draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if its shorter side keeps this many pixels; 0: at full
+            size. The decoder averages blocks of pixels, so nothing aliases.
+        max_pixels: As for :func:`read_image`.
 
     Returns:
-        An image of any mode.
+        The image, and width and height of the original in pixels, as it is shown if ``upright``.
 
     Raises:
-        ImageError: As ``read_image``.
+        ImageError: As :func:`read_image`.
     """
-    # A copy: what a file is decoded into goes on using the file.
-    return _read(source, max_pixels, Image.Image.copy)
+    if isinstance(source, np.ndarray):
+        image = _from_array(source, max_pixels)
+        return image, image.width, image.height
+    if isinstance(source, Image.Image):
+        return _load(source, upright, 0, max_pixels)
+    if not isinstance(source, bytes | str | os.PathLike):
+        raise ImageError(f"expected a path, bytes, a PIL image or an array, got {type(source).__name__}")
+    try:
+        with (
+            BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream,
+            _open(stream) as image,
+        ):
+            return _load(image, upright, draft, max_pixels)
+    except IsADirectoryError as error:
+        raise ImageError("a folder, not a file") from error
+    except OSError as error:
+        raise ImageError((error.strerror or str(error)).lower()) from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -113,37 +131,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
         raise ImageError(f"cannot be converted to RGB from {image.mode}") from error
 
 
-def _read(source: ImageSource, max_pixels: int, finish: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    if isinstance(source, np.ndarray):
-        return _from_array(source, max_pixels)
-    if isinstance(source, Image.Image):
-        return finish(load_pixels(source, max_pixels))
-    if isinstance(source, bytes):
-        return _decode(BytesIO(source), max_pixels, finish)
-    if not isinstance(source, str | os.PathLike):
-        raise ImageError(f"expected a path, bytes, a PIL image or an array, got {type(source).__name__}")
-    try:
-        with open(source, "rb") as stream:
-            return _decode(stream, max_pixels, finish)
-    except IsADirectoryError as error:
-        raise ImageError("a folder, not a file") from error
-    except OSError as error:
-        raise ImageError((error.strerror or str(error)).lower()) from error
-
-
-def _decode(stream: IO[bytes], max_pixels: int, finish: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    with open_image(stream) as image:
-        return finish(load_pixels(image, max_pixels))
-
-
-def open_image(stream: IO[bytes]) -> ImageFile.ImageFile:
+def _open(stream: IO[bytes]) -> ImageFile.ImageFile:
     """Parse the header of an image; nothing is decoded yet.
 
     ``Image.open`` is not used: it warns of large images through a filter that is global to the process,
     and tries every format it knows.
-
-    Raises:
-        ImageError: It is no image that is read.
     """
     Image.init()
     prefix = stream.read(16)
@@ -180,13 +172,13 @@ def _register_heif() -> None:
         register_heif_opener()
 
 
-def load_pixels(image: Image.Image, max_pixels: int) -> Image.Image:
-    """Decode an opened image, unless it has too many pixels.
-
-    Raises:
-        ImageError: It cannot be decoded.
-    """
-    check_size(image.width, image.height, max_pixels)
+def _load(image: Image.Image, upright: bool, draft: int, max_pixels: int) -> tuple[Image.Image, int, int]:
+    """Decode an opened image, unless it has too many pixels."""
+    width, height = image.size
+    _check_size(width, height, max_pixels)
+    if draft and isinstance(image, JpegImagePlugin.JpegImageFile):
+        by = next((by for by in (8, 4, 2) if min(width, height) // by >= draft), 1)
+        image.draft(image.mode, (width // by, height // by))
     try:
         image.load()
     except MemoryError as error:
@@ -194,42 +186,37 @@ def load_pixels(image: Image.Image, max_pixels: int) -> Image.Image:
     except _PARSE_ERRORS as error:
         reason = "truncated file" if "truncated" in str(error).lower() else "damaged file"
         raise ImageError(reason) from error
-    return image
+    if not upright:
+        return image.copy(), width, height  # what a file is decoded into goes on using the file
+    if _orientation(image) in _TURNED:
+        width, height = height, width
+    return _upright_rgb(image), width, height
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
     try:
-        return _turned(_rgb(image), orientation_of(image))
+        rgb, turn = _rgb(image), _TURNS.get(_orientation(image))
+        return rgb if turn is None else rgb.transpose(turn)
     except ImageError:
         raise
     except _PARSE_ERRORS as error:
         raise ImageError(f"cannot be converted to RGB from {image.mode}") from error
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Refuse images without or with too many pixels.
-
-    Raises:
-        ImageError: It is one.
-    """
+def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width < 1 or height < 1:
         raise ImageError(f"no pixels: {width} x {height}")
     if width * height > max_pixels:
         raise ImageError(f"{width * height / 1e6:.1f} megapixels, limit {max_pixels / 1e6:g}")
 
 
-def orientation_of(image: Image.Image) -> int:
+def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 (upright) where nothing is said."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _PARSE_ERRORS:
         return 1
     return value if isinstance(value, int) else 1
-
-
-def _turned(image: Image.Image, orientation: int) -> Image.Image:
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -258,55 +245,5 @@ def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
 def _from_array(array: NDArray[np.uint8], max_pixels: int) -> Image.Image:
     if array.ndim != 3 or array.shape[2] != 3 or array.dtype != np.uint8:
         raise ImageError(f"expected an array of shape (H, W, 3), uint8, got {array.shape}, {array.dtype}")
-    check_size(array.shape[1], array.shape[0], max_pixels)
+    _check_size(array.shape[1], array.shape[0], max_pixels)
     return Image.fromarray(np.ascontiguousarray(array))
-
-
-_SIGNATURE = b"\xff\xd8\xff"
-
-
-_TURNED = (5, 6, 7, 8)
-"""EXIF orientations in which width and height change places."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reduced:
-    """An image that was decoded smaller than it is."""
-
-    image: Image.Image
-    """As the file has it, smaller; it still knows its EXIF orientation."""
-    width: int
-    """Of the whole image as it is shown, in pixels."""
-    height: int
-    """Likewise."""
-
-
-def read_reduced(content: bytes, *, shorter: int, max_pixels: int = MAX_PIXELS) -> Reduced | None:
-    """Decode a JPEG as small as it can be with a shorter side of no less than ``shorter``. Thread-safe.
-
-    The decoder leaves out the fine parts of each block of 8 x 8 pixels, which averages them, so that nothing flickers.
-
-    Args:
-        content: an encoded image of any format.
-        shorter: in pixels.
-        max_pixels: refuse images with more pixels than this, by their header.
-
-    Returns:
-        None if it is no JPEG, or cannot be decoded smaller.
-
-    Raises:
-        ImageError: it cannot be read; the message is the reason, in a few words.
-    """
-    if not content.startswith(_SIGNATURE):
-        return None
-    with open_image(BytesIO(content)) as image:
-        width, height = image.size
-        check_size(width, height, max_pixels)
-        by = next((by for by in (8, 4, 2) if min(width, height) // by >= shorter), 1)
-        if by == 1 or not isinstance(image, JpegImagePlugin.JpegImageFile):
-            return None
-        image.draft(image.mode, (width // by, height // by))
-        whole = load_pixels(image, max_pixels)
-        if orientation_of(whole) in _TURNED:
-            width, height = height, width
-        return Reduced(image=whole.copy(), width=width, height=height)

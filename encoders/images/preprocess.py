@@ -21,11 +21,13 @@ from PIL import Image
 from llm2clip.encoders.core.dual_encoder import ImageTower, to_array
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
-from llm2clip.encoders.images.decode import MAX_PIXELS, read_image, read_stored, to_rgb
+from llm2clip.encoders.images.decode import MAX_PIXELS, decode, to_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_REDUCING_GAP = 2
+"""Multiple of the model's resolution that a draft keeps."""
 _LONG_STRIP = 16
 """Beyond this ratio of sides the part that a centre crop throws away is not computed at all."""
 
@@ -117,19 +119,20 @@ class Preprocess:
         numbers = f"mean{_short(self.mean)}std{_short(self.std)}"
         return f"{colours}/{mode}/{self.resample}-{self.size}/{numbers}"
 
-    def prepare(self, source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> PreparedImage:
-        """Decode an image and bring it to size. Thread-safe.
+    def prepare(
+        self, source: ImageSource, *, draft: bool = False, max_pixels: int = MAX_PIXELS
+    ) -> PreparedImage:
+        """Decode an image and bring it to size; ``draft`` as in ``Encoder.prepare``. Thread-safe.
 
         Raises:
             ImageError: The image cannot be read.
         """
-        if self.parity == "native":
-            image = read_image(source, max_pixels=max_pixels)
-        else:
-            image = read_stored(source, max_pixels=max_pixels)
-            if self.order is Order.CONVERT_FIRST:
-                image = to_rgb(image)
-        return PreparedImage(pixels=self.resize(image), width=image.width, height=image.height)
+        native = self.parity == "native"
+        keep = _REDUCING_GAP * self.size if draft else 0
+        image, width, height = decode(source, upright=native, draft=keep, max_pixels=max_pixels)
+        if not native and self.order is Order.CONVERT_FIRST:
+            image = to_rgb(image)
+        return PreparedImage(pixels=self.resize(image), width=width, height=height)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Bring an image to size, and to RGB if it is not. Shape: (size, size, 3), uint8.
@@ -218,9 +221,9 @@ class PixelTower(ImageTower):
         """What its files turned out to be, in words."""
         return self._found
 
-    def prepare(self, image: ImageSource) -> PreparedImage:
+    def prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
         """See ``Encoder.prepare``."""
-        return self.preprocess.prepare(image)
+        return self.preprocess.prepare(image, draft=draft)
 
     def normalised(self, pixels_BSS3: NDArray[np.uint8]) -> Tensor:
         """What the module reads. Shape: (B, S, S, 3), uint8 -> (B, 3, S, S), ``dtype``."""

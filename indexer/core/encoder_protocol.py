@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Prepared(Protocol):
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """Shape: (size, size, 3), uint8, RGB."""
+        """Shape: (size, size, 3), uint8, RGB; of any size if the encoder collates images itself."""
 
     @property
     def width(self) -> int:
@@ -58,5 +58,10 @@ class ImageEncoder(Protocol):
             ValueError: the bytes are no image that can be read; the message is the reason, in a few words.
         """
 
-    def encode_prepared(self, pixels: NDArray[np.uint8], /) -> NDArray[np.float32]:
-        """One forward pass. Shape: (n, size, size, 3), uint8 -> (n, dim), float32, unit rows."""
+    def encode_prepared(
+        self, pixels: NDArray[np.uint8] | Sequence[NDArray[np.uint8]], /
+    ) -> NDArray[np.float32]:
+        """One forward pass. Shape: (n, size, size, 3), uint8 -> (n, dim), float32, unit rows.
+
+        Images of different sizes come as a list.
+        """

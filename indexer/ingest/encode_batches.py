@@ -85,7 +85,8 @@ def _encode(outcomes: list[Outcome], encoder: ImageEncoder, works: bool) -> None
     if not pixels:
         return
     try:
-        rows = np.asarray(encoder.encode_prepared(np.stack(pixels)), dtype=np.float32)
+        batch = np.stack(pixels) if len({image.shape for image in pixels}) == 1 else pixels
+        rows = np.asarray(encoder.encode_prepared(batch), dtype=np.float32)
     except ValueError as error:
         if len(outcomes) == 1:
             outcomes[0].pixels, outcomes[0].stage, outcomes[0].reason = None, "encode", reason_of(error)

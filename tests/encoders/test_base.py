@@ -37,7 +37,7 @@ class Plain(Encoder):
     def info(self) -> EncoderInfo:
         return self._info
 
-    def _prepare(self, image: ImageSource) -> PreparedImage:
+    def _prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
         if not isinstance(image, np.ndarray):
             raise ImageError("truncated file")
         return PreparedImage(pixels=image, width=2, height=2)
@@ -110,10 +110,10 @@ def test_nothing_gives_no_rows():
 @pytest.mark.parametrize("fill", [0.0, np.nan, np.inf, -np.inf])
 def test_a_vector_without_direction_is_refused(fill: float):
     encoder = Plain(fill=fill)
-    message = r"encoder 'fake' gave a {} vector without a direction \(zero or not finite\)"
-    with pytest.raises(EncodingError, match=message.format("text")):
+    message = r"encoder 'fake' gave {} vector without a direction \(zero or not finite\)"
+    with pytest.raises(EncodingError, match=message.format("a text")):
         encoder.encode_texts(["a"])
-    with pytest.raises(EncodingError, match=message.format("image")):
+    with pytest.raises(EncodingError, match=message.format("an image")):
         encoder.encode_prepared(image(0)[None])
 
 

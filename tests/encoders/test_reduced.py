@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from llm2clip.encoders import FakeEncoder, ImageError
-from llm2clip.encoders.images.decode import read_reduced
+from llm2clip.encoders.images.decode import decode
 
 
 def photograph(
@@ -38,26 +39,25 @@ def photograph(
         ((7, 7), 4, None),
     ],
 )
-def test_it_is_as_small_as_it_may_be(size: tuple[int, int], shorter: int, expected: tuple[int, int] | None):
-    found = read_reduced(photograph(*size), shorter=shorter)
-    assert (found and found.image.size) == expected
-    if found:
-        assert (found.width, found.height) == size
-        assert min(found.image.size) >= shorter
+def test_decode_drafts_as_far_as_the_shorter_side_allows(
+    size: tuple[int, int], shorter: int, expected: tuple[int, int] | None
+):
+    image, width, height = decode(photograph(*size), draft=shorter)
+    assert image.size == (expected or size)
+    assert (width, height) == size
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
-def test_other_formats_are_not_reduced(kind: str):
-    assert read_reduced(photograph(400, 300, kind=kind), shorter=10) is None
+def test_decode_drafts_jpegs_only(kind: str):
+    assert decode(photograph(400, 300, kind=kind), draft=10)[0].size == (400, 300)
 
 
-@pytest.mark.parametrize("margin", [1, 2])
 @pytest.mark.parametrize("orientation", [1, 2, 3, 4, 5, 6, 7, 8])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_the_pixels_are_nearly_those_of_the_whole_image(mode: str, orientation: int, margin: int):
+def test_prepare_with_draft_gives_nearly_the_pixels_of_the_whole_image(mode: str, orientation: int):
     content = photograph(640, 400, orientation=orientation, mode=mode)
     encoder = FakeEncoder(image_size=64)
-    whole, reduced = encoder.prepare(content), encoder.prepare(content, margin=margin)
+    whole, reduced = encoder.prepare(content), encoder.prepare(content, draft=True)
     assert (reduced.width, reduced.height) == (whole.width, whole.height)
     assert (whole.width > whole.height) == (orientation < 5)
     difference = np.abs(whole.pixels.astype(int) - reduced.pixels.astype(int))
@@ -66,22 +66,31 @@ def test_the_pixels_are_nearly_those_of_the_whole_image(mode: str, orientation: 
     assert np.percentile(difference, 99) < 10
 
 
-def test_without_a_margin_or_without_need_nothing_changes():
+def test_prepare_with_draft_keeps_twice_the_resolution():
     encoder = FakeEncoder(image_size=64)
-    small, large = photograph(100, 90), photograph(640, 400)
-    np.testing.assert_array_equal(encoder.prepare(small, margin=1).pixels, encoder.prepare(small).pixels)
-    np.testing.assert_array_equal(encoder.prepare(large, margin=0).pixels, encoder.prepare(large).pixels)
+    small = photograph(300, 255)
+    np.testing.assert_array_equal(encoder.prepare(small, draft=True).pixels, encoder.prepare(small).pixels)
 
 
-def test_bad_jpegs_are_refused_with_the_same_reasons():
+def test_prepare_with_draft_takes_files_and_leaves_pil_images_alone(tmp_path: Path):
+    encoder = FakeEncoder(image_size=64)
+    (tmp_path / "x.jpg").write_bytes(content := photograph(640, 400))
+    drafted = encoder.prepare(content, draft=True).pixels
+    np.testing.assert_array_equal(encoder.prepare(tmp_path / "x.jpg", draft=True).pixels, drafted)
+    with Image.open(io.BytesIO(content)) as image:
+        encoder.prepare(image, draft=True)
+        assert image.size == (640, 400)
+
+
+def test_prepare_with_draft_refuses_bad_jpegs_with_the_same_reasons():
     encoder = FakeEncoder(image_size=16)
     content = photograph(640, 400)
     for damaged in (content[:200], content[: len(content) // 2], b"\xff\xd8\xff" + b"x" * 100):
         reasons = set()
-        for margin in (0, 1):
+        for draft in (False, True):
             with pytest.raises(ImageError) as caught:
-                encoder.prepare(damaged, margin=margin)
+                encoder.prepare(damaged, draft=draft)
             reasons.add(str(caught.value))
         assert len(reasons) == 1
     with pytest.raises(ImageError, match=r"0\.3 megapixels, limit 0\.1"):
-        read_reduced(content, shorter=16, max_pixels=100_000)
+        decode(content, draft=16, max_pixels=100_000)

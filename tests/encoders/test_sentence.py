@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.baselines.sentence_transformer import CANVAS, from_canvas, model_settings, to_canvas
+from llm2clip.encoders.baselines.sentence_transformer import model_settings
+from llm2clip.indexer import build_index, open_index
 
 TEXTS = ["a red ball", "cat", "two dogs"]
 PROMPTS = {"query": "find ", "document": "see "}
@@ -79,32 +80,38 @@ def test_what_it_says_of_itself(saved: tuple[Path, Any]):
     encoder = load_encoder(f"st:{folder}")
     info = encoder.info
     assert (info.name, info.family, info.dim) == (f"st:{folder}", "sentence-transformers", 24)
-    assert (info.image_size, info.max_text_tokens) == (CANVAS, 20)
+    assert (info.image_size, info.max_text_tokens) == (0, 20)
     assert info.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert len(info.weights_sha256) == 64
     assert encoder.count_tokens(["cat"]) == [5]
 
 
-@pytest.mark.parametrize(("width", "height"), [(1, 1), (CANVAS, CANVAS - 1), (300, 40)])
-def test_a_image_comes_out_of_its_canvas_as_it_went_in(width: int, height: int):
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1024, 1023), (300, 40)])
+def test_prepare_keeps_images_that_fit(saved: tuple[Path, Any], width: int, height: int):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
-    canvas = to_canvas(image)
-    assert (canvas.shape, canvas.dtype) == ((CANVAS, CANVAS, 3), np.uint8)
-    assert np.array_equal(np.asarray(from_canvas(canvas)), np.asarray(image))
+    prepared = load_encoder(f"st:{saved[0]}").prepare(image)
+    assert np.array_equal(prepared.pixels, np.asarray(image))
 
 
-@pytest.mark.parametrize(("width", "height"), [(4 * CANVAS, 2 * CANVAS), (100, 3 * CANVAS), (CANVAS, CANVAS)])
-def test_a_large_image_is_made_to_fit(width: int, height: int):
-    found = from_canvas(to_canvas(Image.new("RGB", (width, height), (9, 8, 7))))
-    assert max(found.width / CANVAS, found.height / (CANVAS - 1)) == pytest.approx(1, abs=0.002)
-    assert found.width / found.height == pytest.approx(width / height, rel=0.05)
-    assert found.getpixel((0, 0)) == (9, 8, 7)
+@pytest.mark.parametrize(("width", "height"), [(4096, 2048), (100, 3072), (1024, 1024)])
+def test_prepare_reduces_large_images(saved: tuple[Path, Any], width: int, height: int):
+    prepared = load_encoder(f"st:{saved[0]}").prepare(Image.new("RGB", (width, height), (9, 8, 7)))
+    rows, columns, _ = prepared.pixels.shape
+    assert max(columns / 1024, rows / 1023) == pytest.approx(1, abs=0.002)
+    assert columns / rows == pytest.approx(width / height, rel=0.05)
+    assert prepared.pixels[0, 0].tolist() == [9, 8, 7]
+    assert (prepared.width, prepared.height) == (width, height)
 
 
-def test_pixels_of_another_encoder_are_refused(saved: tuple[Path, Any]):
+def test_build_index_takes_images_of_different_sizes(saved: tuple[Path, Any], tmp_path: Path):
     encoder = load_encoder(f"st:{saved[0]}")
-    with pytest.raises(ValueError, match=r"must come from its own prepare\(\)"):
-        encoder.encode_prepared(np.zeros((1, CANVAS, CANVAS, 3), np.uint8))
+    (tmp_path / "photos").mkdir()
+    for number, image in enumerate(images()):
+        image.save(tmp_path / "photos" / f"{number}.png")
+    build_index(tmp_path / "photos", tmp_path / "index", encoder=encoder)
+    with open_index(tmp_path / "index") as index:
+        found = index.search(encoder.encode_images(images()), k=1)
+    assert [hits[0].key for hits in found] == ["0.png", "1.png", "2.png"]
 
 
 def test_a_model_that_reads_texts_only(tmp_path: Path):

@@ -82,7 +82,7 @@ class ColourEncoder(Encoder):
             note="knows six colours",
         )
 
-    def _prepare(self, image):
+    def _prepare(self, image, *, draft):
         photo = Image.open(io.BytesIO(image)).convert("RGB")
         pixels = np.asarray(photo.resize((2, 2), Image.Resampling.NEAREST))
         return PreparedImage(pixels=pixels, width=photo.width, height=photo.height)

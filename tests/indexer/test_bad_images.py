@@ -129,9 +129,9 @@ def test_bad_images_are_not_tried_again_until_they_change(tmp_path):
     tried: list[int] = []
 
     class Watching(FakeEncoder):
-        def _prepare(self, image):
+        def _prepare(self, image, *, draft):
             tried.append(len(image))
-            return super()._prepare(image)
+            return super()._prepare(image, draft=draft)
 
     build_index(corpus, tmp_path / "i", encoder=Watching())
     assert len(tried) == len(BAD)  # the good one too; the empty one is not shown to the encoder

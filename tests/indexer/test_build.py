@@ -315,7 +315,7 @@ def test_an_encoder_that_fails_on_everything_is_not_blamed_on_the_images(photos,
 
 def test_an_unexpected_error_names_the_image(photos, tmp_path):
     class Odd(FakeEncoder):
-        def _prepare(self, image):
+        def _prepare(self, image, *, draft):
             raise TypeError("a bug")
 
     with pytest.raises(TypeError) as failure:
