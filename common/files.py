@@ -10,15 +10,19 @@ from pathlib import Path
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, alone: bool = False) -> Iterator[Path]:
     """A path beside ``path`` to write to; its file is flushed to the disk and replaces ``path`` at the end.
 
     A reader sees the old or the new content, never a part. On an error nothing is left behind.
 
+    Args:
+        path: The file to write or replace.
+        alone: No other process writes this file now, so that what a killed one left can be overwritten.
+
     Raises:
         OSError: The file cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+    draft = path.with_name(f".{path.name}.tmp" if alone else f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         yield draft
         with open(draft, "rb+") as stream:
@@ -28,9 +32,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes, *, alone: bool = False) -> None:
     """Write a file at once, text as UTF-8; see :func:`atomic_path`."""
-    with atomic_path(path) as draft:
+    with atomic_path(path, alone=alone) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
 
 

@@ -277,4 +277,4 @@ class _Work:
 
     def _save(self, progress: Progress) -> None:
         text = json.dumps(self._what | {"progress": asdict(progress)}, indent=1, ensure_ascii=False)
-        write_atomic(self.folder / MANIFEST, text)
+        write_atomic(self.folder / MANIFEST, text, alone=True)

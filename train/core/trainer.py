@@ -108,7 +108,9 @@ class Run:
         return saved
 
     def _write(self, description: Mapping[str, Any]) -> None:
-        write_atomic(self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False))
+        write_atomic(
+            self.folder / "run.json", json.dumps(description, indent=1, ensure_ascii=False), alone=True
+        )
 
     def _update(self, stage: str, entry: Mapping[str, Any]) -> None:
         # Read again each time: stages that do not need each other may run side by side in two processes.
@@ -185,7 +187,7 @@ class Trainee:
             "step": self.step,
             "peaks": self.peaks,
         }
-        with atomic_path(path) as draft:
+        with atomic_path(path, alone=True) as draft:
             torch.save(state, draft)
 
     def load(self, path: Path) -> None:

@@ -102,5 +102,5 @@ def export_nano(
         tokenizer_json=run.folder / "tokenizer.json",
         dtype=torch.float16,
     )
-    write_atomic(folder / "training.json", json.dumps(run.story(), ensure_ascii=False))
+    write_atomic(folder / "training.json", json.dumps(run.story(), ensure_ascii=False), alone=True)
     return folder

@@ -143,7 +143,7 @@ def train_language(run: Run, material: Material, config: NanoConfig) -> Bidirect
     if not tokenizer_path.exists():
         begun = time.monotonic()
         tokenizer = build_tokenizer(corpus, vocab_size=config.vocab_size)
-        write_atomic(tokenizer_path, tokenizer.to_str(pretty=True))
+        write_atomic(tokenizer_path, tokenizer.to_str(pretty=True), alone=True)
         run.finish("tokenizer", seconds=time.monotonic() - begun)
     encoder = text_encoder(run, config)
     if (found := encoder.tokenizer.get_vocab_size()) > config.vocab_size:

@@ -43,7 +43,7 @@ def ask_teacher(emoji: Sequence[Emoji], pool: TextPool, *, queries: int, seed: i
             _embed([text.text for text in drawn]) if drawn else np.zeros((0, anchors.shape[1]), np.float32)
         )
         targets = _softmax(asked @ anchors.T / QUERY_TEMPERATURE).astype(np.float16)
-        with atomic_path(path) as draft, draft.open("wb") as file:
+        with atomic_path(path, alone=True) as draft, draft.open("wb") as file:
             np.savez(file, neighbours=neighbours, targets=targets)
     with np.load(path) as saved:
         return Teacher(saved["neighbours"], drawn, saved["targets"])

@@ -165,7 +165,7 @@ def _read_once(path: Path, model: BidirectionalLlama, encoder: TextEncoder, text
                 kept: Tensor = saved.get_tensor("features")
                 return kept
     features = read_texts(model, encoder, texts)
-    with atomic_path(path) as draft:
+    with atomic_path(path, alone=True) as draft:
         save_file({"features": features}, draft, metadata={"made_from": wanted})
     return features
 

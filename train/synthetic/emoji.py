@@ -223,7 +223,7 @@ def load_artwork(
         if not path.exists():
             rendered = render_style(style(name), emoji, cache, size=size)
             drawn = [(index, np.asarray(image)) for index, image in rendered]
-            with atomic_path(path) as draft, draft.open("wb") as file:
+            with atomic_path(path, alone=True) as draft, draft.open("wb") as file:
                 np.savez(file, index=np.array([i for i, _ in drawn]), pixels=np.stack([p for _, p in drawn]))
         with np.load(path) as saved:
             pixels.append(saved["pixels"])

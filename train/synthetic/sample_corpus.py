@@ -53,7 +53,7 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> int:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
-    with atomic_path(path) as draft, tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with atomic_path(path, alone=True) as draft, tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, image, record in samples:
             text = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
             for ending, data in (("webp", image), ("json", text)):
