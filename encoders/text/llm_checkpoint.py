@@ -18,6 +18,7 @@ from llm2clip.encoders.catalog.entries import Choice
 from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.weights.hf_weights import Weights
 from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora
 from llm2clip.encoders.weights.memory_fit import release_memory
 from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, arithmetic, weight_quantizer
@@ -25,12 +26,8 @@ from llm2clip.encoders.weights.safetensors_io import (
     TensorSpec,
     check_tensors,
     of_any_float,
-    read_header,
     stream_tensors,
 )
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 _PREFIX = "model."
 _UNUSED_HEAD = "lm_head.weight"
@@ -198,37 +195,12 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> nn.Module:
 
 def _places(folder: Path) -> dict[str, _Place]:
     """Where every tensor that is used is, by our name."""
-    if (folder / WEIGHTS).is_file():
-        headers = {folder / WEIGHTS: read_header(folder / WEIGHTS)}
-    elif (folder / INDEX).is_file():
-        headers = _sharded(folder)
-    else:
-        raise ModelError(f"{folder} has neither {WEIGHTS} nor {INDEX}: is it the folder of a language model?")
     places: dict[str, _Place] = {}
-    for path, header in headers.items():
-        for name, spec in header.items():
-            if name == _UNUSED_HEAD or name.endswith(_UNUSED_TABLE):
-                continue
-            ours = name.removeprefix(_PREFIX)
-            if ours in places:
-                raise ModelError(
-                    f"{folder} holds {ours} twice: in {places[ours].path.name} and in {path.name}"
-                )
-            places[ours] = _Place(path, name, spec)
+    for name, (spec, path) in Weights(folder, pickled=False).header.items():
+        if name == _UNUSED_HEAD or name.endswith(_UNUSED_TABLE):
+            continue
+        ours = name.removeprefix(_PREFIX)
+        if ours in places:
+            raise ModelError(f"{folder} holds {ours} twice: in {places[ours].path.name} and in {path.name}")
+        places[ours] = _Place(path, name, spec)
     return places
-
-
-def _sharded(folder: Path) -> dict[Path, dict[str, TensorSpec]]:
-    """Headers of the shards, which together hold exactly what the index says where it says so."""
-    listed = read_object(folder / INDEX).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise ModelError(f"{folder / INDEX} has no weight_map from tensor names to file names")
-    files = sorted(set(listed.values()))
-    if outside := [name for name in files if Path(name).name != name]:
-        raise ModelError(f"{folder / INDEX} names files outside its folder: {outside}")
-    headers = {folder / name: read_header(folder / name) for name in files}
-    held = {tensor: path.name for path, header in headers.items() for tensor in header}
-    if wrong := sorted(name for name in listed.keys() | held.keys() if listed.get(name) != held.get(name)):
-        where = f"{listed.get(wrong[0], 'no file')}, found in {held.get(wrong[0], 'no file')}"
-        raise ModelError(f"{folder / INDEX} does not fit its shards: {wrong[0]} should be in {where}")
-    return headers

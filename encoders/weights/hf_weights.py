@@ -1,7 +1,7 @@
-"""The weights of a model as the Hugging Face hub lays them out, read strictly and one side at a time.
+"""The weights of a model folder as the Hugging Face hub lays it out, read strictly and one tower at a time.
 
-One ``model.safetensors``, several with an index, or a ``pytorch_model.bin`` of before safetensors, which is
-converted once. No code in any of them runs.
+One ``model.safetensors``, shards with an index, or an older ``pytorch_model.bin``, which is converted once. No code
+in any of them runs.
 """
 
 from __future__ import annotations
@@ -41,63 +41,80 @@ INDEX = f"{SAFETENSORS}.index.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """Which tensors of a file belong to one side of a model."""
+    """The tensors that belong to one tower of a model."""
 
     prefixes: tuple[str, ...]
-    """How their names begin."""
+    """Prefixes of their names."""
     others: tuple[str, ...]
-    """How the names of the other side begin; a tensor of neither is an error."""
+    """Prefixes of the other tower's names; a tensor of neither is an error."""
     unused: re.Pattern[str]
-    """Names of tensors that neither side needs."""
+    """Names of tensors that neither tower needs."""
     spellings: tuple[tuple[str, str], ...] = ()
-    """Parts of names: of the module's tensors, and how a file may have them instead."""
+    """Parts of names: in the module, and how a file may spell them instead."""
 
 
 @final
 class Weights:
     """The weights of one model."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, pickled: bool = True) -> None:
         """Find them; nothing is read yet.
+
+        Args:
+            folder: The model's folder.
+            pickled: Whether an older ``pytorch_model.bin`` is accepted.
 
         Raises:
             ModelError: There are none.
         """
-        found = [name for name in (SAFETENSORS, INDEX, PICKLED) if (folder / name).is_file()]
+        names = (SAFETENSORS, INDEX, PICKLED) if pickled else (SAFETENSORS, INDEX)
+        found = [name for name in names if (folder / name).is_file()]
         if not found:
-            raise ModelError(f"{folder} has no weights: expected {SAFETENSORS} or {PICKLED}")
+            raise ModelError(f"{folder} has no weights: expected {SAFETENSORS} or {names[-1]}")
         self.path = folder / found[0]
         refuse_outside(self.path)
 
     @cached_property
-    def files(self) -> tuple[Path, ...]:
-        """The safetensors files, in the order of their names; made now if there is only an older file."""
-        if self.path.name == PICKLED:
-            return (convert(self.path),)
+    def _index(self) -> dict[str, str]:
+        """Tensor -> file, as the index of shards says; empty for a single file."""
         if self.path.name != INDEX:
-            return (self.path,)
+            return {}
         index = read_object(self.path).get("weight_map")
         if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-            raise ModelError(f"{self.path}: expected a weight_map from names of tensors to files")
+            raise ModelError(f"{self.path} has no weight_map from tensor names to file names")
         names = sorted(set(index.values()))
         if strange := [name for name in names if Path(name).name != name]:
             raise ModelError(f"{self.path} names files outside its folder: {', '.join(strange)}")
         if absent := [name for name in names if not (self.path.parent / name).is_file()]:
             raise ModelError(f"{self.path} names files that are not there: {', '.join(absent)}")
-        paths = tuple(self.path.parent / name for name in names)
-        for path in paths:
-            refuse_outside(path)
-        return paths
+        return index
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The safetensors files, sorted by name; converted now if there is only an older file."""
+        if self.path.name == PICKLED:
+            return (convert(self.path),)
+        return tuple(self.path.parent / name for name in sorted(set(self._index.values()))) or (self.path,)
 
     @cached_property
     def header(self) -> dict[str, tuple[TensorSpec, Path]]:
-        """Every tensor with the file it is in."""
-        found: dict[str, tuple[TensorSpec, Path]] = {}
-        for path in self.files:
-            for name, spec in read_header(path).items():
-                if name in found:
-                    raise ModelError(f"{path} has a tensor that {found[name][1].name} has too: {name}")
-                found[name] = (spec, path)
+        """Every tensor with the file it is in.
+
+        Raises:
+            ModelError: A file is damaged, or the index does not agree with its shards.
+        """
+        headers = {path: read_header(path) for path in self.files}
+        found = {name: (spec, path) for path, header in headers.items() for name, spec in header.items()}
+        if len(found) < sum(map(len, headers.values())):
+            name = next(name for path, header in headers.items() for name in header if found[name][1] != path)
+            raise ModelError(f"{self.path} has a tensor in two of its files: {name}")
+        held = {name: path.name for name, (_, path) in found.items()}
+        listed = self._index or held
+        if wrong := sorted(
+            name for name in listed.keys() | held.keys() if listed.get(name) != held.get(name)
+        ):
+            where = f"{listed.get(wrong[0], 'no file')}, found in {held.get(wrong[0], 'no file')}"
+            raise ModelError(f"{self.path} does not fit its shards: {wrong[0]} should be in {where}")
         return found
 
     @cached_property
@@ -113,10 +130,6 @@ class Weights:
         hashes = [stored_sha256(path) for path in self.files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
-    def size(self, prefixes: tuple[str, ...]) -> int:
-        """How many numbers there are under names that begin so."""
-        return sum(spec.size for name, (spec, _) in self.header.items() if name.startswith(prefixes))
-
     def read(
         self,
         expected: Mapping[str, tuple[int, ...]],
@@ -125,7 +138,7 @@ class Weights:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> dict[str, Tensor]:
-        """The tensors of one side, strictly: none missing, none too many, every shape right.
+        """The tensors of one tower, strictly: none missing, none too many, every shape right.
 
         Args:
             expected: Shapes by the names of the module.
@@ -173,8 +186,7 @@ def convert(path: Path, *, sha256: str | None = None) -> Path:
 
 
 def stored_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal; known without reading it where the hub's cache has stored it."""
-    # The cache links to files that are called by their SHA-256.
+    """SHA-256 of a file in hexadecimal; in the hub's cache it is read from the file's name."""
     blob = path.resolve()
     if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
         return blob.name

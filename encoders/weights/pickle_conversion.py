@@ -1,8 +1,7 @@
-"""A ``.pt`` or ``.bin`` file as safetensors, converted once: no code in it runs, then or later.
+"""Convert a ``.pt`` or ``.bin`` file to safetensors, once, without running code in it.
 
-Such a file is a pickle, which can ask for any function to be called. torch's restricted reader refuses all but
-tensors; what it gives is checked again here, because a pickle can also describe a tensor that is larger than its
-bytes.
+Such a file is a pickle, which can call any function when it is read. torch's restricted reader accepts only tensors;
+its result is checked again, because a pickle can also describe a tensor that is larger than its bytes.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from llm2clip.common.files import atomic_path, file_sha256, write_atomic
@@ -143,8 +142,8 @@ def _convert(pt: Path, cache: Path, wanted: Conversion) -> Conversion:
     target = cache / wanted.result
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with atomic_path(target) as draft, draft.open("xb") as stream:
-            _write(stream, tensors)
+        with atomic_path(target) as draft:
+            _write(draft, tensors)
     except OSError as error:
         raise ModelError(f"{target} cannot be written: {error.strerror or error}") from error
     return replace(wanted, result_size=target.stat().st_size, tensors=len(tensors))
@@ -204,24 +203,16 @@ def _check(state: Mapping[str, Tensor], *, pt: Path, size: int) -> dict[str, Ten
     return dict(state)
 
 
-def _write(stream: BinaryIO, tensors: Mapping[str, Tensor]) -> None:
-    """Write safetensors, one tensor after the other, widest numbers first so that all lie aligned."""
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        tensor = tensors[name]
-        begin, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": _CODES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    stream.write(len(text).to_bytes(8, "little") + text)
-    for name in order:
-        stream.write(tensors[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write safetensors. Tensors that share memory in the pickle are written one by one."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        part = tensor.detach().contiguous()
+        memory = part.untyped_storage().data_ptr()
+        plain[name] = part.clone() if memory in seen else part
+        seen.add(memory)
+    save_file(plain, path, metadata={"format": "pt"})
 
 
 def _write_record(cache: Path, record: Conversion) -> None:

@@ -1,4 +1,4 @@
-"""Tensors from a safetensors file: against the library's own reader, and every lie of a header."""
+"""Tensors of a safetensors file against the library's own reader, and invalid headers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def weights(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tensors_are_those_of_the_library(weights: Path, dtype: torch.dtype):
+def test_read_tensors_equals_safetensors(weights: Path, dtype: torch.dtype):
     theirs = load_file(weights)
     ours = read_tensors(weights, theirs, dtype=dtype)
     assert list(ours) == list(theirs)
@@ -36,7 +36,7 @@ def test_tensors_are_those_of_the_library(weights: Path, dtype: torch.dtype):
     assert read_header(weights)["float64"] == TensorSpec((3, 5), "F64")
 
 
-def test_large_tensors_come_in_pieces(tmp_path: Path):
+def test_stream_tensors_reads_large_tensors_in_pieces(tmp_path: Path):
     torch.manual_seed(0)
     tensors = {"large": torch.randn(3, 1_000_003), "half": torch.randn(9_000_001).half()}
     save_file(tensors, tmp_path / "weights.safetensors")
@@ -45,13 +45,13 @@ def test_large_tensors_come_in_pieces(tmp_path: Path):
     assert torch.equal(ours["half"], tensors["half"].float())
 
 
-def test_only_what_was_asked_for_comes(weights: Path):
+def test_read_tensors_reads_only_named_tensors(weights: Path):
     assert list(read_tensors(weights, ["number"], dtype=torch.float32)) == ["number"]
     with pytest.raises(ModelError, match=r"weights\.safetensors has no tensor absent"):
         read_tensors(weights, ["number", "absent"], dtype=torch.float32)
 
 
-def test_the_model_outlives_the_file(weights: Path):
+def test_read_tensors_does_not_depend_on_the_file_afterwards(weights: Path):
     tensors = read_tensors(weights, ["float32"], dtype=torch.float32)
     before = tensors["float32"].clone()
     weights.write_bytes(b"")
@@ -68,51 +68,59 @@ def entry(shape: list, begin: object, end: object, dtype: object = "F32") -> dic
 
 
 @pytest.mark.parametrize(
-    ("header", "message"),
+    "header",
     [
-        ({"a": entry([3], 0, 8)}, r"damaged: a is F32 \[3\] but has 8 bytes"),
-        ({"a": entry([-2], 0, 8)}, r"damaged: a is F32 \[-2\] but has 8 bytes"),
-        ({"a": entry([-2, -1], 0, 8)}, r"damaged: a is F32 \[-2, -1\] but has 8 bytes"),
-        ({"a": entry([2], 0, 8), "b": entry([2], 0, 8)}, r"damaged: b begins at byte \d+, expected \d+"),
-        ({"a": entry([1], 0, 4), "b": entry([0], 8, 8)}, r"damaged: b begins at byte \d+, expected \d+"),
-        ({"a": entry([1], 4, 8)}, r"damaged: a begins at byte \d+, expected \d+"),
-        ({"a": entry([2], 0, 8, "F31")}, r"a is F31 \[2\], which is none of the dtypes that are read"),
-        ({"a": entry([2], 8, 0, "F31")}, "has bytes too many: .* to the end of 'a'; copy"),
-        ({"a": entry(["2"], 0, 8)}, r"damaged: its header has \{.*\} for 'a', expected a dtype"),
-        ({"a": entry([True], 0, 8)}, r"damaged: its header has \{.*\} for 'a', expected a dtype"),
-        ({"a": entry([2], 0.0, 8.0)}, r"damaged: its header has \{.*\} for 'a', expected a dtype"),
-        ({"a": entry([2], 0, 8, 5)}, r"damaged: its header has \{.*\} for 'a', expected a dtype"),
-        ({"a": entry([2], 0, 1 << 80)}, r"damaged: its header has \{.* for 'a', expected a dtype"),
-        ({"a": entry([2], 0, 1 << 60)}, "is truncated: .*; it ends in 'a'; copy"),
-        ({"a": 5}, "damaged: its header has 5 for 'a', expected a dtype"),
-        (b"[" * 200_000, "its header cannot be parsed"),
-        (b'{"a": {"dtype": "F32", "dtype": ', "its header cannot be parsed"),
+        {"a": entry([3], 0, 8)},
+        {"a": entry([-2, -1], 0, 8)},
+        {"a": entry([2], 0, 8), "b": entry([2], 0, 8)},
+        {"a": entry([1], 0, 4), "b": entry([0], 8, 8)},
+        {"a": entry([1], 4, 8)},
+        {"a": entry([2], 0, 8, "F31")},
+        {"a": entry(["2"], 0, 8)},
+        {"a": entry([2], 0.0, 8.0)},
+        {"a": entry([2], 0, 1 << 80)},
+        {"a": entry([2], 0, 1 << 60)},
+        {"a": 5},
+        b"[" * 200_000,
+        b'{"a": {"dtype": "F32", "dtype": ',
     ],
+    ids=lambda header: str(header)[:40],
 )
-def test_a_header_that_lies(tmp_path: Path, header: object, message: str):
+def test_read_tensors_refuses_invalid_header(tmp_path: Path, header: object):
     path = tmp_path / "weights.safetensors"
     write(path, header, bytes(8))
-    with pytest.raises(ModelError, match=message) as caught:
+    with pytest.raises(
+        ModelError,
+        match=r"is truncated, damaged or no safetensors file \([\d,]+ bytes; .*\); copy or download",
+    ) as caught:
         read_tensors(path, ["a"], dtype=torch.float32)
     assert str(path) in str(caught.value)
 
 
+def test_read_header_refuses_unsupported_dtype(tmp_path: Path):
+    save_file({"a": torch.zeros(2, dtype=torch.float8_e4m3fn)}, tmp_path / "weights.safetensors")
+    with pytest.raises(
+        ModelError, match=r"weights\.safetensors: a is F8_E4M3 \[2\], a dtype that is not supported"
+    ):
+        read_header(tmp_path / "weights.safetensors")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_are_named(tmp_path: Path, value: float):
+def test_read_tensors_names_values_that_are_not_finite(tmp_path: Path, value: float):
     tensors = {"good": torch.ones(3), "bad": torch.tensor([1.0, value, 2.0])}
     save_file(tensors, tmp_path / "weights.safetensors")
     with pytest.raises(ModelError, match=r"not finite in: bad$"):
         read_tensors(tmp_path / "weights.safetensors", tensors, dtype=torch.float32)
 
 
-def test_a_sum_that_overflows_is_no_error(tmp_path: Path):
+def test_read_tensors_accepts_a_sum_that_overflows(tmp_path: Path):
     tensors = {"large": torch.full((100,), 6e4, dtype=torch.float16)}
     save_file(tensors, tmp_path / "weights.safetensors")
     read = read_tensors(tmp_path / "weights.safetensors", tensors, dtype=torch.float16)
     assert torch.equal(read["large"], tensors["large"])
 
 
-def test_a_link_out_of_the_folder_is_refused(weights: Path, tmp_path: Path):
+def test_read_header_refuses_link_out_of_the_folder(weights: Path, tmp_path: Path):
     folder = tmp_path / "model"
     folder.mkdir()
     link = folder / "model.safetensors"
@@ -128,7 +136,7 @@ def test_a_link_out_of_the_folder_is_refused(weights: Path, tmp_path: Path):
     assert read_header(tmp_path / "other name" / "model.safetensors")
 
 
-def test_a_folder_below_that_leads_outside_is_refused(tmp_path: Path):
+def test_refuse_outside_checks_the_folder_above(tmp_path: Path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "lora").symlink_to(tmp_path / "elsewhere")
@@ -138,7 +146,7 @@ def test_a_folder_below_that_leads_outside_is_refused(tmp_path: Path):
         refuse_outside(file, folder=tmp_path / "model")
 
 
-def test_the_cache_of_the_hub_is_let_through(weights: Path, tmp_path: Path):
+def test_read_header_accepts_links_of_the_hub_cache(weights: Path, tmp_path: Path):
     repository = tmp_path / "models--a--b"
     (repository / "blobs").mkdir(parents=True)
     (repository / "snapshots" / "abc" / "below").mkdir(parents=True)
