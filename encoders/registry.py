@@ -19,8 +19,8 @@ from llm2clip.encoders.catalog.entries import (
     language_models,
 )
 from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.core.dual_encoder import LoadOptions, Preprocessing
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.load_options import LoadOptions, Preprocessing
 from llm2clip.encoders.weights.tensor_names import FORMAT, PUBLISHED
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def load_encoder(
     Args:
         name_or_path: A name that ``list_encoders`` gives; its repository on the Hugging Face hub; ``st:NAME`` for
             a model of sentence-transformers, ``open_clip:MODEL/PRETRAINED`` for one of open_clip; or a folder:
-            one that ``save_pretrained`` wrote, or a local copy of a published model. A published ``.pt`` or
+            one that ``save_encoder`` wrote, or a local copy of a published model. A published ``.pt`` or
             ``.safetensors`` file of LLM2CLIP works too.
         device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         dtype: Precision of weights and computation: ``"auto"`` (float32 on a CPU), ``"float32"``, ``"float16"``,
@@ -261,10 +261,11 @@ def _load_text_only(files: ModelFiles, options: LoadOptions) -> Encoder:
 def _load_nano(files: ModelFiles, options: LoadOptions) -> Encoder:
     from llm2clip.encoders.llm2clip.encoder_folder import load_folder
 
-    return load_folder(files.folder, device=options.device, dtype=options.dtype)
+    return load_folder(files.path or files.folder, device=options.device, dtype=options.dtype)
 
 
 FORMATS = (
+    Format(matches=lambda files: files.path == _NANO_FOLDER, load=_load_nano, preprocessing=False),
     Format(matches=lambda files: files.name.startswith(_OPEN_CLIP), load=_load_open_clip),
     Format(matches=lambda files: files.name.startswith(_SENTENCE), load=_load_sentence, preprocessing=False),
     Format(matches=lambda files: saved_family(files) == PUBLISHED, load=_load_saved, language_model=True),

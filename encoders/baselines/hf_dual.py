@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from llm2clip.encoders.baselines.hf_families import Family, family_of
 from llm2clip.encoders.baselines.shared import describe, settings_hash
 from llm2clip.encoders.catalog.model_files import ModelFiles
-from llm2clip.encoders.core.devices import pick_device, pick_dtype
-from llm2clip.encoders.core.dual_encoder import DualEncoder
+from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions, pick_device, pick_dtype
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.load_options import LoadOptions
+from llm2clip.encoders.core.files import MOST, MOST_LAYERS, check_size
 from llm2clip.encoders.images.hf_preprocessor import read_preprocess
 from llm2clip.encoders.images.preprocess import PixelTower
 from llm2clip.encoders.layers.activations import replace_quick_gelu
-from llm2clip.encoders.layers.limits import MOST, MOST_LAYERS, check_size
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, TokenTower, load_tokenizer
 from llm2clip.encoders.weights.hf_weights import Side, Weights
 from llm2clip.encoders.weights.quantization import import_quietly

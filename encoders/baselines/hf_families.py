@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD
 from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import Cleaning, TextForm

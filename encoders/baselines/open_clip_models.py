@@ -17,11 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from llm2clip.encoders.core.base import EncoderInfo, Parity
-from llm2clip.encoders.core.devices import pick_device, pick_dtype
-from llm2clip.encoders.core.dual_encoder import DualEncoder, TextTower, to_array
+from llm2clip.encoders.core.dual_encoder import (
+    DualEncoder,
+    LoadOptions,
+    TextTower,
+    pick_device,
+    pick_dtype,
+    to_array,
+)
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.fingerprint import settings_sha256
-from llm2clip.encoders.core.load_options import LoadOptions
+from llm2clip.encoders.core.files import settings_sha256
 from llm2clip.encoders.images.preprocess import Crop, Order, PixelTower, Preprocess, Resample, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import TOKENIZER_FILES
 

@@ -19,10 +19,8 @@ from llm2clip.encoders.baselines.hf_families import FAMILIES
 from llm2clip.encoders.baselines.openai_layout import read_side, text_settings, vision_settings
 from llm2clip.encoders.baselines.shared import converted_weights, describe, settings_hash, tokenizer_folder
 from llm2clip.encoders.catalog.model_files import ModelFiles
-from llm2clip.encoders.core.devices import pick_device, pick_dtype
-from llm2clip.encoders.core.dual_encoder import DualEncoder
+from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions, pick_device, pick_dtype
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.load_options import LoadOptions
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD
 from llm2clip.encoders.images.preprocess import Crop, Order, PixelTower, Preprocess, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, TokenTower, load_tokenizer

@@ -17,12 +17,17 @@ from PIL import Image
 
 from llm2clip.encoders.catalog.hub import HubFiles, resolve_files
 from llm2clip.encoders.core.base import EncoderInfo
-from llm2clip.encoders.core.devices import pick_device, pick_dtype
-from llm2clip.encoders.core.dual_encoder import DualEncoder, ImageTower, TextTower, to_array
+from llm2clip.encoders.core.dual_encoder import (
+    DualEncoder,
+    ImageTower,
+    TextTower,
+    pick_device,
+    pick_dtype,
+    to_array,
+)
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.fingerprint import settings_sha256, without_origin
+from llm2clip.encoders.core.files import refuse_outside, settings_sha256, without_origin
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
-from llm2clip.encoders.core.path_safety import refuse_outside
 from llm2clip.encoders.images.decode import decode
 from llm2clip.encoders.weights.hf_weights import stored_sha256
 

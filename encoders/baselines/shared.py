@@ -10,7 +10,7 @@ from typing import Any
 from llm2clip.encoders.catalog.model_files import ModelFiles
 from llm2clip.encoders.core.base import EncoderInfo
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.fingerprint import settings_sha256, without_origin
+from llm2clip.encoders.core.files import settings_sha256, without_origin
 from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.text.clip_tokenizer import TextForm, tokenizer_files
 from llm2clip.encoders.weights.hf_weights import convert

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from llm2clip.encoders.core.config_io import from_json
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import from_json
 
 Choice = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 """How a language model may be held in memory."""

@@ -10,8 +10,8 @@ from typing import Any
 
 from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_encoder
 from llm2clip.encoders.catalog.hub import HubFiles, encoder_files, resolve_files
-from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import read_object
 
 
 @dataclass(frozen=True, kw_only=True)

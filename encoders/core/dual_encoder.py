@@ -1,20 +1,114 @@
-"""An encoder composed of an image tower and a text tower, each of which reads its weights on first use."""
+"""How an encoder is loaded and composed: options, device, precision, and two towers read on first use."""
 
 from __future__ import annotations
 
+import os
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, final
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, final
 
-from llm2clip.encoders.core.base import Encoder, EncoderInfo, Runtime
+from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity, Runtime
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
+
+Preprocessing = Literal["native", "reference"]
+
+_STORED: dict[str, Parity] = {"native": "native", "reference": "upstream", "upstream": "upstream"}
+"""Value of ``preprocessing`` -> the word that configurations and index manifests store; the last is an old spelling."""
+_DTYPES = ("float32", "float16", "bfloat16")
+_BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
+"""Flags of processors that multiply bfloat16: Intel, AMD, ARM."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Options of ``load_encoder``; the defaults are its defaults."""
+
+    device: str = "auto"
+    """``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ..."""
+    dtype: str = "auto"
+    """Precision of weights and computation: ``"auto"``, ``"float32"``, ``"float16"``, ``"bfloat16"``; a published
+    language model can also be quantised to ``"int8"`` or ``"int4"``."""
+    language_model: str | os.PathLike[str] | None = None
+    """LLM2CLIP: name or folder of another language model than the one it was trained with."""
+    preprocessing: Preprocessing = "native"
+    """``"reference"`` prepares texts and images exactly as the original implementation, mistakes included."""
+
+    def __post_init__(self) -> None:
+        if self.preprocessing not in _STORED:
+            raise ValueError(f"preprocessing must be 'native' or 'reference', got {self.preprocessing!r}")
+        if self.parity == "upstream":
+            object.__setattr__(self, "preprocessing", "reference")
+
+    @property
+    def parity(self) -> Parity:
+        """The word for :attr:`preprocessing` that configurations and index manifests store."""
+        return _STORED[self.preprocessing]
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; ``"auto"`` is CUDA if available, else the CPU.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}, expected 'auto', 'cpu', 'cuda', 'cuda:1', ...") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
+        )
+    return device
+
+
+def pick_dtype(name: str, *, device: torch.device, stored: str) -> torch.dtype:
+    """The dtype of that name; ``"auto"`` is float32 on a CPU (fastest there), else ``stored``.
+
+    Raises:
+        ValueError: There is no such dtype.
+    """
+    import torch
+
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else stored
+    if name not in _DTYPES:
+        raise ValueError(f"unknown dtype {name!r}, expected 'auto' or one of {', '.join(_DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+@cache
+def quick_dtype(*, processor: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The dtype in which the processor of this machine multiplies much faster than in float32; ``None`` if none is.
+
+    Where a processor does not multiply bfloat16 itself, it is many times slower than float32. Where there is CUDA,
+    models do not run on the processor.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return None
+    try:
+        lines = processor.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return "bfloat16" if _BFLOAT16_FLAGS & set(flags.split()) else None
 
 
 class Tower:

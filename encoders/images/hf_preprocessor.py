@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from llm2clip.encoders.core.config_io import from_json, read_object, to_json
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import from_json, read_object, to_json
 from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
 
 FILE = "preprocessor_config.json"

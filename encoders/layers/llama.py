@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm2clip.encoders.layers.limits import MOST_LAYERS, check_size
+from llm2clip.encoders.core.files import MOST_LAYERS, check_size
 
 
 @dataclass(frozen=True, kw_only=True)

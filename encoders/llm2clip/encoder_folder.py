@@ -20,11 +20,9 @@ from torch.overrides import TorchFunctionMode
 
 from llm2clip.common.files import file_sha256
 from llm2clip.encoders.core.base import EncoderInfo
-from llm2clip.encoders.core.config_io import from_json, read_object, to_json
-from llm2clip.encoders.core.devices import pick_device, pick_dtype
-from llm2clip.encoders.core.dual_encoder import DualEncoder, TextTower, to_array
+from llm2clip.encoders.core.dual_encoder import DualEncoder, TextTower, pick_device, pick_dtype, to_array
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.fingerprint import settings_sha256
+from llm2clip.encoders.core.files import from_json, read_object, settings_sha256, to_json
 from llm2clip.encoders.images.preprocess import PixelTower, Preprocess
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower

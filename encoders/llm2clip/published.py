@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING
 
 from llm2clip.encoders.catalog.entries import EncoderEntry, language_of, pairing_problem
 from llm2clip.encoders.core.base import EncoderInfo, Parity
-from llm2clip.encoders.core.devices import pick_device
-from llm2clip.encoders.core.dual_encoder import DualEncoder
+from llm2clip.encoders.core.dual_encoder import DualEncoder, pick_device
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.fingerprint import settings_sha256
+from llm2clip.encoders.core.files import settings_sha256
 from llm2clip.encoders.images.preprocess import PixelTower
 from llm2clip.encoders.text.llm_source import LanguageSource, language_source
 from llm2clip.encoders.text.llm_text_tower import LlmTextTower

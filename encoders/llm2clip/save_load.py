@@ -20,10 +20,9 @@ import torch
 from llm2clip.common.files import file_sha256
 from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_language, language_models
 from llm2clip.encoders.core.base import Encoder, Parity
-from llm2clip.encoders.core.config_io import from_json, read_object, to_json
 from llm2clip.encoders.core.dual_encoder import DualEncoder
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.path_safety import refuse_outside
+from llm2clip.encoders.core.files import from_json, read_object, refuse_outside, to_json
 from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig, StoredDtype, load_folder, write_config
 from llm2clip.encoders.llm2clip.published import FAMILY, PublishedFiles, assemble

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from llm2clip.encoders.catalog.entries import LanguageModelEntry
 from llm2clip.encoders.core.base import EncoderInfo, Parity
-from llm2clip.encoders.core.config_io import read_object
-from llm2clip.encoders.core.devices import pick_device
-from llm2clip.encoders.core.dual_encoder import DualEncoder
+from llm2clip.encoders.core.dual_encoder import DualEncoder, pick_device
+from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.llm2clip.published import FAMILY
 from llm2clip.encoders.text.llm_source import LanguageSource, language_source
 from llm2clip.encoders.text.llm_text_tower import LlmTextTower

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from llm2clip.encoders.core.dual_encoder import TextTower, to_array
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.path_safety import refuse_outside
+from llm2clip.encoders.core.files import refuse_outside
 
 if TYPE_CHECKING:
     import numpy as np

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from llm2clip.encoders.catalog.entries import Choice
-from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.weights.hf_weights import Weights
 from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora

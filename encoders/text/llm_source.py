@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 from llm2clip.encoders.catalog.entries import LanguageModelEntry, find_language, language_models
 from llm2clip.encoders.catalog.hub import language_files, missing_files, resolve_files, update_files
 from llm2clip.encoders.core.base import Parity
-from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.fingerprint import sampled_sha256, settings_sha256
-from llm2clip.encoders.core.path_safety import refuse_outside
+from llm2clip.encoders.core.files import read_object, refuse_outside, sampled_sha256, settings_sha256
 from llm2clip.encoders.text.caption_tokenizer import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules
 from llm2clip.encoders.text.llm_checkpoint import LanguagePlan, open_language
 from llm2clip.encoders.weights.lora import is_lora_folder

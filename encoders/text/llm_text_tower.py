@@ -14,7 +14,7 @@ from llm2clip.encoders.catalog.entries import Choice, LlamaShape
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.dual_encoder import TextTower, to_array
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.fingerprint import settings_sha256
+from llm2clip.encoders.core.files import settings_sha256
 from llm2clip.encoders.text.caption_tokenizer import TextReader
 from llm2clip.encoders.text.varlen_forward import pooled_states
 from llm2clip.encoders.weights.memory_fit import check_choice, pick_choice

@@ -21,8 +21,8 @@ from llm2clip.encoders.catalog.entries import (
 )
 from llm2clip.encoders.catalog.hub import encoder_files, resolve_files
 from llm2clip.encoders.core.base import Parity
-from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.images.hf_preprocessor import FILE as IMAGE_SETTINGS
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD, read_preprocess
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeMode

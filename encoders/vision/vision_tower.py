@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.layers.activations import replace_quick_gelu
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
 from llm2clip.encoders.layers.text_adapter import AdapterConfig

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from llm2clip.common.files import file_sha256
 from llm2clip.common.paths import models_home
-from llm2clip.encoders.core.config_io import read_object
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.path_safety import refuse_outside
+from llm2clip.encoders.core.files import read_object, refuse_outside
 from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint, read_conversion
 from llm2clip.encoders.weights.safetensors_io import (
     TensorSpec,

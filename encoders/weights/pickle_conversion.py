@@ -19,9 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm2clip.common.files import atomic_path, file_sha256, write_atomic
-from llm2clip.encoders.core.config_io import from_json, read_object, to_json
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.path_safety import refuse_outside, refuse_pointer
+from llm2clip.encoders.core.files import from_json, read_object, refuse_outside, refuse_pointer, to_json
 from llm2clip.encoders.weights.safetensors_io import STORED
 
 _CODES = {getattr(torch, name): code for code, (name, _) in STORED.items()}

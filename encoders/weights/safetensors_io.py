@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.path_safety import refuse_outside, refuse_pointer
+from llm2clip.encoders.core.files import refuse_outside, refuse_pointer
 
 if TYPE_CHECKING:
     from io import BufferedReader

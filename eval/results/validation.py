@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm2clip.encoders.core.config_io import from_json, read_object
+from llm2clip.encoders.core.files import from_json, read_object
 from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import PARTIAL
 from llm2clip.eval.results.packing import unpack

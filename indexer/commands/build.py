@@ -203,7 +203,7 @@ def _load_on(name: str, device: str) -> ImageEncoder:
 def _quicker(name: str) -> Callable[[], ImageEncoder] | None:
     """Gives the same encoder in the arithmetic that this processor is quickest in, if that is not its usual one."""
     from llm2clip.encoders import load_encoder
-    from llm2clip.encoders.core.devices import quick_dtype
+    from llm2clip.encoders.core.dual_encoder import quick_dtype
 
     dtype = quick_dtype()
     if dtype is None or name.startswith(("st:", "open_clip:")):

@@ -15,7 +15,7 @@ from PIL import Image
 
 from llm2clip import encoders
 from llm2clip.encoders import Encoder, load_encoder
-from llm2clip.encoders.core.fingerprint import settings_sha256
+from llm2clip.encoders.core.files import settings_sha256
 
 TEXT = "A Red Kite over the harbour"
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from llm2clip.encoders import DualEncoder, load_encoder, save_encoder
 from llm2clip.encoders.baselines.open_clip_models import settings_hash as open_clip_hash
 from llm2clip.encoders.baselines.sentence_transformer import model_settings
-from llm2clip.encoders.core.fingerprint import sampled_sha256, without_origin
+from llm2clip.encoders.core.files import sampled_sha256, without_origin
 
 from .published_files import LLAMAS, models, tiny_files
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import ImageError, ModelError
-from llm2clip.encoders.core.config_io import from_json, to_json
+from llm2clip.encoders.core.files import from_json, to_json
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, Resample, ResizeMode
 
 WHITE = [255, 255, 255]

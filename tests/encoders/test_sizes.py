@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.layers.limits import check_size
+from llm2clip.encoders.core.files import check_size
 from llm2clip.encoders.text.llm_checkpoint import open_language
 
 from .published_files import LLAMAS

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.core.config_io import from_json, to_json
+from llm2clip.encoders.core.files import from_json, to_json
 
 
 class Colour(StrEnum):

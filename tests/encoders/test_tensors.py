@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.core.path_safety import refuse_outside
+from llm2clip.encoders.core.files import refuse_outside
 from llm2clip.encoders.weights.safetensors_io import TensorSpec, read_header, read_tensors, stream_tensors
 
 DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")

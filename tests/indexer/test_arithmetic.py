@@ -97,7 +97,7 @@ def test_a_large_build_tries_it_and_says_so(
 def test_processors_say_what_they_are_quick_at(
     lines: str, dtype: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from llm2clip.encoders.core.devices import quick_dtype
+    from llm2clip.encoders.core.dual_encoder import quick_dtype
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     file = tmp_path / "cpuinfo"
