@@ -1,8 +1,8 @@
 # One environment for everything: .venv, made once and again when pyproject.toml changes.
 #   make demo    build an index over the sample images, search it, write a gallery
 #   make test    linter, formatter, type checker, tests
-#   make eval    measure nano, its controls and chance, and write the leaderboard
-# EVAL_DATA names a folder or tar of images with captions to measure on too, EVAL_MADE a folder of the sets made here.
+#   make eval    make the evaluation sets, measure nano, its controls and random encoders, write the leaderboard
+# EVAL_DATA: a folder or tar of images with captions to measure on too. EVAL_MADE: folder of the sets made here.
 # PYTHON chooses the interpreter, PIP_INSTALL_ARGS, PYTEST_ARGS and BENCH_ARGS add arguments.
 
 VENV ?= .venv
@@ -33,7 +33,7 @@ help:
 	@echo 'make demo       build an index over the sample images, search it, write a gallery'
 	@echo 'make test       linter, formatter, type checker, tests'
 	@echo 'make bench      speed of building and searching'
-	@echo 'make eval       measure nano, its controls and chance, and write the leaderboard'
+	@echo 'make eval       measure nano, its controls and random encoders, write the leaderboard'
 	@echo 'make lint       linter and formatter only;  make format  lets them change files'
 	@echo 'make typecheck  type checker only;          make pytest  tests only'
 	@echo 'make docs       write the --help blocks of docs/cli.md anew'
@@ -74,8 +74,10 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 eval: $(STAMP)
-	$(BIN)/python -m llm2clip.eval.nano_report.make_eval --out $(EVAL_OUT) \
-		$(if $(EVAL_MADE),--made $(EVAL_MADE)) $(addprefix --data ,$(EVAL_DATA))
+	@sets='$(EVAL_MADE)'; sets="$${sets:-$$($(BIN)/python -c 'from llm2clip.common.paths import data_home; print(data_home())')/eval}"; \
+	{ test -f "$$sets/openmoji.tar" -a -f "$$sets/scenes.tar" || \
+		$(BIN)/python -m llm2clip.train.cli data --out "$$sets" --cache "$$sets/packages"; } && \
+	$(BIN)/python -m llm2clip.eval.commands.make_eval --out $(EVAL_OUT) --made "$$sets" $(addprefix --data ,$(EVAL_DATA))
 
 docs: $(STAMP)
 	$(BIN)/python tests/test_docs.py

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 from llm2clip.train.core.device import Machine
-from llm2clip.train.core.trainer import LoopConfig, Run, RunError
+from llm2clip.train.core.trainer import LoopConfig, Run
 from llm2clip.train.nano.export import export_nano
 from llm2clip.train.nano.image_batches import AlignConfig
 from llm2clip.train.nano.pipeline import (
@@ -93,24 +91,13 @@ def make_nano(out: Path, cache: Path, *, machine: Machine, debug: bool, stage: s
 
 
 def measure_nano(folder: Path, out: Path, cache: Path) -> None:
-    """Write the measuring sets and measure an exported folder with the evaluation command, as anybody would."""
+    """Write the evaluation sets and report on an exported folder, as ``llm2clip-eval nano`` does."""
+    from llm2clip.eval.commands.nano import report_nano
+    from llm2clip.eval.nano_report.report import NanoOptions
+
     sets = out / "measure"
     make_data(sets, cache, sample=None)
-    command = [
-        sys.executable,
-        "-m",
-        "llm2clip.eval.cli",
-        "nano",
-        "--encoder",
-        str(folder),
-        "--data",
-        str(sets),
-    ]
-    done = subprocess.run([*command, "--json", str(out / "evaluation.json")], check=False)
-    if done.returncode != 0:
-        raise RunError(
-            f"the evaluation ended with exit code {done.returncode}; run it by hand: {' '.join(command)}"
-        )
+    report_nano(str(folder), NanoOptions(data=sets), out / "evaluation.json")
 
 
 def make_data(out: Path, cache: Path, *, sample: Path | None) -> str:

@@ -1,8 +1,9 @@
-"""Encoders and sets as they are named on a command line."""
+"""Encoders and data sets as they are named on a command line."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,7 +11,6 @@ from llm2clip.eval.datasets.protocols import find_protocol
 from llm2clip.eval.datasets.retrieval_set import RetrievalSet
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.image_folder import data_languages, load_data
-from llm2clip.eval.loaders.load import load_protocol
 from llm2clip.eval.runner.run import Candidate
 
 if TYPE_CHECKING:
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 ALL = "all"
 """Stands for every language that there is."""
 
-Parity = Literal["native", "upstream"]
-
 
 def candidates(
-    names: Sequence[str], *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
+    names: Sequence[str],
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    parity: Literal["native", "upstream"] = "native",
 ) -> list[Candidate]:
     """Encoders to measure, opened when their turn comes.
 
@@ -38,9 +40,15 @@ def candidates(
     """
     if not names:
         raise ValueError("no encoder was named; name at least one, such as --encoder nano")
+
+    def opened(name: str) -> Encoder:
+        from llm2clip.encoders import load_encoder
+
+        return load_encoder(name, device=device, dtype=dtype, parity=parity)
+
     found = [
-        _candidate(*labelled(name), device=device, dtype=dtype, parity=parity)
-        for name in dict.fromkeys(names)
+        Candidate(label=label, open=partial(opened, name), parity=parity)
+        for label, name in map(labelled, dict.fromkeys(names))
     ]
     labels = [one.label for one in found if one.label]
     if len(set(labels)) < len(labels):
@@ -54,48 +62,38 @@ def labelled(name: str) -> tuple[str, str]:
     return (label, rest) if equals and "/" not in label and rest else ("", name)
 
 
-def _candidate(label: str, name: str, *, device: str, dtype: str, parity: Parity) -> Candidate:
-    def opened() -> Encoder:
-        from llm2clip.encoders import load_encoder
-
-        return load_encoder(name, device=device, dtype=dtype, parity=parity)
-
-    return Candidate(label=label, open=opened, parity=parity)
-
-
-def sets(
-    protocols: Sequence[str], own: Sequence[str], *, folder: Path, languages: Sequence[str] = ()
+def load_sets(
+    protocols: Sequence[str], folders: Sequence[str], *, folder: Path | None, languages: Sequence[str] = ()
 ) -> Iterator[RetrievalSet]:
-    """Read the sets that were named, each once.
+    """Read the named sets, each once.
 
     Args:
         protocols: Declared ids, each perhaps with ``:LANGUAGE``.
-        own: Folders or tars of one's own, each perhaps after ``NAME=``.
-        folder: Where the files of declared protocols lie.
-        languages: Codes, or ``all``. A protocol in several languages is taken in all of them by default, images
-            of one's own with their captions that name no language.
+        folders: The user's own folders or tars, each perhaps after ``NAME=``.
+        folder: Where the files of declared protocols are; by default in the data home.
+        languages: Codes, or ``all``. By default a protocol is taken in all its languages, and the user's images with
+            captions that name no language.
 
     Raises:
-        DatasetError: A set cannot be read, none was named, or two of one's own have one name.
+        DatasetError: A set cannot be read, none was named, or two of the user's own have one name.
     """
-    if not protocols and not own:
+    if not protocols and not folders:
         raise DatasetError(
-            "no set was named; name a protocol (--dataset ID) or images of your own (--data PATH)"
+            "no data set was named; name a protocol (--dataset ID) or images of your own (--data PATH)"
         )
-    for base, language in dict.fromkeys(
-        (name.partition(":")[0], language)
-        for name in protocols
-        for language in _protocol_languages(name, languages)
-    ):
-        yield load_protocol(base, data=folder, language=language)
-    places: dict[str, str] = {}
-    for each in dict.fromkeys(own):
+    chosen = ((name, language) for name in protocols for language in _protocol_languages(name, languages))
+    for base, language in dict.fromkeys((name.partition(":")[0], language) for name, language in chosen):
+        from llm2clip.eval.loaders.load import default_data, load_protocol
+
+        yield load_protocol(base, data=folder or default_data(), language=language)
+    paths: dict[str, str] = {}
+    for each in dict.fromkeys(folders):
         name, path = labelled(each)
-        for language in dict.fromkeys(_own_languages(Path(path), languages)):
+        for language in dict.fromkeys(_folder_languages(Path(path), languages)):
             found = load_data(path, language=language, name=name or None)
-            if places.setdefault(found.id, path) != path:
+            if paths.setdefault(found.id, path) != path:
                 raise DatasetError(
-                    f"{places[found.id]} and {path} are both called '{found.id}', expected a name for each: "
+                    f"{paths[found.id]} and {path} are both called '{found.id}', expected a name for each: "
                     "--data NAME=PATH"
                 )
             yield found
@@ -113,7 +111,7 @@ def _protocol_languages(name: str, asked: Sequence[str]) -> Sequence[str | None]
     return [language for language in asked if language in protocol.languages] or list(asked)
 
 
-def _own_languages(path: Path, asked: Sequence[str]) -> Sequence[str | None]:
+def _folder_languages(path: Path, asked: Sequence[str]) -> Sequence[str | None]:
     if ALL not in asked:
         return asked or [None]
     found = list(data_languages(path))

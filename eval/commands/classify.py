@@ -12,44 +12,73 @@ import typer
 
 from llm2clip.common.entrypoint import graceful_interrupt
 from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
+from llm2clip.eval.commands.options import (
+    CacheOption,
+    DataFolderOption,
+    DataOption,
+    DeviceOption,
+    DtypeOption,
+    EncoderNames,
+    JsonOption,
+    LanguagesOption,
+    ProtocolsOption,
+)
 
 if TYPE_CHECKING:
     from llm2clip.eval.runner.zero_shot_run import ClassReport, ClassTask
     from llm2clip.eval.stats.bootstrap import Interval
 
-Names = Annotated[list[str], typer.Option("--encoder", help="Name, folder or LABEL=either; several times.")]
-Cache = Annotated[Path | None, typer.Option(help="Folder of vectors; by default in the data home.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, float16, bfloat16; int8, int4 of LLM2CLIP's texts.")]
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write everything here.")]
-
 
 def classify(
-    folder: Annotated[Path, typer.Argument(help="Folder with one folder of images for each class.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Folder with one folder of images per class.")
+    ],
     *,
-    encoder: Names,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="imagenet-1k-en, imagenet-1k-en-single or imagenet-1k-zh.",
+            rich_help_panel="Data",
+        ),
+    ] = None,
     names: Annotated[
-        Path | None, typer.Option(help="Names of the classes, JSON or text; by default the folders' names.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Names of the classes, JSON or text.",
+            show_default="names of the folders",
+            rich_help_panel="Data",
+        ),
     ] = None,
     templates: Annotated[
-        Path | None, typer.Option(help="Templates, one {} in each line; by default one of our own.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Templates, one {} in each line.",
+            show_default="one built-in template",
+            rich_help_panel="Data",
+        ),
     ] = None,
-    language: Annotated[str, typer.Option(help="Of our own template: en or zh.")] = "en",
-    protocol: Annotated[
-        str | None, typer.Option(help="imagenet-1k-en, imagenet-1k-en-single or imagenet-1k-zh.")
-    ] = None,
-    cache: Cache = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    json_file: JsonFile = None,
+    language: Annotated[
+        str,
+        typer.Option(
+            metavar="CODE", help="Language of the built-in template: en or zh.", rich_help_panel="Data"
+        ),
+    ] = "en",
+    encoder: EncoderNames,
+    dtype: DtypeOption = "auto",
+    cache: CacheOption = None,
+    json_file: JsonOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Classify images by the names of their classes, never trained on them (zero-shot)."""
+    """Zero-shot classification: assign images to the class whose name is nearest."""
     with one_line_errors(extra="cpu"):
         from llm2clip.eval.commands.arguments import candidates
         from llm2clip.eval.runner.zero_shot_run import measure_classes
 
         task = _task(folder, names, templates, language=language, protocol=protocol)
-        picked = candidates(encoder, device=device, dtype=dtype, parity="native")
+        picked = candidates(encoder, device=device, dtype=dtype)
         with graceful_interrupt(), _bar(len(picked) * len(task.images.images)) as advance:
             reports = [
                 measure_classes(one, task, cache=cache or _cache(), progress=advance) for one in picked
@@ -59,34 +88,23 @@ def classify(
 
 def captions(
     *,
-    encoder: Names,
-    dataset: Annotated[
-        list[str] | None, typer.Option(help="Declared protocol, ID or ID:LANGUAGE; several times.")
-    ] = None,
-    data: Annotated[
-        list[str] | None, typer.Option(help="Folder or tar of your own with captions; several times.")
-    ] = None,
-    language: Annotated[
-        list[str] | None, typer.Option(help="Language of the captions, or all; several times.")
-    ] = None,
-    data_folder: Annotated[
-        Path | None, typer.Option(help="Data folder of all protocols; by default in the data home.")
-    ] = None,
-    cache: Cache = None,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    json_file: JsonFile = None,
+    dataset: ProtocolsOption = None,
+    data: DataOption = None,
+    language: LanguagesOption = None,
+    data_folder: DataFolderOption = None,
+    encoder: EncoderNames,
+    dtype: DtypeOption = "auto",
+    cache: CacheOption = None,
+    json_file: JsonOption = None,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Caption-to-caption retrieval: do two captions of one image find each other? Texts alone are encoded."""
+    """Caption-to-caption retrieval: how often two captions of one image find each other. Encodes texts only."""
     with one_line_errors(extra="cpu"):
-        from llm2clip.eval.commands.arguments import candidates, sets
-        from llm2clip.eval.loaders.load import default_data
+        from llm2clip.eval.commands.arguments import candidates, load_sets
         from llm2clip.eval.runner.zero_shot_run import measure_captions
 
-        picked = candidates(encoder, device=device, dtype=dtype, parity="native")
-        chosen = list(
-            sets(dataset or [], data or [], folder=data_folder or default_data(), languages=language or [])
-        )
+        picked = candidates(encoder, device=device, dtype=dtype)
+        chosen = list(load_sets(dataset or [], data or [], folder=data_folder, languages=language or []))
         with graceful_interrupt():
             reports = [
                 measure_captions(one, each, cache=cache or _cache()) for one in picked for each in chosen

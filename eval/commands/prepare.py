@@ -3,44 +3,51 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
+from llm2clip.eval.commands.options import DataFolderOption
 
 
 def prepare(
-    name: Annotated[str | None, typer.Argument(help="Protocol; without one, all are listed.")] = None,
-    *,
-    data_folder: Annotated[
-        Path | None, typer.Option(help="Data folder of all protocols; by default in the data home.")
+    name: Annotated[
+        str | None, typer.Argument(metavar="PROTOCOL", help="Protocol to check.", show_default="list all")
     ] = None,
-    language: Annotated[str | None, typer.Option(help="Check this language alone.")] = None,
-    images: Annotated[bool, typer.Option("--images", help="Also decode every image.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    *,
+    data_folder: DataFolderOption = None,
+    language: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Check only this language.", rich_help_panel="Data"),
+    ] = None,
+    images: Annotated[
+        bool, typer.Option("--images", help="Also decode every image.", rich_help_panel="Data")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel="Output")
+    ] = False,
 ) -> None:
-    """Say which files a protocol needs, from whom and on what terms, and check those that are there.
+    """List the files that a protocol needs, their publishers and licences, and check those that exist.
 
-    Nothing is ever downloaded. Status 0 if the protocol can be measured under its full name, else 1.
+    Nothing is downloaded. Exit status 0 if the protocol is complete, else 1.
     """
     with one_line_errors():
-        from llm2clip.eval.loaders import check_files as preparing
+        from llm2clip.eval.loaders import check_files
         from llm2clip.eval.loaders.load import default_data
 
         folder = data_folder or default_data()
         if name is None:
-            for each, title, there in preparing.summary(folder):
-                typer.echo(f"{'there' if there else 'missing':<8} {each:<18} {title}")
+            for protocol, title, there in check_files.summary(folder):
+                typer.echo(f"{'there' if there else 'missing':<8} {protocol:<18} {title}")
             log_stderr(
-                f"looked below {folder}; llm2clip-eval prepare NAME says what is missing and checks what is there"
+                f"looked below {folder}; llm2clip-eval prepare NAME lists what is missing and checks what exists"
             )
             return
-        report = preparing.prepare(name, data=folder, language=language, images=images)
+        report = check_files.prepare(name, data=folder, language=language, images=images)
         if as_json:
             typer.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=1))
         else:
-            typer.echo("\n".join(escape_control(line) for line in preparing.as_text(report)))
+            typer.echo("\n".join(escape_control(line) for line in check_files.as_text(report)))
     if not report.complete:
         raise typer.Exit(1)

@@ -1,164 +1,212 @@
-"""The commands ``llm2clip-eval run``, ``leaderboard`` and ``compare``."""
+"""The command ``llm2clip-eval run``."""
 
 from __future__ import annotations
 
-import sys
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from llm2clip.common.entrypoint import graceful_interrupt
-from llm2clip.common.terminal import log_stderr, one_line_errors
+from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
+from llm2clip.eval.commands.options import (
+    RESULTS,
+    CacheOption,
+    DataFolderOption,
+    DataOption,
+    DeviceOption,
+    DtypeOption,
+    EncoderNames,
+    LanguagesOption,
+    ProtocolsOption,
+)
 
 if TYPE_CHECKING:
-    from llm2clip.eval.commands.arguments import Parity
+    from rich.progress import TaskID
 
-RESULTS = Path("eval-results")
-"""Where results go and are read from by default."""
+    from llm2clip.eval.datasets.retrieval_set import RetrievalSet
+    from llm2clip.eval.results.records import Result
 
-Names = Annotated[list[str], typer.Option("--encoder", help="Name, folder or LABEL=either; several times.")]
-Results = Annotated[
-    list[Path] | None, typer.Argument(help="Result files, or folders of them.", show_default="eval-results")
-]
+
+class Preprocessing(StrEnum):
+    """How images and texts are prepared."""
+
+    NATIVE = "native"
+    UPSTREAM = "upstream"
 
 
 def run(
     *,
-    encoder: Names,
-    dataset: Annotated[
-        list[str] | None, typer.Option(help="Declared protocol, ID or ID:LANGUAGE; several times.")
+    dataset: ProtocolsOption = None,
+    data: DataOption = None,
+    language: LanguagesOption = None,
+    data_folder: DataFolderOption = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Evaluate only the first N images; the result is tagged +partial.",
+            rich_help_panel="Data",
+        ),
     ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(help="Folder or tar of your own with captions, or NAME=either; several times."),
-    ] = None,
-    language: Annotated[
-        list[str] | None, typer.Option(help="Language of the captions, or all; several times.")
-    ] = None,
-    data_folder: Annotated[
-        Path | None, typer.Option(help="Data folder of all protocols; by default in the data home.")
-    ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of results, one JSON per encoder and set.")] = RESULTS,
-    cache: Annotated[
-        Path | None,
-        typer.Option(help="Folder of vectors, so that none is made twice; by default in the data home."),
-    ] = None,
-    through: Annotated[
+    encoder: EncoderNames,
+    dtype: DtypeOption = "auto",
+    parity: Annotated[
+        Preprocessing,
+        typer.Option(
+            help="native, or upstream to repeat known mistakes of the original code.",
+            rich_help_panel="Encoder",
+        ),
+    ] = Preprocessing.NATIVE,
+    index: Annotated[
         list[Path] | None,
-        typer.Option(help="Index over the images: also measure what it loses; several times."),
+        typer.Option(
+            metavar="PATH",
+            help="Index over the images: also measure recall through it; repeatable.",
+            rich_help_panel="Index",
+        ),
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option(metavar="FILTER", help="Search the indexes of --through under this filter."),
+        typer.Option(
+            metavar="FILTER",
+            help="Search the indexes under this filter (docs/filters.md).",
+            rich_help_panel="Index",
+        ),
     ] = None,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="PATH",
+            help="Folder of results, one JSON file per encoder and data set.",
+            rich_help_panel="Output",
+        ),
+    ] = RESULTS,
+    cache: CacheOption = None,
     lengths: Annotated[
-        bool, typer.Option(help="Split by length; ask long captions again with their beginnings.")
+        bool,
+        typer.Option(
+            help="Break recall down by caption length, and by beginnings of long captions.",
+            rich_help_panel="Output",
+        ),
     ] = True,
     hubs: Annotated[
-        bool, typer.Option(help="Count hubs and correct for them: four more passes over all scores.")
+        bool,
+        typer.Option(
+            help="Measure hubness and recall after corrections: ten more passes over all scores.",
+            rich_help_panel="Output",
+        ),
     ] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[
-        str, typer.Option(help="auto, float32, float16, bfloat16; int8, int4 of LLM2CLIP's texts.")
-    ] = "auto",
-    parity: Annotated[
-        str,
-        typer.Option(help="native, or upstream: repeat the original's mistakes to compare with its numbers."),
-    ] = "native",
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Only the first images: a try, called +partial.")
-    ] = None,
+    throughput: Annotated[
+        bool,
+        typer.Option(
+            "--throughput",
+            help="Also time the encoder: images/s, texts/s, milliseconds per query.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    device: DeviceOption = "auto",
 ) -> None:
-    """Measure encoders on sets, in both directions, with intervals.
+    """Measure encoders on data sets, in both directions, with confidence intervals.
 
-    Vectors are kept: a second run encodes nothing, an interrupted one goes on where it stopped.
+    Vectors are cached: a second run encodes nothing, and an interrupted run continues where it stopped.
     """
     with one_line_errors(extra="cpu", interrupted=": start the same command again to go on"):
         from llm2clip.common.paths import data_home
-        from llm2clip.eval.commands import arguments as choosing
-        from llm2clip.eval.loaders.load import default_data
-        from llm2clip.eval.report.progress import TerminalReporter
+        from llm2clip.eval.commands.arguments import candidates, load_sets
         from llm2clip.eval.runner.measure import MeasureOptions
         from llm2clip.eval.runner.run import RunOptions
         from llm2clip.eval.runner.run import run as measure
 
-        if parity not in ("native", "upstream"):
-            raise typer.BadParameter(f"got {parity!r}, expected native or upstream", param_hint="--parity")
-        if where is not None and not through:
-            raise typer.BadParameter("got a filter without --through INDEX to search", param_hint="--where")
-        picked = choosing.candidates(encoder, device=device, dtype=dtype, parity=cast("Parity", parity))
+        if where is not None and not index:
+            raise typer.BadParameter("got a filter without --index to search", param_hint="--where")
+        picked = candidates(encoder, device=device, dtype=dtype, parity=parity.value)
         options = RunOptions(
             measure=MeasureOptions(hubs=hubs),
             out=out,
             cache=cache or data_home() / "eval-vectors",
-            through=tuple(through or ()),
+            indexes=tuple(index or ()),
             where=where,
             lengths=lengths,
+            throughput=throughput,
         )
         out.mkdir(parents=True, exist_ok=True)
         with graceful_interrupt(), TerminalReporter() as reporter:
-            chosen = choosing.sets(
-                dataset or [], data or [], folder=data_folder or default_data(), languages=language or []
-            )
-            whole = [one.first(limit) if limit else one for one in chosen]
-            for result in measure(picked, whole, options=options, reporter=reporter):
+            found = load_sets(dataset or [], data or [], folder=data_folder, languages=language or [])
+            sets = [one.first(limit) if limit else one for one in found]
+            for result in measure(picked, sets, options=options, reporter=reporter):
                 typer.echo(out / result.file_name)
         log_stderr(f"see them with: llm2clip-eval leaderboard {out}")
 
 
-def leaderboard(
-    results: Results = None,
-    *,
-    markdown: Annotated[Path | None, typer.Option(help="Also write Markdown here.")] = None,
-    csv: Annotated[Path | None, typer.Option(help="Also write every number here, one to a line.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Also write one self-contained page here.")] = None,
-    top: Annotated[int, typer.Option(min=0, help="Printed rows to show beside ours, for each set.")] = 5,
-) -> None:
-    """Show results beside the published table, with differences, bands, and what is wrong with some rows."""
-    with one_line_errors():
+class TerminalReporter:
+    """Shows the progress of a run on standard error: bars in a terminal, else one line per result."""
+
+    def __init__(self) -> None:
         from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        from llm2clip.eval.report.html import render_page
-        from llm2clip.eval.report.leaderboard import build_board
-        from llm2clip.eval.report.markdown import csv_text
-        from llm2clip.eval.report.markdown import markdown as as_markdown
-        from llm2clip.eval.report.terminal import terminal_tables
-        from llm2clip.eval.results.validation import read_results
+        self._console = Console(stderr=True, highlight=False, emoji=False)
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._noted: set[str] = set()
 
-        board = build_board(read_results(results or [RESULTS]))
-        console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=150)
-        log_stderr("R@k in percent, 95 % interval below; T→I: texts ask for images, I→T: images for texts")
-        for each in terminal_tables(board, limit=top, width=console.width):
-            console.print(each)
-        if markdown:
-            _write(markdown, as_markdown(board, limit=top))
-        if csv:
-            _write(csv, csv_text(board))
-        if html:
-            _write(html, render_page(board))
+    def __enter__(self) -> TerminalReporter:
+        self._bars.start()
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
 
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    log_stderr(f"wrote {path}")
+    def begin(self, encoder: str, dataset: RetrievalSet) -> None:
+        """Encoding and counting begin."""
+        self._clear()
+        name = escape_control(f"{encoder} on {dataset.id}")
+        if not self._console.is_terminal:
+            self._print(name)
+        if dataset.id not in self._noted:
+            self._noted.add(dataset.id)
+            for note in dataset.notes:
+                self._print(f"note: {dataset.id}: {note}")
+        for tower, what, total in (
+            ("images", "images", len(dataset.images)),
+            ("texts", "captions", len(dataset.captions)),
+        ):
+            self._tasks[tower] = self._bars.add_task(f"{name}: {what}", total=total)
 
+    def advance(self, tower: str, number: int) -> None:
+        """So many more ``images`` or ``texts`` are done."""
+        self._bars.advance(self._tasks[tower], number)
 
-def compare(
-    first: Annotated[str, typer.Argument(help="An encoder's label, as results call it.")],
-    second: Annotated[str, typer.Argument(help="Another.")],
-    results: Results = None,
-) -> None:
-    """Say which of two encoders is better on the sets that both were measured on, and how sure that is."""
-    with one_line_errors():
-        from rich.console import Console
+    def end(self, result: Result) -> None:
+        """A result was written."""
+        self._clear()
+        found = []
+        for one in result.directions:
+            if at := one.at(1):
+                arrow = "T→I" if one.direction == "t2i" else "I→T"
+                found.append(f"{arrow} R@1 {100 * at.value:.1f} ({100 * at.low:.1f}–{100 * at.high:.1f})")
+        encoded = result.cost.images_encoded + result.cost.texts_encoded if result.cost else 0
+        how = f"{encoded:,} encoded" if encoded else "all vectors from disk"
+        self._print(f"{result.encoder.label} on {result.set.id}: {', '.join(found)}; {how}")
 
-        from llm2clip.eval.report.compare import compare_encoders, comparison_table, conclusion
-        from llm2clip.eval.results.validation import read_results
+    def _print(self, line: str) -> None:
+        self._console.print(escape_control(line), markup=False, soft_wrap=True)
 
-        found = compare_encoders(read_results(results or [RESULTS]), first, second)
-        console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=150)
-        console.print(comparison_table(found))
-        for line in conclusion(found):
-            typer.echo(line)
+    def _clear(self) -> None:
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks = {}

@@ -1,25 +1,48 @@
-"""What nano is measured on: emoji galleries with names in many languages, and composed scenes."""
+"""What nano is measured on: emoji galleries with names in many languages, composed scenes, free-form queries."""
 
 from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from llm2clip.eval.datasets.tar_images import DatasetError, TarImage, read_tar
-from llm2clip.eval.nano_report.queries import plain_emoji
 from llm2clip.indexer.records.file_types import ending
 
 SCENES_FILE = "scenes.tar"
-"""Scenes in the styles of drawing that nano was trained on."""
+"""Scenes in the artwork that nano was trained on."""
 OTHER_SCENES_FILE = "scenes-openmoji.tar"
-"""Scenes in a style it never saw; measured in English where the file is there."""
+"""Scenes in an artwork it never saw; measured in English where the file exists."""
+QUERIES_FILE = Path(__file__).parent.parent / "data" / "queries.json"
+"""Our free-form queries, written before any model was run and without sight of training sentences."""
+_QUERY_FIELDS = frozenset({"id", "language", "split", "text", "accept"})
+
+
+class Split(Enum):
+    """What a free-form query may be used for."""
+
+    DEVELOPMENT = "development"
+    """May guide training choices."""
+    TEST = "test"
+    """Only reports."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeQuery:
+    """A question in somebody's own words."""
+
+    id: str
+    """``<language>-<number>``."""
+    language: str
+    split: Split
+    text: str
+    accept: frozenset[str]
+    """Emoji whose image answers the query, without variation selectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,31 +142,39 @@ def _add(target: tarfile.TarFile, name: str, content: bytes) -> None:
     target.addfile(member, io.BytesIO(content))
 
 
-def make_missing(folder: Path, names: Sequence[str], *, say: Callable[[str], None]) -> None:
-    """Have ``llm2clip-train data`` build evaluation files that are not there yet.
+def plain_emoji(emoji: str) -> str:
+    """Drop variation selectors (U+FE0F), which fonts, CLDR and keyboards set differently for one emoji."""
+    return emoji.replace("\ufe0f", "")
 
-    Args:
-        folder: Where the files lie or will lie.
-        names: File names needed, such as ``openmoji.tar``.
-        say: Told what is going on, one line at a time.
+
+def load_queries(path: Path = QUERIES_FILE) -> tuple[FreeQuery, ...]:
+    """Read a list of free-form queries.
 
     Raises:
-        DatasetError: If the command fails or leaves a file out.
+        ValueError: The file is not of the expected form.
+        OSError: It cannot be read.
     """
-    missing = [name for name in names if not (folder / name).is_file()]
-    if not missing:
-        return
-    command = [sys.executable, "-m", "llm2clip.train.cli", "data"]
-    command += ["--out", str(folder), "--cache", str(folder / "packages")]
-    say(f"{' and '.join(missing)} not in {folder}: making them with llm2clip-train data (once, some minutes)")
-    # Its output goes to our standard error (2): standard output holds nothing but results.
-    code = subprocess.run(command, stdout=2, check=False).returncode
-    if code:
-        raise DatasetError(
-            f"llm2clip-train data --out {folder} ended with code {code}, so {missing[0]} could not be made. "
-            "It needs the extra 'train' (pip install 'llm2clip-retrieval[train]') and package downloads; "
-            "or name a folder that has the files with --data."
+    content = json.loads(path.read_text(encoding="utf-8"))
+    entries = content.get("queries") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path} has no list 'queries', expected an object with at least one query")
+    for entry in entries:
+        if set(entry) != _QUERY_FIELDS:
+            raise ValueError(
+                f"{path}: got a query with fields {sorted(entry)}, expected {sorted(_QUERY_FIELDS)}"
+            )
+    return tuple(
+        FreeQuery(
+            **entry | {"split": Split(entry["split"]), "accept": frozenset(map(plain_emoji, entry["accept"]))}
         )
-    absent = [name for name in missing if not (folder / name).is_file()]
-    if absent:
-        raise DatasetError(f"llm2clip-train data --out {folder} did not make {', '.join(absent)}")
+        for entry in entries
+    )
+
+
+def require_sets(folder: Path, names: Sequence[str]) -> None:
+    """Refuse to measure while evaluation files are missing; ``DatasetError`` with the command that makes them."""
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise DatasetError(
+            f"{' and '.join(missing)} not found in {folder}. Make the evaluation sets first: "
+            f"llm2clip-train data --out {folder} (or name a folder that has them with --data)"
+        )

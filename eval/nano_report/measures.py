@@ -1,25 +1,29 @@
 """The measurements behind the report on nano, each a function from vectors and texts to numbers.
 
-Scores are inner products of unit vectors throughout: no list of known answers, no anchors, no prompt.
+Scores are inner products of unit vectors throughout: no list of known answers, no prompt.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.eval.datasets.tar_images import TarImage
 from llm2clip.eval.metrics.best_rank import best_rank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.recall import DirectionMetrics, direction_metrics
-from llm2clip.eval.nano_report.data import Gallery, Scene, write_gallery
-from llm2clip.eval.nano_report.queries import FreeQuery, Split, plain_emoji
+from llm2clip.eval.nano_report.data import FreeQuery, Gallery, Scene, Split, plain_emoji, write_gallery
 from llm2clip.eval.runner.evaluate import TextEncoder
+from llm2clip.eval.runner.throughput import median_seconds, query_times
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
@@ -27,8 +31,10 @@ if TYPE_CHECKING:
 
 KS = (1, 5, 10)
 CUT_TOKENS = 75
-"""Caption tokens that are left when a caption is cut: CLIP reads 77, its two marks included."""
+"""Caption tokens that are left when a caption is cut: CLIP reads 77, begin and end included."""
 _ROUNDING = 1e-6
+_TIMED_IMAGES = 512
+_TIMED_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +50,8 @@ class Measurement:
     metric: str
     """Such as ``R@1``."""
     value: float
-    """Per cent for shares; else in ``unit``."""
+    """Percent for shares; else in ``unit``."""
     unit: str = "%"
-    """Unit of ``value``."""
     count: int = 0
     """Queries behind the number; 0 where that means nothing."""
     blocks: bool = True
@@ -58,21 +63,18 @@ class QueryAnswer:
     """What one free-form query found."""
 
     id: str
-    """Query id."""
     gallery: str
-    """Gallery style."""
     rank: int | None
     """Rank of the first accepted hit among those returned, or ``None``."""
     hits: tuple[str, ...]
     """Emoji returned, best first."""
     blocks: bool = True
-    """False when the transformer blocks of the language model were switched off."""
 
 
 def measure_names(
     encoder: TextEncoder, gallery: Gallery, vectors: NDArray[np.float32], *, languages: Sequence[str]
 ) -> Iterator[Measurement]:
-    """Ask for every image by its CLDR name, one language at a time, and average over languages.
+    """R@k of asking for every image by its CLDR name, for each language and as the row ``mean``.
 
     The one right answer is the emoji's own image, also where another emoji bears the same name.
 
@@ -81,30 +83,21 @@ def measure_names(
         gallery: The images.
         vectors: Shape: (images, dim), float32, unit rows, in the gallery's order.
         languages: Languages to ask in.
-
-    Yields:
-        R@1, R@5 and R@10 of each language, then the row ``mean``.
     """
+    make = partial(Measurement, table="names", subject=gallery.style)
     shares: dict[int, list[float]] = {k: [] for k in KS}
     for language in languages:
         names = gallery.names(language)
         result = _text_to_image(encoder, list(names.values()), vectors, list(names))
-        yield from _recalls(result, table="names", subject=gallery.style, row=language)
-        for k in KS:
-            shares[k].append(100 * result.recall[k].pessimistic)
+        for k, share in _recalls(result):
+            shares[k].append(share)
+            yield make(row=language, metric=f"R@{k}", value=share, count=result.queries)
     for k in KS:
-        yield Measurement(
-            table="names",
-            subject=gallery.style,
-            row="mean",
-            metric=f"R@{k}",
-            value=float(np.mean(shares[k])),
-            count=len(languages),
-        )
+        yield make(row="mean", metric=f"R@{k}", value=float(np.mean(shares[k])), count=len(languages))
 
 
 def index_gallery(encoder: Encoder, gallery: Gallery, folder: Path) -> Index:
-    """Build and open a real index over the gallery alone."""
+    """Build and open an index over the gallery alone."""
     from llm2clip.indexer import build_index, open_index
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -122,7 +115,7 @@ def answer_queries(
     answers = []
     for query, hits in zip(queries, index.search(vectors, k=k), strict=True):
         found = tuple(plain_emoji(str(hit.metadata.get("emoji", ""))) for hit in hits)
-        rank = next((place for place, emoji in enumerate(found, 1) if emoji in query.accept), None)
+        rank = next((rank for rank, emoji in enumerate(found, 1) if emoji in query.accept), None)
         answers.append(QueryAnswer(id=query.id, gallery=gallery.style, rank=rank, hits=found))
     return answers
 
@@ -130,20 +123,17 @@ def answer_queries(
 def count_answers(answers: Sequence[QueryAnswer], *, queries: Sequence[FreeQuery]) -> Iterator[Measurement]:
     """Count queries answered, by split and language and in all; the value is a number of queries."""
     ranks = {(answer.gallery, answer.id): answer.rank for answer in answers}
-    languages = list(dict.fromkeys(query.language for query in queries))
+    languages = [*dict.fromkeys(query.language for query in queries), "all"]
     for gallery in dict.fromkeys(answer.gallery for answer in answers):
         for split in Split:
-            for language in (*languages, "all"):
-                asked = [
-                    query for query in queries if query.split is split and language in (query.language, "all")
-                ]
-                found = sum(ranks[gallery, query.id] is not None for query in asked)
+            for language in languages:
+                asked = [q for q in queries if q.split is split and language in (q.language, "all")]
                 yield Measurement(
                     table="queries",
                     subject=gallery,
                     row=language,
                     metric=split.value,
-                    value=float(found),
+                    value=float(sum(ranks[gallery, query.id] is not None for query in asked)),
                     unit=f"of {len(asked)}",
                     count=len(asked),
                 )
@@ -160,25 +150,20 @@ def measure_scenes(
         vectors: Shape: (scenes, dim), float32, unit rows, in the order of ``scenes``.
         subject: Name of the set in the report.
     """
-
-    def single(row: str, metric: str, value: float, unit: str = "%") -> Measurement:
-        return Measurement(
-            table="scenes", subject=subject, row=row, metric=metric, value=value, unit=unit, count=len(scenes)
-        )
-
+    make = partial(Measurement, table="scenes", subject=subject, count=len(scenes))
     english = [scene.captions["en"] for scene in scenes]
     everyone = list(range(len(scenes)))
-    whole = _text_to_image(encoder, english, vectors, everyone)
-    yield from _recalls(whole, table="scenes", subject=subject, row="en")
-    cut = _text_to_image(encoder, cut_texts(encoder, english, tokens=CUT_TOKENS), vectors, everyone)
-    yield from _recalls(cut, table="scenes", subject=subject, row=f"en, first {CUT_TOKENS} tokens")
-    # A cut run that finds nothing is taken as one found query: the ratio is then a lower bound, and finite.
-    floor = max(cut.recall[1].pessimistic, 1 / len(scenes))
-    ratio = whole.recall[1].pessimistic / floor
-    yield single("en", f"R@1 over R@1 of {CUT_TOKENS} tokens", ratio, "x")
+    short = cut_texts(encoder, english, tokens=CUT_TOKENS)
+    whole, cut = (_text_to_image(encoder, texts, vectors, everyone) for texts in (english, short))
+    for row, result in (("en", whole), (f"en, first {CUT_TOKENS} tokens", cut)):
+        for k, share in _recalls(result):
+            yield make(row=row, metric=f"R@{k}", value=share)
+    # If the cut captions find nothing, one found query is assumed: the ratio is then a lower bound, and finite.
+    ratio = whole.recall[1].pessimistic / max(cut.recall[1].pessimistic, 1 / len(scenes))
+    yield make(row="en", metric=f"R@1 over R@1 of {CUT_TOKENS} tokens", value=ratio, unit="x")
     counts = np.asarray(encoder.count_tokens(english)) - template_tokens(encoder)
     for name, value in (("fewest", counts.min()), ("median", np.median(counts)), ("most", counts.max())):
-        yield single("en", f"{name} tokens", float(value), "tokens")
+        yield make(row="en", metric=f"{name} tokens", value=float(value), unit="tokens")
     for twin, row in (("last", "twins: last object"), ("swap", "twins: two places swapped")):
         chosen = [number for number, scene in enumerate(scenes) if twin in scene.twins]
         if chosen:
@@ -188,7 +173,7 @@ def measure_scenes(
                 wrong=[scenes[number].twins[twin] for number in chosen],
                 vectors=vectors[chosen],
             )
-            yield replace(single(row, "told apart", 100 * told), count=len(chosen))
+            yield make(row=row, metric="told apart", value=100 * told, count=len(chosen))
 
 
 def measure_scene_languages(
@@ -198,7 +183,10 @@ def measure_scene_languages(
     for language in sorted({language for scene in scenes for language in scene.captions} - {"en"}):
         own = {n: scene.captions[language] for n, scene in enumerate(scenes) if language in scene.captions}
         result = _text_to_image(encoder, list(own.values()), vectors, list(own))
-        yield from _recalls(result, table="scenes", subject=subject, row=language)
+        for k, share in _recalls(result):
+            yield Measurement(
+                table="scenes", subject=subject, row=language, metric=f"R@{k}", value=share, count=len(own)
+            )
 
 
 def tell_apart(
@@ -206,14 +194,10 @@ def tell_apart(
 ) -> float:
     """Share of images that score their caption above its wrong twin; guessing gives 0.5.
 
-    A lead within the rounding of single precision is a tie: a bag of tokens sums the same numbers, in another
-    order.
-
-    Returns:
-        In [0, 1]; a tie counts as not told apart.
+    A lead within the rounding of float32 is a tie, which counts as not told apart.
 
     Raises:
-        ValueError: If a score is not finite.
+        ValueError: A score is not finite.
     """
     scores = [
         (encoder.encode_texts(texts).astype(np.float64) * vectors).sum(axis=1) for texts in (right, wrong)
@@ -224,27 +208,19 @@ def tell_apart(
 
 
 def cut_texts(encoder: TextEncoder, texts: Sequence[str], *, tokens: int) -> list[str]:
-    """Shorten each text to its longest beginning of at most ``tokens`` tokens, the template's not counted.
-
-    The encoder's own tokenizer counts. A text within the limit is returned unchanged.
-    """
+    """Shorten each text to its longest beginning of at most ``tokens`` tokens, the template's not counted."""
     tokens += template_tokens(encoder)
-    fits = [0] * len(texts)
+    fits = [
+        len(text) * (count <= tokens) for text, count in zip(texts, encoder.count_tokens(texts), strict=True)
+    ]
     fails = [len(text) + 1 for text in texts]
-    ceiling = encoder.count_tokens(list(texts))
-    for number, count in enumerate(ceiling):
-        if count <= tokens:
-            fits[number] = len(texts[number])
-    while open_ones := [n for n in range(len(texts)) if fails[n] - fits[n] > 1]:
-        middles = [(fits[number] + fails[number]) // 2 for number in open_ones]
+    while searched := [n for n in range(len(texts)) if fails[n] - fits[n] > 1]:
+        middles = [(fits[n] + fails[n]) // 2 for n in searched]
         counts = encoder.count_tokens(
-            [texts[n][:middle] for n, middle in zip(open_ones, middles, strict=True)]
+            [texts[n][:middle] for n, middle in zip(searched, middles, strict=True)]
         )
-        for number, middle, count in zip(open_ones, middles, counts, strict=True):
-            if count <= tokens:
-                fits[number] = middle
-            else:
-                fails[number] = middle
+        for n, middle, count in zip(searched, middles, counts, strict=True):
+            (fits if count <= tokens else fails)[n] = middle
     return [text[:length].rstrip() for text, length in zip(texts, fits, strict=True)]
 
 
@@ -254,6 +230,62 @@ def template_tokens(encoder: TextEncoder) -> int:
     return max(2 * once - twice, 0)
 
 
+def measure_cost(
+    encoder: Encoder, *, queries: Sequence[str], captions: Sequence[str], images: Sequence[TarImage]
+) -> Iterator[Measurement]:
+    """Time queries and long captions one by one on one thread, and images on all processors.
+
+    Images are timed from encoded bytes to vectors, which is what a build pays, and as the network alone on prepared
+    pixels. Each time is the median of three rounds.
+    """
+    make = partial(Measurement, table="cost", subject="speed")
+    with _threads(1):
+        for row, texts in (("query", queries), ("long caption", captions)):
+            if texts:
+                times = query_times(encoder, texts)
+                yield make(
+                    row=row,
+                    metric="median",
+                    value=1000 * float(np.median(times)),
+                    unit="ms",
+                    count=len(times),
+                )
+    content = [image.read() for image in images[:_TIMED_IMAGES]]
+    pixels = np.stack([encoder.prepare(one).pixels for one in content])
+    starts = range(0, len(pixels), _TIMED_BATCH)
+    jobs = {
+        "images, from files": lambda: encoder.encode_images(content, batch_size=_TIMED_BATCH),
+        "images, network alone": lambda: [
+            encoder.encode_prepared(pixels[n : n + _TIMED_BATCH]) for n in starts
+        ],
+    }
+    with _threads(os.cpu_count() or 1):
+        for row, job in jobs.items():
+            rate = len(content) / median_seconds(job)
+            yield make(row=row, metric="rate", value=rate, unit="1/s", count=len(content))
+
+
+def measure_size(encoder: Encoder, folder: Path | None) -> Iterator[Measurement]:
+    """Count parameters and the bytes of the files in an encoder's folder (1 MB = 1,000,000 bytes)."""
+    make = partial(Measurement, table="cost", subject="size", metric="size")
+    yield make(row="parameters", value=encoder.info.parameters / 1e6, unit="million")
+    for name, row in (("model.safetensors", "weights"), ("tokenizer.json", "tokenizer")):
+        if folder is not None and (folder / name).is_file():
+            yield make(row=row, value=(folder / name).stat().st_size / 1e6, unit="MB")
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _text_to_image(
     encoder: TextEncoder, texts: Sequence[str], vectors: NDArray[np.float32], owners: Sequence[int]
 ) -> DirectionMetrics:
@@ -261,13 +293,6 @@ def _text_to_image(
     return direction_metrics(best_rank(pair, positives=np.asarray(owners)), ks=KS)
 
 
-def _recalls(result: DirectionMetrics, *, table: str, subject: str, row: str) -> Iterator[Measurement]:
-    for k in KS:
-        yield Measurement(
-            table=table,
-            subject=subject,
-            row=row,
-            metric=f"R@{k}",
-            value=100 * result.recall[k].pessimistic,
-            count=result.queries,
-        )
+def _recalls(result: DirectionMetrics) -> Iterator[tuple[int, float]]:
+    """(k, percent), ties against us."""
+    return ((k, 100 * result.recall[k].pessimistic) for k in KS)

@@ -1,50 +1,50 @@
-"""The report on nano: everything measured, with what it was measured on and by what."""
+"""The report on nano: every number with its provenance, beside targets that were fixed before training."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib import resources
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm2clip.common.files import file_sha256
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.nano_report.ablation import without_blocks
-from llm2clip.eval.nano_report.cost import measure_cost, measure_size
+from llm2clip.eval.nano_report.controls import without_blocks
 from llm2clip.eval.nano_report.data import (
     OTHER_SCENES_FILE,
+    QUERIES_FILE,
     SCENES_FILE,
+    FreeQuery,
     Gallery,
     Scene,
-    make_missing,
+    load_queries,
     read_gallery,
     read_scenes,
+    require_sets,
 )
 from llm2clip.eval.nano_report.measures import (
+    CUT_TOKENS,
     Measurement,
     QueryAnswer,
     answer_queries,
     count_answers,
     index_gallery,
+    measure_cost,
     measure_names,
     measure_scene_languages,
     measure_scenes,
+    measure_size,
 )
-from llm2clip.eval.nano_report.queries import QUERIES_FILE, FreeQuery, load_queries
-from llm2clip.eval.nano_report.targets import TARGETS
+from llm2clip.eval.results.encoder_record import code_version, libraries
 from llm2clip.eval.runner.evaluate import RememberedTexts, TextEncoder, encode_images
 from llm2clip.indexer.core.index_paths import sample_shards
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
-
-_LIBRARIES = ("llm2clip-retrieval", "torch", "transformers", "tokenizers", "numpy", "pillow", "faiss-cpu")
 
 _TIMED_CAPTIONS = 50
 
@@ -53,11 +53,65 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Target:
+    """A bound on one number of the report."""
+
+    text: str
+    table: str
+    """Where to find the number: see :class:`Measurement`."""
+    subject: str
+    row: str
+    metric: str
+    bound: float
+    """The least value allowed, or the greatest where ``at_most`` is set."""
+    at_most: bool = False
+
+    def find(self, measurements: Iterable[Measurement]) -> Measurement | None:
+        """The number this target bounds, with the blocks on; ``None`` if it was not measured."""
+        key = (self.table, self.subject, self.row, self.metric)
+        found = (one for one in measurements if one.blocks)
+        return next((one for one in found if (one.table, one.subject, one.row, one.metric) == key), None)
+
+    def met(self, value: float) -> bool:
+        """Whether ``value`` respects the bound."""
+        return value <= self.bound if self.at_most else value >= self.bound
+
+
+_RATIO = f"R@1 over R@1 of {CUT_TOKENS} tokens"
+_LAST, _SWAP = "twins: last object", "twins: two places swapped"
+_BOUNDS: tuple[tuple[str, str, str, float], ...] = (
+    ("openmoji, name to image, en, R@1", "names/openmoji/en", "R@1", 40),
+    ("openmoji, name to image, en, R@5", "names/openmoji/en", "R@5", 60),
+    ("openmoji, name to image, mean over languages, R@5", "names/openmoji/mean", "R@5", 45),
+    ("noto, name to image, en, R@1", "names/noto/en", "R@1", 70),
+    ("noto, name to image, mean over languages, R@5", "names/noto/mean", "R@5", 80),
+    ("scenes, whole caption, R@1", "scenes/scenes/en", "R@1", 50),
+    (f"scenes, {_RATIO}", "scenes/scenes/en", _RATIO, 3),
+    ("captions that differ in the last object, told apart", f"scenes/scenes/{_LAST}", "told apart", 75),
+    ("captions with two places swapped, told apart", f"scenes/scenes/{_SWAP}", "told apart", 65),
+    ("one query, one thread, median", "cost/speed/query", "median", 20),
+    ("images embedded a second", "cost/speed/images, from files", "rate", 200),
+    ("weights", "cost/size/weights", "size", 20),
+)
+TARGETS = tuple(
+    Target(
+        text=text,
+        **dict(zip(("table", "subject", "row"), key.split("/"), strict=True)),
+        metric=metric,
+        bound=bound,
+        at_most=metric in ("median", "size"),
+    )
+    for text, key, metric, bound in _BOUNDS
+)
+"""What nano should reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class NanoOptions:
     """What to measure."""
 
     data: Path
-    """Folder of evaluation files, made when missing."""
+    """Folder of evaluation files."""
     styles: tuple[str, ...] = ("noto", "openmoji")
     """Galleries; a style that the sample corpus lacks is looked for as ``<data>/<style>.tar``."""
     scenes: bool = True
@@ -79,12 +133,10 @@ class NanoReport:
     provenance: dict[str, Any]
     """Encoder identity, date, versions, machine, and the SHA-256 of every file that was measured on."""
     measurements: tuple[Measurement, ...]
-    """The numbers."""
-    answers: tuple[QueryAnswer, ...] = ()
+    answers: tuple[QueryAnswer, ...]
     """What each free-form query found."""
-    queries: tuple[FreeQuery, ...] = ()
-    """The free-form queries."""
-    notes: tuple[str, ...] = field(default=())
+    queries: tuple[FreeQuery, ...]
+    notes: tuple[str, ...]
     """What was left out and why."""
 
     def as_json(self) -> dict[str, Any]:
@@ -102,13 +154,16 @@ class NanoReport:
                 | {"split": texts[answer.id].split.value}
                 for answer in self.answers
             ]
-        targets = []
-        for target in TARGETS:
-            found = target.find(self.measurements)
-            value = found.value if found else None
-            met = target.met(found.value) if found else None
-            targets.append({**asdict(target), "value": value, "met": met})
-        return {"report": "nano", "format": 1, "provenance": self.provenance, "notes": list(self.notes)} | {
+        found = [(target, target.find(self.measurements)) for target in TARGETS]
+        targets = [
+            asdict(target) | {"value": one and one.value, "met": target.met(one.value) if one else None}
+            for target, one in found
+        ]
+        return {
+            "report": "nano",
+            "format": 1,
+            "provenance": self.provenance,
+            "notes": list(self.notes),
             "targets": targets,
             "tables": tables,
         }
@@ -126,75 +181,57 @@ def measure_nano(
         progress: Told what is being done now.
 
     Raises:
-        ValueError: If evaluation data are missing or unreadable.
-        OSError: If a file cannot be read or written.
+        ValueError: Evaluation data are missing or unreadable.
+        OSError: A file cannot be read or written.
     """
-    run = _Run(encoder, options=options, folder=folder, progress=progress)
+    run = _Run(encoder, options, folder, progress)
     with tempfile.TemporaryDirectory(prefix="llm2clip-eval-") as scratch:
         run.measure(Path(scratch))
-    return run.report()
+    return NanoReport(
+        provenance=run.provenance,
+        measurements=tuple(run.measurements),
+        answers=tuple(run.answers),
+        queries=run.queries,
+        notes=tuple(run.notes),
+    )
 
 
 class _Run:
-    """One measuring run: collects numbers while the images are encoded once."""
+    """Collects numbers while the images are encoded once."""
 
     def __init__(
-        self, encoder: Encoder, *, options: NanoOptions, folder: Path | None, progress: Progress
+        self, encoder: Encoder, options: NanoOptions, folder: Path | None, progress: Progress
     ) -> None:
-        self.encoder = encoder
-        self.options = options
-        self.folder = folder
-        self.progress = progress
+        self.encoder, self.options, self.folder, self.progress = encoder, options, folder, progress
         self.queries = load_queries()
         self.provenance = provenance(encoder)
         self.measurements: list[Measurement] = []
         self.answers: list[QueryAnswer] = []
         self.notes: list[str] = []
 
-    def report(self) -> NanoReport:
-        return NanoReport(
-            provenance=self.provenance,
-            measurements=tuple(self.measurements),
-            answers=tuple(self.answers),
-            queries=self.queries,
-            notes=tuple(self.notes),
-        )
-
     def measure(self, scratch: Path) -> None:
         galleries, scenes = self._load()
-        sides: list[tuple[TextEncoder, bool]] = [(RememberedTexts(self.encoder), True)]
+        towers: list[tuple[TextEncoder, bool]] = [(RememberedTexts(self.encoder), True)]
         if self.options.blocks and self.folder is not None:
             self.progress("switching the transformer blocks off in a copy")
             bare = without_blocks(self.folder, scratch / "without-blocks")
-            sides.append((RememberedTexts(bare), False))
+            towers.append((RememberedTexts(bare), False))
         elif self.options.blocks:
             self.notes.append("blocks not switched off: the encoder is no folder of files")
         for gallery in galleries:
-            self._measure_gallery(gallery, sides, scratch)
-        for _, blocks in sides:
+            self._measure_gallery(gallery, towers, scratch)
+        for _, blocks in towers:
             answers = [answer for answer in self.answers if answer.blocks is blocks]
             self._keep(count_answers(answers, queries=self.queries), blocks=blocks)
         for subject, some in scenes.items():
-            self._measure_scenes(subject, some, sides)
-        self.progress("timing")
-        if load := busy_with():
-            self.notes.append(
-                f"speeds are lower bounds: the machine was busy with other work (load {load:.1f})"
-            )
-        captions = [scene.captions["en"] for some in scenes.values() for scene in some][:_TIMED_CAPTIONS]
-        texts = [query.text for query in self.queries]
-        images = galleries[0].images
-        self._keep(measure_cost(self.encoder, queries=texts, captions=captions, images=images))
-        self._keep(measure_size(self.encoder, self.folder))
+            self._measure_scenes(subject, some, towers)
+        self._measure_cost(galleries[0], [scene for some in scenes.values() for scene in some])
 
     def _load(self) -> tuple[list[Gallery], dict[str, tuple[Scene, ...]]]:
-        options = self.options
-        shipped = sample_shards()
+        options, shipped = self.options, sample_shards()
         found = {style: read_gallery(shipped, style=style) for style in options.styles}
         needed = [f"{style}.tar" for style, gallery in found.items() if gallery is None]
-        if options.scenes:
-            needed.append(SCENES_FILE)
-        make_missing(options.data, needed, say=self.progress)
+        require_sets(options.data, needed + [SCENES_FILE] * options.scenes)
         galleries = []
         for style, shipped_gallery in found.items():
             gallery = shipped_gallery or read_gallery([options.data / f"{style}.tar"], style=style)
@@ -203,23 +240,18 @@ class _Run:
                     f"{options.data / style}.tar has no image of kind 'emoji', style '{style}'"
                 )
             galleries.append(gallery)
-        files = (SCENES_FILE, OTHER_SCENES_FILE) if options.scenes else ()
-        scenes = {Path(name).stem: options.data / name for name in files if (options.data / name).is_file()}
-        self._note_files(galleries, scenes)
-        return galleries, {subject: read_scenes(tar) for subject, tar in scenes.items()}
-
-    def _note_files(self, galleries: Sequence[Gallery], scenes: Mapping[str, Path]) -> None:
+        tars = [options.data / name for name in (SCENES_FILE, OTHER_SCENES_FILE) if options.scenes]
+        scenes = {tar.stem: tar for tar in tars if tar.is_file()}
         self.progress("hashing what is measured on")
         files = {one.style: {image.tar for image in one.images} for one in galleries}
-        files |= {subject: {tar} for subject, tar in scenes.items()}
-        files["queries"] = {QUERIES_FILE}
+        files |= {subject: {tar} for subject, tar in scenes.items()} | {"queries": {QUERIES_FILE}}
         self.provenance["measured_on"] = {
-            subject: {file.name: file_sha256(file) for file in sorted(found)}
-            for subject, found in files.items()
+            subject: {file.name: file_sha256(file) for file in sorted(own)} for subject, own in files.items()
         }
+        return galleries, {subject: read_scenes(tar) for subject, tar in scenes.items()}
 
     def _measure_gallery(
-        self, gallery: Gallery, sides: Sequence[tuple[TextEncoder, bool]], scratch: Path
+        self, gallery: Gallery, towers: Sequence[tuple[TextEncoder, bool]], scratch: Path
     ) -> None:
         self.progress(f"{gallery.style}: encoding {len(gallery.images):,} images")
         vectors = encode_images(self.encoder, gallery.images)
@@ -231,63 +263,48 @@ class _Run:
             raise DatasetError(
                 f"gallery '{gallery.style}' has names in {gallery.languages()}, expected one of {list(known)}"
             )
-        for encoder, blocks in sides:
+        for encoder, blocks in towers:
             off = "" if blocks else ", blocks switched off"
-            self.progress(f"{gallery.style}: names in {len(languages)} languages{off}")
+            self.progress(f"{gallery.style}: names and free-form queries{off}")
             self._keep(measure_names(encoder, gallery, vectors, languages=languages), blocks=blocks)
-            self.progress(f"{gallery.style}: {len(self.queries)} free-form queries{off}")
             answers = answer_queries(encoder, gallery, index, queries=self.queries)
             self.answers += [replace(answer, blocks=blocks) for answer in answers]
 
     def _measure_scenes(
-        self, subject: str, scenes: Sequence[Scene], sides: Sequence[tuple[TextEncoder, bool]]
+        self, subject: str, scenes: Sequence[Scene], towers: Sequence[tuple[TextEncoder, bool]]
     ) -> None:
         self.progress(f"{subject}: encoding {len(scenes):,} images")
         vectors = encode_images(self.encoder, [scene.image for scene in scenes])
-        for encoder, blocks in sides:
+        for encoder, blocks in towers:
             self.progress(f"{subject}: long captions" + ("" if blocks else ", blocks switched off"))
             self._keep(measure_scenes(encoder, scenes, vectors, subject=subject), blocks=blocks)
-            if subject == Path(SCENES_FILE).stem:  # long captions are slow: one set in all languages will do
+            if subject == Path(SCENES_FILE).stem:  # long captions are slow: one set in all languages
                 found = measure_scene_languages(encoder, scenes, vectors, subject=subject)
                 self._keep(found, blocks=blocks)
+
+    def _measure_cost(self, gallery: Gallery, scenes: Sequence[Scene]) -> None:
+        self.progress("timing")
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        if load > (os.cpu_count() or 1) + 0.5:
+            self.notes.append(
+                f"speeds are lower bounds: the machine was busy with other work (load {load:.1f})"
+            )
+        captions = [scene.captions["en"] for scene in scenes[:_TIMED_CAPTIONS]]
+        texts = [query.text for query in self.queries]
+        self._keep(measure_cost(self.encoder, queries=texts, captions=captions, images=gallery.images))
+        self._keep(measure_size(self.encoder, self.folder))
 
     def _keep(self, measurements: Iterable[Measurement], *, blocks: bool = True) -> None:
         self.measurements += [replace(one, blocks=blocks) for one in measurements]
 
 
-def encoder_folder(name: str) -> Path | None:
-    """Folder of an encoder given by path or by the name of a shipped one; ``None`` for any other name."""
-    shipped = Path(str(resources.files("llm2clip.encoders"))) / name
-    for folder in (Path(name), shipped):
-        if (folder / "model.safetensors").is_file():
-            return folder
-    return None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def busy_with() -> float | None:
-    """Load average of the last minute where it is more than this process alone would make, else ``None``."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    return load if load > (os.cpu_count() or 1) + 0.5 else None
-
-
 def provenance(encoder: Encoder) -> dict[str, Any]:
     """What produced the numbers: encoder and weights hash, date, versions, machine and its load."""
-    versions = {"python": platform.python_version()}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = version(library)
-        except PackageNotFoundError:
-            continue
+    ours = {"python": platform.python_version(), "llm2clip-retrieval": code_version()}
     return {
         "encoder": encoder.info.identity() | {"parameters": encoder.info.parameters},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": versions,
+        "versions": ours | dict(libraries()),
         "machine": {
             "platform": platform.platform(),
             "processors": os.cpu_count(),

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
+from llm2clip.eval.nano_report.data import Split
 from llm2clip.eval.nano_report.measures import KS, Measurement
-from llm2clip.eval.nano_report.queries import Split
-from llm2clip.eval.nano_report.targets import TARGETS
-
-if TYPE_CHECKING:
-    from llm2clip.eval.nano_report.report import NanoReport
+from llm2clip.eval.nano_report.report import TARGETS, NanoReport
 
 _RECALLS = tuple(f"R@{k}" for k in KS)
 _SHORT = {Split.DEVELOPMENT.value: "dev.", Split.TEST.value: "test"}

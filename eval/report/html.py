@@ -138,18 +138,19 @@ def _result(result: Result, *, row: Row) -> dict[str, Any]:
             "images": result.cost.images_per_second,
             "texts": result.cost.texts_per_second,
             "memory": result.cost.peak_memory_mb,
+            "query": result.cost.query_ms,
             "threads": result.cost.threads,
         }
         if result.cost
         else None,
-        "through": [
+        "indexRecall": [
             {
                 "index": f"{one.index} where {one.where}" if one.where else one.index,
                 "images": one.images,
                 "ms": one.milliseconds,
-                "at": [[at.k, at.exact, at.through, at.overlap] for at in one.at],
+                "at": [[at.k, at.exact, at.index_recall, at.overlap] for at in one.at],
             }
-            for one in result.through
+            for one in result.index_recall
         ],
     }
 

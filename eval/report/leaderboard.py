@@ -24,8 +24,8 @@ from llm2clip.eval.results.published_numbers import (
 )
 from llm2clip.eval.results.records import Direction, Result, unpack
 from llm2clip.eval.results.train_overlap import NOTHING_KNOWN, Overlap, known_overlap
-from llm2clip.eval.runner.breakdowns import LanguageSummary, by_language
 from llm2clip.eval.stats.bootstrap import Resampling
+from llm2clip.eval.stats.languages import LanguageSummary, by_language
 from llm2clip.eval.stats.paired_tests import against_best
 
 DIRECTIONS: tuple[Direction, ...] = ("t2i", "i2t")

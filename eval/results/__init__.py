@@ -1,1 +1,1 @@
-"""TODO."""
+"""Results as files, and what others printed about the same encoders."""

@@ -1,4 +1,4 @@
-"""What exactly is being measured: an encoder's record in a result, and the hash that its vectors are kept under."""
+"""The record of an encoder in a result, and the hash under which its vectors are cached."""
 
 from __future__ import annotations
 
@@ -12,43 +12,33 @@ from llm2clip.common.versions import package_version
 from llm2clip.eval.results.records import EncoderRecord
 
 if TYPE_CHECKING:
-    from llm2clip.encoders import Encoder
+    from llm2clip.encoders import Encoder, EncoderInfo
 
 DISTRIBUTION = "llm2clip-retrieval"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "faiss-cpu", "faiss-gpu")
 
 
-def describe(
-    encoder: Encoder, *, label: str = "", device: str = "", dtype: str = "", parity: str = "native"
-) -> EncoderRecord:
+def describe(encoder: Encoder, *, label: str = "", parity: str = "native") -> EncoderRecord:
     """Record an encoder.
 
     Args:
         encoder: Anything made by ``load_encoder``, or any other ``Encoder``.
         label: What tables call it; its own name by default.
-        device: Where it runs; found out by default for the encoders of this package.
-        dtype: Its arithmetic; likewise.
-        parity: Whether it repeats its original's mistakes.
+        parity: ``upstream`` if it repeats known mistakes of the original code.
     """
-    info = encoder.info
-    runtime = encoder.runtime
-    place, arithmetic, texts = (
-        device or runtime.device,
-        dtype or runtime.image_dtype,
-        dtype or runtime.text_dtype,
-    )
+    info, runtime = encoder.info, encoder.runtime
     decisive = {
         **{name: value for name, value in info.identity().items() if name != "name"},
-        "dtype": arithmetic,
-        "text_dtype": texts,
-        "device": place.partition(":")[0],
+        "dtype": runtime.image_dtype,
+        "text_dtype": runtime.text_dtype,
+        "device": runtime.device.partition(":")[0],
         "parity": parity,
     }
     return EncoderRecord(
         label=label or info.name,
         name=info.name,
         family=info.family,
-        repository=_repository(encoder),
+        repository=_repository(info),
         dim=info.dim,
         image_size=info.image_size,
         max_text_tokens=info.max_text_tokens,
@@ -58,28 +48,27 @@ def describe(
         parameters=info.parameters,
         languages=tuple(info.languages),
         licence=info.licence,
-        dtype=arithmetic,
-        text_dtype=texts,
-        device=place,
+        dtype=runtime.image_dtype,
+        text_dtype=runtime.text_dtype,
+        device=runtime.device,
         parity=parity,
         key=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
     )
 
 
-def _repository(encoder: Encoder) -> str:
+def _repository(info: EncoderInfo) -> str:
     """The hub's name of a published encoder; empty for one whose weights are known to be others."""
     from llm2clip.encoders.catalog.entries import find_encoder
 
-    row = find_encoder(encoder.info.name)
-    if row is None or row.family != encoder.info.family or row.dim != encoder.info.dim:
+    row = find_encoder(info.name)
+    if row is None or (row.family, row.dim) != (info.family, info.dim):
         return ""
-    if row.weights_sha256 and row.weights_sha256 != encoder.info.weights_sha256:
-        return ""
-    return row.repository
+    other = row.weights_sha256 and row.weights_sha256 != info.weights_sha256
+    return "" if other else row.repository
 
 
 def store_key(record: EncoderRecord) -> str:
-    """Folder of an encoder's vectors: another release of this package may compute them in another way."""
+    """Folder of an encoder's cached vectors; another release of this package may compute them differently."""
     return f"{record.key[:32]}-{code_version()}"
 
 

@@ -1,4 +1,4 @@
-"""What one encoder reached on one set: the documented JSON file that ``run`` writes and everything else reads.
+"""The result of one encoder on one data set: the JSON file that ``run`` writes and everything else reads.
 
 docs/evaluation.md lists the fields. Shares lie in [0, 1]; percentages are made where they are printed. Reading is
 strict: an unknown or missing field is an error that names it.
@@ -6,18 +6,23 @@ strict: an unknown or missing field is an error that names it.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import math
 import re
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llm2clip.common.files import write_atomic
-from llm2clip.eval.results.packing import pack as pack
-from llm2clip.eval.results.packing import unpack as unpack
 
 FORMAT = "llm2clip-eval-result"
-VERSION = 1
+VERSION = 2
 
 Direction = Literal["t2i", "i2t"]
 
@@ -136,30 +141,29 @@ class Lengths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LossAt:
+class RecallLoss:
     """What an index costs at one k."""
 
     k: int
-    """Length of the list of answers."""
     exact: float
-    """Recall by a full scan of the encoder's own vectors."""
-    through: float
+    """Recall by an exact scan of the encoder's own vectors."""
+    index_recall: float
     """Recall of what the index returned."""
     overlap: float
     """Share of the exact first k that the index returned among its first k."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Through:
-    """Recall end to end through an index, text to image."""
+class IndexRecall:
+    """Recall through an index, text to image."""
 
     index: str
     """What kind: FAISS factory string, vectors, number of images."""
     generation: str
-    """Which state of it."""
+    """Generation of the index."""
     images: int
     """Images in the index, those of other sets included."""
-    at: tuple[LossAt, ...]
+    at: tuple[RecallLoss, ...]
     """By k."""
     milliseconds: float
     """Per query, wall clock, searched in batches."""
@@ -250,6 +254,8 @@ class CostRecord:
     """From files to vectors; none if fewer than 64 were encoded."""
     texts_per_second: float | None
     """Likewise."""
+    query_ms: float | None = None
+    """Median milliseconds of a text alone; none unless timed (``run --throughput``)."""
     peak_memory_mb: int
     """Most memory of the process from opening the encoder on, in millions of bytes; without Linux, from its start."""
     threads: int
@@ -286,7 +292,7 @@ class Result:
     """``trained-on``, ``same-source``, ``none-known`` or empty: whether the encoder saw this set in training."""
     overlap_note: str = ""
     """Why."""
-    through: tuple[Through, ...] = ()
+    index_recall: tuple[IndexRecall, ...] = ()
     """The same through indexes."""
     format: Literal["llm2clip-eval-result"] = "llm2clip-eval-result"
     """What this file is."""
@@ -313,3 +319,25 @@ def write_result(result: Result, folder: Path) -> Path:
 
 def _slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-.") or "x"
+
+
+def pack(values: NDArray[Any]) -> str:
+    """Whole numbers as text: int32, little-endian, zlib, base64. Infinite and larger ones become the largest."""
+    limited = np.minimum(np.nan_to_num(values, posinf=math.inf), np.iinfo(np.int32).max)
+    return base64.b64encode(zlib.compress(limited.astype("<i4").tobytes(), 9)).decode("ascii")
+
+
+def unpack(text: str) -> NDArray[np.int32]:
+    """What ``pack`` was given.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    try:
+        return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype="<i4").astype(
+            np.int32
+        )
+    except (binascii.Error, zlib.error) as error:
+        raise ValueError(
+            f"packed numbers cannot be read ({error}): the result is damaged, measure again"
+        ) from error

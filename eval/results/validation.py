@@ -1,19 +1,23 @@
-"""What no measurement gives: a result that was altered by hand, or is damaged."""
+"""Reading results; one that was altered or damaged is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from llm2clip.encoders.core.files import from_json, read_object
 from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import PARTIAL
-from llm2clip.eval.results.packing import unpack
-from llm2clip.eval.results.records import FORMAT, VERSION, Result
+from llm2clip.eval.results.records import FORMAT, VERSION, DirectionResult, Result, SetRecord, unpack
 
-if TYPE_CHECKING:
-    from llm2clip.eval.results.records import DirectionResult, Result, SetRecord
+_RENAMED = {
+    "pictures": "images",
+    "pictures_encoded": "images_encoded",
+    "pictures_per_second": "images_per_second",
+    "through": "index_recall",
+}
+"""Keys of version 1 and what they are called since."""
 
 
 def check_result(result: Result, path: Path) -> None:
@@ -36,22 +40,22 @@ def check_result(result: Result, path: Path) -> None:
             _check_ranks(one, path)
 
 
-def _check_set(the_set: SetRecord, path: Path) -> None:
+def _check_set(dataset: SetRecord, path: Path) -> None:
     """A whole set has what its protocol declares."""
-    protocol = declared(the_set.protocol)
-    if the_set.complete == the_set.protocol.endswith(PARTIAL):
+    protocol = declared(dataset.protocol)
+    if dataset.complete == dataset.protocol.endswith(PARTIAL):
         raise ValueError(
-            f"{path}: {the_set.protocol} is called {'whole' if the_set.complete else 'a part'}, expected a name "
+            f"{path}: {dataset.protocol} is called {'whole' if dataset.complete else 'a part'}, expected a name "
             f"with {PARTIAL} for parts and no other: the result was altered, measure again"
         )
     if protocol is None:
         return
-    expected = protocol.expected(the_set.language)
+    expected = protocol.expected(dataset.language)
     for name in ("images", "captions"):
-        wanted, having = getattr(expected, name), getattr(the_set, name)
+        wanted, having = getattr(expected, name), getattr(dataset, name)
         if wanted is not None and having != wanted:
             raise ValueError(
-                f"{path}: {the_set.id} has {having:,} {name}, expected {wanted:,}: the result was altered, "
+                f"{path}: {dataset.id} has {having:,} {name}, expected {wanted:,}: the result was altered, "
                 "measure again"
             )
 
@@ -82,6 +86,8 @@ def read_result(path: Path) -> Result:
     data = read_object(path)
     if data.get("format") != FORMAT:
         raise ValueError(f"{path} is no result: 'format' is {data.get('format')!r}, expected {FORMAT!r}")
+    if data.get("version") == 1:
+        data = _renamed(data) | {"version": VERSION}
     if data.get("version") != VERSION:
         raise ValueError(
             f"{path} is of version {data.get('version')!r}, expected {VERSION}: measure again with this release"
@@ -89,6 +95,12 @@ def read_result(path: Path) -> Result:
     result = from_json(Result, data, where=path.name)
     check_result(result, path)
     return result
+
+
+def _renamed(value: Any) -> Any:  # noqa: ANN401
+    if isinstance(value, dict):
+        return {_RENAMED.get(key, key): _renamed(each) for key, each in value.items()}
+    return [_renamed(each) for each in value] if isinstance(value, list) else value
 
 
 def read_results(places: Iterable[Path]) -> list[Result]:

@@ -19,7 +19,7 @@ _BATCH = 256
 
 
 class TextEncoder(Protocol):
-    """The side of an encoder that reads."""
+    """The text tower of an encoder."""
 
     def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
         """Shape: (texts, dim), float32, unit rows."""
@@ -29,12 +29,12 @@ class TextEncoder(Protocol):
 
 
 class RememberedTexts:
-    """An encoder's reading side that encodes no text twice, however many galleries are asked the same."""
+    """A text tower that encodes no text twice; vectors are kept in memory as long as this object."""
 
     def __init__(self, encoder: TextEncoder) -> None:
-        """Nothing is encoded until it is asked for; vectors are kept as long as this object."""
         self._encoder = encoder
         self._known: dict[str, NDArray[np.float32]] = {}
+        self.count_tokens = encoder.count_tokens
 
     def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
         """Shape: (texts, dim), float32, unit rows."""
@@ -42,10 +42,6 @@ class RememberedTexts:
         if new:
             self._known.update(zip(new, self._encoder.encode_texts(new), strict=True))
         return np.stack([self._known[text] for text in texts])
-
-    def count_tokens(self, texts: Sequence[str], /) -> list[int]:
-        """Tokens of each text, as the encoder counts them."""
-        return self._encoder.count_tokens(texts)
 
 
 def evaluate(
@@ -56,7 +52,7 @@ def evaluate(
     unmatched: Unmatched | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> RetrievalMetrics:
-    """Encode both sides of a set and count retrieval in both directions.
+    """Encode both sides of a set and measure retrieval in both directions.
 
     Texts are passed verbatim: no prompt, no lower-casing. Scores are inner products of unit vectors.
 
@@ -72,10 +68,8 @@ def evaluate(
             images than the set has would not be comparable).
     """
     images = encode_images(encoder, dataset.images, progress=progress)
-    texts = encoder.encode_texts(dataset.texts)
-    return retrieval_metrics(
-        Embeddings(texts=texts, images=images), positives=dataset.positives, ks=ks, unmatched=unmatched
-    )
+    pair = Embeddings(texts=encoder.encode_texts(dataset.texts), images=images)
+    return retrieval_metrics(pair, positives=dataset.positives, ks=ks, unmatched=unmatched)
 
 
 def encode_images(
@@ -91,9 +85,8 @@ def encode_images(
     """
     vectors = np.empty((len(images), encoder.info.dim), dtype=np.float32)
     for start in range(0, len(images), _BATCH):
-        batch = [
-            image.read() if isinstance(image, TarImage) else image for image in images[start : start + _BATCH]
-        ]
+        some = images[start : start + _BATCH]
+        batch = [image.read() if isinstance(image, TarImage) else image for image in some]
         vectors[start : start + len(batch)] = encoder.encode_images(batch)
         if progress:
             progress(len(batch))

@@ -1,7 +1,7 @@
-"""Recall end to end: the same questions through an index, beside a full scan of the encoder's own vectors.
+"""Recall through an index: the same queries, beside an exact scan of the encoder's own vectors.
 
-The difference is what the index costs: approximation, rounding of stored vectors, images of other sets that lie in
-it too. Images are recognised by their content, so an index built from copies elsewhere will do.
+The difference is what the index costs: approximation, float16 vectors, images of other sets in the same index. Images
+are recognised by content, so an index built from copies elsewhere will do.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.results.records import LossAt, Through
+from llm2clip.eval.results.records import IndexRecall, RecallLoss
 
 if TYPE_CHECKING:
     from llm2clip.encoders import EncoderInfo
@@ -31,42 +31,42 @@ _FOREIGN = -1
 """Stands for an image that is not of the set."""
 
 
-def measure_through(
-    place: Path,
-    the_set: RetrievalSet,
+def measure_index(
+    path: Path,
+    dataset: RetrievalSet,
     vectors: Vectors,
     *,
     info: EncoderInfo,
     ks: Sequence[int],
     where: str | None = None,
-) -> Through:
-    """Ask every caption through the index in a folder.
+) -> IndexRecall:
+    """Search an index for every caption.
 
-    Under a filter both searches are over the images that pass it, and asked are the captions of those.
+    Under a filter both searches are over the images that pass it, and the queries are their captions.
 
     Args:
-        place: The folder of the index.
-        the_set: The images, which should all be in it: one that is not there is never found, and counts as lost.
+        path: The folder of the index.
+        dataset: The images, which should all be in it: a missing one is never found.
         vectors: Their and the captions' vectors by the same encoder.
         info: That encoder.
         ks: Lengths of answer lists.
-        where: A filter in the language of docs/filters.md; None: every image may be found.
+        where: A filter in the language of docs/filters.md.
 
     Raises:
         ValueError: There is no index, it is of another encoder or over other images, it has fewer than the set, or
             no caption has an image that passes the filter.
-        OSError: The images that were indexed are no longer there.
+        OSError: An indexed image no longer exists.
     """
     from llm2clip.indexer import open_index
 
     digests = vectors.images.digests
-    number = {digest: place for place, digest in enumerate(dict.fromkeys(digests))}
+    number = {digest: row for row, digest in enumerate(dict.fromkeys(digests))}
     content = np.array([number[digest] for digest in digests])
-    with open_index(place) as index:
+    with open_index(path) as index:
         index.require_encoder(info)
         if len(index) < len(number):
             raise DatasetError(
-                f"{place} holds {len(index):,} images, {the_set.id} has {len(number):,} different ones: build an "
+                f"{path} holds {len(index):,} images, {dataset.id} has {len(number):,} different ones: build an "
                 "index over all of them"
             )
 
@@ -75,18 +75,18 @@ def measure_through(
             return number.get(hashlib.sha256(index.read_image(id)).hexdigest(), _FOREIGN)
 
         passing = _passing(index, where, content_of) if where is not None else set(number.values())
-        right = [{int(content[image]) for image in images} & passing for images in the_set.caption_images]
+        right = [{int(content[image]) for image in images} & passing for images in dataset.caption_images]
         asked = [caption for caption, images in enumerate(right) if images]
         if not asked:
-            raise DatasetError(f"no image of {the_set.id} in {place} passes the filter {where!r}")
+            raise DatasetError(f"no image of {dataset.id} in {path} passes the filter {where!r}")
         queries = vectors.texts.vectors[asked]
         found, seconds = _ask(index, queries, max(ks), content_of=content_of, where=where)
         known = index.info()
     here = np.isin(content, sorted(passing))
     exact = _full_scan(vectors.images.vectors[here], queries, content[here], max(ks))
-    _require_known(found, exact, place=place, the_set=the_set)
+    _require_known(found, exact, path=path, dataset=dataset)
     right = [right[caption] for caption in asked]
-    return Through(
+    return IndexRecall(
         index=known.ann,
         generation=str(known.generation),
         images=known.items,
@@ -139,16 +139,18 @@ def _full_scan(
 
 
 def _require_known(
-    found: NDArray[np.int64], exact: NDArray[np.int64], *, place: Path, the_set: RetrievalSet
+    found: NDArray[np.int64], exact: NDArray[np.int64], *, path: Path, dataset: RetrievalSet
 ) -> None:
     """Refuse an index over other images: its answers would be counted as losses."""
     if not np.isin(found, exact).any():
         raise DatasetError(
-            f"none of the answers of {place} is an image of {the_set.id}, expected an index over its images"
+            f"none of the answers of {path} is an image of {dataset.id}, expected an index over its images"
         )
 
 
-def _loss(k: int, exact: NDArray[np.int64], found: NDArray[np.int64], right: Sequence[set[int]]) -> LossAt:
+def _loss(
+    k: int, exact: NDArray[np.int64], found: NDArray[np.int64], right: Sequence[set[int]]
+) -> RecallLoss:
     def recall(answers: NDArray[np.int64]) -> float:
         return float(
             np.mean([bool(own & set(row[:k].tolist())) for own, row in zip(right, answers, strict=True)])
@@ -158,4 +160,4 @@ def _loss(k: int, exact: NDArray[np.int64], found: NDArray[np.int64], right: Seq
         sum((Counter(a[:k].tolist()) & Counter(b[:k].tolist())).values()) / min(k, exact.shape[1])
         for a, b in zip(exact, found, strict=True)
     ]
-    return LossAt(k=k, exact=recall(exact), through=recall(found), overlap=float(np.mean(same)))
+    return RecallLoss(k=k, exact=recall(exact), index_recall=recall(found), overlap=float(np.mean(same)))

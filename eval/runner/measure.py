@@ -1,15 +1,11 @@
-"""One encoder on one set: encode what is not on disk, count, resample, and write down under which conditions."""
+"""One encoder on one data set: embed both sides, count, resample, and record the conditions."""
 
 from __future__ import annotations
 
 import hashlib
-import resource
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -25,7 +21,6 @@ from llm2clip.eval.metrics.recall import Unmatched, direction_metrics
 from llm2clip.eval.results.encoder_record import code_version, libraries, machine
 from llm2clip.eval.results.records import (
     Adjusted,
-    CostRecord,
     Direction,
     DirectionResult,
     EncoderRecord,
@@ -36,14 +31,13 @@ from llm2clip.eval.results.records import (
     pack,
 )
 from llm2clip.eval.results.train_overlap import known_overlap
-from llm2clip.eval.runner.embedding_cache import Encoded, FeatureStore, encode_images, encode_texts
+from llm2clip.eval.runner.embedding_cache import EmbeddingCache, Encoded, encode_images, encode_texts
+from llm2clip.eval.runner.throughput import Throughput, run_cost
 from llm2clip.eval.stats.bootstrap import Resampling, bootstrap_intervals, query_clusters
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
 
-_TIMED = 64
-"""Items below which a rate says nothing."""
 _HUB_LIST = 10
 """Answers to a query over which hubs are counted."""
 
@@ -58,7 +52,7 @@ class MeasureOptions:
     ks: tuple[int, ...] = (1, 5, 10)
     """Lengths of answer lists."""
     hubs: bool = True
-    """Whether to count hubs and correct for them: four more passes over the scores."""
+    """Measure hubness and recall after corrections: ten more passes over the scores."""
     resampling: Resampling = field(default_factory=Resampling)
     """How intervals are drawn."""
 
@@ -80,9 +74,9 @@ class Vectors:
 
 def encode_set(
     encoder: Encoder,
-    the_set: RetrievalSet,
+    dataset: RetrievalSet,
     *,
-    store: FeatureStore,
+    cache: EmbeddingCache,
     progress: Callable[[str, int], None] | None = None,
 ) -> Vectors:
     """Vectors of both sides; ``progress`` is told ``"images"`` or ``"texts"`` and how many more are done.
@@ -94,15 +88,20 @@ def encode_set(
     def told(side: str) -> Callable[[int], None]:
         return lambda number: progress(side, number) if progress else None
 
-    images = encode_images(encoder, the_set.images, store=store, progress=told("images"))
-    texts = encode_texts(encoder, the_set.captions, store=store, progress=told("texts"))
+    images = encode_images(encoder, dataset.images, cache=cache, progress=told("images"))
+    texts = encode_texts(encoder, dataset.captions, cache=cache, progress=told("texts"))
     return Vectors(images=images, texts=texts)
 
 
 def measure(
-    the_set: RetrievalSet, vectors: Vectors, *, encoder: EncoderRecord, options: MeasureOptions | None = None
+    dataset: RetrievalSet,
+    vectors: Vectors,
+    *,
+    encoder: EncoderRecord,
+    options: MeasureOptions | None = None,
+    timed: Throughput | None = None,
 ) -> Result:
-    """Count what the vectors of a set find, in both directions.
+    """Count what the vectors of a data set find, in both directions.
 
     Raises:
         ValueError: The scores are not finite.
@@ -110,18 +109,17 @@ def measure(
     options = options or MeasureOptions()
     # Products where the encoder is, if that is a GPU.
     scores = replace(vectors.embeddings, device=encoder.device if encoder.device.startswith("cuda") else None)
-    pairs = Positives.of(list(the_set.caption_images), shape=scores.shape)
+    pairs = Positives.of(list(dataset.caption_images), shape=scores.shape)
     forward, backward = rank_positions(scores, positives=pairs)
     assert backward is not None
-    owners = query_clusters(pairs), np.arange(len(the_set.images))
     extras = _extras(scores, pairs, options)
-    seen = known_overlap((encoder.name, encoder.repository), the_set.protocol)
+    seen = known_overlap((encoder.name, encoder.repository), dataset.protocol)
     return Result(
-        set=set_record(the_set, vectors),
+        set=set_record(dataset, vectors),
         encoder=encoder,
         directions=(
-            _direction("t2i", forward, owners[0], options, extras[0]),
-            _direction("i2t", backward, owners[1], options, extras[1]),
+            _direction("t2i", forward, query_clusters(pairs), options, extras[0]),
+            _direction("i2t", backward, np.arange(len(dataset.images)), options, extras[1]),
         ),
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         code=code_version(),
@@ -129,25 +127,25 @@ def measure(
         machine=machine(),
         seed=options.resampling.seed,
         resamples=options.resampling.times,
-        cost=_cost(vectors),
+        cost=run_cost(vectors.images.spent, vectors.texts.spent, timed),
         overlap=seen.level.value,
         overlap_note=f"{seen.why} ({seen.source})" if seen.source else seen.why,
     )
 
 
-def set_record(the_set: RetrievalSet, vectors: Vectors) -> SetRecord:
-    """What was measured on, with the hash of all of it."""
-    protocol = declared(the_set.protocol.removesuffix(PARTIAL))
+def set_record(dataset: RetrievalSet, vectors: Vectors) -> SetRecord:
+    """The record of a data set, with the hash of all of it."""
+    protocol = declared(dataset.protocol.removesuffix(PARTIAL))
     return SetRecord(
-        protocol=the_set.protocol,
-        language=the_set.language,
-        complete=the_set.complete,
-        images=len(the_set.images),
-        captions=len(the_set.captions),
-        sha256=content_sha256(vectors.images.digests, vectors.texts.digests, the_set.caption_images),
+        protocol=dataset.protocol,
+        language=dataset.language,
+        complete=dataset.complete,
+        images=len(dataset.images),
+        captions=len(dataset.captions),
+        sha256=content_sha256(vectors.images.digests, vectors.texts.digests, dataset.caption_images),
         rule=protocol.rule if protocol else "as given",
-        files=tuple(the_set.files.items()),
-        notes=the_set.notes,
+        files=tuple(dataset.files.items()),
+        notes=dataset.notes,
     )
 
 
@@ -232,53 +230,3 @@ def _extras(scores: Embeddings, pairs: Positives, options: MeasureOptions) -> tu
 def _hubs(scores: Embeddings) -> Hubs:
     found = hubness(scores, k=min(_HUB_LIST, scores.shape[1]))
     return Hubs(skewness=found.skewness, never=found.never, top_share=found.top_share)
-
-
-def _cost(vectors: Vectors) -> CostRecord:
-    import torch
-
-    def rate(side: Encoded) -> float | None:
-        spent = side.spent
-        return spent.encoded / spent.seconds if spent.encoded >= _TIMED and spent.seconds > 0 else None
-
-    return CostRecord(
-        images_encoded=vectors.images.spent.encoded,
-        texts_encoded=vectors.texts.spent.encoded,
-        images_per_second=rate(vectors.images),
-        texts_per_second=rate(vectors.texts),
-        peak_memory_mb=peak_memory_mb(),
-        threads=torch.get_num_threads(),
-    )
-
-
-def peak_memory_mb() -> int:
-    """Most memory of this process since :func:`forget_peak`, in millions of bytes."""
-    # Kilobytes on Linux, bytes on macOS.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return round(peak / 1e6)
-
-
-def forget_peak() -> None:
-    """Begin to watch the memory of this process anew, where the system can (Linux), as between two encoders."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def keep_cost(result: Result, earlier: Result | None) -> Result:
-    """A result whose vectors came from disk keeps what encoding them cost when they were made, on the same machine."""
-    cost, old = result.cost, earlier.cost if earlier else None
-    if earlier is None or old is None or cost is None:
-        return result
-    if (earlier.encoder.key, earlier.machine) != (result.encoder.key, result.machine):
-        return result
-    if not (cost.images_encoded or cost.texts_encoded):
-        return replace(result, cost=replace(old, images_encoded=0, texts_encoded=0))
-    if old.threads != cost.threads:
-        return result
-    kept = replace(
-        cost,
-        images_per_second=cost.images_per_second or old.images_per_second,
-        texts_per_second=cost.texts_per_second or old.texts_per_second,
-        peak_memory_mb=max(cost.peak_memory_mb, old.peak_memory_mb),
-    )
-    return replace(result, cost=kept)

@@ -1,4 +1,4 @@
-"""Several encoders on several sets: what is done is kept, what is missing is done."""
+"""Several encoders on several data sets: what is done is kept, what is missing is done."""
 
 from __future__ import annotations
 
@@ -9,38 +9,42 @@ from typing import TYPE_CHECKING, Protocol
 
 from llm2clip.eval.datasets.retrieval_set import RetrievalSet
 from llm2clip.eval.results.encoder_record import describe, store_key
-from llm2clip.eval.results.records import Lengths, Result, Through, write_result
+from llm2clip.eval.results.records import IndexRecall, Lengths, Result, write_result
 from llm2clip.eval.results.validation import read_result
-from llm2clip.eval.runner.embedding_cache import FeatureStore, Image
-from llm2clip.eval.runner.measure import MeasureOptions, Vectors, encode_set, forget_peak, keep_cost, measure
+from llm2clip.eval.runner.embedding_cache import CachedTexts, EmbeddingCache, Image
+from llm2clip.eval.runner.measure import MeasureOptions, Vectors, encode_set, measure
+from llm2clip.eval.runner.throughput import Throughput, keep_cost, measure_throughput, reset_peak_memory
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
 
+_TIMED_ITEMS = 128
+"""Images and captions that an encoder is timed on."""
+
 
 class Reporter(Protocol):
-    """Is told how a run gets on."""
+    """Is told the progress of a run."""
 
-    def begin(self, encoder: str, the_set: RetrievalSet) -> None:
+    def begin(self, encoder: str, dataset: RetrievalSet) -> None:
         """Encoding and counting begin."""
 
-    def advance(self, side: str, number: int) -> None:
+    def advance(self, tower: str, number: int) -> None:
         """So many more ``images`` or ``texts`` are done."""
 
-    def end(self, result: Result, *, fresh: bool) -> None:
-        """A result is there; ``fresh`` if it was measured now."""
+    def end(self, result: Result) -> None:
+        """A result was written."""
 
 
 class NullReporter:
-    """A reporter that says nothing."""
+    """A reporter that reports nothing."""
 
-    def begin(self, encoder: str, the_set: RetrievalSet) -> None:
+    def begin(self, encoder: str, dataset: RetrievalSet) -> None:
         """Nothing."""
 
-    def advance(self, side: str, number: int) -> None:
+    def advance(self, tower: str, number: int) -> None:
         """Nothing."""
 
-    def end(self, result: Result, *, fresh: bool) -> None:
+    def end(self, result: Result) -> None:
         """Nothing."""
 
 
@@ -51,27 +55,27 @@ class Candidate:
     label: str
     """What tables call it; empty: its own name."""
     open: Callable[[], Encoder]
-    """Opens it."""
     parity: str = "native"
-    """Whether it repeats its original's mistakes."""
+    """``upstream`` if it repeats known mistakes of the original code."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Where things go and how they are counted."""
+    """Where things go and what is measured."""
 
     out: Path
-    """Folder of results, one JSON per encoder and set."""
+    """Folder of results, one JSON file per encoder and data set."""
     cache: Path
     """Folder of vectors."""
-    through: tuple[Path, ...] = ()
+    indexes: tuple[Path, ...] = ()
     """Indexes over the images. Of several encoders each takes those that it made."""
     where: str | None = None
     """Filter under which the indexes are searched."""
     lengths: bool = True
-    """Whether to split by length and, where captions are long, to ask again with their beginnings."""
+    """Break recall down by caption length, and by beginnings of long captions."""
+    throughput: bool = False
+    """Time each encoder, on images and captions of the first data set."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)
-    """How to count."""
 
 
 def run(
@@ -83,7 +87,7 @@ def run(
 ) -> Iterator[Result]:
     """Measure every encoder on every set, one encoder in memory at a time; yield each result once it is written.
 
-    Vectors are kept: a second run encodes nothing, an interrupted one goes on where it stopped.
+    Vectors are cached: a second run encodes nothing, an interrupted one continues where it stopped.
 
     Raises:
         ValueError: An encoder cannot be opened, or a set cannot be encoded.
@@ -92,55 +96,62 @@ def run(
     reporter = reporter or NullReporter()
     digests: dict[Image, bytes] = {}
     for candidate in candidates:
-        forget_peak()
+        reset_peak_memory()
         encoder = candidate.open()
         record = describe(encoder, label=candidate.label, parity=candidate.parity)
-        store = FeatureStore(options.cache, key=store_key(record), dim=record.dim, digests=digests)
-        for the_set in sets:
-            reporter.begin(record.label, the_set)
-            vectors = encode_set(encoder, the_set, store=store, progress=reporter.advance)
-            result = measure(the_set, vectors, encoder=record, options=options.measure)
+        cache = EmbeddingCache(options.cache, key=store_key(record), dim=record.dim, digests=digests)
+        timed = _throughput(encoder, sets[0]) if options.throughput and sets else None
+        for dataset in sets:
+            reporter.begin(record.label, dataset)
+            vectors = encode_set(encoder, dataset, cache=cache, progress=reporter.advance)
+            result = measure(dataset, vectors, encoder=record, options=options.measure, timed=timed)
             result = replace(
                 result,
-                lengths=_lengths(encoder, the_set, vectors, result=result, store=store, options=options),
-                through=_through(encoder, the_set, vectors, options, alone=len(candidates) == 1),
+                lengths=_lengths(CachedTexts(encoder, cache), dataset, vectors, result, options),
+                index_recall=_index_recall(encoder, dataset, vectors, options, alone=len(candidates) == 1),
             )
             result = keep_cost(result, _earlier(options.out / result.file_name))
             write_result(result, options.out)
-            reporter.end(result, fresh=True)
+            reporter.end(result)
             yield result
         del encoder
 
 
+def _throughput(encoder: Encoder, dataset: RetrievalSet) -> Throughput:
+    images = [image.read() for image in dataset.images[:_TIMED_ITEMS]]
+    return measure_throughput(encoder, images=images, texts=dataset.captions[:_TIMED_ITEMS])
+
+
 def _lengths(
-    encoder: Encoder,
-    the_set: RetrievalSet,
-    vectors: Vectors,
-    *,
-    result: Result,
-    store: FeatureStore,
-    options: RunOptions,
+    texts: CachedTexts, dataset: RetrievalSet, vectors: Vectors, result: Result, options: RunOptions
 ) -> Lengths | None:
-    from llm2clip.eval.runner.length_breakdown import measure_lengths
+    from llm2clip.eval.runner.lengths import measure_lengths
 
     found = result.direction("t2i")
     if found is None or not options.lengths:
         return None
-    how = options.measure.resampling
-    return measure_lengths(encoder, the_set, vectors, found=found, store=store, resampling=how)
+    return measure_lengths(
+        texts,
+        list(dataset.captions),
+        images=vectors.images.vectors,
+        positives=list(dataset.caption_images),
+        found=found,
+        max_tokens=result.encoder.max_text_tokens,
+        resampling=options.measure.resampling,
+    )
 
 
-def _through(
-    encoder: Encoder, the_set: RetrievalSet, vectors: Vectors, options: RunOptions, *, alone: bool
-) -> tuple[Through, ...]:
-    from llm2clip.eval.runner.index_recall import measure_through
+def _index_recall(
+    encoder: Encoder, dataset: RetrievalSet, vectors: Vectors, options: RunOptions, *, alone: bool
+) -> tuple[IndexRecall, ...]:
+    from llm2clip.eval.runner.index_recall import measure_index
     from llm2clip.indexer.core.errors import EncoderMismatchError
 
     found = []
-    for place in options.through:
+    for path in options.indexes:
         try:
-            one = measure_through(
-                place, the_set, vectors, info=encoder.info, ks=options.measure.ks, where=options.where
+            one = measure_index(
+                path, dataset, vectors, info=encoder.info, ks=options.measure.ks, where=options.where
             )
             found.append(one)
         except EncoderMismatchError:
@@ -151,6 +162,6 @@ def _through(
 
 def _earlier(path: Path) -> Result | None:
     try:
-        return read_result(path)
+        return read_result(path) if path.is_file() else None
     except (OSError, ValueError):
         return None

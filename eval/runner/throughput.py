@@ -1,27 +1,34 @@
-"""What an encoder costs: speed at both ends, memory and size, under one stated condition.
-
-Recall without this column compares a language model of 8 billion parameters with one of a tenth of a billion.
-"""
+"""What an encoder costs: images and texts per second, time of a query, memory; from a run, or timed on purpose."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llm2clip.eval.results.records import CostRecord, Result
+
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
+    from llm2clip.eval.runner.embedding_cache import Spent
+
+_ROUNDS = 3
+_TIMED = 64
+"""Items below which the rate of a run says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostOptions:
-    """How to measure."""
+class TimingOptions:
+    """How to time."""
 
-    rounds: int = 3
+    rounds: int = _ROUNDS
     """Repeats; the median counts."""
     batch_sizes: tuple[int, ...] = (1, 8, 32, 128)
     """Batches to try; the best counts."""
@@ -30,88 +37,85 @@ class CostOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What an encoder costs on this machine."""
+class Throughput:
+    """Speed of an encoder on this machine."""
 
     images_per_second: float
-    """From encoded bytes to vectors, at the best batch."""
+    """From encoded bytes to vectors, at the best batch size."""
     image_batch: int
-    """Which batch that was."""
-    captions_per_second: float
-    """Texts of the given lengths to vectors, at the best batch."""
-    caption_batch: int
-    """Which batch that was."""
+    texts_per_second: float
+    """Texts to vectors, at the best batch size."""
+    text_batch: int
     query_p50_ms: float
     """Median time of a text alone."""
     query_p95_ms: float
-    """The time that 95 % of texts alone stay below (nearest rank)."""
-    peak_memory_mb: float | None
-    """Most memory of the process while encoding, in millions of bytes; ``None`` where the system does not tell."""
-    parameters: int
-    """Trained numbers of both sides."""
-    dim: int
-    """Length of its vectors."""
-    vector_bytes: int
-    """Bytes of a vector in an index, in half precision."""
+    """95th percentile of it (nearest rank)."""
+    peak_memory_mb: int
+    """Peak memory of the process while encoding, in millions of bytes; see :func:`peak_memory_mb`."""
     threads: int
-    """Threads of the arithmetic."""
-
-    def per_million_queries(self, price_per_hour: float) -> float:
-        """Price of a million queries in the best batch, at the price of this machine for an hour."""
-        return price_per_hour / 3600 / self.captions_per_second * 1e6
+    """CPU threads."""
 
 
-def measure_cost(
-    encoder: Encoder,
-    *,
-    images: Sequence[bytes],
-    texts: Sequence[str],
-    options: CostOptions | None = None,
-) -> Cost:
-    """Time both sides of an encoder; nothing else should be running.
+def measure_throughput(
+    encoder: Encoder, *, images: Sequence[bytes], texts: Sequence[str], options: TimingOptions | None = None
+) -> Throughput:
+    """Time both towers of an encoder; nothing else should be running.
 
     Args:
         encoder: Loaded, on its device.
-        images: Encoded images, as many as the largest batch at least for a fair rate.
-        texts: Queries of the length that is asked about.
-        options: Repeats and batches.
+        images: Encoded images, at least as many as the largest batch for a fair rate.
+        texts: Queries of the length that matters.
+        options: Repeats and batch sizes.
 
     Raises:
-        ValueError: If there is no image or no text.
+        ValueError: There is no image or no text.
     """
     if not images or not texts:
         raise ValueError(f"got {len(images)} images and {len(texts)} texts, expected at least one of each")
-    how = options or CostOptions()
-    tell_peak = _watch_memory()
+    how = options or TimingOptions()
+    reset_peak_memory()
     encoder.encode_images(list(images[:1]))  # the first call pays for lazy set-up
     encoder.encode_texts(list(texts[:1]))
     image_rate, image_batch = _best_rate(
         lambda size: encoder.encode_images(list(images), batch_size=size), len(images), how
     )
-    caption_rate, caption_batch = _best_rate(
+    text_rate, text_batch = _best_rate(
         lambda size: encoder.encode_texts(list(texts), batch_size=size), len(texts), how
     )
-    alone = [
-        1000 * _seconds(lambda text=text: encoder.encode_texts([text]), how)  # type: ignore[misc]
-        for _ in range(how.rounds)
-        for text in texts
-    ]
-    return Cost(
+    times = 1000 * np.array(query_times(encoder, texts, options=how))
+    return Throughput(
         images_per_second=image_rate,
         image_batch=image_batch,
-        captions_per_second=caption_rate,
-        caption_batch=caption_batch,
-        query_p50_ms=float(np.median(alone)),
-        query_p95_ms=float(np.percentile(alone, 95, method="inverted_cdf")),
-        peak_memory_mb=tell_peak(),
-        parameters=encoder.info.parameters,
-        dim=encoder.info.dim,
-        vector_bytes=2 * encoder.info.dim,
+        texts_per_second=text_rate,
+        text_batch=text_batch,
+        query_p50_ms=float(np.median(times)),
+        query_p95_ms=float(np.percentile(times, 95, method="inverted_cdf")),
+        peak_memory_mb=peak_memory_mb(),
         threads=_threads(),
     )
 
 
-def _best_rate(encode: Callable[[int], object], count: int, how: CostOptions) -> tuple[float, int]:
+def query_times(
+    encoder: Encoder, texts: Sequence[str], *, options: TimingOptions | None = None
+) -> list[float]:
+    """Seconds of encoding each text alone, in every round, after one call that is not counted."""
+    how = options or TimingOptions()
+    encoder.encode_texts(list(texts[:1]))
+    return [
+        _seconds(lambda text=text: encoder.encode_texts([text]), how)  # type: ignore[misc]
+        for _ in range(how.rounds)
+        for text in texts
+    ]
+
+
+def median_seconds(job: Callable[[], object], *, options: TimingOptions | None = None) -> float:
+    """Median time of a job over the rounds, after one call that is not counted."""
+    how = options or TimingOptions()
+    job()
+    return float(np.median([_seconds(job, how) for _ in range(how.rounds)]))
+
+
+def _best_rate(encode: Callable[[int], object], count: int, how: TimingOptions) -> tuple[float, int]:
     rates = {}
     for size in how.batch_sizes:
         times = [_seconds(lambda size=size: encode(size), how) for _ in range(how.rounds)]  # type: ignore[misc]
@@ -122,7 +126,7 @@ def _best_rate(encode: Callable[[int], object], count: int, how: CostOptions) ->
     return rates[best], best
 
 
-def _seconds(call: Callable[[], object], how: CostOptions) -> float:
+def _seconds(call: Callable[[], object], how: TimingOptions) -> float:
     began = how.clock()
     call()
     return how.clock() - began
@@ -134,17 +138,52 @@ def _threads() -> int:
     return torch.get_num_threads()
 
 
-def _watch_memory() -> Callable[[], float | None]:
-    """Begin to watch the memory of this process; the returned call tells the peak since, where Linux does."""
-    status = Path("/proc/self/status")
-    try:
+def peak_memory_mb() -> int:
+    """Peak memory of this process since :func:`reset_peak_memory`, in millions of bytes."""
+    # Kilobytes on Linux, bytes on macOS.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return round(peak / 1e6)
+
+
+def reset_peak_memory() -> None:
+    """Begin to watch the memory of this process anew, where the system can (Linux), as between two encoders."""
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-        status.read_text()
-    except OSError:
-        return lambda: None
 
-    def peak() -> float | None:
-        lines = status.read_text().splitlines()
-        return next((int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("VmHWM")), None)
 
-    return peak
+def run_cost(images: Spent, texts: Spent, timed: Throughput | None = None) -> CostRecord:
+    """What encoding cost in a run; rates as timed on purpose, if they were."""
+
+    def rate(spent: Spent) -> float | None:
+        return spent.encoded / spent.seconds if spent.encoded >= _TIMED and spent.seconds > 0 else None
+
+    return CostRecord(
+        images_encoded=images.encoded,
+        texts_encoded=texts.encoded,
+        images_per_second=timed.images_per_second if timed else rate(images),
+        texts_per_second=timed.texts_per_second if timed else rate(texts),
+        query_ms=timed.query_p50_ms if timed else None,
+        peak_memory_mb=peak_memory_mb(),
+        threads=_threads(),
+    )
+
+
+def keep_cost(result: Result, earlier: Result | None) -> Result:
+    """A result whose vectors came from disk keeps what encoding them cost when they were made, on the same machine."""
+    cost, old = result.cost, earlier.cost if earlier else None
+    if earlier is None or old is None or cost is None:
+        return result
+    if (earlier.encoder.key, earlier.machine) != (result.encoder.key, result.machine):
+        return result
+    if old.threads != cost.threads and (cost.images_encoded or cost.texts_encoded or cost.query_ms):
+        return result
+    new = bool(cost.images_encoded or cost.texts_encoded or cost.query_ms)
+    kept = replace(
+        cost,
+        images_per_second=cost.images_per_second or old.images_per_second,
+        texts_per_second=cost.texts_per_second or old.texts_per_second,
+        query_ms=cost.query_ms or old.query_ms,
+        peak_memory_mb=max(cost.peak_memory_mb, old.peak_memory_mb) if new else old.peak_memory_mb,
+        threads=cost.threads if new else old.threads,
+    )
+    return replace(result, cost=kept)

@@ -13,8 +13,7 @@ from llm2clip.eval.datasets.class_sets import ClassSet, same_names
 from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
 from llm2clip.eval.results.encoder_record import code_version, describe, libraries, machine, store_key
 from llm2clip.eval.runner.caption_retrieval import CaptionRetrieval, TooFewCaptionsError, caption_retrieval
-from llm2clip.eval.runner.embedding_cache import FeatureStore, encode_images
-from llm2clip.eval.runner.length_breakdown import StoredTexts
+from llm2clip.eval.runner.embedding_cache import CachedTexts, EmbeddingCache, encode_images
 from llm2clip.eval.runner.zero_shot import Classification, class_vectors, classify
 from llm2clip.eval.stats.bootstrap import Resampling
 
@@ -76,8 +75,8 @@ def measure_classes(
         ImageRef(key=f"{task.images.folders[label]}/{path.name}", file=path)
         for path, label in zip(task.images.images, task.images.labels.tolist(), strict=True)
     ]
-    images = encode_images(encoder, photos, store=store, progress=progress)
-    classes = class_vectors(StoredTexts(encoder, store), task.names, templates=task.templates)
+    images = encode_images(encoder, photos, cache=store, progress=progress)
+    classes = class_vectors(CachedTexts(encoder, store), task.names, templates=task.templates)
     alike = same_names(task.names)
     return ClassReport(
         task=task.protocol,
@@ -95,7 +94,7 @@ def measure_classes(
 
 
 def measure_captions(
-    candidate: Candidate, the_set: RetrievalSet, *, cache: Path, resampling: Resampling | None = None
+    candidate: Candidate, dataset: RetrievalSet, *, cache: Path, resampling: Resampling | None = None
 ) -> ClassReport:
     """Caption-to-caption retrieval of one encoder on the captions of a set; images are not read.
 
@@ -104,26 +103,26 @@ def measure_captions(
     """
     how = resampling or Resampling()
     encoder, store, record = _opened(candidate, cache)
-    owners = [right[0] for right in the_set.caption_images]
+    owners = [right[0] for right in dataset.caption_images]
     try:
         result = caption_retrieval(
-            StoredTexts(encoder, store), the_set.captions, caption_images=owners, resampling=how
+            CachedTexts(encoder, store), dataset.captions, caption_images=owners, resampling=how
         )
     except TooFewCaptionsError as error:
-        raise ValueError(f"{the_set.id}: {error}") from error
+        raise ValueError(f"{dataset.id}: {error}") from error
     return ClassReport(
-        task=the_set.id,
+        task=dataset.id,
         encoder=record,
         result=result,
-        conditions={"captions_sha256": _digest(the_set.captions), **_conditions(how)},
-        notes=tuple(the_set.notes),
+        conditions={"captions_sha256": _digest(dataset.captions), **_conditions(how)},
+        notes=tuple(dataset.notes),
     )
 
 
-def _opened(candidate: Candidate, cache: Path) -> tuple[Encoder, FeatureStore, dict[str, Any]]:
+def _opened(candidate: Candidate, cache: Path) -> tuple[Encoder, EmbeddingCache, dict[str, Any]]:
     encoder = candidate.open()
     record = describe(encoder, label=candidate.label, parity=candidate.parity)
-    return encoder, FeatureStore(cache, key=store_key(record), dim=record.dim), asdict(record)
+    return encoder, EmbeddingCache(cache, key=store_key(record), dim=record.dim), asdict(record)
 
 
 def _conditions(how: Resampling) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Confidence intervals, paired tests and means over languages; images are drawn with all their queries."""

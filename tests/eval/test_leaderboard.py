@@ -14,9 +14,10 @@ from datetime import UTC, datetime
 
 import pytest
 
+from llm2clip.eval.report.csv_table import csv_text
 from llm2clip.eval.report.html import page_data, render_page
 from llm2clip.eval.report.leaderboard import build_board, published_table
-from llm2clip.eval.report.markdown import csv_text, markdown
+from llm2clip.eval.report.markdown import markdown
 from llm2clip.eval.report.terminal import terminal_tables
 from llm2clip.eval.results.records import RecallAt
 
@@ -230,7 +231,7 @@ def test_ties_that_decide_are_told(make_result):
         for line in markdown(board, limit=0).splitlines()
         if "| **" in line
     }
-    assert "ties move recall by up to 0.2: coarse or collapsed vectors" in lines["coarse"]
+    assert "ties move recall by up to 0.2: low precision or collapsed vectors" in lines["coarse"]
     assert "ties" not in lines["fine"]
     assert {one["encoder"]: one["ties"] for one in page_data(board, now=NOW)["results"]} == {
         "fine": False,

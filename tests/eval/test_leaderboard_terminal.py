@@ -10,7 +10,7 @@ import pytest
 from llm2clip.eval.report.leaderboard import build_board
 from llm2clip.eval.report.markdown import markdown
 from llm2clip.eval.report.terminal import terminal_tables
-from llm2clip.eval.results.records import LossAt, Through
+from llm2clip.eval.results.records import IndexRecall, RecallLoss
 
 
 def printed(board, *, width):
@@ -24,11 +24,11 @@ def printed(board, *, width):
 
 @pytest.fixture
 def board(make_result):
-    loss = Through(
+    loss = IndexRecall(
         index="ivf64-sq8-ip",
         generation="g",
         images=9,
-        at=(LossAt(k=1, exact=0.5, through=0.25, overlap=0.9),),
+        at=(RecallLoss(k=1, exact=0.5, index_recall=0.25, overlap=0.9),),
         milliseconds=1.0,
     )
     one = make_result(label="enc with a long name of its own", key="a" * 64)
@@ -36,7 +36,7 @@ def board(make_result):
     other = replace(
         make_result(label="b", key="b" * 64), set=replace(shared, notes=(*shared.notes, "only b"))
     )
-    return build_board([replace(one, set=shared, through=(loss,)), other])
+    return build_board([replace(one, set=shared, index_recall=(loss,)), other])
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
@@ -74,5 +74,5 @@ def test_differences_to_print_fit_a_narrow_terminal(make_result):
     assert board.comparisons
     for width in (80, 150):
         text = printed(board, width=width)
-        assert "ours and printed, same weights and protocol" in text
+        assert "ours and published, same weights and protocol" in text
         assert max(map(len, text.splitlines())) <= width

@@ -17,11 +17,9 @@ from llm2clip.eval.runner.measure import (
     MeasureOptions,
     Vectors,
     content_sha256,
-    forget_peak,
-    keep_cost,
     measure,
-    peak_memory_mb,
 )
+from llm2clip.eval.runner.throughput import keep_cost, peak_memory_mb, reset_peak_memory
 from llm2clip.eval.stats.bootstrap import Resampling, bootstrap_interval
 
 ENCODED = CostRecord(
@@ -124,5 +122,5 @@ def test_the_memory_of_one_encoder_is_not_that_of_the_one_before():
     large = np.ones(25_000_000)
     before = peak_memory_mb()
     del large
-    forget_peak()
+    reset_peak_memory()
     assert peak_memory_mb() <= before - 150

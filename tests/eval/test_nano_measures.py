@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from llm2clip.eval.datasets.tar_images import DatasetError, read_tar
-from llm2clip.eval.nano_report.data import make_missing, read_gallery, read_scenes, write_gallery
+from llm2clip.eval.nano_report.data import (
+    FreeQuery,
+    Split,
+    read_gallery,
+    read_scenes,
+    require_sets,
+    write_gallery,
+)
 from llm2clip.eval.nano_report.measures import (
     QueryAnswer,
     answer_queries,
@@ -15,8 +22,7 @@ from llm2clip.eval.nano_report.measures import (
     tell_apart,
     template_tokens,
 )
-from llm2clip.eval.nano_report.queries import FreeQuery, Split
-from llm2clip.eval.nano_report.targets import TARGETS
+from llm2clip.eval.nano_report.report import TARGETS
 from llm2clip.eval.runner.evaluate import encode_images
 
 
@@ -184,30 +190,11 @@ def test_scenes_without_captions_are_refused(tars, tmp_path):
         read_scenes(path)
 
 
-def test_missing_files_are_made_by_the_training_command(tmp_path, monkeypatch):
-    said, ran = [], []
-
-    class Done:
-        returncode = 0
-
-    def run(command, **options):
-        ran.append(command[1:])
-        (tmp_path / "openmoji.tar").touch()
-        return Done()
-
-    monkeypatch.setattr("subprocess.run", run)
-    make_missing(tmp_path, ["openmoji.tar"], say=said.append)
-    paths = ["--out", str(tmp_path), "--cache", str(tmp_path / "packages")]
-    assert ran == [["-m", "llm2clip.train.cli", "data", *paths]]
-    assert len(said) == 1
-    assert "openmoji.tar" in said[0]
-    make_missing(tmp_path, ["openmoji.tar"], say=said.append)
-    assert len(ran) == 1
-    with pytest.raises(DatasetError, match=r"did not make scenes\.tar"):
-        make_missing(tmp_path, ["openmoji.tar", "scenes.tar"], say=said.append)
-    Done.returncode = 3
-    with pytest.raises(DatasetError, match=r"ended with code 3.*scenes\.tar.*llm2clip-retrieval\[train\]"):
-        make_missing(tmp_path, ["scenes.tar"], say=said.append)
+def test_require_sets_names_the_command(tmp_path):
+    (tmp_path / "openmoji.tar").touch()
+    require_sets(tmp_path, ["openmoji.tar"])
+    with pytest.raises(DatasetError, match=r"scenes\.tar not found in .*llm2clip-train data --out"):
+        require_sets(tmp_path, ["openmoji.tar", "scenes.tar"])
 
 
 def test_targets_are_those_fixed_before_training():

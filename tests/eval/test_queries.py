@@ -9,7 +9,7 @@ from importlib import resources
 import pytest
 
 from llm2clip.eval.datasets.tar_images import read_tar
-from llm2clip.eval.nano_report.queries import Split, load_queries, plain_emoji
+from llm2clip.eval.nano_report.data import Split, load_queries, plain_emoji
 from llm2clip.indexer.core.index_paths import sample_shards
 
 SPACED = {"en", "es", "de", "fr", "ar", "hi", "ru", "ko"}

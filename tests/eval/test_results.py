@@ -8,7 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm2clip.eval.results.records import pack, unpack, write_result
+from llm2clip.eval.results.records import (
+    CostRecord,
+    IndexRecall,
+    RecallLoss,
+    pack,
+    unpack,
+    write_result,
+)
 from llm2clip.eval.results.validation import read_result, read_results
 
 
@@ -25,6 +32,35 @@ def test_there_and_back(tmp_path, make_result):
     assert read_results([tmp_path])[0].seed == 7
 
 
+@pytest.mark.parametrize("images", ["images", "pictures"])
+def test_read_result_reads_version_1(tmp_path, make_result, images):
+    loss = RecallLoss(k=1, exact=0.5, index_recall=0.25, overlap=0.5)
+    through = IndexRecall(index="flat", generation="2", images=3, at=(loss,), milliseconds=1.0)
+    cost = CostRecord(
+        images_encoded=2,
+        texts_encoded=4,
+        images_per_second=9.0,
+        texts_per_second=None,
+        peak_memory_mb=100,
+        threads=2,
+    )
+    result = replace(make_result(), index_recall=(through,), cost=cost)
+    data = json.loads(write_result(result, tmp_path).read_text())
+    data["version"] = 1
+    del data["cost"]["query_ms"]
+    old = {f"images{part}": f"{images}{part}" for part in ("", "_encoded", "_per_second")}
+    old["index_recall"] = "through"
+
+    def renamed(value):
+        if isinstance(value, dict):
+            return {old.get(key, key): renamed(each) for key, each in value.items()}
+        return [renamed(each) for each in value] if isinstance(value, list) else value
+
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(renamed(data)))
+    assert read_result(path) == result
+
+
 def test_ranks_are_packed_as_they_are():
     ranks = np.array([1, 3, 70_000, np.inf])
     assert unpack(pack(ranks)).tolist() == [1, 3, 70_000, 2**31 - 1]
@@ -39,7 +75,7 @@ def test_ranks_are_packed_as_they_are():
         (lambda data: data.pop("date"), r"missing keys: \['date'\]"),
         (lambda data: data.update(dates="today"), r"unknown keys: \['dates'\]; did you mean 'date'"),
         (lambda data: data.update(format="other"), "is no result: 'format' is 'other'"),
-        (lambda data: data.update(version=2), "is of version 2, expected 1: measure again"),
+        (lambda data: data.update(version=3), "is of version 3, expected 2: measure again"),
         (lambda data: data["directions"][0].update(queries="4"), "queries: expected int"),
         (lambda data: data["directions"][0]["recall"][0].update(value=1.5), r"R@1 is 1.5 .*expected shares"),
         (lambda data: data["directions"][0]["recall"][0].update(value=0.6), "no whole number of 4"),

@@ -59,7 +59,7 @@ def test_a_declared_name_needs_a_declared_language(protocol, language):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"images": 0, "right": ((), (), ())}, "got 0 images and 3 captions"),
+        ({"photos": 0, "right": ((), (), ())}, "got 0 images and 3 captions"),
         ({"captions": (), "right": ()}, "got 3 images and 0 captions"),
         ({"right": ((0,),)}, "got images for 1 captions, expected 3"),
         (

@@ -19,9 +19,10 @@ from llm2clip.eval.cli import app
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.image_folder import load_data
 from llm2clip.eval.report.compare import compare_encoders, conclusion
+from llm2clip.eval.report.csv_table import csv_text
 from llm2clip.eval.report.html import page_data, render_page
 from llm2clip.eval.report.leaderboard import build_board
-from llm2clip.eval.report.markdown import csv_text, markdown
+from llm2clip.eval.report.markdown import markdown
 from llm2clip.eval.results.records import unpack
 from llm2clip.eval.results.validation import read_results
 from llm2clip.eval.runner.measure import MeasureOptions
@@ -102,21 +103,23 @@ def test_long_captions_are_asked_with_their_beginnings(scenes_tar, colours, opti
 
 def test_an_exact_index_loses_nothing_and_a_foreign_one_is_refused(six, tmp_path, tars, options):
     build_index(six, tmp_path / "six.index", encoder=FakeEncoder())
-    with_index = replace(options, through=(tmp_path / "six.index",))
+    with_index = replace(options, indexes=(tmp_path / "six.index",))
     [english, _] = run([Candidate(label="", open=FakeEncoder)], sets(six), options=with_index)
-    [through] = english.through
+    [through] = english.index_recall
     assert through.images == 6
     direct = {at.k: at.value for at in english.directions[0].recall}
-    assert {at.k: (at.exact, at.through) for at in through.at} == {k: (direct[k], direct[k]) for k in (1, 5)}
+    assert {at.k: (at.exact, at.index_recall) for at in through.at} == {
+        k: (direct[k], direct[k]) for k in (1, 5)
+    }
     assert all(at.overlap == 1 for at in through.at)
     with pytest.raises(ValueError, match="was built with another version of encoder"):
         list(run([Candidate(label="", open=lambda: FakeEncoder(seed=1))], sets(six), options=with_index))
     both = [Candidate(label=str(seed), open=lambda seed=seed: FakeEncoder(seed=seed)) for seed in (0, 1)]
-    fitting = [len(one.through) for one in run(both, sets(six)[:1], options=with_index)]
+    fitting = [len(one.index_recall) for one in run(both, sets(six)[:1], options=with_index)]
     assert fitting == [1, 0]  # each takes the indexes that it made
     grey = {str(n): (tars.colour((90 + n, 90, 90)), {"caption": "grey"}) for n in range(6)}
     build_index(tars.write(tmp_path / "grey.tar", grey), tmp_path / "grey.index", encoder=FakeEncoder())
-    foreign = replace(options, through=(tmp_path / "grey.index",))
+    foreign = replace(options, indexes=(tmp_path / "grey.index",))
     with pytest.raises(DatasetError, match=r"none of the answers of .*grey.index is an image of six:en"):
         list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=foreign))
 
@@ -127,12 +130,12 @@ def test_under_a_filter_only_what_passes_is_asked_and_found(six, tmp_path, optio
     with open_index(tmp_path / "six.index") as index:
         names = sorted(hit.key for hit in index.search(encoder.encode_texts(["red"]), k=6)[0])
     wanted = f"key = '{names[0]}' OR key = '{names[3]}'"
-    filtered = replace(options, through=(tmp_path / "six.index",), where=wanted)
+    filtered = replace(options, indexes=(tmp_path / "six.index",), where=wanted)
     [english, _] = run([Candidate(label="", open=FakeEncoder)], sets(six), options=filtered)
-    [through] = english.through
+    [through] = english.index_recall
     assert through.where == wanted
     # Two images are left, so five answers always have the right one; the seven captions hold others.
-    assert {at.k: (at.exact, at.through, at.overlap) for at in through.at}[5] == (1.0, 1.0, 1.0)
+    assert {at.k: (at.exact, at.index_recall, at.overlap) for at in through.at}[5] == (1.0, 1.0, 1.0)
     nothing = replace(filtered, where="width > 100000")
     with pytest.raises(DatasetError, match=r"no image of six:en in .*six.index passes the filter 'width"):
         list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=nothing))
@@ -146,10 +149,10 @@ def test_an_index_that_has_lost_images_shows_it(six, tmp_path, tars, options):
     [english, _] = run(
         [Candidate(label="", open=FakeEncoder)],
         sets(six),
-        options=replace(options, through=(tmp_path / "half.index",)),
+        options=replace(options, indexes=(tmp_path / "half.index",)),
     )
-    at = english.through[0].at[0]
-    assert (at.exact, at.through, at.overlap) == (1.0, 0.5, 0.5)
+    at = english.index_recall[0].at[0]
+    assert (at.exact, at.index_recall, at.overlap) == (1.0, 0.5, 0.5)
 
 
 def test_every_k_of_an_index_and_the_lengths_count_their_own_answers(tmp_path, tars, colours, options):
@@ -166,9 +169,12 @@ def test_every_k_of_an_index_and_the_lengths_count_their_own_answers(tmp_path, t
     [found] = run(
         [Candidate(label="", open=colours.Encoder)],
         [load_data(place, language="en")],
-        options=replace(options, through=(tmp_path / "told.index",)),
+        options=replace(options, indexes=(tmp_path / "told.index",)),
     )
-    assert [(at.k, at.exact, at.through) for at in found.through[0].at] == [(1, 6 / 7, 6 / 7), (5, 1, 1)]
+    assert [(at.k, at.exact, at.index_recall) for at in found.index_recall[0].at] == [
+        (1, 6 / 7, 6 / 7),
+        (5, 1, 1),
+    ]
     assert found.lengths is not None
     assert [(one.queries, one.value) for one in found.lengths.buckets] == [(7, 6 / 7)]
 
@@ -274,7 +280,7 @@ def test_the_commands_from_images_to_page(six, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--encoder", "nano"], "no set was named; name a protocol"),
+        (["run", "--encoder", "nano"], "no data set was named; name a protocol"),
         (["run", "--encoder", "nano", "--dataset", "flickr30"], "unknown protocol 'flickr30'; did you mean"),
         (
             ["run", "--encoder", "a=nano", "--encoder", "a=clip-vit-b-16", "--data", "."],
@@ -298,16 +304,38 @@ def test_progress_counts_every_image_and_caption(six, options):
     told = []
 
     class Reporter:
-        def begin(self, encoder, the_set):
-            told.append(("begin", the_set.id))
+        def begin(self, encoder, dataset):
+            told.append(("begin", dataset.id))
 
-        def advance(self, side, number):
-            told.append((side, number))
+        def advance(self, tower, number):
+            told.append((tower, number))
 
-        def end(self, result, *, fresh):
+        def end(self, result):
             told.append(("end", result.set.id))
 
     list(run([Candidate(label="", open=FakeEncoder)], sets(six)[:1], options=options, reporter=Reporter()))
     assert sum(number for side, number in told if side == "images") == 6
     assert sum(number for side, number in told if side == "texts") == 12
     assert np.isin(["begin", "end"], [name for name, _ in told]).all()
+
+
+def test_run_throughput_fills_the_cost_columns(six, options):
+    timed = replace(options, throughput=True)
+    [found] = run([Candidate(label="timed", open=FakeEncoder)], sets(six)[:1], options=timed)
+    assert found.cost is not None
+    assert min(found.cost.images_per_second, found.cost.texts_per_second, found.cost.query_ms) > 0
+    board = build_board([found])
+    assert "| images/s | texts/s | ms/query | MB | note |" in markdown(board, limit=0)
+    [line, *_] = csv.DictReader(io.StringIO(csv_text(board)))
+    assert float(line["texts_per_second"]) == pytest.approx(found.cost.texts_per_second, abs=1e-3)
+    assert float(line["peak_memory_mb"]) == found.cost.peak_memory_mb
+    # A later run without timing keeps what was timed.
+    [again] = run([Candidate(label="timed", open=FakeEncoder)], sets(six)[:1], options=options)
+    assert again.cost.query_ms == found.cost.query_ms
+
+
+def test_run_accepts_the_old_name_of_index(six, tmp_path):
+    arguments = ["run", "--encoder", "nano", "--data", str(six), "--language", "en", "--where", "x = 1"]
+    done = CliRunner().invoke(app, [*arguments, "--through", str(tmp_path / "nowhere")])
+    assert (done.exit_code, "nowhere" in done.stderr) == (1, True)
+    assert "--through " not in CliRunner().invoke(app, ["run", "--help"]).output

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from llm2clip.eval.runner.breakdowns import PrefixOptions, by_language, by_length, first_words, prefix_curve
+from llm2clip.eval.runner.lengths import by_length, first_words, measure_lengths, prefix_curve
 from llm2clip.eval.stats.bootstrap import Resampling, bootstrap_interval
+from llm2clip.eval.stats.languages import by_language
 
 
-def test_queries_fall_into_the_bucket_of_their_length():
-    tokens = [1, 16, 17, 32, 64, 65, 77, 78, 128, 249, 400]
-    hits = np.array([1, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1], dtype=float)
-    found = by_length(hits, tokens=tokens, max_tokens=77)
-    assert [(one.label, one.hits.queries, one.hits.value, one.tokens) for one in found.buckets] == [
+def test_by_length_puts_queries_into_buckets():
+    tokens = np.array([1, 16, 17, 32, 64, 65, 77, 78, 128, 249, 400])
+    hits = np.array([1, 0, 1, 1, 0, 1, 0, 0, 0, 1, 1], dtype=bool)
+    assert [(one.label, one.queries, one.value, one.tokens) for one in by_length(hits, tokens)] == [
         ("<=16", 2, 0.5, 8.5),
         ("17-32", 2, 1.0, 24.5),
         ("33-64", 1, 0.0, 64.0),
@@ -17,23 +17,37 @@ def test_queries_fall_into_the_bucket_of_their_length():
         ("78-128", 2, 0.0, 103.0),
         (">248", 2, 1.0, 324.5),
     ]
-    assert found.truncated == pytest.approx(4 / 11)
-    assert found.tokens == pytest.approx(np.mean(tokens))
 
 
-def test_buckets_draw_images():
+def test_by_length_draws_images():
     generator = np.random.default_rng(0)
-    hits, clusters = generator.integers(0, 2, 90).astype(float), np.arange(90) // 3
-    tokens = [10] * 45 + [100] * 45
+    hits, clusters = generator.integers(0, 2, 90).astype(bool), np.arange(90) // 3
     how = Resampling(times=300, seed=4)
-    found = by_length(hits, tokens=tokens, max_tokens=77, clusters=clusters, resampling=how)
-    assert found.buckets[1].hits == bootstrap_interval(hits[45:], clusters=clusters[45:], resampling=how)
-    assert found.buckets[1].hits.clusters == 15
+    found = by_length(hits, np.repeat([10, 100], 45), clusters=clusters, resampling=how)[1]
+    expected = bootstrap_interval(hits[45:].astype(float), clusters=clusters[45:], resampling=how)
+    assert (found.value, found.low, found.high) == (expected.value, expected.low, expected.high)
 
 
-def test_as_many_lengths_as_hits():
+def test_by_length_refuses_other_numbers_of_tokens():
     with pytest.raises(ValueError, match="got 2 numbers of tokens for 3 texts"):
-        by_length(np.ones(3), tokens=[1, 2], max_tokens=77)
+        by_length(np.ones(3, dtype=bool), np.array([1, 2]))
+
+
+def test_measure_lengths_counts_truncated_captions(make_result, colours):
+    found = make_result().directions[0]
+    captions = ["red blue red blue"] * found.queries
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(colours.Encoder, "_count_tokens", lambda _, texts: [5, 200] * (len(texts) // 2))
+        lengths = measure_lengths(
+            colours.Encoder(),
+            captions,
+            images=np.eye(12, dtype=np.float32),
+            positives=[0] * len(captions),
+            found=found,
+            max_tokens=77,
+            resampling=Resampling(times=10),
+        )
+    assert (lengths.truncated, lengths.tokens_per_caption, lengths.prefixes) == (0.5, 102.5, ())
 
 
 @pytest.mark.parametrize(
@@ -53,11 +67,11 @@ def test_as_many_lengths_as_hits():
         ("— word", 1, "— word"),
     ],
 )
-def test_beginnings_in_many_scripts(text, words, beginning):
+def test_first_words_in_many_scripts(text, words, beginning):
     assert first_words(text, words) == beginning
 
 
-def test_the_curve_rises_where_words_are_read_and_is_flat_beyond(colours):
+def test_prefix_curve_rises_where_words_are_read(colours):
     """The stub reads first and last word: cut captions lose the last, uncut ones do not."""
     encoder = colours.Encoder()
     words = list(colours.palette)
@@ -65,24 +79,18 @@ def test_the_curve_rises_where_words_are_read_and_is_flat_beyond(colours):
     texts = [f"{left} and and {right}" for left, right in pairs] + ["red blue"]
     images = np.stack([encoder.encode_texts([f"{left} {right}"])[0] for left, right in pairs])
     truth = np.array([*range(30), pairs.index(("red", "blue"))])
-    options = PrefixOptions(max_tokens=3, words=(1, 2, 4, 9), clusters=truth)
-    curve = prefix_curve(encoder, texts, images=images, positives=truth, options=options)
+    curve = prefix_curve(
+        encoder, texts, pair=(images, truth), max_tokens=3, words=(1, 2, 4, 9), clusters=truth
+    )
     # Four words are the longest: at 4 nothing is cut, and whole texts follow at once.
-    assert [(one.words, one.shortened) for one in curve] == [
-        (1, 1.0),
-        (2, pytest.approx(30 / 31)),
-        (None, 0.0),
-    ]
-    assert [one.hits.value for one in curve] == [0.0, pytest.approx(1 / 31), 1.0]
+    assert [one.label for one in curve] == ["1 words", "2 words", "whole"]
+    assert [one.value for one in curve] == [0.0, pytest.approx(1 / 31), 1.0]
     assert [one.tokens for one in curve] == [1.0, 2.0, pytest.approx((30 * 3 + 2) / 31)]
-    assert curve[-1].hits.clusters == 30
     with pytest.raises(ValueError, match="at least 1 each"):
-        prefix_curve(
-            encoder, texts, images=images, positives=truth, options=PrefixOptions(max_tokens=3, words=[0])
-        )
+        prefix_curve(encoder, texts, pair=(images, truth), max_tokens=3, words=[0])
 
 
-def test_languages_count_the_same_however_many_queries():
+def test_by_language_weighs_languages_equally():
     hits = {
         "en": np.array([1.0, 1, 1, 0]),
         "zh": np.array([1.0, 0]),
@@ -98,7 +106,7 @@ def test_languages_count_the_same_however_many_queries():
     assert found.languages["zh"] == bootstrap_interval(hits["zh"], clusters=clusters["zh"])
 
 
-def test_languages_of_the_same_images_are_drawn_together():
+def test_by_language_draws_images_once_for_all_languages():
     """Three languages that find the same images tell no more than one; three that differ would."""
     hits = np.tile([1.0, 0.0], 50)
     alike = dict.fromkeys(("en", "de", "zh"), hits)
@@ -109,7 +117,7 @@ def test_languages_of_the_same_images_are_drawn_together():
     assert apart.high - apart.low == pytest.approx((one.high - one.low) / np.sqrt(3), rel=0.1)
 
 
-def test_a_set_without_english_has_no_gap_to_it():
+def test_by_language_without_english_has_no_gap():
     found = by_language({"zh": np.ones(3)}, clusters={"zh": np.arange(3)})
     assert (found.english_gap, found.spread, found.worst_languages) == (None, 0.0, ("zh",))
     only = by_language({"en": np.ones(3)}, clusters={"en": np.arange(3)})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llm2clip.eval.commands.arguments import sets
+from llm2clip.eval.commands.arguments import load_sets
 from llm2clip.eval.datasets.tar_images import DatasetError
 
 
@@ -17,13 +17,13 @@ def places(tmp_path, tars):
     return tmp_path
 
 
-def test_two_sets_of_one_name_are_refused_before_one_overwrites_the_other(places):
+def test_load_sets_refuses_two_sets_of_one_name(places):
     one, other = f"x={places / 'a'}", f"x={places / 'b'}"
     with pytest.raises(
         DatasetError, match=r"/a and .*/b are both called 'x', expected a name for each: --data NAME"
     ):
-        list(sets([], [one, other], folder=places))
+        list(load_sets([], [one, other], folder=places))
 
 
-def test_a_set_named_twice_is_measured_once(places):
-    assert [each.id for each in sets([], [f"{places / 'a'}"] * 2, folder=places)] == ["a"]
+def test_load_sets_reads_a_set_named_twice_once(places):
+    assert [each.id for each in load_sets([], [f"{places / 'a'}"] * 2, folder=places)] == ["a"]

@@ -1,6 +1,6 @@
-"""What ``make eval`` runs: nano, its controls and chance, on what this package can make itself, and the page of it.
+"""What ``make eval`` runs: nano, its controls and random encoders, on the sets of ``llm2clip-train data``.
 
-Where images of one's own are named (``--data``), they are measured on too. Everything goes on where it stopped.
+Images of one's own (``--data``) are measured on too. An interrupted run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm2clip.common.entrypoint import graceful_interrupt
-from llm2clip.common.terminal import log_stderr, one_line_errors
+from llm2clip.common.terminal import one_line_errors
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
@@ -22,57 +22,60 @@ if TYPE_CHECKING:
     from llm2clip.eval.runner.run import Candidate
 
 EMOJI, SCENES = "openmoji.tar", "scenes.tar"
-_EMOJI_LANGUAGES = ("en", "zh", "ar", "de", "hi", "ja", "ru", "sw")
-_SCENE_LANGUAGES = ("en", "zh")
+_LANGUAGES = {EMOJI: ("en", "zh", "ar", "de", "hi", "ja", "ru", "sw"), SCENES: ("en", "zh")}
 _OWN_LANGUAGES = ("en", "zh")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
 @app.command()
-def everything(
+def make_eval(
     *,
     out: Annotated[Path, typer.Option(help="Folder of results and page.")] = Path("eval-output"),
     made: Annotated[
-        Path | None, typer.Option(help="Folder of openmoji.tar and scenes.tar; made when missing.")
+        Path | None, typer.Option(help="Folder of openmoji.tar and scenes.tar.", show_default="data home")
     ] = None,
     data: Annotated[
-        list[str] | None, typer.Option(help="Folder or tar of your own, or NAME=either; several times.")
+        list[str] | None, typer.Option(help="Your own folder or tar, PATH or NAME=PATH; repeatable.")
     ] = None,
     quick: Annotated[bool, typer.Option(help="First 100 images, English and Chinese only.")] = False,
 ) -> None:
-    """Measure nano, its controls and random encoders of every family, and write the leaderboard."""
-    with one_line_errors(extra="train", interrupted=": start the same command again to go on"):
+    """Measure nano, its controls and random encoders, and write the leaderboard."""
+    with one_line_errors(extra="cpu", interrupted=": start the same command again to go on"):
         from llm2clip.common.paths import data_home
-        from llm2clip.eval.report.progress import TerminalReporter
+        from llm2clip.eval.commands.run import TerminalReporter
         from llm2clip.eval.runner.run import RunOptions, run
 
-        folder = made or data_home() / "eval"
         options = RunOptions(out=out / "results", cache=out / "vectors")
         with graceful_interrupt(), TerminalReporter() as reporter:
-            sets = list(_sets(folder, data or [], quick=quick))
+            sets = list(_sets(made or data_home() / "eval", data or [], quick=quick))
             found = list(run(list(candidates(out / "encoders")), sets, options=options, reporter=reporter))
         write_board(found, out)
         typer.echo(out / "leaderboard.html")
 
 
 def candidates(folder: Path) -> Iterator[Candidate]:
-    """nano, nano with its language model's blocks off, and one encoder of each family with random weights."""
+    """nano, nano with its language model's blocks off, and encoders with random weights."""
     from llm2clip.encoders import load_encoder
-    from llm2clip.eval.nano_report.random_encoders import random_families
+    from llm2clip.eval.nano_report import controls
     from llm2clip.eval.runner.run import Candidate
 
+    def random(family: str) -> Encoder:
+        return load_encoder(controls.make_random(family, folder / f"random-{family}"))
+
     yield Candidate(label="nano", open=lambda: load_encoder("nano"))
-    yield Candidate(label="nano, blocks off", open=partial(_without_blocks, folder / "nano-without-blocks"))
-    for family in random_families():
-        yield Candidate(label=f"random {family}", open=partial(_random, family, folder / f"random-{family}"))
+    bare = partial(controls.nano_without_blocks, folder / "nano-without-blocks")
+    yield Candidate(label="nano, blocks off", open=bare)
+    for family in controls.FAMILIES:
+        yield Candidate(label=f"random {family}", open=partial(random, family))
 
 
 def write_board(results: list[Result], out: Path) -> None:
     """Write the leaderboard of these results as page, Markdown and CSV."""
+    from llm2clip.eval.report.csv_table import csv_text
     from llm2clip.eval.report.html import render_page
     from llm2clip.eval.report.leaderboard import build_board
-    from llm2clip.eval.report.markdown import csv_text, markdown
+    from llm2clip.eval.report.markdown import markdown
 
     board = build_board(results)
     for name, text in (
@@ -86,38 +89,18 @@ def write_board(results: list[Result], out: Path) -> None:
 def _sets(made: Path, own: list[str], *, quick: bool) -> Iterator[RetrievalSet]:
     from llm2clip.eval.commands.arguments import labelled
     from llm2clip.eval.loaders.image_folder import data_languages, load_data
-    from llm2clip.eval.nano_report.data import make_missing
+    from llm2clip.eval.nano_report.data import require_sets
 
-    make_missing(made, [EMOJI, SCENES], say=log_stderr)
-    wanted = [("emoji", made / EMOJI, _EMOJI_LANGUAGES), ("scenes", made / SCENES, _SCENE_LANGUAGES)]
+    require_sets(made, [EMOJI, SCENES])
+    wanted = [("emoji", made / EMOJI, _LANGUAGES[EMOJI]), ("scenes", made / SCENES, _LANGUAGES[SCENES])]
     wanted += [(name, Path(path), _OWN_LANGUAGES) for name, path in map(labelled, own)]
-    for name, place, preferred in wanted:
-        there = data_languages(place)
+    for name, path, preferred in wanted:
+        there = data_languages(path)
         languages: list[str | None] = [language for language in preferred if language in there]
         languages = languages or [*list(there)[:2]] or [None]
         for language in languages[:2] if quick else languages:
-            whole = load_data(place, language=language, name=name or None)
+            whole = load_data(path, language=language, name=name or None)
             yield whole.first(100) if quick else whole
-
-
-def _without_blocks(folder: Path) -> Encoder:
-    import shutil
-
-    from llm2clip.eval.nano_report.ablation import without_blocks
-    from llm2clip.eval.nano_report.report import encoder_folder
-
-    source = encoder_folder("nano")
-    assert source is not None, "nano is shipped with the package"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return without_blocks(source, folder)
-
-
-def _random(family: str, folder: Path) -> Encoder:
-    from llm2clip.encoders import load_encoder
-    from llm2clip.eval.nano_report.random_encoders import make_random
-
-    return load_encoder(make_random(family, folder))
 
 
 if __name__ == "__main__":
