@@ -251,7 +251,7 @@ def measure_cost(
                     count=len(times),
                 )
     content = [image.read() for image in images[:_TIMED_IMAGES]]
-    pixels = np.stack([encoder.prepare(one).pixels for one in content])
+    pixels = [encoder.prepare(one).pixels for one in content]
     starts = range(0, len(pixels), _TIMED_BATCH)
     jobs = {
         "images, from files": lambda: encoder.encode_images(content, batch_size=_TIMED_BATCH),

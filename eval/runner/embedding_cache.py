@@ -207,7 +207,7 @@ def encode_images(
             elif not (new.rows or spent.encoded):
                 began = time.monotonic()  # what an earlier run encoded says nothing of speed
             if len(new.rows) == _BATCH or (new.rows and row == len(images) - 1):
-                vectors[new.rows] = encoder.encode_prepared(np.stack(new.pixels))
+                vectors[new.rows] = encoder.encode_prepared(new.pixels)
                 shelf.put(new.digests, vectors[new.rows])
                 spent.encoded += len(new.rows)
                 new = _Batch()
