@@ -11,7 +11,7 @@ from typing import Literal
 
 from llm2clip.eval.datasets.protocols import Counts, declared
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.indexer.records.spans import read_span
+from llm2clip.indexer.records.files import read_span
 
 PARTIAL = "+partial"
 """Ends the name of every set that has less than its protocol declares."""

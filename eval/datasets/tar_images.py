@@ -15,7 +15,7 @@ import numpy as np
 
 from llm2clip.indexer.containers.tar import TarCorpus
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.spans import read_span
+from llm2clip.indexer.records.files import read_span
 
 if TYPE_CHECKING:
     from llm2clip.encoders import ImageSource

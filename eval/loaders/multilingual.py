@@ -10,7 +10,7 @@ from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines, take
 from llm2clip.eval.loaders.protocol_files import Layout, image
 from llm2clip.eval.loaders.unchecked_set import UncheckedSet
-from llm2clip.indexer.records.file_types import ending, image_endings
+from llm2clip.indexer.records.files import ending, image_endings
 
 
 def xm3600(layout: Layout) -> UncheckedSet:

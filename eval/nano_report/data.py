@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 
 from llm2clip.eval.datasets.tar_images import DatasetError, TarImage, read_tar
-from llm2clip.indexer.records.file_types import ending
+from llm2clip.indexer.records.files import ending
 
 SCENES_FILE = "scenes.tar"
 """Scenes in the artwork that nano was trained on."""

@@ -9,7 +9,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from llm2clip.indexer.records.column_names import CAPTION_COLUMNS, column_of
+from llm2clip.indexer.records.tabular import CAPTION_COLUMNS, column_of
 
 if TYPE_CHECKING:
     import pyarrow as pa

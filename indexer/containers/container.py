@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from llm2clip.common.paths import data_home
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.file_types import image_endings, printable
+from llm2clip.indexer.records.files import image_endings, printable
 from llm2clip.indexer.records.record import Corpus, Record
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")

@@ -13,12 +13,11 @@ from llm2clip.indexer.containers.arrow_columns import Columns, columns_of, plain
 from llm2clip.indexer.containers.arrow_files import Group, Table, open_table, shared_table
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
-from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.core.extras import need
-from llm2clip.indexer.records.column_names import split_caption
+from llm2clip.indexer.core.errors import CorpusError, need
+from llm2clip.indexer.records.files import MAX_IMAGE_BYTES, read_whole
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar
-from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, read_whole
+from llm2clip.indexer.records.tabular import split_caption
 
 TABLES = frozenset([".parquet", ".arrow", ".feather"])
 """Endings of tables that may hold images."""

@@ -14,10 +14,9 @@ from typing import BinaryIO, Final, NamedTuple, final
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import SAMPLE, sample_folder, sample_shards
-from llm2clip.indexer.records.file_types import ending, image_endings, other_image_endings, printable
+from llm2clip.indexer.records.files import ending, image_endings, other_image_endings, printable, read_span
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar
-from llm2clip.indexer.records.spans import read_span
 
 
 class _Member(NamedTuple):

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
-from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.core.extras import need
+from llm2clip.indexer.core.errors import CorpusError, need
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import sidecar_of
 

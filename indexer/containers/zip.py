@@ -14,10 +14,16 @@ from typing import Any, Final, NamedTuple, final
 
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.file_types import ending, image_endings, other_image_endings, printable
+from llm2clip.indexer.records.files import (
+    MAX_IMAGE_BYTES,
+    ending,
+    image_endings,
+    other_image_endings,
+    printable,
+    read_span,
+)
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar
-from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, read_span
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 
 class IndexerError(ValueError):
     """Anything about an index or a corpus that its user can put right; the message says how."""
@@ -37,3 +39,18 @@ class IndexWriteError(OSError):
 
 class FaissNotInstalledError(ImportError, IndexerError):
     """No FAISS wheel is installed."""
+
+
+def need(module: str, *, extra: str, what: str) -> None:
+    """Make sure that an optional package is installed.
+
+    Args:
+        module: its import name.
+        extra: the extra of this package that brings it.
+        what: what needs it, for the message.
+
+    Raises:
+        CorpusError: it is not installed.
+    """
+    if find_spec(module) is None:
+        raise CorpusError(f"{what} needs {module}: pip install 'llm2clip-retrieval[{extra}]'")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, final
 
 from llm2clip.indexer.containers.container import Container
-from llm2clip.indexer.records.file_types import (
+from llm2clip.indexer.records.files import (
     VIDEOS,
     ending,
     image_endings,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Final, final
 
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.file_types import ending, image_endings, other_image_endings, printable
+from llm2clip.indexer.records.files import ending, image_endings, other_image_endings, printable
 from llm2clip.indexer.records.record import Corpus, Record
 from llm2clip.indexer.records.sidecars import sidecar_of, stamp_of
 from llm2clip.indexer.records.tabular import Row, encoding_of, read_rows

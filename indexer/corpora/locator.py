@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError
-from llm2clip.indexer.records.record import root_of
-from llm2clip.indexer.records.spans import content_hash, read_span, read_whole
+from llm2clip.indexer.core.index_paths import sample_folder
+from llm2clip.indexer.records.files import content_hash, read_span, read_whole
 
 _BY_NAME = frozenset(["list", "stdin"])
 """Kinds of corpus that may name files anywhere: their lists do."""
+
+
+def root_of(identity: Mapping[str, str]) -> str:
+    """The folder below which the keys of a corpus lie; that of the sample corpus moves with the installation."""
+    return str(sample_folder()) if identity["kind"] == "sample" else identity["root"]
 
 
 def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import SAMPLE
 from llm2clip.indexer.corpora.folder import FolderCorpus
 from llm2clip.indexer.corpora.list_file import STDIN, ListCorpus, StdinCorpus
-from llm2clip.indexer.records.file_types import VIDEOS, ending, image_endings
+from llm2clip.indexer.records.files import VIDEOS, ending, image_endings
 from llm2clip.indexer.records.record import Corpus
 from llm2clip.indexer.records.tabular import LISTS
 

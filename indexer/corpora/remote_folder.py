@@ -18,7 +18,7 @@ from llm2clip.indexer.corpora.remote_store import (
     store_of,
     wrap_store_errors,
 )
-from llm2clip.indexer.records.file_types import VIDEOS, ending, image_endings, other_image_endings
+from llm2clip.indexer.records.files import VIDEOS, ending, image_endings, other_image_endings
 from llm2clip.indexer.records.record import Corpus, Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar, stamp_of
 

@@ -19,10 +19,9 @@ from typing import Any
 
 from llm2clip.common.files import atomic_path
 from llm2clip.common.paths import data_home
-from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.core.extras import need
+from llm2clip.indexer.core.errors import CorpusError, need
+from llm2clip.indexer.records.files import MAX_IMAGE_BYTES, require_span
 from llm2clip.indexer.records.sidecars import stamp_of
-from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, require_span
 
 _NOTE = "about.json"
 _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "created")

@@ -6,20 +6,29 @@ import math
 from collections.abc import Callable
 from typing import NoReturn
 
-from llm2clip.indexer.filters import sql as sql
 from llm2clip.indexer.filters.fields import (
     FIELDS,
     KNOWN,
     META,
     UNITS,
+    Clause,
     Field,
     Type,
     Value,
+    among,
+    compared,
+    compared_fields,
+    escaped,
+    glob,
+    has,
+    joined,
+    like,
     metadata_field,
+    missing,
+    negated,
     number,
     span,
 )
-from llm2clip.indexer.filters.sql import Clause
 from llm2clip.indexer.filters.tokenizer import Kind, Token, WhereError, nearest, tokens
 
 MAX_CONDITIONS = 256
@@ -98,17 +107,17 @@ class Parser:
         clauses = [self._both()]
         while self._took("OR"):
             clauses.append(self._both())
-        return sql.joined("OR", clauses)
+        return joined("OR", clauses)
 
     def _both(self) -> Clause:
         clauses = [self._opposite()]
         while self._took("AND"):
             clauses.append(self._opposite())
-        return sql.joined("AND", clauses)
+        return joined("AND", clauses)
 
     def _opposite(self) -> Clause:
         if self._took("NOT"):
-            return sql.negated(self._deeper(self._opposite))
+            return negated(self._deeper(self._opposite))
         if self._took("("):
             clause = self._deeper(self._either)
             self._expect(")", "to close the parenthesis")
@@ -137,13 +146,13 @@ class Parser:
         if self._took("IS"):
             negative = self._took("NOT")
             self._expect("NULL", "after IS")
-            return sql.negated(sql.missing(field)) if negative else sql.missing(field)
+            return negated(missing(field)) if negative else missing(field)
         negative = self._took("NOT")
         word = self._take()
         if not word.is_word("BETWEEN", "CONTAINS", "GLOB", "HAS", "IN", "LIKE"):
             self._fail(f"{_OPERATORS}{nearest(word.value, [each.lower() for each in _WORDS])}", word)
         clause = self._worded(field, word.value.upper(), word)
-        return sql.negated(clause) if negative else clause
+        return negated(clause) if negative else clause
 
     def _reversed(self) -> Clause:
         """A value first: ``1000 < width``."""
@@ -171,7 +180,7 @@ class Parser:
                 first,
                 until=second.end,
             )
-        return sql.compared_fields(field, _plain(sign), other)
+        return compared_fields(field, _plain(sign), other)
 
     def _compared(self, field: Field, sign: str, first: Token) -> Clause:
         if field.type is Type.TIME:
@@ -181,7 +190,7 @@ class Parser:
         value = self._value(field)
         if isinstance(value, bool) and _plain(sign) not in ("=", "<>"):
             self._fail("TRUE and FALSE have no order: compare with = or !=", first, until=token.end)
-        return sql.compared(field, _plain(sign), value)
+        return compared(field, _plain(sign), value)
 
     def _worded(self, field: Field, word: str, at: Token) -> Clause:
         if word == "BETWEEN":
@@ -191,7 +200,7 @@ class Parser:
         if word == "HAS":
             if field.type is not Type.JSON:
                 self._fail(f"HAS looks into lists in the metadata, and {field.name} is {field.type}", at)
-            return sql.has(field, self._value(field))
+            return has(field, self._value(field))
         if field.type in (Type.NUMBER, Type.TIME):
             self._fail(f"{word} compares text, and {field.name} is {field.type}", at)
         token = self._take()
@@ -201,17 +210,17 @@ class Parser:
         if len(token.value) > MAX_PATTERN:
             self._fail(f"{word} takes at most {MAX_PATTERN:,} characters, got {len(token.value):,}", token)
         if word == "CONTAINS":
-            return sql.like(field, f"%{sql.escaped(token.value)}%")
+            return like(field, f"%{escaped(token.value)}%")
         if word == "GLOB":
-            return sql.glob(field, token.value)
+            return glob(field, token.value)
         if (len(token.value) - len(token.value.rstrip("\\"))) % 2:
             self._fail("the pattern ends in a backslash that escapes nothing: write two", token)
-        return sql.like(field, token.value)
+        return like(field, token.value)
 
     def _between(self, field: Field) -> Clause:
         low = self._compared(field, ">=", self._next)
         self._expect("AND", "between the two ends")
-        return sql.joined("AND", [low, self._compared(field, "<=", self._next)])
+        return joined("AND", [low, self._compared(field, "<=", self._next)])
 
     def _among(self, field: Field) -> Clause:
         self._expect("(", "after IN")
@@ -228,7 +237,7 @@ class Parser:
             if not self._took(","):
                 break
         self._expect(")", "to close the list")
-        return sql.joined("OR", spans) if spans else sql.among(field, values)
+        return joined("OR", spans) if spans else among(field, values)
 
     def _field(self) -> Field:
         token = self._take()
@@ -314,10 +323,10 @@ def _plain(sign: str) -> str:
 def _within(field: Field, sign: str, start: int, end: int) -> Clause:
     """A time beside a span: after it is after its end, before it is before its start."""
     if sign in ("=", "<>"):
-        inside = sql.joined("AND", [sql.compared(field, ">=", start), sql.compared(field, "<", end)])
-        return inside if sign == "=" else sql.negated(inside)
+        inside = joined("AND", [compared(field, ">=", start), compared(field, "<", end)])
+        return inside if sign == "=" else negated(inside)
     edge, sign = {"<": (start, "<"), "<=": (end, "<"), ">": (end, ">="), ">=": (start, ">=")}[sign]
-    return sql.compared(field, sign, edge)
+    return compared(field, sign, edge)
 
 
 def _described(token: Token) -> str:

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from llm2clip.indexer.filters.fields import COLUMNS
-from llm2clip.indexer.filters.sql import FOLDED, folded
+from llm2clip.indexer.filters.fields import COLUMNS, FOLDED, folded
 
 VERSIONS = frozenset({"added", "removed"})
 """Columns that say in which states of the index a row is there."""

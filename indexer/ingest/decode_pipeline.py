@@ -17,8 +17,8 @@ from itertools import islice
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.ingest.batching import AdaptiveBatchSize
 from llm2clip.indexer.ingest.vector_reuse import VectorCache
+from llm2clip.indexer.records.files import content_hash
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.records.spans import content_hash
 from llm2clip.indexer.storage.items_reader import ErrorRow
 from llm2clip.indexer.storage.outcome import Outcome, ReusedVector, reason_of
 

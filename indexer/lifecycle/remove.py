@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.core.results import ChangeReport
+from llm2clip.indexer.corpora.locator import root_of
 from llm2clip.indexer.ingest.sync_source import ChangeCounts
 from llm2clip.indexer.lifecycle.update import change_report
-from llm2clip.indexer.records.record import root_of
 from llm2clip.indexer.storage.generation_writer import closing_writer
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader
 from llm2clip.indexer.storage.manifest import Manifest

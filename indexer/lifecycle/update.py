@@ -17,7 +17,7 @@ from llm2clip.indexer.core.results import BuildOptions, ChangeReport
 from llm2clip.indexer.corpora.open import open_corpus, reopen_corpus
 from llm2clip.indexer.corpora.subset import PathListCorpus, SubfolderCorpus
 from llm2clip.indexer.ingest.sync_source import ChangeCounts, Ingest, ListingDiff, require_images, tell
-from llm2clip.indexer.records.file_types import ending, image_endings
+from llm2clip.indexer.records.files import ending, image_endings
 from llm2clip.indexer.records.record import Corpus, same_corpus
 from llm2clip.indexer.storage.generation_writer import GenerationWriter, closing_writer
 from llm2clip.indexer.storage.items_reader import NEVER, ItemsReader

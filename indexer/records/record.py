@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.core.index_paths import sample_folder
-from llm2clip.indexer.records.file_types import _HEIF, VIDEOS
+from llm2clip.indexer.records.files import HEIF, MAX_IMAGE_BYTES, VIDEOS, read_span
 from llm2clip.indexer.records.sidecars import Sidecar
-from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, read_span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +154,7 @@ class Corpus(ABC):
     def passed_over_note(self) -> str | None:
         """What a person should know once it was read, above all what was passed over; None if there is nothing."""
         videos = Counter({kind: number for kind, number in self.passed_over.items() if kind in VIDEOS})
-        heif = sum(number for kind, number in self.passed_over.items() if kind in _HEIF)
+        heif = sum(number for kind, number in self.passed_over.items() if kind in HEIF)
         parts = []
         if images := self.passed_over - videos:
             remedy = "convert to JPEG what shall be found"
@@ -193,11 +191,6 @@ def _some(kinds: Counter[str]) -> str:
 
 def _compact(value: Mapping[str, Any]) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def root_of(identity: Mapping[str, str]) -> str:
-    """The folder below which the keys of a corpus lie; that of the sample corpus moves with the installation."""
-    return str(sample_folder()) if identity["kind"] == "sample" else identity["root"]
 
 
 def same_corpus(one: Mapping[str, str], other: Mapping[str, str]) -> bool:

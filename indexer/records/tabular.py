@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.column_names import CAPTION_COLUMNS, PATH_COLUMNS, column_of, split_caption
-from llm2clip.indexer.records.file_types import ending
+from llm2clip.indexer.records.files import ending
 
 LISTS = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".lst"])
 """Endings of lists of images."""
 
+_PATHS = (
+    "file_name filename filepath file_path image_path path file image img picture photo image_url url uri"
+)
+PATH_COLUMNS = (*_PATHS.split(), "文件名", "文件路径", "路径", "图片")
+"""Columns that say where an image is, the first that there is; case does not matter."""
+CAPTION_COLUMNS = ("caption", "text", "captions", "描述", "说明", "标题")
+"""Columns that hold its caption, likewise."""
 _OTHER = re.compile(r"[^\x00-\x7f]")
 _WRONG = re.compile("[\udc80-\udcff]")
 _INT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
@@ -181,3 +187,19 @@ def _value(cell: str) -> str | int | float:
 
 Rows = Callable[[], Iterator[Row]]
 """Reads a list from its beginning."""
+
+
+def column_of(names: Sequence[str], wanted: Sequence[str]) -> str | None:
+    """The first of the wanted names that there is, as it is written there."""
+    written = {name.strip().lower(): name for name in reversed(names)}
+    return next((written[name] for name in wanted if name in written), None)
+
+
+def split_caption(cells: dict[str, Any], column: str | None) -> tuple[str | None, dict[str, Any]]:
+    """The caption and the other cells; of a list of captions the first, and the list stays among the others."""
+    value = cells.get(column) if column is not None else None
+    if isinstance(value, list) and value and isinstance(value[0], str) and value[0].strip():
+        return value[0].strip(), cells
+    if value is None or isinstance(value, list | dict):
+        return None, cells
+    return str(value).strip() or None, {name: cell for name, cell in cells.items() if name != column}

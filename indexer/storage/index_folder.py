@@ -23,7 +23,7 @@ from shlex import quote
 from typing import IO, Any
 
 from llm2clip.indexer.core.errors import IndexConflictError, IndexerError, IndexWriteError
-from llm2clip.indexer.records.file_types import printable
+from llm2clip.indexer.records.files import printable
 from llm2clip.indexer.storage.items_reader import ItemsReader
 from llm2clip.indexer.storage.manifest import FORMAT, MANIFEST, committed_generation, read_manifest
 

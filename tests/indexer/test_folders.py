@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm2clip.indexer import CorpusError, open_corpus
-from llm2clip.indexer.records import file_types
-from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES
+from llm2clip.indexer.records import files
+from llm2clip.indexer.records.files import MAX_IMAGE_BYTES
 
 from .material import encoded
 
@@ -104,7 +104,7 @@ def test_images_that_are_not_read_are_counted(tmp_path):
     ],
 )
 def test_the_extra_for_heic_is_named_where_it_is_missing(tmp_path, monkeypatch, names, note):
-    for cached in (file_types.image_endings, file_types.other_image_endings):
+    for cached in (files.image_endings, files.other_image_endings):
         cached.cache_clear()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     try:
@@ -115,7 +115,7 @@ def test_the_extra_for_heic_is_named_where_it_is_missing(tmp_path, monkeypatch, 
         assert corpus.passed_over_note() == said
         assert corpus.emptiness().endswith(f"; {said}")
     finally:
-        for cached in (file_types.image_endings, file_types.other_image_endings):
+        for cached in (files.image_endings, files.other_image_endings):
             cached.cache_clear()
 
 

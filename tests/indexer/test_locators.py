@@ -9,8 +9,8 @@ import pytest
 
 from llm2clip.indexer.core.errors import CorpusError, IndexDamagedError
 from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.records.files import MAX_IMAGE_BYTES, content_hash
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.records.spans import MAX_IMAGE_BYTES, content_hash
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from llm2clip.indexer.core.index_paths import default_index_path
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.corpora.open import reopen_corpus
 from llm2clip.indexer.corpora.remote_store import fetch_callback, local_copy
-from llm2clip.indexer.records.spans import content_hash
+from llm2clip.indexer.records.files import content_hash
 
 from .material import colour_of, encoded, tar_of
 

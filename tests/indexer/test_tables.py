@@ -256,7 +256,7 @@ def test_a_table_without_images_says_what_it_has(tmp_path):
 
 
 def test_a_row_that_is_gone_or_changed_is_not_read(tmp_path):
-    from llm2clip.indexer.records.spans import content_hash
+    from llm2clip.indexer.records.files import content_hash
 
     pq.write_table(hugging_face(3), tmp_path / "t.parquet")
     corpus = open_corpus(tmp_path / "t.parquet")
