@@ -50,7 +50,7 @@ class Many(Corpus):
                 metadata={"number": number},
             )
 
-    def emptiness(self) -> str:
+    def explain_empty(self) -> str:
         return "no records were asked for"
 
 

@@ -95,7 +95,7 @@ def _records(path: str | Path) -> list[Record]:
         corpus = open_corpus(path)
         records = list(corpus.records())
         if not records:
-            raise DatasetError(f"{path}: {corpus.emptiness()}")
+            raise DatasetError(f"{path}: {corpus.explain_empty()}")
     except CorpusError as error:
         raise DatasetError(str(error)) from error
     for record in records:

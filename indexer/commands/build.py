@@ -146,7 +146,7 @@ def _place(request: BuildRequest) -> Path:
 def _require_images(corpus: Corpus) -> None:
     """Whether there is anything to index is worth knowing before anybody is asked, or an encoder fetched."""
     if corpus.peek() is None:
-        raise CorpusError(corpus.emptiness())
+        raise CorpusError(corpus.explain_empty())
 
 
 def _require_memory(budget: Budget | None, images: int, dim: int) -> None:

@@ -1,120 +1,82 @@
-"""The encoders there are, as a table for people."""
+"""The list of encoders as a table for people."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
-from textwrap import wrap
-from typing import Protocol
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from llm2clip.encoders import EncoderCard
 
 _RECALLS = {"R@1": "flickr30k_t2i_r1", "zh R@1": "flickr30k_cn_t2i_r1"}
-"""Heading -> which published recall stands below it."""
+"""Heading -> the published recall in that column."""
 _HEADINGS = ("", "params", "download", "memory", "dim", "px", "text", "languages", *_RECALLS, "here")
 _LEFT = frozenset({"", "languages", "here"})
-_LEAST_FIRST = ("params", "dim", "px", "zh R@1", "download", "text", "languages")
+_OPTIONAL = ("params", "dim", "px", "zh R@1", "download", "text", "languages")
 """Columns that a narrow terminal goes without, in this order."""
 _WIDEST = 116
-"""Of the legend, in characters."""
+"""Width of the legend, in characters."""
 _LEGEND = (
-    "params: trained numbers. memory: weights in float32, language models in bfloat16; images + texts where the two "
-    "are loaded apart. px: side of the image it looks at. text: tokens that are read. languages: those of its "
-    "training texts; + means that it was measured to read others, mul many. R@1: text to image on Flickr30k and "
-    "Flickr30k-CN, as published; ~ is that of the nearest published setting. here: on this machine; the others are "
-    "downloaded when they are first used. All that is known of each: --json."
+    "params: number of parameters. memory: weights in float32, language models in bfloat16; image + text tower where "
+    "they are loaded separately. px: image size. text: maximum number of tokens. languages: those of its training "
+    "texts; + means that it was measured to read others, mul many. R@1: text to image on Flickr30k and Flickr30k-CN, "
+    "as published; ~ is that of the nearest published setting. here: on this machine; the others are downloaded when "
+    "they are first used. All that is known of each: --json."
 )
 
 
-class Card(Protocol):
-    """What is printed of an encoder."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def family(self) -> str: ...  # noqa: D102
-    @property
-    def parameters(self) -> int: ...  # noqa: D102
-    @property
-    def download_bytes(self) -> int: ...  # noqa: D102
-    @property
-    def memory(self) -> Mapping[str, int]: ...  # noqa: D102
-    @property
-    def dim(self) -> int: ...  # noqa: D102
-    @property
-    def image_size(self) -> int: ...  # noqa: D102
-    @property
-    def max_text_tokens(self) -> int: ...  # noqa: D102
-    @property
-    def languages(self) -> Sequence[str]: ...  # noqa: D102
-    @property
-    def reads_more(self) -> bool: ...  # noqa: D102
-    @property
-    def recall(self) -> Mapping[str, float]: ...  # noqa: D102
-    @property
-    def nearest(self) -> Mapping[str, float]: ...  # noqa: D102
-    @property
-    def available(self) -> bool: ...  # noqa: D102
-
-
-def table(cards: Iterable[Card], *, width: int | None = None) -> str:
-    """All encoders, family by family, one line each, and what the columns mean.
+def table(cards: Iterable[EncoderCard], *, width: int | None = None) -> str:
+    """All encoders by family, one line each, and a legend.
 
     Args:
-        cards: What is known of each.
-        width: Characters of a line; columns that do not fit are left out, the least asked for first. ``None``: all.
+        cards: what is known of each.
+        width: characters of a line; columns that do not fit are left out, the least important first. None: all.
     """
-    groups = [(family, [_cells(card) for card in group]) for family, group in groupby(cards, _family)]
-    rows = [row for _, group in groups for row in group]
-    widths = [max(len(row[column]) for row in (_HEADINGS, *rows)) for column in range(len(_HEADINGS))]
-    absent = _left_out(widths, width)
-    lines = [_line(_HEADINGS, widths, absent)]
-    for family, group in groups:
-        lines += [family, *(_line(row, widths, absent) for row in group)]
-    legend = _LEGEND
-    if absent:
-        legend += (
-            f" A wider terminal shows {', '.join(name for name in _HEADINGS if name in absent)} as well."
-        )
-    return "\n".join([*lines, "", *wrap(legend, min(width or _WIDEST, _WIDEST))])
-
-
-def _left_out(widths: Sequence[int], width: int | None) -> frozenset[str]:
-    """The columns without which a line is no wider than ``width``."""
-    too_much = 0 if width is None else sum(widths) + 2 * (len(widths) - 1) - width
-    absent = set()
-    for name in _LEAST_FIRST:
-        if too_much <= 0:
+    groups = [(family, list(group)) for family, group in groupby(cards, lambda card: card.family)]
+    headings = list(_HEADINGS)
+    for name in ("", *_OPTIONAL):
+        headings = [heading for heading in headings if not name or heading != name]
+        text = _rendered(groups, headings)
+        if width is None or max(map(len, text.splitlines())) <= width:
             break
-        absent.add(name)
-        too_much -= widths[_HEADINGS.index(name)] + 2
-    return frozenset(absent)
+    absent = [heading for heading in _HEADINGS if heading not in headings]
+    legend = _LEGEND + (f" A wider terminal shows {', '.join(absent)} as well." if absent else "")
+    return f"{text}\n\n{fill(legend, min(width or _WIDEST, _WIDEST))}"
 
 
-def _family(card: Card) -> str:
-    return card.family
+def _rendered(groups: Iterable[tuple[str, list[EncoderCard]]], headings: Sequence[str]) -> str:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading in _LEFT else "right", no_wrap=True)
+    for family, cards in groups:
+        table.add_row(family)
+        for card in cards:
+            cells = _cells(card)
+            table.add_row(*(cells[heading] for heading in headings))
+    console = Console(width=1_000, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
 
 
-def _cells(card: Card) -> tuple[str, ...]:
-    return (
-        f"  {card.name}",
-        _short(card.parameters),
-        f"{_short(card.download_bytes)}B" if card.download_bytes else "-",
-        _memory(card.memory),
-        str(card.dim),
-        str(card.image_size),
-        str(card.max_text_tokens),
-        _languages(card),
-        *(_recall(card, key) for key in _RECALLS.values()),
-        "yes" if card.available else "no",
-    )
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], absent: frozenset[str]) -> str:
-    parts = [
-        cell.ljust(width) if heading in _LEFT else cell.rjust(width)
-        for cell, width, heading in zip(cells, widths, _HEADINGS, strict=True)
-        if heading not in absent
-    ]
-    return "  ".join(parts).rstrip()
+def _cells(card: EncoderCard) -> dict[str, str]:
+    return {
+        "": f"  {card.name}",
+        "params": _short(card.parameters),
+        "download": f"{_short(card.download_bytes)}B" if card.download_bytes else "-",
+        "memory": _memory(card.memory),
+        "dim": str(card.dim),
+        "px": str(card.image_size),
+        "text": str(card.max_text_tokens),
+        "languages": _languages(card),
+        **{heading: _recall(card, key) for heading, key in _RECALLS.items()},
+        "here": "yes" if card.available else "no",
+    }
 
 
 def _short(number: int) -> str:
@@ -128,12 +90,12 @@ def _memory(memory: Mapping[str, int]) -> str:
     return " + ".join(f"{_short(size)}B" for size in sizes[:2])
 
 
-def _languages(card: Card) -> str:
+def _languages(card: EncoderCard) -> str:
     shown = ",".join(card.languages[:3]) + (",..." if len(card.languages) > 3 else "")
     return (shown or "?") + ("+" if card.reads_more else "")
 
 
-def _recall(card: Card, key: str) -> str:
+def _recall(card: EncoderCard, key: str) -> str:
     if key in card.recall:
         return f"{card.recall[key]:.1f}"
     return f"~{card.nearest[key]:.1f}" if key in card.nearest else "-"

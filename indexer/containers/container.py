@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from llm2clip.common.paths import data_home
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.files import image_endings, printable
+from llm2clip.indexer.records.files import ending, image_endings, printable
 from llm2clip.indexer.records.record import Corpus, Record
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -129,7 +129,7 @@ class ContainerCorpus(Corpus):
 
     def _list(self) -> Iterator[Record]:
         """All images, file by file, in the order in which they lie there."""
-        self.passed_over = Counter()
+        self.skipped = Counter()
         damaged: tuple[type[BaseException], ...] = (OSError, ValueError, *self._damage())
         for name in self.files.names:
             done = 0
@@ -144,7 +144,7 @@ class ContainerCorpus(Corpus):
                 yield Record(key=printable(path), uri=printable(name), file=Path(name), problem=problem)
         if fetched := self.files.fetched:
             size = sum(fetched.values()) / 2**20
-            self.late = [
+            self.read_notes = [
                 f"fetched {len(fetched):,} files ({size:,.1f} MB), which stay in {data_home() / 'fetched'}"
             ]
 
@@ -154,13 +154,13 @@ class ContainerCorpus(Corpus):
 
     @abstractmethod
     def _names(self, container: Container) -> Iterator[str]:
-        """What a file holds, by ending or column, for ``emptiness``."""
+        """What a file holds, by ending or column, for ``explain_empty``."""
 
     def _damage(self) -> tuple[type[BaseException], ...]:
         """What ``_inside`` raises for a file that is damaged, beside ``OSError`` and ``ValueError``."""
         return ()
 
-    def emptiness(self) -> str:
+    def explain_empty(self) -> str:
         """What the files hold instead of images."""
         if not self.files.names:
             return f"no {self.what} in {self.spec}"
@@ -176,6 +176,21 @@ class ContainerCorpus(Corpus):
             f"no images in the {len(self.files.names)} shards of {self.spec}: got {some}; "
             f"expected endings {wanted}"
         )
+
+
+def member_problem(name: str, seen: set[int]) -> str | None:
+    """Why a member of an archive cannot be told apart by its name; None if it can. Adds it to ``seen``."""
+    if name != printable(name):
+        return "member name is not UTF-8"
+    if hash(name) in seen:
+        return "second member of this name"
+    seen.add(hash(name))  # hashes, not names: an archive may have millions of members
+    return None
+
+
+def ending_of_member(name: str) -> str:
+    """The ending of the name of a member, for messages."""
+    return ending(name.rpartition("/")[2]) or "no ending"
 
 
 def expand(pattern: str) -> list[str]:

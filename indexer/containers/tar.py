@@ -11,12 +11,18 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, final
 
-from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
+from llm2clip.indexer.containers.container import (
+    Container,
+    ContainerCorpus,
+    Files,
+    ending_of_member,
+    member_problem,
+)
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import SAMPLE, sample_folder, sample_shards
 from llm2clip.indexer.records.files import ending, image_endings, other_image_endings, printable, read_span
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar
+from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar
 
 
 class _Member(NamedTuple):
@@ -45,26 +51,29 @@ class _Shards(ContainerCorpus):
         return (tarfile.TarError,)
 
     def _names(self, container: Container) -> Iterator[str]:
-        return (ending(member.name.rpartition("/")[2]) or "no ending" for member in _members(container.file))
+        return (ending_of_member(member.name) for member in _members(container.file))
 
     def _inside(self, container: Container) -> Iterator[Record]:
         file = container.file
         changed = file.stat().st_mtime_ns
         seen: set[int] = set()
-        for sample in _samples(file, self.passed_over):
-            describe = partial(_sidecar, file, sample.sidecars) if sample.sidecars else None
+        for sample in _samples(file, self.skipped):
+            describe = _sidecar_reader(file, sample.sidecars)
             for image in sample.images:
-                problem = _problem(image, seen)
-                yield _record(container, image, problem=problem, mtime_ns=changed, describe=describe)
-
-
-def _problem(image: _Member, seen: set[int]) -> str | None:
-    if image.name != printable(image.name):
-        return "member name is not UTF-8"
-    if hash(image.name) in seen:
-        return "second member of this name"
-    seen.add(hash(image.name))  # hashes, not names: a shard may have millions of members
-    return None
+                problem = member_problem(image.name, seen)
+                # A member that cannot be told apart by its name gets its offset as well: keys must differ.
+                name = printable(image.name) + (f"@{image.offset}" if problem else "")
+                yield Record(
+                    key=f"{container.path}#{name}",
+                    uri=f"{container.uri}#{name}",
+                    file=file,
+                    path=container.path,
+                    offset=image.offset,
+                    size=image.size,
+                    mtime_ns=changed,
+                    problem=problem,
+                    describe=describe,
+                )
 
 
 @final
@@ -159,7 +168,7 @@ def _plain(header: bytes) -> tuple[str, int] | None:
     return None if name.endswith(b"/") else (name.decode("utf-8", "surrogateescape"), size)
 
 
-def _samples(file: Path, passed_over: Counter[str]) -> Iterator[_Sample]:
+def _samples(file: Path, skipped: Counter[str]) -> Iterator[_Sample]:
     sample: _Sample | None = None
     try:
         for member in _members(file):
@@ -177,7 +186,7 @@ def _samples(file: Path, passed_over: Counter[str]) -> Iterator[_Sample]:
             elif kind in (".json", ".txt"):
                 sample.sidecars.setdefault(kind, member)
             elif kind in other_image_endings():
-                passed_over[kind] += 1
+                skipped[kind] += 1
     except (OSError, tarfile.TarError):
         if sample is not None:
             yield sample  # what came before the damage is not lost
@@ -186,32 +195,10 @@ def _samples(file: Path, passed_over: Counter[str]) -> Iterator[_Sample]:
         yield sample
 
 
-def _sidecar(file: Path, beside: Mapping[str, _Member]) -> Sidecar:
-    if max(member.size for member in beside.values()) > MAX_SIDECAR_BYTES:
-        return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
-    members = [beside.get(kind) for kind in (".json", ".txt")]
-    contents = [read_span(file, offset=each.offset, size=each.size) if each else None for each in members]
-    return parse_sidecar(contents[0], contents[1])
-
-
-def _record(
-    shard: Container,
-    member: _Member,
-    *,
-    problem: str | None,
-    mtime_ns: int,
-    describe: Callable[[], Sidecar] | None,
-) -> Record:
-    # A member that cannot be told apart by its name gets its place as well: keys must differ.
-    name = printable(member.name) + (f"@{member.offset}" if problem else "")
-    return Record(
-        key=f"{shard.path}#{name}",
-        uri=f"{shard.uri}#{name}",
-        file=shard.file,
-        path=shard.path,
-        offset=member.offset,
-        size=member.size,
-        mtime_ns=mtime_ns,
-        problem=problem,
-        describe=describe,
-    )
+def _sidecar_reader(file: Path, beside: Mapping[str, _Member]) -> Callable[[], Sidecar] | None:
+    if not beside:
+        return None
+    parts = {
+        kind: partial(read_span, file, offset=each.offset, size=each.size) for kind, each in beside.items()
+    }
+    return partial(read_sidecar, parts, max(member.size for member in beside.values()))

@@ -1,4 +1,4 @@
-"""Zip files: members by the list at the end of the file, or one after the other where that list is lost."""
+"""Images in zip files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,18 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
 
-from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
+from llm2clip.indexer.containers.container import (
+    Container,
+    ContainerCorpus,
+    Files,
+    ending_of_member,
+    member_problem,
+)
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import (
     MAX_IMAGE_BYTES,
@@ -23,11 +29,11 @@ from llm2clip.indexer.records.files import (
     read_span,
 )
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar
+from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
-_ENCRYPTED, _SIZES_FOLLOW, _UTF8 = 0x1, 0x8, 0x800
+_ENCRYPTED, _UTF8 = 0x1, 0x800
 _PAIR = re.compile(rb"[\x81-\xfe][\x40-\x7e\x80-\xfe]")
 
 
@@ -35,7 +41,7 @@ class _Member(NamedTuple):
     """A file in a zip."""
 
     name: str
-    place: tuple[int, int, int, int, int]  # offset of its header, bytes packed and unpacked, method, CRC-32
+    place: tuple[int, int, int, int, int]  # offset of its header, packed and unpacked bytes, method, CRC-32
     flags: int
 
 
@@ -61,68 +67,52 @@ class ZipCorpus(ContainerCorpus):
         return (zipfile.BadZipFile,)
 
     def _names(self, container: Container) -> Iterator[str]:
-        return (ending(member.name.rpartition("/")[2]) or "no ending" for member in _members(container.file))
+        return (ending_of_member(member.name) for member in _members(container.file))
 
     def _inside(self, container: Container) -> Iterator[Record]:
-        changed = container.file.stat().st_mtime_ns
-        members, lost = _listed(container.file)
+        file = container.file
+        changed = file.stat().st_mtime_ns
+        members = _members(file)
         beside = {member.name: member for member in members if ending(member.name) in (".txt", ".json")}
-        seen: set[str] = set()
+        seen: set[int] = set()
         for member in members:
             kind = ending(member.name.rpartition("/")[2])
             if kind in other_image_endings():
-                self.passed_over[kind] += 1
+                self.skipped[kind] += 1
             if kind not in image_endings():
                 continue
-            stem = member.name.rpartition(".")[0]
-            found = [beside.get(f"{stem}{kind}") for kind in (".json", ".txt")]
-            describe = partial(_sidecar, container.file, found) if found != [None, None] else None
-            problem = _problem(member, seen)
-            yield _record(container, member, problem=problem, mtime_ns=changed, describe=describe)
-        if lost is not None:
-            raise lost
+            problem = member_problem(member.name, seen) or _unsupported(member)
+            # A member that cannot be told apart by its name gets its offset as well: keys must differ.
+            name = printable(member.name) + (
+                f"@{member.place[0]}" if problem and problem.startswith("second") else ""
+            )
+            yield Record(
+                key=f"{container.path}#{name}",
+                uri=f"{container.uri}#{name}",
+                file=file,
+                path=container.path,
+                size=member.place[2],
+                mtime_ns=changed,
+                inner={"zip": member.place},
+                fetch=partial(read_packed, file, member.place),
+                problem=problem,
+                describe=_sidecar_reader(file, member.name.rpartition(".")[0], beside),
+            )
 
 
-def _listed(file: Path) -> tuple[list[_Member], zipfile.BadZipFile | None]:
-    """The members, and what is wrong with the zip as a whole."""
-    members: list[_Member] = []
-    try:
-        members.extend(_members(file))
-    except zipfile.BadZipFile as error:
-        return members, error
-    return members, None
-
-
-def _members(file: Path) -> Iterator[_Member]:
+def _members(file: Path) -> list[_Member]:
     try:
         with zipfile.ZipFile(file) as opened:
             listed = opened.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error):
-        yield from _from_the_start(file)
-        raise zipfile.BadZipFile("cut short or damaged: its list of contents is lost") from None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
+        raise zipfile.BadZipFile("cut short or damaged: its central directory is lost") from error
+    members = []
     for info in listed:
         name = _shown(info.orig_filename, info.flag_bits)
         place = (info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
         if _wanted(name):
-            yield _Member(name, place, info.flag_bits)
-
-
-def _from_the_start(file: Path) -> Iterator[_Member]:
-    """The members as their own headers tell, up to the first that does not say how long it is."""
-    whole = file.stat().st_size
-    with open(file, "rb") as stream:
-        offset = 0
-        while len(header := stream.read(_LOCAL.size)) == _LOCAL.size:
-            mark, _, flags, method, _, _, crc, packed, size, named, extra = _LOCAL.unpack(header)
-            end = offset + _LOCAL.size + named + extra + packed
-            if mark != b"PK\3\4" or flags & _SIZES_FOLLOW or packed == 0xFFFFFFFF or end > whole:
-                return
-            raw = stream.read(named)
-            name = _shown(raw.decode("utf-8" if flags & _UTF8 else "cp437", "replace"), flags)
-            if _wanted(name):
-                yield _Member(name, (offset, packed, size, method, crc), flags)
-            offset = end
-            stream.seek(offset)
+            members.append(_Member(name, place, info.flag_bits))
+    return members
 
 
 def _wanted(name: str) -> bool:
@@ -131,7 +121,7 @@ def _wanted(name: str) -> bool:
 
 
 def _shown(name: str, flags: int) -> str:
-    """The name with forward slashes; one that does not say how it is written, as UTF-8, GBK or what zip began with."""
+    """The name with forward slashes. One without the UTF-8 flag is UTF-8, GBK (Chinese Windows) or else cp437."""
     if not flags & _UTF8 and not name.isascii():
         try:
             raw = name.encode("cp437")
@@ -145,7 +135,7 @@ def _shown(name: str, flags: int) -> str:
 
 
 def _chinese(raw: bytes) -> str | None:
-    """A name written by a Chinese Windows, if that is what it looks like: most pairs are common characters."""
+    """The name decoded as GBK if most of its byte pairs are common Chinese characters."""
     pairs = _PAIR.findall(raw)
     common = sum(pair[0] >= 0xB0 and pair[0] <= 0xF7 and pair[1] >= 0xA1 for pair in pairs)
     if 2 * common < len(pairs):
@@ -156,62 +146,33 @@ def _chinese(raw: bytes) -> str | None:
         return None
 
 
-def _problem(member: _Member, seen: set[str]) -> str | None:
+def _unsupported(member: _Member) -> str | None:
     method = member.place[3]
-    if member.name != printable(member.name):
-        return "member name is not UTF-8"
-    if member.name in seen:
-        return "second member of this name"
-    seen.add(member.name)
     if member.flags & _ENCRYPTED:
         return "encrypted: unpack it first"
     if method not in (_STORED, _DEFLATED, _BZIP2):
-        return f"compressed by method {method}, which is not read: pack it anew without compression"
+        return f"compressed by method {method}, which is not supported: pack it again without compression"
     return None
 
 
-def _sidecar(file: Path, found: Sequence[_Member | None]) -> Sidecar:
-    if max(member.place[2] for member in found if member is not None) > MAX_SIDECAR_BYTES:
-        return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
-    contents = [read_packed(file, member.place) if member is not None else None for member in found]
-    return parse_sidecar(contents[0], contents[1])
-
-
-def _record(
-    container: Container,
-    member: _Member,
-    *,
-    problem: str | None,
-    mtime_ns: int,
-    describe: Callable[[], Sidecar] | None,
-) -> Record:
-    name = printable(member.name) + (
-        f"@{member.place[0]}" if problem and problem.startswith("second") else ""
-    )
-    return Record(
-        key=f"{container.path}#{name}",
-        uri=f"{container.uri}#{name}",
-        file=container.file,
-        path=container.path,
-        size=member.place[2],
-        mtime_ns=mtime_ns,
-        inner={"zip": member.place},
-        fetch=partial(read_packed, container.file, member.place),
-        problem=problem,
-        describe=describe,
-    )
+def _sidecar_reader(file: Path, stem: str, beside: Mapping[str, _Member]) -> Callable[[], Sidecar] | None:
+    found = {kind: beside[name] for kind in (".json", ".txt") if (name := f"{stem}{kind}") in beside}
+    if not found:
+        return None
+    parts = {kind: partial(read_packed, file, member.place) for kind, member in found.items()}
+    return partial(read_sidecar, parts, max(member.place[2] for member in found.values()))
 
 
 def read_packed(file: Path, place: Sequence[Any]) -> bytes:
-    """The content of a member of a zip, found by its place alone: the list of contents is not read.
+    """The content of a member, without reading the central directory.
 
     Args:
         file: the zip.
-        place: offset of its header, bytes packed and unpacked, method, CRC-32.
+        place: offset of its header, packed and unpacked bytes, method, CRC-32.
 
     Raises:
-        OSError: the zip cannot be read, or ends before.
-        CorpusError: it is damaged or not what the place says.
+        OSError: the zip cannot be read, or is cut short.
+        CorpusError: the member is damaged or not there.
     """
     offset, packed, size, method, crc = (int(number) for number in place)
     if max(packed, size) > MAX_IMAGE_BYTES:

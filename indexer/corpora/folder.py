@@ -65,7 +65,7 @@ class FolderCorpus(Corpus):
 
     def _list(self) -> Iterator[Record]:
         """All images, folder by folder, in order of their names."""
-        self.passed_over, images = Counter(), image_endings()
+        self.skipped, images = Counter(), image_endings()
         for folder in self._folders():
             if folder.problem is not None:
                 key, uri = printable(folder.below.rstrip("/")), printable(str(folder.path))
@@ -78,7 +78,7 @@ class FolderCorpus(Corpus):
                 elif kind in VIDEOS and self._every is not None:
                     yield from self._frames(folder, name, self._every)
                 elif kind in VIDEOS or kind in other_image_endings():
-                    self.passed_over[kind] += 1
+                    self.skipped[kind] += 1
 
     def _folders(self) -> Iterator[_Folder]:
         seen: set[tuple[int, int]] = set()
@@ -150,7 +150,7 @@ class FolderCorpus(Corpus):
             reason = getattr(error, "strerror", None) or str(error)
             yield Record(key=key, uri=str(file), file=file, problem=f"video cannot be read: {reason}")
 
-    def emptiness(self) -> str:
+    def explain_empty(self) -> str:
         """What the folder holds instead of images."""
         names = (name for folder in self._folders() for name in folder.names)
         endings = Counter(ending(name) or "no ending" for name in islice(names, 100_000))
@@ -158,6 +158,6 @@ class FolderCorpus(Corpus):
         if not endings:
             return f"no images in {self.root}: the folder is empty. Expected files ending in {wanted}"
         some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4))
-        note = self.passed_over_note()
+        note = self.skipped_note()
         found = f"no images in {self.root}: got {endings.total():,} files ({some}), expected endings {wanted}"
         return f"{found}; {note}" if note else found

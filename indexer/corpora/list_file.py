@@ -46,7 +46,7 @@ class _Listed(Corpus):
 
     def _list(self) -> Iterator[Record]:
         """All images, in the order of the list."""
-        self.passed_over = Counter()
+        self.skipped = Counter()
         seen: set[int] = set()
         for row in _joined(self._rows()):
             if row.problem is not None:
@@ -61,7 +61,7 @@ class _Listed(Corpus):
             seen.add(hash(key))  # hashes, not names: a list may have millions
             kind = ending(key.rpartition("/")[2])
             if kind in other_image_endings():
-                self.passed_over[kind] += 1
+                self.skipped[kind] += 1
             else:
                 yield self._record(key, row)
 
@@ -129,7 +129,7 @@ class _Listed(Corpus):
             metadata=row.metadata,
         )
 
-    def emptiness(self) -> str:
+    def explain_empty(self) -> str:
         """What the list holds instead of images."""
         lines = sum(1 for _ in self._rows())
         where = "on standard input" if self.spec == STDIN else f"in the list {self.spec}"

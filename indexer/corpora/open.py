@@ -167,7 +167,7 @@ def _folder(given: str, path: Path, every: float | None) -> Corpus:
         corpus = _CONTAINERS[chosen].opened(given, found[chosen])
         corpus.notes += [_unread(len(found[name].names), name, given, f"{chosen} files") for name in others]
         return corpus
-    if alone and any(kind in VIDEOS for kind in folder.passed_over):
+    if alone and any(kind in VIDEOS for kind in folder.skipped):
         from llm2clip.indexer.containers.video import EVERY
 
         folder = FolderCorpus(given, root, every=EVERY)

@@ -20,7 +20,7 @@ from llm2clip.indexer.corpora.remote_store import (
 )
 from llm2clip.indexer.records.files import VIDEOS, ending, image_endings, other_image_endings
 from llm2clip.indexer.records.record import Corpus, Record
-from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar, parse_sidecar, stamp_of
+from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar, stamp_of
 
 
 def remote_files(pattern: str, *, endings: frozenset[str] = frozenset(), deep: bool = False) -> Files:
@@ -130,7 +130,7 @@ class RemoteFolderCorpus(Corpus):
 
     def _list(self) -> Iterator[Record]:
         """All images, folder by folder, in order of their names."""
-        self.passed_over = Counter()
+        self.skipped = Counter()
         for entry in walk(self._url):
             kind = ending(entry.name)
             if kind in image_endings():
@@ -147,9 +147,9 @@ class RemoteFolderCorpus(Corpus):
                     describe=describe,
                 )
             elif kind in VIDEOS or kind in other_image_endings():
-                self.passed_over[kind] += 1
+                self.skipped[kind] += 1
 
-    def emptiness(self) -> str:
+    def explain_empty(self) -> str:
         """What the folder holds instead of images."""
         endings = Counter(ending(entry.name) or "no ending" for entry in walk(self._url))
         some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4)) or "nothing"
@@ -157,18 +157,11 @@ class RemoteFolderCorpus(Corpus):
 
 
 def _sidecar(url: str, entry: Entry) -> tuple[int | None, Callable[[], Sidecar] | None]:
-    stem = entry.name.rpartition(".")[0]
-    names = [f"{stem}{kind}" for kind in (".json", ".txt")]
-    present = [(name, *entry.beside[name]) for name in names if name in entry.beside]
+    folder, stem = url.rpartition("/")[0], entry.name.rpartition(".")[0]
+    present = [
+        (name, *entry.beside[name]) for kind in (".json", ".txt") if (name := f"{stem}{kind}") in entry.beside
+    ]
     if not present:
         return None, None
-    folder = url.rpartition("/")[0]
-    files = [f"{folder}/{name}" if name in entry.beside else None for name in names]
-    return stamp_of(present), partial(_described, files, max(size for _, size, _ in present))
-
-
-def _described(urls: Sequence[str | None], size: int) -> Sidecar:
-    if size > MAX_SIDECAR_BYTES:
-        return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
-    contents = [read_remote(url) if url is not None else None for url in urls]
-    return parse_sidecar(contents[0], contents[1])
+    parts = {ending(name): partial(read_remote, f"{folder}/{name}") for name, _, _ in present}
+    return stamp_of(present), partial(read_sidecar, parts, max(size for _, size, _ in present))

@@ -71,11 +71,11 @@ class SubfolderCorpus(Corpus):
         """All images of the smaller folder."""
         for record in self._inner.listing():
             yield replace(record, key=f"{self._below}/{record.key}".rstrip("/"))
-        self.passed_over = self._inner.passed_over
+        self.skipped = self._inner.skipped
 
-    def emptiness(self) -> str:
+    def explain_empty(self) -> str:
         """What the smaller folder holds instead of images."""
-        return self._inner.emptiness()
+        return self._inner.explain_empty()
 
     def identity(self) -> dict[str, str]:
         """The source that the images belong to."""

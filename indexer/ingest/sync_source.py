@@ -282,4 +282,4 @@ def require_images(corpus: Corpus, survey: ListingDiff) -> None:
         CorpusError: it has none.
     """
     if not survey.total:
-        raise CorpusError(corpus.emptiness())
+        raise CorpusError(corpus.explain_empty())

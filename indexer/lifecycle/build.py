@@ -219,7 +219,7 @@ class _Build:
         return f"none of the images in {self._corpus.spec} can be read ({some}): nothing was indexed"
 
     def _report(self, manifest: Manifest, *, up_to_date: bool) -> BuildReport:
-        passed_over = self._corpus.passed_over_note()
+        skipped = self._corpus.skipped_note()
         return BuildReport(
             path=str(self._folder),
             corpus=self._corpus.spec,
@@ -230,7 +230,7 @@ class _Build:
             kept=manifest.items - self._tally.embedded,
             bad=manifest.bad,
             bad_images=bad_images(self._folder, manifest),
-            notes=(*self._notes, *self._tally.notes, *filter(None, [passed_over])),
+            notes=(*self._notes, *self._tally.notes, *filter(None, [skipped])),
             seconds=time.perf_counter() - self._began,
             peak_memory=peak_memory(),
         )

@@ -158,7 +158,7 @@ class _IndexedCorpus(Corpus):
             metadata=json.loads(row.metadata) if row.metadata else None,
         )
 
-    def emptiness(self) -> str:
+    def explain_empty(self) -> str:
         """The index has no image of this source."""
         return f"{self._index.path} holds no image of {self.spec}"
 

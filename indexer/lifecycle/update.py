@@ -208,7 +208,7 @@ class _Update:
                 survey = ingest.survey(options=self._options, tally=self._tally, vanish=part.vanish)
                 if not (isinstance(part.corpus, PathListCorpus) and part.corpus.folders_are_there):
                     require_images(part.corpus, survey)
-                self._notes += [*part.corpus.notes, *filter(None, [part.corpus.passed_over_note()])]
+                self._notes += [*part.corpus.notes, *filter(None, [part.corpus.skipped_note()])]
                 work.append((part, ingest, survey, number))
             if all(survey.nothing for _, _, survey, _ in work) and manifest.ann is not None:
                 return change_report(self._folder, manifest, self._tally, self._began, notes=self._notes)

@@ -110,9 +110,9 @@ class Corpus(ABC):
         self.spec, self.root = spec, root
         self.notes: list[str] = []
         """What a person should know about how it is read."""
-        self.passed_over: Counter[str] = Counter()
+        self.skipped: Counter[str] = Counter()
         """How many files of each of the ``other_image_endings``, and videos, the last listing did not read."""
-        self.late: list[str] = []
+        self.read_notes: list[str] = []
         """What became known while it was read."""
         self._begun: Iterator[Record] | None = None
 
@@ -149,14 +149,14 @@ class Corpus(ABC):
             CorpusError: it has none.
         """
         if self.peek() is None:
-            raise CorpusError(self.emptiness())
+            raise CorpusError(self.explain_empty())
 
-    def passed_over_note(self) -> str | None:
+    def skipped_note(self) -> str | None:
         """What a person should know once it was read, above all what was passed over; None if there is nothing."""
-        videos = Counter({kind: number for kind, number in self.passed_over.items() if kind in VIDEOS})
-        heif = sum(number for kind, number in self.passed_over.items() if kind in HEIF)
+        videos = Counter({kind: number for kind, number in self.skipped.items() if kind in VIDEOS})
+        heif = sum(number for kind, number in self.skipped.items() if kind in HEIF)
         parts = []
-        if images := self.passed_over - videos:
+        if images := self.skipped - videos:
             remedy = "convert to JPEG what shall be found"
             if heif:
                 remedy = "pip install 'llm2clip-retrieval[heic]' reads HEIC"
@@ -168,10 +168,10 @@ class Corpus(ABC):
             parts.append(
                 f"{_counted(videos, 'video')} passed over{_some(videos)}: --frame-interval 10 takes a frame every 10 s"
             )
-        return "; ".join([*parts, *self.late]) or None
+        return "; ".join([*parts, *self.read_notes]) or None
 
     @abstractmethod
-    def emptiness(self) -> str:
+    def explain_empty(self) -> str:
         """Why ``records`` gave none: what was found, and what was looked for."""
 
     def identity(self) -> dict[str, str]:

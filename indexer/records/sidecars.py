@@ -1,17 +1,17 @@
-"""Sidecar files: the caption and metadata beside an image."""
+"""Captions and metadata in files beside an image."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 MAX_SIDECAR_BYTES = 2**20
-"""A larger caption or metadata file is not read."""
+"""Larger caption and metadata files are not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Sidecar:
     caption: str | None = None
     metadata: Mapping[str, Any] | None = None
     note: str | None = None
-    """What is wrong with them."""
+    """Why something was left out."""
     failed: bool = False
     """Whether they could not be read now: the next update tries again."""
 
@@ -65,35 +65,42 @@ def _split(parsed: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
 def sidecar_of(
     folder: Path, stem: str, present: frozenset[str]
 ) -> tuple[int | None, Callable[[], Sidecar] | None]:
-    """A number that tells which caption and metadata files an image has as they are now, and what reads them.
+    """The stamp of the caption and metadata files of an image, and what reads them; None and None without any.
 
     Args:
-        folder: that the image is in.
+        folder: the folder of the image.
         stem: its name without its ending.
-        present: the files in that folder, at least those of this stem.
-
-    Returns:
-        None and None if it has none.
+        present: files in that folder, at least those of this stem.
     """
-    files = [folder / f"{stem}{kind}" if f"{stem}{kind}" in present else None for kind in (".json", ".txt")]
-    if files == [None, None]:
+    files = [folder / name for kind in (".json", ".txt") if (name := f"{stem}{kind}") in present]
+    if not files:
         return None, None
+    parts = {file.suffix: partial(file.read_bytes) for file in files}
     try:
-        found = [(file.name, file.stat()) for file in files if file is not None]
+        found = [(file.name, file.stat()) for file in files]
     except OSError:
-        return None, partial(_read, files, 0)
+        return None, partial(read_sidecar, parts, 0)
     stamp = stamp_of([(name, each.st_size, each.st_mtime_ns) for name, each in found])
-    return stamp, partial(_read, files, max(each.st_size for _, each in found))
+    return stamp, partial(read_sidecar, parts, max(each.st_size for _, each in found))
 
 
-def _read(files: Sequence[Path | None], size: int) -> Sidecar:
+def read_sidecar(parts: Mapping[str, Callable[[], bytes]], size: int) -> Sidecar:
+    """Read and parse caption and metadata.
+
+    Args:
+        parts: ``.json`` and ``.txt``, as far as there are, and what reads them.
+        size: bytes of the larger one.
+
+    Raises:
+        OSError, ValueError: as of the readers.
+    """
     if size > MAX_SIDECAR_BYTES:
         return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
-    contents = [file.read_bytes() if file is not None else None for file in files]
-    return parse_sidecar(contents[0], contents[1])
+    metadata, text = (parts[kind]() if kind in parts else None for kind in (".json", ".txt"))
+    return parse_sidecar(metadata, text)
 
 
 def stamp_of(what: object) -> int:
-    """64 bits, signed, of what describes captions and metadata: names, sizes and times of files, or themselves."""
+    """A signed 64-bit hash of names, sizes and times of caption and metadata files, or of their content."""
     digest = hashlib.blake2b(repr(what).encode("utf-8", "surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)

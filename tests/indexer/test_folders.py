@@ -71,10 +71,10 @@ def test_what_some_pillows_read_is_found_where_this_one_does(tmp_path, feature, 
     corpus = open_corpus(tmp_path)
     found = [record.key for record in corpus.records()]
     if features.check(feature):
-        assert (found, corpus.passed_over_note()) == ([*names, "b.png"], None)
+        assert (found, corpus.skipped_note()) == ([*names, "b.png"], None)
     else:
         assert found == ["b.png"]
-        assert corpus.passed_over.total() == len(names)
+        assert corpus.skipped.total() == len(names)
 
 
 def test_images_that_are_not_read_are_counted(tmp_path):
@@ -84,12 +84,12 @@ def test_images_that_are_not_read_are_counted(tmp_path):
         assert [record.key for record in corpus.records()] == ["a.jfif", "b.JPE"]
     images = "3 images of kinds that are not read (2 .arw, 1 .cr2) passed over: convert to JPEG what shall be found"
     videos = "1 video passed over (1 .mov): --frame-interval 10 takes a frame every 10 s"
-    assert corpus.passed_over_note() == f"{images}; {videos}"
+    assert corpus.skipped_note() == f"{images}; {videos}"
     put(tmp_path, "i.nef", "j.dng", "k.jxl")
     (tmp_path / "g.mov").unlink()
     list(corpus.records(captions=False))
-    assert corpus.passed_over_note().startswith("6 images of kinds that are not read (2 .arw, ")
-    assert ", ...) passed over: " in corpus.passed_over_note()
+    assert corpus.skipped_note().startswith("6 images of kinds that are not read (2 .arw, ")
+    assert ", ...) passed over: " in corpus.skipped_note()
 
 
 @pytest.mark.parametrize(
@@ -112,8 +112,8 @@ def test_the_extra_for_heic_is_named_where_it_is_missing(tmp_path, monkeypatch, 
         corpus = open_corpus(tmp_path)
         assert list(corpus.records()) == []
         said = note.replace("EXTRA", "pip install 'llm2clip-retrieval[heic]' reads HEIC")
-        assert corpus.passed_over_note() == said
-        assert corpus.emptiness().endswith(f"; {said}")
+        assert corpus.skipped_note() == said
+        assert corpus.explain_empty().endswith(f"; {said}")
     finally:
         for cached in (files.image_endings, files.other_image_endings):
             cached.cache_clear()
@@ -303,10 +303,13 @@ def test_a_huge_file_is_not_read(tmp_path):
 
 def test_emptiness_says_what_was_found(tmp_path):
     corpus = open_corpus(tmp_path)
-    assert "the folder is empty. Expected files ending in " in corpus.emptiness()
+    assert "the folder is empty. Expected files ending in " in corpus.explain_empty()
     for name in ("a.arw", "b.arw", "c.pdf", "README"):
         (tmp_path / name).write_bytes(b"x")
-    assert "got 4 files (2 with .arw, 1 with no ending, 1 with .pdf), expected endings " in corpus.emptiness()
+    assert (
+        "got 4 files (2 with .arw, 1 with no ending, 1 with .pdf), expected endings "
+        in corpus.explain_empty()
+    )
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_rows_that_cannot_be_used_are_reported_and_the_others_read(folder):
         "l.csv": (None, None, "its ending .csv is none of an image"),
         "b c.png": ("good", None, None),
     }
-    assert corpus.passed_over == {".cr2": 1}
+    assert corpus.skipped == {".cr2": 1}
 
 
 def test_a_plain_list_has_captions_beside_its_images(folder):
@@ -224,11 +224,11 @@ def test_a_terminal_is_no_list(monkeypatch):
 
 
 def test_empty_lists_say_so(folder):
-    assert StdinCorpus(io.BytesIO(b"\n")).emptiness() == (
+    assert StdinCorpus(io.BytesIO(b"\n")).explain_empty() == (
         "no images on standard input: got 0 lines, expected one image in each"
     )
     (folder / "l.csv").write_text("path\n")
-    assert open_corpus(folder / "l.csv").emptiness() == (
+    assert open_corpus(folder / "l.csv").explain_empty() == (
         f"no images in the list {folder / 'l.csv'}: got 0 lines, expected one image in each"
     )
 

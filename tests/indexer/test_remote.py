@@ -74,7 +74,7 @@ def test_a_folder(store, reads):
     assert [record.uri for record in found] == ["memory://b/photos/a.png", "memory://b/photos/x/长城.png"]
     assert [record.size for record in found] == [len(IMAGES[0]), len(IMAGES[1])]
     assert all(record.mtime_ns > 1e18 for record in found)
-    assert corpus.passed_over == {".cr2": 1, ".mov": 1}
+    assert corpus.skipped == {".cr2": 1, ".mov": 1}
     reads.clear()
     assert [record.read() for record in found] == IMAGES[:2]
     assert reads == ["/b/photos/a.png", "/b/photos/x/长城.png"]
@@ -108,7 +108,7 @@ def test_the_same_folder_as_a_file_url(tmp_path):
         f"file://{tmp_path}/t.tar#a.png",
         IMAGES[0],
     )
-    assert corpus.passed_over_note() is None
+    assert corpus.skipped_note() is None
 
 
 @pytest.mark.parametrize("spec", ["memory://b/s/{0..1}.tar", "memory://b/s/*.tar", "memory://b/s"])
@@ -123,10 +123,10 @@ def test_shards_are_fetched_once(store, reads, spec, tmp_path, monkeypatch):
             ("1.tar#a.png", "x", IMAGES[1]),
         ]
     assert reads == ["/b/s/0.tar", "/b/s/1.tar"]
-    assert corpus.passed_over_note() == f"fetched 2 files (0.0 MB), which stay in {tmp_path}/fetched"
+    assert corpus.skipped_note() == f"fetched 2 files (0.0 MB), which stay in {tmp_path}/fetched"
     again = reopen_corpus(corpus.identity())
     assert [r.mtime_ns for r in again.records()] == [r.mtime_ns for r in found]
-    assert (len(reads), again.passed_over_note()) == (2, None)
+    assert (len(reads), again.skipped_note()) == (2, None)
     put(store, {"s/1.tar": tar_of({"b.png": IMAGES[5]})})
     changed = list(open_corpus(spec).records())
     assert [(r.key, r.read()) for r in changed] == [

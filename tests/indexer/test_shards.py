@@ -94,7 +94,7 @@ def test_links_and_folders_in_a_tar_are_left_out(tmp_path):
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
     assert records(tmp_path / "s.tar") == []
-    assert "got no files at all" in open_corpus(tmp_path / "s.tar").emptiness()
+    assert "got no files at all" in open_corpus(tmp_path / "s.tar").explain_empty()
 
 
 def test_a_second_member_of_one_name_is_reported(tmp_path):
@@ -250,6 +250,6 @@ def test_images_that_are_not_read_are_counted(tmp_path):
     (tmp_path / "0.tar").write_bytes(tar_of({"a.png": encoded((1, 2, 3)), "a.jxl": b"x", "b.txt": b"x"}))
     corpus = open_corpus(tmp_path / "0.tar")
     assert [record.key for record in corpus.records()] == ["0.tar#a.png"]
-    assert corpus.passed_over_note() == (
+    assert corpus.skipped_note() == (
         "1 image of kinds that are not read (1 .jxl) passed over: convert to JPEG what shall be found"
     )

@@ -137,8 +137,7 @@ def test_videos_among_images(tmp_path):
     corpus = open_corpus(tmp_path)
     assert [record.key for record in corpus.records()] == ["a.png"]
     assert (
-        corpus.passed_over_note()
-        == "1 video passed over (1 .mp4): --frame-interval 10 takes a frame every 10 s"
+        corpus.skipped_note() == "1 video passed over (1 .mp4): --frame-interval 10 takes a frame every 10 s"
     )
     corpus = open_corpus(tmp_path, every=1)
     found = list(corpus.records())
@@ -146,7 +145,7 @@ def test_videos_among_images(tmp_path):
     assert [(record.caption, record.metadata) for record in found[1:]] == [
         ("the sea", {"time": t}) for t in range(3)
     ]
-    assert corpus.passed_over_note() is None
+    assert corpus.skipped_note() is None
     assert corpus.identity()["every"] == "1"
     assert [record.key for record in reopen_corpus(corpus.identity()).records()] == [
         record.key for record in found
