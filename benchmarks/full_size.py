@@ -100,7 +100,7 @@ def write_tower(folder: Path, *, small: bool) -> int:
     """OpenAI's ViT-B/16 with projection and an adapter that reads 2048 numbers; returns how many numbers it has."""
     import torch
 
-    from llm2clip.encoders.layers.text_adapter import TextAdapter
+    from llm2clip.encoders.layers.llama import TextAdapter
     from llm2clip.encoders.vision.tensor_layouts import TowerShape, openai_tensors
 
     shape = TowerShape(

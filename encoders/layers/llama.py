@@ -1,9 +1,9 @@
-"""Llama as a text encoder: the published architecture, attention both ways, no language-model head.
+"""The text path of LLM2CLIP: a Llama with attention both ways and no head, and the adapter behind it.
 
-Parameter names, shapes and arithmetic are those of transformers' ``LlamaModel``, so its checkpoints drop in;
-a test holds the two equal. The module is ours because importing transformers' Llama pulls in
-torch.distributed, torch._dynamo and scipy, which takes twice as long as everything else a search does from a
-cold start.
+Parameter names, shapes and arithmetic of the Llama are those of transformers' ``LlamaModel``, so its checkpoints load
+unchanged; a test holds the two equal. Importing transformers' own pulls in torch.distributed, torch._dynamo and scipy,
+which takes twice as long as everything else in a cold search. The adapter is the released ``TextProj`` (LLM2CLIP,
+section 4.1: an inverted bottleneck, after FuseMix); golden cases b and e.
 
 Shape suffixes: B texts, L token positions, D hidden width, H heads, K key/value heads, E head width.
 """
@@ -11,9 +11,7 @@ Shape suffixes: B texts, L token positions, D hidden width, H heads, K key/value
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,83 +85,21 @@ class LlamaConfig:
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embedding, got {self.head_dim}")
 
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> LlamaConfig:
-        """Read a published ``config.json`` (as a dict), of transformers 4 or 5 layout.
 
-        Raises ``ValueError`` where the architecture differs from what this module computes.
-        """
-        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-        _refuse_other_arithmetic(config, rope)
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            raise ValueError(f"unsupported rope type {kind!r}, expected 'default' or 'llama3'")
-        scaling = None
-        if kind == "llama3":
-            scaling = RopeScaling(
-                factor=float(rope["factor"]),
-                low_freq_factor=float(rope["low_freq_factor"]),
-                high_freq_factor=float(rope["high_freq_factor"]),
-                original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
-            )
-        heads = int(config["num_attention_heads"])
-        return cls(
-            vocab_size=int(config["vocab_size"]),
-            hidden_size=int(config["hidden_size"]),
-            intermediate_size=int(config["intermediate_size"]),
-            num_hidden_layers=int(config["num_hidden_layers"]),
-            num_attention_heads=heads,
-            num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-            rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-            rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-            rope_scaling=scaling,
-        )
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Shape of the text adapter."""
 
-
-_NEUTRAL: Mapping[str, object] = {
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "alibi": False,
-    "attention_bias": False,
-    "attention_multiplier": None,
-    "attn_logit_softcapping": None,
-    "clip_qkv": None,
-    "embedding_multiplier": 1,
-    "mlp_bias": False,
-    "no_rope_layers": None,
-    "num_experts": None,
-    "num_local_experts": None,
-    "partial_rotary_factor": 1,
-    "qk_norm": False,
-    "query_pre_attn_scalar": None,
-    "residual_multiplier": 1,
-    "rotary_pct": 1,
-    "scale_depth": None,
-    "scale_emb": 1,
-    "sliding_window": None,
-    "use_parallel_residual": False,
-    "use_qk_norm": False,
-    "use_sliding_window": False,
-}
-"""Entries that relatives of Llama (Mistral, Qwen, Granite, Gemma, ...) change the arithmetic with, and the value of
-each at which nothing is changed. An entry that is absent or null is neutral too."""
-
-
-def _refuse_other_arithmetic(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
-    """``ValueError`` where a published configuration asks for what this module does not compute."""
-    asked = {key: config[key] for key in _NEUTRAL if config.get(key) is not None}
-    if asked.get("use_sliding_window") is False:
-        asked.pop("sliding_window", None)  # a window that is switched off
-    found = [(key, value, _NEUTRAL[key]) for key, value in asked.items() if value != _NEUTRAL[key]]
-    found += [("layer_types", kind, "full_attention") for kind in config.get("layer_types") or ()]
-    found += [(f"rope {key}", rope[key], 1) for key in ("partial_rotary_factor",) if key in rope]
-    if rope.get("rope_type", rope.get("type", "default")) == "default":
-        ignored = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-        found += [(f"rope {key}", value, None) for key, value in rope.items() if key not in ignored]
-    for key, value, expected in found:
-        if value != expected:
-            raise ValueError(f"unsupported Llama config: {key}={value!r}, expected {expected!r}")
+    width: int
+    """Width of the language model's pooled state."""
+    dim: int
+    """Length of the vectors of both towers."""
+    blocks: int = 4
+    """Residual blocks."""
+    expansion: int = 2
+    """Inner width of a block in multiples of ``width``."""
+    normalize_input: bool = True
+    """Scale the pooled state to unit length first."""
 
 
 def rotary_frequencies(config: LlamaConfig) -> Tensor:
@@ -354,3 +290,52 @@ def mean_pool(hidden_BLD: Tensor, pool_mask_BL: Tensor) -> Tensor:
     """
     weights = pool_mask_BL.to(hidden_BLD.dtype).unsqueeze(-1)
     return (hidden_BLD * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+class ResidualBlock(nn.Module):
+    """x + Linear(GELU(Linear(LayerNorm(x)))) with an inner width of ``expansion`` times the outer one."""
+
+    def __init__(self, width: int, expansion: int) -> None:
+        super().__init__()
+        self.ln = nn.LayerNorm(width)
+        # The third entry is the released module's dropout (probability 0): it keeps the parameter name fn.3.
+        self.fn = nn.Sequential(
+            nn.Linear(width, expansion * width), nn.GELU(), nn.Identity(), nn.Linear(expansion * width, width)
+        )
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Shape: (B, D) -> (B, D)."""
+        output: Tensor = features_BD + self.fn(self.ln(features_BD))
+        return output
+
+
+class TextAdapter(nn.Module):
+    """L2-normalise, ``blocks`` residual blocks, LayerNorm, Linear.
+
+    Parameter names below this module are those of the released checkpoints: ``adaptor.0.fn.0.weight``, ...
+    """
+
+    def __init__(
+        self, width: int, dim: int, *, blocks: int = 4, expansion: int = 2, normalize_input: bool = True
+    ) -> None:
+        super().__init__()
+        self.normalize_input = normalize_input
+        self.adaptor = nn.Sequential(
+            *(ResidualBlock(width, expansion) for _ in range(blocks)),
+            nn.LayerNorm(width),
+            nn.Linear(width, dim),
+        )
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """Project pooled language-model states.
+
+        Args:
+            features_BD: Shape: (B, width), pooled states, any scale (a zero row stays zero).
+
+        Returns:
+            Shape: (B, dim), not normalised.
+        """
+        if self.normalize_input:
+            features_BD = F.normalize(features_BD, dim=-1)
+        projected: Tensor = self.adaptor(features_BD)
+        return projected

@@ -24,9 +24,8 @@ from llm2clip.encoders.core.dual_encoder import DualEncoder, TextTower, pick_dev
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json, read_object, settings_sha256, to_json
 from llm2clip.encoders.images.preprocess import PixelTower, Preprocess
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.llama import AdapterConfig, BidirectionalLlama, LlamaConfig, TextAdapter
 from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower
-from llm2clip.encoders.layers.text_adapter import AdapterConfig, TextAdapter
 from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
 from llm2clip.encoders.weights.safetensors_io import (
     DTYPES,

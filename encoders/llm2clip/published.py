@@ -26,7 +26,7 @@ from llm2clip.encoders.weights.memory_fit import held_and_computed
 if TYPE_CHECKING:
     import torch
 
-    from llm2clip.encoders.layers.text_adapter import TextAdapter
+    from llm2clip.encoders.layers.llama import TextAdapter
 
 FAMILY = "llm2clip"
 _LANGUAGES_OF_A_WIDTH = {4096: "llama-3-8b-cc", 2048: "llama-3.2-1b-cc"}

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from llm2clip.encoders.catalog.entries import Choice
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, RopeScaling
 from llm2clip.encoders.weights.hf_weights import Weights
 from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora
 from llm2clip.encoders.weights.memory_fit import release_memory
@@ -34,6 +35,33 @@ _UNUSED_HEAD = "lm_head.weight"
 _UNUSED_TABLE = ".rotary_emb.inv_freq"
 _TABLE = "embed_tokens.weight"
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NEUTRAL: Mapping[str, object] = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "alibi": False,
+    "attention_bias": False,
+    "attention_multiplier": None,
+    "attn_logit_softcapping": None,
+    "clip_qkv": None,
+    "embedding_multiplier": 1,
+    "mlp_bias": False,
+    "no_rope_layers": None,
+    "num_experts": None,
+    "num_local_experts": None,
+    "partial_rotary_factor": 1,
+    "qk_norm": False,
+    "query_pre_attn_scalar": None,
+    "residual_multiplier": 1,
+    "rotary_pct": 1,
+    "scale_depth": None,
+    "scale_emb": 1,
+    "sliding_window": None,
+    "use_parallel_residual": False,
+    "use_qk_norm": False,
+    "use_sliding_window": False,
+}
+"""Keys with which relatives of Llama (Mistral, Qwen, Granite, Gemma, ...) change the computation, and the value of each
+that changes nothing. A key that is absent or null changes nothing either."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +177,7 @@ def open_language(folder: str | Path, *, update: str | Path | None = None) -> La
     """
     folder = Path(folder)
     try:
-        config = LlamaConfig.from_hf(read_object(folder / "config.json"))
+        config = llama_config(read_object(folder / "config.json"))
     except ModelError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
@@ -167,6 +195,55 @@ def open_language(folder: str | Path, *, update: str | Path | None = None) -> La
     return LanguagePlan(
         folder=folder, config=config, places=places, update=Path(update) if update is not None else None
     )
+
+
+def llama_config(config: Mapping[str, Any]) -> LlamaConfig:
+    """The shape in a published ``config.json`` (as a dict), of transformers 4 or 5.
+
+    Raises ``ValueError`` where the architecture is not what ``BidirectionalLlama`` computes.
+    """
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    _refuse_other_architectures(config, rope)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"unsupported rope type {kind!r}, expected 'default' or 'llama3'")
+    scaling = None
+    if kind == "llama3":
+        scaling = RopeScaling(
+            factor=float(rope["factor"]),
+            low_freq_factor=float(rope["low_freq_factor"]),
+            high_freq_factor=float(rope["high_freq_factor"]),
+            original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
+        )
+    heads = int(config["num_attention_heads"])
+    return LlamaConfig(
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=int(config["hidden_size"]),
+        intermediate_size=int(config["intermediate_size"]),
+        num_hidden_layers=int(config["num_hidden_layers"]),
+        num_attention_heads=heads,
+        num_key_value_heads=int(config.get("num_key_value_heads") or heads),
+        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
+        rope_scaling=scaling,
+    )
+
+
+def _refuse_other_architectures(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
+    """``ValueError`` where a published configuration is of another architecture."""
+    asked = {key: config[key] for key in _NEUTRAL if config.get(key) is not None}
+    if asked.get("use_sliding_window") is False:
+        asked.pop("sliding_window", None)  # a window that is switched off
+    found = [(key, value, _NEUTRAL[key]) for key, value in asked.items() if value != _NEUTRAL[key]]
+    found += [("layer_types", kind, "full_attention") for kind in config.get("layer_types") or ()]
+    found += [(f"rope {key}", rope[key], 1) for key in ("partial_rotary_factor",) if key in rope]
+    if rope.get("rope_type", rope.get("type", "default")) == "default":
+        ignored = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
+        found += [(f"rope {key}", value, None) for key, value in rope.items() if key not in ignored]
+    for key, value, expected in found:
+        if value != expected:
+            raise ValueError(f"unsupported Llama config: {key}={value!r}, expected {expected!r}")
 
 
 def load_language_model(

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llm2clip.encoders.layers.llama import BidirectionalLlama
-    from llm2clip.encoders.layers.text_adapter import TextAdapter
+    from llm2clip.encoders.layers.llama import BidirectionalLlama, TextAdapter
     from llm2clip.encoders.text.llm_source import LanguageSource
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.layers.text_adapter import AdapterConfig, TextAdapter
+from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
 from llm2clip.encoders.vision.tower_detection import Header
 from llm2clip.encoders.weights.safetensors_io import (
     TensorSpec,

@@ -17,7 +17,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.layers.activations import replace_quick_gelu
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
-from llm2clip.encoders.layers.text_adapter import AdapterConfig
+from llm2clip.encoders.layers.llama import AdapterConfig
 from llm2clip.encoders.vision.adapter_weights import AdapterPlan, find_adapter
 from llm2clip.encoders.vision.config_checks import check_claims, read_claims
 from llm2clip.encoders.vision.tensor_layouts import EVA, TRANSFORMERS, Layout, TowerShape
@@ -33,7 +33,7 @@ from llm2clip.encoders.weights.safetensors_io import (
 from llm2clip.encoders.weights.tensor_names import CONFIG_FILE, LOGIT_SCALE
 
 if TYPE_CHECKING:
-    from llm2clip.encoders.layers.text_adapter import TextAdapter
+    from llm2clip.encoders.layers.llama import TextAdapter
 
 _SCALARS = (LOGIT_SCALE, "logit_bias")
 """Learnt numbers of the loss; a search has no use for them."""

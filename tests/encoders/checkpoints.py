@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
-from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.layers.llama import TextAdapter
 
 LLM_WIDTH, DIM = 12, 16
 

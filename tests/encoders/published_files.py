@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm2clip.encoders.catalog import entries as catalogue
-from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.encoders.text.llm_checkpoint import open_language
 
 from .checkpoints import DIM, SIGLIP_SETTINGS, eva02, filled, openai, siglip

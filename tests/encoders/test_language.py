@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.encoders.text.llm_checkpoint import load_language_model
+from llm2clip.encoders.layers.llama import BidirectionalLlama
+from llm2clip.encoders.text.llm_checkpoint import llama_config, load_language_model
 
 CONFIG = {
     "model_type": "llama",
@@ -32,14 +32,14 @@ IDS = torch.tensor([[1, 2, 3, 4]])
 @pytest.fixture
 def weights() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    state = BidirectionalLlama(LlamaConfig.from_hf(CONFIG)).state_dict()
+    state = BidirectionalLlama(llama_config(CONFIG)).state_dict()
     # Rounded to bfloat16, so that every layout holds the same numbers.
     return {name: torch.randn(value.shape).bfloat16().float() for name, value in state.items()}
 
 
 @pytest.fixture
 def states(weights) -> torch.Tensor:
-    model = BidirectionalLlama(LlamaConfig.from_hf(CONFIG))
+    model = BidirectionalLlama(llama_config(CONFIG))
     model.load_state_dict(weights)
     return model(IDS).detach()
 

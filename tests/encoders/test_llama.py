@@ -7,7 +7,8 @@ import re
 import pytest
 import torch
 
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, mean_pool
+from llm2clip.encoders.layers.llama import BidirectionalLlama, mean_pool
+from llm2clip.encoders.text.llm_checkpoint import llama_config
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -55,7 +56,7 @@ def pair(shape: dict):
     for parameter in reference.parameters():
         # The library's own start is so small that attention would hardly matter.
         torch.nn.init.normal_(parameter, std=0.3)
-    ours = BidirectionalLlama(LlamaConfig.from_hf(theirs.to_dict())).eval()
+    ours = BidirectionalLlama(llama_config(theirs.to_dict())).eval()
     ours.load_state_dict(reference.state_dict(), strict=True)
     return reference, ours
 
@@ -126,7 +127,7 @@ def test_transformers_4_layout_is_read():
         "rope_theta": 5e5,
         "rope_scaling": {k: v for k, v in LLAMA3.items() if k != "rope_theta"},
     }
-    config = LlamaConfig.from_hf(old)
+    config = llama_config(old)
     assert (config.rope_theta, config.num_key_value_heads, config.head_dim, config.rms_norm_eps) == (
         5e5,
         2,
@@ -166,7 +167,7 @@ def test_transformers_4_layout_is_read():
 )
 def test_what_it_does_not_compute_is_refused(change: dict, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
-        LlamaConfig.from_hf(BASE | change)
+        llama_config(BASE | change)
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Qwen3", "Granite", "Gemma"])
@@ -175,7 +176,7 @@ def test_relatives_of_llama_are_refused_by_their_own_configuration(family: str):
 
     config = getattr(transformers, f"{family}Config")().to_dict()
     with pytest.raises(ValueError, match=f"model_type='{family.lower()}', expected 'llama'"):
-        LlamaConfig.from_hf(config)
+        llama_config(config)
 
 
 @pytest.mark.parametrize(
@@ -188,4 +189,4 @@ def test_relatives_of_llama_are_refused_by_their_own_configuration(family: str):
     ],
 )
 def test_entries_that_change_nothing_are_read(change: dict):
-    assert LlamaConfig.from_hf(BASE | change) == LlamaConfig.from_hf(BASE)
+    assert llama_config(BASE | change) == llama_config(BASE)

@@ -16,7 +16,7 @@ import torch
 
 from llm2clip.encoders import ModelError
 from llm2clip.encoders.catalog.entries import encoder_entries, find_encoder, language_of
-from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.encoders.vision.vision_tower import open_vision
 
 BYTES = {"F32": 4, "F16": 2}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.encoders.vision.tensor_layouts import (
     TowerShape,
     eva02_tensors,

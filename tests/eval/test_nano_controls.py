@@ -10,9 +10,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from llm2clip.encoders import load_encoder
 from llm2clip.encoders.baselines.hf_families import FAMILIES as HF_FAMILIES
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.llama import AdapterConfig, BidirectionalLlama, LlamaConfig, TextAdapter
 from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower
-from llm2clip.encoders.layers.text_adapter import AdapterConfig, TextAdapter
 from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextRules

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.encoders.vision.adapter_weights import open_adapter
 
 PREFIX = "text.text_proj.text_adaptor."

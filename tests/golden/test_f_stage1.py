@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama
+from llm2clip.encoders.text.llm_checkpoint import llama_config
 from llm2clip.train.core.losses import IGNORED_LABEL, contrastive_loss, masked_next_token_loss
 
 
@@ -38,9 +39,7 @@ def test_contrastive_loss_and_gradients(golden):
 def mntp(golden):
     """Logits of the recorded model with their gradients' leaves, labels, and what is expected."""
     folder = golden.folder("f_stage1")
-    config = LlamaConfig.from_hf(
-        json.loads((folder / "mntp_model" / "config.json").read_text(encoding="utf-8"))
-    )
+    config = llama_config(json.loads((folder / "mntp_model" / "config.json").read_text(encoding="utf-8")))
     model = BidirectionalLlama(config)
     weights = load_file(folder / "mntp_model" / "model.safetensors")
     model.load_state_dict(

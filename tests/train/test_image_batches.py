@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower
-from llm2clip.encoders.layers.text_adapter import TextAdapter
 from llm2clip.train.core.trainer import LoopConfig, Run
 from llm2clip.train.nano.align import AlignStage, align, identity_adapter
 from llm2clip.train.nano.export import fold_batch_norm

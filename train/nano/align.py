@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.train.core.device import tensor_of
 from llm2clip.train.core.losses import candidate_loss
 from llm2clip.train.core.trainer import Run, Trainee, train_loop

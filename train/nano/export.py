@@ -14,8 +14,8 @@ from torch import nn
 
 from llm2clip.common.files import write_atomic
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
+from llm2clip.encoders.layers.llama import AdapterConfig
 from llm2clip.encoders.layers.nano_vision import ConvUnit, NanoVisionTower
-from llm2clip.encoders.layers.text_adapter import AdapterConfig
 from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextRules
@@ -24,8 +24,7 @@ from llm2clip.train.nano.image_batches import PIXEL_MEAN, PIXEL_STD
 from llm2clip.train.synthetic.emoji import LANGUAGES
 
 if TYPE_CHECKING:
-    from llm2clip.encoders.layers.llama import BidirectionalLlama
-    from llm2clip.encoders.layers.text_adapter import TextAdapter
+    from llm2clip.encoders.layers.llama import BidirectionalLlama, TextAdapter
     from llm2clip.train.core.trainer import Run
     from llm2clip.train.nano.image_batches import ImageSide
     from llm2clip.train.nano.pipeline import NanoConfig

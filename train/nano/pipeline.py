@@ -12,8 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm2clip.common.files import write_atomic
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
-from llm2clip.encoders.layers.text_adapter import TextAdapter
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, TextAdapter
 from llm2clip.train.core.text_states import TextEncoder
 from llm2clip.train.core.tokenizer import build_tokenizer
 from llm2clip.train.core.trainer import LoopConfig, Run, RunError
