@@ -28,11 +28,12 @@ from llm2clip.indexer import open_index
 from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
 from llm2clip.indexer.ann.plan import Budget, Plan
+from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.generation_writer import GenerationWriter
+from llm2clip.indexer.storage.manifest import empty_manifest
 from llm2clip.indexer.storage.outcome import Outcome
-from llm2clip.indexer.storage.provenance import BuildInfo
+from llm2clip.indexer.storage.transaction import Transaction
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 COLLECTIONS = (
@@ -131,17 +132,10 @@ def _truth(work: Path, vectors: Vectors, found: Collection) -> Any:  # noqa: ANN
 def _index(found: Collection, folder: Path) -> dict[str, Any]:
     """Write a whole index as a build would, but for the images; then open and ask it in a process of its own."""
     folder.mkdir(parents=True)
-    identity: dict[str, str | int] = {
-        "name": "ready",
-        "dim": found.dim,
-        "weights_sha256": "0",
-        "preprocessing": "none",
-    }
-    origin = BuildInfo(
-        corpus={"kind": "folder", "spec": "p", "root": "/p"},
-        encoder=identity,
+    base = empty_manifest(
+        sources=[{"kind": "folder", "spec": "p", "root": "/p"}],
+        encoder={"name": "ready", "dim": found.dim, "weights_sha256": "0", "preprocessing": "none"},
         encoder_source="ready",
-        anew=False,
     )
     took: dict[str, float] = {}
 
@@ -161,13 +155,12 @@ def _index(found: Collection, folder: Path) -> dict[str, Any]:
         return plan.to_json()
 
     began, number = perf_counter(), 0
-    writer = GenerationWriter(folder, generation=1, origin=origin)
-    for block in found.blocks():
-        writer.append([_outcome(number + n, row) for n, row in enumerate(block)])
-        number += len(block)
-    took["items_s"] = perf_counter() - began
-    writer.commit(planner=planner)
-    writer.close()
+    with Transaction.create(folder, base) as transaction:
+        for block in found.blocks():
+            transaction.append([_outcome(number + n, row) for n, row in enumerate(block)])
+            number += len(block)
+        took["items_s"] = perf_counter() - began
+        commit(transaction, folder, planner=planner)
     took["commit_s"] = perf_counter() - began - took["items_s"]
     (folder.parent / "built.json").write_text(json.dumps(took), "utf-8")
     np.save(folder.parent / "queries.npy", found.queries[:200])

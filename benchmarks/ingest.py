@@ -23,7 +23,6 @@ from llm2clip.encoders import FakeEncoder, load_encoder
 from llm2clip.encoders.core.image_source import PreparedImage
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 from llm2clip.indexer import BuildOptions, ImageEncoder, build_index, open_corpus
-from llm2clip.indexer.ingest.jpeg_draft import choose_decoding
 
 BATCH = 32
 IMAGES = 48
@@ -181,7 +180,7 @@ class Idle:
         self._rows: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         self._preprocess = Preprocess(size=224, mode=ResizeMode.SHORTEST_CROP)
 
-    def prepare(self, image: bytes, /, *, margin: int = 0) -> PreparedImage:
+    def prepare(self, image: bytes, /, *, draft: bool = False) -> PreparedImage:
         return self._preprocess.prepare(image)
 
     def encode_prepared(self, pixels: NDArray[np.uint8], /) -> NDArray[np.float32]:
@@ -211,7 +210,7 @@ def _decode_bound(settings: Settings, files: list[Path]) -> list[Row]:
 
 
 def _large(settings: Settings, files: list[Path]) -> list[Row]:
-    """Decoding of images enlarged to those of a camera, as a trial chooses it for this encoder."""
+    """Decoding of images enlarged to those of a camera, whole and as a large build does it."""
     from PIL import Image
 
     folder = settings.work / "large"
@@ -221,21 +220,19 @@ def _large(settings: Settings, files: list[Path]) -> list[Row]:
             image.convert("RGB").resize(LARGE).save(folder / f"{file.stem}.jpg", quality=90)
     encoder = load_encoder(settings.encoder)
     contents = [file.read_bytes() for file in sorted(folder.iterdir())]
-    chosen = choose_decoding(open_corpus(folder).records(), encoder=encoder)
 
-    def rate(margin: int) -> float:
+    def rate(draft: bool) -> float:
         began = time.thread_time()
         for content in contents:
-            encoder.prepare(content, margin=margin)
+            encoder.prepare(content, draft=draft)
         return len(contents) / (time.thread_time() - began)
 
-    rate(0)
-    whole, smaller = rate(0), rate(chosen.margin)
-    how = f"{LARGE[0]} x {LARGE[1]}, margin {chosen.margin}, worst cosine {chosen.cosine:.5f} of {chosen.probes}"
+    rate(False)
+    whole, reduced = rate(False), rate(True)
     return [
         _row("large JPEGs: decoded whole", whole, "images/s", note="one thread, processor time"),
-        _row("large JPEGs: as chosen for the encoder", smaller, "images/s", note=how),
-        _row("large JPEGs: chosen / whole", smaller / whole, aim=1),
+        _row("large JPEGs: at reduced size", reduced, "images/s", note=f"{LARGE[0]} x {LARGE[1]}"),
+        _row("large JPEGs: reduced / whole", reduced / whole, aim=1),
     ]
 
 

@@ -62,7 +62,7 @@ class Nothing:
         rows = np.random.default_rng(0).standard_normal((4096, DIM)).astype(np.float32)
         self._rows: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    def prepare(self, image: bytes, /, *, margin: int = 0) -> PreparedImage:
+    def prepare(self, image: bytes, /, *, draft: bool = False) -> PreparedImage:
         return PreparedImage(pixels=np.empty((SIDE, SIDE, 3), np.uint8), width=SIDE, height=SIDE)
 
     def encode_prepared(self, pixels: NDArray[np.uint8], /) -> NDArray[np.float32]:

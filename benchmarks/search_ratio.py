@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from benchmarks.measuring import Row, Settings
 from llm2clip.encoders import Encoder, EncoderInfo, ImageError, ImageSource, PreparedImage
 from llm2clip.indexer import Index, open_index
+from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.generation_writer import GenerationWriter
+from llm2clip.indexer.storage.manifest import empty_manifest
 from llm2clip.indexer.storage.outcome import Outcome
-from llm2clip.indexer.storage.provenance import BuildInfo
+from llm2clip.indexer.storage.transaction import Transaction
 from llm2clip.retrieval import Searcher
 
 DIM = 192
@@ -87,19 +88,17 @@ def unit_rows(random: np.random.Generator, count: int) -> NDArray[np.float32]:
 def write_random_index(folder: Path, *, count: int, encoder: ReadyEncoder) -> None:
     """An index of random vectors with captions and metadata, as a build would write it."""
     folder.mkdir(parents=True)
-    origin = BuildInfo(
-        corpus={"kind": "folder", "spec": "random", "root": "/random"},
+    base = empty_manifest(
+        sources=[{"kind": "folder", "spec": "random", "root": "/random"}],
         encoder=encoder.info.identity(),
         encoder_source="ready",
-        anew=False,
     )
-    writer = GenerationWriter(folder, generation=1, origin=origin)
     random = np.random.default_rng(0)
-    for start in range(0, count, 2_000):
-        rows = unit_rows(random, min(2_000, count - start)).astype(np.float16)
-        writer.append([_outcome(start + number, row) for number, row in enumerate(rows)])
-    writer.commit()
-    writer.close()
+    with Transaction.create(folder, base) as transaction:
+        for start in range(0, count, 2_000):
+            rows = unit_rows(random, min(2_000, count - start)).astype(np.float16)
+            transaction.append([_outcome(start + number, row) for number, row in enumerate(rows)])
+        commit(transaction, folder)
 
 
 def _outcome(number: int, vector: NDArray[np.float16]) -> Outcome:

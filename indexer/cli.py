@@ -55,6 +55,25 @@ WhereOption = Annotated[
 ]
 
 
+class Dtype(StrEnum):
+    """Precision of an encoder."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+DtypeOption = Annotated[
+    Dtype,
+    typer.Option(
+        "--dtype",
+        help="Precision of the encoder; bfloat16 is faster on CPUs and GPUs that support it.",
+        rich_help_panel="Machine",
+    ),
+]
+
+
 class ExportFormat(StrEnum):
     """What ``export`` writes."""
 
@@ -155,9 +174,11 @@ def build(
             rich_help_panel="Machine",
         ),
     ] = "auto",
+    dtype: DtypeOption = Dtype.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Build an index of a corpus, or resume an interrupted build."""
+    options = {name: value for name, value in locals().items() if name != "from_index"}
     with one_line_errors():
         from llm2clip.indexer.commands.build import BuildRequest, run_build
 
@@ -166,26 +187,15 @@ def build(
 
             if corpus is not None or encoder is None:
                 raise typer.BadParameter("--from INDEX needs --encoder NAME and excludes CORPUS")
-            if device != "auto":
-                raise typer.BadParameter("--from chooses the device itself; remove --device")
+            if device != "auto" or dtype != "auto":
+                raise typer.BadParameter(
+                    "--from chooses device and dtype itself; remove --device and --dtype"
+                )
             run_reencode(from_index, index, encoder=encoder, batch_size=batch_size, as_json=as_json)
             return
         if corpus is None:
             raise typer.BadParameter("got no images to index; name a CORPUS, or an index with --from")
-        request = BuildRequest(
-            corpus=corpus,
-            index=index,
-            encoder=encoder,
-            batch_size=batch_size,
-            overwrite=overwrite,
-            as_json=as_json,
-            every=every,
-            ram=ram,
-            recall=recall,
-            p95_ms=p95_ms,
-            device=device,
-        )
-        run_build(request)
+        run_build(BuildRequest(**options))
 
 
 @app.command(cls=GroupedCommand)
@@ -197,13 +207,16 @@ def add(
     index: IndexOption = None,
     encoder: EncoderOption = None,
     batch_size: BatchOption = None,
+    dtype: DtypeOption = Dtype.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Add images to an index, or re-index given ones."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_update
 
-        run_update(index, corpora=images, encoder=encoder, batch_size=batch_size, as_json=as_json)
+        run_update(
+            index, corpora=images, encoder=encoder, batch_size=batch_size, dtype=dtype, as_json=as_json
+        )
 
 
 @app.command(cls=GroupedCommand)
@@ -211,6 +224,7 @@ def update(
     index: IndexOption = None,
     encoder: EncoderOption = None,
     batch_size: BatchOption = None,
+    dtype: DtypeOption = Dtype.AUTO,
     as_json: JsonOption = False,
 ) -> None:
     """Sync an index with its sources.
@@ -220,7 +234,7 @@ def update(
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_update
 
-        run_update(index, corpora=None, encoder=encoder, batch_size=batch_size, as_json=as_json)
+        run_update(index, corpora=None, encoder=encoder, batch_size=batch_size, dtype=dtype, as_json=as_json)
 
 
 @app.command(cls=GroupedCommand)
@@ -281,7 +295,7 @@ def export(
 def explain(index: IndexOption = None, where: WhereOption = None, as_json: JsonOption = False) -> None:
     """Show how an index would be searched, and why."""
     with one_line_errors():
-        from llm2clip.indexer.commands.maintain import run_explain
+        from llm2clip.indexer.commands.show import run_explain
 
         run_explain(index, where=where, as_json=as_json)
 
@@ -295,7 +309,7 @@ def errors(
 ) -> None:
     """List images that could not be indexed, with reasons."""
     with one_line_errors():
-        from llm2clip.indexer.commands.maintain import run_errors
+        from llm2clip.indexer.commands.show import run_errors
 
         run_errors(index, as_json=as_json)
 
@@ -315,9 +329,9 @@ def info(
 ) -> None:
     """Show an index's corpus, encoder, size and settings."""
     with one_line_errors():
-        from llm2clip.indexer.commands.build import run_info
+        from llm2clip.indexer.commands.show import run_errors, run_info
 
-        run_info(index, errors=errors, as_json=as_json)
+        (run_errors if errors else run_info)(index, as_json=as_json)
 
 
 @app.command(cls=GroupedCommand)
@@ -340,7 +354,7 @@ def verify(
             from llm2clip.indexer.commands.maintain import run_repair
 
             repaired = run_repair(index, as_json=as_json)
-        from llm2clip.indexer.commands.build import run_verify
+        from llm2clip.indexer.commands.show import run_verify
 
         if not run_verify(index, as_json=as_json, repaired=repaired):
             raise typer.Exit(1)
@@ -350,7 +364,7 @@ def verify(
 def encoders(as_json: JsonOption = False) -> None:
     """List encoders with size, memory, languages and quality."""
     with one_line_errors():
-        from llm2clip.indexer.commands.build import run_encoders
+        from llm2clip.indexer.commands.show import run_encoders
 
         run_encoders(as_json=as_json)
 

@@ -1,49 +1,47 @@
-"""What ``llm2clip-index`` does once its arguments are read: one call each, then print."""
+"""``llm2clip-index build``: choose the encoder, build, print."""
 
 from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from shlex import quote
-from shutil import get_terminal_size
 from typing import Any, cast
 
-from llm2clip.common.entrypoint import graceful_interrupt
+import numpy as np
+from numpy.typing import NDArray
+
 from llm2clip.common.terminal import escape_control, log_stderr
-from llm2clip.indexer.ann.plan import Budget
-from llm2clip.indexer.commands import output as console
+from llm2clip.indexer.ann.plan import Budget, parse_bytes
 from llm2clip.indexer.commands.encoder_choice import NANO, NoEncoderError, choose_encoder, source_of
-from llm2clip.indexer.commands.encoder_table import table
-from llm2clip.indexer.commands.search_budget import TextEncoder, budget_of, make_planner
-from llm2clip.indexer.core.encoder_protocol import ImageEncoder
-from llm2clip.indexer.core.errors import (
-    CorpusError,
-    EncoderMismatchError,
-    IndexConflictError,
-    IndexNotFoundError,
-)
+from llm2clip.indexer.commands.session import SHOWN, images, load, working
+from llm2clip.indexer.core.encoder_protocol import TextEncoder
+from llm2clip.indexer.core.errors import EncoderMismatchError, IndexConflictError
 from llm2clip.indexer.core.index_paths import (
     INDEX_VARIABLE,
     SAMPLE,
-    current_index,
     default_index_path,
     sample_index_path,
     set_current_index,
 )
 from llm2clip.indexer.core.results import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.corpora.open import open_corpus
-from llm2clip.indexer.corpora.remote_store import fetch_callback
 from llm2clip.indexer.lifecycle.build import build_index
-from llm2clip.indexer.planner.plan_index import require_memory
-from llm2clip.indexer.records.record import Corpus
-from llm2clip.indexer.search.index import Index, open_index
-from llm2clip.indexer.storage.index_folder import describe_unfinished, recorded_encoder
+from llm2clip.indexer.lifecycle.commit import Planner, write_ann
+from llm2clip.indexer.storage.index_folder import items_files, recorded_encoder
+from llm2clip.indexer.storage.items_reader import NEVER, query
+from llm2clip.indexer.storage.manifest import DEFAULT_PLAN
+from llm2clip.indexer.storage.vector_segments import Vectors
+
+UNPLANNED_ROWS = 50_000
+"""Without a budget an index of so many images or fewer is searched exactly: nothing is tried."""
+_LOOKED_AT = 20_000
+_CAPTIONS = 800
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +63,15 @@ class BuildRequest:
     every: float | None = None
     """Seconds between the frames that are taken of videos."""
     ram: str | None = None
-    """Memory that searching may take, as it was given; None: most of what is free."""
+    """Memory budget of a search, as it was given; None: most of the free memory."""
     recall: float | None = None
-    """Share of the true ten best to be found; None: the usual one."""
+    """Target recall@10; None: the default."""
     p95_ms: float | None = None
-    """Milliseconds for 95 of 100 queries; None: the usual ones."""
+    """Target 95th percentile of the search latency in milliseconds; None: the default."""
     device: str = "auto"
-    """Where images are encoded and structures trained: ``cuda``, ``cuda:1``, ``cpu``; ``auto`` decides."""
+    """Where images are encoded and the ANN index is trained: ``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
+    dtype: str = "auto"
+    """Precision of the encoder: ``auto``, ``float32``, ``bfloat16``, ``float16``."""
 
 
 def run_build(request: BuildRequest) -> None:
@@ -86,46 +86,39 @@ def run_build(request: BuildRequest) -> None:
     budget = budget_of(ram=request.ram, recall=request.recall, p95_ms=request.p95_ms)
     done, planned = 0, list[str]()
 
-    def follow(progress: Progress) -> None:
-        nonlocal done
-        done = progress.done
-        show(progress)
-
-    try:
-        with graceful_interrupt(), fetch_callback(log_stderr):
-            corpus = open_corpus(request.corpus, every=request.every)
-            _require_images(corpus)
-            name = _choose(request, folder)
-            _require_same(request, folder, name)
-            if name == NANO and request.corpus != SAMPLE:
-                log_stderr("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
-            encoder = _load(name) if request.device == "auto" else _load_on(name, request.device)
-            with console.progress_bar() as show, console.quiet_decoding():
-                planner = make_planner(
-                    corpus,
-                    cast(TextEncoder, encoder),
-                    budget=budget,
-                    say=planned.append,
-                    device=request.device,
-                )
-                options = BuildOptions(
-                    planner=planner,
-                    replan=budget is not None,
-                    require=partial(_require_memory, budget),
-                    batch_size=request.batch_size,
-                    overwrite=request.overwrite,
-                    encoder_source=source_of(name),
-                    quicker=_quicker(name) if request.device in ("auto", "cpu") else None,
-                    on_progress=follow,
-                )
-                report = build_index(corpus, folder, encoder=encoder, options=options)
-    except KeyboardInterrupt:
-        kept = (
+    def interrupted() -> str:
+        return (
             f"{done:,} images are kept, the same command goes on from there"
             if done
             else "nothing was done yet"
         )
-        raise KeyboardInterrupt(f": {kept}") from None
+
+    with working(interrupted=interrupted) as show:
+
+        def follow(progress: Progress) -> None:
+            nonlocal done
+            done = progress.done
+            show(progress)
+
+        corpus = open_corpus(request.corpus, every=request.every)
+        corpus.require_images()  # before an encoder is asked for, or fetched
+        name = _choose(request, folder)
+        _require_same(request, folder, name)
+        if name == NANO and request.corpus != SAMPLE:
+            log_stderr("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
+        encoder = load(name, device=request.device, dtype=request.dtype)
+        options = BuildOptions(
+            planner=make_planner(
+                folder, cast(TextEncoder, encoder), budget=budget, say=planned.append, device=request.device
+            ),
+            replan=budget is not None,
+            require=partial(_require_memory, budget) if budget is not None else None,
+            batch_size=request.batch_size,
+            overwrite=request.overwrite,
+            encoder_source=source_of(name),
+            on_progress=follow,
+        )
+        report = build_index(corpus, folder, encoder=encoder, options=options)
     for line in planned:
         log_stderr(line)
     _finish(report, as_json=request.as_json)
@@ -143,27 +136,18 @@ def _place(request: BuildRequest) -> Path:
     return (place or default_index_path(request.corpus)).expanduser().absolute()
 
 
-def _require_images(corpus: Corpus) -> None:
-    """Whether there is anything to index is worth knowing before anybody is asked, or an encoder fetched."""
-    if corpus.peek() is None:
-        raise CorpusError(corpus.explain_empty())
-
-
-def _require_memory(budget: Budget | None, images: int, dim: int) -> None:
-    if budget is not None:
-        require_memory(budget, rows=images, dim=dim)
-
-
 def _require_same(request: BuildRequest, folder: Path, name: str) -> None:
-    """An index of another built-in encoder is told before this one is fetched and loaded."""
+    """Refuse an index of another built-in encoder before this one is fetched and loaded."""
+    there = None if request.overwrite else recorded_encoder(folder)
+    if there is None or there == name:
+        return
     from llm2clip.encoders import list_encoders
 
-    there = None if request.overwrite else recorded_encoder(folder)
-    known = {card.name for card in list_encoders()}
-    if there != name and {there, name} <= known:
+    if {there, name} <= {card.name for card in list_encoders()}:
         raise EncoderMismatchError(
             f"{folder} was built with the encoder {there}, got {name}: build with the first, choose another place "
-            f"with --index, replace it with --overwrite, or make another beside it with  --from {quote(str(folder))}"
+            "with --index, replace it with --overwrite, or build another beside it with  --from "
+            f"{shlex.quote(str(folder))}"
         )
 
 
@@ -185,30 +169,38 @@ def _finish(report: BuildReport, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(asdict(report), ensure_ascii=False))
     else:
-        console.print_build(report, search=console.search_command(report, current=current))
+        _print_build(report, search=_search_command(report, current=current))
 
 
-def _load(name: str) -> ImageEncoder:
-    from llm2clip.encoders import load_encoder
+def _print_build(report: BuildReport, *, search: str) -> None:
+    """Print what a build did, where the index is, and how to search it."""
+    if report.up_to_date:
+        print(f"Up to date: {images(report.items)}, nothing has changed.")
+    else:
+        rate = f" ({report.embedded / report.seconds:,.0f}/s)" if report.embedded else ""
+        kept = f", {report.embedded:,} of them embedded now," if report.kept else ""
+        memory = f", memory up to {report.peak_memory / 1e6:,.0f} MB" if report.peak_memory else ""
+        print(f"Indexed {images(report.items)}{kept} in {report.seconds:,.1f} s{rate}{memory}.")
+    if report.bad:
+        print(f"{images(report.bad)} could not be read:")
+        for bad in report.bad_images[:SHOWN]:
+            print(escape_control(f"  {bad.key}: {bad.reason}"))
+        if report.bad > SHOWN:
+            print(f"  and {report.bad - SHOWN:,} more: llm2clip-index info --errors --index {report.path}")
+    for each in report.notes:
+        log_stderr(f"note: {each}")
+    print(escape_control(f"Index:  {report.path}"))
+    print(escape_control(f"Search: {search}"))
 
-    return load_encoder(name)
 
-
-def _load_on(name: str, device: str) -> ImageEncoder:
-    from llm2clip.encoders import load_encoder
-
-    return load_encoder(name, device=device)
-
-
-def _quicker(name: str) -> Callable[[], ImageEncoder] | None:
-    """Gives the same encoder in the arithmetic that this processor is quickest in, if that is not its usual one."""
-    from llm2clip.encoders import load_encoder
-    from llm2clip.encoders.core.dual_encoder import quick_dtype
-
-    dtype = quick_dtype()
-    if dtype is None or name.startswith(("st:", "open_clip:")):
-        return None
-    return lambda: load_encoder(name, dtype=dtype)
+def _search_command(report: BuildReport, *, current: bool) -> str:
+    """The command that searches the index, to be copied."""
+    if report.path == str(sample_index_path()):
+        return 'llm2clip-search --index sample: "an animal with a long neck"'
+    query = "an animal with a long neck" if report.corpus == SAMPLE else "a red bicycle in the rain"
+    if current and not os.environ.get(INDEX_VARIABLE):
+        return f'llm2clip-search "{query}"'
+    return f'llm2clip-search --index {shlex.quote(report.path)} "{query}"'
 
 
 def _asker() -> Callable[[str], str] | None:
@@ -225,71 +217,67 @@ def _asker() -> Callable[[str], str] | None:
     return ask
 
 
-def _open(index: Path | None) -> Index:
-    return _open_sample() if str(index) == SAMPLE else open_index(place_of(index))
+def budget_of(*, ram: str | None, recall: float | None, p95_ms: float | None) -> Budget | None:
+    """The search budget of the options; None if none was given.
+
+    Raises:
+        IndexerError: a number is not valid.
+    """
+    if ram is None and recall is None and p95_ms is None:
+        return None
+    usual = Budget()
+    return Budget(
+        ram=parse_bytes(ram) if ram is not None else None,
+        recall=recall if recall is not None else usual.recall,
+        p95_ms=p95_ms if p95_ms is not None else usual.p95_ms,
+    )
 
 
-def place_of(index: Path | None) -> Path:
-    """The folder of the index that is meant."""
-    told = os.environ.get(INDEX_VARIABLE)
-    if index is None and told:
-        index = Path(told)
-    if index is not None:
-        return sample_index_path() if str(index) == SAMPLE else index.expanduser().absolute()
-    last = current_index()
-    if last is None:
-        sample = f"; --index {SAMPLE} is that of the sample images" if sample_index_path().exists() else ""
-        raise IndexNotFoundError(f"no index was built yet: name one with --index PATH, or build one{sample}")
-    return last
+def _require_memory(budget: Budget, images: int, dim: int) -> None:
+    from llm2clip.indexer.planner.plan_index import require_memory
+
+    require_memory(budget, rows=images, dim=dim)
 
 
-def _open_sample() -> Index:
-    place = sample_index_path()
-    try:
-        return open_index(place)
-    except IndexNotFoundError as error:
-        if describe_unfinished(place):
-            raise
-        raise IndexNotFoundError(
-            f"the index of the sample images is not built yet: make it with  llm2clip-index build {SAMPLE}"
-        ) from error
+def make_planner(
+    folder: Path,
+    encoder: TextEncoder,
+    *,
+    budget: Budget | None,
+    say: Callable[[str], None],
+    device: str = "auto",
+) -> Planner:
+    """The planner of a build; captions of its images become tuning queries.
+
+    Args:
+        folder: the index.
+        encoder: encodes the captions.
+        budget: what to keep to; None: the default, and exact search for small indexes.
+        say: is told what was planned and measured.
+        device: where the ANN index is trained.
+    """
+
+    def plan(path: Path, vectors: Vectors) -> Mapping[str, Any]:
+        if budget is None and len(vectors) <= UNPLANNED_ROWS:
+            return write_ann(path, vectors, plan=DEFAULT_PLAN)
+        from llm2clip.indexer.planner.plan_index import BudgetPlanner
+
+        queries = partial(caption_queries, folder, encoder)
+        planner = BudgetPlanner(budget=budget or Budget(), queries=queries, say=say, device=device)
+        return planner(path, vectors)
+
+    return plan
 
 
-def run_info(index: Path | None, *, errors: bool, as_json: bool) -> None:
-    """Print what an index is, or the images that could not be read."""
-    with _open(index) as opened:
-        if errors:
-            for error in opened.errors():
-                row = {"key": error.key, "stage": error.stage, "reason": error.reason}
-                print(
-                    json.dumps(row, ensure_ascii=False)
-                    if as_json
-                    else f"{escape_control(error.key)}\t{escape_control(error.reason)}"
-                )
-        elif as_json:
-            print(json.dumps(asdict(opened.info()), ensure_ascii=False))
-        else:
-            console.print_info(opened.info())
-
-
-def run_verify(index: Path | None, *, as_json: bool, repaired: Mapping[str, Any] | None = None) -> bool:
-    """Check an index and print what is wrong, as JSON with what was repaired; returns whether nothing is."""
-    with _open(index) as opened:
-        report = opened.verify()
-    if as_json:
-        repair = {} if repaired is None else {"repair": repaired}
-        print(json.dumps({**asdict(report), "ok": report.ok, **repair}, ensure_ascii=False))
-    else:
-        console.print_verify(report)
-    return report.ok
-
-
-def run_encoders(*, as_json: bool) -> None:
-    """Print the encoders there are."""
-    from llm2clip.encoders import list_encoders
-
-    cards = list_encoders()
-    if as_json:
-        print(json.dumps([asdict(card) for card in cards], ensure_ascii=False))
-    else:
-        print(table(cards, width=get_terminal_size().columns if sys.stdout.isatty() else None))
+def caption_queries(folder: Path, encoder: TextEncoder) -> NDArray[np.float32] | None:
+    """Some captions of the index that is being written, encoded; None if it has none. Shape: (n, dim), float32."""
+    found = query(
+        folder / items_files(folder)[-1],
+        f"SELECT caption FROM items WHERE caption > '' AND removed = {NEVER} ORDER BY id LIMIT ?",
+        _LOOKED_AT,
+    )
+    captions = sorted({caption for (caption,) in found if caption.strip()})
+    if len(captions) < 2:
+        return None
+    chosen = np.random.default_rng(0).permutation(len(captions))[:_CAPTIONS]
+    return encoder.encode_texts([captions[number] for number in sorted(chosen.tolist())])

@@ -49,14 +49,13 @@ def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[
 
 def source_of(encoder: str) -> str:
     """What the index remembers of a named encoder: a built-in name as it is, a folder or file from the root."""
+    place = os.path.expanduser(encoder)
+    if not os.path.exists(place):
+        return encoder
     from llm2clip.encoders import list_encoders
 
     builtin = any(card.name == encoder for card in list_encoders())
-    return encoder if builtin or not os.path.exists(os.path.expanduser(encoder)) else _absolute(encoder)
-
-
-def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
+    return encoder if builtin else os.path.abspath(place)
 
 
 def listed() -> str:

@@ -1,4 +1,4 @@
-"""The seam to encoders: what the indexer asks of one, and no more. It never learns what a model is."""
+"""The protocol of encoders: all that the indexer knows of a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class EncoderIdentity(Protocol):
         """Length of its vectors."""
 
     def identity(self) -> Mapping[str, str | int]:
-        """What an index stores: ``name``, for people; and what it compares: ``dim``, hashes, preprocessing, ..."""
+        """What an index stores: ``name``, and what it compares: ``dim``, hashes, preprocessing, ..."""
 
 
 class Prepared(Protocol):
@@ -48,11 +48,11 @@ class ImageEncoder(Protocol):
     def info(self) -> EncoderIdentity:
         """Which encoder this is."""
 
-    def prepare(self, image: bytes, /, *, margin: int = 0) -> Prepared:
+    def prepare(self, image: bytes, /, *, draft: bool = False) -> Prepared:
         """Decode one image; called from several threads at once.
 
-        With a ``margin`` a JPEG may be decoded at a half, a quarter or an eighth of its size, as long as its shorter
-        side keeps ``margin`` times the pixels that the model takes.
+        With ``draft`` a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter side keeps twice the
+        model's resolution.
 
         Raises:
             ValueError: the bytes are no image that can be read; the message is the reason, in a few words.
@@ -65,3 +65,10 @@ class ImageEncoder(Protocol):
 
         Images of different sizes come as a list.
         """
+
+
+class TextEncoder(Protocol):
+    """Anything that turns captions into queries."""
+
+    def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
+        """Shape: (num_texts, dim), float32, unit rows."""

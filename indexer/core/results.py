@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from llm2clip.indexer.core.errors import IndexerError
-
-if TYPE_CHECKING:
-    from llm2clip.indexer.core.encoder_protocol import ImageEncoder
-    from llm2clip.indexer.storage.vector_segments import Vectors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,15 +39,13 @@ class BuildOptions:
     corpus or encoder is refused."""
     encoder_source: str | None = None
     """What ``load_encoder`` was given, if that is not the encoder's name."""
-    planner: Callable[[Path, Vectors], Mapping[str, Any]] | None = None
-    """Chooses the search structure for the vectors, writes it to a file and returns its plan; None: the exact one."""
+    planner: Callable[[Path, Any], Mapping[str, Any]] | None = None
+    """Chooses an ANN index for the ``Vectors`` it is given, writes it to the file and returns its plan; None: the exact
+    search."""
     replan: bool = False
-    """Ask the planner also where the index has a search structure already."""
+    """Plan again although there is an ANN index."""
     require: Callable[[int, int], None] | None = None
     """Called with the number of images and the length of their vectors before any is embedded; may refuse."""
-    quicker: Callable[[], ImageEncoder] | None = None
-    """Gives the same encoder in quicker arithmetic, for large builds; used where a trial on some of the images keeps
-    every cosine above 0.999. None: no such trial."""
     on_progress: Callable[[Progress], None] | None = None
     """Called now and then from the calling thread."""
 

@@ -28,17 +28,8 @@ _TIMES = ("mtime", "LastModified", "last_modified", "updated", "modified", "crea
 _MARKS = ("ETag", "etag", "e_tag", "md5Hash", "checksum", "generation", "size", *_TIMES)
 
 
-_tell: ContextVar[Callable[[str], None] | None] = ContextVar("tell", default=None)
-
-
-@contextmanager
-def fetch_callback(tell: Callable[[str], None]) -> Iterator[None]:
-    """Have it told, within, when something is fetched that may take its time."""
-    token = _tell.set(tell)
-    try:
-        yield
-    finally:
-        _tell.reset(token)
+on_fetch: ContextVar[Callable[[str], None] | None] = ContextVar("on_fetch", default=None)
+"""Called with one line before a file is fetched."""
 
 
 @contextmanager
@@ -143,7 +134,7 @@ def _fetch(store: Any, path: str, url: str) -> None:  # noqa: ANN401
         info = store.info(path)
         folder.mkdir(parents=True, exist_ok=True)
         _require_room(folder, url, info.get("size") or 0)
-        tell = _tell.get()
+        tell = on_fetch.get()
         if tell is not None:
             tell(f"fetching {url} ({(info.get('size') or 0) / 2**20:,.1f} MB)")
         with atomic_path(file) as draft:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""From a corpus to vectors: list, decode, encode, reuse."""

@@ -1,7 +1,4 @@
-"""Records in, vectors out: threads read and decode while the caller's thread runs the encoder.
-
-Everything is in order and bounded: at most a window of images is in memory, whatever the corpus.
-"""
+"""Read and decode images in threads, in order, with a bounded number of them in memory."""
 
 from __future__ import annotations
 
@@ -9,32 +6,17 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from contextlib import nullcontext
 
-from llm2clip.indexer.core.encoder_protocol import ImageEncoder
-from llm2clip.indexer.ingest.batching import AdaptiveBatchSize
+from llm2clip.indexer.core.encoder_protocol import Prepared
+from llm2clip.indexer.ingest.listing import chunks
 from llm2clip.indexer.ingest.vector_reuse import VectorCache
 from llm2clip.indexer.records.files import content_hash
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.storage.items_reader import ErrorRow
 from llm2clip.indexer.storage.outcome import Outcome, ReusedVector, reason_of
-
-CHUNK = 512
-"""Records that are looked up together in an earlier build, and written together at most."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """How images are read and decoded."""
-
-    workers: int | None = None
-    """Threads; None: as many as there are processors, and more where they turn out to wait for the storage."""
-    margin: int = 0
-    """See ``Decoding``."""
-
 
 _MOST = 64
 _LARGE_FILE = 6 * 2**20
@@ -44,26 +26,26 @@ _LOOK = 1.0
 class _Reader:
     """Reads and decodes images in threads.
 
-    How many work at once is a number of permits, which can grow; those on large files, which may need hundreds of
-    megabytes each, are two at most.
+    The number of active threads is a number of permits, which can grow. At most two work on large files, which may need
+    hundreds of megabytes each.
     """
 
-    def __init__(self, encoder: ImageEncoder, earlier: list[VectorCache], reading: Reading) -> None:
+    def __init__(self, prepare: Callable[[Record], Outcome], workers: int | None) -> None:
         processors = os.cpu_count() or 1
-        self._encoder, self._earlier, self._margin = encoder, earlier, reading.margin
-        self.workers = reading.workers or min(16, processors)
-        self._limit = reading.workers or max(min(_MOST, 8 * processors), self.workers)
+        self._prepare = prepare
+        self.workers = workers or min(16, processors)
+        self._limit = workers or max(min(_MOST, 8 * processors), self.workers)
         self._permits = threading.Semaphore(self.workers)
         self._large = threading.Semaphore(2)
         self._pool = ThreadPoolExecutor(max_workers=self._limit, thread_name_prefix="decode")
         self._began, self._busy, self._starved = time.perf_counter(), time.process_time(), 0.0
 
     def begin(self, record: Record) -> Future[Outcome]:
-        """Read and decode an image as soon as a thread is free."""
+        """Read and decode an image when a thread is free."""
         return self._pool.submit(self._work, record)
 
     def result(self, waiting: Future[Outcome] | Outcome) -> Outcome:
-        """The outcome, waited for if need be; more threads where that happens while processors have nothing to do."""
+        """Wait for an outcome; allows more threads if that takes long while processors are idle."""
         if isinstance(waiting, Outcome) or waiting.done():
             return waiting if isinstance(waiting, Outcome) else waiting.result()
         began = time.perf_counter()
@@ -84,40 +66,37 @@ class _Reader:
         self._began, self._busy, self._starved = now, time.process_time(), 0.0
 
     def close(self) -> None:
-        """Begin nothing more."""
+        """Cancel what has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _work(self, record: Record) -> Outcome:
-        with self._permits:
-            if (record.size or 0) < _LARGE_FILE:
-                return _prepare(record, self._encoder, self._earlier, self._margin)
-            with self._large:
-                return _prepare(record, self._encoder, self._earlier, self._margin)
+        with self._permits, self._large if (record.size or 0) >= _LARGE_FILE else nullcontext():
+            return self._prepare(record)
 
 
-def prepared(
+def decode_images(
     records: Iterable[Record],
     *,
-    encoder: ImageEncoder,
-    earlier: list[VectorCache],
-    reading: Reading,
-    batches: AdaptiveBatchSize,
+    decode: Callable[[bytes], Prepared],
+    caches: Sequence[VectorCache],
+    workers: int | None,
+    batch_size: Callable[[], int],
 ) -> Iterator[Outcome]:
-    """Read and decode records in threads, in order, at most three batches ahead.
+    """Read and decode images in threads, in order, at most three batches ahead.
 
     Args:
-        records: what to read.
-        encoder: its ``prepare`` decodes.
-        earlier: builds whose vectors are taken over, the first that has one.
-        reading: how.
-        batches: how many the encoder takes at once.
+        records: the images.
+        decode: decodes one image; raises ``ValueError`` if it cannot.
+        caches: where vectors are reused from, the first that has one.
+        workers: threads; None: one per processor, more where they wait for the storage.
+        batch_size: gives the number of images that the encoder takes at once.
     """
-    reader = _Reader(encoder, earlier, reading)
+    reader = _Reader(lambda record: _prepare(record, decode, caches), workers)
     waiting: deque[Future[Outcome] | Outcome] = deque()
     try:
-        for settled in _looked_up(records, earlier):
+        for settled in _looked_up(records, caches):
             waiting.append(reader.begin(settled) if isinstance(settled, Record) else settled)
-            while len(waiting) >= 3 * batches.size + reader.workers:
+            while len(waiting) >= 3 * batch_size() + reader.workers:
                 yield reader.result(waiting.popleft())
         while waiting:
             yield reader.result(waiting.popleft())
@@ -125,22 +104,15 @@ def prepared(
         reader.close()
 
 
-def _looked_up(records: Iterable[Record], earlier: list[VectorCache]) -> Iterator[Record | Outcome]:
+def _looked_up(records: Iterable[Record], caches: Sequence[VectorCache]) -> Iterator[Record | Outcome]:
     for chunk in chunks(records):
         answers: list[ReusedVector | ErrorRow | None] = [None] * len(chunk)
-        for source in earlier:
+        for cache in caches:
             missing = [number for number, answer in enumerate(answers) if answer is None]
-            for number, answer in zip(missing, source.kept([chunk[n] for n in missing]), strict=True):
+            for number, answer in zip(missing, cache.kept([chunk[n] for n in missing]), strict=True):
                 answers[number] = answer
         for record, answer in zip(chunk, answers, strict=True):
             yield _settled(record, answer)
-
-
-def chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Records in lists of ``CHUNK``."""
-    iterator = iter(records)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk
 
 
 def _settled(record: Record, answer: ReusedVector | ErrorRow | None) -> Record | Outcome:
@@ -165,7 +137,7 @@ def _settled_as(record: Record, answer: ReusedVector) -> Outcome:
     )
 
 
-def _prepare(record: Record, encoder: ImageEncoder, earlier: list[VectorCache], margin: int) -> Outcome:
+def _prepare(record: Record, decode: Callable[[bytes], Prepared], caches: Sequence[VectorCache]) -> Outcome:
     try:
         content = record.read()
     except (OSError, ValueError) as error:
@@ -173,11 +145,11 @@ def _prepare(record: Record, encoder: ImageEncoder, earlier: list[VectorCache], 
     if not content:
         return Outcome(record=record, stage="decode", reason="the file is empty")
     hash = content_hash(content)
-    for source in earlier:
-        if (known := source.by_hash(hash, key=record.key)) is not None:
+    for cache in caches:
+        if (known := cache.by_hash(hash, key=record.key)) is not None:
             return _settled_as(record, known)
     try:
-        image = encoder.prepare(content, margin=margin)
+        image = decode(content)
     except (OSError, ValueError) as error:
         return Outcome(record=record, stage="decode", reason=reason_of(error))
     except Exception as error:

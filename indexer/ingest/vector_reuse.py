@@ -1,122 +1,153 @@
-"""Vectors that were made already: those of the committed index.
+"""Reuse of vectors: of the committed index, and of transactions that were not committed.
 
-An image keeps its vector while its name, size and time of change stay the same and the encoder is the same one; a
-image of another name or time takes over the vector of one with the same content.
+An image keeps its vector while its key, size and time of change stay the same; an image under another key or of another
+time gets the vector of one with the same content.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.ingest.listing import same_error
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow, ItemsReader
-from llm2clip.indexer.storage.manifest import Manifest
+from llm2clip.indexer.storage.items_reader import IN, ErrorRow, ItemRow, ItemsReader, connect, sqlite
+from llm2clip.indexer.storage.items_writer import UNFINISHED, VECTOR_PLACE, source_text
 from llm2clip.indexer.storage.outcome import ReusedVector
-from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
+from llm2clip.indexer.storage.vector_segments import Rows, Vectors, map_appended
+
+_Row = tuple[str, int, int, bytes, int, int, str, int]
 
 
 class VectorCache(Protocol):
-    """Vectors that were made before. Safe to ask from several threads."""
+    """Vectors that were made before. Safe to use from several threads."""
 
     def kept(self, records: Sequence[Record]) -> Sequence[ReusedVector | ErrorRow | None]:
-        """For each record its vector, or why it could not be decoded; None where it has to be looked at."""
+        """For each record its vector, or why it could not be decoded; None if it has to be read."""
 
     def by_hash(self, hash: bytes, *, key: str) -> ReusedVector | None:
-        """The vector of the image of that content, if there is one; with its id if it is the one of that key."""
+        """The vector of an image of that content, with its id if it is the one of that key; None if there is none."""
 
 
 class CommittedVectors:
-    """The images of the committed index, as one source sees them.
+    """The vectors of the committed index, for the records of one source.
 
     Args:
-        folder: the index.
-        manifest: what it says about itself.
-        source: position of the source whose records will be asked about.
-
-    Raises:
-        IndexDamagedError: a file is missing or is not the one that was committed.
+        items: its items.
+        vectors: its vectors.
+        source: position of the source.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, source: int) -> None:
-        mapped = [map_segment(folder / s.file, rows=s.rows, dim=manifest.dim) for s in manifest.segments]
-        self._vectors, self._source = Vectors(mapped, dim=manifest.dim), source
-        self.items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
-        self.seen: NDArray[np.bool_] = np.zeros(manifest.rows, dtype=np.bool_)
-        """Ids whose keys were asked about. Shape: (rows,)."""
-        self.seen_errors: set[str] = set()
-        """Keys with errors that were asked about."""
+    def __init__(self, items: ItemsReader, vectors: Vectors, *, source: int) -> None:
+        self._items, self._vectors, self._source = items, vectors, source
 
     def kept(self, records: Sequence[Record]) -> list[ReusedVector | ErrorRow | None]:
-        """For each record its vector, or why it could not be decoded; None where it has to be looked at."""
-        known = self.items.find([record.key for record in records], source=self._source)
+        """For each record its vector, or why it could not be decoded; None if it has to be read."""
+        known = self._items.find([record.key for record in records], source=self._source)
         found: list[ReusedVector | ErrorRow | None] = []
         for record in records:
             item, error = known.items.get(record.key), known.errors.get(record.key)
             if item is not None and _same(record, item):
-                vector = self._vectors.take(np.array([item.id]))[0]
-                found.append(
-                    ReusedVector(
-                        vector=vector, hash=item.hash, width=item.width, height=item.height, id=item.id
-                    )
-                )
+                found.append(self._reused(item.id, item.hash, item.width, item.height, own=True))
             else:
-                found.append(error if error is not None and _same_error(record, error) else None)
+                found.append(error if error is not None and same_error(record, error) else None)
         return found
 
     def by_hash(self, hash: bytes, *, key: str) -> ReusedVector | None:
-        """The vector of the image of that content, if there is one; with its id if it is the one of that key."""
-        # Vectors of images that were removed lie there too, until the index is compacted.
+        """The vector of an image of that content, with its id if it is the one of that key; None if there is none."""
+        # Vectors of removed images can be reused too, until the index is compacted.
         columns = "id, width, height, source = ? AND key = ? AND added <= ? AND removed > ? AS own"
-        now = self.items.generation
-        rows = self.items.rows(
+        now = self._items.generation
+        rows = self._items.rows(
             f"SELECT {columns} FROM items WHERE hash = ? AND id < ? ORDER BY own DESC LIMIT 1",
             *(self._source, key, now, now, hash, len(self._vectors)),
         )
         if not rows:
             return None
         [(id, width, height, own)] = rows
+        return self._reused(id, hash, width, height, own=bool(own))
+
+    def _reused(self, id: int, hash: bytes, width: int, height: int, *, own: bool) -> ReusedVector:
         vector = self._vectors.take(np.array([id]))[0]
         return ReusedVector(vector=vector, hash=hash, width=width, height=height, id=id if own else None)
 
-    def unchanged(self, records: Sequence[Record], *, by_hand: bool = False) -> list[bool]:
-        """Whether each record is in the index just as it is now, captions and errors included; all are seen.
 
-        Those that were removed by hand are to stay out, so they count as unchanged, unless they are named by hand.
-        """
-        known = self.items.known([record.key for record in records], source=self._source)
-        seen = [found.id for found in known.items.values()]
-        self.seen[seen] = True
-        self.seen_errors.update(known.errors)
-        answers: list[bool] = []
+class UncommittedVectors:
+    """Vectors that no manifest names: of earlier transactions and of the present one.
+
+    Args:
+        path: the items file.
+        source: identity of the source of the records.
+        dim: length of the vectors.
+        generation: the one that is written.
+        first: id of its first vector.
+    """
+
+    def __init__(
+        self, path: Path, *, source: Mapping[str, str], dim: int, generation: int, first: int
+    ) -> None:
+        self._path, self._dim, self._source = path, dim, source_text(source)
+        self._generation, self._first = generation, first
+        self._db, self._lock = connect(path), threading.Lock()
+        self._files: dict[str, Rows] = {}
+
+    def kept(self, records: Sequence[Record]) -> list[ReusedVector | None]:
+        """For each record its vector, if it had one and is unchanged."""
+        keys = json.dumps([record.key for record in records])
+        rows = self._rows(
+            f"SELECT {UNFINISHED} FROM unfinished WHERE source = ? AND key IN {IN}", self._source, keys
+        )
+        found = {row[0]: row for row in rows}
+        answers: list[ReusedVector | None] = []
         for record in records:
-            item, error = known.items.get(record.key), known.errors.get(record.key)
-            if error is not None and error.stage == "removed":
-                answers.append(not by_hand)
-            elif record.problem is not None:
-                answers.append(error is not None and error.reason == record.problem)
-            elif item is not None:
-                now = (record.size or 0, record.mtime_ns or 0, record.sidecars, record.locator)
-                answers.append(now == (item.size, item.mtime_ns, item.sidecars, item.locator))
-            else:
-                answers.append(error is not None and _same_error(record, error))
+            row = found.get(record.key)
+            same = row is not None and record.problem is None and row[1:3] == (record.size, record.mtime_ns)
+            answers.append(self._reused(row) if row is not None and same else None)
         return answers
 
+    def by_hash(self, hash: bytes, *, key: str) -> ReusedVector | None:
+        """The vector of an image of that content; None if there is none."""
+        rows = self._rows(f"SELECT {UNFINISHED} FROM unfinished WHERE hash = ? LIMIT 1", hash)
+        if not rows:
+            rows = self._rows(
+                f"SELECT key, size, mtime_ns, hash, width, height, {VECTOR_PLACE} FROM items "
+                "WHERE hash = ? AND id >= ? LIMIT 1",
+                *(self._generation, self._first, self._first, hash, self._first),
+            )
+        return self._reused(rows[0]) if rows else None
+
+    def _rows(self, statement: str, *values: str | int | bytes) -> list[_Row]:
+        with self._lock, sqlite(self._path):
+            return self._db.execute(statement, values).fetchall()
+
+    def _reused(self, row: _Row) -> ReusedVector | None:
+        _, _, _, hash, width, height, file, number = row
+        rows = self._mapped(file, number)
+        if number >= len(rows) or abs(float(np.linalg.norm(rows[number].astype(np.float32))) - 1) > 0.01:
+            return None
+        return ReusedVector(vector=rows[number], hash=hash, width=width, height=height)
+
+    def _mapped(self, file: str, number: int) -> Rows:
+        """The rows of a file; one that is being written grows."""
+        if number >= len(self._files.get(file, ())):
+            try:
+                self._files[file] = map_appended(self._path.parent / file, dim=self._dim)
+            except (OSError, IndexDamagedError):
+                self._files[file] = np.empty((0, self._dim), dtype=np.float16)
+        return self._files[file]
+
     def close(self) -> None:
-        """Close the items."""
-        self.items.close()
+        """Close the file once nothing reads it: threads of a build that failed may still ask."""
+        with self._lock:
+            self._db.close()
 
 
 def _same(record: Record, item: ItemRow) -> bool:
     now = (record.size or 0, record.mtime_ns or 0)
     return record.problem is None and now == (item.size, item.mtime_ns)
-
-
-def _same_error(record: Record, error: ErrorRow) -> bool:
-    # Only what could be read and not decoded stays bad until it changes: a permission may have been given since.
-    known = (error.stage, error.size, error.mtime_ns)
-    return record.problem is None and known == ("decode", record.size, record.mtime_ns)

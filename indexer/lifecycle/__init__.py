@@ -1,1 +1,1 @@
-"""TODO."""
+"""Operations on indexes: build, update, remove, compact, repair, re-encode, export."""

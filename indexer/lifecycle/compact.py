@@ -1,4 +1,4 @@
-"""``compact_index``: an index without what was removed from it, in new files; and repairing one that lost some."""
+"""``compact_index``: rewrite an index without what was removed from it."""
 
 from __future__ import annotations
 
@@ -10,34 +10,31 @@ from pathlib import Path
 
 import numpy as np
 
-from llm2clip.indexer.ann import index_file
+from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.core.results import CompactReport
-from llm2clip.indexer.planner.build_ann import write_ann
+from llm2clip.indexer.lifecycle.commit import Planner, commit
 from llm2clip.indexer.search.verify import file_problems
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, Planner, closing_writer
-from llm2clip.indexer.storage.index_folder import generation_of, items_name, next_generation
+from llm2clip.indexer.storage.index_folder import generation_of
 from llm2clip.indexer.storage.items_reader import ItemsReader, query
-from llm2clip.indexer.storage.items_writer import ItemsWriter
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, MANIFEST, Manifest
-from llm2clip.indexer.storage.provenance import BuildInfo, empty_manifest
-from llm2clip.indexer.storage.transaction import open_for_write
-from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
+from llm2clip.indexer.storage.transaction import Transaction, open_for_write
+from llm2clip.indexer.storage.vector_segments import open_vectors
 
 
 def compact_index(path: str | os.PathLike[str], *, planner: Planner | None = None) -> CompactReport:
-    """Write an index anew without the vectors and rows that were removed, and with a search structure over all of it.
+    """Rewrite an index without removed vectors and rows, and with an ANN index over all of it.
 
-    No image is read. Ids change. Searches that are running go on with the index as it was.
+    No image is read. Ids change. Running searches go on with the index as it was.
 
     Args:
         path: folder of the index.
-        planner: chooses the search structure; None: that of before.
+        planner: chooses the ANN index; None: as before.
 
     Raises:
         IndexConflictError: another process writes.
         IndexDamagedError: the index is damaged.
-        IndexWriteError: the disk is full, or worse; the index stays as it was.
+        IndexWriteError: an I/O error occurred (for example a full disk); the index stays as it was.
     """
     folder, began = Path(path).expanduser().absolute(), time.perf_counter()
     notes: list[str] = []
@@ -47,7 +44,7 @@ def compact_index(path: str | os.PathLike[str], *, planner: Planner | None = Non
             raise IndexDamagedError(
                 f"{problems[0]}: nothing was written. Repair it: llm2clip-index verify --repair"
             )
-        if planner is None and _tidy(folder, manifest):
+        if planner is None and _is_compact(folder, manifest):
             written = manifest
             notes.append("nothing to drop: the index was left as it is")
         else:
@@ -64,8 +61,8 @@ def compact_index(path: str | os.PathLike[str], *, planner: Planner | None = Non
     )
 
 
-def _tidy(folder: Path, manifest: Manifest) -> bool:
-    """Whether there is nothing that compacting would drop, or cover."""
+def _is_compact(folder: Path, manifest: Manifest) -> bool:
+    """Whether there is nothing to drop, and the ANN index covers every vector."""
     covered = manifest.ann is not None and manifest.ann.rows == manifest.rows
     if manifest.tombstones or not covered:
         return False
@@ -77,35 +74,27 @@ def _tidy(folder: Path, manifest: Manifest) -> bool:
 
 
 def _rewrite(folder: Path, manifest: Manifest, planner: Planner | None) -> Manifest:
-    index_file.ready(manifest.ann.plan if manifest.ann else DEFAULT_PLAN)
-    dim = manifest.dim
-    mapped = [map_segment(folder / each.file, rows=each.rows, dim=dim) for each in manifest.segments]
-    vectors = Vectors(mapped, dim=dim)
-    items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
-    with closing(items), closing_writer(_fresh(folder, manifest)) as writer:
-        for rows in items.each():
-            writer.copy(rows, vectors.take(np.array([row.id for row in rows])))
-        writer.keep_out(items.errors(every=True))
-        old_plan = manifest.ann.plan if manifest.ann else DEFAULT_PLAN
-        again = planner or (lambda path, vectors: write_ann(path, vectors, plan=old_plan))
-        return writer.commit(planner=again, whole=True)
-
-
-def _fresh(folder: Path, manifest: Manifest) -> GenerationWriter:
-    """A writer of new files for an index that stays the same one."""
-    generation = next_generation(folder)
-    origin = BuildInfo(
-        corpus=manifest.corpus,
-        encoder=manifest.encoder,
-        encoder_source=manifest.encoder_source,
-        anew=False,
+    import_faiss()
+    plan = manifest.ann.plan if manifest.ann else DEFAULT_PLAN
+    empty = replace(
+        manifest,
+        generation=0,
+        rows=0,
+        items=0,
+        bad=0,
+        items_bytes=0,
+        items_checksum=f"{0:016x}",
+        segments=(),
+        ann=None,
+        files={},
     )
-    name = items_name(generation)
-    upon = empty_manifest(origin, generation=0, items_file=name, index_id=manifest.index_id)
-    meta = {"index_id": manifest.index_id, "anew": "false"}
-    items = ItemsWriter(folder / name, generation=generation, meta=meta)
-    upon = replace(upon, sources=manifest.sources)
-    return GenerationWriter(folder, generation=generation, upon=upon, items=items)
+    vectors = open_vectors(folder, manifest.segments, dim=manifest.dim)
+    items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
+    with closing(items), Transaction.create(folder, empty) as transaction:
+        for rows in items.each():
+            transaction.copy(rows, vectors.take(np.array([row.id for row in rows])))
+        transaction.add_exclusions(items.errors(every=True))
+        return commit(transaction, folder, planner=planner, plan=plan)
 
 
 def _bytes(folder: Path) -> int:

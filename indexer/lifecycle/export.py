@@ -46,13 +46,13 @@ def export_index(
 
     Args:
         path: folder of the index.
-        out: folder to write to; made if it does not exist.
-        format: which.
+        out: folder to write to; created if it does not exist.
+        format: ``npy`` or ``parquet``.
 
     Raises:
         IndexConflictError: such files are there already.
         IndexerError: pyarrow is not installed.
-        IndexWriteError: the disk is full, or worse.
+        IndexWriteError: an I/O error occurred (for example a full disk).
     """
     if format not in ("npy", "parquet"):
         raise IndexerError(f"format {format!r} is not known: expected npy or parquet")

@@ -1,4 +1,4 @@
-"""``reencode_index``: the images of an index with another encoder, in an index beside it, and how the two agree."""
+"""``reencode_index``: build an index of the same images with another encoder, and compare the two."""
 
 from __future__ import annotations
 
@@ -10,34 +10,27 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.core.encoder_protocol import ImageEncoder
+from llm2clip.indexer.core.encoder_protocol import ImageEncoder, TextEncoder
 from llm2clip.indexer.core.errors import IndexConflictError
 from llm2clip.indexer.core.results import BuildOptions
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.lifecycle.build import build_index
+from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.lifecycle.update import fill
 from llm2clip.indexer.records.record import Corpus, Record
 from llm2clip.indexer.search.index import Index, open_index
-from llm2clip.indexer.storage.generation_writer import closing_writer
 from llm2clip.indexer.storage.items_reader import ItemRow
-from llm2clip.indexer.storage.transaction import begin_write, open_for_write
+from llm2clip.indexer.storage.transaction import Transaction, open_for_write
 
 DEPTH = 10
 """Hits of each query that are compared."""
 QUERIES = 200
 """Queries of each kind, at most."""
-
-
-class TextEncoder(Protocol):
-    """What turns captions into queries."""
-
-    def encode_texts(self, texts: Sequence[str], /) -> NDArray[np.float32]:
-        """Shape: (num_texts, dim), float32, unit rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +85,7 @@ def reencode_index(
     Raises:
         IndexConflictError: ``path`` is ``old``, or the index of something else.
         CorpusError: none of the images can be read any more.
-        IndexWriteError: the disk is full, or worse; what was done is kept.
+        IndexWriteError: an I/O error occurred (for example a full disk); what was done is kept.
     """
     if Path(old).expanduser().resolve() == Path(path).expanduser().resolve():
         raise IndexConflictError(f"{path} is the index that is read: choose another place with --index")
@@ -102,7 +95,7 @@ def reencode_index(
         seconds = built.seconds
         if others:
             seconds += fill(path, others, encoder=encoder, options=options).seconds
-        _keep_out(index, Path(path))
+        _exclude(index, Path(path))
         with open_index(path) as new:
             return ReencodeReport(
                 old=str(index.path),
@@ -167,8 +160,8 @@ def _fetched(row: ItemRow, source: Mapping[str, str]) -> bytes:
     return read_located(row.locator, key=row.key, corpus=source, hash=row.hash)
 
 
-def _keep_out(old: Index, path: Path) -> None:
-    """What was removed by hand from the old index stays out of the new one."""
+def _exclude(old: Index, path: Path) -> None:
+    """Exclude from the new index what was removed by hand from the old one."""
     rows = [row for row in old.items.errors(every=True) if row.stage == "removed"]
     folder = path.expanduser().absolute()
     with open_for_write(folder) as manifest:
@@ -177,9 +170,9 @@ def _keep_out(old: Index, path: Path) -> None:
             there = {(row.source, row.key) for row in items.items.errors(every=True)}
         rows = [row for row in rows if (row.source, row.key) not in there]
         if rows:
-            with closing_writer(begin_write(folder, manifest)) as writer:
-                writer.keep_out(rows)
-                writer.commit()
+            with Transaction.begin(folder, manifest) as transaction:
+                transaction.add_exclusions(rows)
+                commit(transaction, folder)
 
 
 def _by_images(old: Index, new: Index) -> Overlap:

@@ -1,4 +1,4 @@
-"""``remove_images``: taking images out of an index by key, by pattern, or by filter."""
+"""``remove_images``: remove images from an index by key, by pattern, or by filter."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.core.results import ChangeReport
 from llm2clip.indexer.corpora.locator import root_of
-from llm2clip.indexer.ingest.sync_source import ChangeCounts
-from llm2clip.indexer.lifecycle.update import change_report
-from llm2clip.indexer.storage.generation_writer import closing_writer
+from llm2clip.indexer.lifecycle.commit import commit
+from llm2clip.indexer.lifecycle.sync import SyncResult
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader
 from llm2clip.indexer.storage.manifest import Manifest
-from llm2clip.indexer.storage.transaction import begin_write, open_for_write
+from llm2clip.indexer.storage.transaction import Transaction, open_for_write
 
 _AT_ONCE = 10_000
 
@@ -39,7 +38,7 @@ class Selection:
 
 
 def remove_images(path: str | os.PathLike[str], selection: Selection) -> ChangeReport:
-    """Take images out of an index; no update brings them back, ``add_images`` does.
+    """Remove images from an index; no update adds them again, ``add_images`` does.
 
     Args:
         path: folder of the index.
@@ -47,26 +46,28 @@ def remove_images(path: str | os.PathLike[str], selection: Selection) -> ChangeR
 
     Raises:
         IndexerError: a key is not in the index, or nothing was selected.
-        WhereError: the filter means nothing.
+        WhereError: the filter is not valid.
         IndexConflictError: another process writes.
-        IndexWriteError: the disk is full, or worse.
+        IndexWriteError: an I/O error occurred (for example a full disk).
     """
     folder, began = Path(path).expanduser().absolute(), time.perf_counter()
     if not (selection.keys or selection.matching or selection.where):
         raise IndexerError("which images? Name keys, or a pattern with --matching, or a filter with --where")
     with open_for_write(folder) as manifest:
         chosen = _chosen(folder, manifest, selection)
-        tally = ChangeCounts(unchanged=manifest.items - len(chosen))
+        result = SyncResult(manifest=manifest, unchanged=manifest.items - len(chosen), began=began)
         if not chosen:
-            return change_report(folder, manifest, tally, began, notes=("nothing fits: nothing was removed",))
-        with closing_writer(begin_write(folder, manifest)) as writer:
+            result.notes.append("nothing fits: nothing was removed")
+            return result.report(folder)
+        with Transaction.begin(folder, manifest) as transaction:
             ids = sorted(chosen)
             for start in range(0, len(ids), _AT_ONCE):
                 some = ids[start : start + _AT_ONCE]
-                tally.gone += writer.remove(some)
-                writer.keep_out([chosen[id] for id in some])
-            written = writer.commit()
-            return change_report(folder, written, tally, began, writer=writer)
+                result.removed += transaction.remove(some)
+                transaction.add_exclusions([chosen[id] for id in some])
+            result.manifest = commit(transaction, folder)
+        result.add(transaction)
+        return result.report(folder)
 
 
 def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int, ErrorRow]:
@@ -89,7 +90,7 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
         if path in paths:
             nearby[paths[path]] = (id, row)
     for name, (id, row) in nearby.items():
-        if not keys[name]:  # it is the key of no image, but the path of one from the current folder
+        if not keys[name]:  # no key, but the path of an image relative to the current folder
             keys[name], chosen[id] = True, row
     if missing := [key for key, found in keys.items() if not found]:
         more = f", and {len(missing) - 3:,} more" if len(missing) > 3 else ""

@@ -1,4 +1,4 @@
-"""``repair_index``: making an index whole again, from what else it holds, without an image or an encoder."""
+"""``repair_index``: repair a damaged index from its own files, without reading an image or loading an encoder."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ import numpy as np
 from llm2clip.common.files import file_sha256
 from llm2clip.indexer.ann.faiss_flat import FaissIndex
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError, IndexerError
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, closing_writer
+from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.storage.index_folder import lock, next_generation
 from llm2clip.indexer.storage.items_reader import ItemsReader, sqlite
 from llm2clip.indexer.storage.items_writer import row_checksum
 from llm2clip.indexer.storage.manifest import KIND, FileRecord, Manifest, Segment, read_manifest
-from llm2clip.indexer.storage.transaction import begin_write, rollback_uncommitted
+from llm2clip.indexer.storage.transaction import Transaction, roll_back
 from llm2clip.indexer.storage.vector_segments import SegmentWriter
 
 _AT_ONCE = 10_000
@@ -34,9 +34,9 @@ class RepairReport:
     path: str
     """The index."""
     repaired: tuple[str, ...]
-    """What was put right, one sentence each; empty if nothing had to be."""
+    """What was repaired, one sentence each."""
     lost: int
-    """Images whose vectors or items could not be saved: they are no longer in the index."""
+    """Images whose vectors or items could not be restored: they are no longer in the index."""
     items: int
     """Images in the index now."""
     seconds: float
@@ -44,30 +44,30 @@ class RepairReport:
 
 
 def repair_index(path: str | os.PathLike[str]) -> RepairReport:
-    """Put right what can be put right in an index that is damaged.
+    """Repair what can be repaired in a damaged index.
 
-    Vectors are restored from the exact search structure where there is one, and the search structure is made again
-    from the vectors. Images whose vectors or items are lost are taken out; ``update`` embeds them again.
+    Vectors are restored from the exact FAISS index if there is one, and the ANN index is rebuilt from the vectors.
+    Images whose vectors or items are lost are removed; ``update`` embeds them again.
 
     Raises:
         IndexDamagedError: the manifest or the items file as a whole is lost; the message says how to build it anew.
         IndexConflictError: another process writes.
-        IndexWriteError: the disk is full, or worse.
+        IndexWriteError: an I/O error occurred (for example a full disk).
     """
     folder, began = Path(path).expanduser().absolute(), time.perf_counter()
     manifest = read_manifest(folder)
     with lock(folder):
         manifest = read_manifest(folder)
         done: list[str] = []
-        _mend_items(folder, manifest, done)
-        rollback_uncommitted(folder, manifest)
+        _repair_items(folder, manifest, done)
+        roll_back(folder, manifest)
         wrong = _wrong_files(folder, manifest)
         gone = [each for each in manifest.segments if each.file in wrong]
         gone = [each for each in gone if not _restored(folder, manifest, each, wrong, done)]
-        lost = _unsound_items(folder, manifest)
+        lost = _altered_items(folder, manifest)
         lost += [id for each in gone for id in range(each.first_id, each.first_id + each.rows)]
         if manifest.ann is not None and (manifest.ann.file in wrong or gone):
-            done.append(f"{manifest.ann.file} was made again from the vectors")
+            done.append(f"{manifest.ann.file} was rebuilt from the vectors")
             manifest = replace(manifest, ann=None)
         taken = 0
         if gone or lost or (manifest.ann is None and manifest.rows):
@@ -81,20 +81,20 @@ def repair_index(path: str | os.PathLike[str]) -> RepairReport:
     )
 
 
-def _hopeless(folder: Path, manifest: Manifest, problem: str) -> IndexDamagedError:
+def _unrepairable(folder: Path, manifest: Manifest, problem: str) -> IndexDamagedError:
     return IndexDamagedError(
         f"{manifest.items_file} cannot be repaired ({problem}): build the index anew with  llm2clip-index build "
         f"{quote(manifest.corpus['spec'])} --index {quote(str(folder))} --overwrite"
     )
 
 
-def _mend_items(folder: Path, manifest: Manifest, done: list[str]) -> None:
-    """Make the tables of the items agree with their indexes again, where those are all that is wrong."""
+def _repair_items(folder: Path, manifest: Manifest, done: list[str]) -> None:
+    """Rebuild the database indexes of the items, where they are all that is wrong."""
     path = folder / manifest.items_file
     try:
         items = ItemsReader(path, generation=manifest.generation)
     except IndexDamagedError as error:
-        raise _hopeless(folder, manifest, str(error)) from error
+        raise _unrepairable(folder, manifest, str(error)) from error
     with closing(items):
         damage = items.damage()
     if damage is None:
@@ -104,10 +104,10 @@ def _mend_items(folder: Path, manifest: Manifest, done: list[str]) -> None:
             db.execute("REINDEX")
             damage = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
     except (IndexerError, OSError) as error:
-        raise _hopeless(folder, manifest, str(error)) from error
+        raise _unrepairable(folder, manifest, str(error)) from error
     if damage != "ok":
-        raise _hopeless(folder, manifest, damage)
-    done.append(f"the indexes inside {manifest.items_file} were made again")
+        raise _unrepairable(folder, manifest, damage)
+    done.append(f"the database indexes of {manifest.items_file} were rebuilt")
 
 
 def _wrong_files(folder: Path, manifest: Manifest) -> set[str]:
@@ -122,7 +122,7 @@ def _wrong_files(folder: Path, manifest: Manifest) -> set[str]:
 
 
 def _restored(folder: Path, manifest: Manifest, segment: Segment, wrong: set[str], done: list[str]) -> bool:
-    """Whether the file of a segment could be written again, bit for bit, from the exact search structure."""
+    """Whether the file of a segment could be restored, bit for bit, from the exact FAISS index."""
     ann = manifest.ann
     if ann is None or ann.plan.get("kind") != KIND or ann.file in wrong:
         return False
@@ -130,10 +130,10 @@ def _restored(folder: Path, manifest: Manifest, segment: Segment, wrong: set[str
         return False
     draft = SegmentWriter(folder, generation=next_generation(folder), dim=manifest.dim)
     with suppress(IndexDamagedError, FaissNotInstalledError), draft:
-        structure = FaissIndex.read(folder / ann.file, rows=ann.rows, dim=manifest.dim)
+        exact = FaissIndex.read(folder / ann.file, rows=ann.rows, dim=manifest.dim)
         for start in range(segment.first_id, segment.first_id + segment.rows, _AT_ONCE):
             count = min(_AT_ONCE, segment.first_id + segment.rows - start)
-            draft.append(structure.rows(start, count).astype(np.float16))
+            draft.append(exact.rows(start, count).astype(np.float16))
         draft.close(finish=True)
         if file_sha256(folder / draft.name(0)) == manifest.files[segment.file].sha256:
             os.replace(folder / draft.name(0), folder / segment.file)
@@ -143,7 +143,7 @@ def _restored(folder: Path, manifest: Manifest, segment: Segment, wrong: set[str
     return False
 
 
-def _unsound_items(folder: Path, manifest: Manifest) -> list[int]:
+def _altered_items(folder: Path, manifest: Manifest) -> list[int]:
     """Ids of items whose rows were altered."""
     items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
     with closing(items):
@@ -158,27 +158,21 @@ def _unsound_items(folder: Path, manifest: Manifest) -> list[int]:
 def _commit(
     folder: Path, manifest: Manifest, gone: Sequence[Segment], lost: Sequence[int], done: list[str]
 ) -> tuple[Manifest, int]:
-    generation, plan = next_generation(folder), read_manifest(folder).ann
-    manifest = _replaced(folder, manifest, gone, generation)
-    with closing_writer(begin_write(folder, manifest)) as writer:
-        taken = sum(writer.remove(lost[start : start + _AT_ONCE]) for start in range(0, len(lost), _AT_ONCE))
-        writer.forget(lost)
-        if plan is not None:
-            writer.plan = plan.plan
+    plan = read_manifest(folder).ann
+    manifest = _replaced(folder, manifest, gone, next_generation(folder))
+    with Transaction.begin(folder, manifest) as transaction:
+        starts = range(0, len(lost), _AT_ONCE)
+        taken = sum(transaction.remove(lost[start : start + _AT_ONCE]) for start in starts)
+        transaction.clear_hashes(lost)
         done += [f"{each.file} is lost, with {each.rows:,} vectors" for each in gone]
         if taken:
-            done.append(f"{taken:,} images were taken out")
-        return _recounted(folder, writer), taken
-
-
-def _recounted(folder: Path, writer: GenerationWriter) -> Manifest:
-    """Commit with numbers taken from the items themselves: those of the manifest may not fit what is left."""
-    writer.recount()
-    return writer.commit(whole=True)
+            done.append(f"{taken:,} images were removed")
+        transaction.recount()
+        return commit(transaction, folder, plan=plan.plan if plan else None, cover_all=True), taken
 
 
 def _replaced(folder: Path, manifest: Manifest, gone: Sequence[Segment], generation: int) -> Manifest:
-    """The manifest with files of vectors that mean nothing in the place of those that are lost."""
+    """The manifest with files of placeholder vectors in place of those that are lost."""
     segments, files = list(manifest.segments), dict(manifest.files)
     for number, segment in enumerate(segments):
         if segment not in gone:
@@ -192,5 +186,5 @@ def _replaced(folder: Path, manifest: Manifest, gone: Sequence[Segment], generat
         name = writer.name(0)
         segments[number] = replace(segment, file=name)
         files.pop(segment.file)
-        files[name] = FileRecord(bytes=os.path.getsize(folder / name), sha256=file_sha256(folder / name))
+        files[name] = FileRecord.of(folder / name)
     return replace(manifest, segments=tuple(segments), files=files)

@@ -1,13 +1,13 @@
-"""An index folder as a place: which file is whose, who writes, what was left unfinished, how a change is committed.
+"""The files of an index folder, its lock, and builds that were not finished.
 
-    manifest.json                  names every file below; replaced in one step by each commit
+    manifest.json                  names every file below; replaced atomically by each commit
     items-00001.db                 one SQLite row per image and change of it
     vectors-00001-00000.npy        float16 rows; the row number is the id
-    candidates-00001.faiss         derived from the vectors
-    lock                           held while something writes
+    candidates-00001.faiss         the ANN index, derived from the vectors
+    lock                           held by the writer
 
-Names carry the generation that wrote them. Vectors that the manifest does not name belong to a change that has not
-finished: the next one takes them over.
+Names carry the generation that wrote them. Vectors that the manifest does not name belong to a transaction that was not
+committed: the next one reuses them.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import IO, Any
 
-from llm2clip.indexer.core.errors import IndexConflictError, IndexerError, IndexWriteError
+from llm2clip.indexer.core.errors import IndexConflictError, IndexDamagedError, IndexerError, IndexWriteError
 from llm2clip.indexer.records.files import printable
-from llm2clip.indexer.storage.items_reader import ItemsReader
-from llm2clip.indexer.storage.manifest import FORMAT, MANIFEST, committed_generation, read_manifest
+from llm2clip.indexer.storage.items_reader import ItemsReader, query, unfinished_files
+from llm2clip.indexer.storage.manifest import FORMAT, MANIFEST, Manifest, committed_generation, read_manifest
 
 LOCK = "lock"
 _OURS = re.compile(r"(?:items-(\d{5,})\.db|vectors-(\d{5,})-\d{5,}\.npy|candidates-(\d{5,})\.faiss)")
@@ -39,18 +40,18 @@ def items_name(generation: int) -> str:
 
 
 def ann_name(generation: int) -> str:
-    """File name of the search structure of a generation."""
+    """File name of the ANN index of a generation."""
     return f"candidates-{generation:05d}.faiss"
 
 
 def generation_of(name: str) -> int | None:
-    """Which generation a file belongs to; None if it is no file of an index."""
+    """The generation that a file belongs to; None if it is no file of an index."""
     match = _OURS.fullmatch(re.sub(r"-(?:journal|wal|shm)$", "", name))
     return int(next(group for group in match.groups() if group)) if match else None
 
 
 def items_files(folder: Path) -> list[str]:
-    """Names of the items files in a folder, the newest last; one of no manifest is of a build that has not ended."""
+    """Names of the items files in a folder, the newest last; one that no manifest names is of an unfinished build."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError):
@@ -59,22 +60,21 @@ def items_files(folder: Path) -> list[str]:
 
 
 def next_generation(folder: Path) -> int:
-    """A number larger than that of the manifest and of any file."""
+    """A number larger than that of the manifest and of any file in the folder."""
     found = (generation_of(name) for name in os.listdir(folder))
     return 1 + max([committed_generation(folder), *(number for number in found if number is not None)])
 
 
 def describe_unfinished(folder: Path) -> str | None:
-    """One sentence about a build that was never finished, and how to finish it; None if there is none."""
+    """One sentence about an unfinished build and how to go on with it; None if there is none."""
     names = items_files(folder)
     if not names:
         return None
     for name in reversed(names):
         with suppress(IndexerError), closing(ItemsReader(folder / name, generation=0)) as items:
             [corpus, *_], encoder = read_meta(items, "sources"), read_meta(items, "encoder_source")
-            count = items.rows("SELECT (SELECT count(*) FROM items) + (SELECT count(*) FROM unfinished)")[0][
-                0
-            ]
+            counts = "SELECT (SELECT count(*) FROM items) + (SELECT count(*) FROM unfinished)"
+            [(count,)] = items.rows(counts)
             return (
                 f"the index at {folder} is not finished: {count:,} images so far. "
                 f"Go on with: llm2clip-index build {quote(corpus['spec'])} --index {quote(str(folder))} "
@@ -87,14 +87,67 @@ def remove_generations(folder: Path, *, keep: frozenset[str]) -> None:
     """Delete the files of an index that are not among ``keep``; those that cannot be deleted are left."""
     for name in os.listdir(folder):
         if name not in keep and (generation_of(name) is not None or name in _DRAFTS):
-            with suppress(
-                OSError
-            ):  # on Windows a reader may hold an old file open: the next commit tries again
+            with suppress(OSError):  # on Windows a reader may hold it open: the next commit tries again
                 os.unlink(folder / name)
 
 
+def committed_files(folder: Path) -> frozenset[str]:
+    """Names of the files that the manifest and the unfinished vectors of its items need; empty without a manifest."""
+    try:
+        manifest = read_manifest(folder)
+    except IndexerError:
+        if (folder / MANIFEST).exists():  # damaged, or of another release: keep everything
+            return frozenset(os.listdir(folder))
+        return frozenset()
+    files = {MANIFEST, manifest.items_file, *manifest.files}
+    with suppress(IndexDamagedError):  # nothing can be reused from damaged items
+        files |= unfinished_files(folder / manifest.items_file)
+    return frozenset(files)
+
+
+def unfinished_builds(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """Items files of builds that were not committed, the newest first, with their ``corpus``, ``encoder``, ``anew``."""
+    committed = committed_files(folder)
+    found: dict[str, Mapping[str, Any]] = {}
+    for name in reversed(items_files(folder)):
+        if name in committed:
+            continue
+        try:
+            meta = dict(query(folder / name, "SELECT key, value FROM meta"))
+            [corpus] = json.loads(meta["sources"])
+            found[name] = {
+                "corpus": corpus,
+                "encoder": json.loads(meta["encoder"]),
+                "anew": json.loads(meta["anew"]),
+            }
+        except (IndexDamagedError, LookupError, ValueError):
+            continue  # killed before it had written anything
+    return found
+
+
+def check_files(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest, if its files have the sizes that were committed; without its ANN index if only that has not.
+
+    Raises:
+        IndexDamagedError: vectors are missing or have another size.
+    """
+    for name, record in manifest.files.items():
+        try:
+            size = os.path.getsize(folder / name)
+            problem = None if size == record.bytes else f"has {size:,} bytes, expected {record.bytes:,}"
+        except OSError:
+            problem = "is missing"
+        if problem is None:
+            continue
+        if manifest.ann is None or name != manifest.ann.file:
+            raise IndexDamagedError(f"{name} {problem}")
+        files = {each: kept for each, kept in manifest.files.items() if each != name}
+        manifest = replace(manifest, ann=None, files=files)
+    return manifest
+
+
 def recorded_encoder(folder: Path) -> str | None:
-    """What ``load_encoder`` was given for the index in ``folder``, finished or not; None if there is none."""
+    """What to give ``load_encoder`` for the index in a folder, finished or not; None if there is none."""
     with suppress(IndexerError):
         return read_manifest(folder).encoder_source
     for name in reversed(items_files(folder)):
@@ -104,11 +157,11 @@ def recorded_encoder(folder: Path) -> str | None:
 
 
 def create_or_check_folder(folder: Path) -> bool:
-    """Make ``folder`` if needed, and refuse one that holds anything but an index. Returns whether it was made.
+    """Create a folder, or refuse one that holds anything but an index. Returns whether it was created.
 
     Raises:
-        IndexConflictError: there are other files in it, or it is a file.
-        IndexWriteError: it cannot be made.
+        IndexConflictError: it holds other files, or is a file.
+        IndexWriteError: it cannot be created.
     """
     if printable(str(folder)) != str(folder):
         raise IndexConflictError(
@@ -146,7 +199,7 @@ def _is_ours(manifest: Path) -> bool:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of an index while it is written. It goes with the process, however that ends.
+    """Hold the lock of an index. The system releases it when the process ends, however that ends.
 
     Raises:
         IndexConflictError: another process holds it.

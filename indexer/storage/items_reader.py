@@ -1,8 +1,8 @@
 """``items-*.db``: one SQLite row per image and change of it, and one per image that could not be read.
 
-A row says in which generation it came (``added``) and in which it went (``removed``). A reader of generation N sees the
-rows with ``added <= N < removed``, whatever is being written beside it: a writer adds rows and sets ``removed`` with a
-number that no manifest names yet. The id of an item is the number of its vector.
+A row says in which generation it was ``added`` and ``removed``. A reader of generation N sees the rows with
+``added <= N < removed``, whatever is written at the same time: a writer uses a number that no manifest names yet. The
+id of an item is the number of its vector.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ CREATE INDEX unfinished_hash ON unfinished (hash);
 
 
 class ItemRow(NamedTuple):
-    """A row of ``items``, without its generations and checksum."""
+    """A row of ``items`` without its generations and checksum."""
 
     id: int
     source: int
@@ -95,7 +95,7 @@ class ItemRow(NamedTuple):
 
 
 class StateRow(NamedTuple):
-    """Of an item, what tells whether its image changed."""
+    """The columns of an item that tell whether its image changed."""
 
     key: str
     id: int
@@ -132,24 +132,24 @@ ShownRow = tuple[int, int, str, str | None, str | None, int, int]
 _SHOWN = "id, source, key, caption, metadata, width, height"
 _AT_ONCE = 500
 _PATIENCE = 60.0
-"""Seconds for which a writer's commit is waited for."""
+"""Seconds to wait for a writer's commit."""
 _FOR_NOW = frozenset(
     {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
     | {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL}
 )
-"""What SQLite says of files that are whole."""
+"""Error codes of SQLite that do not mean damage."""
 
 ITEM = ", ".join(ItemRow._fields)
 STATE = ", ".join(StateRow._fields)
 ERROR = ", ".join(ErrorRow._fields)
 IN = "(SELECT value FROM json_each(?))"  # any number of values in one statement that SQLite compiles once
 NOT_BAD = "('sidecar', 'removed')"
-"""Stages of ``errors`` that are no images that could not be read."""
+"""Stages of ``errors`` that are not images that could not be read."""
 
 
 @contextmanager
 def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
-    """Turn what SQLite says into errors of ours."""
+    """Turn errors of SQLite into ours."""
     try:
         yield
     except sqlite3.Error as error:
@@ -158,7 +158,7 @@ def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if (
             code in _FOR_NOW and path.is_file()
-        ):  # a build must not take that for damage and embed everything again
+        ):  # a build must not take it for damage and embed everything again
             raise IndexerError(
                 f"{path} cannot be read now: {error}. Nothing was changed: run the command again"
             ) from error
@@ -173,19 +173,15 @@ def connect(path: Path) -> sqlite3.Connection:
     """
     if not path.is_file():
         raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
+    uri = f"{path.absolute().as_uri()}?mode=ro"
     with sqlite(path):
-        found = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro",
-            uri=True,
-            check_same_thread=False,
-            isolation_level=None,
-            timeout=_PATIENCE,
+        return sqlite3.connect(
+            uri, uri=True, check_same_thread=False, isolation_level=None, timeout=_PATIENCE
         )
-        return found
 
 
-def _undo_half_a_write(path: Path) -> None:
-    """Take back what a process that was killed while it wrote left half done: it takes a connection that may write."""
+def _roll_back_journal(path: Path) -> None:
+    """Roll back the journal of a writer that was killed while it wrote; this needs a connection that may write."""
     with sqlite(path):
         db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_PATIENCE)
         try:
@@ -202,7 +198,7 @@ def _undo_half_a_write(path: Path) -> None:
 
 
 def query(path: Path, statement: str, *values: str | int | bytes) -> list[Any]:
-    """What a statement finds in an items file, on a connection of its own.
+    """The rows of a statement on an items file, on a connection of its own.
 
     Raises:
         IndexDamagedError: the file is missing or is no such file.
@@ -214,6 +210,11 @@ def query(path: Path, statement: str, *values: str | int | bytes) -> list[Any]:
         db.close()
 
 
+def unfinished_files(path: Path) -> frozenset[str]:
+    """Names of the vector files that the unfinished vectors of an items file lie in."""
+    return frozenset(name for (name,) in query(path, "SELECT DISTINCT file FROM unfinished"))
+
+
 def _run(
     db: sqlite3.Connection, path: Path, statement: str, values: Sequence[str | int | bytes]
 ) -> list[Any]:
@@ -223,16 +224,16 @@ def _run(
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
                 raise
-            _undo_half_a_write(path)
+            _roll_back_journal(path)
             return db.execute(statement, values).fetchall()
 
 
 class ItemsReader:
-    """Reads an items file as it is in one generation, from any thread.
+    """Reads one generation of an items file, from any thread.
 
     Args:
         path: the file.
-        generation: which; rows that came later or had gone by then are not there.
+        generation: rows that were added later or removed by then are not there.
 
     Raises:
         IndexDamagedError: the file is missing or is no such file.
@@ -250,23 +251,23 @@ class ItemsReader:
             self._db.close()
 
     def rows(self, statement: str, *values: str | int | bytes) -> list[Any]:
-        """What a statement finds."""
+        """The rows of a statement."""
         with self._lock:
             return _run(self._db, self.path, statement, values)
 
     def settle(self) -> None:
-        """Take back what a killed writer left half written, which connections that are guarded may not."""
+        """Roll back the journal of a killed writer; a connection with an authorizer may not."""
         self.rows("SELECT 1 FROM meta LIMIT 1")
 
     def visible(self, columns: str, condition: str = "", *values: str | int | bytes) -> list[Any]:
-        """Columns of the items of this generation that fulfil a condition (SQL that begins with ``AND``, or more)."""
+        """Columns of the items of this generation; ``condition`` is SQL that goes on after a ``WHERE`` clause."""
         now = self.generation
         return self.rows(
             f"SELECT {columns} FROM items WHERE added <= ? AND removed > ? {condition}", now, now, *values
         )
 
     def shown(self, ids: Sequence[int]) -> dict[int, ShownRow]:
-        """What hits show of some items. This is on the path of every search."""
+        """What hits show of some items."""
         found: list[ShownRow] = []
         for start in range(0, len(ids), _AT_ONCE):
             part = ids[start : start + _AT_ONCE]
@@ -302,19 +303,16 @@ class ItemsReader:
             last = found[-1][0]
 
     def find(self, keys: Sequence[str], *, source: int) -> Known[ItemRow]:
-        """What is known about some keys of a source, by one who may write: nothing was removed since."""
-        found = [ItemRow._make(row) for row in self._live("items", ITEM, keys, source)]
-        return Known(items={row.key: row for row in found}, errors=self._errors_of(keys, source))
+        """Items and errors of some keys of a source, for a writer: nothing was removed since this generation."""
+        items = {row[2]: ItemRow._make(row) for row in self._live("items", ITEM, keys, source)}
+        errors = {row[1]: ErrorRow._make(row) for row in self._live("errors", ERROR, keys, source)}
+        return Known(items=items, errors=errors)
 
     def known(self, keys: Sequence[str], *, source: int) -> Known[StateRow]:
-        """The same, but only what tells whether an image changed."""
-        found = self._live("items", STATE, keys, source)
-        return Known(
-            items={row[0]: StateRow._make(row) for row in found}, errors=self._errors_of(keys, source)
-        )
-
-    def _errors_of(self, keys: Sequence[str], source: int) -> dict[str, ErrorRow]:
-        return {row[1]: ErrorRow._make(row) for row in self._live("errors", ERROR, keys, source)}
+        """The same, with only what tells whether an image changed."""
+        items = {row[0]: StateRow._make(row) for row in self._live("items", STATE, keys, source)}
+        errors = {row[1]: ErrorRow._make(row) for row in self._live("errors", ERROR, keys, source)}
+        return Known(items=items, errors=errors)
 
     def _live(self, table: str, columns: str, keys: Sequence[str], source: int) -> list[Any]:
         return self.rows(

@@ -1,4 +1,4 @@
-"""Writing ``items-*.db``: rows that only the next manifest makes visible, and taking back those of a dead writer."""
+"""Write ``items-*.db``: rows that the next manifest makes visible, and the roll-back of those of a killed writer."""
 
 from __future__ import annotations
 
@@ -8,11 +8,27 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from llm2clip.indexer.storage.items_reader import ERROR, IN, ITEM, NEVER, SCHEMA, ErrorRow, ItemRow, sqlite
+from llm2clip.indexer.storage.items_reader import (
+    ERROR,
+    IN,
+    ITEM,
+    NEVER,
+    NOT_BAD,
+    SCHEMA,
+    ErrorRow,
+    ItemRow,
+    sqlite,
+)
+from llm2clip.indexer.storage.outcome import Outcome
+from llm2clip.indexer.storage.vector_segments import SEGMENT_ROWS
 
 MODULUS = 2**63
 """Checksums of rows and their sums are taken modulo this."""
 _CACHE_KIB = 65_536
+UNFINISHED = "key, size, mtime_ns, hash, width, height, file, row"
+"""Columns of ``unfinished`` after its source."""
+VECTOR_PLACE = f"printf('vectors-%05d-%05d.npy', ?, (id - ?) / {SEGMENT_ROWS}), (id - ?) % {SEGMENT_ROWS}"
+"""File and row of the vector of an id. Parameters: the generation that wrote it, twice the id of its first vector."""
 _MARKS = ", ".join("?" * (len(ItemRow._fields) + 2))
 
 
@@ -24,15 +40,15 @@ def row_checksum(row: ItemRow) -> int:
 
 
 class ItemsWriter:
-    """Writes rows of one generation. They are safe from a killed process after ``commit``.
+    """Writes rows of one generation. After ``commit`` they survive a killed process.
 
     Args:
-        path: the file; made with ``meta`` if that is given, and must exist otherwise.
-        generation: the one that is being written.
-        meta: what the index is.
+        path: the file; created with ``meta`` if that is given, must exist otherwise.
+        generation: the one that is written.
+        meta: first entries of ``meta``.
 
     Raises:
-        IndexWriteError: the file cannot be made or written.
+        IndexWriteError: the file cannot be created or written.
     """
 
     def __init__(self, path: Path, *, generation: int, meta: Mapping[str, str] | None = None) -> None:
@@ -46,7 +62,7 @@ class ItemsWriter:
             )
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-            # Readers are locked out from the first page that is written before a commit until the commit.
+            # A page written before the commit would lock readers out until the commit.
             self.db.execute("PRAGMA cache_spill = OFF")
             if meta is not None:
                 self.db.executescript(f"BEGIN;{SCHEMA}")
@@ -54,7 +70,7 @@ class ItemsWriter:
                 self.db.execute("COMMIT")
 
     def begin(self) -> None:
-        """Begin a transaction if there is none."""
+        """Begin an SQLite transaction if there is none."""
         with sqlite(self.path, writing=True):
             if not self.db.in_transaction:
                 self.db.execute("BEGIN")
@@ -62,18 +78,18 @@ class ItemsWriter:
     def append(
         self, items: Sequence[ItemRow], errors: Sequence[ErrorRow], *, again: Sequence[int] = ()
     ) -> int:
-        """Write rows of both tables, whose keys have to be removed first.
+        """Write rows of both tables. Their keys have to be removed first.
 
         Args:
             items: rows of ``items``.
             errors: rows of ``errors``.
-            again: those of the ids that had an item before.
+            again: ids that had an item before.
 
         Returns:
             The sum of the checksums of the items.
 
         Raises:
-            IndexWriteError: the disk is full, or worse.
+            IndexWriteError: an I/O error occurred (for example a full disk).
         """
         self.begin()
         checksums = [row_checksum(item) for item in items]
@@ -92,7 +108,7 @@ class ItemsWriter:
         return sum(checksums)
 
     def remove_keys(self, keys: Sequence[str], *, source: int) -> tuple[list[tuple[int, str]], int]:
-        """Take items and errors of some keys away.
+        """Remove items and errors of some keys.
 
         Returns:
             (id, key) of each item that was there, and the sum of their checksums.
@@ -112,7 +128,7 @@ class ItemsWriter:
         return [(id, key) for id, key, _ in gone], sum(checksum for _, _, checksum in gone)
 
     def remove_ids(self, ids: Sequence[int]) -> tuple[int, int]:
-        """Take items away; returns how many were there, and the sum of their checksums."""
+        """Remove items; returns how many were there, and the sum of their checksums."""
         self.begin()
         with sqlite(self.path, writing=True):
             gone = self.db.execute(
@@ -127,8 +143,8 @@ class ItemsWriter:
             (self.generation, json.dumps(ids)),
         )
 
-    def forget(self, ids: Sequence[int]) -> None:
-        """Forget the content of items that were removed."""
+    def clear_hashes(self, ids: Sequence[int]) -> None:
+        """Forget the content hashes of removed items."""
         self.begin()
         with sqlite(self.path, writing=True):
             self.db.execute(
@@ -136,17 +152,15 @@ class ItemsWriter:
             )
 
     def recount(self) -> tuple[int, int]:
-        """How many items there are, and the sum of their checksums, as of what was written."""
+        """Number of items, and the sum of their checksums, uncommitted rows included."""
         with sqlite(self.path):
             checksums = self.db.execute(f"SELECT checksum FROM items WHERE removed = {NEVER}").fetchall()
         return len(checksums), sum(checksum for (checksum,) in checksums) % MODULUS
 
     def count_bad(self) -> int:
-        """How many images could not be read, as of what was written."""
+        """Number of images that could not be read, uncommitted rows included."""
         with sqlite(self.path):
-            statement = (
-                f"SELECT count(*) FROM errors WHERE stage NOT IN ('sidecar', 'removed') AND removed = {NEVER}"
-            )
+            statement = f"SELECT count(*) FROM errors WHERE stage NOT IN {NOT_BAD} AND removed = {NEVER}"
             return int(self.db.execute(statement).fetchone()[0])
 
     def set_meta(self, name: str, value: str) -> None:
@@ -156,37 +170,97 @@ class ItemsWriter:
             self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
 
     def commit(self) -> None:
-        """Make what was written last."""
+        """Commit the SQLite transaction."""
         with sqlite(self.path, writing=True):
             if not self._closed and self.db.in_transaction:
                 self.db.execute("COMMIT")
 
     def close(self) -> None:
-        """Close the file; what was not committed is dropped."""
+        """Close the file; what was not committed is rolled back."""
         self._closed = True
         self.db.close()
 
+    def stash_uncommitted(self, *, generation: int, rows: int) -> None:
+        """Roll the file back to a committed generation, and note where the vectors of uncommitted rows lie.
 
-def drop_uncommitted(writer: ItemsWriter, *, generation: int, rows: int) -> int:
-    """Take back what writers after ``generation`` wrote and never committed; returns how many items that were.
+        Nothing may be open in it.
 
-    Args:
-        writer: of the items file.
-        generation: the one that is committed; 0 if none is.
-        rows: how many vectors it has.
-    """
-    db = writer.db
-    touched = f"SELECT id FROM items WHERE removed < {NEVER} AND removed > ?"
-    writer.begin()
-    with sqlite(writer.path, writing=True):
-        count = int(db.execute("SELECT count(*) FROM items WHERE id >= ?", (rows,)).fetchone()[0])
-        db.execute("DELETE FROM items WHERE id >= ?", (rows,))
-        db.execute(f"DELETE FROM items WHERE added > ? AND id IN ({touched})", (generation, generation))
-        db.execute(
-            f"UPDATE items SET removed = {NEVER} WHERE removed < {NEVER} AND removed > ?", (generation,)
-        )
-        db.execute("DELETE FROM errors WHERE added > ?", (generation,))
-        db.execute(
-            f"UPDATE errors SET removed = {NEVER} WHERE removed < {NEVER} AND removed > ?", (generation,)
-        )
-    return count
+        Args:
+            generation: the committed one; 0 if there is none.
+            rows: how many vectors it has.
+        """
+        with sqlite(self.path):
+            meta = dict(self.db.execute("SELECT key, value FROM meta"))
+        serial = int(meta.get("writing", "0"))
+        self.begin()
+        if serial > generation:
+            with sqlite(self.path, writing=True):
+                for number, source in enumerate(json.loads(meta.get("sources", "[]"))):
+                    self.db.execute(
+                        f"INSERT OR REPLACE INTO unfinished (source, {UNFINISHED}) "
+                        "SELECT ?, key, size, mtime_ns, hash, width, height, "
+                        f"{VECTOR_PLACE} FROM items WHERE id >= ? AND source = ? AND removed = {NEVER}",
+                        (source_text(source), serial, rows, rows, rows, number),
+                    )
+        self._drop_uncommitted(generation, rows)
+        self.set_meta("writing", str(generation))
+        self.commit()
+
+    def _drop_uncommitted(self, generation: int, rows: int) -> None:
+        touched = f"SELECT id FROM items WHERE removed < {NEVER} AND removed > ?"
+        with sqlite(self.path, writing=True):
+            self.db.execute("DELETE FROM items WHERE id >= ?", (rows,))
+            self.db.execute(
+                f"DELETE FROM items WHERE added > ? AND id IN ({touched})", (generation, generation)
+            )
+            self.db.execute("DELETE FROM errors WHERE added > ?", (generation,))
+            for table in ("items", "errors"):
+                self.db.execute(
+                    f"UPDATE {table} SET removed = {NEVER} WHERE removed < {NEVER} AND removed > ?",
+                    (generation,),
+                )
+
+    def prune(self) -> None:
+        """Forget uncommitted vectors of images that are in the index now."""
+        self.begin()
+        with sqlite(self.path, writing=True):
+            self.db.execute(
+                "DELETE FROM unfinished WHERE EXISTS "
+                f"(SELECT 1 FROM items WHERE items.hash = unfinished.hash AND items.removed = {NEVER})"
+            )
+        self.commit()
+
+
+def source_text(source: Mapping[str, str]) -> str:
+    """A source as it stands in ``unfinished``: without the spelling that the user chose."""
+    return json.dumps({**source, "spec": ""}, sort_keys=True)
+
+
+def item_row(id: int, outcome: Outcome, source: int) -> ItemRow:
+    """The row of an image that has a vector."""
+    record = outcome.record
+    return ItemRow(
+        id=id,
+        source=source,
+        key=record.key,
+        path=record.path,
+        locator=record.locator,
+        size=record.size or 0,
+        mtime_ns=record.mtime_ns or 0,
+        sidecars=record.sidecars,
+        hash=outcome.hash,
+        width=outcome.width,
+        height=outcome.height,
+        caption=record.caption,
+        metadata=json.dumps(record.metadata, ensure_ascii=False) if record.metadata else None,
+    )
+
+
+def error_rows(outcome: Outcome, source: int) -> list[ErrorRow]:
+    """What was wrong with an image, or with its sidecars."""
+    record = outcome.record
+    if outcome.reason is not None:
+        return [ErrorRow(source, record.key, outcome.stage, outcome.reason, record.size, record.mtime_ns)]
+    if record.note is not None:
+        return [ErrorRow(source, record.key, "sidecar", record.note, record.size, record.mtime_ns)]
+    return []

@@ -1,8 +1,8 @@
-"""``manifest.json``: what an index is. Replacing this one file, atomically, is what commits a change.
+"""``manifest.json``: the description of an index. Replacing this one file atomically commits a change.
 
-Every other file of an index but one is written once, under a name that no earlier generation used, and never changed
-after the manifest names it. The one is the items file, whose rows say in which generation they came and went. A reader
-therefore needs no lock: it sees one generation, whole. docs/index-format.md describes all of it.
+Every other file but the items file is written once, under a name that no earlier generation used, and never changes
+once the manifest names it. Rows of the items file say in which generation they were added and removed. A reader
+therefore needs no lock: it sees one whole generation. docs/index-format.md describes the format.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
+from llm2clip.common.files import file_sha256
+from llm2clip.common.versions import DISTRIBUTION, package_version
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexNotFoundError, IndexVersionError
 
 KIND = "flat-fp16-ip"
-"""Exhaustive, float16 storage, inner product: exact, half the size of float32, and faster where memory is the limit."""
+"""Exhaustive search over float16 vectors by inner product."""
 DEFAULT_PLAN: Mapping[str, Any] = {"kind": KIND}
-"""Exact."""
+"""Exact search."""
 
 FORMAT = "llm2clip-index"
 FORMAT_VERSION = 3
-OLDER_VERSION = 2
-"""Can be brought up to date (``migrating.py``)."""
 MANIFEST = "manifest.json"
 
 
@@ -38,6 +38,11 @@ class FileRecord:
     """Its size."""
     sha256: str
     """Checksum of its content, hexadecimal."""
+
+    @classmethod
+    def of(cls, path: Path) -> FileRecord:
+        """Size and checksum of a file as it is now."""
+        return cls(bytes=os.path.getsize(path), sha256=file_sha256(path))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,55 +59,56 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Ann:
-    """The search structure derived from the vectors. It covers the first rows; those after it are scanned exactly."""
+    """The ANN index, derived from the vectors. It covers the first rows; those after it are scanned exactly."""
 
     file: str
     """Its file."""
     rows: int
-    """How many rows it covers, from id 0."""
+    """Rows that it covers, from id 0."""
     plan: Mapping[str, Any]
-    """What it is, as the planner wrote it; has at least ``kind``."""
+    """The plan that the planner wrote; has at least ``kind``."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What an index says about itself. Field by field the content of ``manifest.json``."""
+    """The content of ``manifest.json``, field by field."""
 
     index_id: str
     """Random name of the index, also kept in the items file: a file of another index is noticed."""
     generation: int
-    """Number of this commit, larger than that of any before it. Items say in which they came and went."""
+    """Number of this commit, larger than that of any before it."""
     created: str
     """When it was committed: ISO 8601, UTC."""
     written_by: str
     """Name and version of the software."""
     sources: tuple[Mapping[str, str], ...]
     """What was indexed, each: ``kind``, ``spec`` as it was given, ``place`` to open it from anywhere, and where needed
-    ``root``, below which all its keys lie. Items name theirs by its position."""
+    ``root``, the folder of all its keys. Items name their source by its position."""
     encoder: Mapping[str, str | int]
     """Identity of the encoder: ``name``, ``dim``, ``weights_sha256``, ``settings_sha256``, ``preprocessing``, ..."""
     encoder_source: str
     """What ``load_encoder`` loads it from: a built-in name, or a folder."""
-    rows: int
-    """How many vectors there are; ids go from 0 to one less."""
-    items: int
-    """How many images can be found; vectors of no item are tombstones."""
-    bad: int
-    """How many images could not be read."""
+    rows: int = 0
+    """Number of vectors; ids go from 0 to one less."""
+    items: int = 0
+    """Number of images that a search can find; vectors of no item are tombstones."""
+    bad: int = 0
+    """Number of images that could not be read."""
     items_file: str
     """SQLite file with one row per image and change."""
-    items_bytes: int
-    """Its size when this was committed: it may have grown since, for a change that is not committed yet."""
-    items_checksum: str
+    items_bytes: int = 0
+    """Its size at the commit; it may have grown since, by a change that is not committed yet."""
+    items_checksum: str = f"{0:016x}"
     """Sum of the checksums of all items of this generation, modulo 2**63, 16 hexadecimal digits."""
-    segments: tuple[Segment, ...]
+    segments: tuple[Segment, ...] = ()
     """The vectors, in order of id."""
-    ann: Ann | None
-    """The derived search structure; None: every row is scanned."""
-    files: Mapping[str, FileRecord]
+    ann: Ann | None = None
+    """The ANN index; None: every row is scanned."""
+    files: Mapping[str, FileRecord] = field(default_factory=dict)
     """Size and checksum of every other file of the index but the items file, which changes."""
     decoding: Mapping[str, int | float] | None = None
-    """How its images are decoded: the fields of ``Decoding``; None: whole, as it was never asked."""
+    """How JPEGs are decoded. With a ``margin`` above 0 as drafts, see ``ImageEncoder.prepare``; None, or 0: at full
+    size. Earlier releases noted here how they chose it."""
 
     @property
     def dim(self) -> int:
@@ -111,12 +117,12 @@ class Manifest:
 
     @property
     def tombstones(self) -> int:
-        """How many vectors belong to no image that can be found."""
+        """Vectors that belong to no item."""
         return self.rows - self.items
 
     @property
     def corpus(self) -> Mapping[str, str]:
-        """The first of the sources, which the index was built from."""
+        """The first source, which the index was built from."""
         return self.sources[0]
 
 
@@ -126,7 +132,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit: write the manifest beside its place, flush it to the disk and put it there in one step.
+    """Commit: write the manifest to a temporary file, flush it to the disk and rename it.
 
     Raises:
         OSError: it cannot be written; what was committed before still is.
@@ -138,14 +144,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         file.write(json.dumps(content, indent=2) + "\n")
         file.flush()
         os.fsync(file.fileno())
-    # First the names of the files that it names, and that SQLite's journal is gone: with it the items would go back.
+    # First the directory entries of its files, and the removal of SQLite's journal, which would roll the items back.
     sync_folder(folder)
     os.replace(draft, folder / MANIFEST)
     sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush the names in ``folder`` to the disk, where the platform can."""
+    """Flush the entries of a folder to the disk, where the platform can."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -155,11 +161,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of the index in ``folder`` and check it against its own checksum.
+    """Read the manifest of the index in ``folder`` and verify its checksum.
 
     Raises:
         IndexNotFoundError: there is none.
-        IndexVersionError: another release wrote it.
+        IndexVersionError: another release wrote it, in another format.
         IndexDamagedError: it is no manifest, or was altered.
     """
     path = folder / MANIFEST
@@ -183,38 +189,31 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def _other_version(folder: Path, content: Mapping[str, Any]) -> str:
-    version = content.get("format_version")
-    has = f"{folder} has index format version {version!r}, this release reads version {FORMAT_VERSION}: "
-    if version == OLDER_VERSION:
-        return has + (
-            "bring it up to date, without reading an image again, with  "
-            f"llm2clip-index compact --index {quote(str(folder))}"
-        )
-    return has + (
-        f"use the release that wrote it ({content.get('written_by', 'unknown')}), "
+    return (
+        f"{folder} has index format version {content.get('format_version')!r}, this release reads version "
+        f"{FORMAT_VERSION}: use the release that wrote it ({content.get('written_by', 'unknown')}), "
         "or build the index anew with --overwrite"
     )
 
 
-def read_older(folder: Path) -> dict[str, Any] | None:
-    """The manifest of an index of ``OLDER_VERSION``, checked against its own checksum; None if there is no such one.
-
-    Raises:
-        IndexDamagedError: it was altered.
-    """
-    try:
-        content = json.loads((folder / MANIFEST).read_text("utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(content, dict) or content.get("format_version") != OLDER_VERSION:
-        return None
-    if content.get("format") != FORMAT or content.get("checksum") != _checksum(content):
-        raise IndexDamagedError(f"{folder / MANIFEST} was altered: its checksum does not fit. {_REBUILD}")
-    return content
+def empty_manifest(
+    *, sources: Sequence[Mapping[str, str]], encoder: Mapping[str, str | int], encoder_source: str
+) -> Manifest:
+    """The manifest of a new index without images; it is not written."""
+    return Manifest(
+        index_id=uuid.uuid4().hex,
+        generation=0,
+        created="",
+        written_by=software(),
+        sources=tuple(dict(source) for source in sources),
+        encoder=dict(encoder),
+        encoder_source=encoder_source,
+        items_file="",
+    )
 
 
 def committed_generation(folder: Path) -> int:
-    """The generation that a manifest names, whatever release wrote it; 0 where none can be read."""
+    """The generation in the manifest of any release; 0 where none can be read."""
     try:
         generation = json.loads((folder / MANIFEST).read_text("utf-8"))["generation"]
     except (OSError, ValueError, LookupError, TypeError):
@@ -226,7 +225,7 @@ _REBUILD = "Build the index anew with --overwrite"
 
 
 def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
-    names = {field.name for field in fields(Manifest)}
+    names = {each.name for each in fields(Manifest)}
     if wrong := names ^ (content.keys() - {"format", "format_version", "checksum"}):
         raise IndexDamagedError(
             f"{path} has missing or unknown entries: {', '.join(sorted(wrong))}. {_REBUILD}"
@@ -241,10 +240,15 @@ def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
         raise IndexDamagedError(f"{path} has an entry of the wrong form: {error}. {_REBUILD}") from error
 
 
-def encoder_mismatch(built: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
-    """What is different between two encoder identities, as the end of a sentence; None if they are the same.
+def software() -> str:
+    """Name and version of this package."""
+    return f"{DISTRIBUTION} {package_version() or ''}".rstrip()
 
-    The name is for people: a folder may be moved and renamed.
+
+def encoder_mismatch(built: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """The difference between two encoder identities, as the end of a sentence; None if they are the same.
+
+    Names are not compared: a folder may be renamed.
     """
     keys = built.keys() | given.keys()
     different = sorted(key for key in keys - {"name"} if built.get(key) != given.get(key))

@@ -1,4 +1,4 @@
-"""What became of one image: a vector, or the reason why there is none."""
+"""The outcome of reading one image: a vector, or the reason why there is none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm2clip.indexer.storage.vector_segments import Rows
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
-    """What became of a record."""
+    """What reading, decoding and encoding a record gave."""
 
     record: Record
     pixels: NDArray[np.uint8] | None = None
@@ -21,9 +21,9 @@ class Outcome:
     vector: Rows | None = None
     """Its vector. Shape: (dim,), float16."""
     kept: bool = False
-    """Whether the vector, or the failure, is that of an earlier build."""
+    """Whether the vector, or the failure, is reused."""
     id: int | None = None
-    """The id that it has and keeps, where it had one; None: a new one."""
+    """The id that it keeps; None: a new one."""
     hash: bytes = b""
     """Hash of its content."""
     width: int = 0
@@ -44,7 +44,7 @@ def reason_of(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class ReusedVector:
-    """An image that need not be embedded again."""
+    """The vector of an image that was embedded before."""
 
     vector: Rows
     """Shape: (dim,), float16."""
@@ -55,4 +55,4 @@ class ReusedVector:
     height: int
     """As shown, in pixels."""
     id: int | None = None
-    """The id that it has and keeps; None: the vector is copied to a new one."""
+    """The id that the image keeps; None: the vector is copied to a new one."""

@@ -1,29 +1,50 @@
-"""Beginning a change of an index: upon what is there, or upon what a change that never finished left."""
+"""``Transaction``: one change of an index, written beside the committed generation and committed in one step."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
-from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError
-from llm2clip.indexer.storage.generation_writer import GenerationWriter, clean
-from llm2clip.indexer.storage.index_folder import items_files, lock, next_generation, remove_generations
-from llm2clip.indexer.storage.items_reader import query
-from llm2clip.indexer.storage.items_writer import ItemsWriter
-from llm2clip.indexer.storage.manifest import MANIFEST, Manifest, read_manifest
-from llm2clip.indexer.storage.migrate_v2 import bring_up_to_date
-from llm2clip.indexer.storage.provenance import BuildInfo, empty_manifest
-from llm2clip.indexer.storage.recovery import files_of, prune, stash_uncommitted
+import numpy as np
+
+from llm2clip.indexer.core.errors import IndexDamagedError, IndexWriteError
+from llm2clip.indexer.storage.index_folder import (
+    committed_files,
+    items_name,
+    lock,
+    next_generation,
+    remove_generations,
+)
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow, query, unfinished_files
+from llm2clip.indexer.storage.items_writer import MODULUS, ItemsWriter, error_rows, item_row
+from llm2clip.indexer.storage.manifest import (
+    MANIFEST,
+    FileRecord,
+    Manifest,
+    read_manifest,
+    software,
+    write_manifest,
+)
+from llm2clip.indexer.storage.outcome import Outcome
+from llm2clip.indexer.storage.vector_segments import Rows, SegmentWriter, join_small
+
+CHECKPOINT_SECONDS = 2.0
+"""A killed process loses at most the work of this time."""
 
 
 @contextmanager
 def open_for_write(folder: Path) -> Iterator[Manifest]:
-    """Hold the index in ``folder`` to change it: as it was last committed, brought to this format if it is older.
+    """Lock an index and roll back what a killed writer left; gives its manifest.
 
     Raises:
         IndexNotFoundError: there is none.
@@ -32,135 +53,309 @@ def open_for_write(folder: Path) -> Iterator[Manifest]:
         IndexWriteError: the folder cannot be written.
     """
     if not (folder / MANIFEST).exists():
-        read_manifest(folder)  # which says how to make one
+        read_manifest(folder)  # raises, with how to build one
     with lock(folder):
-        bring_up_to_date(folder)
         manifest = read_manifest(folder)
-        rollback_uncommitted(folder, manifest)
+        roll_back(folder, manifest)
         yield manifest
 
 
-def begin_write(folder: Path, manifest: Manifest) -> GenerationWriter:
-    """Begin a change of the index in ``folder``, under its lock, after ``rollback_uncommitted``.
+def roll_back(folder: Path, manifest: Manifest) -> None:
+    """Undo what a killed writer wrote and did not commit, under the lock of the index. Its vectors can be reused.
 
     Raises:
-        IndexWriteError: the disk is full, or worse.
-    """
-    generation = next_generation(folder)
-    items = ItemsWriter(folder / manifest.items_file, generation=generation)
-    return GenerationWriter(folder, generation=generation, upon=manifest, items=items)
-
-
-def rollback_uncommitted(folder: Path, manifest: Manifest) -> None:
-    """Take back what a writer that died had written and not committed, under the lock of the index.
-
-    Its vectors are kept for whoever needs them.
-
-    Raises:
-        IndexDamagedError: the items are missing, damaged or of another index.
-        IndexWriteError: the disk is full, or worse.
+        IndexDamagedError: the items file is missing, damaged or of another index.
+        IndexWriteError: an I/O error occurred (for example a full disk).
     """
     path = folder / manifest.items_file
-    meta = _meta(path)
+    meta = dict(query(path, "SELECT key, value FROM meta"))
     if meta.get("index_id") != manifest.index_id or int(meta.get("generation", 0)) < manifest.generation:
         raise IndexDamagedError(f"{path} belongs to another index. Run the build command again")
-    unfinished = int(meta.get("writing", 0)) > manifest.generation
-    if unfinished or files_of(path):
+    uncommitted = int(meta.get("writing", 0)) > manifest.generation
+    if uncommitted or unfinished_files(path):
         items = ItemsWriter(path, generation=next_generation(folder))
         try:
-            if unfinished:
-                stash_uncommitted(items, generation=manifest.generation, rows=manifest.rows)
-            prune(items)
+            if uncommitted:
+                items.stash_uncommitted(generation=manifest.generation, rows=manifest.rows)
+            items.prune()
         finally:
             items.close()
     clean(folder, manifest)
 
 
-def begin_build(folder: Path, origin: BuildInfo, *, started: str | None = None) -> GenerationWriter:
-    """Begin an index, or go on with one that was begun.
+def clean(folder: Path, manifest: Manifest) -> None:
+    """Delete the files that neither a manifest nor its unfinished vectors need."""
+    keep = {MANIFEST, manifest.items_file, *manifest.files, *unfinished_files(folder / manifest.items_file)}
+    remove_generations(folder, keep=frozenset(keep))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn an ``OSError`` into an ``IndexWriteError`` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error)  # SQLite gives no number
+        raise IndexWriteError(
+            f"cannot write the index at {folder}: {error.strerror or error}. What was done so far is kept: "
+            f"{'make room' if full else 'put that right'} and run the same command again"
+        ) from error
+
+
+class Transaction:
+    """Writes one generation of an index; ``begin``, ``create`` and ``resume`` make one.
+
+    As a context manager it closes its files however it ends: after an error what was written is kept for the next
+    transaction to reuse, and a new index without any content is deleted. All methods that write raise
+    ``IndexWriteError`` when an I/O error occurs (for example a full disk).
 
     Args:
-        folder: where; what else lies there and is not committed is deleted.
-        origin: what it is made from and with.
-        started: the items file of one that was begun from the same origin.
-    """
-    keep = _committed_files(folder)
-    if started is None:
-        remove_generations(folder, keep=keep)
-        return GenerationWriter(folder, generation=next_generation(folder), origin=origin)
-    generation = next_generation(folder)
-    items = ItemsWriter(folder / started, generation=generation)
-    try:
-        stash_uncommitted(items, generation=0, rows=0)
-        index_id = _meta(items.path)["index_id"]
-    except BaseException:
-        items.close()
-        raise
-    remove_generations(folder, keep=keep | {started} | files_of(items.path))
-    upon = empty_manifest(origin, generation=0, items_file=started, index_id=index_id)
-    return GenerationWriter(folder, generation=generation, origin=origin, upon=upon, items=items)
-
-
-def unfinished_builds(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """Items files of builds that were begun and never committed, the newest first, with what they say of themselves."""
-    keep = _committed_files(folder)
-    found: dict[str, Mapping[str, Any]] = {}
-    for name in reversed(items_files(folder)):
-        if name in keep:
-            continue
-        try:
-            meta = _meta(folder / name)
-            [corpus] = json.loads(meta["sources"])
-            found[name] = {
-                "corpus": corpus,
-                "encoder": json.loads(meta["encoder"]),
-                "anew": json.loads(meta["anew"]),
-            }
-        except (IndexDamagedError, LookupError, ValueError):
-            continue  # killed before it had written anything
-    return found
-
-
-def check_files(folder: Path, manifest: Manifest) -> Manifest:
-    """The manifest, if all that it names is there; without its search structure, which can be made again, if not.
+        folder: the index.
+        items: writer of its items file.
+        base: the manifest that the change is based on.
 
     Raises:
-        IndexDamagedError: vectors are missing, or a file has another size than was committed.
+        IndexWriteError: an I/O error occurred (for example a full disk).
     """
-    for name, record in manifest.files.items():
+
+    def __init__(self, folder: Path, items: ItemsWriter, *, base: Manifest) -> None:
+        self._folder, self._items, self.base = folder, items, base
+        self.generation = items.generation
+        self.appended = self.removed = self.errors = 0
+        """Items and errors written, and items removed, so far."""
+        self.new = self.changed = self.described = self.lost = 0
+        """Keys that are new; of other content; of the same content; and that cannot be read any more."""
+        self.sources = list(base.sources)
+        self.decoding = base.decoding
+        self._checksum = int(base.items_checksum, 16)
+        self._checkpointed = time.monotonic()
+        with writing(self._folder):
+            self._segments = SegmentWriter(folder, generation=self.generation, dim=base.dim)
+            self._announce()
+
+    @classmethod
+    def begin(cls, folder: Path, base: Manifest) -> Transaction:
+        """Change a committed index, under its lock and after ``roll_back``."""
+        items = ItemsWriter(folder / base.items_file, generation=next_generation(folder))
+        return cls(folder, items, base=base)
+
+    @classmethod
+    def create(cls, folder: Path, base: Manifest, *, overwrite: bool = False) -> Transaction:
+        """Write an index into new files, under the lock of its folder; uncommitted files there are deleted.
+
+        Args:
+            folder: the index.
+            base: a manifest without items, see ``empty_manifest``.
+            overwrite: whether the index that is committed in the folder must not be reused.
+        """
+        remove_generations(folder, keep=committed_files(folder))
+        generation = next_generation(folder)
+        base = replace(base, items_file=items_name(generation))
+        meta = {"index_id": base.index_id, "anew": json.dumps(overwrite)}
+        with writing(folder):
+            items = ItemsWriter(folder / base.items_file, generation=generation, meta=meta)
+        return cls(folder, items, base=base)
+
+    @classmethod
+    def resume(cls, folder: Path, base: Manifest, items_file: str) -> Transaction:
+        """Go on with an index that was created and never committed.
+
+        Args:
+            folder: the index.
+            base: as of ``create``.
+            items_file: name of the items file that was begun.
+        """
+        items = ItemsWriter(folder / items_file, generation=next_generation(folder))
         try:
-            size = os.path.getsize(folder / name)
-            problem = None if size == record.bytes else f"has {size:,} bytes, expected {record.bytes:,}"
-        except OSError:
-            problem = "is missing"
-        if problem is None:
-            continue
-        if manifest.ann is None or name != manifest.ann.file:
-            raise IndexDamagedError(f"{name} {problem}")
-        files = {each: kept for each, kept in manifest.files.items() if each != name}
-        manifest = replace(manifest, ann=None, files=files)
-    return manifest
+            items.stash_uncommitted(generation=0, rows=0)
+            index_id = dict(query(items.path, "SELECT key, value FROM meta"))["index_id"]
+        except BaseException:
+            items.close()
+            raise
+        remove_generations(folder, keep=committed_files(folder) | {items_file} | unfinished_files(items.path))
+        return cls(folder, items, base=replace(base, index_id=index_id, items_file=items_file))
 
+    def _announce(self) -> None:
+        """Note what the next process needs to reuse what this one may leave uncommitted."""
+        meta = {
+            "writing": str(self.generation),
+            "sources": json.dumps([dict(source) for source in self.sources]),
+            "encoder": json.dumps(dict(self.base.encoder)),
+            "encoder_source": json.dumps(self.base.encoder_source),
+        }
+        for name, value in meta.items():
+            self._items.set_meta(name, value)
+        self._items.commit()
 
-def discard(folder: Path, *, keep: frozenset[str] = frozenset()) -> None:
-    """Delete what is not the committed index, but for ``keep``."""
-    remove_generations(folder, keep=_committed_files(folder) | keep)
+    @property
+    def rows(self) -> int:
+        """Number of vectors now."""
+        return self.base.rows + sum(self._segments.rows)
 
+    @property
+    def items(self) -> int:
+        """Number of items now."""
+        return self.base.items + self.appended - self.removed
 
-def _committed_files(folder: Path) -> frozenset[str]:
-    try:
-        manifest = read_manifest(folder)
-    except IndexerError:
-        if (folder / MANIFEST).exists():  # of another release, or damaged: nothing of it is ours to delete
-            return frozenset(os.listdir(folder))
-        return frozenset()
-    own = {MANIFEST, manifest.items_file, *manifest.files}
-    with suppress(
-        IndexDamagedError
-    ):  # of damaged items nothing will be taken over, so nothing more is kept for that
-        own |= files_of(folder / manifest.items_file)
-    return frozenset(own)
+    def add_source(self, corpus: Mapping[str, str]) -> None:
+        """Add a source at the end of ``sources``."""
+        self.sources.append(dict(corpus))
+        with writing(self._folder):
+            self._announce()
 
+    def append(self, outcomes: Sequence[Outcome], *, source: int = 0) -> None:
+        """Write the outcomes of some records in place of what is there under their keys."""
+        good = [outcome for outcome in outcomes if outcome.vector is not None]
+        fresh = [outcome.vector for outcome in good if outcome.id is None and outcome.vector is not None]
+        first = self.rows
+        with writing(self._folder):
+            if fresh:
+                self._segments.append(np.stack(fresh))
+            keys = [outcome.record.key for outcome in outcomes]
+            gone, checksum = self._items.remove_keys(keys, source=source)
+            numbers = iter(range(first, first + len(fresh)))
+            ids = [next(numbers) if outcome.id is None else outcome.id for outcome in good]
+            items = [item_row(id, outcome, source) for id, outcome in zip(ids, good, strict=True)]
+            errors = [row for outcome in outcomes for row in error_rows(outcome, source)]
+            again = [outcome.id for outcome in good if outcome.id is not None]
+            added = self._items.append(items, errors, again=again)
+        self._checksum = (self._checksum + added - checksum) % MODULUS
+        self.appended += len(items)
+        self.removed += len(gone)
+        self.errors += len(errors)
+        replaced = {key for _, key in gone}
+        self.described += len(again)
+        self.new += sum(item.key not in replaced for item in items)
+        self.changed += sum(item.key in replaced for item in items) - len(again)
+        self.lost += len(replaced.difference(item.key for item in items))
+        if time.monotonic() - self._checkpointed > CHECKPOINT_SECONDS:
+            self.checkpoint()
 
-def _meta(path: Path) -> dict[str, str]:
-    return dict(query(path, "SELECT key, value FROM meta"))
+    def copy(self, items: Sequence[ItemRow], vectors: Rows) -> None:
+        """Write items of another generation with their vectors, under new ids. Shape: (n, dim), float16."""
+        first = self.rows
+        with writing(self._folder):
+            self._segments.append(vectors)
+            added = self._items.append([row._replace(id=first + n) for n, row in enumerate(items)], ())
+        self._checksum = (self._checksum + added) % MODULUS
+        self.appended += len(items)
+
+    def remove(self, ids: Sequence[int]) -> int:
+        """Remove items; returns how many were there."""
+        with writing(self._folder):
+            count, checksum = self._items.remove_ids(ids)
+        self._checksum = (self._checksum - checksum) % MODULUS
+        self.removed += count
+        return count
+
+    def remove_errors(self, keys: Sequence[str], *, source: int) -> None:
+        """Forget that some images could not be read."""
+        with writing(self._folder):
+            self._items.remove_keys(keys, source=source)
+        self.errors += len(keys)
+
+    def add_exclusions(self, rows: Sequence[ErrorRow]) -> None:
+        """Note which images a user removed: no update adds them again."""
+        with writing(self._folder):
+            self._items.append((), rows)
+        self.errors += len(rows)
+
+    def clear_hashes(self, ids: Sequence[int]) -> None:
+        """Let no other image reuse the vectors of removed items, which are damaged."""
+        with writing(self._folder):
+            self._items.clear_hashes(ids)
+
+    def recount(self) -> None:
+        """Count the items anew: the numbers of a damaged index may be wrong."""
+        with writing(self._folder):
+            count, self._checksum = self._items.recount()
+        self.appended, self.removed = count - self.base.items, 0
+
+    def checkpoint(self) -> None:
+        """Flush what was written, so that a later transaction can reuse it."""
+        with writing(self._folder):
+            self._segments.sync()
+            self._items.commit()
+        self._checkpointed = time.monotonic()
+
+    def finish(self) -> Manifest:
+        """Finish the vectors; returns the manifest to commit, which still has the ANN index of before."""
+        with writing(self._folder):
+            self._segments.close(finish=True)
+            counts = enumerate(self._segments.rows)
+            segments = join_small(
+                self._folder,
+                self.base.segments,
+                [(self._segments.name(number), rows) for number, rows in counts if rows],
+                files=self.base.files,
+                generation=self.generation,
+                dim=self.base.dim,
+            )
+        return replace(
+            self.base,
+            generation=self.generation,
+            sources=tuple(self.sources),
+            rows=self.rows,
+            items=self.items,
+            segments=segments,
+            decoding=self.decoding,
+        )
+
+    def commit(self, manifest: Manifest) -> Manifest:
+        """Make this generation the index, then delete the files that are no longer part of it.
+
+        Args:
+            manifest: what ``finish`` gave, with the ANN index to use.
+
+        Returns:
+            The manifest as it was written.
+
+        Raises:
+            IndexWriteError: an I/O error occurred (for example a full disk); the index is what it was before.
+        """
+        folder, known = self._folder, self.base.files
+        with writing(self._folder):
+            self._items.begin()
+            self._items.set_meta("generation", str(self.generation))
+            bad = self._items.count_bad()
+            self._items.commit()
+            names = [segment.file for segment in manifest.segments]
+            names += [manifest.ann.file] if manifest.ann else []
+            manifest = replace(
+                manifest,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                written_by=software(),
+                bad=bad,
+                items_bytes=os.path.getsize(self._items.path),
+                items_checksum=f"{self._checksum:016x}",
+                files={name: known.get(name) or FileRecord.of(folder / name) for name in names},
+            )
+            write_manifest(folder, manifest)
+        with suppress(IndexWriteError):  # committed; the next transaction prunes
+            self._items.prune()
+        self._items.close()
+        clean(folder, manifest)
+        return manifest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:  # Ctrl-C above all
+            with suppress(IndexWriteError, sqlite3.Error):
+                self.checkpoint()
+        self._segments.close(finish=False)
+        self._items.close()
+        if error is not None:
+            self._delete_if_empty()
+
+    def _delete_if_empty(self) -> None:
+        """Delete the files of a new index without any content, not even that of an earlier process."""
+        path = self._folder / self.base.items_file
+        count = "SELECT (SELECT count(*) FROM unfinished) + (SELECT count(*) FROM items)"
+        with suppress(IndexDamagedError):
+            if not self.base.generation and not query(path, count)[0][0]:
+                for name in (path.name, *map(self._segments.name, range(len(self._segments.rows)))):
+                    (self._folder / name).unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Vector segments: ``.npy`` files of float16 rows, appended while an index is built and never changed afterwards."""
+"""Vector segments: ``.npy`` files of float16 rows, appended while an index is written and never changed afterwards."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.storage.manifest import FileRecord, Segment
 
 SEGMENT_ROWS = 262_144
-"""A segment is closed after this many rows: files stay of a size that copies and checks well."""
+"""A segment is closed after this many rows."""
 
 Rows = NDArray[np.float16]
 
 
 def _header(rows: int, dim: int) -> bytes:
-    # NumPy pads the header so that its length is the same for every number of rows: it can be put right at the end.
+    # NumPy pads the header to one length for every number of rows: it can be rewritten at the end.
     buffer = io.BytesIO()
     npy.write_array_header_1_0(buffer, {"descr": "<f2", "fortran_order": False, "shape": (rows, dim)})
     return buffer.getvalue()
@@ -37,8 +37,8 @@ class SegmentWriter:
         folder: the index.
         generation: the generation being written.
         dim: length of the rows.
-        segment_rows: rows after which the next file is begun.
-        begin: number of its first file.
+        segment_rows: rows after which a new file starts.
+        begin: number of the first file.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class SegmentWriter:
         """Write rows. Shape: (n, dim), float16. A process killed afterwards does not lose them.
 
         Raises:
-            OSError: the disk is full, or worse.
+            OSError: an I/O error occurred (for example a full disk).
         """
         if self._closed:
             raise ValueError("the segment writer is closed")
@@ -79,7 +79,7 @@ class SegmentWriter:
             while view:
                 view = view[file.write(view) :]
         except OSError:
-            file.truncate(start)  # leaves a full disk with room to commit what came before
+            file.truncate(start)  # leaves room on a full disk to commit what came before
             raise
 
     def _next(self) -> BinaryIO:
@@ -129,7 +129,7 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
     """Map a finished segment into memory, read-only. Shape: (rows, dim), float16.
 
     Raises:
-        IndexDamagedError: the file is missing or is not ``rows`` by ``dim`` halves.
+        IndexDamagedError: the file is missing or is not ``rows`` by ``dim`` float16 numbers.
     """
     expected = _header(rows, dim)
     try:
@@ -148,6 +148,15 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
         ) from error
 
 
+def open_vectors(folder: Path, segments: Sequence[Segment], *, dim: int) -> Vectors:
+    """Map the vectors of an index.
+
+    Raises:
+        IndexDamagedError: a file is missing or has another shape.
+    """
+    return Vectors([map_segment(folder / each.file, rows=each.rows, dim=dim) for each in segments], dim=dim)
+
+
 def map_appended(path: Path, *, dim: int) -> Rows:
     """Map the rows of a segment that may never have been finished. Shape: (as many as it has, dim), float16.
 
@@ -160,7 +169,7 @@ def map_appended(path: Path, *, dim: int) -> Rows:
 
 
 def _mapped(path: Path, rows: int, dim: int, offset: int) -> Rows:
-    # As a plain array: np.memmap makes every small slice of a search several times dearer.
+    # As a plain array: small slices of np.memmap cost several times more.
     mapped: Rows = np.memmap(path, dtype="<f2", mode="r", offset=offset, shape=(rows, dim))
     return mapped.view(np.ndarray)
 
@@ -199,7 +208,7 @@ class Vectors:
 
 
 JOINED_ROWS = 65_536
-"""Files of more rows than this are never copied."""
+"""Larger files are never copied."""
 
 
 def join_small(
@@ -211,21 +220,21 @@ def join_small(
     generation: int,
     dim: int,
 ) -> tuple[Segment, ...]:
-    """The segments of a generation: those there were, then the new ones, with small neighbours at the end made one.
+    """The segments of a generation: the old ones, then the new ones, with small ones at the end joined.
 
-    A file is joined with those after it while it is no larger than they are together, as a counter carries: n
-    additions of one image copy each row about log2(n) times and leave about log2(n) files.
+    A file is joined with those after it while it is no larger than their sum, as a binary counter carries: n additions
+    of one image copy each row about log2(n) times and leave about log2(n) files.
 
     Args:
         folder: the index.
         old: segments of the generation before.
         new: (file, rows) of what was appended, in order.
-        files: checksums of the old ones: what was damaged is left as it is, where it will be noticed.
-        generation: the one being written.
+        files: checksums of the old ones: a damaged file is not joined, so that it is noticed.
+        generation: the one that is written.
         dim: length of the vectors.
 
     Raises:
-        OSError: the disk is full, or worse.
+        OSError: an I/O error occurred (for example a full disk).
     """
     rows = sum(segment.rows for segment in old)
     found = list(old)

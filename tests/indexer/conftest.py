@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import Index, open_index
-from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.generation_writer import GenerationWriter
-from llm2clip.indexer.storage.outcome import Outcome
-from llm2clip.indexer.storage.provenance import BuildInfo
+from llm2clip.indexer import Index
 
-from .material import colour_of, encoded, tar_of
+from .material import colour_of, encoded, tar_of, write_index
 
 
 @pytest.fixture
@@ -59,27 +55,7 @@ def index_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeIndex]:
     opened: list[Index] = []
 
     def make(rows: np.ndarray) -> Index:
-        folder = tmp_path_factory.mktemp("index")
-        origin = BuildInfo(
-            corpus={"kind": "folder", "spec": "p", "root": "/p"},
-            encoder={"name": "rows", "dim": rows.shape[1], "weights_sha256": "0", "preprocessing": "none"},
-            encoder_source="rows",
-            anew=False,
-        )
-        writer = GenerationWriter(folder, generation=1, origin=origin)
-        outcomes = [
-            Outcome(
-                record=Record(key=f"{n}.png", uri="", file=Path(), size=1, mtime_ns=1, caption=f"number {n}"),
-                vector=row,
-                hash=b"0" * 16,
-                width=n + 1,
-                height=1,
-            )
-            for n, row in enumerate(rows.astype(np.float16))
-        ]
-        writer.append(outcomes)
-        writer.commit()
-        opened.append(open_index(folder))
+        opened.append(write_index(tmp_path_factory.mktemp("index"), rows))
         return opened[-1]
 
     yield make

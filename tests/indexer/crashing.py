@@ -41,7 +41,7 @@ from llm2clip.indexer import (
     remove_images,
     update_index,
 )
-from llm2clip.indexer.storage import generation_writer as generation
+from llm2clip.indexer.storage import transaction
 from llm2clip.indexer.storage.vector_segments import SegmentWriter
 
 DIM = 16
@@ -69,7 +69,7 @@ class QuickEncoder:
     def identity(self) -> dict[str, str | int]:
         return {"name": "quick", "dim": DIM, "weights_sha256": "0", "preprocessing": "none"}
 
-    def prepare(self, image: bytes, *, margin: int | None = None) -> Pixels:
+    def prepare(self, image: bytes, *, draft: bool = False) -> Pixels:
         digest = hashlib.shake_128(image).digest(DIM * 3)
         return Pixels(np.frombuffer(digest, np.uint8).reshape(1, DIM, 3), 1 + len(image) % 50, 7)
 
@@ -98,7 +98,7 @@ def dies_at(step: int) -> None:
             count()
 
     sys.addaudithook(audited)
-    for owner, name in ((os, "fsync"), (SegmentWriter, "append"), (generation, "write_manifest")):
+    for owner, name in ((os, "fsync"), (SegmentWriter, "append"), (transaction, "write_manifest")):
         setattr(owner, name, _counting(getattr(owner, name), count))
 
 
@@ -298,7 +298,7 @@ def _difference(found: State | None, expected: State | None) -> str:
 
 def run(work: Path, *, kills: int, seed: int) -> dict[str, object]:
     """Kill until there were so many kills, of every operation equally many."""
-    generation.CHECKPOINT_SECONDS = 0.0  # every batch is a place to go on from
+    transaction.CHECKPOINT_SECONDS = 0.0  # every batch is a place to go on from
     crashes = Crashes(work, seed=seed)
     began = time.perf_counter()
     while crashes.kills.total() < kills:

@@ -10,8 +10,8 @@ import numpy as np
 
 from llm2clip.common import entrypoint
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer.commands import build as command
-from llm2clip.indexer.storage import generation_writer as generation
+from llm2clip.indexer.commands import build, maintain
+from llm2clip.indexer.storage import transaction
 
 # A shell starts background jobs with interrupts ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,7 +34,7 @@ class TellingEncoder(FakeEncoder):
 
 def told(name: str) -> None:
     """Make a step of committing say that it begins and that it ended."""
-    step = getattr(generation, name)
+    step = getattr(transaction, name)
 
     def telling(*args: object, **options: object) -> object:
         say(f"before {name}")
@@ -42,18 +42,18 @@ def told(name: str) -> None:
         say(f"after {name}")
         return result
 
-    setattr(generation, name, telling)
+    setattr(transaction, name, telling)
 
 
-def load(name: str) -> FakeEncoder:
+def load(name: str, **_: object) -> FakeEncoder:
     say("load")
     return TellingEncoder(name=name, dim=int(name.removeprefix("fake")) if name.startswith("fake") else 16)
 
 
 if __name__ == "__main__":
     WAIT_AT = sys.argv.pop(1)
-    command._load = load
-    generation.CHECKPOINT_SECONDS = 0.0
+    build.load = maintain.load = load
+    transaction.CHECKPOINT_SECONDS = 0.0
     for name in ("join_small", "write_manifest", "clean"):
         told(name)
     entrypoint.index()

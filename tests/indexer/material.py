@@ -5,11 +5,16 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from llm2clip.indexer import Index
+from llm2clip.indexer import Index, Record, open_index
+from llm2clip.indexer.lifecycle.commit import Planner, commit
+from llm2clip.indexer.storage.manifest import empty_manifest
+from llm2clip.indexer.storage.outcome import Outcome
+from llm2clip.indexer.storage.transaction import Transaction
 
 
 def encoded(colour: tuple[int, int, int], *, size: tuple[int, int] = (12, 8), format: str = "PNG") -> bytes:
@@ -50,3 +55,27 @@ def content(index: Index) -> dict[tuple[int, str], tuple[object, ...]]:
         for row, vector in zip(rows, vectors, strict=True):
             found[row.source, row.key] = (row._replace(id=0), vector.tobytes())
     return found
+
+
+def write_index(folder: Path, rows: np.ndarray, *, planner: Planner | None = None) -> Index:
+    """An index of given rows, (n, dim), without any image; opened."""
+    folder.mkdir(exist_ok=True)
+    base = empty_manifest(
+        sources=[{"kind": "folder", "spec": "p", "root": "/p"}],
+        encoder={"name": "rows", "dim": rows.shape[1], "weights_sha256": "0", "preprocessing": "none"},
+        encoder_source="rows",
+    )
+    outcomes = [
+        Outcome(
+            record=Record(key=f"{n}.png", uri="", file=Path(), size=1, mtime_ns=1, caption=f"number {n}"),
+            vector=row,
+            hash=n.to_bytes(16, "big"),
+            width=n + 1,
+            height=1,
+        )
+        for n, row in enumerate(rows.astype(np.float16))
+    ]
+    with Transaction.create(folder, base) as transaction:
+        transaction.append(outcomes)
+        commit(transaction, folder, planner=planner)
+    return open_index(folder)

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder, list_encoders
 from llm2clip.indexer import build_index, cli
-from llm2clip.indexer.commands import build as command
 from llm2clip.indexer.commands import encoder_choice as choosing
 from llm2clip.indexer.core.index_paths import current_index, default_index_path, sample_index_path
 
@@ -31,11 +30,11 @@ def loaded(monkeypatch) -> list[str]:
     """Names of the encoders that were loaded; all are fakes, and different ones."""
     names: list[str] = []
 
-    def load(name: str) -> FakeEncoder:
+    def load(name: str, **_: object) -> FakeEncoder:
         names.append(name)
         return FakeEncoder(name=name, seed=sum(name.encode()))
 
-    monkeypatch.setattr(command, "_load", load)
+    monkeypatch.setattr("llm2clip.encoders.load_encoder", load, raising=False)
     monkeypatch.delenv("LLM2CLIP_ENCODER", raising=False)
     monkeypatch.delenv("LLM2CLIP_INDEX", raising=False)
     return names
@@ -100,7 +99,7 @@ def test_nano_says_that_it_is_no_good_at_photographs(photos, loaded):
 
 def test_nano_is_the_encoder_of_the_sample(shards, monkeypatch, loaded):
     monkeypatch.setenv("LLM2CLIP_ENCODER", "for-photographs")
-    for module in ("location", "shards", "records"):
+    for module in ("core.index_paths", "containers.tar", "records.record"):
         monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
     done = run.invoke(cli.app, ["build", "sample:"])
     assert (done.exit_code, done.stderr, loaded) == (0, "", ["nano"])
@@ -180,7 +179,7 @@ def test_the_index_of_the_sample_says_how_it_is_made(loaded):
         done = run.invoke(cli.app, [command_name, "--index", "sample:"])
         assert (done.exit_code, done.stdout) == (1, "")
         assert done.stderr == (
-            "error: the index of the sample images is not built yet: make it with  llm2clip-index build sample:\n"
+            "error: the index of the sample images is not built yet: build it with  llm2clip-index build sample:\n"
         )
 
 
@@ -192,7 +191,7 @@ def test_the_place_of_the_sample_is_for_the_sample(photos, shards, tmp_path, mon
         f"error: sample: is the index of the sample images, got the corpus {photos}: "
         "choose a folder with --index\n"
     )
-    for module in ("location", "shards", "records"):
+    for module in ("core.index_paths", "containers.tar", "records.record"):
         monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
     done = run.invoke(cli.app, ["build", "sample:", "--index", "sample:"])
     assert f"Index:  {sample_index_path()}" in done.stdout
@@ -225,7 +224,7 @@ def test_the_command_that_is_printed_names_the_index_where_it_must(photos, tmp_p
 def test_info_and_verify(photos):
     run.invoke(cli.app, ["build", str(photos), "--encoder", "x"])
     shown = run.invoke(cli.app, ["info"]).stdout
-    assert "images  30\n" in shown
+    assert "images    30\n" in shown
     assert "encoder   x (weights " in shown
     assert f"corpus    {photos} in {photos}\n" in shown
     verified = run.invoke(cli.app, ["verify"])
@@ -333,7 +332,7 @@ def test_importing_the_package_imports_nothing():
 
     for name in llm2clip.indexer.__all__:
         assert getattr(llm2clip.indexer, name).__name__ == name
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match=r"attribute.*nothing"):
         llm2clip.indexer.nothing  # noqa: B018
 
 

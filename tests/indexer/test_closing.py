@@ -8,7 +8,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import IndexerError, build_index, open_index
-from llm2clip.indexer.storage.recovery import Unfinished, Writing
+from llm2clip.indexer.ingest.vector_reuse import UncommittedVectors
 
 
 def closes_after_the_reader(reader) -> None:
@@ -26,7 +26,7 @@ def test_readers_of_items_are_waited_for(photos, tmp_path):
     build_index(photos, tmp_path / "index", encoder=FakeEncoder())
     index = open_index(tmp_path / "index")
     path = index.items.path
-    unfinished = Unfinished(path, source={}, dim=index.manifest.dim, writing=Writing(generation=9, rows=9))
+    unfinished = UncommittedVectors(path, source={}, dim=index.manifest.dim, generation=9, first=9)
     for reader in (unfinished, index.items):
         closes_after_the_reader(reader)
     with pytest.raises(IndexerError):

@@ -1,124 +1,73 @@
-"""JPEGs are decoded smaller only where the encoder gives nearly the same vectors, and indexes say so."""
+"""Large builds decode JPEGs at reduced size, and an index keeps to the decoding that it began with."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import BuildOptions, Record, build_index, open_index
-from llm2clip.indexer.ingest import jpeg_draft as decoding
-from llm2clip.indexer.ingest.jpeg_draft import PROBES, Decoding, choose_decoding
+from llm2clip.indexer import build_index, compact_index, open_index, update_index
+from llm2clip.indexer.lifecycle import sync
+from llm2clip.indexer.storage.manifest import read_manifest, write_manifest
 
 from ..encoders.test_reduced import photograph
 
-SIDE = 32
-
 
 class Eye(FakeEncoder):
-    """Sees the pixels themselves, coarsely, and may be made to see the finest of them."""
+    """Sees the pixels themselves."""
 
-    def __init__(self, *, sharp: float = 0.0) -> None:
-        super().__init__(image_size=SIDE, dim=192)
-        self.sharp = sharp
+    def __init__(self) -> None:
+        super().__init__(image_size=8, dim=192)
 
     def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-        self.image_batches.append(len(pixels))
-        grey = pixels.astype(np.float32) / 255
-        coarse = grey.reshape(len(pixels), 8, 4, 8, 4, 3).mean(axis=(2, 4)).reshape(len(pixels), -1)
-        fine = (pixels % 2).astype(np.float32).reshape(len(pixels), 16, -1).mean(axis=2)
-        rows = np.concatenate([coarse[:, :176], self.sharp * (fine - 0.5)], axis=1)
-        return rows.astype(np.float32)
+        return pixels.reshape(len(pixels), -1).astype(np.float32) + 1
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Twenty JPEGs of different sizes, a PNG, and what is no image."""
     place = tmp_path / "images"
     place.mkdir()
     for number in range(20):
         (place / f"{number:02d}.jpg").write_bytes(photograph(400 + 20 * number, 300 + 15 * number))
-    (place / "z.png").write_bytes(photograph(300, 300, kind="PNG"))
-    (place / "zz.jpg").write_bytes(b"no image")
     return place
 
 
-def records(folder: Path) -> list[Record]:
-    return [Record(key=file.name, uri=str(file), file=file) for file in sorted(folder.iterdir())]
+def stored(index: Path, key: str) -> tuple[np.ndarray, tuple[int, int]]:
+    with open_index(index) as opened:
+        [row] = [row for rows in opened.items.each() for row in rows if row.key == key]
+        return opened.vectors.take(np.array([row.id]))[0], (row.width, row.height)
 
 
-def cosines(folder: Path, encoder: Eye, margin: int) -> np.ndarray:
-    pairs = []
-    for file in sorted(folder.glob("[0-9]*.jpg")):
-        both = [encoder.prepare(file.read_bytes(), margin=each).pixels for each in (0, margin)]
-        one, other = encoder.encode_prepared(np.stack(both))
-        pairs.append(float(one.astype(np.float64) @ other))
-    return np.array(pairs)
-
-
-def test_images_are_decoded_smaller_where_the_encoder_cannot_tell(folder: Path):
+def expected(image: Path, draft: bool) -> np.ndarray:
     encoder = Eye()
-    found = choose_decoding(records(folder), encoder=encoder)
-    assert (found.margin, found.probes >= PROBES - 1) == (1, True)
-    assert cosines(folder, encoder, 1).min() >= 0.999
-    assert 0.999 <= found.cosine <= 1
+    return encoder.encode_prepared(encoder.prepare(image.read_bytes(), draft=draft).pixels[None])[0]
 
 
-def test_they_are_decoded_whole_where_it_can(folder: Path):
-    encoder = Eye(sharp=10.0)
-    assert cosines(folder, encoder, 1).min() < 0.999
-    found = choose_decoding(records(folder), encoder=encoder)
-    assert found.margin == 0
-    assert found.cosine < 0.999
-    assert choose_decoding(records(folder), encoder=encoder, parity=-1).margin == 1
+@pytest.mark.parametrize(("threshold", "margin"), [(20, 2), (21, 0)])
+def test_build_index_decodes_large_corpora_at_reduced_size(folder, tmp_path, monkeypatch, threshold, margin):
+    monkeypatch.setattr(sync, "DRAFT_FROM", threshold)
+    build_index(folder, tmp_path / "i", encoder=Eye())
+    assert read_manifest(tmp_path / "i").decoding == ({"margin": margin} if margin else None)
+    vector, size = stored(tmp_path / "i", "05.jpg")
+    np.testing.assert_array_equal(vector, expected(folder / "05.jpg", margin > 0).astype(np.float16))
+    assert size == (500, 375)
+    assert not np.array_equal(expected(folder / "05.jpg", False), expected(folder / "05.jpg", True))
 
 
-def test_nothing_is_encoded_where_nothing_can_be_gained(tmp_path: Path):
-    encoder = Eye()
-    (tmp_path / "a.png").write_bytes(photograph(300, 200, kind="PNG"))
-    (tmp_path / "b.jpg").write_bytes(photograph(60, 50))
-    assert choose_decoding(records(tmp_path), encoder=encoder) == Decoding(probes=2)
-    assert choose_decoding([], encoder=encoder) == Decoding()
-    assert encoder.image_batches == []
-
-
-def test_an_index_keeps_to_the_decoding_that_it_began_with(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(decoding, "ENOUGH", 10)
-    monkeypatch.setattr("llm2clip.indexer.ingest.sync_source.ENOUGH", 10)
-    encoder, place = Eye(), tmp_path / "i"
-    options = BuildOptions(batch_size=8)
-    build_index(folder, place, encoder=encoder, options=options)
-    with open_index(place) as index:
-        chosen = index.manifest.decoding
-        assert chosen is not None
-        assert chosen["margin"] == 1
-        keys = {
-            hit.key: hit for hit in index.search(index.vectors.take(np.arange(1)).astype(np.float32), k=50)[0]
-        }
-    assert (keys["00.jpg"].width, keys["00.jpg"].height) == (400, 300)
-
-    new = photograph(620, 404)
-    (folder / "new.jpg").write_bytes(new)
-    monkeypatch.setattr("llm2clip.indexer.ingest.sync_source.choose_decoding", None)  # is not asked again
-    build_index(folder, place, encoder=encoder, options=options)
-    with open_index(place) as index:
-        assert index.manifest.decoding == chosen
-        expected = encoder.encode_prepared(encoder.prepare(new, margin=1).pixels[None])
-        (hit,) = (hit for hit in index.search(expected, k=50)[0] if hit.key == "new.jpg")
-        np.testing.assert_allclose(
-            index.vectors.take(np.array([hit.id]))[0], expected[0].astype(np.float16), atol=1e-6
-        )
-    assert json.loads((place / "manifest.json").read_text())["decoding"]["margin"] == 1
-
-
-def test_a_few_images_are_decoded_whole_without_a_trial(folder: Path, tmp_path: Path):
-    encoder = Eye()
-    build_index(folder, tmp_path / "i", encoder=encoder)
-    with open_index(tmp_path / "i") as index:
-        assert index.manifest.decoding is None
-    assert sum(encoder.image_batches) == 21
+@pytest.mark.parametrize("margin", [0, 1])
+def test_update_index_keeps_the_decoding_of_an_earlier_release(folder, tmp_path, margin):
+    """Which chose it by trial, and noted the result with ``cosine`` and ``probes``."""
+    index = tmp_path / "i"
+    build_index(folder, index, encoder=Eye())
+    decoding = {"margin": margin, "cosine": 0.9995, "probes": 16}
+    write_manifest(index, replace(read_manifest(index), decoding=decoding))
+    for change in (lambda: None, lambda: compact_index(index)):
+        change()
+        (folder / "new.jpg").write_bytes(photograph(620, 404 + len(list(folder.iterdir()))))
+        update_index(index, encoder=Eye())
+        assert read_manifest(index).decoding == decoding
+        vector, _ = stored(index, "new.jpg")
+        np.testing.assert_array_equal(vector, expected(folder / "new.jpg", margin > 0).astype(np.float16))

@@ -15,7 +15,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import BuildOptions, IndexNotFoundError, IndexWriteError, build_index, open_index
-from llm2clip.indexer.storage import generation_writer as generation
+from llm2clip.indexer.storage import transaction
 
 from .material import colour_of, content, encoded
 
@@ -158,7 +158,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_keeps_what_was_done(small_disk, big_vectors, monkeypatch):
-    monkeypatch.setattr(generation, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(transaction, "CHECKPOINT_SECONDS", 0.0)
     photos, encoder = big_vectors
     options = BuildOptions(batch_size=16)
     with pytest.raises(

@@ -23,7 +23,7 @@ from llm2clip.indexer import (
     remove_images,
     update_index,
 )
-from llm2clip.indexer.storage import generation_writer as generation
+from llm2clip.indexer.storage import transaction
 
 from .material import colour_of, content, encoded, tar_of
 
@@ -262,7 +262,7 @@ def test_what_cannot_be_read_today_has_not_vanished(photos, shards, tmp_path, mo
         report = update_index(place, encoder=FakeEncoder())
     assert keys_of(place) == before
     assert (report.removed, report.bad) == (0, 1)
-    assert report.notes == (f"{lost} images were kept whose folder or file cannot be read today",)
+    assert report.notes == (f"{lost} images were kept whose folder or file cannot be read now",)
     (shards / "01.tar").write_bytes(whole)
     report = update_index(place, encoder=FakeEncoder())
     assert (report.removed, report.bad, report.embedded, keys_of(place)) == (0, 0, 0, before)
@@ -287,7 +287,7 @@ def test_an_index_opened_before_a_change_answers_as_it_was(index, photos):
 
 
 def test_copies_that_come_together_are_embedded_once(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr(generation, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(transaction, "CHECKPOINT_SECONDS", 0.0)
     for number in range(30):
         first = next(photos.rglob(f"{number:03d}.png"))
         copy = photos / "zz" / "copies" / first.name

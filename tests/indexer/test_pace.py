@@ -1,4 +1,4 @@
-"""Batches of the right size, work on the side, and threads that wait for slow storage."""
+"""Batch sizes, the background writer, and threads that decode."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Record
-from llm2clip.indexer.ingest.batching import AdaptiveBatchSize, BackgroundWriter, peak_memory
-from llm2clip.indexer.ingest.decode_pipeline import Reading, prepared
-from llm2clip.indexer.ingest.encode_batches import embedded
+from llm2clip.indexer.ingest.decode_pipeline import decode_images
+from llm2clip.indexer.ingest.encode_batches import AdaptiveBatchSize, BackgroundWriter, encode_batches
+from llm2clip.indexer.lifecycle.build import peak_memory
 from llm2clip.indexer.storage.outcome import Outcome
 
 from .material import colour_of, encoded
@@ -43,21 +43,19 @@ def settled(seconds: Callable[[int], float], *, turns: int = 60) -> list[int]:
         (lambda n: n**0.5 if n <= 32 else n, 32),  # too large for a cache
     ],
 )
-def test_the_smallest_size_that_is_about_as_fast_as_any_is_found(
-    seconds: Callable[[int], float], expected: int
-):
+def test_adaptive_batch_size_finds_the_smallest_fast_size(seconds: Callable[[int], float], expected: int):
     sizes = settled(seconds)
     assert sizes[-1] == expected
     assert sizes[:3] == [8, 8, 8]
     assert max(sizes) <= 256
 
 
-def test_one_slow_pass_changes_nothing():
+def test_adaptive_batch_size_ignores_one_slow_pass():
     slow = iter([5.0, 0, 0] * 100)
     assert settled(lambda n: n * 0.01 + next(slow))[-1] == 8
 
 
-def test_a_size_that_was_told_is_kept():
+def test_adaptive_batch_size_keeps_a_given_size():
     batches = AdaptiveBatchSize(7)
     for _ in range(10):
         with batches:
@@ -65,7 +63,7 @@ def test_a_size_that_was_told_is_kept():
         assert (batches.size, batches.settled) == (7, True)
 
 
-def test_work_on_the_side_is_done_in_order_before_the_end():
+def test_background_writer_works_in_order():
     done: list[int] = []
 
     def slowly(item: int) -> None:
@@ -79,7 +77,7 @@ def test_work_on_the_side_is_done_in_order_before_the_end():
     assert done == list(range(20))
 
 
-def test_a_failure_on_the_side_ends_what_hands_over_and_nothing_later_is_done():
+def test_background_writer_raises_the_first_error():
     done: list[int] = []
 
     def fail(item: int) -> None:
@@ -99,7 +97,7 @@ def test_a_failure_on_the_side_ends_what_hands_over_and_nothing_later_is_done():
         hand_over(range(3, 4))  # nothing follows that could notice
 
 
-def test_what_was_handed_over_is_done_although_the_rest_fails():
+def test_background_writer_finishes_after_interrupt():
     done: list[int] = []
 
     def interrupted() -> None:
@@ -121,18 +119,18 @@ class Slow(FakeEncoder):
         self.waiting = self.most = 0
         self.guard = threading.Lock()
 
-    def prepare(self, image: bytes, *, margin: int = 0):  # type: ignore[override]
+    def prepare(self, image: bytes, *, draft: bool = False):  # type: ignore[override]
         with self.guard:
             self.waiting += 1
             self.most = max(self.most, self.waiting)
         time.sleep(0.05)
         with self.guard:
             self.waiting -= 1
-        return super().prepare(image, margin=margin)
+        return super().prepare(image, draft=draft)
 
 
 def outcomes_of(
-    folder: Path, encoder: FakeEncoder, *, count: int, reading: Reading, size: int = 1
+    folder: Path, encoder: FakeEncoder, *, count: int, workers: int | None = None, size: int = 1
 ) -> list[Outcome]:
     """What becomes of so many images whose files are said to have ``size`` bytes."""
     folder.mkdir()
@@ -141,28 +139,31 @@ def outcomes_of(
         file.write_bytes(encoded(colour_of(number)))
     records = (Record(key=file.name, uri=str(file), file=file, size=size) for file in files)
     batches = AdaptiveBatchSize(8)
-    ready = prepared(records, encoder=encoder, earlier=[], reading=reading, batches=batches)
-    return [outcome for batch in embedded(ready, encoder=encoder, batches=batches) for outcome in batch]
+    ready = decode_images(
+        records, decode=encoder.prepare, caches=[], workers=workers, batch_size=lambda: batches.size
+    )
+    batched = encode_batches(ready, encoder=encoder, batches=batches)
+    return [outcome for batch in batched for outcome in batch]
 
 
-def test_more_threads_read_where_they_wait_for_the_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_decode_images_adds_threads_for_slow_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("llm2clip.indexer.ingest.decode_pipeline._LOOK", 0.2)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     encoder = Slow()
-    outcomes = outcomes_of(tmp_path / "p", encoder, count=120, reading=Reading())
+    outcomes = outcomes_of(tmp_path / "p", encoder, count=120)
     assert [outcome.record.key for outcome in outcomes] == [f"{number:04d}.png" for number in range(120)]
     assert 2 < encoder.most <= 16
 
 
-def test_no_more_threads_than_told_read(tmp_path: Path):
+def test_decode_images_keeps_to_given_workers(tmp_path: Path):
     encoder = Slow()
-    outcomes_of(tmp_path / "p", encoder, count=24, reading=Reading(workers=3))
+    outcomes_of(tmp_path / "p", encoder, count=24, workers=3)
     assert encoder.most == 3
 
 
-def test_two_large_files_are_decoded_at_once_at_most(tmp_path: Path):
+def test_decode_images_decodes_two_large_files_at_once(tmp_path: Path):
     encoder = Slow()
-    outcomes = outcomes_of(tmp_path / "p", encoder, count=12, reading=Reading(workers=6), size=8 * 2**20)
+    outcomes = outcomes_of(tmp_path / "p", encoder, count=12, workers=6, size=8 * 2**20)
     assert encoder.most == 2
     vectors = np.stack([outcome.vector for outcome in outcomes]).astype(np.float32)
     expected = FakeEncoder().encode_images([encoded(colour_of(number)) for number in range(12)])
@@ -183,28 +184,28 @@ class Small(FakeEncoder):
 
 
 @pytest.mark.parametrize("room", [1, 3, 5])
-def test_batches_that_do_not_fit_into_memory_are_halved(tmp_path: Path, room: int):
+def test_encode_batches_halves_batches_that_do_not_fit(tmp_path: Path, room: int):
     encoder = Small(room=room)
-    outcomes = outcomes_of(tmp_path / "p", encoder, count=30, reading=Reading(workers=2))
+    outcomes = outcomes_of(tmp_path / "p", encoder, count=30, workers=2)
     vectors = np.stack([outcome.vector for outcome in outcomes]).astype(np.float32)
     expected = FakeEncoder().encode_images([encoded(colour_of(number)) for number in range(30)])
     np.testing.assert_allclose(vectors, expected, atol=1e-3)
     assert max(encoder.image_batches) <= room
 
 
-def test_a_image_that_does_not_fit_alone_and_other_faults_end_the_build(tmp_path: Path):
+def test_encode_batches_raises_other_errors(tmp_path: Path):
     with pytest.raises(RuntimeError, match="out of memory"):
-        outcomes_of(tmp_path / "p", Small(room=0), count=9, reading=Reading(workers=2))
+        outcomes_of(tmp_path / "p", Small(room=0), count=9, workers=2)
 
     class Broken(FakeEncoder):
         def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
             raise RuntimeError("device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        outcomes_of(tmp_path / "q", Broken(), count=9, reading=Reading(workers=2))
+        outcomes_of(tmp_path / "q", Broken(), count=9, workers=2)
 
 
-def test_peak_memory_grows_with_what_is_held():
+def test_peak_memory_grows():
     before = peak_memory()
     if before is None:
         pytest.skip("this system does not say")

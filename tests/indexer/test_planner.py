@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm2clip.indexer import Index, IndexDamagedError, IndexerError, open_index
+from llm2clip.indexer import Index, IndexDamagedError, IndexerError
 from llm2clip.indexer.ann.index_types import (
     APPROXIMATE,
     effort_name,
@@ -31,13 +31,10 @@ from llm2clip.indexer.ann.plan import (
 from llm2clip.indexer.planner import plan_index as planner
 from llm2clip.indexer.planner.plan_index import BudgetPlanner, make_ann, plan_index, require_memory, write_ann
 from llm2clip.indexer.planner.tune import sample_queries, tune
-from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.generation_writer import GenerationWriter
-from llm2clip.indexer.storage.outcome import Outcome
-from llm2clip.indexer.storage.provenance import BuildInfo
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .clouds import clustered
+from .material import write_index
 
 ROWS, DIM = 3_000, 32
 
@@ -338,31 +335,7 @@ def test_a_damaged_structure_is_noticed(vectors, tmp_path):
 
 def written(folder: Path, rows: np.ndarray, budget: Budget) -> Index:
     """An index of rows as a build with a budget would write it."""
-    identity = {"name": "rows", "dim": rows.shape[1], "weights_sha256": "0", "preprocessing": "none"}
-    origin = BuildInfo(
-        corpus={"kind": "folder", "spec": "p", "root": "/p"},
-        encoder=identity,
-        encoder_source="rows",
-        anew=False,
-    )
-    folder.mkdir(exist_ok=True)
-    writer = GenerationWriter(folder, generation=1, origin=origin)
-    record = Record(key="", uri="", file=Path(), size=1, mtime_ns=1)
-    writer.append(
-        [
-            Outcome(
-                record=replace(record, key=f"{n}.png"),
-                vector=row,
-                hash=n.to_bytes(16, "big"),
-                width=1,
-                height=1,
-            )
-            for n, row in enumerate(rows)
-        ]
-    )
-    writer.commit(planner=BudgetPlanner(budget=budget))
-    writer.close()
-    return open_index(folder)
+    return write_index(folder, rows, planner=BudgetPlanner(budget=budget))
 
 
 def test_an_index_of_a_budget_is_searched_explained_and_verified(rows, texts, tmp_path, monkeypatch):

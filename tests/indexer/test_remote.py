@@ -13,7 +13,7 @@ from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
 from llm2clip.indexer.core.index_paths import default_index_path
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.corpora.open import reopen_corpus
-from llm2clip.indexer.corpora.remote_store import fetch_callback, local_copy
+from llm2clip.indexer.corpora.remote_store import local_copy, on_fetch
 from llm2clip.indexer.records.files import content_hash
 
 from .material import colour_of, encoded, tar_of
@@ -141,9 +141,10 @@ def test_it_is_told_before_something_is_fetched(store, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
     put(store, {"0.tar": tar_of({"a.png": IMAGES[0]})})
     told = []
+    token = on_fetch.set(told.append)
     for _ in range(2):
-        with fetch_callback(told.append):
-            assert len(list(open_corpus("memory://b/0.tar").records())) == 1
+        assert len(list(open_corpus("memory://b/0.tar").records())) == 1
+    on_fetch.reset(token)
     assert told == ["fetching memory://b/0.tar (0.0 MB)"]
 
 

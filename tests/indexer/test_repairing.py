@@ -65,7 +65,7 @@ def test_the_structure_is_made_again_from_the_vectors(index, damage):
     expected = whole(index)
     damaged(index / STRUCTURE, damage)
     report = repair_index(index)
-    assert (report.repaired, report.lost) == ((f"{STRUCTURE} was made again from the vectors",), 0)
+    assert (report.repaired, report.lost) == ((f"{STRUCTURE} was rebuilt from the vectors",), 0)
     assert whole(index) == expected
 
 

@@ -32,9 +32,9 @@ from llm2clip.indexer import (
 )
 from llm2clip.indexer.lifecycle.remove import Selection
 from llm2clip.indexer.lifecycle.repair import repair_index
-from llm2clip.indexer.storage import generation_writer as generation
 from llm2clip.indexer.storage import index_folder as store
 from llm2clip.indexer.storage import items_reader as items
+from llm2clip.indexer.storage import transaction
 
 from .material import colour_of, encoded
 
@@ -75,7 +75,7 @@ def change_it(index: Path, photos: Path, number: int) -> None:
 
 def test_eight_readers_never_see_half_a_change(index, photos, monkeypatch):
     """Four that open the index anew for every question, in processes of their own, and four threads that keep it."""
-    monkeypatch.setattr(generation, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(transaction, "CHECKPOINT_SECONDS", 0.0)
     states: dict[int, list[str]] = {}
 
     def note_state() -> None:
@@ -83,14 +83,14 @@ def test_eight_readers_never_see_half_a_change(index, photos, monkeypatch):
             keys = sorted(row.key for rows in opened.items.each() for row in rows)
             states[opened.manifest.generation] = keys
 
-    real = generation.write_manifest
+    real = transaction.write_manifest
 
     def committing(folder: Path, manifest: object) -> None:
         real(folder, manifest)
         note_state()
 
     note_state()
-    monkeypatch.setattr(generation, "write_manifest", committing)
+    monkeypatch.setattr(transaction, "write_manifest", committing)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(

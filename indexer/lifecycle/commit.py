@@ -1,0 +1,76 @@
+"""Build the ANN index of a transaction if it is due, and commit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from llm2clip.indexer.ann.faiss_flat import write_faiss
+from llm2clip.indexer.ann.plan import Plan
+from llm2clip.indexer.storage.index_folder import ann_name
+from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, KIND, Ann, Manifest
+from llm2clip.indexer.storage.transaction import Transaction, writing
+from llm2clip.indexer.storage.vector_segments import Vectors, open_vectors
+
+Planner = Callable[[Path, Vectors], Mapping[str, Any]]
+"""Chooses an ANN index for some vectors, writes it to a file and returns its plan."""
+_SMALL_TAIL = 20_000
+
+
+def commit(
+    transaction: Transaction,
+    folder: Path,
+    *,
+    planner: Planner | None = None,
+    plan: Mapping[str, Any] | None = None,
+    cover_all: bool = False,
+) -> Manifest:
+    """Commit a transaction, with a new ANN index if there is none or too many vectors came since.
+
+    Args:
+        transaction: what was written.
+        folder: the index.
+        planner: chooses the ANN index, if it is built; None: as ``plan``.
+        plan: plan of the ANN index; None: that of before, else the exact search.
+        cover_all: whether the ANN index has to cover every vector.
+
+    Raises:
+        IndexWriteError: an I/O error occurred (for example a full disk); the index is what it was before.
+        FaissNotInstalledError: FAISS is not installed.
+    """
+    old = transaction.base.ann
+    draft = transaction.finish()
+    covered = old.rows if old else 0
+    tail = draft.rows - covered
+    if tail and (cover_all or old is None or tail > max(_SMALL_TAIL, covered // 4)):
+        path = folder / ann_name(transaction.generation)
+        with writing(folder):
+            vectors = open_vectors(folder, draft.segments, dim=draft.dim)
+            if planner is not None:
+                transaction.checkpoint()  # a planner may read the items
+                made = planner(path, vectors)
+            else:
+                made = write_ann(path, vectors, plan=plan or (old.plan if old else DEFAULT_PLAN))
+        draft = replace(draft, ann=Ann(file=path.name, rows=draft.rows, plan=dict(made)))
+    return transaction.commit(draft)
+
+
+def write_ann(path: Path, vectors: Vectors, *, plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write an ANN index of a plan over other vectors than it was made for.
+
+    Returns:
+        The plan with what was measured.
+
+    Raises:
+        BudgetError: it would not fit into the memory that is free now.
+        FaissNotInstalledError: FAISS is not installed.
+        OSError: an I/O error occurred (for example a full disk).
+    """
+    if plan["kind"] == KIND:
+        write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
+        return plan
+    from llm2clip.indexer.planner.plan_index import make_ann, renewed
+
+    return make_ann(path, vectors, plan=renewed(Plan.from_json(plan), rows=len(vectors))).to_json()
