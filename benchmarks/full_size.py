@@ -101,7 +101,7 @@ def write_tower(folder: Path, *, small: bool) -> int:
     import torch
 
     from llm2clip.encoders.layers.llama import TextAdapter
-    from llm2clip.encoders.vision.tensor_layouts import TowerShape, openai_tensors
+    from llm2clip.encoders.vision.layouts import OPENAI, TowerShape, expand
 
     shape = TowerShape(
         layout="openai",
@@ -116,7 +116,9 @@ def write_tower(folder: Path, *, small: bool) -> int:
     shape = replace(shape, depth=1, hidden=96, dim=64) if small else shape
     with torch.device("meta"):
         adapter = TextAdapter(64 if small else 2048, shape.dim).state_dict()
-    shapes = openai_tensors(shape) | {"logit_scale": ()}
+    shapes = {name: axes for row in expand(OPENAI, shape) for name, axes in row.theirs.items()} | {
+        "logit_scale": ()
+    }
     shapes |= {f"text_adapter.{name}": tuple(value.shape) for name, value in adapter.items()}
     settings = {"model_type": "clip", "vision_config": {"hidden_size": 768, "patch_size": 16}}
     return _write(folder, shapes, settings)

@@ -1,7 +1,7 @@
-"""What tower a published file holds, from nothing but the header of its safetensors.
+"""Read the architecture and sizes of a vision tower from the header of its file, and compare them with ``config.json``.
 
 Sizes are read from shapes, because published configurations are incomplete; what shapes do not tell (heads,
-activation, grid of the rotary frequencies) comes from a configuration, or is what every published tower has.
+activation, grid of the rotary frequencies) comes from the configuration, or is what every published tower has.
 """
 
 from __future__ import annotations
@@ -11,31 +11,59 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.vision.tensor_layouts import (
+from llm2clip.encoders.vision.layouts import (
     EVA,
+    LAYOUTS,
     TIMM,
     TRANSFORMERS,
+    Layout,
     Rows,
-    Shape,
     TowerShape,
-    eva02_tensors,
-    one_to_one,
-    openai_tensors,
-    siglip_tensors,
-    timm_rows,
+    expand,
 )
 from llm2clip.encoders.weights.safetensors_io import TensorSpec
-
-Claims = Mapping[str, int | str]
-"""What a configuration says, by field of ``TowerShape`` or ``"head_width"``."""
 
 _HEADS = {768: 12, 1024: 16, 1152: 16}
 """Attention heads of the published SigLIP towers by their width."""
 _HEAD_WIDTH = 64
 """Width of a head of every published CLIP and EVA02 tower."""
 _ROPE_TABLE = re.compile(r"visual\.(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)")
+_SETTINGS: Final = {
+    "": {"projection_dim": "dim", "embed_dim": "dim"},
+    "vision_config": {
+        "hidden_size": "width",
+        "intermediate_size": "hidden",
+        "num_hidden_layers": "depth",
+        "num_attention_heads": "heads",
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+    },
+    "vision_cfg": {
+        "width": "width",
+        "layers": "depth",
+        "head_width": "head_width",
+        "image_size": "image_size",
+        "patch_size": "patch_size",
+        "pt_hw_seq_len": "rope_grid",
+    },
+}
+"""Section of a configuration (of transformers; of EVA-CLIP and open_clip) -> key there -> field of ``TowerShape``."""
+_ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
+_EVA_PARTS = ("rope", "intp_freq", "naiveswiglu", "subln")
+"""Parts of EVA02 that a configuration may name; the tower always has them."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One value of a configuration."""
+
+    value: int | str
+    """The value."""
+    key: str
+    """Its key, with the section."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +71,7 @@ class Tower:
     """What the header of a file says about the tower in it."""
 
     shape: TowerShape
+    """Its sizes."""
     rows: tuple[Rows, ...]
     """Where every tensor of the module comes from."""
     evidence: Mapping[str, str]
@@ -56,13 +85,13 @@ class Tower:
 class Header:
     """The tensors of a file, with errors that name file and tensor."""
 
-    def __init__(self, specs: Mapping[str, TensorSpec], path: Path, *, settings: Path | None = None) -> None:
+    def __init__(self, specs: Mapping[str, TensorSpec], path: Path) -> None:
         self.specs = specs
         self.path = path
-        self.settings = settings or path.parent / "config.json"
+        self.settings = path.parent / "config.json"
         """Where a configuration is, or should be."""
 
-    def axes(self, name: str, count: int) -> Shape:
+    def axes(self, name: str, count: int) -> tuple[int, ...]:
         """Shape of a tensor that has ``count`` axes, none of them empty."""
         if name not in self.specs:
             raise ModelError(f"{self.path}: missing tensors: {name}")
@@ -96,185 +125,165 @@ class Header:
         return grid
 
 
-def read_tower(header: Header, claims: Claims) -> Tower:
+def read_tower(header: Header, settings: Mapping[str, Setting]) -> Tower:
     """Find out what tower a file holds.
 
     Args:
         header: The file's tensors.
-        claims: What a configuration says, by field of ``TowerShape`` or ``"head_width"``; used for what the
+        settings: Values of a configuration by field of ``TowerShape`` or ``"head_width"``; used for what the
             tensors do not tell (heads, activation, rotary grid).
 
     Raises:
-        ModelError: It is none of the known layouts, or a tensor that says its size is missing or has no
-        sensible shape.
+        ModelError: It is none of the known layouts, or a tensor that gives a size is missing or has no sensible
+            shape.
     """
+    layout = _layout_of(header)
+    width, patch = header.patch(layout.patches)
+    axes = next(row.theirs[layout.positions] for row in layout.rows if layout.positions in row.theirs)
+    positions = header.axes(layout.positions, len(axes))[-2]
+    grid = header.grid(layout.positions, positions=positions, extra=layout.class_tokens)
+    evidence = {
+        "width": layout.patches,
+        "patch_size": layout.patches,
+        "image_size": layout.positions,
+        "hidden": layout.hidden,
+        "depth": f"{layout.blocks}*",
+        "dim": layout.projection or layout.patches,
+    }
+    tables = tuple(name for name in header.specs if layout.name == "eva02" and _ROPE_TABLE.fullmatch(name))
+    if tables:
+        evidence |= {"heads": tables[0], "head_width": tables[0]}
+    activation, rope_grid = settings.get("activation"), settings.get("rope_grid")
+    eva = layout.name == "eva02"
+    shape = TowerShape(
+        layout=layout.name,
+        image_size=patch * grid,
+        patch_size=patch,
+        width=width,
+        depth=header.depth(layout.blocks),
+        heads=_heads(header, settings, layout, width=width, table=tables[0] if tables else ""),
+        hidden=header.axes(layout.hidden, 2)[0],
+        dim=header.axes(layout.projection, 2)[0] if layout.projection else width,
+        activation=str(activation.value) if activation and not eva else layout.activation,
+        rope_grid=int(rope_grid.value) if rope_grid and eva else 16,
+        projection_bias=layout.name == "openai" and "visual_projection.bias" in header.specs,
+    )
+    rows = tuple(expand(layout, shape))
+    found: tuple[str, ...] = (layout.found, shape.activation)
+    if layout.name == "openai":
+        found = (f"{layout.found} {'with' if shape.projection_bias else 'without'} bias", shape.activation)
+    if eva:
+        rows, biases = _with_old_biases(header, rows)
+        count = f"{len(tables)} rotary tables" if tables else "no rotary tables"
+        found = (f"{layout.found}, biases named {biases}", f"{count} in the file")
+    return Tower(shape=shape, rows=rows, evidence=evidence, tables=tables, found=found)
+
+
+def _layout_of(header: Header) -> Layout:
     names = header.specs
-    if any(name.startswith(TIMM) for name in names):
-        return _siglip(header, claims, timm=True)
-    if any(name.startswith(f"{TRANSFORMERS}head.") for name in names):
-        return _siglip(header, claims, timm=False)
-    if any(name.startswith((f"{EVA}blocks.", f"{EVA}patch_embed.")) for name in names):
-        return _eva02(header, claims)
-    if any(".inner_attn_ln." in name for name in names):
+    if any(".inner_attn_ln." in name for name in names) and not any(name.startswith(EVA) for name in names):
         raise ModelError(
             f"{header.path} is an EVA02 tower as converted for transformers, without its adapter; take the .pt file "
             "of the same repository"
         )
-    if any(name.startswith(TRANSFORMERS) for name in names):
-        return _openai(header, claims)
+    for layout in LAYOUTS:
+        if any(name.startswith(layout.prefixes) for name in names):
+            return layout
     some = ", ".join(list(names)[:3]) or "no tensor"
     raise ModelError(
         f"{header.path} is of no known layout: expected tensors {TRANSFORMERS}*, {EVA}blocks.* or {TIMM}*, got {some}"
     )
 
 
-def _heads(header: Header, claims: Claims, *, patches: str, width: int, likely: int) -> int:
-    heads, head_width = claims.get("heads"), claims.get("head_width")
-    if isinstance(heads, int):
-        count, said = heads, f"says that there are {heads} heads"
-    elif isinstance(head_width, int):
-        count = width // head_width if width % head_width == 0 else 0
-        said = f"says that heads are {head_width} wide"
+def _heads(header: Header, settings: Mapping[str, Setting], layout: Layout, *, width: int, table: str) -> int:
+    """Attention heads: from a rotary table, else as configured, else as in every published tower."""
+    head_width = header.axes(table, 2)[1] if table else _HEAD_WIDTH
+    likely = width // head_width if layout.name != "eva02" or width % head_width == 0 else 0
+    if layout.name == "siglip2":
+        likely = _HEADS.get(width, likely)
+    heads, told_width = settings.get("heads"), settings.get("head_width")
+    if table and likely:
+        count, said = likely, ""
+    elif heads:
+        count, said = int(heads.value), f"says that there are {heads.value} heads"
+    elif told_width:
+        count = width // int(told_width.value) if width % int(told_width.value) == 0 else 0
+        said = f"says that heads are {told_width.value} wide"
     else:
         count, said = likely, "should say num_attention_heads"
     if count < 1 or width % count:
         raise ModelError(
-            f"{header.settings} {said}: {patches} of {header.path} is {width} wide, which cannot be cut into such heads"
+            f"{header.settings} {said}: {layout.patches} of {header.path} is {width} wide, which cannot be cut into "
+            "such heads"
+        )
+    if layout.name == "eva02" and width // count % 4:
+        raise ModelError(
+            f"{header.settings} should say num_attention_heads: heads of {width // count}, no multiple of 4, "
+            f"cannot turn in two axes ({layout.patches} of {header.path} is {width} wide)"
         )
     return count
 
 
-def _openai(header: Header, claims: Claims) -> Tower:
-    embeddings, layers = f"{TRANSFORMERS}embeddings.", f"{TRANSFORMERS}encoder.layers."
-    evidence = {
-        "width": f"{embeddings}patch_embedding.weight",
-        "patch_size": f"{embeddings}patch_embedding.weight",
-        "image_size": f"{embeddings}position_embedding.weight",
-        "hidden": f"{layers}0.mlp.fc1.weight",
-        "depth": f"{layers}*",
-        "dim": "visual_projection.weight",
-    }
-    width, patch = header.patch(evidence["patch_size"])
-    positions = header.axes(evidence["image_size"], 2)[0]
-    bias = "visual_projection.bias" in header.specs
-    shape = TowerShape(
-        layout="openai",
-        image_size=patch * header.grid(evidence["image_size"], positions=positions, extra=1),
-        patch_size=patch,
-        width=width,
-        depth=header.depth(layers),
-        heads=_heads(header, claims, patches=evidence["width"], width=width, likely=width // _HEAD_WIDTH),
-        hidden=header.axes(evidence["hidden"], 2)[0],
-        dim=header.axes(evidence["dim"], 2)[0],
-        activation=str(claims.get("activation", "quick_gelu")),
-        projection_bias=bias,
+def _with_old_biases(header: Header, rows: tuple[Rows, ...]) -> tuple[tuple[Rows, ...], str]:
+    """EVA02 files older than LLM2CLIP keep two biases beside the linear maps."""
+
+    def name_of(name: str) -> str:
+        old = re.sub(r"attn\.([qv])_proj\.bias$", r"attn.\1_bias", name)
+        return old if old in header.specs else name
+
+    renamed = tuple(
+        Rows({name_of(name): size for name, size in row.theirs.items()}, row.ours) for row in rows
     )
-    found = (
-        f"OpenAI CLIP tower named as in transformers, visual_projection {'with' if bias else 'without'} bias"
-    )
-    return Tower(
-        shape=shape,
-        rows=one_to_one(openai_tensors(shape)),
-        evidence=evidence,
-        found=(found, shape.activation),
-    )
+    return renamed, "q_bias, v_bias" if renamed != rows else "q_proj.bias, v_proj.bias"
 
 
-def _siglip(header: Header, claims: Claims, *, timm: bool) -> Tower:
-    patches, positions, fc1, layers = (
-        ("patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight", "blocks.")
-        if timm
-        else (
-            "embeddings.patch_embedding.weight",
-            "embeddings.position_embedding.weight",
-            "encoder.layers.0.mlp.fc1.weight",
-            "encoder.layers.",
-        )
-    )
-    prefix = TIMM if timm else TRANSFORMERS
-    evidence = {
-        "width": prefix + patches,
-        "dim": prefix + patches,
-        "patch_size": prefix + patches,
-        "image_size": prefix + positions,
-        "hidden": prefix + fc1,
-        "depth": f"{prefix}{layers}*",
-    }
-    width, patch = header.patch(evidence["patch_size"])
-    count = header.axes(evidence["image_size"], 3 if timm else 2)[-2]
-    shape = TowerShape(
-        layout="siglip2",
-        image_size=patch * header.grid(evidence["image_size"], positions=count, extra=0),
-        patch_size=patch,
-        width=width,
-        depth=header.depth(prefix + layers),
-        heads=_heads(
-            header,
-            claims,
-            patches=evidence["width"],
-            width=width,
-            likely=_HEADS.get(width, width // _HEAD_WIDTH),
-        ),
-        hidden=header.axes(evidence["hidden"], 2)[0],
-        dim=width,
-        # timm builds the published so400m at 224 with the exact function, transformers with the approximate one.
-        activation=str(claims.get("activation", "gelu" if timm else "gelu_pytorch_tanh")),
-    )
-    rows = timm_rows(shape) if timm else one_to_one(siglip_tensors(shape))
-    found = f"SigLIP tower named as in {'timm' if timm else 'transformers'}, attention pooling, no projector"
-    return Tower(shape=shape, rows=rows, evidence=evidence, found=(found, shape.activation))
+def read_settings(config: Mapping[str, Any], *, where: Path) -> dict[str, Setting]:
+    """Values of a configuration by field of a tower's shape (or ``"head_width"``); other keys are ignored.
+
+    Raises:
+        ModelError: A value is of another type, not positive, or asks for what no known tower has.
+    """
+    found: dict[str, Setting] = {}
+    for section, keys in _SETTINGS.items():
+        data = config.get(section, {}) if section else config
+        if not isinstance(data, Mapping):
+            raise ModelError(f"{where}: {section}: expected an object, got {type(data).__name__}")
+        for key, name in keys.items():
+            value, said = data.get(key), f"{section}.{key}" if section else key
+            if value is None:
+                continue
+            if type(value) is not int or value < 1:
+                raise ModelError(f"{where}: {said}: expected a positive whole number, got {value!r}")
+            found[name] = Setting(value, said)
+    activation = config.get("vision_config", {}).get("hidden_act")
+    if activation is not None:
+        if activation not in _ACTIVATIONS:
+            raise ModelError(
+                f"{where}: vision_config.hidden_act: expected one of {list(_ACTIVATIONS)}, got {activation!r}"
+            )
+        found["activation"] = Setting(activation, "vision_config.hidden_act")
+    eva = config.get("vision_cfg", {})
+    for key in _EVA_PARTS:
+        if eva.get(key, True) is not True:
+            raise ModelError(f"{where}: vision_cfg.{key}: expected true as in EVA02, got {eva[key]!r}")
+    ratio = eva.get("mlp_ratio")
+    if ratio is not None and "width" in found:
+        if type(ratio) not in (int, float) or not 0 < ratio < 100:
+            raise ModelError(f"{where}: vision_cfg.mlp_ratio: expected a number, got {ratio!r}")
+        found["hidden"] = Setting(int(int(found["width"].value) * ratio), "width * vision_cfg.mlp_ratio")
+    return found
 
 
-def _eva02(header: Header, claims: Claims) -> Tower:
-    evidence = {
-        "width": f"{EVA}patch_embed.proj.weight",
-        "patch_size": f"{EVA}patch_embed.proj.weight",
-        "image_size": f"{EVA}pos_embed",
-        "hidden": f"{EVA}blocks.0.mlp.w1.weight",
-        "depth": f"{EVA}blocks.*",
-        "dim": f"{EVA}head.weight",
-    }
-    width, patch = header.patch(evidence["patch_size"])
-    positions = header.axes(evidence["image_size"], 3)[1]
-    tables = tuple(name for name in header.specs if _ROPE_TABLE.fullmatch(name))
-    head_width = header.axes(tables[0], 2)[1] if tables else _HEAD_WIDTH
-    if tables:
-        evidence |= {"heads": tables[0], "head_width": tables[0]}
-    likely = width // head_width if width % head_width == 0 else 0
-    shape = TowerShape(
-        layout="eva02",
-        image_size=patch * header.grid(evidence["image_size"], positions=positions, extra=1),
-        patch_size=patch,
-        width=width,
-        depth=header.depth(f"{EVA}blocks."),
-        heads=likely
-        if tables and likely
-        else _heads(header, claims, patches=evidence["width"], width=width, likely=likely),
-        hidden=header.axes(evidence["hidden"], 2)[0],
-        dim=header.axes(evidence["dim"], 2)[0],
-        activation="silu",
-        rope_grid=int(claims.get("rope_grid", 16)),
-    )
-    if shape.head_width % 4:
-        raise ModelError(
-            f"{header.settings} should say num_attention_heads: heads of {shape.head_width}, no multiple of 4, "
-            f"cannot turn in two axes ({evidence['width']} of {header.path} is {width} wide)"
-        )
-    # Files of before LLM2CLIP keep the two biases beside the linear maps.
-    old = {
-        f"{EVA}blocks.{number}.attn.{kind}_proj.bias": f"{EVA}blocks.{number}.attn.{kind}_bias"
-        for number in range(shape.depth)
-        for kind in ("q", "v")
-        if f"{EVA}blocks.{number}.attn.{kind}_bias" in header.specs
-    }
-    found = (
-        f"EVA02 tower ({EVA}*), biases named {'q_bias, v_bias' if old else 'q_proj.bias, v_proj.bias'}",
-        f"{len(tables)} rotary tables in the file" if tables else "no rotary tables in the file",
-    )
-    return Tower(
-        shape=shape,
-        rows=one_to_one(eva02_tensors(shape), old),
-        evidence=evidence,
-        tables=tables,
-        found=found,
-    )
+def check_settings(settings: Mapping[str, Setting], tower: Tower, *, path: Path, where: Path) -> None:
+    """Compare a configuration with the tensors.
+
+    Raises:
+        ModelError: They differ; the message names key, file and tensor.
+    """
+    for name, setting in settings.items():
+        tensor, actual = tower.evidence.get(name), getattr(tower.shape, name)
+        if tensor is not None and setting.value != actual:
+            raise ModelError(
+                f"{where} says {setting.key} is {setting.value}, but {tensor} of {path} makes it {actual}; correct it, "
+                "or remove it: sizes are read from the tensors"
+            )

@@ -1,6 +1,6 @@
-"""Published vision towers: what a file holds is read from its header, its weights when they are needed.
+"""Published vision towers: the header of a file says what it holds, the weights are read when they are needed.
 
-A file may hold a text adapter beside the tower, and a learnt scale. Nothing else may be in it.
+A file may hold a text adapter and a learnt scale beside the tower, and nothing else.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from llm2clip.encoders.layers.activations import replace_quick_gelu
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
 from llm2clip.encoders.layers.llama import AdapterConfig
 from llm2clip.encoders.vision.adapter_weights import AdapterPlan, find_adapter
-from llm2clip.encoders.vision.config_checks import check_claims, read_claims
-from llm2clip.encoders.vision.tensor_layouts import EVA, TRANSFORMERS, Layout, TowerShape
-from llm2clip.encoders.vision.tower_detection import Header, Tower, read_tower
+from llm2clip.encoders.vision.layouts import EVA, TRANSFORMERS, LayoutName, TowerShape
+from llm2clip.encoders.vision.tower_detection import (
+    Header,
+    Setting,
+    Tower,
+    check_settings,
+    read_settings,
+    read_tower,
+)
 from llm2clip.encoders.weights.quantization import import_quietly
 from llm2clip.encoders.weights.safetensors_io import (
     TensorSpec,
@@ -36,18 +42,18 @@ if TYPE_CHECKING:
     from llm2clip.encoders.layers.llama import TextAdapter
 
 _SCALARS = (LOGIT_SCALE, "logit_bias")
-"""Learnt numbers of the loss; a search has no use for them."""
+"""Learnt numbers of the loss; search does not use them."""
 _COUNTERS = "position_ids"
-"""How names of tensors end that old releases of transformers stored and nobody needs."""
+"""End of the names of tensors that old releases of transformers stored; ignored."""
 _TABLE_ERROR = 5e-3
-"""How far a rotary table may be from the computed one; bfloat16 rounds by up to 0.004."""
+"""Largest difference of a rotary table from the computed one; bfloat16 rounds by up to 0.004."""
 _ROPE_GRIDS: tuple[int, ...] = (16, *range(1, 129))
-"""Grids of rotary frequencies that are tried, the published one first."""
+"""Grids of rotary frequencies to try, the published one first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionPlan:
-    """A vision tower that has been found in a file, and is not loaded yet."""
+    """A vision tower found in a file; its weights are not loaded yet."""
 
     path: Path
     """The safetensors file."""
@@ -58,7 +64,7 @@ class VisionPlan:
     parameters: int
     """Trained numbers in the file: tower, adapter and scale."""
     scalars: tuple[str, ...]
-    """Which of the loss's learnt numbers are in the file."""
+    """Learnt numbers of the loss in the file."""
 
     @property
     def shape(self) -> TowerShape:
@@ -66,7 +72,7 @@ class VisionPlan:
         return self.tower.shape
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> LayoutName:
         """Which architecture it is."""
         return self.shape.layout
 
@@ -81,18 +87,8 @@ class VisionPlan:
         return self.shape.image_size
 
     @property
-    def width(self) -> int:
-        """Width of its residual stream."""
-        return self.shape.width
-
-    @property
-    def depth(self) -> int:
-        """Number of its blocks."""
-        return self.shape.depth
-
-    @property
     def adapter(self) -> AdapterConfig | None:
-        """Shape of the text adapter in the same file."""
+        """Sizes of the text adapter in the same file."""
         return self.text.config if self.text else None
 
     @property
@@ -102,11 +98,10 @@ class VisionPlan:
         return (*self.tower.found, adapter, *(f"{name} in the file" for name in self.scalars))
 
     def build(self) -> nn.Module:
-        """The tower without weights: its parameters are on the meta device, what is computed is real.
+        """The tower without weights: parameters on the meta device, computed buffers real.
 
         Returns:
-            A module whose ``forward`` takes pixels, shape (B, 3, S, S), float, normalised, and gives vectors,
-            shape (B, dim), not normalised.
+            A module from normalised pixels, shape (B, 3, S, S), float, to vectors, shape (B, dim), not normalised.
         """
         with torch.device("meta"):
             return _build(self.shape)
@@ -125,9 +120,14 @@ class VisionPlan:
         weights: dict[str, Tensor] = {}
         for rows in self.tower.rows:
             pieces = [tensors.pop(name) for name in rows.theirs]
-            weights |= _cut(
-                pieces, {_place(name, shapes): shapes[_place(name, shapes)] for name in rows.ours}
-            )
+            whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+            places = [_place(name, shapes) for name in rows.ours]
+            parts = whole.split([shapes[name][0] for name in places]) if len(places) > 1 else (whole,)
+            # Copies of parts, so that none of them keeps the others' memory alive.
+            weights |= {
+                name: part.clone() if len(places) > 1 else part.reshape(shapes[name])
+                for name, part in zip(places, parts, strict=True)
+            }
         module.load_state_dict(weights, strict=True, assign=True)
         return module.to(device).requires_grad_(False).eval()
 
@@ -148,16 +148,13 @@ class VisionPlan:
         return float(read_tensors(self.path, [LOGIT_SCALE], dtype=torch.float32)[LOGIT_SCALE])
 
     def _check_tables(self) -> None:
-        if not self.tower.tables:
-            return
-        computed = rotary_tables(_eva02_config(self.shape))
+        grid = self.shape.rope_grid
         for name, table in read_tensors(self.path, self.tower.tables, dtype=torch.float32).items():
-            error = (table - computed[name.endswith("_sin")]).abs().max()
+            error = _table_error(name, table, self.shape, grid)
             if error > _TABLE_ERROR:
                 raise ModelError(
-                    f"{self.path}: {name} is not the rotary table of a {self.shape.rope_grid} x "
-                    f"{self.shape.rope_grid} grid (it differs by {error:.2g}); say vision_cfg.pt_hw_seq_len and "
-                    f"head_width in {CONFIG_FILE}"
+                    f"{self.path}: {name} is not the rotary table of a {grid} x {grid} grid (it differs by "
+                    f"{error:.2g}); say vision_cfg.pt_hw_seq_len and head_width in {CONFIG_FILE}"
                 )
 
 
@@ -168,52 +165,51 @@ def open_vision(
     normalize_input: bool | None = None,
     ignore: tuple[str, ...] = (),
 ) -> VisionPlan:
-    """Look at a published file that holds a vision tower. No weight is read but small rotary tables.
+    """Find the vision tower in a published file. No weight is read but small rotary tables.
 
     Args:
         path: A safetensors file.
         settings: A configuration, as parsed from JSON; ``None`` for the ``config.json`` beside the file, if any.
-            Sizes are read from the tensors: what it says of them must only agree.
+            Sizes are read from the tensors; the configuration must agree with them.
         normalize_input: Whether the adapter scales the language model's state to unit length first; ``None`` for what
             is known of the release (all do but SigLIP2's).
-        ignore: How names of tensors begin that belong to somebody else, such as a text tower.
+        ignore: Prefixes of tensors that belong to something else, such as a text tower.
 
     Raises:
         ModelError: The file is damaged or of no known layout, a tensor is missing, unexpected or of another shape
-            or dtype, or the configuration says something else.
+            or dtype, or the configuration disagrees.
     """
     beside = path.parent / CONFIG_FILE
     if settings is None:
         settings = read_object(beside, folder=path.parent) if beside.is_file() else {}
-    claims = read_claims(settings, where=beside)
-    header = Header(read_header(path), path, settings=beside)
-    values = {field: claim.value for field, claim in claims.items()}
-    tower = read_tower(header, values)
-    if tower.tables and "rope_grid" not in values:
-        tower = read_tower(header, {**values, "rope_grid": _measure_rope_grid(path, tower)})
-    check_claims(claims, tower, path=path, where=beside)
+    known = read_settings(settings, where=beside)
+    header = Header(read_header(path), path)
+    tower = read_tower(header, known)
+    if tower.tables and "rope_grid" not in known:
+        tower = read_tower(header, {**known, "rope_grid": Setting(_measure_rope_grid(path, tower), "")})
+    check_settings(known, tower, path=path, where=beside)
     if normalize_input is None and tower.shape.layout == "siglip2":
         normalize_input = False
     adapter = find_adapter(header, normalize_input=normalize_input)
-    _check_file(header, tower, adapter, ignore)
-    mine = (spec for name, spec in header.specs.items() if not _is_idle(name, tower, adapter, ignore))
+    mine = {
+        name: spec
+        for name, spec in header.specs.items()
+        if (adapter and name.startswith(adapter.prefix))
+        or not (name in tower.tables or name.endswith(_COUNTERS) or name.startswith(ignore))
+    }
+    _check_file(header, tower, adapter, mine)
     return VisionPlan(
         path=path,
         tower=tower,
         text=adapter,
-        parameters=sum(spec.size for spec in mine),
+        parameters=sum(spec.size for spec in mine.values()),
         scalars=tuple(name for name in _SCALARS if name in header.specs),
     )
 
 
-def _is_idle(name: str, tower: Tower, adapter: AdapterPlan | None, ignore: tuple[str, ...]) -> bool:
-    """Whether a tensor of the file is nothing that was trained for these two."""
-    if adapter and name.startswith(adapter.prefix):
-        return False
-    return name in tower.tables or name.endswith(_COUNTERS) or name.startswith(ignore)
-
-
-def _check_file(header: Header, tower: Tower, adapter: AdapterPlan | None, ignore: tuple[str, ...]) -> None:
+def _check_file(
+    header: Header, tower: Tower, adapter: AdapterPlan | None, mine: Mapping[str, TensorSpec]
+) -> None:
     shape, specs = tower.shape, header.specs
     if adapter and adapter.config.dim != shape.dim:
         last = adapter.names[f"adaptor.{adapter.config.blocks + 1}.weight"]
@@ -221,35 +217,31 @@ def _check_file(header: Header, tower: Tower, adapter: AdapterPlan | None, ignor
             f"{header.path}: the text adapter gives vectors of {adapter.config.dim} ({last}), the {shape.layout} tower "
             f"of {shape.dim} ({tower.evidence['dim']}); expected the same"
         )
-    sizes = {name: size for rows in tower.rows for name, size in rows.theirs.items()}
+    sizes: dict[str, Any] = {name: size for rows in tower.rows for name, size in rows.theirs.items()}
     sizes |= dict.fromkeys(tower.tables, (shape.patches, shape.head_width))
     sizes |= adapter.expected if adapter else {}
     sizes |= {name: specs[name].shape if specs[name].size == 1 else () for name in _SCALARS if name in specs}
-    expected: dict[str, TensorSpec] = {
-        name: of_any_float(size, specs.get(name)) for name, size in sizes.items()
-    }
-    known = {
-        name: spec
-        for name, spec in specs.items()
-        if name in expected or not _is_idle(name, tower, adapter, ignore)
-    }
+    expected = {name: of_any_float(size, specs.get(name)) for name, size in sizes.items()}
+    known = {name: spec for name, spec in specs.items() if name in expected or name in mine}
     what = f"an {shape.layout} tower of {shape.depth} blocks of width {shape.width}"
     check_tensors(known, expected, path=header.path, what=what)
+
+
+def _table_error(name: str, table: Tensor, shape: TowerShape, grid: int) -> float:
+    """Largest difference of a rotary table from the one computed for a grid."""
+    computed = rotary_tables(_eva02_config(shape, grid))[name.endswith("_sin")]
+    return float((computed - table).abs().max()) if computed.shape == table.shape else float("inf")
 
 
 def _measure_rope_grid(path: Path, tower: Tower) -> int:
     """The grid that the rotary tables in a file were made for; the published one if they fit none."""
     name = tower.tables[0]
     table = read_tensors(path, [name], dtype=torch.float32)[name]
-    for grid in _ROPE_GRIDS:
-        config = _eva02_config(tower.shape, rope_grid=grid)
-        computed = rotary_tables(config)[name.endswith("_sin")]
-        if computed.shape == table.shape and bool((computed - table).abs().max() <= _TABLE_ERROR):
-            return grid
-    return 16
+    fitting = (grid for grid in _ROPE_GRIDS if _table_error(name, table, tower.shape, grid) <= _TABLE_ERROR)
+    return next(fitting, _ROPE_GRIDS[0])
 
 
-def _eva02_config(shape: TowerShape, *, rope_grid: int | None = None) -> Eva02Config:
+def _eva02_config(shape: TowerShape, rope_grid: int) -> Eva02Config:
     return Eva02Config(
         image_size=shape.image_size,
         patch_size=shape.patch_size,
@@ -258,12 +250,12 @@ def _eva02_config(shape: TowerShape, *, rope_grid: int | None = None) -> Eva02Co
         heads=shape.heads,
         hidden=shape.hidden,
         dim=shape.dim,
-        rope_grid=rope_grid or shape.rope_grid,
+        rope_grid=rope_grid,
     )
 
 
 class TransformersTower(nn.Module):
-    """A vision model of transformers, and which of its outputs are the vectors."""
+    """A vision model of transformers, reduced to one of its outputs."""
 
     def __init__(self, model: nn.Module, output: str) -> None:
         super().__init__()
@@ -278,7 +270,7 @@ class TransformersTower(nn.Module):
 
 def _build(shape: TowerShape) -> nn.Module:
     if shape.layout == "eva02":
-        return Eva02Tower(_eva02_config(shape))
+        return Eva02Tower(_eva02_config(shape, shape.rope_grid))
     import_quietly()
     from transformers import (
         CLIPVisionConfig,
@@ -317,17 +309,6 @@ def _build(shape: TowerShape) -> nn.Module:
 
 
 def _place(name: str, shapes: Mapping[str, object]) -> str:
-    """Name of a tensor in the module: without the prefix of EVA, with or without that of transformers' release."""
+    """Name of a tensor in the module; releases of transformers differ in a prefix."""
     tails = (name.removeprefix(EVA), f"model.{name}", f"model.{name.removeprefix(TRANSFORMERS)}")
     return next((tail for tail in tails if tail in shapes), name)
-
-
-def _cut(pieces: list[Tensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Tensors of the file, one below the other, as the tensors of the module that they hold."""
-    whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-    if len(shapes) == 1:
-        ((name, shape),) = shapes.items()
-        return {name: whole.reshape(shape)}
-    parts = whole.split([shape[0] for shape in shapes.values()])
-    # Copies, so that none of them keeps the others' memory alive.
-    return {name: part.clone() for name, part in zip(shapes, parts, strict=True)}

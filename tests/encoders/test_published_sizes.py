@@ -154,7 +154,7 @@ def test_names_shapes_and_totals(name: str, tmp_path: Path):
     shapes = tensors(file)
     plan = open_vision(hollow(shapes, file.stored, tmp_path / "model.safetensors"))
     assert (plan.layout, plan.dim, plan.image_size) == (file.layout, file.dim, file.image)
-    assert (plan.width, plan.depth, plan.shape.heads) == (file.width, file.depth, file.heads)
+    assert (plan.shape.width, plan.shape.depth, plan.shape.heads) == (file.width, file.depth, file.heads)
     assert plan.shape.hidden == file.hidden
     assert (plan.adapter.width, plan.adapter.blocks, plan.adapter.expansion) == (file.llm, 4, 2)
     assert plan.adapter.normalize_input == (file.layout != "siglip2")
@@ -204,6 +204,6 @@ def test_a_tower_of_the_wrong_depth_is_told_apart(tmp_path: Path):
     """The first file published as EVA02-B-16 had 24 blocks (microsoft/LLM2CLIP issue 35)."""
     file = FILES["EVA02-B-16"]
     path = hollow(tensors(replace(file, depth=24)), "F16", tmp_path / "model.safetensors")
-    assert open_vision(path).depth == 24
+    assert open_vision(path).shape.depth == 24
     with pytest.raises(ModelError, match=r"layers is 12, but visual\.blocks\.\* of .* makes it 24"):
         open_vision(path, settings={"vision_cfg": {"layers": file.depth}})

@@ -12,13 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from llm2clip.encoders.layers.llama import TextAdapter
-from llm2clip.encoders.vision.tensor_layouts import (
-    TowerShape,
-    eva02_tensors,
-    openai_tensors,
-    siglip_tensors,
-    timm_rows,
-)
+from llm2clip.encoders.vision.layouts import EVA02, OPENAI, TIMM_SIGLIP, TowerShape, expand
 
 SIZES = {"width": 1024, "depth": 4, "heads": 16, "hidden": 4096, "image_size": 224, "patch_size": 16}
 """Four blocks of a ViT-L: 200 MB in float32."""
@@ -46,27 +40,23 @@ print(peak - before, resident() - before, weights)
 """
 
 
-def shapes_of(layout: str) -> tuple[dict[str, tuple[int, ...]], str]:
-    """Names and shapes of a published file of the layout, and how its adapter's names begin."""
-    if layout == "openai":
-        return openai_tensors(TowerShape(layout="openai", dim=1280, **SIZES)), "text_adapter."
-    if layout == "eva02":
-        return eva02_tensors(TowerShape(layout="eva02", dim=1280, **SIZES)), "text.text_"
-    shape = TowerShape(layout="siglip2", dim=1024, **SIZES)
-    if layout == "siglip2":
-        return siglip_tensors(shape), "text.text_proj.text_"
-    rows = (row.theirs for row in timm_rows(shape))
-    return {name: each for row in rows for name, each in row.items()}, "text.text_proj.text_"
+LAYOUTS = {
+    "openai": (OPENAI, 1280, "text_adapter."),
+    "eva02": (EVA02, 1280, "text.text_"),
+    "timm": (TIMM_SIGLIP, 1024, "text.text_proj.text_"),
+}
+"""Layout, length of the vectors, and prefix of the adapter in published files."""
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One file per layout, stored as published, with an adapter that reads 2048 numbers."""
     found = {}
-    for layout in ("openai", "eva02", "timm"):
-        shapes, prefix = shapes_of(layout)
+    for layout, (table, dim, prefix) in LAYOUTS.items():
+        rows = expand(table, TowerShape(layout=table.name, dim=dim, **SIZES))
+        shapes = {name: axes for row in rows for name, axes in row.theirs.items()}
         with torch.device("meta"):
-            adapter = TextAdapter(2048, 1024 if layout == "timm" else 1280).state_dict()
+            adapter = TextAdapter(2048, dim).state_dict()
         names = {
             prefix + ("adaptor." + name.removeprefix("adaptor.")): value for name, value in adapter.items()
         }

@@ -31,8 +31,8 @@ def saved(tensors: dict[str, torch.Tensor], folder: Path, **settings: object) ->
 def test_what_a_file_holds_is_read_from_its_header(layout: str, tmp_path: Path):
     tensors = MAKERS[layout]()
     plan = open_vision(saved(tensors, tmp_path), settings=SETTINGS[layout])
-    assert (plan.layout, plan.dim, plan.image_size, plan.depth) == (layout, DIM, 28, 2)
-    assert plan.width == (DIM if layout == "siglip2" else 64)
+    assert (plan.layout, plan.dim, plan.image_size, plan.shape.depth) == (layout, DIM, 28, 2)
+    assert plan.shape.width == (DIM if layout == "siglip2" else 64)
     assert (plan.adapter.width, plan.adapter.dim, plan.adapter.blocks, plan.adapter.expansion) == (
         12,
         DIM,
@@ -126,7 +126,7 @@ def test_siglip_named_as_in_timm():
     """Recorded with timm 1.0.31: a random ``VisionTransformer`` with ``global_pool='map'``."""
     expected = load_file(DATA / "siglip_timm_expected.safetensors")
     plan = open_vision(DATA / "siglip_timm.safetensors", settings=SIGLIP_SETTINGS)
-    assert (plan.layout, plan.dim, plan.image_size, plan.depth) == ("siglip2", 16, 28, 2)
+    assert (plan.layout, plan.dim, plan.image_size, plan.shape.depth) == ("siglip2", 16, 28, 2)
     assert (plan.scalars, plan.adapter, plan.load_adapter()) == (("logit_scale", "logit_bias"), None, None)
     with torch.no_grad():
         assert (plan.load()(expected["pixels"]) - expected["vectors"]).abs().max() < 1e-5

@@ -125,10 +125,10 @@ def test_the_file_as_a_whole(case, eva02_name):
     plan = open_vision(case.folder / "weights.safetensors")
     recorded = case.json("config.json")
     assert (plan.layout, plan.dim) == ("eva02", recorded["embed_dim"])
-    assert (plan.image_size, plan.width) == tuple(
+    assert (plan.image_size, plan.shape.width) == tuple(
         recorded["vision_cfg"][key] for key in ("image_size", "width")
     )
-    assert plan.depth == recorded["vision_cfg"]["layers"]
+    assert plan.shape.depth == recorded["vision_cfg"]["layers"]
     assert plan.adapter.width == recorded["text_cfg"]["llm_embedding_dim"]
     check_whole(case, plan, eva02_name)
 

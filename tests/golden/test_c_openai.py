@@ -24,8 +24,11 @@ def test_sizes_are_read_from_the_tensors(case, plan):
     vision, tensors = config["vision_config"], case.tensors("model.safetensors")
     assert plan.layout == "openai"
     assert plan.image_size == vision.get("image_size", 224)
-    assert (plan.dim, plan.width) == (config["projection_dim"], vision["hidden_size"])
-    assert (plan.depth, plan.shape.heads) == (vision["num_hidden_layers"], vision["num_attention_heads"])
+    assert (plan.dim, plan.shape.width) == (config["projection_dim"], vision["hidden_size"])
+    assert (plan.shape.depth, plan.shape.heads) == (
+        vision["num_hidden_layers"],
+        vision["num_attention_heads"],
+    )
     assert plan.parameters == sum(tensor.numel() for tensor in tensors.values())
     assert plan.adapter.normalize_input
 
