@@ -8,12 +8,12 @@ from .datasets.tar_images import read_captioned as read_captioned
 from .loaders.image_folder import data_languages as data_languages
 from .loaders.image_folder import load_data as load_data
 from .loaders.load import load_protocol as load_protocol
-from .metrics.best_rank import TieBounds as TieBounds
-from .metrics.best_rank import Ties as Ties
 from .metrics.blockwise_scores import Embeddings as Embeddings
 from .metrics.recall import DirectionMetrics as DirectionMetrics
 from .metrics.recall import Recall as Recall
 from .metrics.recall import RetrievalMetrics as RetrievalMetrics
+from .metrics.recall import TieBounds as TieBounds
+from .metrics.recall import Ties as Ties
 from .metrics.recall import Unmatched as Unmatched
 from .metrics.recall import retrieval_metrics as retrieval_metrics
 from .report.compare import compare_encoders as compare_encoders

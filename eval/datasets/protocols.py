@@ -14,6 +14,8 @@ from llm2clip.eval.datasets.tar_images import DatasetError
 
 _TABLE = Path(__file__).parent.parent / "data" / "protocols.toml"
 _T = TypeVar("_T")
+COUNTED = ("images", "captions", "pairs")
+"""What :class:`Counts` counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ class Protocol:
         expected = self.expected(language)
         return "; ".join(
             f"got {_number(having)} {name}, expected {wanted:,}"
-            for name in ("images", "captions", "pairs")
+            for name in COUNTED
             if (wanted := getattr(expected, name)) is not None and (having := getattr(got, name)) != wanted
         )
 

@@ -17,6 +17,7 @@ PARTIAL = "+partial"
 """Ends the name of every set that has less than its protocol declares."""
 
 Direction = Literal["t2i", "i2t"]
+DIRECTIONS: tuple[Direction, ...] = ("t2i", "i2t")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +78,7 @@ class RetrievalSet:
     """False if anything that the protocol declares is not there."""
     language: str | None = None
     """Code of the captions' language; None where the protocol has but one."""
-    directions: tuple[Direction, ...] = ("t2i", "i2t")
+    directions: tuple[Direction, ...] = DIRECTIONS
     """Directions in which published numbers exist, the main one first."""
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know, such as what is missing."""

@@ -1,1 +1,1 @@
-"""Readers of the published data sets, each in its own format, and of images of one's own."""
+"""Readers of the published data sets in their own formats, and of the user's own images."""

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 
 from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines
 from llm2clip.eval.loaders.english import comma_lines, grouped
 from llm2clip.eval.loaders.protocol_files import Layout, base64_images, image
-from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 
 _TAGGED = re.compile(r"(?P<word>.*):[A-Za-z]{1,5}\d?")
 _NUMBERED = re.compile(r"(?P<image>[^#\s]+)#(?:\w+#)?(?P<number>\d+)\s+(?P<text>.*)")

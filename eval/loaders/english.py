@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders.annotations import entry, read_json, read_lines, take
 from llm2clip.eval.loaders.protocol_files import Layout, image
-from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 
 _NUMBERED = re.compile(r"(?P<image>[^#\t]+)#(?P<number>\d+)\t(?P<text>.*)", re.DOTALL)
 

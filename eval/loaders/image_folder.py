@@ -1,21 +1,25 @@
-"""Images of one's own with captions: a folder, a tar, tars; read as the indexer reads them."""
+"""The user's own images with captions: a folder or tars, read as the indexer reads them."""
 
 from __future__ import annotations
 
+import os
+import tarfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
 from llm2clip.eval.datasets.tar_images import DatasetError, flat_texts
-from llm2clip.eval.loaders.sidecars import sidecars
-from llm2clip.eval.loaders.unchecked_set import UncheckedSet, some
-from llm2clip.eval.results.published_numbers import printed_protocols
+from llm2clip.eval.datasets.unchecked_set import UncheckedSet, some
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.records.record import Record
+
+PUBLISHED_ONLY = frozenset({"coco-5k-mbeir", "coco-5k-mixed", "dci-full7805-mixed"})
+"""Protocols of the published table that are not declared; held to it by a test."""
+_SIDECARS = (".txt", ".json")
 
 
 def load_data(path: str | Path, *, language: str | None = None, name: str | None = None) -> RetrievalSet:
@@ -32,58 +36,55 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
         name: What results call the set; by default the name of the file or folder.
 
     Raises:
-        DatasetError: If it cannot be read whole, no image has a caption, or a declared protocol has this name.
+        DatasetError: It cannot be read whole, no image has a caption, or a declared protocol has this name.
     """
     title = name or Path(path).expanduser().absolute().name.removesuffix(".tar")
     _require_free(title)
     records = _records(path)
     language = language or _only_language(records)
-    found = sidecars(records, Path(path).expanduser())
-    draft = UncheckedSet()
-    draft.empty += sorted(found.blank)
+    blank, orphans = _check_sidecars(records, Path(path).expanduser())
+    found = UncheckedSet(empty=sorted(blank))
     kinds: Counter[str] = Counter()
     for record in records:
         where = f"{path}, {record.key}"
-        draft.image(record.key, _reference(record), where=where)
+        size = record.size if record.offset is not None else None
+        ref = ImageRef(key=record.key, file=record.file, offset=record.offset, size=size)
+        found.image(record.key, ref, where=where)
         for text, kind in _captions(record, language):
-            draft.caption(text, record.key, where=where)
+            found.caption(text, record.key, where=where)
             kinds[kind] += 1
-    if draft.empty:
+    if found.empty:
         raise DatasetError(
-            f"{title}: {len(draft.empty):,} captions are empty, expected words: {some(draft.empty)}. Write them, or "
+            f"{title}: {len(found.empty):,} captions are empty, expected words: {some(found.empty)}. Write them, or "
             "remove their files: images without a caption stay in the gallery"
         )
-    if not draft.captions:
-        raise DatasetError(_wordless(path, records, language))
-    bare = len(records) - len({key for _, keys in draft.captions for key in keys})
-    if bare:
-        draft.notes.append(f"{bare:,} of {len(records):,} images have no caption and stay in the gallery")
-    if found.alone:
-        draft.notes.append(
-            f"{len(found.alone):,} caption files have no image of their name, which are not asked: "
-            f"{some(list(found.alone))}"
+    if not found.captions:
+        raise DatasetError(_without_captions(path, records, language))
+    if bare := len(records) - len({key for _, keys in found.captions for key in keys}):
+        found.notes.append(f"{bare:,} of {len(records):,} images have no caption and stay in the gallery")
+    if orphans:
+        found.notes.append(
+            f"{len(orphans):,} caption files have no image of their name, which are not asked: {some(orphans)}"
         )
-    if kinds := Counter({kind: number for kind, number in kinds.items() if kind}):
-        draft.notes.append("captions by kind: " + ", ".join(f"{k} {n:,}" for k, n in kinds.most_common()))
-    return draft.finish(title, language=language, protocol=None)
+    if named := [(kind, number) for kind, number in kinds.most_common() if kind]:
+        found.notes.append("captions by kind: " + ", ".join(f"{kind} {number:,}" for kind, number in named))
+    return found.finish(title, language=language, protocol=None)
 
 
 def data_languages(path: str | Path) -> dict[str, int]:
-    """The languages in which captions are given, each with its number of images, the most frequent first.
+    """The languages of captions, each with its number of images, the most frequent first.
 
     Raises:
-        DatasetError: If it cannot be read.
+        DatasetError: It cannot be read.
     """
-    found: Counter[str] = Counter()
-    for record in _records(path):
-        found.update(_by_language(record).keys())
+    found = Counter(language for record in _records(path) for language in _by_language(record))
     return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 
 def _require_free(name: str) -> None:
-    """Refuse what printed numbers are found by: the name of a declared protocol, or of another one of the table."""
+    """Refuse the name of a declared protocol or of another one of the published table."""
     base = name.lower().partition("+")[0].partition(":")[0]
-    if declared(base) or base in printed_protocols() or not name or set("+:/") & set(name):
+    if declared(base) or base in PUBLISHED_ONLY or not name or set("+:/") & set(name):
         raise DatasetError(
             f"a set of one's own cannot be called '{name}', expected a name that is no protocol's and has none of "
             "+ : /. Choose another: NAME=PATH"
@@ -104,17 +105,8 @@ def _records(path: str | Path) -> list[Record]:
     return records
 
 
-def _reference(record: Record) -> ImageRef:
-    return ImageRef(
-        key=record.key,
-        file=record.file,
-        offset=record.offset,
-        size=record.size if record.offset is not None else None,
-    )
-
-
 def _captions(record: Record, language: str | None) -> list[tuple[object, str]]:
-    """Each caption with how it was made, if that is said."""
+    """Each caption with its kind, if that is given."""
     if language is not None:
         return flat_texts(_by_language(record).get(language, ()))
     metadata = record.metadata or {}
@@ -142,10 +134,66 @@ def _by_language(record: Record) -> Mapping[str, Any]:
     return {}
 
 
-def _wordless(path: str | Path, records: list[Record], language: str | None) -> str:
+def _without_captions(path: str | Path, records: list[Record], language: str | None) -> str:
     languages = Counter(key for record in records for key in _by_language(record))
     there = ", ".join(f"{key} ({number:,} images)" for key, number in languages.most_common()) or "none"
     wanted = (
         f"captions in '{language}'" if language else "captions without a language, or a language to be chosen"
     )
     return f"{path} has {len(records):,} images, expected {wanted}; languages there: {there}"
+
+
+def _check_sidecars(records: Sequence[Record], root: Path) -> tuple[set[str], list[str]]:
+    """(keys of images whose ``.txt`` holds no word, ``.txt`` and ``.json`` files without an image of their name).
+
+    Args:
+        records: All images of a corpus.
+        root: The folder they were read from; not looked at for tars.
+    """
+    blank: set[str] = set()
+    orphans: list[str] = []
+    for file, called, owners in _sidecars(records, root):
+        if owners is None:
+            orphans.append(called)
+        elif file.suffix == ".txt":
+            blank.update(one.key for one in owners if one.caption is None and not one.metadata)
+    return blank, orphans
+
+
+def _sidecars(records: Sequence[Record], root: Path) -> Iterator[tuple[Path, str, list[Record] | None]]:
+    """Each caption file below the folder or in the tars, what messages call it, and the images of its name."""
+    loose: dict[str, list[Record]] = {}
+    tars: dict[Path, dict[int, Record]] = {}
+    for record in records:
+        if record.offset is None:
+            loose.setdefault(str(Path(record.key).with_suffix("")), []).append(record)
+        else:
+            tars.setdefault(record.file, {})[record.offset] = record
+    for file in _files(root) if loose else ():
+        if file.suffix.lower() in _SIDECARS:
+            yield file, str(file), loose.get(str(file.with_suffix("")))
+    for tar, images in tars.items():
+        with tarfile.open(tar) as archive:
+            members = [one for one in archive if one.isfile()]
+        owned: dict[str, list[Record]] = {}
+        for one in members:
+            if image := images.get(one.offset_data):
+                owned.setdefault(_stem(one.name), []).append(image)
+        for one in members:
+            if Path(one.name).suffix.lower() in _SIDECARS:
+                yield Path(one.name), one.name, owned.get(_stem(one.name))
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Files below a folder, relative to it; hidden ones are left out."""
+    for folder, below, names in os.walk(root):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (
+            Path(folder, name).relative_to(root) for name in sorted(names) if not name.startswith(".")
+        )
+
+
+def _stem(name: str) -> str:
+    """A member's name up to the first dot, as WebDataset groups samples."""
+    folder, _, base = name.rpartition("/")
+    return f"{folder}/{base.partition('.')[0]}"

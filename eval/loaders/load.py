@@ -9,10 +9,10 @@ from llm2clip.common.paths import data_home
 from llm2clip.eval.datasets.protocols import Protocol, find_protocol
 from llm2clip.eval.datasets.retrieval_set import RetrievalSet
 from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders import chinese, english, multilingual
 from llm2clip.eval.loaders import long_captions as long_text
 from llm2clip.eval.loaders.protocol_files import Layout
-from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 
 READERS: Mapping[str, Callable[[Layout], UncheckedSet]] = {
     "aligned": multilingual.aligned,

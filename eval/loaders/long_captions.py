@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 from llm2clip.eval.datasets.tar_images import DatasetError
+from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders.annotations import entry, json_lines, json_list, read_json, read_text, take
 from llm2clip.eval.loaders.protocol_files import Layout, files_hash, image
-from llm2clip.eval.loaders.unchecked_set import UncheckedSet
 
 _SENTENCES = re.compile(r"\n|</s>|\.")
 

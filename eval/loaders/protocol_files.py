@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from llm2clip.eval.datasets.protocols import Need, Protocol, source
 from llm2clip.eval.datasets.retrieval_set import ImageRef
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.loaders.unchecked_set import UncheckedSet
+from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 
 _COCO = re.compile(r"COCO_(train2014|val2014)_\d+\.jpg")
 _CHUNK = 1 << 20

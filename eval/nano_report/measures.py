@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.eval.datasets.tar_images import TarImage
-from llm2clip.eval.metrics.best_rank import best_rank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
-from llm2clip.eval.metrics.recall import DirectionMetrics, direction_metrics
+from llm2clip.eval.metrics.recall import DirectionMetrics, best_rank, direction_metrics
 from llm2clip.eval.nano_report.data import FreeQuery, Gallery, Scene, Split, plain_emoji, write_gallery
 from llm2clip.eval.runner.evaluate import TextEncoder
 from llm2clip.eval.runner.throughput import median_seconds, query_times

@@ -12,6 +12,7 @@ import numpy as np
 
 from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import PARTIAL
+from llm2clip.eval.results.encoder_record import NOTHING_KNOWN, Overlap, known_overlap
 from llm2clip.eval.results.published_numbers import (
     NO_MARK,
     Comparison,
@@ -23,7 +24,6 @@ from llm2clip.eval.results.published_numbers import (
     same_weights,
 )
 from llm2clip.eval.results.records import Direction, Result, unpack
-from llm2clip.eval.results.train_overlap import NOTHING_KNOWN, Overlap, known_overlap
 from llm2clip.eval.stats.bootstrap import Resampling
 from llm2clip.eval.stats.languages import LanguageSummary, by_language
 from llm2clip.eval.stats.paired_tests import against_best

@@ -1,4 +1,4 @@
-"""The record of an encoder in a result, and the hash under which its vectors are cached."""
+"""What is recorded of an encoder: its identity, the key of its cached vectors, data sets it saw in training."""
 
 from __future__ import annotations
 
@@ -6,7 +6,14 @@ import hashlib
 import json
 import os
 import platform
-from typing import TYPE_CHECKING
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from fnmatch import fnmatchcase
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llm2clip.common.versions import package_version
 from llm2clip.eval.results.records import EncoderRecord
@@ -15,6 +22,7 @@ if TYPE_CHECKING:
     from llm2clip.encoders import Encoder, EncoderInfo
 
 DISTRIBUTION = "llm2clip-retrieval"
+_OVERLAPS = Path(__file__).parent.parent / "data" / "overlap.toml"
 _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "faiss-cpu", "faiss-gpu")
 
 
@@ -85,3 +93,50 @@ def libraries() -> tuple[tuple[str, str], ...]:
 def machine() -> str:
     """Processor and system, in words."""
     return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+class Level(Enum):
+    """How much is known of a data set in an encoder's training."""
+
+    TRAINED_ON = "trained-on"
+    """Test items, or their captions in some form, were in training: not a zero-shot number."""
+    SAME_SOURCE = "same-source"
+    """Images of the same source or captions of the same making were."""
+    NONE_KNOWN = "none-known"
+    """Nothing is known, which is not the same as none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlap:
+    """What is known of one encoder and one data set."""
+
+    level: Level
+    why: str = ""
+    source: str = ""
+    """Where it is written."""
+
+
+NOTHING_KNOWN = Overlap(level=Level.NONE_KNOWN)
+_UNTRAINED = "random-"
+"""Begins the names of encoders with random weights."""
+
+
+def known_overlap(names: Sequence[str], protocol: str) -> Overlap:
+    """Look an encoder and a data set up in ``eval/data/overlap.toml``.
+
+    Args:
+        names: Names of the encoder, such as its label and repository, in any case; empty ones are ignored.
+        protocol: Id of the data set, with or without language and ``+partial``.
+    """
+    for name in map(str.lower, filter(None, names)):
+        for entry in () if name.startswith(_UNTRAINED) else _overlaps():
+            sets = any(protocol.lower().startswith(one) for one in entry["sets"])
+            if sets and any(fnmatchcase(name, pattern) for pattern in entry["encoders"]):
+                return Overlap(level=Level(entry["level"]), why=entry["why"], source=entry["source"])
+    return NOTHING_KNOWN
+
+
+@cache
+def _overlaps() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = tomllib.loads(_OVERLAPS.read_text(encoding="utf-8"))["overlap"]
+    return found

@@ -203,12 +203,6 @@ def _by_dataset() -> dict[str, list[Published]]:
     return found
 
 
-@cache
-def printed_protocols() -> frozenset[str]:
-    """The protocols that the table has numbers of, without languages; not all of them are declared here."""
-    return frozenset(dataset.partition(":")[0] for dataset in _by_dataset())
-
-
 def of_dataset(dataset: str) -> Sequence[Published]:
     """The rows of one protocol."""
     return _by_dataset().get(dataset, [])

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import BestRank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.rank_positions import rank_positions
+from llm2clip.eval.metrics.recall import BestRank
 from llm2clip.eval.runner.evaluate import TextEncoder
 from llm2clip.eval.stats.bootstrap import Interval, Resampling, bootstrap_intervals
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import best_rank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores
 from llm2clip.eval.metrics.rank_positions import PositivesLike
+from llm2clip.eval.metrics.recall import best_rank
 from llm2clip.eval.results.records import DirectionResult, Lengths, Share, unpack
 from llm2clip.eval.stats.bootstrap import Interval, Resampling, bootstrap_interval
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import PARTIAL, RetrievalSet
-from llm2clip.eval.metrics.best_rank import BestRank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.hubness import Correction, Corrector, corrected_metrics, hubness
 from llm2clip.eval.metrics.rank_positions import Positives, RankPositions, rank_positions
-from llm2clip.eval.metrics.recall import Unmatched, direction_metrics
-from llm2clip.eval.results.encoder_record import code_version, libraries, machine
+from llm2clip.eval.metrics.recall import BestRank, Unmatched, direction_metrics
+from llm2clip.eval.results.encoder_record import code_version, known_overlap, libraries, machine
 from llm2clip.eval.results.records import (
     Adjusted,
     Direction,
@@ -30,13 +29,9 @@ from llm2clip.eval.results.records import (
     SetRecord,
     pack,
 )
-from llm2clip.eval.results.train_overlap import known_overlap
-from llm2clip.eval.runner.embedding_cache import EmbeddingCache, Encoded, encode_images, encode_texts
+from llm2clip.eval.runner.embedding_cache import Encoded
 from llm2clip.eval.runner.throughput import Throughput, run_cost
 from llm2clip.eval.stats.bootstrap import Resampling, bootstrap_intervals, query_clusters
-
-if TYPE_CHECKING:
-    from llm2clip.encoders import Encoder
 
 _HUB_LIST = 10
 """Answers to a query over which hubs are counted."""
@@ -70,27 +65,6 @@ class Vectors:
     def embeddings(self) -> Embeddings:
         """For the metrics."""
         return Embeddings(texts=self.texts.vectors, images=self.images.vectors)
-
-
-def encode_set(
-    encoder: Encoder,
-    dataset: RetrievalSet,
-    *,
-    cache: EmbeddingCache,
-    progress: Callable[[str, int], None] | None = None,
-) -> Vectors:
-    """Vectors of both sides; ``progress`` is told ``"images"`` or ``"texts"`` and how many more are done.
-
-    Raises:
-        ValueError: An image or text cannot be read.
-    """
-
-    def told(side: str) -> Callable[[int], None]:
-        return lambda number: progress(side, number) if progress else None
-
-    images = encode_images(encoder, dataset.images, cache=cache, progress=told("images"))
-    texts = encode_texts(encoder, dataset.captions, cache=cache, progress=told("texts"))
-    return Vectors(images=images, texts=texts)
 
 
 def measure(

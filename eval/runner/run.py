@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,8 +12,14 @@ from llm2clip.eval.datasets.retrieval_set import RetrievalSet
 from llm2clip.eval.results.encoder_record import describe, store_key
 from llm2clip.eval.results.records import IndexRecall, Lengths, Result, write_result
 from llm2clip.eval.results.validation import read_result
-from llm2clip.eval.runner.embedding_cache import CachedTexts, EmbeddingCache, Image
-from llm2clip.eval.runner.measure import MeasureOptions, Vectors, encode_set, measure
+from llm2clip.eval.runner.embedding_cache import (
+    CachedTexts,
+    EmbeddingCache,
+    Image,
+    encode_images,
+    encode_texts,
+)
+from llm2clip.eval.runner.measure import MeasureOptions, Vectors, measure
 from llm2clip.eval.runner.throughput import Throughput, keep_cost, measure_throughput, reset_peak_memory
 
 if TYPE_CHECKING:
@@ -103,7 +110,10 @@ def run(
         timed = _throughput(encoder, sets[0]) if options.throughput and sets else None
         for dataset in sets:
             reporter.begin(record.label, dataset)
-            vectors = encode_set(encoder, dataset, cache=cache, progress=reporter.advance)
+            told = partial(reporter.advance, "images"), partial(reporter.advance, "texts")
+            images = encode_images(encoder, dataset.images, cache=cache, progress=told[0])
+            texts = encode_texts(encoder, dataset.captions, cache=cache, progress=told[1])
+            vectors = Vectors(images=images, texts=texts)
             result = measure(dataset, vectors, encoder=record, options=options.measure, timed=timed)
             result = replace(
                 result,

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.best_rank import TieBounds, Ties, best_rank
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores
+from llm2clip.eval.metrics.recall import TieBounds, Ties, best_rank
 from llm2clip.eval.runner.evaluate import TextEncoder
 from llm2clip.eval.stats.bootstrap import Interval, Resampling, bootstrap_intervals
 

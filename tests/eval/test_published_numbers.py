@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from llm2clip.eval.datasets.protocols import protocol_ids
+from llm2clip.eval.loaders.image_folder import PUBLISHED_ONLY
 from llm2clip.eval.results.published_numbers import (
     Published,
     band,
@@ -154,3 +156,7 @@ def test_every_name_of_weights_is_in_the_table():
     from llm2clip.encoders.catalog.entries import find_encoder
 
     assert all(find_encoder(name) for name in weights)
+
+
+def test_published_only_names_every_undeclared_protocol():
+    assert {row.dataset.partition(":")[0] for row in published_rows()} - set(protocol_ids()) == PUBLISHED_ONLY

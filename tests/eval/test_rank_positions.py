@@ -8,10 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.eval.metrics.best_rank import BestRank, Ties, average_precision_at_r, found_share
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.rank_positions import Positives, rank_positions
-from llm2clip.eval.metrics.recall import Unmatched, retrieval_metrics
+from llm2clip.eval.metrics.recall import (
+    BestRank,
+    Ties,
+    Unmatched,
+    average_precision_at_r,
+    found_share,
+    retrieval_metrics,
+)
 
 
 @st.composite

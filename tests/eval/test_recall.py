@@ -8,10 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.eval.metrics.best_rank import Ties, best_rank, found_share
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.rank_positions import Positives
-from llm2clip.eval.metrics.recall import Unmatched, direction_metrics, retrieval_metrics
+from llm2clip.eval.metrics.recall import (
+    Ties,
+    Unmatched,
+    best_rank,
+    direction_metrics,
+    found_share,
+    retrieval_metrics,
+)
 
 REAL_VECTORS = Path(__file__).resolve().parents[3] / "shared" / "data" / "clip_vitb32_flickr8k_val"
 

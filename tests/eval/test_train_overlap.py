@@ -3,7 +3,7 @@ from importlib.resources import files
 
 import pytest
 
-from llm2clip.eval.results.train_overlap import Level, overlap
+from llm2clip.eval.results.encoder_record import Level, known_overlap
 
 
 @pytest.mark.parametrize(
@@ -22,13 +22,13 @@ from llm2clip.eval.results.train_overlap import Level, overlap
         ("random-chinese-clip", "coco-cn-1k", Level.NONE_KNOWN),
     ],
 )
-def test_known_pairs(encoder, protocol, level):
-    found = overlap(encoder, protocol=protocol)
+def test_known_overlap_of_known_pairs(encoder, protocol, level):
+    found = known_overlap([encoder], protocol)
     assert found.level is level
     assert bool(found.why) == bool(found.source) == (level is not Level.NONE_KNOWN)
 
 
-def test_every_entry_is_whole_and_none_is_hidden_by_an_earlier_one():
+def test_known_overlap_reaches_every_entry():
     entries = tomllib.loads(files("llm2clip.eval").joinpath("data", "overlap.toml").read_text("utf-8"))[
         "overlap"
     ]
@@ -38,4 +38,4 @@ def test_every_entry_is_whole_and_none_is_hidden_by_an_earlier_one():
         for pattern in entry["encoders"]:
             assert pattern == pattern.lower()
             for one in entry["sets"]:
-                assert overlap(pattern.replace("*", ""), protocol=one).why == entry["why"]
+                assert known_overlap([pattern.replace("*", "")], one).why == entry["why"]

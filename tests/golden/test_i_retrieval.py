@@ -7,9 +7,8 @@ import re
 import numpy as np
 import pytest
 
-from llm2clip.eval.metrics.best_rank import Ties, found_share
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
-from llm2clip.eval.metrics.recall import Unmatched, retrieval_metrics
+from llm2clip.eval.metrics.recall import Ties, Unmatched, found_share, retrieval_metrics
 
 ATOL = 1e-6
 DIRECTIONS = {"image_retrieval": "text_to_image", "text_retrieval": "image_to_text"}

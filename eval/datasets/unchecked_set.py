@@ -1,18 +1,17 @@
-"""What a reader found, before it is checked against what its protocol declares."""
+"""What a loader found, before it is checked against what its protocol declares."""
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from llm2clip.eval.datasets.protocols import Counts, Protocol
-from llm2clip.eval.datasets.retrieval_set import PARTIAL, Direction, ImageRef, RetrievalSet
+from llm2clip.eval.datasets.protocols import COUNTED, Counts, Protocol
+from llm2clip.eval.datasets.retrieval_set import DIRECTIONS, PARTIAL, ImageRef, RetrievalSet
 from llm2clip.eval.datasets.tar_images import DatasetError
 
 _NAMED = 3
-"""How many of a list of culprits a message names."""
+"""How many culprits a message names."""
 
 
 @dataclass(kw_only=True)
@@ -20,7 +19,7 @@ class UncheckedSet:
     """Images and captions as an annotation file has them, in its order."""
 
     images: dict[str, ImageRef | None] = field(default_factory=dict)
-    """Images by key; None: named by the annotations, but not there."""
+    """Images by key; None: named by the annotations, but missing."""
     captions: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     """Each text with the keys of its right images."""
     own_ids: bool = False
@@ -28,18 +27,14 @@ class UncheckedSet:
     empty: list[str] = field(default_factory=list)
     """Where captions are empty."""
     lacking: list[str] = field(default_factory=list)
-    """In words, what else makes the set a part only."""
+    """In words, what else makes the set partial."""
     notes: list[str] = field(default_factory=list)
     """What a reader of the numbers should know."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the annotation files, by path below the data folder."""
 
     def image(self, key: str, ref: ImageRef | None, *, where: str) -> None:
-        """Add an image.
-
-        Raises:
-            DatasetError: If there is one of this key already.
-        """
+        """Add an image; ``DatasetError`` if there is one of this key already."""
         if key in self.images:
             raise DatasetError(f"{where}: image {key} is there twice, expected each once")
         self.images[key] = ref
@@ -48,7 +43,7 @@ class UncheckedSet:
         """Add a caption of images that may be added later; an empty one is left out and remembered.
 
         Raises:
-            DatasetError: If it is no text, or belongs to no image.
+            DatasetError: It is no text, or belongs to no image.
         """
         if not isinstance(text, str):
             raise DatasetError(f"{where}: caption is {type(text).__name__}, expected text")
@@ -60,16 +55,20 @@ class UncheckedSet:
             self.empty.append(where)
 
     def finish(self, name: str, *, language: str | None, protocol: Protocol | None) -> RetrievalSet:
-        """Check and make the set: under its full name, or ``+partial`` where something is not there.
+        """Check and make the set: under its full name, or ``+partial`` where something is missing.
 
         Raises:
-            DatasetError: If nothing is left, if captions name unknown images, or if this is another split.
+            DatasetError: Nothing is left, captions name unknown images, or this is another split.
         """
         label = f"{name}:{language}" if language else name
         missing = [key for key, ref in self.images.items() if ref is None]
         present = [ref for ref in self.images.values() if ref is not None]
+        if not self.images:
+            raise DatasetError(f"{label}: the annotations name no image, expected at least one")
         if not present:
-            raise DatasetError(_nothing(label, missing))
+            raise DatasetError(
+                f"{label}: none of the {len(missing):,} images is there, expected {some(missing)}"
+            )
         notes = [*self.notes, *self.lacking]
         if missing:
             notes.append(f"{len(missing):,} of {len(self.images):,} images are not there: {some(missing)}")
@@ -77,39 +76,38 @@ class UncheckedSet:
             notes.append(f"{len(self.empty):,} captions are empty and left out: {some(self.empty)}")
         if protocol is not None:
             notes += self._differences(protocol, language)
-        place = {ref.key: number for number, ref in enumerate(present)}
-        texts, rights = self._linked(place, label)
-        if not texts:
+        linked = self._linked({ref.key: number for number, ref in enumerate(present)}, label)
+        if not linked:
             raise DatasetError(
                 f"{label}: none of {len(self.captions):,} captions has its image, expected all"
             )
         complete = len(notes) == len(self.notes)
+        directions = protocol.directions if protocol else DIRECTIONS
         return RetrievalSet(
             protocol=name if complete else name + PARTIAL,
             language=language,
             images=tuple(present),
-            captions=tuple(texts),
-            caption_images=tuple(rights),
+            captions=tuple(text for text, _ in linked),
+            caption_images=tuple(right for _, right in linked),
             complete=complete,
-            directions=_directions(protocol),
+            directions=tuple(each for wanted in directions for each in DIRECTIONS if each == wanted),
             notes=tuple(notes),
             files=dict(self.files),
             missing=tuple(missing),
         )
 
-    def _linked(self, place: dict[str, int], label: str) -> tuple[list[str], list[tuple[int, ...]]]:
-        texts: list[str] = []
-        rights: list[tuple[int, ...]] = []
+    def _linked(self, rows: dict[str, int], label: str) -> list[tuple[str, tuple[int, ...]]]:
+        """Captions of present images, each with the rows of its right ones."""
+        found = []
         for text, keys in self.captions:
             if unknown := [key for key in keys if key not in self.images]:
                 raise DatasetError(
                     f"{label}: the caption {text[:40]!r} belongs to images that are not listed: "
                     f"{some(unknown)}; expected every one among the {len(self.images):,} listed"
                 )
-            if right := tuple(place[key] for key in keys if key in place):
-                texts.append(text)
-                rights.append(right)
-        return texts, rights
+            if right := tuple(rows[key] for key in keys if key in rows):
+                found.append((text, right))
+        return found
 
     def _differences(self, protocol: Protocol, language: str | None) -> list[str]:
         """Where the annotations have less than declared; ``DatasetError`` where they have more or others."""
@@ -119,7 +117,7 @@ class UncheckedSet:
             captions=len(self.captions) + len(self.empty),
             pairs=sum(len(keys) for _, keys in self.captions) + len(self.empty),
         )
-        for name in ("images", "captions", "pairs"):
+        for name in COUNTED:
             wanted, having = getattr(expected, name), getattr(got, name)
             if wanted is not None and having > wanted:
                 raise DatasetError(
@@ -145,7 +143,7 @@ class UncheckedSet:
 
 
 def ids_sha256(keys: Iterable[str]) -> str:
-    """SHA-256 of image keys, sorted, one a line."""
+    """SHA-256 of image keys, sorted, one per line."""
     return hashlib.sha256("".join(f"{key}\n" for key in sorted(keys)).encode()).hexdigest()
 
 
@@ -153,21 +151,3 @@ def some(names: list[str]) -> str:
     """The first few of them and how many more."""
     shown = ", ".join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED:,} more"
-
-
-def repeated(keys: Iterable[str]) -> list[str]:
-    """Those that occur more than once."""
-    return [key for key, times in Counter(keys).items() if times > 1]
-
-
-def _nothing(label: str, missing: list[str]) -> str:
-    if not missing:
-        return f"{label}: the annotations name no image, expected at least one"
-    return f"{label}: none of the {len(missing):,} images is there, expected {some(missing)}"
-
-
-def _directions(protocol: Protocol | None) -> tuple[Direction, ...]:
-    allowed: tuple[Direction, ...] = ("t2i", "i2t")
-    if protocol is None:
-        return allowed
-    return tuple(each for wanted in protocol.directions for each in allowed if each == wanted)
