@@ -1,6 +1,6 @@
-"""Which encoder a build uses: the one named, the one that its index already has, or the one that is asked for.
+"""Chooses the encoder of a build: the one named, that of its index, or one that the user is asked for.
 
-``nano`` is never chosen for somebody's own images without their saying so: it is no good at photographs.
+``nano`` is never chosen implicitly for the user's own images: it does not work on photographs.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from llm2clip.indexer.core.index_paths import SAMPLE
 from llm2clip.indexer.storage.index_folder import recorded_encoder
 
 VARIABLE = "LLM2CLIP_ENCODER"
-"""Environment variable that names the encoder of builds that name none."""
+"""Environment variable with the default encoder of builds."""
 NANO = "nano"
-"""The encoder that ships with the package, and knows the sample images."""
+"""The encoder that ships with the package, made for the sample images."""
 
 
 class NoEncoderError(IndexerError):
-    """No encoder was named, and there is nobody to ask."""
+    """No encoder was named, and there is no terminal to ask on."""
 
 
 def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[[str], str] | None) -> str:
-    """What to give to ``load_encoder``.
+    """The name for ``load_encoder``.
 
     Args:
-        corpus: the corpus as it was given.
+        corpus: the corpus as given.
         index: folder of the index, which may have an encoder already.
         told: the encoder that was named on the command line.
-        ask: puts a question to a person and returns the answer; None if there is nobody.
+        ask: asks the user a question; None without a terminal.
 
     Raises:
-        NoEncoderError: none was named and nobody can be asked; the message lists the encoders.
+        NoEncoderError: none was named and ``ask`` is None; the message lists the encoders.
     """
     chosen = told or recorded_encoder(index) or (NANO if corpus == SAMPLE else os.environ.get(VARIABLE))
     if not chosen:
         if ask is None:
             raise NoEncoderError(
-                f"which encoder? Say --encoder NAME, or set {VARIABLE}. There are\n{listed()}\n"
+                f"no encoder was named: give --encoder NAME, or set {VARIABLE}. There are\n{listed()}\n"
                 "or the folder of one"
             )
         chosen = _ask(ask)
@@ -48,7 +48,7 @@ def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[
 
 
 def source_of(encoder: str) -> str:
-    """What the index remembers of a named encoder: a built-in name as it is, a folder or file from the root."""
+    """What the index records of a named encoder: a built-in name as it is, a folder or file as an absolute path."""
     place = os.path.expanduser(encoder)
     if not os.path.exists(place):
         return encoder
@@ -59,7 +59,7 @@ def source_of(encoder: str) -> str:
 
 
 def listed() -> str:
-    """The few encoders to choose from, numbered, with what one needs to know."""
+    """The recommended encoders, numbered, with size and quality."""
     from llm2clip.encoders import list_encoders
 
     cards = [card for card in list_encoders() if card.recommended]
@@ -79,11 +79,13 @@ def _ask(ask: Callable[[str], str]) -> str:
     known = [card.name for card in cards]
     offered = sorted((card for card in cards if card.recommended), key=lambda card: card.recommended)
     names = [card.name for card in offered]
-    print(f"Which encoder shall read your images?\n{listed()}", file=sys.stderr)
+    print(f"Choose an encoder:\n{listed()}", file=sys.stderr)
     while True:
         answer = ask("Number, name or folder").strip()
         if answer.isdecimal() and 1 <= int(answer) <= len(names):
             return names[int(answer) - 1]
         if answer in known or os.path.isdir(os.path.expanduser(answer)):
             return answer
-        print(f"{answer!r} is none of them: expected 1 to {len(names)}, a name or a folder", file=sys.stderr)
+        print(
+            f"{answer!r} is not one of them: expected 1 to {len(names)}, a name or a folder", file=sys.stderr
+        )

@@ -1,4 +1,4 @@
-"""The columns of a table: which hold images, which the caption, and what the others say as JSON."""
+"""The columns of a table: images, caption, and the others as JSON."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ _BYTES_COLUMNS = frozenset(
         "data",
     ]
 )
-"""Columns of plain bytes that are taken for images; of others only one that is alone."""
+"""Columns of plain bytes that hold images; of other names only a single one."""
 _DEEPEST = 20
 
 
 class Columns(NamedTuple):
-    """What the columns of a table are for."""
+    """The roles of the columns of a table."""
 
     images: tuple[str, ...]
     """Columns of bytes, or of structs with a field ``bytes``."""
     named: frozenset[str]
-    """Those of ``images`` that have a field ``path`` as well."""
+    """Those of ``images`` that have a field ``path``."""
     caption: str | None
     """The column of captions."""
     others: tuple[str, ...]
-    """Columns that are read for caption and metadata."""
+    """Columns for caption and metadata."""
     labels: Mapping[str, Sequence[str]]
-    """Columns whose numbers stand for names."""
+    """Column -> names that its numbers stand for."""
 
 
 def columns_of(schema: pa.Schema) -> Columns:
-    """What the columns of a schema are for; ``images`` is empty where none holds any."""
+    """The roles of the columns of a schema; ``images`` is empty if none holds any."""
     import pyarrow as pa
 
     features = _features(schema)
@@ -80,7 +80,7 @@ def columns_of(schema: pa.Schema) -> Columns:
 
 
 def _features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
-    """What a Hugging Face data set says of its columns."""
+    """The column features of a Hugging Face data set."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
@@ -99,7 +99,7 @@ def _holds_bytes(kind: Any, pa: Any) -> bool:  # noqa: ANN401
 
 
 def plain_values(row: Mapping[str, Any], *, labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """A row as JSON can hold it: dates as ISO 8601, labels by name; bytes and what is missing are left out."""
+    """A row as JSON values: dates as ISO 8601, labels by name; without bytes and missing values."""
     found: dict[str, Any] = {}
     for name, value in row.items():
         names = labels.get(name)

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files: their rows in groups, without ever holding a whole file."""
+"""Reads Parquet and Arrow files in groups of rows, in constant memory."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _ROWS_AT_ONCE = 1000
 
 
 class Group(NamedTuple):
-    """Rows of a table that lie together."""
+    """Consecutive rows of a table."""
 
     number: int
-    """Counts the groups, from 0."""
+    """Number of the group, from 0."""
     first: int
     """Its first row in the table, from 0."""
     rows: int
-    """How many it has."""
+    """Number of rows."""
     at_once: int
-    """How many images of it to read together."""
+    """Images to read together."""
 
 
 class Table(ABC):
@@ -40,7 +40,7 @@ class Table(ABC):
     schema: pa.Schema
     """Its columns."""
     damage: Exception | None = None
-    """Why rows after the last group cannot be read."""
+    """Why rows after the last group cannot be read; None if there are none."""
 
     @abstractmethod
     def groups(self, column: str) -> list[Group]:
@@ -83,7 +83,7 @@ def shared_table(file: Path) -> Table:
     """The same table for all who read its rows in order: it goes on where reading stopped. A few are kept open.
 
     Raises:
-        OSError, pyarrow.ArrowException: it is none, or damaged.
+        OSError, pyarrow.ArrowException: it is neither, or damaged.
     """
     found = file.stat()
     return _shared(file, found.st_mtime_ns, found.st_size)
@@ -95,10 +95,10 @@ def _shared(file: Path, mtime_ns: int, size: int) -> Table:
 
 
 def open_table(file: Path) -> Table:
-    """A table, by what its first bytes say.
+    """Open a Parquet or Arrow file, by its first bytes.
 
     Raises:
-        OSError, pyarrow.ArrowException: it is none, or damaged.
+        OSError, pyarrow.ArrowException: it is neither, or damaged.
     """
     with open(file, "rb") as stream:
         mark = stream.read(4)
@@ -112,7 +112,7 @@ class ParquetTable(Table):
     def __init__(self, file: Path) -> None:
         import pyarrow.parquet as pq
 
-        # Not buffered beforehand: that would hold the images of a whole row group, which may be the whole file.
+        # Pre-buffering would hold the images of a whole row group, which may be the whole file.
         self._file = pq.ParquetFile(file, memory_map=True, pre_buffer=False, page_checksum_verification=True)
         self.schema = self._file.schema_arrow
         self._lock = threading.Lock()
@@ -124,7 +124,7 @@ class ParquetTable(Table):
         found, first = [], 0
         for number in range(self._file.metadata.num_row_groups):
             group = self._file.metadata.row_group(number)
-            # Of all columns: those of one could only be asked for in a way that ends the process if they are damaged.
+            # Of all columns: reading the size of one aborts the process if the file is damaged.
             size = group.total_byte_size
             at_once = max(1, min(_CHUNK_ROWS, _CHUNK_BYTES * group.num_rows // max(1, size)))
             found.append(Group(number, first, group.num_rows, at_once))
@@ -139,11 +139,11 @@ class ParquetTable(Table):
             yield from batch.to_pylist()
 
     def cells(self, group: Group, column: str, *, start: int, count: int) -> list[Any]:
-        """Cells of one column; those that follow the last ones are read on, others from the group's beginning."""
+        """Cells of one column; reading continues after the last ones, or begins at the start of the group."""
         with self._lock:
             if self._at != (group.number, column, start):
                 self._next = islice(self._cells(group, column), start, None)
-            self._at = None  # until it is known that these could be read
+            self._at = None  # until these were read
             found = list(islice(self._next, count))
             self._at = (group.number, column, start + count)
         return found
@@ -168,7 +168,7 @@ class ArrowTable(Table):
             is_file = stream.read(6) == b"ARROW1"
         self._batches: list[Any] = []
         if is_file:
-            with suppress(pa.ArrowInvalid):  # cut short, the list of its batches is lost: read it as a stream
+            with suppress(pa.ArrowInvalid):  # cut short, its footer is lost: read it as a stream
                 reader = pa.ipc.open_file(source)
                 self.schema = reader.schema
                 for number in range(reader.num_record_batches):
@@ -185,14 +185,14 @@ class ArrowTable(Table):
             except StopIteration:
                 break
         if is_file and self.damage is None:
-            self.damage = pa.ArrowInvalid("cut short: its list of contents is lost")
+            self.damage = pa.ArrowInvalid("cut short: its footer is lost")
 
     def _take(self, read: Callable[..., Any], *number: int) -> None:
         import pyarrow as pa
 
         try:
             batch = read(*number)
-            batch.validate(full=True)  # offsets that lead out of it would be followed
+            batch.validate(full=True)  # otherwise offsets may point outside of it
             self._batches.append(batch)
         except (pa.ArrowException, OSError) as error:
             self.damage = error
@@ -219,7 +219,7 @@ class ArrowTable(Table):
                 yield row
 
     def cells(self, group: Group, column: str, *, start: int, count: int) -> list[Any]:
-        """Cells of one column: the pages that they lie on are read, no others."""
+        """Cells of one column; only their memory pages are read."""
         cells: list[Any] = self._batches[group.number].column(column).slice(start, count).to_pylist()
         return cells
 

@@ -1,4 +1,4 @@
-"""What tars, zips, tables and videos have in common: files that hold many images each."""
+"""Base of corpora of container files: tars, zips, tables and videos, which hold many images each."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ class Container(NamedTuple):
     """A file that holds images."""
 
     file: Path
-    """Where it is on this machine."""
+    """The local file."""
     path: str
-    """Its name below the root of the corpus, with forward slashes."""
+    """Its path below the root of the corpus, with forward slashes."""
     uri: str
-    """Where people find it: its path, or its URL."""
+    """Its path or URL, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The containers that a corpus was told to read."""
+    """The containers of a corpus."""
 
     root: str
-    """Folder or URL below which they all are."""
+    """Folder or URL that all of them are below."""
     pattern: str
-    """What names them, made absolute."""
+    """The path, pattern or URL that names them, absolute."""
     names: Sequence[str]
     """Their absolute paths or URLs, in order."""
     local: Callable[[str], Path] = Path
-    """Gives the file on this machine; for a URL it fetches, once."""
+    """Returns the local file of a name; a URL is downloaded, once."""
     fetched: Mapping[str, int] = field(default_factory=dict)
-    """URL -> bytes, of those that ``local`` had to fetch."""
+    """URL -> bytes, of those that ``local`` downloaded."""
 
     @classmethod
     def found(cls, spec: str, *, endings: frozenset[str], deep: bool = False) -> Files:
@@ -54,8 +54,8 @@ class Files:
 
         Args:
             spec: a folder, a file, or a pattern like ``shards/{00..03}.tar`` or ``{a,b}.tar``.
-            endings: of files to take from a folder, lower case with their dot.
-            deep: also take those of the folders in it.
+            endings: which files of a folder, lower case with their dot.
+            deep: also those of the folders in it.
 
         Raises:
             CorpusError: a file is missing, or the pattern is malformed.
@@ -74,16 +74,16 @@ class Files:
         )
 
     def path(self, name: str) -> str:
-        """The path below the root of one of the ``names``, with forward slashes."""
+        """The path of one of the ``names`` below the root, with forward slashes."""
         if "://" in name:
             return name.removeprefix(self.root).lstrip("/")
         return Path(name).relative_to(self.root).as_posix()
 
     def container(self, name: str) -> Container:
-        """One of the ``names``; a URL is fetched.
+        """One of the ``names``; a URL is downloaded.
 
         Raises:
-            OSError: it cannot be fetched.
+            OSError: it cannot be downloaded.
         """
         return Container(file=self.local(name), path=self.path(name), uri=name)
 
@@ -102,17 +102,17 @@ def _inside(folder: str, endings: frozenset[str], deep: bool) -> Iterator[str]:
 
 
 class ContainerCorpus(Corpus):
-    """Images of files that hold many; the key of each is the file's, ``#`` and its place in it.
+    """Images of containers; the key of each is the path of the file, ``#`` and its place in it.
 
-    What a damaged file gave before the damage is kept; a record with a ``problem`` stands for the rest.
+    Of a damaged file what comes before the damage is read; a record with a ``problem`` stands for the rest.
 
     Args:
         spec: what the user named.
-        files: what that is.
+        files: the containers.
     """
 
     what: str
-    """What one of the files is called in messages."""
+    """What a container is called in messages."""
 
     def __init__(self, spec: str, files: Files) -> None:
         super().__init__(spec, Path(files.root))
@@ -128,7 +128,7 @@ class ContainerCorpus(Corpus):
         }
 
     def _list(self) -> Iterator[Record]:
-        """All images, file by file, in the order in which they lie there."""
+        """All images, file by file, in their order."""
         self.skipped = Counter()
         damaged: tuple[type[BaseException], ...] = (OSError, ValueError, *self._damage())
         for name in self.files.names:
@@ -145,23 +145,23 @@ class ContainerCorpus(Corpus):
         if fetched := self.files.fetched:
             size = sum(fetched.values()) / 2**20
             self.read_notes = [
-                f"fetched {len(fetched):,} files ({size:,.1f} MB), which stay in {data_home() / 'fetched'}"
+                f"fetched {len(fetched):,} files ({size:,.1f} MB), kept in {data_home() / 'fetched'}"
             ]
 
     @abstractmethod
     def _inside(self, container: Container) -> Iterator[Record]:
-        """The images of one file."""
+        """The images of a file."""
 
     @abstractmethod
     def _names(self, container: Container) -> Iterator[str]:
         """What a file holds, by ending or column, for ``explain_empty``."""
 
     def _damage(self) -> tuple[type[BaseException], ...]:
-        """What ``_inside`` raises for a file that is damaged, beside ``OSError`` and ``ValueError``."""
+        """What ``_inside`` raises for a damaged file, other than ``OSError`` and ``ValueError``."""
         return ()
 
     def explain_empty(self) -> str:
-        """What the files hold instead of images."""
+        """What the files hold instead."""
         if not self.files.names:
             return f"no {self.what} in {self.spec}"
         found: Counter[str] = Counter()
@@ -218,5 +218,5 @@ def _parts(match: re.Match[str]) -> list[str]:
         return match[1].split(",")
     first, last = int(match[1]), int(match[2])
     if not 0 <= last - first < _MOST_FILES:
-        raise CorpusError(f"{match[0]} is no range of shards: expected {{first..last}} like {{00..03}}")
+        raise CorpusError(f"{match[0]} is not a range of shards: expected {{first..last}} like {{00..03}}")
     return [str(number).zfill(len(match[1])) for number in range(first, last + 1)]

@@ -1,4 +1,4 @@
-"""Parquet and Arrow files with images in them, in the layout of Hugging Face data sets or as plain bytes."""
+"""Images in Parquet and Arrow files: as in Hugging Face data sets, or as plain bytes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TABLES = frozenset([".parquet", ".arrow", ".feather"])
 class TableCorpus(ContainerCorpus):
     """Images of Parquet or Arrow files; the key of each is ``train.parquet#17``, its row from 0.
 
-    Where rows hold several images the key ends in the column, ``#17.left``. Other columns are caption and metadata.
+    If rows hold several images, the key ends in the column: ``#17.left``. Other columns are caption and metadata.
 
     Args:
         spec: a file, a folder of them (with the folders in it), or a brace range.
@@ -86,14 +86,14 @@ class TableCorpus(ContainerCorpus):
 
 
 class _Sidecars:
-    """Captions and metadata of a group, read row by row when they are asked for in order."""
+    """Captions and metadata of a group, read row by row on demand."""
 
     def __init__(self, table: Table, columns: Columns, group: Group) -> None:
         self._rows = _sidecars(table, columns, group)
         self._number, self._last = -1, Sidecar()
 
     def of(self, number: int) -> Sidecar:
-        """Those of a row of the group, from 0; none lower than the last."""
+        """Those of a row of the group, from 0; rows have to be asked for in order."""
         while self._number < number:
             self._last = next(self._rows, Sidecar())
             self._number += 1
@@ -101,7 +101,7 @@ class _Sidecars:
 
 
 def _sidecars(table: Table, columns: Columns, group: Group) -> Iterator[Sidecar]:
-    """Caption and metadata of each row of a group; if they are damaged, the images are read without them."""
+    """Caption and metadata of each row of a group; notes instead if they are damaged."""
     import pyarrow as pa
 
     wanted = [*columns.others, *(f"{name}.path" for name in columns.images if name in columns.named)]
@@ -112,7 +112,7 @@ def _sidecars(table: Table, columns: Columns, group: Group) -> Iterator[Sidecar]
             yield _sidecar(row, columns)
     except (OSError, ValueError, pa.ArrowException) as error:
         while True:
-            yield Sidecar(note=f"caption and metadata left out, they are damaged: {error}")
+            yield Sidecar(note=f"caption and metadata left out, as they are damaged: {error}")
 
 
 def _sidecar(row: dict[str, Any], columns: Columns) -> Sidecar:
@@ -151,12 +151,12 @@ def _one(file: Path, first: int, column: str, number: int) -> bytes:
 
 
 def _image(cell: object, file: Path) -> bytes | Exception:
-    """The image of a cell: its bytes, or those of the file beside the table that it names."""
+    """The image of a cell: its bytes, or the file beside the table that it names."""
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if isinstance(content, bytes):
         if len(content) <= MAX_IMAGE_BYTES:
             return content
-        return CorpusError(f"{len(content):,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
+        return CorpusError(f"{len(content):,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}")
     path = cell.get("path") if isinstance(cell, dict) else None
     if not isinstance(path, str) or not path:
         return CorpusError("the row holds no image")
@@ -174,7 +174,7 @@ def read_row(file: Path, *, row: int, column: str) -> bytes:
     Args:
         file: a Parquet or Arrow file.
         row: from 0.
-        column: that holds the images.
+        column: the column of images.
 
     Raises:
         OSError: the file cannot be read.

@@ -1,8 +1,8 @@
-"""``ReadAheadGroup``: images that are read together, because one by one would take far longer.
+"""``ReadAheadGroup``: neighbouring images that are read together, as one by one would take far longer.
 
-A row of a compressed table or a frame of a video cannot be read without what lies before it. The records of such
-neighbours share a chunk: the first that is read reads them all, and each is let go as soon as it was asked for. No more
-than a few chunks wait in memory: of the one that was read longest ago the rest is dropped, to be read one by one.
+A row of a compressed table or a frame of a video cannot be read without what lies before it. The first record of a
+group that is read reads the whole group; each image is released once it was taken. A few groups stay in memory; the
+oldest is dropped, and its other images are read one by one.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from itertools import count
 from typing import Any, final
 
-MOST = 6
-"""Chunks with images that nobody asked for yet; two for each column of a table with several are in use at once."""
+MAX_GROUPS = 6
+"""Maximum number of groups in memory; two per image column of a table are in use at once."""
 _loaded: deque[weakref.ref[ReadAheadGroup]] = deque()
 _guard = threading.Lock()
 _serials = count()
@@ -24,11 +24,11 @@ _groups: weakref.WeakValueDictionary[int, ReadAheadGroup] = weakref.WeakValueDic
 
 @final
 class ReadAheadGroup:
-    """Some images of a container.
+    """Some neighbouring images of a container.
 
     Args:
-        load: reads them all, in order; an exception stands for one that cannot be read.
-        one: reads one by its number, when it is asked for a second time.
+        load: reads all of them, in order; an exception stands for one that cannot be read.
+        one: reads one by its number, when it is no longer in memory.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ReadAheadGroup:
         _groups[self._serial] = self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled by number: within a process, records that were pickled apart share their group again."""
+        """Pickled by number, so that records unpickled in the same process share their group again."""
         return _group, (self._serial, self._load, self._one)
 
     def take(self, number: int) -> bytes:
@@ -65,13 +65,13 @@ class ReadAheadGroup:
         return content
 
     def drop(self) -> None:
-        """Let go of what waits."""
+        """Release what is in memory."""
         with self._lock:
             self._waiting = {}
 
     @property
     def waiting(self) -> int:
-        """How many images wait."""
+        """Number of images in memory."""
         return len(self._waiting or ())
 
 
@@ -87,12 +87,12 @@ def _group(
         return found
 
 
-def _make_room(chunk: ReadAheadGroup) -> None:
+def _make_room(group: ReadAheadGroup) -> None:
     with _guard:
         alive = [each for each in _loaded if (known := each()) is not None and known.waiting]
         _loaded.clear()
-        _loaded.extend([*alive, weakref.ref(chunk)])
-        old = [_loaded.popleft()() for _ in range(len(_loaded) - MOST)]
+        _loaded.extend([*alive, weakref.ref(group)])
+        old = [_loaded.popleft()() for _ in range(len(_loaded) - MAX_GROUPS)]
     for each in old:
         if each is not None:
             each.drop()

@@ -26,7 +26,7 @@ from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar
 
 
 class _Member(NamedTuple):
-    """A file in a tar."""
+    """A member of a tar."""
 
     name: str
     offset: int  # of its content, from the start of the tar
@@ -35,7 +35,7 @@ class _Member(NamedTuple):
 
 @dataclass(kw_only=True)
 class _Sample:
-    """Consecutive members whose names are the same up to their first dot."""
+    """Consecutive members whose names are equal up to the first dot."""
 
     stem: str
     images: list[_Member] = field(default_factory=list)
@@ -94,7 +94,7 @@ class TarCorpus(_Shards):
         for name in self.files.names:
             if os.path.splitext(name)[1].lower() != ".tar":
                 raise CorpusError(
-                    f"{name} is not a plain .tar: compressed shards cannot be read at random. Unpack it once: "
+                    f"{name} is not a plain .tar: compressed shards have no random access. Unpack it once: "
                     f"gunzip {os.path.basename(name)}, or zstd -d, xz -d"
                 )
 
@@ -116,14 +116,14 @@ class SampleCorpus(_Shards):
             raise CorpusError(f"this installation has no sample images: expected *.tar in {self.root}")
 
     def identity(self) -> dict[str, str]:
-        """What the manifest stores: no folder, since that moves with the installation."""
+        """What the manifest stores: without the folder, which moves with the installation."""
         return {"kind": self.kind, "spec": self.spec}
 
 
 def _members(file: Path) -> Iterator[_Member]:
     """The regular members of a tar.
 
-    Plain headers, nearly all there are, are read here; tarfile, which takes ten times as long, reads the others.
+    Plain headers, which nearly all are, are parsed here; tarfile, ten times as slow, parses the others.
     """
     offset = 0
     with open(file, "rb", buffering=0) as stream, tarfile.open(file, "r:") as tar:
@@ -189,7 +189,7 @@ def _samples(file: Path, skipped: Counter[str]) -> Iterator[_Sample]:
                 skipped[kind] += 1
     except (OSError, tarfile.TarError):
         if sample is not None:
-            yield sample  # what came before the damage is not lost
+            yield sample  # what comes before the damage is read
         raise
     if sample is not None:
         yield sample

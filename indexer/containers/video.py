@@ -1,10 +1,11 @@
-"""Videos: one frame every so many seconds, as an image whose metadata holds its time."""
+"""Frames of videos at a fixed interval; the metadata of each holds its time."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 EVERY: Final = 10.0
-"""Seconds between frames where nothing else is said."""
+"""Default interval between frames, in seconds."""
 _AT_ONCE = 16
-_SEEK_FROM = 4.0  # seconds: encoders set a frame to begin from about as often
+_SEEK_FROM = 4.0  # seconds: about the distance of keyframes
 _MOST_FRAMES = 10_000_000
 
 
@@ -33,7 +34,7 @@ class VideoCorpus(ContainerCorpus):
     Args:
         spec: a video or a brace range of them.
         files: what that is.
-        every: seconds from one frame to the next.
+        every: seconds between frames.
 
     Raises:
         CorpusError: PyAV is not installed, or ``every`` is not a positive number.
@@ -58,7 +59,7 @@ class VideoCorpus(ContainerCorpus):
 
 
 def checked(every: float) -> float:
-    """Seconds between frames, if frames can be read at all.
+    """Check the interval between frames, and that videos can be read.
 
     Raises:
         CorpusError: PyAV is not installed, or ``every`` is not a positive number.
@@ -70,15 +71,15 @@ def checked(every: float) -> float:
 
 
 def frames_of(container: Container, *, every: float) -> Iterator[Record]:
-    """A record for every frame that is to be indexed; nothing is decoded before one is read.
+    """A record for each frame; nothing is decoded before it is read.
 
     Args:
         container: a video.
-        every: seconds from one frame to the next.
+        every: seconds between frames.
 
     Raises:
         OSError: it cannot be read.
-        CorpusError: it is damaged, or no video.
+        CorpusError: it is damaged, or not a video.
     """
     file = container.file
     changed = file.stat().st_mtime_ns
@@ -114,11 +115,11 @@ def _one(file: Path, times: Sequence[float], number: int) -> bytes:
 
 
 def read_frame(file: Path, *, seconds: float) -> bytes:
-    """The frame that is shown at a time, as JPEG.
+    """The frame shown at a time, as JPEG.
 
     Raises:
         OSError: the file cannot be read.
-        CorpusError: it is damaged or no video, or PyAV is not installed.
+        CorpusError: it is damaged or not a video, or PyAV is not installed.
     """
     need("av", extra="video", what="reading videos")
     [frame] = read_frames(file, times=[seconds])
@@ -135,10 +136,10 @@ def _opened(file: Path) -> tuple[InputContainer, VideoStream]:
     except (av.FFmpegError, ValueError) as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise CorpusError(f"no video that can be read: {_reason(error)}") from error
+        raise CorpusError(f"not a readable video: {_reason(error)}") from error
     if not container.streams.video:
         container.close()
-        raise CorpusError("it has no images, only sound or text")
+        raise CorpusError("it has no video stream")
     return container, container.streams.video[0]
 
 
@@ -154,20 +155,20 @@ def _length(file: Path) -> float:
         if stream.duration and base:
             return stream.duration * base
         if container.duration:
-            from_zero = "matroska" in container.format.name  # which says when it ends, not how long it is
+            from_zero = "matroska" in container.format.name  # which states its end, not its length
             return container.duration / 1e6 - (_start(stream) if from_zero else 0.0)
         last = 0.0
-        for packet in container.demux(stream):  # some files do not say; packets are read, not decoded
+        for packet in container.demux(stream):  # some files do not state it; packets are read, not decoded
             last = max(last, float((packet.pts or 0) + (packet.duration or 0)) * base)
         return last - _start(stream)
 
 
 def read_frames(file: Path, *, times: Sequence[float]) -> list[bytes | Exception]:
-    """The frames that are shown at some times, as JPEG; an exception for each that cannot be read.
+    """The frames shown at some times, as JPEG; an exception for each that cannot be read.
 
     Args:
         file: a video.
-        times: seconds from its beginning, rising.
+        times: seconds from its beginning, ascending.
     """
     import av
 
@@ -175,7 +176,7 @@ def read_frames(file: Path, *, times: Sequence[float]) -> list[bytes | Exception
     try:
         container, stream = _opened(file)
         with container:
-            position = None  # of the last frame that was decoded
+            position = None  # of the last decoded frame
             frames: Iterator[VideoFrame] = iter(())
             for seconds in times:
                 if position is None or seconds - position >= _SEEK_FROM:
@@ -194,21 +195,16 @@ def _start(stream: VideoStream) -> float:
 
 
 def _from(container: InputContainer, stream: VideoStream, seconds: float) -> Iterator[VideoFrame]:
-    """Frames from the last one at or before a time that can be decoded by itself."""
+    """Frames from the last keyframe at or before a time."""
     wanted = seconds + _start(stream)
     base = float(stream.time_base or 1)
     container.seek(int(wanted / base), stream=stream, backward=True)
     frames = container.decode(stream)
     first = next(frames, None)
-    if first is None or (first.time or 0.0) > wanted + 1e-3:  # its table of places is wrong
+    if first is None or (first.time or 0.0) > wanted + 1e-3:  # its index is wrong
         container.seek(int(_start(stream) / base), stream=stream, backward=True)
         return container.decode(stream)
-    return _chained(first, frames)
-
-
-def _chained(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-    yield first
-    yield from rest
+    return chain([first], frames)
 
 
 def _shown_at(frames: Iterator[VideoFrame], seconds: float) -> tuple[VideoFrame, Iterator[VideoFrame]]:
@@ -216,15 +212,15 @@ def _shown_at(frames: Iterator[VideoFrame], seconds: float) -> tuple[VideoFrame,
     shown: VideoFrame | None = None
     for frame in frames:
         if shown is not None and (frame.time or 0.0) > seconds + 1e-3:
-            return shown, _chained(shown, _chained(frame, frames))
+            return shown, chain([shown, frame], frames)
         shown = frame
     if shown is None:
-        raise CorpusError("it ends before")
-    return shown, _chained(shown, frames)
+        raise CorpusError("it ends earlier")
+    return shown, chain([shown], frames)
 
 
 def _jpeg(frame: VideoFrame) -> bytes:
-    """The frame as people see it, upright."""
+    """The frame, upright, as JPEG."""
     from PIL import Image
 
     turns = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Image.Transpose.ROTATE_270}

@@ -38,7 +38,7 @@ _PAIR = re.compile(rb"[\x81-\xfe][\x40-\x7e\x80-\xfe]")
 
 
 class _Member(NamedTuple):
-    """A file in a zip."""
+    """A member of a zip."""
 
     name: str
     place: tuple[int, int, int, int, int]  # offset of its header, packed and unpacked bytes, method, CRC-32
@@ -176,7 +176,7 @@ def read_packed(file: Path, place: Sequence[Any]) -> bytes:
     """
     offset, packed, size, method, crc = (int(number) for number in place)
     if max(packed, size) > MAX_IMAGE_BYTES:
-        raise CorpusError(f"file of {size:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
+        raise CorpusError(f"file of {size:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}")
     header = _LOCAL.unpack(read_span(file, offset=offset, size=_LOCAL.size))
     if header[0] != b"PK\3\4":
         raise CorpusError(f"no member of {file} begins at byte {offset:,}: it is damaged, or was changed")

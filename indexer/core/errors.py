@@ -1,4 +1,4 @@
-"""What can go wrong with an index, each a class of its own: caught by name, printed as one line."""
+"""Errors of the indexer, each printed as one line by the commands."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from importlib.util import find_spec
 
 
 class IndexerError(ValueError):
-    """Anything about an index or a corpus that its user can put right; the message says how."""
+    """An error about an index or a corpus that the user can fix; the message says how."""
 
 
 class IndexNotFoundError(IndexerError):
-    """There is no index at the place given, or only a build that has not finished."""
+    """There is no index in the folder, or only an unfinished build."""
 
 
 class IndexDamagedError(IndexerError):
@@ -22,19 +22,19 @@ class IndexVersionError(IndexerError):
 
 
 class EncoderMismatchError(IndexerError):
-    """The index was built with another encoder, or with other weights of the same one."""
+    """The index was built with another encoder, or other weights of it."""
 
 
 class IndexConflictError(IndexerError):
-    """The place is taken: by another corpus's index, by somebody's files, or by a build that is running."""
+    """The folder holds another index or other files, or another process is writing it."""
 
 
 class CorpusError(IndexerError):
-    """The corpus cannot be read, or holds no image that can."""
+    """The corpus cannot be read, or has no readable image."""
 
 
 class IndexWriteError(OSError):
-    """The index cannot be written: disk full, no permission, read-only. What was written is kept."""
+    """The index cannot be written (disk full, no permission, read-only). What was written is kept."""
 
 
 class FaissNotInstalledError(ImportError, IndexerError):
@@ -42,11 +42,11 @@ class FaissNotInstalledError(ImportError, IndexerError):
 
 
 def need(module: str, *, extra: str, what: str) -> None:
-    """Make sure that an optional package is installed.
+    """Refuse to continue without an optional package.
 
     Args:
         module: its import name.
-        extra: the extra of this package that brings it.
+        extra: the extra that installs it.
         what: what needs it, for the message.
 
     Raises:

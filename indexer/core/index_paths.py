@@ -1,4 +1,4 @@
-"""Where things live: the data home, the index of a corpus, the index last built, the sample corpus."""
+"""Paths of indexes and of the sample corpus."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from llm2clip.indexer.core.errors import CorpusError
 INDEX_VARIABLE = "LLM2CLIP_INDEX"
 """Environment variable that names the index of commands that name none."""
 SAMPLE = "sample:"
-"""The corpus that ships with the package, as ``llm2clip-index build`` and ``build_index`` know it."""
+"""Name of the corpus that ships with the package."""
 
 
 def default_index_path(corpus: str | os.PathLike[str]) -> Path:
-    """Where the index of ``corpus`` is put when nothing else is said: one place per corpus, the same every time.
+    """Default folder of the index of a corpus: always the same for the same corpus.
 
     Raises:
-        CorpusError: it is a list on standard input, which is another one every time.
+        CorpusError: it is a list on standard input.
     """
     spec = os.fspath(corpus)
     if spec == SAMPLE:
         return data_home() / "indexes" / "sample.index"
     if spec == "-":
-        raise CorpusError("a list on standard input has no place for its index: name one with --index PATH")
+        raise CorpusError("a list on standard input has no default index folder: name one with --index PATH")
     place = spec if "://" in spec else os.path.realpath(os.path.expanduser(spec))
     digest = hashlib.sha256(os.fsencode(place)).hexdigest()[:8]
     name = re.sub(r"[^\w.-]+", "-", os.path.basename(place)).strip("-.") or "images"
@@ -36,7 +36,7 @@ def default_index_path(corpus: str | os.PathLike[str]) -> Path:
 
 
 def sample_index_path() -> Path:
-    """Where the index of the sample corpus is put when nothing else is said."""
+    """Default folder of the index of the sample corpus."""
     return default_index_path(SAMPLE)
 
 
@@ -55,7 +55,7 @@ def _pointer() -> Path:
 
 
 def current_index() -> Path | None:
-    """The index that was built last from images of one's own, whether or not it still exists; None if none was."""
+    """The index last built from the user's own images, whether or not it still exists; None if there was none."""
     try:
         recorded = json.loads(_pointer().read_text("utf-8"))
     except (OSError, ValueError):
@@ -65,7 +65,7 @@ def current_index() -> Path | None:
 
 
 def set_current_index(index: str | os.PathLike[str]) -> None:
-    """Make ``index`` the one that is searched when no other is named.
+    """Make ``index`` the one that is searched by default.
 
     Raises:
         OSError: the data home cannot be written.

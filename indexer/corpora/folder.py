@@ -1,4 +1,4 @@
-"""A folder of images, with everything below it."""
+"""A folder of images, with all folders below it."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ class _Folder(NamedTuple):
     """A folder of the corpus."""
 
     path: Path
-    below: str  # its path below the root, with a slash at the end; empty for the root
+    below: str  # path below the root with a trailing slash; empty for the root
     names: list[str]  # of the files in it, sorted
     problem: str | None = None  # why it cannot be read
 
 
 @final
 class FolderCorpus(Corpus):
-    """Images of a folder and the folders in it, by name; hidden ones are left out.
+    """Images of a folder and the folders in it, by name, without hidden ones.
 
-    A file ``name.txt`` or ``name.json`` beside an image ``name.*`` is its caption or metadata. Linked folders are
-    followed where they lead out of the corpus; no folder is read twice, so that loops end.
+    A file ``name.txt`` or ``name.json`` beside an image ``name.*`` is its caption or metadata. Links to folders outside
+    of the corpus are followed; no folder is read twice, so that loops end.
 
     Args:
         spec: what the user named.
         root: the folder.
-        every: seconds between the frames that are taken of videos; None: videos are passed over.
+        every: seconds between frames of videos; None: videos are skipped.
 
     Raises:
         CorpusError: videos are to be read, and PyAV is not installed.
@@ -53,7 +53,7 @@ class FolderCorpus(Corpus):
         super().__init__(spec, root)
         self._every, self._start = every, f"{self.root}{os.sep}"
         self.within = self.root
-        """Links to folders below this one are not followed: what they lead to has its own key."""
+        """Links to folders below this one are not followed: their images have keys of their own."""
         if every is not None:
             from llm2clip.indexer.containers.video import checked
 
@@ -82,7 +82,7 @@ class FolderCorpus(Corpus):
 
     def _folders(self) -> Iterator[_Folder]:
         seen: set[tuple[int, int]] = set()
-        waiting = [(self.root, "")]  # and no recursion: folders may lie in each other a thousand deep
+        waiting = [(self.root, "")]  # no recursion: folders may be nested a thousand deep
         while waiting:
             path, below = waiting.pop()
             try:
@@ -106,7 +106,7 @@ class FolderCorpus(Corpus):
                     waiting.append((inner, f"{below}{name}/"))
 
     def _inside(self, link: Path) -> bool:
-        """Whether a link leads to a folder that is read anyway."""
+        """Whether a link leads to a folder that is listed anyway."""
         root, target = os.path.realpath(self.within), os.path.realpath(link)
         if target != root and not target.startswith(os.path.join(root, "")):
             return False
@@ -115,7 +115,7 @@ class FolderCorpus(Corpus):
         )
 
     def _record(self, folder: _Folder, name: str, beside: frozenset[str]) -> Record:
-        # An update in which nothing changed consists of this: no more than it needs.
+        # An update without changes consists of this, so it does no more than it must.
         file, key = folder.path / name, folder.below + name
         uri = f"{self._start}{key}"
         if not key.isascii() and key != (shown := printable(key)):
@@ -123,7 +123,7 @@ class FolderCorpus(Corpus):
         try:
             found = os.stat(uri)
         except OSError as error:
-            reason = "link to nothing" if file.is_symlink() else str(error.strerror or error)
+            reason = "broken link" if file.is_symlink() else str(error.strerror or error)
             return Record(key=key, uri=uri, file=file, problem=reason)
         if not stat.S_ISREG(found.st_mode):
             return Record(key=key, uri=uri, file=file, problem="not a regular file")
@@ -151,7 +151,7 @@ class FolderCorpus(Corpus):
             yield Record(key=key, uri=str(file), file=file, problem=f"video cannot be read: {reason}")
 
     def explain_empty(self) -> str:
-        """What the folder holds instead of images."""
+        """What the folder holds instead."""
         names = (name for folder in self._folders() for name in folder.names)
         endings = Counter(ending(name) or "no ending" for name in islice(names, 100_000))
         wanted = " ".join(sorted(image_endings()))

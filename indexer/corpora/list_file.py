@@ -1,4 +1,4 @@
-"""Lists that name images: CSV, TSV, JSON lines, and paths one per line from a file or another command."""
+"""Lists of images: CSV, TSV, JSON lines, or one path per line, from a file or standard input."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from llm2clip.indexer.records.sidecars import sidecar_of, stamp_of
 from llm2clip.indexer.records.tabular import Row, encoding_of, read_rows
 
 STDIN = "-"
-"""What stands for a list of paths on standard input."""
+"""Name of a list of paths on standard input."""
 
 
 class _Listed(Corpus):
-    """Images that a list names, in its order.
+    """Images of a list, in its order.
 
-    The key is the path below the root; what lies elsewhere has its absolute path or its URL. Rows of one image
-    that follow each other are one record: further captions go to its metadata, as ``captions``.
+    The key is the path below the root, elsewhere the absolute path or URL. Consecutive rows of one image are one
+    record; all their captions go to its metadata, as ``captions``.
 
     Args:
         spec: what the user named.
@@ -42,7 +42,7 @@ class _Listed(Corpus):
 
     @abstractmethod
     def _rows(self) -> Iterator[Row]:
-        """The list, from its beginning."""
+        """The rows of the list, from its beginning."""
 
     def _list(self) -> Iterator[Record]:
         """All images, in the order of the list."""
@@ -56,9 +56,9 @@ class _Listed(Corpus):
             key = self._key(row.path)
             if hash(key) in seen:
                 key = f"{printable(key)}@line {row.line}"
-                yield Record(key=key, uri=key, file=self.root, problem="named before in this list")
+                yield Record(key=key, uri=key, file=self.root, problem="listed before")
                 continue
-            seen.add(hash(key))  # hashes, not names: a list may have millions
+            seen.add(hash(key))  # hashes, not names: a list may have millions of rows
             kind = ending(key.rpartition("/")[2])
             if kind in other_image_endings():
                 self.skipped[kind] += 1
@@ -130,15 +130,15 @@ class _Listed(Corpus):
         )
 
     def explain_empty(self) -> str:
-        """What the list holds instead of images."""
+        """What the list holds instead."""
         lines = sum(1 for _ in self._rows())
         where = "on standard input" if self.spec == STDIN else f"in the list {self.spec}"
-        return f"no images {where}: got {lines:,} lines, expected one image in each"
+        return f"no images {where}: got {lines:,} lines, expected an image in each"
 
 
 def _may_name(root: str, url: str) -> bool:
-    """Whether a list below a root, which may be anybody's, may have a URL read: not files of this machine."""
-    scheme = url.partition("://")[0]  # one store inside another has :: in it
+    """Whether an untrusted list below a root may name a URL: no local files."""
+    scheme = url.partition("://")[0]  # :: chains one store into another
     return scheme in (root.partition("://")[0], "http", "https") and "::" not in url
 
 
@@ -152,11 +152,11 @@ def _unfit(file: Path, found: os.stat_result) -> str | None:
     if not stat.S_ISREG(found.st_mode):
         return "not a regular file"
     kind = ending(file.name)
-    return f"its ending {kind} is none of an image" if kind and kind not in image_endings() else None
+    return f"its ending {kind} is not that of an image" if kind and kind not in image_endings() else None
 
 
 def _joined(rows: Iterator[Row]) -> Iterator[Row]:
-    """Rows of one image that follow each other, as one."""
+    """Merge consecutive rows of one image."""
     before: Row | None = None
     captions: list[str] = []
     for row in rows:
@@ -178,15 +178,15 @@ def _with(row: Row, captions: list[str]) -> Row:
 
 @final
 class ListCorpus(_Listed):
-    """Images that a file lists: CSV or TSV with a header, JSON lines, or one path in each line.
+    """Images listed in a file: CSV or TSV with a header, JSON lines, or one path per line.
 
     Args:
         spec: what the user named.
-        file: the list on this machine.
+        file: the local list.
         root: folder or URL to which its paths are relative; None: the folder it is in.
 
     Raises:
-        CorpusError: no column says where the images are, or it is not text.
+        CorpusError: no column has paths, or it is not text.
         OSError: it cannot be read.
     """
 
@@ -199,7 +199,7 @@ class ListCorpus(_Listed):
         self._encoding = encoding_of(self._file)
         if self._encoding == "gb18030":
             self.notes.append(f"{spec} is not UTF-8: it was read as GB 18030 (Chinese)")
-        next(self._rows(), None)  # a header without paths is worth knowing at once
+        next(self._rows(), None)  # refuse a header without paths at once
 
     def _rows(self) -> Iterator[Row]:
         return read_rows(self._file, encoding=self._encoding)
@@ -211,10 +211,10 @@ class ListCorpus(_Listed):
 
 @final
 class StdinCorpus(_Listed):
-    """Images whose paths another command writes, one per line or each ended by a NUL; read once, then kept.
+    """Images whose paths come from another command, one per line or NUL-terminated; read once and spooled.
 
     Args:
-        stream: where they are read from; None: standard input.
+        stream: None: standard input.
 
     Raises:
         CorpusError: nothing is piped in.
@@ -226,7 +226,7 @@ class StdinCorpus(_Listed):
         super().__init__(STDIN, os.getcwd())
         if stream is None and sys.stdin.isatty():
             raise CorpusError(
-                "- reads a list of paths from another command, got a terminal: "
+                "- reads a list of paths from a pipe, got a terminal: "
                 "find PHOTOS -name '*.jpg' | llm2clip-index build - --index PATH"
             )
         self._kept = tempfile.TemporaryFile()  # noqa: SIM115

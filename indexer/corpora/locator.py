@@ -1,8 +1,8 @@
-"""Reading one image of an index again: from its key and the locator that ``Record.locator`` gave.
+"""Reads an indexed image again, by its key and the locator of its record.
 
-A locator is None (the image is the whole file that the key names) or a JSON object: ``path``, the file below the
-root of the corpus; ``offset`` and ``size``, where in it the bytes lie; or ``zip``, ``row`` or ``time``, what the
-readers of those containers need. It comes from an index that may be anybody's, so it is checked before it is used.
+A locator is None (the whole file that the key names) or a JSON object: ``path``, the file below the root of the
+corpus; ``offset`` and ``size``, its byte span there; or ``zip``, ``row`` and ``column``, or ``time`` for those
+containers. It may come from an untrusted index, so it is checked before it is used.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from llm2clip.indexer.core.index_paths import sample_folder
 from llm2clip.indexer.records.files import content_hash, read_span, read_whole
 
 _BY_NAME = frozenset(["list", "stdin"])
-"""Kinds of corpus that may name files anywhere: their lists do."""
+"""Types of corpus that may name files anywhere: lists."""
 
 
 def root_of(identity: Mapping[str, str]) -> str:
-    """The folder below which the keys of a corpus lie; that of the sample corpus moves with the installation."""
+    """The folder or URL of a corpus; that of the sample corpus moves with the installation."""
     return str(sample_folder()) if identity["kind"] == "sample" else identity["root"]
 
 
 def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:
-    """Where the image of a key is: a path or a URL, with ``#`` and its place in a container.
+    """The path or URL of an image, with ``#`` and its place in a container.
 
     Args:
         key: of an item.
@@ -48,12 +48,12 @@ def read_located(
         locator: as ``Record.locator`` gave it.
         key: of the item.
         corpus: identity of its corpus, from the manifest.
-        hash: of its content when it was indexed; where it lies inside another file, other content is refused.
+        hash: of its content when it was indexed; inside a container, other content is refused.
 
     Raises:
-        OSError: the corpus is no longer there.
-        IndexDamagedError: the locator is none, or leads out of the corpus.
-        IndexerError: what holds the image changed since it was indexed, or an extra is not installed.
+        OSError: the corpus no longer exists.
+        IndexDamagedError: the locator is malformed, or leads out of the corpus.
+        IndexerError: its container changed since it was indexed, or an extra is not installed.
     """
     place = _parsed(locator, key)
     path = place.pop("path", None)
@@ -83,7 +83,7 @@ def _parsed(locator: str | None, key: str) -> dict[str, Any]:
 
 
 def _elsewhere(path: str) -> bool:
-    """Whether a path is whole by itself: absolute, or a URL."""
+    """Whether a path is absolute or a URL."""
     return "://" in path or os.path.isabs(path) or bool(os.path.splitdrive(path)[0])
 
 

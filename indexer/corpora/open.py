@@ -1,4 +1,4 @@
-"""What ``llm2clip-index build CORPUS`` may be given, and which reader reads it."""
+"""Opens a corpus by its path, pattern or URL."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _PACKED = frozenset([".gz", ".tgz", ".bz2", ".xz", ".zst"])
 
 
 class _Kind(NamedTuple):
-    """A kind of container."""
+    """A type of container."""
 
     endings: frozenset[str]
     opened: Callable[[str, Files], ContainerCorpus]
-    deep: bool = False  # whether folders in a folder are looked into
+    deep: bool = False  # whether folders in a folder are searched too
 
 
 _CONTAINERS: Mapping[str, _Kind] = {
@@ -39,14 +39,13 @@ _CONTAINERS: Mapping[str, _Kind] = {
 
 
 def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> Corpus:
-    """Find out what ``spec`` names; docs/corpora.md has the list.
+    """Open what ``spec`` names; docs/corpora.md has the list.
 
     Args:
         spec: a folder of images (with everything below it); a tar, zip, Parquet or Arrow file, a folder of them or
             a brace range like ``shards/{00..03}.tar``; a list of images (.csv, .tsv, .jsonl, .txt), or ``-`` for
             paths from standard input; a video; a URL of any of these; or ``sample:``.
-        every: seconds between the frames that are taken of videos; None: 10, where there is nothing but videos, else
-            they are passed over.
+        every: seconds between frames of videos; None: 10 if there are only videos, else videos are skipped.
 
     Raises:
         CorpusError: it is none of these, does not exist, or needs an extra that is not installed.
@@ -64,7 +63,7 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
         return _folder(given, path, every)
     kind = ending(path.name)
     if path.exists() and kind in image_endings():
-        raise CorpusError(f"{given} is a single image: expected the folder it is in, or a list of images")
+        raise CorpusError(f"{given} is a single image: expected its folder, or a list of images")
     if path.is_file() and kind in LISTS:
         return ListCorpus(given, path)
     if kind in VIDEOS:
@@ -76,15 +75,15 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
         hint = ". Give the folder, or pipe the names in: ls ... | llm2clip-index build - --index PATH"
         raise CorpusError(f"no such file or folder: {given}{hint if '*' in given else ''}")
     if container is None:
-        return TarCorpus(given)  # which says how to unpack it
+        return TarCorpus(given)  # which raises an error that says how to unpack it
     return container.opened(given, Files.found(given, endings=container.endings))
 
 
 def reopen_corpus(identity: Mapping[str, str]) -> Corpus:
-    """The corpus whose ``Corpus.identity`` an index stores, wherever the command now runs.
+    """Open the corpus whose ``Corpus.identity`` an index stores, from any working folder.
 
     Raises:
-        CorpusError: it is no longer there, or was a list on standard input.
+        CorpusError: it no longer exists, or was a list on standard input.
         OSError: it cannot be read.
     """
     kind, spec = identity["kind"], identity["spec"]
@@ -116,7 +115,7 @@ def _videos(spec: str, files: Files, every: float | None) -> Corpus:
 
 
 def _remote(url: str, every: float | None, *, spec: str | None = None) -> Corpus:
-    """What a URL names: by its ending, else a folder of images or of containers."""
+    """Open a URL: by its ending, else as a folder of images or of containers."""
     from llm2clip.indexer.corpora.remote_folder import (
         RemoteFolderCorpus,
         is_remote_folder,
@@ -153,11 +152,11 @@ def _known() -> str:
 
 
 def _folder(given: str, path: Path, every: float | None) -> Corpus:
-    """Containers if the folder holds some and no image, else its images, and videos if nothing else is there."""
+    """Open a folder: its containers if it holds no image, else its images; videos if there is nothing else."""
     root = Path(os.path.abspath(path))
     folder = FolderCorpus(given, root, every=every)
     alone = folder.peek() is None
-    found = {  # beside images only those that anybody sees are looked for: the others may lie among thousands
+    found = {  # beside images only those at the top: others may lie among thousands of files
         name: Files.found(given, endings=kind.endings, deep=kind.deep and alone)
         for name, kind in _CONTAINERS.items()
     }
@@ -172,7 +171,7 @@ def _folder(given: str, path: Path, every: float | None) -> Corpus:
 
         folder = FolderCorpus(given, root, every=EVERY)
         folder.notes.append(
-            f"a frame every {EVERY:g} s is taken of each video: --frame-interval changes that"
+            f"one frame every {EVERY:g} s of each video is indexed: --frame-interval changes that"
         )
     folder.notes += [_unread(len(files.names), name, given, "images") for name, files in found.items()]
     folder.notes += _lists(path)
@@ -181,11 +180,11 @@ def _folder(given: str, path: Path, every: float | None) -> Corpus:
 
 def _unread(count: int, kind: str, given: str, beside: str) -> str:
     files = f"{count:,} {kind} file{'' if count == 1 else 's'}"
-    return f"{files} in {given} were not read, since there are {beside} beside them"
+    return f"{files} in {given} were skipped, as there are {beside} beside them"
 
 
 def _lists(folder: Path) -> Iterator[str]:
-    """Whether a folder has the list of captions that data sets of images come with."""
+    """A note if the folder has a list of captions, as Hugging Face image folders do."""
     names = (folder / f"metadata{kind}" for kind in (".jsonl", ".csv"))
     for name in islice(filter(os.path.isfile, names), 1):
-        yield f"captions in {name} were not read: index that file instead of the folder to have them"
+        yield f"captions in {name} were skipped: index that file instead of the folder to include them"

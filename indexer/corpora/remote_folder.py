@@ -1,4 +1,4 @@
-"""Folders behind URLs, and the containers in them or named one by one."""
+"""Folders and containers behind URLs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar, stamp_of
 
 
 def remote_files(pattern: str, *, endings: frozenset[str] = frozenset(), deep: bool = False) -> Files:
-    """The containers that a URL names: one, a brace range, those that match ``*``, or with ``endings`` a folder's.
+    """The containers that a URL names: one, a brace range, a ``*`` pattern, or with ``endings`` those of a folder.
 
     Raises:
         CorpusError: there is none.
@@ -59,7 +59,7 @@ def is_remote_folder(url: str) -> bool:
     """Whether a URL is a folder.
 
     Raises:
-        CorpusError: it does not exist, or cannot be asked.
+        CorpusError: it does not exist, or cannot be read.
     """
     store, path = store_of(url)
     with wrap_store_errors(url):
@@ -72,13 +72,13 @@ class Entry(NamedTuple):
     below: str
     """Its path below that folder."""
     name: str
-    """The last part of it."""
+    """Its file name."""
     size: int
-    """In bytes; 0 if its store does not say."""
+    """In bytes; 0 if unknown."""
     mtime_ns: int
     """See ``Record.mtime_ns``."""
     beside: Mapping[str, tuple[int, int]]
-    """Name -> size and time, of the captions and metadata in its folder."""
+    """Name -> size and time of caption and metadata files in its folder."""
 
 
 def walk(url: str, *, deep: bool = True) -> Iterator[Entry]:
@@ -112,7 +112,7 @@ def _walk(store: Any, path: str, below: str, url: str, deep: bool) -> Iterator[E
 
 @final
 class RemoteFolderCorpus(Corpus):
-    """Images below a URL, with captions beside them, as in a folder; each is fetched when it is read.
+    """Images below a URL, with captions beside them; each is downloaded when it is read.
 
     Args:
         spec: the URL.
@@ -150,7 +150,7 @@ class RemoteFolderCorpus(Corpus):
                 self.skipped[kind] += 1
 
     def explain_empty(self) -> str:
-        """What the folder holds instead of images."""
+        """What the folder holds instead."""
         endings = Counter(ending(entry.name) or "no ending" for entry in walk(self._url))
         some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4)) or "nothing"
         return f"no images in {self._url}: got {some}; expected endings {' '.join(sorted(image_endings()))}"

@@ -1,7 +1,7 @@
-"""Corpora behind URLs: stores that fsspec reads, such as s3://, gs://, https:// or memory://.
+"""Reads URLs through fsspec: s3://, gs://, https://, memory:// and others.
 
-An image is fetched when it is read. A container (tar, zip, table, list, video) is fetched whole, once, into the
-data home, and fetched again only if its store says that it changed.
+Images are downloaded when they are read. Containers (tar, zip, table, list, video) are downloaded whole into the data
+home, and again only if the store says that they changed.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ on_fetch: ContextVar[Callable[[str], None] | None] = ContextVar("on_fetch", defa
 
 @contextmanager
 def wrap_store_errors(url: str) -> Iterator[None]:
-    """Name the URL in whatever a store raises; those of stores are of many kinds.
+    """Turn whatever a store raises into an error that names the URL.
 
     Raises:
-        CorpusError: anything was raised within.
+        CorpusError: for any exception within.
     """
     try:
         yield
@@ -54,10 +54,10 @@ def wrap_store_errors(url: str) -> Iterator[None]:
 
 
 def store_of(url: str) -> tuple[Any, str]:
-    """The store of a URL, and the path in it.
+    """The fsspec file system of a URL, and the path in it.
 
     Raises:
-        CorpusError: there is no such store, or it needs a package that is not installed.
+        CorpusError: there is no such file system, or it needs a package that is not installed.
     """
     need("fsspec", extra="remote", what=f"reading {url.partition('://')[0]}://")
     from fsspec.core import url_to_fs
@@ -71,7 +71,7 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
     """The content behind a URL, or ``size`` bytes of it from ``offset``.
 
     Raises:
-        CorpusError: it cannot be read, ends before, or has more than ``MAX_IMAGE_BYTES``.
+        CorpusError: it cannot be read, is too short, or larger than ``MAX_IMAGE_BYTES``.
     """
     store, path = store_of(url)
     with wrap_store_errors(url):
@@ -83,20 +83,22 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
             return content
         known = store.info(path).get("size") or 0
         if known > MAX_IMAGE_BYTES:
-            raise CorpusError(f"file of {known:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
+            raise CorpusError(f"file of {known:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}")
         return bytes(store.cat_file(path))
 
 
 def local_copy(url: str, *, fetch: bool = False) -> Path | None:
-    """The file on this machine with the content of a URL.
+    """The local copy of a URL.
 
     Args:
         url: of a container.
-        fetch: ask the store whether it changed, and fetch it if it did or was never fetched; otherwise nothing is
-            asked, and None returned if it is not here.
+        fetch: download it if it is not here or changed in the store; otherwise the store is not asked.
+
+    Returns:
+        None if there is no copy.
 
     Raises:
-        CorpusError: it cannot be fetched.
+        CorpusError: it cannot be downloaded.
     """
     store, path = store_of(url)
     if "file" in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,)):
@@ -117,7 +119,7 @@ def _about(url: str, info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _current(store: Any, path: str, url: str) -> bool:  # noqa: ANN401
-    """Whether what was fetched is what the store still has."""
+    """Whether the local copy is what the store has now."""
     file = _place(url, path)
     with wrap_store_errors(url):
         info = store.info(path)
@@ -155,7 +157,7 @@ def _require_room(folder: Path, url: str, size: int) -> None:
 
 
 def mtime_ns_of(info: Mapping[str, Any]) -> int:
-    """When a file changed. Of a store that does not say, a number within the first second of 1970 that changes too."""
+    """Modification time; if the store has none, a number in the first second of 1970 that changes with the file."""
     for name in _TIMES:
         value = info.get(name)
         with suppress(ValueError):
@@ -169,25 +171,25 @@ def mtime_ns_of(info: Mapping[str, Any]) -> int:
 
 
 class CachedDownloader:
-    """Fetches containers, each once for as long as this lives."""
+    """Downloads containers, each at most once."""
 
     def __init__(self) -> None:
         self._here: dict[str, Path] = {}
         self.fetched: dict[str, int] = {}
-        """URL -> bytes, of those that were not here yet."""
+        """URL -> bytes, of those that were downloaded."""
 
     def __call__(self, url: str) -> Path:
-        """The local file of a URL.
+        """The local copy of a URL.
 
         Raises:
-            CorpusError: it cannot be fetched.
+            CorpusError: it cannot be downloaded.
         """
         if url not in self._here:
             before = local_copy(url)
             old = before.stat().st_ino if before is not None else None
             file = local_copy(url, fetch=True)
             if file is None:
-                raise CorpusError(f"{url} was fetched and is gone again")
+                raise CorpusError(f"{url} was downloaded and is gone again")
             if file.stat().st_ino != old:
                 self.fetched[url] = file.stat().st_size
             self._here[url] = file

@@ -1,4 +1,4 @@
-"""Images that are named one by one, and parts of a corpus that an index has already."""
+"""Single images, and subfolders, of a corpus that an index has already."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from llm2clip.indexer.records.tabular import Row
 
 @final
 class PathListCorpus(Listed):
-    """Images whose paths are given; those inside the root of a folder have the keys that the folder gives them.
+    """Images given by path; those below the root of a source have the keys of that source.
 
     Args:
-        paths: gives the paths, or URLs, each time it is called.
-        source: the source that they belong to, as the manifest has it.
-        missing: whether images that are not there are problems; otherwise they are passed over.
+        paths: returns the paths or URLs each time it is called.
+        source: their source, from the manifest.
+        missing: whether missing images are problems; otherwise they are skipped.
     """
 
     kind: Final = "named"  # type: ignore[misc]
@@ -40,22 +40,22 @@ class PathListCorpus(Listed):
 
     @property
     def folders_are_there(self) -> bool:
-        """Whether a folder that one of the images was in still exists: none does where a disk is not mounted."""
+        """Whether the folder of one of the images exists; none does if a disk is not mounted."""
         folders = {os.path.dirname(os.path.join(self._source["root"], path)) for path in self._paths()}
         return any(os.path.isdir(folder) for folder in folders)
 
     def identity(self) -> dict[str, str]:
-        """The source that the images belong to."""
+        """The source of the images."""
         return self._source
 
 
 @final
 class SubfolderCorpus(Corpus):
-    """A folder inside a folder that an index has: its images with the keys that the larger one gives them.
+    """A folder inside a source of an index: its images with the keys of that source.
 
     Args:
-        inner: the smaller folder.
-        source: the larger one, as the manifest has it.
+        inner: the folder.
+        source: from the manifest.
     """
 
     kind: Final = "part"  # type: ignore[misc]
@@ -68,15 +68,15 @@ class SubfolderCorpus(Corpus):
         self._below = os.path.relpath(inner.root, source["root"]).replace(os.sep, "/")
 
     def _list(self) -> Iterator[Record]:
-        """All images of the smaller folder."""
+        """All images of the folder."""
         for record in self._inner.listing():
             yield replace(record, key=f"{self._below}/{record.key}".rstrip("/"))
         self.skipped = self._inner.skipped
 
     def explain_empty(self) -> str:
-        """What the smaller folder holds instead of images."""
+        """What the folder holds instead."""
         return self._inner.explain_empty()
 
     def identity(self) -> dict[str, str]:
-        """The source that the images belong to."""
+        """The source of the images."""
         return self._source

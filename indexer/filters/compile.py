@@ -1,4 +1,4 @@
-"""Filters: which images a search may find, said in a small language (docs/filters.md).
+"""Compiles filters (docs/filters.md) to SQL and evaluates them.
 
 compile_where("time >= '2024-05' AND width > height AND meta.author = 'Ann'")
 """
@@ -21,7 +21,7 @@ from llm2clip.indexer.filters.tokenizer import WhereError
 __all__ = ["SECONDS", "Where", "WhereError", "compile_where"]
 
 SECONDS = 30.0
-"""A filter that takes longer over an index is given up."""
+"""Time limit of a filter over an index."""
 
 _THERE = "added <= ? AND removed > ?"
 _COPIES = "count(*) OVER (PARTITION BY hash) AS copies"
@@ -34,27 +34,27 @@ _VALID_JSON = "(CASE WHEN json_valid(metadata) THEN metadata END,"
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """A filter, compiled; made by ``compile_where``."""
+    """A compiled filter; made by ``compile_where``."""
 
     text: str
-    """As a person wrote it."""
+    """As written."""
     condition: str
-    """As SQL over the columns of ``items``, with a ``?`` for each value."""
+    """SQL over the columns of ``items``, with a ``?`` for each value."""
     values: tuple[Value, ...]
-    """What to bind, in order."""
+    """Values to bind, in order."""
     fields: frozenset[str]
-    """Names of the fields that it asks about."""
+    """Names of the fields in it."""
 
     def mask(
         self, connection: sqlite3.Connection, *, rows: int, commit: int, seconds: float = SECONDS
     ) -> NDArray[np.bool_]:
-        """Which images it lets through, by id.
+        """Which images pass, by id.
 
         Args:
-            connection: to the items, from ``open_guarded``; nobody else may use it meanwhile.
-            rows: how many ids there are.
-            commit: the state of the index to look at; what came later or was removed by then is not let through.
-            seconds: for how long it may run.
+            connection: to the items, from ``open_guarded``; not used elsewhere meanwhile.
+            rows: number of ids.
+            commit: the generation; images added later or removed by then do not pass.
+            seconds: time limit.
 
         Returns:
             Shape: (rows,), bool.
@@ -70,7 +70,7 @@ class Where:
                 except sqlite3.OperationalError as error:
                     if "malformed JSON" not in str(error):
                         raise
-                    # NaN, which Python takes for JSON and SQLite does not: such metadata is as good as missing.
+                    # NaN is JSON to Python but not to SQLite: such metadata counts as missing.
                     ids = self._ids(connection, commit, self.condition.replace(_JSON, _VALID_JSON))
         except sqlite3.OperationalError as error:
             if "interrupted" not in str(error):
@@ -95,10 +95,10 @@ class Where:
 
 
 def metadata_names(connection: sqlite3.Connection) -> list[str]:
-    """Names of the metadata that some thousand of the images came with, in order, as filters ask for them.
+    """Names of the metadata of some thousand images, sorted, as written in filters.
 
     Args:
-        connection: to the items, from ``open_guarded``; nobody else may use it meanwhile.
+        connection: to the items, from ``open_guarded``; not used elsewhere meanwhile.
 
     Raises:
         IndexDamagedError: the items cannot be read.
@@ -118,13 +118,13 @@ def metadata_names(connection: sqlite3.Connection) -> list[str]:
 
 
 def compile_where(text: str) -> Where:
-    """Read a filter.
+    """Compile a filter.
 
     Args:
         text: in the language of docs/filters.md.
 
     Raises:
-        WhereError: it means nothing; the message points at the place and says what was expected there.
+        WhereError: it is not valid; the message gives the position and what was expected there.
     """
     parser = Parser(text)
     clause = parser.parse()

@@ -1,4 +1,4 @@
-"""What a filter can ask about: the fields of an image, and the values they are compared with."""
+"""Fields of filters, their values, and conditions on them as SQL. Text of a filter is only ever bound, never spelt."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 
 Value = str | int | float | bytes
-"""What is bound to a place in an SQL statement."""
+"""A value bound in an SQL statement."""
 
 
 class Type(StrEnum):
-    """What the values of a field are."""
+    """Type of the values of a field."""
 
     TEXT = "text"
     NUMBER = "a number"
@@ -24,20 +24,20 @@ class Type(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Field:
-    """Something that is known about an image."""
+    """A field of an image."""
 
     name: str
-    """As it is written in a filter."""
+    """As written in a filter."""
     type: Type
-    """What it can be compared with."""
+    """Type of its values."""
     sql: str
-    """What it is in terms of the columns of ``items``; with ``path``, that of ``json_extract``."""
+    """SQL over the columns of ``items``; with ``path``, a call of ``json_extract``."""
     path: str | None = None
-    """Where in the metadata it lies, as SQLite writes it; None for what is no metadata."""
+    """Its JSON path in the metadata; None for other fields."""
 
     @property
     def values(self) -> tuple[Value, ...]:
-        """What to bind where ``sql`` stands."""
+        """Values to bind for ``sql``."""
         return () if self.path is None else (self.path,)
 
 
@@ -45,7 +45,7 @@ def _field(name: str, type: Type, sql: str) -> Field:
     return Field(name=name, type=type, sql=sql)
 
 
-# A size or a time that is not known is stored as 0.
+# An unknown size or time is stored as 0.
 FIELDS = {
     field.name: field
     for field in (
@@ -61,25 +61,25 @@ FIELDS = {
         _field("copies", Type.NUMBER, "copies"),
     )
 }
-"""All fields but those of the metadata, by name."""
+"""Fields other than metadata, by name."""
 META = "meta"
-"""What the names of metadata begin with."""
+"""Prefix of metadata fields."""
 COLUMNS = frozenset(
     {"id", "key", "path", "mtime_ns", "size", "width", "height", "caption", "hash", "metadata"}
 )
 """Columns of ``items`` that filters read."""
 KNOWN = f"{', '.join(FIELDS)}, and {META}.NAME for metadata"
-"""All fields in one line, for messages."""
+"""All fields, for messages."""
 
 
 def metadata_field(steps: list[str | int]) -> Field:
-    """The field at some place in the metadata.
+    """A field of the metadata.
 
     Args:
-        steps: names within objects and places within lists, from the outermost.
+        steps: names in objects and positions in lists, from the outermost.
 
     Raises:
-        ValueError: a name cannot be asked for.
+        ValueError: a name is not supported.
     """
     path = "$"
     for step in steps:
@@ -95,11 +95,11 @@ UNITS = {
     **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
 }
-"""What a size may be given in, lower case, and how many bytes that is."""
+"""Units of sizes, lower case -> bytes."""
 
 
 def number(digits: str) -> int | float:
-    """A number that SQLite can hold: whole ones of up to 64 bits, others as the nearest double."""
+    """A number for SQLite: integers of up to 64 bits, others as the nearest double."""
     if re.fullmatch(r"[+-]?\d{1,18}", digits):
         return int(digits)
     value = float(digits)
@@ -108,7 +108,7 @@ def number(digits: str) -> int | float:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A moment as exactly as it was said: from ``start`` until before ``end``, nanoseconds since 1970."""
+    """The time from ``start`` to before ``end``, nanoseconds since 1970."""
 
     start: int
     end: int
@@ -123,10 +123,10 @@ _LAST = 2**63 - 1
 
 
 def span(text: str) -> Span:
-    """The time that a text names: a year, a month, a day, a minute, a second, in UTC unless it says otherwise.
+    """The year, month, day, minute or second that a text names, in UTC unless it has a time zone.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it is not a time.
     """
     match = _TIME.fullmatch(text.strip())
     if match is None:
@@ -149,7 +149,7 @@ def span(text: str) -> Span:
 
 
 def _length(begin: datetime, match: re.Match[str]) -> int:
-    """How long the span is that begins there, in nanoseconds."""
+    """Length of the span, in nanoseconds."""
     _, month, day, hour, _, second, *_ = match.groups()
     if month is None:
         days = 366 if _leap(begin.year) else 365
@@ -186,21 +186,21 @@ def _held(nanoseconds: int) -> int:
 
 
 FOLDED = "llm2clip_like"
-"""Name of the SQL function that compares letters of every script without their case."""
+"""Name of the SQL function for LIKE without case in every script."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clause:
-    """A condition: true, false, or NULL where something it asks about is not known."""
+    """A condition: true, false, or NULL if a field is missing."""
 
     sql: str
-    """With ``?`` for each value."""
+    """With a ``?`` for each value."""
     values: tuple[Value, ...] = ()
     """What to bind, in order."""
 
 
 def joined(word: str, clauses: Sequence[Clause]) -> Clause:
-    """Several conditions with AND or OR between them, as a tree that is no deeper than it must be."""
+    """Conditions joined by AND or OR, as a balanced tree."""
     if len(clauses) == 1:
         return clauses[0]
     middle = len(clauses) // 2
@@ -209,17 +209,17 @@ def joined(word: str, clauses: Sequence[Clause]) -> Clause:
 
 
 def negated(clause: Clause) -> Clause:
-    """The opposite; what is not known stays unknown."""
+    """The negation; NULL stays NULL."""
     return Clause(f"(NOT {clause.sql})", clause.values)
 
 
 def missing(field: Field) -> Clause:
-    """Whether an image lacks a field."""
+    """``field IS NULL``."""
     return Clause(f"({field.sql} IS NULL)", field.values)
 
 
 def compared(field: Field, sign: str, value: Value) -> Clause:
-    """A field beside a value; an order exists only between values of one type."""
+    """A field compared with a value; values of different types have no order."""
     clause = Clause(f"({field.sql} {sign} ?)", (*field.values, value))
     if field.type is not Type.JSON or sign in ("=", "<>"):
         return clause
@@ -229,35 +229,35 @@ def compared(field: Field, sign: str, value: Value) -> Clause:
 
 
 def compared_fields(left: Field, sign: str, right: Field) -> Clause:
-    """Two fields of one type beside each other."""
+    """Two fields of one type compared."""
     return Clause(f"({left.sql} {sign} {right.sql})", left.values + right.values)
 
 
 def among(field: Field, values: Sequence[Value]) -> Clause:
-    """Whether a field is one of some values."""
+    """``field IN (values)``."""
     marks = ", ".join("?" * len(values))
     return Clause(f"({field.sql} IN ({marks}))", (*field.values, *values))
 
 
 def like(field: Field, pattern: str) -> Clause:
-    """``%`` stands for anything, ``_`` for one character, a backslash makes the next a plain one; case is ignored."""
+    """LIKE without case: ``%`` matches anything, ``_`` one character; a backslash escapes."""
     if pattern.isascii():
         return Clause(f"({field.sql} LIKE ? ESCAPE '\\')", (*field.values, pattern))
     return Clause(f"{FOLDED}(?, {field.sql})", (folded(pattern), *field.values))
 
 
 def escaped(text: str) -> str:
-    """A LIKE pattern that stands for a text as it is."""
+    """The LIKE pattern of a literal text."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def glob(field: Field, pattern: str) -> Clause:
-    """``*`` stands for anything, ``?`` for one character, ``[a-z]`` for one of a range; case counts."""
+    """GLOB: ``*`` matches anything, ``?`` one character, ``[a-z]`` one of a range; case-sensitive."""
     return Clause(f"({field.sql} GLOB ?)", (*field.values, pattern))
 
 
 def has(field: Field, value: Value) -> Clause:
-    """Whether a list in the metadata holds a value; a single value counts as a list of one."""
+    """Whether a list in the metadata has a value; a single value counts as a list of one."""
     elements = "SELECT 1 FROM json_each(metadata, ?) AS element WHERE element.atom = ?"
     kind = "json_type(metadata, ?)"
     sql = f"(CASE WHEN {kind} = 'object' THEN 0 WHEN {kind} <> 'null' THEN EXISTS ({elements}) END)"
@@ -265,5 +265,5 @@ def has(field: Field, value: Value) -> Clause:
 
 
 def folded(text: str) -> str:
-    """A text without its case and without the choice between composed and combining letters."""
+    """A text case-folded and in Unicode normal form C."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())

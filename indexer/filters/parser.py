@@ -1,4 +1,4 @@
-"""The grammar of filters (docs/filters.md): a descent over their words that ends in one SQL condition."""
+"""Recursive-descent parser of filters (docs/filters.md); yields one SQL condition."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from llm2clip.indexer.filters.fields import (
 from llm2clip.indexer.filters.tokenizer import Kind, Token, WhereError, nearest, tokens
 
 MAX_CONDITIONS = 256
-"""Comparisons in one filter."""
+"""Maximum number of comparisons."""
 MAX_VALUES = 4096
-"""Values in all IN lists together."""
+"""Maximum number of values in all IN lists."""
 MAX_PATTERN = 1_000
-"""Characters of one pattern or of what CONTAINS looks for: a caption of a megabyte is compared in seconds."""
+"""Maximum length of a pattern or of the text of CONTAINS."""
 MAX_DEPTH = 40
-"""Parentheses and NOTs within each other."""
+"""Maximum nesting of parentheses and NOT."""
 
 _SIGNS = ("=", "==", "!=", "<>", "<", "<=", ">", ">=")
 _FLIPPED = {"<": ">", "<=": ">=", ">": "<", ">=": "<="}
@@ -48,13 +48,13 @@ _RESERVED = ("AND", "FALSE", "NULL", "OR", "TRUE", *_WORDS)
 
 
 class Parser:
-    """Reads one filter.
+    """Parses one filter.
 
     Args:
-        text: The filter.
+        text: the filter.
 
     Raises:
-        WhereError: a word of it means nothing.
+        WhereError: it has an invalid token.
     """
 
     def __init__(self, text: str) -> None:
@@ -62,16 +62,16 @@ class Parser:
         self._tokens = tokens(text)
         self._at = self._depth = self._conditions = self._values = 0
         self.fields: set[str] = set()
-        """Names of the fields it asks about."""
+        """Names of the fields in it."""
 
     def parse(self) -> Clause:
         """The whole filter as a condition.
 
         Raises:
-            WhereError: it follows no rule of the grammar.
+            WhereError: it does not follow the grammar.
         """
         if self._ended():
-            self._fail("the filter is empty: say for example  width > 1000")
+            self._fail("the filter is empty: write for example  width > 1000")
         clause = self._either()
         if not self._ended():
             self._fail("expected AND, OR or the end")
@@ -127,7 +127,7 @@ class Parser:
     def _deeper(self, rule: Callable[[], Clause]) -> Clause:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            self._fail(f"more than {MAX_DEPTH} parentheses and NOTs within each other")
+            self._fail(f"more than {MAX_DEPTH} nested parentheses and NOTs")
         clause = rule()
         self._depth -= 1
         return clause
@@ -321,7 +321,7 @@ def _plain(sign: str) -> str:
 
 
 def _within(field: Field, sign: str, start: int, end: int) -> Clause:
-    """A time beside a span: after it is after its end, before it is before its start."""
+    """A time compared with a span: > means after its end, < before its start."""
     if sign in ("=", "<>"):
         inside = joined("AND", [compared(field, ">=", start), compared(field, "<", end)])
         return inside if sign == "=" else negated(inside)

@@ -1,8 +1,7 @@
-"""A connection to the items of an index on which nothing but a filter can run.
+"""A read-only connection to the items of an index that runs nothing but filters.
 
-A filter is compiled by us and its values are bound; this is the second wall. SQLite asks, when it compiles a
-statement, about every table, column and function in it, and is told no to all that filters do not need. What has been
-let in still has a limit of time.
+The second line of defence after compiling filters with bound values: SQLite's authorizer denies every table, column and
+function that filters do not need, and statements have a time limit.
 """
 
 from __future__ import annotations
@@ -18,22 +17,22 @@ from pathlib import Path
 from llm2clip.indexer.filters.fields import COLUMNS, FOLDED, folded
 
 VERSIONS = frozenset({"added", "removed"})
-"""Columns that say in which states of the index a row is there."""
+"""Columns with the generations of a row."""
 _FUNCTIONS = frozenset(
     {"coalesce", "count", "glob", "hex", "json_extract", "json_type", "json_valid", "like", "lower", "nullif"}
     | {"typeof", FOLDED}
 )
 _JSON_COLUMNS = frozenset({"atom", "json", "key", "root", ""})
 _STEPS = 20_000
-"""Steps of SQLite's machine between two looks at the clock: a few hundred microseconds."""
+"""SQLite instructions between two checks of the time limit: a few hundred microseconds."""
 
 
 def open_guarded(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
-    """Open an items file for filters, read-only and guarded; may be handed from thread to thread.
+    """Open an items file for filters, read-only and guarded; may be passed between threads.
 
     Args:
         path: the file.
-        immutable: whether nothing will ever change it.
+        immutable: whether nothing changes it.
 
     Raises:
         sqlite3.Error: it cannot be opened.
@@ -48,7 +47,7 @@ def open_guarded(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
 
 
 def guard(connection: sqlite3.Connection) -> None:
-    """Let a connection do what filters need, and nothing else from now on."""
+    """Restrict a connection to what filters need."""
     connection.create_function(FOLDED, 2, _folded_like, deterministic=True)
     for limit, value in (
         (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
@@ -60,7 +59,7 @@ def guard(connection: sqlite3.Connection) -> None:
         connection.setlimit(limit, value)
     connection.execute(
         "SELECT 1 FROM json_each('[]')"
-    ).fetchall()  # is made, once, by a statement that is denied
+    ).fetchall()  # its table is created, once, by a statement that is denied later
     connection.set_authorizer(_allowed)
 
 
@@ -81,7 +80,7 @@ def _allowed(
 
 @contextmanager
 def time_limit(connection: sqlite3.Connection, *, seconds: float) -> Iterator[None]:
-    """Interrupt what runs on a connection for longer than this, with ``sqlite3.OperationalError: interrupted``."""
+    """Interrupt statements after a time, with ``sqlite3.OperationalError: interrupted``."""
     end = time.monotonic() + seconds
     connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
     try:
@@ -91,7 +90,7 @@ def time_limit(connection: sqlite3.Connection, *, seconds: float) -> Iterator[No
 
 
 def _folded_like(pattern: str, value: object) -> bool | None:
-    """``value LIKE pattern`` without case in any script; ``pattern`` is folded already."""
+    """``value LIKE pattern`` without case in any script; ``pattern`` is already folded."""
     if value is None:
         return None
     return _compiled(pattern).fullmatch(folded(str(value))) is not None
@@ -99,7 +98,7 @@ def _folded_like(pattern: str, value: object) -> bool | None:
 
 @lru_cache(maxsize=512)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    """A LIKE pattern as an expression that takes time in proportion to pattern and text, whatever they are."""
+    """A LIKE pattern as a regular expression that takes time linear in pattern and text."""
     parts = [""]
     place = 0
     while place < len(pattern):
@@ -114,6 +113,6 @@ def _compiled(pattern: str) -> re.Pattern[str]:
         place += 1
     if len(parts) == 1:
         return re.compile(parts[0], re.DOTALL)
-    # The first place where a piece fits is as good as any later one, so no piece is ever tried again.
+    # The first match of a piece is as good as any later one, so there is no backtracking.
     between = "".join(f"(?>.*?{part})" for part in parts[1:-1])
     return re.compile(f"{parts[0]}{between}.*{parts[-1]}", re.DOTALL)

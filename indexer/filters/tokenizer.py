@@ -1,4 +1,4 @@
-"""The words of a filter, and the error that points at one of them."""
+"""Tokens of a filter, and the error that points at one of them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from enum import StrEnum
 from llm2clip.indexer.core.errors import IndexerError
 
 MAX_LENGTH = 20_000
-"""Characters of a filter."""
+"""Maximum length of a filter."""
 _SHOWN = 24
 
 
 class WhereError(IndexerError):
-    """A filter that cannot be understood or run; ``text``, ``start`` and ``end`` say which part of it.
+    """A filter that is not valid or cannot be run; ``text``, ``start`` and ``end`` are the part at fault.
 
     Args:
-        problem: What is wrong, without the place.
-        text: The whole filter.
-        start: Where the part at fault begins, in characters from 0.
-        end: Where it ends.
+        problem: what is wrong, without the position.
+        text: the whole filter.
+        start: beginning of the part at fault, in characters from 0.
+        end: its end.
     """
 
     def __init__(self, problem: str, *, text: str, start: int, end: int) -> None:
@@ -36,12 +36,12 @@ class WhereError(IndexerError):
         return f"{before}>>{self.text[self.start : self.end][: 4 * _SHOWN]}<<{after}"
 
     def pointer(self) -> str:
-        """The filter and below it a line of carets under the part at fault."""
+        """The filter, with carets below the part at fault."""
         return f"{self.text}\n{' ' * self.start}{'^' * max(1, self.end - self.start)}"
 
 
 class Kind(StrEnum):
-    """What a word of a filter is."""
+    """Type of a token."""
 
     WORD = "a word"
     NAME = "a name"
@@ -53,20 +53,20 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A word of a filter and where it stands."""
+    """A token of a filter and its position."""
 
     kind: Kind
     value: str
-    """A word as written, a quoted name or text without its quotes, digits, a sign; empty at the end."""
+    """As written; a quoted name or text without its quotes; empty at the end."""
     start: int
     """In characters from 0."""
     end: int
-    """Behind its last character."""
+    """After its last character."""
     unit: str = ""
-    """Letters behind a number, lower case: ``mb`` in ``2MB``."""
+    """Letters after a number, lower case: ``mb`` in ``2MB``."""
 
     def is_word(self, *words: str) -> bool:
-        """Whether it is one of these words, which are given in capitals, however it was written."""
+        """Whether it is one of these words, which are given in capitals."""
         return self.kind is Kind.WORD and self.value.upper() in words
 
     def is_sign(self, *signs: str) -> bool:
@@ -88,10 +88,10 @@ _PATTERN = re.compile(
 
 
 def tokens(text: str) -> list[Token]:
-    """The words of a filter; the last one is its end.
+    """The tokens of a filter; the last one is its end.
 
     Raises:
-        WhereError: it is too long, or holds a character that belongs to nothing.
+        WhereError: it is too long, or has an invalid character.
     """
     if len(text) > MAX_LENGTH:
         raise WhereError(
@@ -140,7 +140,7 @@ def _stray(text: str, place: int) -> WhereError:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """``; did you mean 'width'?`` where one of the known words is much like this one, else nothing."""
+    """``; did you mean 'width'?`` if one of the known words is similar, else empty."""
     from difflib import get_close_matches
 
     close = get_close_matches(word.lower(), known, n=1, cutoff=0.7)

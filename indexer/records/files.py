@@ -1,4 +1,4 @@
-"""Which files are images or videos, and reading them or parts of them."""
+"""File types of images and videos; reads files and byte spans of limited size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from llm2clip.indexer.core.errors import CorpusError
 
 MAX_IMAGE_BYTES = 256 * 2**20
-"""A larger file is not read: it is no image that anybody would search."""
+"""Larger files are not read."""
 _ALWAYS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"])
 _WHERE_PILLOW_CAN = {"avif": frozenset([".avif"]), "jpg_2000": frozenset([".jp2", ".j2k"])}
 HEIF = frozenset([".heic", ".heif", ".hif"])
@@ -21,12 +21,12 @@ _CAMERAS = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mrw nef nrw orf pef raf rw2 
 
 _VIDEOS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv"
 VIDEOS = frozenset(f".{kind}" for kind in _VIDEOS.split())
-"""Endings of videos."""
+"""Endings of videos, lower case with their dot."""
 
 
 @cache
 def image_endings() -> frozenset[str]:
-    """Endings of images that are read, lower case with their dot: those that this Pillow and its plugin decode."""
+    """Endings of images that this Pillow and its HEIF plugin decode, lower case with their dot."""
     from PIL import features
 
     more = HEIF if find_spec("pillow_heif") else frozenset()
@@ -35,7 +35,7 @@ def image_endings() -> frozenset[str]:
 
 @cache
 def other_image_endings() -> frozenset[str]:
-    """Endings of images that are not read: those of telephones and cameras that Pillow cannot decode."""
+    """Endings of images that Pillow cannot decode: raw formats of cameras, HEIF without its plugin."""
     cameras = (f".{kind}" for kind in _CAMERAS.split())
     return _NEVER.union(HEIF, cameras, *_WHERE_PILLOW_CAN.values()) - image_endings()
 
@@ -47,7 +47,7 @@ def ending(name: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as text that can be stored: bytes that are no UTF-8 are spelt out."""
+    """A file name as text that can be stored: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -61,21 +61,21 @@ def read_whole(file: Path) -> bytes:
 
     Raises:
         OSError: it cannot be read.
-        CorpusError: it is larger than ``MAX_IMAGE_BYTES``, or no file that ends.
+        CorpusError: it is larger than ``MAX_IMAGE_BYTES``, or not a regular file.
     """
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):
         raise CorpusError(f"{file} is not a regular file: expected an image")
     if found.st_size > MAX_IMAGE_BYTES:
-        raise CorpusError(f"file of {found.st_size:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
+        raise CorpusError(f"file of {found.st_size:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}")
     return file.read_bytes()
 
 
 def require_span(offset: int, size: int) -> None:
-    """Refuse a place in a file where no image can lie: it may come from an index that is anybody's.
+    """Refuse a byte span that no image can have: it may come from an untrusted index.
 
     Raises:
-        CorpusError: a number is negative, or the size larger than ``MAX_IMAGE_BYTES``.
+        CorpusError: a number is negative, or the size exceeds ``MAX_IMAGE_BYTES``.
     """
     if offset < 0 or not 0 <= size <= MAX_IMAGE_BYTES:
         raise CorpusError(
@@ -85,10 +85,10 @@ def require_span(offset: int, size: int) -> None:
 
 
 def read_span(file: Path, *, offset: int, size: int) -> bytes:
-    """``size`` bytes of a file from ``offset``: one seek.
+    """``size`` bytes of a file from ``offset``.
 
     Raises:
-        OSError: the file cannot be read, or ends before.
+        OSError: the file cannot be read, or is too short.
         CorpusError: see ``require_span``.
     """
     require_span(offset, size)

@@ -1,4 +1,4 @@
-"""``Record`` and ``Corpus``: images one by one, under stable names, wherever they come from."""
+"""``Record``, an image of a corpus, and ``Corpus``, which lists them."""
 
 from __future__ import annotations
 
@@ -21,40 +21,38 @@ class Record:
     """An image of a corpus, not yet read."""
 
     key: str
-    """Stable name: the path below the root of the corpus with forward slashes; inside a container that of the
-    container, ``#`` and the member (``a.tar#x.jpg``), the row (``a.parquet#17``) or the time (``a.mp4#t=12.5``)."""
+    """Stable name: the path below the root of the corpus with forward slashes; in a container its path, ``#`` and the
+    member (``a.tar#x.jpg``), row (``a.parquet#17``) or time (``a.mp4#t=12.5``)."""
     uri: str
-    """Where it is: a file path or a URL, or that of a container, ``#`` and the rest of the key."""
+    """A file path or URL; in a container that of the container, ``#`` and the rest of the key."""
     file: Path
-    """The file on this machine that holds its bytes; of a remote image that is not here, its name."""
+    """The local file that holds its bytes; for a remote image its URL."""
     path: str | None = None
-    """That file below the root, if ``key`` is not it."""
+    """Path of that file below the root, if that is not ``key``."""
     offset: int | None = None
-    """Where in the file its bytes begin; None: they are the whole file."""
+    """Byte offset in the file; None: the whole file."""
     size: int | None = None
-    """How many bytes it has; 0 where only reading it would tell (a row of a table, a frame of a video), None if it
-    cannot be read."""
-    mtime_ns: int | None = None
-    """When the file last changed, in nanoseconds since 1970; 0 where its store does not say, None if it cannot be
+    """Size in bytes; 0 where only reading it would tell (a row of a table, a frame of a video), None if it cannot be
     read."""
+    mtime_ns: int | None = None
+    """Modification time of the file in nanoseconds since 1970; 0 where unknown, None if it cannot be read."""
     inner: Mapping[str, Any] | None = None
-    """What else it takes to find its bytes again, if ``path``, ``offset`` and ``size`` do not say it all."""
+    """What else the locator needs to read it again."""
     fetch: Callable[[], bytes] | None = None
-    """Reads its bytes where they are not simply in ``file``, or faster together with their neighbours. Can be pickled:
-    a build writes what it lists to a temporary file."""
+    """Reads its bytes where they are not a span of ``file``. Can be pickled: a build spools what it lists."""
     sidecars: int | None = None
-    """A number that changes with the names, sizes and times of its caption and metadata files; None without any."""
+    """Stamp of its caption and metadata (``stamp_of``); None without any."""
     caption: str | None = None
-    """The caption that came with it."""
+    """Its caption."""
     metadata: Mapping[str, Any] | None = None
-    """What else came with it."""
+    """Its metadata."""
     problem: str | None = None
-    """Why it cannot be read at all, if that is known beforehand."""
+    """Why it cannot be read, if that is known already."""
     note: str | None = None
-    """What is wrong with its caption or metadata, if anything."""
+    """What is wrong with its caption or metadata."""
     describe: Callable[[], Sidecar] | None = None
-    """Reads its caption and metadata where listing did not; called in the order of the listing, may raise ``OSError``
-    and ``ValueError``."""
+    """Reads its caption and metadata if listing did not; called in the order of listing; may raise ``OSError`` and
+    ``ValueError``."""
 
     def described(self) -> Record:
         """The record with its caption and metadata."""
@@ -76,7 +74,7 @@ class Record:
 
     @property
     def locator(self) -> str | None:
-        """How ``locators.read_located`` finds its bytes again, JSON; None: it is the whole file that ``key`` names."""
+        """What ``read_located`` needs to read it again, as JSON; None: it is the whole file ``key``."""
         if self.inner is None and self.offset is None:
             return None if self.path is None else _compact({"path": self.path})
         span = {} if self.offset is None else {"offset": self.offset, "size": self.size}
@@ -87,12 +85,12 @@ class Record:
 
         Raises:
             OSError: it cannot be read.
-            ValueError: it is larger than ``MAX_IMAGE_BYTES``, or already known to be unreadable.
+            CorpusError: it is larger than ``MAX_IMAGE_BYTES``, or known to be unreadable.
         """
         if self.problem is not None:
             raise CorpusError(self.problem)
         if (self.size or 0) > MAX_IMAGE_BYTES:
-            raise CorpusError(f"file of {self.size:,} bytes, more than the {MAX_IMAGE_BYTES:,} that are read")
+            raise CorpusError(f"file of {self.size:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}")
         if self.fetch is not None:
             return self.fetch()
         if self.offset is None:
@@ -104,46 +102,45 @@ class Corpus(ABC):
     """Images to index. Implementations are final; ``open_corpus`` chooses one."""
 
     kind: str
-    """Which implementation it is, as the manifest says."""
+    """The implementation, as the manifest names it."""
 
     def __init__(self, spec: str, root: Path) -> None:
         self.spec, self.root = spec, root
         self.notes: list[str] = []
-        """What a person should know about how it is read."""
+        """Notes for the user about how it is read."""
         self.skipped: Counter[str] = Counter()
-        """How many files of each of the ``other_image_endings``, and videos, the last listing did not read."""
+        """Ending -> number of unsupported images, and of videos, that the last listing skipped."""
         self.read_notes: list[str] = []
-        """What became known while it was read."""
+        """Notes for the user that arose while it was read."""
         self._begun: Iterator[Record] | None = None
 
     def records(self, *, captions: bool = True) -> Iterator[Record]:
-        """All images, in an order that is the same every time.
+        """All images, always in the same order.
 
         Args:
-            captions: also read captions and metadata; without, listing is a matter of file names, and ``described``
-                reads them.
+            captions: also read captions and metadata; without, ``described`` reads them later.
         """
         listed = self._list()
         return (record.described() for record in listed) if captions else listed
 
     @abstractmethod
     def _list(self) -> Iterator[Record]:
-        """All images, in an order that is the same every time, with ``describe`` where captions take reading."""
+        """All images, always in the same order, with ``describe`` where captions have to be read."""
 
     def peek(self) -> Record | None:
-        """The first image, None if there is none. The next call of ``listing`` goes on from here."""
+        """The first image, None if there is none. The next call of ``listing`` continues from there."""
         listed = self.listing()
         first = next(listed, None)
         self._begun = iter(()) if first is None else chain([first], listed)
         return first
 
     def listing(self) -> Iterator[Record]:
-        """All images without captions: one pass, begun by ``peek`` if that was called."""
+        """All images without captions, in one pass that ``peek`` may have begun."""
         begun, self._begun = self._begun, None
         return self.records(captions=False) if begun is None else begun
 
     def require_images(self) -> None:
-        """Refuse a corpus without images, such as a disk that is not mounted.
+        """Refuse a corpus without images, such as an unmounted disk.
 
         Raises:
             CorpusError: it has none.
@@ -152,30 +149,28 @@ class Corpus(ABC):
             raise CorpusError(self.explain_empty())
 
     def skipped_note(self) -> str | None:
-        """What a person should know once it was read, above all what was passed over; None if there is nothing."""
+        """What was skipped, and ``read_notes``, for the user; None if there is nothing."""
         videos = Counter({kind: number for kind, number in self.skipped.items() if kind in VIDEOS})
         heif = sum(number for kind, number in self.skipped.items() if kind in HEIF)
         parts = []
         if images := self.skipped - videos:
-            remedy = "convert to JPEG what shall be found"
+            remedy = "convert them to JPEG to index them"
             if heif:
                 remedy = "pip install 'llm2clip-retrieval[heic]' reads HEIC"
                 remedy += "; convert the others to JPEG" if heif < images.total() else ""
-            parts.append(
-                f"{_counted(images, 'image')} of kinds that are not read{_some(images)} passed over: {remedy}"
-            )
+            parts.append(f"{_counted(images, 'image')} of unsupported types skipped{_some(images)}: {remedy}")
         if videos:
             parts.append(
-                f"{_counted(videos, 'video')} passed over{_some(videos)}: --frame-interval 10 takes a frame every 10 s"
+                f"{_counted(videos, 'video')} skipped{_some(videos)}: --frame-interval 10 takes a frame every 10 s"
             )
         return "; ".join([*parts, *self.read_notes]) or None
 
     @abstractmethod
     def explain_empty(self) -> str:
-        """Why ``records`` gave none: what was found, and what was looked for."""
+        """Why there are no images: what was found, and what was expected."""
 
     def identity(self) -> dict[str, str]:
-        """What the manifest stores: two corpora are the same if these are, ``spec`` apart."""
+        """What the manifest stores: two corpora are the same if these are equal but for ``spec``."""
         return {"kind": self.kind, "spec": self.spec, "root": str(self.root)}
 
 
@@ -194,5 +189,5 @@ def _compact(value: Mapping[str, Any]) -> str:
 
 
 def same_corpus(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two identities name the same images, however they were spelt."""
+    """Whether two identities name the same images."""
     return {**one, "spec": ""} == {**other, "spec": ""}

@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV, JSON-lines and plain lists of paths: what each says of an image."""
+"""Rows of CSV, TSV, JSON-lines and plain lists of paths."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _PATHS = (
     "file_name filename filepath file_path image_path path file image img picture photo image_url url uri"
 )
 PATH_COLUMNS = (*_PATHS.split(), "文件名", "文件路径", "路径", "图片")
-"""Columns that say where an image is, the first that there is; case does not matter."""
+"""Names of the column of paths, in order of preference; case does not matter."""
 CAPTION_COLUMNS = ("caption", "text", "captions", "描述", "说明", "标题")
-"""Columns that hold its caption, likewise."""
+"""Names of the column of captions, likewise."""
 _OTHER = re.compile(r"[^\x00-\x7f]")
 _WRONG = re.compile("[\udc80-\udcff]")
 _INT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
@@ -35,9 +35,9 @@ class Row(NamedTuple):
     line: int
     """Its number, from 1."""
     path: str
-    """As it is written."""
+    """As written."""
     caption: str | None = None
-    """The caption it gives."""
+    """Its caption."""
     metadata: Mapping[str, Any] | None = None
     """The other columns."""
     problem: str | None = None
@@ -45,9 +45,9 @@ class Row(NamedTuple):
 
 
 def encoding_of(file: Path) -> str:
-    """How a list is written: UTF-8, UTF-16 with its mark, or, failing that, GB 18030.
+    """Encoding of a list: UTF-8, UTF-16 with a byte-order mark, or else GB 18030.
 
-    What is UTF-8 but for a few bytes is UTF-8: the lines with those bytes are damaged, not the list.
+    A list that is UTF-8 but for a few bytes counts as UTF-8: only the lines with those bytes are damaged.
 
     Raises:
         OSError: it cannot be read.
@@ -179,7 +179,7 @@ def _row(number: int, cells: Mapping[str, Any], columns: tuple[str | None, str |
 
 
 def _value(cell: str) -> str | int | float:
-    """Numbers as numbers, so that filters compare them as such; 007 and 1e5 stay text."""
+    """Numbers as numbers, so that filters can compare them; 007 and 1e5 stay text."""
     if _INT.fullmatch(cell):
         return int(cell)
     return float(cell) if _FLOAT.fullmatch(cell) else cell
@@ -190,13 +190,13 @@ Rows = Callable[[], Iterator[Row]]
 
 
 def column_of(names: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first of the wanted names that there is, as it is written there."""
+    """The first of the wanted names that exists, as written there."""
     written = {name.strip().lower(): name for name in reversed(names)}
     return next((written[name] for name in wanted if name in written), None)
 
 
 def split_caption(cells: dict[str, Any], column: str | None) -> tuple[str | None, dict[str, Any]]:
-    """The caption and the other cells; of a list of captions the first, and the list stays among the others."""
+    """The caption and the other cells; of a list of captions the first, and the list stays in the others."""
     value = cells.get(column) if column is not None else None
     if isinstance(value, list) and value and isinstance(value[0], str) and value[0].strip():
         return value[0].strip(), cells

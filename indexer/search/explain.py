@@ -36,7 +36,7 @@ def explain_search(index: Index, *, where: str | None = None) -> Explanation:
 
     Args:
         index: the index.
-        where: a filter in the language of docs/filters.md; None: none.
+        where: a filter (docs/filters.md); None: none.
 
     Raises:
         WhereError: the filter is not valid.

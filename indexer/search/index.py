@@ -1,4 +1,4 @@
-"""``Index``: an index folder, opened for searching."""
+"""``Index``: an index opened for searching."""
 
 from __future__ import annotations
 
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
     from llm2clip.indexer.search.verify import VerifyReport
 
 _ROWS_AT_ONCE = 65_536
-"""Hits of all queries together that are looked for at once, where many are asked for."""
+"""Maximum number of hits of one batch of queries."""
 _MASKS = 8
-"""Filters whose answers are kept: nothing that they ask about changes while an index is open."""
+"""Number of filters whose result is cached while an index is open."""
 
 
 def open_index(path: str | os.PathLike[str], *, device: str = "cpu") -> Index:
-    """Open the index in a folder. Nothing is read but its manifest until it is needed.
+    """Open the index in a folder. Only its manifest is read at once.
 
     Args:
         path: the folder.
         device: where it is searched: ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
-        IndexNotFoundError: there is none, or it was never finished.
-        IndexVersionError: another release wrote it, in a format that this one does not know.
-        IndexDamagedError: a file is missing or has another size than was committed, or the manifest was altered.
+        IndexNotFoundError: there is none, or it is unfinished.
+        IndexVersionError: it has a format that this release does not know.
+        IndexDamagedError: a file is missing or has the wrong size, or the manifest was altered.
     """
     folder = Path(path).expanduser().absolute()
     while True:
@@ -64,13 +64,13 @@ def open_index(path: str | os.PathLike[str], *, device: str = "cpu") -> Index:
         try:
             return Index(folder, manifest, device=device)
         except IndexDamagedError:
-            # A build may have replaced this generation, and deleted its files, since the manifest was read.
+            # A build may have replaced this generation since the manifest was read.
             if read_manifest(folder).generation == manifest.generation:
                 raise
 
 
 class Index:
-    """An index on disk, as it was when it was opened; made by ``open_index``. Safe to use from several threads.
+    """An index as of when it was opened; made by ``open_index``. Safe to use from several threads.
 
     ``len(index)`` is the number of images that can be found.
     """
@@ -81,10 +81,10 @@ class Index:
         for name, record in manifest.files.items():
             _check_size(folder / name, record.bytes)
         _check_size(folder / manifest.items_file, manifest.items_bytes, or_more=True)
-        # Mapped and opened now, though not read: a change may replace this generation and delete its files.
+        # Mapped and opened now, not read: a change may replace this generation and delete its files.
         mapped = [map_segment(folder / s.file, rows=s.rows, dim=manifest.dim) for s in manifest.segments]
         self.vectors = Vectors(mapped, dim=manifest.dim)
-        """The stored vectors by id: (rows, dim), float16. Those of tombstones are there too."""
+        """The stored vectors by id: (rows, dim), float16, including tombstones."""
         self.items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
         """The items by id."""
         meta = self.items.meta
@@ -107,7 +107,7 @@ class Index:
 
     @cached_property
     def _there(self) -> NDArray[np.bool_] | None:
-        """Which ids are no tombstones; None: all. Shape: (rows,), bool."""
+        """Mask of ids that are not tombstones; None: all. Shape: (rows,), bool."""
         if not self.manifest.tombstones:
             return None
         there = np.ones(self.manifest.rows, dtype=np.bool_)
@@ -126,20 +126,20 @@ class Index:
             except IndexDamagedError:
                 if path.exists():
                     raise
-                # A change deleted it since this index was opened: the vectors are scanned.
+                # A change deleted it since this index was opened: scan the vectors.
         return KnnSearcher(self.vectors, candidates=candidates)
 
     def allowed(self, where: str | None = None) -> NDArray[np.bool_] | None:
-        """Which ids a search may find: those of no tombstone that a filter lets through; None: all.
+        """Mask of ids that a search may find: no tombstones, and only those that pass a filter; None: all.
 
         Args:
-            where: a filter in the language of docs/filters.md.
+            where: a filter (docs/filters.md).
 
         Returns:
             Shape: (rows,), bool.
 
         Raises:
-            WhereError: the filter means nothing.
+            WhereError: the filter is not valid.
         """
         if where is None:
             return self._there
@@ -151,7 +151,7 @@ class Index:
                     self._filtering, rows=self.manifest.rows, commit=self.manifest.generation
                 )
                 known.flags.writeable = False
-            self._masks[where] = known  # the last that were asked for are at the end
+            self._masks[where] = known  # the most recent ones are at the end
             if len(self._masks) > _MASKS:
                 del self._masks[next(iter(self._masks))]
             return known
@@ -161,22 +161,21 @@ class Index:
     ) -> list[list[Hit]]:
         """Find the images whose vectors have the largest inner products with each query.
 
-        With the exact structure, which small indexes have, the answer is that of a brute force over the stored
-        vectors. The score is the inner product summed in float64 and rounded to float32, the same however many
-        queries are asked at once; equal scores are ranked by id.
+        Small indexes are searched exactly. The score is the inner product summed in float64 and rounded to float32,
+        independent of the batch; equal scores are ranked by id.
 
         Args:
             vectors: the queries. Shape: (n, dim), float32, unit rows.
-            k: how many images to find for each; fewer are found where the index has fewer.
-            where: a filter in the language of docs/filters.md; None: every image may be found.
+            k: hits per query; fewer where fewer images can be found.
+            where: a filter (docs/filters.md); None: none.
 
         Returns:
             For each query its hits, best first.
 
         Raises:
-            ValueError: the queries have another shape, are not finite or not of unit length, or k < 1.
-            WhereError: the filter means nothing.
-            IndexDamagedError: a file of the index turns out to be damaged.
+            ValueError: the queries have the wrong shape, are not finite or not of unit length, or k < 1.
+            WhereError: the filter is not valid.
+            IndexDamagedError: a file of the index is damaged.
             FaissNotInstalledError: FAISS is not installed.
         """
         queries = self._checked(vectors)
@@ -199,7 +198,7 @@ class Index:
             )
         squares = np.einsum("nd,nd->n", queries, queries)
         low, high = (float(squares.min()), float(squares.max())) if len(squares) else (1.0, 1.0)
-        if not (low > 0.98 and high < 1.02):  # which is also so where one is not a number
+        if not (low > 0.98 and high < 1.02):  # also true if one is NaN
             raise IndexerError(
                 f"queries must be finite rows of length 1, got lengths {low**0.5:.4g} to {high**0.5:.4g}: "
                 "divide each by its length"
@@ -231,31 +230,29 @@ class Index:
         return hits
 
     def metadata_names(self) -> list[str]:
-        """Names of the metadata that images came with, as filters ask for them: ``meta.author``, ..."""
+        """Names of the metadata, as written in filters: ``meta.author``, ..."""
         self.items.settle()
         with self._filter_lock:
             return metadata_names(self._filtering)
 
     def explain(self, *, where: str | None = None) -> list[str]:
-        """How a query would be answered and why, a sentence per step; ``explaining.py`` says more.
+        """How a query is answered and why, a sentence per step; see also ``explain_search``.
 
         Raises:
-            WhereError: the filter means nothing.
+            WhereError: the filter is not valid.
         """
         steps = [describe_device(self.device), *self._searcher.explain(allowed=self.allowed(where))]
         ann = self.manifest.ann
-        if (
-            ann is not None and len(ann.plan) > 1
-        ):  # the exact structure that nobody planned has nothing to tell
+        if ann is not None and len(ann.plan) > 1:  # an unplanned exact index has no plan to explain
             steps += Plan.from_json(ann.plan).lines()
         return steps
 
     def read_image(self, hit_id: int) -> bytes:
-        """The encoded image of a hit, as it is in the corpus now: a whole file, or a part of one.
+        """The encoded image of a hit, as it is in the corpus now.
 
         Raises:
-            OSError: the corpus is no longer there.
-            IndexerError: there is no such id, or what holds the image changed since it was indexed.
+            OSError: the corpus no longer exists.
+            IndexerError: there is no such id, or its container changed since it was indexed.
         """
         row = self.items.get(hit_id)
         if row is None:
@@ -264,7 +261,7 @@ class Index:
         return read_located(row.locator, key=row.key, corpus=source, hash=row.hash)
 
     def info(self) -> IndexInfo:
-        """What this index is."""
+        """Description of this index."""
         manifest = self.manifest
         return IndexInfo(
             path=str(self.path),
@@ -288,30 +285,30 @@ class Index:
         )
 
     def errors(self, *, limit: int = -1) -> list[ErrorRow]:
-        """The images that could not be read, by key, with reasons; ``limit`` of them, all if negative."""
+        """Images that could not be read, by key, with reasons; at most ``limit``, all if negative."""
         return self.items.errors(limit=limit)
 
     def require_encoder(self, encoder: EncoderIdentity) -> None:
-        """Make sure that queries of ``encoder`` can be compared with the stored vectors.
+        """Refuse an encoder whose queries cannot be compared with the stored vectors.
 
         Raises:
-            EncoderMismatchError: the index was built with another one.
+            EncoderMismatchError: the index was built with another encoder.
         """
         if problem := encoder_mismatch(self.manifest.encoder, encoder.identity()):
             raise EncoderMismatchError(
-                f"{self.path} {problem}. Search it with the encoder it was built with, or build it anew: "
+                f"{self.path} {problem}. Search it with the encoder it was built with, or build it again: "
                 f"llm2clip-index build {quote(self.manifest.corpus['spec'])} --index {quote(str(self.path))} "
                 f"--encoder {quote(encoder.name)} --overwrite"
             )
 
     def verify(self) -> VerifyReport:
-        """Check every file, count, id and vector. Reads everything."""
+        """Check all files, counts, ids and vectors. Reads everything."""
         from llm2clip.indexer.search.verify import verify_index
 
         return verify_index(self)
 
     def close(self) -> None:
-        """Close the files; the index is of no use afterwards."""
+        """Close the files; the index cannot be used afterwards."""
         self.items.close()
         with self._filter_lock:
             self._filtering.close()

@@ -80,7 +80,7 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-def test_bad_images_are_listed_with_reasons_and_the_others_indexed(tmp_path, encoder):
+def test_build_index_lists_bad_images_of_a_folder(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", {**BAD, "good.png": GOOD})
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
     assert (report.items, report.bad) == (1, len(BAD))
@@ -99,7 +99,7 @@ def test_bad_images_are_listed_with_reasons_and_the_others_indexed(tmp_path, enc
         assert index.verify().ok
 
 
-def test_bad_images_of_a_tar(tmp_path, encoder):
+def test_build_index_lists_bad_images_of_a_tar(tmp_path, encoder):
     (tmp_path / "s.tar").write_bytes(tar_of({**BAD, "good.png": GOOD}))
     report = build_index(tmp_path / "s.tar", tmp_path / "i", encoder=encoder)
     assert (report.items, [bad.key for bad in report.bad_images]) == (
@@ -108,7 +108,7 @@ def test_bad_images_of_a_tar(tmp_path, encoder):
     )
 
 
-def test_odd_images_are_indexed_as_they_are_shown(tmp_path, encoder):
+def test_build_index_indexes_odd_images_as_shown(tmp_path, encoder):
     odd = odd_images()
     corpus = put(tmp_path / "corpus", {name: content for name, (content, _) in odd.items()})
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
@@ -124,7 +124,7 @@ def test_odd_images_are_indexed_as_they_are_shown(tmp_path, encoder):
         assert min(scores.values()) > 0.8
 
 
-def test_bad_images_are_not_tried_again_until_they_change(tmp_path):
+def test_build_index_retries_bad_images_only_if_changed(tmp_path):
     corpus = put(tmp_path / "corpus", {**BAD, "good.png": GOOD})
     tried: list[int] = []
 
@@ -148,7 +148,7 @@ def test_bad_images_are_not_tried_again_until_they_change(tmp_path):
     assert (report.items, report.embedded, report.bad) == (3, 2, len(BAD) - 1)
 
 
-def test_a_image_without_permission_is_tried_again(tmp_path, encoder, monkeypatch):
+def test_build_index_retries_images_without_permission(tmp_path, encoder, monkeypatch):
     """Tests may run as root, whom no permission stops: the refusal is simulated."""
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "locked.png": encoded((1, 2, 3))})
     read = Path.read_bytes
@@ -167,14 +167,14 @@ def test_a_image_without_permission_is_tried_again(tmp_path, encoder, monkeypatc
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_a_image_without_permission_for_real(tmp_path, encoder):
+def test_build_index_lists_images_without_permission(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "locked.png": GOOD})
     (corpus / "locked.png").chmod(0)
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
     assert [(bad.key, bad.reason) for bad in report.bad_images] == [("locked.png", "Permission denied")]
 
 
-def test_a_image_that_vanishes_meanwhile_is_listed(tmp_path, encoder, monkeypatch):
+def test_build_index_lists_images_that_vanish(tmp_path, encoder, monkeypatch):
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "b.png": encoded((1, 2, 3))})
     read = records_module.Record.read
 
@@ -188,19 +188,18 @@ def test_a_image_that_vanishes_meanwhile_is_listed(tmp_path, encoder, monkeypatc
     assert [(bad.key, bad.reason) for bad in report.bad_images] == [("b.png", "No such file or directory")]
 
 
-def test_images_of_kinds_that_are_not_read_are_a_note_of_the_report(tmp_path, encoder):
+def test_build_index_notes_skipped_images(tmp_path, encoder):
     files = {"a.jpe": JPEG, "b.jfif": JPEG, "c.arw": b"x", "d.CR2": b"x", "e.arw": b"x"}
     corpus = put(tmp_path / "corpus", files)
     for up_to_date in (False, True):
         report = build_index(corpus, tmp_path / "i", encoder=encoder)
         assert (report.items, report.bad, report.up_to_date) == (2, 0, up_to_date)
         assert report.notes == (
-            "3 images of kinds that are not read (2 .arw, 1 .cr2) passed over: "
-            "convert to JPEG what shall be found",
+            "3 images of unsupported types skipped (2 .arw, 1 .cr2): convert them to JPEG to index them",
         )
 
 
-def test_nothing_readable_is_an_error_and_leaves_nothing(tmp_path, encoder):
+def test_build_index_refuses_a_corpus_without_readable_images(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", BAD)
     with pytest.raises(CorpusError) as failure:
         build_index(corpus, tmp_path / "i", encoder=encoder)
@@ -209,7 +208,7 @@ def test_nothing_readable_is_an_error_and_leaves_nothing(tmp_path, encoder):
     assert not (tmp_path / "i").exists()
 
 
-def test_metadata_problems_are_listed_without_losing_the_image(tmp_path, encoder):
+def test_build_index_lists_metadata_problems(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "a.json": b"{"})
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
     assert (report.items, report.bad) == (1, 0)

@@ -73,7 +73,7 @@ def test_without_an_encoder_the_built_in_ones_are_listed(photos, loaded):
     done = run.invoke(cli.app, ["build", str(photos)])
     assert (done.exit_code, done.stdout, loaded) == (2, "", [])
     assert done.stderr.startswith(
-        "error: which encoder? Say --encoder NAME, or set LLM2CLIP_ENCODER. There are\n"
+        "error: no encoder was named: give --encoder NAME, or set LLM2CLIP_ENCODER. There are\n"
     )
     for card in [card for card in list_encoders() if card.recommended]:
         assert f"  {card.name} " in done.stderr
@@ -123,8 +123,8 @@ def test_a_person_is_asked(tmp_path, answers, chosen, capsys):
     remaining = iter(answers)
     assert choosing.choose_encoder("p", tmp_path, told=None, ask=lambda _: next(remaining)) == chosen
     asked = capsys.readouterr().err
-    assert asked.startswith("Which encoder shall read your images?\n  1  nano")
-    assert asked.count("is none of them: expected 1 to") == len(answers) - 1
+    assert asked.startswith("Choose an encoder:\n  1  nano")
+    assert asked.count("is not one of them: expected 1 to") == len(answers) - 1
 
 
 def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):

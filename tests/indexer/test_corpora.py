@@ -110,7 +110,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_built_searched_read_again_and_brought_up_to_date(tmp_path, kind):
+def test_corpus_is_built_searched_read_again_and_updated(tmp_path, kind):
     make, key = KINDS[kind]
     place, index = tmp_path / "长 place", tmp_path / "i"
     images = [encoded(colour_of(number)) for number in range(COUNT)]
@@ -147,7 +147,7 @@ def _same(index: Path, encoder: FakeEncoder, key: str, images: list[bytes]) -> N
             assert opened.read_image(hit.id) == images[number]
 
 
-def test_a_list_from_another_command(tmp_path, monkeypatch):
+def test_build_reads_a_list_from_standard_input(tmp_path, monkeypatch):
     place = folder(tmp_path / "d", [encoded(colour_of(number)) for number in range(COUNT)])
     monkeypatch.chdir(tmp_path)
     names = "".join(f"d/海/{number}.png\n" for number in range(COUNT))
@@ -163,7 +163,7 @@ def test_a_list_from_another_command(tmp_path, monkeypatch):
         assert opened.read_image(hit.id) == encoded(colour_of(4))
 
 
-def test_a_list_from_another_command_in_a_terminal(tmp_path):
+def test_build_refuses_a_terminal_as_a_list(tmp_path):
     place = folder(tmp_path / "d", [encoded(colour_of(number)) for number in range(COUNT)])
     names = b"\0".join(os.fsencode(path) for path in sorted(place.rglob("*.png")))
     run = _built(names, tmp_path, "--index", str(tmp_path / "i"))
@@ -172,7 +172,7 @@ def test_a_list_from_another_command_in_a_terminal(tmp_path):
     run = _built(names, tmp_path)
     assert run.returncode == 1
     assert run.stderr.decode() == (
-        "error: a list on standard input has no place for its index: name one with --index PATH\n"
+        "error: a list on standard input has no default index folder: name one with --index PATH\n"
     )
 
 
@@ -182,7 +182,7 @@ def _built(names: bytes, folder: Path, *options: str) -> subprocess.CompletedPro
     return subprocess.run(command, input=names, capture_output=True, cwd=folder, check=False)
 
 
-def test_the_frames_of_a_video_are_read_again(tmp_path):
+def test_read_image_reads_video_frames_again(tmp_path):
     pytest.importorskip("av")
     from .test_videos import film, number_of
 
@@ -202,7 +202,7 @@ def test_the_frames_of_a_video_are_read_again(tmp_path):
             assert hit.uri == f"{tmp_path}/v/长城.mp4#t={number}"
 
 
-def test_every_format_of_a_folder_is_decoded(tmp_path):
+def test_folder_corpus_formats_are_all_decoded(tmp_path):
     heif = pytest.importorskip("pillow_heif")
     encoder = FakeEncoder()
     names = ["a.jpg", "b.png", "c.webp", "d.gif", "e.tiff", "f.bmp", "g.avif", "h.heic"]
@@ -237,7 +237,7 @@ def test_every_format_of_a_folder_is_decoded(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip", "parquet", "arrow", "csv", "jsonl", "txt"])
-def test_damage_at_random_is_reported_and_ends_nothing(tmp_path, kind):
+def test_open_corpus_reports_random_damage(tmp_path, kind):
     made = KINDS[kind].make(tmp_path / "d", [encoded(colour_of(number)) for number in range(COUNT)])
     whole = Path(made).read_bytes()
     end = (

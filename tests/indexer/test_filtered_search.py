@@ -29,7 +29,7 @@ def index(index_of: Callable[[np.ndarray], Index], rows: np.ndarray) -> Index:
 
 @pytest.mark.parametrize("passing", [0, 1, 6, 60, 600, 3000, ROWS])
 @pytest.mark.parametrize("scanned", [0, 10**9])
-def test_the_answer_is_that_of_a_brute_force_over_what_passes(
+def test_filtered_search_equals_brute_force(
     index: Index, rows: np.ndarray, passing: int, scanned: int, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
@@ -47,21 +47,21 @@ def test_the_answer_is_that_of_a_brute_force_over_what_passes(
         np.testing.assert_allclose([hit.score for hit in hits], stored[best] @ query, atol=1e-6)
 
 
-def test_a_filter_that_means_nothing_is_refused(index: Index, rows: np.ndarray):
+def test_filtered_search_refuses_invalid_filters(index: Index, rows: np.ndarray):
     with pytest.raises(WhereError, match="no field 'wide'"):
         index.search(rows[:1], where="wide > 3")
     with pytest.raises(WhereError, match="the filter is empty"):
         index.search(rows[:1], where=" ")
 
 
-def test_allowed_is_what_passes(index: Index):
+def test_allowed_is_the_mask_of_a_filter(index: Index):
     assert index.allowed() is None
     mask = index.allowed("caption = 'number 77' OR width BETWEEN 2 AND 4")
     assert mask is not None
     assert np.flatnonzero(mask).tolist() == [1, 2, 3, 77]
 
 
-def test_filters_are_asked_from_many_threads(index: Index, rows: np.ndarray):
+def test_filtered_search_is_safe_in_threads(index: Index, rows: np.ndarray):
     failures: list[object] = []
 
     def ask(number: int) -> None:

@@ -31,7 +31,7 @@ def put(folder, *names):
         (folder / name).write_bytes(IMAGE)
 
 
-def test_images_are_found_by_ending_in_order_of_names(tmp_path):
+def test_folder_corpus_lists_images_by_ending_and_name(tmp_path):
     put(
         tmp_path,
         "b.JPG",
@@ -64,7 +64,7 @@ def test_images_are_found_by_ending_in_order_of_names(tmp_path):
 
 
 @pytest.mark.parametrize(("feature", "names"), [("avif", ["a.avif"]), ("jpg_2000", ["a.j2k", "a.jp2"])])
-def test_what_some_pillows_read_is_found_where_this_one_does(tmp_path, feature, names):
+def test_folder_corpus_lists_what_this_pillow_decodes(tmp_path, feature, names):
     from PIL import features
 
     put(tmp_path, *names, "b.png")
@@ -77,33 +77,33 @@ def test_what_some_pillows_read_is_found_where_this_one_does(tmp_path, feature, 
         assert corpus.skipped.total() == len(names)
 
 
-def test_images_that_are_not_read_are_counted(tmp_path):
+def test_folder_corpus_counts_skipped_images(tmp_path):
     put(tmp_path, "a.jfif", "b.JPE", "c.arw", "d/e.ARW", "d/f.cr2", "g.mov", ".h.arw")
     corpus = open_corpus(tmp_path)
     for _ in range(2):
         assert [record.key for record in corpus.records()] == ["a.jfif", "b.JPE"]
-    images = "3 images of kinds that are not read (2 .arw, 1 .cr2) passed over: convert to JPEG what shall be found"
-    videos = "1 video passed over (1 .mov): --frame-interval 10 takes a frame every 10 s"
+    images = "3 images of unsupported types skipped (2 .arw, 1 .cr2): convert them to JPEG to index them"
+    videos = "1 video skipped (1 .mov): --frame-interval 10 takes a frame every 10 s"
     assert corpus.skipped_note() == f"{images}; {videos}"
     put(tmp_path, "i.nef", "j.dng", "k.jxl")
     (tmp_path / "g.mov").unlink()
     list(corpus.records(captions=False))
-    assert corpus.skipped_note().startswith("6 images of kinds that are not read (2 .arw, ")
-    assert ", ...) passed over: " in corpus.skipped_note()
+    assert corpus.skipped_note().startswith("6 images of unsupported types skipped (2 .arw, ")
+    assert ", ...): " in corpus.skipped_note()
 
 
 @pytest.mark.parametrize(
     ("names", "note"),
     [
-        (["a.heic"], "1 image of kinds that are not read (1 .heic) passed over: EXTRA"),
+        (["a.heic"], "1 image of unsupported types skipped (1 .heic): EXTRA"),
         (
             ["a.heic", "b.hif", "c.cr2"],
-            "3 images of kinds that are not read (1 .heic, 1 .hif, 1 .cr2) passed over: EXTRA; "
+            "3 images of unsupported types skipped (1 .heic, 1 .hif, 1 .cr2): EXTRA; "
             "convert the others to JPEG",
         ),
     ],
 )
-def test_the_extra_for_heic_is_named_where_it_is_missing(tmp_path, monkeypatch, names, note):
+def test_skipped_note_names_the_extra_for_heic(tmp_path, monkeypatch, names, note):
     for cached in (files.image_endings, files.other_image_endings):
         cached.cache_clear()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
@@ -119,13 +119,13 @@ def test_the_extra_for_heic_is_named_where_it_is_missing(tmp_path, monkeypatch, 
             cached.cache_clear()
 
 
-def test_hidden_files_and_folders_are_left_out(tmp_path):
+def test_folder_corpus_omits_hidden_files(tmp_path):
     put(tmp_path, ".hidden.jpg", ".cache/a.jpg", "._a.jpg", "a.jpg")
     assert keys(tmp_path) == ["a.jpg"]
 
 
 @posix
-def test_names_in_any_script_and_with_any_character(tmp_path):
+def test_folder_corpus_reads_names_in_any_script(tmp_path):
     names = [
         "été à la mer.jpg",
         "北京/长城.png",
@@ -142,7 +142,7 @@ def test_names_in_any_script_and_with_any_character(tmp_path):
 
 
 @posix
-def test_names_as_long_as_a_file_system_takes_and_folders_as_deep(tmp_path):
+def test_folder_corpus_reads_long_names_and_deep_folders(tmp_path):
     longest = "长" * 83 + "ab.png"  # 255 bytes
     deep = "/".join(["d" * 200] * 15)  # 3,014 bytes, and the folder of the test before them
     put(tmp_path, longest, f"{deep}/{longest}")
@@ -151,7 +151,7 @@ def test_names_as_long_as_a_file_system_takes_and_folders_as_deep(tmp_path):
     assert all(record.read() == IMAGE for record in found)
 
 
-def test_folders_in_each_other_need_no_recursion(tmp_path):
+def test_folder_corpus_does_not_recurse(tmp_path):
     deep = "/".join("d" * 100)
     put(tmp_path, f"{deep}/a.png")
     assert keys(tmp_path) == [f"{deep}/a.png"]  # with everything imported, before it gets tight
@@ -164,7 +164,7 @@ def test_folders_in_each_other_need_no_recursion(tmp_path):
 
 
 @posix
-def test_letters_that_look_alike_are_different_names(tmp_path):
+def test_folder_corpus_keeps_names_unnormalised(tmp_path):
     put(
         tmp_path, "e\u0301.jpg", "\u00e9.jpg"
     )  # composed and not: a file system may hold both, and keys are bytes
@@ -172,7 +172,7 @@ def test_letters_that_look_alike_are_different_names(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that takes any bytes as a name")
-def test_a_name_that_is_not_utf8_is_reported(tmp_path):
+def test_folder_corpus_reports_names_that_are_not_utf8(tmp_path):
     put(tmp_path, "a.jpg")
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
         file.write(IMAGE)
@@ -183,7 +183,7 @@ def test_a_name_that_is_not_utf8_is_reported(tmp_path):
 
 
 @posix
-def test_links_are_followed_out_of_the_corpus_and_loops_end(tmp_path):
+def test_folder_corpus_follows_links_out_of_it_and_ends_loops(tmp_path):
     corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
     put(corpus, "a/1.jpg", "b/2.jpg")
     put(elsewhere, "3.jpg", "deep/4.jpg")
@@ -197,17 +197,17 @@ def test_links_are_followed_out_of_the_corpus_and_loops_end(tmp_path):
 
 
 @posix
-def test_what_is_no_file_is_reported_and_not_opened(tmp_path):
+def test_folder_corpus_reports_special_files(tmp_path):
     put(tmp_path, "a.jpg")
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe.jpg")
     problems = {record.key: record.problem for record in open_corpus(tmp_path).records()}
-    assert problems == {"a.jpg": None, "gone.jpg": "link to nothing", "pipe.jpg": "not a regular file"}
+    assert problems == {"a.jpg": None, "gone.jpg": "broken link", "pipe.jpg": "not a regular file"}
     with pytest.raises(CorpusError, match="not a regular file"):
         next(record for record in open_corpus(tmp_path).records() if record.key == "pipe.jpg").read()
 
 
-def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
+def test_folder_corpus_reports_unreadable_folders(tmp_path, monkeypatch):
     put(tmp_path, "a.jpg", "locked/b.jpg", "z/c.jpg")
     scandir = os.scandir
 
@@ -221,7 +221,7 @@ def test_an_unreadable_folder_is_reported(tmp_path, monkeypatch):
     assert problems == {"a.jpg": None, "locked": "folder: Permission denied", "z/c.jpg": None}
 
 
-def test_captions_and_metadata_beside_a_image(tmp_path):
+def test_folder_corpus_reads_captions_and_metadata(tmp_path):
     put(tmp_path, "1.jpg", "2.png", "3.jpg", "4.jpg", "5.jpg", "6.jpg")
     (tmp_path / "1.txt").write_text(" a dog \n", "utf-8")
     (tmp_path / "2.json").write_text(json.dumps({"caption": "ein Hund", "year": 1999}), "utf-8-sig")
@@ -249,7 +249,7 @@ def test_captions_and_metadata_beside_a_image(tmp_path):
 @pytest.mark.parametrize(
     "content", [b'{"caption": "\\ud83e"}', b"[" * 100_000, b"\xff\xfe", b'{"a": ' + b"9" * 5000 + b"}"]
 )
-def test_hostile_metadata_is_noted_not_fatal(tmp_path, content):
+def test_folder_corpus_notes_hostile_metadata(tmp_path, content):
     put(tmp_path, "a.jpg")
     (tmp_path / "a.json").write_bytes(content)
     [record] = open_corpus(tmp_path).records()
@@ -257,7 +257,7 @@ def test_hostile_metadata_is_noted_not_fatal(tmp_path, content):
     assert (record.caption, record.metadata) == (None, None)
 
 
-def test_listing_without_captions_reads_none(tmp_path, monkeypatch):
+def test_records_without_captions_opens_no_sidecar(tmp_path, monkeypatch):
     put(tmp_path, "a.jpg")
     (tmp_path / "a.txt").write_text("a caption")
     with_captions = next(open_corpus(tmp_path).records())
@@ -267,7 +267,7 @@ def test_listing_without_captions_reads_none(tmp_path, monkeypatch):
     assert (without.size, without.mtime_ns) == (len(IMAGE), (tmp_path / "a.jpg").stat().st_mtime_ns)
 
 
-def test_every_change_of_the_files_beside_a_image_changes_their_stamp(tmp_path):
+def test_sidecar_of_stamps_every_change(tmp_path):
     put(tmp_path, "a.jpg")
     text, metadata = tmp_path / "a.txt", tmp_path / "a.json"
 
@@ -292,16 +292,14 @@ def test_every_change_of_the_files_beside_a_image_changes_their_stamp(tmp_path):
     assert stamp() is None
 
 
-def test_a_huge_file_is_not_read(tmp_path):
+def test_record_read_refuses_huge_files(tmp_path):
     with open(tmp_path / "a.jpg", "wb") as file:
         file.truncate(MAX_IMAGE_BYTES + 1)
-    with pytest.raises(
-        CorpusError, match="file of 268,435,457 bytes, more than the 268,435,456 that are read"
-    ):
+    with pytest.raises(CorpusError, match="file of 268,435,457 bytes, more than the limit of 268,435,456"):
         next(open_corpus(tmp_path).records()).read()
 
 
-def test_emptiness_says_what_was_found(tmp_path):
+def test_explain_empty_says_what_was_found(tmp_path):
     corpus = open_corpus(tmp_path)
     assert "the folder is empty. Expected files ending in " in corpus.explain_empty()
     for name in ("a.arw", "b.arw", "c.pdf", "README"):
@@ -320,11 +318,11 @@ def test_emptiness_says_what_was_found(tmp_path):
             "*.png",
             r"no such file or folder: .*\.png\. Give the folder, or pipe the names in: ls \.\.\. \| llm2clip",
         ),
-        ("a.jpg", "is a single image: expected the folder it is in"),
+        ("a.jpg", "is a single image: expected its folder"),
         ("a.pdf", "neither a folder of images nor a .tar"),
     ],
 )
-def test_what_is_no_corpus_is_refused(tmp_path, name, message):
+def test_open_corpus_refuses_other_paths(tmp_path, name, message):
     put(tmp_path, "a.jpg")
     (tmp_path / "a.pdf").write_bytes(b"x")
     with pytest.raises(CorpusError, match=message):
@@ -336,7 +334,7 @@ def test_what_is_no_corpus_is_refused(tmp_path, name, message):
         st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20), max_size=8
     )
 )
-def test_every_visible_name_is_found_once(tmp_path_factory, names):
+def test_folder_corpus_lists_every_visible_name_once(tmp_path_factory, names):
     folder = tmp_path_factory.mktemp("names")
     wanted = set()
     for name in names:

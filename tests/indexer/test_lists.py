@@ -33,7 +33,7 @@ def about(corpus):
     return {record.key: (record.caption, record.metadata, record.problem) for record in corpus.records()}
 
 
-def test_a_csv_with_captions_and_metadata(folder, tmp_path):
+def test_list_corpus_reads_csv_with_captions_and_metadata(folder, tmp_path):
     (folder / "list.csv").write_text(
         "title,Image,CAPTION,year,price\n"
         'one,a.png,"a dog, running",1999,2.50\n'
@@ -57,7 +57,7 @@ def test_a_csv_with_captions_and_metadata(folder, tmp_path):
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "gb18030"])
-def test_marks_and_encodings(folder, mark, encoding):
+def test_list_corpus_reads_separators_and_encodings(folder, mark, encoding):
     rows = [("file_name", "caption", "城市"), ("海/长城.png", "万里长城", "北京")]
     name = "l.tsv" if mark == "\t" else "l.csv"
     (folder / name).write_bytes("\r\n".join(mark.join(row) for row in rows).encode(encoding))
@@ -68,12 +68,12 @@ def test_marks_and_encodings(folder, mark, encoding):
     )
 
 
-def test_columns_in_chinese(folder):
+def test_list_corpus_reads_chinese_columns(folder):
     (folder / "l.csv").write_text("路径,说明,城市\n海/长城.png,万里长城,北京\n", "gb18030")
     assert about(open_corpus(folder / "l.csv")) == {"海/长城.png": ("万里长城", {"城市": "北京"}, None)}
 
 
-def test_json_lines(folder):
+def test_list_corpus_reads_json_lines(folder):
     lines = [
         {"file_name": "a.png", "text": "a dog", "tags": ["x"], "box": {"w": 1}},
         {"path": "b c.png", "captions": ["one", "two"]},
@@ -95,7 +95,7 @@ def test_json_lines(folder):
     assert len(found) == 6
 
 
-def test_captions_of_one_image_on_lines_that_follow_each_other(folder):
+def test_list_corpus_joins_consecutive_captions_of_an_image(folder):
     (folder / "captions.txt.csv").write_text(
         "image,caption\na.png,one\na.png,two\nb c.png,three\na.png,four\n"
     )
@@ -103,11 +103,11 @@ def test_captions_of_one_image_on_lines_that_follow_each_other(folder):
     assert found == {
         "a.png": ("one", {"captions": ["one", "two"]}, None),
         "b c.png": ("three", None, None),
-        "a.png@line 5": (None, None, "named before in this list"),
+        "a.png@line 5": (None, None, "listed before"),
     }
 
 
-def test_rows_that_cannot_be_used_are_reported_and_the_others_read(folder):
+def test_list_corpus_reports_unusable_rows(folder):
     (folder / "l.csv").write_text(
         "path,caption\na.png,one,more\n,nothing\ngone.png,x\n海,x\nl.csv,x\nf.heif.cr2,x\nb c.png,good\n",
         "utf-8",
@@ -119,13 +119,13 @@ def test_rows_that_cannot_be_used_are_reported_and_the_others_read(folder):
         f"{spec}:3": (None, None, "line 3: does not say where the image is"),
         "gone.png": (None, None, "No such file or directory"),
         "海": (None, None, "a folder, not an image"),
-        "l.csv": (None, None, "its ending .csv is none of an image"),
+        "l.csv": (None, None, "its ending .csv is not that of an image"),
         "b c.png": ("good", None, None),
     }
     assert corpus.skipped == {".cr2": 1}
 
 
-def test_a_plain_list_has_captions_beside_its_images(folder):
+def test_list_corpus_reads_sidecars_of_a_plain_list(folder):
     (folder / "list.txt").write_text("a.png\r\n\r\nb c.png\n")
     (folder / "b c.txt").write_text("a caption")
     assert about(open_corpus(folder / "list.txt")) == {
@@ -134,7 +134,7 @@ def test_a_plain_list_has_captions_beside_its_images(folder):
     }
 
 
-def test_a_changed_caption_changes_the_stamp(folder):
+def test_list_corpus_stamps_captions(folder):
     def stamps(text):
         (folder / "l.csv").write_text(text)
         return [record.sidecars for record in open_corpus(folder / "l.csv").records(captions=False)]
@@ -148,7 +148,7 @@ def test_a_changed_caption_changes_the_stamp(folder):
 
 
 @pytest.mark.parametrize("name", ["l.csv", "l.jsonl", "l.txt"])
-def test_a_few_bytes_that_are_no_text_spoil_their_line_alone(folder, name):
+def test_list_corpus_reports_lines_that_are_not_text(folder, name):
     lines = {
         "l.csv": [
             "path,caption",
@@ -184,14 +184,14 @@ def test_a_few_bytes_that_are_no_text_spoil_their_line_alone(folder, name):
         ("l.txt", b"\xff\xff\xff\xff", "is neither UTF-8 nor UTF-16 nor GB 18030: save it as UTF-8"),
     ],
 )
-def test_what_is_no_list_is_refused(folder, name, content, message):
+def test_list_corpus_refuses_other_files(folder, name, content, message):
     (folder / name).write_bytes(content)
     with pytest.raises(CorpusError, match=message):
         open_corpus(folder / name)
 
 
 @pytest.mark.parametrize("mark", [b"\n", b"\0", b"\r\n"])
-def test_paths_from_another_command(folder, tmp_path, monkeypatch, mark):
+def test_stdin_corpus_reads_paths(folder, tmp_path, monkeypatch, mark):
     monkeypatch.chdir(folder)
     names = ["a.png", "./海/长城.png", str(tmp_path / "e.png"), str(folder / "b c.png")]
     corpus = StdinCorpus(io.BytesIO(b"".join(os.fsencode(name) + mark for name in names)))
@@ -202,20 +202,20 @@ def test_paths_from_another_command(folder, tmp_path, monkeypatch, mark):
     assert corpus.identity() == {"kind": "stdin", "spec": "-", "root": str(folder)}
 
 
-def test_a_long_list_is_read_in_blocks(tmp_path, monkeypatch):
+def test_stdin_corpus_reads_in_blocks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f"{'长' * 40}/{number:07d}.png" for number in range(20_000)]
     corpus = StdinCorpus(io.BytesIO("\n".join(names).encode()))
     assert [record.key for record in corpus.records()] == names
 
 
-def test_a_name_that_is_not_utf8_is_reported(tmp_path, monkeypatch):
+def test_stdin_corpus_reports_names_that_are_not_utf8(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     [record] = StdinCorpus(io.BytesIO(b"caf\xe9.jpg\n")).records()
     assert (record.key, record.problem) == ("caf\\xe9.jpg", "file name is not UTF-8: rename it")
 
 
-def test_a_terminal_is_no_list(monkeypatch):
+def test_stdin_corpus_refuses_a_terminal(monkeypatch):
     monkeypatch.setattr("sys.stdin", type("Terminal", (), {"isatty": lambda self: True})())
     with pytest.raises(
         CorpusError, match=r"got a terminal: find PHOTOS -name '\*\.jpg' \| llm2clip-index build - "
@@ -223,17 +223,17 @@ def test_a_terminal_is_no_list(monkeypatch):
         open_corpus("-")
 
 
-def test_empty_lists_say_so(folder):
+def test_explain_empty_of_lists(folder):
     assert StdinCorpus(io.BytesIO(b"\n")).explain_empty() == (
-        "no images on standard input: got 0 lines, expected one image in each"
+        "no images on standard input: got 0 lines, expected an image in each"
     )
     (folder / "l.csv").write_text("path\n")
     assert open_corpus(folder / "l.csv").explain_empty() == (
-        f"no images in the list {folder / 'l.csv'}: got 0 lines, expected one image in each"
+        f"no images in the list {folder / 'l.csv'}: got 0 lines, expected an image in each"
     )
 
 
-def test_a_list_is_opened_again_from_elsewhere(folder, tmp_path, monkeypatch):
+def test_reopen_corpus_opens_a_list_from_another_folder(folder, tmp_path, monkeypatch):
     (folder / "l.csv").write_text("path\na.png\n")
     monkeypatch.chdir(folder)
     identity = open_corpus("l.csv").identity()
@@ -243,7 +243,7 @@ def test_a_list_is_opened_again_from_elsewhere(folder, tmp_path, monkeypatch):
     assert [record.read() for record in again.records()] == [IMAGES[0]]
 
 
-def test_an_index_over_a_list(folder, tmp_path):
+def test_build_index_of_a_list(folder, tmp_path):
     (folder / "l.csv").write_text("path,caption,year\na.png,first,2001\n../e.png,last,2004\ngone.png,x,1\n")
     encoder = FakeEncoder()
     report = build_index(folder / "l.csv", tmp_path / "i", encoder=encoder)

@@ -83,12 +83,12 @@ def plan_of(kind: str, rows: int, dim: int) -> Plan:
         ("1024", 1024),
     ],
 )
-def test_sizes_of_memory(text, expected):
+def test_parse_bytes_reads_sizes(text, expected):
     assert parse_bytes(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "4 bananas", "4iB", "1e9"])
-def test_what_is_no_size_is_refused(text):
+def test_parse_bytes_refuses_other_text(text):
     with pytest.raises(IndexerError, match=r"expected a memory size like 4GB or 500MB, got "):
         parse_bytes(text)
 
@@ -103,12 +103,12 @@ def test_what_is_no_size_is_refused(text):
         ({"p95_ms": float("nan")}, "latency must be above 0 ms, got nan"),
     ],
 )
-def test_a_budget_that_means_nothing_is_refused(wrong, message):
+def test_budget_refuses_invalid_values(wrong, message):
     with pytest.raises(IndexerError, match=message):
         Budget(**wrong)
 
 
-def test_a_plan_survives_json():
+def test_plan_survives_json():
     figures = Cost(bytes=12, build_bytes=34, recall=0.96, p50_ms=0.5, p95_ms=1.5)
     other = Alternative(kind="hnsw-sq8", figures=replace(figures, recall=None), why_not="too large")
     plan = replace(
@@ -135,7 +135,7 @@ def test_a_plan_survives_json():
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
 @pytest.mark.parametrize("dim", [32, 96])
-def test_predicted_bytes_are_those_of_the_file(kind, dim, tmp_path):
+def test_estimate_cost_predicts_the_file_size(kind, dim, tmp_path):
     some = Vectors([clustered(4_000, dim, seed=2).astype(np.float16)], dim=dim)
     plan = plan_of(kind, 4_000, dim)
     write_ann(tmp_path / "ann", some, plan=plan)
@@ -143,7 +143,7 @@ def test_predicted_bytes_are_those_of_the_file(kind, dim, tmp_path):
 
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
-def test_a_structure_reaches_its_recall_and_keeps_to_filters(kind, vectors, rows, texts, tmp_path):
+def test_tune_reaches_the_recall_with_and_without_filters(kind, vectors, rows, texts, tmp_path):
     plan = plan_of(kind, ROWS, DIM)
     write_ann(tmp_path / "ann", vectors, plan=plan)
     index = FaissAnnIndex.read(tmp_path / "ann", plan=plan)
@@ -165,7 +165,7 @@ def test_a_structure_reaches_its_recall_and_keeps_to_filters(kind, vectors, rows
                 assert score == np.float32((rows[id].astype(np.float64) * query).sum())
 
 
-def test_filters_reach_structures_too(vectors, rows, texts, tmp_path, monkeypatch):
+def test_knn_searcher_filters_ann_candidates(vectors, rows, texts, tmp_path, monkeypatch):
     """Not only the scan that few rows are left to."""
     monkeypatch.setattr("llm2clip.indexer.ann.nearest_neighbors.SCAN_ROWS", 0)
     monkeypatch.setattr("llm2clip.indexer.ann.nearest_neighbors.SCAN_SHARE", 0.0)
@@ -187,7 +187,7 @@ def test_filters_reach_structures_too(vectors, rows, texts, tmp_path, monkeypatc
         assert np.mean(hits) / 10 >= 0.95, kind
 
 
-def test_rows_that_came_since_are_found(vectors, rows, texts, tmp_path):
+def test_knn_searcher_finds_rows_newer_than_the_ann_index(vectors, rows, texts, tmp_path):
     covered = Vectors([rows[:2_000]], dim=DIM)
     plan = plan_of("ivf-sq8", 2_000, DIM)
     write_ann(tmp_path / "ann", covered, plan=plan)
@@ -207,7 +207,7 @@ def test_rows_that_came_since_are_found(vectors, rows, texts, tmp_path):
     ]
 
 
-def test_more_hits_than_the_lists_looked_into_hold(vectors, rows, texts, tmp_path):
+def test_knn_searcher_finds_more_hits_than_the_probed_lists_hold(vectors, rows, texts, tmp_path):
     plan = plan_of("ivf-sq8", ROWS, DIM)
     write_ann(tmp_path / "ann", vectors, plan=plan)
     narrow = replace(plan, parameters={**plan.parameters, "nprobe": 1, "refine": 1})
@@ -216,7 +216,7 @@ def test_more_hits_than_the_lists_looked_into_hold(vectors, rows, texts, tmp_pat
     assert [id for id, _ in answer] == best(rows, texts[:1], 1_500)[0].tolist()
 
 
-def test_held_out_queries_know_their_true_answers(vectors, rows, texts):
+def test_sample_queries_have_ground_truth(vectors, rows, texts):
     for given in (texts, None):
         asked = sample_queries(vectors, given)
         assert np.array_equal(np.sort(asked.truth), np.sort(best(rows, asked.queries, 10)))
@@ -229,7 +229,7 @@ def test_held_out_queries_know_their_true_answers(vectors, rows, texts):
     assert sample_queries(vectors, None).kind == "800 means of 3 images, as there are no captions"
 
 
-def test_an_exact_scan_is_planned_while_it_is_fast_enough(vectors, texts, tmp_path):
+def test_plan_index_chooses_an_exact_scan_while_fast_enough(vectors, texts, tmp_path):
     plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=10_000), queries=texts)
     assert (plan.kind, plan.exact, plan.why) == (
         "flat-fp16-ip",
@@ -245,7 +245,7 @@ def test_an_exact_scan_is_planned_while_it_is_fast_enough(vectors, texts, tmp_pa
     assert (slow.kind, slow.why) == ("flat-fp16-ip", "only an exact scan has a recall of 1")
 
 
-def test_the_first_structure_that_keeps_to_the_budget_is_planned(vectors, texts, tmp_path, monkeypatch):
+def test_plan_index_chooses_the_first_type_within_budget(vectors, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(planner, "exact_latency", lambda *_, **__: 1e6)
     plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=1e5), queries=texts)
     assert (plan.kind, plan.why) == ("ivf-sq8", "the first that keeps to the budget")
@@ -263,14 +263,14 @@ def test_the_first_structure_that_keeps_to_the_budget_is_planned(vectors, texts,
     assert (tmp_path / "again").read_bytes() == (tmp_path / "ann").read_bytes()
 
 
-def test_the_nearest_is_planned_where_nothing_keeps_to_the_budget(vectors, texts):
+def test_plan_index_chooses_the_nearest_if_none_is_within_budget(vectors, texts):
     plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=1e-6), queries=texts)
     assert plan.why.startswith("the nearest: p95 of ")
     assert {each.kind for each in plan.considered} | {plan.kind} == {"flat-fp16-ip", *APPROXIMATE}
     assert all("target 1e-06" in each.why_not for each in plan.considered)
 
 
-def test_the_exact_scan_is_the_nearest_where_nothing_is_faster(vectors, texts, monkeypatch):
+def test_plan_index_chooses_an_exact_scan_if_it_is_the_nearest(vectors, texts, monkeypatch):
     for exact_ms, kinds in ((1e-4, ["flat-fp16-ip"]), (1e6, APPROXIMATE)):
         monkeypatch.setattr(planner, "exact_latency", lambda *_, ms=exact_ms, **__: ms)
         plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=1e-5), queries=texts)
@@ -280,7 +280,7 @@ def test_the_exact_scan_is_the_nearest_where_nothing_is_faster(vectors, texts, m
         assert len(plan.considered) == len(APPROXIMATE)
 
 
-def test_memory_is_refused_by_the_number_of_images_alone():
+def test_require_memory_needs_only_the_number_of_vectors():
     flat = ROWS * DIM * 2
     require_memory(Budget(ram=flat), rows=ROWS, dim=DIM)
     require_memory(Budget(), rows=10**12, dim=DIM)
@@ -294,7 +294,7 @@ def test_memory_is_refused_by_the_number_of_images_alone():
         require_memory(Budget(ram=100_000_000), rows=10**6, dim=512)
 
 
-def test_what_does_not_fit_is_refused_before_it_is_begun(vectors, texts, tmp_path, monkeypatch):
+def test_plan_index_and_make_ann_refuse_what_does_not_fit(vectors, texts, tmp_path, monkeypatch):
     with pytest.raises(
         BudgetError,
         match=r"3,000 vectors of dimension 32 cannot be searched within 100 kB of memory: flat-fp16-ip, which needs "
@@ -313,7 +313,7 @@ def test_what_does_not_fit_is_refused_before_it_is_begun(vectors, texts, tmp_pat
     assert not (tmp_path / "ann").exists()
 
 
-def test_kinds_that_cannot_be_made_say_why():
+def test_unsupported_reason_names_the_reason():
     assert unsupported_reason("ivf-sq8", rows=100, dim=32) == "100 vectors are too few for inverted lists"
     assert (
         unsupported_reason("ivf-pq", rows=10_000, dim=33) == "dimension 33 cannot be split into equal parts"
@@ -322,7 +322,7 @@ def test_kinds_that_cannot_be_made_say_why():
     assert unsupported_reason("hnsw-sq8", rows=100, dim=33) is None
 
 
-def test_a_damaged_structure_is_noticed(vectors, tmp_path):
+def test_faiss_ann_index_read_refuses_damaged_files(vectors, tmp_path):
     plan = plan_of("ivf-sq8", ROWS, DIM)
     path = tmp_path / "ann"
     write_ann(path, vectors, plan=plan)
@@ -338,7 +338,7 @@ def written(folder: Path, rows: np.ndarray, budget: Budget) -> Index:
     return write_index(folder, rows, planner=BudgetPlanner(budget=budget))
 
 
-def test_an_index_of_a_budget_is_searched_explained_and_verified(rows, texts, tmp_path, monkeypatch):
+def test_index_of_a_budget_is_searched_explained_and_verified(rows, texts, tmp_path, monkeypatch):
     with monkeypatch.context() as slow:
         slow.setattr(planner, "exact_latency", lambda *_, **__: 1e6)
         made = written(tmp_path, rows, Budget(ram=10**9, p95_ms=1e-6))

@@ -63,7 +63,7 @@ FOLDER = {
 }
 
 
-def test_a_folder(store, reads):
+def test_remote_folder_corpus_reads_a_folder(store, reads):
     put(store, FOLDER)
     corpus = open_corpus("memory://b/photos/")
     found = list(corpus.records())
@@ -88,7 +88,7 @@ def test_a_folder(store, reads):
     assert [r.key for r in reopen_corpus(corpus.identity()).records()] == [r.key for r in found]
 
 
-def test_the_same_folder_as_a_file_url(tmp_path):
+def test_remote_folder_corpus_reads_file_urls(tmp_path):
     for name, content in FOLDER.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(content)
@@ -112,7 +112,7 @@ def test_the_same_folder_as_a_file_url(tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["memory://b/s/{0..1}.tar", "memory://b/s/*.tar", "memory://b/s"])
-def test_shards_are_fetched_once(store, reads, spec, tmp_path, monkeypatch):
+def test_cached_downloader_downloads_once(store, reads, spec, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
     put(store, {f"s/{n}.tar": tar_of({"a.png": IMAGES[n], "a.txt": b"x"}) for n in range(2)})
     corpus = open_corpus(spec)
@@ -123,7 +123,7 @@ def test_shards_are_fetched_once(store, reads, spec, tmp_path, monkeypatch):
             ("1.tar#a.png", "x", IMAGES[1]),
         ]
     assert reads == ["/b/s/0.tar", "/b/s/1.tar"]
-    assert corpus.skipped_note() == f"fetched 2 files (0.0 MB), which stay in {tmp_path}/fetched"
+    assert corpus.skipped_note() == f"fetched 2 files (0.0 MB), kept in {tmp_path}/fetched"
     again = reopen_corpus(corpus.identity())
     assert [r.mtime_ns for r in again.records()] == [r.mtime_ns for r in found]
     assert (len(reads), again.skipped_note()) == (2, None)
@@ -137,7 +137,7 @@ def test_shards_are_fetched_once(store, reads, spec, tmp_path, monkeypatch):
     assert changed[1].mtime_ns != found[1].mtime_ns
 
 
-def test_it_is_told_before_something_is_fetched(store, tmp_path, monkeypatch):
+def test_fetch_callback_is_called_before_a_download(store, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
     put(store, {"0.tar": tar_of({"a.png": IMAGES[0]})})
     told = []
@@ -148,7 +148,7 @@ def test_it_is_told_before_something_is_fetched(store, tmp_path, monkeypatch):
     assert told == ["fetching memory://b/0.tar (0.0 MB)"]
 
 
-def test_a_member_is_read_again_with_and_without_its_copy(store, reads, tmp_path, monkeypatch):
+def test_read_located_reads_a_member_with_and_without_its_copy(store, reads, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
     put(store, {"s.tar": tar_of({"a.png": IMAGES[0], "b.png": IMAGES[1]})})
     corpus = open_corpus("memory://b/s.tar")
@@ -165,7 +165,7 @@ def test_a_member_is_read_again_with_and_without_its_copy(store, reads, tmp_path
         read_located(record.locator, **place)
 
 
-def test_tables_and_zips_are_read_again_from_a_new_copy(store, tmp_path, monkeypatch):
+def test_read_located_downloads_tables_and_zips_again(store, tmp_path, monkeypatch):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     from .test_zips import zip_of
 
@@ -183,7 +183,7 @@ def test_tables_and_zips_are_read_again_from_a_new_copy(store, tmp_path, monkeyp
         assert read_located(record.locator, key=key, corpus=corpus.identity()) == content
 
 
-def test_a_list_names_images_beside_it_and_elsewhere(store, reads, tmp_path, monkeypatch):
+def test_list_corpus_reads_urls(store, reads, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
     put(store, {"d/l.csv": b"file_name,caption\nx/a.png,one\nmemory://b/e.png,two\n"})
     put(store, {"d/x/a.png": IMAGES[0], "e.png": IMAGES[1]})
@@ -207,7 +207,7 @@ def test_a_list_names_images_beside_it_and_elsewhere(store, reads, tmp_path, mon
 
 
 @pytest.mark.parametrize("start", ["file://", "local://", "simplecache::file://", "memory://b/x::file://"])
-def test_a_remote_list_names_no_files_of_this_machine(store, tmp_path, monkeypatch, start):
+def test_list_corpus_behind_a_url_names_no_local_files(store, tmp_path, monkeypatch, start):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
     (tmp_path / "own.png").write_bytes(IMAGES[0])
     put(store, {"d/l.csv": f"file_name\n{start}{tmp_path}/own.png\n".encode()})
@@ -227,13 +227,13 @@ def test_a_remote_list_names_no_files_of_this_machine(store, tmp_path, monkeypat
         ("memory://b/*.tar", r"no such file: memory://b/\*\.tar"),
     ],
 )
-def test_what_is_not_there_is_refused(store, url, message):
+def test_open_corpus_refuses_missing_urls(store, url, message):
     put(store, {"s.pdf": b"x"})
     with pytest.raises(CorpusError, match=message):
         open_corpus(url)
 
 
-def test_a_shard_that_is_gone_is_reported_and_the_others_read(store, tmp_path, monkeypatch):
+def test_container_corpus_reports_a_missing_remote_shard(store, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
     put(store, {"1.tar": tar_of({"a.png": IMAGES[0]})})
     gone, good = open_corpus("memory://b/{0..1}.tar").records()
@@ -244,7 +244,7 @@ def test_a_shard_that_is_gone_is_reported_and_the_others_read(store, tmp_path, m
     assert good.read() == IMAGES[0]
 
 
-def test_what_a_store_does_not_say_is_made_up_from_what_it_says():
+def test_mtime_ns_of_uses_what_the_store_states():
     from llm2clip.indexer.corpora.remote_store import mtime_ns_of
 
     assert (
@@ -257,7 +257,7 @@ def test_what_a_store_does_not_say_is_made_up_from_what_it_says():
     assert one != two == mtime_ns_of({"ETag": "b", "size": 1})
 
 
-def test_no_room_is_said_before_fetching(store, tmp_path, monkeypatch):
+def test_local_copy_refuses_what_does_not_fit_on_disk(store, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
     put(store, {"0.tar": tar_of({"a.png": IMAGES[0]})})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100})())
@@ -265,7 +265,7 @@ def test_no_room_is_said_before_fetching(store, tmp_path, monkeypatch):
     assert "room for 0: make room, or set LLM2CLIP_HOME" in record.problem
 
 
-def test_the_index_of_a_url_has_a_place_and_that_of_standard_input_none(tmp_path, monkeypatch):
+def test_default_index_path_of_urls_and_standard_input(tmp_path, monkeypatch):
     one = default_index_path("memory://b/photos")
     monkeypatch.chdir(tmp_path)
     assert default_index_path("memory://b/photos") == one
@@ -274,14 +274,14 @@ def test_the_index_of_a_url_has_a_place_and_that_of_standard_input_none(tmp_path
         default_index_path("-")
 
 
-def test_a_build_that_tries_some_images_first_fetches_none_twice(store, reads, tmp_path):
+def test_build_index_downloads_no_image_twice(store, reads, tmp_path):
     put(store, {f"many/{n:03d}.png": encoded(colour_of(n)) for n in range(300)})
     report = build_index("memory://b/many", tmp_path / "i", encoder=FakeEncoder())
     assert (report.items, report.bad) == (300, 0)
     assert sorted(reads) == [f"/b/many/{n:03d}.png" for n in range(300)]
 
 
-def test_an_index_over_a_remote_folder(store, reads, tmp_path):
+def test_build_index_of_a_remote_folder(store, reads, tmp_path):
     put(store, FOLDER)
     encoder = FakeEncoder()
     report = build_index("memory://b/photos", tmp_path / "i", encoder=encoder)

@@ -38,14 +38,14 @@ def check_equal(got: list[list[tuple[int, float]]], expected: list[list[tuple[in
         np.testing.assert_allclose([s for _, s in one], [s for _, s in other], rtol=0, atol=1e-7)
 
 
-def test_search_is_the_brute_force(index_of):
+def test_search_equals_brute_force(index_of):
     rng = np.random.default_rng(0)
     rows, queries = unit(rng.standard_normal((500, 24))), unit(rng.standard_normal((20, 24)))
     index = index_of(rows)
     check_equal(found(index.search(queries, k=7)), brute_force(rows, queries, 7))
 
 
-def test_hits_carry_what_the_index_knows(index_of):
+def test_search_returns_hits_with_all_fields(index_of):
     index = index_of(np.eye(8, dtype=np.float32))
     [[first, second]] = index.search(np.eye(8, dtype=np.float32)[5:6], k=2)
     assert first == Hit(
@@ -68,7 +68,7 @@ rows_with_repeats = st.lists(st.integers(0, 5), min_size=1, max_size=60)
 
 @settings(max_examples=25)
 @given(choices=rows_with_repeats, k=st.integers(1, 70), seed=st.integers(0, 3))
-def test_equal_rows_are_ranked_by_id(choices, k, seed):
+def test_search_ranks_equal_rows_by_id(choices, k, seed):
     rng = np.random.default_rng(seed)
     base = unit(rng.standard_normal((6, 5)))
     rows, query = base[choices], unit(rng.standard_normal((1, 5)))
@@ -79,7 +79,7 @@ def test_equal_rows_are_ranked_by_id(choices, k, seed):
     check_equal(rerank(vectors, query, proposed, k=k), [expected])
 
 
-def test_ties_beyond_what_faiss_proposes(index_of):
+def test_search_settles_ties_beyond_the_candidates(index_of):
     """More equal rows than candidates: those of the lowest ids belong into the answer."""
     rng = np.random.default_rng(1)
     base = unit(rng.standard_normal((3, 16)))
@@ -90,12 +90,12 @@ def test_ties_beyond_what_faiss_proposes(index_of):
     assert [hit.id for hit in index.search(query, k=12)[0]] == expected
 
 
-def test_all_rows_equal(index_of):
+def test_search_ranks_equal_rows_of_a_whole_index_by_id(index_of):
     index = index_of(np.tile(unit(np.ones((1, 4))), (10_000, 1)))
     assert [hit.id for hit in index.search(unit(np.ones((1, 4))), k=5)[0]] == [0, 1, 2, 3, 4]
 
 
-def test_answers_do_not_depend_on_the_other_queries(index_of):
+def test_search_does_not_depend_on_the_batch(index_of):
     rng = np.random.default_rng(2)
     index = index_of(unit(rng.standard_normal((300, 40))))
     queries = unit(rng.standard_normal((300, 40)))
@@ -104,12 +104,12 @@ def test_answers_do_not_depend_on_the_other_queries(index_of):
         assert index.search(queries[number : number + 1], k=5)[0] == together[number]
 
 
-def test_fewer_rows_than_asked_for(index_of):
+def test_search_returns_fewer_hits_than_k_from_a_small_index(index_of):
     index = index_of(np.eye(3, dtype=np.float32))
     assert [len(hits) for hits in index.search(np.eye(3, dtype=np.float32)[:2], k=50)] == [3, 3]
 
 
-def test_no_queries(index_of):
+def test_search_of_no_queries_is_empty(index_of):
     assert index_of(np.eye(3, dtype=np.float32)).search(np.empty((0, 3), dtype=np.float32)) == []
 
 
@@ -123,12 +123,12 @@ def test_no_queries(index_of):
         (np.eye(3, dtype=np.float32), 0, r"k must be at least 1, got 0"),
     ],
 )
-def test_wrong_queries_are_refused(index_of, queries, k, message):
+def test_search_refuses_wrong_queries(index_of, queries, k, message):
     with pytest.raises(IndexerError, match=message):
         index_of(np.eye(3, dtype=np.float32)).search(queries, k=k)
 
 
-def test_threads_share_an_index(index_of):
+def test_search_is_safe_in_threads(index_of):
     rng = np.random.default_rng(3)
     rows = unit(rng.standard_normal((400, 12)))
     index: Index = index_of(rows)

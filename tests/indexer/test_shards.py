@@ -23,7 +23,7 @@ def records(spec):
     return list(open_corpus(spec).records())
 
 
-def test_images_captions_and_metadata_of_a_sample(shards):
+def test_tar_corpus_reads_images_captions_and_metadata(shards):
     found = records(shards / "00.tar")
     assert [record.key for record in found] == ["00.tar#0000.webp", "00.tar#0001.webp", "00.tar#0002.webp"]
     assert found[1].uri == f"{shards}/00.tar#0001.webp"
@@ -33,7 +33,7 @@ def test_images_captions_and_metadata_of_a_sample(shards):
         assert record.read() == encoded(colour_of(number), format="WEBP")
 
 
-def test_a_folder_of_tars_and_brace_ranges_are_the_same_images(shards):
+def test_tar_corpus_reads_folders_and_brace_ranges(shards):
     by_folder = [record.key for record in records(shards)]
     assert by_folder == [f"0{s}.tar#000{n}.webp" for s, n in [(0, 0), (0, 1), (0, 2), (1, 3), (1, 4)]]
     assert [record.key for record in records(shards / "{00..01}.tar")] == by_folder
@@ -41,14 +41,14 @@ def test_a_folder_of_tars_and_brace_ranges_are_the_same_images(shards):
     assert [record.key for record in records(f"{shards.parent}/{{shards,shards}}/0{{0..1}}.tar")] == by_folder
 
 
-def test_shards_of_equal_name_in_two_folders_keep_their_keys_apart(tmp_path):
+def test_tar_corpus_keeps_keys_of_equal_shard_names_apart(tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.tar").write_bytes(tar_of({"x.png": RED}))
     assert [r.key for r in records(tmp_path / "{a,b}" / "0.tar")] == ["a/0.tar#x.png", "b/0.tar#x.png"]
 
 
-def test_members_are_joined_by_name_up_to_the_first_dot(tmp_path):
+def test_tar_corpus_joins_members_up_to_the_first_dot(tmp_path):
     members = {
         "d/1.json": b'{"text": "one", "n": 1}',
         "d/1.left.png": RED,
@@ -70,7 +70,7 @@ def test_members_are_joined_by_name_up_to_the_first_dot(tmp_path):
     }
 
 
-def test_long_and_foreign_names(tmp_path):
+def test_tar_corpus_reads_long_and_foreign_names(tmp_path):
     name = "长" * 120 + "/" + "🦒" * 60 + ".png"
     for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         buffer = io.BytesIO()
@@ -83,7 +83,7 @@ def test_long_and_foreign_names(tmp_path):
         assert (record.key, record.read()) == (f"s.tar#{name}", RED)
 
 
-def test_links_and_folders_in_a_tar_are_left_out(tmp_path):
+def test_tar_corpus_omits_links_and_folders(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
         for name, kind in [
             ("a.png", tarfile.SYMTYPE),
@@ -97,7 +97,7 @@ def test_links_and_folders_in_a_tar_are_left_out(tmp_path):
     assert "got no files at all" in open_corpus(tmp_path / "s.tar").explain_empty()
 
 
-def test_a_second_member_of_one_name_is_reported(tmp_path):
+def test_tar_corpus_reports_a_second_member_of_one_name(tmp_path):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for content in (RED, BLUE):
@@ -133,7 +133,7 @@ def test_a_second_member_of_one_name_is_reported(tmp_path):
         (lambda tar: b"", 0, "tar cannot be read after 0 images: empty file"),
     ],
 )
-def test_a_damaged_shard_is_reported_and_the_next_one_read(tmp_path, spoil, readable, problem):
+def test_tar_corpus_reports_a_damaged_shard(tmp_path, spoil, readable, problem):
     # Three members of a header of 512 bytes and a content of one block each, then the end mark.
     whole = tar_of({f"{n}.png": encoded(colour_of(n)) for n in range(3)})
     file = tmp_path / "0.tar"
@@ -146,7 +146,7 @@ def test_a_damaged_shard_is_reported_and_the_next_one_read(tmp_path, spoil, read
     assert bad == [("0.tar", problem)]
 
 
-def test_a_image_cut_short_with_its_tar_cannot_be_read(tmp_path):
+def test_tar_corpus_cannot_read_a_truncated_image(tmp_path):
     (tmp_path / "0.tar").write_bytes(tar_of({"a.png": RED, "b.png": BLUE})[:1600])
     first, second, shard = records(tmp_path / "0.tar")
     assert first.read() == RED
@@ -163,7 +163,7 @@ member_names = st.lists(
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @settings(max_examples=30)
 @given(names=member_names, sizes=st.lists(st.integers(0, 1500), min_size=6, max_size=6))
-def test_members_are_those_that_tarfile_reads(tmp_path_factory, format, names, sizes):
+def test_tar_members_equal_those_of_tarfile(tmp_path_factory, format, names, sizes):
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
         for name, size in zip(names, sizes, strict=False):
@@ -180,7 +180,7 @@ def test_members_are_those_that_tarfile_reads(tmp_path_factory, format, names, s
     assert [tuple(member) for member in _members(file)] == expected
 
 
-def test_members_with_other_owners_dates_and_kinds(tmp_path):
+def test_tar_members_of_other_header_formats(tmp_path):
     """Headers that are nobody's default: huge numbers, old magic, folders in between."""
     with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.GNU_FORMAT) as tar:
         for number, (uid, kind) in enumerate(
@@ -193,7 +193,7 @@ def test_members_with_other_owners_dates_and_kinds(tmp_path):
     assert [(record.key, record.read()) for record in found] == [("s.tar#0.png", RED), ("s.tar#2.png", RED)]
 
 
-def test_metadata_that_cannot_be_read_is_noted(tmp_path):
+def test_tar_corpus_notes_unreadable_metadata(tmp_path):
     (tmp_path / "s.tar").write_bytes(tar_of({"a.png": RED, "a.json": b"nonsense", "a.txt": b"a caption"}))
     [record] = records(tmp_path / "s.tar")
     assert record.caption == "a caption"
@@ -207,26 +207,26 @@ def test_metadata_that_cannot_be_read_is_noted(tmp_path):
     ("spec", "message"),
     [
         ("{00..07}.tar", r"no such shard: .*02\.tar"),
-        ("{07..00}.tar", r"\{07\.\.00\} is no range of shards"),
-        ("{0..99999999}.tar", r"is no range of shards"),
+        ("{07..00}.tar", r"\{07\.\.00\} is not a range of shards"),
+        ("{0..99999999}.tar", r"is not a range of shards"),
         ("x.tar.gz", r"not a plain \.tar: .*gunzip x\.tar\.gz"),
     ],
 )
-def test_wrong_shards_are_refused(shards, spec, message):
+def test_tar_corpus_refuses_wrong_shards(shards, spec, message):
     (shards / "x.tar.gz").write_bytes(b"x")
     with pytest.raises(CorpusError, match=message):
         open_corpus(shards / spec)
 
 
-def test_tars_beside_images_are_mentioned(shards):
+def test_open_corpus_notes_tars_beside_images(shards):
     (shards / "a.png").write_bytes(RED)
     corpus = open_corpus(shards)
     assert [record.key for record in corpus.records()] == ["a.png"]
-    assert corpus.notes == [f"2 tar files in {shards} were not read, since there are images beside them"]
+    assert corpus.notes == [f"2 tar files in {shards} were skipped, as there are images beside them"]
 
 
 @given(first=st.integers(0, 200), count=st.integers(1, 50), width=st.integers(1, 6))
-def test_expand_counts_as_a_shell_does(first, count, width):
+def test_expand_counts_like_a_shell(first, count, width):
     numbers = range(first, first + count)
     pattern = f"a/{{{first:0{width}d}..{first + count - 1}}}-{{x,y}}.tar"
     wide = max(width, len(str(first)))
@@ -237,7 +237,7 @@ def test_expand_leaves_other_names_alone():
     assert expand("a{b}c{}.tar") == ["a{b}c{}.tar"]
 
 
-def test_names_up_to_the_limit_of_json(tmp_path):
+def test_tar_corpus_reads_names_of_any_length(tmp_path):
     """Captions keep every character that JSON and UTF-8 can carry."""
     caption = "".join(map(chr, [*range(1, 0x80), 0x200D, 0xFFFD, 0x1F992])).strip()
     (tmp_path / "s.tar").write_bytes(
@@ -246,10 +246,10 @@ def test_names_up_to_the_limit_of_json(tmp_path):
     assert records(tmp_path / "s.tar")[0].caption == caption
 
 
-def test_images_that_are_not_read_are_counted(tmp_path):
+def test_tar_corpus_counts_skipped_images(tmp_path):
     (tmp_path / "0.tar").write_bytes(tar_of({"a.png": encoded((1, 2, 3)), "a.jxl": b"x", "b.txt": b"x"}))
     corpus = open_corpus(tmp_path / "0.tar")
     assert [record.key for record in corpus.records()] == ["0.tar#a.png"]
     assert corpus.skipped_note() == (
-        "1 image of kinds that are not read (1 .jxl) passed over: convert to JPEG what shall be found"
+        "1 image of unsupported types skipped (1 .jxl): convert them to JPEG to index them"
     )

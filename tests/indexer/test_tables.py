@@ -53,7 +53,7 @@ def write(kind, file, table):
 @pytest.mark.parametrize(
     ("kind", "name"), [("parquet", "长.parquet"), ("stream", "d.arrow"), ("file", "d.feather")]
 )
-def test_a_data_set_of_hugging_face(tmp_path, kind, name):
+def test_table_corpus_reads_a_hugging_face_data_set(tmp_path, kind, name):
     write(kind, tmp_path / name, hugging_face(text=[f"image {n}" for n in range(30)]))
     corpus = open_corpus(tmp_path / name)
     found = list(corpus.records())
@@ -74,7 +74,7 @@ def test_a_data_set_of_hugging_face(tmp_path, kind, name):
 
 
 @pytest.mark.parametrize("kind", ["parquet", "stream"])
-def test_every_kind_of_metadata_becomes_json(tmp_path, kind):
+def test_table_corpus_converts_metadata_to_json(tmp_path, kind):
     table = hugging_face(
         2,
         when=[datetime.datetime(2024, 5, 6, 7, 8), None],
@@ -100,7 +100,7 @@ def test_every_kind_of_metadata_becomes_json(tmp_path, kind):
     assert second.metadata == {"label": "dog", "ok": False, "file_name": "01.png"}
 
 
-def test_columns_of_plain_bytes_and_several_images_in_a_row(tmp_path):
+def test_table_corpus_reads_plain_bytes_and_several_images_per_row(tmp_path):
     pq.write_table(pa.table({"id": [1, 2], "thumb": IMAGES[:2]}), tmp_path / "one.parquet")
     found = records(tmp_path / "one.parquet")
     assert [(record.key, record.read(), record.metadata) for record in found] == [
@@ -118,7 +118,7 @@ def test_columns_of_plain_bytes_and_several_images_in_a_row(tmp_path):
     ]
 
 
-def test_sound_is_no_image(tmp_path):
+def test_table_corpus_skips_audio_columns(tmp_path):
     table = pa.table(
         {"audio": [{"bytes": b"x", "path": "a.wav"}], "image": [{"bytes": IMAGES[0], "path": "a"}]}
     )
@@ -130,7 +130,7 @@ def test_sound_is_no_image(tmp_path):
     ]
 
 
-def test_rows_that_name_a_file_or_nothing(tmp_path):
+def test_table_corpus_reads_rows_that_name_a_file(tmp_path):
     folder = tmp_path / "d"
     folder.mkdir()
     (folder / "a.png").write_bytes(IMAGES[0])
@@ -155,7 +155,7 @@ def test_rows_that_name_a_file_or_nothing(tmp_path):
     ]
 
 
-def test_images_are_read_once_and_in_few_calls(tmp_path, monkeypatch):
+def test_table_corpus_reads_images_once_in_few_calls(tmp_path, monkeypatch):
     """Whatever the order in which threads come by, every image is that of its row."""
     from llm2clip.indexer.containers import arrow_files as table_files
 
@@ -174,7 +174,7 @@ def test_images_are_read_once_and_in_few_calls(tmp_path, monkeypatch):
     assert contents == [IMAGES[int(record.key.rpartition("#")[2])] for record in shuffled]
 
 
-def test_a_folder_with_folders_of_tables(tmp_path):
+def test_table_corpus_reads_nested_folders(tmp_path):
     for split, start in (("train", 0), ("validation", 10)):
         (tmp_path / "data" / split).mkdir(parents=True)
         cells = [{"bytes": IMAGES[start + n], "path": None} for n in range(2)]
@@ -187,7 +187,7 @@ def test_a_folder_with_folders_of_tables(tmp_path):
     ]
 
 
-def test_a_damaged_row_group_is_reported_and_the_others_read(tmp_path):
+def test_table_corpus_reports_a_damaged_row_group(tmp_path):
     pq.write_table(
         hugging_face(),
         tmp_path / "t.parquet",
@@ -212,7 +212,7 @@ def test_a_damaged_row_group_is_reported_and_the_others_read(tmp_path):
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_of_an_arrow_file_cut_short_what_came_before_is_read(tmp_path, stream):
+def test_table_corpus_reads_a_truncated_arrow_file(tmp_path, stream):
     write_arrow(tmp_path / "a.arrow", hugging_face(), stream=stream)
     whole = (tmp_path / "a.arrow").read_bytes()
     (tmp_path / "a.arrow").write_bytes(whole[: whole.index(IMAGES[25])])
@@ -226,7 +226,7 @@ def test_of_an_arrow_file_cut_short_what_came_before_is_read(tmp_path, stream):
 @pytest.mark.parametrize(
     "content", [b"", b"PAR1", b"PAR1" + b"x" * 100 + b"PAR1", b"ARROW1\0\0rest", b"\xff" * 40]
 )
-def test_what_is_no_table_is_reported(tmp_path, content):
+def test_table_corpus_reports_other_files(tmp_path, content):
     (tmp_path / "a.parquet").write_bytes(content)
     pq.write_table(hugging_face(1), tmp_path / "b.parquet")
     broken, good = records(tmp_path)
@@ -234,7 +234,7 @@ def test_what_is_no_table_is_reported(tmp_path, content):
     assert good.read() == IMAGES[0]
 
 
-def test_offsets_that_lead_out_of_a_batch_are_not_followed(tmp_path):
+def test_table_corpus_refuses_offsets_outside_a_batch(tmp_path):
     table = pa.table({"image": pa.array(IMAGES[:3])})
     write_arrow(tmp_path / "a.arrow", table, stream=True)
     whole = (tmp_path / "a.arrow").read_bytes()
@@ -247,7 +247,7 @@ def test_offsets_that_lead_out_of_a_batch_are_not_followed(tmp_path):
     assert record.problem.startswith("table cannot be read after 0 images: ")
 
 
-def test_a_table_without_images_says_what_it_has(tmp_path):
+def test_table_corpus_reports_a_table_without_images(tmp_path):
     pq.write_table(pa.table({"url": ["http://x"], "text": ["y"]}), tmp_path / "t.parquet")
     [record] = records(tmp_path / "t.parquet")
     assert record.problem.startswith(
@@ -255,7 +255,7 @@ def test_a_table_without_images_says_what_it_has(tmp_path):
     )
 
 
-def test_a_row_that_is_gone_or_changed_is_not_read(tmp_path):
+def test_read_located_refuses_a_missing_or_changed_row(tmp_path):
     from llm2clip.indexer.records.files import content_hash
 
     pq.write_table(hugging_face(3), tmp_path / "t.parquet")
@@ -270,14 +270,14 @@ def test_a_row_that_is_gone_or_changed_is_not_read(tmp_path):
         read_located(last.locator, **place, hash=content_hash(IMAGES[2]))
 
 
-def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
+def test_table_corpus_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     pq.write_table(hugging_face(1), tmp_path / "t.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(CorpusError, match=r"needs pyarrow: pip install 'llm2clip-retrieval\[parquet\]'"):
         open_corpus(tmp_path / "t.parquet")
 
 
-def test_an_index_over_tables(tmp_path):
+def test_build_index_of_tables(tmp_path):
     (tmp_path / "d").mkdir()
     pq.write_table(
         hugging_face(caption=[f"image {n}" for n in range(30)]), tmp_path / "d/t.parquet", row_group_size=8

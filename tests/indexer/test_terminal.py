@@ -7,7 +7,7 @@ import pytest
 from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
 
 
-def test_what_could_steer_a_terminal_becomes_visible():
+def test_escape_control_shows_control_characters():
     assert escape_control("\x1b[31mred\x07") == r"\x1b[31mred\x07"
     assert escape_control("photo\u202egpj.exe") == "photo\\u202egpj.exe"
     assert escape_control("a\u2028b\u2029c\x85d") == "a\\u2028b\\u2029c\\x85d"
@@ -29,11 +29,11 @@ def test_what_could_steer_a_terminal_becomes_visible():
         "unassigned \U000e1fff and private \ue000.png",
     ],
 )
-def test_ordinary_names_stay_as_they_are(name):
+def test_escape_control_keeps_ordinary_names(name):
     assert escape_control(name) == name
 
 
-def test_a_note_is_one_line_on_standard_error(capsys):
+def test_log_stderr_prints_one_line(capsys):
     log_stderr("two\nlines \x1b[2J")
     assert capsys.readouterr() == ("", "two lines \\x1b[2J\n")
 
@@ -56,11 +56,11 @@ def ended(error: BaseException, capsys: pytest.CaptureFixture[str], **options: s
         (OSError("disk full"), "error: disk full"),
     ],
 )
-def test_expected_failures_are_one_line(error, line, capsys):
+def test_one_line_errors_prints_expected_errors(error, line, capsys):
     assert ended(error, capsys) == (1, line + "\n")
 
 
-def test_an_interruption_has_a_status_of_its_own(capsys):
+def test_one_line_errors_exits_130_on_interrupt(capsys):
     assert ended(KeyboardInterrupt(), capsys) == (130, "interrupted\n")
     assert ended(KeyboardInterrupt(": 3 kept"), capsys, interrupted="; go on") == (
         130,
@@ -69,14 +69,14 @@ def test_an_interruption_has_a_status_of_its_own(capsys):
     assert ended(KeyboardInterrupt(), capsys, interrupted=": go on") == (130, "interrupted: go on\n")
 
 
-def test_a_missing_module_names_what_brings_it(capsys):
+def test_one_line_errors_names_the_extra_of_a_missing_module(capsys):
     missing = ModuleNotFoundError("No module named 'resvg_py'", name="resvg_py")
     start = "error: No module named 'resvg_py'; this command needs it, install it with: pip install "
     assert ended(missing, capsys, extra="train") == (1, f"{start}'llm2clip-retrieval[train]'\n")
     assert ended(missing, capsys) == (1, f"{start}'llm2clip-retrieval'\n")
 
 
-def test_faults_of_ours_show_where_they_are():
+def test_one_line_errors_shows_tracebacks_of_bugs():
     for fault in (TypeError("a bug"), ImportError("cannot import name 'x'", name="llm2clip.indexer")):
         with pytest.raises(type(fault)), one_line_errors(extra="train"):
             raise fault

@@ -63,7 +63,7 @@ def records(spec, **options):
     ("name", "codec"),
     [("海.mp4", "mpeg4"), ("a.mkv", "mpeg4"), ("a.mp4", "libx264"), ("a.avi", "mjpeg"), ("a.webm", "libvpx")],
 )
-def test_frames_are_those_shown_at_their_times(tmp_path, name, codec):
+def test_read_frames_returns_frames_shown_at_their_times(tmp_path, name, codec):
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no {codec}")
     film(tmp_path / name, codec=codec)
@@ -76,7 +76,7 @@ def test_frames_are_those_shown_at_their_times(tmp_path, name, codec):
 
 
 @pytest.mark.parametrize("every", [0.2, 1, 4, 7])
-def test_close_and_distant_frames_are_the_same_as_one_by_one(tmp_path, every):
+def test_read_frames_equals_read_frame(tmp_path, every):
     film(tmp_path / "a.mp4", seconds=12, group=35)
     found = records(tmp_path / "a.mp4", every=every)
     times = np.arange(len(found)) * every
@@ -89,7 +89,7 @@ def test_close_and_distant_frames_are_the_same_as_one_by_one(tmp_path, every):
         assert list(pool.map(lambda record: number_of(record.read()), again)) == expected[::-1]
 
 
-def test_a_video_that_begins_late_and_one_that_does_not_say_how_long_it_is(tmp_path):
+def test_frames_of_videos_without_length_or_that_begin_late(tmp_path):
     film(tmp_path / "late.mkv", start=100)
     found = records(tmp_path / "late.mkv", every=4)
     assert [(record.metadata["time"], number_of(record.read())) for record in found] == [
@@ -108,7 +108,7 @@ def test_a_video_that_begins_late_and_one_that_does_not_say_how_long_it_is(tmp_p
     ]
 
 
-def test_a_image_taken_upright_by_a_telephone_is_upright(tmp_path):
+def test_read_frame_applies_rotation(tmp_path):
     def paint(pixels, number):
         pixels[:, :48] = (255, 0, 0)
         pixels[:, 48:] = (0, 0, 255)
@@ -129,16 +129,14 @@ def test_a_image_taken_upright_by_a_telephone_is_upright(tmp_path):
     assert bottom[2] > 200 > 60 > bottom[0]
 
 
-def test_videos_among_images(tmp_path):
+def test_folder_corpus_reads_videos_among_images(tmp_path):
     (tmp_path / "d").mkdir()
     film(tmp_path / "d" / "b.mp4", seconds=3)
     (tmp_path / "d" / "b.txt").write_text("the sea")
     (tmp_path / "a.png").write_bytes(encoded((1, 2, 3)))
     corpus = open_corpus(tmp_path)
     assert [record.key for record in corpus.records()] == ["a.png"]
-    assert (
-        corpus.skipped_note() == "1 video passed over (1 .mp4): --frame-interval 10 takes a frame every 10 s"
-    )
+    assert corpus.skipped_note() == "1 video skipped (1 .mp4): --frame-interval 10 takes a frame every 10 s"
     corpus = open_corpus(tmp_path, every=1)
     found = list(corpus.records())
     assert [record.key for record in found] == ["a.png", *(f"d/b.mp4#t={t}" for t in range(3))]
@@ -155,18 +153,18 @@ def test_videos_among_images(tmp_path):
         assert number_of(content) == number_of(record.read()) == 5 * record.metadata["time"]
 
 
-def test_a_folder_of_nothing_but_videos(tmp_path):
+def test_open_corpus_reads_a_folder_of_videos(tmp_path):
     film(tmp_path / "a.mp4", seconds=12)
     corpus = open_corpus(tmp_path)
     assert [record.key for record in corpus.records()] == ["a.mp4#t=0", "a.mp4#t=10"]
-    assert corpus.notes == ["a frame every 10 s is taken of each video: --frame-interval changes that"]
+    assert corpus.notes == ["one frame every 10 s of each video is indexed: --frame-interval changes that"]
     assert [r.key for r in reopen_corpus(open_corpus(tmp_path / "a.mp4", every=6).identity()).records()] == [
         "a.mp4#t=0",
         "a.mp4#t=6",
     ]
 
 
-def test_of_a_video_cut_short_what_came_before_is_read(tmp_path):
+def test_video_corpus_reads_a_truncated_video(tmp_path):
     film(tmp_path / "a.mkv", group=5)
     film(tmp_path / "b.mkv", seconds=1)
     whole = (tmp_path / "a.mkv").read_bytes()
@@ -182,16 +180,16 @@ def test_of_a_video_cut_short_what_came_before_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no video" * 100])
-def test_what_is_no_video_is_reported(tmp_path, content):
+def test_video_corpus_reports_other_files(tmp_path, content):
     (tmp_path / "a.mp4").write_bytes(content)
     film(tmp_path / "b.mp4", seconds=1)
     broken, good = records(tmp_path)
     assert broken.key == "a.mp4"
-    assert broken.problem.startswith("video cannot be read: no video that can be read: Invalid data")
+    assert broken.problem.startswith("video cannot be read: not a readable video: Invalid data")
     assert number_of(good.read()) == 0
 
 
-def test_seconds_and_the_extra(tmp_path, monkeypatch):
+def test_video_corpus_checks_the_interval_and_the_extra(tmp_path, monkeypatch):
     film(tmp_path / "a.mp4", seconds=1)
     for every in (0, -1, float("nan"), 1e7):
         with pytest.raises(
@@ -206,7 +204,7 @@ def test_seconds_and_the_extra(tmp_path, monkeypatch):
             open_corpus(spec)
 
 
-def test_an_index_over_videos(tmp_path):
+def test_build_index_of_videos(tmp_path):
     (tmp_path / "v").mkdir()
     for name in ("a", "b"):
         film(tmp_path / "v" / f"{name}.mp4", seconds=20)

@@ -141,11 +141,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[int]
         ("caption CONTAINS '; DROP TABLE items --'", [3]),
     ],
 )
-def test_what_a_filter_lets_through(text: str, expected: list[int], found: Callable[[str], list[int]]):
+def test_where_mask_of_each_construct(text: str, expected: list[int], found: Callable[[str], list[int]]):
     assert found(text) == expected
 
 
-def test_only_what_is_there_in_a_state_of_the_index_is_let_through(tmp_path: Path):
+def test_where_mask_respects_the_generation(tmp_path: Path):
     same = {**IMAGES[0], "hash": b"\1" * 16}
     rows = [{**same, "removed": 3}, {**same, "key": "b", "added": 2}, {**same, "key": "c", "added": 4}]
     items = table(tmp_path / "items.db", rows)
@@ -158,7 +158,7 @@ def test_only_what_is_there_in_a_state_of_the_index_is_let_through(tmp_path: Pat
     items.close()
 
 
-def test_metadata_that_sqlite_cannot_read_is_as_good_as_missing(tmp_path: Path):
+def test_where_mask_treats_unreadable_metadata_as_missing(tmp_path: Path):
     broken = {**IMAGES[0], "key": "nan", "metadata": {"author": float("nan")}}
     items = table(tmp_path / "items.db", [*IMAGES, broken])
     assert np.flatnonzero(compile_where("meta.author = 'Ann'").mask(items, rows=6, commit=1)).tolist() == [0]
@@ -166,7 +166,7 @@ def test_metadata_that_sqlite_cannot_read_is_as_good_as_missing(tmp_path: Path):
     items.close()
 
 
-def test_the_names_of_metadata_are_as_filters_ask_for_them(tmp_path: Path):
+def test_metadata_names_are_written_as_in_filters(tmp_path: Path):
     broken = {**IMAGES[0], "key": "nan", "metadata": {"NaN": float("nan")}}
     strange = {**IMAGES[0], "key": "strange", "metadata": {"name of it": 1, "名": 2, "1st": 3}}
     items = table(tmp_path / "items.db", [*IMAGES, broken, strange])
@@ -277,9 +277,7 @@ _ITEMS = st.lists(
 
 @settings(max_examples=120)
 @given(filter=st.recursive(_conditions(), _combined, max_leaves=6), items=_ITEMS)
-def test_any_filter_means_what_plain_python_makes_of_it(
-    filter: tuple[str, Test], items: list[dict[str, Any]]
-):
+def test_where_mask_equals_an_evaluation_in_python(filter: tuple[str, Test], items: list[dict[str, Any]]):
     text, test = filter
     db = sqlite3.connect(":memory:")
     db.executescript(SCHEMA)
@@ -342,7 +340,7 @@ def test_any_filter_means_what_plain_python_makes_of_it(
         ("NOT NULL", (4, 8), "expected a field, got 'NULL'"),
     ],
 )  # fmt: skip
-def test_errors_point_at_the_place(text: str, place: tuple[int, int], message: str):
+def test_where_error_points_at_the_position(text: str, place: tuple[int, int], message: str):
     with pytest.raises(WhereError) as caught:
         compile_where(text)
     assert message in str(caught.value)
@@ -353,7 +351,7 @@ def test_errors_point_at_the_place(text: str, place: tuple[int, int], message: s
     assert (below.index("^"), len(below)) == (place[0], max(place[1], place[0] + 1))
 
 
-def test_the_place_in_a_long_filter_is_shown_with_little_around_it():
+def test_where_error_shows_an_excerpt_of_a_long_filter():
     text = "width > 1 AND " * 30 + "widht > 3" + " AND width > 1" * 30
     with pytest.raises(WhereError) as caught:
         compile_where(text)

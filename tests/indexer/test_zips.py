@@ -33,7 +33,7 @@ def records(spec):
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
-def test_images_captions_and_metadata(tmp_path, method):
+def test_zip_corpus_reads_images_captions_and_metadata(tmp_path, method):
     members = {
         "été/长城.png": IMAGES[0],
         "été/长城.txt": "the Great Wall 长城",
@@ -61,7 +61,7 @@ def test_images_captions_and_metadata(tmp_path, method):
         assert read_located(record.locator, key=record.key, corpus=corpus.identity()) == content
 
 
-def test_a_folder_of_zips_and_a_brace_range_are_the_same_images(tmp_path):
+def test_zip_corpus_reads_folders_and_brace_ranges(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.zip").write_bytes(zip_of({"a.png": IMAGES[number]}))
     found = records(tmp_path)
@@ -74,7 +74,7 @@ def test_a_folder_of_zips_and_a_brace_range_are_the_same_images(tmp_path):
     ("name", "encoding"),
     [("长城.png", "gbk"), ("照片 2024/海.png", "gbk"), ("naïve été.png", "cp437"), ("長い.png", "utf-8")],
 )
-def test_names_that_do_not_say_how_they_are_written(tmp_path, name, encoding):
+def test_zip_corpus_guesses_encodings_of_names(tmp_path, name, encoding):
     raw = name.encode(encoding)
     blank = "x" * len(raw)
     (tmp_path / "a.zip").write_bytes(zip_of({blank: IMAGES[0]}).replace(blank.encode(), raw))
@@ -82,7 +82,7 @@ def test_names_that_do_not_say_how_they_are_written(tmp_path, name, encoding):
     assert (record.key, record.read()) == (f"a.zip#{name}", IMAGES[0])
 
 
-def test_members_that_cannot_be_read_are_reported(tmp_path):
+def test_zip_corpus_reports_unreadable_members(tmp_path):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as packed:
         packed.writestr("a.png", IMAGES[0])
@@ -104,7 +104,7 @@ def test_members_that_cannot_be_read_are_reported(tmp_path):
     assert len({record.key for record in found}) == 4
 
 
-def test_a_member_with_a_flipped_byte_is_damaged_and_the_others_are_not(tmp_path):
+def test_zip_corpus_refuses_a_member_with_a_flipped_byte(tmp_path):
     whole = bytearray(zip_of({f"{n}.png": IMAGES[n] for n in range(3)}))
     whole[whole.index(IMAGES[1]) + 20] ^= 1
     (tmp_path / "a.zip").write_bytes(whole)
@@ -126,7 +126,7 @@ def test_zip_corpus_reports_a_zip_cut_short_and_reads_the_others(tmp_path):
     assert (after.key, after.read()) == ("b.zip#z.png", IMAGES[3])
 
 
-def test_a_zip_that_claims_a_small_content_does_not_unpack_a_large_one(tmp_path):
+def test_read_packed_refuses_a_zip_bomb(tmp_path):
     bomb = zip_of({"a.png": b"\0" * 10_000_000}, method=zipfile.ZIP_DEFLATED)
     (tmp_path / "a.zip").write_bytes(
         bomb.replace((10_000_000).to_bytes(4, "little"), (99).to_bytes(4, "little"))
@@ -136,7 +136,7 @@ def test_a_zip_that_claims_a_small_content_does_not_unpack_a_large_one(tmp_path)
         record.read()
 
 
-def test_bzip2_and_deflate_agree_with_their_libraries(tmp_path):
+def test_read_packed_equals_the_libraries(tmp_path):
     """The place of a member is what its packed bytes are read by: the same as unpacking them by hand."""
     content = IMAGES[0] * 50
     for method, unpack in [
@@ -152,7 +152,7 @@ def test_bzip2_and_deflate_agree_with_their_libraries(tmp_path):
         assert (size, crc) == (len(content), zlib.crc32(content))
 
 
-def test_an_index_over_zips(tmp_path):
+def test_build_index_of_zips(tmp_path):
     (tmp_path / "z").mkdir()
     for shard in range(2):
         numbers = range(5 * shard, 5 * shard + 5)

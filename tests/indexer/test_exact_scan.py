@@ -77,7 +77,7 @@ def filters() -> dict[str, np.ndarray | None]:
 @pytest.mark.parametrize("name", filters())
 @pytest.mark.parametrize("count", [1, TOGETHER + 10])
 @pytest.mark.parametrize("k", [1, 10, 200])
-def test_answers_are_those_of_numpy_byte_for_byte(device, name, count, k, vectors, rows, queries):
+def test_knn_searcher_equals_numpy_byte_for_byte(device, name, count, k, vectors, rows, queries):
     allowed, asked = filters()[name], np.concatenate([rows[7:8].astype(np.float32), queries])[:count]
     structure = None if device == "halves" else TorchScan(vectors, device=device, tile_rows=700)
     answers = KnnSearcher(vectors, candidates=structure).search(asked, k=k, allowed=allowed)
@@ -89,7 +89,7 @@ def test_answers_are_those_of_numpy_byte_for_byte(device, name, count, k, vector
 
 @pytest.mark.parametrize("made", ["halves", "cpu", ON_GPU])
 @pytest.mark.parametrize("count", [1, TOGETHER])
-def test_a_scan_proposes_what_is_near_and_allowed(made, count, vectors, rows, queries):
+def test_exact_scan_finds_near_allowed_rows(made, count, vectors, rows, queries):
     structure = ExactScan(vectors) if made == "halves" else TorchScan(vectors, device=made, tile_rows=1_024)
     for allowed in filters().values():
         scores, ids = structure.candidates(queries[:count], count=20, allowed=allowed)
@@ -104,14 +104,14 @@ def test_a_scan_proposes_what_is_near_and_allowed(made, count, vectors, rows, qu
             np.testing.assert_allclose(-np.sort(-scores, axis=1), known, atol=structure.slack)
 
 
-def test_a_scan_from_some_id_on(vectors, rows, queries):
+def test_exact_scan_begins_at_an_id(vectors, rows, queries):
     for first in (500, 999, 1_000, 4_990):
         _, ids = ExactScan(vectors, first=first).candidates(queries[:3], count=5, allowed=None)
         known, _ = brute_force(rows[first:], queries[:3], 5, None)
         assert np.array_equal(ids, known + first)
 
 
-def test_a_scan_keeps_what_it_looks_at_alive(rows, queries):
+def test_exact_scan_keeps_its_memory_alive(rows, queries):
     scan = ExactScan(Vectors([rows.copy()], dim=DIM))
     filler = [np.zeros((ROWS, DIM), dtype=np.float16) for _ in range(20)]
     _, ids = scan.candidates(queries[:2], count=5, allowed=None)
@@ -120,20 +120,20 @@ def test_a_scan_keeps_what_it_looks_at_alive(rows, queries):
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "", "mps"])
-def test_devices_that_are_none(device):
+def test_is_gpu_refuses_other_devices(device):
     with pytest.raises(IndexerError, match=f"the device must be cpu, cuda or cuda:NUMBER, got '{device}'"):
         is_gpu(device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_cuda_is_an_error_that_says_so(vectors):
+def test_open_searcher_without_a_gpu_refuses_cuda(vectors):
     with pytest.raises(
         IndexerError, match=r"there is no device cuda: torch .* sees no GPU. Search with --device cpu"
     ):
         open_searcher(vectors, device="cuda")
 
 
-def test_where_an_index_is_searched(vectors):
+def test_describe_device_names_what_searches(vectors):
     assert open_searcher(vectors, device="cpu") is None
     assert (is_gpu("cuda"), is_gpu("cuda:1"), is_gpu("cpu")) == (True, True, False)
     assert describe_device("cpu") == "cpu: FAISS"
@@ -143,7 +143,7 @@ def test_where_an_index_is_searched(vectors):
     assert describe_device("cuda:1") == f"cuda:1: {expected}"
 
 
-def test_the_installed_wheel_is_named(monkeypatch):
+def test_wheel_names_the_installed_faiss(monkeypatch):
     names = {"faiss-cpu": "1.2.3", "faiss-gpu-cu12": "4.5.6"}
     monkeypatch.setattr("llm2clip.indexer.ann.faiss_flat._version", names.get)
     assert wheel() == "faiss-cpu 1.2.3 and faiss-gpu-cu12 4.5.6 (they overwrite each other: keep one)"
@@ -158,7 +158,7 @@ def test_the_installed_wheel_is_named(monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.skipif(not faiss_on_gpu(), reason="the installed FAISS has no GPU: torch is tested instead")
 @pytest.mark.parametrize("name", filters())
-def test_faiss_on_a_gpu_answers_as_numpy_does(name, vectors, rows, queries):
+def test_gpu_index_flat_equals_numpy(name, vectors, rows, queries):
     structure = GpuIndex.flat(vectors, device="cuda")
     answers = KnnSearcher(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
     ids, _ = brute_force(rows, queries, 10, filters()[name])
@@ -168,7 +168,7 @@ def test_faiss_on_a_gpu_answers_as_numpy_does(name, vectors, rows, queries):
 @pytest.mark.gpu
 @pytest.mark.skipif(not faiss_on_gpu(), reason="the installed FAISS has no GPU")
 @pytest.mark.parametrize("name", filters())
-def test_lists_are_made_and_searched_on_a_gpu(name, vectors, rows, queries, tmp_path):
+def test_gpu_index_ivf_reaches_the_recall(name, vectors, rows, queries, tmp_path):
     plan = Plan(
         kind="ivf-sq8",
         factory=factory_of("ivf-sq8", rows=ROWS, dim=DIM),
@@ -189,7 +189,7 @@ def test_lists_are_made_and_searched_on_a_gpu(name, vectors, rows, queries, tmp_
 @pytest.mark.gpu
 @pytest.mark.skipif(not has_cagra(), reason="the installed FAISS has no GPU, or no CAGRA")
 @pytest.mark.parametrize("name", filters())
-def test_a_graph_is_made_and_searched_on_a_gpu(name, vectors, rows, queries, monkeypatch):
+def test_gpu_index_graph_reaches_the_recall(name, vectors, rows, queries, monkeypatch):
     monkeypatch.setattr(index_file, "GRAPH_ROWS", 1_000)
     covered = ROWS - 500
     plan = Plan(

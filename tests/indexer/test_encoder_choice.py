@@ -64,10 +64,10 @@ def own_terminal(descriptor: int) -> None:
     fcntl.ioctl(descriptor, termios.TIOCSCTTY, 0)
 
 
-def test_the_person_is_asked_until_there_is_an_answer_and_the_build_goes_on(photos):
+def test_choose_encoder_asks_until_answered(photos):
     typist = Typist("build", str(photos))
     typist.wait_for(QUESTION)
-    assert "Which encoder shall read your images?" in typist.shown
+    assert "Choose an encoder:" in typist.shown
     offered = [card for card in list_encoders() if card.recommended]
     assert len(offered) > 3
     for card in offered:
@@ -76,7 +76,7 @@ def test_the_person_is_asked_until_there_is_an_answer_and_the_build_goes_on(phot
         )
     typist.type("99\n")
     typist.wait_for(QUESTION, times=2)
-    assert f"'99' is none of them: expected 1 to {len(offered)}, a name or a folder" in typist.shown
+    assert f"'99' is not one of them: expected 1 to {len(offered)}, a name or a folder" in typist.shown
     typist.type("1\n")
     status, out = typist.end()
     assert status == 0, typist.shown
@@ -87,7 +87,7 @@ def test_the_person_is_asked_until_there_is_an_answer_and_the_build_goes_on(phot
 
 
 @pytest.mark.parametrize("keys", ["\x04", "\x03"], ids=["Ctrl-D", "Ctrl-C"])
-def test_a_person_who_does_not_answer_ends_the_command(photos, keys):
+def test_choose_encoder_without_an_answer_ends_the_command(photos, keys):
     typist = Typist("build", str(photos))
     typist.wait_for(QUESTION)
     typist.type(keys)

@@ -11,12 +11,12 @@ import pytest
 from llm2clip.indexer.core import index_paths as location
 
 
-def test_the_data_home_is_the_one_named(data_home):
+def test_data_home_is_the_variable(data_home):
     assert location.data_home() == data_home
 
 
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="where Linux keeps data")
-def test_the_data_home_of_linux(monkeypatch, tmp_path):
+def test_data_home_of_linux(monkeypatch, tmp_path):
     monkeypatch.delenv("LLM2CLIP_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
@@ -29,7 +29,7 @@ def test_the_data_home_of_linux(monkeypatch, tmp_path):
     assert location.data_home() == tmp_path / "mine"
 
 
-def test_every_corpus_has_a_place_of_its_own(data_home, tmp_path, monkeypatch):
+def test_default_index_path_differs_by_corpus(data_home, tmp_path, monkeypatch):
     (tmp_path / "a" / "photos").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "a")
     place = location.default_index_path("photos")
@@ -44,7 +44,7 @@ def test_every_corpus_has_a_place_of_its_own(data_home, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["北京", "a b!c", "...", "x" * 200, "shards/{00..03}.tar", "/"])
-def test_places_have_names_that_any_file_system_takes(name):
+def test_default_index_path_is_a_portable_name(name):
     place = location.default_index_path(name).name
     assert place.endswith(".index")
     assert len(place) < 100
@@ -52,12 +52,12 @@ def test_places_have_names_that_any_file_system_takes(name):
     assert not place.startswith((".", "-"))
 
 
-def test_the_sample_has_its_place(data_home):
+def test_default_index_path_of_the_sample(data_home):
     assert location.default_index_path("sample:") == location.sample_index_path()
     assert location.sample_index_path() == data_home / "indexes" / "sample.index"
 
 
-def test_the_index_built_last_is_remembered(tmp_path, data_home, monkeypatch):
+def test_set_current_index_is_remembered(tmp_path, data_home, monkeypatch):
     assert location.current_index() is None
     monkeypatch.chdir(tmp_path)
     location.set_current_index("one.index")
@@ -68,6 +68,6 @@ def test_the_index_built_last_is_remembered(tmp_path, data_home, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"index": 3}', "\0"])
-def test_a_damaged_pointer_points_nowhere(data_home, content):
+def test_current_index_ignores_a_damaged_pointer(data_home, content):
     (data_home / "current.json").write_text(content)
     assert location.current_index() is None

@@ -8,7 +8,7 @@ from llm2clip.encoders import list_encoders
 from llm2clip.indexer.commands.encoder_table import table
 
 
-def test_without_a_width_all_is_shown():
+def test_encoder_table_without_a_width_has_all_columns():
     lines = table(list_encoders()).splitlines()
     headings = "params download memory dim px text languages R@1 zh R@1 here"
     assert lines[0].split() == headings.split()
@@ -18,7 +18,7 @@ def test_without_a_width_all_is_shown():
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
-def test_a_narrow_terminal_gets_fewer_columns(width: int):
+def test_encoder_table_fits_a_narrow_terminal(width: int):
     text = table(list_encoders(), width=width)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width

@@ -46,7 +46,7 @@ from .test_where import IMAGES, table
         "VACUUM INTO '/tmp/elsewhere.db'",
     ],
 )
-def test_nothing_but_filters_runs_on_a_guarded_connection(statement: str, tmp_path: Path):
+def test_guard_allows_nothing_but_filters(statement: str, tmp_path: Path):
     items = table(tmp_path / "items.db", IMAGES)
     with pytest.raises(sqlite3.DatabaseError, match=r"not authorized|prohibited|denied|no such function"):
         items.execute(statement).fetchall()
@@ -69,7 +69,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_what_a_person_wrote_is_a_value_and_never_sql(text: str, tmp_path: Path):
+def test_compile_where_binds_all_text(text: str, tmp_path: Path):
     items = table(tmp_path / "items.db", [*IMAGES, {**IMAGES[0], "key": text, "caption": text}])
     quoted = "'" + text.replace("'", "''") + "'"
     for filter in (f"caption = {quoted}", f"key IN ({quoted}, 'nothing')"):
@@ -81,7 +81,7 @@ def test_what_a_person_wrote_is_a_value_and_never_sql(text: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["a') OR 1=1 --", "$[0]", "a.b", "*", "#-1", "']; DROP TABLE items"])
-def test_a_metadata_name_is_a_value_too(name: str, tmp_path: Path):
+def test_compile_where_binds_metadata_names(name: str, tmp_path: Path):
     items = table(tmp_path / "items.db", [*IMAGES, {**IMAGES[0], "key": "x", "metadata": {name: "here"}}])
     where = compile_where(f"meta.\"{name}\" = 'here'")
     assert where.mask(items, rows=6, commit=1).tolist() == [False] * 5 + [True]
@@ -89,14 +89,14 @@ def test_a_metadata_name_is_a_value_too(name: str, tmp_path: Path):
     items.close()
 
 
-def test_a_filter_has_limits():
+def test_compile_where_has_limits():
     compile_where(" OR ".join(["width = 1"] * MAX_CONDITIONS))
     compile_where("(" * MAX_DEPTH + "width = 1" + ")" * MAX_DEPTH)
     compile_where(f"width IN ({','.join(['1'] * MAX_VALUES)})")
     for text, message in (
         (" OR ".join(["width = 1"] * (MAX_CONDITIONS + 1)), "more than 256 comparisons"),
-        ("(" * (MAX_DEPTH + 1), "more than 40 parentheses"),
-        ("NOT " * 5000, "more than 40 parentheses"),
+        ("(" * (MAX_DEPTH + 1), "more than 40 nested parentheses"),
+        ("NOT " * 5000, "more than 40 nested parentheses"),
         (f"width IN ({','.join(['1'] * (MAX_VALUES + 1))})", "more than 4,096 values"),
         ("x" * (MAX_LENGTH + 1), "at most 20,000 characters"),
         (f"key LIKE '{'x' * (MAX_PATTERN + 1)}'", "LIKE takes at most 1,000 characters, got 1,001"),
@@ -107,7 +107,7 @@ def test_a_filter_has_limits():
             compile_where(text)
 
 
-def test_the_largest_filter_runs(tmp_path: Path):
+def test_where_mask_of_the_largest_filter(tmp_path: Path):
     items = table(tmp_path / "items.db", IMAGES)
     for word in ("OR", "AND"):
         text = f" {word} ".join(["meta.a.b.c < 1"] * MAX_CONDITIONS)
@@ -117,7 +117,7 @@ def test_the_largest_filter_runs(tmp_path: Path):
     items.close()
 
 
-def test_a_filter_that_takes_too_long_is_given_up(tmp_path: Path):
+def test_where_mask_has_a_time_limit(tmp_path: Path):
     items = table(tmp_path / "items.db", [{**IMAGES[0], "key": str(n)} for n in range(3000)])
     where = compile_where(" OR ".join(["caption CONTAINS 'x'"] * 50))
     with pytest.raises(WhereError, match="the filter was given up after 0 seconds: ask for less"):
@@ -127,7 +127,7 @@ def test_a_filter_that_takes_too_long_is_given_up(tmp_path: Path):
 
 
 @pytest.mark.parametrize("letter", ["a", "я"])
-def test_a_pattern_made_to_take_for_ever_does_not(letter: str, tmp_path: Path):
+def test_where_mask_of_hostile_patterns_is_linear(letter: str, tmp_path: Path):
     # A matcher that tries every way to place the pieces would need 10,000 ** 50 steps.
     items = table(tmp_path / "items.db", [{**IMAGES[0], "caption": letter * 10_000}])
     where = compile_where(f"caption LIKE '{('%' + letter) * 50}%b'")
@@ -135,7 +135,7 @@ def test_a_pattern_made_to_take_for_ever_does_not(letter: str, tmp_path: Path):
     items.close()
 
 
-def test_a_damaged_items_file_is_said_to_be_one(tmp_path: Path):
+def test_where_mask_reports_a_damaged_items_file(tmp_path: Path):
     path = tmp_path / "items.db"
     table(path, [{**IMAGES[0], "key": str(n)} for n in range(1000)]).close()
     data = bytearray(path.read_bytes())
@@ -147,7 +147,7 @@ def test_a_damaged_items_file_is_said_to_be_one(tmp_path: Path):
     items.close()
 
 
-def test_items_that_are_a_trap_are_not_walked_into(tmp_path: Path):
+def test_open_guarded_ignores_hostile_schemas(tmp_path: Path):
     with sqlite3.connect(tmp_path / "items.db") as db:
         columns = "1 AS id, 'k' AS key, 1 AS added, 9 AS removed, 1 AS width"
         db.execute("CREATE TABLE secret (x)")
@@ -159,7 +159,7 @@ def test_items_that_are_a_trap_are_not_walked_into(tmp_path: Path):
     items.close()
 
 
-def test_a_guard_can_be_put_before_a_connection_in_use():
+def test_guard_restricts_an_open_connection():
     db = sqlite3.connect(":memory:")
     db.execute("CREATE TABLE meta (value TEXT)")
     guard(db)

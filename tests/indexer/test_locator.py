@@ -21,7 +21,7 @@ def corpus(tmp_path):
     return {"kind": "folder", "spec": "d", "root": str(tmp_path / "d")}
 
 
-def test_a_whole_file_and_a_span(corpus):
+def test_read_located_reads_files_and_spans(corpus):
     assert read_located(None, key="a.bin", corpus=corpus) == b"0123456789"
     assert read_located('{"path": "a.bin"}', key="other", corpus=corpus) == b"0123456789"
     span = '{"path": "a.bin", "offset": 2, "size": 3}'
@@ -35,7 +35,7 @@ def test_a_whole_file_and_a_span(corpus):
 @pytest.mark.parametrize(
     "path", ["../secret", "x/../../secret", "ABSOLUTE", "file://ABSOLUTE", "http://host/x", 7]
 )
-def test_nothing_outside_the_corpus_is_read(corpus, tmp_path, path):
+def test_read_located_refuses_paths_outside_the_corpus(corpus, tmp_path, path):
     if isinstance(path, str):
         path = path.replace("ABSOLUTE", str(tmp_path / "secret"))
         with pytest.raises(IndexDamagedError, match="names a file outside its corpus"):
@@ -45,7 +45,7 @@ def test_nothing_outside_the_corpus_is_read(corpus, tmp_path, path):
             read_located(json.dumps({"path": path, **inner}), key="a.bin", corpus=corpus)
 
 
-def test_a_list_names_files_anywhere(corpus, tmp_path):
+def test_read_located_reads_absolute_paths_of_lists(corpus, tmp_path):
     listed = {**corpus, "kind": "list"}
     for key in ("../secret", str(tmp_path / "secret")):
         assert read_located(None, key=key, corpus=listed) == b"secret"
@@ -66,14 +66,14 @@ def test_a_list_names_files_anywhere(corpus, tmp_path):
         '{"path": "a.bin", "zip": [1, 2]}',
     ],
 )
-def test_what_is_no_locator_is_damage(corpus, locator):
+def test_read_located_refuses_malformed_locators(corpus, locator):
     with pytest.raises(IndexDamagedError):
         read_located(locator, key="a.bin", corpus=corpus)
 
 
 @pytest.mark.parametrize(("offset", "size"), [(-1, 3), (0, -1), (0, 2**28 + 1)])
 @pytest.mark.parametrize("remote", [False, True])
-def test_a_span_that_no_image_can_have_is_refused(corpus, offset, size, remote):
+def test_read_located_refuses_impossible_spans(corpus, offset, size, remote):
     root = f"memory://{corpus['root']}" if remote else corpus["root"]
     if remote:
         pytest.importorskip("fsspec")
@@ -85,12 +85,10 @@ def test_a_span_that_no_image_can_have_is_refused(corpus, offset, size, remote):
         )
 
 
-def test_what_does_not_end_or_is_too_large_is_not_read(corpus, tmp_path):
+def test_read_located_refuses_special_and_huge_files(corpus, tmp_path):
     with open(tmp_path / "d" / "large.bin", "wb") as file:
         file.truncate(MAX_IMAGE_BYTES + 1)
-    with pytest.raises(
-        CorpusError, match="file of 268,435,457 bytes, more than the 268,435,456 that are read"
-    ):
+    with pytest.raises(CorpusError, match="file of 268,435,457 bytes, more than the limit of 268,435,456"):
         read_located(None, key="large.bin", corpus=corpus)
     os.mkfifo(tmp_path / "d" / "pipe")
     with pytest.raises(CorpusError, match="pipe is not a regular file: expected an image"):
@@ -106,7 +104,7 @@ def test_what_does_not_end_or_is_too_large_is_not_read(corpus, tmp_path):
         ({"path": "s.mp4", "size": 0, "inner": {"time": 2.5}}, {"path": "s.mp4", "time": 2.5}),
     ],
 )
-def test_the_locator_of_a_record(tmp_path, fields, locator):
+def test_record_locator_of_each_form(tmp_path, fields, locator):
     record = Record(key="k", uri="u", file=tmp_path, **fields)
     assert (json.loads(record.locator) if record.locator else None) == locator
 
@@ -115,5 +113,5 @@ def test_the_locator_of_a_record(tmp_path, fields, locator):
     ("root", "uri"),
     [("/a/b", "/a/b/x"), ("/", "/x"), ("s3://b/c", "s3://b/c/x"), ("s3://b/c/", "s3://b/c/x")],
 )
-def test_where_a_image_is(root, uri):
+def test_uri_of_each_type_of_corpus(root, uri):
     assert uri_of("x", corpus={"kind": "folder", "spec": "", "root": root}) == uri
