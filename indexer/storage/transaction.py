@@ -8,7 +8,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -73,13 +73,10 @@ def roll_back(folder: Path, manifest: Manifest) -> None:
         raise IndexDamagedError(f"{path} belongs to another index. Run the build command again")
     uncommitted = int(meta.get("writing", 0)) > manifest.generation
     if uncommitted or unfinished_files(path):
-        items = ItemsWriter(path, generation=next_generation(folder))
-        try:
+        with writing(folder), closing(ItemsWriter(path, generation=next_generation(folder))) as items:
             if uncommitted:
                 items.stash_uncommitted(generation=manifest.generation, rows=manifest.rows)
             items.prune()
-        finally:
-            items.close()
     clean(folder, manifest)
 
 

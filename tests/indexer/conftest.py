@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -61,3 +62,34 @@ def index_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MakeIndex]:
     yield make
     for index in opened:
         index.close()
+
+
+class SmallDisk:
+    """A file system of its own, whose size can be changed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def remount(self, options: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{options}", str(self.path)], check=True)
+
+    def resize(self, size: str) -> None:
+        self.remount(f"size={size}")
+
+    def leave(self, kilobytes: int, folder: Path) -> None:
+        """Leave so much room beside the files of a folder."""
+        used = sum(file.stat().st_size for file in folder.iterdir())
+        self.resize(f"{used // 1024 + kilobytes}k")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("cannot mount a tmpfs here (needs root); the file size limit is tested all the same")
+    yield SmallDisk(place)
+    subprocess.run(["umount", "-l", str(place)], check=True)

@@ -26,6 +26,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,36 @@ class QuickEncoder:
 def vector_of(content: bytes) -> bytes:
     encoder = QuickEncoder()
     return encoder.encode_prepared(encoder.prepare(content).pixels[None])[0].astype(np.float16).tobytes()
+
+
+def dies_before(point: str) -> None:
+    """Kill this process at a named point: ``batch 2``, or ``before`` or ``after`` a step of committing."""
+    passed: list[str] = []
+
+    def reached(here: str) -> None:
+        # Rolling back at the beginning cleans too.
+        if here == point and ("clean" not in here or "after write_manifest" in passed):
+            os.kill(os.getpid(), signal.SIGKILL)
+        passed.append(here)
+
+    def encoding(self: QuickEncoder, pixels: np.ndarray) -> np.ndarray:
+        reached(f"batch {1 + sum(each.startswith('batch') for each in passed)}")
+        return encode(self, pixels)
+
+    encode = QuickEncoder.encode_prepared
+    QuickEncoder.encode_prepared = encoding  # type: ignore[method-assign]
+    for name in ("join_small", "write_manifest", "clean"):
+        setattr(transaction, name, _telling(name, getattr(transaction, name), reached))
+
+
+def _telling(name: str, step: Callable[..., object], reached: Callable[[str], None]) -> Callable[..., object]:
+    def told(*args: object, **options: object) -> object:
+        reached(f"before {name}")
+        result = step(*args, **options)
+        reached(f"after {name}")
+        return result
+
+    return told
 
 
 def dies_at(step: int) -> None:
@@ -174,15 +205,11 @@ class Crashes:
         choose, encoder = self.random, QuickEncoder()
         before = self.state(self.known)
         there = self.there()
+        build = partial(build_index, self.corpus, self.index, encoder=encoder, options=self.options)
         if name == "build":
             shutil.rmtree(self.index, ignore_errors=True)
             self.out = set()
-            after = set(there)
-            return (
-                lambda: build_index(self.corpus, self.index, encoder=encoder, options=self.options),
-                None,
-                self.state(after),
-            )
+            return build, None, self.state(set(there))
         if name == "add":
             new = [self.write() for _ in range(choose.randint(1, 12))]
             paths = [self.corpus / key for key in new]
@@ -216,47 +243,58 @@ class Crashes:
             (self.corpus / key).unlink()
             self.out.discard(key)
         after = set(self.there()) - self.out
-        return (
-            lambda: update_index(self.index, encoder=encoder, options=self.options),
-            before,
-            self.state(after),
-        )
+        update = partial(update_index, self.index, encoder=encoder, options=self.options)
+        return build if name == "rebuild" else update, before, self.state(after)
 
     def killed(self, name: str, operation: Callable[[], object]) -> bool:
         """Run an operation in a process of its own and kill it; whether it was killed before it ended."""
-        by_step = self.random.random() < 0.6
-        step = self.random.randint(1, self.steps[name])
+        if self.random.random() < 0.6:
+            step = self.random.randint(1, self.steps[name])
+            killed = self._ended(name, operation, lambda: dies_at(step))
+            self.steps[name] = self.steps[name] + 2 if killed else max(10, step)
+            return killed
+        return self._ended(name, operation, kill_after=self.random.uniform(0, self.seconds[name]))
+
+    def kill_at(self, name: str, operation: Callable[[], object], point: str) -> bool:
+        """Run an operation in a process of its own and kill it at a named point; whether it came there."""
+        self.doing = name
+        return self._ended(name, operation, lambda: dies_before(point))
+
+    def _ended(
+        self,
+        name: str,
+        operation: Callable[[], object],
+        arm: Callable[[], None] = lambda: None,
+        *,
+        kill_after: float | None = None,
+    ) -> bool:
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                if by_step:
-                    dies_at(step)
+                arm()
                 operation()
                 code = 0
             except BaseException as error:
                 print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr)
             finally:
                 os._exit(code)
-        if not by_step:
-            time.sleep(self.random.uniform(0, self.seconds[name]))
+        if kill_after is not None:
+            time.sleep(kill_after)
             os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):
             assert os.WTERMSIG(status) == signal.SIGKILL, f"died of signal {os.WTERMSIG(status)}"
-            self.steps[name] += 2 if by_step else 0
             return True
         assert os.WEXITSTATUS(status) == 0, f"{name} failed"
-        if by_step:
-            self.steps[name] = max(10, step)
         return False
 
     def round(self, name: str) -> None:
         """One change, killed once or more often, then carried through."""
         operation, before, after = self.prepare(name)
         self.doing = name
-        expected_before = None if before is None else _hashed(before)
-        expected_after = _hashed(after)
+        expected_before = None if before is None else hashed(before)
+        expected_after = hashed(after)
         committed = False
         while not committed:
             killed = self.killed(name, operation)
@@ -282,7 +320,7 @@ class Crashes:
         assert own == set(os.listdir(self.index)), f"{name}: files are left: {os.listdir(self.index)}"
 
 
-def _hashed(state: State) -> dict[str, tuple[bytes, bytes]]:
+def hashed(state: State) -> dict[str, tuple[bytes, bytes]]:
     return {
         key: (hashlib.blake2b(content, digest_size=16).digest(), vector)
         for key, (content, vector) in state.items()

@@ -99,7 +99,7 @@ def test_nano_says_that_it_is_no_good_at_photographs(photos, loaded):
 
 def test_nano_is_the_encoder_of_the_sample(shards, monkeypatch, loaded):
     monkeypatch.setenv("LLM2CLIP_ENCODER", "for-photographs")
-    for module in ("core.index_paths", "containers.tar", "records.record"):
+    for module in ("core.index_paths", "containers.tar", "corpora.locator"):
         monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
     done = run.invoke(cli.app, ["build", "sample:"])
     assert (done.exit_code, done.stderr, loaded) == (0, "", ["nano"])
@@ -191,7 +191,7 @@ def test_the_place_of_the_sample_is_for_the_sample(photos, shards, tmp_path, mon
         f"error: sample: is the index of the sample images, got the corpus {photos}: "
         "choose a folder with --index\n"
     )
-    for module in ("core.index_paths", "containers.tar", "records.record"):
+    for module in ("core.index_paths", "containers.tar", "corpora.locator"):
         monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
     done = run.invoke(cli.app, ["build", "sample:", "--index", "sample:"])
     assert f"Index:  {sample_index_path()}" in done.stdout
