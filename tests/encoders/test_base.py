@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
 
 from llm2clip.encoders import (
     Encoder,
@@ -94,17 +93,6 @@ def test_texts_of_like_length_share_a_batch():
     encoder = Plain()
     encoder.encode_texts(["a b c", "a", "a b", "x"], batch_size=2)
     assert encoder.seen == [["a", "x"], ["a b", "a b c"]]
-
-
-def test_nothing_gives_no_rows():
-    encoder = FakeEncoder(dim=7)
-    for vectors in (
-        encoder.encode_images([]),
-        encoder.encode_texts([]),
-        encoder.encode_prepared(np.zeros((0, 8, 8, 3), np.uint8)),
-    ):
-        assert (vectors.shape, vectors.dtype) == ((0, 7), np.float32)
-    assert encoder.count_tokens([]) == []
 
 
 @pytest.mark.parametrize("fill", [0.0, np.nan, np.inf, -np.inf])
@@ -222,10 +210,3 @@ def test_identity_is_what_makes_vectors_comparable():
         "settings_sha256": info.settings_sha256,
         "preprocessing": info.preprocessing,
     }
-
-
-def test_prepare_and_encode_prepared_are_encode_images():
-    encoder = FakeEncoder()
-    images = [Image.new("RGB", (9, 5), (n, 90, 200)) for n in range(5)]
-    pixels = np.stack([encoder.prepare(image).pixels for image in images])
-    assert np.array_equal(encoder.encode_prepared(pixels), encoder.encode_images(images, batch_size=2))

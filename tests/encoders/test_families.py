@@ -238,13 +238,6 @@ def test_long_texts_are_cut_as_transformers_cuts_them(family: str, references: d
     np.testing.assert_allclose(ours, theirs(reference, family, [text]), atol=1e-5, rtol=1e-4)
 
 
-def test_company_in_a_batch_does_not_matter(family: str, references: dict[str, Reference]):
-    encoder = load_encoder(references[family].folder)
-    together = encoder.encode_texts(TEXTS[family], batch_size=4)
-    alone = encoder.encode_texts(TEXTS[family], batch_size=1)
-    np.testing.assert_allclose(together, alone, atol=1e-5, rtol=1e-4)
-
-
 def test_what_it_says_of_itself(family: str, references: dict[str, Reference]):
     reference = references[family]
     info = load_encoder(reference.folder).info
@@ -274,16 +267,6 @@ def test_each_side_is_loaded_when_it_is_used(family: str, references: dict[str, 
             assert encoder.loaded_sides == {"vision"}
             with pytest.raises(ModelError, match=f"missing tensors: {lost}"):
                 encoder.encode_texts(TEXTS[family][:1])
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_arithmetic_in_half_precision_is_close(family: str, references: dict[str, Reference], dtype: str):
-    folder = references[family].folder
-    whole = load_encoder(folder)
-    half = load_encoder(folder, dtype=dtype)
-    texts, images = TEXTS[family], sample_images()
-    assert (whole.encode_texts(texts) * half.encode_texts(texts)).sum(1).min() >= 0.999
-    assert (whole.encode_images(images) * half.encode_images(images)).sum(1).min() >= 0.999
 
 
 def test_names_to_the_files_and_back(family: str, references: dict[str, Reference]):

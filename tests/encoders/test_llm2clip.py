@@ -5,13 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from llm2clip.encoders import DualEncoder, TextTooLongWarning, load_encoder
 
@@ -60,12 +58,6 @@ def test_image_vectors_are_those_of_the_parts(encoder: DualEncoder, parts: Parts
     np.testing.assert_allclose(encoder.encode_prepared(pixels), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_company_in_a_batch_does_not_matter(encoder: DualEncoder, batch_size: int):
-    alone = np.concatenate([encoder.encode_texts([text]) for text in TEXTS])
-    np.testing.assert_allclose(encoder.encode_texts(TEXTS, batch_size=batch_size), alone, atol=2e-6)
-
-
 def test_right_and_left_padding_give_the_same(encoder: DualEncoder, parts: Parts):
     ids, attention, embed = encoder.text_tower.reader.batch(["a cat", "the dog over there"])
     rolled = [part.clone() for part in (ids, attention, embed)]
@@ -100,33 +92,6 @@ def test_a_long_text_is_cut_with_a_warning(encoder: DualEncoder):
         np.testing.assert_allclose(cut, encoder.encode_texts([("abcdefghi" * 5)[:38]]), atol=1e-6)
 
 
-@pytest.mark.parametrize("text", ["", "  \n\t"])
-def test_an_empty_text_is_refused(encoder: DualEncoder, text: str):
-    with pytest.raises(ValueError, match="the text is empty"):
-        encoder.encode_texts([text])
-
-
-def test_sides_load_when_used(tiny_folder: Path):
-    encoder = load_encoder(tiny_folder, device="cpu")
-    encoder.prepare(Image.new("RGB", (5, 9)))
-    assert encoder.info.dim == 20
-    assert encoder.loaded_sides == set()
-    encoder.encode_prepared(noise(1))
-    assert encoder.loaded_sides == {"vision"}
-    encoder = load_encoder(tiny_folder, device="cpu")
-    encoder.encode_texts(["a"])
-    assert encoder.loaded_sides == {"text"}
-    encoder.load_all()
-    assert encoder.loaded_sides == {"text", "vision"}
-
-
-def test_threads_share_one_load(tiny_folder: Path):
-    encoder = load_encoder(tiny_folder, device="cpu")
-    with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(lambda _: encoder.encode_prepared(noise(1)), range(16)))
-    assert all(np.array_equal(answer, answers[0]) for answer in answers)
-
-
 def test_no_transformers_on_this_path(tiny_folder: Path):
     code = (
         "import sys; from llm2clip.encoders import load_encoder\n"
@@ -146,32 +111,6 @@ def test_half_precision_is_storage_only(parts: Parts, tmp_path: Path):
     loaded = encoder.image_tower.module().visual_projection.weight
     assert loaded.dtype == torch.float32
     assert torch.equal(loaded, rounded.weight)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_arithmetic_in_half_precision_is_close(tiny_folder: Path, encoder: DualEncoder, dtype: str):
-    half = load_encoder(tiny_folder, device="cpu", dtype=dtype)
-    assert (half.encode_texts(TEXTS) * encoder.encode_texts(TEXTS)).sum(axis=1).min() > 0.999
-    assert (half.encode_prepared(noise(3)) * encoder.encode_prepared(noise(3))).sum(axis=1).min() > 0.99
-
-
-def test_pixels_may_lie_in_any_order(encoder: DualEncoder):
-    pixels = noise(3)
-    expected = encoder.encode_prepared(pixels)[::-1]
-    np.testing.assert_allclose(encoder.encode_prepared(pixels[::-1]), expected, atol=1e-6)
-
-
-def test_vectors_may_be_written_to(encoder: DualEncoder):
-    vectors = encoder.encode_texts(["a"])
-    vectors += 1
-    assert vectors.dtype == np.float32
-
-
-def test_pixels_may_be_read_only(encoder: DualEncoder):
-    pixels = noise(2)
-    expected = encoder.encode_prepared(pixels)
-    pixels.flags.writeable = False
-    assert np.array_equal(encoder.encode_prepared(pixels), expected)
 
 
 def test_devices_and_dtypes_that_are_not_there(tiny_folder: Path):

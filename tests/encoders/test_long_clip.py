@@ -173,14 +173,6 @@ def test_the_sides_are_loaded_apart_and_the_file_is_converted_once(saved: Path, 
     assert made.stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_arithmetic_in_half_precision_is_close(saved: Path, dtype: str):
-    half, whole = load_encoder(saved, dtype=dtype), load_encoder(saved)
-    assert (half.encode_texts(TEXTS[:2]) * whole.encode_texts(TEXTS[:2])).sum(1).min() >= 0.999
-    image = [np.random.default_rng(1).integers(0, 256, (40, 30, 3), dtype=np.uint8)]
-    assert (half.encode_images(image) * whole.encode_images(image)).sum(1).min() >= 0.999
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -179,17 +179,6 @@ def test_what_it_says_of_itself(models: Path, name: str):
         assert "low-rank update of lora merged" in encoder.found
 
 
-def test_the_sides_are_loaded_apart(models: Path):
-    encoder = load_encoder("tiny-openai")
-    encoder.encode_images(images())
-    assert encoder.loaded_sides == {"vision"}
-    encoder = load_encoder("tiny-openai")
-    encoder.encode_texts(TEXTS)
-    assert encoder.loaded_sides == {"text"}
-    encoder.load_all()
-    assert encoder.loaded_sides == {"vision", "text"}
-
-
 def test_images_need_no_language_model(models: Path):
     shutil.rmtree(models / "tiny-8b")
     encoder = load_encoder("tiny-openai")
@@ -197,18 +186,6 @@ def test_images_need_no_language_model(models: Path):
     assert encoder.info.max_text_tokens == 507
     with pytest.raises(ModelError, match="tiny-8b-cc is not on this machine"):
         encoder.encode_texts(TEXTS)
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ROWS)
-def test_other_arithmetic_is_near(models: Path, name: str, dtype: str):
-    exact, rounded = load_encoder(name, dtype="float32"), load_encoder(name, dtype=dtype)
-    assert rounded.text_tower.dtype == dtype
-    for ours, theirs in (
-        (exact.encode_texts(TEXTS), rounded.encode_texts(TEXTS)),
-        (exact.encode_images(images()), rounded.encode_images(images())),
-    ):
-        assert (ours * theirs).sum(axis=1).min() > 0.999
 
 
 def test_stored_states_need_no_language_model(models: Path):
