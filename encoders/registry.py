@@ -18,9 +18,10 @@ from llm2clip.encoders.catalog.entries import (
     find_language,
     language_models,
 )
-from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.catalog.hub import ModelFiles
 from llm2clip.encoders.core.dual_encoder import LoadOptions, Preprocessing
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.weights.safetensors_io import has_adapter
 from llm2clip.encoders.weights.tensor_names import FORMAT, PUBLISHED
 
 if TYPE_CHECKING:
@@ -170,9 +171,20 @@ def _is_published(files: ModelFiles) -> bool:
     """Whether it is LLM2CLIP as published: by its entry, or a local tower."""
     if files.path is None:
         return files.encoder_entry is not None and bool(files.encoder_entry.language_model)
-    from llm2clip.encoders.vision.vision_source import holds_tower
-
-    return not saved_family(files) and holds_tower(files.path)
+    if files.path.is_file():
+        return True
+    if saved_family(files):
+        return False
+    if files.encoder_entry is not None and files.encoder_entry.layout:
+        return True
+    if any(has_adapter(file) for file in sorted(files.path.glob("*.safetensors"))):
+        return True
+    # A pickle tells nothing before it is converted: without a configuration, and not called like the file of a
+    # baseline, it is taken for a tower.
+    pickles = {file.name for file in files.path.glob("*.pt")} - {
+        entry.weights for entry in baseline_entries()
+    }
+    return not (files.path / "config.json").is_file() and bool(pickles)
 
 
 def _baseline(files: ModelFiles) -> str:
@@ -207,33 +219,19 @@ def _load_open_clip(files: ModelFiles, options: LoadOptions) -> Encoder:
 def _load_sentence(files: ModelFiles, options: LoadOptions) -> Encoder:
     from llm2clip.encoders.baselines.sentence_transformer import load_sentence
 
-    return load_sentence(files.name, device=options.device, dtype=options.dtype)
+    return load_sentence(files.name, options)
 
 
 def _load_saved(files: ModelFiles, options: LoadOptions) -> Encoder:
     from llm2clip.encoders.llm2clip.save_load import load_saved
 
-    return load_saved(
-        files.folder,
-        device=options.device,
-        dtype=options.dtype,
-        language_model=options.language_model,
-        parity=options.parity,
-    )
+    return load_saved(files, options)
 
 
 def _load_published(files: ModelFiles, options: LoadOptions) -> Encoder:
     from llm2clip.encoders.llm2clip.published import load_published
 
-    asked = files.path or files.encoder_entry
-    assert asked is not None, "it matched by its path or its entry"
-    return load_published(
-        asked,
-        device=options.device,
-        dtype=options.dtype,
-        language_model=options.language_model,
-        parity=options.parity,
-    )
+    return load_published(files, options)
 
 
 def _load_dual(files: ModelFiles, options: LoadOptions) -> Encoder:
@@ -242,12 +240,16 @@ def _load_dual(files: ModelFiles, options: LoadOptions) -> Encoder:
     return load_dual(files, options)
 
 
-def _load_openai(files: ModelFiles, options: LoadOptions) -> Encoder:
-    from llm2clip.encoders.baselines.openai_checkpoint import load_eva02_clip, load_long_clip
+def _load_long_clip(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.baselines.openai_checkpoint import load_long_clip
 
-    return (
-        load_long_clip(files, options) if _baseline(files) == "long-clip" else load_eva02_clip(files, options)
-    )
+    return load_long_clip(files, options)
+
+
+def _load_eva02_clip(files: ModelFiles, options: LoadOptions) -> Encoder:
+    from llm2clip.encoders.baselines.openai_checkpoint import load_eva02_clip
+
+    return load_eva02_clip(files, options)
 
 
 def _load_text_only(files: ModelFiles, options: LoadOptions) -> Encoder:
@@ -255,7 +257,7 @@ def _load_text_only(files: ModelFiles, options: LoadOptions) -> Encoder:
 
     asked = files.path or files.entry
     assert isinstance(asked, Path | LanguageModelEntry), "it matched by its path or its entry"
-    return load_text_only(asked, device=options.device, dtype=options.dtype, parity=options.parity)
+    return load_text_only(asked, options)
 
 
 def _load_nano(files: ModelFiles, options: LoadOptions) -> Encoder:
@@ -271,7 +273,8 @@ FORMATS = (
     Format(matches=lambda files: saved_family(files) == PUBLISHED, load=_load_saved, language_model=True),
     Format(matches=_is_published, load=_load_published, language_model=True),
     Format(matches=lambda files: _baseline(files) == "transformers", load=_load_dual),
-    Format(matches=lambda files: _baseline(files) in ("eva02-clip", "long-clip"), load=_load_openai),
+    Format(matches=lambda files: _baseline(files) == "long-clip", load=_load_long_clip),
+    Format(matches=lambda files: _baseline(files) == "eva02-clip", load=_load_eva02_clip),
     Format(matches=_is_language_model, load=_load_text_only),
     Format(matches=lambda files: True, load=_load_nano, preprocessing=False),
 )

@@ -13,18 +13,17 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from llm2clip.encoders.baselines.hf_families import Family, family_of
+from llm2clip.encoders.baselines.hf_families import FAMILIES, Family
 from llm2clip.encoders.baselines.shared import describe, settings_hash
-from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.catalog.hub import ModelFiles
 from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions, pick_device, pick_dtype
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.files import MOST, MOST_LAYERS, check_size
+from llm2clip.encoders.core.files import MOST, MOST_LAYERS, check_size, read_object
 from llm2clip.encoders.images.hf_preprocessor import read_preprocess
 from llm2clip.encoders.images.preprocess import PixelTower
-from llm2clip.encoders.layers.activations import replace_quick_gelu
+from llm2clip.encoders.layers.activations import import_quietly, replace_quick_gelu
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, TokenTower, load_tokenizer
 from llm2clip.encoders.weights.hf_weights import Side, Weights
-from llm2clip.encoders.weights.quantization import import_quietly
 
 TEXT = ("text_model.", "text_projection.")
 """How the names of the text side's tensors begin."""
@@ -35,6 +34,8 @@ UNUSED = re.compile(
 )
 """Tensors that neither side needs: the scale and offset of the loss, and counters old releases stored."""
 
+_GEMMA_TOKENS = 256_000
+"""Tokens of SigLIP 2, which reads texts with Gemma's tokenizer."""
 _OLD_END = 2
 """What old configurations of CLIP have as ``eos_token_id``: with it transformers takes the largest token id."""
 _SIZES = (
@@ -167,6 +168,33 @@ class Checkpoint:
         module = build(make, where=self.folder / "config.json")
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         return fill(module, self.weights.read(shapes, side=side, dtype=dtype, device=device), device=device)
+
+
+def family_of(folder: Path, config: Mapping[str, Any]) -> Family:
+    """The family of a model in a folder.
+
+    SigLIP and SigLIP 2 call themselves the same; the second reads texts with Gemma's tokenizer.
+
+    Raises:
+        ModelError: It is none of ours.
+    """
+    kind = config.get("model_type")
+    fitting = [family for family in FAMILIES.values() if family.model_type == kind]
+    if not fitting:
+        known = ", ".join(repr(name) for name in sorted({family.model_type for family in FAMILIES.values()}))
+        raise ModelError(f"{folder / 'config.json'} is of model_type {kind!r}, expected one of {known}")
+    if kind == "siglip":
+        return FAMILIES["siglip2" if _is_siglip2(folder, config) else "siglip"]
+    return fitting[0]
+
+
+def _is_siglip2(folder: Path, config: Mapping[str, Any]) -> bool:
+    text = config.get("text_config")
+    if isinstance(text, dict) and text.get("vocab_size") == _GEMMA_TOKENS:
+        return True
+    path = folder / "tokenizer_config.json"
+    end = read_object(path).get("eos_token") if path.is_file() else None
+    return (end.get("content") if isinstance(end, dict) else end) == FAMILIES["siglip2"].form.end
 
 
 def build_settings(family: Family, config: Mapping[str, Any], *, where: Path) -> Any:  # noqa: ANN401

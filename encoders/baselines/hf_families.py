@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD
 from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
 from llm2clip.encoders.text.clip_tokenizer import Cleaning, TextForm
-
-_GEMMA_TOKENS = 256_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,30 +114,3 @@ FAMILIES = {
     )
 }
 """Name -> family."""
-
-
-def family_of(folder: Path, config: Mapping[str, Any]) -> Family:
-    """The family of a model in a folder.
-
-    SigLIP and SigLIP 2 call themselves the same; the second reads texts with Gemma's tokenizer.
-
-    Raises:
-        ModelError: It is none of ours.
-    """
-    kind = config.get("model_type")
-    fitting = [family for family in FAMILIES.values() if family.model_type == kind]
-    if not fitting:
-        known = ", ".join(repr(name) for name in sorted({family.model_type for family in FAMILIES.values()}))
-        raise ModelError(f"{folder / 'config.json'} is of model_type {kind!r}, expected one of {known}")
-    if kind == "siglip":
-        return FAMILIES["siglip2" if _is_siglip2(folder, config) else "siglip"]
-    return fitting[0]
-
-
-def _is_siglip2(folder: Path, config: Mapping[str, Any]) -> bool:
-    text = config.get("text_config")
-    if isinstance(text, dict) and text.get("vocab_size") == _GEMMA_TOKENS:
-        return True
-    path = folder / "tokenizer_config.json"
-    end = read_object(path).get("eos_token") if path.is_file() else None
-    return (end.get("content") if isinstance(end, dict) else end) == FAMILIES["siglip2"].form.end

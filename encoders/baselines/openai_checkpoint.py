@@ -18,7 +18,7 @@ from llm2clip.encoders.baselines.hf_dual import TextTower, VisionTower, build, b
 from llm2clip.encoders.baselines.hf_families import FAMILIES
 from llm2clip.encoders.baselines.openai_layout import read_side, text_settings, vision_settings
 from llm2clip.encoders.baselines.shared import converted_weights, describe, settings_hash, tokenizer_folder
-from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.catalog.hub import ModelFiles
 from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions, pick_device, pick_dtype
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD

@@ -20,6 +20,7 @@ from llm2clip.encoders.core.base import EncoderInfo
 from llm2clip.encoders.core.dual_encoder import (
     DualEncoder,
     ImageTower,
+    LoadOptions,
     TextTower,
     pick_device,
     pick_dtype,
@@ -61,15 +62,14 @@ _ENDLESS = 1_000_000
 """Tokenizers give numbers beyond this for "no limit"."""
 
 
-def load_sentence(name: str, *, device: str = "auto", dtype: str = "auto") -> DualEncoder:
+def load_sentence(name: str, options: LoadOptions) -> DualEncoder:
     """Open a multimodal model of sentence-transformers.
 
     Texts are encoded as queries and images as documents, each with the model's prompt for it, if it has one.
 
     Args:
         name: ``st:`` and a repository on the Hugging Face hub, or a folder.
-        device: See ``load_encoder``.
-        dtype: See ``load_encoder``.
+        options: Device and dtype.
 
     Raises:
         ModelError: It cannot be fetched, or wants to run code of its own.
@@ -83,8 +83,8 @@ def load_sentence(name: str, *, device: str = "auto", dtype: str = "auto") -> Du
         folder = resolve_files(
             HubFiles(name=name, repository=asked, files=("*.json",), extras=_FILES, hint=_WHOLE)
         )
-    place = pick_device(device)
-    kind = pick_dtype(dtype, device=place, stored="bfloat16")
+    place = pick_device(options.device)
+    kind = pick_dtype(options.dtype, device=place, stored="bfloat16")
     check_modules(folder)
     texts = _TextTower(lambda: _open_both(folder, name, device=place, dtype=kind), device=place, dtype=kind)
     images = _ImageTower(texts.module, device=place, dtype=kind)

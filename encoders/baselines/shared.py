@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.catalog.hub import ModelFiles
 from llm2clip.encoders.core.base import EncoderInfo
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import settings_sha256, without_origin

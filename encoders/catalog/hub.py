@@ -1,4 +1,4 @@
-"""Find published files on this machine or download them.
+"""Find the files of a model: on this machine, or on the hub to download.
 
 Searched in this order: a folder below :func:`models_home` named like the repository; the cache of the Hugging Face
 hub; the hub itself. Only the requested files are downloaded: a vision tower without its language model.
@@ -6,15 +6,18 @@ hub; the hub itself. Only the requested files are downloaded: a vision tower wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from llm2clip.common.files import format_bytes
 from llm2clip.common.paths import models_home
 from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_encoder, language_of
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import read_object
 
 _WHOLE = 40
 """Digits of a full commit hash; the hub accepts no shorter one."""
@@ -216,3 +219,68 @@ def language_available(entry: LanguageModelEntry) -> bool:
     return find_cached(language_files(entry)) is not None and (
         update is None or find_cached(update) is not None
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFiles:
+    """The files of one model: a published one of the catalogue, or a local folder or file."""
+
+    name: str
+    """What the encoder is called."""
+    entry: EncoderEntry | LanguageModelEntry | None = None
+    """The entry of the catalogue: the named one, or the one that a local folder is called like."""
+    path: Path | None = None
+    """A local folder or file of weights; ``None`` for a model from the hub."""
+
+    @cached_property
+    def folder(self) -> Path:
+        """The folder of the files; downloaded from the hub if necessary.
+
+        Raises:
+            ModelError: The files are not on this machine and cannot be downloaded.
+        """
+        if self.path is not None:
+            return self.path if self.path.is_dir() else self.path.parent
+        assert isinstance(self.entry, EncoderEntry), "a model without a path is one of the catalogue"
+        return resolve_files(encoder_files(self.entry))
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """``config.json``, parsed; empty if there is none, or if a single file of weights was given.
+
+        Raises:
+            ModelError: It is not valid JSON, or a link that leads out of the folder.
+        """
+        path = self.folder / "config.json"
+        single = self.path is not None and self.path.is_file()
+        return read_object(path) if path.is_file() and not single else {}
+
+    @property
+    def local_folder(self) -> Path | None:
+        """The folder, if the model is a local one."""
+        return self.path if self.path is not None and self.path.is_dir() else None
+
+    @property
+    def encoder_entry(self) -> EncoderEntry | None:
+        """The entry, if it is that of an encoder."""
+        return self.entry if isinstance(self.entry, EncoderEntry) else None
+
+    def beside(self, part: str, *, files: tuple[str, ...]) -> Path:
+        """The folder of files that the model borrows from another encoder of the catalogue.
+
+        Args:
+            part: Sub-folder of a local folder that may hold them instead.
+            files: The files needed.
+
+        Raises:
+            ModelError: They are not on this machine and cannot be downloaded, or no encoder is known to have them.
+        """
+        if self.path is not None and (self.folder / part).is_dir():
+            return self.folder / part
+        entry = self.encoder_entry
+        other = find_encoder(entry.beside) if entry is not None else None
+        if other is None:
+            raise ModelError(f"{self.folder} has no folder {part}, which its model needs")
+        return resolve_files(
+            HubFiles(name=self.name, repository=other.repository, revision=other.revision, files=files)
+        )

@@ -7,14 +7,13 @@ is read without the vision tower. No code of a repository is run.
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm2clip.encoders.catalog.entries import EncoderEntry, language_of, pairing_problem
-from llm2clip.encoders.core.base import EncoderInfo, Parity
-from llm2clip.encoders.core.dual_encoder import DualEncoder, pick_device
+from llm2clip.encoders.catalog.hub import ModelFiles
+from llm2clip.encoders.core.base import EncoderInfo
+from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions, pick_device
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import settings_sha256
 from llm2clip.encoders.images.preprocess import PixelTower
@@ -45,42 +44,30 @@ class PublishedFiles:
     """The language model."""
 
 
-def load_published(
-    asked: EncoderEntry | Path,
-    *,
-    language_model: str | os.PathLike[str] | None = None,
-    device: str = "auto",
-    dtype: str = "auto",
-    parity: Parity = "native",
-) -> DualEncoder:
-    """Open a published encoder, or one of that layout; weights are read when they are first needed.
-
-    Args:
-        asked: A line of the catalogue, or a folder or file.
-        language_model: Name or folder of another language model than the one it was trained with.
-        device: See ``load_encoder``.
-        dtype: See ``load_encoder``; int8 and int4 are of the language model alone.
-        parity: See ``load_encoder``.
+def load_published(files: ModelFiles, options: LoadOptions) -> DualEncoder:
+    """Open a published encoder, or a local one of that layout; weights are read when they are first needed.
 
     Raises:
         ModelError: The tower's files are missing, damaged or another's, or it cannot read that language model.
-        ValueError: There is no such device, dtype or parity.
+        ValueError: There is no such device or dtype.
     """
-    if isinstance(asked, EncoderEntry) and language_model is not None:
-        _check_known_pair(asked, language_source(language_model))
-    vision = published_vision(asked) if isinstance(asked, EncoderEntry) else local_vision(asked)
-    source = language_source(language_model) if language_model is not None else _partner(vision)
-    return assemble(vision, source, device=device, dtype=dtype, parity=parity)
+    entry, chosen = files.encoder_entry, options.language_model
+    if files.path is not None:
+        vision = local_vision(files.path)
+    else:
+        assert entry is not None, "a model without a path is one of the catalogue"
+        if chosen is not None:
+            _check_known_pair(entry, language_source(chosen))
+        vision = published_vision(entry)
+    source = language_source(chosen) if chosen is not None else _partner(vision)
+    return assemble(vision, source, options)
 
 
-def assemble(
-    vision: VisionSource, source: LanguageSource, *, device: str, dtype: str, parity: Parity
-) -> DualEncoder:
+def assemble(vision: VisionSource, source: LanguageSource, options: LoadOptions) -> DualEncoder:
     """An encoder of these two parts; see :func:`load_published`."""
-    place = pick_device(device)
-    loaded_as, computed_in = held_and_computed(dtype, place)
-    if parity not in ("native", "upstream"):
-        raise ValueError(f"parity must be 'native' or 'upstream', got {parity!r}")
+    place = pick_device(options.device)
+    loaded_as, computed_in = held_and_computed(options.dtype, place)
+    parity = options.parity
     if source.width is not None:
         _check_pairing(vision, source, width=source.width)
     images = PixelTower(

@@ -19,10 +19,11 @@ import torch
 
 from llm2clip.common.files import file_sha256
 from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_language, language_models
-from llm2clip.encoders.core.base import Encoder, Parity
-from llm2clip.encoders.core.dual_encoder import DualEncoder
+from llm2clip.encoders.catalog.hub import ModelFiles
+from llm2clip.encoders.core.base import Encoder
+from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.files import from_json, read_object, refuse_outside, to_json
+from llm2clip.encoders.core.files import from_json, refuse_outside, to_json
 from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig, StoredDtype, load_folder, write_config
 from llm2clip.encoders.llm2clip.published import FAMILY, PublishedFiles, assemble
@@ -179,21 +180,13 @@ def _save_published(files: PublishedFiles, info: EncoderInfo, folder: Path, *, c
         draft.rename(folder)
 
 
-def load_saved(
-    folder: Path,
-    *,
-    device: str,
-    dtype: str,
-    language_model: str | os.PathLike[str] | None = None,
-    parity: Parity = "native",
-) -> DualEncoder:
+def load_saved(files: ModelFiles, options: LoadOptions) -> DualEncoder:
     """Open what :func:`save_encoder` wrote; see ``load_encoder``.
 
     Raises:
         ModelError: A file is missing, damaged or of another version, or they do not fit each other.
     """
-    path = folder / CONFIG_FILE
-    data = read_object(path)
+    folder, data, path = files.folder, files.config, files.folder / CONFIG_FILE
     if data.get("version") != VERSION:
         raise ModelError(
             f"{path}: format version {data.get('version')!r}, this release reads {VERSION}; "
@@ -209,8 +202,8 @@ def load_saved(
         copied=(config.file_sha256, config.published_sha256),
         preparation=config.preprocessing,
     )
-    source = language_source(language_model) if language_model is not None else _language(config, folder)
-    return assemble(vision, source, device=device, dtype=dtype, parity=parity)
+    chosen = options.language_model
+    return assemble(vision, language_source(chosen) if chosen else _language(config, folder), options)
 
 
 def _language(config: SavedConfig, folder: Path) -> LanguageSource:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from llm2clip.encoders.catalog.entries import LanguageModelEntry
-from llm2clip.encoders.core.base import EncoderInfo, Parity
-from llm2clip.encoders.core.dual_encoder import DualEncoder, pick_device
+from llm2clip.encoders.core.base import EncoderInfo
+from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions, pick_device
 from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.llm2clip.published import FAMILY
 from llm2clip.encoders.text.llm_source import LanguageSource, language_source
@@ -20,17 +20,15 @@ def is_language_folder(path: Path) -> bool:
     return config.is_file() and read_object(config).get("model_type") == "llama"
 
 
-def load_text_only(
-    asked: LanguageModelEntry | Path, *, device: str = "auto", dtype: str = "auto", parity: Parity = "native"
-) -> DualEncoder:
+def load_text_only(asked: LanguageModelEntry | Path, options: LoadOptions) -> DualEncoder:
     """Open a language model alone, a published one or that of a folder; it sees no images."""
-    place = pick_device(device)
-    loaded_as, _ = held_and_computed(dtype, place)
+    place = pick_device(options.device)
+    loaded_as, _ = held_and_computed(options.dtype, place)
     if isinstance(asked, LanguageModelEntry):
         source = LanguageSource(name=asked.name, row=asked)
     else:
         source = language_source(asked)
-    texts = LlmTextTower(source, choice=loaded_as, device=place, parity=parity)
+    texts = LlmTextTower(source, choice=loaded_as, device=place, parity=options.parity)
     return DualEncoder(None, texts, describe=lambda: _describe(texts), source=source)
 
 

@@ -21,8 +21,8 @@ from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, RopeScaling
 from llm2clip.encoders.weights.hf_weights import Weights
 from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora
-from llm2clip.encoders.weights.memory_fit import release_memory
-from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, arithmetic, weight_quantizer
+from llm2clip.encoders.weights.memory_fit import compute_dtype, release_memory
+from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, weight_quantizer
 from llm2clip.encoders.weights.safetensors_io import (
     TensorSpec,
     check_tensors,
@@ -125,7 +125,7 @@ class LanguagePlan:
         device = torch.device(device)
         with torch.device("meta"):
             model = BidirectionalLlama(self.config)
-        dtype = arithmetic(choice, device)
+        dtype = compute_dtype(choice, device)
         update = self._open_update(model)
         round_weight = weight_quantizer(choice, device) if choice in QUANTISED else None
         table = torch.bfloat16 if round_weight is not None else dtype

@@ -14,7 +14,6 @@ from typing import Any
 from llm2clip.common.paths import models_home
 from llm2clip.encoders.catalog.entries import (
     EncoderEntry,
-    baseline_entries,
     encoder_entries,
     find_encoder,
     language_of,
@@ -29,13 +28,12 @@ from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeM
 from llm2clip.encoders.vision.vision_tower import VisionPlan, open_vision
 from llm2clip.encoders.weights.hf_weights import stored_sha256
 from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint, read_conversion
-from llm2clip.encoders.weights.safetensors_io import read_header
+from llm2clip.encoders.weights.safetensors_io import has_adapter
 
 PICKLED = (".pt", ".bin", ".pth")
 """Suffixes of files that torch.save wrote; they are converted once."""
 _USUAL = {"openai": "clip", "eva02": "eva", "siglip2": "eva"}
 """Layout -> preprocessing, where nothing says another."""
-_ADAPTERS = ("text_adapter.", "text.text_adaptor.", "text.text_proj.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,21 +134,6 @@ def local_vision(path: Path) -> VisionSource:
     return replace(found, name=row.name if row else name, row=row)
 
 
-def holds_tower(path: Path) -> bool:
-    """Whether a folder or file is one of LLM2CLIP's: it has an adapter, or is a file that has to be converted."""
-    if path.is_file():
-        return path.suffix in (".safetensors", *PICKLED)
-    named = find_encoder(path.resolve().name)
-    if named is not None and named.layout:
-        return True
-    if any(_has_adapter(file) for file in sorted(path.glob("*.safetensors"))):
-        return True
-    # A pickle says nothing of itself until it is converted: alone, with nobody else's settings, it is taken for one
-    # unless it is called like the file of a baseline.
-    pickles = {file.name for file in path.glob("*.pt")} - {row.weights for row in baseline_entries()}
-    return not (path / "config.json").is_file() and bool(pickles)
-
-
 def _open(path: Path, *, folder: Path, row: EncoderEntry | None) -> VisionSource:
     converted = path.suffix in PICKLED
     file, settings = path, None
@@ -236,7 +219,7 @@ def _choose(folder: Path, pattern: str) -> Path:
     """The file of weights in a folder: one with an adapter before one without, safetensors before pickles."""
     files = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
     plain = [path for path in files if path.suffix == ".safetensors"]
-    ranked = [*filter(_has_adapter, plain), *_pickled(files), *plain]
+    ranked = [*filter(has_adapter, plain), *_pickled(files), *plain]
     if not ranked:
         raise ModelError(f"{folder} has no weights: expected a .safetensors or .pt file")
     return ranked[0]
@@ -245,13 +228,3 @@ def _choose(folder: Path, pattern: str) -> Path:
 def _pickled(files: list[Path]) -> Iterator[Path]:
     for suffix in PICKLED:
         yield from (path for path in files if path.suffix == suffix)
-
-
-def _has_adapter(path: Path) -> bool:
-    names = read_header(path)
-    # An encoder folder of our own has its language model in the same file; no published one has.
-    return any(name.startswith(_ADAPTERS) for name in names) and not any(map(_is_language_model, names))
-
-
-def _is_language_model(name: str) -> bool:
-    return name.startswith("language_model.")

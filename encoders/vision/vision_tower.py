@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
-from llm2clip.encoders.layers.activations import replace_quick_gelu
+from llm2clip.encoders.layers.activations import import_quietly, replace_quick_gelu
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
 from llm2clip.encoders.layers.llama import AdapterConfig
 from llm2clip.encoders.vision.adapter_weights import AdapterPlan, find_adapter
@@ -28,7 +28,6 @@ from llm2clip.encoders.vision.tower_detection import (
     read_settings,
     read_tower,
 )
-from llm2clip.encoders.weights.quantization import import_quietly
 from llm2clip.encoders.weights.safetensors_io import (
     TensorSpec,
     check_tensors,

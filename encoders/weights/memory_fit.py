@@ -19,7 +19,7 @@ from llm2clip.common.memory import free_memory
 from llm2clip.encoders.catalog.entries import Choice, LlamaShape
 from llm2clip.encoders.core.dual_encoder import pick_dtype
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.weights.quantization import has_torchao
+from llm2clip.encoders.layers.activations import has_torchao
 
 _SPARE = 1_000_000_000
 """Bytes left for what is computed while a batch is read."""
@@ -155,3 +155,17 @@ def held_and_computed(name: str, device: torch.device) -> tuple[Choice | Literal
         raise ValueError(f"unknown dtype {name!r}, expected 'auto' or one of {', '.join(choices())}")
     other = "auto" if name in ("int8", "int4") else name
     return cast("Choice | Literal['auto']", name), pick_dtype(other, device=device, stored="float16")
+
+
+def compute_dtype(choice: Choice, device: torch.device) -> torch.dtype:
+    """What is computed in when a language model is held as ``choice``.
+
+    int8 is computed in float32 on a CPU: few have fast bfloat16, and none is slower so. The kernels of int4 are
+    made for bfloat16.
+    """
+    if choice == "int8":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if choice == "int4":
+        return torch.bfloat16
+    dtype: torch.dtype = getattr(torch, choice)
+    return dtype

@@ -6,11 +6,7 @@ point. int8 has one scale for each row of a matrix, int4 one scale and one zero 
 
 from __future__ import annotations
 
-import logging
 import warnings
-from contextlib import suppress
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +15,7 @@ from torch import Tensor, nn
 
 from llm2clip.encoders.catalog.entries import INT4_GROUP, Choice
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.layers.activations import has_torchao, import_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,25 +30,6 @@ _SLAB = 1 << 18
 """About how many weights are rounded at once."""
 
 
-def has_torchao() -> bool:
-    """Whether torchao is installed."""
-    return find_spec("torchao") is not None
-
-
-def arithmetic(choice: Choice, device: torch.device) -> torch.dtype:
-    """What is computed in when a language model is held as ``choice``.
-
-    int8 is computed in float32 on a CPU: few have fast bfloat16, and none is slower so. The kernels of int4 are
-    made for bfloat16.
-    """
-    if choice == "int8":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if choice == "int4":
-        return torch.bfloat16
-    dtype: torch.dtype = getattr(torch, choice)
-    return dtype
-
-
 class SmallTable(nn.Module):
     """A token table that is held in one dtype and read in another."""
 
@@ -64,24 +42,6 @@ class SmallTable(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Shape: (...), int64 -> (..., width)."""
         return F.embedding(ids, self.weight).to(self.dtype)
-
-
-def import_quietly() -> None:
-    """Import torchao if it is there, as transformers does unasked, without what it logs of libraries for other GPUs."""
-    if not has_torchao():
-        return
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), suppress(Exception):  # whoever needs it is told later
-            warnings.simplefilter("ignore")
-            for name in ("torchao.quantization", "torchao.prototype.mx_formats"):
-                import_module(name)
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def weight_quantizer(choice: Choice, device: torch.device) -> Callable[[nn.Linear], None]:

@@ -39,6 +39,8 @@ STORED = {
 }
 """Dtypes of a safetensors header that are read -> as torch has them, and bytes of one value."""
 
+_ADAPTERS = ("text_adapter.", "text.text_adaptor.", "text.text_proj.")
+"""Prefixes of the tensors of a text adapter."""
 _PIECE = 1 << 23
 """Bytes read at once; a multiple of every width above."""
 
@@ -108,6 +110,17 @@ def _places(path: Path) -> dict[str, _Place]:
             raise ModelError(f"{path}: {name} is {spec}, a dtype that is not supported")
         places[name] = _Place(spec, 8 + length + begin, end - begin)
     return places
+
+
+def has_adapter(path: Path) -> bool:
+    """Whether a safetensors file holds a text adapter as LLM2CLIP publishes it.
+
+    Folders of our own format hold one too, but with the language model in the same file.
+    """
+    names = read_header(path)
+    return any(name.startswith(_ADAPTERS) for name in names) and not any(
+        name.startswith("language_model.") for name in names
+    )
 
 
 def of_any_float(shape: tuple[int, ...], found: TensorSpec | None) -> TensorSpec:

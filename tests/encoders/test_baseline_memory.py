@@ -18,7 +18,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
-from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.catalog.hub import ModelFiles
 
 def resident():
     with open("/proc/self/statm") as file:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
 from llm2clip.encoders.catalog.entries import EncoderEntry, baseline_entries, find_encoder
-from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.catalog.hub import ModelFiles
 
 TEXTS = ["a red bicycle in the rain", "cat", "two dogs, one ball!", "Ein Hund"]
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 from llm2clip.encoders.baselines.hf_dual import Checkpoint
 from llm2clip.encoders.baselines.hf_families import FAMILIES
-from llm2clip.encoders.catalog.model_files import ModelFiles
+from llm2clip.encoders.catalog.hub import ModelFiles
 from llm2clip.encoders.core.dual_encoder import DualEncoder
 
 TEXTS = {

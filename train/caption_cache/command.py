@@ -10,6 +10,7 @@ import torch
 from rich.console import Console
 
 from llm2clip.encoders import Encoder, load_encoder
+from llm2clip.encoders.core.dual_encoder import LoadOptions
 from llm2clip.encoders.llm2clip.text_only import is_language_folder, load_text_only
 from llm2clip.train.caption_cache.store import Progress
 from llm2clip.train.caption_cache.writer import FeatureOptions, maker_of, write_features
@@ -54,5 +55,5 @@ def _opened(name: str, *, device: str, dtype: str) -> Encoder:
     """An encoder, or a language model in a folder of one's own, which by itself is none that finds images."""
     path = Path(name).expanduser()
     if path.is_dir() and is_language_folder(path):
-        return load_text_only(path.resolve(), device=device, dtype=dtype)
+        return load_text_only(path.resolve(), LoadOptions(device=device, dtype=dtype))
     return load_encoder(name, device=device, dtype=dtype)
