@@ -6,6 +6,7 @@ from pathlib import Path
 
 from llm2clip.train.core.device import Machine
 from llm2clip.train.core.trainer import LoopConfig, Run
+from llm2clip.train.nano.caption_batches import LanguageConfig
 from llm2clip.train.nano.export import export_nano
 from llm2clip.train.nano.image_batches import AlignConfig
 from llm2clip.train.nano.pipeline import (
@@ -15,7 +16,6 @@ from llm2clip.train.nano.pipeline import (
     train_language,
     train_nano,
 )
-from llm2clip.train.nano.text_tower import LanguageConfig
 from llm2clip.train.synthetic.sample_corpus import write_measuring_sets, write_sample_corpus
 
 

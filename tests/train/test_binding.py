@@ -8,14 +8,8 @@ from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.train.core.text_states import TextEncoder
 from llm2clip.train.core.tokenizer import build_tokenizer
 from llm2clip.train.core.trainer import LoopConfig, Run
-from llm2clip.train.nano.text_tower import (
-    ContrastiveStage,
-    LanguageConfig,
-    Prototypes,
-    Teacher,
-    bind_places,
-    silence_blocks,
-)
+from llm2clip.train.nano.caption_batches import ContrastiveStage, LanguageConfig, Prototypes, Teacher
+from llm2clip.train.nano.text_tower import bind_places, silence_blocks
 from llm2clip.train.synthetic.scenes import caption, move_twin, sample_scene, scene_pool, sentences
 from llm2clip.train.synthetic.texts import TextPool
 

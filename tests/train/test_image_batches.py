@@ -108,7 +108,7 @@ def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
     names = [
         Text(thing.names[lang], lang, (i,)) for i, thing in enumerate(things) for lang in ("en", "zh", "hi")
     ]
-    texts = TextFeatures(names, anchors.repeat_interleave(3, 0).half(), 12, languages=None)
+    texts = TextFeatures(names, anchors.repeat_interleave(3, 0).half(), 12)
     rng = np.random.default_rng(0)
     scenes = [sample_scene(scene_pool(things), rng, objects=(2, 3)) for _ in range(24)]
     cached = SceneFeatures(scenes, torch.randn(24, 2, 16).half(), torch.randn(24, 2, 2, 16).half())
@@ -148,10 +148,8 @@ def test_scene_twins_are_drawn_in_the_captions_wording():
     torch.testing.assert_close(last, torch.tensor([115.0, 103.0]) + wording)
 
 
-def test_centroids_of_chosen_languages_only():
+def test_text_features_have_a_centroid_per_image():
     texts = [Text("a", "en", (0,)), Text("b", "zh", (0,)), Text("c", "en", (1,)), Text("d", "zh", (0, 1))]
     features = torch.eye(4).half()
-    every = TextFeatures(texts, features, 2, languages=None)
+    every = TextFeatures(texts, features, 2)
     torch.testing.assert_close(every.centroids[0], torch.tensor([1.0, 1, 0, 1]) / 3**0.5)
-    english = TextFeatures(texts, features, 2, languages=("en",))
-    torch.testing.assert_close(english.centroids, torch.tensor([[1.0, 0, 0, 0], [0, 0, 1, 0]]))

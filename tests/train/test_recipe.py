@@ -9,10 +9,10 @@ import torch
 from llm2clip.encoders import load_encoder
 from llm2clip.train.core.trainer import Run, RunError
 from llm2clip.train.nano import pipeline as stages
+from llm2clip.train.nano.caption_batches import Teacher
 from llm2clip.train.nano.export import export_nano
 from llm2clip.train.nano.image_batches import plain_drawings
 from llm2clip.train.nano.pipeline import Material, train_language, train_nano
-from llm2clip.train.nano.text_tower import Teacher
 from llm2clip.train.recipes import nano
 from llm2clip.train.synthetic.scenes import scene_pool
 from llm2clip.train.synthetic.texts import Text, TextPool

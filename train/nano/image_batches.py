@@ -83,13 +83,8 @@ class ImageSide(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Shape: (B, 3, S, S) in 0..1 -> (B, dim), not normalised."""
-        embedded: Tensor = self.projection(self.states(images))
+        embedded: Tensor = self.projection(self.vision(_pixels(images)))
         return embedded
-
-    def states(self, images: Tensor) -> Tensor:
-        """Pooled states before the projection. Shape: (B, 3, S, S) in 0..1 -> (B, width)."""
-        pooled: Tensor = self.vision(_pixels(images))
-        return pooled
 
     def with_grid(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings and the tower's grid. Shapes: (B, 3, S, S) -> (B, dim), (B, width, grid, grid)."""
@@ -155,26 +150,26 @@ def embed_scenes(
 ) -> Tensor:
     """Unit embeddings of scenes, drawn and not recoloured. Shape: (len(scenes), dim)."""
     drawn = np.stack([draw_scene(scene, drawings, rng, size=ART_SIZE) for scene in scenes])
-    images = tensor_of(drawn).permute(0, 3, 1, 2).float() / 255
-    image_side.eval()
-    embedded = torch.cat([F.normalize(image_side(part), dim=-1) for part in images.split(256)])
-    image_side.train()
-    return embedded
+    return _embed(image_side, tensor_of(drawn).permute(0, 3, 1, 2).float() / 255)
 
 
 @torch.no_grad()
 def embed_drawings(image_side: ImageSide, artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
     """Unit embeddings of drawings on white, unchanged. Shape: (len(rows), dim)."""
-    image_side.eval()
-    parts = [F.normalize(image_side(part), dim=-1) for part in plain_drawings(artwork, rows).split(256)]
-    image_side.train()
-    return torch.cat(parts)
+    return _embed(image_side, plain_drawings(artwork, rows))
 
 
 def plain_drawings(artwork: Artwork, rows: NDArray[np.int64]) -> Tensor:
     """Drawings on white, unchanged. Shape: (len(rows), 3, S, S), float32 in 0..1."""
     rgba = tensor_of(artwork.pixels[rows]).permute(0, 3, 1, 2).float() / 255
     return rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
+
+
+def _embed(image_side: ImageSide, images: Tensor) -> Tensor:
+    image_side.eval()
+    embedded = torch.cat([F.normalize(image_side(part), dim=-1) for part in images.split(256)])
+    image_side.train()
+    return embedded
 
 
 def image_scores(

@@ -17,18 +17,11 @@ from llm2clip.train.core.text_states import TextEncoder
 from llm2clip.train.core.tokenizer import build_tokenizer
 from llm2clip.train.core.trainer import LoopConfig, Run, RunError
 from llm2clip.train.nano.align import AlignStage, align, identity_adapter
+from llm2clip.train.nano.caption_batches import ContrastiveStage, LanguageConfig, Prototypes
 from llm2clip.train.nano.image_batches import AlignConfig, Gallery, ImageSide
 from llm2clip.train.nano.teacher import ask_teacher
 from llm2clip.train.nano.text_features import SceneFeatures, TextFeatures, cache_scenes, cache_texts
-from llm2clip.train.nano.text_tower import (
-    ContrastiveStage,
-    LanguageConfig,
-    Prototypes,
-    bind_places,
-    pretrain,
-    tune_embeddings,
-    tune_model,
-)
+from llm2clip.train.nano.text_tower import bind_places, pretrain, tune_embeddings, tune_model
 from llm2clip.train.nano.vision_tower import CrowdStage, PlaceHead, train_vision, train_vision_on_scenes
 from llm2clip.train.synthetic.emoji import Emoji, load_artwork, load_emoji
 from llm2clip.train.synthetic.phrases import SCENE_LANGUAGES
@@ -36,7 +29,7 @@ from llm2clip.train.synthetic.scenes import caption, sample_scene, scene_pool
 from llm2clip.train.synthetic.texts import TextPool, load_descriptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,20 +207,12 @@ def load_galleries(material: Material, *, size: int) -> tuple[Gallery, Gallery]:
 
 
 def read_captions(
-    run: Run,
-    material: Material,
-    model: BidirectionalLlama,
-    config: NanoConfig,
-    *,
-    languages: Sequence[str] | None = None,
+    run: Run, material: Material, model: BidirectionalLlama, config: NanoConfig
 ) -> tuple[TextFeatures, SceneFeatures]:
     """Cached features of all captions that stage 2 may see, and of some scenes that it may not."""
     model.requires_grad_(False)
     encoder = text_encoder(run, config)
-    texts = cache_texts(
-        model, encoder, material.pool, run.folder / "features-texts.safetensors", languages=languages
-    )
-    spoken = tuple(language for language in SCENE_LANGUAGES if languages is None or language in languages)
+    texts = cache_texts(model, encoder, material.pool, run.folder / "features-texts.safetensors")
     scenes, unseen = (
         cache_scenes(
             model,
@@ -238,7 +223,6 @@ def read_captions(
             count=count,
             wordings=wordings,
             seed=config.seed + shift,
-            languages=spoken,
         )
         for name, count, wordings, shift in (
             ("scenes", config.scenes, config.wordings, 0),
@@ -250,18 +234,11 @@ def read_captions(
 
 
 def train_nano(
-    run: Run, material: Material, config: NanoConfig, *, languages: Sequence[str] | None = None
+    run: Run, material: Material, config: NanoConfig
 ) -> tuple[BidirectionalLlama, ImageSide, TextAdapter]:
-    """All stages up to the trained parts.
-
-    Args:
-        run: Where everything is kept; finished stages are skipped.
-        material: Names, descriptions, scenes.
-        config: Recipe.
-        languages: Languages of the captions that stage 2 sees; all if ``None``.
-    """
+    """All stages up to the trained parts; those that the run has finished are skipped."""
     model = train_language(run, material, config)
-    texts, scenes = read_captions(run, material, model, config, languages=languages)
+    texts, scenes = read_captions(run, material, model, config)
     images = train_images(run, material, config)
     torch.manual_seed(config.seed)
     adapter = identity_adapter(config.width, config.width)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 from torch import nn
 
 from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.train.core.text_states import TextEncoder
+from llm2clip.train.nano.caption_batches import ContrastiveStage, Prototypes
 from llm2clip.train.synthetic.scenes import caption, last_twin, sample_scene, swap_twin
-
-if TYPE_CHECKING:
-    from llm2clip.train.nano.text_tower import ContrastiveStage, Prototypes
 
 
 @torch.no_grad()

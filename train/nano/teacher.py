@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.common.files import atomic_path
-from llm2clip.train.nano.text_tower import Teacher
+from llm2clip.train.nano.caption_batches import Teacher
 from llm2clip.train.synthetic.emoji import Emoji
 from llm2clip.train.synthetic.texts import Text, TextPool
 

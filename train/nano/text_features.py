@@ -26,24 +26,20 @@ from llm2clip.train.synthetic.texts import Text, TextPool
 class TextFeatures:
     """Unit features of names and descriptions, and their centroid for each image."""
 
-    def __init__(
-        self, texts: Sequence[Text], features: Tensor, images: int, *, languages: Sequence[str] | None
-    ) -> None:
-        """Keep the texts of ``languages`` (all if ``None``).
+    def __init__(self, texts: Sequence[Text], features: Tensor, images: int) -> None:
+        """Group the features by image.
 
         Args:
             texts: What was read.
             features: Shape: (texts, D), float16, unit rows.
             images: Number of images.
-            languages: Languages that stage 2 may use.
         """
         self.features = features
         self._texts = texts
         lists: list[list[int]] = [[] for _ in range(images)]
         for row, text in enumerate(texts):
-            if languages is None or text.language in languages:
-                for image in text.images:
-                    lists[image].append(row)
+            for image in text.images:
+                lists[image].append(row)
         self._of_image = [np.array(rows) for rows in lists]
         self.centroids = torch.stack(
             [F.normalize(features[tensor_of(rows)].float().mean(0), dim=0) for rows in self._of_image]
@@ -98,26 +94,17 @@ def read_texts(model: BidirectionalLlama, encoder: TextEncoder, texts: Sequence[
     return torch.cat(parts)
 
 
-def cache_texts(
-    model: BidirectionalLlama,
-    encoder: TextEncoder,
-    pool: TextPool,
-    path: Path,
-    *,
-    languages: Sequence[str] | None = None,
-) -> TextFeatures:
+def cache_texts(model: BidirectionalLlama, encoder: TextEncoder, pool: TextPool, path: Path) -> TextFeatures:
     """Features of all names and descriptions, read once and kept at ``path``."""
     texts = [*pool.names, *pool.descriptions]
     features = _read_once(path, model, encoder, [text.text for text in texts])
-    return TextFeatures(texts, features, len(pool.emoji), languages=languages)
+    return TextFeatures(texts, features, len(pool.emoji))
 
 
-def scene_wordings(
-    scene_languages: Sequence[str], rng: np.random.Generator, count: int
-) -> list[tuple[str, int]]:
+def scene_wordings(rng: np.random.Generator, count: int) -> list[tuple[str, int]]:
     """``count`` (language, wording) pairs for one scene: English first, then any."""
     rest = [
-        (scene_languages[int(rng.integers(len(scene_languages)))], int(rng.integers(3)))
+        (SCENE_LANGUAGES[int(rng.integers(len(SCENE_LANGUAGES)))], int(rng.integers(3)))
         for _ in range(count - 1)
     ]
     return [("en", int(rng.integers(3))), *rest]
@@ -133,7 +120,6 @@ def cache_scenes(
     count: int,
     wordings: int,
     seed: int,
-    languages: Sequence[str] = SCENE_LANGUAGES,
 ) -> SceneFeatures:
     """Draw ``count`` scenes and read their captions and their twins', once; kept at ``path``.
 
@@ -146,7 +132,7 @@ def cache_scenes(
     texts: list[str] = []
     for scene in scenes:
         family = (scene, swap_twin(scene, rng), last_twin(scene, pool, rng))
-        for language, wording in scene_wordings(languages, rng, wordings):
+        for language, wording in scene_wordings(rng, wordings):
             texts += [caption(one, emoji, language=language, wording=wording) for one in family]
     features = _read_once(path, model, encoder, texts)
     shaped = features.view(count, wordings, 3, -1)

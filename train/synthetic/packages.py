@@ -9,8 +9,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tarfile
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -56,80 +58,10 @@ class Style:
     """Whether nano sees it in training; the others only measure."""
 
 
-def _npm(name: str, version: str) -> Package:
-    return Package(name=name, version=version, client="npm")
-
-
-STYLES: tuple[Style, ...] = (
-    Style(
-        name="noto",
-        package=Package(name="fonts-noto-color-emoji", version="", client="apt"),
-        layout="cbdt",
-        licence="Apache-2.0",
-        source="Noto Color Emoji, Google",
-    ),
-    # The package says MIT (its packager's code); the artwork is CC-BY-4.0 by LICENSE-GRAPHICS of jdecked/twemoji.
-    Style(
-        name="twemoji",
-        package=_npm("@twemoji/svg", "15.0.0"),
-        layout="svg-by-codepoint",
-        licence="CC-BY-4.0",
-        source="Twemoji, Twitter, Inc and other contributors",
-    ),
-    Style(
-        name="fluent-flat",
-        package=_npm("@iconify-json/fluent-emoji-flat", "1.2.6"),
-        layout="iconify",
-        licence="MIT",
-        source="Fluent Emoji, Microsoft",
-    ),
-    Style(
-        name="fluent",
-        package=_npm("@iconify-json/fluent-emoji", "1.2.7"),
-        layout="iconify",
-        licence="MIT",
-        source="Fluent Emoji, Microsoft",
-    ),
-    Style(
-        name="fluent-contrast",
-        package=_npm("@iconify-json/fluent-emoji-high-contrast", "1.2.6"),
-        layout="iconify",
-        licence="MIT",
-        source="Fluent Emoji, Microsoft",
-    ),
-    Style(
-        name="noto-blob",
-        package=_npm("@iconify-json/noto-v1", "1.2.5"),
-        layout="iconify",
-        licence="Apache-2.0",
-        source="Noto Emoji (2017), Google",
-    ),
-    Style(
-        name="emojione",
-        package=_npm("@iconify-json/emojione", "1.2.3"),
-        layout="iconify",
-        licence="CC-BY-4.0",
-        source="EmojiOne 2",
-    ),
-    Style(
-        name="emojione-mono",
-        package=_npm("@iconify-json/emojione-monotone", "1.2.1"),
-        layout="iconify",
-        licence="CC-BY-4.0",
-        source="EmojiOne 2",
-    ),
-    Style(
-        name="openmoji",
-        package=_npm("openmoji", "17.0.0"),
-        layout="openmoji",
-        licence="CC-BY-SA-4.0",
-        source="OpenMoji",
-        trained=False,
-    ),
-)
-TEXT_PACKAGES: tuple[Package, ...] = (
-    _npm("cldr-annotations-full", "48.2.0"),
-    _npm("cldr-annotations-derived-full", "48.2.0"),
+_DATA = tomllib.loads(resources.files("llm2clip.train").joinpath("data/packages.toml").read_text("utf-8"))
+STYLES = tuple(Style(**entry | {"package": Package(**entry["package"])}) for entry in _DATA["styles"])
+TEXT_PACKAGES = tuple(
+    Package(name=name, version=version, client="npm") for name, version in _DATA["texts"].items()
 )
 
 

@@ -1,0 +1,182 @@
+"""What stage 1 of nano's language model learns from: texts, scenes and prototypes, and how batches are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from llm2clip.train.core.device import tensor_of
+from llm2clip.train.core.trainer import LoopConfig
+from llm2clip.train.nano.position_head import SceneBatch
+from llm2clip.train.synthetic.phrases import SCENE_LANGUAGES
+from llm2clip.train.synthetic.scenes import Scene, last_twin, move_twin, sample_scene, sentences
+from llm2clip.train.synthetic.texts import Text, TextPool, target_matrix
+
+if TYPE_CHECKING:
+    from llm2clip.train.synthetic.emoji import Emoji
+
+
+@dataclass(frozen=True, kw_only=True)
+class LanguageConfig:
+    """Recipe of the text side."""
+
+    pretrain: LoopConfig
+    """Next-token pre-training."""
+    warm: LoopConfig
+    """Contrastive fine-tuning of the token embeddings alone, the blocks passing through."""
+    bind: LoopConfig
+    """The blocks alone learn which thing stands in which place, on sentences of one or two things."""
+    tune: LoopConfig
+    """Contrastive fine-tuning of the whole model."""
+    pretrain_batch: int = 256
+    """Texts per pre-training step."""
+    warm_batch: int = 2048
+    """Short texts per step of the first contrastive part."""
+    tune_batch: int = 384
+    """Short texts per step of the third."""
+    bind_scenes: int = 72
+    """Scenes of one or two objects per step of the second."""
+    long_scenes: int = 6
+    """Scenes of four to eight objects per step."""
+    short_scenes: int = 40
+    """Scenes of one or two objects per step, told without an opening: the cheapest place to learn what stands where."""
+    taught: float = 0.15
+    """Part of the short texts that are English queries with the sentence encoder's soft targets."""
+    scale: float = 12.0
+    """Factor on cosines to images' prototypes. Low on purpose: it asks for a wide margin, so that plain inner
+    products rank well afterwards."""
+    scene_scale: float = 50.0
+    """Factor on cosines between scene captions (LLM2CLIP's stage 1 uses 50). High on purpose: a scene and its twin
+    share almost every word."""
+    composition_scale: float = 20.0
+    """Factor on cosines between scene captions and what the scenes are composed of."""
+    same_language: float = 0.6
+    """Part of the scenes that are told twice in one language; the rest in two. What stands where is learned within a
+    language first."""
+    neighbour_share: float = 0.1
+    """Part of every target that goes to images of similar meaning."""
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What a sentence encoder says about English texts."""
+
+    neighbours: NDArray[np.float32]
+    """Shape: (images, images), rows sum to 1: how alike two images' English names and keywords are."""
+    queries: list[Text]
+    """English queries."""
+    query_targets: NDArray[np.float16]
+    """Shape: (queries, images), rows sum to 1."""
+
+
+class Prototypes(nn.Module):
+    """One learned direction per image."""
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(count, width) / width**0.5)
+
+
+class ContrastiveStage:
+    """Stage 1: texts true of one image lie together, texts of different images apart.
+
+    Short texts are drawn against a prototype of every image at once (the mean direction of all its captions, learned
+    with the model), which is the supervised SimCSE loss with the whole set of images as the batch. Scene captions are
+    drawn against each other, wording against wording and language against language, with a twin as hard negative, and
+    to what their scenes are composed of.
+    """
+
+    def __init__(
+        self, emoji: Sequence[Emoji], pool: TextPool, teacher: Teacher, scene_pool: Sequence[int]
+    ) -> None:
+        self.emoji = emoji
+        self.pool = pool
+        self.teacher = teacher
+        self.scene_pool = scene_pool
+
+    def short_batch(
+        self, count: int, rng: np.random.Generator, config: LanguageConfig
+    ) -> tuple[list[str], Tensor]:
+        """Texts and their target distribution. Shape of the target: (count, images)."""
+        taught = int(count * config.taught) if self.teacher.queries else 0
+        texts = self.pool.sample(count - taught, rng)
+        target = target_matrix(texts, len(self.emoji))
+        share = config.neighbour_share
+        target = (1 - share) * target + share * _spread(texts, self.teacher.neighbours)
+        if taught:
+            picked = rng.choice(len(self.teacher.queries), taught)
+            queries = [self.teacher.queries[i] for i in picked]
+            own = target_matrix(queries, len(self.emoji))
+            target = np.concatenate(
+                (target, 0.5 * own + 0.5 * self.teacher.query_targets[picked].astype(np.float32))
+            )
+            texts += queries
+        return [text.text for text in texts], tensor_of(target)
+
+    def told_scenes(self, count: int, objects: tuple[int, int], rng: np.random.Generator) -> SceneBatch:
+        """Scenes, each told once in any language."""
+        batch = SceneBatch()
+        for _ in range(count):
+            scene = sample_scene(self.scene_pool, rng, objects=objects)
+            batch.scenes.append(scene)
+            batch.captions.append(self._tell(scene, _language(rng), int(rng.integers(6))))
+        return batch
+
+    def _tell(self, scene: Scene, language: str, wording: int) -> list[str]:
+        """One or two objects are told without an opening."""
+        opening = len(scene.objects) > 2
+        return sentences(scene, self.emoji, language=language, wording=wording, opening=opening)
+
+    def scene_batch(
+        self, count: int, objects: tuple[int, int], rng: np.random.Generator, config: LanguageConfig
+    ) -> SceneBatch:
+        """Scenes by threes: one, the same told anew, and a twin in the second wording."""
+        batch = SceneBatch()
+        for _ in range(count):
+            scene = sample_scene(self.scene_pool, rng, objects=objects)
+            twin = move_twin(scene, rng) if rng.random() < 0.6 else last_twin(scene, self.scene_pool, rng)
+            first = _language(rng)
+            second = first if rng.random() < config.same_language else _language(rng)
+            words = rng.integers(6, size=2)
+            shuffled, shuffled_twin = _reorder(scene, twin, rng)
+            batch.scenes += [scene, shuffled, shuffled_twin]
+            batch.captions += [
+                self._tell(one, language, int(wording))
+                for one, language, wording in (
+                    (scene, first, words[0]),
+                    (shuffled, second, words[1]),
+                    (shuffled_twin, second, words[1]),
+                )
+            ]
+        return batch
+
+
+def _spread(texts: Sequence[Text], neighbours: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of the neighbourhoods of the images each text fits. Shape: (texts, images)."""
+    return np.stack([neighbours[list(text.images[:16])].mean(axis=0) for text in texts])
+
+
+def _language(rng: np.random.Generator) -> str:
+    return "en" if rng.random() < 0.35 else SCENE_LANGUAGES[int(rng.integers(len(SCENE_LANGUAGES)))]
+
+
+def _reorder(scene: Scene, twin: Scene, rng: np.random.Generator) -> tuple[Scene, Scene]:
+    """Tell both in the same new order (in half of the cases), since order in the text is not part of the image."""
+    if rng.random() < 0.5:
+        return scene, twin
+    order = rng.permutation(len(scene.objects))
+
+    def told(one: Scene) -> Scene:
+        return Scene(
+            background=one.background,
+            objects=tuple(one.objects[i] for i in order),
+            cells=tuple(one.cells[i] for i in order),
+        )
+
+    return told(scene), told(twin)
