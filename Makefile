@@ -1,9 +1,11 @@
 # One environment for everything: .venv, made once and again when pyproject.toml changes.
 #   make demo    build an index over the sample images, search it, write a gallery
-#   make test    linter, formatter, type checker, tests
+#   make test    linter, formatter, type checker, all tests
+#   make check   linter, formatter, type checker, the fast tests: the inner loop
 #   make eval    make the evaluation sets, measure nano, its controls and random encoders, write the leaderboard
 # EVAL_DATA: a folder or tar of images with captions to measure on too. EVAL_MADE: folder of the sets made here.
-# PYTHON chooses the interpreter, PIP_INSTALL_ARGS, PYTEST_ARGS and BENCH_ARGS add arguments.
+# PYTHON chooses the interpreter, TEST_WORKERS the number of test processes (0: in this one); PIP_INSTALL_ARGS,
+# PYTEST_ARGS and BENCH_ARGS add arguments.
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,11 +14,15 @@ EXTRAS ?= cpu,eval,train,dev
 AREAS := common encoders indexer retrieval train eval
 PIP_INSTALL_ARGS ?=
 PYTEST_ARGS ?=
+TEST_WORKERS ?= 2
 BENCH_ARGS ?=
 DEMO_OUT ?= demo-output
 EVAL_OUT ?= eval-output
 EVAL_DATA ?=
-EVAL_MADE ?=
+EVAL_MADE ?= runs/measure
+
+# A file stays in one process, so that what its tests share is made once.
+PARALLEL = -n $(TEST_WORKERS) --dist loadfile
 
 # The tested interpreters first, then whatever else is new enough.
 ifndef PYTHON
@@ -26,17 +32,18 @@ PYTHON := $(shell for range in '(3,11)<=v<=(3,13)' '(3,11)<=v'; do \
 			&& echo "$$python" && exit; done; done)
 endif
 
-.PHONY: help install demo test bench eval lint typecheck pytest format docs clean
+.PHONY: help install demo test check bench eval lint typecheck pytest format docs clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo       build an index over the sample images, search it, write a gallery'
-	@echo 'make test       linter, formatter, type checker, tests'
+	@echo 'make test       linter, formatter, type checker, all tests'
+	@echo 'make check      linter, formatter, type checker, the fast tests'
 	@echo 'make bench      speed of building and searching'
 	@echo 'make eval       measure nano, its controls and random encoders, write the leaderboard'
 	@echo 'make lint       linter and formatter only;  make format  lets them change files'
 	@echo 'make typecheck  type checker only;          make pytest  tests only'
-	@echo 'make docs       write the --help blocks of docs/cli.md anew'
+	@echo 'make docs       regenerate the --help blocks of docs/cli.md and the module map'
 	@echo 'make clean      delete the environment and everything generated'
 
 install: $(STAMP)
@@ -54,6 +61,9 @@ demo: $(STAMP)
 
 test: lint typecheck pytest
 
+check: lint typecheck
+	$(BIN)/python -m pytest $(PARALLEL) -q --fast $(PYTEST_ARGS)
+
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -68,16 +78,14 @@ typecheck: $(STAMP)
 	$(BIN)/mypy .typing/llm2clip benchmarks
 
 pytest: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 eval: $(STAMP)
-	@sets='$(EVAL_MADE)'; sets="$${sets:-$$($(BIN)/python -c 'from llm2clip.common.paths import data_home; print(data_home())')/eval}"; \
-	{ test -f "$$sets/openmoji.tar" -a -f "$$sets/scenes.tar" || \
-		$(BIN)/python -m llm2clip.train.cli data --out "$$sets" --cache "$$sets/packages"; } && \
-	$(BIN)/python -m llm2clip.eval.commands.make_eval --out $(EVAL_OUT) --made "$$sets" $(addprefix --data ,$(EVAL_DATA))
+	$(BIN)/python -m llm2clip.train.cli data --out $(EVAL_MADE)
+	$(BIN)/python -m llm2clip.eval.commands.make_eval --out $(EVAL_OUT) --made $(EVAL_MADE) $(addprefix --data ,$(EVAL_DATA))
 
 docs: $(STAMP)
 	$(BIN)/python tests/test_docs.py
