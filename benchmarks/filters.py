@@ -25,8 +25,9 @@ from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.ann.plan import Budget, IndexType, Plan
 from llm2clip.indexer.filters.compile import compile_where
-from llm2clip.indexer.filters.sandbox import open_guarded
+from llm2clip.indexer.filters.sandbox import guard
 from llm2clip.indexer.planner.plan_index import make_ann
+from llm2clip.indexer.storage.items_reader import SCHEMA, connect
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 SHARES = (0.001, 0.01, 0.1, 0.5)
@@ -165,7 +166,8 @@ def filters(settings: Settings) -> list[tuple[str, float]]:
     rows = 2_000 if settings.quick else 200_000
     path = settings.work / "items.db"
     _write_items(path, rows)
-    items = open_guarded(path)
+    items = connect(path)
+    guard(items)
     found = []
     for text in FILTERS:
         where = compile_where(text)
@@ -180,8 +182,6 @@ def filters(settings: Settings) -> list[tuple[str, float]]:
 def _write_items(path: Path, rows: int) -> None:
     import json
     import sqlite3
-
-    from llm2clip.indexer.storage.items_reader import SCHEMA
 
     columns = "id, added, source, key, size, mtime_ns, hash, width, height, caption, metadata, checksum"
     with sqlite3.connect(path) as db:

@@ -51,7 +51,7 @@ class Where:
         """Which images pass, by id.
 
         Args:
-            connection: to the items, from ``open_guarded``; not used elsewhere meanwhile.
+            connection: to the items, after ``guard``; not used elsewhere meanwhile.
             rows: number of ids.
             commit: the generation; images added later or removed by then do not pass.
             seconds: time limit.
@@ -98,7 +98,7 @@ def metadata_names(connection: sqlite3.Connection) -> list[str]:
     """Names of the metadata of some thousand images, sorted, as written in filters.
 
     Args:
-        connection: to the items, from ``open_guarded``; not used elsewhere meanwhile.
+        connection: to the items, after ``guard``; not used elsewhere meanwhile.
 
     Raises:
         IndexDamagedError: the items cannot be read.

@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path
 
 from llm2clip.indexer.filters.fields import COLUMNS, FOLDED, folded
 
@@ -27,27 +26,14 @@ _STEPS = 20_000
 """SQLite instructions between two checks of the time limit: a few hundred microseconds."""
 
 
-def open_guarded(path: Path, *, immutable: bool = False) -> sqlite3.Connection:
-    """Open an items file for filters, read-only and guarded; may be passed between threads.
-
-    Args:
-        path: the file.
-        immutable: whether nothing changes it.
+def guard(connection: sqlite3.Connection) -> None:
+    """Restrict a connection to the items of an index to what filters need.
 
     Raises:
-        sqlite3.Error: it cannot be opened.
+        sqlite3.Error: the items cannot be read.
     """
-    mode = "mode=ro&immutable=1" if immutable else "mode=ro"
-    uri = f"{path.absolute().as_uri()}?{mode}"
-    connection = sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=60.0)
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
-    guard(connection)
-    return connection
-
-
-def guard(connection: sqlite3.Connection) -> None:
-    """Restrict a connection to what filters need."""
     connection.create_function(FOLDED, 2, _folded_like, deterministic=True)
     for limit, value in (
         (sqlite3.SQLITE_LIMIT_ATTACHED, 0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import threading
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -27,9 +28,8 @@ from llm2clip.indexer.core.errors import (
 from llm2clip.indexer.core.results import Hit, IndexInfo
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.filters.compile import compile_where, metadata_names
-from llm2clip.indexer.filters.sandbox import open_guarded
 from llm2clip.indexer.storage.index_folder import describe_unfinished
-from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, sqlite
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, connect, sqlite
 from llm2clip.indexer.storage.manifest import Manifest, encoder_mismatch, read_manifest
 from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
 
@@ -94,12 +94,12 @@ class Index:
                 f"{self.items.path} belongs to another index. Run the build command again"
             )
         try:
-            with sqlite(self.items.path):
-                self._filtering = open_guarded(self.items.path)
+            self._filter_connection = connect(self.items.path)
         except IndexDamagedError:  # deleted just now: whoever opens the index looks for the next generation
             self.items.close()
             raise
         self._filter_lock = threading.Lock()
+        """Held while the connection of filters is used."""
         self._masks: dict[str, NDArray[np.bool_]] = {}
 
     def __len__(self) -> int:
@@ -113,6 +113,14 @@ class Index:
         there = np.ones(self.manifest.rows, dtype=np.bool_)
         there[self.items.dead(rows=self.manifest.rows)] = False
         return there
+
+    @cached_property
+    def _filtering(self) -> sqlite3.Connection:
+        from llm2clip.indexer.filters.sandbox import guard
+
+        with sqlite(self.items.path):
+            guard(self._filter_connection)
+        return self._filter_connection
 
     @cached_property
     def _searcher(self) -> KnnSearcher:
@@ -311,7 +319,7 @@ class Index:
         """Close the files; the index cannot be used afterwards."""
         self.items.close()
         with self._filter_lock:
-            self._filtering.close()
+            self._filter_connection.close()
 
     def __enter__(self) -> Index:
         return self

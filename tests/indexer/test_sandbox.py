@@ -10,10 +10,10 @@ import pytest
 from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.filters.compile import WhereError, compile_where
 from llm2clip.indexer.filters.parser import MAX_CONDITIONS, MAX_DEPTH, MAX_PATTERN, MAX_VALUES
-from llm2clip.indexer.filters.sandbox import guard, open_guarded
+from llm2clip.indexer.filters.sandbox import guard
 from llm2clip.indexer.filters.tokenizer import MAX_LENGTH
 
-from .test_where import IMAGES, table
+from .test_where import IMAGES, guarded, table
 
 
 @pytest.mark.parametrize(
@@ -141,19 +141,19 @@ def test_where_mask_reports_a_damaged_items_file(tmp_path: Path):
     data = bytearray(path.read_bytes())
     data[8192:] = b"\xff" * (len(data) - 8192)
     path.write_bytes(data)
-    items = open_guarded(path)
+    items = guarded(path)
     with pytest.raises(IndexDamagedError, match="the items of the index cannot be read"):
         compile_where("caption CONTAINS 'x'").mask(items, rows=1000, commit=1)
     items.close()
 
 
-def test_open_guarded_ignores_hostile_schemas(tmp_path: Path):
+def test_guard_ignores_hostile_schemas(tmp_path: Path):
     with sqlite3.connect(tmp_path / "items.db") as db:
         columns = "1 AS id, 'k' AS key, 1 AS added, 9 AS removed, 1 AS width"
         db.execute("CREATE TABLE secret (x)")
         db.execute(f"CREATE VIEW items AS SELECT {columns}, x AS caption FROM secret")
     db.close()
-    items = open_guarded(tmp_path / "items.db")
+    items = guarded(tmp_path / "items.db")
     with pytest.raises(IndexDamagedError, match=r"prohibited|not authorized"):
         compile_where("caption = 'x'").mask(items, rows=5, commit=1)
     items.close()

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2clip.indexer.filters.compile import WhereError, compile_where, metadata_names
-from llm2clip.indexer.filters.sandbox import guard, open_guarded
-from llm2clip.indexer.storage.items_reader import NEVER, SCHEMA
+from llm2clip.indexer.filters.sandbox import guard
+from llm2clip.indexer.storage.items_reader import NEVER, SCHEMA, connect
 
 
 def at(text: str) -> int:
@@ -40,6 +40,13 @@ IMAGES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
+def guarded(path: Path) -> sqlite3.Connection:
+    """An items file, opened as for filters."""
+    connection = connect(path)
+    guard(connection)
+    return connection
+
+
 def table(path: Path, images: list[dict[str, Any]]) -> sqlite3.Connection:
     """An items table of some images, opened as filters see it."""
     with sqlite3.connect(path) as db:
@@ -52,7 +59,7 @@ def table(path: Path, images: list[dict[str, Any]]) -> sqlite3.Connection:
             marks = ", ".join(f":{name}" for name in row)
             db.execute(f"INSERT INTO items (id, {names}) VALUES ({number}, {marks})", row)
     db.close()
-    return open_guarded(path)
+    return guarded(path)
 
 
 @pytest.fixture(scope="module")
