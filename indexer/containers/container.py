@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from llm2clip.common.paths import data_home
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.files import ending, image_endings, printable
-from llm2clip.indexer.records.record import Corpus, Record
+from llm2clip.indexer.records.files import printable
+from llm2clip.indexer.records.record import Corpus, Record, describe_empty
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
@@ -168,14 +168,7 @@ class ContainerCorpus(Corpus):
         for name in self.files.names:
             with suppress(OSError, ValueError, *self._damage()):
                 found.update(self._names(self.files.container(name)))
-        some = (
-            ", ".join(f"{count:,} with {what}" for what, count in found.most_common(4)) or "no files at all"
-        )
-        wanted = " ".join(sorted(image_endings()))
-        return (
-            f"no images in the {len(self.files.names)} shards of {self.spec}: got {some}; "
-            f"expected endings {wanted}"
-        )
+        return describe_empty(f"the {len(self.files.names)} shards of {self.spec}", found)
 
 
 def member_problem(name: str, seen: set[int]) -> str | None:
@@ -186,11 +179,6 @@ def member_problem(name: str, seen: set[int]) -> str | None:
         return "second member of this name"
     seen.add(hash(name))  # hashes, not names: an archive may have millions of members
     return None
-
-
-def ending_of_member(name: str) -> str:
-    """The ending of the name of a member, for messages."""
-    return ending(name.rpartition("/")[2]) or "no ending"
 
 
 def expand(pattern: str) -> list[str]:

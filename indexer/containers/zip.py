@@ -16,7 +16,6 @@ from llm2clip.indexer.containers.container import (
     Container,
     ContainerCorpus,
     Files,
-    ending_of_member,
     member_problem,
 )
 from llm2clip.indexer.core.errors import CorpusError
@@ -67,7 +66,7 @@ class ZipCorpus(ContainerCorpus):
         return (zipfile.BadZipFile,)
 
     def _names(self, container: Container) -> Iterator[str]:
-        return (ending_of_member(member.name) for member in _members(container.file))
+        return (ending(member.name.rpartition("/")[2]) for member in _members(container.file))
 
     def _inside(self, container: Container) -> Iterator[Record]:
         file = container.file

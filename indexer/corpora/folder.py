@@ -18,7 +18,7 @@ from llm2clip.indexer.records.files import (
     other_image_endings,
     printable,
 )
-from llm2clip.indexer.records.record import Corpus, Record
+from llm2clip.indexer.records.record import Corpus, Record, describe_empty
 from llm2clip.indexer.records.sidecars import sidecar_of
 
 
@@ -153,11 +153,7 @@ class FolderCorpus(Corpus):
     def explain_empty(self) -> str:
         """What the folder holds instead."""
         names = (name for folder in self._folders() for name in folder.names)
-        endings = Counter(ending(name) or "no ending" for name in islice(names, 100_000))
-        wanted = " ".join(sorted(image_endings()))
-        if not endings:
-            return f"no images in {self.root}: the folder is empty. Expected files ending in {wanted}"
-        some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4))
+        endings = Counter(ending(name) for name in islice(names, 100_000))
+        found = describe_empty(str(self.root), endings, empty="the folder is empty")
         note = self.skipped_note()
-        found = f"no images in {self.root}: got {endings.total():,} files ({some}), expected endings {wanted}"
         return f"{found}; {note}" if note else found

@@ -19,7 +19,7 @@ from llm2clip.indexer.corpora.remote_store import (
     wrap_store_errors,
 )
 from llm2clip.indexer.records.files import VIDEOS, ending, image_endings, other_image_endings
-from llm2clip.indexer.records.record import Corpus, Record
+from llm2clip.indexer.records.record import Corpus, Record, describe_empty
 from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar, stamp_of
 
 
@@ -151,9 +151,7 @@ class RemoteFolderCorpus(Corpus):
 
     def explain_empty(self) -> str:
         """What the folder holds instead."""
-        endings = Counter(ending(entry.name) or "no ending" for entry in walk(self._url))
-        some = ", ".join(f"{count} with {what}" for what, count in endings.most_common(4)) or "nothing"
-        return f"no images in {self._url}: got {some}; expected endings {' '.join(sorted(image_endings()))}"
+        return describe_empty(self._url, Counter(ending(entry.name) for entry in walk(self._url)))
 
 
 def _sidecar(url: str, entry: Entry) -> tuple[int | None, Callable[[], Sidecar] | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from calendar import isleap, monthrange
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
@@ -151,21 +152,13 @@ def span(text: str) -> Span:
 def _length(begin: datetime, match: re.Match[str]) -> int:
     """Length of the span, in nanoseconds."""
     _, month, day, hour, _, second, *_ = match.groups()
+    if hour is not None:
+        return (1 if second else 60) * 10**9
     if month is None:
-        days = 366 if _leap(begin.year) else 365
-    elif day is None:
-        following = (begin.year + 1, 1) if begin.month == 12 else (begin.year, begin.month + 1)
-        days = (
-            31 if following[0] > 9999 else (begin.replace(year=following[0], month=following[1]) - begin).days
-        )
+        days = 365 + isleap(begin.year)
     else:
-        days = 0 if hour else 1
-    seconds = 0 if days else 1 if second else 60
-    return (days * 86_400 + seconds) * 10**9
-
-
-def _leap(year: int) -> bool:
-    return year % 4 == 0 and (year % 100 != 0 or year % 400 == 0)
+        days = 1 if day else monthrange(begin.year, begin.month)[1]
+    return days * 86_400 * 10**9
 
 
 def _zone(written: str | None) -> timezone:

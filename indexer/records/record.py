@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.files import HEIF, MAX_IMAGE_BYTES, VIDEOS, read_span
+from llm2clip.indexer.records.files import HEIF, MAX_IMAGE_BYTES, VIDEOS, image_endings, read_span
 from llm2clip.indexer.records.sidecars import Sidecar
 
 
@@ -182,6 +182,19 @@ def _counted(kinds: Counter[str], what: str) -> str:
 def _some(kinds: Counter[str]) -> str:
     some = ", ".join(f"{number:,} {kind}" for kind, number in kinds.most_common(4))
     return f" ({some}{', ...' if len(kinds) > 4 else ''})"
+
+
+def describe_empty(where: str, found: Counter[str], *, empty: str = "got no files at all") -> str:
+    """The message for a corpus without images.
+
+    Args:
+        where: the corpus.
+        found: endings of its files, or what it has instead, with their numbers.
+        empty: what to say where there is nothing.
+    """
+    some = ", ".join(f"{count:,} with {what or 'no ending'}" for what, count in found.most_common(4))
+    expected = f"expected endings {' '.join(sorted(image_endings()))}"
+    return f"no images in {where}: {f'got {some}' if some else empty}; {expected}"
 
 
 def _compact(value: Mapping[str, Any]) -> str:

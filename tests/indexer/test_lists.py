@@ -6,11 +6,9 @@ import io
 import json
 import os
 
-import numpy as np
 import pytest
 
-from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
+from llm2clip.indexer import CorpusError, open_corpus
 from llm2clip.indexer.corpora.list_file import StdinCorpus
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.corpora.open import reopen_corpus
@@ -241,18 +239,3 @@ def test_reopen_corpus_opens_a_list_from_another_folder(folder, tmp_path, monkey
     again = reopen_corpus(identity)
     assert again.identity() == identity
     assert [record.read() for record in again.records()] == [IMAGES[0]]
-
-
-def test_build_index_of_a_list(folder, tmp_path):
-    (folder / "l.csv").write_text("path,caption,year\na.png,first,2001\n../e.png,last,2004\ngone.png,x,1\n")
-    encoder = FakeEncoder()
-    report = build_index(folder / "l.csv", tmp_path / "i", encoder=encoder)
-    assert (report.items, report.bad) == (2, 1)
-    with open_index(tmp_path / "i") as index:
-        for content, key, caption, year in [
-            (IMAGES[0], "a.png", "first", 2001),
-            (IMAGES[3], f"{tmp_path}/e.png", "last", 2004),
-        ]:
-            [hit] = index.search(np.asarray(encoder.encode_images([content])), k=1)[0]
-            assert (hit.key, hit.caption, hit.metadata) == (key, caption, {"year": year})
-    assert build_index(folder / "l.csv", tmp_path / "i", encoder=encoder).up_to_date

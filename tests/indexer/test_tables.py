@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
+from llm2clip.indexer import CorpusError, open_corpus
 from llm2clip.indexer.corpora.locator import read_located
 
 from .material import colour_of, encoded
@@ -275,18 +274,3 @@ def test_table_corpus_without_pyarrow_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(CorpusError, match=r"needs pyarrow: pip install 'llm2clip-retrieval\[parquet\]'"):
         open_corpus(tmp_path / "t.parquet")
-
-
-def test_build_index_of_tables(tmp_path):
-    (tmp_path / "d").mkdir()
-    pq.write_table(
-        hugging_face(caption=[f"image {n}" for n in range(30)]), tmp_path / "d/t.parquet", row_group_size=8
-    )
-    encoder = FakeEncoder()
-    report = build_index(tmp_path / "d", tmp_path / "i", encoder=encoder)
-    assert (report.items, report.bad) == (30, 0)
-    with open_index(tmp_path / "i") as index:
-        [hit] = index.search(np.asarray(encoder.encode_images([IMAGES[23]])), k=1)[0]
-        assert (hit.key, hit.caption) == ("t.parquet#23", "image 23")
-        assert hit.metadata == {"label": "dog", "file_name": "23.png"}
-    assert build_index(tmp_path / "d", tmp_path / "i", encoder=encoder).up_to_date

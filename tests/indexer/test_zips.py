@@ -8,11 +8,9 @@ import json
 import zipfile
 import zlib
 
-import numpy as np
 import pytest
 
-from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import build_index, open_corpus, open_index
+from llm2clip.indexer import open_corpus
 from llm2clip.indexer.corpora.locator import read_located
 
 from .material import colour_of, encoded
@@ -150,19 +148,3 @@ def test_read_packed_equals_the_libraries(tmp_path):
         raw = (tmp_path / "a.zip").read_bytes()[start : start + packed]
         assert unpack(raw) == record.read() == content
         assert (size, crc) == (len(content), zlib.crc32(content))
-
-
-def test_build_index_of_zips(tmp_path):
-    (tmp_path / "z").mkdir()
-    for shard in range(2):
-        numbers = range(5 * shard, 5 * shard + 5)
-        members = {f"{n}.png": encoded(colour_of(n)) for n in numbers} | {"7.txt": "seven"}
-        (tmp_path / "z" / f"{shard}.zip").write_bytes(zip_of(members, method=zipfile.ZIP_DEFLATED))
-    encoder = FakeEncoder()
-    report = build_index(tmp_path / "z", tmp_path / "i", encoder=encoder)
-    assert (report.items, report.bad) == (10, 0)
-    with open_index(tmp_path / "i") as index:
-        query = encoder.encode_images([encoded(colour_of(7))])
-        [hit] = index.search(np.asarray(query), k=1)[0]
-        assert (hit.key, hit.caption, hit.uri) == ("1.zip#7.png", "seven", f"{tmp_path}/z/1.zip#7.png")
-    assert build_index(tmp_path / "z", tmp_path / "i", encoder=encoder).up_to_date
