@@ -1,8 +1,7 @@
-"""What the four commands share: option groups in ``--help``, and old option names that still work."""
+"""What the four commands share: an application with plain ``--help``, and options in groups."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -34,12 +33,3 @@ class GroupedCommand(TyperCommand):
             if records:
                 with formatter.section(group):
                     formatter.write_dl(records)
-
-
-def renamed(options: dict[str, str]) -> dict[str, Callable[[str], str]]:
-    """``context_settings`` of a command that accepts old option names without listing them.
-
-    Args:
-        options: Old to new name, both without dashes: ``{"through": "index"}``.
-    """
-    return {"token_normalize_func": lambda name: options.get(name, name)}

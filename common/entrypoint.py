@@ -7,8 +7,6 @@ raised in the middle of an import would be a page of traceback, or be swallowed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 INTERRUPTED = "interrupted"
 COMMANDS = {
@@ -58,9 +56,11 @@ def start(module: str) -> None:
         import signal
         from importlib import import_module
 
+        from llm2clip.common.terminal import end_at_once
+
         interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if interruptible:
-            signal.signal(signal.SIGINT, _end_at_once)
+            signal.signal(signal.SIGINT, end_at_once)
         try:
             import_module(module).app()
         finally:
@@ -69,25 +69,3 @@ def start(module: str) -> None:
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
-
-
-def _end_at_once(*_: object) -> None:
-    import os
-
-    os.write(2, f"{INTERRUPTED}\n".encode())
-    os._exit(130)
-
-
-@contextmanager
-def graceful_interrupt() -> Iterator[None]:
-    """Inside, Ctrl-C raises ``KeyboardInterrupt``, so that what was begun is ended in order."""
-    import signal
-
-    if signal.getsignal(signal.SIGINT) is not _end_at_once:
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, _end_at_once)

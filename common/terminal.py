@@ -1,15 +1,16 @@
-"""What all commands do alike: text that cannot steer a terminal, failures of one line, Ctrl-C with status 130."""
+"""What all commands share: safe terminal output, errors of one line, Ctrl-C with status 130, old option names."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _DISTRIBUTION = "llm2clip-retrieval"
+_BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def escape_control(text: str) -> str:
@@ -68,3 +69,31 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def end_at_once(*_: object) -> None:
+    """The signal handler of Ctrl-C outside :func:`graceful_interrupt`: one line, and the process ends."""
+    os.write(2, b"interrupted\n")
+    os._exit(130)
+
+
+@contextmanager
+def graceful_interrupt() -> Iterator[None]:
+    """Inside, Ctrl-C raises ``KeyboardInterrupt``, so that what was begun is ended in order."""
+    if signal.getsignal(signal.SIGINT) is not end_at_once:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, end_at_once)
+
+
+def renamed(options: dict[str, str]) -> dict[str, Callable[[str], str]]:
+    """``context_settings`` of a command that accepts old option names without listing them.
+
+    Args:
+        options: Old to new name, both without dashes: ``{"through": "index"}``.
+    """
+    return {"token_normalize_func": lambda name: options.get(name, name)}

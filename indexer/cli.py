@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.command_line import GroupedCommand, make_app, renamed
-from llm2clip.common.terminal import one_line_errors
+from llm2clip.common.command_line import GroupedCommand, make_app
+from llm2clip.common.terminal import one_line_errors, renamed
 
 IndexOption = Annotated[
     Path | None,

@@ -12,8 +12,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm2clip.common.entrypoint import graceful_interrupt
-from llm2clip.common.terminal import log_stderr
+from llm2clip.common.terminal import graceful_interrupt, log_stderr
 from llm2clip.indexer.commands.session import progress_bar
 from llm2clip.retrieval.index_selection import locate
 from llm2clip.retrieval.results import Answer, Query, text_query

@@ -84,7 +84,8 @@ def test_graceful_interrupt_raises_and_ends_in_order():
     program = """
 import os, signal, sys, types
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from llm2clip.common.entrypoint import start, graceful_interrupt
+from llm2clip.common.entrypoint import start
+from llm2clip.common.terminal import graceful_interrupt
 from llm2clip.common.terminal import one_line_errors
 
 def app():

@@ -149,7 +149,7 @@ def _one_line_errors() -> AbstractContextManager[None]:
 
 
 def _winding_up() -> AbstractContextManager[None]:
-    from llm2clip.common.entrypoint import graceful_interrupt
+    from llm2clip.common.terminal import graceful_interrupt
 
     return graceful_interrupt()
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from llm2clip.common.files import file_sha256
-from llm2clip.common.paths import models_home
+from llm2clip.common.installation import models_home
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object, refuse_outside
 from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint, read_conversion

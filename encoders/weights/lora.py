@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm2clip.common.paths import models_home
+from llm2clip.common.installation import models_home
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.weights.safetensors_io import TensorSpec, read_header, read_tensors

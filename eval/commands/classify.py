@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2clip.common.entrypoint import graceful_interrupt
-from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
+from llm2clip.common.terminal import escape_control, graceful_interrupt, log_stderr, one_line_errors
 from llm2clip.eval.commands.options import (
     CacheOption,
     DataFolderOption,
@@ -147,7 +146,7 @@ def _bar(images: int) -> Iterator[Callable[[int], None]]:
 
 
 def _cache() -> Path:
-    from llm2clip.common.paths import data_home
+    from llm2clip.common.installation import data_home
 
     return data_home() / "eval-vectors"
 

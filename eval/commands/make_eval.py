@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2clip.common.entrypoint import graceful_interrupt
-from llm2clip.common.terminal import one_line_errors
+from llm2clip.common.terminal import graceful_interrupt, one_line_errors
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
@@ -42,7 +41,7 @@ def make_eval(
 ) -> None:
     """Measure nano, its controls and random encoders, and write the leaderboard."""
     with one_line_errors(extra="cpu", interrupted=": start the same command again to go on"):
-        from llm2clip.common.paths import data_home
+        from llm2clip.common.installation import data_home
         from llm2clip.eval.commands.run import TerminalReporter
         from llm2clip.eval.runner.run import RunOptions, run
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2clip.common.entrypoint import graceful_interrupt
-from llm2clip.common.terminal import one_line_errors
+from llm2clip.common.terminal import graceful_interrupt, one_line_errors
 
 if TYPE_CHECKING:
     from llm2clip.eval.nano_report.report import NanoOptions, NanoReport
@@ -37,7 +36,7 @@ def nano(
     The evaluation sets are made by llm2clip-train data.
     """
     with one_line_errors(extra="cpu"):
-        from llm2clip.common.paths import data_home
+        from llm2clip.common.installation import data_home
         from llm2clip.eval.nano_report.report import NanoOptions
 
         names = tuple(style.strip() for style in styles.split(",") if style.strip())

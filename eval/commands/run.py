@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2clip.common.entrypoint import graceful_interrupt
-from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
+from llm2clip.common.terminal import escape_control, graceful_interrupt, log_stderr, one_line_errors
 from llm2clip.eval.commands.options import (
     RESULTS,
     CacheOption,
@@ -115,7 +114,7 @@ def run(
     Vectors are cached: a second run encodes nothing, and an interrupted run continues where it stopped.
     """
     with one_line_errors(extra="cpu", interrupted=": start the same command again to go on"):
-        from llm2clip.common.paths import data_home
+        from llm2clip.common.installation import data_home
         from llm2clip.eval.commands.arguments import candidates, load_sets
         from llm2clip.eval.runner.measure import MeasureOptions
         from llm2clip.eval.runner.run import RunOptions

@@ -15,7 +15,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.common.versions import package_version
+from llm2clip.common.installation import package_version
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError
 
 

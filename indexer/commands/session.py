@@ -13,8 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2clip.common.entrypoint import graceful_interrupt
-from llm2clip.common.terminal import escape_control, log_stderr
+from llm2clip.common.terminal import escape_control, graceful_interrupt, log_stderr
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import IndexNotFoundError
 from llm2clip.indexer.core.index_paths import INDEX_VARIABLE, SAMPLE, current_index, sample_index_path

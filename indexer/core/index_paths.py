@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from llm2clip.common.files import write_atomic
-from llm2clip.common.paths import data_home
+from llm2clip.common.installation import data_home
 from llm2clip.indexer.core.errors import CorpusError
 
 INDEX_VARIABLE = "LLM2CLIP_INDEX"

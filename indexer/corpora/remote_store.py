@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.common.files import atomic_path
-from llm2clip.common.paths import data_home
+from llm2clip.common.installation import data_home
 from llm2clip.indexer.core.errors import CorpusError, need
 from llm2clip.indexer.records.files import MAX_IMAGE_BYTES, require_span
 from llm2clip.indexer.records.sidecars import stamp_of

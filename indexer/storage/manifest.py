@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.common.files import file_sha256
-from llm2clip.common.versions import DISTRIBUTION, package_version
+from llm2clip.common.installation import DISTRIBUTION, package_version
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexNotFoundError, IndexVersionError
 
 KIND = "flat-fp16-ip"

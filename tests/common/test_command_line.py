@@ -3,7 +3,8 @@ from typing import Annotated
 import typer
 from typer.testing import CliRunner
 
-from llm2clip.common.command_line import GroupedCommand, make_app, renamed
+from llm2clip.common.command_line import GroupedCommand, make_app
+from llm2clip.common.terminal import renamed
 
 app = make_app("Do things.")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from llm2clip.common.files import format_bytes
-from llm2clip.common.paths import data_home as home_of_indexes
-from llm2clip.common.paths import models_home
+from llm2clip.common.installation import data_home as home_of_indexes
+from llm2clip.common.installation import models_home
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.catalog.hub import HubFiles, find_cached, missing_files, resolve_files
 

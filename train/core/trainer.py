@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from llm2clip.common.files import atomic_path, write_atomic
-from llm2clip.common.versions import versions
+from llm2clip.common.installation import versions
 
 PACKAGES = ("llm2clip-retrieval", "torch", "numpy", "tokenizers", "safetensors", "pillow")
 """What a result depends on: versions are recorded."""
