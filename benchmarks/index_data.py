@@ -1,6 +1,6 @@
 """Vectors to measure indexes with: clustered ones made up, and real CLIP vectors jittered up to any number.
 
-Both come block by block as halves, the same for the same seed, with queries that are none of the rows.
+Both come block by block as float16, the same for the same seed, with queries that are not among the rows.
 """
 
 from __future__ import annotations

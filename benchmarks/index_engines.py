@@ -78,7 +78,7 @@ class Task:
     """Threads for building and for batches."""
 
     def recall(self, ids: Ids) -> float:
-        """Share of the true ten that was found."""
+        """Recall@10."""
         return float((self.truth[:, :, None] == ids[:, None, :]).any(axis=2).mean())
 
 

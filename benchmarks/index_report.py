@@ -85,19 +85,19 @@ def report(rows: list[dict[str, Any]], names: Sequence[str], plots: dict[str, st
         "- *clustered* vectors are made up: clusters of unequal size, a falling spectrum; queries are drawn alike.",
         "- *CLIP, jittered* are real CLIP ViT-B/32 vectors of 1,000 photographs, each moved by differences of others;",
         "  queries are the real vectors of 500 captions, which lie outside the cloud of images and are harder.",
-        "- Recall@10 is counted against an exact search of the stored halves. One query at a time is asked by one",
+        "- Recall@10 is counted against an exact search of the stored vectors. One query at a time is asked by one",
         "  thread, the best of three times for each of 200 queries (of four for 40 to 100 where all is scanned);",
         "  batches of all queries are asked by two threads, the best of five times; what batches take more",
         "  than bare FAISS is counted in processor time, which other work on the machine changes least.",
         "- Values at a recall lie between the two measured points beside it, on a line of logarithms.",
-        "- FAISS is bare FAISS searching the very structure that ours searches; ours also ranks by the stored halves.",
+        "- FAISS is bare FAISS searching the same ANN index as ours; ours also re-ranks by the stored vectors.",
         "",
         "## Building and opening a whole index",
         "",
-        "With the items (keys, hashes, sizes), the halves and an IVF-SQ8 structure. Opening is measured in a fresh",
+        "With the items (keys, hashes, sizes), the vectors and an IVF-SQ8 index. Opening is measured in a fresh",
         "process after imports; memory is what it holds more after 200 queries, and mapped memory can be taken back.",
         "",
-        "| collection | items and halves written, s | structure made, s | halves | structure | items | "
+        "| collection | items and vectors written, s | ANN index built, s | vectors | ANN index | items | "
         "open, ms | open and first hit, ms | a query, ms | own memory | mapped |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -145,7 +145,7 @@ def _index_row(row: dict[str, Any]) -> str:
 
 
 def _table(found: dict[tuple[str, str], Curve]) -> list[str]:
-    heads = ["engine", "structure", "size", "made in, s"]
+    heads = ["engine", "type", "size", "built in, s"]
     for target in TARGETS:
         heads += [f"{target:g}: ms", "queries/s, one at a time", "queries/s, at once"]
     lines = [_line(heads), _line(["---"] * len(heads))]

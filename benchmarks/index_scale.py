@@ -116,7 +116,7 @@ def piece(found: Collection, engine: str, *, work: Path, threads: int) -> Iterat
             results = engines.usearch(task, what)
         else:
             ours = found.rows * found.dim * 2 + estimate_cost("ivf-sq8", rows=found.rows, dim=found.dim).bytes
-            # Where it is given thrice the halves it chooses a graph over float32, which is made much sooner.
+            # Given three times the memory of the vectors it chooses a graph over float32, built much faster.
             results = engines.autofaiss(task, memory=found.rows * found.dim * 6 if what == "more" else ours)
         for point in results:
             yield {"piece": "search", "threads": threads, **asdict(point)}

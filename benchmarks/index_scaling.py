@@ -33,15 +33,15 @@ class Measured:
     dim: int
     """Their length."""
     items_s: float
-    """Seconds to write items and halves."""
+    """Seconds to write items and vectors."""
     items_bytes: float
     """Bytes of the items of one image."""
     structure_s: float
-    """Seconds to make the lists."""
+    """Seconds to build the ANN index."""
     exact_ms: float
     """Milliseconds of an exact query."""
-    lists_ms: float
-    """Milliseconds of a query at a recall of 0.95 through the lists."""
+    ivf_ms: float
+    """Milliseconds of a query at a recall of 0.95 with IVF-SQ8."""
 
 
 def read(path: Path) -> Measured:
@@ -51,8 +51,8 @@ def read(path: Path) -> Measured:
     for row in sorted(whole, key=lambda row: -int(row["rows"])):
         found = curves(rows, row["collection"])
         exact = at_recall(found.get(("ours", "flat-fp16"), []), 0.95, "single_ms")
-        lists = at_recall(found.get(("ours", "ivf-sq8"), []), 0.95, "single_ms")
-        if exact is not None and lists is not None:
+        ivf = at_recall(found.get(("ours", "ivf-sq8"), []), 0.95, "single_ms")
+        if exact is not None and ivf is not None:
             return Measured(
                 rows=row["rows"],
                 dim=row["dim"],
@@ -60,28 +60,28 @@ def read(path: Path) -> Measured:
                 items_bytes=row["files"]["db"] / row["rows"],
                 structure_s=row["structure_s"],
                 exact_ms=exact,
-                lists_ms=lists,
+                ivf_ms=ivf,
             )
     raise SystemExit(f"{path} has no collection with an index, the exact scan and ivf-sq8")
 
 
-def list_work(rows: int, dim: int) -> float:
-    """Products to make lists: k-means over a sample, then each row's list, found by a graph where there are many."""
-    lists = nlist_for(rows)
-    looked_at = lists if lists < GRAPH_LISTS else 200 * math.log2(lists)
-    return dim * (ROUNDS * POINTS_PER_LIST * lists * lists + rows * looked_at)
+def build_work(rows: int, dim: int) -> float:
+    """Inner products to build an IVF index: k-means over a sample, then one centroid per row."""
+    nlist = nlist_for(rows)
+    compared = nlist if nlist < GRAPH_LISTS else 200 * math.log2(nlist)
+    return dim * (ROUNDS * POINTS_PER_LIST * nlist * nlist + rows * compared)
 
 
 def line(rows: int, dim: int, known: Measured) -> list[str]:
     """One line of the table."""
-    halves, items = rows * dim * 2, rows * known.items_bytes
+    vectors, items = rows * dim * 2, rows * known.items_bytes
     coded, bits = (estimate_cost(kind, rows=rows, dim=dim).bytes for kind in ("ivf-sq8", "ivf-rabitq"))
     written = known.items_s * rows / known.rows * max(1.0, dim / known.dim)
-    made = known.structure_s * list_work(rows, dim) / list_work(known.rows, known.dim)
+    made = known.structure_s * build_work(rows, dim) / build_work(known.rows, known.dim)
     exact = known.exact_ms * (rows * dim) / (known.rows * known.dim)  # every number is read once
-    # Lists and what is looked into grow by the root: so do both halves of a query.
-    through = known.lists_ms * math.sqrt(rows / known.rows) * dim / known.dim
-    sizes = (_size(each) for each in (halves, items, coded, bits))
+    # nlist and the rows that are probed both grow with the root.
+    through = known.ivf_ms * math.sqrt(rows / known.rows) * dim / known.dim
+    sizes = (_size(each) for each in (vectors, items, coded, bits))
     return [f"{rows:,}", *sizes, _time(written), _time(made), _time(exact / 1e3), _time(through / 1e3)]
 
 
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dim", type=int, default=1280)
     options = parser.parse_args(arguments)
     known = read(options.results)
-    heads = ["images", "halves", "items", "IVF-SQ8", "IVF-RaBitQ", "halves written", "lists made"]
+    heads = ["images", "vectors", "items", "IVF-SQ8", "IVF-RaBitQ", "vectors written", "IVF built"]
     heads += ["a query, exact", "a query, IVF-SQ8"]
     print(f"From {known.rows:,} x {known.dim}:\n")
     for cells in (heads, ["---"] * len(heads), *(line(rows, options.dim, known) for rows in SIZES)):

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Approximate and exact nearest-neighbour search: FAISS indexes, exact scans, re-ranking."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Files that hold many images: tar, zip, Parquet, Arrow, video."""

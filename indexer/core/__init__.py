@@ -1,1 +1,1 @@
-"""TODO."""
+"""Errors, results, the encoder protocol, paths of indexes."""

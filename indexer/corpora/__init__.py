@@ -1,1 +1,1 @@
-"""TODO."""
+"""What can be indexed: folders, containers, lists, URLs."""

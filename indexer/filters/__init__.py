@@ -1,1 +1,1 @@
-"""TODO."""
+"""The filter language of ``--where``: parsed, compiled to SQL, sandboxed."""

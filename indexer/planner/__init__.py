@@ -1,1 +1,1 @@
-"""TODO."""
+"""Chooses and tunes an ANN index within a budget of memory, recall and latency."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Images of a corpus as records, with captions and metadata."""

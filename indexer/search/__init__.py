@@ -1,1 +1,1 @@
-"""TODO."""
+"""An index opened for searching; explains and verifies it."""
