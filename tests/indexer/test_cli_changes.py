@@ -45,7 +45,7 @@ def lines(*arguments: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_updates_say_what_they_did_in_numbers(index, photos, loaded):
+def test_update_prints_numbers(index, photos, loaded):
     assert lines("update", *index)[0] == "30 images in the index: 30 as before."
     assert loaded == []
     (photos / "000.png").rename(photos / "moved.png")
@@ -64,7 +64,7 @@ def test_updates_say_what_they_did_in_numbers(index, photos, loaded):
     assert lines("errors", *index)[0].startswith("bad\\x1b[31m.png\t")
 
 
-def test_images_are_added_and_removed(index, photos, tmp_path):
+def test_add_remove_and_compact_print_numbers(index, photos, tmp_path):
     (photos / "one.png").write_bytes(encoded((1, 2, 3)))
     assert lines("add", str(photos / "one.png"), *index)[0] == "31 images in the index: 1 new."
     assert lines("remove", "one.png", "000.png", "--matching", "summer/*", *index)[0] == (
@@ -80,7 +80,7 @@ def test_images_are_added_and_removed(index, photos, tmp_path):
     assert (wrong.exit_code, wrong.stderr.count("\n")) == (1, 1)
 
 
-def test_an_interrupted_change_says_what_is_kept(index, photos, monkeypatch):
+def test_update_says_what_an_interruption_keeps(index, photos, monkeypatch):
     (photos / "one.png").write_bytes(encoded((1, 2, 3)))
 
     def interrupted(*_: object, **__: object) -> None:
@@ -92,7 +92,7 @@ def test_an_interrupted_change_says_what_is_kept(index, photos, monkeypatch):
     assert (done.exit_code, done.stdout, done.stderr) == (130, "", said)
 
 
-def test_a_missing_file_and_a_wrong_place_say_what_to_do(index, tmp_path, photos):
+def test_errors_of_files_say_what_to_do(index, tmp_path, photos):
     (tmp_path / "taken").write_text("x")
     done = run.invoke(cli.app, ["export", str(tmp_path / "taken"), *index])
     assert (done.exit_code, "taken is a file: expected a folder" in done.stderr) == (1, True)
@@ -105,7 +105,7 @@ def test_a_missing_file_and_a_wrong_place_say_what_to_do(index, tmp_path, photos
     assert lines("verify", "--repair", *index)[-1].endswith("is whole: 4 files, 30 images")
 
 
-def test_a_image_may_be_named_by_its_path_from_here(index, photos, monkeypatch):
+def test_remove_takes_relative_paths(index, photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     said = lines("remove", f"{photos.name}/000.png", *index)
     assert said[0] == "29 images in the index: 1 removed, 29 as before."
@@ -119,7 +119,7 @@ def test_a_image_may_be_named_by_its_path_from_here(index, photos, monkeypatch):
     assert lines("remove", "twice.png", *index)[0].startswith("29 images in the index: 1 removed")
 
 
-def test_the_variable_names_the_index_of_all_commands(index, photos, tmp_path, monkeypatch):
+def test_index_variable_names_the_index_of_all_commands(index, photos, tmp_path, monkeypatch):
     place = str(tmp_path / "other")
     lines("build", str(photos / "summer"), "--index", place, "--encoder", "x")
     monkeypatch.setenv("LLM2CLIP_INDEX", str(tmp_path / "i"))
@@ -127,7 +127,7 @@ def test_the_variable_names_the_index_of_all_commands(index, photos, tmp_path, m
     assert lines("remove", "000.png")[0].startswith("29 images in the index: 1 removed")
 
 
-def test_all_that_was_indexed_is_told(index, photos, tmp_path):
+def test_info_lists_all_sources(index, photos, tmp_path):
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "m.png").write_bytes(encoded((3, 2, 1)))
     lines("add", str(tmp_path / "more"), *index)
@@ -137,14 +137,14 @@ def test_all_that_was_indexed_is_told(index, photos, tmp_path):
     ]
 
 
-def test_what_was_repaired_and_what_is_wrong_are_one_object(index, tmp_path):
+def test_verify_repair_prints_one_json_object(index, tmp_path):
     flip(tmp_path / "i" / "vectors-00001-00000.npy", -1)
     [line] = lines("verify", "--repair", "--json", *index)
     report = json.loads(line)
     assert (report["ok"], len(report["repair"]["repaired"])) == (True, 1)
 
 
-def test_repairing_says_what_was_wrong_and_what_to_do(index, tmp_path):
+def test_verify_repair_says_what_to_do(index, tmp_path):
     flip(tmp_path / "i" / "vectors-00001-00000.npy", -1)
     assert run.invoke(cli.app, ["verify", *index]).exit_code == 1
     said = lines("verify", "--repair", *index)
@@ -157,7 +157,7 @@ def test_repairing_says_what_was_wrong_and_what_to_do(index, tmp_path):
     assert lines("update", *index)[0] == "30 images in the index: 30 new."
 
 
-def test_an_index_is_made_again_with_another_encoder(index, tmp_path, loaded):
+def test_build_from_encodes_with_another_encoder(index, tmp_path, loaded):
     said = lines("build", "--from", str(tmp_path / "i"), "--encoder", "y")
     assert said[0].startswith("30 images embedded with y in ")
     assert said[1].startswith(f"overlap@10 with {tmp_path}/i: ")
@@ -175,7 +175,7 @@ def test_an_index_is_made_again_with_another_encoder(index, tmp_path, loaded):
         assert run.invoke(cli.app, ["build", *arguments]).exit_code == 2
 
 
-def test_nothing_is_read_of_what_looks_unchanged(index, photos, loaded):
+def test_update_reads_nothing_that_looks_unchanged(index, photos, loaded):
     """Names, sizes and times are all that an update looks at: the content could be anything."""
     import os
 
@@ -187,7 +187,7 @@ def test_nothing_is_read_of_what_looks_unchanged(index, photos, loaded):
     assert loaded == []
 
 
-def test_exports_and_explanations(index, photos, tmp_path):
+def test_export_and_explain_print_what_they_did(index, photos, tmp_path):
     for number in range(3):
         (photos / f"late{number}.png").write_bytes(encoded(colour_of(400 + number)))
     lines("update", *index)

@@ -22,7 +22,7 @@ def closes_after_the_reader(reader) -> None:
     assert not closing.is_alive()
 
 
-def test_readers_of_items_are_waited_for(photos, tmp_path):
+def test_close_waits_for_readers_of_items(photos, tmp_path):
     build_index(photos, tmp_path / "index", encoder=FakeEncoder())
     index = open_index(tmp_path / "index")
     path = index.items.path

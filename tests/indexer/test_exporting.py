@@ -37,7 +37,7 @@ def expected_vector(number: int, *, format: str = "PNG") -> np.ndarray:
     return FakeEncoder().encode_images([encoded(colour_of(number), format=format)])[0].astype(np.float16)
 
 
-def test_arrays_and_lines_hold_every_image_once(index, shards, photos, tmp_path):
+def test_export_index_writes_npy_and_jsonl(index, shards, photos, tmp_path):
     report = export_index(index, tmp_path / "out")
     assert (report.items, report.dim, report.files) == (33, 16, ("vectors.npy", "items.jsonl"))
     vectors = np.load(tmp_path / "out" / "vectors.npy")
@@ -55,7 +55,7 @@ def test_arrays_and_lines_hold_every_image_once(index, shards, photos, tmp_path)
         export_index(index, tmp_path / "out")
 
 
-def test_parquet_holds_the_same(index, tmp_path):
+def test_export_index_writes_parquet(index, tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     report = export_index(index, tmp_path / "out", format="parquet")
     table = parquet.read_table(tmp_path / "out" / "items.parquet").to_pylist()
@@ -64,7 +64,7 @@ def test_parquet_holds_the_same(index, tmp_path):
     np.testing.assert_array_equal(np.array(row["vector"], np.float16), expected_vector(13))
 
 
-def test_without_pyarrow_the_error_names_the_other_format(index, tmp_path, monkeypatch):
+def test_export_index_names_the_other_format_without_pyarrow(index, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(IndexerError, match=r"pip install pyarrow, or use --format npy"):
         export_index(index, tmp_path / "out", format="parquet")
@@ -72,7 +72,7 @@ def test_without_pyarrow_the_error_names_the_other_format(index, tmp_path, monke
         export_index(index, tmp_path / "out", format="csv")
 
 
-def test_an_explanation_counts_what_a_search_goes_through(index):
+def test_explain_counts_what_a_search_reads(index):
     with open_index(index) as opened:
         said = explain_search(opened)
         assert (said.items, said.allowed, said.tombstones) == (33, 33, 2)
@@ -83,7 +83,7 @@ def test_an_explanation_counts_what_a_search_goes_through(index):
         assert "20 of 33 images pass the filter (60.61%)" in filtered.steps
 
 
-def test_another_encoder_fills_an_index_beside_the_old_one(index, photos, tmp_path):
+def test_reencode_index_builds_an_index_beside_the_old_one(index, photos, tmp_path):
     before = {file.name: file.read_bytes() for file in index.iterdir()}
     new = FakeEncoder(name="other", dim=24)
     report = reencode_index(index, tmp_path / "new", encoder=new, texts=(FakeEncoder(), new))
@@ -119,14 +119,14 @@ def test_another_encoder_fills_an_index_beside_the_old_one(index, photos, tmp_pa
     assert (update_index(tmp_path / "new", encoder=new)).new == 1
 
 
-def test_the_same_encoder_agrees_with_itself(index, tmp_path):
+def test_reencode_index_agrees_with_the_same_encoder(index, tmp_path):
     report = reencode_index(index, tmp_path / "new", encoder=FakeEncoder())
     assert report.images.overlap == 1.0
     with pytest.raises(IndexConflictError, match="is the index that is read"):
         reencode_index(index, index, encoder=FakeEncoder())
 
 
-def test_an_interrupted_new_index_goes_on(index, tmp_path):
+def test_reencode_index_resumes(index, tmp_path):
     class Stopping(FakeEncoder):
         def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
             if len(self.image_batches) == 1:

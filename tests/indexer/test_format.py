@@ -99,7 +99,7 @@ def test_format_page_describes_the_checksums(lived):
     db.close()
 
 
-def test_the_printed_schema_is_that_of_the_file(lived):
+def test_format_page_prints_the_schema(lived):
     with open_index(lived) as index:
         [(made,)] = index.items.rows("SELECT sql FROM sqlite_schema WHERE name = 'items'")
 

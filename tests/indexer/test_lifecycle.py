@@ -59,14 +59,14 @@ def same_as_fresh(folder, photos, tmp_path) -> None:
         assert [score for _, score in got] == [score for _, score in expected]
 
 
-def test_nothing_changed_costs_no_encoder_and_no_commit(index):
+def test_update_index_loads_no_encoder_if_nothing_changed(index):
     before = (index / "manifest.json").read_bytes()
     report = update_index(index, encoder=never)
     assert (report.changed_anything, report.unchanged, report.items) == (False, 30, 30)
     assert (index / "manifest.json").read_bytes() == before
 
 
-def test_an_update_sees_new_changed_moved_touched_and_vanished_images(index, photos, tmp_path):
+def test_update_index_counts_each_kind_of_change(index, photos, tmp_path):
     (photos / "new.png").write_bytes(encoded((1, 2, 3)))
     (photos / "000.png").write_bytes(encoded((9, 9, 9), size=(20, 20)))
     (photos / "003.png").rename(photos / "summer" / "moved.png")
@@ -88,7 +88,7 @@ def test_an_update_sees_new_changed_moved_touched_and_vanished_images(index, pho
     assert not update_index(index, encoder=never).changed_anything
 
 
-def test_an_emptied_corpus_does_not_empty_its_index(index, photos):
+def test_update_index_refuses_an_emptied_corpus(index, photos):
     shutil.rmtree(photos)
     with pytest.raises(CorpusError, match="no such folder"):
         update_index(index, encoder=never)
@@ -98,14 +98,14 @@ def test_an_emptied_corpus_does_not_empty_its_index(index, photos):
     assert len(keys_of(index)) == 30
 
 
-def test_another_encoder_is_refused_before_anything_is_written(index, photos):
+def test_update_index_refuses_another_encoder(index, photos):
     (photos / "new.png").write_bytes(encoded((1, 2, 3)))
     with pytest.raises(EncoderMismatchError, match="llm2clip-index build --from"):
         update_index(index, encoder=FakeEncoder(dim=8))
     assert len(keys_of(index)) == 30
 
 
-def test_one_image_is_added_without_copying_the_index(index, photos):
+def test_add_images_does_not_copy_the_index(index, photos):
     (photos / "summer" / "one.png").write_bytes(encoded((1, 2, 3)))
     (photos / "unseen.png").write_bytes(encoded((4, 5, 6)))
     before = {name: (index / name).stat().st_mtime_ns for name in os.listdir(index)}
@@ -121,7 +121,7 @@ def test_one_image_is_added_without_copying_the_index(index, photos):
     assert (report.new, report.unchanged) == (1, 31)
 
 
-def test_a_hundred_additions_leave_few_files(index, photos, tmp_path):
+def test_add_images_joins_small_segments(index, photos, tmp_path):
     for number in range(40):
         (photos / f"add{number}.png").write_bytes(encoded(colour_of(1000 + number)))
         add_images(index, [photos / f"add{number}.png"], encoder=FakeEncoder())
@@ -131,7 +131,7 @@ def test_a_hundred_additions_leave_few_files(index, photos, tmp_path):
     same_as_fresh(index, photos, tmp_path)
 
 
-def test_a_folder_inside_the_corpus_is_added_under_its_own_keys(index, photos, tmp_path):
+def test_add_images_gives_a_subfolder_the_keys_of_its_source(index, photos, tmp_path):
     (photos / "winter").mkdir()
     (photos / "winter" / "snow.png").write_bytes(encoded((250, 250, 250)))
     (photos / "unseen.png").write_bytes(encoded((4, 5, 6)))
@@ -143,14 +143,14 @@ def test_a_folder_inside_the_corpus_is_added_under_its_own_keys(index, photos, t
     same_as_fresh(index, photos, tmp_path)
 
 
-def test_a_folder_that_is_added_is_not_left_by_links_into_the_corpus(index, photos, tmp_path):
+def test_add_images_does_not_follow_links_into_the_source(index, photos, tmp_path):
     (photos / "summer" / "up").symlink_to("..")
     (photos / "summer" / "new.png").write_bytes(encoded((9, 8, 7)))
     assert add_images(index, [photos / "summer"], encoder=FakeEncoder()).new == 1
     assert not update_index(index, encoder=FakeEncoder()).changed_anything
 
 
-def test_other_corpora_are_added_and_kept_up_to_date(index, photos, shards, tmp_path):
+def test_add_images_adds_sources_that_update_index_syncs(index, photos, shards, tmp_path):
     lone = tmp_path / "elsewhere" / "lone.png"
     lone.parent.mkdir()
     lone.write_bytes(encoded((77, 1, 1)))
@@ -181,7 +181,7 @@ def never_but_checked() -> FakeEncoder:
     return Idle()
 
 
-def test_removed_images_stay_out_until_they_are_added(index, photos):
+def test_remove_images_keeps_them_out_until_they_are_added(index, photos):
     report = remove_images(index, Selection(keys=["000.png", str(photos / "summer" / "001.png")]))
     assert (report.removed, report.items, report.tombstones) == (2, 28, 2)
     assert not {"000.png", "summer/001.png"} & keys_of(index)
@@ -194,7 +194,7 @@ def test_removed_images_stay_out_until_they_are_added(index, photos):
     assert not update_index(index, encoder=never).changed_anything
 
 
-def test_images_are_removed_by_pattern_and_by_filter(index):
+def test_remove_images_takes_patterns_and_filters(index):
     assert remove_images(index, Selection(matching="summer/lake/*")).removed == 10
     assert remove_images(index, Selection(where="key LIKE '00%'")).removed == 4
     assert len(keys_of(index)) == 16
@@ -209,7 +209,7 @@ def test_images_are_removed_by_pattern_and_by_filter(index):
     assert len(keys_of(index)) == 16
 
 
-def test_compacting_drops_what_was_removed_and_nothing_else(index, photos, tmp_path):
+def test_compact_index_drops_only_what_was_removed(index, photos, tmp_path):
     (photos / "000.png").write_bytes(encoded((9, 9, 9)))
     update_index(index, encoder=FakeEncoder())
     remove_images(index, Selection(matching="summer/lake/*"))
@@ -228,7 +228,7 @@ def test_compacting_drops_what_was_removed_and_nothing_else(index, photos, tmp_p
     assert len(os.listdir(index)) == 5
 
 
-def test_a_image_that_cannot_be_read_any_more_is_taken_away_and_comes_back(index, photos, tmp_path):
+def test_update_index_removes_unreadable_images_until_they_are_readable(index, photos, tmp_path):
     good = (photos / "000.png").read_bytes()
     (photos / "000.png").write_bytes(b"not an image")
     report = update_index(index, encoder=FakeEncoder())
@@ -244,7 +244,9 @@ def test_a_image_that_cannot_be_read_any_more_is_taken_away_and_comes_back(index
 
 
 @pytest.mark.parametrize("unreadable", ["folder", "shard"])
-def test_what_cannot_be_read_today_has_not_vanished(photos, shards, tmp_path, monkeypatch, unreadable):
+def test_update_index_keeps_images_of_unreadable_folders_and_files(
+    photos, shards, tmp_path, monkeypatch, unreadable
+):
     place, corpus, lost = tmp_path / "i", photos, 20
     if unreadable == "shard":
         corpus, lost = shards, 2
@@ -270,7 +272,7 @@ def test_what_cannot_be_read_today_has_not_vanished(photos, shards, tmp_path, mo
         assert opened.errors() == []
 
 
-def test_an_index_opened_before_a_change_answers_as_it_was(index, photos):
+def test_index_opened_before_changes_answers_as_before(index, photos):
     queries = np.eye(3, 16, dtype=np.float32)
     with open_index(index) as old:
         expected = old.search(queries, k=40)
@@ -286,7 +288,7 @@ def test_an_index_opened_before_a_change_answers_as_it_was(index, photos):
         assert len(old.search(queries, k=40, where="key LIKE 'summer/%'")[0]) == 20
 
 
-def test_copies_that_come_together_are_embedded_once(photos, tmp_path, monkeypatch):
+def test_build_index_encodes_copies_once(photos, tmp_path, monkeypatch):
     monkeypatch.setattr(transaction, "CHECKPOINT_SECONDS", 0.0)
     for number in range(30):
         first = next(photos.rglob(f"{number:03d}.png"))

@@ -35,14 +35,14 @@ def whole(index) -> dict:
         return content(opened)
 
 
-def test_an_index_that_is_whole_is_left_alone(index):
+def test_repair_index_leaves_a_whole_index_alone(index):
     before = {file.name: file.read_bytes() for file in index.iterdir()}
     assert repair_index(index).repaired == ()
     assert {file.name: file.read_bytes() for file in index.iterdir()} == before
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
-def test_vectors_are_restored_from_the_exact_structure(index, damage):
+def test_repair_index_restores_vectors_from_the_exact_index(index, damage):
     expected = whole(index)
     damaged(index / VECTORS, damage)
     report = repair_index(index)
@@ -61,7 +61,7 @@ def damaged(path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "delete"])
-def test_the_structure_is_made_again_from_the_vectors(index, damage):
+def test_repair_index_rebuilds_the_ann_index(index, damage):
     expected = whole(index)
     damaged(index / STRUCTURE, damage)
     report = repair_index(index)
@@ -69,7 +69,7 @@ def test_the_structure_is_made_again_from_the_vectors(index, damage):
     assert whole(index) == expected
 
 
-def test_images_of_lost_vectors_are_taken_out_and_embedded_again(index, photos):
+def test_repair_index_removes_images_of_lost_vectors(index, photos):
     expected = whole(index)
     (photos / "later.png").write_bytes(encoded((1, 2, 3)))
     update_index(index, encoder=FakeEncoder())
@@ -86,7 +86,7 @@ def test_images_of_lost_vectors_are_taken_out_and_embedded_again(index, photos):
     assert {key: row for key, row in whole(index).items() if key[1] != "later.png"} == expected
 
 
-def test_an_item_that_was_altered_is_taken_out_and_comes_back(index):
+def test_repair_index_removes_altered_items(index):
     expected = whole(index)
     with sqlite3.connect(index / ITEMS) as db:
         db.execute("UPDATE items SET caption = 'a lie' WHERE key = '003.png'")
@@ -99,7 +99,7 @@ def test_an_item_that_was_altered_is_taken_out_and_comes_back(index):
     assert whole(index) == expected
 
 
-def test_what_cannot_be_repaired_names_the_command_that_helps(index, photos):
+def test_repair_index_names_the_command_that_helps(index, photos):
     (index / ITEMS).write_bytes(b"not a database" * 9000)
     with pytest.raises(
         IndexDamagedError, match=rf"{ITEMS} cannot be repaired .*build {photos} .*--overwrite"
@@ -111,7 +111,7 @@ def test_what_cannot_be_repaired_names_the_command_that_helps(index, photos):
         repair_index(index)
 
 
-def test_damaged_vectors_are_not_joined_with_new_ones(index, photos):
+def test_join_small_leaves_damaged_segments(index, photos):
     flip(index / VECTORS, -3)
     for number in range(40):
         (photos / f"new{number}.png").write_bytes(encoded((1, 2, number)))

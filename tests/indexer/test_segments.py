@@ -24,7 +24,7 @@ def rows_of(count: int, dim: int) -> np.ndarray:
 
 
 @given(pieces=pieces, limit=st.integers(1, 9), dim=st.integers(1, 5))
-def test_appended_rows_come_back(tmp_path_factory, pieces, limit, dim):
+def test_segment_writer_rows_come_back(tmp_path_factory, pieces, limit, dim):
     folder = tmp_path_factory.mktemp("segments")
     rows = rows_of(sum(pieces), dim)
     writer = SegmentWriter(folder, generation=3, dim=dim, segment_rows=limit)
@@ -50,7 +50,7 @@ def test_appended_rows_come_back(tmp_path_factory, pieces, limit, dim):
     np.testing.assert_array_equal(np.concatenate([*(b for _, b in blocks), np.empty((0, dim))]), rows)
 
 
-def test_whole_rows_of_a_file_that_was_cut_are_there(tmp_path):
+def test_map_appended_gives_whole_rows_of_a_cut_file(tmp_path):
     writer = SegmentWriter(tmp_path, generation=1, dim=2)
     writer.append(rows_of(4, 2))
     writer.close(finish=False)
@@ -64,7 +64,7 @@ def test_whole_rows_of_a_file_that_was_cut_are_there(tmp_path):
 @pytest.mark.parametrize(
     "change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b"X" + b[1:], lambda b: b""]
 )
-def test_a_changed_file_is_refused(tmp_path, change):
+def test_map_segment_refuses_a_changed_file(tmp_path, change):
     writer = SegmentWriter(tmp_path, generation=1, dim=2)
     writer.append(rows_of(3, 2))
     writer.close(finish=True)
@@ -77,7 +77,7 @@ def test_a_changed_file_is_refused(tmp_path, change):
         map_segment(path, rows=3, dim=2)
 
 
-def test_nothing_is_written_after_closing(tmp_path):
+def test_segment_writer_refuses_rows_after_close(tmp_path):
     writer = SegmentWriter(tmp_path, generation=1, dim=2)
     writer.append(rows_of(1, 2))
     writer.close(finish=False)

@@ -67,6 +67,8 @@ def change_it(index: Path, photos: Path, number: int) -> None:
     add_images(index, [new], encoder=FakeEncoder())
     (photos / "summer" / "001.png").write_bytes(encoded(colour_of(900 + number)))
     update_index(index, encoder=FakeEncoder())
+    (photos / "003.png").write_bytes(encoded(colour_of(950 + number)))
+    build_index(photos, index, encoder=FakeEncoder())
     remove_images(index, Selection(keys=[new.name]))
     compact_index(index)
 
@@ -194,6 +196,7 @@ def test_transaction_refuses_items_of_another_index(index, photos, tmp_path):
         lambda: update_index(index, encoder=FakeEncoder()),
         lambda: remove_images(index, Selection(keys=["000.png"])),
         lambda: compact_index(index),
+        lambda: open_index(index),
     ):
         with pytest.raises(IndexDamagedError, match=r"items-00001\.db belongs to another index"):
             write()
@@ -238,7 +241,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("opened_before", [False, True])
-def test_a_reader_takes_back_what_a_killed_writer_left_half_written(index, photos, opened_before):
+def test_items_reader_rolls_back_the_journal_of_a_killed_writer(index, photos, opened_before):
     """A journal beside the items is the mark of a commit that was cut off; whoever comes next undoes it."""
     before = (index / "items-00001.db").read_bytes()
     earlier = open_index(index)
