@@ -5,9 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import chain
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -121,70 +120,77 @@ class BackgroundWriter(Generic[Item]):
             raise self._failure
 
 
-def encode_batches(
-    outcomes: Iterable[Outcome], *, encoder: ImageEncoder, batches: AdaptiveBatchSize, works: bool = False
-) -> Iterator[list[Outcome]]:
-    """Encode prepared images, a batch at a time; outcomes stay in order.
+def batches_of(outcomes: Iterable[Outcome], size: AdaptiveBatchSize) -> Iterator[list[Outcome]]:
+    """Outcomes in order, in lists with as many prepared images as the encoder takes at once."""
+    pending: list[Outcome] = []
+    waiting = 0
+    for outcome in outcomes:
+        pending.append(outcome)
+        waiting += outcome.pixels is not None
+        if waiting >= size.size or len(pending) >= CHUNK + 4 * size.size:
+            yield pending
+            pending, waiting = [], 0
+    if pending:
+        yield pending
 
-    Images that the encoder refuses become outcomes with a reason, once it has encoded any.
+
+def encode_batch(
+    outcomes: Sequence[Outcome], encoder: ImageEncoder, size: AdaptiveBatchSize, *, works: bool
+) -> bool:
+    """Encode the prepared images among some outcomes, in place.
 
     Args:
         outcomes: prepared images, and outcomes that need no encoding.
         encoder: the encoder.
-        batches: size of the batches.
-        works: whether the encoder is known to encode images.
+        size: is told how long it took, and halved if memory is short.
+        works: whether the encoder is known to encode images: those that it refuses become outcomes with a reason.
+
+    Returns:
+        ``works`` from now on.
 
     Raises:
         IndexerError: the encoder gives vectors of another shape or length.
         ValueError: the encoder refuses all images of the first batch.
     """
-    pending: list[Outcome] = []
-    waiting: list[Outcome] = []
-    for outcome in chain(outcomes, [None]):
-        if outcome is not None:
-            pending.append(outcome)
-            waiting += [outcome] if outcome.pixels is not None else []
-            if len(waiting) < batches.size and len(pending) < CHUNK + 4 * batches.size:
-                continue
-        if waiting:
-            works = works or _any_vector(pending)  # reused vectors are the encoder's too
-            with batches if len(waiting) == batches.size else nullcontext():
-                fits = _encode(waiting, encoder, works)
-            if not fits:
-                batches.halve()
-        if pending:
-            works = works or _any_vector(pending)
-            yield pending
-            pending, waiting = [], []
-
-
-def _encode(outcomes: list[Outcome], encoder: ImageEncoder, works: bool) -> bool:
-    """Encode prepared images, in halves if memory is short; returns whether they fitted at once."""
-    pixels = [outcome.pixels for outcome in outcomes if outcome.pixels is not None]
+    works = works or _any_vector(outcomes)  # reused vectors are the encoder's too
+    waiting = [outcome for outcome in outcomes if outcome.pixels is not None]
+    if not waiting:
+        return works
     try:
-        batch = np.stack(pixels) if len({image.shape for image in pixels}) == 1 else pixels
-        rows = np.asarray(encoder.encode_prepared(batch), dtype=np.float32)
-    except ValueError as error:
-        if len(outcomes) == 1:
-            outcomes[0].pixels, outcomes[0].stage, outcomes[0].reason = None, "encode", reason_of(error)
-            return True
-        for outcome in outcomes:  # one image must not take the others of its batch with it
-            _encode([outcome], encoder, works)
-        if not works and not _any_vector(outcomes):
-            raise  # it is not the images
-        return True
-    except (RuntimeError, MemoryError) as error:
-        if len(outcomes) < 2 or not _out_of_memory(error):
-            raise
+        with size if len(waiting) == size.size else nullcontext():
+            rows = encoder.encode_prepared(_pixels(waiting))
+    except (ValueError, RuntimeError, MemoryError) as error:
+        if not _encode_parts(waiting, encoder, works, error):
+            size.halve()
     else:
-        _check_rows(rows, len(pixels), encoder.info)
-        for outcome, row in zip(outcomes, rows, strict=True):
-            outcome.pixels, outcome.vector = None, row.astype(np.float16)
+        _store(rows, waiting, encoder.info)
+    return works or _any_vector(outcomes)
+
+
+def _encode_parts(outcomes: Sequence[Outcome], encoder: ImageEncoder, works: bool, error: Exception) -> bool:
+    """Encode what failed together: one by one if it was refused, in halves if memory is short (returns False)."""
+    refused, middle = isinstance(error, ValueError), len(outcomes) // 2
+    if refused and len(outcomes) == 1:
+        outcomes[0].pixels, outcomes[0].stage, outcomes[0].reason = None, "encode", reason_of(error)
         return True
-    middle = len(outcomes) // 2
-    _encode(outcomes[:middle], encoder, works)
-    _encode(outcomes[middle:], encoder, works or _any_vector(outcomes[:middle]))
-    return False
+    if not refused and (len(outcomes) < 2 or not _out_of_memory(error)):
+        raise error
+    parts = [[outcome] for outcome in outcomes] if refused else [outcomes[:middle], outcomes[middle:]]
+    for part in parts:
+        try:
+            rows = encoder.encode_prepared(_pixels(part))
+        except (ValueError, RuntimeError, MemoryError) as again:
+            _encode_parts(part, encoder, works or _any_vector(outcomes), again)
+        else:
+            _store(rows, part, encoder.info)
+    if refused and not works and not _any_vector(outcomes):
+        raise error  # it is not the images
+    return refused
+
+
+def _pixels(outcomes: Sequence[Outcome]) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+    pixels = [outcome.pixels for outcome in outcomes if outcome.pixels is not None]
+    return np.stack(pixels) if len({image.shape for image in pixels}) == 1 else pixels
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -195,15 +201,16 @@ def _out_of_memory(error: Exception) -> bool:
     )
 
 
-def _any_vector(outcomes: list[Outcome]) -> bool:
+def _any_vector(outcomes: Sequence[Outcome]) -> bool:
     return any(outcome.vector is not None for outcome in outcomes)
 
 
-def _check_rows(rows: NDArray[np.float32], count: int, info: EncoderIdentity) -> None:
-    if rows.shape != (count, info.dim):
+def _store(rows: NDArray[np.float32], outcomes: Sequence[Outcome], info: EncoderIdentity) -> None:
+    rows = np.asarray(rows, dtype=np.float32)
+    if rows.shape != (len(outcomes), info.dim):
         raise IndexerError(
-            f"encoder '{info.name}' gave vectors of shape {rows.shape} for {count} images, expected "
-            f"{(count, info.dim)}: this is a fault of the encoder"
+            f"encoder '{info.name}' gave vectors of shape {rows.shape} for {len(outcomes)} images, expected "
+            f"{(len(outcomes), info.dim)}: this is a fault of the encoder"
         )
     norms = np.linalg.norm(rows, axis=1)
     if not np.all(np.abs(norms - 1) < 0.01):
@@ -211,3 +218,5 @@ def _check_rows(rows: NDArray[np.float32], count: int, info: EncoderIdentity) ->
             f"encoder '{info.name}' gave vectors of lengths {norms.min():.4g} to {norms.max():.4g}, expected 1: "
             "this is a fault of the encoder"
         )
+    for outcome, row in zip(outcomes, rows, strict=True):
+        outcome.pixels, outcome.vector = None, row.astype(np.float16)

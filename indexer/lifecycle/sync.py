@@ -16,7 +16,12 @@ from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.results import BadImage, BuildOptions, ChangeReport, Progress
 from llm2clip.indexer.corpora.subset import PathListCorpus
 from llm2clip.indexer.ingest.decode_pipeline import decode_images
-from llm2clip.indexer.ingest.encode_batches import AdaptiveBatchSize, BackgroundWriter, encode_batches
+from llm2clip.indexer.ingest.encode_batches import (
+    AdaptiveBatchSize,
+    BackgroundWriter,
+    batches_of,
+    encode_batch,
+)
 from llm2clip.indexer.ingest.listing import CommittedSource, Listing, list_source
 from llm2clip.indexer.ingest.vector_reuse import CommittedVectors, UncommittedVectors, VectorCache
 from llm2clip.indexer.lifecycle.commit import commit
@@ -149,37 +154,39 @@ def sync(folder: Path, base: Manifest, corpora: Iterable[Corpus], mode: SyncMode
         if base.generation:
             items = ItemsReader(folder / base.items_file, generation=base.generation)
             stack.callback(items.close)
-        works = []
+        listed: list[_Work] = []
         for corpus in corpora:
             number = _number(sources, corpus.identity())
-            works.append(_Work(corpus, number, _list(corpus, number, base, items, mode, result)))
-            stack.callback(works[-1].listing.changed.close)
-        changes = sum(work.listing.changes for work in works)
+            listed.append(_Work(corpus, number, _list(corpus, number, base, items, mode, result)))
+            stack.callback(listed[-1].listing.changed.close)
+        changes = sum(work.listing.changes for work in listed)
         if options.require is not None:
             options.require(base.items + changes, base.dim)
-        if base.ann is not None and all(work.listing.nothing for work in works):
+        if base.ann is not None and all(work.listing.nothing for work in listed):
             return result
         import_faiss()  # before hours of work, not after
-        encoder = mode.encoder() if changes else None
+        encoder, encodes = mode.encoder() if changes else None, base.items > 0
         with mode.begin(folder, base) as transaction:
             for source in sources[len(base.sources) :]:
                 transaction.add_source(source)
             if not base.generation and changes >= DRAFT_FROM:
                 transaction.decoding = {"margin": 2}
-            for work in works:
+            for work in listed:
                 if encoder is not None and work.listing.changes:
                     done = 0
                     with BackgroundWriter(partial(transaction.append, source=work.number)) as writer:
                         caches = _caches(folder, transaction, work.number, items, stack)
-                        for outcomes in _encoded(work.listing, transaction, encoder, caches, options):
+                        size = AdaptiveBatchSize(options.batch_size)
+                        for outcomes in _decoded(work.listing, transaction, encoder, caches, options, size):
+                            encodes = encode_batch(outcomes, encoder, size, works=encodes)
                             writer.put(outcomes)
                             result.count(outcomes)
                             done += len(outcomes)
                             _tell(options, result, "embedding", done, work.listing.changes)
                 _remove(transaction, work, items, result)
             if not transaction.items and (base.items or not base.generation):
-                raise CorpusError(_unreadable(folder, works, result))
-            total = sum(work.listing.total for work in works)
+                raise CorpusError(_unreadable(folder, listed, result))
+            total = sum(work.listing.total for work in listed)
             _tell(options, result, "writing", total, total)
             result.manifest = commit(transaction, folder, planner=options.planner)
         result.add(transaction)
@@ -241,23 +248,23 @@ def _caches(
     return [CommittedVectors(items, vectors, source=source), uncommitted]
 
 
-def _encoded(
+def _decoded(
     listing: Listing,
     transaction: Transaction,
     encoder: ImageEncoder,
     caches: Sequence[VectorCache],
     options: BuildOptions,
+    size: AdaptiveBatchSize,
 ) -> Iterator[list[Outcome]]:
-    batches = AdaptiveBatchSize(options.batch_size)
     draft = transaction.decoding is not None and transaction.decoding["margin"] > 0
     decoded = decode_images(
         listing.changed,
         decode=partial(encoder.prepare, draft=True) if draft else encoder.prepare,
         caches=caches,
         workers=options.workers,
-        batch_size=lambda: batches.size,
+        batch_size=lambda: size.size,
     )
-    return encode_batches(decoded, encoder=encoder, batches=batches, works=transaction.base.items > 0)
+    return batches_of(decoded, size)
 
 
 def _remove(transaction: Transaction, work: _Work, items: ItemsReader | None, result: SyncResult) -> None:

@@ -13,7 +13,12 @@ import pytest
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Record
 from llm2clip.indexer.ingest.decode_pipeline import decode_images
-from llm2clip.indexer.ingest.encode_batches import AdaptiveBatchSize, BackgroundWriter, encode_batches
+from llm2clip.indexer.ingest.encode_batches import (
+    AdaptiveBatchSize,
+    BackgroundWriter,
+    batches_of,
+    encode_batch,
+)
 from llm2clip.indexer.lifecycle.build import peak_memory
 from llm2clip.indexer.storage.outcome import Outcome
 
@@ -142,8 +147,11 @@ def outcomes_of(
     ready = decode_images(
         records, decode=encoder.prepare, caches=[], workers=workers, batch_size=lambda: batches.size
     )
-    batched = encode_batches(ready, encoder=encoder, batches=batches)
-    return [outcome for batch in batched for outcome in batch]
+    found, works = [], False
+    for batch in batches_of(ready, batches):
+        works = encode_batch(batch, encoder, batches, works=works)
+        found += batch
+    return found
 
 
 def test_decode_images_adds_threads_for_slow_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -184,7 +192,7 @@ class Small(FakeEncoder):
 
 
 @pytest.mark.parametrize("room", [1, 3, 5])
-def test_encode_batches_halves_batches_that_do_not_fit(tmp_path: Path, room: int):
+def test_encode_batch_halves_batches_that_do_not_fit(tmp_path: Path, room: int):
     encoder = Small(room=room)
     outcomes = outcomes_of(tmp_path / "p", encoder, count=30, workers=2)
     vectors = np.stack([outcome.vector for outcome in outcomes]).astype(np.float32)
@@ -193,7 +201,7 @@ def test_encode_batches_halves_batches_that_do_not_fit(tmp_path: Path, room: int
     assert max(encoder.image_batches) <= room
 
 
-def test_encode_batches_raises_other_errors(tmp_path: Path):
+def test_encode_batch_raises_other_errors(tmp_path: Path):
     with pytest.raises(RuntimeError, match="out of memory"):
         outcomes_of(tmp_path / "p", Small(room=0), count=9, workers=2)
 

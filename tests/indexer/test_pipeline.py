@@ -35,7 +35,7 @@ def numbered(tmp_path):
     return folder
 
 
-def test_encode_batches_lists_a_refused_batch_once_others_were_encoded(numbered, tmp_path):
+def test_encode_batch_lists_a_refused_batch_once_others_were_encoded(numbered, tmp_path):
     options = BuildOptions(batch_size=2)
     for _ in range(2):  # the same again: what was refused is tried again, and refused again
         report = build_index(numbered, tmp_path / "i", encoder=Refusing(4, 5, 8, 9), options=options)
@@ -48,7 +48,7 @@ def test_encode_batches_lists_a_refused_batch_once_others_were_encoded(numbered,
     assert (report.items, report.embedded, report.bad) == (10, 4, 0)
 
 
-def test_encode_batches_lists_refused_images_of_an_update(numbered, tmp_path):
+def test_encode_batch_lists_refused_images_of_an_update(numbered, tmp_path):
     build_index(numbered, tmp_path / "i", encoder=FakeEncoder())
     for number in (20, 21):
         (numbered / f"{number}.png").write_bytes(encoded(colour_of(number)))
@@ -65,7 +65,7 @@ def test_encode_batches_lists_refused_images_of_an_update(numbered, tmp_path):
         ]
 
 
-def test_encode_batches_raises_if_the_first_batch_is_refused(numbered, tmp_path):
+def test_encode_batch_raises_if_the_first_batch_is_refused(numbered, tmp_path):
     with pytest.raises(ValueError, match="encoder 'fake' gave an image vector without a direction"):
         build_index(numbered, tmp_path / "i", encoder=Refusing(0, 1), options=BuildOptions(batch_size=2))
     assert not (tmp_path / "i").exists()
