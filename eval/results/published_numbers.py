@@ -1,6 +1,6 @@
 """The published table: 21,946 values of retrieval with their sources, and what is known to be wrong with some.
 
-``data/published.csv.gz`` holds the values as printed, ``data/published.toml`` the marks, the bands within which a
+``data/published.csv.gz`` holds the values as printed, ``data/published.toml`` the flags, the tolerances within which a
 rerun should lie, and which names mean the same weights.
 """
 
@@ -9,18 +9,17 @@ from __future__ import annotations
 import csv
 import gzip
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from llm2clip.eval.results.records import Direction, EncoderRecord
 
 _DATA = Path(__file__).parent.parent / "data"
 _VALUES = _DATA / "published.csv.gz"
-_KNOWN = _DATA / "published.toml"
 _FIELDS = ["dataset", "model", "hf_id", "direction", "k", "value", "source"]
 
 Status = Literal["", "wrong", "unclear"]
@@ -28,7 +27,7 @@ Status = Literal["", "wrong", "unclear"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Published:
-    """One printed value."""
+    """One published value."""
 
     dataset: str
     """Protocol, with ``:language`` or a mean such as ``:avg36`` where there are several."""
@@ -37,9 +36,7 @@ class Published:
     hf_id: str
     """The checkpoint on the Hugging Face hub; empty where it cannot be told."""
     direction: Direction
-    """Text to image or image to text."""
     k: int
-    """Length of the list of answers."""
     value: float
     """Percent, as printed."""
     source: str
@@ -48,7 +45,7 @@ class Published:
 
 @dataclass(frozen=True, kw_only=True)
 class Flag:
-    """What is the matter with a row."""
+    """What is known to be wrong with a row."""
 
     status: Status
     """``wrong``: no target; ``unclear``: believed only for want of better; empty: nothing."""
@@ -59,7 +56,6 @@ class Flag:
 
 
 NO_MARK = Flag(status="")
-"""Nothing is the matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,25 +72,22 @@ class Tolerance:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """One of our numbers beside one that was printed for the same weights under the same protocol."""
+    """One of our numbers beside one that was published for the same weights under the same protocol."""
 
     row: Published
-    """The printed one."""
     ours: float
     """Percent."""
     band: Tolerance
-    """How far apart they may lie."""
     mark: Flag
-    """What is the matter with the printed one."""
 
     @property
     def difference(self) -> float:
-        """Ours less theirs, in points."""
+        """Ours minus theirs, in points."""
         return self.ours - self.row.value
 
     @property
     def within(self) -> bool | None:
-        """Whether the difference lies within the band; None where the row decides nothing."""
+        """Whether the difference is within the tolerance; None where the row decides nothing."""
         if self.band.information or self.mark.status:
             return None
         # Half of the last printed digit is nobody's difference.
@@ -104,20 +97,15 @@ class Comparison:
 
 @cache
 def published_rows() -> tuple[Published, ...]:
-    """Every value, in the order of the file.
-
-    Raises:
-        ValueError: The file is not what it should be.
-    """
+    """Every value, in the order of the file; ``ValueError`` if the file is not what it should be."""
     with gzip.open(_VALUES, "rt", encoding="utf-8", newline="") as text:
         reader = csv.reader(text)
         if (header := next(reader)) != _FIELDS:
             raise ValueError(f"{_VALUES.name} has columns {header}, expected {_FIELDS}")
-        return tuple(_row(line) for line in reader)
+        return tuple(_row(*line) for line in reader)
 
 
-def _row(line: Sequence[str]) -> Published:
-    dataset, model, hf_id, direction, k, value, source = line
+def _row(dataset: str, model: str, hf_id: str, direction: str, k: str, value: str, source: str) -> Published:
     if direction not in ("t2i", "i2t"):
         raise ValueError(f"{_VALUES.name}: got direction {direction!r}, expected t2i or i2t")
     return Published(
@@ -132,61 +120,54 @@ def _row(line: Sequence[str]) -> Published:
 
 
 @cache
-def _known() -> Mapping[str, object]:
-    return tomllib.loads(_KNOWN.read_text(encoding="utf-8"))
+def _known() -> dict[str, Any]:
+    return tomllib.loads((_DATA / "published.toml").read_text(encoding="utf-8"))
 
 
 def licence_note(language: str = "en") -> str:
-    """On what terms the values are here."""
+    """The terms on which the values are shipped."""
     return str(_known()["licence_zh" if language == "zh" else "licence"])
 
 
 def mark(row: Published) -> Flag:
-    """What is known to be the matter with a row."""
-    for entry in _entries("mark"):
+    """What is known to be wrong with a row."""
+    for entry in _known()["mark"]:
         if _fits(entry, row):
             status: Status = "wrong" if entry["status"] == "wrong" else "unclear"
-            return Flag(status=status, reason=str(entry["reason"]), reason_zh=str(entry["reason_zh"]))
+            return Flag(status=status, reason=entry["reason"], reason_zh=entry["reason_zh"])
     return NO_MARK
 
 
 def band(row: Published, *, queries: int) -> Tolerance:
     """How far a rerun with this many queries may lie from a row."""
-    entry = next(entry for entry in _entries("band") if _fits(entry, row))
-    points = entry["large" if queries >= 5000 else "small"]
-    assert isinstance(points, int | float)
+    entry = next(entry for entry in _known()["band"] if _fits(entry, row))
     return Tolerance(
-        points=float(points), information=bool(entry.get("information", False)), why=str(entry["why"])
+        points=float(entry["large" if queries >= 5000 else "small"]),
+        information=bool(entry.get("information", False)),
+        why=entry["why"],
     )
 
 
-def _entries(name: str) -> list[dict[str, object]]:
-    found = _known()[name]
-    assert isinstance(found, list)
-    return found
+def _fits(entry: dict[str, Any], row: Published) -> bool:
+    return (
+        entry.get("source", "") in row.source
+        and entry.get("direction", row.direction) == row.direction
+        and _matches(entry.get("model"), row.model)
+        and _matches(entry.get("dataset"), row.dataset)
+    )
 
 
-def _fits(entry: Mapping[str, object], row: Published) -> bool:
-    if str(entry.get("source", "")) not in row.source:
-        return False
-    if entry.get("direction", row.direction) != row.direction:
-        return False
-    return _any_glob(entry.get("model"), row.model) and _any_glob(entry.get("dataset"), row.dataset)
-
-
-def _any_glob(globs: object, text: str) -> bool:
+def _matches(globs: str | list[str] | None, text: str) -> bool:
     if globs is None:
         return True
-    return any(fnmatchcase(text, str(glob)) for glob in (globs if isinstance(globs, list) else [globs]))
+    return any(fnmatchcase(text, glob) for glob in (globs if isinstance(globs, list) else [globs]))
 
 
 def hub_names(encoder: EncoderRecord) -> frozenset[str]:
     """The names under which the table may have an encoder's weights; empty for one that was never published."""
-    weights = _known()["weights"]
-    assert isinstance(weights, dict)
     if not encoder.repository:
         return frozenset()
-    return frozenset(weights.get(encoder.name, [encoder.repository]))
+    return frozenset(_known()["weights"].get(encoder.name, [encoder.repository]))
 
 
 def same_weights(encoder: EncoderRecord, *, dataset: str) -> list[Published]:
@@ -209,11 +190,5 @@ def of_dataset(dataset: str) -> Sequence[Published]:
 
 
 def compare_value(row: Published, *, ours: float, queries: int) -> Comparison:
-    """Put one of our shares beside a printed row.
-
-    Args:
-        row: The printed row.
-        ours: Our share, in [0, 1].
-        queries: In our denominator.
-    """
+    """Put one of our shares, in [0, 1], beside a published row; ``queries`` is our denominator."""
     return Comparison(row=row, ours=100.0 * ours, band=band(row, queries=queries), mark=mark(row))

@@ -32,13 +32,11 @@ class RecallAt:
     """Share of queries with a right answer among the first k."""
 
     k: int
-    """Length of the list of answers."""
     value: float
     """Ties counted against us: the number to report."""
     low: float
     """Lower end of the 95 % interval."""
     high: float
-    """Upper end of it."""
     expected: float
     """Mean over all orders of equal scores."""
     optimistic: float
@@ -76,9 +74,7 @@ class DirectionResult:
     direction: Direction
     """``t2i``: texts are asked; ``i2t``: images are."""
     queries: int
-    """In the denominator."""
     gallery: int
-    """Answers to choose from."""
     unmatched: int
     """Queries without a right answer, left out."""
     recall: tuple[RecallAt, ...]
@@ -117,13 +113,11 @@ class Share:
     tokens: float
     """Mean tokens that were read."""
     queries: int
-    """How many."""
     value: float
     """Share answered."""
     low: float
     """Lower end of the 95 % interval."""
     high: float
-    """Upper end of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +154,6 @@ class IndexRecall:
     index: str
     """What kind: FAISS factory string, vectors, number of images."""
     generation: str
-    """Generation of the index."""
     images: int
     """Images in the index, those of other sets included."""
     at: tuple[RecallLoss, ...]
@@ -174,7 +167,6 @@ class IndexRecall:
 @dataclass(frozen=True, kw_only=True)
 class SetRecord:
     """What was measured on."""
-
     protocol: str
     """Declared id, ``ID+partial``, or a name of one's own."""
     language: str | None
@@ -182,9 +174,7 @@ class SetRecord:
     complete: bool
     """Whether everything that the protocol declares was there."""
     images: int
-    """Images in the gallery."""
     captions: int
-    """Texts."""
     sha256: str
     """Over the content of all images, all captions and what belongs together."""
     rule: str = ""
@@ -203,41 +193,33 @@ class SetRecord:
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecord:
     """What was measured."""
-
     label: str
     """What tables call it."""
     name: str
-    """Its own name."""
     family: str
-    """Architecture."""
     repository: str
     """On the Hugging Face hub, if it is a published one."""
     dim: int
-    """Length of its vectors."""
     image_size: int
     """Side of the image it looks at, in pixels."""
     max_text_tokens: int
     """Tokens of a text that are read."""
     weights_sha256: str
-    """Of the weights."""
     settings_sha256: str
     """Of everything else that shapes vectors."""
     preprocessing: str
     """How an image becomes pixels."""
     parameters: int
-    """Trained numbers."""
     languages: tuple[str, ...]
     """Languages it was trained on."""
     licence: str
-    """Of the weights."""
     dtype: str
-    """Arithmetic of the images' side."""
+    """Dtype in which images are encoded."""
     text_dtype: str
-    """How the texts' side is held."""
+    """Dtype in which texts are encoded, or ``int8`` / ``int4`` weights."""
     device: str
-    """Where it ran."""
     parity: str
-    """``native``, or ``upstream`` with the original's mistakes."""
+    """``native``, or ``upstream`` with known mistakes of the original code."""
     key: str
     """Hash of what decides its vectors."""
 
@@ -253,13 +235,12 @@ class CostRecord:
     images_per_second: float | None
     """From files to vectors; none if fewer than 64 were encoded."""
     texts_per_second: float | None
-    """Likewise."""
     query_ms: float | None = None
     """Median milliseconds of a text alone; none unless timed (``run --throughput``)."""
     peak_memory_mb: int
     """Most memory of the process from opening the encoder on, in millions of bytes; without Linux, from its start."""
     threads: int
-    """CPU threads of the arithmetic."""
+    """CPU threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,15 +248,11 @@ class Result:
     """One encoder on one set."""
 
     set: SetRecord
-    """What was measured on."""
     encoder: EncoderRecord
-    """What was measured."""
     directions: tuple[DirectionResult, ...]
-    """Both directions, text to image first."""
     date: str
     """When, UTC, ISO 8601."""
     code: str
-    """Version of this package."""
     libraries: tuple[tuple[str, str], ...]
     """(name, version) of what computed."""
     machine: str
@@ -287,17 +264,13 @@ class Result:
     lengths: Lengths | None = None
     """What the length of a text does."""
     cost: CostRecord | None = None
-    """What encoding cost."""
     overlap: str = ""
     """``trained-on``, ``same-source``, ``none-known`` or empty: whether the encoder saw this set in training."""
     overlap_note: str = ""
-    """Why."""
     index_recall: tuple[IndexRecall, ...] = ()
     """The same through indexes."""
     format: Literal["llm2clip-eval-result"] = "llm2clip-eval-result"
-    """What this file is."""
     version: int = VERSION
-    """Of the format."""
 
     def direction(self, name: Direction) -> DirectionResult | None:
         """One of the directions, if it was measured."""
@@ -328,11 +301,7 @@ def pack(values: NDArray[Any]) -> str:
 
 
 def unpack(text: str) -> NDArray[np.int32]:
-    """What ``pack`` was given.
-
-    Raises:
-        ValueError: It is damaged.
-    """
+    """What ``pack`` was given; ``ValueError`` if it is damaged."""
     try:
         return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype="<i4").astype(
             np.int32

@@ -1,8 +1,8 @@
-"""Intervals: how far a number would move had other images been photographed.
+"""Bootstrap confidence intervals of means over queries.
 
 Queries about one image succeed and fail together, so images are drawn, each with all its queries; drawing single
-captions would make intervals too narrow. What an interval covers is the choice of queries at a fixed gallery: not the
-choice of the gallery, nor that of the encoder's training.
+captions would make intervals too narrow. An interval covers the choice of queries at a fixed gallery: not the choice
+of the gallery, nor that of the encoder's training.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ class Resampling:
     times: int = 10_000
     """Draws."""
     seed: int = 0
-    """Of the generator; the same seed gives the same interval."""
     confidence: float = 0.95
-    """Share of repetitions of the whole experiment in which the interval should hold the true value."""
 
     def __post_init__(self) -> None:
         if self.times < 1 or not 0 < self.confidence < 1:
@@ -40,19 +38,21 @@ class Resampling:
         """Share left out on each side."""
         return (1 - self.confidence) / 2
 
+    def ends(self, drawn: NDArray[np.float64]) -> tuple[float, float]:
+        """Lower and upper end of the interval of drawn values."""
+        low, high = np.quantile(drawn, [self.tail, 1 - self.tail])
+        return float(low), float(high)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A mean over queries and where it may really lie."""
+    """A mean over queries with its interval."""
 
     value: float
     """The mean that was measured."""
     low: float
-    """Lower end."""
     high: float
-    """Upper end."""
     confidence: float
-    """Of the two ends together."""
     queries: int
     """Values in the mean."""
     clusters: int
@@ -76,11 +76,9 @@ class Clustered:
 
     @classmethod
     def of(cls, values: NDArray[np.floating], clusters: NDArray[np.int64] | None) -> Clustered:
-        """Sum up.
+        """Sum up values of shape (queries,) or (metrics, queries) by the image of each query.
 
-        Args:
-            values: Shape: (queries,) or (metrics, queries), finite.
-            clusters: Shape: (queries,): the image of each query; by default each query is its own.
+        Without ``clusters`` each query is its own. ``ValueError`` if shapes disagree or a value is not finite.
         """
         table = np.atleast_2d(np.asarray(values, dtype=np.float64))
         owner = np.arange(table.shape[1]) if clusters is None else np.asarray(clusters)
@@ -93,12 +91,13 @@ class Clustered:
             raise ValueError(
                 "got a value that is not finite, expected hits or shares of queries that were asked"
             )
-        names, place = np.unique(owner, return_inverse=True)
-        summed = [np.bincount(place, weights=row, minlength=len(names)) for row in table]
-        sums = np.stack(summed).astype(np.float64)
-        sizes = np.bincount(place, minlength=len(names)).astype(np.float64)
-        squares = np.einsum("mq,mq->m", table, table)
-        return cls(sums=sums, sizes=sizes, names=names.astype(np.int64), squares=squares)
+        names, index = np.unique(owner, return_inverse=True)
+        return cls(
+            sums=np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in table]),
+            sizes=np.bincount(index, minlength=len(names)).astype(np.float64),
+            names=names.astype(np.int64),
+            squares=np.einsum("mq,mq->m", table, table),
+        )
 
     def means(self) -> NDArray[np.float64]:
         """Mean over queries. Shape: (metrics,)."""
@@ -113,8 +112,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile interval of a mean over queries, drawing images with all their queries.
 
-    Where every image has the same value 0 or 1, drawing shows no spread at all; the end inside [0, 1] is then the
-    exact binomial one (with 1,000 images all found, 99.7 % at least).
+    Where every image has the same value 0 or 1, drawing shows no spread; the end inside [0, 1] is then the exact
+    binomial one (with 1,000 images all found, 99.7 % at least).
 
     Args:
         values: Shape: (queries,): hits or shares.
@@ -122,7 +121,7 @@ def bootstrap_interval(
         resampling: Draws, seed and confidence.
 
     Raises:
-        ValueError: If shapes disagree or a value is not finite.
+        ValueError: Shapes disagree or a value is not finite.
     """
     return bootstrap_intervals(np.asarray(values)[None], clusters=clusters, resampling=resampling)[0]
 
@@ -133,13 +132,7 @@ def bootstrap_intervals(
     clusters: NDArray[np.int64] | None = None,
     resampling: Resampling | None = None,
 ) -> list[Interval]:
-    """Intervals of several metrics of the same queries, from the same draws; see :func:`bootstrap_interval`.
-
-    Args:
-        values: Shape: (metrics, queries), such as hits at each k.
-        clusters: Shape: (queries,).
-        resampling: Draws, seed and confidence.
-    """
+    """Intervals of several metrics from the same draws; ``values`` has shape (metrics, queries)."""
     how = resampling or Resampling()
     parts = Clustered.of(values, clusters)
     drawn = drawn_means([parts], how)[0]
@@ -181,14 +174,15 @@ def _drawn(
             own_weight = weight if len(own) == len(names) else weight[:, own]
             sizes = own_weight @ part.sizes
             sums = part.sums @ own_weight.T
-            whole = part.means()[:, None]
-            means[:, start : start + count] = np.where(sizes > 0, sums / np.maximum(sizes, 1), whole)
+            means[:, start : start + count] = np.where(
+                sizes > 0, sums / np.maximum(sizes, 1), part.means()[:, None]
+            )
     return found
 
 
 def _interval(parts: Clustered, metric: int, drawn: NDArray[np.float64], how: Resampling) -> Interval:
     mean, clusters, queries = float(parts.means()[metric]), len(parts.sizes), float(parts.sizes.sum())
-    low, high = (float(end) for end in np.quantile(drawn, [how.tail, 1 - how.tail]))
+    low, high = how.ends(drawn)
     if parts.squares[metric] in (0.0, queries) and mean in (0.0, 1.0):
         edge = float(2 * how.tail) ** (1 / clusters)
         low, high = (edge, 1.0) if mean else (0.0, 1 - edge)
@@ -216,7 +210,7 @@ def macro_interval(
         resampling: Draws, seed and confidence.
 
     Raises:
-        ValueError: If there is no part, or one has more than one metric.
+        ValueError: There is no part, or one has more than one metric.
     """
     if not parts or any(len(part.sums) != 1 for part in parts):
         raise ValueError(
@@ -225,14 +219,13 @@ def macro_interval(
         )
     how = resampling or Resampling()
     drawn = np.mean([means[0] for means in drawn_means(parts, how, shared=shared)], axis=0)
-    low, high = np.quantile(drawn, [how.tail, 1 - how.tail])
-    return float(np.mean([part.means()[0] for part in parts])), float(low), float(high)
+    return float(np.mean([part.means()[0] for part in parts])), *how.ends(drawn)
 
 
 def query_clusters(positives: Positives) -> NDArray[np.int64]:
     """The group of answers that each query is about, to draw together: queries that share an answer share the group.
 
-    With one image per caption this is the image. Where a query has several right images, all that hang together
+    With one image per caption this is the image. Where a query has several right images, all that are connected
     through common images are one group, named by its first answer.
 
     Returns:

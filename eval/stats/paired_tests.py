@@ -73,13 +73,13 @@ def paired_test(
     how = resampling or Resampling()
     gap = first.astype(np.float64) - second.astype(np.float64)
     parts = Clustered.of(gap, clusters)
-    low, high = np.quantile(drawn_means([parts], how)[0][0], [how.tail, 1 - how.tail])
+    low, high = how.ends(drawn_means([parts], how)[0][0])
     spread = parts.sums[0] / parts.sizes
     deviation = float(spread.std(ddof=1)) if len(spread) > 1 else 0.0
     return PairedTest(
         difference=float(parts.means()[0]),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         p_value=exchange_p_value(parts.sums[0], how),
         effect=float(spread.mean()) / deviation if deviation > 0 else 0.0,
         wins=int(np.count_nonzero(gap > 0)),
