@@ -13,7 +13,7 @@ from llm2clip.eval.commands.run import run
 
 app = make_app("Evaluate encoders: retrieval quality and cost.")
 for command in (nano, prepare, run, leaderboard, compare, classify, captions):
-    old_names = renamed({"through": "index"}) if command is run else None
+    old_names = renamed({"through": "index", "parity": "preprocessing"}) if command is run else None
     app.command(cls=GroupedCommand, context_settings=old_names)(command)
 
 

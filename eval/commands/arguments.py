@@ -19,13 +19,16 @@ if TYPE_CHECKING:
 ALL = "all"
 """Stands for every language that there is."""
 
+Mode = Literal["native", "reference"]
+"""How images and texts are prepared, as ``load_encoder`` takes it."""
+
 
 def candidates(
     names: Sequence[str],
     *,
     device: str = "auto",
     dtype: str = "auto",
-    parity: Literal["native", "upstream"] = "native",
+    preprocessing: Mode = "native",
 ) -> list[Candidate]:
     """Encoders to measure, opened when their turn comes.
 
@@ -33,7 +36,7 @@ def candidates(
         names: What ``load_encoder`` takes, each perhaps after ``LABEL=``.
         device: As ``load_encoder`` takes it.
         dtype: Likewise.
-        parity: Likewise.
+        preprocessing: Likewise.
 
     Raises:
         ValueError: Two have one label, or there is none.
@@ -44,10 +47,10 @@ def candidates(
     def opened(name: str) -> Encoder:
         from llm2clip.encoders import load_encoder
 
-        return load_encoder(name, device=device, dtype=dtype, parity=parity)
+        return load_encoder(name, device=device, dtype=dtype, preprocessing=preprocessing)
 
     found = [
-        Candidate(label=label, open=partial(opened, name), parity=parity)
+        Candidate(label=label, open=partial(opened, name), preprocessing=preprocessing)
         for label, name in map(labelled, dict.fromkeys(names))
     ]
     labels = [one.label for one in found if one.label]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -25,15 +24,9 @@ from llm2clip.eval.commands.options import (
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+    from llm2clip.eval.commands.arguments import Mode
     from llm2clip.eval.datasets.retrieval_set import RetrievalSet
     from llm2clip.eval.results.records import Result
-
-
-class Preprocessing(StrEnum):
-    """How images and texts are prepared."""
-
-    NATIVE = "native"
-    UPSTREAM = "upstream"
 
 
 def run(
@@ -53,13 +46,14 @@ def run(
     ] = None,
     encoder: EncoderNames,
     dtype: DtypeOption = "auto",
-    parity: Annotated[
-        Preprocessing,
+    preprocessing: Annotated[
+        str,
         typer.Option(
-            help="native, or upstream to repeat known mistakes of the original code.",
+            metavar="MODE",
+            help="native, or reference to repeat known mistakes of the original code.",
             rich_help_panel="Encoder",
         ),
-    ] = Preprocessing.NATIVE,
+    ] = "native",
     index: Annotated[
         list[Path] | None,
         typer.Option(
@@ -122,7 +116,12 @@ def run(
 
         if where is not None and not index:
             raise typer.BadParameter("got a filter without --index to search", param_hint="--where")
-        picked = candidates(encoder, device=device, dtype=dtype, parity=parity.value)
+        mode = {"upstream": "reference"}.get(preprocessing, preprocessing)
+        if mode not in ("native", "reference"):
+            raise typer.BadParameter(
+                f"got {preprocessing!r}, expected native or reference", param_hint="--preprocessing"
+            )
+        picked = candidates(encoder, device=device, dtype=dtype, preprocessing=cast("Mode", mode))
         options = RunOptions(
             measure=MeasureOptions(hubs=hubs),
             out=out,

@@ -1,7 +1,7 @@
-"""What zero-shot classification is measured on: a folder of images per class, names of classes, templates.
+"""Data for zero-shot classification: a folder of images per class, names of classes, templates.
 
-Names of ImageNet's classes and its eighty templates are other people's lists; they are read from the files in which
-their authors publish them (openai/CLIP for English, OFA-Sys/Chinese-CLIP for Chinese; both MIT), saved as plain text.
+The names of ImageNet's classes and its eighty templates are read from the files in which their authors publish them
+(openai/CLIP for English, OFA-Sys/Chinese-CLIP for Chinese; both MIT), saved as plain text.
 """
 
 from __future__ import annotations
@@ -21,25 +21,22 @@ IMAGES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 _SYNSET = re.compile(r"n\d{8}")
 _VALIDATION = re.compile(r"ILSVRC2012_val_\d{8}")
 SINGLE_TEMPLATE = {"en": ("a photo of a {}",), "zh": ("一张{}的照片",)}
-"""One template for each language: enough to begin with; in English what LLM2CLIP's starred rows use."""
+"""One template for each language; the English one is that of LLM2CLIP's starred rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassProtocol:
-    """A published way to measure zero-shot classification."""
+    """A published protocol of zero-shot classification."""
 
     id: str
-    """What results call it."""
     language: str
     """Of names and templates."""
-    classes: int
-    """Number of classes."""
-    images: int
-    """Number of images."""
     templates: int | None
-    """Number of templates; ``None``: any, and the result says which by their hash."""
+    """Number of templates; ``None``: any, and the result has their hash."""
     files: str
     """What is needed and from whom."""
+    classes: int = 1000
+    images: int = 50_000
 
 
 PROTOCOLS = {
@@ -48,8 +45,6 @@ PROTOCOLS = {
         ClassProtocol(
             id="imagenet-1k-en",
             language="en",
-            classes=1000,
-            images=50_000,
             templates=80,
             files="the ILSVRC2012 validation images sorted into a folder per class (image-net.org, on request, "
             "non-commercial research); the 1,000 class names and 80 templates of openai/CLIP's notebook on prompts "
@@ -58,16 +53,12 @@ PROTOCOLS = {
         ClassProtocol(
             id="imagenet-1k-en-single",
             language="en",
-            classes=1000,
-            images=50_000,
             templates=1,
             files="as imagenet-1k-en, with one template",
         ),
         ClassProtocol(
             id="imagenet-1k-zh",
             language="zh",
-            classes=1000,
-            images=50_000,
             templates=None,
             files="the images of imagenet-1k-en; the Chinese class names and templates of OFA-Sys/Chinese-CLIP "
             "(MIT), one per line, names in the order of the folders' names",
@@ -88,12 +79,23 @@ class ClassSet:
     """Shape: (images,): class of each."""
 
     def protocol(self, wanted: ClassProtocol, *, templates: int) -> str:
-        """The protocol's id if all is there, ``ID+partial`` otherwise.
+        """The protocol's id if it is complete, ``ID+partial`` otherwise.
 
         Raises:
-            DatasetError: If the names of folders or images are not those of ImageNet's validation split.
+            DatasetError: The names of folders or images are not those of ImageNet's validation split.
         """
-        self._require_imagenet(wanted.id)
+        if alien := [one for one in self.folders if not _SYNSET.fullmatch(one)]:
+            raise DatasetError(
+                f"{wanted.id}: got the folder {alien[0]}, expected names such as n01440764. Measure classes of your "
+                "own without --protocol"
+            )
+        stems = [one.stem for one in self.images]
+        strange = next((stem for stem in stems if not _VALIDATION.fullmatch(stem)), None)
+        if strange or len(set(stems)) < len(stems):
+            raise DatasetError(
+                f"{wanted.id}: got {strange or 'the same image in two places'}, expected each of "
+                "ILSVRC2012_val_00000001.JPEG and so on once: this is another split"
+            )
         whole = (
             len(self.folders) == wanted.classes
             and len(self.images) == wanted.images
@@ -101,28 +103,12 @@ class ClassSet:
         )
         return wanted.id if whole else f"{wanted.id}+partial"
 
-    def _require_imagenet(self, name: str) -> None:
-        alien = [one for one in self.folders if not _SYNSET.fullmatch(one)]
-        if alien:
-            raise DatasetError(
-                f"{name}: got the folder {alien[0]}, expected names such as n01440764. Measure classes of your own "
-                "without --protocol"
-            )
-        stems = [one.stem for one in self.images]
-        strange = next((stem for stem in stems if not _VALIDATION.fullmatch(stem)), None)
-        if strange or len(set(stems)) < len(stems):
-            said = strange or "the same image in two places"
-            raise DatasetError(
-                f"{name}: got {said}, expected each of ILSVRC2012_val_00000001.JPEG and so on once: this is another "
-                "split"
-            )
-
 
 def read_class_folders(path: str | Path) -> ClassSet:
     """List a folder that has one folder per class.
 
     Raises:
-        DatasetError: If it is missing, has fewer than two classes, or a class has no image.
+        DatasetError: It is missing, has fewer than two classes, or a class has no image.
     """
     root = Path(path)
     if not root.is_dir():
@@ -148,11 +134,7 @@ def read_class_folders(path: str | Path) -> ClassSet:
 
 
 def own_title(folder: Path) -> str:
-    """What results call a folder that is measured under no protocol.
-
-    Raises:
-        DatasetError: If that is a protocol's name.
-    """
+    """What results call a folder that is measured under no protocol; ``DatasetError`` for a protocol's name."""
     name = folder.resolve().name
     if name.lower().partition("+")[0] in PROTOCOLS:
         raise DatasetError(
@@ -171,7 +153,7 @@ def read_class_names(path: str | Path, *, folders: Sequence[str]) -> list[str]:
         folders: Names of the folders, in order.
 
     Raises:
-        DatasetError: If the file cannot be read, or a class has no name.
+        DatasetError: The file cannot be read, or a class has no name.
     """
     content = _read(path)
     if str(path).endswith(".json"):
@@ -188,29 +170,26 @@ def read_class_names(path: str | Path, *, folders: Sequence[str]) -> list[str]:
             raise DatasetError(
                 f"{path} has no name for {len(missing)} of {len(folders)} folders, such as '{missing[0]}'"
             )
-        names = [table[folder] for folder in folders]
-    else:
-        names = list(table)
-        if len(names) != len(folders):
-            raise DatasetError(
-                f"{path} has {len(names)} names for {len(folders)} folders, expected one for each"
-            )
-    for number, name in enumerate(names):
+        table = [table[folder] for folder in folders]
+    names = list(table)
+    if len(names) != len(folders):
+        raise DatasetError(f"{path} has {len(names)} names for {len(folders)} folders, expected one for each")
+    for folder, name in zip(folders, names, strict=True):
         if not isinstance(name, str) or not name.strip():
-            raise DatasetError(f"{path}: the name of '{folders[number]}' is {name!r}, expected a text")
+            raise DatasetError(f"{path}: the name of '{folder}' is {name!r}, expected a text")
     return names
 
 
 def same_names(names: Sequence[str]) -> list[str]:
-    """Names that more than one class bears: those classes tie for every image, which then counts as missed."""
+    """Names of more than one class: those classes tie for every image, which then counts as missed."""
     return sorted({name for name in names if names.count(name) > 1})
 
 
 def read_templates(path: str | Path) -> tuple[str, ...]:
-    """Templates, one per line, each with one ``{}`` where the name goes.
+    """Templates, one per line, each with one ``{}`` for the name.
 
     Raises:
-        DatasetError: If the file cannot be read or is empty, or a line is no template.
+        DatasetError: The file cannot be read or is empty, or a line is no template.
     """
     lines = tuple(line.strip() for line in _read(path).splitlines() if line.strip())
     if not lines:

@@ -1,6 +1,6 @@
-"""``llm2clip-eval prepare``: which files a protocol needs, from whom, on what terms, and whether they are right.
+"""``llm2clip-eval prepare``: the files that a protocol needs, their publishers and licences, and their state.
 
-Nothing is downloaded: most of these data sets are given out on request or on terms that a person must accept.
+Nothing is downloaded: most of these data sets are available on request or on terms that a person must accept.
 """
 
 from __future__ import annotations
@@ -23,19 +23,17 @@ class NeedReport:
     """One thing that a protocol needs."""
 
     what: str
-    """What it holds."""
     paths: tuple[str, ...]
-    """Accepted places below the data folder; one suffices unless ``all_of``."""
+    """Accepted paths below the data folder; one suffices unless ``all_of``."""
     all_of: bool
-    """Whether every path is needed."""
     there: tuple[str, ...]
-    """Those of the paths that are there."""
+    """Those that exist."""
     sources: tuple[str, ...]
     """Keys of the sources that have it."""
 
     @property
     def met(self) -> bool:
-        """Whether enough is there."""
+        """Whether enough exists."""
         return len(self.there) == len(self.paths) if self.all_of else bool(self.there)
 
 
@@ -44,63 +42,53 @@ class SetReport:
     """What reading a protocol in one language gave."""
 
     language: str | None
-    """Code; None where the protocol has but one."""
     state: str
-    """``complete``, ``partial``, ``unusable``, or ``absent`` where a file is not there at all."""
+    """``complete``, ``partial``, ``unusable``, or ``absent`` where a file is missing."""
     counts: Counts | None = None
-    """What was read."""
     notes: tuple[str, ...] = ()
     """What differs from the protocol, or what to know."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the annotation files."""
     image_ids_sha256: str | None = None
-    """SHA-256 of the sorted image ids, one a line: compare it with somebody else's."""
+    """SHA-256 of the sorted image ids, one per line: compare it with somebody else's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareReport:
-    """A protocol, what it needs, and what is there."""
+    """A protocol, what it needs, and what exists."""
 
     protocol: Protocol
-    """The declaration."""
     data: Path
-    """The data folder."""
     needs: tuple[NeedReport, ...]
-    """The files."""
     sources: dict[str, Source]
-    """Who gives them out, on what terms, by key."""
+    """Publishers and licences, by key."""
     archives: dict[str, str]
-    """State of each published archive with a known hash that lies in the data folder: ``right`` or what differs."""
+    """State of each published archive with a known hash that is in the data folder: ``right`` or what differs."""
     sets: tuple[SetReport, ...]
     """One for each language asked for."""
 
     @property
     def complete(self) -> bool:
-        """Whether every set asked for can be measured under its full name."""
-        return all(each.state == "complete" for each in self.sets) and self.sound
-
-    @property
-    def sound(self) -> bool:
-        """Whether every archive that is there has its published hash."""
-        return all(state == "right" for state in self.archives.values())
+        """Whether every set asked for can be measured under its full name, and every archive has its hash."""
+        right = all(state == "right" for state in self.archives.values())
+        return right and all(each.state == "complete" for each in self.sets)
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain values."""
-        rest = asdict(self)
-        return {**rest, "data": str(self.data), "complete": self.complete}
+        return {**asdict(self), "data": str(self.data), "complete": self.complete}
 
 
 def prepare(name: str, *, data: Path, language: str | None = None, images: bool = False) -> PrepareReport:
-    """Look for a protocol's files and read what is there; nothing is downloaded or changed.
+    """Look for a protocol's files and read what exists; nothing is downloaded or changed.
 
     Args:
-        name: A declared id, ``ID:LANGUAGE`` too.
+        name: A declared id, or ``ID:LANGUAGE``.
         data: The data folder.
         language: Check this one alone; by default every language of the protocol.
         images: Also decode every image, once for all languages.
 
     Raises:
-        DatasetError: If there is no such protocol or language.
+        DatasetError: There is no such protocol or language.
     """
     base, _, suffix = name.partition(":")
     protocol = find_protocol(base)
@@ -116,7 +104,7 @@ def prepare(name: str, *, data: Path, language: str | None = None, images: bool 
         data=data,
         needs=needs,
         sources={key: source(key) for need in needs for key in need.sources},
-        archives=_archives(protocol, data),
+        archives=dict(_archives(protocol, data)),
         sets=tuple(_read(protocol, data, each, decoded=decoded) for each in languages),
     )
 
@@ -132,8 +120,10 @@ def summary(data: Path) -> Iterator[tuple[str, str, bool]]:
 def as_text(report: PrepareReport) -> Iterator[str]:
     """The report for a person, line by line."""
     protocol = report.protocol
+    total = protocol.total_captions
+    in_all = f" a language, {total:,} captions in the file" if total else ""
     yield f"{protocol.id}: {protocol.title}"
-    yield f"  declared  {_counted(protocol.counts)}{_total(protocol)}; " + ", ".join(protocol.directions)
+    yield f"  declared  {_counted(protocol.counts)}{in_all}; " + ", ".join(protocol.directions)
     if protocol.languages:
         yield f"  languages {' '.join(protocol.languages)}"
     yield f"  captions  {protocol.rule}"
@@ -142,8 +132,7 @@ def as_text(report: PrepareReport) -> Iterator[str]:
     for need in report.needs:
         joined = (" and " if need.all_of else " or ").join(need.paths)
         yield f"    {'there' if need.met else 'MISSING':<9} {joined}: {need.what}"
-    for name, state in report.archives.items():
-        yield f"    archive   {name}: {state}"
+    yield from (f"    archive   {name}: {state}" for name, state in report.archives.items())
     yield "  published by:"
     for origin in report.sources.values():
         yield f"    {origin.publisher}"
@@ -156,12 +145,11 @@ def as_text(report: PrepareReport) -> Iterator[str]:
 
 def _needs(protocol: Protocol, data: Path, languages: Sequence[str | None]) -> Iterator[NeedReport]:
     for role, need in protocol.needs.items():
+        if need.with_captions and not any((data / each).exists() for each in need.with_captions):
+            continue
         spread = any("{language}" in path for path in need.paths)
         for language in languages if spread else languages[:1]:
-            layout = Layout(protocol, root=data, language=language)
-            names = tuple(layout.names(role))
-            if need.with_captions and not any((data / each).exists() for each in need.with_captions):
-                continue
+            names = tuple(Layout(protocol, root=data, language=language).names(role))
             yield NeedReport(
                 what=need.what + (f" ({language})" if spread else ""),
                 paths=names,
@@ -171,18 +159,14 @@ def _needs(protocol: Protocol, data: Path, languages: Sequence[str | None]) -> I
             )
 
 
-def _archives(protocol: Protocol, data: Path) -> dict[str, str]:
+def _archives(protocol: Protocol, data: Path) -> Iterator[tuple[str, str]]:
     keys = dict.fromkeys(key for need in protocol.needs.values() for key in need.sources)
-    known = {name: hashed for key in keys for name, hashed in source(key).archives.items()}
-    found = {}
-    for name, expected in known.items():
+    for name, expected in ((name, each) for key in keys for name, each in source(key).archives.items()):
         if (data / name).is_file():
             algorithm, _, right = expected.partition(":")
             got = file_hash(data / name, algorithm)
-            found[name] = (
-                "right" if got == right else f"got {algorithm} {got}, expected {right}: get it again"
-            )
-    return found
+            wrong = f"got {algorithm} {got}, expected {right}: get it again"
+            yield name, "right" if got == right else wrong
 
 
 def _read(
@@ -204,7 +188,7 @@ def _read(
         counts=found.counts,
         notes=notes,
         files=dict(found.files),
-        image_ids_sha256=_ids(found),
+        image_ids_sha256=ids_sha256([*(image.key for image in found.images), *found.missing]),
     )
 
 
@@ -223,14 +207,9 @@ def _damaged(found: RetrievalSet, decoded: dict[ImageRef, str]) -> list[str]:
     return [f"{image.key} ({decoded[image]})" for image in found.images if decoded[image]]
 
 
-def _ids(found: RetrievalSet) -> str:
-    return ids_sha256([*(image.key for image in found.images), *found.missing])
-
-
 def _set_text(protocol: Protocol, report: SetReport) -> Iterator[str]:
-    name = f"{protocol.id}:{report.language}" if report.language else protocol.id
-    if report.state == "partial":
-        name = name.replace(protocol.id, f"{protocol.id}+partial", 1)
+    name = protocol.id + "+partial" * (report.state == "partial")
+    name += f":{report.language}" if report.language else ""
     counted = f": {_counted(report.counts)}" if report.counts else ""
     yield f"    {report.state:<9} {name}{counted}"
     yield from (f"              {note}" for note in report.notes)
@@ -242,8 +221,3 @@ def _set_text(protocol: Protocol, report: SetReport) -> Iterator[str]:
 def _counted(counts: Counts) -> str:
     said = [f"{value:,} {name}" for name, value in asdict(counts).items() if value is not None]
     return ", ".join(said) or "counts differ by language"
-
-
-def _total(protocol: Protocol) -> str:
-    total = protocol.total_captions
-    return f" a language, {total:,} captions in the file" if total else ""

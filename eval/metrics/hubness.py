@@ -1,8 +1,8 @@
 """Hubs: items that are returned for far too many queries, and two corrections that rank differently.
 
-Corrections subtract one number from every score of an answer, so that a popular answer must be closer to be taken.
-They look at the other queries of the test (transductive), or at a bank of queries given beforehand, and belong in
-columns of their own: they exploit that every answer is asked for about equally often, which no search box promises.
+Corrections subtract one number from every score of an answer, so that a popular answer must be closer to be returned.
+They look at the other queries of the test (transductive) and belong in columns of their own: they exploit that every
+answer is asked for about equally often, which holds for no search box.
 """
 
 from __future__ import annotations
@@ -90,15 +90,10 @@ class Corrector:
     """Settings of a correction."""
 
     correction: Correction
-    """Which one."""
     scale: float = 100.0
     """Of dual softmax: what scores are multiplied with; CLIP's learned scale is 100."""
     neighbours: int = 10
     """Of CSLS: nearest queries to take the mean over."""
-    text_bank: Scores | None = None
-    """Shape: (bank, dim), unit rows: texts to use instead of the test's own, such as training captions."""
-    image_bank: Scores | None = None
-    """The same for images as queries."""
 
     def __post_init__(self) -> None:
         if not self.scale > 0 or self.neighbours < 1:
@@ -107,11 +102,7 @@ class Corrector:
             )
 
     def offsets(self, scores: Scores | Embeddings) -> NDArray[np.float64]:
-        """What to subtract from the scores of each column, rows being the queries that are looked at.
-
-        Returns:
-            Shape: (gallery,), float64.
-        """
+        """What to subtract from the scores of each column. Shape: (gallery,), float64."""
         if self.correction is Correction.CSLS:
             return self._nearness(scores) / 2
         return _log_sums(scores, scale=self.scale) / (2 * self.scale)
@@ -136,55 +127,31 @@ def corrected_metrics(
     ks: Sequence[int] = (1, 5, 10),
     unmatched: Unmatched | None = None,
 ) -> RetrievalMetrics:
-    """Metrics of both directions after a correction, each direction by what its own queries tell.
+    """Metrics of both directions after a correction, each direction by its own queries.
 
-    Args:
-        scores: As in ``retrieval_metrics``; banks need :class:`Embeddings`.
-        positives: As in ``retrieval_metrics``.
-        corrector: Which correction, and the bank of queries if not the test's own.
-        ks: Lengths of answer lists.
-        unmatched: What to do with queries without a right answer.
-
-    Raises:
-        ValueError: As ``retrieval_metrics``; for a bank without embeddings.
+    Arguments and errors as in :func:`llm2clip.eval.retrieval_metrics`.
     """
     pairs = Positives.of(positives, shape=checked_shape(scores))
-    forward = corrected(scores, corrector=corrector, bank=corrector.text_bank)
-    backward = corrected(_swapped(scores), corrector=corrector, bank=corrector.image_bank)
-    found = [
-        direction_metrics(rank_positions(one, positives=own, both=False)[0], ks=ks, unmatched=unmatched)
-        for one, own in ((forward, pairs), (backward, pairs.transposed()))
-    ]
+    swapped = scores.swapped() if isinstance(scores, Embeddings) else scores.T
+    found = []
+    for one, own in ((scores, pairs), (swapped, pairs.transposed())):
+        ranked = rank_positions(corrected(one, corrector=corrector), positives=own, both=False)[0]
+        found.append(direction_metrics(ranked, ks=ks, unmatched=unmatched))
     return RetrievalMetrics(text_to_image=found[0], image_to_text=found[1])
 
 
-def corrected(
-    scores: Scores | Embeddings, *, corrector: Corrector, bank: Scores | None = None
-) -> Scores | Embeddings:
-    """Scores after a correction, rows as queries; of embeddings again embeddings, with one more dimension.
-
-    Args:
-        scores: Shape: (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
-        corrector: Which correction.
-        bank: Shape: (bank, dim): queries to look at instead of those in ``scores``.
-    """
+def corrected(scores: Scores | Embeddings, *, corrector: Corrector) -> Scores | Embeddings:
+    """Scores after a correction, rows as queries; of embeddings again embeddings, with one more dimension."""
+    offset = corrector.offsets(scores)
     if not isinstance(scores, Embeddings):
-        if bank is not None:
-            raise ValueError("got a bank of queries and a matrix of scores, expected Embeddings with a bank")
-        return np.asarray(scores - corrector.offsets(scores))
-    seen = scores if bank is None else Embeddings(texts=bank, images=scores.images, device=scores.device)
-    offset = corrector.offsets(seen).astype(np.float32)
-    texts, images = (np.asarray(side, dtype=np.float32) for side in (scores.texts, scores.images))
+        return np.asarray(scores - offset)
+    texts, images = (np.asarray(rows, dtype=np.float32) for rows in (scores.texts, scores.images))
     ones = np.ones((len(texts), 1), dtype=np.float32)
     return Embeddings(
         texts=np.concatenate([texts, ones], axis=1),
-        images=np.concatenate([images, -offset[:, None]], axis=1),
+        images=np.concatenate([images, -offset.astype(np.float32)[:, None]], axis=1),
         device=scores.device,
     )
-
-
-def _swapped(scores: Scores | Embeddings) -> Scores | Embeddings:
-    return scores.swapped() if isinstance(scores, Embeddings) else scores.T
 
 
 def _blocks(scores: Scores | Embeddings) -> Iterator[Scores]:

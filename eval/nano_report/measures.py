@@ -139,7 +139,12 @@ def count_answers(answers: Sequence[QueryAnswer], *, queries: Sequence[FreeQuery
 
 
 def measure_scenes(
-    encoder: TextEncoder, scenes: Sequence[Scene], vectors: NDArray[np.float32], *, subject: str = "scenes"
+    encoder: TextEncoder,
+    scenes: Sequence[Scene],
+    vectors: NDArray[np.float32],
+    *,
+    subject: str = "scenes",
+    every_language: bool = False,
 ) -> Iterator[Measurement]:
     """Find scenes by long English captions, whole and cut short, and tell the captions from wrong twins.
 
@@ -148,6 +153,7 @@ def measure_scenes(
         scenes: The scenes.
         vectors: Shape: (scenes, dim), float32, unit rows, in the order of ``scenes``.
         subject: Name of the set in the report.
+        every_language: Also find scenes by whole captions in the other languages.
     """
     make = partial(Measurement, table="scenes", subject=subject, count=len(scenes))
     english = [scene.captions["en"] for scene in scenes]
@@ -173,19 +179,11 @@ def measure_scenes(
                 vectors=vectors[chosen],
             )
             yield make(row=row, metric="told apart", value=100 * told, count=len(chosen))
-
-
-def measure_scene_languages(
-    encoder: TextEncoder, scenes: Sequence[Scene], vectors: NDArray[np.float32], *, subject: str = "scenes"
-) -> Iterator[Measurement]:
-    """Find scenes by long captions in every language but English; arguments as in :func:`measure_scenes`."""
-    for language in sorted({language for scene in scenes for language in scene.captions} - {"en"}):
+    others = {language for scene in scenes for language in scene.captions} - {"en"}
+    for language in sorted(others) if every_language else ():
         own = {n: scene.captions[language] for n, scene in enumerate(scenes) if language in scene.captions}
-        result = _text_to_image(encoder, list(own.values()), vectors, list(own))
-        for k, share in _recalls(result):
-            yield Measurement(
-                table="scenes", subject=subject, row=language, metric=f"R@{k}", value=share, count=len(own)
-            )
+        for k, share in _recalls(_text_to_image(encoder, list(own.values()), vectors, list(own))):
+            yield make(row=language, metric=f"R@{k}", value=share, count=len(own))
 
 
 def tell_apart(

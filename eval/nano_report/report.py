@@ -35,7 +35,6 @@ from llm2clip.eval.nano_report.measures import (
     index_gallery,
     measure_cost,
     measure_names,
-    measure_scene_languages,
     measure_scenes,
     measure_size,
 )
@@ -277,10 +276,10 @@ class _Run:
         vectors = encode_images(self.encoder, [scene.image for scene in scenes])
         for encoder, blocks in towers:
             self.progress(f"{subject}: long captions" + ("" if blocks else ", blocks switched off"))
-            self._keep(measure_scenes(encoder, scenes, vectors, subject=subject), blocks=blocks)
-            if subject == Path(SCENES_FILE).stem:  # long captions are slow: one set in all languages
-                found = measure_scene_languages(encoder, scenes, vectors, subject=subject)
-                self._keep(found, blocks=blocks)
+            # Long captions are slow: one set in all languages.
+            every = subject == Path(SCENES_FILE).stem
+            found = measure_scenes(encoder, scenes, vectors, subject=subject, every_language=every)
+            self._keep(found, blocks=blocks)
 
     def _measure_cost(self, gallery: Gallery, scenes: Sequence[Scene]) -> None:
         self.progress("timing")
@@ -300,14 +299,11 @@ class _Run:
 
 def provenance(encoder: Encoder) -> dict[str, Any]:
     """What produced the numbers: encoder and weights hash, date, versions, machine and its load."""
-    ours = {"python": platform.python_version(), "llm2clip-retrieval": code_version()}
+    versions = {"python": platform.python_version(), "llm2clip-retrieval": code_version()}
+    load = [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None
     return {
         "encoder": encoder.info.identity() | {"parameters": encoder.info.parameters},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": ours | dict(libraries()),
-        "machine": {
-            "platform": platform.platform(),
-            "processors": os.cpu_count(),
-            "load": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
-        },
+        "versions": versions | dict(libraries()),
+        "machine": {"platform": platform.platform(), "processors": os.cpu_count(), "load": load},
     }

@@ -32,7 +32,7 @@ def describe(encoder: Encoder, *, label: str = "", parity: str = "native") -> En
     Args:
         encoder: Anything made by ``load_encoder``, or any other ``Encoder``.
         label: What tables call it; its own name by default.
-        parity: ``upstream`` if it repeats known mistakes of the original code.
+        parity: ``reference`` if it repeats known mistakes of the original code.
     """
     info, runtime = encoder.info, encoder.runtime
     decisive = {

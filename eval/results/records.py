@@ -167,6 +167,7 @@ class IndexRecall:
 @dataclass(frozen=True, kw_only=True)
 class SetRecord:
     """What was measured on."""
+
     protocol: str
     """Declared id, ``ID+partial``, or a name of one's own."""
     language: str | None
@@ -193,6 +194,7 @@ class SetRecord:
 @dataclass(frozen=True, kw_only=True)
 class EncoderRecord:
     """What was measured."""
+
     label: str
     """What tables call it."""
     name: str
@@ -219,7 +221,7 @@ class EncoderRecord:
     """Dtype in which texts are encoded, or ``int8`` / ``int4`` weights."""
     device: str
     parity: str
-    """``native``, or ``upstream`` with known mistakes of the original code."""
+    """``native``, or ``reference`` with known mistakes of the original code."""
     key: str
     """Hash of what decides its vectors."""
 

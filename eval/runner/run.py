@@ -62,8 +62,8 @@ class Candidate:
     label: str
     """What tables call it; empty: its own name."""
     open: Callable[[], Encoder]
-    parity: str = "native"
-    """``upstream`` if it repeats known mistakes of the original code."""
+    preprocessing: str = "native"
+    """``reference`` if it repeats known mistakes of the original code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def run(
     for candidate in candidates:
         reset_peak_memory()
         encoder = candidate.open()
-        record = describe(encoder, label=candidate.label, parity=candidate.parity)
+        record = describe(encoder, label=candidate.label, parity=candidate.preprocessing)
         cache = EmbeddingCache(options.cache, key=store_key(record), dim=record.dim, digests=digests)
         timed = _throughput(encoder, sets[0]) if options.throughput and sets else None
         for dataset in sets:

@@ -121,7 +121,7 @@ def measure_captions(
 
 def _opened(candidate: Candidate, cache: Path) -> tuple[Encoder, EmbeddingCache, dict[str, Any]]:
     encoder = candidate.open()
-    record = describe(encoder, label=candidate.label, parity=candidate.parity)
+    record = describe(encoder, label=candidate.label, parity=candidate.preprocessing)
     return encoder, EmbeddingCache(cache, key=store_key(record), dim=record.dim), asdict(record)
 
 

@@ -37,7 +37,7 @@ def test_describe_key_depends_on_runtime(monkeypatch, runtime):
 
 
 def test_describe_key_depends_on_parity():
-    assert describe(ENCODER, parity="upstream").key != describe(ENCODER).key
+    assert describe(ENCODER, parity="reference").key != describe(ENCODER).key
 
 
 @pytest.mark.parametrize(

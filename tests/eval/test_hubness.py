@@ -110,22 +110,6 @@ def test_fewer_queries_than_neighbours_are_all_of_them(pair):
     assert offsets == pytest.approx(full(few).mean(axis=0) / 2, abs=1e-6)
 
 
-def test_a_bank_takes_the_place_of_the_tests_own_queries(pair):
-    bank = unit(np.random.default_rng(9), 64, 16)
-    corrector = Corrector(correction=Correction.DUAL_SOFTMAX, scale=20, text_bank=bank)
-    offset = np.log(np.exp(20 * bank.astype(np.float64) @ pair.images.T.astype(np.float64)).sum(axis=0)) / 40
-    expected = retrieval_metrics(full(pair) - offset, positives=np.arange(120) % 30)
-    found = corrected_metrics(pair, positives=np.arange(120) % 30, corrector=corrector)
-    assert found.text_to_image == expected.text_to_image
-    one = Embeddings(
-        texts=pair.texts[:1], images=pair.images
-    )  # a single query is ranked as it would be among others
-    alone = corrected(one, corrector=corrector, bank=bank)
-    assert full(alone)[0] == pytest.approx((full(pair) - offset)[0], abs=1e-6)
-    with pytest.raises(ValueError, match="expected Embeddings with a bank"):
-        corrected(full(pair), corrector=corrector, bank=bank)
-
-
 def test_many_blocks_equal_one(monkeypatch, pair):
     whole = [Corrector(correction=one).offsets(pair) for one in Correction]
     counted = occurrences(pair, k=3)

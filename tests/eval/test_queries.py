@@ -96,7 +96,7 @@ def near_lines(query: str, lines: Iterable[str]) -> list[str]:
 def test_no_training_line_says_what_a_query_says():
     lines: dict[str, set[str]] = defaultdict(set)
     for file in resources.files("llm2clip.train").joinpath("data").iterdir():
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines() if file.name.endswith(".tsv") else ():
             _, language, text = line.split("\t")
             lines[language].add(plain(text))
     assert min(len(lines[query.language]) for query in load_queries()) > 500
