@@ -101,7 +101,8 @@ def write_tower(folder: Path, *, small: bool) -> int:
     import torch
 
     from llm2clip.encoders.layers.llama import TextAdapter
-    from llm2clip.encoders.vision.layouts import OPENAI, TowerShape, expand
+    from llm2clip.encoders.vision.layouts import OPENAI
+    from llm2clip.encoders.vision.tower_detection import TowerShape, expand
 
     shape = TowerShape(
         layout="openai",

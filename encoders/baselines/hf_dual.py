@@ -23,7 +23,8 @@ from llm2clip.encoders.images.hf_preprocessor import read_preprocess
 from llm2clip.encoders.images.preprocess import PixelTower
 from llm2clip.encoders.layers.activations import import_quietly, replace_quick_gelu
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, TokenTower, load_tokenizer
-from llm2clip.encoders.weights.hf_weights import Side, Weights
+from llm2clip.encoders.weights.pickle_conversion import convert_into_home
+from llm2clip.encoders.weights.safetensors_io import Side, Weights
 
 TEXT = ("text_model.", "text_projection.")
 """How the names of the text side's tensors begin."""
@@ -110,7 +111,7 @@ class Checkpoint:
         if files.path is None and entry is not None and entry.family != found:
             raise ModelError(f"{folder / 'config.json'} is of family {found!r}, expected {entry.family!r}")
         self.preprocess = read_preprocess(folder, self.config, self.family.images)
-        self.weights = Weights(folder)
+        self.weights = Weights(folder, convert=convert_into_home)
 
     @cached_property
     def settings(self) -> Any:  # noqa: ANN401

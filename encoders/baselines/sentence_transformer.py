@@ -30,7 +30,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import refuse_outside, settings_sha256, without_origin
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
 from llm2clip.encoders.images.decode import decode
-from llm2clip.encoders.weights.hf_weights import stored_sha256
+from llm2clip.encoders.weights.safetensors_io import stored_sha256
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

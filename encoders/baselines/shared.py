@@ -13,7 +13,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import settings_sha256, without_origin
 from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.text.clip_tokenizer import TextForm, tokenizer_files
-from llm2clip.encoders.weights.hf_weights import convert
+from llm2clip.encoders.weights.pickle_conversion import convert_into_home
 
 
 def converted_weights(files: ModelFiles) -> Path:
@@ -28,13 +28,13 @@ def converted_weights(files: ModelFiles) -> Path:
     if not path.is_file():
         raise ModelError(f"{files.folder} has no {entry.weights}")
     if files.path is not None:
-        return convert(path)
+        return convert_into_home(path)
     size = path.stat().st_size
     if entry.weights_bytes and size != entry.weights_bytes:
         raise ModelError(
             f"{path} has {size:,} bytes, the published file {entry.weights_bytes:,}; fetch it again"
         )
-    return convert(path, sha256=entry.weights_sha256 or None)
+    return convert_into_home(path, sha256=entry.weights_sha256 or None)
 
 
 def tokenizer_folder(files: ModelFiles) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
+from safetensors.torch import save
 
 from llm2clip.common.files import file_sha256
 from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_language, language_models
@@ -32,7 +33,6 @@ from llm2clip.encoders.text.llm_source import LORA_FOLDER, TOKENIZER, LanguageSo
 from llm2clip.encoders.vision.vision_export import save_clip_vision
 from llm2clip.encoders.vision.vision_source import VisionSource
 from llm2clip.encoders.vision.vision_tower import open_vision
-from llm2clip.encoders.weights.safetensors_io import write_tensors
 from llm2clip.encoders.weights.tensor_names import (
     ADAPTER,
     CONFIG_FILE,
@@ -334,7 +334,8 @@ def save_llm2clip(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
         draft = Path(name)
         (draft / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-        write_tensors(draft / WEIGHTS_FILE, tensors)
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        (draft / WEIGHTS_FILE).write_bytes(save(whole))
         write_config(draft, config)
         load_folder(draft, device="cpu").load_all()
         for file in (WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE):

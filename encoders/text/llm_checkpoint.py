@@ -19,12 +19,12 @@ from llm2clip.encoders.catalog.entries import Choice
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, RopeScaling
-from llm2clip.encoders.weights.hf_weights import Weights
 from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora
 from llm2clip.encoders.weights.memory_fit import compute_dtype, release_memory
 from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, weight_quantizer
 from llm2clip.encoders.weights.safetensors_io import (
     TensorSpec,
+    Weights,
     check_tensors,
     of_any_float,
     stream_tensors,
@@ -273,7 +273,7 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> nn.Module:
 def _places(folder: Path) -> dict[str, _Place]:
     """Where every tensor that is used is, by our name."""
     places: dict[str, _Place] = {}
-    for name, (spec, path) in Weights(folder, pickled=False).header.items():
+    for name, (spec, path) in Weights(folder).header.items():
         if name == _UNUSED_HEAD or name.endswith(_UNUSED_TABLE):
             continue
         ours = name.removeprefix(_PREFIX)

@@ -6,56 +6,17 @@ names for it, mapped onto the former. Files are checked against the tables, with
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 LayoutName = Literal["openai", "eva02", "siglip2"]
-Shape = tuple[int, ...]
 Axis = int | str | tuple[int, str]
 """Length of an axis: a number, a size of the tower, or a multiple of one."""
 
 TRANSFORMERS, TIMM, EVA = "vision_model.", "visual.trunk.", "visual."
 """Prefixes of the names of a tower's tensors."""
 W, H, D, P, N = "width", "hidden", "dim", "patch_size", "positions"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TowerShape:
-    """Everything about a tower but its weights. Its fields are part of an encoder's identity."""
-
-    layout: LayoutName
-    """Which architecture."""
-    image_size: int
-    """Side of the image, in pixels."""
-    patch_size: int
-    """Side of a patch, in pixels."""
-    width: int
-    """Width of the residual stream."""
-    depth: int
-    """Number of blocks."""
-    heads: int
-    """Attention heads."""
-    hidden: int
-    """Width of a block's hidden layer."""
-    dim: int
-    """Length of the vectors."""
-    activation: str = "quick_gelu"
-    """Of the hidden layers, as transformers calls it; EVA02 always has SwiGLU."""
-    rope_grid: int = 16
-    """EVA02: patches per side of the grid the rotary frequencies were made for."""
-    projection_bias: bool = False
-    """OpenAI: whether the projection has a bias. EVA02's always has one, SigLIP has no projection."""
-
-    @property
-    def patches(self) -> int:
-        """Number of patches of an image."""
-        return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def head_width(self) -> int:
-        """Width of one attention head."""
-        return self.width // self.heads
 
 
 @dataclass(frozen=True)
@@ -241,24 +202,3 @@ EVA02 = Layout(
 
 LAYOUTS = (TIMM_SIGLIP, SIGLIP, EVA02, OPENAI)
 """In the order in which they are tried."""
-
-
-def expand(layout: Layout, shape: TowerShape) -> Iterator[Rows]:
-    """The tensors of a tower of this shape: blocks numbered, axes as lengths."""
-    sizes = {W: shape.width, H: shape.hidden, D: shape.dim, P: shape.patch_size}
-    sizes[N] = shape.patches + layout.class_tokens
-
-    def length(axis: Axis) -> int:
-        if isinstance(axis, tuple):
-            return axis[0] * sizes[axis[1]]
-        return sizes[axis] if isinstance(axis, str) else axis
-
-    for row in layout.rows:
-        for number in range(shape.depth if "{n}" in row.ours[0] else 1):
-            theirs = {
-                name.replace("{n}", str(number)): tuple(map(length, axes))
-                for name, axes in row.theirs.items()
-            }
-            yield Rows(theirs, tuple(name.replace("{n}", str(number)) for name in row.ours))
-    if shape.projection_bias:
-        yield Rows({"visual_projection.bias": (shape.dim,)}, ("visual_projection.bias",))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,10 +19,10 @@ from llm2clip.encoders.vision.layouts import (
     LAYOUTS,
     TIMM,
     TRANSFORMERS,
+    Axis,
     Layout,
+    LayoutName,
     Rows,
-    TowerShape,
-    expand,
 )
 from llm2clip.encoders.weights.safetensors_io import TensorSpec
 
@@ -54,6 +54,44 @@ _SETTINGS: Final = {
 _ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh")
 _EVA_PARTS = ("rope", "intp_freq", "naiveswiglu", "subln")
 """Parts of EVA02 that a configuration may name; the tower always has them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TowerShape:
+    """Everything about a tower but its weights. Its fields are part of an encoder's identity."""
+
+    layout: LayoutName
+    """Which architecture."""
+    image_size: int
+    """Side of the image, in pixels."""
+    patch_size: int
+    """Side of a patch, in pixels."""
+    width: int
+    """Width of the residual stream."""
+    depth: int
+    """Number of blocks."""
+    heads: int
+    """Attention heads."""
+    hidden: int
+    """Width of a block's hidden layer."""
+    dim: int
+    """Length of the vectors."""
+    activation: str = "quick_gelu"
+    """Of the hidden layers, as transformers calls it; EVA02 always has SwiGLU."""
+    rope_grid: int = 16
+    """EVA02: patches per side of the grid the rotary frequencies were made for."""
+    projection_bias: bool = False
+    """OpenAI: whether the projection has a bias. EVA02's always has one, SigLIP has no projection."""
+
+    @property
+    def patches(self) -> int:
+        """Number of patches of an image."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head."""
+        return self.width // self.heads
 
 
 @dataclass(frozen=True)
@@ -177,6 +215,27 @@ def read_tower(header: Header, settings: Mapping[str, Setting]) -> Tower:
         count = f"{len(tables)} rotary tables" if tables else "no rotary tables"
         found = (f"{layout.found}, biases named {biases}", f"{count} in the file")
     return Tower(shape=shape, rows=rows, evidence=evidence, tables=tables, found=found)
+
+
+def expand(layout: Layout, shape: TowerShape) -> Iterator[Rows]:
+    """The tensors of a tower of this shape: blocks numbered, axes as lengths."""
+    sizes = {name: getattr(shape, name) for name in ("width", "hidden", "dim", "patch_size")}
+    sizes["positions"] = shape.patches + layout.class_tokens
+
+    def length(axis: Axis) -> int:
+        if isinstance(axis, tuple):
+            return axis[0] * sizes[axis[1]]
+        return sizes[axis] if isinstance(axis, str) else axis
+
+    for row in layout.rows:
+        for number in range(shape.depth if "{n}" in row.ours[0] else 1):
+            theirs = {
+                name.replace("{n}", str(number)): tuple(map(length, axes))
+                for name, axes in row.theirs.items()
+            }
+            yield Rows(theirs, tuple(name.replace("{n}", str(number)) for name in row.ours))
+    if shape.projection_bias:
+        yield Rows({"visual_projection.bias": (shape.dim,)}, ("visual_projection.bias",))
 
 
 def _layout_of(header: Header) -> Layout:

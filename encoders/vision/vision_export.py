@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.images.hf_preprocessor import FILE as IMAGE_SETTINGS
 from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
-from llm2clip.encoders.vision.layouts import TRANSFORMERS, TowerShape
+from llm2clip.encoders.vision.layouts import TRANSFORMERS
+from llm2clip.encoders.vision.tower_detection import TowerShape
 from llm2clip.encoders.weights.safetensors_io import DTYPES, read_header, read_tensors
 
 if TYPE_CHECKING:

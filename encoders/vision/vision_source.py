@@ -26,9 +26,8 @@ from llm2clip.encoders.images.hf_preprocessor import FILE as IMAGE_SETTINGS
 from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD, read_preprocess
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.vision.vision_tower import VisionPlan, open_vision
-from llm2clip.encoders.weights.hf_weights import stored_sha256
 from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint, read_conversion
-from llm2clip.encoders.weights.safetensors_io import has_adapter
+from llm2clip.encoders.weights.safetensors_io import has_adapter, stored_sha256
 
 PICKLED = (".pt", ".bin", ".pth")
 """Suffixes of files that torch.save wrote; they are converted once."""

@@ -19,11 +19,12 @@ from llm2clip.encoders.layers.activations import import_quietly, replace_quick_g
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
 from llm2clip.encoders.layers.llama import AdapterConfig
 from llm2clip.encoders.vision.adapter_weights import AdapterPlan, find_adapter
-from llm2clip.encoders.vision.layouts import EVA, TRANSFORMERS, LayoutName, TowerShape
+from llm2clip.encoders.vision.layouts import EVA, TRANSFORMERS, LayoutName
 from llm2clip.encoders.vision.tower_detection import (
     Header,
     Setting,
     Tower,
+    TowerShape,
     check_settings,
     read_settings,
     read_tower,

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llm2clip.common.installation import models_home
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.weights.safetensors_io import TensorSpec, read_header, read_tensors
@@ -114,9 +113,9 @@ def _weights(folder: Path) -> Path:
         raise ModelError(f"{folder} has {SETTINGS} but neither {' nor '.join(_WEIGHTS)}")
     if path.suffix == ".safetensors":
         return path
-    from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint
+    from llm2clip.encoders.weights.pickle_conversion import convert_into_home
 
-    return convert_checkpoint(path, models_home() / "converted" / folder.name)
+    return convert_into_home(path)
 
 
 def _parse(key: str, path: Path) -> tuple[str, str]:

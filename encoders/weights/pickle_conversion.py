@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from llm2clip.common.files import atomic_path, file_sha256, write_atomic
+from llm2clip.common.installation import models_home
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json, read_object, refuse_outside, refuse_pointer, to_json
 from llm2clip.encoders.weights.safetensors_io import STORED
@@ -99,6 +100,11 @@ def convert_checkpoint(pt: Path, cache: Path, *, sha256: str | None = None) -> P
         )
         _write_record(cache, known)
     return cache / known.result
+
+
+def convert_into_home(path: Path, *, sha256: str | None = None) -> Path:
+    """As :func:`convert_checkpoint`, with the result in the data home."""
+    return convert_checkpoint(path, models_home() / "converted" / path.parent.name, sha256=sha256)
 
 
 def read_conversion(result: Path) -> Conversion:

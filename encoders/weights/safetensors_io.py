@@ -1,4 +1,4 @@
-"""Read and write safetensors strictly: every name, shape and dtype is checked.
+"""Read and write safetensors strictly, single files and sharded ones: every name, shape and dtype is checked.
 
 The header is read without torch. Tensors are read piece by piece into their final dtype and device, so that loading
 takes no more memory than the loaded tensors.
@@ -6,15 +6,19 @@ takes no more memory than the loaded tensors.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, final
 
+from llm2clip.common.files import file_sha256
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.files import refuse_outside, refuse_pointer
+from llm2clip.encoders.core.files import read_object, refuse_outside, refuse_pointer
 
 if TYPE_CHECKING:
     from io import BufferedReader
@@ -39,6 +43,12 @@ STORED = {
 }
 """Dtypes of a safetensors header that are read -> as torch has them, and bytes of one value."""
 
+SAFETENSORS = "model.safetensors"
+"""The usual file of weights."""
+PICKLED = "pytorch_model.bin"
+"""What older repositories have."""
+INDEX = f"{SAFETENSORS}.index.json"
+"""Says which tensor is in which of several files."""
 _ADAPTERS = ("text_adapter.", "text.text_adaptor.", "text.text_proj.")
 """Prefixes of the tensors of a text adapter."""
 _PIECE = 1 << 23
@@ -230,15 +240,157 @@ def _read(
         done += len(raw)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file: the same bytes for the same tensors.
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """The tensors that belong to one tower of a model."""
 
-    Raises:
-        OSError: The file cannot be written.
-    """
-    from safetensors.torch import save
+    prefixes: tuple[str, ...]
+    """Prefixes of their names."""
+    others: tuple[str, ...]
+    """Prefixes of the other tower's names; a tensor of neither is an error."""
+    unused: re.Pattern[str]
+    """Names of tensors that neither tower needs."""
+    spellings: tuple[tuple[str, str], ...] = ()
+    """Parts of names: in the module, and how a file may spell them instead."""
 
-    path.write_bytes(save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+@final
+class Weights:
+    """The weights of one model."""
+
+    def __init__(self, folder: Path, *, convert: Callable[[Path], Path] | None = None) -> None:
+        """Find them; nothing is read yet.
+
+        Args:
+            folder: The model's folder.
+            convert: Makes safetensors of an older ``pytorch_model.bin``; ``None`` if that is not accepted.
+
+        Raises:
+            ModelError: There are none.
+        """
+        names = (SAFETENSORS, INDEX, PICKLED) if convert else (SAFETENSORS, INDEX)
+        found = [name for name in names if (folder / name).is_file()]
+        if not found:
+            raise ModelError(f"{folder} has no weights: expected {SAFETENSORS} or {names[-1]}")
+        self.path = folder / found[0]
+        self._convert = convert
+        refuse_outside(self.path)
+
+    @cached_property
+    def _index(self) -> dict[str, str]:
+        """Tensor -> file, as the index of shards says; empty for a single file."""
+        if self.path.name != INDEX:
+            return {}
+        index = read_object(self.path).get("weight_map")
+        if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+            raise ModelError(f"{self.path} has no weight_map from tensor names to file names")
+        names = sorted(set(index.values()))
+        if strange := [name for name in names if Path(name).name != name]:
+            raise ModelError(f"{self.path} names files outside its folder: {', '.join(strange)}")
+        if absent := [name for name in names if not (self.path.parent / name).is_file()]:
+            raise ModelError(f"{self.path} names files that are not there: {', '.join(absent)}")
+        return index
+
+    @cached_property
+    def files(self) -> tuple[Path, ...]:
+        """The safetensors files, sorted by name; converted now if there is only an older file."""
+        if self._convert is not None and self.path.name == PICKLED:
+            return (self._convert(self.path),)
+        return tuple(self.path.parent / name for name in sorted(set(self._index.values()))) or (self.path,)
+
+    @cached_property
+    def header(self) -> dict[str, tuple[TensorSpec, Path]]:
+        """Every tensor with the file it is in.
+
+        Raises:
+            ModelError: A file is damaged, or the index does not agree with its shards.
+        """
+        index, files = self._index, self.files
+        headers = {path: read_header(path) for path in files}
+        found = {name: (spec, path) for path, header in headers.items() for name, spec in header.items()}
+        if len(found) < sum(map(len, headers.values())):
+            name = next(name for path, header in headers.items() for name in header if found[name][1] != path)
+            raise ModelError(f"{self.path} has a tensor in two of its files: {name}")
+        held = {name: path.name for name, (_, path) in found.items()}
+        listed = index or held
+        if wrong := sorted(
+            name for name in listed.keys() | held.keys() if listed.get(name) != held.get(name)
+        ):
+            where = f"{listed.get(wrong[0], 'no file')}, found in {held.get(wrong[0], 'no file')}"
+            raise ModelError(f"{self.path} does not fit its shards: {wrong[0]} should be in {where}")
+        return found
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers there are."""
+        return sum(spec.size for name, (spec, _) in self.header.items() if not name.endswith("position_ids"))
+
+    @cached_property
+    def sha256(self) -> str:
+        """SHA-256 in hexadecimal of the published file; of several files, of their hashes one after another."""
+        if self.path.name == PICKLED:
+            return str(
+                read_object(self.files[0].with_suffix(".json"))["sha256"]
+            )  # the record of the conversion
+        hashes = [stored_sha256(path) for path in self.files]
+        return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+    def read(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        *,
+        side: Side,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> dict[str, Tensor]:
+        """The tensors of one tower, strictly: none missing, none too many, every shape right.
+
+        Args:
+            expected: Shapes by the names of the module.
+            side: Which tensors they are.
+            dtype: Of what is returned, whatever floating dtype the file has.
+            device: Where to.
+
+        Raises:
+            ModelError: The file does not fit, is damaged, or has values that are not finite.
+        """
+        names = {name: self._in_file(name, side.spellings) for name in expected}
+        found = self._of_side(side)
+        wanted = {
+            names[name]: of_any_float(shape, found.get(names[name])) for name, shape in expected.items()
+        }
+        check_tensors(found, wanted, path=self.path)
+        back = {theirs: ours for ours, theirs in names.items()}
+        tensors: dict[str, Tensor] = {}
+        for path in self.files:
+            here = [name for name in back if self.header[name][1] == path]
+            for name, tensor in stream_tensors(path, here, dtype=dtype, device=device):
+                tensors[back[name]] = tensor
+        return tensors
+
+    def _of_side(self, side: Side) -> dict[str, TensorSpec]:
+        known = (*side.prefixes, *side.others)
+        return {
+            name: spec
+            for name, (spec, _) in self.header.items()
+            if name.startswith(side.prefixes) or not name.startswith(known)
+            if not side.unused.fullmatch(name)
+        }
+
+    def _in_file(self, name: str, spellings: Sequence[tuple[str, str]]) -> str:
+        for ours, theirs in spellings:
+            other = name.replace(ours, theirs, 1)
+            if name not in self.header and other in self.header:
+                return other
+        return name
+
+
+def stored_sha256(path: Path) -> str:
+    """SHA-256 of a file in hexadecimal; in the hub's cache it is read from the file's name."""
+    blob = path.resolve()
+    if blob.parent.name == "blobs" and re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return blob.name
+    return file_sha256(path)
 
 
 def _some(names: list[str], limit: int = 5) -> str:

@@ -5,41 +5,15 @@ from __future__ import annotations
 from typing import Final
 
 FORMAT: Final = "llm2clip-encoder"
-
-
 VERSION: Final = 1
-
-
 FAMILY: Final = "llm2clip"
+PUBLISHED: Final = "llm2clip-published"
+"""``config.json``: format, its version, and the family of our own encoders and of saved published ones."""
 
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+TOKENIZER_FILE, README_FILE = "tokenizer.json", "README.md"
 
-CONFIG_FILE = "config.json"
-
-
-WEIGHTS_FILE = "model.safetensors"
-
-
-TOKENIZER_FILE = "tokenizer.json"
-
-
-README_FILE = "README.md"
-
-
-VISION = "vision."
-
-
-PROJECTION = "visual_projection."
-
-
-LANGUAGE_MODEL = "language_model."
-
-
-ADAPTER = "text_adapter."
-
-
+VISION, PROJECTION = "vision.", "visual_projection."
+LANGUAGE_MODEL, ADAPTER = "language_model.", "text_adapter."
 LOGIT_SCALE = "logit_scale"
-"""Names and prefixes of tensors. All are of the configuration's dtype but the scale, which is one float32."""
-
-
-PUBLISHED = "llm2clip-published"
-"""What it says of the family, where ``PublishedEncoder.save_pretrained`` wrote it."""
+"""Prefixes of tensors, and the scale. All have the dtype of the configuration but the scale, which is float32."""

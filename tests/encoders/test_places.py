@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.common.files import format_bytes
 from llm2clip.common.installation import data_home as home_of_indexes
 from llm2clip.common.installation import models_home
 from llm2clip.encoders import ModelError, load_encoder
@@ -211,12 +210,3 @@ def test_the_listing_knows_what_is_here():
     language = language_of(row)
     put(models_home() / language.repository.split("/")[1], *language.files)
     assert here()
-
-
-def test_sizes_in_words():
-    assert [format_bytes(size) for size in (0, 348_400_000, 999_600_000, 1_442_208_772)] == [
-        "0 MB",
-        "348 MB",
-        "1000 MB",
-        "1.4 GB",
-    ]

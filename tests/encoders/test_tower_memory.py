@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from llm2clip.encoders.layers.llama import TextAdapter
-from llm2clip.encoders.vision.layouts import EVA02, OPENAI, TIMM_SIGLIP, TowerShape, expand
+from llm2clip.encoders.vision.layouts import EVA02, OPENAI, TIMM_SIGLIP
+from llm2clip.encoders.vision.tower_detection import TowerShape, expand
 
 SIZES = {"width": 1024, "depth": 4, "heads": 16, "hidden": 4096, "image_size": 224, "patch_size": 16}
 """Four blocks of a ViT-L: 200 MB in float32."""
