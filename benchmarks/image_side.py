@@ -128,7 +128,7 @@ def _transformers(family: str, layers: int, batch: int) -> dict[str, Callable[[]
 
     from llm2clip.encoders.baselines.hf_dual import VisionTower
     from llm2clip.encoders.baselines.hf_families import FAMILIES as KNOWN
-    from llm2clip.encoders.layers.activations import replace_quick_gelu
+    from llm2clip.encoders.layers.transformers_modules import replace_quick_gelu
 
     known = KNOWN[family]
     width, heads, patch, size = TOWERS[family]

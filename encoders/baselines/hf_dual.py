@@ -21,7 +21,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import MOST, MOST_LAYERS, check_size, read_object
 from llm2clip.encoders.images.hf_preprocessor import read_preprocess
 from llm2clip.encoders.images.preprocess import PixelTower
-from llm2clip.encoders.layers.activations import import_quietly, replace_quick_gelu
+from llm2clip.encoders.layers.transformers_modules import import_quietly, replace_quick_gelu
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, TokenTower, load_tokenizer
 from llm2clip.encoders.weights.pickle_conversion import convert_into_home
 from llm2clip.encoders.weights.safetensors_io import Side, Weights

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
-from llm2clip.encoders.layers.activations import import_quietly, replace_quick_gelu
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
-from llm2clip.encoders.layers.llama import AdapterConfig
-from llm2clip.encoders.vision.adapter_weights import AdapterPlan, find_adapter
+from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
+from llm2clip.encoders.layers.transformers_modules import build_clip_vision, build_siglip_vision
 from llm2clip.encoders.vision.layouts import EVA, TRANSFORMERS, LayoutName
 from llm2clip.encoders.vision.tower_detection import (
     Header,
@@ -38,9 +37,6 @@ from llm2clip.encoders.weights.safetensors_io import (
 )
 from llm2clip.encoders.weights.tensor_names import CONFIG_FILE, LOGIT_SCALE
 
-if TYPE_CHECKING:
-    from llm2clip.encoders.layers.llama import TextAdapter
-
 _SCALARS = (LOGIT_SCALE, "logit_bias")
 """Learnt numbers of the loss; search does not use them."""
 _COUNTERS = "position_ids"
@@ -49,6 +45,56 @@ _TABLE_ERROR = 5e-3
 """Largest difference of a rotary table from the computed one; bfloat16 rounds by up to 0.004."""
 _ROPE_GRIDS: tuple[int, ...] = (16, *range(1, 129))
 """Grids of rotary frequencies to try, the published one first."""
+
+
+PREFIXES = ("text.text_proj.text_adaptor.", "text.text_adaptor.", "text_adapter.adaptor.")
+"""Prefixes of an adapter's tensors: in SigLIP2's release, in the ``.pt`` files, in OpenAI's release."""
+_RAW = PREFIXES[0]
+"""The one whose adapter reads states as they are, not scaled to unit length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterPlan:
+    """An adapter found in a file; its weights are not loaded yet."""
+
+    path: Path
+    """The file."""
+    prefix: str
+    """Prefix of its tensors there."""
+    config: AdapterConfig
+    """Its sizes."""
+    names: Mapping[str, str]
+    """Parameter of ``TextAdapter`` -> tensor of the file."""
+    found: str
+    """Which of several possibilities it is, in words."""
+
+    @property
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """Tensor of the file -> its shape."""
+        state = self._build().state_dict()
+        return {self.names[name]: tuple(tensor.shape) for name, tensor in state.items()}
+
+    def load(self, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> TextAdapter:
+        """The adapter with its weights, without gradients.
+
+        Raises:
+            ModelError: The file cannot be read, or has values that are not finite.
+        """
+        adapter = self._build()
+        tensors = read_tensors(self.path, self.names.values(), dtype=dtype, device=device)
+        adapter.load_state_dict({ours: tensors[theirs] for ours, theirs in self.names.items()}, assign=True)
+        return adapter.requires_grad_(False).eval()
+
+    def _build(self) -> TextAdapter:
+        config = self.config
+        with torch.device("meta"):
+            return TextAdapter(
+                config.width,
+                config.dim,
+                blocks=config.blocks,
+                expansion=config.expansion,
+                normalize_input=config.normalize_input,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +253,79 @@ def open_vision(
     )
 
 
+def open_adapter(path: Path, *, normalize_input: bool | None = None) -> AdapterPlan:
+    """Find the adapter in a safetensors file that may hold other tensors too.
+
+    Args:
+        path: The file.
+        normalize_input: Scale the language model's state to unit length first; ``None`` for what the prefix of the
+            tensors says (all do but SigLIP2's).
+
+    Raises:
+        ModelError: The file is damaged, or has no adapter, or a tensor of it is missing, unexpected or of another
+            shape or dtype.
+    """
+    specs = read_header(path)
+    plan = find_adapter(Header(specs, path), normalize_input=normalize_input)
+    if plan is None:
+        raise ModelError(
+            f"{path} holds no text adapter: expected tensors {', '.join(p + '*' for p in PREFIXES)}"
+        )
+    mine = {name: spec for name, spec in specs.items() if name.startswith(plan.prefix)}
+    expected = {name: of_any_float(shape, specs.get(name)) for name, shape in plan.expected.items()}
+    check_tensors(mine, expected, path=path, what="a text adapter")
+    return plan
+
+
+def find_adapter(header: Header, *, normalize_input: bool | None = None) -> AdapterPlan | None:
+    """The adapter among the tensors of a file; ``None`` if there is none."""
+    present = [prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in header.specs)]
+    if not present:
+        return None
+    if len(present) > 1:
+        raise ModelError(
+            f"{header.path} holds two text adapters: {present[0]}* and {present[1]}*; expected one"
+        )
+    (prefix,) = present
+    first = f"{prefix}0.fn.0.weight"
+    inner, width = header.axes(first, 2)
+    # The last two numbers of the sequence are the norm and the projection.
+    blocks = header.depth(prefix) - 2
+    dim = header.axes(f"{prefix}{blocks + 1}.weight", 2)[0]
+    if inner % width:
+        raise ModelError(
+            f"{header.path}: {first} is {header.specs[first]}, expected a multiple of {width} rows"
+        )
+    # Without the dropout between them the second linear map would be number 2 of the sequence.
+    second = "fn.2" if f"{prefix}0.fn.2.weight" in header.specs else "fn.3"
+    norm = "norm" if f"{prefix}0.norm.weight" in header.specs else "ln"
+    layers = {
+        f"{number}.{ours}": f"{number}.{theirs}"
+        for number in range(blocks)
+        for ours, theirs in (("fn.0", "fn.0"), ("fn.3", second), ("ln", norm))
+    }
+    layers |= {str(number): str(number) for number in (blocks, blocks + 1)}
+    config = AdapterConfig(
+        width=width,
+        dim=dim,
+        blocks=blocks,
+        expansion=inner // width,
+        normalize_input=prefix != _RAW if normalize_input is None else normalize_input,
+    )
+    state = "scaled to unit length" if config.normalize_input else "as they are"
+    return AdapterPlan(
+        path=header.path,
+        prefix=prefix,
+        config=config,
+        names={
+            f"adaptor.{ours}.{kind}": f"{prefix}{theirs}.{kind}"
+            for ours, theirs in layers.items()
+            for kind in ("weight", "bias")
+        },
+        found=f"text adapter {prefix}* (layers fn.0, {second}, {norm}), fed with states {state}",
+    )
+
+
 def _check_file(
     header: Header, tower: Tower, adapter: AdapterPlan | None, mine: Mapping[str, TensorSpec]
 ) -> None:
@@ -254,32 +373,10 @@ def _eva02_config(shape: TowerShape, rope_grid: int) -> Eva02Config:
     )
 
 
-class TransformersTower(nn.Module):
-    """A vision model of transformers, reduced to one of its outputs."""
-
-    def __init__(self, model: nn.Module, output: str) -> None:
-        super().__init__()
-        self.model = model
-        self.output = output
-
-    def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """Shape: (B, 3, S, S), float, normalised -> (B, dim), not normalised."""
-        vectors: Tensor = getattr(self.model(pixel_values=pixels_B3SS), self.output)
-        return vectors
-
-
 def _build(shape: TowerShape) -> nn.Module:
     if shape.layout == "eva02":
         return Eva02Tower(_eva02_config(shape, shape.rope_grid))
-    import_quietly()
-    from transformers import (
-        CLIPVisionConfig,
-        CLIPVisionModelWithProjection,
-        SiglipVisionConfig,
-        SiglipVisionModel,
-    )
-
-    sizes: dict[str, Any] = {
+    sizes = {
         "hidden_size": shape.width,
         "intermediate_size": shape.hidden,
         "num_hidden_layers": shape.depth,
@@ -288,24 +385,9 @@ def _build(shape: TowerShape) -> nn.Module:
         "patch_size": shape.patch_size,
         "hidden_act": shape.activation,
     }
-    model: nn.Module
     if shape.layout == "openai":
-        model = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes, projection_dim=shape.dim))
-        if shape.projection_bias:
-            model.visual_projection = nn.Linear(shape.width, shape.dim)
-    else:
-        model = SiglipVisionModel(SiglipVisionConfig(**sizes))
-    for name, buffer in list(model.named_buffers()):
-        # The only buffer of the two counts positions and is in no file, so it must not stay on the meta device.
-        owner = model.get_submodule(name.rpartition(".")[0])
-        owner.register_buffer(
-            name.rpartition(".")[2],
-            torch.arange(buffer.numel(), device="cpu").view(buffer.shape),
-            persistent=False,
-        )
-    return TransformersTower(
-        replace_quick_gelu(model), "image_embeds" if shape.layout == "openai" else "pooler_output"
-    )
+        return build_clip_vision(sizes, dim=shape.dim, bias=shape.projection_bias)
+    return build_siglip_vision(sizes)
 
 
 def _place(name: str, shapes: Mapping[str, object]) -> str:

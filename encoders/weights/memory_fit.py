@@ -19,7 +19,7 @@ from llm2clip.common.memory import free_memory
 from llm2clip.encoders.catalog.entries import Choice, LlamaShape
 from llm2clip.encoders.core.dual_encoder import pick_dtype
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.layers.activations import has_torchao
+from llm2clip.encoders.layers.transformers_modules import has_torchao
 
 _SPARE = 1_000_000_000
 """Bytes left for what is computed while a batch is read."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llm2clip.encoders.catalog.entries import INT4_GROUP, Choice
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.layers.activations import has_torchao, import_quietly
+from llm2clip.encoders.layers.transformers_modules import has_torchao, import_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from llm2clip.encoders.layers.activations import QuickGelu, replace_quick_gelu
+from llm2clip.encoders.layers.transformers_modules import QuickGelu, replace_quick_gelu
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

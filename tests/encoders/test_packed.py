@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, RopeScaling, mean_pool
-from llm2clip.encoders.text import varlen_forward as packed
+from llm2clip.encoders.text import llm_text_tower as packed
 from llm2clip.encoders.text.caption_tokenizer import TextRow
-from llm2clip.encoders.text.varlen_forward import passes, pooled_states
+from llm2clip.encoders.text.llm_text_tower import passes, pooled_states
 
 CPU = torch.device("cpu")
 LENGTHS = [7, 30, 4, 7, 7, 12, 30, 5, 4, 1]

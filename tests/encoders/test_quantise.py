@@ -148,6 +148,6 @@ def test_rounding_slab_by_slab_is_rounding_at_once(monkeypatch, choice, dtype, s
 
 def test_torchao_is_imported_without_a_word():
     """In a process of its own: it speaks only the first time."""
-    code = "from llm2clip.encoders.layers.activations import import_quietly; import_quietly()"
+    code = "from llm2clip.encoders.layers.transformers_modules import import_quietly; import_quietly()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

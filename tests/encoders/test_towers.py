@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.vision.adapter_weights import PREFIXES, open_adapter
-from llm2clip.encoders.vision.vision_tower import open_vision
+from llm2clip.encoders.vision.vision_tower import PREFIXES, open_adapter, open_vision
 
 from .checkpoints import DIM, LLM_WIDTH, MAKERS, SETTINGS, SIGLIP_SETTINGS, adapter, eva02, openai, siglip
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from llm2clip.encoders.layers.llama import TextAdapter
-from llm2clip.encoders.vision.adapter_weights import open_adapter
+from llm2clip.encoders.vision.vision_tower import open_adapter
 
 
 @pytest.fixture
