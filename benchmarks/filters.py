@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from benchmarks.index_data import synthetic
 from benchmarks.measuring import Row, Settings, percentile
 from llm2clip.indexer.ann import nearest_neighbors
-from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
+from llm2clip.indexer.ann.index_types import plan_for
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.plan import Budget, IndexType, Plan
+from llm2clip.indexer.ann.plan import Budget, IndexType
 from llm2clip.indexer.filters.compile import compile_where
 from llm2clip.indexer.filters.sandbox import guard
 from llm2clip.indexer.planner.plan_index import make_ann
@@ -85,15 +85,7 @@ def tuned(
 ) -> KnnSearcher:
     """A tuned ANN index over all vectors."""
     rows, dim = len(vectors), vectors.dim
-    plan = Plan(
-        kind=kind,
-        factory=factory_of(kind, rows=rows, dim=dim),
-        parameters=parameters_of(kind, rows=rows),
-        rows=rows,
-        dim=dim,
-        budget=Budget(recall=recall),
-        predicted=estimate_cost(kind, rows=rows, dim=dim),
-    )
+    plan = plan_for(kind, rows=rows, dim=dim, budget=Budget(recall=recall))
     made = make_ann(path, vectors, plan=plan, queries=tuning)
     return KnnSearcher(vectors, candidates=FaissAnnIndex.read(path, plan=made))
 
@@ -136,7 +128,7 @@ def measure_queries(
     ids = np.flatnonzero(allowed)
     exact = vectors.take(ids).astype(np.float32)
     hits, seconds = 0, []
-    rule = {} if way is Way.RULE else {"SCAN_ROWS": 0, "SCAN_SHARE": 0.0}
+    rule: dict[str, Any] = {} if way is Way.RULE else {"SCAN_ROWS": 0, "SCAN_SHARE": 0.0}
     with patch.multiple(nearest_neighbors, **rule) if rule else nullcontext():
         for query in queries:
             began = time.perf_counter()

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.ann.exact_scan import ExactScan
 from llm2clip.indexer.ann.faiss_flat import import_faiss
-from llm2clip.indexer.ann.index_types import effort_name, estimate_cost, factory_of, parameters_of
+from llm2clip.indexer.ann.index_types import effort_name, plan_for
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.plan import Budget, IndexType, Plan
+from llm2clip.indexer.ann.plan import Budget, IndexType
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.planner.tune import sample_queries, tune
 from llm2clip.indexer.storage.vector_segments import Vectors
@@ -177,15 +177,7 @@ def exact(task: Task) -> list[Point]:
 def ours(task: Task, kind: IndexType, *, path: Path | None = None, build_s: float = 0.0) -> Iterator[Point]:
     """One of our ANN indexes at several recalls, beside bare FAISS with the same parameters."""
     rows, dim = len(task.vectors), task.vectors.dim
-    plan = Plan(
-        kind=kind,
-        factory=factory_of(kind, rows=rows, dim=dim),
-        parameters=parameters_of(kind, rows=rows),
-        rows=rows,
-        dim=dim,
-        budget=Budget(),
-        predicted=estimate_cost(kind, rows=rows, dim=dim),
-    )
+    plan = plan_for(kind, rows=rows, dim=dim, budget=Budget())
     if path is None:
         path = task.work / f"{kind}.faiss"
         began = perf_counter()

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -26,8 +26,8 @@ from benchmarks.index_data import Collection, clip, synthetic
 from benchmarks.measuring import machine
 from llm2clip.indexer import open_index
 from llm2clip.indexer.ann.faiss_flat import import_faiss
-from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
-from llm2clip.indexer.ann.plan import Budget, Plan
+from llm2clip.indexer.ann.index_types import estimate_cost, plan_for
+from llm2clip.indexer.ann.plan import Budget
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.records.record import Record
@@ -141,15 +141,8 @@ def _index(found: Collection, folder: Path) -> dict[str, Any]:
 
     def planner(path: Path, vectors: Vectors) -> dict[str, Any]:
         began = perf_counter()
-        plan = Plan(
-            kind="ivf-sq8",
-            factory=factory_of("ivf-sq8", rows=found.rows, dim=found.dim),
-            parameters={**parameters_of("ivf-sq8", rows=found.rows), "refine": 2},
-            rows=found.rows,
-            dim=found.dim,
-            budget=Budget(),
-            predicted=estimate_cost("ivf-sq8", rows=found.rows, dim=found.dim),
-        )
+        plan = plan_for("ivf-sq8", rows=found.rows, dim=found.dim, budget=Budget())
+        plan = replace(plan, parameters={**plan.parameters, "refine": 2})
         write_ann(path, vectors, plan=plan)
         took["structure_s"] = perf_counter() - began
         return plan.to_json()

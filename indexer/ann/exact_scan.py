@@ -79,16 +79,7 @@ class ExactScan:
     def candidates(
         self, queries: NDArray[np.float32], *, count: int, allowed: NDArray[np.bool_] | None
     ) -> Found:
-        """The nearest rows of each query, nearest first.
-
-        Args:
-            queries: Shape: (n, dim), float32.
-            count: how many rows to find.
-            allowed: which ids may be found, all if None. Shape: (rows,), bool.
-
-        Returns:
-            scores (n, count) float32, and ids (n, count) int64, -1 where there are no more.
-        """
+        """The nearest allowed rows of each query, nearest first. Shapes: (n, dim) float32, (rows,) bool."""
         if len(queries) < TOGETHER and len(self._parts) == 1:
             return self._one_by_one(self._parts[0], queries, count, allowed)
         best, ids = _nothing(len(queries), count)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from llm2clip.indexer.ann.plan import Cost, IndexType
+from llm2clip.indexer.ann.plan import Budget, Cost, IndexType, Plan
 
 POINTS_PER_LIST = 48
 """Training rows per inverted list; FAISS warns below 39."""
@@ -106,3 +106,16 @@ def _links() -> int:
 def _sub_vectors(dim: int) -> int:
     """Sub-vectors of a product quantiser with four bits each: one bit per two dimensions where that divides evenly."""
     return next(parts for parts in (dim // 4, dim // 2, dim) if parts and dim % parts == 0)
+
+
+def plan_for(kind: IndexType, *, rows: int, dim: int, budget: Budget) -> Plan:
+    """A plan with the parameters before tuning."""
+    return Plan(
+        kind=kind,
+        factory=factory_of(kind, rows=rows, dim=dim),
+        parameters=parameters_of(kind, rows=rows),
+        rows=rows,
+        dim=dim,
+        budget=budget,
+        predicted=estimate_cost(kind, rows=rows, dim=dim),
+    )

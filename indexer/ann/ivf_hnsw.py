@@ -131,17 +131,9 @@ class FaissAnnIndex:
     def candidates(
         self, queries: NDArray[np.float32], *, count: int, allowed: NDArray[np.bool_] | None
     ) -> Found:
-        """Rows that are probably near each query, nearest first by quantised scores.
+        """Rows that are probably near each query, nearest first by quantised scores; under a filter ``post_filtered``.
 
-        Under a filter, nprobe or ef_search is raised by ``filtered_effort``.
-
-        Args:
-            queries: Shape: (n, dim), float32.
-            count: how many rows to propose.
-            allowed: which rows may be found, all if None. Shape: (rows,), bool.
-
-        Returns:
-            scores (n, count) float32, and ids (n, count) int64, -1 where there are no more.
+        Shapes: (n, dim) float32, (rows,) bool.
         """
         if allowed is not None:
             return post_filtered(partial(self._search, queries), count=count, allowed=allowed)

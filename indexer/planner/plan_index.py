@@ -18,13 +18,7 @@ from numpy.typing import NDArray
 from llm2clip.common.files import format_bytes
 from llm2clip.common.memory import free_memory
 from llm2clip.indexer.ann.faiss_flat import write_faiss
-from llm2clip.indexer.ann.index_types import (
-    APPROXIMATE,
-    estimate_cost,
-    factory_of,
-    parameters_of,
-    unsupported_reason,
-)
+from llm2clip.indexer.ann.index_types import APPROXIMATE, estimate_cost, plan_for, unsupported_reason
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex, sample_of
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, IndexType, Plan
@@ -155,39 +149,26 @@ def make_ann(
         OSError: an I/O error occurred (for example a full disk).
     """
     asked = sample_queries(vectors, queries)
-    found, size = plan, plan.predicted.bytes
+    found = plan
     if plan.exact:
-        measured = measure(KnnSearcher(vectors), asked.half(1))
+        measured = measure(KnnSearcher(vectors), asked.half(1), cost=plan.predicted)
     else:
         write_ann(path, vectors, plan=plan, device=device)
-        size = path.stat().st_size
+        cost = replace(plan.predicted, bytes=path.stat().st_size)
         index = FaissAnnIndex.read(path, plan=plan)
         parameters = tune(index, vectors, asked.half(0), recall=plan.budget.recall)
         found = replace(plan, parameters={**plan.parameters, **parameters})
         index = FaissAnnIndex.read(path, plan=found)
-        measured = measure(KnnSearcher(vectors, candidates=index), asked.half(1))
-    figures = Cost(
-        bytes=size,
-        build_bytes=plan.predicted.build_bytes,
-        recall=measured.recall,
-        p50_ms=measured.p50_ms,
-        p95_ms=measured.p95_ms,
-    )
-    return replace(found, measured=figures, asked=asked.kind)
+        measured = measure(KnnSearcher(vectors, candidates=index), asked.half(1), cost=cost)
+    return replace(found, measured=measured, asked=asked.kind)
 
 
 def renewed(plan: Plan, *, rows: int) -> Plan:
     """The same plan for another number of rows, as when an index has grown."""
     if plan.rows == rows:
         return plan
-    return replace(
-        plan,
-        factory=factory_of(plan.kind, rows=rows, dim=plan.dim),
-        parameters=parameters_of(plan.kind, rows=rows),
-        rows=rows,
-        predicted=estimate_cost(plan.kind, rows=rows, dim=plan.dim),
-        measured=None,
-    )
+    fresh = plan_for(plan.kind, rows=rows, dim=plan.dim, budget=plan.budget)
+    return replace(fresh, asked=plan.asked, why=plan.why, considered=plan.considered)
 
 
 def write_ann(path: Path, vectors: Vectors, *, plan: Plan, device: str = "auto") -> None:
@@ -250,42 +231,24 @@ class _Trial:
     def _run(self, kind: IndexType, cost: Cost) -> Cost:
         """Build and tune a type of index on the sample, and extrapolate its latency to all rows."""
         rows = len(self._sample)
-        plan = self.plan(Alternative(kind=kind, figures=cost, why_not=""), why="a trial", rows=rows)
+        plan = plan_for(kind, rows=rows, dim=self._dim, budget=self._budget)
         train = sample_of(self._sample, plan.parameters["train_rows"], rows=rows, seed=0)
         index = FaissAnnIndex.build(self._sample.blocks(), sample=train, plan=plan, device=self._device)
         found = tune(index, self._sample, self._asked.half(0), recall=self._budget.recall)
         tuned = replace(plan, parameters={**plan.parameters, **found})
         index = FaissAnnIndex(index.faiss_index, plan=tuned)
-        measured = measure(KnnSearcher(self._sample, candidates=index), self._asked.half(1))
+        measured = measure(KnnSearcher(self._sample, candidates=index), self._asked.half(1), cost=cost)
+        assert measured.p50_ms is not None
+        assert measured.p95_ms is not None
         factor = _latency_factor(kind, self._rows, rows)
         return replace(
-            cost,
-            recall=measured.recall,
-            p50_ms=round(measured.p50_ms * factor, 4),
-            p95_ms=round(measured.p95_ms * factor, 4),
+            measured, p50_ms=round(measured.p50_ms * factor, 4), p95_ms=round(measured.p95_ms * factor, 4)
         )
 
-    def plan(
-        self,
-        option: Alternative,
-        *,
-        why: str,
-        considered: Iterable[Alternative] = (),
-        rows: int | None = None,
-    ) -> Plan:
-        """A plan for all rows, or for so many."""
-        rows = rows if rows is not None else self._rows
-        return Plan(
-            kind=option.kind,
-            factory=factory_of(option.kind, rows=rows, dim=self._dim),
-            parameters=parameters_of(option.kind, rows=rows),
-            rows=rows,
-            dim=self._dim,
-            budget=self._budget,
-            predicted=option.figures,
-            why=why,
-            considered=tuple(considered),
-        )
+    def plan(self, option: Alternative, *, why: str, considered: Iterable[Alternative] = ()) -> Plan:
+        """A plan for all rows."""
+        made = plan_for(option.kind, rows=self._rows, dim=self._dim, budget=self._budget)
+        return replace(made, predicted=option.figures, why=why, considered=tuple(considered))
 
 
 def _option(kind: IndexType, *, rows: int, dim: int, ram: int) -> Alternative:

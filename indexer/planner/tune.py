@@ -8,9 +8,8 @@ their own queries need an eighth of it (docs/scaling.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from llm2clip.indexer.ann.exact_scan import ExactScan, rerank
 from llm2clip.indexer.ann.index_types import effort_name
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
+from llm2clip.indexer.ann.plan import Cost
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 K = 10
@@ -53,25 +53,6 @@ class TuningQueries:
         """Share of the ground truth among ``ids``. Shape: (n, m), int64, -1: none."""
         found = (self.truth[:, :, None] == ids[:, None, :]).any(axis=2)
         return float(found.mean())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """Recall and latency of one query at a time."""
-
-    recall: float
-    """Recall@10."""
-    p50_ms: float
-    """Median latency in milliseconds."""
-    p95_ms: float
-    """95th percentile of the latency in milliseconds."""
-
-
-class Searches(Protocol):
-    """Anything that can be measured."""
-
-    def search(self, queries: NDArray[np.float32], *, k: int) -> list[list[tuple[int, float]]]:
-        """For each query (id, score), best first."""
 
 
 def sample_queries(vectors: Vectors, queries: NDArray[np.float32] | None, *, seed: int = 0) -> TuningQueries:
@@ -150,8 +131,8 @@ def _per_query(index: FaissAnnIndex, queries: NDArray[np.float32], *, count: int
     return float(np.median(took))
 
 
-def measure(search: Searches, asked: TuningQueries) -> Measured:
-    """Recall@10 and latency of the whole search, one query at a time; the lower of two latencies each."""
+def measure(search: KnnSearcher, asked: TuningQueries, *, cost: Cost) -> Cost:
+    """A cost with the recall@10 and latency of one query at a time; the lower of two latencies each."""
     found = np.full((len(asked.queries), K), -1, dtype=np.int64)
     took = np.empty((2, len(asked.queries)))
     for turn in range(2):
@@ -160,12 +141,8 @@ def measure(search: Searches, asked: TuningQueries) -> Measured:
             [hits] = search.search(query[None], k=K)
             took[turn, number] = (perf_counter() - began) * 1e3
             found[number, : len(hits)] = [id for id, _ in hits]
-    times = took.min(axis=0)
-    return Measured(
-        recall=round(asked.recall(found), 4),
-        p50_ms=round(float(np.percentile(times, 50)), 4),
-        p95_ms=round(float(np.percentile(times, 95)), 4),
-    )
+    p50, p95 = (round(float(each), 4) for each in np.percentile(took.min(axis=0), [50, 95]))
+    return replace(cost, recall=round(asked.recall(found), 4), p50_ms=p50, p95_ms=p95)
 
 
 def exact_latency(vectors: Vectors, queries: NDArray[np.float32], *, rows: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ from llm2clip.indexer.ann.exact_scan_torch import TorchScan
 from llm2clip.indexer.ann.faiss_flat import import_faiss, wheel
 from llm2clip.indexer.ann.gpu_index import GpuIndex
 from llm2clip.indexer.ann.index_file import describe_device, faiss_on_gpu, is_gpu, open_searcher
-from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
+from llm2clip.indexer.ann.index_types import plan_for
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.plan import Budget, Plan
+from llm2clip.indexer.ann.plan import Budget
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.storage.vector_segments import Vectors
 
@@ -145,10 +146,10 @@ def test_describe_device_names_what_searches(vectors):
 
 def test_wheel_names_the_installed_faiss(monkeypatch):
     names = {"faiss-cpu": "1.2.3", "faiss-gpu-cu12": "4.5.6"}
-    monkeypatch.setattr("llm2clip.indexer.ann.faiss_flat._version", names.get)
+    monkeypatch.setattr("llm2clip.indexer.ann.faiss_flat.package_version", names.get)
     assert wheel() == "faiss-cpu 1.2.3 and faiss-gpu-cu12 4.5.6 (they overwrite each other: keep one)"
     for name, can in {"faiss-cpu": "no GPU", "faiss-gpu-cuvs": "GPU"}.items():
-        monkeypatch.setattr("llm2clip.indexer.ann.faiss_flat._version", {name: "1.2.3"}.get)
+        monkeypatch.setattr("llm2clip.indexer.ann.faiss_flat.package_version", {name: "1.2.3"}.get)
         assert wheel() == f"{name} 1.2.3 ({can})"
 
     monkeypatch.setattr("llm2clip.indexer.ann.faiss_flat.find_spec", lambda _: None)
@@ -169,15 +170,8 @@ def test_gpu_index_flat_equals_numpy(name, vectors, rows, queries):
 @pytest.mark.skipif(not faiss_on_gpu(), reason="the installed FAISS has no GPU")
 @pytest.mark.parametrize("name", filters())
 def test_gpu_index_ivf_reaches_the_recall(name, vectors, rows, queries, tmp_path):
-    plan = Plan(
-        kind="ivf-sq8",
-        factory=factory_of("ivf-sq8", rows=ROWS, dim=DIM),
-        parameters={**parameters_of("ivf-sq8", rows=ROWS), "nprobe": 60, "refine": 4},
-        rows=ROWS,
-        dim=DIM,
-        budget=Budget(),
-        predicted=estimate_cost("ivf-sq8", rows=ROWS, dim=DIM),
-    )
+    plan = plan_for("ivf-sq8", rows=ROWS, dim=DIM, budget=Budget())
+    plan = replace(plan, parameters={**plan.parameters, "nprobe": 60, "refine": 4})
     write_ann(tmp_path / "ann", vectors, plan=plan)
     structure = open_searcher(vectors, device="cuda", plan=plan, path=tmp_path / "ann")
     answers = KnnSearcher(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
@@ -192,15 +186,8 @@ def test_gpu_index_ivf_reaches_the_recall(name, vectors, rows, queries, tmp_path
 def test_gpu_index_graph_reaches_the_recall(name, vectors, rows, queries, monkeypatch):
     monkeypatch.setattr(index_file, "GRAPH_ROWS", 1_000)
     covered = ROWS - 500
-    plan = Plan(
-        kind="hnsw-sq8",
-        factory=factory_of("hnsw-sq8", rows=covered, dim=DIM),
-        parameters={**parameters_of("hnsw-sq8", rows=covered), "refine": 4},
-        rows=covered,
-        dim=DIM,
-        budget=Budget(),
-        predicted=estimate_cost("hnsw-sq8", rows=covered, dim=DIM),
-    )
+    plan = plan_for("hnsw-sq8", rows=covered, dim=DIM, budget=Budget())
+    plan = replace(plan, parameters={**plan.parameters, "refine": 4})
     structure = open_searcher(vectors, device="cuda", plan=plan, path=Path("none is read"))
     assert structure is not None
     assert (structure.rows, structure.exact) == (covered, False)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from llm2clip.indexer.ann import nearest_neighbors
-from llm2clip.indexer.ann.index_types import estimate_cost, factory_of, parameters_of
+from llm2clip.indexer.ann.index_types import plan_for
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher, is_scanned, post_filtered
-from llm2clip.indexer.ann.plan import Budget, IndexType, Plan
+from llm2clip.indexer.ann.plan import Budget, IndexType
 from llm2clip.indexer.planner.plan_index import make_ann
 from llm2clip.indexer.storage.vector_segments import Vectors
 
@@ -39,15 +39,7 @@ def queries(vectors: Vectors) -> np.ndarray:
 @pytest.fixture(scope="module", params=["ivf-sq8", "hnsw-sq8", "ivf-rabitq"])
 def ann(request: pytest.FixtureRequest, vectors: Vectors, tmp_path_factory) -> FaissAnnIndex:
     kind: IndexType = request.param
-    plan = Plan(
-        kind=kind,
-        factory=factory_of(kind, rows=ROWS, dim=DIM),
-        parameters=parameters_of(kind, rows=ROWS),
-        rows=ROWS,
-        dim=DIM,
-        budget=Budget(recall=0.95),
-        predicted=estimate_cost(kind, rows=ROWS, dim=DIM),
-    )
+    plan = plan_for(kind, rows=ROWS, dim=DIM, budget=Budget(recall=0.95))
     path: Path = tmp_path_factory.mktemp("ann") / kind
     return FaissAnnIndex.read(path, plan=make_ann(path, vectors, plan=plan))
 

@@ -13,9 +13,7 @@ from llm2clip.indexer import Index, IndexDamagedError, IndexerError
 from llm2clip.indexer.ann.index_types import (
     APPROXIMATE,
     effort_name,
-    estimate_cost,
-    factory_of,
-    parameters_of,
+    plan_for,
     unsupported_reason,
 )
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
@@ -61,15 +59,7 @@ def best(rows: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
 
 
 def plan_of(kind: str, rows: int, dim: int) -> Plan:
-    return Plan(
-        kind=kind,
-        factory=factory_of(kind, rows=rows, dim=dim),
-        parameters=parameters_of(kind, rows=rows),
-        rows=rows,
-        dim=dim,
-        budget=Budget(ram=10**9),
-        predicted=estimate_cost(kind, rows=rows, dim=dim),
-    )
+    return plan_for(kind, rows=rows, dim=dim, budget=Budget(ram=10**9))
 
 
 @pytest.mark.parametrize(
