@@ -57,7 +57,7 @@ class BuildRequest:
     batch_size: int | None
     """Images per forward pass; None to find out."""
     overwrite: bool
-    """Build anew whatever is there."""
+    """Replace the index that is there."""
     as_json: bool
     """Print the report as JSON."""
     every: float | None = None

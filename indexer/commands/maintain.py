@@ -76,7 +76,7 @@ def print_change(report: ChangeReport, *, as_json: bool) -> None:
         kept = f", {report.reused:,} found again by their content" if report.reused else ""
         lines.append(f"{report.embedded:,} embedded{kept}, in {report.seconds:,.1f} s.")
     else:
-        lines.append(f"Nothing has changed, looked for {report.seconds:,.1f} s.")
+        lines.append(f"Nothing has changed; checked in {report.seconds:,.1f} s.")
     if report.bad:
         lines.append(f"{images(report.bad)} could not be read:")
         lines += [f"  {bad.key}: {bad.reason}" for bad in report.bad_images[:SHOWN]]
@@ -122,7 +122,7 @@ def run_reencode(
 ) -> None:
     """Embed the images of an index with another encoder and print how the two agree."""
     source = place_of(old)
-    read_manifest(source)  # an index that is not there is told before anything is loaded
+    read_manifest(source)  # fails before anything is loaded
     place = index or source.with_name(f"{source.name.removesuffix('.index')}-{Path(encoder).name}.index")
     with working(interrupted=_interrupted) as show:
         loaded = load(encoder)

@@ -35,9 +35,8 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> ImageEncode
 
 def place_of(index: Path | None) -> Path:
     """The folder of the index that ``--index`` names, else the environment, else the one built last."""
-    told = os.environ.get(INDEX_VARIABLE)
-    if index is None and told:
-        index = Path(told)
+    if index is None and (named := os.environ.get(INDEX_VARIABLE)):
+        index = Path(named)
     if index is not None:
         return sample_index_path() if str(index) == SAMPLE else index.expanduser().absolute()
     last = current_index()

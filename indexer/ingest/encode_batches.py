@@ -32,14 +32,14 @@ class AdaptiveBatchSize:
     than needed cost memory and, on a CPU, time.
 
     Args:
-        told: the size; None: to be found.
+        size: the fixed size; None: to be found.
         clock: gives seconds.
     """
 
-    def __init__(self, told: int | None = None, *, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.size = told or _FIRST
+    def __init__(self, size: int | None = None, *, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.size = size or _FIRST
         """Images in the next pass."""
-        self.settled = told is not None
+        self.settled = size is not None
         """Whether the size is final."""
         self._clock = clock
         self._times: list[float] = []
@@ -142,7 +142,7 @@ def encode_batch(
     Args:
         outcomes: prepared images, and outcomes that need no encoding.
         encoder: the encoder.
-        size: is told how long it took, and halved if memory is short.
+        size: measures the time; halved if memory is short.
         works: whether the encoder is known to encode images: those that it refuses become outcomes with a reason.
 
     Returns:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder, TextEncoder
 from llm2clip.indexer.core.errors import IndexConflictError
-from llm2clip.indexer.core.results import BuildOptions
+from llm2clip.indexer.core.results import BuildOptions, Report
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.lifecycle.commit import commit
@@ -30,35 +30,29 @@ from llm2clip.indexer.storage.transaction import Transaction, open_for_write
 DEPTH = 10
 """Hits of each query that are compared."""
 QUERIES = 200
-"""Queries of each kind, at most."""
+"""At most so many queries of each kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """How far two indexes of the same images agree."""
+    """Agreement of two indexes of the same images."""
 
     queries: int
-    """How many were asked."""
+    """Number of queries."""
     overlap: float
-    """Mean share of the first ten hits that are among the first ten of the other."""
+    """Mean share of the ten nearest neighbours that both find."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReencodeReport:
-    """What ``reencode_index`` did."""
+class ReencodeReport(Report):
+    """What ``reencode_index`` did; ``path`` is the new index."""
 
     old: str
-    """The index that the images were taken from; it was not changed."""
-    path: str
-    """The new index."""
+    """The index of the images; it was not changed."""
     encoder: str
-    """Its encoder."""
-    items: int
-    """Images in it."""
+    """The new encoder."""
     bad: int
     """Images that could not be read now."""
-    seconds: float
-    """How long it took."""
     images: Overlap
     """Agreement when images of the index are the queries, each without itself."""
     captions: Overlap | None

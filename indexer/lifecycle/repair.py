@@ -16,6 +16,7 @@ import numpy as np
 from llm2clip.common.files import file_sha256
 from llm2clip.indexer.ann.faiss_flat import FaissIndex
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError, IndexerError
+from llm2clip.indexer.core.results import Report
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.storage.index_folder import lock, next_generation
 from llm2clip.indexer.storage.items_reader import ItemsReader, sqlite
@@ -28,19 +29,13 @@ _AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepairReport:
+class RepairReport(Report):
     """What ``repair_index`` found and did."""
 
-    path: str
-    """The index."""
     repaired: tuple[str, ...]
     """What was repaired, one sentence each."""
     lost: int
     """Images whose vectors or items could not be restored: they are no longer in the index."""
-    items: int
-    """Images in the index now."""
-    seconds: float
-    """How long it took."""
 
 
 def repair_index(path: str | os.PathLike[str]) -> RepairReport:

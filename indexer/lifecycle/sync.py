@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
@@ -102,24 +102,17 @@ class SyncResult:
 
     def report(self, folder: Path) -> ChangeReport:
         """The result for users."""
-        return ChangeReport(
-            path=str(folder),
-            changed_anything=self.committed,
-            new=self.new,
-            changed=self.changed,
-            described=self.described,
-            moved=self.moved,
-            removed=self.removed,
-            unchanged=self.unchanged,
-            embedded=self.embedded,
-            reused=self.reused,
-            bad=self.bad,
-            bad_images=tuple(self.bad_images),
-            items=self.manifest.items,
-            tombstones=self.manifest.tombstones,
-            notes=tuple(dict.fromkeys(self.notes)),
-            seconds=time.perf_counter() - self.began,
-        )
+        values: dict[str, Any] = {
+            **vars(self),
+            "path": str(folder),
+            "changed_anything": self.committed,
+            "bad_images": tuple(self.bad_images),
+            "items": self.manifest.items,
+            "tombstones": self.manifest.tombstones,
+            "notes": tuple(dict.fromkeys(self.notes)),
+            "seconds": time.perf_counter() - self.began,
+        }
+        return ChangeReport(**{each.name: values[each.name] for each in fields(ChangeReport)})
 
 
 class _Work(NamedTuple):

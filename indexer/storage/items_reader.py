@@ -290,10 +290,8 @@ class ItemsReader:
 
     def each(self, *, at_once: int = 4096) -> Iterator[list[ItemRow]]:
         """All items by id, in lists."""
-        last = -1
-        while found := self.visible(ITEM, "AND id > ? ORDER BY id LIMIT ?", last, at_once):
-            yield [ItemRow._make(row) for row in found]
-            last = found[-1][0]
+        for rows in self.checked(at_once=at_once):
+            yield [row for row, _ in rows]
 
     def checked(self, *, at_once: int = 4096) -> Iterator[list[tuple[ItemRow, int]]]:
         """All items by id with the checksums that were stored with them, in lists."""

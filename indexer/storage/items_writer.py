@@ -87,9 +87,6 @@ class ItemsWriter:
 
         Returns:
             The sum of the checksums of the items.
-
-        Raises:
-            IndexWriteError: an I/O error occurred (for example a full disk).
         """
         self.begin()
         checksums = [row_checksum(item) for item in items]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -160,16 +159,6 @@ def test_build_index_encodes_only_what_changed(photos, tmp_path, encoder):
     )
 
 
-def test_build_index_takes_a_changed_caption_without_encoding(photos, tmp_path, encoder):
-    build_index(photos, tmp_path / "i", encoder=encoder)
-    (photos / "000.txt").write_text("grey")
-    report = build_index(photos, tmp_path / "i", encoder=encoder)
-    assert (report.embedded, report.kept) == (0, 30)
-    with open_index(tmp_path / "i") as index:
-        assert index.items.get(0).caption == "grey"
-    assert build_index(photos, tmp_path / "i", encoder=encoder).up_to_date
-
-
 def test_build_index_notices_a_removed_sidecar(photos, tmp_path, encoder):
     (photos / "000.json").write_text('{"caption": "said here", "mood": "calm"}')
     (photos / "000.txt").write_text("said there")
@@ -181,17 +170,6 @@ def test_build_index_notices_a_removed_sidecar(photos, tmp_path, encoder):
     assert (report.up_to_date, report.embedded, report.kept) == (False, 0, 30)
     with open_index(tmp_path / "i") as index:
         assert (index.items.get(0).caption, index.items.get(0).metadata) == ("said there", None)
-
-
-def test_index_opened_before_a_build_still_answers(photos, tmp_path, encoder):
-    build_index(photos, tmp_path / "i", encoder=encoder)
-    query = encoder.encode_images([encoded(colour_of(13))])
-    with open_index(tmp_path / "i") as index:
-        (photos / "summer" / "013.png").unlink()
-        build_index(photos, tmp_path / "i", encoder=encoder)
-        assert index.search(query, k=1)[0][0].key == "summer/013.png"
-    with open_index(tmp_path / "i") as index:
-        assert index.search(query, k=1)[0][0].key != "summer/013.png"
 
 
 def test_progress_goes_from_listing_to_writing(photos, tmp_path, encoder):
@@ -288,19 +266,6 @@ def test_build_index_refuses_a_corpus_without_images(tmp_path, encoder, content)
     with pytest.raises(CorpusError, match="no images in the 1 shards of "):
         build_index(tmp_path / "0.tar", tmp_path / "i", encoder=encoder)
     assert not (tmp_path / "i").exists()
-
-
-def test_build_index_refuses_an_emptied_corpus(photos, tmp_path, encoder):
-    """As when a disk is not mounted."""
-    build_index(photos, tmp_path / "i", encoder=encoder)
-    shutil.rmtree(photos)
-    photos.mkdir()
-    with pytest.raises(CorpusError, match=r"no images in .*: the folder is empty"):
-        build_index(photos, tmp_path / "i", encoder=encoder)
-    with open_index(tmp_path / "i") as index:
-        assert (len(index), index.verify().ok) == (30, True)
-        with pytest.raises(FileNotFoundError):
-            index.read_image(0)
 
 
 def test_build_index_names_a_faulty_encoder(photos, tmp_path):

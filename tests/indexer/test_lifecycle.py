@@ -88,14 +88,21 @@ def test_update_index_counts_each_kind_of_change(index, photos, tmp_path):
     assert not update_index(index, encoder=never).changed_anything
 
 
-def test_update_index_refuses_an_emptied_corpus(index, photos):
+def test_emptied_corpus_is_refused(index, photos):
+    """As when a disk is not mounted."""
     shutil.rmtree(photos)
     with pytest.raises(CorpusError, match="no such folder"):
         update_index(index, encoder=never)
     photos.mkdir()
-    with pytest.raises(CorpusError, match="the folder is empty"):
-        update_index(index, encoder=never)
+    for change in (
+        lambda: update_index(index, encoder=never),
+        lambda: build_index(photos, index, encoder=FakeEncoder()),
+    ):
+        with pytest.raises(CorpusError, match=r"no images in .*: the folder is empty"):
+            change()
     assert len(keys_of(index)) == 30
+    with open_index(index) as opened, pytest.raises(FileNotFoundError):
+        opened.read_image(0)
 
 
 def test_update_index_refuses_another_encoder(index, photos):
@@ -280,6 +287,8 @@ def test_index_opened_before_changes_answers_as_before(index, photos):
         (photos / "new.png").write_bytes(encoded((1, 2, 3)))
         (photos / "003.txt").write_text("a caption")
         update_index(index, encoder=FakeEncoder())
+        (photos / "006.png").unlink()
+        build_index(photos, index, encoder=FakeEncoder())
         remove_images(index, Selection(matching="summer/*"))
         assert old.search(queries, k=40) == expected
         assert old.search(queries, k=40, where="key LIKE 'summer/%'")[0] != []
