@@ -7,8 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity, Runtime
@@ -25,8 +24,6 @@ Preprocessing = Literal["native", "reference"]
 _STORED: dict[str, Parity] = {"native": "native", "reference": "upstream", "upstream": "upstream"}
 """Value of ``preprocessing`` -> the word that configurations and index manifests store; the last is an old spelling."""
 _DTYPES = ("float32", "float16", "bfloat16")
-_BFLOAT16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
-"""Flags of processors that multiply bfloat16: Intel, AMD, ARM."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,25 +87,6 @@ def pick_dtype(name: str, *, device: torch.device, stored: str) -> torch.dtype:
         raise ValueError(f"unknown dtype {name!r}, expected 'auto' or one of {', '.join(_DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype
-
-
-@cache
-def quick_dtype(*, processor: Path = Path("/proc/cpuinfo")) -> str | None:
-    """The dtype in which the processor of this machine multiplies much faster than in float32; ``None`` if none is.
-
-    Where a processor does not multiply bfloat16 itself, it is many times slower than float32. Where there is CUDA,
-    models do not run on the processor.
-    """
-    import torch
-
-    if torch.cuda.is_available():
-        return None
-    try:
-        lines = processor.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    return "bfloat16" if _BFLOAT16_FLAGS & set(flags.split()) else None
 
 
 class Tower:

@@ -20,15 +20,6 @@ GRAPH_ROWS = 4_000_000
 """Rows from which on a CAGRA graph is built on a GPU: of fewer, an exact scan takes a few milliseconds."""
 
 
-def ready(plan: Mapping[str, Any]) -> None:
-    """Make sure that an ANN index can be written, before hours of encoding.
-
-    Raises:
-        FaissNotInstalledError: FAISS is not installed.
-    """
-    import_faiss()
-
-
 def read_ann(
     path: Path, *, vectors: Vectors, rows: int, plan: Mapping[str, Any], device: str = "cpu"
 ) -> Candidates | None:

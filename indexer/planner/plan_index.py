@@ -23,7 +23,6 @@ from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex, sample_of
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, IndexType, Plan
 from llm2clip.indexer.planner.tune import exact_latency, measure, sample_queries, tune
-from llm2clip.indexer.storage.manifest import KIND
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 TRIAL_ROWS = 20_000
@@ -48,8 +47,6 @@ class BudgetPlanner:
     """Is called with each line about the plan and what was measured."""
     device: str = "auto"
     """Where ANN indexes are trained if FAISS has a GPU: ``auto``, ``cuda``, ``cuda:1``; or ``cpu``."""
-    untried_rows: int = 0
-    """Up to so many vectors, exact search is chosen without a trial."""
 
     def __call__(self, path: Path, vectors: Vectors) -> Mapping[str, Any]:
         """Write the ANN index to ``path`` and return its plan as JSON.
@@ -59,9 +56,6 @@ class BudgetPlanner:
             FaissNotInstalledError: FAISS is not installed.
             OSError: an I/O error occurred (for example a full disk).
         """
-        if len(vectors) <= self.untried_rows:
-            write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
-            return {"kind": KIND}
         queries = self.queries()
         plan = plan_index(vectors, budget=self.budget, queries=queries, device=self.device)
         if plan.exact:
