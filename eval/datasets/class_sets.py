@@ -34,7 +34,6 @@ class ClassProtocol:
     templates: int | None
     """Number of templates; ``None``: any, and the result has their hash."""
     files: str
-    """What is needed and from whom."""
     classes: int = 1000
     images: int = 50_000
 

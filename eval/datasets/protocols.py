@@ -35,9 +35,7 @@ class Source:
     """Where files come from, and on what terms."""
 
     publisher: str
-    """Who gives them out."""
     get: str
-    """What to ask for, and how."""
     licence: str
     """On what terms, as far as known."""
     archives: Mapping[str, str] = field(default_factory=dict)
@@ -71,7 +69,6 @@ class Protocol:
     id: str
     """Its name in results, also in the published table."""
     title: str
-    """Its name in words."""
     loader: str
     """Which reader understands its files."""
     needs: Mapping[str, Need]

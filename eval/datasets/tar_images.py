@@ -31,13 +31,10 @@ class TarImage:
     """One image inside a tar file, read when asked for."""
 
     tar: Path
-    """The tar file."""
     key: str
-    """Name of the member."""
     offset: int
     """First byte of the image in the tar file."""
     size: int
-    """Bytes of the image."""
     caption: str | None = None
     """The one that came with it."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
@@ -80,7 +77,6 @@ class CaptionedImages:
     images: Sequence[TarImage | ImageSource]
     """Images, opened one batch at a time."""
     texts: Sequence[str]
-    """Captions."""
     positives: PositivesLike
     """Which image belongs to which text; forms as in :func:`llm2clip.eval.retrieval_metrics`."""
 

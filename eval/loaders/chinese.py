@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines
-from llm2clip.eval.loaders.english import comma_lines, grouped
+from llm2clip.eval.loaders.english import comma_lines, grouped, numbered_lines
 from llm2clip.eval.loaders.protocol_files import Layout, base64_images, image
 
 _TAGGED = re.compile(r"(?P<word>.*):[A-Za-z]{1,5}\d?")
@@ -16,11 +15,7 @@ _NUMBERED = re.compile(r"(?P<image>[^#\s]+)#(?:\w+#)?(?P<number>\d+)\s+(?P<text>
 
 
 def tsv(layout: Layout) -> UncheckedSet:
-    """``*_texts.jsonl`` and ``*_imgs.tsv``: a text may have several images, all images are the gallery.
-
-    Raises:
-        DatasetError: If a line has another form, ids repeat, or the answers are not given out.
-    """
+    """``*_texts.jsonl`` and ``*_imgs.tsv``: a text may have several images, all images are the gallery."""
     path, draft = layout.path("captions"), layout.draft
     draft.own_ids = True
     found = base64_images(layout.images())
@@ -50,9 +45,6 @@ def flickr30k_cn(layout: Layout) -> UncheckedSet:
     """Chinese-CLIP's packaging, or a text file with or without part-of-speech tags, which are removed.
 
     The authors' file (``seg.``) has lines ``1009692167#zhm#1 word:tag ...``, the others ``1009692167.jpg,text``.
-
-    Raises:
-        DatasetError: As ``tsv``; also if only some words of a caption are tagged.
     """
     path = layout.path("captions")
     if path.suffix == ".jsonl":
@@ -60,7 +52,7 @@ def flickr30k_cn(layout: Layout) -> UncheckedSet:
     folder, draft = layout.images(), layout.draft
     stripped = 0
     if path.name.startswith("seg."):
-        found = [(f"{name}.jpg", text) for name, text in _numbered(path)]
+        found = [(f"{name}.jpg", text) for name, text in numbered_lines(path, _NUMBERED, "image#0 caption")]
     else:
         found = comma_lines(layout, path)
     for name, texts in grouped(found):
@@ -75,11 +67,7 @@ def flickr30k_cn(layout: Layout) -> UncheckedSet:
 
 
 def coco_cn(layout: Layout) -> UncheckedSet:
-    """Chinese-CLIP's packaging, or ``imageid.*-caption.txt`` with the list of the test images.
-
-    Raises:
-        DatasetError: As ``tsv``; also if a line of the text has another form.
-    """
+    """Chinese-CLIP's packaging, or ``imageid.*-caption.txt`` with the list of the test images."""
     path = layout.path("captions")
     if path.suffix == ".jsonl":
         return tsv(layout)
@@ -87,35 +75,14 @@ def coco_cn(layout: Layout) -> UncheckedSet:
     split = layout.path("split")
     for name in filter(None, (line.strip() for line in read_lines(split))):
         draft.image(name, image(folder, f"{name}.jpg", key=name), where=str(split))
-    for name, text in _numbered(path):
+    for name, text in numbered_lines(path, _NUMBERED, "image#0 caption"):
         if name in draft.images:
             draft.caption(text, name, where=f"{path}, image {name}")
     return draft
 
 
-def _numbered(path: Path) -> list[tuple[str, str]]:
-    """Image and text of each line ``image#zhm#0 text`` or ``image#0<TAB>text``."""
-    found = []
-    seen = set()
-    for number, line in enumerate(read_lines(path), start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        if not (match := _NUMBERED.fullmatch(line)):
-            raise DatasetError(f"{where}: got {line[:40]!r}, expected 'image#0 caption'")
-        if (own := (match["image"], match["number"])) in seen:
-            raise DatasetError(f"{where}: {own[0]}#{own[1]} is there twice, expected each once")
-        seen.add(own)
-        found.append((match["image"], match["text"]))
-    return found
-
-
 def untagged(text: str, *, where: str) -> str:
-    """The sentence of ``word:tag word:tag ...``; a text without tags comes back as it is.
-
-    Raises:
-        DatasetError: If most words are tagged, but not all.
-    """
+    """The sentence of ``word:tag word:tag ...``; a text without tags comes back as it is."""
     words = text.split()
     matches = [match for word in words if (match := _TAGGED.fullmatch(word))]
     if not matches or 2 * len(matches) < len(words):

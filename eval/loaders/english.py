@@ -16,11 +16,7 @@ _NUMBERED = re.compile(r"(?P<image>[^#\t]+)#(?P<number>\d+)\t(?P<text>.*)", re.D
 
 
 def karpathy(layout: Layout) -> UncheckedSet:
-    """Karpathy's test split in any of its forms: CLIP_benchmark's text or COCO schema, BLIP's list, Karpathy's own.
-
-    Raises:
-        DatasetError: If the file is in none of them, or holds no test split.
-    """
+    """Karpathy's test split in any of its forms: CLIP_benchmark's text or COCO schema, BLIP's list, Karpathy's own."""
     path = layout.path("captions")
     if path.suffix == ".txt":
         found = grouped(comma_lines(layout, path))
@@ -41,39 +37,34 @@ def karpathy(layout: Layout) -> UncheckedSet:
 
 
 def coco(layout: Layout) -> UncheckedSet:
-    """COCO's own annotations: ``images`` and ``annotations``.
-
-    Raises:
-        DatasetError: If the file has another form.
-    """
+    """COCO's own annotations: ``images`` and ``annotations``."""
     path = layout.path("captions")
     content = take(read_json(path), dict, where=str(path))
     return _fill(layout, _coco_schema(content, path), where=str(path))
 
 
 def token(layout: Layout) -> UncheckedSet:
-    """Numbered captions, ``1000092795.jpg#0<TAB>text`` a line; ``.jpg`` may be absent, as in Flickr30k-CNA.
-
-    Raises:
-        DatasetError: If a line has another form, or a number of an image occurs twice.
-    """
+    """Numbered captions, ``1000092795.jpg#0<TAB>text`` a line; ``.jpg`` may be absent, as in Flickr30k-CNA."""
     path = layout.path("captions")
-    captions: dict[str, dict[str, str]] = {}
+    found = numbered_lines(path, _NUMBERED, "image#number<TAB>caption")
+    named = ((name if name.endswith(".jpg") else f"{name}.jpg", text) for name, text in found)
+    return _fill(layout, grouped(named), where=str(path))
+
+
+def numbered_lines(path: Path, pattern: re.Pattern[str], form: str) -> list[tuple[str, str]]:
+    """Image and text of each line that the pattern splits into ``image``, ``number`` and ``text``."""
+    found, seen = [], set()
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
-        if not (match := _NUMBERED.fullmatch(line)):
-            raise DatasetError(
-                f"{path}, line {number}: got {line[:40]!r}, expected 'image#number<TAB>caption'"
-            )
-        name = match["image"] if match["image"].endswith(".jpg") else f"{match['image']}.jpg"
-        own = captions.setdefault(name, {})
-        if match["number"] in own:
-            raise DatasetError(
-                f"{path}, line {number}: {name}#{match['number']} is there twice, expected each once"
-            )
-        own[match["number"]] = match["text"]
-    return _fill(layout, ((name, list(own.values())) for name, own in captions.items()), where=str(path))
+        where = f"{path}, line {number}"
+        if not (match := pattern.fullmatch(line)):
+            raise DatasetError(f"{where}: got {line[:40]!r}, expected '{form}'")
+        if (own := (match["image"].removesuffix(".jpg"), match["number"])) in seen:
+            raise DatasetError(f"{where}: {match['image']}#{own[1]} is there twice, expected each once")
+        seen.add(own)
+        found.append((match["image"], match["text"]))
+    return found
 
 
 def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
@@ -81,9 +72,6 @@ def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
 
     Captions with a comma stand in quotation marks, as comma-separated files have them; these are removed, and the
     draft says of how many.
-
-    Raises:
-        DatasetError: If another line than the first has no ``.jpg,``.
     """
     found = []
     quoted = 0

@@ -14,11 +14,7 @@ _SENTENCES = re.compile(r"\n|</s>|\.")
 
 
 def sharegpt4v(layout: Layout) -> UncheckedSet:
-    """The first records: image and the answer of its conversation, line breaks replaced by spaces.
-
-    Raises:
-        DatasetError: If a record has another form, or is no image of SA-1B (another order of the file).
-    """
+    """The first records: image and the answer of its conversation, line breaks replaced by spaces."""
     folder, draft = layout.images(), layout.draft
     assert layout.protocol.first is not None
     for where, record in json_list(layout.path("captions"), first=layout.protocol.first):
@@ -37,11 +33,7 @@ def sharegpt4v(layout: Layout) -> UncheckedSet:
 
 
 def urban1k(layout: Layout) -> UncheckedSet:
-    """``1.txt`` belongs to ``1.jpg``; of each text the first line.
-
-    Raises:
-        DatasetError: If a caption file is not UTF-8.
-    """
+    """``1.txt`` belongs to ``1.jpg``; of each text the first line."""
     captions, images, draft = layout.path("captions"), layout.images(), layout.draft
     numbers = {int(path.stem) for path in captions.glob("*.txt") if path.stem.isdecimal()}
     numbers |= {int(path.stem) for path in images.glob("*.jpg") if path.stem.isdecimal()}
@@ -63,11 +55,7 @@ def urban1k(layout: Layout) -> UncheckedSet:
 
 
 def docci(layout: Layout) -> UncheckedSet:
-    """The lines of split ``test``; the other splits are passed over.
-
-    Raises:
-        DatasetError: If a line has another form, or none is of this split.
-    """
+    """The lines of split ``test``; the other splits are passed over."""
     path, folder, draft = layout.path("captions"), layout.images(), layout.draft
     splits = set()
     for where, record in json_lines(path):
@@ -82,11 +70,7 @@ def docci(layout: Layout) -> UncheckedSet:
 
 
 def dci(layout: Layout) -> UncheckedSet:
-    """All images that ``splits.json`` lists, each with its short and extra caption.
-
-    Raises:
-        DatasetError: If an annotation file is missing or has another form.
-    """
+    """All images that ``splits.json`` lists, each with its short and extra caption."""
     splits_path, annotations = layout.path("splits"), layout.path("captions")
     splits = take(read_json(splits_path), dict, where=str(splits_path))
     folder, draft = layout.images(), layout.draft

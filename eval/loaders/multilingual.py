@@ -14,11 +14,7 @@ from llm2clip.indexer.records.files import ending, image_endings
 
 
 def xm3600(layout: Layout) -> UncheckedSet:
-    """``captions.jsonl``: of each image the captions of one language, all or the first.
-
-    Raises:
-        DatasetError: If a line has another form, or all languages together have too many captions.
-    """
+    """``captions.jsonl``: of each image the captions of one language, all or the first."""
     path, folder, draft = layout.path("captions"), layout.images(), layout.draft
     assert layout.language is not None
     total = 0
@@ -41,11 +37,7 @@ def xm3600(layout: Layout) -> UncheckedSet:
 
 
 def aligned(layout: Layout) -> UncheckedSet:
-    """Line i of each caption file belongs to line i of the file of names.
-
-    Raises:
-        DatasetError: If the files have unlike numbers of lines: which belong together would be a guess.
-    """
+    """Line i of each caption file belongs to line i of the file of names."""
     names_path = layout.path("names")
     names = [line.strip() for line in read_lines(names_path)]
     folder, draft = layout.images(), layout.draft
@@ -66,11 +58,7 @@ def aligned(layout: Layout) -> UncheckedSet:
 
 
 def xflickrco(layout: Layout) -> UncheckedSet:
-    """One sentence an image, of Flickr30k or of COCO.
-
-    Raises:
-        DatasetError: If a line has another form.
-    """
+    """One sentence an image, of Flickr30k or of COCO."""
     draft = layout.draft
     flickr, coco = layout.images(), layout.path("coco")
     for where, record in json_lines(layout.path("captions")):
@@ -86,9 +74,6 @@ def wit(layout: Layout) -> UncheckedSet:
     """Rows of one ``image_url`` are one image with several captions.
 
     An image is found by the ``wit_ix`` of any of its rows or by the name in its address, with any ending.
-
-    Raises:
-        DatasetError: If a row has another form or is of another language, or one file fits two addresses.
     """
     path, draft = layout.path("captions"), layout.draft
     rows: dict[str, list[tuple[str, str, str]]] = {}

@@ -30,7 +30,6 @@ class Hubness:
     top_share: float
     """Share of all answers that fall on the hundredth of the items (at least one) returned most often."""
     k: int
-    """Length of the lists."""
 
 
 class Correction(Enum):

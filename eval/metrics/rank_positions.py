@@ -39,7 +39,6 @@ class Positives:
     column: NDArray[np.int64]
     """Shape: (pairs,): answer of each pair."""
     rows: int
-    """Queries."""
     columns: int
     """Answers in the gallery."""
 
@@ -128,7 +127,6 @@ class RankPositions:
     queries: int
     """Queries, those without a right answer included."""
     gallery: int
-    """Answers to choose from."""
 
     def first(self) -> Indices:
         """Row at which each query's pairs begin. Shape: (queries + 1,)."""

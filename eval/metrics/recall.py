@@ -70,7 +70,6 @@ class BestRank:
     right: Indices
     """Right answers in the gallery."""
     gallery: int
-    """Answers to choose from."""
 
     @classmethod
     def of(cls, where: RankPositions) -> BestRank:
@@ -188,7 +187,6 @@ class DirectionMetrics:
     """One direction of retrieval."""
 
     recall: dict[int, Recall]
-    """Recall by k."""
     median_rank: float
     """Median rank of the best right answer, ties against us; infinity if most queries have none."""
     queries: int
@@ -196,7 +194,6 @@ class DirectionMetrics:
     unmatched: int
     """Queries without a right answer, left out or counted as misses as the caller chose."""
     gallery: int
-    """Answers to choose from."""
     map_at_r: TieBounds | None = None
     """Mean of :func:`average_precision_at_r`; ``None`` where only best answers were counted."""
 

@@ -52,7 +52,6 @@ class Gallery:
     style: str
     """Who drew it, such as ``noto``."""
     images: tuple[TarImage, ...]
-    """The images."""
     emoji: tuple[str, ...]
     """The character of each image, without variation selectors."""
 

@@ -24,7 +24,6 @@ class Difference:
     """Two encoders on one set, in one direction, at R@1."""
 
     dataset: str
-    """The set."""
     direction: Direction
     """Who asks."""
     first: float
@@ -47,9 +46,7 @@ class Compared:
     """All that two encoders can be compared on."""
 
     first: str
-    """The one."""
     second: str
-    """The other."""
     lines: tuple[Difference, ...]
     """One for each set and direction that both were measured on."""
     passed_over: tuple[str, ...]

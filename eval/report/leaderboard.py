@@ -42,11 +42,9 @@ class Cell:
     """One recall in percent."""
 
     value: float
-    """The number."""
     low: float | None = None
     """Lower end of the 95 % interval; none for printed numbers, which come without."""
     high: float | None = None
-    """Upper end of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +52,7 @@ class Row:
     """One line of a table: an encoder that was measured, or one that somebody printed numbers of."""
 
     label: str
-    """What to call it."""
     cells: dict[Measure, Cell]
-    """Its numbers."""
     result: Result | None = None
     """Where they come from, if they are ours."""
     source: str = ""
@@ -85,7 +81,6 @@ class Table:
     dataset: str
     """Protocol, and language where there are several."""
     title: str
-    """In words."""
     ours: tuple[Row, ...]
     """Measured here, best first."""
     published: tuple[Row, ...]

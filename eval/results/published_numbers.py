@@ -40,7 +40,6 @@ class Published:
     value: float
     """Percent, as printed."""
     source: str
-    """Where it is printed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +49,7 @@ class Flag:
     status: Status
     """``wrong``: no target; ``unclear``: believed only for want of better; empty: nothing."""
     reason: str = ""
-    """In English."""
     reason_zh: str = ""
-    """In Chinese."""
 
 
 NO_MARK = Flag(status="")
@@ -67,7 +64,6 @@ class Tolerance:
     information: bool
     """Whether nothing is concluded from it."""
     why: str
-    """Why so wide."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +72,6 @@ class Comparison:
 
     row: Published
     ours: float
-    """Percent."""
     band: Tolerance
     mark: Flag
 

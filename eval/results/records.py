@@ -111,7 +111,6 @@ class Share:
     label: str
     """Which: a range of tokens (``17-32``), or a number of words (``20 words``)."""
     tokens: float
-    """Mean tokens that were read."""
     queries: int
     value: float
     """Share answered."""
@@ -157,7 +156,6 @@ class IndexRecall:
     images: int
     """Images in the index, those of other sets included."""
     at: tuple[RecallLoss, ...]
-    """By k."""
     milliseconds: float
     """Per query, wall clock, searched in batches."""
     where: str = ""
@@ -213,7 +211,6 @@ class EncoderRecord:
     """How an image becomes pixels."""
     parameters: int
     languages: tuple[str, ...]
-    """Languages it was trained on."""
     licence: str
     dtype: str
     """Dtype in which images are encoded."""
@@ -233,7 +230,6 @@ class CostRecord:
     images_encoded: int
     """Images that went through the encoder."""
     texts_encoded: int
-    """Texts that did."""
     images_per_second: float | None
     """From files to vectors; none if fewer than 64 were encoded."""
     texts_per_second: float | None
@@ -260,9 +256,7 @@ class Result:
     machine: str
     """Processor and system, in words."""
     seed: int
-    """Of the bootstrap."""
     resamples: int
-    """Of the bootstrap."""
     lengths: Lengths | None = None
     """What the length of a text does."""
     cost: CostRecord | None = None

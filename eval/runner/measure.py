@@ -45,11 +45,9 @@ class MeasureOptions:
     """How to count."""
 
     ks: tuple[int, ...] = (1, 5, 10)
-    """Lengths of answer lists."""
     hubs: bool = True
     """Measure hubness and recall after corrections: ten more passes over the scores."""
     resampling: Resampling = field(default_factory=Resampling)
-    """How intervals are drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +55,7 @@ class Vectors:
     """Both sides of a set, encoded."""
 
     images: Encoded
-    """The images."""
     texts: Encoded
-    """The captions."""
 
     @property
     def embeddings(self) -> Embeddings:

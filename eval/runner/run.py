@@ -73,7 +73,6 @@ class RunOptions:
     out: Path
     """Folder of results, one JSON file per encoder and data set."""
     cache: Path
-    """Folder of vectors."""
     indexes: tuple[Path, ...] = ()
     """Indexes over the images. Of several encoders each takes those that it made."""
     where: str | None = None

@@ -1,7 +1,4 @@
-"""Zero-shot classification: an image belongs to the class whose name, put into templates, it is closest to.
-
-The same arithmetic as retrieval: images ask, classes are the gallery, one answer is right.
-"""
+"""Zero-shot classification and caption-to-caption retrieval: retrieval with classes or captions as the gallery."""
 
 from __future__ import annotations
 
@@ -12,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores
-from llm2clip.eval.metrics.recall import TieBounds, Ties, best_rank
+from llm2clip.eval.metrics.rank_positions import rank_positions
+from llm2clip.eval.metrics.recall import BestRank, TieBounds, Ties, best_rank
 from llm2clip.eval.runner.evaluate import TextEncoder
 from llm2clip.eval.stats.bootstrap import Interval, Resampling, bootstrap_intervals
 
@@ -32,9 +30,7 @@ class Classification:
     per_class: float
     """Mean over classes of the share that is right: the number to compare where classes are of unequal size."""
     classes: int
-    """To choose from."""
     images: int
-    """Asked."""
     worst: tuple[tuple[int, float], ...]
     """(class, share right) of the ten classes that do worst."""
 
@@ -45,7 +41,7 @@ def class_vectors(
     """One vector per class: the mean over templates of unit vectors, scaled to unit norm.
 
     Args:
-        encoder: What reads.
+        encoder: Encodes the texts.
         names: One per class.
         templates: Texts with one ``{}``.
 
@@ -53,7 +49,7 @@ def class_vectors(
         Shape: (classes, dim), float32, unit rows.
 
     Raises:
-        ValueError: If there is no name or no template, or a class's vectors cancel out.
+        ValueError: There is no name or no template, or a class's vectors cancel out.
     """
     if not names or not templates:
         raise ValueError(
@@ -78,11 +74,7 @@ def class_vectors(
 
 
 def classify(
-    images: Scores,
-    *,
-    classes: Scores,
-    labels: NDArray[np.int64],
-    resampling: Resampling | None = None,
+    images: Scores, *, classes: Scores, labels: NDArray[np.int64], resampling: Resampling | None = None
 ) -> Classification:
     """Count images by the rank of their class.
 
@@ -102,7 +94,7 @@ def classify(
     right = np.bincount(labels, weights=hits[0], minlength=len(classes))
     asked = np.flatnonzero(counts)
     share = right[asked] / counts[asked]
-    lowest = np.argsort(share, kind="stable")[:10]
+    lowest = np.argsort(share, kind="stable")[:10].tolist()
     return Classification(
         top1=top1,
         top5=top5,
@@ -112,3 +104,77 @@ def classify(
         images=len(labels),
         worst=tuple((int(asked[number]), float(share[number])) for number in lowest),
     )
+
+
+class TooFewCaptionsError(ValueError):
+    """Fewer than two images have two captions."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionRetrieval:
+    """Share of captions whose partner comes first, ties against us."""
+
+    first_to_second: Interval
+    """First captions are queries. Published values say neither which direction they are, nor how ties count."""
+    second_to_first: Interval
+    """Second captions are queries."""
+    mean: Interval
+    """Mean of both; images are drawn, so both questions about one go together."""
+    images: int
+    """Images with at least two captions."""
+    left_out: int
+    """Images with fewer."""
+
+
+def caption_retrieval(
+    encoder: TextEncoder,
+    captions: Sequence[str],
+    *,
+    caption_images: Sequence[int],
+    resampling: Resampling | None = None,
+) -> CaptionRetrieval:
+    """Caption-to-caption retrieval accuracy, by which LLM2CLIP chose its language models.
+
+    The first two captions of each image, verbatim: each first one is searched among all second ones and vice versa.
+
+    Args:
+        encoder: Encodes the captions.
+        captions: In the order of the set, which decides what the first two of an image are.
+        caption_images: The image of each caption.
+        resampling: Draws, seed and confidence.
+
+    Raises:
+        ValueError: There are not as many images as captions.
+        TooFewCaptionsError: Fewer than two images have two captions.
+    """
+    first, second, left_out = caption_pairs(captions, caption_images)
+    if len(first) < 2:
+        raise TooFewCaptionsError(
+            f"got {len(first)} images with two captions, expected at least two. A set with one caption per image "
+            "has no caption-to-caption retrieval."
+        )
+    pair = Embeddings(texts=encoder.encode_texts(first), images=encoder.encode_texts(second))
+    rows, columns = rank_positions(pair, positives=np.arange(len(first)), best_only=True)
+    assert columns is not None
+    hits = [BestRank.of(direction).hits(1) for direction in (rows, columns)]
+    found = bootstrap_intervals(np.stack([*hits, (hits[0] + hits[1]) / 2]), resampling=resampling)
+    return CaptionRetrieval(
+        first_to_second=found[0],
+        second_to_first=found[1],
+        mean=found[2],
+        images=len(first),
+        left_out=left_out,
+    )
+
+
+def caption_pairs(captions: Sequence[str], caption_images: Sequence[int]) -> tuple[list[str], list[str], int]:
+    """(first captions, second captions, images that have but one), images in order of appearance."""
+    if len(captions) != len(caption_images):
+        raise ValueError(
+            f"got {len(caption_images)} images for {len(captions)} captions, expected one for each"
+        )
+    by_image: dict[int, list[str]] = {}
+    for caption, image in zip(captions, caption_images, strict=True):
+        by_image.setdefault(int(image), []).append(caption)
+    pairs = [own for own in by_image.values() if len(own) > 1]
+    return [own[0] for own in pairs], [own[1] for own in pairs], len(by_image) - len(pairs)

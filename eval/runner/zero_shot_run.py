@@ -12,9 +12,15 @@ from typing import TYPE_CHECKING, Any
 from llm2clip.eval.datasets.class_sets import ClassSet, same_names
 from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
 from llm2clip.eval.results.encoder_record import code_version, describe, libraries, machine, store_key
-from llm2clip.eval.runner.caption_retrieval import CaptionRetrieval, TooFewCaptionsError, caption_retrieval
 from llm2clip.eval.runner.embedding_cache import CachedTexts, EmbeddingCache, encode_images
-from llm2clip.eval.runner.zero_shot import Classification, class_vectors, classify
+from llm2clip.eval.runner.zero_shot import (
+    CaptionRetrieval,
+    Classification,
+    TooFewCaptionsError,
+    caption_retrieval,
+    class_vectors,
+    classify,
+)
 from llm2clip.eval.stats.bootstrap import Resampling
 
 if TYPE_CHECKING:
@@ -29,7 +35,6 @@ class ClassTask:
     protocol: str
     """Declared id, ``ID+partial``, or a name of one's own."""
     images: ClassSet
-    """Images by class."""
     names: Sequence[str]
     """One per class."""
     templates: Sequence[str]

@@ -23,7 +23,6 @@ class Resampling:
     """How often to draw, and from which seed."""
 
     times: int = 10_000
-    """Draws."""
     seed: int = 0
     confidence: float = 0.95
 

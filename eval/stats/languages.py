@@ -20,7 +20,6 @@ class LanguageSummary:
     low: float
     """Lower end of its interval: images are drawn once for all languages."""
     high: float
-    """Upper end."""
     spread: float
     """Standard deviation between languages."""
     worst: float

@@ -28,7 +28,6 @@ class PairedTest:
     low: float
     """Lower end of its interval, images drawn with all their queries."""
     high: float
-    """Upper end of it."""
     p_value: float
     """Chance of a difference at least as large if for every image the two results were exchangeable; two-sided."""
     effect: float
@@ -135,9 +134,7 @@ class AgainstBest:
     """One encoder of a table beside the best one."""
 
     name: str
-    """Which encoder."""
     value: float
-    """Its mean."""
     behind: PairedTest | None
     """Best minus this one; ``None`` for the best itself."""
     p_value: float

@@ -17,8 +17,7 @@ from llm2clip.eval.datasets.class_sets import (
     same_names,
 )
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.runner.caption_retrieval import caption_pairs, caption_retrieval
-from llm2clip.eval.runner.zero_shot import class_vectors, classify
+from llm2clip.eval.runner.zero_shot import caption_pairs, caption_retrieval, class_vectors, classify
 from llm2clip.eval.stats.bootstrap import Resampling
 
 FEW = Resampling(times=200)
