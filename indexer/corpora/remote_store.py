@@ -103,57 +103,36 @@ def local_copy(url: str, *, fetch: bool = False) -> Path | None:
     store, path = store_of(url)
     if "file" in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,)):
         return Path(path)
-    file = _place(url, path)
-    if fetch and not _current(store, path, url):
-        _fetch(store, path, url)
+    folder = data_home() / "fetched" / hashlib.sha256(url.encode()).hexdigest()[:16]
+    file = folder / (path.rstrip("/").rpartition("/")[2] or "file")
+    if fetch:
+        with wrap_store_errors(url):
+            _refresh(file, store, path, url)
     return file if file.is_file() else None
 
 
-def _place(url: str, path: str) -> Path:
-    folder = data_home() / "fetched" / hashlib.sha256(url.encode()).hexdigest()[:16]
-    return folder / (path.rstrip("/").rpartition("/")[2] or "file")
-
-
-def _about(url: str, info: Mapping[str, Any]) -> dict[str, str]:
-    return {"url": url, **{mark: str(info[mark]) for mark in _MARKS if mark in info}}
-
-
-def _current(store: Any, path: str, url: str) -> bool:  # noqa: ANN401
-    """Whether the local copy is what the store has now."""
-    file = _place(url, path)
-    with wrap_store_errors(url):
-        info = store.info(path)
-    try:
-        return file.is_file() and json.loads((file.parent / _NOTE).read_text("utf-8")) == _about(url, info)
-    except (OSError, ValueError):
-        return False
-
-
-def _fetch(store: Any, path: str, url: str) -> None:  # noqa: ANN401
-    file = _place(url, path)
-    folder, note = file.parent, file.parent / _NOTE
-    with wrap_store_errors(url):
-        info = store.info(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        _require_room(folder, url, info.get("size") or 0)
-        tell = on_fetch.get()
-        if tell is not None:
-            tell(f"fetching {url} ({(info.get('size') or 0) / 2**20:,.1f} MB)")
-        with atomic_path(file) as draft:
-            store.get_file(path, str(draft))
-            changed = mtime_ns_of(info)
-            os.utime(draft, ns=(changed, changed))
-            note.unlink(missing_ok=True)
-        note.write_text(json.dumps(_about(url, info), ensure_ascii=False), "utf-8")
-
-
-def _require_room(folder: Path, url: str, size: int) -> None:
-    free = shutil.disk_usage(folder).free
+def _refresh(file: Path, store: Any, path: str, url: str) -> None:  # noqa: ANN401
+    """Download a file unless the local copy is what the store has now."""
+    info, note = store.info(path), file.parent / _NOTE
+    about = {"url": url, **{mark: str(info[mark]) for mark in _MARKS if mark in info}}
+    with suppress(OSError, ValueError):
+        if file.is_file() and json.loads(note.read_text("utf-8")) == about:
+            return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    size, free = info.get("size") or 0, shutil.disk_usage(file.parent).free
     if size > free:
         raise CorpusError(
-            f"{url} has {size / 2**20:,.0f} MB, {folder} has room for {free / 2**20:,.0f}: make room, or set "
+            f"{url} has {size / 2**20:,.0f} MB, {file.parent} has room for {free / 2**20:,.0f}: make room, or set "
             "LLM2CLIP_HOME"
         )
+    if (tell := on_fetch.get()) is not None:
+        tell(f"fetching {url} ({size / 2**20:,.1f} MB)")
+    with atomic_path(file) as draft:
+        store.get_file(path, str(draft))
+        changed = mtime_ns_of(info)
+        os.utime(draft, ns=(changed, changed))
+        note.unlink(missing_ok=True)
+    note.write_text(json.dumps(about, ensure_ascii=False), "utf-8")
 
 
 def mtime_ns_of(info: Mapping[str, Any]) -> int:
