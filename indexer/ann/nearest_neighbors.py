@@ -19,11 +19,13 @@ from llm2clip.indexer.ann.exact_scan import ExactScan, Found, Ranked, exact_scor
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 SCAN_ROWS = 20_000
-"""A filter that allows at most so many rows is answered by an exact scan of them."""
+"""A filter that allows at most so many rows of the ANN index is answered by an exact scan."""
 SCAN_SHARE = 0.02
-"""So is one that allows at most this share of the rows."""
+"""So is one that allows at most this share of its rows."""
 OVERFETCH = 2
 """Under a filter, expected number of allowed candidates as a multiple of those that are re-ranked."""
+MAX_FILTERED = 32_768
+"""A query that would need more candidates under a filter, because of a large k, is answered by an exact scan."""
 ANN_BATCH = 1_024
 """Queries per call of an ANN index: in smaller batches FAISS's threads wait for one another."""
 _SCAN_BATCH = 256
@@ -57,7 +59,7 @@ def post_filtered(search: Callable[[int, float], Found], *, count: int, allowed:
 
 
 def is_scanned(allowed: int, rows: int) -> bool:
-    """The selectivity rule: whether a filter that allows so many of all rows is answered by an exact scan of them."""
+    """The selectivity rule: whether a filter that allows so many rows of an ANN index is answered by an exact scan."""
     return allowed <= max(SCAN_ROWS, SCAN_SHARE * rows)
 
 
@@ -174,8 +176,13 @@ class RerankedSearch:
         ann = self._ann
         covered = None if allowed is None else allowed[: ann.rows]
         depth = min(ann.depth(k), ann.rows)
+        wanted = min(k, ann.rows)
+        if covered is not None:
+            count = int(np.count_nonzero(covered))
+            if OVERFETCH * depth * ann.rows > MAX_FILTERED * count:
+                return self._exact.search(queries, k=k, allowed=allowed, total=total)
+            wanted = min(depth, count)
         _, ids = ann.candidates(queries, count=depth, allowed=covered)
-        wanted = k if covered is None else min(depth, int(np.count_nonzero(covered)))
         short = np.flatnonzero((ids >= 0).sum(axis=1) < wanted)
         if self._tail is not None:
             _, newer = self._tail.candidates(queries, count=k + _MARGIN, allowed=allowed)
@@ -226,12 +233,20 @@ class KnnSearcher:
             return [[] for _ in queries]
         if total == rows:
             allowed = None
-        search = self._exact if allowed is not None and is_scanned(total, rows) else self._unfiltered
+        search = self._exact if self._scanned(allowed, total) else self._unfiltered
         found: list[Ranked] = []
         for start in range(0, len(queries), search.batch):
             part = queries[start : start + search.batch]
             found += search.search(part, k=k, allowed=allowed, total=total)
         return found
+
+    def _scanned(self, allowed: Allowed, total: int) -> bool:
+        if allowed is None or self._candidates is None:
+            return False
+        covered = self._candidates.rows
+        return is_scanned(
+            total if covered == len(allowed) else int(np.count_nonzero(allowed[:covered])), covered
+        )
 
     def explain(self, *, allowed: Allowed = None) -> list[str]:
         """How a query is answered and why, a line per fact."""
@@ -243,8 +258,8 @@ class KnnSearcher:
                 *found,
                 f"exact scan of the stored float16 vectors of {rows:,} rows: there is no ANN index",
             ]
-        if total < rows and is_scanned(total, rows):
-            why = f"at most {SCAN_ROWS:,} rows or {SCAN_SHARE:.0%} are allowed"
+        if total < rows and self._scanned(allowed, total):
+            why = f"at most {SCAN_ROWS:,} rows or {SCAN_SHARE:.0%} of the ANN index are allowed"
             return [*found, f"exact scan of the {total:,} allowed rows: {why}"]
         name = "an exact scan" if ann.exact else "the ANN index"
         found.append(

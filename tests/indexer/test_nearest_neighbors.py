@@ -112,6 +112,40 @@ def test_knn_searcher_finds_newer_rows_and_covered_ones_under_a_filter(
     assert recall(search, grown, queries[:100], allowed) >= 0.95
 
 
+class Counting:
+    """An ANN index that counts the candidates it is asked for."""
+
+    exact, slack = False, 0.0
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.asked = rows, 0
+
+    def depth(self, k: int) -> int:
+        return 2 * k
+
+    def candidates(self, queries: np.ndarray, *, count: int, allowed: np.ndarray | None) -> tuple:
+        self.asked += count
+        return np.zeros((len(queries), count), np.float32), np.tile(np.arange(count), (len(queries), 1))
+
+
+@pytest.mark.parametrize(
+    ("covered", "share", "k", "asked"),
+    [(ROWS, 0.5, 10, 20), (ROWS, 0.5, 5_000, 0), (ROWS - 6_000, 0.5, 10, 0)],
+)
+def test_knn_searcher_scans_where_an_ann_index_would_need_too_many_candidates(
+    vectors: Vectors, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch, covered, share, k, asked
+):
+    monkeypatch.setattr(nearest_neighbors, "SCAN_ROWS", 100)
+    ann, allowed = Counting(covered), np.arange(ROWS) >= ROWS * share
+    search = KnnSearcher(vectors, candidates=ann)
+    if not asked:
+        exact = KnnSearcher(vectors).search(queries[:2], k=k, allowed=allowed)
+        assert search.search(queries[:2], k=k, allowed=allowed) == exact
+    else:
+        search.search(queries[:2], k=k, allowed=allowed)
+    assert ann.asked == asked
+
+
 @pytest.mark.parametrize(
     ("allowed", "rows", "scanned"),
     [

@@ -193,7 +193,7 @@ def test_knn_searcher_finds_rows_newer_than_the_ann_index(vectors, rows, texts, 
     allowed = np.arange(ROWS) % 3 == 0
     assert search.explain(allowed=allowed) == [
         "1,000 of 3,000 rows are allowed (filter, tombstones)",
-        "exact scan of the 1,000 allowed rows: at most 20,000 rows or 2% are allowed",
+        "exact scan of the 1,000 allowed rows: at most 20,000 rows or 2% of the ANN index are allowed",
     ]
 
 
