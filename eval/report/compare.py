@@ -1,35 +1,33 @@
-"""Two encoders on the same sets: which is better, and how sure that is."""
+"""Two encoders on the same data sets: which is better, and how certain that is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
 from llm2clip.common.terminal import escape_control
+from llm2clip.eval.report.markdown import ARROWS
 from llm2clip.eval.results.records import Direction, Result, unpack
 from llm2clip.eval.stats.bootstrap import Resampling
 from llm2clip.eval.stats.paired_tests import PairedTest, holm, paired_test
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 _SURE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Two encoders on one set, in one direction, at R@1."""
+    """Two encoders on one data set, in one direction, at R@1."""
 
     dataset: str
     direction: Direction
-    """Who asks."""
     first: float
     """Share of queries that the first answers."""
     second: float
-    """Share that the second does."""
     test: PairedTest
     """The difference over the same queries, first minus second."""
     p_value: float
@@ -37,7 +35,7 @@ class Difference:
 
     @property
     def sure(self) -> bool:
-        """Whether the difference is no chance, all lines together, at 95 %."""
+        """Whether the difference is significant at 95 %, all lines together."""
         return self.p_value < _SURE
 
 
@@ -48,9 +46,9 @@ class Compared:
     first: str
     second: str
     lines: tuple[Difference, ...]
-    """One for each set and direction that both were measured on."""
-    passed_over: tuple[str, ...]
-    """Sets of which both have a result, but on other images or captions."""
+    """One for each data set and direction that both were measured on."""
+    skipped: tuple[str, ...]
+    """Data sets of which both have a result, but on other images or captions."""
 
 
 def compare_encoders(
@@ -60,15 +58,15 @@ def compare_encoders(
 
     Args:
         results: Any results, theirs among them.
-        first: Label of the one, or the beginning of its hash.
-        second: Label of the other.
+        first: Label of an encoder, or the beginning of its hash.
+        second: Likewise.
         resampling: Draws and seed of the tests.
 
     Raises:
-        ValueError: An encoder has no result, a label stands for several, or there is no set in common.
+        ValueError: An encoder has no result, a label is ambiguous, or there is no data set in common.
     """
     ours, theirs = _of(results, first), _of(results, second)
-    who = [{(one.encoder.key, one.encoder.label) for one in side.values()} for side in (ours, theirs)]
+    who = [{(one.encoder.key, one.encoder.label) for one in own.values()} for own in (ours, theirs)]
     if who[0] == who[1]:
         raise ValueError(f"{first!r} and {second!r} are one encoder, expected two; {_labels(results)}")
     common = [name for name in ours if name in theirs]
@@ -81,7 +79,8 @@ def compare_encoders(
     found = [
         (name, direction, *_test(ours[name], theirs[name], direction, resampling))
         for name in same
-        for direction in _directions(ours[name], theirs[name])
+        for direction in (one.direction for one in ours[name].directions if one.ranks)
+        if theirs[name].direction(direction)
     ]
     adjusted = holm([test.p_value for *_, test in found])
     return Compared(
@@ -91,12 +90,12 @@ def compare_encoders(
             Difference(dataset=name, direction=direction, first=a, second=b, test=test, p_value=p_value)
             for (name, direction, a, b, test), p_value in zip(found, adjusted, strict=True)
         ),
-        passed_over=tuple(name for name in common if name not in same),
+        skipped=tuple(name for name in common if name not in same),
     )
 
 
 def _of(results: Sequence[Result], asked: str) -> dict[str, Result]:
-    """The results of one encoder by set."""
+    """The results of one encoder by data set."""
     found = [one for one in results if one.encoder.label == asked]
     found = found or [one for one in results if len(asked) >= 6 and one.encoder.key.startswith(asked)]
     if not found:
@@ -110,7 +109,7 @@ def _of(results: Sequence[Result], asked: str) -> dict[str, Result]:
     by_set: dict[str, Result] = {}
     for one in found:
         earlier = by_set.setdefault(one.set.id, one)
-        if earlier is not one and earlier.set.sha256 != one.set.sha256:
+        if earlier.set.sha256 != one.set.sha256:
             raise ValueError(
                 f"two results of {asked!r} on {one.set.id} are of other images or captions, of {earlier.date} and "
                 f"{one.date}: leave one out"
@@ -123,61 +122,49 @@ def _labels(results: Sequence[Result]) -> str:
     return "results are of: " + ", ".join(f"{label} ({key})" for label, key in sorted(found))
 
 
-def _directions(first: Result, second: Result) -> list[Direction]:
-    return [one.direction for one in first.directions if one.ranks and second.direction(one.direction)]
-
-
 def _test(
     first: Result, second: Result, direction: Direction, resampling: Resampling | None
 ) -> tuple[float, float, PairedTest]:
     one, other = first.direction(direction), second.direction(direction)
     assert one is not None
     assert other is not None
-    hits = [(unpack(side.ranks) <= 1).astype(np.float64) for side in (one, other)]
+    hits = [(unpack(each.ranks) <= 1).astype(np.float64) for each in (one, other)]
     clusters = unpack(one.clusters).astype(np.int64)
     test = paired_test(hits[0], hits[1], clusters=clusters, resampling=resampling)
     return float(hits[0].mean()), float(hits[1].mean()), test
 
 
 def conclusion(compared: Compared) -> list[str]:
-    """What the table comes to, in sentences."""
-    better = [line for line in compared.lines if line.sure and line.test.difference > 0]
-    worse = [line for line in compared.lines if line.sure and line.test.difference < 0]
-    open_ = len(compared.lines) - len(better) - len(worse)
+    """The result of the comparison, in sentences."""
+    better = sum(line.sure and line.test.difference > 0 for line in compared.lines)
+    worse = sum(line.sure and line.test.difference < 0 for line in compared.lines)
+    undecided = len(compared.lines) - better - worse
     total = f"{len(compared.lines)} comparison" + "s" * (len(compared.lines) != 1)
-    if better and not worse:
-        said = f"{compared.first} is better than {compared.second} in {len(better)} of {total}"
-    elif worse and not better:
-        said = f"{compared.second} is better than {compared.first} in {len(worse)} of {total}"
-    elif better:
-        said = (
-            f"neither is better throughout: {compared.first} in {len(better)}, {compared.second} in {len(worse)} "
-            f"of {total}"
-        )
+    first, second = compared.first, compared.second
+    if better and worse:
+        said = f"neither is better throughout: {first} in {better}, {second} in {worse} of {total}"
+    elif better or worse:
+        winner, loser = (first, second) if better else (second, first)
+        said = f"{winner} is better than {loser} in {better or worse} of {total}"
     else:
-        said = f"{compared.first} and {compared.second} cannot be told apart in any of {total}"
-    lines = [f"{said}; {open_} undecided (R@1, all claims together at 95 %)."]
-    if compared.passed_over:
-        lines.append(f"Passed over, as the two were asked other queries: {', '.join(compared.passed_over)}.")
+        said = f"{first} and {second} cannot be told apart in any of {total}"
+    lines = [f"{said}; {undecided} undecided (R@1, all claims together at 95 %)."]
+    if compared.skipped:
+        lines.append(f"Skipped, as the two were asked other queries: {', '.join(compared.skipped)}.")
     return [escape_control(line) for line in lines]
 
 
 def comparison_table(compared: Compared) -> Table:
     """The comparison for a terminal of 80 columns or more; differences in points of R@1, with 95 % intervals."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    title = f"{compared.first} against {compared.second}, R@1"
-    table = Table(title=Text(escape_control(title)), title_justify="left", box=box.SIMPLE)
+    title = Text(escape_control(f"{compared.first} against {compared.second}, R@1"))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     table.add_column("set", overflow="fold")
     for head in ("first\nsecond", "difference", "only first\nonly second", "effect", "p, corrected"):
         table.add_column(head, justify="right", no_wrap=True)
     for line in compared.lines:
         test = line.test
-        asked = "T→I" if line.direction == "t2i" else "I→T"
         table.add_row(
-            Text(f"{escape_control(line.dataset)}\n{asked}"),
+            Text(f"{escape_control(line.dataset)}\n{ARROWS[line.direction]}"),
             f"{100 * line.first:.1f}\n{100 * line.second:.1f}",
             f"{100 * test.difference:+.1f}\n{100 * test.low:+.1f} to {100 * test.high:+.1f}",
             f"{test.wins:,}\n{test.losses:,}",

@@ -1,7 +1,6 @@
-"""Our encoders as MTEB and CLIP_benchmark want a model, so that those programs can measure them.
+"""Adapters that let MTEB and CLIP_benchmark measure our encoders; neither program is a requirement.
 
-Neither is imported here but for MTEB's description of a model, when MTEB asks for it. Captions and images are
-prepared as the encoder prepares them itself: their own tokenizers and transforms are not used.
+Captions and images are prepared by the encoder itself: the programs' own tokenizers and transforms are not used.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class MtebEncoder:
 
         Args:
             inputs: MTEB's loader of batches; images are PIL images.
-            **options: What MTEB says about the task, and batch sizes; of no use here, as there are no prompts.
+            **options: MTEB's description of the task and batch sizes; ignored, as there are no prompts.
 
         Returns:
             Shape: (items, dim), float32, unit rows.
@@ -66,18 +65,14 @@ class MtebEncoder:
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:  # noqa: ANN401
         """Inner products. Shape: (first, second), float32."""
-        import torch
-
-        first, second = (torch.atleast_2d(torch.as_tensor(one)) for one in (embeddings1, embeddings2))
-        scores: torch.Tensor = first.float() @ second.float().T
+        first, second = map(_rows, (embeddings1, embeddings2))
+        scores: torch.Tensor = first @ second.T
         return scores
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:  # noqa: ANN401
         """Inner products of rows that stand side by side. Shape: (rows,), float32."""
-        import torch
-
-        first, second = (torch.atleast_2d(torch.as_tensor(one)) for one in (embeddings1, embeddings2))
-        scores: torch.Tensor = (first.float() * second.float()).sum(-1)
+        first, second = map(_rows, (embeddings1, embeddings2))
+        scores: torch.Tensor = (first * second).sum(-1)
         return scores
 
     @property
@@ -98,11 +93,17 @@ class MtebEncoder:
         return meta.ModelMeta.create_empty(overwrites=told)
 
 
+def _rows(embeddings: Any) -> torch.Tensor:  # noqa: ANN401
+    import torch
+
+    return torch.atleast_2d(torch.as_tensor(embeddings)).float()
+
+
 class Texts(list[str]):
     """Texts that go where CLIP_benchmark expects token ids."""
 
     def to(self, device: object) -> Texts:
-        """The same: texts are nowhere."""
+        """The same: texts are on no device."""
         return self
 
 
@@ -127,7 +128,7 @@ class ClipBenchmarkModel:
         return torch.from_numpy(self.encoder.encode_texts(list(texts)))
 
     def eval(self) -> ClipBenchmarkModel:
-        """The same: nothing is ever trained here."""
+        """The same: nothing is trained here."""
         return self
 
 
@@ -139,7 +140,7 @@ def clip_benchmark_parts(encoder: Encoder) -> tuple[ClipBenchmarkModel, Any, Any
         from clip_benchmark.models import TYPE2FUNC
         TYPE2FUNC["llm2clip"] = lambda model_name, **_: clip_benchmark_parts(load_encoder(model_name))
 
-    Pass ``amp=False`` (``--no_amp``): arithmetic is the encoder's own.
+    Pass ``amp=False`` (``--no_amp``): the encoder has its own precision.
     """
 
     def transform(image: Any) -> torch.Tensor:  # noqa: ANN401

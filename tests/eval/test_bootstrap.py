@@ -25,7 +25,7 @@ def experiment(generator, *, captions=CAPTIONS):
     return hits.ravel().astype(float), np.repeat(np.arange(IMAGES), captions)
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says():
+def test_bootstrap_interval_covers_the_truth_as_often_as_stated():
     generator = np.random.default_rng(0)
     held = {True: 0, False: 0}
     times = 250
@@ -43,7 +43,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says():
     assert held[False] / times < 0.86  # drawing captions instead of images
 
 
-def test_width_and_design_effect_are_those_of_the_formula():
+def test_bootstrap_interval_width_and_design_effect_follow_the_formula():
     hits, images = experiment(np.random.default_rng(7))
     interval = bootstrap_interval(hits, clusters=images)
     by_image = hits.reshape(IMAGES, CAPTIONS).mean(axis=1)
@@ -59,7 +59,7 @@ def test_width_and_design_effect_are_those_of_the_formula():
     assert alone.high - alone.low == pytest.approx(2 * 1.96 * np.sqrt(independent), rel=0.05)
 
 
-def test_several_metrics_share_their_draws_and_equal_one_by_one():
+def test_bootstrap_intervals_share_draws_and_equal_single_ones():
     generator = np.random.default_rng(3)
     values = generator.random((3, 60))
     clusters = generator.integers(0, 20, 60)
@@ -70,7 +70,7 @@ def test_several_metrics_share_their_draws_and_equal_one_by_one():
         assert one.design_effect == pytest.approx(other.design_effect)
 
 
-def test_the_seed_decides_and_labels_of_images_do_not():
+def test_bootstrap_interval_depends_on_seed_not_on_labels():
     hits, images = experiment(np.random.default_rng(1))
     how = Resampling(times=200, seed=5)
     first = bootstrap_interval(hits, clusters=images, resampling=how)
@@ -79,7 +79,7 @@ def test_the_seed_decides_and_labels_of_images_do_not():
     assert other.low != first.low
 
 
-def test_a_perfect_result_is_not_certain():
+def test_bootstrap_interval_of_a_perfect_result_is_binomial():
     # 0.05 ** (1 / 1000): with a true share of 99.7 % all of 1,000 are found once in twenty times.
     perfect = bootstrap_interval(np.ones(1000))
     assert (perfect.value, perfect.high) == (1, 1)
@@ -88,7 +88,7 @@ def test_a_perfect_result_is_not_certain():
     assert (nothing.low, nothing.high) == (0, pytest.approx(1 - 0.05 ** (1 / 10)))
 
 
-def test_means_over_languages_that_share_images_are_drawn_together():
+def test_macro_interval_draws_shared_images_once():
     generator = np.random.default_rng(0)
     held = {True: 0, False: 0}
     times = 200
@@ -107,7 +107,7 @@ def test_means_over_languages_that_share_images_are_drawn_together():
     assert held[False] / times < 0.89
 
 
-def test_a_language_without_a_drawn_image_counts_as_its_mean():
+def test_drawn_means_of_a_part_without_draws_is_its_mean():
     parts = [
         Clustered.of(np.array([1.0, 0.0]), np.array([0, 1])),
         Clustered.of(np.array([1.0]), np.array([2])),
@@ -117,7 +117,7 @@ def test_a_language_without_a_drawn_image_counts_as_its_mean():
     assert set(second[0]) == {1.0}
 
 
-def test_clusters_are_the_image_or_what_hangs_together():
+def test_query_clusters_join_shared_answers():
     one = Positives.of(np.array([3, 3, 0, 5]), shape=(4, 6))
     assert query_clusters(one).tolist() == [3, 3, 0, 5]
     # Queries 0 and 1 share image 2, queries 1 and 3 image 4; query 2 has none.
@@ -136,12 +136,12 @@ def test_clusters_are_the_image_or_what_hangs_together():
         (np.array([1, np.inf]), None, "not finite"),
     ],
 )
-def test_bad_values_are_refused(values, clusters, message):
+def test_bootstrap_interval_refuses_bad_values(values, clusters, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(values, clusters=clusters)
 
 
-def test_bad_settings_are_refused():
+def test_resampling_refuses_bad_settings():
     with pytest.raises(ValueError, match=r"0 draws at confidence 0\.95"):
         Resampling(times=0)
     with pytest.raises(ValueError, match=r"got 0 parts.*expected at least one part"):

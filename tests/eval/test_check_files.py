@@ -33,7 +33,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["prepare", *map(str, arguments)])
 
 
-def test_a_whole_set_is_complete_and_its_ids_are_hashed(urban):
+def test_prepare_hashes_the_ids_of_a_complete_set(urban):
     report = prepare("urban1k", data=urban)
     (only,) = report.sets
     assert (report.complete, only.state, only.counts.captions) == (True, "complete", 1000)
@@ -45,7 +45,7 @@ def test_a_whole_set_is_complete_and_its_ids_are_hashed(urban):
     assert json.loads(run("urban1k", "--data-folder", urban, "--json").output)["complete"] is True
 
 
-def test_a_part_is_named_so_and_the_status_says_it(urban):
+def test_prepare_of_a_partial_set_has_status_1(urban):
     seventh = urban / "Urban1k/image/7.jpg"
     seventh.unlink()
     try:
@@ -60,7 +60,7 @@ def test_a_part_is_named_so_and_the_status_says_it(urban):
     assert report.sets[0].image_ids_sha256 == report.protocol.image_ids_sha256
 
 
-def test_images_are_decoded_when_asked_for(tmp_path):
+def test_prepare_decodes_images_on_request(tmp_path):
     (tmp_path / "MUGE").mkdir()
     stream = io.BytesIO()
     Image.new("RGB", (40, 40), "red").save(stream, "JPEG")
@@ -77,7 +77,7 @@ def test_images_are_decoded_when_asked_for(tmp_path):
     assert "3 (not an image)" in answer.output
 
 
-def test_nothing_there_says_what_to_get_from_whom_and_on_what_terms(tmp_path, monkeypatch):
+def test_prepare_lists_publishers_and_licences_of_missing_files(tmp_path, monkeypatch):
     def refuse(*_):
         raise AssertionError("a connection was made")
 
@@ -96,7 +96,7 @@ def test_nothing_there_says_what_to_get_from_whom_and_on_what_terms(tmp_path, mo
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_file_is_needed_only_beside_those_captions_that_want_it(tmp_path):
+def test_prepare_needs_files_only_beside_their_captions(tmp_path):
     def paths():
         return [path for need in prepare("coco-cn-1k", data=tmp_path).needs for path in need.paths]
 
@@ -108,7 +108,7 @@ def test_a_file_is_needed_only_beside_those_captions_that_want_it(tmp_path):
     assert f"{base}/coco-cn_test.txt" in paths()
 
 
-def test_a_damaged_file_is_unusable_with_the_reason(tmp_path):
+def test_prepare_reports_a_damaged_file(tmp_path):
     (tmp_path / "coco/val2014").mkdir(parents=True)
     (tmp_path / "coco/coco_test_karpathy.json").write_text('{"images": [')
     report = prepare("coco-5k", data=tmp_path)
@@ -117,7 +117,7 @@ def test_a_damaged_file_is_unusable_with_the_reason(tmp_path):
     assert run("coco-5k", "--data-folder", tmp_path).exit_code == 1
 
 
-def test_languages_are_checked_one_by_one_or_alone(tmp_path):
+def test_prepare_checks_languages_one_by_one(tmp_path):
     report = prepare("xtd10", data=tmp_path)
     assert [each.language for each in report.sets] == list(report.protocol.languages)
     assert any("test_1kcaptions_jp.txt" in path for need in report.needs for path in need.paths)
@@ -129,7 +129,7 @@ def test_languages_are_checked_one_by_one_or_alone(tmp_path):
         prepare("urban1k:de", data=tmp_path)
 
 
-def test_archives_are_compared_with_their_published_hash(tmp_path):
+def test_prepare_compares_archives_with_published_hashes(tmp_path):
     archive = tmp_path / "coco" / "val2014.zip"
     archive.parent.mkdir()
     archive.write_bytes(b"not COCO")
@@ -140,7 +140,7 @@ def test_archives_are_compared_with_their_published_hash(tmp_path):
     assert "archive   coco/val2014.zip: got md5" in "\n".join(as_text(report))
 
 
-def test_without_a_name_all_are_listed(urban):
+def test_prepare_without_a_name_lists_all(urban):
     listed = {name: there for name, _, there in summary(urban)}
     assert tuple(listed) == protocol_ids()
     assert [name for name, there in listed.items() if there] == ["urban1k"]
@@ -151,7 +151,7 @@ def test_without_a_name_all_are_listed(urban):
     assert lines[6].split()[:2] == ["there", "urban1k"]
 
 
-def test_a_wrong_name_is_one_line(tmp_path):
+def test_prepare_refuses_an_unknown_name_in_one_line(tmp_path):
     answer = run("urban2k", "--data-folder", tmp_path)
     assert answer.exit_code == 1
     assert answer.stdout == ""

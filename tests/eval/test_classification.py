@@ -51,7 +51,7 @@ def folders(tmp_path, colours, tars):
     return tmp_path / "set"
 
 
-def test_a_folder_of_colours_from_files_to_top_1(folders, colours):
+def test_classify_a_folder_of_colours(folders, colours):
     found = read_class_folders(folders)
     assert found.folders == tuple(sorted(colours.palette))
     assert len(found.images) == 18
@@ -70,7 +70,7 @@ def test_a_folder_of_colours_from_files_to_top_1(folders, colours):
     assert {found.folders[number] for number, _ in result.worst[:2]} == {"red", "green"}
 
 
-def test_class_vectors_are_normalised_means_of_unit_vectors():
+def test_class_vectors_are_normalised_means():
     encoder, names, templates = Directions(), ["cat", "dog", "big cat"], ("a {}", "the {} there", "{}")
     expected = []
     for name in names:
@@ -79,7 +79,7 @@ def test_class_vectors_are_normalised_means_of_unit_vectors():
     assert class_vectors(encoder, names, templates=templates) == pytest.approx(np.array(expected), abs=1e-6)
 
 
-def test_braces_in_a_name_are_letters():
+def test_class_vectors_keep_braces_in_names():
     class Seen(Directions):
         texts = ()
 
@@ -91,14 +91,14 @@ def test_braces_in_a_name_are_letters():
     assert Seen.texts == ("see a {0} b now",)
 
 
-def test_many_classes_are_encoded_in_parts(monkeypatch):
+def test_class_vectors_encode_many_classes_in_parts(monkeypatch):
     names = [f"class {number}" for number in range(11)]
     whole = class_vectors(Directions(), names, templates=("a {}", "{} b"))
     monkeypatch.setattr("llm2clip.eval.runner.zero_shot._TEXTS_AT_ONCE", 6)
     assert (class_vectors(Directions(), names, templates=("a {}", "{} b")) == whole).all()
 
 
-def test_unequal_classes_ties_and_top_5():
+def test_classify_counts_unequal_classes_ties_and_top_5():
     classes = np.eye(8, dtype=np.float32)
     classes[7] = classes[6]  # two classes of one name
     images = np.eye(8, dtype=np.float32)[[0, 0, 0, 0, 1, 2, 6]]
@@ -115,7 +115,7 @@ def test_unequal_classes_ties_and_top_5():
     assert found.worst[0][1] == 0
 
 
-def test_a_class_that_cancels_out_is_named():
+def test_class_vectors_name_a_class_that_cancels_out():
     class Opposite(Directions):
         def encode_texts(self, texts, /):
             return np.array(
@@ -128,7 +128,7 @@ def test_a_class_that_cancels_out_is_named():
         class_vectors(Opposite(), ["dog"], templates=())
 
 
-def test_names_in_every_form_mean_the_same(tmp_path):
+def test_read_class_names_in_every_form(tmp_path):
     folders = ["n01", "n02", "n03"]
     expected = ["tench", "gold fish", "大白鲨"]
     forms = {
@@ -153,14 +153,14 @@ def test_names_in_every_form_mean_the_same(tmp_path):
         ("missing.txt", None, "cannot be read"),
     ],
 )
-def test_bad_names_are_refused(tmp_path, name, content, message):
+def test_read_class_names_refuses_bad_names(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(DatasetError, match=message):
         read_class_names(tmp_path / name, folders=["n01", "n02", "n03"])
 
 
-def test_templates_have_one_place_for_the_name(tmp_path):
+def test_read_templates_need_one_placeholder(tmp_path):
     file = tmp_path / "t.txt"
     file.write_text("a photo of a {}.\n\n  一张{}的照片 \n", encoding="utf-8")
     assert read_templates(file) == ("a photo of a {}.", "一张{}的照片")
@@ -174,7 +174,7 @@ def test_templates_have_one_place_for_the_name(tmp_path):
             read_templates(file)
 
 
-def test_bad_folders_are_refused(tmp_path, folders):
+def test_read_class_folders_refuses_bad_folders(tmp_path, folders):
     with pytest.raises(DatasetError, match=r"no folder .*nothing"):
         read_class_folders(tmp_path / "nothing")
     with pytest.raises(DatasetError, match="has 0 folders, expected one for each of at least two classes"):
@@ -184,7 +184,7 @@ def test_bad_folders_are_refused(tmp_path, folders):
         read_class_folders(folders)
 
 
-def test_a_part_of_imagenet_is_not_called_imagenet(folders):
+def test_class_set_protocol_marks_a_part_of_imagenet(folders):
     wanted = PROTOCOLS["imagenet-1k-en"]
     with pytest.raises(DatasetError, match="got the folder black, expected names such as n01440764"):
         read_class_folders(folders).protocol(wanted, templates=80)
@@ -212,7 +212,7 @@ CAPTIONS = ["red cat", "the red cat", "cat", "blue dog", "one blue dog", "old ca
 OWNERS = [4, 4, 4, 7, 7, 1, 0, 0]
 
 
-def test_the_first_two_captions_of_every_image_look_for_each_other():
+def test_caption_retrieval_takes_the_first_two_captions():
     assert caption_pairs(CAPTIONS, OWNERS) == (
         ["red cat", "blue dog", "green tree"],
         ["the red cat", "one blue dog", "tree"],
@@ -227,7 +227,7 @@ def test_the_first_two_captions_of_every_image_look_for_each_other():
     assert (found.images, found.left_out, found.mean.clusters) == (3, 1, 3)
 
 
-def test_an_encoder_that_says_the_same_to_everything_finds_nothing():
+def test_caption_retrieval_of_a_collapsed_encoder_finds_nothing():
     class Deaf(Directions):
         def encode_texts(self, texts, /):
             return np.tile(np.array([[0.6, 0.8]], dtype=np.float32), (len(texts), 1))
@@ -236,7 +236,7 @@ def test_an_encoder_that_says_the_same_to_everything_finds_nothing():
     assert found.mean.value == 0
 
 
-def test_one_caption_per_image_is_refused():
+def test_caption_retrieval_refuses_one_caption_per_image():
     with pytest.raises(
         ValueError, match=r"got 0 images with two captions, expected at least two\. A set with one"
     ):

@@ -39,7 +39,7 @@ def counting(colours):
     return Counting
 
 
-def test_a_second_measurement_encodes_nothing(folder, counting, tmp_path):
+def test_measure_classes_encodes_nothing_again(folder, counting, tmp_path):
     found = read_class_folders(folder)
     task = ClassTask(protocol="hues", images=found, names=found.folders, templates=("{}", "mostly {}"))
     reports = [
@@ -65,7 +65,7 @@ def test_a_second_measurement_encodes_nothing(folder, counting, tmp_path):
     assert first["conditions"]["seed"] == 3
 
 
-def test_classes_of_one_name_are_noted(folder, colours, tmp_path):
+def test_measure_classes_notes_equal_names(folder, colours, tmp_path):
     found = read_class_folders(folder)
     names = ["red" if name == "green" else name for name in found.folders]
     task = ClassTask(protocol="hues", images=found, names=names, templates=("{}",))
@@ -77,7 +77,7 @@ def test_classes_of_one_name_are_noted(folder, colours, tmp_path):
     assert report.result.top1_ties.expected == pytest.approx((4 + 1 / 2 + 1 / 6) / 6)
 
 
-def test_captions_are_measured_without_a_look_at_images(counting, tmp_path):
+def test_measure_captions_reads_no_images(counting, tmp_path):
     captions = ["red", "very red", "blue", "blue too", "white", "black", "white again"]
     the_set = RetrievalSet(
         protocol="told",
@@ -98,7 +98,7 @@ def run(*arguments):
     return CliRunner().invoke(app, [str(one) for one in arguments])
 
 
-def test_classify_on_the_command_line(folder, tmp_path):
+def test_classify_command(folder, tmp_path):
     done = run(
         "classify",
         folder,
@@ -116,7 +116,7 @@ def test_classify_on_the_command_line(folder, tmp_path):
     assert written["conditions"]["templates"] == 1
 
 
-def test_what_is_missing_is_said(folder):
+def test_classify_command_names_missing_files(folder):
     done = run("classify", folder, "--encoder", "nano", "--protocol", "imagenet-1k-en")
     assert done.exit_code == 1
     assert "imagenet-1k-en needs --names FILE and --templates FILE. They are not shipped" in done.output
@@ -124,7 +124,7 @@ def test_what_is_missing_is_said(folder):
     assert run("classify", folder, "--encoder", "nano", "--language", "fr").exit_code == 2
 
 
-def test_a_part_of_imagenet_is_measured_as_a_part(folder, tmp_path):
+def test_classify_command_measures_a_part_of_imagenet(folder, tmp_path):
     (tmp_path / "names.txt").write_text("\n".join(f"hue {number}" for number in range(6)))
     command = (
         *("--encoder", "nano", "--protocol", "imagenet-1k-en-single"),
@@ -141,14 +141,14 @@ def test_a_part_of_imagenet_is_measured_as_a_part(folder, tmp_path):
     assert "nano on imagenet-1k-en-single+partial: 6 images" in done.output
 
 
-def test_a_folder_of_ones_own_does_not_bear_a_protocols_name(folder):
+def test_classify_command_refuses_a_protocols_name(folder):
     named = folder.rename(folder.with_name("ImageNet-1k-EN"))
     done = run("classify", named, "--encoder", "nano")
     assert done.exit_code == 1
     assert "got a folder called 'ImageNet-1k-EN', which is a protocol's name" in done.output
 
 
-def test_captions_of_a_folder_on_the_command_line(tmp_path, tars):
+def test_captions_command(tmp_path, tars):
     place = tmp_path / "own"
     place.mkdir()
     for number, words in enumerate((["a red apple", "an apple"], ["a dog", "one dog"], ["a car", "the car"])):

@@ -13,7 +13,7 @@ from llm2clip.eval.stats.bootstrap import Resampling
 QUICK = Resampling(times=300)
 
 
-def test_differences_are_counted_by_query(make_result):
+def test_compare_encoders_counts_differences_by_query(make_result):
     first = make_result(label="a", key="a" * 64, ranks=[1] * 50 + [2] * 50)
     second = make_result(label="b", key="b" * 64, ranks=[2] * 40 + [1] * 15 + [2] * 45)
     found = compare_encoders([first, second], "a", "b", resampling=QUICK)
@@ -39,14 +39,14 @@ def test_differences_are_counted_by_query(make_result):
     assert conclusion(reverse)[0].startswith("a is better than b in 2 of 2")
 
 
-def test_what_cannot_be_told_is_not_told(make_result):
+def test_conclusion_leaves_undecided_what_is_undecided(make_result):
     first = make_result(label="a", key="a" * 64, ranks=[1, 1, 2, 2])
     second = make_result(label="b", key="b" * 64, ranks=[1, 2, 1, 2])
     found = compare_encoders([first, second], "a", "b", resampling=QUICK)
     assert conclusion(found)[0].startswith("a and b cannot be told apart in any of 2 comparisons")
 
 
-def test_an_encoder_is_not_compared_with_itself(make_result):
+def test_compare_encoders_refuses_one_encoder_twice(make_result):
     one = make_result(label="a", key="a" * 64)
     for second in ("a", "aaaaaa"):
         with pytest.raises(
@@ -55,7 +55,7 @@ def test_an_encoder_is_not_compared_with_itself(make_result):
             compare_encoders([one], "a", second)
 
 
-def test_encoders_are_named_by_label_or_hash(make_result):
+def test_compare_encoders_finds_labels_and_hashes(make_result):
     one = make_result(label="same", key="a" * 64)
     other = make_result(label="same", key="b" * 64)
     with pytest.raises(
@@ -68,7 +68,7 @@ def test_encoders_are_named_by_label_or_hash(make_result):
         compare_encoders([one, other], "x", "same")
 
 
-def test_only_the_same_queries_are_compared(make_result):
+def test_compare_encoders_needs_the_same_queries(make_result):
     one = make_result(label="a", key="a" * 64)
     other = make_result(label="b", key="b" * 64)
     moved = replace(other, set=replace(other.set, sha256="9" * 64))
@@ -82,10 +82,10 @@ def test_only_the_same_queries_are_compared(make_result):
     ]
     found = compare_encoders([one, moved, *more], "a", "b", resampling=QUICK)
     assert {line.dataset for line in found.lines} == {"shapes"}
-    assert conclusion(found)[1] == "Passed over, as the two were asked other queries: colours."
+    assert conclusion(found)[1] == "Skipped, as the two were asked other queries: colours."
 
 
-def test_an_encoder_measured_on_two_parts_of_a_set_is_not_compared(make_result):
+def test_compare_encoders_refuses_two_parts_of_one_set(make_result):
     one = make_result(label="a", key="a" * 64)
     part = replace(one, set=replace(one.set, sha256="9" * 64), date="2026-02-03T00:00:00+00:00")
     other = make_result(label="b", key="b" * 64)

@@ -26,7 +26,7 @@ def corpus(tmp_path, tars):
     )
 
 
-def test_images_are_found_and_read_where_they_lie(corpus, tars):
+def test_read_tar_finds_and_reads_images(corpus, tars):
     images = list(read_tar(corpus))
     assert [image.key for image in images] == ["a/1.png", "2.x.png", "3.png"]
     assert [image.read() for image in images] == [
@@ -38,7 +38,7 @@ def test_images_are_found_and_read_where_they_lie(corpus, tars):
     assert images[2].metadata == {}
 
 
-def test_captions_of_the_default_language(corpus):
+def test_read_captioned_default_language(corpus):
     dataset = read_captioned(corpus)
     assert dataset.name == "corpus"
     assert dataset.texts == ("red", "green")
@@ -46,39 +46,39 @@ def test_captions_of_the_default_language(corpus):
     assert len(dataset.images) == 3
 
 
-def test_several_captions_and_names_of_another_language(corpus):
+def test_read_captioned_several_captions_and_names(corpus):
     dataset = read_captioned(corpus, language="de")
     assert dataset.name == "corpus-de"
     assert dataset.texts == ("rot", "ganz rot", "grün")
     assert list(dataset.positives) == [0, 0, 1]
 
 
-def test_captions_with_a_kind_are_texts_and_not_what_they_are_wrapped_in(tmp_path, tars):
+def test_tar_image_texts_unwraps_captions_with_a_kind(tmp_path, tars):
     german = [{"captions": ["rot", "ganz rot"], "kind": "human_written"}, {"captions": "das Rote"}]
     corpus = tars.write(tmp_path / "x.tar", {"1": (tars.colour(RED), {"captions": {"de": german}})})
     assert read_captioned(corpus, language="de").texts == ("rot", "ganz rot", "das Rote")
 
 
-def test_several_files_make_one_set(corpus, tmp_path, tars):
+def test_read_captioned_joins_several_files(corpus, tmp_path, tars):
     other = tars.write(tmp_path / "more.tar", {"9": (tars.colour(BLUE), {"captions": {"fr": "bleu"}})})
     dataset = read_captioned(corpus, other, language="fr", name="colours")
     assert (dataset.name, dataset.texts, list(dataset.positives)) == ("colours", ("rouge", "bleu"), [0, 3])
 
 
-def test_a_language_without_captions_is_an_error(corpus):
+def test_read_captioned_refuses_a_language_without_captions(corpus):
     with pytest.raises(
         DatasetError, match="3 images but no text, expected captions or names in language 'zh'"
     ):
         read_captioned(corpus, language="zh")
 
 
-def test_a_tar_without_images_is_an_error(tmp_path, tars):
+def test_read_captioned_refuses_a_tar_without_images(tmp_path, tars):
     path = tars.write(tmp_path / "empty.tar", {"4": (None, {"caption": "no image"})})
     with pytest.raises(DatasetError, match="no image in"):
         read_captioned(path)
 
 
-def test_members_belong_together_as_in_an_index(tmp_path, tars):
+def test_read_tar_groups_members_as_an_index_does(tmp_path, tars):
     """Up to the first dot of the name, and only one after the other: what a search shows is what is measured."""
     path = tmp_path / "some.tar"
     with tarfile.open(path, "w") as tar:
@@ -94,20 +94,20 @@ def test_members_belong_together_as_in_an_index(tmp_path, tars):
     assert [(f"some.tar#{key}", caption, metadata) for key, caption, metadata in found] == indexed
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
+def test_read_tar_names_a_missing_file(tmp_path):
     with pytest.raises(DatasetError, match=r"no such shard: .*nowhere\.tar"):
         list(read_tar(tmp_path / "nowhere.tar"))
 
 
 @pytest.mark.parametrize("content", [b"not a tar at all" * 100, b"\x1f\x8b rest"])
-def test_a_file_that_is_no_tar_is_named(tmp_path, content):
+def test_read_tar_refuses_other_files(tmp_path, content):
     path = tmp_path / "broken.tar"
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"broken\.tar: tar cannot be read after 0 images: .* download"):
         list(read_tar(path))
 
 
-def test_a_cut_off_tar_is_refused(corpus):
+def test_read_tar_refuses_a_cut_off_tar(corpus):
     corpus.write_bytes(corpus.read_bytes()[:700])
     with pytest.raises(DatasetError, match=r"corpus\.tar.*: tar cannot be read after \d images"):
         list(read_tar(corpus))
@@ -123,7 +123,7 @@ def test_a_cut_off_tar_is_refused(corpus):
     ],
     ids=["cut", "list", "encoding", "huge"],
 )
-def test_metadata_that_cannot_be_read_is_an_error(tmp_path, content, message, tars):
+def test_read_tar_refuses_bad_metadata(tmp_path, content, message, tars):
     path = tmp_path / "bad.tar"
     with tarfile.open(path, "w") as tar:
         tars.add(tar, "1.png", tars.colour(RED))
@@ -132,7 +132,7 @@ def test_metadata_that_cannot_be_read_is_an_error(tmp_path, content, message, ta
         list(read_tar(path))
 
 
-def test_two_members_of_one_name_are_an_error(tmp_path, tars):
+def test_read_tar_refuses_two_members_of_one_name(tmp_path, tars):
     path = tmp_path / "twice.tar"
     with tarfile.open(path, "w") as tar:
         for colour in (RED, BLUE):

@@ -32,7 +32,7 @@ def make_cache(tmp_path, key="a"):
     return EmbeddingCache(tmp_path / "vectors", key=key, dim=16)
 
 
-def test_vectors_are_those_of_the_encoder(tmp_path, images):
+def test_encode_images_and_texts_give_the_encoders_vectors(tmp_path, images):
     encoder = FakeEncoder()
     expected = FakeEncoder().encode_images([one.content for one in images])
     told = []
@@ -46,7 +46,7 @@ def test_vectors_are_those_of_the_encoder(tmp_path, images):
     )
 
 
-def test_a_second_run_encodes_nothing(tmp_path, images):
+def test_embedding_cache_second_run_encodes_nothing(tmp_path, images):
     texts = ["red", "blue", "red", "a green one"]
     first = encode_images(FakeEncoder(), images, cache=make_cache(tmp_path))
     words = encode_texts(FakeEncoder(), texts, cache=make_cache(tmp_path))
@@ -61,13 +61,13 @@ def test_a_second_run_encodes_nothing(tmp_path, images):
     assert again.digests == first.digests
 
 
-def test_texts_are_told_apart_by_every_character(tmp_path):
+def test_encode_texts_distinguishes_every_character(tmp_path):
     texts = ["Red", "red", "red ", "re\u0301d", "r\u00e9d"]
     found = encode_texts(FakeEncoder(), texts, cache=make_cache(tmp_path))
     assert (found.spent.encoded, len(set(found.digests))) == (5, 5)
 
 
-def test_content_counts_and_names_do_not(tmp_path, images):
+def test_embedding_cache_ignores_names(tmp_path, images):
     encode_images(FakeEncoder(), images, cache=make_cache(tmp_path))
     encoder = FakeEncoder()
     renamed = [Kept(f"other/{n}", one.content) for n, one in enumerate(reversed(images))]
@@ -81,7 +81,7 @@ def test_content_counts_and_names_do_not(tmp_path, images):
     assert encoder.prepared == 3
 
 
-def test_an_interrupted_run_goes_on(tmp_path, images):
+def test_embedding_cache_resumes_an_interrupted_run(tmp_path, images):
     encoder, done = FakeEncoder(), 0
 
     def stop(number):
@@ -100,7 +100,7 @@ def test_an_interrupted_run_goes_on(tmp_path, images):
 
 
 @pytest.mark.parametrize("harm", ["cut", "bits", "rubbish"])
-def test_a_damaged_file_is_made_again(tmp_path, images, capsys, harm):
+def test_embedding_cache_replaces_a_damaged_file(tmp_path, images, capsys, harm):
     encode_images(FakeEncoder(), images, cache=make_cache(tmp_path))
     [file] = (tmp_path / "vectors" / "a" / "images").glob("*.npz")
     content = bytearray(file.read_bytes())
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_made_again(tmp_path, images, capsys, harm):
     assert encode_images(FakeEncoder(), images, cache=make_cache(tmp_path)).spent.encoded == 0
 
 
-def test_a_bad_image_is_named(tmp_path, images):
+def test_encode_images_names_a_bad_image(tmp_path, images):
     bad = [*images[:2], Kept("x/broken.jpg", b"no image")]
     with pytest.raises(
         DatasetError, match=r"image x/broken.jpg: .*A number over fewer images is not comparable"
@@ -124,7 +124,7 @@ def test_a_bad_image_is_named(tmp_path, images):
         encode_images(FakeEncoder(), bad, cache=make_cache(tmp_path))
 
 
-def test_known_digests_spare_reading(tmp_path, images):
+def test_encode_images_skips_reading_known_digests(tmp_path, images):
     digests = {}
     kept = EmbeddingCache(tmp_path / "vectors", key="a", dim=16, digests=digests)
     encode_images(FakeEncoder(), images, cache=kept)
@@ -135,7 +135,7 @@ def test_known_digests_spare_reading(tmp_path, images):
     assert again.spent.encoded == 0
 
 
-def test_texts_that_are_cut_are_not_announced(tmp_path):
+def test_encode_texts_does_not_warn_of_truncation(tmp_path):
     encoder = FakeEncoder(max_text_tokens=3)
     found = encode_texts(encoder, ["a red and blue thing"], cache=make_cache(tmp_path))  # warnings are errors
     assert found.vectors.shape == (1, 16)
@@ -143,7 +143,7 @@ def test_texts_that_are_cut_are_not_announced(tmp_path):
         encoder.encode_texts(["a red and blue thing"])
 
 
-def test_many_are_written_as_they_come(tmp_path, images, monkeypatch):
+def test_embedding_cache_writes_as_it_goes(tmp_path, images, monkeypatch):
     monkeypatch.setattr(embedding_cache, "_WRITE_EVERY", 64)
     encode_images(FakeEncoder(), images, cache=make_cache(tmp_path))
     files = list((tmp_path / "vectors" / "a" / "images").iterdir())
@@ -151,7 +151,7 @@ def test_many_are_written_as_they_come(tmp_path, images, monkeypatch):
     assert all(file.suffix == ".npz" for file in files)
 
 
-def test_speed_is_that_of_what_was_encoded_now(tmp_path, images, monkeypatch):
+def test_encode_images_times_only_what_it_encodes(tmp_path, images, monkeypatch):
     encode_images(FakeEncoder(), images[:100], cache=make_cache(tmp_path))
     passed = []  # the clock: one second for each image that is done
     monkeypatch.setattr(embedding_cache, "time", SimpleNamespace(monotonic=lambda: float(len(passed))))

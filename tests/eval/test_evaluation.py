@@ -6,7 +6,7 @@ from llm2clip.eval import CaptionedImages, Unmatched, evaluate, read_captioned
 from llm2clip.eval.runner.evaluate import RememberedTexts, encode_images
 
 
-def test_a_set_from_a_tar_is_measured_in_both_directions(tars, tmp_path):
+def test_evaluate_a_tar_in_both_directions(tars, tmp_path):
     path = tars.write(
         tmp_path / "set.tar",
         {
@@ -29,13 +29,13 @@ def test_a_set_from_a_tar_is_measured_in_both_directions(tars, tmp_path):
     assert seen == [4]
 
 
-def test_images_may_be_anything_an_encoder_takes(tars):
+def test_evaluate_accepts_any_image_source(tars):
     red, blue = np.full((4, 4, 3), (255, 0, 0), np.uint8), tars.colour((0, 0, 255))
     dataset = CaptionedImages(name="two", images=[red, blue], texts=["blue", "red"], positives=[1, 0])
     assert evaluate(FakeEncoder(), dataset).text_to_image.recall[1].pessimistic == 1.0
 
 
-def test_images_are_read_a_few_at_a_time(tars, monkeypatch):
+def test_encode_images_reads_a_few_at_a_time(tars, monkeypatch):
     monkeypatch.setattr("llm2clip.eval.runner.evaluate._BATCH", 2)
     colours = [tars.colour((shade, 0, 255 - shade)) for shade in (0, 60, 120, 180, 240)]
     encoder = FakeEncoder()
@@ -44,7 +44,7 @@ def test_images_are_read_a_few_at_a_time(tars, monkeypatch):
     np.testing.assert_array_equal(vectors, FakeEncoder().encode_images(colours))
 
 
-def test_an_unreadable_image_ends_an_evaluation(tars):
+def test_evaluate_refuses_an_unreadable_image(tars):
     dataset = CaptionedImages(
         name="bad", images=[tars.colour((0, 0, 0)), b"no image"], texts=["black", "none"], positives=[0, 1]
     )
@@ -52,7 +52,7 @@ def test_an_unreadable_image_ends_an_evaluation(tars):
         evaluate(FakeEncoder(), dataset)
 
 
-def test_no_text_is_encoded_twice():
+def test_remembered_texts_encode_no_text_twice():
     encoder = FakeEncoder()
     remembered = RememberedTexts(encoder)
     first = remembered.encode_texts(["red", "blue", "red"])

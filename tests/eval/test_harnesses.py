@@ -21,7 +21,7 @@ OWNER = [1, *range(1, len(WORDS))]
 """The first caption belongs to the second image, which no colour-blind reader would say."""
 
 
-def test_mteb_is_given_the_vectors_of_the_encoder():
+def test_mteb_encoder_gives_the_encoders_vectors():
     encoder = FakeEncoder()
     wrapped = MtebEncoder(encoder)
     texts, images = encoder.encode_texts(CAPTIONS), encoder.encode_images(IMAGES)
@@ -36,7 +36,7 @@ def test_mteb_is_given_the_vectors_of_the_encoder():
         wrapped.encode([{"audio": [1]}])
 
 
-def test_similarity_is_the_inner_product():
+def test_mteb_encoder_similarity_is_the_inner_product():
     wrapped = MtebEncoder(FakeEncoder())
     first, second = np.eye(3, 4, dtype=np.float32), torch.ones(2, 4)
     assert wrapped.similarity(first, second).tolist() == [[1, 1]] * 3
@@ -44,7 +44,7 @@ def test_similarity_is_the_inner_product():
     assert wrapped.similarity(first[0], second).tolist() == [[1, 1]]
 
 
-def test_clip_benchmark_is_given_the_vectors_of_the_encoder():
+def test_clip_benchmark_parts_give_the_encoders_vectors():
     encoder = FakeEncoder()
     model, transform, tokenizer = clip_benchmark_parts(encoder)
     tokens = tokenizer(CAPTIONS).to("cpu")
@@ -61,7 +61,7 @@ def ours(k):
     return found.text_to_image.recall[k].pessimistic, found.image_to_text.recall[k].pessimistic
 
 
-def test_mteb_counts_the_same():
+def test_mteb_encoder_counts_the_same():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own dependencies
         mteb = pytest.importorskip("mteb", reason="MTEB is not installed: pip install mteb")
@@ -108,7 +108,7 @@ def test_mteb_counts_the_same():
     assert scores["hit_rate_at_1"] == pytest.approx(7 / 8, abs=1e-5)
 
 
-def test_clip_benchmark_counts_the_same():
+def test_clip_benchmark_parts_count_the_same():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         retrieval = pytest.importorskip(

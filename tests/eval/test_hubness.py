@@ -44,7 +44,7 @@ def full(pair):
     return pair.texts.astype(np.float64) @ pair.images.astype(np.float64).T
 
 
-def test_a_known_skew():
+def test_hubness_of_a_known_skew():
     # Items 0 to 3 are returned first for 4, 1, 1 and 0 of six queries: mean 1.5, deviations 2.5, -0.5, -0.5, -1.5.
     scores = np.eye(4)[[0, 0, 0, 0, 1, 2]]
     found = hubness(scores, k=1)
@@ -52,14 +52,14 @@ def test_a_known_skew():
     assert (found.never, found.top_share) == (0.25, pytest.approx(4 / 6))
 
 
-def test_an_even_gallery_has_no_skew():
+def test_hubness_of_an_even_gallery_is_zero():
     assert hubness(np.eye(50), k=1).skewness == 0
     assert hubness(np.full((7, 30), 0.5), k=10) == hubness(np.full((9, 30), 0.5), k=10)
     assert hubness(np.full((7, 30), 0.5)).skewness == 0
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
-def test_occurrences_are_those_of_sorted_lists(pair, device):
+def test_occurrences_equal_sorted_lists(pair, device):
     scores = full(pair)
     expected = np.bincount(np.argsort(-scores, axis=1)[:, :5].ravel(), minlength=30)
     pair = Embeddings(texts=pair.texts, images=pair.images, device=device)
@@ -72,14 +72,14 @@ def test_occurrences_are_those_of_sorted_lists(pair, device):
     assert found.top_share == pytest.approx(expected.max() / 600)
 
 
-def test_tied_answers_share_the_last_places():
+def test_occurrences_share_last_places_among_ties():
     scores = np.array([[3.0, 2, 2, 2, 1], [5, 5, 5, 5, 5]])
     assert occurrences(scores, k=3) == pytest.approx([1 + 0.6, 2 / 3 + 0.6, 2 / 3 + 0.6, 2 / 3 + 0.6, 0.6])
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize("scale", [5.0, 100.0])
-def test_dual_softmax_ranks_by_the_product_of_both(pair, scale, device):
+def test_corrected_dual_softmax_ranks_by_the_product(pair, scale, device):
     scores = full(pair)
     product = np.log(softmax(scale * scores, 0)) + np.log(softmax(scale * scores, 1))
     corrector = Corrector(correction=Correction.DUAL_SOFTMAX, scale=scale)
@@ -95,7 +95,7 @@ def test_dual_softmax_ranks_by_the_product_of_both(pair, scale, device):
     assert expected.text_to_image.recall[1].pessimistic > plain.text_to_image.recall[1].pessimistic
 
 
-def test_csls_by_its_formula(pair):
+def test_corrected_csls_follows_its_formula(pair):
     scores = full(pair)
     expected = 2 * scores - nearest_mean(scores, 0, 10)[None] - nearest_mean(scores, 1, 10)[:, None]
     corrector = Corrector(correction=Correction.CSLS)
@@ -104,13 +104,13 @@ def test_csls_by_its_formula(pair):
     assert hubness(expected).skewness < hubness(scores).skewness
 
 
-def test_fewer_queries_than_neighbours_are_all_of_them(pair):
+def test_corrector_csls_with_few_queries_takes_all(pair):
     few = Embeddings(texts=pair.texts[:4], images=pair.images)
     offsets = Corrector(correction=Correction.CSLS).offsets(few)
     assert offsets == pytest.approx(full(few).mean(axis=0) / 2, abs=1e-6)
 
 
-def test_many_blocks_equal_one(monkeypatch, pair):
+def test_hubness_of_many_blocks_equals_one(monkeypatch, pair):
     whole = [Corrector(correction=one).offsets(pair) for one in Correction]
     counted = occurrences(pair, k=3)
     monkeypatch.setattr("llm2clip.eval.metrics.blockwise_scores._BLOCK_SCORES", 7 * 30)
@@ -120,11 +120,11 @@ def test_many_blocks_equal_one(monkeypatch, pair):
 
 
 @pytest.mark.parametrize("k", [0, 31])
-def test_a_list_longer_than_the_gallery_is_refused(pair, k):
+def test_hubness_refuses_a_list_longer_than_the_gallery(pair, k):
     with pytest.raises(ValueError, match=f"got k {k}, expected 1 to 30"):
         hubness(pair, k=k)
 
 
-def test_bad_settings_are_refused():
+def test_corrector_refuses_bad_settings():
     with pytest.raises(ValueError, match=r"scale 0\.0 and 10 neighbours"):
         Corrector(correction=Correction.CSLS, scale=0.0)

@@ -52,7 +52,7 @@ def clip(make_result):
     return replace(result, set=of, encoder=encoder, directions=tuple(sides))
 
 
-def test_differences_to_print_are_within_the_band_or_not(clip):
+def test_compare_published_applies_tolerances(clip):
     board = build_board([clip])
     found = {
         (one.row.model, one.row.direction, one.row.k): one
@@ -71,7 +71,7 @@ def test_differences_to_print_are_within_the_band_or_not(clip):
     assert "| T→I R@1 | 62.20 | 62.16 | +0.04 | ±0.3 | yes |" in text
 
 
-def test_a_part_of_a_set_is_beside_nothing_printed(clip):
+def test_compare_published_skips_partial_sets(clip):
     part = replace(clip, set=replace(clip.set, protocol="flickr30k+partial", complete=False))
     board = build_board([part])
     assert board.comparisons == ()
@@ -79,7 +79,7 @@ def test_a_part_of_a_set_is_beside_nothing_printed(clip):
     assert "a part of it" in board.tables[0].title
 
 
-def test_best_printed_rows_are_shown_and_those_of_the_same_weights(clip):
+def test_table_rows_show_best_published_and_same_weights(clip):
     [table] = build_board([clip]).tables
     rows = table.rows(limit=2)
     shown = [row.label for row in rows]
@@ -91,7 +91,7 @@ def test_best_printed_rows_are_shown_and_those_of_the_same_weights(clip):
     assert values == sorted(values, reverse=True)
 
 
-def test_wrong_rows_come_last_and_say_why():
+def test_published_table_puts_wrong_rows_last():
     rows = published_table("flickr30k")
     wrong = [row.mark.status == "wrong" for row in rows]
     assert wrong == sorted(wrong)
@@ -102,7 +102,7 @@ def test_wrong_rows_come_last_and_say_why():
     }
 
 
-def test_printed_models_that_saw_the_set_are_tagged(make_result):
+def test_published_table_tags_models_that_saw_the_set(make_result):
     seen = {row.label: row.overlap.level.value for row in published_table("coco-cn-1k")}
     assert seen["CN-CLIP ViT-B/16"] == "trained-on"
     assert seen["EVA02 L/14"] == "none-known"
@@ -110,7 +110,7 @@ def test_printed_models_that_saw_the_set_are_tagged(make_result):
     assert "trained-on: COCO with machine-translated captions" in markdown(board, limit=50)
 
 
-def test_who_shares_the_first_place(make_result):
+def test_build_board_marks_who_shares_the_first_place(make_result):
     best = make_result(label="best", key="a" * 64, ranks=[1] * 60 + [2] * 40)
     same = make_result(label="same", key="b" * 64, ranks=[1] * 58 + [2] * 42)
     less = make_result(label="less", key="c" * 64, ranks=[2] * 60 + [1] * 2 + [2] * 38)
@@ -129,14 +129,14 @@ def test_who_shares_the_first_place(make_result):
     }
 
 
-def test_intervals_stand_beside_their_numbers(make_result):
+def test_markdown_shows_intervals(make_result):
     [table] = build_board([make_result()]).tables  # by hand: a quarter to either side, within 0 and 100
     cells = {measure: (cell.value, cell.low, cell.high) for measure, cell in table.ours[0].cells.items()}
     assert cells["t2i", 1] == (50, 25, 75)
     assert cells["i2t", 5] == (75, 50, 100)
 
 
-def test_languages_are_summed_up(make_result):
+def test_build_board_sums_up_languages(make_result):
     ranks = {"en": [1, 1, 1, 2], "zh": [1, 1, 2, 2], "de": [2, 2, 2, 1]}
     board = build_board([make_result(ranks=one, language=code) for code, one in ranks.items()])
     [row] = board.languages
@@ -146,12 +146,12 @@ def test_languages_are_summed_up(make_result):
     assert [table.dataset for table in board.tables] == ["colours:en", "colours:de", "colours:zh"]
 
 
-def test_the_same_twice_is_refused(make_result):
+def test_build_board_refuses_two_results_of_one_encoder(make_result):
     with pytest.raises(ValueError, match=r"two results are of 'enc' on colours.*leave one out"):
         build_board([make_result(), make_result()])
 
 
-def test_terminal_and_csv_have_every_number(clip, make_result):
+def test_csv_text_has_every_number(clip, make_result):
     from rich.console import Console
 
     console = Console(width=200, record=True, file=io.StringIO())
@@ -168,7 +168,7 @@ def test_terminal_and_csv_have_every_number(clip, make_result):
     assert len([line for line in lines if line.startswith("printed,flickr30k,")]) == 1084
 
 
-def test_the_page_has_all_and_runs_only_its_own_script(clip, make_result):
+def test_render_page_has_all_and_runs_only_its_script(clip, make_result):
     evil = make_result(label="</script><script>alert(1)</script>")
     page = render_page(build_board([clip, evil]), now=NOW)
     assert page.count("<script") == 2
@@ -189,7 +189,7 @@ def test_the_page_has_all_and_runs_only_its_own_script(clip, make_result):
         assert innerhtml not in script
 
 
-def test_both_languages_of_the_page_have_the_same_words():
+def test_render_page_has_the_same_words_in_both_languages():
     page = render_page(build_board([]), now=NOW)
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
     english, chinese = re.search(r"en: \{(.*?)\n  \},\n  zh: \{(.*?)\n  \},\n\};", script, re.DOTALL).groups()
@@ -204,7 +204,7 @@ def test_both_languages_of_the_page_have_the_same_words():
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium to open the page with")
 @pytest.mark.parametrize(("language", "word"), [("en", "Overview"), ("zh", "总览")])
-def test_a_browser_draws_it(tmp_path, clip, make_result, language, word):
+def test_render_page_draws_in_a_browser(tmp_path, clip, make_result, language, word):
     evil = make_result(label="<img src=x onerror=document.title='bad'>", protocol="mine", language="en")
     (tmp_path / "page.html").write_text(render_page(build_board([clip, evil]), now=NOW), encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
@@ -220,7 +220,7 @@ def test_a_browser_draws_it(tmp_path, clip, make_result, language, word):
     assert "62.2" in done.stdout
 
 
-def test_ties_that_decide_are_told(make_result):
+def test_markdown_reports_decisive_ties(make_result):
     fine = make_result(label="fine", key="a" * 64)
     even = [replace(at, optimistic=min(1.0, at.value + 0.002)) for at in fine.directions[0].recall]
     sides = (replace(fine.directions[0], recall=tuple(even)), fine.directions[1])
@@ -239,7 +239,7 @@ def test_ties_that_decide_are_told(make_result):
     }
 
 
-def test_a_label_ends_no_cell_and_begins_no_markup(make_result):
+def test_markdown_escapes_labels(make_result):
     text = markdown(build_board([make_result(label="a|b<img src=x>")]), limit=0)
     assert "| **a\\|b&lt;img src=x>** |" in text
     assert "<img" not in text

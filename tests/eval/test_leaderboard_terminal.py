@@ -40,7 +40,7 @@ def board(make_result):
 
 
 @pytest.mark.parametrize("width", [80, 100, 120, 200])
-def test_no_number_is_cut_short(board, width):
+def test_terminal_tables_cut_no_number_short(board, width):
     text = printed(board, width=width)
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= width
@@ -50,20 +50,20 @@ def test_no_number_is_cut_short(board, width):
             assert f" {cell.low:.1f}–{cell.high:.1f} " in text
 
 
-def test_a_narrow_terminal_has_a_line_for_each_direction_and_notes_below(board):
+def test_terminal_tables_narrow_have_a_line_per_direction(board):
     text = printed(board, width=80)
     assert text.count("│ T→I │") == text.count("│ I→T │") == 2
     assert "\nenc with a long name of its own: " in text
     assert "through ivf64-sq8-ip: R@1 -25.0" in text
 
 
-def test_what_all_share_is_said_once_of_the_set(board):
+def test_terminal_tables_give_shared_notes_once(board):
     for text in (printed(board, width=200), printed(board, width=80), markdown(board, limit=2)):
         assert text.count("captions by kind: human_written 5") == 1
         assert text.count("only b") == 1
 
 
-def test_differences_to_print_fit_a_narrow_terminal(make_result):
+def test_terminal_tables_fit_comparisons_into_a_narrow_terminal(make_result):
     one = make_result(label="clip-vit-b-16", key="c" * 64)
     one = replace(
         one,

@@ -40,14 +40,14 @@ REMEMBERED = CostRecord(
 )
 
 
-def test_a_run_that_encodes_nothing_keeps_what_it_cost(make_result):
+def test_keep_cost_of_a_run_that_encodes_nothing(make_result):
     earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, REMEMBERED))
     assert keep_cost(again, earlier).cost == replace(ENCODED, images_encoded=0, texts_encoded=0)
     assert keep_cost(again, None).cost == REMEMBERED
 
 
 @pytest.mark.parametrize("change", ["machine", "encoder"])
-def test_what_another_machine_or_encoder_cost_is_not_kept(make_result, change):
+def test_keep_cost_ignores_other_machines_and_encoders(make_result, change):
     earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, REMEMBERED))
     if change == "machine":
         earlier = replace(earlier, machine="another")
@@ -56,7 +56,7 @@ def test_what_another_machine_or_encoder_cost_is_not_kept(make_result, change):
     assert keep_cost(again, earlier).cost == REMEMBERED
 
 
-def test_a_side_that_is_encoded_anew_has_its_new_rate(make_result):
+def test_keep_cost_takes_new_rates(make_result):
     some = replace(
         ENCODED, images_encoded=0, images_per_second=None, texts_per_second=90.0, peak_memory_mb=500
     )
@@ -67,7 +67,7 @@ def test_a_side_that_is_encoded_anew_has_its_new_rate(make_result):
     assert keep_cost(slower, earlier).cost.images_per_second is None
 
 
-def test_intervals_draw_images_with_all_their_captions(tmp_path):
+def test_measure_draws_images_with_all_their_captions(tmp_path):
     """Of 40 images with five captions each the first 20 are found by all five, the others by none."""
     photos, captions = 40, 5
     owner = np.repeat(np.arange(photos), captions)
@@ -82,7 +82,7 @@ def test_intervals_draw_images_with_all_their_captions(tmp_path):
     assert at.high - at.low > 2 * (alone.high - alone.low)
 
 
-def test_a_set_is_known_by_images_captions_and_what_belongs_together():
+def test_content_sha256_covers_images_captions_and_pairs():
     images, captions = ["a", "b"], ["c", "d"]
     ours = content_sha256(images, captions, [(0,), (1,)])
     assert ours == content_sha256(images, captions, [[0], [1]])
@@ -118,7 +118,7 @@ def measured(tmp_path, images, texts, owner, *, resampling):
     not os.access("/proc/self/clear_refs", os.W_OK),
     reason="this system does not forget the peak of a process",
 )
-def test_the_memory_of_one_encoder_is_not_that_of_the_one_before():
+def test_reset_peak_memory_forgets_the_encoder_before():
     large = np.ones(25_000_000)
     before = peak_memory_mb()
     del large

@@ -62,7 +62,7 @@ def number(report, table, subject, row, metric, *, blocks=True):
     return found[0]
 
 
-def test_the_report_has_every_part_with_and_without_blocks(report):
+def test_measure_nano_measures_every_part_with_and_without_blocks(report):
     for style in ("noto", "openmoji"):
         for blocks in (True, False):
             assert number(report, "names", style, "en", "R@1", blocks=blocks) == 100
@@ -80,7 +80,7 @@ def test_the_report_has_every_part_with_and_without_blocks(report):
     assert report.notes == ()
 
 
-def test_the_json_says_what_made_every_number(report):
+def test_as_json_has_provenance_of_every_number(report):
     content = json.loads(json.dumps(report.as_json()))
     assert set(content["tables"]) == {"names", "queries", "scenes", "cost"}
     for table in content["tables"].values():
@@ -96,7 +96,7 @@ def test_the_json_says_what_made_every_number(report):
     assert targets["weights"] == targets["weights"] | {"value": 2.0, "bound": 20, "met": True}
 
 
-def test_the_files_measured_on_are_named_by_their_hash(report, world):
+def test_measure_nano_records_hashes_of_files(report, world):
     files = {
         "noto": "sample.tar",
         "openmoji": "openmoji.tar",
@@ -111,7 +111,7 @@ def test_the_files_measured_on_are_named_by_their_hash(report, world):
     assert report.provenance["measured_on"] == expected | {"queries": {"queries.json": queries}}
 
 
-def test_the_tables_show_numbers_and_targets(report):
+def test_nano_tables_show_numbers_and_targets(report):
     console = Console(width=120, file=io.StringIO())
     for table in nano_tables(report):
         console.print(table)
@@ -129,7 +129,7 @@ def test_the_tables_show_numbers_and_targets(report):
     assert lines["all"].split() == ["all"] + ["1", "of", "1"] * 8
 
 
-def test_parts_can_be_left_out(world, colours):
+def test_measure_nano_leaves_parts_out(world, colours):
     options = NanoOptions(data=world, styles=("noto",), scenes=False)
     report = measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
     assert {one.table for one in report.measurements} == {"names", "queries", "cost"}
@@ -140,7 +140,7 @@ def test_parts_can_be_left_out(world, colours):
     assert {target["table"] for target in unmet} == {"names", "scenes", "cost"}
 
 
-def test_speeds_measured_on_a_busy_machine_say_so(world, colours, monkeypatch):
+def test_measure_nano_notes_a_busy_machine(world, colours, monkeypatch):
     monkeypatch.setattr(nano.os, "getloadavg", lambda: (99.0, 1.0, 1.0), raising=False)
     options = NanoOptions(data=world, styles=("noto",), scenes=False, blocks=False)
     report = measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
@@ -157,17 +157,17 @@ def test_measure_nano_refuses_a_style_found_nowhere(world, colours):
 
 
 @pytest.mark.parametrize("styles", [(), ("noto", "noto")])
-def test_styles_must_be_different_names(tmp_path, styles):
+def test_nano_options_refuse_equal_styles(tmp_path, styles):
     with pytest.raises(ValueError, match="expected different names such as noto, openmoji"):
         NanoOptions(data=tmp_path, styles=styles)
 
 
-def test_the_folder_of_an_encoder(world):
+def test_encoder_folder_finds_files(world):
     assert encoder_folder(str(world / "colours")) == world / "colours"
     assert encoder_folder("no such encoder") is None
 
 
-def test_the_command_prints_tables_and_writes_json(world):
+def test_nano_command_prints_tables_and_writes_json(world):
     target = world / "out.json"
     arguments = ["nano", "--encoder", str(world / "colours"), "--data", str(world), "--json", str(target)]
     result = CliRunner().invoke(app, arguments)
@@ -182,7 +182,7 @@ def test_the_command_prints_tables_and_writes_json(world):
     assert json.loads(target.read_text(encoding="utf-8"))["report"] == "nano"
 
 
-def test_failures_are_one_line(world):
+def test_nano_command_fails_in_one_line(world):
     result = CliRunner().invoke(app, ["nano", "--styles", "", "--data", str(world)])
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
@@ -190,7 +190,7 @@ def test_failures_are_one_line(world):
     assert CliRunner().invoke(app, ["nano", "--stiles", "noto"]).exit_code == 2
 
 
-def test_ctrl_c_prints_one_line(world, monkeypatch):
+def test_nano_command_ctrl_c_is_one_line(world, monkeypatch):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -199,7 +199,7 @@ def test_ctrl_c_prints_one_line(world, monkeypatch):
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
 
 
-def test_a_json_file_that_cannot_be_written_is_said_before_measuring(world, monkeypatch):
+def test_nano_command_checks_the_json_file_first(world, monkeypatch):
     measured = []
     monkeypatch.setattr(nano, "measure_nano", lambda *arguments, **options: measured.append(1))
     (world / "file").write_text("")
@@ -210,7 +210,7 @@ def test_a_json_file_that_cannot_be_written_is_said_before_measuring(world, monk
         assert result.stderr.count("\n") == 1
 
 
-def test_the_folder_of_the_json_file_is_made(world):
+def test_nano_command_makes_the_folder_of_the_json_file(world):
     target = world / "new" / "folder" / "numbers.json"
     arguments = ["nano", "--data", str(world), "--styles", "noto", "--no-scenes", "--no-blocks"]
     result = CliRunner().invoke(app, [*arguments, "--json", str(target)])
@@ -218,7 +218,7 @@ def test_the_folder_of_the_json_file_is_made(world):
     assert json.loads(target.read_text(encoding="utf-8"))["report"] == "nano"
 
 
-def test_tables_are_printed_even_where_the_json_file_fails(world, monkeypatch):
+def test_nano_command_prints_tables_if_the_json_file_fails(world, monkeypatch):
     target, measure = world / "numbers.json", nano.measure_nano
 
     def spoiling(*arguments, **options):
@@ -233,7 +233,7 @@ def test_tables_are_printed_even_where_the_json_file_fails(world, monkeypatch):
     assert "Name to image, noto artwork" in result.stdout
 
 
-def test_a_missing_extra_is_named(world, monkeypatch):
+def test_nano_command_names_a_missing_extra(world, monkeypatch):
     def needing(*arguments, **options):
         import resvg_py  # noqa: F401
 

@@ -45,7 +45,7 @@ def query(number, text, accept, *, language="en", split=Split.TEST):
     )
 
 
-def test_a_gallery_holds_only_the_emoji_of_one_style(gallery, gallery_tar, colours):
+def test_read_gallery_takes_emoji_of_one_style(gallery, gallery_tar, colours):
     assert gallery.emoji == tuple(colours.emoji.values())
     assert gallery.languages() == ["en", "de"]
     assert gallery.names("fr") == {1: "vert"}
@@ -54,12 +54,12 @@ def test_a_gallery_holds_only_the_emoji_of_one_style(gallery, gallery_tar, colou
     assert read_gallery(both, style="openmoji") is None
 
 
-def test_an_emoji_shown_twice_is_refused(gallery_tar):
+def test_read_gallery_refuses_an_emoji_twice(gallery_tar):
     with pytest.raises(DatasetError, match="gallery 'noto' has 2 images of '🍎'"):
         read_gallery([gallery_tar("a.tar", "noto"), gallery_tar("b.tar", "noto")], style="noto")
 
 
-def test_names_by_language_and_their_mean(gallery, colours):
+def test_measure_names_by_language_and_mean(gallery, colours):
     encoder = colours.Encoder()
     vectors = encode_images(encoder, gallery.images)
     found = values(measure_names(encoder, gallery, vectors, languages=["en", "de"]))
@@ -77,7 +77,7 @@ def test_names_by_language_and_their_mean(gallery, colours):
     }
 
 
-def test_a_gallery_copied_into_a_tar_is_the_same_gallery(gallery, tmp_path):
+def test_write_gallery_round_trip(gallery, tmp_path):
     write_gallery(gallery, tmp_path / "copy.tar")
     copied = list(read_tar(tmp_path / "copy.tar"))
     assert [image.read() for image in copied] == [image.read() for image in gallery.images]
@@ -85,7 +85,7 @@ def test_a_gallery_copied_into_a_tar_is_the_same_gallery(gallery, tmp_path):
         assert [getattr(one, part) for one in copied] == [getattr(one, part) for one in gallery.images]
 
 
-def test_free_form_queries_through_a_real_index(gallery, colours, tmp_path):
+def test_answer_queries_through_an_index(gallery, colours, tmp_path):
     encoder = colours.Encoder()
     index = index_gallery(encoder, gallery, tmp_path / "index")
     queries = [
@@ -112,7 +112,7 @@ def test_free_form_queries_through_a_real_index(gallery, colours, tmp_path):
     }
 
 
-def test_scenes_are_found_whole_and_lost_when_cut(scenes, colours):
+def test_measure_scenes_whole_and_cut(scenes, colours):
     encoder = colours.Encoder()
     vectors = encode_images(encoder, [scene.image for scene in scenes])
     found = values(measure_scenes(encoder, scenes, vectors))
@@ -127,7 +127,7 @@ def test_scenes_are_found_whole_and_lost_when_cut(scenes, colours):
     assert found["twins: two places swapped", "told apart"] == 100
 
 
-def test_scenes_in_other_languages(scenes, colours):
+def test_measure_scenes_in_every_language(scenes, colours):
     encoder = colours.Encoder()
     vectors = encode_images(encoder, [scene.image for scene in scenes])
     found = [one for one in measure_scenes(encoder, scenes, vectors, every_language=True) if one.row == "de"]
@@ -136,14 +136,14 @@ def test_scenes_in_other_languages(scenes, colours):
     ]
 
 
-def test_a_bag_of_words_cannot_tell_swapped_places(scenes, colours):
+def test_measure_scenes_of_a_bag_of_words(scenes, colours):
     vectors = encode_images(colours.Encoder(), [scene.image for scene in scenes])
     found = values(measure_scenes(colours.Encoder(bag=True), scenes, vectors))
     assert found["twins: last object", "told apart"] == 100
     assert found["twins: two places swapped", "told apart"] == 0
 
 
-def test_a_collapsed_encoder_tells_nothing_apart():
+def test_tell_apart_counts_ties_as_not_told():
     class Collapsed:  # encoders refuse to return these vectors; the metric must hold without their help
         def encode_texts(self, texts):
             return np.full((len(texts), 4), 0.5, dtype=np.float32)
@@ -160,7 +160,7 @@ def test_a_collapsed_encoder_tells_nothing_apart():
         tell_apart(Collapsed(), right=["a"], wrong=["b"], vectors=np.full((1, 4), np.nan, dtype=np.float32))
 
 
-def test_texts_are_cut_to_the_longest_beginning_that_fits(colours):
+def test_cut_texts_keeps_the_longest_beginning(colours):
     texts = ["one", "one two three", "one two three four", "  spaced   out   words here "]
     assert cut_texts(colours.Encoder(), texts, tokens=3) == [
         "one",
@@ -170,7 +170,7 @@ def test_texts_are_cut_to_the_longest_beginning_that_fits(colours):
     ]
 
 
-def test_the_template_is_not_counted_as_caption(colours):
+def test_template_tokens_are_not_counted_as_caption(colours):
     class Wrapped(colours.Encoder):
         def _count_tokens(self, texts):
             return [len(text.split()) + 5 for text in texts]
@@ -180,7 +180,7 @@ def test_the_template_is_not_counted_as_caption(colours):
     assert cut_texts(Wrapped(), ["one two three four"], tokens=3) == ["one two three"]
 
 
-def test_scenes_without_captions_are_refused(tars, tmp_path):
+def test_read_scenes_refuses_scenes_without_captions(tars, tmp_path):
     path = tars.write(tmp_path / "scenes.tar", {"1": (tars.colour((0, 0, 0)), {"kind": "scene"})})
     with pytest.raises(DatasetError, match=r"scene 1\.png has no English caption"):
         read_scenes(path)

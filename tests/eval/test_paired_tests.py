@@ -26,14 +26,14 @@ def results(wins, losses, both, neither):
 
 
 @pytest.mark.parametrize(("wins", "losses"), [(9, 1), (6, 6), (0, 5), (7, 3), (0, 0)])
-def test_few_differences_are_mcnemars_exact_test(wins, losses):
+def test_paired_test_of_few_differences_is_mcnemars(wins, losses):
     found = paired_test(*results(wins, losses, 20, 10))
     assert found.p_value == pytest.approx(mcnemar(wins, losses))
     assert (found.wins, found.losses, found.queries) == (wins, losses, 30 + wins + losses)
     assert found.difference == pytest.approx((wins - losses) / found.queries)
 
 
-def test_many_differences_come_near_it():
+def test_paired_test_of_many_differences_comes_near_mcnemars():
     found = paired_test(*results(60, 35, 500, 400))
     assert found.p_value == pytest.approx(mcnemar(60, 35), abs=0.004)
     assert found.low <= found.difference <= found.high
@@ -42,7 +42,7 @@ def test_many_differences_come_near_it():
     assert never.p_value == 1 / 1000
 
 
-def test_whole_images_are_exchanged():
+def test_paired_test_exchanges_whole_images():
     gaps = np.array([2.0, -1, 3, 3, 1, 4])
     reached = abs(gaps.sum())
     signs = itertools.product((1, -1), repeat=len(gaps))
@@ -63,7 +63,7 @@ def comparison(generator, *, gain):
     return drawn, np.repeat(np.arange(IMAGES), CAPTIONS)
 
 
-def test_equal_encoders_are_called_different_no_more_often_than_said():
+def test_paired_test_of_equal_encoders_keeps_its_level():
     generator = np.random.default_rng(0)
     times, called, naive, held = 300, 0, 0, 0
     for seed in range(times):
@@ -79,7 +79,7 @@ def test_equal_encoders_are_called_different_no_more_often_than_said():
     assert naive / times > 0.12  # captions exchanged one by one
 
 
-def test_a_better_encoder_is_found():
+def test_paired_test_finds_a_better_encoder():
     generator = np.random.default_rng(1)
     found = 0
     for seed in range(50):
@@ -89,7 +89,7 @@ def test_a_better_encoder_is_found():
     assert found >= 45
 
 
-def test_the_second_minus_the_first_is_the_mirror_image():
+def test_paired_test_is_antisymmetric():
     (first, second), images = comparison(np.random.default_rng(2), gain=0.05)
     one, other = (paired_test(*pair, clusters=images) for pair in ((first, second), (second, first)))
     assert (one.difference, one.effect, one.wins) == (-other.difference, -other.effect, other.losses)
@@ -98,7 +98,7 @@ def test_the_second_minus_the_first_is_the_mirror_image():
     assert one.effect == pytest.approx(by_image.mean() / by_image.std(ddof=1))
 
 
-def test_results_of_different_queries_are_refused():
+def test_paired_test_refuses_different_queries():
     with pytest.raises(ValueError, match=r"shape \(3,\) and \(4,\).*Compare encoders on the same set"):
         paired_test(np.ones(3), np.ones(4))
 
@@ -112,14 +112,14 @@ def test_holm_by_hand():
         holm([0.5, 1.5])
 
 
-def test_holm_keeps_the_whole_table_at_five_percent():
+def test_holm_keeps_the_family_wise_level():
     generator = np.random.default_rng(0)
     false_claims = np.mean([min(holm(list(generator.random(20)))) < 0.05 for _ in range(2000)])
     assert 0.035 <= false_claims <= 0.065
     assert np.mean([generator.random(20).min() < 0.05 for _ in range(2000)]) > 0.6  # without it
 
 
-def test_who_shares_the_first_place():
+def test_against_best_tells_who_shares_the_first_place():
     generator = np.random.default_rng(3)
     ease = generator.random(800)
     table = {

@@ -17,12 +17,12 @@ dci-full7805 flickr30k-cn flickr30k-cna coco-cn-1k coco-cn-5kcap muge-valid xm36
 xflickrco wit-iglue"""
 
 
-def test_every_protocol_is_declared_and_none_is_left_without_a_reader():
+def test_readers_match_the_declared_protocols():
     assert set(WANTED.split()) <= set(protocol_ids())
     assert {find_protocol(name).loader for name in protocol_ids()} == set(READERS)
 
 
-def test_what_is_declared_is_whole():
+def test_protocols_are_declared_in_full():
     for name in protocol_ids():
         protocol = find_protocol(name)
         assert {"captions", "images"} <= set(protocol.needs)
@@ -37,7 +37,7 @@ def test_what_is_declared_is_whole():
                 assert "http" not in source(key).get
 
 
-def test_counts_that_can_be_derived_agree():
+def test_protocol_counts_agree():
     # Five captions an image, except where the papers say otherwise.
     for name in ("flickr30k", "flickr30k-full31k", "flickr30k-cn", "flickr30k-cna", "coco-cn-5kcap"):
         counts = find_protocol(name).counts
@@ -50,14 +50,14 @@ def test_counts_that_can_be_derived_agree():
     assert rows == 890 + 860 + 891 + 570 + 1000 + 874 + 901 + 1000 + 931 + 721 + 946
 
 
-def test_a_wrong_name_is_told_what_comes_near():
+def test_find_protocol_suggests_near_names():
     with pytest.raises(DatasetError, match="unknown protocol 'flickr30'; did you mean flickr30k"):
         find_protocol("flickr30")
     with pytest.raises(DatasetError, match="unknown protocol 'qqq'; expected one of: flickr30k, "):
         find_protocol("qqq")
 
 
-def test_differences_are_said_in_words():
+def test_protocol_difference_in_words():
     protocol = find_protocol("xm3600-all")
     assert protocol.difference(Counts(images=3600, captions=7000), language="de") == ""
     assert protocol.difference(Counts(images=3599), language="de") == "got 3,599 images, expected 3,600"
@@ -72,12 +72,12 @@ def test_differences_are_said_in_words():
         ({"title": "x"}, r"protocol p: keys \['counts'.*\] are missing"),
     ],
 )
-def test_a_table_with_unknown_or_missing_keys_is_refused(entry, message):
+def test_protocol_table_refuses_unknown_or_missing_keys(entry, message):
     with pytest.raises(DatasetError, match=message):
         protocols._make(protocols.Protocol, {"id": "p", **entry}, where="protocol p")
 
 
-def test_the_manuals_table_is_the_declared_one():
+def test_datasets_page_lists_the_declared_protocols():
     rows = re.findall(
         r"^\| `([\w-]+)` \| ([\w, ]+) \| ([\w, ]+) \|", MANUAL.read_text(encoding="utf-8"), re.M
     )
@@ -94,7 +94,7 @@ def test_the_manuals_table_is_the_declared_one():
     assert said == declared
 
 
-def test_every_published_data_set_and_language_is_declared():
+def test_protocols_cover_the_published_table():
     unclear = ("coco-5k-mbeir", "coco-5k-mixed", "dci-full7805-mixed")
     for name, _, language in {row.dataset.partition(":") for row in published_rows()}:
         if name not in unclear and not language.startswith("avg"):

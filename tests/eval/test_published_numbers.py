@@ -35,7 +35,7 @@ def one(dataset, model, direction, k, source=""):
     return row
 
 
-def test_all_of_it_in_little():
+def test_published_rows_are_complete_and_small():
     rows = published_rows()
     assert len(rows) == 21_946
     assert len({row.model for row in rows}) == 303
@@ -43,7 +43,7 @@ def test_all_of_it_in_little():
     assert all(row.source and 0 <= row.value <= 100 and row.k in (1, 5, 10) for row in rows)
 
 
-def test_values_as_they_are_printed():
+def test_published_rows_as_printed():
     assert one("muge-valid", "CN-CLIP ViT-B/16", "t2i", 1).value == 52.1
     assert one("flickr30k", "open_clip:ViT-B-16/openai", "t2i", 5).value == pytest.approx(85.7, abs=0.05)
     v1 = one("flickr30k", "CLIP L/14@336 + LLM2CLIP-60M", "t2i", 1, "v1")
@@ -55,7 +55,7 @@ def test_values_as_they_are_printed():
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is not there to compare with")
-def test_equal_to_what_it_was_made_from():
+def test_published_rows_equal_their_source():
     with SHARED.open(newline="", encoding="utf-8") as file:
         theirs = list(csv.DictReader(file))
     ours = published_rows()
@@ -71,7 +71,7 @@ def test_equal_to_what_it_was_made_from():
         )
 
 
-def test_every_row_known_to_be_wrong_says_why():
+def test_mark_gives_a_reason_for_every_wrong_row():
     marked = [(row, found) for row in published_rows() if (found := mark(row)).status]
     assert all(found.reason and found.reason_zh for _, found in marked)
     wrong = {(row.dataset, row.model, row.direction) for row, found in marked if found.status == "wrong"}
@@ -92,7 +92,7 @@ def test_every_row_known_to_be_wrong_says_why():
     assert "许可" in licence_note("zh")
 
 
-def test_bands_follow_harness_and_number_of_queries():
+def test_band_follows_harness_and_queries():
     plain = one("flickr30k", "open_clip:ViT-B-16/openai", "t2i", 1)
     assert band(plain, queries=5000).points == 0.3
     assert band(plain, queries=1000).points == 0.6
@@ -118,7 +118,7 @@ def test_bands_follow_harness_and_number_of_queries():
         (62.2, 0.6256, False),
     ],
 )
-def test_a_difference_is_judged_by_its_band(printed, ours, within):
+def test_compare_value_judges_by_the_band(printed, ours, within):
     row = Published(
         dataset="flickr30k", model="m", hf_id="x/y", direction="t2i", k=1, value=printed, source="a paper"
     )
@@ -129,7 +129,7 @@ def test_a_difference_is_judged_by_its_band(printed, ours, within):
     assert compare_value(wrong, ours=ours, queries=5000).within is None
 
 
-def test_weights_are_found_under_all_their_names(make_result):
+def test_same_weights_under_all_names(make_result):
     encoder = replace(
         make_result().encoder, name="siglip-b-16-224", repository="google/siglip-base-patch16-224"
     )
@@ -147,7 +147,7 @@ def test_weights_are_found_under_all_their_names(make_result):
     assert values == {52.1}
 
 
-def test_every_name_of_weights_is_in_the_table():
+def test_hub_names_are_in_the_table():
     import tomllib
 
     weights = tomllib.loads((DATA / "published.toml").read_text())["weights"]

@@ -19,7 +19,7 @@ TOO_NEAR = 0.8
 NEWER_THAN_15 = re.compile("[\U0001fae9\U0001fac6\U0001fabe\U0001fadc\U0001fadf\U0001fa89\U0001fa8f]|\u27a1")
 
 
-def test_the_list_is_balanced_and_without_repeats():
+def test_load_queries_is_balanced_and_without_repeats():
     queries = load_queries()
     assert len(queries) == 60
     assert len({query.id for query in queries}) == len({query.text for query in queries}) == 60
@@ -31,7 +31,7 @@ def test_the_list_is_balanced_and_without_repeats():
 
 
 @pytest.mark.parametrize("query", load_queries(), ids=lambda query: query.id)
-def test_each_query_is_short_and_accepts_a_few_emoji(query):
+def test_load_queries_entries_are_short_with_few_emoji(query):
     assert query.text == unicodedata.normalize("NFC", query.text).strip()
     if query.language in SPACED:
         assert 3 <= len(query.text.split()) <= 10
@@ -44,7 +44,7 @@ def test_each_query_is_short_and_accepts_a_few_emoji(query):
         assert not any(character.isalnum() or character.isspace() for character in emoji)
 
 
-def test_every_accepted_emoji_is_in_the_sample_corpus():
+def test_load_queries_accepts_emoji_of_the_sample_corpus():
     images = [image for tar in sample_shards() for image in read_tar(tar)]
     assert len(images) > 1000, "the sample corpus is not there: llm2clip-train data --sample indexer/sample"
     shown = {
@@ -53,7 +53,7 @@ def test_every_accepted_emoji_is_in_the_sample_corpus():
     assert {emoji for query in load_queries() for emoji in query.accept} <= shown
 
 
-def test_one_emoji_compares_equal_with_and_without_variation_selector():
+def test_plain_emoji_ignores_variation_selectors():
     assert plain_emoji("☂️") == plain_emoji("☂") == "☂"
     assert plain_emoji("🏃‍♂️") == "🏃‍♂"
 
@@ -66,7 +66,7 @@ def test_one_emoji_compares_equal_with_and_without_variation_selector():
         ({"queries": [{"id": "en-1", "text": "x"}]}, r"fields \['id', 'text'\], expected \['accept', 'id'"),
     ],
 )
-def test_another_form_is_refused(tmp_path, content, message):
+def test_load_queries_refuses_another_form(tmp_path, content, message):
     path = tmp_path / "queries.json"
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
@@ -93,7 +93,7 @@ def near_lines(query: str, lines: Iterable[str]) -> list[str]:
     return found
 
 
-def test_no_training_line_says_what_a_query_says():
+def test_load_queries_keeps_clear_of_training_lines():
     lines: dict[str, set[str]] = defaultdict(set)
     for file in resources.files("llm2clip.train").joinpath("data").iterdir():
         for line in file.read_text(encoding="utf-8").splitlines() if file.name.endswith(".tsv") else ():
@@ -104,7 +104,7 @@ def test_no_training_line_says_what_a_query_says():
     assert {query: found for query, found in near.items() if found} == {}
 
 
-def test_near_lines_are_recognised():
+def test_near_lines_recognises_near_lines():
     lines = ["恥ずかしくて顔が赤い", "顔が青い", "火事のとき走る赤い車", "車"]
     assert near_lines("恥ずかしくて顔が赤くなる", lines) == lines[:1]
     assert near_lines("火事のときに来る赤い車", lines) == lines[2:3]

@@ -50,7 +50,7 @@ def by_rule(values):
 
 
 @given(matrices(), st.sampled_from([1, 2, None]))
-def test_precision_equals_a_count_over_all_orders(case, chunk):
+def test_average_precision_at_r_equals_a_count_over_all_orders(case, chunk):
     scores, right = case
     pairs = Positives.of(right.astype(bool), shape=scores.shape)
     for matrix, truth, where in zip(
@@ -67,7 +67,7 @@ def test_precision_equals_a_count_over_all_orders(case, chunk):
                 assert average_precision_at_r(where, ties=ties)[query] == pytest.approx(value, abs=1e-12)
 
 
-def test_precision_at_r_of_one_right_answer_is_recall_at_1():
+def test_average_precision_at_r_of_one_right_answer_is_recall_at_1():
     scores = np.random.default_rng(0).normal(size=(40, 30))
     result = retrieval_metrics(
         scores, positives=np.random.default_rng(1).integers(0, 30, 40), unmatched=Unmatched.SKIP
@@ -126,7 +126,7 @@ def test_recall_is_clip_benchmarks_any_hit(untied, k):
 
 
 @pytest.mark.parametrize("k", [1, 5, 10])
-def test_beside_sentence_transformers(untied, k):
+def test_metrics_beside_sentence_transformers(untied, k):
     scores, right = untied
     accuracy, recall, first, average = sentence_transformers_metrics(scores, right, k)
     result = retrieval_metrics(scores, positives=right, ks=(k,)).text_to_image
@@ -139,7 +139,7 @@ def test_beside_sentence_transformers(untied, k):
         assert abs(result.map_at_r.pessimistic - average) > 0.05
 
 
-def test_tied_right_answers_differ_from_a_stable_sort():
+def test_retrieval_metrics_ties_differ_from_a_stable_sort():
     # By file order the first caption wins: programs that sort stably give 100 % to a collapsed model on the diagonal's
     # head, and 0 % when the gallery is reversed; ours does not depend on the order of the gallery.
     scores, right = np.full((1, 4), 0.5), np.array([[True, False, False, False]])
@@ -184,7 +184,7 @@ def vectors_with_copies(seed, *, dim, dtype=np.float32, noise=0.6):
 @pytest.mark.parametrize("device", [None, "cpu"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("chunk", [7, None])
-def test_products_count_as_the_exact_scores_do(device, dtype, chunk):
+def test_rank_positions_of_products_equal_exact_scores(device, dtype, chunk):
     generator = np.random.default_rng(2)
     texts, images = vectors_with_copies(1, dim=64, dtype=dtype)
     right = generator.random((90, 40)) < 0.08
@@ -206,7 +206,7 @@ def test_products_count_as_the_exact_scores_do(device, dtype, chunk):
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
-def test_collapsed_vectors_are_counted_in_double_precision(device):
+def test_rank_positions_of_collapsed_vectors(device):
     vector = np.random.default_rng(0).normal(size=(1, 128)).astype(np.float32)
     vector /= np.linalg.norm(vector)
     pair = Embeddings(texts=vector.repeat(300, 0), images=vector.repeat(200, 0), device=device)
@@ -218,13 +218,13 @@ def test_collapsed_vectors_are_counted_in_double_precision(device):
 
 
 @pytest.mark.parametrize("device", [None, "cpu"])
-def test_vectors_too_large_to_multiply_are_refused(device):
+def test_rank_positions_refuse_vectors_too_large(device):
     rows = np.full((2, 4), 1e19, dtype=np.float32)
     with pytest.raises(ValueError, match=r"norms up to 2e\+19, expected unit rows|score inf for query 0"):
         retrieval_metrics(Embeddings(texts=rows, images=rows, device=device), positives=np.arange(2))
 
 
-def test_no_whole_matrix_is_ever_held():
+def test_rank_positions_hold_no_whole_matrix():
     generator = np.random.default_rng(0)
     texts, images = (generator.normal(size=(count, 8)).astype(np.float32) for count in (12_000, 6_000))
     tracemalloc.start()
@@ -236,7 +236,7 @@ def test_no_whole_matrix_is_ever_held():
     assert peak < 4 * 12_000 * 6_000 / 4  # bytes: a quarter of the scores alone
 
 
-def test_nearly_collapsed_vectors_count_as_the_exact_scores_do():
+def test_rank_positions_of_nearly_collapsed_vectors_equal_exact_scores():
     generator = np.random.default_rng(0)
     centre = generator.normal(size=64)
     for noise in (1e-2, 1e-4, 1e-6):

@@ -35,7 +35,7 @@ HAND = np.array(
 HAND_POSITIVES = {0: 0, 1: [3, 4], 2: [5], 3: [7]}
 
 
-def test_text_to_image_of_a_hand_made_matrix():
+def test_retrieval_metrics_text_to_image_by_hand():
     result = retrieval_metrics(HAND, positives=HAND_POSITIVES, ks=(1, 2, 3, 4, 8), unmatched=Unmatched.SKIP)
     recall = result.text_to_image.recall
     assert [recall[k].pessimistic for k in (1, 2, 3, 4, 8)] == [0.25, 0.25, 0.5, 0.75, 1.0]
@@ -46,7 +46,7 @@ def test_text_to_image_of_a_hand_made_matrix():
     assert (result.text_to_image.queries, result.text_to_image.gallery) == (4, 8)
 
 
-def test_image_to_text_of_a_hand_made_matrix():
+def test_retrieval_metrics_image_to_text_by_hand():
     skipped = retrieval_metrics(
         HAND, positives=HAND_POSITIVES, ks=(1, 3), unmatched=Unmatched.SKIP
     ).image_to_text
@@ -65,18 +65,18 @@ def test_image_to_text_of_a_hand_made_matrix():
     assert missed.recall[3].pessimistic == pytest.approx(5 / 8)
 
 
-def test_a_caption_less_image_needs_a_decision():
+def test_retrieval_metrics_needs_a_decision_on_unmatched_images():
     with pytest.raises(ValueError, match=r"3 of 8 queries have no right answer.*Unmatched\.SKIP"):
         retrieval_metrics(HAND, positives=HAND_POSITIVES)
 
 
-def test_a_caption_less_image_stays_in_the_gallery():
+def test_retrieval_metrics_keeps_unmatched_images_in_the_gallery():
     scores = np.array([[0.2, 0.9]])
     result = retrieval_metrics(scores, positives={0: 0}, ks=(1,), unmatched=Unmatched.SKIP)
     assert result.text_to_image.recall[1].pessimistic == 0.0
 
 
-def test_a_collapsed_model_finds_nothing():
+def test_retrieval_metrics_of_a_collapsed_model_is_zero():
     result = retrieval_metrics(np.full((1000, 1000), 0.5), positives=np.arange(1000))
     for direction in (result.text_to_image, result.image_to_text):
         assert direction.recall[10].pessimistic == 0.0
@@ -86,14 +86,14 @@ def test_a_collapsed_model_finds_nothing():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_scores_that_cannot_be_ordered_are_refused(bad):
+def test_retrieval_metrics_refuses_scores_that_are_not_finite(bad):
     scores = HAND.copy()
     scores[2, 6] = bad
     with pytest.raises(ValueError, match=f"score {bad} for query 2 and answer 6, expected finite"):
         retrieval_metrics(scores, positives=HAND_POSITIVES, unmatched=Unmatched.SKIP, chunk=1)
 
 
-def test_a_vector_of_nan_is_refused():
+def test_retrieval_metrics_refuses_a_vector_of_nan():
     images = np.eye(4, dtype=np.float32)
     images[1] = np.nan
     with pytest.raises(ValueError, match="score nan for query 0 and answer 1"):
@@ -117,19 +117,19 @@ def test_a_vector_of_nan_is_refused():
         ({"positives": Positives.of([0, 1], shape=(2, 2))}, r"positives for \(2, 2\).*expected \(4, 8\)"),
     ],
 )
-def test_bad_arguments_say_what_was_expected(arguments, message):
+def test_retrieval_metrics_refuses_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         retrieval_metrics(HAND, unmatched=Unmatched.SKIP, **arguments)
 
 
-def test_shapes_that_disagree_are_refused():
+def test_embeddings_refuse_shapes_that_disagree():
     with pytest.raises(ValueError, match=r"\(2, 3\).*\(2, 4\)"):
         Embeddings(texts=np.zeros((2, 3)), images=np.zeros((2, 4)))
     with pytest.raises(ValueError, match=r"scores of shape \(0, 3\)"):
         retrieval_metrics(np.zeros((0, 3)), positives=[])
 
 
-def test_all_forms_of_positives_mean_the_same():
+def test_positives_forms_mean_the_same():
     matrix = np.zeros((4, 8), dtype=bool)
     matrix[[0, 1, 1, 2, 3], [0, 3, 4, 5, 7]] = True
     forms = [matrix, HAND_POSITIVES, [[0], [3, 4, 3], 5, (7,)], Positives.of(matrix, shape=(4, 8))]
@@ -139,14 +139,14 @@ def test_all_forms_of_positives_mean_the_same():
     assert one == retrieval_metrics(HAND, positives={0: 0, 1: 3, 2: 5, 3: 7}, unmatched=Unmatched.MISS)
 
 
-def test_a_query_without_answer_has_no_rank():
+def test_best_rank_of_a_query_without_answer():
     where = best_rank(HAND, positives={0: 0})
     assert where.ranks().tolist() == [1.0, math.inf, math.inf, math.inf]
     assert direction_metrics(where, unmatched=Unmatched.MISS).median_rank == math.inf
     assert direction_metrics(where, unmatched=Unmatched.SKIP).median_rank == 1.0
 
 
-def test_equal_vectors_tie_exactly_whatever_the_blocks():
+def test_best_rank_equal_vectors_tie_in_any_block():
     # In single precision the products of a vector with its own copies differ in the last bit between columns.
     generator = np.random.default_rng(3)
     vectors = generator.normal(size=(31, 97)).astype(np.float32)
@@ -185,7 +185,7 @@ def orders(row):
 
 
 @given(matrices(), st.integers(1, 7), st.sampled_from([1, 2, None]))
-def test_hits_and_ranks_equal_a_count_over_all_orders(case, k, chunk):
+def test_best_rank_equals_a_count_over_all_orders(case, k, chunk):
     scores, right = case
     where = best_rank(scores, positives=right, chunk=chunk)
     for query, row in enumerate(scores):
@@ -210,7 +210,7 @@ def test_found_share_equals_the_worst_over_all_orders(case, k, chunk):
 
 
 @given(matrices())
-def test_the_two_directions_are_one_direction_of_the_transposed(case):
+def test_retrieval_metrics_directions_are_transposes(case):
     scores, right = case
     result = retrieval_metrics(scores, positives=right, unmatched=Unmatched.MISS)
     flipped = retrieval_metrics(scores.T, positives=right.T, unmatched=Unmatched.MISS)
@@ -219,7 +219,7 @@ def test_the_two_directions_are_one_direction_of_the_transposed(case):
 
 
 @given(matrices(), st.randoms(use_true_random=False))
-def test_the_order_of_texts_and_images_does_not_matter(case, random):
+def test_retrieval_metrics_ignores_the_order_of_items(case, random):
     scores, right = case
     texts, images = list(range(scores.shape[0])), list(range(scores.shape[1]))
     random.shuffle(texts)
@@ -236,7 +236,7 @@ def test_the_order_of_texts_and_images_does_not_matter(case, random):
             )
 
 
-def test_embeddings_in_chunks_equal_the_full_matrix():
+def test_retrieval_metrics_in_chunks_equals_the_matrix():
     generator = np.random.default_rng(0)
     texts, images = (generator.normal(size=(count, 24)).astype(np.float32) for count in (230, 40))
     positives = generator.integers(0, 40, size=230)
@@ -256,7 +256,7 @@ def test_mean_recall_is_of_one_direction():
 @pytest.mark.skipif(
     not REAL_VECTORS.is_dir(), reason="needs the CLIP vectors of Flickr8k, which are not shipped"
 )
-def test_real_clip_vectors_give_the_known_recalls():
+def test_retrieval_metrics_of_real_clip_vectors():
     images, texts = (
         np.load(REAL_VECTORS / name).astype(np.float32) for name in ("val_image.npy", "val_text_caption0.npy")
     )

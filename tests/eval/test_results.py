@@ -19,7 +19,7 @@ from llm2clip.eval.results.records import (
 from llm2clip.eval.results.validation import read_result, read_results
 
 
-def test_there_and_back(tmp_path, make_result):
+def test_write_result_round_trip(tmp_path, make_result):
     result = make_result()
     path = write_result(result, tmp_path)
     assert path.name == "colours--enc-00000000.json"
@@ -61,7 +61,7 @@ def test_read_result_reads_version_1(tmp_path, make_result, images):
     assert read_result(path) == result
 
 
-def test_ranks_are_packed_as_they_are():
+def test_pack_round_trip():
     ranks = np.array([1, 3, 70_000, np.inf])
     assert unpack(pack(ranks)).tolist() == [1, 3, 70_000, 2**31 - 1]
     assert unpack(pack(np.zeros(0))).tolist() == []
@@ -96,7 +96,7 @@ def test_ranks_are_packed_as_they_are():
         (lambda data: data["set"].update(protocol="x+partial"), r"x\+partial is called whole"),
     ],
 )
-def test_what_is_no_result_is_refused(tmp_path, make_result, change, message):
+def test_read_result_refuses_what_is_no_result(tmp_path, make_result, change, message):
     path = write_result(make_result(), tmp_path)
     data = json.loads(path.read_text())
     change(data)
@@ -105,7 +105,7 @@ def test_what_is_no_result_is_refused(tmp_path, make_result, change, message):
         read_result(path)
 
 
-def test_no_result_at_all(tmp_path):
+def test_read_results_refuses_an_empty_place(tmp_path):
     with pytest.raises(ValueError, match=r"no results in .*llm2clip-eval run"):
         read_results([tmp_path])
     with pytest.raises(ValueError, match=r"no results in .*nowhere: no such file or folder; measure first"):

@@ -25,12 +25,12 @@ def make(*, protocol="mine", complete=True, language=None, photos=3, captions=No
     )
 
 
-def test_counts_and_name():
+def test_retrieval_set_counts_and_name():
     found = make(language="de")
     assert (found.id, found.counts.images, found.counts.captions, found.counts.pairs) == ("mine:de", 3, 3, 4)
 
 
-def test_its_positives_are_what_the_metrics_take():
+def test_retrieval_set_positives_fit_the_metrics():
     pairs = Positives.of(make().caption_images, shape=(3, 3))
     assert list(zip(pairs.row, pairs.column, strict=True)) == [(0, 0), (1, 1), (1, 2), (2, 2)]
 
@@ -39,19 +39,19 @@ def test_its_positives_are_what_the_metrics_take():
     ("protocol", "complete", "right"),
     [("mine", False, "mine+partial"), ("mine+partial", True, "mine"), ("coco-5k", False, "coco-5k.partial")],
 )
-def test_the_name_says_whether_it_is_complete(protocol, complete, right):
+def test_retrieval_set_name_tells_whether_it_is_complete(protocol, complete, right):
     with pytest.raises(DatasetError, match=rf"called .*, expected '{right}'".replace("+", ".")):
         make(protocol=protocol, complete=complete)
 
 
-def test_a_declared_name_needs_the_declared_counts():
+def test_retrieval_set_needs_the_declared_counts():
     with pytest.raises(DatasetError, match="got 3 images, expected 5,000; got 3 captions, expected 25,010"):
         make(protocol="coco-5k")
     assert make(protocol="coco-5k+partial", complete=False).id == "coco-5k+partial"
 
 
 @pytest.mark.parametrize(("protocol", "language"), [("coco-5k", "de"), ("xtd10", None), ("xtd10", "jp")])
-def test_a_declared_name_needs_a_declared_language(protocol, language):
+def test_retrieval_set_needs_a_declared_language(protocol, language):
     with pytest.raises(DatasetError, match=f"got '{protocol}' in language '{language}', expected one of"):
         make(protocol=f"{protocol}+partial", complete=False, language=language)
 
@@ -70,12 +70,12 @@ def test_a_declared_name_needs_a_declared_language(protocol, language):
         ({"captions": ("a", " \n", "c")}, "caption 1 is empty"),
     ],
 )
-def test_a_set_that_contradicts_itself_is_refused(change, message):
+def test_retrieval_set_refuses_contradictions(change, message):
     with pytest.raises(DatasetError, match=message):
         make(**change)
 
 
-def test_two_images_of_one_key_are_refused():
+def test_retrieval_set_refuses_two_images_of_one_key():
     with pytest.raises(DatasetError, match="two images have one key"):
         RetrievalSet(
             protocol="mine",
@@ -86,7 +86,7 @@ def test_two_images_of_one_key_are_refused():
         )
 
 
-def test_the_first_images_keep_the_captions_that_belong_to_any():
+def test_retrieval_set_first_keeps_captions_of_its_images():
     part = make().first(2)
     assert (part.protocol, part.complete) == ("mine+partial", False)
     assert (part.captions, part.caption_images) == (["a", "b"], [(0,), (1,)])
@@ -95,7 +95,7 @@ def test_the_first_images_keep_the_captions_that_belong_to_any():
     assert make().first(3).complete
 
 
-def test_images_are_read_from_where_they_are(tmp_path):
+def test_image_ref_reads_from_file_span_and_base64(tmp_path):
     file = tmp_path / "x"
     file.write_bytes(b"0123_-8=\n")
     assert ImageRef(key="1", file=file).read() == b"0123_-8=\n"

@@ -52,7 +52,7 @@ def sets(six):
     return [load_data(six, language=language) for language in ("en", "de")]
 
 
-def test_numbers_are_those_worked_out_by_hand(six, colours, options):
+def test_run_gives_numbers_worked_out_by_hand(six, colours, options):
     found = list(run([Candidate(label="colours", open=colours.Encoder)], sets(six), options=options))
     english, german = found
     assert [one.set.id for one in found] == ["six:en", "six:de"]
@@ -72,7 +72,7 @@ def test_numbers_are_those_worked_out_by_hand(six, colours, options):
     assert read_results([options.out]) == [german, english]
 
 
-def test_a_second_run_encodes_nothing_and_finds_the_same(six, options):
+def test_run_again_encodes_nothing(six, options):
     first = list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=options))
     encoder = FakeEncoder()
     again = list(run([Candidate(label="", open=lambda: encoder)], sets(six), options=options))
@@ -86,7 +86,7 @@ def test_a_second_run_encodes_nothing_and_finds_the_same(six, options):
     assert [one.cost.images_encoded for one in again if one.cost] == [0, 0]
 
 
-def test_long_captions_are_asked_with_their_beginnings(scenes_tar, colours, options):
+def test_run_asks_long_captions_with_their_beginnings(scenes_tar, colours, options):
     # The second colour stands behind a hundred words: whoever reads twenty does not know it.
     [found] = run(
         [Candidate(label="c", open=colours.Encoder)],
@@ -101,7 +101,7 @@ def test_long_captions_are_asked_with_their_beginnings(scenes_tar, colours, opti
     assert found.lengths.truncated == 0.0
 
 
-def test_an_exact_index_loses_nothing_and_a_foreign_one_is_refused(six, tmp_path, tars, options):
+def test_run_index_recall_of_exact_and_foreign_indexes(six, tmp_path, tars, options):
     build_index(six, tmp_path / "six.index", encoder=FakeEncoder())
     with_index = replace(options, indexes=(tmp_path / "six.index",))
     [english, _] = run([Candidate(label="", open=FakeEncoder)], sets(six), options=with_index)
@@ -124,7 +124,7 @@ def test_an_exact_index_loses_nothing_and_a_foreign_one_is_refused(six, tmp_path
         list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=foreign))
 
 
-def test_under_a_filter_only_what_passes_is_asked_and_found(six, tmp_path, options):
+def test_run_index_recall_under_a_filter(six, tmp_path, options):
     build_index(six, tmp_path / "six.index", encoder=FakeEncoder())
     encoder = FakeEncoder()
     with open_index(tmp_path / "six.index") as index:
@@ -141,7 +141,7 @@ def test_under_a_filter_only_what_passes_is_asked_and_found(six, tmp_path, optio
         list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=nothing))
 
 
-def test_an_index_that_has_lost_images_shows_it(six, tmp_path, tars, options):
+def test_run_index_recall_of_an_index_with_lost_images(six, tmp_path, tars, options):
     """Half of the images and as many others: what is missing counts as lost."""
     kept = {str(n): (tars.colour(rgb), {"caption": "x"}) for n, rgb in enumerate(list(COLOURS.values())[2:5])}
     kept |= {f"grey{n}": (tars.colour((90 + n, 90, 90)), {"caption": "x"}) for n in range(3)}
@@ -155,7 +155,7 @@ def test_an_index_that_has_lost_images_shows_it(six, tmp_path, tars, options):
     assert (at.exact, at.index_recall, at.overlap) == (1.0, 0.5, 0.5)
 
 
-def test_every_k_of_an_index_and_the_lengths_count_their_own_answers(tmp_path, tars, colours, options):
+def test_run_index_recall_at_every_k(tmp_path, tars, colours, options):
     """An image half blue and half green is told as blue: all blue comes first, and it second."""
     both = Image.new("RGB", (16, 16), colours.palette["blue"])
     both.paste(colours.palette["green"], (8, 0, 16, 16))
@@ -179,7 +179,7 @@ def test_every_k_of_an_index_and_the_lengths_count_their_own_answers(tmp_path, t
     assert [(one.queries, one.value) for one in found.lengths.buckets] == [(7, 6 / 7)]
 
 
-def test_two_encoders_become_tables_page_and_a_verdict(tmp_path, tars, colours, options):
+def test_run_of_two_encoders_to_page_and_comparison(tmp_path, tars, colours, options):
     # Thirty images by two halves; whoever ignores the order of words finds half of them at most.
     items = {}
     for left, right in itertools.permutations(colours.palette, 2):
@@ -235,7 +235,7 @@ def halves(left, right):
     return stream.getvalue()
 
 
-def test_the_commands_from_images_to_page(six, tmp_path, monkeypatch):
+def test_run_leaderboard_and_compare_commands(six, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runner = CliRunner()
     command = [
@@ -291,7 +291,7 @@ def test_the_commands_from_images_to_page(six, tmp_path, monkeypatch):
         (["compare", "a", "b"], "eval-results"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(six, tmp_path, monkeypatch, arguments, message):
+def test_commands_fail_in_one_line(six, tmp_path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 1
@@ -300,7 +300,7 @@ def test_what_is_wrong_is_said_in_one_line(six, tmp_path, monkeypatch, arguments
     assert message in last
 
 
-def test_progress_counts_every_image_and_caption(six, options):
+def test_run_reports_progress_of_every_item(six, options):
     told = []
 
     class Reporter:

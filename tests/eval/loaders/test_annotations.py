@@ -15,7 +15,7 @@ RECORDS = st.lists(st.dictionaries(st.text(max_size=9), st.text(max_size=30) | s
 
 
 @given(records=RECORDS, first=st.integers(0, 8), indent=st.sampled_from([None, 1]), ascii_only=st.booleans())
-def test_a_list_read_in_small_pieces_is_the_list(tmp_path_factory, records, first, indent, ascii_only):
+def test_json_list_reads_in_pieces(tmp_path_factory, records, first, indent, ascii_only):
     path = tmp_path_factory.mktemp("list") / "x.json"
     path.write_text(json.dumps(records, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -24,7 +24,7 @@ def test_a_list_read_in_small_pieces_is_the_list(tmp_path_factory, records, firs
     assert found == records[:first]
 
 
-def test_lines_are_cut_at_line_feeds_alone(tmp_path):
+def test_read_lines_splits_at_line_feeds_only(tmp_path):
     path = tmp_path / "x.txt"
     path.write_bytes("\ufeffone\u2028still one\r\n\ntwo\x0bstill two".encode())
     assert read_lines(path) == ["one\u2028still one", "", "two\x0bstill two"]
@@ -33,7 +33,7 @@ def test_lines_are_cut_at_line_feeds_alone(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["caf\xe9".encode("latin-1"), "\u4e00".encode("utf-16")])
-def test_text_that_is_no_utf_8_is_named(tmp_path, content):
+def test_read_text_refuses_other_encodings(tmp_path, content):
     path = tmp_path / "x.txt"
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"x\.txt: no UTF-8 text .*, expected the file as published"):
@@ -43,14 +43,14 @@ def test_text_that_is_no_utf_8_is_named(tmp_path, content):
 @pytest.mark.parametrize(
     "content", [b"no gzip", gzip.compress(b"text" * 99)[:-9], b"\x1f\x8b\x08\x00" + b"\xff" * 40]
 )
-def test_a_damaged_gz_is_named(tmp_path, content):
+def test_read_text_refuses_damaged_gz(tmp_path, content):
     path = tmp_path / "x.gz"
     path.write_bytes(content)
     with pytest.raises(DatasetError, match=r"x\.gz: damaged or cut off"):
         read_text(path)
 
 
-def test_json_is_named_with_its_line(tmp_path):
+def test_json_lines_names_the_bad_line(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n\n[1]\n')
     lines = json_lines(path)

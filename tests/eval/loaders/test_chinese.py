@@ -6,7 +6,7 @@ from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.chinese import untagged
 
 
-def test_muge_in_full_with_several_images_a_query(folder):
+def test_tsv_reads_muge_with_several_images_per_query(folder):
     keys = [1_000_000 + number for number in range(29_806)]
     folder.tsv("MUGE/valid_imgs.tsv", keys)
     # 5,008 queries: the first 540 have seven images, the others six; some images answer two queries.
@@ -30,14 +30,14 @@ def muge(folder, texts, *, keys=(1, 2, 3)):
     folder.json_lines("MUGE/valid_texts.jsonl", texts)
 
 
-def test_the_older_names_of_fields_are_read(folder, linked):
+def test_tsv_reads_older_field_names(folder, linked):
     muge(folder, [{"query_id": 1, "query_text": "包", "item_ids": [2, 3, 2]}])
     found = folder.load("muge-valid")
     assert linked(found) == [("包", ["2", "3"])]
     assert [image.key for image in found.images] == ["1", "2", "3"]
 
 
-def test_a_image_that_is_not_in_the_file_is_missing(folder, linked):
+def test_tsv_missing_image_makes_the_set_partial(folder, linked):
     texts = [
         {"text_id": 1, "text": "包", "image_ids": [2, 9]},
         {"text_id": 2, "text": "鞋", "image_ids": [9]},
@@ -58,7 +58,7 @@ def test_a_image_that_is_not_in_the_file_is_missing(folder, linked):
         ([{"text_id": 1, "text": 7, "image_ids": [1]}], "'text': got int, expected str"),
     ],
 )
-def test_what_is_wrong_with_the_texts_is_named(folder, texts, message):
+def test_tsv_refuses_bad_texts(folder, texts, message):
     muge(folder, texts)
     with pytest.raises(DatasetError, match=message):
         folder.load("muge-valid")
@@ -73,14 +73,14 @@ def test_what_is_wrong_with_the_texts_is_named(folder, texts, message):
         ("1\t\n", "expected 'id<TAB>base64"),
     ],
 )
-def test_a_damaged_file_of_images_is_named(folder, content, message):
+def test_base64_images_refuses_damaged_files(folder, content, message):
     muge(folder, [{"text_id": 1, "text": "包", "image_ids": [1]}])
     folder.text("MUGE/valid_imgs.tsv", content)
     with pytest.raises(DatasetError, match=message):
         folder.load("muge-valid")
 
 
-def test_base64_that_is_none_is_named_when_read(folder):
+def test_image_ref_refuses_bad_base64(folder):
     muge(folder, [{"text_id": 1, "text": "包", "image_ids": [1]}])
     folder.text("MUGE/valid_imgs.tsv", "1\tA*AA\n")
     with pytest.raises(DatasetError, match="image 1 is no base64"):
@@ -90,7 +90,7 @@ def test_base64_that_is_none_is_named_when_read(folder):
 CN_KNOWN = ["1009692167.jpg", "977856234.jpg"]
 
 
-def test_the_authors_file_of_flickr30k_cn(folder, linked):
+def test_flickr30k_cn_reads_the_authors_file(folder, linked):
     folder.images("flickr30k/flickr30k-images", CN_KNOWN)
     lines = [
         "1009692167#zhm#1 在:p 警车:n 前:f ，:wd 站:vi 着:uzhe 人:n 。:wj",
@@ -105,7 +105,7 @@ def test_the_authors_file_of_flickr30k_cn(folder, linked):
     ]
 
 
-def test_karpathys_images_are_not_those_of_flickr30k_cn(folder):
+def test_flickr30k_cn_refuses_karpathys_images(folder):
     folder.images("flickr30k/flickr30k-images", ["1007129816.jpg"])
     folder.text("flickr30k/flickr30k_cn_test.txt", "image,caption\n1007129816.jpg,人\n")
     with pytest.raises(DatasetError, match=r"1009692167\.jpg is not among the 1 listed.* another split"):
@@ -120,7 +120,7 @@ def test_flickr30k_cn_prefers_chinese_clips_packaging(folder, linked):
     assert linked(folder.load("flickr30k-cn")) == [("字 0", ["5"]), ("字 1", ["5"])]
 
 
-def test_tags_are_removed_from_flickr30k_cn_and_that_is_said(folder, linked):
+def test_flickr30k_cn_removes_tags_and_notes_it(folder, linked):
     folder.images("flickr30k/flickr30k-images", CN_KNOWN)
     lines = ["一个:m 戴:v 着:u 耳环:n 的:u 男人:n ，:w", "一 个 男 人", "男人在 10:30 出门"]
     text = "image,caption\n" + "".join(f"{CN_KNOWN[0]},{line}\n" for line in lines)
@@ -130,13 +130,13 @@ def test_tags_are_removed_from_flickr30k_cn_and_that_is_said(folder, linked):
     assert found.notes[0] == "part-of-speech tags were removed from 1 captions"
 
 
-def test_a_caption_tagged_in_part_is_refused():
+def test_untagged_refuses_partly_tagged_captions():
     with pytest.raises(DatasetError, match="here: 2 of 3 words carry a part-of-speech tag"):
         untagged("一个:m 男人:n 走", where="here")
     assert untagged("穿:v NIKE:nx Air:nx 鞋:n T:x恤:n", where="here") == "穿NIKE Air鞋T:x恤"
 
 
-def test_flickr30k_cna_is_read_by_number(folder, linked):
+def test_token_reads_flickr30k_cna(folder, linked):
     folder.images("flickr30k/flickr30k-images", ["1007129816.jpg"])
     lines = "1007129816#0\t一个男人\n1007129816#1\t戴帽子的男人\n"
     folder.text("flickr30k_cna/test/flickr30k_cna_test.txt", lines)
@@ -156,7 +156,7 @@ def coco_cn(folder, *, names, captions, file="imageid.human-written-caption.txt"
     folder.text(f"{VERSION}/{file}", "".join(captions))
 
 
-def test_coco_cn_in_full_has_1053_captions(folder, linked):
+def test_coco_cn_reads_1053_captions(folder, linked):
     halves = {True: "COCO_train2014", False: "COCO_val2014"}
     names = [f"{halves[number % 2 == 0]}_{number:012d}" for number in range(998)]
     names += CN_TEST
@@ -171,7 +171,7 @@ def test_coco_cn_in_full_has_1053_captions(folder, linked):
     assert found.images[1].file.parent.name == "val2014"
 
 
-def test_the_translated_captions_are_another_protocol(folder, linked):
+def test_coco_cn_translated_captions_are_another_protocol(folder, linked):
     name = CN_TEST[0]
     captions = [f"{name}#zhm#{number} 翻译 {number}\n" for number in range(5)]
     coco_cn(folder, names=CN_TEST, captions=captions, file="imageid.manually-translated-caption.txt")
@@ -188,14 +188,14 @@ def test_the_translated_captions_are_another_protocol(folder, linked):
         ("COCO_val2014_000000000001#0\t又来\n", "line 2: COCO_val2014_000000000001#0 is there twice"),
     ],
 )
-def test_a_damaged_coco_cn_line_is_named(folder, line, message):
+def test_coco_cn_refuses_damaged_lines(folder, line, message):
     name = "COCO_val2014_000000000001"
     coco_cn(folder, names=[name], captions=[f"{name}#0\t好\n", line])
     with pytest.raises(DatasetError, match=message):
         folder.load("coco-cn-1k")
 
 
-def test_more_captions_than_declared_are_another_set(folder):
+def test_coco_cn_refuses_more_captions_than_declared(folder):
     names = [f"COCO_val2014_{number:012d}" for number in range(1000)]
     captions = [f"{name}#{turn}\t猫\n" for name in names for turn in range(2)]
     coco_cn(folder, names=names, captions=captions)

@@ -33,7 +33,7 @@ def coco_schema(names, *, extra):
     return {"images": images, "annotations": annotations}
 
 
-def test_flickr30k_in_full_from_clip_benchmarks_text(folder):
+def test_karpathy_reads_clip_benchmarks_text(folder):
     folder.images("flickr30k/flickr30k-images", flickr_names())
     folder.text("flickr30k/flickr30k_test_karpathy.txt", comma_file(flickr_names()))
     found = folder.load("flickr30k")
@@ -48,7 +48,7 @@ def test_flickr30k_in_full_from_clip_benchmarks_text(folder):
     assert list(found.files) == ["flickr30k/flickr30k_test_karpathy.txt"]
 
 
-def test_a_caption_is_cut_off_at_the_first_jpg_and_a_missing_header_loses_nothing(folder, linked):
+def test_comma_lines_cuts_at_the_first_jpg_and_needs_no_header(folder, linked):
     folder.images("flickr30k/flickr30k-images", KNOWN)
     lines = f"{KNOWN[0]},a sign saying x.jpg, or so\n{KNOWN[1]},two\n"
     folder.text("flickr30k/flickr30k_test_karpathy.txt", lines)
@@ -58,7 +58,7 @@ def test_a_caption_is_cut_off_at_the_first_jpg_and_a_missing_header_loses_nothin
     ]
 
 
-def test_quotation_marks_of_a_comma_separated_file_are_removed(folder):
+def test_comma_lines_removes_quotation_marks(folder):
     folder.images("flickr30k/flickr30k-images", KNOWN)
     lines = ['"Kids, outside."', '"A sign says ""stop""."', '"Stop"', 'He says "hi", twice', '"a", "b"']
     text = "image,caption\n" + "".join(f"{KNOWN[0]},{line}\n" for line in lines) + f"{KNOWN[1]},x\n"
@@ -70,7 +70,7 @@ def test_quotation_marks_of_a_comma_separated_file_are_removed(folder):
 
 
 @pytest.mark.parametrize("form", ["blip", "karpathy"])
-def test_flickr30k_in_the_other_two_forms(folder, linked, form):
+def test_karpathy_reads_json_forms(folder, linked, form):
     folder.images("flickr30k/flickr30k-images", KNOWN)
     if form == "blip":
         records = [{"image": f"flickr30k-images/{name}", "caption": ["one", "two"]} for name in KNOWN]
@@ -98,7 +98,7 @@ def test_flickr30k_in_the_other_two_forms(folder, linked, form):
     assert "got 2 images, expected 1,000; got 4 captions, expected 5,000" in found.notes[0]
 
 
-def test_another_split_is_refused_by_its_images_and_by_its_size(folder):
+def test_karpathy_refuses_another_split(folder):
     names = [f"{number}.jpg" for number in range(1000)]
     folder.images("flickr30k/flickr30k-images", names)
     folder.text("flickr30k/flickr30k_test_karpathy.txt", comma_file(names))
@@ -109,7 +109,7 @@ def test_another_split_is_refused_by_its_images_and_by_its_size(folder):
         folder.load("flickr30k")
 
 
-def test_karpathys_file_without_a_test_split_is_refused(folder):
+def test_karpathy_refuses_a_file_without_test_split(folder):
     image = {"filename": "1.jpg", "split": "val", "sentences": [{"raw": "one"}]}
     folder.images("flickr30k/flickr30k-images", ["1.jpg"])
     folder.json("flickr30k/dataset_flickr30k.json", {"images": [image]})
@@ -117,7 +117,7 @@ def test_karpathys_file_without_a_test_split_is_refused(folder):
         folder.load("flickr30k")
 
 
-def test_coco_5k_keeps_every_caption_of_every_image(folder):
+def test_karpathy_keeps_every_caption_of_coco(folder):
     names = coco_names()
     folder.images("coco/val2014", names)
     folder.json("coco/coco_test_karpathy.json", coco_schema(names, extra=10))
@@ -128,7 +128,7 @@ def test_coco_5k_keeps_every_caption_of_every_image(folder):
     assert [sum(right == (place,) for right in found.caption_images) for place in (4989, 4990)] == [5, 6]
 
 
-def test_val2017_takes_five_captions_a_image(folder):
+def test_coco_takes_five_captions_per_image_of_val2017(folder):
     names = [f"{number:012d}.jpg" for number in range(5000)]
     folder.images("coco/val2017", names)
     folder.json("coco/annotations/captions_val2017.json", coco_schema(names, extra=14))
@@ -137,7 +137,7 @@ def test_val2017_takes_five_captions_a_image(folder):
     assert not any(caption.endswith("said 5") for caption in found.captions)
 
 
-def test_blips_coco_finds_images_below_val2014(folder, linked):
+def test_karpathy_finds_blips_images_below_val2014(folder, linked):
     folder.images("coco/val2014", [COCO_KNOWN])
     folder.json("coco/coco_karpathy_test.json", [{"image": f"val2014/{COCO_KNOWN}", "caption": ["one"]}])
     assert linked(folder.load("coco-5k")) == [("one", [COCO_KNOWN])]
@@ -154,7 +154,7 @@ def test_blips_coco_finds_images_below_val2014(folder, linked):
         (lambda c: c.pop("images"), "expected 'images'"),
     ],
 )
-def test_what_is_wrong_with_coco_annotations_is_named(folder, change, message):
+def test_coco_refuses_bad_annotations(folder, change, message):
     content = coco_schema(coco_names(3), extra=0)
     change(content)
     folder.images("coco/val2014", coco_names(3))
@@ -163,7 +163,7 @@ def test_what_is_wrong_with_coco_annotations_is_named(folder, change, message):
         folder.load("coco-5k")
 
 
-def test_a_json_file_cut_off_is_named(folder):
+def test_coco_refuses_json_cut_off(folder):
     file = folder.json("coco/coco_test_karpathy.json", coco_schema(coco_names(3), extra=0))
     file.write_text(file.read_text()[:-40])
     folder.images("coco/val2014", [])
@@ -171,7 +171,7 @@ def test_a_json_file_cut_off_is_named(folder):
         folder.load("coco-5k")
 
 
-def test_all_of_flickr30k_from_the_token_file(folder, linked):
+def test_token_reads_all_of_flickr30k(folder, linked):
     names = ["1000092795.jpg", "1007129816.jpg"]
     folder.images("flickr30k/flickr30k-images", names)
     folder.text(
@@ -191,7 +191,7 @@ def test_all_of_flickr30k_from_the_token_file(folder, linked):
         ("1.jpg#0\tone\n1.jpg#0\ttwo\n", r"line 2: 1\.jpg#0 is there twice"),
     ],
 )
-def test_a_damaged_token_file_is_named(folder, lines, message):
+def test_token_refuses_damaged_lines(folder, lines, message):
     folder.images("flickr30k/flickr30k-images", ["1.jpg"])
     folder.text("flickr30k/results_20130124.token", lines)
     with pytest.raises(DatasetError, match=message):

@@ -30,7 +30,7 @@ def tar(tmp_path, tars):
     return tars.write(tmp_path / "mine.tar", items)
 
 
-def test_captions_by_language_in_every_form(tar, tars, linked):
+def test_load_data_reads_captions_by_language_in_every_form(tar, tars, linked):
     german = load_data(tar, language="de")
     keys = [f"mine.tar#{number}.png" for number in (1, 2, 3)]
     assert linked(german) == [
@@ -48,13 +48,13 @@ def test_captions_by_language_in_every_form(tar, tars, linked):
     assert data_languages(tar) == {"de": 3, "en": 1, "fr": 1}
 
 
-def test_captions_without_a_language(tar, linked):
+def test_load_data_reads_captions_without_language(tar, linked):
     found = load_data(tar)
     keys = [f"mine.tar#{number}.png" for number in (1, 3)]
     assert linked(found) == [("red", [keys[0]]), ("blue", [keys[1]]), ("so blue", [keys[1]])]
 
 
-def test_the_only_language_needs_no_choice(tmp_path, tars):
+def test_load_data_takes_the_only_language(tmp_path, tars):
     items = {"1": (tars.colour(RED), {"captions": {"de": ["rot"]}}), "2": (tars.colour(BLUE), None)}
     found = load_data(tars.write(tmp_path / "mine.tar", items))
     assert (found.id, found.captions) == ("mine:de", ("rot",))
@@ -63,7 +63,7 @@ def test_the_only_language_needs_no_choice(tmp_path, tars):
         load_data(tars.write(tmp_path / "mine.tar", items))
 
 
-def test_a_folder_with_text_and_json_beside_the_images(tmp_path, tars, linked):
+def test_load_data_reads_text_and_json_sidecars(tmp_path, tars, linked):
     folder = tmp_path / "holiday"
     (folder / "day1").mkdir(parents=True)
     (folder / "day1" / "a.png").write_bytes(tars.colour(RED))
@@ -75,7 +75,7 @@ def test_a_folder_with_text_and_json_beside_the_images(tmp_path, tars, linked):
     assert found.protocol == "holiday"
 
 
-def test_a_language_that_is_not_there_is_named_with_those_that_are(tar):
+def test_load_data_names_the_languages_that_exist(tar):
     with pytest.raises(
         DatasetError, match=r"expected captions in 'zh'; languages there: de \(3 images\), en"
     ):
@@ -86,18 +86,18 @@ def test_a_language_that_is_not_there_is_named_with_those_that_are(tar):
     "name",
     ["coco-5k", "COCO-5k", "coco-5k-mbeir", "coco-5k+partial", "xtd10:de", "mine+partial", "a/b", "a:b"],
 )
-def test_no_set_of_ones_own_bears_a_protocols_name(tar, name):
+def test_load_data_refuses_a_protocols_name(tar, name):
     with pytest.raises(DatasetError, match="a set of one's own cannot be called"):
         load_data(tar, name=name)
 
 
-def test_an_empty_caption_is_refused(tmp_path, tars):
+def test_load_data_refuses_an_empty_caption(tmp_path, tars):
     items = {"1": (tars.colour(RED), {"captions": {"de": ["rot", " "]}})}
     with pytest.raises(DatasetError, match=r"1 captions are empty, expected words: .*1\.png"):
         load_data(tars.write(tmp_path / "x.tar", items), language="de")
 
 
-def test_what_an_index_leaves_out_is_an_error_here(tmp_path, tars):
+def test_load_data_refuses_what_an_index_skips(tmp_path, tars):
     folder = tmp_path / "x"
     folder.mkdir()
     (folder / "a.png").write_bytes(tars.colour(RED))
@@ -114,7 +114,7 @@ def test_what_an_index_leaves_out_is_an_error_here(tmp_path, tars):
         load_data(tmp_path / "nothing")
 
 
-def test_a_tar_cut_off_is_an_error(tar):
+def test_load_data_refuses_a_tar_cut_off(tar):
     tar.write_bytes(tar.read_bytes()[:3000])
     with pytest.raises(DatasetError, match="cannot be read after"):
         load_data(tar)
@@ -124,7 +124,7 @@ FLICKR8K = Path(__file__).resolve().parents[4] / "shared" / "data" / "flickr8k" 
 
 
 @pytest.mark.skipif(not FLICKR8K.exists(), reason="the sample of Flickr8k is not on this machine")
-def test_the_sample_of_flickr8k_in_fourteen_languages():
+def test_load_data_reads_flickr8k_in_fourteen_languages():
     languages = data_languages(FLICKR8K)
     assert len(languages) == 14
     assert languages["zh"] == 1000
@@ -132,7 +132,7 @@ def test_the_sample_of_flickr8k_in_fourteen_languages():
     assert (found.counts.images, found.counts.captions) == (1000, 5640)
 
 
-def test_a_blank_caption_file_is_refused_and_one_without_a_image_noted(tmp_path, tars):
+def test_load_data_refuses_blank_and_notes_orphan_sidecars(tmp_path, tars):
     folder = tmp_path / "x"
     (folder / "day").mkdir(parents=True)
     for name in ("a.png", "day/b.jpg", "c.d.png"):
@@ -165,7 +165,7 @@ def test_a_blank_caption_file_is_refused_and_one_without_a_image_noted(tmp_path,
         load_data(folder)
 
 
-def test_a_tar_is_looked_through_likewise(tmp_path, tars):
+def test_load_data_checks_sidecars_in_tars(tmp_path, tars):
     def write(*files):
         with tarfile.open(tmp_path / "y.tar", "w") as archive:
             for name, content in files:

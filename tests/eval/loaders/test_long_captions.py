@@ -28,7 +28,7 @@ def share(folder, records, *, tail=""):
     return file
 
 
-def test_the_first_thousand_records_are_read_and_what_follows_is_not(folder, linked):
+def test_sharegpt4v_reads_the_first_thousand_records(folder, linked):
     records = [share_record(number) for number in range(1000)]
     share(folder, records, tail=', {"id": "1000", "image": "never read')
     found = folder.load("sharegpt4v-1k")
@@ -37,7 +37,7 @@ def test_the_first_thousand_records_are_read_and_what_follows_is_not(folder, lin
     assert linked(found)[7] == (expected, ["sam/images/sa_7.jpg"])
 
 
-def test_records_longer_than_a_piece_of_the_file_are_read_whole(folder):
+def test_sharegpt4v_reads_records_longer_than_a_piece(folder):
     long = "word " * 300_000
     share(folder, [share_record(number, text=long) for number in range(2)])
     found = folder.load("sharegpt4v-1k")
@@ -55,14 +55,14 @@ def test_records_longer_than_a_piece_of_the_file_are_read_whole(folder):
         (["no object"], "record 1: got list, expected dict"),
     ],
 )
-def test_another_order_or_form_of_records_is_refused(folder, record, message):
+def test_sharegpt4v_refuses_another_order_or_form(folder, record, message):
     folder.images("sharegpt4v/sam/images", ["sa_0.jpg"])
     folder.json("sharegpt4v/share4v_sam_10k.json", [share_record(0), record])
     with pytest.raises(DatasetError, match=message):
         folder.load("sharegpt4v-1k")
 
 
-def test_a_list_cut_off_before_the_last_record_needed_is_refused(folder):
+def test_sharegpt4v_refuses_a_list_cut_off(folder):
     file = share(folder, [share_record(number) for number in range(3)])
     file.write_text(file.read_text()[:-30])
     with pytest.raises(DatasetError, match="record 2: damaged or cut off"):
@@ -92,7 +92,7 @@ def test_urban1k_pairs_by_number_and_takes_the_first_line(folder, linked):
     assert folder.load("urban1k").files["Urban1k/caption/"] != before
 
 
-def test_urban1k_with_a_caption_or_image_missing_is_partial(folder):
+def test_urban1k_is_partial_without_a_caption_or_image(folder):
     urban(folder, texts=999)
     (folder.root / "Urban1k/image/5.jpg").unlink()
     (folder.root / "Urban1k/image/6.jpg").write_bytes(b"")
@@ -104,7 +104,7 @@ def test_urban1k_with_a_caption_or_image_missing_is_partial(folder):
     assert any("got 999 captions, expected 1,000" in note for note in found.notes)
 
 
-def test_urban1k_with_other_numbers_is_another_set(folder):
+def test_urban1k_refuses_other_numbers(folder):
     urban(folder, images=999)
     folder.images("Urban1k/image", ["0.jpg"])
     folder.text("Urban1k/caption/0.txt", "zero")
@@ -123,7 +123,7 @@ def docci_record(number, split="test"):
     }
 
 
-def test_docci_takes_the_test_split_alone(folder, linked):
+def test_docci_takes_the_test_split_only(folder, linked):
     records = [docci_record(0, "train"), docci_record(0), docci_record(1), docci_record(0, "qual_test")]
     folder.json_lines("docci/docci_descriptions.jsonlines", records)
     folder.images("docci/images", [record["image_file"] for record in records])
@@ -134,7 +134,7 @@ def test_docci_takes_the_test_split_alone(folder, linked):
     assert found.protocol == "docci-test5k+partial"
 
 
-def test_docci_damage_is_named_with_its_line(folder):
+def test_docci_names_the_damaged_line(folder):
     folder.images("docci/images", ["test_00000.jpg"])
     file = folder.json_lines("docci/docci_descriptions.jsonlines", [docci_record(0), docci_record(1)])
     file.write_text(file.read_text()[:-30])
@@ -180,12 +180,12 @@ def test_dci_takes_all_splits_and_joins_sentences(folder, linked):
     ]
 
 
-def test_dci_without_a_listed_annotation_is_refused(folder):
+def test_dci_refuses_a_missing_annotation(folder):
     dci(folder, listed={"test": ["sa_9-data.json"]})
     with pytest.raises(DatasetError, match=r"lists sa_9-data\.json, expected that file in"):
         folder.load("dci-full7805")
 
 
-def test_sentences_are_lotlips():
+def test_sentences_follow_lotlip():
     assert sentences("One. Two</s>three\n\n . four.") == "One. Two. three. four"
     assert json.dumps(sentences("")) == '""'

@@ -21,7 +21,7 @@ def crossmodal(number, captions):
     return record
 
 
-def test_crossmodal_3600_in_full(folder, linked):
+def test_xm3600_in_full(folder, linked):
     assert len(XM_LANGUAGES) == 36
     # 36 x 3,600 = 129,600 captions; 131,775 more make the published total.
     extra, records = 261_375 - 129_600, []
@@ -52,7 +52,7 @@ def test_crossmodal_3600_in_full(folder, linked):
         folder.load("xm3600-all", "zh")
 
 
-def test_crossmodal_without_the_language_is_refused(folder):
+def test_xm3600_refuses_a_missing_language(folder):
     record = crossmodal(0, {})
     del record["quz"]
     folder.images("xm3600/images", [])
@@ -75,7 +75,7 @@ def xtd(folder, path, lines, *, names=None):
     folder.text(f"{XTD}/{path}", "\n".join(lines))
 
 
-def test_xtd10_pairs_lines_also_without_a_last_line_break(folder, linked):
+def test_aligned_reads_xtd10_without_last_line_break(folder, linked):
     lines = [f"文 {number}\u2028!" if number else "二度" for number in range(1000)]
     lines[999] = "二度"
     xtd(folder, "STAIR/test_1kcaptions_jp.txt", lines)
@@ -94,7 +94,7 @@ def test_xtd10_pairs_lines_also_without_a_last_line_break(folder, linked):
     ]
 
 
-def test_xtd10_with_an_empty_caption_is_partial_and_stays_aligned(folder, linked):
+def test_aligned_xtd10_with_an_empty_caption_is_partial(folder, linked):
     xtd(folder, "MIC/test_1kcaptions_de.txt", [f"Satz {n}" if n != 1 else " " for n in range(1000)])
     found = folder.load("xtd10:de")
     assert found.id == "xtd10+partial:de"
@@ -103,19 +103,19 @@ def test_xtd10_with_an_empty_caption_is_partial_and_stays_aligned(folder, linked
     assert "test_1kcaptions_de.txt, line 2" in found.notes[-1]
 
 
-def test_xtd10_with_a_line_too_few_is_refused(folder):
+def test_aligned_refuses_xtd10_with_a_line_too_few(folder):
     xtd(folder, "XTD10/test_1kcaptions_ru.txt", ["слово"] * 999)
     with pytest.raises(DatasetError, match=r"got 999 lines, expected 1,000, one for each line of .*names"):
         folder.load("xtd10", "ru")
 
 
 @pytest.mark.parametrize("language", [None, "jp", "nl"])
-def test_another_language_is_refused(folder, language):
+def test_load_protocol_refuses_an_unknown_language(folder, language):
     with pytest.raises(DatasetError, match=r"xtd10 got .* expected one of: en, de, es"):
         folder.load("xtd10", language)
 
 
-def test_a_protocol_of_one_language_takes_none(folder):
+def test_load_protocol_refuses_a_language_where_there_is_one(folder):
     with pytest.raises(DatasetError, match="coco-5k got language 'en', expected none"):
         folder.load("coco-5k", "en")
 
@@ -126,7 +126,7 @@ def zipped(folder, path, lines):
     return file
 
 
-def test_multi30k_tasks(folder, linked):
+def test_aligned_reads_both_multi30k_tasks(folder, linked):
     names = ["1007129816.jpg", *(f"{number}.jpg" for number in range(998)), "97234558.jpg"]
     folder.images("flickr30k/flickr30k-images", names)
     folder.text("multi30k/data/task1/image_splits/test_2016_flickr.txt", "\n".join(names) + "\n")
@@ -194,7 +194,7 @@ def test_wit_rows_of_one_address_are_one_image(folder, linked):
     assert "1 of 3 images are not there" in found.notes[0]
 
 
-def test_wit_images_of_one_name_need_names_of_their_own(folder):
+def test_wit_refuses_images_of_one_name(folder):
     rows = [wit_row(1, "https://a.example/Map.svg", "one"), wit_row(2, "https://b.example/Map.png", "two")]
     folder.images("wit-iglue/images", ["Map.png"])
     folder.json_lines("iglue/datasets/wit/annotations/test_el.jsonl", rows)
@@ -207,7 +207,7 @@ def test_wit_images_of_one_name_need_names_of_their_own(folder):
     assert [image.file.name for image in found.images] == ["Map.png", "wit-test_2.png"]
 
 
-def test_wit_of_another_language_is_refused(folder):
+def test_wit_refuses_another_language(folder):
     folder.images("wit-iglue/images", [])
     folder.json_lines(
         "iglue/datasets/wit/annotations/test_el.jsonl", [wit_row(1, "u", "text", language="en")]
@@ -216,7 +216,7 @@ def test_wit_of_another_language_is_refused(folder):
         folder.load("wit-iglue", "el")
 
 
-def test_no_image_at_all_is_refused(folder):
+def test_load_protocol_refuses_a_set_without_images(folder):
     folder.images("wit-iglue/images", [])
     folder.json_lines("iglue/datasets/wit/annotations/test_el.jsonl", [wit_row(1, "u/a.jpg", "text")])
     with pytest.raises(DatasetError, match=r"wit-iglue:el: none of the 1 images is there, expected u/a\.jpg"):
