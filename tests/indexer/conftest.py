@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import Index
+from llm2clip.indexer import Index, build_index
 
 from .material import colour_of, encoded, tar_of, write_index
 
@@ -45,6 +45,13 @@ def shards(tmp_path: Path) -> Path:
             members[f"{number:04d}.json"] = json.dumps(about).encode()
         (folder / f"{shard:02d}.tar").write_bytes(tar_of(members))
     return folder
+
+
+@pytest.fixture
+def index(photos: Path, tmp_path: Path) -> Path:
+    """The index of ``photos``."""
+    build_index(photos, tmp_path / "i", encoder=FakeEncoder())
+    return tmp_path / "i"
 
 
 MakeIndex = Callable[[np.ndarray], Index]

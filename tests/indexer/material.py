@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Index, Record, open_index
 from llm2clip.indexer.lifecycle.commit import Planner, commit
 from llm2clip.indexer.storage.manifest import empty_manifest
@@ -79,3 +80,23 @@ def write_index(folder: Path, rows: np.ndarray, *, planner: Planner | None = Non
         transaction.append(outcomes)
         commit(transaction, folder, planner=planner)
     return open_index(folder)
+
+
+def flip(path: Path, place: int) -> None:
+    """Flip the lowest bit of a byte of a file."""
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+class Stopping(FakeEncoder):
+    """Stops after some batches, as Ctrl-C does."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+
+    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
+        if len(self.image_batches) == self.after:
+            raise KeyboardInterrupt
+        return super()._image_batch(pixels)

@@ -10,8 +10,7 @@ from typer.testing import CliRunner
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import cli
 
-from .material import colour_of, encoded
-from .test_repairing import flip
+from .material import colour_of, encoded, flip
 
 run = CliRunner()
 

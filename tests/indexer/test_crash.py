@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from llm2clip.encoders import FakeEncoder
@@ -32,7 +31,7 @@ from llm2clip.indexer import (
 from llm2clip.indexer.storage import transaction
 
 from .crashing import OPERATIONS, Crashes, hashed
-from .material import colour_of, content, encoded
+from .material import Stopping, colour_of, content, encoded
 
 DRIVER = Path(__file__).with_name("driver.py")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes with POSIX signals")
@@ -90,19 +89,6 @@ def test_writers_killed_at_random_leave_what_was_committed(seed: int):
     assert found["total"] >= 20
     assert set(found["kills"]) == set(OPERATIONS)
     assert found["left"]["before"] >= 1
-
-
-class Stopping(FakeEncoder):
-    """Stops after some batches, as Ctrl-C does."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self.after = after
-
-    def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-        if len(self.image_batches) == self.after:
-            raise KeyboardInterrupt
-        return super()._image_batch(pixels)
 
 
 def interrupt(photos: Path, index: Path, after: int, *, overwrite: bool = False) -> None:

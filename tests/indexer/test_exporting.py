@@ -9,6 +9,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import (
+    BuildOptions,
     IndexConflictError,
     IndexerError,
     add_images,
@@ -22,7 +23,7 @@ from llm2clip.indexer.lifecycle.reencode import reencode_index
 from llm2clip.indexer.lifecycle.remove import Selection
 from llm2clip.indexer.search.explain import explain_search
 
-from .material import colour_of, content, encoded
+from .material import Stopping, colour_of, content, encoded
 
 
 @pytest.fixture
@@ -127,16 +128,8 @@ def test_reencode_index_agrees_with_the_same_encoder(index, tmp_path):
 
 
 def test_reencode_index_resumes(index, tmp_path):
-    class Stopping(FakeEncoder):
-        def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-            if len(self.image_batches) == 1:
-                raise KeyboardInterrupt
-            return super()._image_batch(pixels)
-
-    from llm2clip.indexer import BuildOptions
-
     with pytest.raises(KeyboardInterrupt):
-        reencode_index(index, tmp_path / "new", encoder=Stopping(), options=BuildOptions(batch_size=2))
+        reencode_index(index, tmp_path / "new", encoder=Stopping(1), options=BuildOptions(batch_size=2))
     encoder = FakeEncoder()
     report = reencode_index(index, tmp_path / "new", encoder=encoder)
     assert (report.items, sum(encoder.image_batches)) == (33, 31)

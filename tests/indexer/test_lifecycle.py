@@ -28,12 +28,6 @@ from llm2clip.indexer.storage import transaction
 from .material import colour_of, content, encoded, tar_of
 
 
-@pytest.fixture
-def index(photos, tmp_path):
-    build_index(photos, tmp_path / "i", encoder=FakeEncoder())
-    return tmp_path / "i"
-
-
 def never() -> FakeEncoder:
     raise AssertionError("the encoder was loaded")
 

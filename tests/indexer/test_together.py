@@ -54,12 +54,6 @@ for line in sys.stdin:
 """
 
 
-@pytest.fixture
-def index(photos, tmp_path):
-    build_index(photos, tmp_path / "i", encoder=FakeEncoder())
-    return tmp_path / "i"
-
-
 def change_it(index: Path, photos: Path, number: int) -> None:
     """One of every kind of change."""
     new = photos / f"new{number}.png"

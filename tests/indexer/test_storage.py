@@ -1,13 +1,17 @@
-"""Vector segments: what is appended is what is read, as plain ``.npy`` too."""
+"""Vector segments, and closing files that are read."""
 
 from __future__ import annotations
+
+import threading
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.indexer import IndexDamagedError
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import IndexDamagedError, IndexerError, build_index, open_index
+from llm2clip.indexer.ingest.vector_reuse import UncommittedVectors
 from llm2clip.indexer.storage.vector_segments import (
     SegmentWriter,
     Vectors,
@@ -83,3 +87,28 @@ def test_segment_writer_refuses_rows_after_close(tmp_path):
     writer.close(finish=False)
     with pytest.raises(ValueError, match="closed"):
         writer.append(rows_of(1, 2))
+
+
+def closes_after_the_reader(reader) -> None:
+    reader._lock.acquire()  # a thread is in the middle of a statement
+    closing = threading.Thread(target=reader.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    reader._lock.release()
+    closing.join(60)
+    assert not closing.is_alive()
+
+
+def test_close_waits_for_readers_of_items(photos, tmp_path):
+    build_index(photos, tmp_path / "index", encoder=FakeEncoder())
+    index = open_index(tmp_path / "index")
+    path = index.items.path
+    unfinished = UncommittedVectors(path, source={}, dim=index.manifest.dim, generation=9, first=9)
+    for reader in (unfinished, index.items):
+        closes_after_the_reader(reader)
+    with pytest.raises(IndexerError):
+        unfinished.by_hash(b"0", key="a")
+    with pytest.raises(IndexerError):
+        index.items.rows("SELECT 1")
+    index.close()
