@@ -253,7 +253,7 @@ def _load_eva02_clip(files: ModelFiles, options: LoadOptions) -> Encoder:
 
 
 def _load_text_only(files: ModelFiles, options: LoadOptions) -> Encoder:
-    from llm2clip.encoders.llm2clip.text_only import load_text_only
+    from llm2clip.encoders.llm2clip.published import load_text_only
 
     asked = files.path or files.entry
     assert isinstance(asked, Path | LanguageModelEntry), "it matched by its path or its entry"

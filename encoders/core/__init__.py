@@ -1,1 +1,1 @@
-"""TODO."""
+"""The encoder interface, its composition from towers, and reading of model files."""

@@ -118,19 +118,18 @@ class Encoder(ABC):
         """Tokens of each text before cutting, counted as ``info.max_text_tokens`` is."""
 
     @final
-    def prepare(self, image: ImageSource, *, draft: bool = False, margin: int = 0) -> PreparedImage:
+    def prepare(self, image: ImageSource, *, draft: bool = False) -> PreparedImage:
         """Decode an image and resize it for the model; may be called from several threads.
 
         Args:
             image: File, bytes, PIL image or array.
             draft: Let a JPEG be decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps twice the model's
                 resolution (Pillow's ``draft`` with a ``reducing_gap`` of 2). Faster; vectors differ slightly.
-            margin: Former form of ``draft``.
 
         Raises:
             ImageError: The image cannot be read; the message is the reason, in a few words.
         """
-        return self._prepare(image, draft=draft or margin > 0)
+        return self._prepare(image, draft=draft)
 
     @final
     def encode_prepared(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:

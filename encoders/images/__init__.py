@@ -1,1 +1,1 @@
-"""TODO."""
+"""Decoding and preprocessing of images."""

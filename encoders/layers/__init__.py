@@ -1,1 +1,1 @@
-"""TODO."""
+"""Bare torch modules: Llama with adapter, EVA02, the vision tower of nano."""

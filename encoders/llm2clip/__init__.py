@@ -1,1 +1,1 @@
-"""TODO."""
+"""LLM2CLIP encoders: in a folder of our own, as published, and saving them."""

@@ -1,16 +1,17 @@
-"""LLM2CLIP as it was published: any of the vision towers, the adapter in the same file, and a language model.
+"""LLM2CLIP as it was published: a vision tower, the adapter in the same file, and a language model, or that alone.
 
-The two towers are found, fetched and loaded apart: an index of images is built without the language model, a text
-is read without the vision tower. No code of a repository is run.
+The towers are found, downloaded and loaded separately: building an index needs no language model, a text query no
+vision tower. No code of a repository is run.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm2clip.encoders.catalog.entries import EncoderEntry, language_of, pairing_problem
+from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, language_of, pairing_problem
 from llm2clip.encoders.catalog.hub import ModelFiles
 from llm2clip.encoders.core.base import EncoderInfo
 from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions, pick_device
@@ -178,3 +179,33 @@ def _check_pairing(vision: VisionSource, source: LanguageSource, *, width: int) 
             row.language_model,
             source.row.name,
         )
+
+
+def load_text_only(asked: LanguageModelEntry | Path, options: LoadOptions) -> DualEncoder:
+    """Open a language model alone, as an encoder of texts to the space that adapters read; it sees no images."""
+    place = pick_device(options.device)
+    loaded_as, _ = held_and_computed(options.dtype, place)
+    if isinstance(asked, LanguageModelEntry):
+        source = LanguageSource(name=asked.name, row=asked)
+    else:
+        source = language_source(asked)
+    texts = LlmTextTower(source, choice=loaded_as, device=place, parity=options.parity)
+    return DualEncoder(None, texts, describe=lambda: _describe_texts(texts), source=source)
+
+
+def _describe_texts(texts: LlmTextTower) -> EncoderInfo:
+    source, row = texts.source, texts.source.published
+    return EncoderInfo(
+        name=source.name,
+        family=FAMILY,
+        dim=source.width or source.plan.config.hidden_size,
+        image_size=0,
+        max_text_tokens=texts.reader.capacity,
+        weights_sha256="",
+        settings_sha256=texts.settings_sha256,
+        preprocessing="none",
+        parameters=row.parameters if row else source.plan.parameters,
+        languages=("en",) if row else (),
+        licence=row.licence if row else "unknown",
+        note=row.note if row else "",
+    )

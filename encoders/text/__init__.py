@@ -1,1 +1,1 @@
-"""TODO."""
+"""Tokenisation and text towers."""

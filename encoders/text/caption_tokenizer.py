@@ -53,18 +53,6 @@ class TextRules:
 
 
 @dataclass(frozen=True)
-class Truncation:
-    """One text that is longer than what is read of it."""
-
-    index: int
-    """Position in the list of texts."""
-    tokens: int
-    """Tokens of the whole text, footer included."""
-    read: int
-    """How many of them are read, footer included where it is read."""
-
-
-@dataclass(frozen=True)
 class TextRow:
     """The tokens of one text."""
 
@@ -187,18 +175,6 @@ class TextReader:
         if self._upstream:
             return self._upstream_counts(texts)
         return [len(ids) + len(self._footer) + len(self._end) for ids in self._native_tokens(texts)]
-
-    def truncation(self, texts: Sequence[str]) -> list[Truncation]:
-        """Those of the texts that are not read to their end."""
-        counts = self.count_tokens(texts)
-        if self._upstream:
-            limit = self.rules.max_tokens - len(self._begin) - len(self._header)
-            left = self._upstream_counts([self._shortened(text) for text in texts])
-            reads = [min(count, limit) for count in left]
-        else:
-            reads = [min(count, self.capacity) for count in counts]
-        triples = zip(range(len(counts)), counts, reads, strict=True)
-        return [Truncation(index, count, read) for index, count, read in triples if read < count]
 
     def prepared(self, text: str) -> str:
         """The string that ``upstream`` makes of a text, separator included, before it is tokenised."""

@@ -246,22 +246,6 @@ def _refuse_other_architectures(config: Mapping[str, Any], rope: Mapping[str, An
             raise ValueError(f"unsupported Llama config: {key}={value!r}, expected {expected!r}")
 
 
-def load_language_model(
-    folder: str | Path,
-    *,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str = "cpu",
-    update: str | Path | None = None,
-) -> BidirectionalLlama:
-    """Look at a language model and load it; see :func:`open_language` and :meth:`LanguagePlan.load`."""
-    choices: dict[torch.dtype, Choice] = {
-        torch.float32: "float32",
-        torch.bfloat16: "bfloat16",
-        torch.float16: "float16",
-    }
-    return open_language(folder, update=update).load(choices[dtype], device=device)
-
-
 def _put(model: nn.Module, name: str, tensor: Tensor) -> nn.Module:
     """Give a module built without weights one of them, and return the module that has it now."""
     owner, _, leaf = name.rpartition(".")

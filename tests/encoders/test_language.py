@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from llm2clip.encoders import ModelError
 from llm2clip.encoders.layers.llama import BidirectionalLlama
-from llm2clip.encoders.text.llm_checkpoint import llama_config, load_language_model
+from llm2clip.encoders.text.llm_checkpoint import llama_config, open_language
 
 CONFIG = {
     "model_type": "llama",
@@ -70,7 +70,7 @@ def test_every_layout_is_the_same_model(folder, weights, states, prefix, stored,
         write_shards(folder, named)
     else:
         save_file(named, folder / "model.safetensors")
-    model = load_language_model(folder)
+    model = open_language(folder).load()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert not model.training
@@ -79,7 +79,7 @@ def test_every_layout_is_the_same_model(folder, weights, states, prefix, stored,
 
 def test_dtype_is_what_was_asked_for(folder, weights):
     save_file(weights, folder / "model.safetensors")
-    model = load_language_model(folder, dtype=torch.bfloat16)
+    model = open_language(folder).load("bfloat16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert torch.equal(model.norm.weight, weights["norm.weight"].bfloat16())
 
@@ -92,7 +92,7 @@ def test_head_and_rotary_tables_are_left_out(folder, weights, states):
     save_file(
         {f"model.{name}": value for name, value in weights.items()} | extra, folder / "model.safetensors"
     )
-    assert torch.equal(load_language_model(folder)(IDS), states)
+    assert torch.equal(open_language(folder).load()(IDS), states)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_wrong_tensor_is_named(folder, weights, change, message):
     changed = {name: value for name, value in (weights | change).items() if value is not None}
     save_file(changed, folder / "model.safetensors")
     with pytest.raises(ModelError, match=message):
-        load_language_model(folder)
+        open_language(folder).load()
 
 
 def test_shards_that_do_not_fit_their_index(folder, weights):
@@ -123,19 +123,19 @@ def test_shards_that_do_not_fit_their_index(folder, weights):
     assert wrong != listed
     index.write_text(json.dumps({"weight_map": wrong}), encoding="utf-8")
     with pytest.raises(ModelError, match=r"norm\.weight should be in model-00001-of-00003\.safetensors"):
-        load_language_model(folder)
+        open_language(folder).load()
     index.write_text(json.dumps({"weight_map": {"norm.weight": "../x.safetensors"}}), encoding="utf-8")
     with pytest.raises(ModelError, match="files outside its folder"):
-        load_language_model(folder)
+        open_language(folder).load()
     index.write_text(json.dumps({}), encoding="utf-8")
     with pytest.raises(ModelError, match="no weight_map"):
-        load_language_model(folder)
+        open_language(folder).load()
     index.write_text(json.dumps({"weight_map": listed}), encoding="utf-8")
     (folder / "model-00002-of-00003.safetensors").unlink()
     with pytest.raises(
         ModelError, match=r"names files that are not there: model-00002-of-00003\.safetensors"
     ):
-        load_language_model(folder)
+        open_language(folder).load()
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_a_wrong_config_is_named(folder, weights, config, message):
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(config, encoding="utf-8")
     with pytest.raises(ModelError, match=message):
-        load_language_model(folder)
+        open_language(folder).load()
 
 
 def test_missing_files(folder, tmp_path):
     with pytest.raises(
         ModelError, match=r"has no weights: expected model\.safetensors or model\.safetensors\.index\.json"
     ):
-        load_language_model(folder)
+        open_language(folder).load()
     with pytest.raises(ModelError, match=r"config\.json cannot be read: No such file"):
-        load_language_model(tmp_path / "nowhere")
+        open_language(tmp_path / "nowhere").load()

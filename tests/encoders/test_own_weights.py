@@ -92,7 +92,7 @@ def test_a_tower_of_ones_own(models: Path, tmp_path: Path):
 
 def test_a_language_model_of_ones_own_alone(models: Path, tmp_path: Path):
     from llm2clip.encoders.core.dual_encoder import LoadOptions
-    from llm2clip.encoders.llm2clip.text_only import load_text_only
+    from llm2clip.encoders.llm2clip.published import load_text_only
 
     mine = load_text_only(Path(shutil.copytree(models / "tiny-8b", tmp_path / "mine")), LoadOptions())
     assert (mine.info.name, mine.info.licence, mine.info.languages, mine.info.note) == (

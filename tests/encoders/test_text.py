@@ -14,7 +14,6 @@ from llm2clip.encoders.text.caption_tokenizer import (
     LLAMA3_HEADER,
     TextReader,
     TextRules,
-    Truncation,
 )
 from llm2clip.train.core.text_states import TextEncoder
 from llm2clip.train.core.tokenizer import BOS, EOT, build_tokenizer
@@ -115,12 +114,6 @@ def test_tokens_are_counted_with_the_end_token_and_without_header(reader):
     assert reader.capacity == 6
 
 
-def test_truncation_names_the_texts_that_are_cut(reader):
-    texts = ["fox", "a red fox a red", "a red fox a red fox a red"]
-    assert reader.truncation(texts) == [Truncation(index=2, tokens=9, read=6)]
-    assert reader.truncation(texts[:2]) == []
-
-
 def test_truncation_and_padding_of_the_tokenizer_file_do_not_matter(reader):
     tokenizer = word_tokenizer()
     tokenizer.enable_truncation(3)
@@ -212,10 +205,6 @@ def test_upstream_shortens_to_words_and_to_nothing(upstream):
     ids, _, embed = rows(upstream, "a red fox a red fox a", "a:a:a")
     assert ids == [[*BEFORE, A, RED, FOX, A, END], [*[PAD] * 4, *BEFORE, END]]
     assert embed == [[0] * 4 + [1] * 5, [0] * 8 + [1]]
-    assert upstream.truncation(["a red fox", "a red fox a red fox a", "a:a:a"]) == [
-        Truncation(index=1, tokens=8, read=5),
-        Truncation(index=2, tokens=6, read=1),
-    ]
     assert upstream.capacity == 5
 
 

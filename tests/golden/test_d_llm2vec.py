@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.text.caption_tokenizer import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules
-from llm2clip.encoders.text.llm_checkpoint import load_language_model
+from llm2clip.encoders.text.llm_checkpoint import open_language
 
 SETTINGS = {
     "card_8b": TextRules(
@@ -29,7 +29,7 @@ SETTINGS = {
 
 @cache
 def load_model(folder: Path) -> BidirectionalLlama:
-    return load_language_model(folder)
+    return open_language(folder).load()
 
 
 def without_rope_scaling(model: BidirectionalLlama) -> BidirectionalLlama:

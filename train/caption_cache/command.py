@@ -9,9 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from llm2clip.encoders import Encoder, load_encoder
-from llm2clip.encoders.core.dual_encoder import LoadOptions
-from llm2clip.encoders.llm2clip.text_only import is_language_folder, load_text_only
+from llm2clip.encoders import load_encoder
 from llm2clip.train.caption_cache.store import Progress
 from llm2clip.train.caption_cache.writer import FeatureOptions, maker_of, write_features
 from llm2clip.train.core.device import Machine
@@ -29,7 +27,7 @@ def make_features(
     """Write features and say what was written; see ``write_features``."""
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
-    maker = maker_of(_opened(encoder, device=machine.device, dtype=dtype))
+    maker = maker_of(load_encoder(encoder, device=machine.device, dtype=dtype))
     with Console(stderr=True).status("reading captions") as status:
         began, first = time.monotonic(), -1
 
@@ -49,11 +47,3 @@ def make_features(
         lines.append(f"{done.left_out:,} left out, the first of them:")
         lines += [f"  {reason}" for reason in done.reasons]
     return "\n".join(lines)
-
-
-def _opened(name: str, *, device: str, dtype: str) -> Encoder:
-    """An encoder, or a language model in a folder of one's own, which by itself is none that finds images."""
-    path = Path(name).expanduser()
-    if path.is_dir() and is_language_folder(path):
-        return load_text_only(path.resolve(), LoadOptions(device=device, dtype=dtype))
-    return load_encoder(name, device=device, dtype=dtype)
