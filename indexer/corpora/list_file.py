@@ -12,6 +12,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, Final, final
 
@@ -157,23 +158,12 @@ def _unfit(file: Path, found: os.stat_result) -> str | None:
 
 def _joined(rows: Iterator[Row]) -> Iterator[Row]:
     """Merge consecutive rows of one image."""
-    before: Row | None = None
-    captions: list[str] = []
-    for row in rows:
-        if before is not None and row.problem is None and row.path == before.path:
-            captions += [row.caption] if row.caption else []
-            continue
-        if before is not None:
-            yield _with(before, captions)
-        before, captions = row, [row.caption] if row.caption else []
-    if before is not None:
-        yield _with(before, captions)
-
-
-def _with(row: Row, captions: list[str]) -> Row:
-    if len(captions) < 2:
-        return row
-    return row._replace(caption=captions[0], metadata={**(row.metadata or {}), "captions": captions})
+    for _, group in groupby(rows, key=lambda row: (row.path, row.line if row.problem else None)):
+        row, *others = group
+        captions = [each.caption for each in (row, *others) if each.caption]
+        if len(captions) > 1:
+            row = row._replace(caption=captions[0], metadata={**(row.metadata or {}), "captions": captions})
+        yield row
 
 
 @final

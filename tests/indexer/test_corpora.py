@@ -163,7 +163,7 @@ def test_build_reads_a_list_from_standard_input(tmp_path, monkeypatch):
         assert opened.read_image(hit.id) == encoded(colour_of(4))
 
 
-def test_build_refuses_a_terminal_as_a_list(tmp_path):
+def test_build_command_reads_a_list_from_a_pipe(tmp_path):
     place = folder(tmp_path / "d", [encoded(colour_of(number)) for number in range(COUNT)])
     names = b"\0".join(os.fsencode(path) for path in sorted(place.rglob("*.png")))
     run = _built(names, tmp_path, "--index", str(tmp_path / "i"))
@@ -191,6 +191,7 @@ def test_read_image_reads_video_frames_again(tmp_path):
     encoder = FakeEncoder()
     corpus = open_corpus(tmp_path / "v", every=2)
     assert build_index(corpus, tmp_path / "i", encoder=encoder).items == 3
+    assert build_index(corpus, tmp_path / "i", encoder=encoder).up_to_date
     with open_index(tmp_path / "i") as opened:
         assert opened.manifest.sources[0]["every"] == "2"
         frames = [opened.read_image(id) for id in range(3)]
@@ -200,6 +201,7 @@ def test_read_image_reads_video_frames_again(tmp_path):
         ):
             assert (hit.key, hit.metadata) == (f"长城.mp4#t={number}", {"time": number})
             assert hit.uri == f"{tmp_path}/v/长城.mp4#t={number}"
+            assert (hit.width, hit.height) == (96, 64)
 
 
 def test_folder_corpus_formats_are_all_decoded(tmp_path):

@@ -110,6 +110,11 @@ def test_plan_survives_json():
     )
     content = json.loads(json.dumps(plan.to_json()))
     assert Plan.from_json(content) == plan
+    # The manifest keeps the names of format 3.
+    assert content["parameters"].keys() == {"lists", "probes", "seed", "train_rows"}
+    graph = plan_of("hnsw-sq8", ROWS, DIM)
+    assert graph.to_json()["parameters"].keys() == {"build_effort", "links", "probes", "seed", "train_rows"}
+    assert Plan.from_json(graph.to_json()) == graph
     lines = plan.lines()
     assert lines[0] == "ivf-sq8 over 3,000 x 32: best"
     assert lines[3] == "measured:  12 bytes, recall@10 0.960, p50 0.50 ms, p95 1.50 ms (200 text queries)"

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import CorpusError, build_index, open_corpus, open_index
+from llm2clip.indexer import CorpusError, open_corpus
 from llm2clip.indexer.containers.video import read_frame
 from llm2clip.indexer.corpora.locator import read_located
 from llm2clip.indexer.corpora.open import reopen_corpus
@@ -202,19 +201,3 @@ def test_video_corpus_checks_the_interval_and_the_extra(tmp_path, monkeypatch):
             CorpusError, match=r"reading videos needs av: pip install 'llm2clip-retrieval\[video\]'"
         ):
             open_corpus(spec)
-
-
-def test_build_index_of_videos(tmp_path):
-    (tmp_path / "v").mkdir()
-    for name in ("a", "b"):
-        film(tmp_path / "v" / f"{name}.mp4", seconds=20)
-    encoder = FakeEncoder()
-    report = build_index(tmp_path / "v", tmp_path / "i", encoder=encoder)
-    assert (report.items, report.bad) == (4, 0)
-    with open_index(tmp_path / "i") as index:
-        content = read_frame(tmp_path / "v/b.mp4", seconds=10)
-        hits = index.search(np.asarray(encoder.encode_images([content])), k=2)[0]
-        assert {hit.key for hit in hits} == {"a.mp4#t=10", "b.mp4#t=10"}
-        assert [hit.metadata for hit in hits] == [{"time": 10}, {"time": 10}]
-        assert (hits[0].width, hits[0].height) == (96, 64)
-    assert build_index(tmp_path / "v", tmp_path / "i", encoder=encoder).up_to_date
