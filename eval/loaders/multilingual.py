@@ -41,7 +41,7 @@ def aligned(layout: Layout) -> UncheckedSet:
     names_path = layout.path("names")
     names = [line.strip() for line in read_lines(names_path)]
     folder, draft = layout.images(), layout.draft
-    files = layout.every("captions") if layout.need("captions").all_of else [layout.path("captions")]
+    files = layout.every("captions") if layout.require_extra("captions").all_of else [layout.path("captions")]
     columns = []
     for path in files:
         columns.append(lines := read_lines(path))

@@ -62,9 +62,9 @@ class Layout:
     def names(self, role: str) -> list[str]:
         """The accepted places of a role below the data folder, in this language."""
         spelt = self.protocol.spelling.get(self.language or "", self.language or "")
-        return [name.replace("{language}", spelt) for name in self.need(role).paths]
+        return [name.replace("{language}", spelt) for name in self.require_extra(role).paths]
 
-    def need(self, role: str) -> Need:
+    def require_extra(self, role: str) -> Need:
         """The declaration of a role."""
         return self.protocol.needs[role]
 
@@ -76,7 +76,7 @@ class Layout:
         raise DatasetError(self._absent(role, names))
 
     def _absent(self, role: str, names: list[str]) -> str:
-        need = self.need(role)
+        need = self.require_extra(role)
         publishers = " or ".join(source(key).publisher for key in need.sources)
         return (
             f"{self.protocol.id}: no {' nor '.join(names)} in {self.root}, expected {need.what} "

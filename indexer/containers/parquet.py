@@ -13,7 +13,7 @@ from llm2clip.indexer.containers.arrow_columns import Columns, columns_of, plain
 from llm2clip.indexer.containers.arrow_files import Group, Table, open_table, shared_table
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
-from llm2clip.indexer.core.errors import CorpusError, need
+from llm2clip.indexer.core.errors import CorpusError, require_extra
 from llm2clip.indexer.records.files import MAX_IMAGE_BYTES, read_whole
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import MAX_SIDECAR_BYTES, Sidecar
@@ -42,7 +42,7 @@ class TableCorpus(ContainerCorpus):
 
     def __init__(self, spec: str, files: Files | None = None) -> None:
         super().__init__(spec, files or Files.found(spec, endings=TABLES, deep=True))
-        need("pyarrow", extra="parquet", what="reading Parquet and Arrow files")
+        require_extra("pyarrow", extra="parquet", what="reading Parquet and Arrow files")
 
     def _damage(self) -> tuple[type[BaseException], ...]:
         import pyarrow as pa
@@ -180,7 +180,7 @@ def read_row(file: Path, *, row: int, column: str) -> bytes:
         OSError: the file cannot be read.
         CorpusError: it is damaged, has no such row, or pyarrow is not installed.
     """
-    need("pyarrow", extra="parquet", what="reading Parquet and Arrow files")
+    require_extra("pyarrow", extra="parquet", what="reading Parquet and Arrow files")
     import pyarrow as pa
 
     try:

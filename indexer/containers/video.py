@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
-from llm2clip.indexer.core.errors import CorpusError, need
+from llm2clip.indexer.core.errors import CorpusError, require_extra
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import sidecar_of
 
@@ -64,7 +64,7 @@ def checked(every: float) -> float:
     Raises:
         CorpusError: PyAV is not installed, or ``every`` is not a positive number.
     """
-    need("av", extra="video", what="reading videos")
+    require_extra("av", extra="video", what="reading videos")
     if not 0.001 <= every < 1e6:
         raise CorpusError(f"seconds between frames must be between 0.001 and a million, got {every:g}")
     return every
@@ -121,7 +121,7 @@ def read_frame(file: Path, *, seconds: float) -> bytes:
         OSError: the file cannot be read.
         CorpusError: it is damaged or not a video, or PyAV is not installed.
     """
-    need("av", extra="video", what="reading videos")
+    require_extra("av", extra="video", what="reading videos")
     [frame] = read_frames(file, times=[seconds])
     if isinstance(frame, Exception):
         raise frame

@@ -41,7 +41,7 @@ class FaissNotInstalledError(ImportError, IndexerError):
     """No FAISS wheel is installed."""
 
 
-def need(module: str, *, extra: str, what: str) -> None:
+def require_extra(module: str, *, extra: str, what: str) -> None:
     """Refuse to continue without an optional package.
 
     Args:

@@ -26,7 +26,7 @@ STDIN = "-"
 """Name of a list of paths on standard input."""
 
 
-class _Listed(Corpus):
+class ListedCorpus(Corpus):
     """Images of a list, in its order.
 
     The key is the path below the root, elsewhere the absolute path or URL. Consecutive rows of one image are one
@@ -167,7 +167,7 @@ def _joined(rows: Iterator[Row]) -> Iterator[Row]:
 
 
 @final
-class ListCorpus(_Listed):
+class ListCorpus(ListedCorpus):
     """Images listed in a file: CSV or TSV with a header, JSON lines, or one path per line.
 
     Args:
@@ -200,7 +200,7 @@ class ListCorpus(_Listed):
 
 
 @final
-class StdinCorpus(_Listed):
+class StdinCorpus(ListedCorpus):
     """Images whose paths come from another command, one per line or NUL-terminated; read once and spooled.
 
     Args:

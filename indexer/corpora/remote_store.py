@@ -19,7 +19,7 @@ from typing import Any
 
 from llm2clip.common.files import atomic_path
 from llm2clip.common.installation import data_home
-from llm2clip.indexer.core.errors import CorpusError, need
+from llm2clip.indexer.core.errors import CorpusError, require_extra
 from llm2clip.indexer.records.files import MAX_IMAGE_BYTES, require_span
 from llm2clip.indexer.records.sidecars import stamp_of
 
@@ -59,7 +59,7 @@ def store_of(url: str) -> tuple[Any, str]:
     Raises:
         CorpusError: there is no such file system, or it needs a package that is not installed.
     """
-    need("fsspec", extra="remote", what=f"reading {url.partition('://')[0]}://")
+    require_extra("fsspec", extra="remote", what=f"reading {url.partition('://')[0]}://")
     from fsspec.core import url_to_fs
 
     with wrap_store_errors(url):

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Final, final
 
 from llm2clip.indexer.corpora.folder import FolderCorpus
-from llm2clip.indexer.corpora.list_file import _Listed as Listed
+from llm2clip.indexer.corpora.list_file import ListedCorpus
 from llm2clip.indexer.records.record import Corpus, Record
 from llm2clip.indexer.records.tabular import Row
 
 
 @final
-class PathListCorpus(Listed):
+class PathListCorpus(ListedCorpus):
     """Images given by path; those below the root of a source have the keys of that source.
 
     Args:
