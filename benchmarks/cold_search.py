@@ -111,7 +111,7 @@ mark = lambda: marks.append(clock())
 gc.disable()
 import torch
 mark()
-import llm2clip.retrieval.cli, llm2clip.retrieval.commands, llm2clip.retrieval.output
+import llm2clip.retrieval.cli, llm2clip.retrieval.commands, llm2clip.retrieval.results
 import rich.console, rich.table
 import faiss, tokenizers
 import llm2clip.indexer.search
@@ -141,8 +141,7 @@ def _warm(index: Path, settings: Settings) -> float:
     from rich.console import Console
 
     from llm2clip.retrieval import Searcher
-    from llm2clip.retrieval.output import answer_table
-    from llm2clip.retrieval.results import Answer, text_query
+    from llm2clip.retrieval.results import Answer, answer_table, text_query
 
     with Searcher.open(index, encoder=settings.encoder) as searcher, open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere, width=80)

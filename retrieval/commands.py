@@ -1,4 +1,4 @@
-"""What ``llm2clip-search`` does once its arguments are read: ask, print, explain."""
+"""What ``llm2clip-search`` does with its arguments: search and print."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from llm2clip.common.terminal import graceful_interrupt, log_stderr
 from llm2clip.indexer.commands.session import progress_bar
-from llm2clip.retrieval.index_selection import locate
-from llm2clip.retrieval.results import Answer, Query, text_query
-from llm2clip.retrieval.searcher import Searcher
+from llm2clip.retrieval.results import Answer, Query, answer_json, answer_paths, answer_table, text_query
+from llm2clip.retrieval.searcher import Searcher, locate
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Progress
@@ -37,71 +36,55 @@ class SearchRequest:
     k: int = 10
     """Hits per query."""
     where: str | None = None
-    """Which images may be found; ``None`` for all."""
+    """Filter on the images; ``None`` for all."""
     index: Path | str | None = None
-    """Index folder; ``None`` for the one at hand."""
+    """Index folder; ``None`` for the default one."""
     encoder: str | None = None
     """Encoder name or folder; ``None`` for the one the index names."""
     device: str = "auto"
-    """Where to encode and, where CUDA is named, to search."""
+    """Where to encode; a named CUDA device also searches."""
     output: Output = "table"
     """What to print."""
     html: Path | None = None
-    """Where to write a gallery as well."""
+    """File to write a gallery to."""
 
 
 def run(request: SearchRequest) -> None:
     """Search and print.
 
     Raises:
-        ValueError: A query, the index or the encoder is at fault; the message is one line with the remedy.
+        ValueError: A query, the index or the encoder is invalid; the message is one line and says what to do.
         OSError: A file cannot be read or written.
     """
     texts = [*request.texts, *read_queries(request.queries_file)]
     images = [(path, path.read_bytes()) for path in request.images]
     if not texts and not images:
         raise ValueError(f"{request.queries_file} holds no query: it is empty or all its lines are blank")
+    queries = [text_query(text) for text in texts]
+    queries += [Query(kind="image", label=str(path), image=data) for path, data in images]
     with (
         _one_line_warnings(),
-        open_saying_so(request.index, encoder=request.encoder, device=request.device) as searcher,
+        open_searcher(request.index, encoder=request.encoder, device=request.device) as searcher,
     ):
-        answers = ask(searcher, texts=texts, images=images, k=request.k, where=request.where)
+        found = searcher.search(texts, k=request.k, where=request.where)
+        for path, data in images:
+            try:
+                found += searcher.search_images([data], k=request.k, where=request.where)
+            except ValueError as error:
+                raise ValueError(f"cannot search with the image {path}: {error}") from error
+        answers = [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)]
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
-        if request.where and not any(answer.hits for answer in answers):
+        if request.where and not any(found):
             names = searcher.index.metadata_names() if "meta" in request.where.lower() else []
-            known = f"; the metadata there is: {', '.join(names[:40])}" if names else ""
-            log_stderr(f"no image passes the filter{known}")
+            known = f"; metadata fields: {', '.join(names[:40])}" if names else ""
+            log_stderr(f"no image matches the filter{known}")
         if written:
             log_stderr(f"gallery written to {written}")
 
 
-def ask(
-    searcher: Searcher,
-    *,
-    texts: Sequence[str] = (),
-    images: Sequence[tuple[Path, bytes]] = (),
-    k: int = 10,
-    where: str | None = None,
-) -> list[Answer]:
-    """Search for texts, then for images (their path and encoded bytes); the answers come in that order.
-
-    Raises:
-        ValueError: A text is blank, an image cannot be read, or the filter means nothing; the message says which.
-    """
-    queries = [text_query(text) for text in texts]
-    queries += [Query(kind="image", label=str(path), image=data) for path, data in images]
-    found = searcher.search(list(texts), k=k, where=where)
-    for path, data in images:
-        try:
-            found += searcher.search_images([data], k=k, where=where)
-        except ValueError as error:
-            raise ValueError(f"cannot search with the image {path}: {error}") from error
-    return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)]
-
-
 def read_queries(source: str | None) -> list[str]:
-    """The lines of a UTF-8 file (``-``: standard input), without surrounding space and those that are blank.
+    """The stripped, non-blank lines of a UTF-8 file (``-``: standard input).
 
     Raises:
         ValueError: The file is not UTF-8.
@@ -121,10 +104,10 @@ def read_queries(source: str | None) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def open_saying_so(
+def open_searcher(
     index: Path | str | None = None, *, encoder: str | None = None, device: str = "auto"
 ) -> Searcher:
-    """``Searcher.open``, saying so on standard error where the sample stands in for an index of one's own."""
+    """``Searcher.open``, with a note on standard error if the sample is searched for want of an index."""
     place = locate(index)
     subject = "no index of your own yet: " if place.fallback else ""
     subject += "searching the sample images"
@@ -136,7 +119,7 @@ def open_saying_so(
 
 
 class BuildProgress:
-    """Says that an index is being built when that begins, and on a terminal shows how far it has come.
+    """Reports a build that may not happen: a line when it begins, then a progress bar.
 
     Args:
         begin: The line to print first.
@@ -153,7 +136,7 @@ class BuildProgress:
         return self._show is not None
 
     def __call__(self, progress: Progress) -> None:
-        """Take a report of ``build_index``."""
+        """Show a progress report of ``build_index``."""
         if self._show is None:
             log_stderr(self._begin)
             self._open.enter_context(graceful_interrupt())
@@ -169,8 +152,6 @@ class BuildProgress:
 
 def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> None:
     """Print answers to standard output."""
-    from llm2clip.retrieval.output import answer_json, answer_paths, answer_table
-
     if output == "table":
         from rich.console import Console
 
@@ -182,7 +163,7 @@ def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> Non
         ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
         print("\n".join(answer_json(answer, ascii_only=ascii_only) for answer in answers))
     else:
-        # The bytes of a file's name, whatever they are, so that other programs find it.
+        # The bytes of the file's name, even if they are not UTF-8.
         _encode(errors="surrogateescape", encoding="utf-8" if os.name == "posix" else None)
         for answer in answers:
             for place in answer_paths(answer):
@@ -191,7 +172,7 @@ def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> Non
 
 
 def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -> Path:
-    """Write answers as an HTML gallery that names the index and the encoder; returns the absolute path."""
+    """Write answers as an HTML gallery; return its absolute path."""
     from llm2clip.retrieval.gallery import GalleryOptions, write_gallery
 
     subtitle = f"{len(searcher.index):,} images, encoder {searcher.encoder.info.name}"

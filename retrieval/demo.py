@@ -1,4 +1,4 @@
-"""``python -m llm2clip.retrieval.demo``: the sample images, searched in many languages, as tables and as a page."""
+"""``python -m llm2clip.retrieval.demo``: search the sample images in many languages, print tables, write a gallery."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.cells import cell_len
 
+from llm2clip.common.command_line import GroupedCommand, make_app
 from llm2clip.common.terminal import one_line_errors
 from llm2clip.retrieval.results import Answer, Query, text_query
 
@@ -35,45 +36,51 @@ QUERIES = (
     ("ko", "밤하늘에 빛나는 것", "Korean: something that shines in the night sky"),
     ("sw", "nyumba ndogo", "Swahili: a small house"),
 )
-"""Language, text and what it means."""
+"""Language, text and translation."""
 QUERY_EMOJI = "🦒"
-"""The sample image of this character is the image query."""
+"""The image query is the sample image of this emoji."""
 CLIP_TOKENS = 77
-"""What the text towers of CLIP read; the long query is longer."""
+"""Token limit of CLIP's text towers; the long query exceeds it."""
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app = make_app()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Chosen:
-    """Images of the sample that the demo asks about."""
+    """Sample images that the demo uses as queries."""
 
     scene: Record
     image: Record
 
 
-@app.command()
+@app.command(cls=GroupedCommand)
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the gallery goes.")] = Path("demo-output"),
+    k: Annotated[
+        int, typer.Option("-k", min=1, metavar="N", help="Hits per query.", rich_help_panel="Search")
+    ] = 5,
     index: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Where the index goes. Default: the usual place.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Folder of the index.",
+            show_default="in the data home",
+            rich_help_panel="Index",
+        ),
     ] = None,
-    k: Annotated[int, typer.Option("-k", min=1, metavar="N", help="Hits for each query.")] = 5,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder of the gallery.", rich_help_panel="Output")
+    ] = Path("demo-output"),
 ) -> None:
-    """Index the sample images with the encoder that comes with them, and search them in many languages."""
+    """Index the sample images with the shipped encoder, and search them in many languages."""
     with one_line_errors():
         run(out, index=index, k=k)
 
 
 def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
-    """The demonstration: build or reuse the index, search, print tables, write the gallery, say what next.
-
-    Returns:
-        The answers shown, for tests.
-    """
+    """Build or reuse the index, search, print tables and write the gallery; returns the answers shown."""
     from llm2clip.encoders import load_encoder
     from llm2clip.retrieval.commands import BuildProgress, print_answers, save_gallery
-    from llm2clip.retrieval.index_selection import SAMPLE_ENCODER, open_sample
+    from llm2clip.retrieval.sample_index import SAMPLE_ENCODER, open_sample
     from llm2clip.retrieval.searcher import Searcher
 
     encoder = load_encoder(SAMPLE_ENCODER)
@@ -94,7 +101,7 @@ def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
 
 
 def _answers(searcher: Searcher, *, k: int) -> tuple[list[Answer], float]:
-    """All answers, and the seconds that searching took."""
+    """All answers, and the seconds that the search took."""
     chosen = _choose(searcher)
     long = chosen.scene.caption or ""
     (tokens,) = searcher.encoder.count_tokens([long])
@@ -122,7 +129,9 @@ def _choose(searcher: Searcher) -> _Chosen:
             image = record
         if scene is not None and image is not None:
             return _Chosen(scene=scene, image=image)
-    raise ValueError("the sample corpus lacks the images that the demonstration asks about: install again")
+    raise ValueError(
+        "the sample corpus lacks the images that the demo uses as queries: reinstall the package"
+    )
 
 
 def _sample() -> Iterator[Record]:
@@ -137,7 +146,7 @@ def _name(record: Record) -> str:
 
 
 def _next() -> str:
-    """Commands to try, as they must be typed here."""
+    """Commands to try next."""
     search, index = program("llm2clip-search"), program("llm2clip-index")
     rows = (
         (f'{search} "a red flower"', "the sample images, with your own words"),
@@ -151,7 +160,7 @@ def _next() -> str:
 
 
 def program(name: str) -> str:
-    """How to type a command of the environment that is running: by name where the shell finds it, else by path."""
+    """How to type a command of the running environment: its name if the shell finds it, else its path."""
     own = shutil.which(name, path=str(Path(sys.executable).parent))
     found = shutil.which(name)
     if own is None or (found is not None and os.path.samefile(own, found)):

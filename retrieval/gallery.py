@@ -1,7 +1,7 @@
-"""Answers as one self-contained HTML page: images inside as data URIs, nothing fetched, no script.
+"""Answers as one self-contained HTML page: images as data URIs, nothing fetched, no script.
 
-Whatever comes from outside (queries, captions, keys, metadata) is escaped, and the Content-Security-Policy of
-the page allows only inline style and ``data:`` images, so that even a slip could load and run nothing.
+Queries, captions, keys and metadata are escaped, and the Content-Security-Policy allows only inline style and
+``data:`` images.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
     from llm2clip.indexer import Hit
 
 _SIDE = 320
-"""Longer side of a thumbnail, pixels: a card's 220 CSS pixels at 1.5 device pixels each."""
+"""Longer side of a thumbnail in pixels: 220 CSS pixels at a device pixel ratio of 1.5."""
 _LONG = 120
-"""Characters from which a query is set as a paragraph rather than a heading."""
+"""Characters from which a query is set as a paragraph, not as a heading."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GalleryOptions:
-    """What the page says around the answers."""
+    """Texts around the answers."""
 
     title: str = "Image search"
     """Heading and window title."""
@@ -42,7 +42,7 @@ class GalleryOptions:
 
 @dataclass
 class _Page:
-    """What rendering one page carries along: where images come from and those already made."""
+    """State of one page: the source of images, and the thumbnails already made."""
 
     read_image: Callable[[int], bytes]
     made: dict[int, str | None] = field(default_factory=dict)
@@ -63,10 +63,7 @@ def write_gallery(
     read_image: Callable[[int], bytes],
     options: GalleryOptions | None = None,
 ) -> Path:
-    """Write ``render_gallery`` to a file, in UTF-8, making its folder if need be.
-
-    Returns:
-        The absolute path written.
+    """Write ``render_gallery`` to a file, creating its folder; returns the absolute path.
 
     Raises:
         OSError: The file cannot be written.
@@ -87,8 +84,8 @@ def render_gallery(
 
     Args:
         answers: Queries and hits, in the order shown.
-        read_image: Gives the encoded image of a hit's id, as ``Index.read_image`` does. Where it raises
-            ``OSError`` or ``ValueError``, or the image cannot be decoded, the page says so in its place.
+        read_image: Returns the encoded image of a hit's id, as ``Index.read_image`` does. For an image that cannot
+            be read (``OSError``, ``ValueError``) or decoded, the page shows a message.
         options: Title, subtitle and footer.
     """
     options = options or GalleryOptions()
@@ -104,10 +101,7 @@ def render_gallery(
 
 
 def thumbnail(data: bytes) -> str | None:
-    """An image made small, as a ``data:`` URI, or ``None`` if it cannot be decoded or is too large.
-
-    It is read as the encoders read it: first frame, upright, transparency laid on white.
-    """
+    """A thumbnail as a ``data:`` URI, decoded as the encoders do; ``None`` if it cannot be decoded or is too large."""
     from llm2clip.encoders.images.decode import read_image
 
     try:

@@ -1,18 +1,30 @@
-"""What was asked and what was found: values that a search fills and the table, JSON and gallery show."""
+"""Queries and their hits, and how they are shown: tables, JSON lines, paths."""
 
 from __future__ import annotations
 
+import json
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, Literal
+
+from llm2clip.common.terminal import escape_control
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from llm2clip.indexer import Hit
 
-# First and last code point of a script, and the language most often written in it. Scripts shared by many
-# languages (Latin above all) are left out: no guess is better than a wrong one.
+_CAPTION_LINES = 2
+"""Most lines of a caption in the table."""
+_EMOJI_CHARACTERS = 40
+"""Longest ``emoji`` entry of the metadata that is shown beside the caption."""
+_QUERY_CELLS = 400
+"""Widest query in the heading of a table."""
+# First and last code point of a script, and the language most often written in it. Scripts of many languages, such
+# as Latin, are left out.
 _SCRIPTS: tuple[tuple[int, int, str], ...] = (
     (0x0370, 0x03FF, "el"),
     (0x0400, 0x04FF, "ru"),
@@ -36,7 +48,7 @@ _SCRIPTS: tuple[tuple[int, int, str], ...] = (
     (0x4E00, 0x9FFF, "zh"),
     (0xAC00, 0xD7AF, "ko"),
 )
-# Letters that tell one language from the main one of its script.
+# Letters that tell another language from the main one of its script.
 _TELLTALES: dict[str, tuple[frozenset[str], str]] = {
     "ar": (frozenset("پچژگک"), "fa"),
     "ru": (frozenset("іїєґІЇЄҐ"), "uk"),
@@ -45,16 +57,16 @@ _TELLTALES: dict[str, tuple[frozenset[str], str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One thing that was asked."""
+    """One query."""
 
     kind: Literal["text", "image"]
-    """Whether ``label`` is the query itself or the name of an image."""
+    """Whether ``label`` is the query text or the name of an image."""
     label: str
     """The query text, or the path or name of the query image."""
     language: str | None = None
     """BCP 47 tag of the text, if known."""
     gloss: str | None = None
-    """What it means, for those who do not read its language."""
+    """An English translation."""
     image: bytes | None = None
     """The encoded query image, for the gallery."""
 
@@ -68,15 +80,12 @@ class Answer:
 
 
 def text_query(text: str, *, language: str | None = None, gloss: str | None = None) -> Query:
-    """A text query, its language guessed from its script where that settles it."""
+    """A text query; without ``language``, it is guessed from the script."""
     return Query(kind="text", label=text, language=language or guess_language(text), gloss=gloss)
 
 
 def guess_language(text: str) -> str | None:
-    """BCP 47 tag of the language a text is probably written in, or ``None`` where the script does not tell.
-
-    Good enough to choose a font and a caption; Latin script always gives ``None``.
-    """
+    """BCP 47 tag of a text's probable language by its script; ``None`` if that does not tell, as for Latin script."""
     counts = Counter(language for char in text if (language := _language_of(char)))
     if not counts:
         return None
@@ -96,13 +105,9 @@ def _language_of(char: str) -> str | None:
 
 
 def caption_for(hit: Hit, language: str | None) -> tuple[str | None, str | None]:
-    """The hit's caption and its language, preferring ``language`` where the metadata has it.
+    """The hit's caption and its BCP 47 tag if known, preferring ``language``.
 
-    The sample corpus keeps captions by language under ``names`` (emoji) or ``captions`` (scenes); other
-    corpora may do the same. Anything else there is ignored.
-
-    Returns:
-        The caption (``None`` if the image has none), and its BCP 47 tag if known.
+    Captions by language are read from the metadata's ``names`` or ``captions``, as in the sample corpus.
     """
     if language:
         for field in ("names", "captions"):
@@ -112,3 +117,113 @@ def caption_for(hit: Hit, language: str | None) -> tuple[str | None, str | None]
                 if isinstance(caption, str) and caption.strip():
                     return caption, language
     return hit.caption, None
+
+
+def answer_table(answer: Answer, *, width: int) -> RenderableType:
+    """A heading with the query and a table of rank, score, image and caption.
+
+    The caption is the last column: terminals disagree on the width of emoji and joined letters, and so nothing is
+    pushed out of line.
+
+    Args:
+        answer: The query and its hits.
+        width: Width of the terminal in cells, at least 80.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    label = _cut(escape_control(answer.query.label), _QUERY_CELLS)
+    heading = Text("images like " if answer.query.kind == "image" else "", style="dim")
+    heading.append(label, style="bold not dim")
+    if answer.query.gloss:
+        heading.append(f"  ({escape_control(answer.query.gloss)})", style="dim")
+    if not answer.hits:
+        return Group(heading, Text("  nothing found", style="dim"), Text())
+    image_cells = max(12, min(30, width // 3))
+    caption_cells = max(10, width - image_cells - 18)
+    table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("rank", justify="right", width=4)
+    table.add_column("score", justify="right", width=6)
+    table.add_column("image", max_width=image_cells, no_wrap=True)
+    table.add_column("caption", max_width=caption_cells)
+    for hit in answer.hits:
+        table.add_row(
+            str(hit.rank),
+            f"{hit.score:.3f}",
+            Text(image_name(hit, cells=image_cells)),
+            # Lines break at words, so fewer cells are filled than there are.
+            Text(_shown_caption(hit, answer.query.language, int(_CAPTION_LINES * caption_cells * 0.9))),
+        )
+    return Group(heading, table, Text())
+
+
+def image_name(hit: Hit, *, cells: int) -> str:
+    """The hit's key in at most ``cells`` columns, cut at the front."""
+    from rich.cells import cell_len
+
+    key = escape_control(hit.key)
+    member = key.rpartition("#")[2]
+    last = PurePath(member).name
+    name = next((part for part in (key, member, f"…/{last}", last) if cell_len(part) <= cells), member)
+    while cell_len(name) > cells:
+        name = f"…{name.removeprefix('…')[1:]}"
+    return name
+
+
+def answer_record(answer: Answer) -> dict[str, Any]:
+    """An answer as JSON-ready values: ``query``, ``kind``, ``language`` and ``hits``, best first."""
+    return {
+        "query": answer.query.label,
+        "kind": answer.query.kind,
+        "language": answer.query.language,
+        "hits": [
+            {
+                "rank": hit.rank,
+                "score": round(float(hit.score), 6),
+                "id": hit.id,
+                "key": hit.key,
+                "uri": hit.uri,
+                "caption": hit.caption,
+                "width": hit.width,
+                "height": hit.height,
+                "metadata": dict(hit.metadata),
+            }
+            for hit in answer.hits
+        ],
+    }
+
+
+def answer_json(answer: Answer, *, ascii_only: bool = False) -> str:
+    """``answer_record`` as one line of JSON, with everything outside ASCII escaped on request."""
+    line = json.dumps(answer_record(answer), ensure_ascii=False)
+    # A file name that is not UTF-8 holds lone surrogates, which cannot be encoded as UTF-8.
+    if ascii_only or any("\ud800" <= char <= "\udfff" for char in line):
+        return json.dumps(answer_record(answer), ensure_ascii=True)
+    return line
+
+
+def answer_paths(answer: Answer) -> Iterator[str]:
+    """The hits' paths; for a member of a tar, the tar's path, ``#`` and the member's name."""
+    return (hit.uri for hit in answer.hits)
+
+
+def _shown_caption(hit: Hit, language: str | None, cells: int) -> str:
+    caption, _ = caption_for(hit, language)
+    text = _cut(escape_control(caption or ""), cells)
+    emoji = hit.metadata.get("emoji")
+    if isinstance(emoji, str) and 0 < len(emoji) <= _EMOJI_CHARACTERS:
+        text = f"{text}  {escape_control(emoji)}" if text else escape_control(emoji)
+    return text
+
+
+def _cut(text: str, cells: int) -> str:
+    from rich.cells import cell_len
+
+    if cell_len(text) <= cells:
+        return text
+    text = text[:cells]
+    while text and cell_len(text) + 2 > cells:
+        text = text[:-1]
+    at_word = text.rpartition(" ")[0]
+    return f"{(at_word if 2 * len(at_word) > len(text) else text).rstrip()} …"

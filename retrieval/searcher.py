@@ -1,9 +1,11 @@
-"""Texts or images in, ranked hits out: an index and the encoder it was built with."""
+"""Text and image search: an index and the encoder it was built with."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
@@ -13,10 +15,61 @@ if TYPE_CHECKING:
     from llm2clip.indexer import Hit, Index, Progress
 
 
+INDEX_VARIABLE = "LLM2CLIP_INDEX"
+"""Environment variable that names the index to search."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The index that was chosen."""
+
+    path: Path
+    """Folder of the index."""
+    sample: bool
+    """Whether it is the index of the sample images, which can be built at any time."""
+    fallback: bool = False
+    """Whether it is the sample because no index was named and none has been built."""
+
+
+def locate(index: str | os.PathLike[str] | None = None) -> Place:
+    """Choose the index: ``index``, else ``LLM2CLIP_INDEX``, else the one built last, else the sample's.
+
+    ``"sample:"`` names the sample's.
+
+    Raises:
+        IndexNotFoundError: The index that ``LLM2CLIP_INDEX`` names, or that was built last, does not exist.
+    """
+    from llm2clip.indexer.core.index_paths import SAMPLE, current_index, sample_index_path
+
+    told = index if index is not None else os.environ.get(INDEX_VARIABLE) or None
+    if told is None:
+        last = current_index()
+        if last is None:
+            return Place(path=sample_index_path(), sample=True, fallback=True)
+        _require(last, f"the index built last, {last}, is no longer there")
+        return Place(path=last, sample=last == sample_index_path())
+    if os.fspath(told) == SAMPLE:
+        return Place(path=sample_index_path(), sample=True)
+    path = Path(told).expanduser()
+    if index is None:
+        _require(path, f"{INDEX_VARIABLE} names {path}, which does not exist")
+    return Place(path=path, sample=False)
+
+
+def _require(path: Path, problem: str) -> None:
+    from llm2clip.indexer.core.errors import IndexNotFoundError
+
+    if not path.exists():
+        raise IndexNotFoundError(
+            f"{problem}: name another with --index PATH, build one of your own images with  llm2clip-index build "
+            "FOLDER, or search the sample with --index sample:"
+        )
+
+
 class Searcher:
     """Searches one index by text or by image.
 
-    The encoder is loaded when the first query comes, unless one is handed in.
+    The encoder is loaded at the first query, unless one is given.
 
         with Searcher.open("photos.index") as searcher:
             hits = searcher.search("两只猫在睡觉", k=10)
@@ -29,7 +82,7 @@ class Searcher:
         encoder: Encoder | str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> None:
-        """Search an index that is open already; otherwise as ``open``."""
+        """Search an open index; the other arguments are those of ``open``."""
         self.index = index
         self._source = encoder if isinstance(encoder, str | os.PathLike) else None
         self._device = device
@@ -51,31 +104,33 @@ class Searcher:
         """Open an index for searching.
 
         Args:
-            index_path: Folder of the index, or ``"sample:"``. ``None``: what ``LLM2CLIP_INDEX`` names, else
+            index_path: Folder of the index, or ``"sample:"``. ``None``: the one that ``LLM2CLIP_INDEX`` names, else
                 the index built last, else the sample's.
             encoder: The encoder, or its name or folder. ``None``: the one the index names.
-            device: Where the encoder runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ...; where CUDA is named, the vectors
-                are searched there too.
-            on_progress: Called while the sample's index is built, where it is wanted and there is none yet.
+            device: Where the encoder runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ...; on a named CUDA device, vectors are
+                searched there too.
+            on_progress: Called while the sample's index is built, if needed.
 
         Raises:
             IndexerError: The index is missing, unfinished, damaged or of another format version.
             EncoderMismatchError: ``encoder`` is not the one the index was built with.
         """
-        from llm2clip.indexer import open_index
-        from llm2clip.retrieval.index_selection import locate, open_sample, sample_encoder
-
         place = locate(index_path)
         if not place.sample:
-            there = device if device.startswith("cuda") else "cpu"
-            return cls(open_index(place.path, device=there), encoder=encoder, device=device)
+            from llm2clip.indexer import open_index
+
+            index_device = device if device.startswith("cuda") else "cpu"
+            return cls(open_index(place.path, device=index_device), encoder=encoder, device=device)
+        from llm2clip.encoders import load_encoder
+        from llm2clip.retrieval.sample_index import open_sample, sample_encoder
+
         if encoder is None or isinstance(encoder, str | os.PathLike):
-            encoder = _load(encoder or sample_encoder(), device=device)
+            encoder = load_encoder(encoder or sample_encoder(), device=device)
         return cls(open_sample(encoder, on_progress=on_progress), encoder=encoder, device=device)
 
     @property
     def encoder(self) -> Encoder:
-        """The encoder, loaded now if it was not yet.
+        """The encoder; loaded on first use.
 
         Raises:
             ModelError: It cannot be loaded.
@@ -83,7 +138,18 @@ class Searcher:
         """
         with self._loading:
             if self._encoder is None:
-                loaded = self._load()
+                from llm2clip.encoders import ModelError, load_encoder
+
+                info = self.index.info()
+                try:
+                    loaded = load_encoder(self._source or info.encoder_source, device=self._device)
+                except (ValueError, OSError) as error:
+                    if self._source is not None:
+                        raise
+                    raise ModelError(
+                        f"{info.path} was built with encoder '{info.encoder['name']}', which cannot be loaded "
+                        f"({error}); if it was moved, name it with --encoder"
+                    ) from error
                 self.index.require_encoder(loaded.info)
                 self._encoder = loaded
             return self._encoder
@@ -99,20 +165,19 @@ class Searcher:
     ) -> list[Hit] | list[list[Hit]]:
         """The ``k`` images nearest to a text, or to each of several.
 
-        Texts may be as long as ``encoder.info.max_text_tokens``; of a longer one the encoder reads the start
-        and warns with ``TextTooLongWarning``, which says how many tokens of how many.
+        A text longer than ``encoder.info.max_text_tokens`` is truncated with a ``TextTooLongWarning``.
 
         Args:
             query: A text, or a list of texts.
-            k: Hits wanted; fewer come back where the index holds fewer.
-            where: Which images may be found, in the language of docs/filters.md; ``None``: all.
+            k: Number of hits; fewer if the index holds fewer images.
+            where: Filter on the images (docs/filters.md); ``None``: all.
 
         Returns:
             Hits, best first; for a list of texts, a list of them in the order of the texts.
 
         Raises:
             ValueError: A text is empty or blank, or ``k`` is below 1.
-            WhereError: The filter means nothing; the message points at the place.
+            WhereError: The filter is invalid; the message points at the place.
             EncoderMismatchError: The encoder is not the one the index was built with.
         """
         texts = [query] if isinstance(query, str) else list(query)
@@ -129,16 +194,16 @@ class Searcher:
 
         Args:
             images: Paths, encoded bytes, PIL images, or arrays of shape (H, W, 3), uint8.
-            k: Hits wanted; fewer come back where the index holds fewer.
+            k: Number of hits; fewer if the index holds fewer images.
             where: As for ``search``.
 
         Returns:
-            For each image its hits, best first. An image that the index holds finds itself.
+            The hits of each image, best first. An image in the index finds itself.
 
         Raises:
             ImageError: An image cannot be read.
             ValueError: ``k`` is below 1, or ``images`` is one image rather than a list.
-            WhereError: The filter means nothing.
+            WhereError: The filter is invalid.
             EncoderMismatchError: The encoder is not the one the index was built with.
         """
         if not isinstance(images, list | tuple):
@@ -150,7 +215,7 @@ class Searcher:
         return self.index.search(self.encoder.encode_images(images), k=k, where=where) if images else []
 
     def close(self) -> None:
-        """Close the index; the searcher is of no use afterwards."""
+        """Close the index."""
         self.index.close()
 
     def __enter__(self) -> Searcher:
@@ -163,31 +228,11 @@ class Searcher:
 
     @staticmethod
     def _check_where(where: str | None) -> None:
-        """Find out that a filter means nothing before an encoder is loaded for it."""
+        """Refuse an invalid filter before an encoder is loaded."""
         if where is not None:
             from llm2clip.indexer import compile_where
 
             compile_where(where)
-
-    def _load(self) -> Encoder:
-        if self._source is not None:
-            return _load(self._source, device=self._device)
-        info = self.index.info()
-        try:
-            return _load(info.encoder_source, device=self._device)
-        except (ValueError, OSError) as error:
-            from llm2clip.encoders import ModelError
-
-            raise ModelError(
-                f"{info.path} was built with encoder '{info.encoder['name']}', which cannot be loaded "
-                f"({error}); if it lies elsewhere now, name it with --encoder"
-            ) from error
-
-
-def _load(encoder: str | os.PathLike[str], *, device: str) -> Encoder:
-    from llm2clip.encoders import load_encoder
-
-    return load_encoder(encoder, device=device)
 
 
 def _check_texts(texts: Sequence[str]) -> None:

@@ -46,9 +46,9 @@ def test_the_command_filters(corpus: Corpus, search: Search):
 def test_the_command_says_that_nothing_passes(corpus: Corpus, search: Search):
     result = search("red", "--index", corpus.index, "--where", "width > 1000", "--paths")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert result.stderr == "no image passes the filter\n"
+    assert result.stderr == "no image matches the filter\n"
     result = search("red", "--index", corpus.index, "--where", "meta.moods = 'calm'", "--paths")
-    assert result.stderr == "no image passes the filter; the metadata there is: meta.mood\n"
+    assert result.stderr == "no image matches the filter; metadata fields: meta.mood\n"
 
 
 def test_a_wrong_filter_is_one_line_that_shows_the_place(corpus: Corpus, search: Search):

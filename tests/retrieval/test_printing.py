@@ -10,8 +10,15 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from llm2clip.indexer import Hit
-from llm2clip.retrieval.output import answer_json, answer_paths, answer_table, image_name
-from llm2clip.retrieval.results import Answer, Query, text_query
+from llm2clip.retrieval.results import (
+    Answer,
+    Query,
+    answer_json,
+    answer_paths,
+    answer_table,
+    image_name,
+    text_query,
+)
 
 
 def hit(rank: int = 1, **changes: object) -> Hit:

@@ -17,10 +17,11 @@ from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import EncoderMismatchError, Index, IndexDamagedError, Progress, build_index, open_index
 from llm2clip.indexer.containers import tar as shards
 from llm2clip.indexer.core import index_paths as location
-from llm2clip.indexer.records import record as records
+from llm2clip.indexer.corpora import locator
 from llm2clip.retrieval import Searcher
 from llm2clip.retrieval import commands as command
-from llm2clip.retrieval.index_selection import locate, open_sample
+from llm2clip.retrieval.sample_index import open_sample
+from llm2clip.retrieval.searcher import locate
 
 from .conftest import COLOURS, Corpus, write_coloured_shard
 
@@ -34,7 +35,7 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     long_ago = time.time() - 1000
     os.utime(folder / "colours-000.tar", (long_ago, long_ago))
     monkeypatch.setattr(location, "sample_folder", lambda: folder)
-    for module in (shards, records):
+    for module in (shards, locator):
         monkeypatch.setattr(module, "sample_folder", lambda: folder)
     return folder / "colours-000.tar"
 
@@ -169,7 +170,7 @@ def test_an_installation_without_sample_says_what_to_do(sample: Path, search: Ca
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
         "error: this installation has no sample images; "
-        "build one of your own images with  llm2clip-index build FOLDER\n"
+        "build an index of your own with  llm2clip-index build FOLDER\n"
     )
 
 

@@ -1,10 +1,9 @@
-"""Which index a search means: the one named, the one built last, or the sample's, built when first wanted."""
+"""The index of the sample images, which is built when it is first searched."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -13,63 +12,13 @@ if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
     from llm2clip.indexer import EncoderMismatchError, Index, Progress
 
-VARIABLE = "LLM2CLIP_INDEX"
-"""Environment variable that names the index to search."""
 SAMPLE_ENCODER = "nano"
 """The encoder that knows the sample images."""
-
 _MANIFEST = "manifest.json"
-_OWN = "build one of your own images with  llm2clip-index build FOLDER"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where an index is, and why it is that one."""
-
-    path: Path
-    """Its folder."""
-    sample: bool
-    """Whether it is the one of the sample corpus, which can be built at any time."""
-    fallback: bool = False
-    """Whether nobody asked for it: nothing else was said and nothing of one's own was built."""
-
-
-def locate(index: str | os.PathLike[str] | None = None) -> Place:
-    """Choose the index: ``index``, else ``LLM2CLIP_INDEX``, else the one built last, else the sample's.
-
-    ``"sample:"`` names the sample's.
-
-    Raises:
-        IndexNotFoundError: The index that ``LLM2CLIP_INDEX`` names or that was built last is no longer there.
-    """
-    from llm2clip.indexer.core.index_paths import SAMPLE, current_index, sample_index_path
-
-    told = index if index is not None else os.environ.get(VARIABLE) or None
-    if told is None:
-        last = current_index()
-        if last is None:
-            return Place(path=sample_index_path(), sample=True, fallback=True)
-        _require(last, f"the index built last, {last}, is no longer there")
-        return Place(path=last, sample=last == sample_index_path())
-    if os.fspath(told) == SAMPLE:
-        return Place(path=sample_index_path(), sample=True)
-    path = Path(told).expanduser()
-    if index is None:
-        _require(path, f"{VARIABLE} names {path}, which does not exist")
-    return Place(path=path, sample=False)
-
-
-def _require(path: Path, problem: str) -> None:
-    from llm2clip.indexer.core.errors import IndexNotFoundError
-
-    if not path.exists():
-        raise IndexNotFoundError(
-            f"{problem}: name another with --index PATH, {_OWN}, or search the sample with --index sample:"
-        )
 
 
 def sample_encoder() -> str:
-    """What loads the encoder of the sample's index: that of the index there is, else ``nano``."""
+    """Name or folder of the encoder of the existing sample index, else ``nano``."""
     from llm2clip.indexer import IndexerError
     from llm2clip.indexer.core.index_paths import sample_index_path
     from llm2clip.indexer.storage.manifest import read_manifest
@@ -83,19 +32,19 @@ def sample_encoder() -> str:
 def open_sample(
     encoder: Encoder, *, path: Path | None = None, on_progress: Callable[[Progress], None] | None = None
 ) -> Index:
-    """Open the sample's index, building it first where it is missing, damaged or out of date.
+    """Open the sample's index; build it first if it is missing, damaged or out of date.
 
-    In the usual place, which all searches share, it is built for ``nano`` only: any other encoder must fit the
-    index there is.
+    At the default path, which all searches share, it is built for ``nano`` only: another encoder must match the
+    existing index.
 
     Args:
-        encoder: ``nano``, or whatever shall index the sample.
-        path: Folder of its index; ``None`` for the usual place.
-        on_progress: Called while the index is built, which takes some seconds and happens once.
+        encoder: The encoder that searches and, if needed, indexes the sample.
+        path: Folder of the index; ``None`` for the default path.
+        on_progress: Called while the index is built.
 
     Raises:
         CorpusError: This installation has no sample images.
-        EncoderMismatchError: The index in the usual place is another encoder's.
+        EncoderMismatchError: The index at the default path was built with another encoder.
         OSError: The index cannot be written.
     """
     from llm2clip.indexer import BuildOptions, build_index, open_index
@@ -115,10 +64,12 @@ def open_sample(
     elif path is None and not _is_shipped(encoder):
         raise _not_for(encoder)
     if not sample_shards():
-        raise CorpusError(f"this installation has no sample images; {_OWN}")
+        raise CorpusError(
+            "this installation has no sample images; build an index of your own with  llm2clip-index build FOLDER"
+        )
     options = BuildOptions(overwrite=not fits, on_progress=on_progress)
     build_index(SAMPLE, place, encoder=encoder, options=options)
-    # A build that found nothing to do leaves the manifest as it was: note that it was looked at.
+    # A build without changes leaves the manifest alone: mark it as checked.
     os.utime(place / _MANIFEST)
     return open_index(place)
 
@@ -143,7 +94,7 @@ def _mismatch(index: Index, encoder: Encoder) -> EncoderMismatchError | None:
 
 
 def _is_shipped(encoder: Encoder) -> bool:
-    """Whether it is the ``nano`` of this installation, and not only one of that name."""
+    """Whether it is the ``nano`` of this installation, by hash and not by name."""
     from llm2clip.encoders import load_encoder
     from llm2clip.indexer.storage.manifest import encoder_mismatch
 
