@@ -140,15 +140,15 @@ class Searcher:
             if self._encoder is None:
                 from llm2clip.encoders import ModelError, load_encoder
 
-                info = self.index.info()
+                manifest = self.index.manifest
                 try:
-                    loaded = load_encoder(self._source or info.encoder_source, device=self._device)
+                    loaded = load_encoder(self._source or manifest.encoder_source, device=self._device)
                 except (ValueError, OSError) as error:
                     if self._source is not None:
                         raise
                     raise ModelError(
-                        f"{info.path} was built with encoder '{info.encoder['name']}', which cannot be loaded "
-                        f"({error}); if it was moved, name it with --encoder"
+                        f"{self.index.path} was built with encoder '{manifest.encoder['name']}', which cannot be "
+                        f"loaded ({error}); if it was moved, name it with --encoder"
                     ) from error
                 self.index.require_encoder(loaded.info)
                 self._encoder = loaded

@@ -6,7 +6,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from enum import Enum
@@ -71,7 +71,10 @@ def from_json(cls: type[Config], data: object, *, where: str) -> Config:
     ]
     if missing:
         raise ModelError(f"{where}: missing keys: {missing}")
-    values = {name: _value(hints[name], value, where=f"{where}.{name}") for name, value in data.items()}
+    values = {}
+    for name, value in data.items():
+        read: Callable[..., Any] = from_json if is_dataclass(hints[name]) else _value
+        values[name] = read(hints[name], value, where=f"{where}.{name}")
     try:
         return cls(**values)
     except ModelError:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Hit
 from llm2clip.indexer.containers import tar as shards
 from llm2clip.indexer.core import index_paths as location
+from llm2clip.indexer.corpora import locator
 from llm2clip.retrieval import Searcher, demo
 
 from .conftest import image, write_shard
@@ -175,13 +175,13 @@ def test_the_first_run_indexes_and_shows_everything(first_run: FirstRun):
 
 
 def test_demo_reuses_an_index_that_is_up_to_date(first_run: FirstRun, tmp_path: Path):
-    before = {path.name: path.stat().st_mtime_ns for path in first_run.index.glob("*.f16")}
+    before = {path.name: path.stat().st_mtime_ns for path in first_run.index.glob("vectors-*.npy")}
     command = [*RUN, "--out", str(tmp_path), "--index", str(first_run.index)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "their index was up to date" in done.stdout
     assert before
-    assert before == {path.name: path.stat().st_mtime_ns for path in first_run.index.glob("*.f16")}
+    assert before == {path.name: path.stat().st_mtime_ns for path in first_run.index.glob("vectors-*.npy")}
 
 
 def test_the_shipped_model_answers_most_queries_of_the_demonstration(searcher: Searcher):
