@@ -1,1 +1,1 @@
-"""What every area uses and no area owns: the start and end of a command, terminal output, paths, memory, files."""
+"""What all areas share: start and end of a command, terminal output, files, memory, this installation."""

@@ -5,11 +5,13 @@ folder per document; the lines below a command must appear in its output, in ord
 anything. Blocks fenced as ``python`` run after them, in one interpreter per document. Other fences are not
 run.
 
-``make docs`` (this file run as a script) writes the --help blocks of docs/cli.md anew.
+``make docs`` (this file run as a script) regenerates the --help blocks of docs/cli.md and the module map of
+docs/architecture.md.
 """
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
@@ -24,11 +26,18 @@ import pytest
 
 from llm2clip.common.entrypoint import COMMANDS
 
+if __package__:
+    from .structure import FOLDERS
+else:  # run as a script
+    from structure import FOLDERS
+
 ROOT = Path(__file__).parent.parent
 MANUAL = ROOT / "docs" / "cli.md"
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")] + sorted((ROOT / "docs").glob("*.md"))
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
 HELP_BLOCK = re.compile(r"(<!-- help: (?P<command>.+?) -->\n```text\n)(?P<body>.*?)(```\n)", re.DOTALL)
+MODULE_MAP = re.compile(r"(<!-- module map -->\n)(?P<body>.*?)(<!-- /module map -->)", re.DOTALL)
 FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#[^)]*)?\)")
 
@@ -56,6 +65,33 @@ def with_current_help(manual: str) -> str:
     """The manual's text with every --help block as the program has it now."""
     current = dict(helps())
     return HELP_BLOCK.sub(lambda block: block[1] + current.get(block["command"], "") + block[4], manual)
+
+
+def module_map() -> str:
+    """One line per folder and file of the package: its path and the first line of its docstring."""
+    lines = []
+    for area, names in FOLDERS.items():
+        for folder in (ROOT / area, *(ROOT / area / name for name in names)):
+            lines += ["", _map_line(folder / "__init__.py", f"{folder.relative_to(ROOT).as_posix()}/")]
+            files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
+            lines += [_map_line(path, f"  {path.name}") for path in files]
+    return "\n".join(["```text", *lines[1:], "```", ""])
+
+
+def _map_line(path: Path, shown: str) -> str:
+    purpose = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+    return f"{shown:<28} {purpose.splitlines()[0] if purpose else ''}".rstrip()
+
+
+def with_current_map(text: str) -> str:
+    """The text of docs/architecture.md with the module map as the tree is now."""
+    return MODULE_MAP.sub(lambda found: found[1] + module_map() + found[3], text)
+
+
+def test_module_map_is_current():
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    assert MODULE_MAP.search(text)
+    assert text == with_current_map(text), "the module map is out of date: run make docs"
 
 
 def test_every_command_is_in_the_manual_and_nothing_else():
@@ -157,3 +193,4 @@ def test_the_order_of_output_is_checked():
 
 if __name__ == "__main__":
     MANUAL.write_text(with_current_help(MANUAL.read_text(encoding="utf-8")), encoding="utf-8")
+    ARCHITECTURE.write_text(with_current_map(ARCHITECTURE.read_text(encoding="utf-8")), encoding="utf-8")

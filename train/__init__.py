@@ -1,1 +1,1 @@
-"""Makes encoders: the losses, loops and recipes of LLM2CLIP's two stages, and nano, made with them."""
+"""Training of encoders: losses, loops and recipes of LLM2CLIP's two stages; nano is made with them."""

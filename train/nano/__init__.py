@@ -1,1 +1,1 @@
-"""TODO."""
+"""The recipe of nano, stage by stage, and its export."""
