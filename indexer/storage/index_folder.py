@@ -17,7 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from llm2clip.indexer.core.errors import IndexConflictError, IndexDamagedError, IndexerError, IndexWriteError
 from llm2clip.indexer.records.files import printable
-from llm2clip.indexer.storage.items_reader import ItemsReader, query, unfinished_files
+from llm2clip.indexer.storage.items_reader import query, unfinished_files
 from llm2clip.indexer.storage.manifest import FORMAT, MANIFEST, Manifest, committed_generation, read_manifest
 
 LOCK = "lock"
@@ -65,22 +65,27 @@ def next_generation(folder: Path) -> int:
     return 1 + max([committed_generation(folder), *(number for number in found if number is not None)])
 
 
+def _builds(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Items files, the newest first, with what they say of the build that began them."""
+    for name in reversed(items_files(folder)):
+        with suppress(IndexerError, LookupError, ValueError):  # killed before it had written anything
+            meta = dict(query(folder / name, "SELECT key, value FROM meta"))
+            found = {key: json.loads(meta[key]) for key in ("sources", "encoder", "encoder_source", "anew")}
+            yield name, {**found, "corpus": found["sources"][0]}
+
+
 def describe_unfinished(folder: Path) -> str | None:
     """One sentence about an unfinished build and how to go on with it; None if there is none."""
-    names = items_files(folder)
-    if not names:
-        return None
-    for name in reversed(names):
-        with suppress(IndexerError), closing(ItemsReader(folder / name, generation=0)) as items:
-            [corpus, *_], encoder = read_meta(items, "sources"), read_meta(items, "encoder_source")
-            counts = "SELECT (SELECT count(*) FROM items) + (SELECT count(*) FROM unfinished)"
-            [(count,)] = items.rows(counts)
-            return (
-                f"the index at {folder} is not finished: {count:,} images so far. "
-                f"Go on with: llm2clip-index build {quote(corpus['spec'])} --index {quote(str(folder))} "
-                f"--encoder {quote(encoder)}"
-            )
-    return f"the index at {folder} is not finished. Go on with the command that began it"
+    for name, begun in _builds(folder):
+        counts = "SELECT (SELECT count(*) FROM items) + (SELECT count(*) FROM unfinished)"
+        [(count,)] = query(folder / name, counts)
+        return (
+            f"the index at {folder} is not finished: {count:,} images so far. "
+            f"Go on with: llm2clip-index build {quote(begun['corpus']['spec'])} --index {quote(str(folder))} "
+            f"--encoder {quote(begun['encoder_source'])}"
+        )
+    begun_by_other = f"the index at {folder} is not finished. Go on with the command that began it"
+    return begun_by_other if items_files(folder) else None
 
 
 def remove_generations(folder: Path, *, keep: frozenset[str]) -> None:
@@ -108,21 +113,7 @@ def committed_files(folder: Path) -> frozenset[str]:
 def unfinished_builds(folder: Path) -> dict[str, Mapping[str, Any]]:
     """Items files of builds that were not committed, the newest first, with their ``corpus``, ``encoder``, ``anew``."""
     committed = committed_files(folder)
-    found: dict[str, Mapping[str, Any]] = {}
-    for name in reversed(items_files(folder)):
-        if name in committed:
-            continue
-        try:
-            meta = dict(query(folder / name, "SELECT key, value FROM meta"))
-            [corpus] = json.loads(meta["sources"])
-            found[name] = {
-                "corpus": corpus,
-                "encoder": json.loads(meta["encoder"]),
-                "anew": json.loads(meta["anew"]),
-            }
-        except (IndexDamagedError, LookupError, ValueError):
-            continue  # killed before it had written anything
-    return found
+    return {name: begun for name, begun in _builds(folder) if name not in committed}
 
 
 def check_files(folder: Path, manifest: Manifest) -> Manifest:
@@ -150,10 +141,7 @@ def recorded_encoder(folder: Path) -> str | None:
     """What to give ``load_encoder`` for the index in a folder, finished or not; None if there is none."""
     with suppress(IndexerError):
         return read_manifest(folder).encoder_source
-    for name in reversed(items_files(folder)):
-        with suppress(IndexerError), closing(ItemsReader(folder / name, generation=0)) as items:
-            return str(read_meta(items, "encoder_source"))
-    return None
+    return next((str(begun["encoder_source"]) for _, begun in _builds(folder)), None)
 
 
 def create_or_check_folder(folder: Path) -> bool:
@@ -236,15 +224,3 @@ def _lock(file: IO[bytes]) -> None:
         import fcntl
 
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def read_meta(items: ItemsReader, name: str) -> Any:  # noqa: ANN401
-    """An entry of the ``meta`` table that holds JSON.
-
-    Raises:
-        IndexerError: it is not there.
-    """
-    try:
-        return json.loads(items.meta[name])
-    except (KeyError, ValueError) as error:
-        raise IndexerError(f"{items.path} has no {name}") from error

@@ -118,8 +118,8 @@ class Transaction:
     def __init__(self, folder: Path, items: ItemsWriter, *, base: Manifest) -> None:
         self._folder, self._items, self.base = folder, items, base
         self.generation = items.generation
-        self.appended = self.removed = self.errors = 0
-        """Items and errors written, and items removed, so far."""
+        self.appended = self.removed = 0
+        """Items written and removed so far."""
         self.new = self.changed = self.described = self.lost = 0
         """Keys that are new; of other content; of the same content; and that cannot be read any more."""
         self.sources = list(base.sources)
@@ -219,7 +219,6 @@ class Transaction:
         self._checksum = (self._checksum + added - checksum) % MODULUS
         self.appended += len(items)
         self.removed += len(gone)
-        self.errors += len(errors)
         replaced = {key for _, key in gone}
         self.described += len(again)
         self.new += sum(item.key not in replaced for item in items)
@@ -249,13 +248,11 @@ class Transaction:
         """Forget that some images could not be read."""
         with writing(self._folder):
             self._items.remove_keys(keys, source=source)
-        self.errors += len(keys)
 
     def add_exclusions(self, rows: Sequence[ErrorRow]) -> None:
         """Note which images a user removed: no update adds them again."""
         with writing(self._folder):
             self._items.append((), rows)
-        self.errors += len(rows)
 
     def clear_hashes(self, ids: Sequence[int]) -> None:
         """Let no other image reuse the vectors of removed items, which are damaged."""
