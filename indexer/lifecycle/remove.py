@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -78,17 +79,20 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
     chosen: dict[int, ErrorRow] = {}
     nearby: dict[str, tuple[int, ErrorRow]] = {}
     paths = {os.path.abspath(os.path.expanduser(key)): key for key in keys}
-    for id, source, key, size, mtime_ns in _each(folder, manifest):
-        wanted = bool(allowed is not None and allowed[id])
-        path = f"{roots[source]}{os.sep}{key}"
-        for name in (key, path):
-            if name in keys:
-                keys[name] = wanted = True
-        row = ErrorRow(source, key, "removed", "removed by hand", size, mtime_ns)
-        if wanted or (selection.matching and fnmatchcase(key, selection.matching)):
-            chosen[id] = row
-        if path in paths:
-            nearby[paths[path]] = (id, row)
+    with closing(ItemsReader(folder / manifest.items_file, generation=manifest.generation)) as items:
+        for id, source, key, size, mtime_ns in chain.from_iterable(
+            items.pages("id, source, key, size, mtime_ns")
+        ):
+            wanted = bool(allowed is not None and allowed[id])
+            path = f"{roots[source]}{os.sep}{key}"
+            for name in (key, path):
+                if name in keys:
+                    keys[name] = wanted = True
+            row = ErrorRow(source, key, "removed", "removed by hand", size, mtime_ns)
+            if wanted or (selection.matching and fnmatchcase(key, selection.matching)):
+                chosen[id] = row
+            if path in paths:
+                nearby[paths[path]] = (id, row)
     for name, (id, row) in nearby.items():
         if not keys[name]:  # no key, but the path of an image relative to the current folder
             keys[name], chosen[id] = True, row
@@ -99,16 +103,6 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
             "the corpus, or use --matching '*part*'"
         )
     return chosen
-
-
-def _each(folder: Path, manifest: Manifest) -> Iterator[tuple[int, int, str, int, int]]:
-    """Id, source, key, size and time of every image."""
-    last = -1
-    with closing(ItemsReader(folder / manifest.items_file, generation=manifest.generation)) as items:
-        condition = f"AND id > ? ORDER BY id LIMIT {_AT_ONCE}"
-        while rows := items.visible("id, source, key, size, mtime_ns", condition, last):
-            yield from rows
-            last = rows[-1][0]
 
 
 def _filtered(folder: Path, manifest: Manifest, where: str) -> NDArray[np.bool_]:

@@ -144,8 +144,7 @@ def _altered_items(folder: Path, manifest: Manifest) -> list[int]:
     with closing(items):
         return [
             row.id
-            for rows in items.checked()
-            for row, checksum in rows
+            for row, checksum in items.checked()
             if row_checksum(row) != checksum or not 0 <= row.id < manifest.rows
         ]
 

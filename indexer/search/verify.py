@@ -88,14 +88,13 @@ def _items(index: OpenIndex) -> Iterator[str]:
         return
     count = total = 0
     last, altered = -1, ""
-    for rows in items.checked():
-        for row, checksum in rows:
-            count, total = count + 1, total + checksum
-            if row_checksum(row) != checksum:
-                altered = altered or row.key
-            if not last < row.id < manifest.rows:
-                yield f"{manifest.items_file} has an item of id {row.id} out of order, or of no vector"
-            last = row.id
+    for row, checksum in items.checked():
+        count, total = count + 1, total + checksum
+        if row_checksum(row) != checksum:
+            altered = altered or row.key
+        if not last < row.id < manifest.rows:
+            yield f"{manifest.items_file} has an item of id {row.id} out of order, or of no vector"
+        last = row.id
     if altered:
         yield f"{manifest.items_file} was altered: the checksum of {altered!r} does not fit"
     if count != manifest.items:

@@ -288,17 +288,22 @@ class ItemsReader:
         """Keys of some items."""
         return dict(self.visible("id, key", f"AND id IN {IN}", json.dumps(ids)))
 
+    def pages(self, columns: str, *, at_once: int = 4096) -> Iterator[list[Any]]:
+        """Columns of all items by id, in lists; the first column is ``id``."""
+        last = -1
+        while found := self.visible(columns, "AND id > ? ORDER BY id LIMIT ?", last, at_once):
+            yield found
+            last = found[-1][0]
+
     def each(self, *, at_once: int = 4096) -> Iterator[list[ItemRow]]:
         """All items by id, in lists."""
-        for rows in self.checked(at_once=at_once):
-            yield [row for row, _ in rows]
+        for rows in self.pages(ITEM, at_once=at_once):
+            yield [ItemRow._make(row) for row in rows]
 
-    def checked(self, *, at_once: int = 4096) -> Iterator[list[tuple[ItemRow, int]]]:
-        """All items by id with the checksums that were stored with them, in lists."""
-        last = -1
-        while found := self.visible(f"{ITEM}, checksum", "AND id > ? ORDER BY id LIMIT ?", last, at_once):
-            yield [(ItemRow._make(row[:-1]), row[-1]) for row in found]
-            last = found[-1][0]
+    def checked(self) -> Iterator[tuple[ItemRow, int]]:
+        """All items by id with the checksums that were stored with them."""
+        for rows in self.pages(f"{ITEM}, checksum"):
+            yield from ((ItemRow._make(row[:-1]), row[-1]) for row in rows)
 
     def find(self, keys: Sequence[str], *, source: int) -> Known[ItemRow]:
         """Items and errors of some keys of a source, for a writer: nothing was removed since this generation."""
