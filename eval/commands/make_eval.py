@@ -1,6 +1,6 @@
 """What ``make eval`` runs: nano, its controls and random encoders, on the sets of ``llm2clip-train data``.
 
-Images of one's own (``--data``) are measured on too. An interrupted run continues where it stopped.
+The user's own images (``--data``) are measured on too. An interrupted run continues where it stopped.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class RetrievalSet:
     """
 
     protocol: str
-    """Declared id, ``ID+partial``, or a name of one's own."""
+    """Declared id, ``ID+partial``, or the user's own name."""
     images: Sequence[ImageRef]
     """The gallery, in a fixed order."""
     captions: Sequence[str]

@@ -1,4 +1,7 @@
-"""Annotation files as they are published: text, JSON, JSON lines, large JSON lists. What is damaged is named."""
+"""Published annotation files: text, JSON, JSON lines, large JSON lists.
+
+Every reader raises ``DatasetError`` for a damaged file or another form, naming the file and the place in it.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,7 @@ _BETWEEN = re.compile(r"[\s,]*")
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text, of a ``.gz`` the unpacked one.
-
-    Raises:
-        DatasetError: If it is no UTF-8, or the ``.gz`` is damaged or cut off.
-    """
+    """A UTF-8 text, of a ``.gz`` the unpacked one."""
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         return content.decode("utf-8-sig")
@@ -39,11 +38,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401
-    """The one value of a JSON file.
-
-    Raises:
-        DatasetError: If it is cut off or no JSON.
-    """
+    """The one value of a JSON file."""
     text = read_text(path)
     try:
         return json.loads(text)
@@ -54,11 +49,7 @@ def read_json(path: Path) -> Any:  # noqa: ANN401
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each line's object with the place to name in messages; blank lines are passed over.
-
-    Raises:
-        DatasetError: If a line is no JSON object.
-    """
+    """Each line's object with the place to name in messages; blank lines are skipped."""
     for number, line in enumerate(read_lines(path), start=1):
         if not line.strip():
             continue
@@ -73,11 +64,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def json_list(path: Path, *, first: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The first objects of a JSON list, without reading the rest of the file.
-
-    Raises:
-        DatasetError: If it is no list, or is cut off before them.
-    """
+    """The first objects of a JSON list, without reading the rest of the file."""
     decoder = json.JSONDecoder()
     with open(path, encoding="utf-8-sig") as stream:
         text = stream.read(_CHUNK).lstrip()
@@ -104,22 +91,14 @@ def json_list(path: Path, *, first: int) -> Iterator[tuple[str, dict[str, Any]]]
 
 
 def take(value: object, kind: type[_T], *, where: str) -> _T:
-    """The value if it is of this kind.
-
-    Raises:
-        DatasetError: If it is not.
-    """
+    """The value if it is of this kind."""
     if not isinstance(value, kind):
         raise DatasetError(f"{where}: got {type(value).__name__}, expected {kind.__name__}")
     return value
 
 
 def entry(record: dict[str, Any], *names: str, kind: type[_T], where: str) -> _T:
-    """The value under the first of these names that the record has.
-
-    Raises:
-        DatasetError: If it has none of them, or its value is of another kind.
-    """
+    """The value under the first of these names that the record has."""
     for name in names:
         if name in record:
             return take(record[name], kind, where=f"{where}, '{name}'")

@@ -16,11 +16,11 @@ _NUMBERED = re.compile(r"(?P<image>[^#\s]+)#(?:\w+#)?(?P<number>\d+)\s+(?P<text>
 
 def tsv(layout: Layout) -> UncheckedSet:
     """``*_texts.jsonl`` and ``*_imgs.tsv``: a text may have several images, all images are the gallery."""
-    path, draft = layout.path("captions"), layout.draft
-    draft.own_ids = True
+    path, unchecked = layout.path("captions"), layout.unchecked
+    unchecked.own_ids = True
     found = base64_images(layout.images())
     for key, ref in found.items():
-        draft.image(key, ref, where=str(path))
+        unchecked.image(key, ref, where=str(path))
     seen = set()
     for where, record in json_lines(path):
         number = record.get("text_id", record.get("query_id"))
@@ -35,10 +35,10 @@ def tsv(layout: Layout) -> UncheckedSet:
                 "not given out, use the validation split"
             )
         for key in keys:
-            if key not in draft.images:
-                draft.image(key, None, where=where)
-        draft.caption(entry(record, "text", "query_text", kind=str, where=where), *keys, where=where)
-    return draft
+            if key not in unchecked.images:
+                unchecked.image(key, None, where=where)
+        unchecked.caption(entry(record, "text", "query_text", kind=str, where=where), *keys, where=where)
+    return unchecked
 
 
 def flickr30k_cn(layout: Layout) -> UncheckedSet:
@@ -49,21 +49,21 @@ def flickr30k_cn(layout: Layout) -> UncheckedSet:
     path = layout.path("captions")
     if path.suffix == ".jsonl":
         return tsv(layout)
-    folder, draft = layout.images(), layout.draft
+    folder, unchecked = layout.images(), layout.unchecked
     stripped = 0
     if path.name.startswith("seg."):
         found = [(f"{name}.jpg", text) for name, text in numbered_lines(path, _NUMBERED, "image#0 caption")]
     else:
         found = comma_lines(layout, path)
     for name, texts in grouped(found):
-        draft.image(name, image(folder, name), where=str(path))
+        unchecked.image(name, image(folder, name), where=str(path))
         for text in texts:
             plain = untagged(text, where=f"{path}, image {name}")
             stripped += plain != text
-            draft.caption(plain, name, where=f"{path}, image {name}")
+            unchecked.caption(plain, name, where=f"{path}, image {name}")
     if stripped:
-        draft.notes.append(f"part-of-speech tags were removed from {stripped:,} captions")
-    return draft
+        unchecked.notes.append(f"part-of-speech tags were removed from {stripped:,} captions")
+    return unchecked
 
 
 def coco_cn(layout: Layout) -> UncheckedSet:
@@ -71,14 +71,14 @@ def coco_cn(layout: Layout) -> UncheckedSet:
     path = layout.path("captions")
     if path.suffix == ".jsonl":
         return tsv(layout)
-    folder, draft = layout.images(), layout.draft
+    folder, unchecked = layout.images(), layout.unchecked
     split = layout.path("split")
     for name in filter(None, (line.strip() for line in read_lines(split))):
-        draft.image(name, image(folder, f"{name}.jpg", key=name), where=str(split))
+        unchecked.image(name, image(folder, f"{name}.jpg", key=name), where=str(split))
     for name, text in numbered_lines(path, _NUMBERED, "image#0 caption"):
-        if name in draft.images:
-            draft.caption(text, name, where=f"{path}, image {name}")
-    return draft
+        if name in unchecked.images:
+            unchecked.caption(text, name, where=f"{path}, image {name}")
+    return unchecked
 
 
 def untagged(text: str, *, where: str) -> str:

@@ -68,10 +68,10 @@ def numbered_lines(path: Path, pattern: re.Pattern[str], form: str) -> list[tupl
 
 
 def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
-    """Image and caption of each line ``1007129816.jpg,text``, cut at the first ``.jpg,``; a header is passed over.
+    """Image and caption of each line ``1007129816.jpg,text``, cut at the first ``.jpg,``; a header is skipped.
 
-    Captions with a comma stand in quotation marks, as comma-separated files have them; these are removed, and the
-    draft says of how many.
+    Captions with a comma stand in quotation marks, as comma-separated files have them; these are removed, and a
+    note says how many.
     """
     found = []
     quoted = 0
@@ -83,7 +83,7 @@ def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
         elif number > 1 and line.strip():
             raise DatasetError(f"{path}, line {number}: got {line[:40]!r}, expected 'image.jpg,caption'")
     if quoted:
-        layout.draft.notes.append(
+        layout.unchecked.notes.append(
             f"the file's quotation marks were removed from {quoted:,} captions with commas"
         )
     return found
@@ -162,7 +162,7 @@ def _coco_schema(content: dict[str, Any], path: Path) -> list[tuple[str, list[st
 def _fill(layout: Layout, found: Iterable[tuple[str, list[str]]], *, where: str) -> UncheckedSet:
     folder = layout.images()
     for name, texts in found:
-        layout.draft.image(name, image(folder, name), where=where)
+        layout.unchecked.image(name, image(folder, name), where=where)
         for text in texts[: layout.protocol.each]:
-            layout.draft.caption(text, name, where=f"{where}, image {name}")
-    return layout.draft
+            layout.unchecked.caption(text, name, where=f"{where}, image {name}")
+    return layout.unchecked

@@ -86,7 +86,7 @@ def _require_free(name: str) -> None:
     base = name.lower().partition("+")[0].partition(":")[0]
     if declared(base) or base in PUBLISHED_ONLY or not name or set("+:/") & set(name):
         raise DatasetError(
-            f"a set of one's own cannot be called '{name}', expected a name that is no protocol's and has none of "
+            f"your own data set cannot be called '{name}', expected a name that is no protocol's and has none of "
             "+ : /. Choose another: NAME=PATH"
         )
 

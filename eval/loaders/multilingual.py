@@ -15,16 +15,16 @@ from llm2clip.indexer.records.files import ending, image_endings
 
 def xm3600(layout: Layout) -> UncheckedSet:
     """``captions.jsonl``: of each image the captions of one language, all or the first."""
-    path, folder, draft = layout.path("captions"), layout.images(), layout.draft
+    path, folder, unchecked = layout.path("captions"), layout.images(), layout.unchecked
     assert layout.language is not None
     total = 0
     for where, record in json_lines(path):
         key = entry(record, "image/key", kind=str, where=where)
-        draft.image(key, image(folder, f"{key}.jpg", key=key), where=where)
+        unchecked.image(key, image(folder, f"{key}.jpg", key=key), where=where)
         own = entry(record, layout.language, kind=dict, where=where)
         texts = entry(own, "caption", kind=list, where=f"{where}, '{layout.language}'")
         for text in texts[: layout.protocol.each]:
-            draft.caption(text, key, where=f"{where}, '{layout.language}'")
+            unchecked.caption(text, key, where=f"{where}, '{layout.language}'")
         each = (value.get("caption", ()) for value in record.values() if isinstance(value, dict))
         total += sum(len(every) for every in each if isinstance(every, list))
     expected = layout.protocol.total_captions
@@ -32,16 +32,16 @@ def xm3600(layout: Layout) -> UncheckedSet:
         said = f"got {total:,} captions in all languages together, expected {expected:,}"
         if total > expected:
             raise DatasetError(f"{path}: {said}: another version of the file")
-        draft.lacking.append(said)
-    return draft
+        unchecked.lacking.append(said)
+    return unchecked
 
 
 def aligned(layout: Layout) -> UncheckedSet:
     """Line i of each caption file belongs to line i of the file of names."""
     names_path = layout.path("names")
     names = [line.strip() for line in read_lines(names_path)]
-    folder, draft = layout.images(), layout.draft
-    files = layout.every("captions") if layout.require_extra("captions").all_of else [layout.path("captions")]
+    folder, unchecked = layout.images(), layout.unchecked
+    files = layout.every("captions") if layout.need("captions").all_of else [layout.path("captions")]
     columns = []
     for path in files:
         columns.append(lines := read_lines(path))
@@ -51,23 +51,23 @@ def aligned(layout: Layout) -> UncheckedSet:
             )
     for number, name in enumerate(names):
         file = name if ending(name) else f"{name}.jpg"
-        draft.image(file, image(folder, file), where=f"{names_path}, line {number + 1}")
+        unchecked.image(file, image(folder, file), where=f"{names_path}, line {number + 1}")
         for path, lines in zip(files, columns, strict=True):
-            draft.caption(lines[number], file, where=f"{path}, line {number + 1}")
-    return draft
+            unchecked.caption(lines[number], file, where=f"{path}, line {number + 1}")
+    return unchecked
 
 
 def xflickrco(layout: Layout) -> UncheckedSet:
     """One sentence an image, of Flickr30k or of COCO."""
-    draft = layout.draft
+    unchecked = layout.unchecked
     flickr, coco = layout.images(), layout.path("coco")
     for where, record in json_lines(layout.path("captions")):
         name = Path(entry(record, "img_path", kind=str, where=where)).name
         found = image(coco if name.startswith("COCO_") else flickr, name)
-        draft.image(name, found, where=where)
+        unchecked.image(name, found, where=where)
         for text in entry(record, "sentences", kind=list, where=where):
-            draft.caption(text, name, where=where)
-    return draft
+            unchecked.caption(text, name, where=where)
+    return unchecked
 
 
 def wit(layout: Layout) -> UncheckedSet:
@@ -75,7 +75,7 @@ def wit(layout: Layout) -> UncheckedSet:
 
     An image is found by the ``wit_ix`` of any of its rows or by the name in its address, with any ending.
     """
-    path, draft = layout.path("captions"), layout.draft
+    path, unchecked = layout.path("captions"), layout.unchecked
     rows: dict[str, list[tuple[str, str, str]]] = {}
     for where, record in json_lines(path):
         if (language := entry(record, "language", kind=str, where=where)) != layout.language:
@@ -95,10 +95,10 @@ def wit(layout: Layout) -> UncheckedSet:
                 f"{file} fits two images, {taken[file]} and {url}: expected one file for each. Name them by wit_ix, "
                 f"such as {own[0][1]}{file.suffix}"
             )
-        draft.image(url, ImageRef(key=url, file=file) if file else None, where=str(path))
+        unchecked.image(url, ImageRef(key=url, file=file) if file else None, where=str(path))
         for text, _, where in own:
-            draft.caption(text, url, where=where)
-    return draft
+            unchecked.caption(text, url, where=where)
+    return unchecked
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:

@@ -19,40 +19,28 @@ _BY_LINES = (".txt", ".token")
 
 
 class Layout:
-    """The files of one protocol and language below a data folder."""
+    """The files of one protocol and language below a data folder; missing ones are a ``DatasetError``."""
 
     def __init__(self, protocol: Protocol, *, root: Path, language: str | None) -> None:
         """Nothing is looked for until it is asked for."""
         self.protocol, self.root, self.language = protocol, root, language
-        self.draft = UncheckedSet()
+        self.unchecked = UncheckedSet()
         """What is read so far."""
 
     def path(self, role: str) -> Path:
-        """The one accepted place of a role that is there; annotation files are hashed into the draft.
-
-        Raises:
-            DatasetError: If none is there; the message says who publishes it.
-        """
+        """The one accepted place of a role that is there; annotation files are hashed."""
         number = self._chosen(role)
         return self._noted(self.names(role)[number])
 
     def every(self, role: str) -> list[Path]:
-        """All places of a role, each of which must be there.
-
-        Raises:
-            DatasetError: If one is missing.
-        """
+        """All places of a role, each of which must be there."""
         for name in self.names(role):
             if not (self.root / name).exists():
                 raise DatasetError(self._absent(role, [name]))
         return [self._noted(name) for name in self.names(role)]
 
     def images(self) -> Path:
-        """The place of the images that belongs to the form of the captions.
-
-        Raises:
-            DatasetError: If it is not there.
-        """
+        """The place of the images that belongs to the form of the captions."""
         names = self.names("images")
         name = names[min(self._chosen("captions"), len(names) - 1)] if len(names) > 1 else names[0]
         if not (self.root / name).exists():
@@ -62,7 +50,7 @@ class Layout:
     def names(self, role: str) -> list[str]:
         """The accepted places of a role below the data folder, in this language."""
         spelt = self.protocol.spelling.get(self.language or "", self.language or "")
-        return [name.replace("{language}", spelt) for name in self.require_extra(role).paths]
+        return [name.replace("{language}", spelt) for name in self.need(role).paths]
 
     def require_extra(self, role: str) -> Need:
         """The declaration of a role."""
@@ -76,7 +64,7 @@ class Layout:
         raise DatasetError(self._absent(role, names))
 
     def _absent(self, role: str, names: list[str]) -> str:
-        need = self.require_extra(role)
+        need = self.need(role)
         publishers = " or ".join(source(key).publisher for key in need.sources)
         return (
             f"{self.protocol.id}: no {' nor '.join(names)} in {self.root}, expected {need.what} "
@@ -86,9 +74,9 @@ class Layout:
     def _noted(self, name: str) -> Path:
         path = self.root / name
         if path.is_file():
-            self.draft.files[name] = file_hash(path, "sha256")
+            self.unchecked.files[name] = file_hash(path, "sha256")
             if path.suffix in _BY_LINES and _unended(path):
-                self.draft.notes.append(
+                self.unchecked.notes.append(
                     f"{name} ends without a line break: published so, or cut off in its last line"
                 )
         return path
@@ -122,9 +110,6 @@ def image(folder: Path, name: str, *, key: str | None = None) -> ImageRef | None
 
     Returns:
         None if there is no such file or it is empty.
-
-    Raises:
-        DatasetError: If the name leads out of the folder.
     """
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/"):
@@ -139,11 +124,7 @@ def image(folder: Path, name: str, *, key: str | None = None) -> ImageRef | None
 
 
 def base64_images(path: Path) -> Mapping[str, ImageRef]:
-    """Index Chinese-CLIP's ``*_imgs.tsv`` (``id<TAB>base64`` a line) without decoding or holding any image.
-
-    Raises:
-        DatasetError: If a line has another form, is cut off, or repeats an id.
-    """
+    """Index Chinese-CLIP's ``*_imgs.tsv`` (``id<TAB>base64`` a line) without decoding or holding any image."""
     found: dict[str, ImageRef] = {}
     offset = 0
     with open(path, "rb") as stream:

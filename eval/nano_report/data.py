@@ -1,4 +1,7 @@
-"""What nano is measured on: emoji galleries with names in many languages, composed scenes, free-form queries."""
+"""What nano is measured on: emoji galleries with names in many languages, composed scenes, free-form queries.
+
+Readers raise ``DatasetError`` for files that are missing, unreadable or of another form.
+"""
 
 from __future__ import annotations
 
@@ -84,11 +87,7 @@ class Scene:
 
 
 def read_gallery(tars: Iterable[Path], *, style: str) -> Gallery | None:
-    """Collect the emoji images of one style, in file order; ``None`` if there are none.
-
-    Raises:
-        DatasetError: If an emoji occurs twice, or a file is missing or unreadable.
-    """
+    """Collect the emoji images of one style, in file order; ``None`` if there are none."""
     images = [
         image
         for tar in tars
@@ -107,11 +106,7 @@ def read_gallery(tars: Iterable[Path], *, style: str) -> Gallery | None:
 
 
 def read_scenes(tar: Path) -> tuple[Scene, ...]:
-    """Read composed scenes with their captions and twins.
-
-    Raises:
-        DatasetError: If there are none, one lacks an English caption, or the file is missing or unreadable.
-    """
+    """Read composed scenes with their captions and twins."""
     scenes = []
     for image in read_tar(tar):
         if image.metadata.get("kind") != "scene":

@@ -160,9 +160,11 @@ def _language_rows(results: Sequence[Result]) -> Iterator[LanguageRow]:
     for (protocol, _), group in sorted(groups.items()):
         if len(group) < 2:
             continue
-        sides = {one.set.language or "": one.direction("t2i") for one in group}
-        hits = {code: (unpack(side.ranks) <= 1).astype(np.float64) for code, side in sides.items() if side}
-        clusters = {code: unpack(side.clusters).astype(np.int64) for code, side in sides.items() if side}
+        hits, clusters = {}, {}
+        for one in group:
+            if one.set.language and (direction := one.direction("t2i")):
+                hits[one.set.language] = (unpack(direction.ranks) <= 1).astype(np.float64)
+                clusters[one.set.language] = unpack(direction.clusters).astype(np.int64)
         summary = by_language(hits, clusters=clusters, resampling=Resampling(times=_DRAWS))
         yield LanguageRow(protocol=protocol, result=group[0], summary=summary)
 

@@ -167,7 +167,7 @@ class SetRecord:
     """What was measured on."""
 
     protocol: str
-    """Declared id, ``ID+partial``, or a name of one's own."""
+    """Declared id, ``ID+partial``, or the user's own name."""
     language: str | None
     """Code of the captions' language, where there are several."""
     complete: bool

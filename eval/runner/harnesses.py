@@ -96,7 +96,8 @@ class MtebEncoder:
 def _rows(embeddings: Any) -> torch.Tensor:  # noqa: ANN401
     import torch
 
-    return torch.atleast_2d(torch.as_tensor(embeddings)).float()
+    rows: torch.Tensor = torch.atleast_2d(torch.as_tensor(embeddings))
+    return rows.float()
 
 
 class Texts(list[str]):

@@ -183,18 +183,18 @@ def _extras(scores: Embeddings, pairs: Positives, options: MeasureOptions) -> tu
         )
         for kind in Correction
     }
-    sides = [
+    both = [
         tuple(
             Adjusted(
                 name=kind.value,
                 transductive=True,
-                recall=tuple((k, getattr(one, side).recall[k].pessimistic) for k in options.ks),
+                recall=tuple((k, getattr(one, direction).recall[k].pessimistic) for k in options.ks),
             )
             for kind, one in found.items()
         )
-        for side in ("text_to_image", "image_to_text")
+        for direction in ("text_to_image", "image_to_text")
     ]
-    return (hubs[0], sides[0]), (hubs[1], sides[1])
+    return (hubs[0], both[0]), (hubs[1], both[1])
 
 
 def _hubs(scores: Embeddings) -> Hubs:

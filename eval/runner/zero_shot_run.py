@@ -33,7 +33,7 @@ class ClassTask:
     """Classes of images and what they are called."""
 
     protocol: str
-    """Declared id, ``ID+partial``, or a name of one's own."""
+    """Declared id, ``ID+partial``, or the user's own name."""
     images: ClassSet
     names: Sequence[str]
     """One per class."""

@@ -135,12 +135,13 @@ class AgainstBest:
 
     name: str
     value: float
-    behind: PairedTest | None
+    """Its mean."""
+    behind: PairedTest | None = None
     """Best minus this one; ``None`` for the best itself."""
-    p_value: float
-    """Adjusted over the table by Holm's procedure; 1 for the best itself."""
-    separable: bool
-    """Whether it is certainly not as good as the best."""
+    p_value: float = 1.0
+    """Adjusted over the table by Holm's procedure."""
+    separable: bool = False
+    """Whether it is significantly worse than the best."""
 
 
 def against_best(
@@ -149,7 +150,7 @@ def against_best(
     clusters: NDArray[np.int64] | None = None,
     resampling: Resampling | None = None,
 ) -> list[AgainstBest]:
-    """Compare every encoder with the best one, so that a table can show who shares the first place.
+    """Compare every encoder with the best one, so that a table can show who shares the first place; best first.
 
     The best is chosen by the same numbers, which makes separations slightly too easy; Holm's correction over the table
     works the other way.
@@ -159,30 +160,25 @@ def against_best(
         clusters: Shape: (queries,): the image of each query.
         resampling: Draws, seed and confidence.
 
-    Returns:
-        Best first.
-
     Raises:
-        ValueError: If there is no encoder, or shapes disagree.
+        ValueError: There is no encoder, or shapes disagree.
     """
     if not results:
         raise ValueError("got no encoder, expected the results of at least one")
     how = resampling or Resampling()
-    ordered = sorted(results, key=lambda name: -float(np.mean(results[name])))
-    best = results[ordered[0]]
-    tests = [paired_test(best, results[name], clusters=clusters, resampling=how) for name in ordered[1:]]
+    best, *others = sorted(results, key=lambda name: -float(np.mean(results[name])))
+    tests = [paired_test(results[best], results[name], clusters=clusters, resampling=how) for name in others]
     adjusted = holm([test.p_value for test in tests])
-    value = float(np.mean(best))
-    found = [AgainstBest(name=ordered[0], value=value, behind=None, p_value=1.0, separable=False)]
-    for name, test, p_value in zip(ordered[1:], tests, adjusted, strict=True):
-        separable = p_value < 2 * how.tail
-        found.append(
+    return [
+        AgainstBest(name=best, value=float(np.mean(results[best]))),
+        *(
             AgainstBest(
                 name=name,
                 value=float(np.mean(results[name])),
                 behind=test,
                 p_value=p_value,
-                separable=separable,
+                separable=p_value < 2 * how.tail,
             )
-        )
-    return found
+            for name, test, p_value in zip(others, tests, adjusted, strict=True)
+        ),
+    ]

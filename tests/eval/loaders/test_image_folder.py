@@ -87,7 +87,7 @@ def test_load_data_names_the_languages_that_exist(tar):
     ["coco-5k", "COCO-5k", "coco-5k-mbeir", "coco-5k+partial", "xtd10:de", "mine+partial", "a/b", "a:b"],
 )
 def test_load_data_refuses_a_protocols_name(tar, name):
-    with pytest.raises(DatasetError, match="a set of one's own cannot be called"):
+    with pytest.raises(DatasetError, match="your own data set cannot be called"):
         load_data(tar, name=name)
 
 
