@@ -1,15 +1,16 @@
-"""``RetrievalSet``: images, captions and which belong together, under the name of a protocol it fulfils."""
+"""Images, captions and which belong together: as a loader found them, and under the name of a protocol they fulfil."""
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from llm2clip.eval.datasets.protocols import Counts, declared
+from llm2clip.eval.datasets.protocols import COUNTED, Counts, Protocol, declared
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.indexer.records.files import read_span
 
@@ -18,6 +19,8 @@ PARTIAL = "+partial"
 
 Direction = Literal["t2i", "i2t"]
 DIRECTIONS: tuple[Direction, ...] = ("t2i", "i2t")
+_NAMED = 3
+"""How many culprits a message names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +39,7 @@ class ImageRef:
     """Whether those bytes are base64 text, as in Chinese-CLIP's ``*_imgs.tsv``."""
 
     def read(self) -> bytes:
-        """Return the encoded image.
-
-        Raises:
-            DatasetError: If it is no base64 where it should be.
-            OSError: If the file cannot be read or ends before.
-        """
+        """The encoded image; ``DatasetError`` for bad base64, ``OSError`` if the file cannot be read whole."""
         if self.offset is None or self.size is None:
             return self.file.read_bytes()
         content = read_span(self.file, offset=self.offset, size=self.size)
@@ -73,7 +71,7 @@ class RetrievalSet:
     captions: Sequence[str]
     """The texts, verbatim after the protocol's caption rule."""
     caption_images: Sequence[tuple[int, ...]]
-    """Places in ``images`` of each caption's right images; at least one each."""
+    """Rows in ``images`` of each caption's right images; at least one each."""
     complete: bool
     """False if anything that the protocol declares is not there."""
     language: str | None = None
@@ -89,7 +87,6 @@ class RetrievalSet:
     """Keys of images that the annotations name but that are not there."""
 
     def __post_init__(self) -> None:
-        """Refuse a set that contradicts itself or its name; ``DatasetError``."""
         self._check_parts()
         base = self.protocol.removesuffix(PARTIAL)
         if self.complete == self.protocol.endswith(PARTIAL):
@@ -142,18 +139,14 @@ class RetrievalSet:
         )
 
     def first(self, images: int) -> RetrievalSet:
-        """The set with its first images only, and the captions that belong to any of them; named partial.
-
-        Raises:
-            DatasetError: If none of the captions belongs to these.
-        """
+        """A partial set of the first images and their captions; ``DatasetError`` if they have none."""
         if images >= len(self.images):
             return self
         others = "; other notes are on all of them" if self.notes else ""
         kept = [
             (caption, right)
             for caption, every in zip(self.captions, self.caption_images, strict=True)
-            if (right := tuple(place for place in every if place < images))
+            if (right := tuple(row for row in every if row < images))
         ]
         return replace(
             self,
@@ -164,3 +157,142 @@ class RetrievalSet:
             caption_images=[right for _, right in kept],
             notes=(*self.notes, f"only the first {images:,} of {len(self.images):,} images{others}"),
         )
+
+
+@dataclass(kw_only=True)
+class UncheckedSet:
+    """Images and captions as an annotation file has them, in its order."""
+
+    images: dict[str, ImageRef | None] = field(default_factory=dict)
+    """Images by key; None: named by the annotations, but missing."""
+    captions: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
+    """Each text with the keys of its right images."""
+    own_ids: bool = False
+    """Whether the file numbers images in its own way, so that known ids say nothing."""
+    empty: list[str] = field(default_factory=list)
+    """Where captions are empty."""
+    lacking: list[str] = field(default_factory=list)
+    """In words, what else makes the set partial."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader of the numbers should know."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of the annotation files, by path below the data folder."""
+
+    def image(self, key: str, ref: ImageRef | None, *, where: str) -> None:
+        """Add an image; ``DatasetError`` if there is one of this key already."""
+        if key in self.images:
+            raise DatasetError(f"{where}: image {key} is there twice, expected each once")
+        self.images[key] = ref
+
+    def caption(self, text: object, *keys: str, where: str) -> None:
+        """Add a caption of images that may be added later; an empty one is left out and remembered.
+
+        Raises:
+            DatasetError: It is no text, or belongs to no image.
+        """
+        if not isinstance(text, str):
+            raise DatasetError(f"{where}: caption is {type(text).__name__}, expected text")
+        if not keys:
+            raise DatasetError(f"{where}: caption belongs to no image, expected one at least")
+        if text.strip():
+            self.captions.append((text, tuple(dict.fromkeys(keys))))
+        else:
+            self.empty.append(where)
+
+    def finish(self, name: str, *, language: str | None, protocol: Protocol | None) -> RetrievalSet:
+        """Check and make the set: under its full name, or ``+partial`` where something is missing.
+
+        Raises:
+            DatasetError: Nothing is left, captions name unknown images, or this is another split.
+        """
+        label = f"{name}:{language}" if language else name
+        missing = [key for key, ref in self.images.items() if ref is None]
+        present = [ref for ref in self.images.values() if ref is not None]
+        if not self.images:
+            raise DatasetError(f"{label}: the annotations name no image, expected at least one")
+        if not present:
+            raise DatasetError(
+                f"{label}: none of the {len(missing):,} images is there, expected {some(missing)}"
+            )
+        notes = [*self.notes, *self.lacking]
+        if missing:
+            notes.append(f"{len(missing):,} of {len(self.images):,} images are not there: {some(missing)}")
+        if self.empty:
+            notes.append(f"{len(self.empty):,} captions are empty and left out: {some(self.empty)}")
+        if protocol is not None:
+            notes += self._differences(protocol, language)
+        linked = self._linked({ref.key: number for number, ref in enumerate(present)}, label)
+        if not linked:
+            raise DatasetError(
+                f"{label}: none of {len(self.captions):,} captions has its image, expected all"
+            )
+        complete = len(notes) == len(self.notes)
+        directions = protocol.directions if protocol else DIRECTIONS
+        return RetrievalSet(
+            protocol=name if complete else name + PARTIAL,
+            language=language,
+            images=tuple(present),
+            captions=tuple(text for text, _ in linked),
+            caption_images=tuple(right for _, right in linked),
+            complete=complete,
+            directions=tuple(each for wanted in directions for each in DIRECTIONS if each == wanted),
+            notes=tuple(notes),
+            files=dict(self.files),
+            missing=tuple(missing),
+        )
+
+    def _linked(self, rows: dict[str, int], label: str) -> list[tuple[str, tuple[int, ...]]]:
+        """Captions of present images, each with the rows of its right ones."""
+        found = []
+        for text, keys in self.captions:
+            if unknown := [key for key in keys if key not in self.images]:
+                raise DatasetError(
+                    f"{label}: the caption {text[:40]!r} belongs to images that are not listed: "
+                    f"{some(unknown)}; expected every one among the {len(self.images):,} listed"
+                )
+            if right := tuple(rows[key] for key in keys if key in rows):
+                found.append((text, right))
+        return found
+
+    def _differences(self, protocol: Protocol, language: str | None) -> list[str]:
+        """Where the annotations have less than declared; ``DatasetError`` where they have more or others."""
+        expected = protocol.expected(language)
+        got = Counts(
+            images=len(self.images),
+            captions=len(self.captions) + len(self.empty),
+            pairs=sum(len(keys) for _, keys in self.captions) + len(self.empty),
+        )
+        for name in COUNTED:
+            wanted, having = getattr(expected, name), getattr(got, name)
+            if wanted is not None and having > wanted:
+                raise DatasetError(
+                    f"{protocol.id}: got {having:,} {name}, expected {wanted:,}: more than the protocol has, so "
+                    "this is another split or another version"
+                )
+        comparable = got.images == expected.images and not self.own_ids
+        known = protocol.image_ids_sha256 if comparable else None
+        if known and (hashed := ids_sha256(self.images)) != known:
+            raise DatasetError(
+                f"{protocol.id}: the {got.images:,} image ids have SHA-256 {hashed[:12]}, expected "
+                f"{known[:12]}: this is another split"
+            )
+        known_images = () if self.own_ids else protocol.known_images
+        if absent := [key for key in known_images if key not in self.images]:
+            cut = " or the file is cut off" if len(self.images) < (expected.images or 0) else ""
+            raise DatasetError(
+                f"{protocol.id}: image {absent[0]} is not among the {got.images:,} listed, expected it there: "
+                f"this is another split{cut} (the first listed is {next(iter(self.images))})"
+            )
+        short = protocol.difference(got, language=language)
+        return [f"the annotations have less than the protocol: {short}"] if short else []
+
+
+def ids_sha256(keys: Iterable[str]) -> str:
+    """SHA-256 of image keys, sorted, one per line."""
+    return hashlib.sha256("".join(f"{key}\n" for key in sorted(keys)).encode()).hexdigest()
+
+
+def some(names: list[str]) -> str:
+    """The first few of them and how many more."""
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED:,} more"

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.eval.datasets.protocols import Counts, Protocol, Source, find_protocol, protocol_ids, source
-from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet, ids_sha256, some
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.datasets.unchecked_set import ids_sha256, some
 from llm2clip.eval.loaders.load import load_protocol
 from llm2clip.eval.loaders.protocol_files import Layout, file_hash
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from llm2clip.eval.datasets.retrieval_set import UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines
 from llm2clip.eval.loaders.english import comma_lines, grouped, numbered_lines
 from llm2clip.eval.loaders.protocol_files import Layout, base64_images, image

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llm2clip.eval.datasets.retrieval_set import UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders.annotations import entry, read_json, read_lines, take
 from llm2clip.eval.loaders.protocol_files import Layout, image
 

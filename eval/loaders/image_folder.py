@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.eval.datasets.protocols import declared
-from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
+from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet, UncheckedSet, some
 from llm2clip.eval.datasets.tar_images import DatasetError, flat_texts
-from llm2clip.eval.datasets.unchecked_set import UncheckedSet, some
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.records.record import Record

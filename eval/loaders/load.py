@@ -7,9 +7,8 @@ from pathlib import Path
 
 from llm2clip.common.installation import data_home
 from llm2clip.eval.datasets.protocols import find_protocol
-from llm2clip.eval.datasets.retrieval_set import RetrievalSet
+from llm2clip.eval.datasets.retrieval_set import RetrievalSet, UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders import chinese, english, long_captions, multilingual
 from llm2clip.eval.loaders.protocol_files import Layout
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from llm2clip.eval.datasets.retrieval_set import UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders.annotations import entry, json_lines, json_list, read_json, read_text, take
 from llm2clip.eval.loaders.protocol_files import Layout, files_hash, image
 

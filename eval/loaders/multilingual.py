@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from llm2clip.eval.datasets.retrieval_set import ImageRef
+from llm2clip.eval.datasets.retrieval_set import ImageRef, UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines, take
 from llm2clip.eval.loaders.protocol_files import Layout, image
 from llm2clip.indexer.records.files import ending, image_endings

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
 from llm2clip.eval.datasets.protocols import Need, Protocol, source
-from llm2clip.eval.datasets.retrieval_set import ImageRef
+from llm2clip.eval.datasets.retrieval_set import ImageRef, UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
-from llm2clip.eval.datasets.unchecked_set import UncheckedSet
 
 _COCO = re.compile(r"COCO_(train2014|val2014)_\d+\.jpg")
 _CHUNK = 1 << 20
@@ -52,7 +51,7 @@ class Layout:
         spelt = self.protocol.spelling.get(self.language or "", self.language or "")
         return [name.replace("{language}", spelt) for name in self.need(role).paths]
 
-    def require_extra(self, role: str) -> Need:
+    def need(self, role: str) -> Need:
         """The declaration of a role."""
         return self.protocol.needs[role]
 
