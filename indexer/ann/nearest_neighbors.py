@@ -28,6 +28,8 @@ MAX_FILTERED = 32_768
 """A query that would need more candidates under a filter, because of a large k, is answered by an exact scan."""
 ANN_BATCH = 1_024
 """Queries per call of an ANN index: in smaller batches FAISS's threads wait for one another."""
+_FILTERED_BATCH = 2**22
+"""Candidates of all queries per call of an ANN index under a filter: 48 MB of scores and ids."""
 _SCAN_BATCH = 256
 """Queries per call of a scan, which holds their scores with a block of rows."""
 _MARGIN = 8
@@ -179,8 +181,13 @@ class RerankedSearch:
         wanted = min(k, ann.rows)
         if covered is not None:
             count = int(np.count_nonzero(covered))
-            if OVERFETCH * depth * ann.rows > MAX_FILTERED * count:
+            needed = OVERFETCH * depth * ann.rows / max(1, count)
+            if needed > MAX_FILTERED:
                 return self._exact.search(queries, k=k, allowed=allowed, total=total)
+            step = max(1, round(_FILTERED_BATCH / needed))
+            if len(queries) > step:
+                parts = (queries[start : start + step] for start in range(0, len(queries), step))
+                return [hit for part in parts for hit in self.search(part, k=k, allowed=allowed, total=total)]
             wanted = min(depth, count)
         _, ids = ann.candidates(queries, count=depth, allowed=covered)
         short = np.flatnonzero((ids >= 0).sum(axis=1) < wanted)

@@ -91,7 +91,12 @@ def test_knn_searcher_is_exact_where_a_filter_allows_few_rows(
 
 @pytest.mark.parametrize("layout", ["at random", "together"])
 def test_knn_searcher_gives_the_same_answer_within_a_session(
-    ann: FaissAnnIndex, vectors: Vectors, queries: np.ndarray, layout: str, never_scanned: None
+    ann: FaissAnnIndex,
+    vectors: Vectors,
+    queries: np.ndarray,
+    layout: str,
+    never_scanned: None,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     search, allowed = KnnSearcher(vectors, candidates=ann), allowed_rows(vectors, 0.3, layout)
     asked = queries[:5]
@@ -100,6 +105,8 @@ def test_knn_searcher_gives_the_same_answer_within_a_session(
         search.search(query[None], k=K, allowed=allowed)
     assert search.search(asked, k=K, allowed=allowed) == first
     assert [search.search(query[None], k=K, allowed=allowed)[0] for query in asked] == first
+    monkeypatch.setattr(nearest_neighbors, "_FILTERED_BATCH", 300)  # few queries at once
+    assert search.search(asked, k=K, allowed=allowed) == first
 
 
 def test_knn_searcher_finds_newer_rows_and_covered_ones_under_a_filter(
@@ -133,7 +140,13 @@ class Counting:
     [(ROWS, 0.5, 10, 20), (ROWS, 0.5, 5_000, 0), (ROWS - 6_000, 0.5, 10, 0)],
 )
 def test_knn_searcher_scans_where_an_ann_index_would_need_too_many_candidates(
-    vectors: Vectors, queries: np.ndarray, monkeypatch: pytest.MonkeyPatch, covered, share, k, asked
+    vectors: Vectors,
+    queries: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    covered: int,
+    share: float,
+    k: int,
+    asked: int,
 ):
     monkeypatch.setattr(nearest_neighbors, "SCAN_ROWS", 100)
     ann, allowed = Counting(covered), np.arange(ROWS) >= ROWS * share
