@@ -1,4 +1,4 @@
-"""Vectors for tests of search structures."""
+"""Vectors for tests of ANN indexes."""
 
 from __future__ import annotations
 

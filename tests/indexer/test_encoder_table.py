@@ -1,4 +1,4 @@
-"""The list of encoders as people see it."""
+"""The table of encoders."""
 
 from __future__ import annotations
 

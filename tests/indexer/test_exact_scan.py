@@ -1,4 +1,4 @@
-"""Exhaustive search on each device, against a NumPy brute force over the stored halves."""
+"""Exact search on each device, against a NumPy brute force over the stored float16 vectors."""
 
 from __future__ import annotations
 
@@ -74,35 +74,35 @@ def filters() -> dict[str, np.ndarray | None]:
     }
 
 
-@pytest.mark.parametrize("device", ["halves", "cpu", ON_GPU])
+@pytest.mark.parametrize("device", ["float16", "cpu", ON_GPU])
 @pytest.mark.parametrize("name", filters())
 @pytest.mark.parametrize("count", [1, TOGETHER + 10])
 @pytest.mark.parametrize("k", [1, 10, 200])
 def test_knn_searcher_equals_numpy_byte_for_byte(device, name, count, k, vectors, rows, queries):
     allowed, asked = filters()[name], np.concatenate([rows[7:8].astype(np.float32), queries])[:count]
-    structure = None if device == "halves" else TorchScan(vectors, device=device, tile_rows=700)
-    answers = KnnSearcher(vectors, candidates=structure).search(asked, k=k, allowed=allowed)
+    searched = None if device == "float16" else TorchScan(vectors, device=device, tile_rows=700)
+    answers = KnnSearcher(vectors, candidates=searched).search(asked, k=k, allowed=allowed)
     ids, scores = brute_force(rows, asked, k, allowed)
     assert [[id for id, _ in answer] for answer in answers] == ids.tolist()
     got = np.array([[score for _, score in answer] for answer in answers], dtype=np.float32)
     assert got.tobytes() == scores.tobytes()
 
 
-@pytest.mark.parametrize("made", ["halves", "cpu", ON_GPU])
+@pytest.mark.parametrize("made", ["float16", "cpu", ON_GPU])
 @pytest.mark.parametrize("count", [1, TOGETHER])
 def test_exact_scan_finds_near_allowed_rows(made, count, vectors, rows, queries):
-    structure = ExactScan(vectors) if made == "halves" else TorchScan(vectors, device=made, tile_rows=1_024)
+    searched = ExactScan(vectors) if made == "float16" else TorchScan(vectors, device=made, tile_rows=1_024)
     for allowed in filters().values():
-        scores, ids = structure.candidates(queries[:count], count=20, allowed=allowed)
+        scores, ids = searched.candidates(queries[:count], count=20, allowed=allowed)
         there = ids >= 0
         assert there.sum(axis=1).tolist() == [20 if allowed is None else min(20, int(allowed.sum()))] * count
         assert allowed is None or allowed[ids[there]].all()
         which = np.nonzero(there)[0]
         exact = (rows[ids[there]].astype(np.float64) * queries[:count][which]).sum(axis=1)
-        np.testing.assert_allclose(scores[there], exact, atol=structure.slack)
+        np.testing.assert_allclose(scores[there], exact, atol=searched.slack)
         known = brute_force(rows, queries[:count], 20, allowed)[1]
         if known.shape[1] == 20:  # ids may differ among equals, their scores may not
-            np.testing.assert_allclose(-np.sort(-scores, axis=1), known, atol=structure.slack)
+            np.testing.assert_allclose(-np.sort(-scores, axis=1), known, atol=searched.slack)
 
 
 def test_exact_scan_begins_at_an_id(vectors, rows, queries):
@@ -160,8 +160,8 @@ def test_wheel_names_the_installed_faiss(monkeypatch):
 @pytest.mark.skipif(not faiss_on_gpu(), reason="the installed FAISS has no GPU: torch is tested instead")
 @pytest.mark.parametrize("name", filters())
 def test_gpu_index_flat_equals_numpy(name, vectors, rows, queries):
-    structure = GpuIndex.flat(vectors, device="cuda")
-    answers = KnnSearcher(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
+    searched = GpuIndex.flat(vectors, device="cuda")
+    answers = KnnSearcher(vectors, candidates=searched).search(queries, k=10, allowed=filters()[name])
     ids, _ = brute_force(rows, queries, 10, filters()[name])
     assert [[id for id, _ in answer] for answer in answers] == ids.tolist()
 
@@ -173,8 +173,8 @@ def test_gpu_index_ivf_reaches_the_recall(name, vectors, rows, queries, tmp_path
     plan = plan_for("ivf-sq8", rows=ROWS, dim=DIM, budget=Budget())
     plan = replace(plan, parameters={**plan.parameters, "nprobe": 60, "refine": 4})
     write_ann(tmp_path / "ann", vectors, plan=plan)
-    structure = open_searcher(vectors, device="cuda", plan=plan, path=tmp_path / "ann")
-    answers = KnnSearcher(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
+    searched = open_searcher(vectors, device="cuda", plan=plan, path=tmp_path / "ann")
+    answers = KnnSearcher(vectors, candidates=searched).search(queries, k=10, allowed=filters()[name])
     ids, _ = brute_force(rows, queries, 10, filters()[name])
     found = [len({id for id, _ in answer} & set(known)) for answer, known in zip(answers, ids, strict=True)]
     assert sum(found) >= 0.95 * ids.size
@@ -188,10 +188,10 @@ def test_gpu_index_graph_reaches_the_recall(name, vectors, rows, queries, monkey
     covered = ROWS - 500
     plan = plan_for("hnsw-sq8", rows=covered, dim=DIM, budget=Budget())
     plan = replace(plan, parameters={**plan.parameters, "refine": 4})
-    structure = open_searcher(vectors, device="cuda", plan=plan, path=Path("none is read"))
-    assert structure is not None
-    assert (structure.rows, structure.exact) == (covered, False)
-    answers = KnnSearcher(vectors, candidates=structure).search(queries, k=10, allowed=filters()[name])
+    searched = open_searcher(vectors, device="cuda", plan=plan, path=Path("none is read"))
+    assert searched is not None
+    assert (searched.rows, searched.exact) == (covered, False)
+    answers = KnnSearcher(vectors, candidates=searched).search(queries, k=10, allowed=filters()[name])
     _, scores = brute_force(rows, queries, 10, filters()[name])
     lowest = scores[:, -1:]  # of equal rows any is as good
     found = [score >= low for answer, [low] in zip(answers, lowest, strict=True) for _, score in answer]

@@ -1,4 +1,4 @@
-"""Where indexes live when nothing else is said."""
+"""Default paths of indexes and the data home."""
 
 from __future__ import annotations
 

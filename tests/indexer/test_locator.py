@@ -1,4 +1,4 @@
-"""Locators: what an index may make its reader open, and what it may not."""
+"""Locators: what an index may make its reader open."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planning, making and tuning search structures; sizes against files, answers against brute force."""
+"""Planning, building and tuning ANN indexes; sizes against files, answers against brute force."""
 
 from __future__ import annotations
 
@@ -253,7 +253,7 @@ def test_plan_index_chooses_the_first_type_within_budget(vectors, texts, tmp_pat
     assert made.measured.recall >= 0.93
     assert made.measured.bytes == (tmp_path / "ann").stat().st_size
     assert {"nprobe", "refine"} <= made.parameters.keys()
-    # The same rows and plan give the same structure: what a repair relies on.
+    # The same rows and plan give the same file, which repair relies on.
     write_ann(tmp_path / "again", vectors, plan=made)
     assert (tmp_path / "again").read_bytes() == (tmp_path / "ann").read_bytes()
 

@@ -1,4 +1,4 @@
-"""Images that are read together: each once, let go when it was asked for."""
+"""Groups of images that are read together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A filter reaches the items of its index and nothing else, and ends in time."""
+"""Filters reach nothing but the items of their index, and have limits."""
 
 from __future__ import annotations
 
