@@ -73,8 +73,13 @@ def from_json(cls: type[Config], data: object, *, where: str) -> Config:
         raise ModelError(f"{where}: missing keys: {missing}")
     values = {}
     for name, value in data.items():
-        read: Callable[..., Any] = from_json if is_dataclass(hints[name]) else _value
-        values[name] = read(hints[name], value, where=f"{where}.{name}")
+        hint, inner = hints[name], f"{where}.{name}"
+        if get_origin(hint) in (Union, types.UnionType) and (
+            value is not None or type(None) in get_args(hint)
+        ):
+            hint = next(arm for arm in get_args(hint) if (arm is type(None)) == (value is None))
+        read = from_json if isinstance(hint, type) and is_dataclass(hint) else _value
+        values[name] = read(hint, value, where=inner)
     try:
         return cls(**values)
     except ModelError:
@@ -85,11 +90,6 @@ def from_json(cls: type[Config], data: object, *, where: str) -> Config:
 
 def _value(hint: Any, value: Any, *, where: str) -> Any:  # noqa: ANN401
     origin, arms = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arms:
-            return None
-        hint = next(arm for arm in arms if arm is not type(None))
-        origin, arms = get_origin(hint), get_args(hint)
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ModelError(f"{where}: expected a list, got {_kind(value)}")

@@ -76,7 +76,7 @@ class LlmTextTower(TextTower):
             load_adapter: Gives the adapter; ``None`` for the states themselves.
             half: Round the states to fp16 first, as the SigLIP2 release was trained (golden case e).
         """
-        super().__init__(self._load_model, device=device, dtype=choice)
+        super().__init__(lambda: source.plan.load(self._choice, device=device), device=device, dtype=choice)
         self.source = source
         self.parity: Parity = parity
         self.half = half
@@ -184,9 +184,6 @@ class LlmTextTower(TextTower):
         with torch.inference_mode():
             projected: Tensor = self.adapter(features.to(weight.device, weight.dtype))
         return projected
-
-    def _load_model(self) -> BidirectionalLlama:
-        return self.source.plan.load(self._choice, device=self._place)
 
 
 @dataclass(frozen=True)
