@@ -1,4 +1,4 @@
-"""An encoder for tests: no model, no torch, and answers that a test can work out."""
+"""A deterministic encoder for tests, without a model and without torch."""
 
 from __future__ import annotations
 

@@ -27,18 +27,18 @@ from llm2clip.encoders.weights.pickle_conversion import convert_into_home
 from llm2clip.encoders.weights.safetensors_io import Side, Weights
 
 TEXT = ("text_model.", "text_projection.")
-"""How the names of the text side's tensors begin."""
+"""Prefixes of the tensors of the text tower."""
 VISION = ("vision_model.", "visual_projection.")
-"""How the names of the vision side's tensors begin."""
+"""Prefixes of the tensors of the vision tower."""
 UNUSED = re.compile(
     r"logit_scale|logit_bias|(text|vision)_model\..*embeddings\.(position_ids|token_type_ids)"
 )
-"""Tensors that neither side needs: the scale and offset of the loss, and counters old releases stored."""
+"""Tensors that neither tower needs: scale and offset of the loss, and position ids of old releases."""
 
 _GEMMA_TOKENS = 256_000
 """Tokens of SigLIP 2, which reads texts with Gemma's tokenizer."""
 _OLD_END = 2
-"""What old configurations of CLIP have as ``eos_token_id``: with it transformers takes the largest token id."""
+"""``eos_token_id`` of old configurations of CLIP; transformers then reads the state of the largest token id."""
 _SIZES = (
     *("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "num_channels"),
     *("vocab_size", "max_position_embeddings", "image_size", "patch_size"),
@@ -96,7 +96,7 @@ def _projection(family: Family, width: int, settings: Any) -> nn.Module:  # noqa
 
 @final
 class Checkpoint:
-    """A model of a family in a folder: settings and weights, each side to be built when it is needed."""
+    """A model of a family in a folder: settings and weights; each tower is built when it is needed."""
 
     def __init__(self, files: ModelFiles) -> None:
         """Find the family, the preprocessing and the weights.

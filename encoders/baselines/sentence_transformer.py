@@ -36,14 +36,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PREFIX = "st:"
-"""How the names of such encoders begin."""
+"""Prefix of the names of these encoders."""
 _FIT = (1024, 1023)
 """Width and height that images are reduced to fit into, in pixels; vectors of existing indexes depend on them."""
 
 _SAFE = "sentence_transformers."
-"""How the names of classes begin that may be loaded."""
+"""Prefix of the classes that may be loaded."""
 _WHOLE = "It takes tokenizer and weights besides, whatever they are called."
-"""What is said of a model that is not here."""
+"""Hint for a model that is not on this machine."""
 _FILES = (
     "*.txt",
     "*.model",
@@ -55,11 +55,11 @@ _FILES = (
     "*/*.jinja",
     "*/*.safetensors",
 )
-"""What is fetched of a repository beside its settings, if it is there."""
+"""Optional files to download besides the settings."""
 _SETTINGS = ("*.json", "*.txt", "*.model", "*.jinja")
-"""What a model's vectors depend on besides its weights."""
+"""Files that shape the vectors besides the weights."""
 _ENDLESS = 1_000_000
-"""Tokenizers give numbers beyond this for "no limit"."""
+"""Tokenizers give larger numbers for "no limit"."""
 
 
 def load_sentence(name: str, options: LoadOptions) -> DualEncoder:

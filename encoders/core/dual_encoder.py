@@ -107,7 +107,7 @@ class Tower:
 
     @property
     def found(self) -> tuple[str, ...]:
-        """What the files turned out to be where several things are possible, in words."""
+        """What was inferred from the files, in words."""
         return ()
 
     @property
@@ -116,7 +116,7 @@ class Tower:
         return self._module is not None
 
     def module(self) -> Any:  # noqa: ANN401
-        """The module that computes, loaded now if need be."""
+        """The module that computes; loaded on first use."""
         with self._lock:
             if self._module is None:
                 self._module = self._load()
@@ -202,7 +202,7 @@ class DualEncoder(Encoder):
 
     @property
     def found(self) -> tuple[str, ...]:
-        """What the files turned out to be where several things are possible, in words; opens the language model."""
+        """What was inferred from the files, in words; opens the language model."""
         return tuple(line for tower in self._towers.values() for line in tower.found)
 
     @property

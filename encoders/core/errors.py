@@ -1,4 +1,4 @@
-"""What can go wrong with an encoder, each a class of its own: caught by name, printed as one line."""
+"""Errors and warnings of encoders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an encoder takes as an image, and what it makes of it before the model sees it."""
+"""Images as encoders take them, and as models read them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ else:
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """A decoded image, ready for the model."""
+    """A decoded and preprocessed image."""
 
     pixels: NDArray[np.uint8]
-    """Shape: (size, size, 3), uint8, RGB."""
+    """Shape: (size, size, 3), uint8, RGB; of any size if ``EncoderInfo.image_size`` is 0."""
     width: int
     """Width of the original image as it is shown (after its EXIF rotation), in pixels."""
     height: int

@@ -1,4 +1,4 @@
-"""What ``preprocessor_config.json`` asks for, as our own preprocessing, or an error that says why not."""
+"""Read ``preprocessor_config.json`` of transformers as ``Preprocess``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
 FILE = "preprocessor_config.json"
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the images CLIP was trained on, as everybody since has them."""
+"""Channel mean and standard deviation of CLIP's training images."""
 
 _FILTERS = {1: Resample.LANCZOS, 2: Resample.BILINEAR, 3: Resample.BICUBIC}
 """Pillow's numbers."""
@@ -21,15 +21,15 @@ _STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
 def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess) -> Preprocess:
-    """What is done to an image before a model in a folder sees it.
+    """The preprocessing of a model in a folder.
 
     Args:
         folder: Where ``preprocessor_config.json`` is, if there is one.
         config: The model's own settings, for the size of its images.
-        default: What its family does where the file says nothing; the size is not used.
+        default: Defaults of its family; the size is not used.
 
     Raises:
-        ModelError: It asks for something that this library does not do; the message names it.
+        ModelError: It has an unsupported setting; the message names it.
     """
     vision = config.get("vision_config")
     size = vision.get("image_size", 224) if isinstance(vision, dict) else 224
@@ -64,7 +64,7 @@ def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess
 
 
 def _mode(settings: Mapping[str, Any], default: ResizeMode) -> ResizeMode:
-    """How an image becomes a square: by the keys of ``size``, which say so where it is no bare number."""
+    """Resize mode, from the keys of ``size`` unless it is a plain number."""
     size = settings.get("size")
     if isinstance(size, dict):
         return ResizeMode.SHORTEST_CROP if "shortest_edge" in size else ResizeMode.SQUASH

@@ -1,9 +1,8 @@
-"""What is done to an image before a model sees it, as data: saved with the model, named in every index.
+"""Image preprocessing as data, saved with a model and named in every index; and the image tower that uses it.
 
-``native``, the default, does what a person would: an image is turned upright, blended over white, and made 8-bit
-RGB before anything else. ``upstream`` does what the original programs do, for comparing numbers with theirs: they
-ignore the EXIF orientation, drop the transparency, cut 16 bits off at 255, and those that resize first treat a
-palette's numbers as if they were brightness (golden case j). For upright 8-bit RGB the two are one.
+``native``, the default, turns an image upright, blends it over white and converts it to 8-bit RGB first. ``upstream``
+reproduces the original programs: they ignore the EXIF orientation, drop transparency, clip 16 bits at 255, and those
+that resize first treat palette indices as brightness (golden case j). Upright 8-bit RGB is the same under both.
 """
 
 from __future__ import annotations
@@ -29,18 +28,18 @@ if TYPE_CHECKING:
 _REDUCING_GAP = 2
 """Multiple of the model's resolution that a draft keeps."""
 _LONG_STRIP = 16
-"""Beyond this ratio of sides the part that a centre crop throws away is not computed at all."""
+"""Images with a larger ratio of sides are cropped before they are resized."""
 
 
 class ResizeMode(StrEnum):
-    """How an image of any shape becomes a square."""
+    """How an image is made square."""
 
     PAD_SQUARE = "pad-square"
-    """Fit inside, keep the aspect, centre on white."""
+    """Fit inside the square, keep the aspect ratio, pad with white."""
     SHORTEST_CROP = "shortest-crop"
-    """Bring the shorter side to size, cut the middle out of the longer one (CLIP)."""
+    """Resize the shorter side to size, centre-crop the longer one (CLIP)."""
     SQUASH = "squash"
-    """Ignore the aspect (SigLIP)."""
+    """Ignore the aspect ratio (SigLIP)."""
 
 
 class Resample(StrEnum):
@@ -52,7 +51,7 @@ class Resample(StrEnum):
 
 
 class Order(StrEnum):
-    """What the original program of a model does first."""
+    """Order of conversion and resizing in the original program."""
 
     CONVERT_FIRST = "convert-first"
     """Convert to RGB, then resize: the image processors of transformers."""
@@ -61,12 +60,12 @@ class Order(StrEnum):
 
 
 class Crop(StrEnum):
-    """Which of two middles is cut out where an odd number of pixels is left over."""
+    """Rounding of the crop offset when an odd number of pixels is left over."""
 
     FLOOR = "floor"
-    """The upper left one: transformers."""
+    """Round down: transformers."""
     HALF_EVEN = "half-even"
-    """The one whose offset is even: torchvision, and so EVA-CLIP."""
+    """Round half to even: torchvision, and so EVA-CLIP."""
 
 
 _FILTERS = {
@@ -78,12 +77,12 @@ _FILTERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """From an image file to the numbers a vision tower reads."""
+    """How an image file becomes the input of a vision tower."""
 
     size: int
     """Side of the square in pixels."""
     mode: ResizeMode
-    """How the image becomes a square."""
+    """How the image is made square."""
     resample: Resample = Resample.BICUBIC
     """Filter for resizing."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -93,9 +92,9 @@ class Preprocess:
     crop: Crop = Crop.FLOOR
     """Rounding of the offset of a centre crop."""
     order: Order = Order.CONVERT_FIRST
-    """What the original does first; followed under ``upstream`` only."""
+    """Order of the original; only used with ``upstream``."""
     parity: Literal["native", "upstream"] = "native"
-    """Treat images that are no upright 8-bit RGB sensibly, or as the original does."""
+    """How images other than upright 8-bit RGB are treated: see above."""
 
     def __post_init__(self) -> None:
         if self.order is Order.RESIZE_FIRST and self.mode is ResizeMode.PAD_SQUARE:
@@ -179,7 +178,7 @@ class Preprocess:
 
 
 def _middle(image: Image.Image, length: int) -> Image.Image:
-    """The middle of a long strip, at most ``length`` pixels of its longer side."""
+    """Centre crop of the longer side to at most ``length`` pixels."""
     left, top = max(0, (image.width - length) // 2), max(0, (image.height - length) // 2)
     return image.crop((left, top, min(image.width, left + length), min(image.height, top + length)))
 
@@ -203,14 +202,14 @@ class PixelTower(ImageTower):
         dtype: object,
         found: tuple[str, ...] = (),
     ) -> None:
-        """Put it together; nothing is loaded yet.
+        """Compose the tower; nothing is loaded yet.
 
         Args:
             load: Gives a module from normalised pixels (B, 3, S, S) to vectors (B, dim).
-            preprocess: What is done to an image first.
-            device: Where the module is.
+            preprocess: Preprocessing of images.
+            device: Device of the module.
             dtype: Of its weights.
-            found: What its files turned out to be, in words.
+            found: What was inferred from its files, in words.
         """
         super().__init__(load, device=device, dtype=dtype)
         self.preprocess = preprocess
@@ -218,7 +217,7 @@ class PixelTower(ImageTower):
 
     @property
     def found(self) -> tuple[str, ...]:
-        """What its files turned out to be, in words."""
+        """What was inferred from its files, in words."""
         return self._found
 
     def prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
@@ -226,7 +225,7 @@ class PixelTower(ImageTower):
         return self.preprocess.prepare(image, draft=draft)
 
     def normalised(self, pixels_BSS3: NDArray[np.uint8]) -> Tensor:
-        """What the module reads. Shape: (B, S, S, 3), uint8 -> (B, 3, S, S), ``dtype``."""
+        """Input of the module. Shape: (B, S, S, 3), uint8 -> (B, 3, S, S), ``dtype``."""
         import torch
 
         mean, std = self._levels

@@ -53,7 +53,7 @@ StoredDtype = Literal["float16", "bfloat16", "float32"]
 
 _FOR_PEOPLE = frozenset({"name", "note", "licence", "languages"})
 _IDENTIFIED = frozenset({"crop", "order", "parity"})
-"""Settings of the preprocessing that only its identifier counts; they came after the first indexes."""
+"""Preprocessing settings that are newer than the first indexes; they count through its identifier only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +61,9 @@ class Llm2ClipConfig:
     """Everything about an LLM2CLIP encoder but its weights: what ``config.json`` holds."""
 
     name: str
-    """What the encoder is called."""
+    """Name of the encoder."""
     note: str
-    """One line on what it is good for and no good at."""
+    """One line: what it is good at and what it is not."""
     licence: str
     """Licence of the weights."""
     languages: tuple[str, ...]
@@ -75,11 +75,11 @@ class Llm2ClipConfig:
     adapter: AdapterConfig
     """From the language model to the shared space."""
     preprocessing: Preprocess
-    """What is done to an image."""
+    """Image preprocessing."""
     text_rules: TextRules
-    """What is put around a text, and how much of it is read."""
+    """Wrapper and length limits of texts."""
     dtype: StoredDtype = "float16"
-    """How the weights are stored."""
+    """Dtype of the stored weights."""
 
     def __post_init__(self) -> None:
         if self.vision.batch_norm:
@@ -94,7 +94,7 @@ class Llm2ClipConfig:
             raise ValueError(f"adapter.width is {self.adapter.width}, but text.hidden_size is {width}")
 
     def settings(self) -> dict[str, Any]:
-        """What shapes the vectors: all but name, note, licence and languages."""
+        """The settings that shape vectors: all but name, note, licence and languages."""
         told = {key: value for key, value in to_json(self).items() if key not in _FOR_PEOPLE}
         told["preprocessing"] = {k: v for k, v in told["preprocessing"].items() if k not in _IDENTIFIED}
         return told
@@ -226,7 +226,7 @@ class _FolderTextTower(TextTower):
 
     @cached_property
     def reader(self) -> TextReader:
-        """The tokenizer, read now if need be."""
+        """The tokenizer; read on first use."""
         return self._make_reader()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

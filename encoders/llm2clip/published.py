@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 FAMILY = "llm2clip"
 _LANGUAGES_OF_A_WIDTH = {4096: "llama-3-8b-cc", 2048: "llama-3.2-1b-cc"}
-"""Width that an adapter reads -> the language model that is taken where nothing says another."""
+"""Width that an adapter reads -> default language model."""
 
 log = logging.getLogger("llm2clip.encoders")
 
 
 @dataclass(frozen=True)
 class PublishedFiles:
-    """What a published encoder is read from."""
+    """The files of a published encoder."""
 
     vision: VisionSource
     """The vision tower and its adapter."""
@@ -129,7 +129,7 @@ def _describe(vision: VisionSource, images: PixelTower, texts: LlmTextTower) -> 
 
 
 def _settings_sha256(vision: VisionSource, texts: LlmTextTower) -> str:
-    """Hash of what shapes the vectors besides the tower's file; a published language model is not fetched."""
+    """Hash of what shapes vectors besides the tower; a published language model is not downloaded."""
     adapter = asdict(vision.plan.adapter) if vision.plan.adapter is not None else None
     if adapter is not None and vision.row is not None:
         adapter["normalize_input"] = vision.row.normalize_input
@@ -157,21 +157,21 @@ def _partner(vision: VisionSource) -> LanguageSource:
 
 
 def _check_known_pair(row: EncoderEntry, source: LanguageSource) -> None:
-    """Refuse a pair that cannot work before anything is fetched."""
+    """Refuse a pair that cannot work before anything is downloaded."""
     width = language_of(row).shape.hidden_size
     if source.width is not None and source.width != width:
         raise ModelError(pairing_problem(row.name, width=width, language=source.name, hidden=source.width))
 
 
 def _check_pairing(vision: VisionSource, source: LanguageSource, *, width: int) -> None:
-    """Refuse a language model that the adapter cannot read; remark on one it was not trained with."""
+    """Refuse a language model that the adapter cannot read; warn of one that it was not trained with."""
     adapter = vision.plan.adapter
     if adapter is not None and adapter.width != width:
         raise ModelError(
             pairing_problem(vision.name, width=adapter.width, language=source.name, hidden=width)
         )
     row = vision.row
-    known = row is not None and bool(row.repository)  # of a tower of one's own nobody knows it
+    known = row is not None and bool(row.repository)  # not known for a local tower
     if row is not None and known and source.row is not None and source.row.name != row.language_model:
         log.warning(
             "%s was trained with %s, not with %s: the vectors fit in length, but what they find may not",

@@ -59,7 +59,7 @@ _TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json
 
 @dataclass(frozen=True, kw_only=True)
 class TowerSettings:
-    """What the tensors of a tower do not tell."""
+    """Settings of a tower that its tensors do not tell."""
 
     heads: int
     """Attention heads."""
@@ -76,17 +76,17 @@ class SavedConfig:
     """Everything about a saved encoder but its weights: what ``config.json`` holds beside format and family."""
 
     encoder: EncoderEntry
-    """What it is, as the catalogue had it or was made up for it."""
+    """Its entry in the catalogue, or one made for it."""
     tower: TowerSettings
-    """What the tensors do not tell."""
+    """Settings that its tensors do not tell."""
     preprocessing: Preprocess
-    """What is done to an image."""
+    """Image preprocessing."""
     text_rules: TextRules
-    """What is put around a text."""
+    """Wrapper and length limits of texts."""
     language_model: str
     """Name of the language model."""
     language_row: LanguageModelEntry | None = None
-    """Its line of the catalogue, if it has one."""
+    """Its entry in the catalogue, if it has one."""
     copied: bool
     """Whether it is in the folder."""
     file_sha256: str
@@ -209,7 +209,7 @@ def load_saved(files: ModelFiles, options: LoadOptions) -> DualEncoder:
 def _language(config: SavedConfig, folder: Path) -> LanguageSource:
     if not config.copied:
         row = find_language(config.language_model)
-        if row is None:  # A path, too: a folder that came from anybody has no say in what else is read here.
+        if row is None:  # Not a path: an untrusted folder must not choose what else is read.
             known = ", ".join(item.name for item in language_models())
             raise ModelError(
                 f"{folder / CONFIG_FILE}: language_model is {config.language_model!r}, expected one of {known}; "
@@ -261,7 +261,7 @@ def _config(files: PublishedFiles, info: EncoderInfo, *, copied: bool, digest: s
 
 
 def _own_row(files: PublishedFiles, info: EncoderInfo) -> EncoderEntry:
-    """A line like those of the catalogue for an encoder that is not in it."""
+    """A catalogue entry for an encoder that is not in the catalogue."""
     plan = files.vision.plan
     return EncoderEntry(
         name=info.name,
@@ -281,7 +281,7 @@ def _own_row(files: PublishedFiles, info: EncoderInfo) -> EncoderEntry:
 
 
 def _settings(config: SavedConfig) -> dict[str, Any]:
-    """What the tensors do not tell, as a published configuration would say it."""
+    """The tower settings in the form of a published configuration."""
     tower = config.tower
     if config.encoder.layout == "eva02":
         return {"vision_cfg": {"pt_hw_seq_len": tower.rope_grid, "head_width": tower.head_width}}

@@ -1,4 +1,4 @@
-"""How a language model reads a caption: wrapper, tokens, what is cut off, and which positions are pooled.
+"""Tokenisation of captions for a language model: wrapper, truncation and the positions that are pooled.
 
 Two ways. ``native`` is ours: a caption's row and its result depend on that caption alone. ``upstream`` gives
 what the reference code of LLM2CLIP (LLM2Vec 0.2.3) gives, mistakes included; golden case d holds it to that.
@@ -31,7 +31,7 @@ _SEPARATOR = "!@#$%^&*()"
 
 @dataclass(frozen=True, kw_only=True)
 class TextRules:
-    """What stands around a caption and how much of it is read."""
+    """Text around a caption, and length limits."""
 
     header: str = ""
     """Before the caption, special tokens by name; attended to, never pooled."""
@@ -57,9 +57,9 @@ class TextRow:
     """The tokens of one text."""
 
     ids: list[int]
-    """What the model reads, without padding."""
+    """Token ids, without padding."""
     pooled: int
-    """How many positions are pooled, counted from the right end."""
+    """Number of pooled positions, counted from the right end."""
 
 
 class TextReader:

@@ -1,7 +1,4 @@
-"""How the baselines read a text: cleaned, cut and padded as each of them was trained.
-
-LLM2CLIP's own texts are read by ``text.py``.
-"""
+"""Tokenisation of the baselines: cleaning, truncation and padding as each was trained, and their text tower."""
 
 from __future__ import annotations
 
@@ -28,14 +25,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")
-"""What a tokenizer may be made from: the first; the second and third; or the fourth."""
+"""Files of a tokenizer: the first; the second and third; or the fourth."""
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _QUOTES = str.maketrans({"“": '"', "”": '"'})
 
 
 class Cleaning(StrEnum):
-    """What is done to a text before its tokenizer sees it."""
+    """Cleaning of a text before tokenisation."""
 
     NONE = "none"
     LOWER = "lower"
@@ -48,20 +45,20 @@ class Cleaning(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TextForm:
-    """What a text tower expects of its texts."""
+    """Format of the texts of a text tower."""
 
     end: str
     """Token every text ends with."""
     pad: str
-    """Token shorter texts are filled up with, on the right."""
+    """Padding token, on the right."""
     cleaning: Cleaning = Cleaning.NONE
-    """What is done first."""
+    """Cleaning before tokenisation."""
     limit: int | None = None
     """Tokens that are read, special ones included; ``None`` for as many as the tower has positions."""
     bare: bool = False
-    """Whether nothing but the end token is added to a text, whatever the tokenizer's file says."""
+    """Add only the end token, whatever the tokenizer file says."""
     fixed: bool = False
-    """Whether every text is filled up to the limit and the fill is read like the rest (SigLIP)."""
+    """Pad every text to the limit, and attend to the padding (SigLIP)."""
 
 
 def clean(text: str, cleaning: Cleaning) -> str:
@@ -81,7 +78,7 @@ class TokenReader:
     """Texts to token ids."""
 
     def __init__(self, tokenizer: Tokenizer, *, form: TextForm, limit: int) -> None:
-        """Take the tokenizer over: its own cutting and filling are switched off.
+        """Take over a tokenizer: its own truncation and padding are switched off.
 
         Args:
             tokenizer: Has the tokens that ``form`` names.
@@ -102,10 +99,10 @@ class TokenReader:
         return [len(row.ids) for row in self.tokenizer.encode_batch(cleaned)]
 
     def batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Token ids, and which of them are not fill.
+        """Token ids, and a mask of those that are not padding.
 
         Returns:
-            Two of shape (len(texts), length), int64; the second is ``None`` where the fill is read too.
+            Two of shape (len(texts), length), int64; the second is ``None`` if padding is attended to.
         """
         rows = []
         cleaned = [clean(text, self.form.cleaning) for text in texts]
@@ -132,7 +129,7 @@ class TokenTower(TextTower):
         device: object,
         dtype: object,
     ) -> None:
-        """Put it together; nothing is loaded yet.
+        """Compose the tower; nothing is loaded yet.
 
         Args:
             load: Gives a module from token ids (B, L) and a mask (B, L) or ``None`` to vectors (B, dim).
@@ -145,7 +142,7 @@ class TokenTower(TextTower):
 
     @cached_property
     def reader(self) -> TokenReader:
-        """The tokenizer, read now if need be."""
+        """The tokenizer; read on first use."""
         return self._make_reader()
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -1,7 +1,7 @@
 """Read a published language model: a folder with ``config.json`` and safetensors, whole or in shards.
 
-The folder is looked at first and read later, tensor by tensor straight into the form it is held in. A low-rank
-update (LoRA) is added on the way.
+The header is read first; weights are read later, tensor by tensor, straight into their final dtype. A low-rank update
+(LoRA) is merged while reading.
 """
 
 from __future__ import annotations
@@ -76,20 +76,20 @@ class _Place:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguagePlan:
-    """A language model that has been found in a folder, and is not loaded yet."""
+    """A language model in a folder, not loaded yet."""
 
     folder: Path
-    """Where it is."""
+    """Its folder."""
     config: LlamaConfig
     """Its shape."""
     places: Mapping[str, _Place]
-    """Our name of a tensor -> where it is."""
+    """Our name of a tensor -> its place in the files."""
     update: Path | None
-    """Folder of the low-rank update to be added."""
+    """Folder of the low-rank update to merge."""
 
     @property
     def parameters(self) -> int:
-        """Numbers that are used."""
+        """Number of parameters that are used."""
         return sum(place.spec.size for place in self.places.values())
 
     @property
@@ -102,7 +102,7 @@ class LanguagePlan:
 
     @property
     def found(self) -> tuple[str, ...]:
-        """Which of several known possibilities the folder turned out to be, in words."""
+        """What was inferred from the files, in words."""
         prefixed = sum(place.name.startswith(_PREFIX) for place in self.places.values())
         names = "names begin with model." if prefixed else "names of a base model"
         files = len({place.path for place in self.places.values()})
@@ -115,8 +115,8 @@ class LanguagePlan:
         Besides the weights in their final form, one tensor is in memory (and the low-rank update).
 
         Args:
-            choice: How it is held.
-            device: Where.
+            choice: Precision or quantisation.
+            device: Device of the weights.
 
         Raises:
             ModelError: A file cannot be read, a value is not finite, the update does not fit, or ``choice`` needs
@@ -162,7 +162,7 @@ class LanguagePlan:
 
 
 def open_language(folder: str | Path, *, update: str | Path | None = None) -> LanguagePlan:
-    """Look at a language model of the published layout. No weight is read.
+    """Inspect a language model of the published layout; no weight is read.
 
     Tensor names may begin with ``model.`` or not. A language-model head and stored rotary tables (older
     checkpoints) are left out; any other tensor that the model does not have is an error.

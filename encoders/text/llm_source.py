@@ -1,7 +1,7 @@
-"""Which language model reads the texts of an encoder, where it is, and how it wants them wrapped.
+"""The language model of an encoder: where its files are, and how its texts are wrapped.
 
-A published one by name, or a folder of one's own. Where the folder does not say how its texts are wrapped, that is
-worked out from what is known, and reported.
+It is a published one by name, or a local folder. If the folder does not say how texts are wrapped, this is inferred
+from its shape or tokenizer, and reported.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 LORA_FOLDER = "lora"
-"""Where a folder of one's own has the low-rank update of its language model."""
+"""Sub-folder of a local folder that holds the low-rank update."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageSource:
-    """A language model that may have to be fetched first."""
+    """A language model, which may have to be downloaded first."""
 
     name: str
-    """What it is called."""
+    """Its name."""
     row: LanguageModelEntry | None
-    """Its line of the catalogue."""
+    """Its entry in the catalogue."""
     given: Path | None = None
-    """The folder it was put in by hand."""
+    """The local folder of its files."""
     rules: TextRules | None = None
-    """How its texts are wrapped, where that is written down."""
+    """How texts are wrapped, if known."""
     copied: tuple[str, str] | None = None
     """``files_sha256`` when it was saved, and ``sha256`` of what was saved."""
 
     @cached_property
     def sha256(self) -> str:
-        """Which model it is: a hash of a published one's name and revision, without its files; else of its files."""
+        """SHA-256 of the name and revision of a published model, so that nothing is downloaded; else of the files."""
         if self.given is None:
             assert self.row is not None, "a source has a row or a folder"
             row = self.row
@@ -58,12 +58,12 @@ class LanguageSource:
 
     @property
     def published(self) -> LanguageModelEntry | None:
-        """Its line of the catalogue if it is that model, not one of one's own of the same shape."""
+        """Its entry in the catalogue, unless it is a local model that only has the same shape."""
         return self.row if self.given is None or find_language(self.given.resolve().name) else None
 
     @property
     def files_sha256(self) -> str:
-        """SHA-256 of its configuration, its tokenizer, and samples of its weights; wherever they are."""
+        """SHA-256 of its configuration, its tokenizer, and samples of its weights."""
         folder, update = self._folders
         weights = sorted({place.path for place in self.plan.places.values()})
         if update is not None:
@@ -77,14 +77,14 @@ class LanguageSource:
 
     @property
     def width(self) -> int | None:
-        """Width of its states as far as it is known without the files."""
+        """Width of its states, if known without the files."""
         if self.given is None and self.row is not None:
             return self.row.shape.hidden_size
         return None
 
     @cached_property
     def _folders(self) -> tuple[Path, Path | None]:
-        """Where the model is, and its low-rank update; fetched now if need be."""
+        """Folders of the model and of its low-rank update; downloaded if necessary."""
         if self.given is not None:
             beside = self.given / LORA_FOLDER
             refuse_outside(beside, folder=self.given)
@@ -97,10 +97,10 @@ class LanguageSource:
 
     @cached_property
     def plan(self) -> LanguagePlan:
-        """The model as it is found; no weight is read.
+        """Configuration and tensors of the model; no weight is read.
 
         Raises:
-            ModelError: Files are missing and cannot be fetched, damaged, or of another model.
+            ModelError: Files are missing and cannot be downloaded, damaged, or of another model.
         """
         folder, update = self._folders
         plan = open_language(folder, update=update)
@@ -114,7 +114,7 @@ class LanguageSource:
 
     @cached_property
     def found(self) -> tuple[str, ...]:
-        """What the files turned out to be, in words."""
+        """What was inferred from the files, in words."""
         rules = self.text_rules("native")
         wrapped = "wrapped as a turn of Llama 3" if rules.header else "not wrapped"
         if rules.doc_max_length is not None:
@@ -123,7 +123,7 @@ class LanguageSource:
         return (*self.plan.found, f"texts {wrapped}{why}")
 
     def text_rules(self, parity: Parity) -> TextRules:
-        """How texts are wrapped and cut."""
+        """Wrapper and length limits of texts."""
         if self.rules is not None:
             known = self.rules
         elif self.row is not None:
@@ -175,7 +175,7 @@ def language_source(asked: str | os.PathLike[str]) -> LanguageSource:
 
 
 def rules_of(row: LanguageModelEntry) -> TextRules:
-    """How the texts of a published language model are wrapped, as its card has it."""
+    """The text rules of a published language model, from its card."""
     wraps = row.wrapper == "llama3"
     return TextRules(
         header=LLAMA3_HEADER if wraps else "",
@@ -191,7 +191,7 @@ def _update_folder(row: LanguageModelEntry) -> Path | None:
 
 
 def _row_of(folder: Path) -> LanguageModelEntry | None:
-    """The published language model that a folder holds: called like its repository, or of the same shape."""
+    """The published language model with the name or the shape of the one in a folder."""
     if named := find_language(folder.resolve().name):
         return named
     if missing_files(folder, ("config.json",)):
@@ -222,7 +222,7 @@ def _tokenizer(folder: Path) -> Tokenizer:
 
 
 def _pad_id(folder: Path, tokenizer: Tokenizer) -> int:
-    """The token that rows are filled up with: what the tokenizer's settings say, else its end token."""
+    """Id of the padding token in the tokenizer settings, else of the end token."""
     path = folder / "tokenizer_config.json"
     settings = read_object(path) if path.is_file() else {}
     for key in ("pad_token", "eos_token"):

@@ -66,12 +66,12 @@ class LlmTextTower(TextTower):
         load_adapter: Callable[[], TextAdapter] | None = None,
         half: bool = False,
     ) -> None:
-        """Put it together; nothing is fetched or loaded yet.
+        """Compose the tower; nothing is downloaded or loaded yet.
 
         Args:
             source: The language model.
-            choice: What it is loaded as; ``"auto"`` for the most precise that fits into memory.
-            device: Where it is.
+            choice: Precision or quantisation; ``"auto"`` for the most precise that fits into memory.
+            device: Device of the model.
             parity: How texts are read.
             load_adapter: Gives the adapter; ``None`` for the states themselves.
             half: Round the states to fp16 first, as the SigLIP2 release was trained (golden case e).
@@ -86,7 +86,7 @@ class LlmTextTower(TextTower):
 
     @property
     def dtype(self) -> Choice:
-        """What the model is loaded as: what was asked for, else the most precise that fits into free memory now.
+        """Precision in which the model is loaded; ``"auto"`` resolves to the most precise that fits into free memory.
 
         Raises:
             ModelError: It does not fit.
@@ -112,17 +112,17 @@ class LlmTextTower(TextTower):
 
     @property
     def found(self) -> tuple[str, ...]:
-        """What the files turned out to be, in words; fetches and opens them."""
+        """What was inferred from the files, in words; downloads and opens them."""
         return self.source.found
 
     @cached_property
     def reader(self) -> TextReader:
-        """The tokenizer with its rules, read now if need be."""
+        """The tokenizer with its rules; read on first use."""
         return self.source.reader(self.parity)
 
     @cached_property
     def adapter(self) -> TextAdapter | None:
-        """The adapter, loaded now if need be."""
+        """The adapter; loaded on first use."""
         return self._load_adapter() if self._load_adapter is not None else None
 
     @property
@@ -188,25 +188,25 @@ class LlmTextTower(TextTower):
 
 @dataclass(frozen=True)
 class _Run:
-    """Texts of one length that stand one after the other."""
+    """Consecutive texts of one length."""
 
     first: int
-    """Its first token among all."""
+    """Index of its first token."""
     texts: int
-    """How many."""
+    """Number of texts."""
     length: int
     """Tokens of each."""
     pooled: int
-    """Of which so many are pooled, the last ones."""
+    """Pooled tokens of each, at its end."""
 
     @property
     def tokens(self) -> slice:
-        """Where its tokens are."""
+        """Slice of its tokens."""
         return slice(self.first, self.first + self.texts * self.length)
 
 
 def tokens_of_a_pass(device: torch.device) -> int:
-    """How many tokens are read in one forward pass on a device."""
+    """Tokens of one forward pass on a device."""
     return _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
 
 
@@ -283,7 +283,7 @@ def _states(model: BidirectionalLlama, ids_T: Tensor, runs: Sequence[_Run]) -> T
 
 
 def _block(block: LlamaBlock, hidden_TD: Tensor, rotary: tuple[Tensor, Tensor], runs: Sequence[_Run]) -> None:
-    """What a block adds, added."""
+    """Apply a block in place."""
     hidden_TD.add_(_attended(block.self_attn, block.input_layernorm(hidden_TD), rotary, runs))
     hidden_TD.add_(_transformed(block.mlp, block.post_attention_layernorm(hidden_TD)))
 
