@@ -1,1 +1,1 @@
-"""TODO."""
+"""The commands of ``llm2clip-eval``: parse options, make one call, print."""

@@ -21,6 +21,7 @@ from llm2clip.eval.commands.options import (
     JsonOption,
     LanguagesOption,
     ProtocolsOption,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -35,35 +36,23 @@ def classify(
     *,
     protocol: Annotated[
         str | None,
-        typer.Option(
-            metavar="ID",
-            help="imagenet-1k-en, imagenet-1k-en-single or imagenet-1k-zh.",
-            rich_help_panel="Data",
-        ),
+        option("Data", "imagenet-1k-en, imagenet-1k-en-single or imagenet-1k-zh.", metavar="ID"),
     ] = None,
     names: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Names of the classes, JSON or text.",
-            show_default="names of the folders",
-            rich_help_panel="Data",
+        option(
+            "Data", "Names of the classes, JSON or text.", metavar="FILE", show_default="names of the folders"
         ),
     ] = None,
     templates: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Templates, one {} in each line.",
-            show_default="one built-in template",
-            rich_help_panel="Data",
+        option(
+            "Data", "Templates, one {} in each line.", metavar="FILE", show_default="one built-in template"
         ),
     ] = None,
     language: Annotated[
         str,
-        typer.Option(
-            metavar="CODE", help="Language of the built-in template: en or zh.", rich_help_panel="Data"
-        ),
+        option("Data", "Language of the built-in template: en or zh.", metavar="CODE"),
     ] = "en",
     encoder: EncoderNames,
     dtype: DtypeOption = "auto",

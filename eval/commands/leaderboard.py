@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm2clip.common.terminal import log_stderr, one_line_errors
-from llm2clip.eval.commands.options import RESULTS, ResultsArgument
+from llm2clip.eval.commands.options import RESULTS, ResultsArgument, option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,23 +20,16 @@ def leaderboard(
     *,
     top: Annotated[
         int,
-        typer.Option(
-            min=0,
-            metavar="N",
-            help="Published rows to show beside ours, per data set.",
-            rich_help_panel="Output",
-        ),
+        option("Output", "Published rows to show beside ours, per data set.", min=0, metavar="N"),
     ] = 5,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write Markdown.", rich_help_panel="Output")
-    ] = None,
+    markdown: Annotated[Path | None, option("Output", "Also write Markdown.", metavar="FILE")] = None,
     csv: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also write every number, one per line.", rich_help_panel="Output"),
+        option("Output", "Also write every number, one per line.", metavar="FILE"),
     ] = None,
     html: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also write a self-contained HTML page.", rich_help_panel="Output"),
+        option("Output", "Also write a self-contained HTML page.", metavar="FILE"),
     ] = None,
 ) -> None:
     """Show results beside published numbers, with differences, tolerances and known errors in the published ones."""

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from llm2clip.common.terminal import graceful_interrupt, one_line_errors
+from llm2clip.eval.commands.options import JsonOption, option
 
 if TYPE_CHECKING:
     from llm2clip.eval.nano_report.report import NanoOptions, NanoReport
@@ -17,19 +16,24 @@ if TYPE_CHECKING:
 
 def nano(
     *,
-    encoder: Annotated[str, typer.Option(help="Built-in name or folder of the encoder to measure.")] = "nano",
+    encoder: Annotated[
+        str, option("Encoder", "Built-in name or folder of the encoder to measure.", metavar="NAME")
+    ] = "nano",
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="Folder of openmoji.tar and scenes.tar (llm2clip-train data).", show_default="data home"
+        option(
+            "Data",
+            "Folder of openmoji.tar and scenes.tar.",
+            metavar="PATH",
+            show_default="eval in the data home",
         ),
     ] = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write all numbers to this file.")
-    ] = None,
-    styles: Annotated[str, typer.Option(help="Emoji artworks, separated by commas.")] = "noto,openmoji",
-    scenes: Annotated[bool, typer.Option(help="Measure scenes with long captions.")] = True,
-    blocks: Annotated[bool, typer.Option(help="Measure again with the transformer blocks zeroed.")] = True,
+    styles: Annotated[
+        str, option("Data", "Emoji artworks, separated by commas.", metavar="NAMES")
+    ] = "noto,openmoji",
+    scenes: Annotated[bool, option("Output", "Measure scenes with long captions.")] = True,
+    blocks: Annotated[bool, option("Output", "Measure again with the transformer blocks zeroed.")] = True,
+    json_file: JsonOption = None,
 ) -> None:
     """Print every number of nano's model card: names, free-form queries, scenes, blocks, cost, targets.
 

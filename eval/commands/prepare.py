@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
-from llm2clip.eval.commands.options import DataFolderOption
+from llm2clip.eval.commands.options import DataFolderOption, option
 
 
 def prepare(
@@ -19,14 +19,10 @@ def prepare(
     data_folder: DataFolderOption = None,
     language: Annotated[
         str | None,
-        typer.Option(metavar="CODE", help="Check only this language.", rich_help_panel="Data"),
+        option("Data", "Check only this language.", metavar="CODE"),
     ] = None,
-    images: Annotated[
-        bool, typer.Option("--images", help="Also decode every image.", rich_help_panel="Data")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the report as JSON.", rich_help_panel="Output")
-    ] = False,
+    images: Annotated[bool, option("Data", "Also decode every image.", "--images")] = False,
+    as_json: Annotated[bool, option("Output", "Print the report as JSON.", "--json")] = False,
 ) -> None:
     """List the files that a protocol needs, their publishers and licences, and check those that exist.
 

@@ -19,6 +19,7 @@ from llm2clip.eval.commands.options import (
     EncoderNames,
     LanguagesOption,
     ProtocolsOption,
+    option,
 )
 
 if TYPE_CHECKING:
@@ -37,69 +38,42 @@ def run(
     data_folder: DataFolderOption = None,
     limit: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="N",
-            help="Evaluate only the first N images; the result is tagged +partial.",
-            rich_help_panel="Data",
+        option(
+            "Data", "Evaluate only the first N images; the result is tagged +partial.", min=1, metavar="N"
         ),
     ] = None,
     encoder: EncoderNames,
     dtype: DtypeOption = "auto",
     preprocessing: Annotated[
         str,
-        typer.Option(
-            metavar="MODE",
-            help="native, or reference to repeat known mistakes of the original code.",
-            rich_help_panel="Encoder",
+        option(
+            "Encoder", "native, or reference to repeat known mistakes of the original code.", metavar="MODE"
         ),
     ] = "native",
     index: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="PATH",
-            help="Index over the images: also measure recall through it; repeatable.",
-            rich_help_panel="Index",
-        ),
+        option("Index", "Index over the images: also measure recall through it; repeatable.", metavar="PATH"),
     ] = None,
     where: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILTER",
-            help="Search the indexes under this filter (docs/filters.md).",
-            rich_help_panel="Index",
-        ),
+        option("Index", "Search the indexes under this filter (docs/filters.md).", metavar="FILTER"),
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="PATH",
-            help="Folder of results, one JSON file per encoder and data set.",
-            rich_help_panel="Output",
-        ),
+        option("Output", "Folder of results, one JSON file per encoder and data set.", metavar="PATH"),
     ] = RESULTS,
     cache: CacheOption = None,
     lengths: Annotated[
         bool,
-        typer.Option(
-            help="Break recall down by caption length, and by beginnings of long captions.",
-            rich_help_panel="Output",
-        ),
+        option("Output", "Break recall down by caption length, and by beginnings of long captions."),
     ] = True,
     hubs: Annotated[
         bool,
-        typer.Option(
-            help="Measure hubness and recall after corrections: ten more passes over all scores.",
-            rich_help_panel="Output",
-        ),
+        option("Output", "Measure hubness and recall after corrections: ten more passes over all scores."),
     ] = True,
     throughput: Annotated[
         bool,
-        typer.Option(
-            "--throughput",
-            help="Also time the encoder: images/s, texts/s, milliseconds per query.",
-            rich_help_panel="Output",
-        ),
+        option("Output", "Also time the encoder: images/s, texts/s, milliseconds per query.", "--throughput"),
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
