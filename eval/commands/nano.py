@@ -49,12 +49,7 @@ def nano(
 
 
 def report_nano(name: str, options: NanoOptions, json_file: Path | None) -> None:
-    """Measure an encoder, print the tables on standard output and write the JSON file.
-
-    Raises:
-        ValueError: The encoder cannot be opened, or evaluation data are missing or unreadable.
-        OSError: A file cannot be read or written.
-    """
+    """Measure an encoder, print the tables on standard output and write the JSON file."""
     from rich.console import Console
 
     from llm2clip.encoders import load_encoder

@@ -44,14 +44,6 @@ def without_blocks(folder: Path, copy: Path) -> Encoder:
     """Switch the blocks off by zeroing their output matrices in a copy, and load it.
 
     What is left of the text tower is an embedding table, a norm, mean pooling and the adapter: a bag of tokens.
-
-    Args:
-        folder: A saved encoder.
-        copy: Folder to write, which must not exist.
-
-    Raises:
-        ValueError: The encoder has no Llama blocks.
-        OSError: A file cannot be read or written.
     """
     from safetensors.torch import load_file, save_file
 
@@ -78,17 +70,7 @@ def nano_without_blocks(folder: Path) -> Encoder:
 
 
 def make_random(family: str, folder: Path, *, seed: int = 0) -> Path:
-    """Write an encoder with random weights, or leave it if it exists; return its folder.
-
-    Args:
-        family: One of ``FAMILIES``.
-        folder: Written anew if it is incomplete.
-        seed: Another seed gives another encoder.
-
-    Raises:
-        ValueError: There is no such family, or the folder holds something else.
-        OSError: The folder cannot be written.
-    """
+    """Write an encoder with random weights, or leave it if it exists; return its folder."""
     if family not in FAMILIES:
         raise ValueError(f"no random encoder of family {family!r}, expected one of {', '.join(FAMILIES)}")
     mark = folder / "random.json"

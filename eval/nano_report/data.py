@@ -142,12 +142,7 @@ def plain_emoji(emoji: str) -> str:
 
 
 def load_queries(path: Path = QUERIES_FILE) -> tuple[FreeQuery, ...]:
-    """Read a list of free-form queries.
-
-    Raises:
-        ValueError: The file is not of the expected form.
-        OSError: It cannot be read.
-    """
+    """Read a list of free-form queries."""
     content = json.loads(path.read_text(encoding="utf-8"))
     entries = content.get("queries") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:

@@ -1,6 +1,7 @@
 """The measurements behind the report on nano, each a function from vectors and texts to numbers.
 
-Scores are inner products of unit vectors throughout: no list of known answers, no prompt.
+Scores are inner products of unit vectors throughout: no list of known answers, no prompt. ``vectors`` are of the images
+or scenes in their order: shape (images, dim), float32, unit rows.
 """
 
 from __future__ import annotations
@@ -76,12 +77,6 @@ def measure_names(
     """R@k of asking for every image by its CLDR name, for each language and as the row ``mean``.
 
     The one right answer is the emoji's own image, also where another emoji bears the same name.
-
-    Args:
-        encoder: Encodes the names.
-        gallery: The images.
-        vectors: Shape: (images, dim), float32, unit rows, in the gallery's order.
-        languages: Languages to ask in.
     """
     make = partial(Measurement, table="names", subject=gallery.style)
     shares: dict[int, list[float]] = {k: [] for k in KS}
@@ -146,15 +141,7 @@ def measure_scenes(
     subject: str = "scenes",
     every_language: bool = False,
 ) -> Iterator[Measurement]:
-    """Find scenes by long English captions, whole and cut short, and tell the captions from wrong twins.
-
-    Args:
-        encoder: Encodes the captions.
-        scenes: The scenes.
-        vectors: Shape: (scenes, dim), float32, unit rows, in the order of ``scenes``.
-        subject: Name of the set in the report.
-        every_language: Also find scenes by whole captions in the other languages.
-    """
+    """Find scenes by long English captions, whole and cut short, and tell the captions from wrong twins."""
     make = partial(Measurement, table="scenes", subject=subject, count=len(scenes))
     english = [scene.captions["en"] for scene in scenes]
     everyone = list(range(len(scenes)))
@@ -192,9 +179,6 @@ def tell_apart(
     """Share of images that score their caption above its wrong twin; guessing gives 0.5.
 
     A lead within the rounding of float32 is a tie, which counts as not told apart.
-
-    Raises:
-        ValueError: A score is not finite.
     """
     scores = [
         (encoder.encode_texts(texts).astype(np.float64) * vectors).sum(axis=1) for texts in (right, wrong)

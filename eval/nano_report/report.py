@@ -171,17 +171,9 @@ class NanoReport:
 def measure_nano(
     encoder: Encoder, *, options: NanoOptions, folder: Path | None, progress: Progress
 ) -> NanoReport:
-    """Measure names, free-form queries, scenes, the worth of the blocks, and cost.
+    """Measure names, free-form queries, scenes, the worth of the blocks, and cost; ``folder`` has the encoder's files.
 
-    Args:
-        encoder: The encoder to measure.
-        options: What to measure and where the data lie.
-        folder: The encoder's own files, for their size and for the copy without blocks.
-        progress: Told what is being done now.
-
-    Raises:
-        ValueError: Evaluation data are missing or unreadable.
-        OSError: A file cannot be read or written.
+    ``ValueError`` if evaluation data are missing or unreadable.
     """
     run = _Run(encoder, options, folder, progress)
     with tempfile.TemporaryDirectory(prefix="llm2clip-eval-") as scratch:
