@@ -10,7 +10,7 @@ from llm2clip.encoders.layers.transformers_modules import QuickGelu, replace_qui
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_it_is_transformers_to_the_last_bit(dtype: torch.dtype):
+def test_quick_gelu_equals_transformers_to_the_last_bit(dtype: torch.dtype):
     from transformers.activations import QuickGELUActivation
 
     states = (4 * torch.randn(64, 33, generator=torch.Generator().manual_seed(0))).to(dtype)
@@ -19,12 +19,12 @@ def test_it_is_transformers_to_the_last_bit(dtype: torch.dtype):
     assert torch.equal(states, kept)
 
 
-def test_the_gradient_is_that_of_the_formula():
+def test_quick_gelu_has_the_gradient_of_the_formula():
     states = torch.randn(50, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(QuickGelu(), (states,))
 
 
-def test_it_takes_the_place_of_transformers_own():
+def test_replace_quick_gelu_replaces_transformers_own():
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}

@@ -17,7 +17,7 @@ from .image_files import AVIF, corners, png, reason, refused_of_flipped, saved
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", AVIF, "PPM"])
 @pytest.mark.parametrize("part", [0.5, 0.9])
-def test_a_file_cut_short(format: str, part: float):
+def test_read_image_refuses_truncated_files(format: str, part: float):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = saved(noise, format)
     with pytest.raises(
@@ -27,7 +27,7 @@ def test_a_file_cut_short(format: str, part: float):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_the_common_formats_say_truncated(format: str):
+def test_read_image_says_truncated_for_common_formats(format: str):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = saved(noise, format)
     with pytest.raises(ImageError, match=r"^truncated file$"):
@@ -35,20 +35,20 @@ def test_the_common_formats_say_truncated(format: str):
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP", AVIF, "JPEG2000"])
-def test_no_prefix_of_a_file_raises_anything_else(format: str):
+def test_read_image_raises_only_image_error_for_prefixes(format: str):
     data = saved(corners(), format)
     for length in range(len(data)):
         assert len(reason(data[:length])) < 60
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP", AVIF, "JPEG2000"])
-def test_flipped_bytes_raise_nothing_else(format: str):
+def test_read_image_raises_only_image_error_for_flipped_bytes(format: str):
     data = saved(corners("P" if format == "GIF" else "RGB"), format)
     assert refused_of_flipped(data, times=150) > 0
 
 
 @pytest.mark.skipif("AVIF" not in Image.SAVE, reason="Pillow was built without AVIF")
-def test_an_avif_whose_data_is_damaged():
+def test_read_image_refuses_damaged_avif():
     data = saved(Image.effect_noise((64, 64), 60).convert("RGB"), "AVIF")
     start = data.index(b"mdat") + 4
     assert reason(data[:start] + b"\xff" * (len(data) - start)) == "damaged file"
@@ -63,7 +63,9 @@ def test_an_avif_whose_data_is_damaged():
         (ZeroDivisionError(), "damaged file"),
     ],
 )
-def test_what_a_decoder_may_raise_is_a_reason(error: Exception, why: str, monkeypatch: pytest.MonkeyPatch):
+def test_read_image_gives_a_reason_for_every_decoder_error(
+    error: Exception, why: str, monkeypatch: pytest.MonkeyPatch
+):
     def load(self: object) -> None:
         raise error
 
@@ -82,33 +84,33 @@ def test_what_a_decoder_may_raise_is_a_reason(error: Exception, why: str, monkey
         b"P",
     ],
 )
-def test_something_else_with_the_ending_of_a_image(content: bytes, tmp_path: Path):
+def test_read_image_refuses_other_files_with_an_image_suffix(content: bytes, tmp_path: Path):
     (tmp_path / "photo.jpg").write_bytes(content)
     with pytest.raises(ImageError, match=r"^not an image$"):
         read_image(tmp_path / "photo.jpg")
 
 
-def test_postscript_is_never_run(tmp_path: Path):
+def test_read_image_never_runs_postscript(tmp_path: Path):
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
     with pytest.raises(ImageError, match=r"^not an image$"):
         read_image(eps)
 
 
-def test_an_empty_file(tmp_path: Path):
+def test_read_image_refuses_an_empty_file(tmp_path: Path):
     (tmp_path / "photo.jpg").touch()
     for source in (tmp_path / "photo.jpg", b""):
         with pytest.raises(ImageError, match=r"^empty file$"):
             read_image(source)
 
 
-def test_a_path_that_cannot_be_opened(tmp_path: Path):
+def test_read_image_names_why_a_path_cannot_be_opened(tmp_path: Path):
     with pytest.raises(ImageError, match=r"^no such file or directory$"):
         read_image(tmp_path / "missing.jpg")
     with pytest.raises(ImageError, match=r"^a folder, not a file$"):
         read_image(tmp_path)
 
 
-def test_a_bomb_is_refused_by_its_header():
+def test_read_image_refuses_a_bomb_by_its_header():
     # 10,000 x 10,000 pixels declared, and not a byte of them present: decoding would say "truncated".
     bomb = png(10_000, 10_000, depth=8, colour=2, rows=b"")
     with pytest.raises(ImageError, match=r"^100\.0 megapixels, limit 64$"):
@@ -116,14 +118,14 @@ def test_a_bomb_is_refused_by_its_header():
 
 
 @pytest.mark.parametrize("side", [10_000, 20_000, 60_000])
-def test_no_size_makes_pillow_warn_or_raise(side: int):
+def test_read_image_of_any_size_raises_only_image_error(side: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ImageError, match="megapixels, limit 64"):
             read_image(png(side, side, depth=8, colour=2, rows=b""))
 
 
-def test_the_limit_can_be_set():
+def test_read_image_takes_a_limit():
     data = saved(Image.new("RGB", (50, 40)), "PNG")
     assert read_image(data, max_pixels=2000).size == (50, 40)
     for source in (data, Image.new("RGB", (50, 40)), np.zeros((40, 50, 3), np.uint8)):
@@ -140,16 +142,16 @@ def test_the_limit_can_be_set():
         np.zeros((4, 4, 3), np.float32),
     ],
 )
-def test_an_array_of_another_shape_or_type(array: np.ndarray):
+def test_read_image_refuses_other_arrays(array: np.ndarray):
     with pytest.raises(ImageError, match=r"expected an array of shape \(H, W, 3\), uint8, got "):
         read_image(array)
 
 
-def test_no_pixels():
+def test_read_image_refuses_no_pixels():
     with pytest.raises(ImageError, match=r"^no pixels: 3 x 0$"):
         read_image(np.zeros((0, 3, 3), np.uint8))
 
 
-def test_something_that_is_no_source():
+def test_read_image_refuses_other_sources():
     with pytest.raises(ImageError, match="expected a path, bytes, a PIL image or an array, got int"):
         read_image(5)  # type: ignore[arg-type]

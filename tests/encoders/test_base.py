@@ -66,7 +66,7 @@ def image(value: int) -> NDArray[np.uint8]:
 
 
 @given(st.lists(st.integers(0, 255), max_size=12), st.integers(1, 5))
-def test_images_keep_their_order_in_any_batches(values: list[int], batch_size: int):
+def test_encode_images_keeps_order_in_any_batches(values: list[int], batch_size: int):
     vectors = Plain().encode_images([image(value) for value in values], batch_size=batch_size)
     assert vectors.dtype == np.float32
     assert vectors.shape == (len(values), 4)
@@ -78,7 +78,7 @@ def test_images_keep_their_order_in_any_batches(values: list[int], batch_size: i
     st.lists(st.text("ab ", min_size=1, max_size=9).map(lambda text: text + "c"), max_size=12),
     st.integers(1, 5),
 )
-def test_texts_keep_their_order_in_any_batches(texts: list[str], batch_size: int):
+def test_encode_texts_keeps_order_in_any_batches(texts: list[str], batch_size: int):
     encoder = Plain()
     vectors = encoder.encode_texts(texts, batch_size=batch_size)
     assert vectors.dtype == np.float32
@@ -89,14 +89,14 @@ def test_texts_keep_their_order_in_any_batches(texts: list[str], batch_size: int
     assert sorted(text for batch in encoder.seen for text in batch) == sorted(texts)
 
 
-def test_texts_of_like_length_share_a_batch():
+def test_encode_texts_batches_texts_of_like_length():
     encoder = Plain()
     encoder.encode_texts(["a b c", "a", "a b", "x"], batch_size=2)
     assert encoder.seen == [["a", "x"], ["a b", "a b c"]]
 
 
 @pytest.mark.parametrize("fill", [0.0, np.nan, np.inf, -np.inf])
-def test_a_vector_without_direction_is_refused(fill: float):
+def test_encoder_refuses_vectors_without_direction(fill: float):
     encoder = Plain(fill=fill)
     message = r"encoder 'fake' gave {} vector without a direction \(zero or not finite\)"
     with pytest.raises(EncodingError, match=message.format("a text")):
@@ -106,7 +106,7 @@ def test_a_vector_without_direction_is_refused(fill: float):
 
 
 @pytest.mark.parametrize("fill", [1e-18, 1e-25, 1e18, 1e25])
-def test_a_vector_of_any_other_length_is_not(fill: float):
+def test_encoder_normalises_vectors_of_any_length(fill: float):
     """Squares of these lie outside float32, or near its end."""
     assert np.allclose(Plain(fill=fill).encode_texts(["a"]), [[0.5] * 4], atol=1e-6)
 
@@ -121,14 +121,14 @@ def test_a_vector_of_any_other_length_is_not(fill: float):
         (["ab\ud800c"], r"^the text is not valid Unicode: lone surrogate at position 2$"),
     ],
 )
-def test_texts_that_cannot_be_read(texts: list[str], message: str):
+def test_encode_texts_refuses_unreadable_texts(texts: list[str], message: str):
     encoder = Plain()
     with pytest.raises(ValueError, match=message):
         encoder.encode_texts(texts)
     assert encoder.seen == []
 
 
-def test_one_string_is_not_a_list_of_letters():
+def test_encoder_refuses_a_string_for_a_list():
     with pytest.raises(ValueError, match="texts must be a list, got one str; put it in a list"):
         Plain().encode_texts("a cat")
     with pytest.raises(ValueError, match="texts must be a list, got one str"):
@@ -139,14 +139,14 @@ def test_one_string_is_not_a_list_of_letters():
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_holds_something(batch_size: int):
+def test_encoder_refuses_batch_sizes_below_one(batch_size: int):
     with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
         Plain().encode_texts(["a"], batch_size=batch_size)
     with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
         Plain().encode_images([image(1)], batch_size=batch_size)
 
 
-def test_a_long_text_is_cut_with_a_warning():
+def test_encode_texts_warns_of_a_cut_text():
     with pytest.warns(TextTooLongWarning) as caught:
         Plain().encode_texts(["a b c d e f g"])
     (warning,) = caught
@@ -154,7 +154,7 @@ def test_a_long_text_is_cut_with_a_warning():
     assert warning.filename == __file__
 
 
-def test_several_long_texts_are_one_warning():
+def test_encode_texts_warns_once_of_several_cut_texts():
     with pytest.warns(TextTooLongWarning) as caught:
         Plain().encode_texts(["a b c d e f", "a b c d e", "x b c d e f g h"])
     (warning,) = caught
@@ -163,13 +163,13 @@ def test_several_long_texts_are_one_warning():
     assert str(warning.message).endswith("only the first 5 of 8 tokens were read")
 
 
-def test_a_text_that_just_fits_is_no_reason_to_warn():
+def test_encode_texts_does_not_warn_of_a_text_that_fits():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Plain().encode_texts(["a b c d e"])
 
 
-def test_tokens_are_counted_uncut():
+def test_count_tokens_counts_before_cutting():
     assert Plain().count_tokens(["a", "a b c d e f g"]) == [1, 7]
 
 
@@ -182,12 +182,12 @@ def test_tokens_are_counted_uncut():
         np.zeros((1, 2, 2, 3), np.float32),
     ],
 )
-def test_pixels_of_another_shape_or_type(pixels: np.ndarray):
+def test_encode_prepared_refuses_other_shapes_and_types(pixels: np.ndarray):
     with pytest.raises(ValueError, match=r"pixels must be uint8 of shape \(n, 2, 2, 3\), got "):
         Plain().encode_prepared(pixels)
 
 
-def test_a_image_that_cannot_be_read_is_named():
+def test_encode_images_names_the_unreadable_image():
     with pytest.raises(ImageError, match=r"^image 2 of 3: truncated file$"):
         Plain().encode_images([image(0), b"x", image(1)])
     with pytest.raises(ImageError, match=r"^truncated file$"):
@@ -200,7 +200,7 @@ def test_a_image_that_cannot_be_read_is_named():
         Plain().prepare(b"x")
 
 
-def test_identity_is_what_makes_vectors_comparable():
+def test_identity_holds_what_makes_vectors_comparable():
     info = FakeEncoder(name="a", dim=5).info
     assert info.identity() == {
         "name": "a",

@@ -38,7 +38,7 @@ def forget(models: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_saved_encoder_is_the_same_without_anything_else(models: Path, tmp_path: Path, name: str):
+def test_save_encoder_needs_no_other_files(models: Path, tmp_path: Path, name: str):
     encoder = load_encoder(name)
     images, texts, info = encoder.encode_images(sample_images()), encoder.encode_texts(TEXTS), encoder.info
     save_encoder(encoder, tmp_path / "saved")
@@ -51,7 +51,7 @@ def test_a_saved_encoder_is_the_same_without_anything_else(models: Path, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
-def test_a_copy_of_a_copy(models: Path, tmp_path: Path):
+def test_save_encoder_of_a_saved_encoder_is_identical(models: Path, tmp_path: Path):
     save_encoder(load_encoder("tiny-siglip"), tmp_path / "a")
     save_encoder(load_encoder(tmp_path / "a"), tmp_path / "b")
     forget(models)
@@ -61,7 +61,7 @@ def test_a_copy_of_a_copy(models: Path, tmp_path: Path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
-def test_parity_is_chosen_when_it_is_loaded(models: Path, tmp_path: Path):
+def test_load_saved_applies_preprocessing_option(models: Path, tmp_path: Path):
     save_encoder(load_encoder("tiny-eva", parity="upstream"), tmp_path / "saved")
     native, upstream = (load_encoder(tmp_path / "saved", parity=parity) for parity in ("native", "upstream"))
     assert native.info.preprocessing.startswith("rgb-on-white/")
@@ -70,7 +70,7 @@ def test_parity_is_chosen_when_it_is_loaded(models: Path, tmp_path: Path):
     assert native.text_tower.reader.rules.doc_max_length == 400
 
 
-def test_a_reference_is_looked_for(models: Path, tmp_path: Path):
+def test_save_encoder_by_reference_finds_the_language_model(models: Path, tmp_path: Path):
     encoder = load_encoder("tiny-openai")
     texts = encoder.encode_texts(TEXTS)
     save_encoder(encoder, tmp_path / "saved", language_model="reference")
@@ -83,7 +83,7 @@ def test_a_reference_is_looked_for(models: Path, tmp_path: Path):
         alone.encode_texts(TEXTS)
 
 
-def test_a_language_model_of_ones_own_cannot_be_referred_to(models: Path, tmp_path: Path):
+def test_save_encoder_refuses_reference_to_a_local_model(models: Path, tmp_path: Path):
     encoder = load_encoder("tiny-openai", language_model=LLAMAS["tiny-8b-cc"] / "model")
     with pytest.raises(ValueError, match="model is no published language model, and can only be copied"):
         save_encoder(encoder, tmp_path / "saved", language_model="reference")
@@ -92,7 +92,7 @@ def test_a_language_model_of_ones_own_cannot_be_referred_to(models: Path, tmp_pa
     np.testing.assert_array_equal(load_encoder(tmp_path / "saved").encode_texts(TEXTS), texts)
 
 
-def test_a_tower_of_ones_own_is_saved_with_all_that_is_known(models: Path, tmp_path: Path):
+def test_save_encoder_keeps_settings_of_a_local_tower(models: Path, tmp_path: Path):
     from safetensors.torch import save_file
 
     tensors = tower_file("eva02", width=64, seed=4)
@@ -111,7 +111,7 @@ def test_a_tower_of_ones_own_is_saved_with_all_that_is_known(models: Path, tmp_p
     )
 
 
-def test_an_altered_copy_is_another_encoder(models: Path, tmp_path: Path):
+def test_load_saved_notices_altered_files(models: Path, tmp_path: Path):
     from safetensors.torch import load_file, save_file
 
     encoder = load_encoder("tiny-eva")
@@ -123,7 +123,7 @@ def test_an_altered_copy_is_another_encoder(models: Path, tmp_path: Path):
     assert load_encoder(tmp_path / "saved").info.weights_sha256 != encoder.info.weights_sha256
 
 
-def test_a_reference_leads_nowhere_else(models: Path, tmp_path: Path):
+def test_load_saved_refuses_a_path_as_reference(models: Path, tmp_path: Path):
     save_encoder(load_encoder("tiny-openai"), tmp_path / "saved", language_model="reference")
     path = tmp_path / "saved" / "config.json"
     for told in (str(LLAMAS["tiny-8b-cc"] / "model"), "../models", "llama-9"):
@@ -141,7 +141,7 @@ def test_a_reference_leads_nowhere_else(models: Path, tmp_path: Path):
         save_encoder(load_encoder("tiny-openai"), tmp_path / "other", language_model="none")
 
 
-def test_nothing_is_written_over(models: Path, tmp_path: Path):
+def test_save_encoder_overwrites_nothing(models: Path, tmp_path: Path):
     encoder = load_encoder("tiny-openai")
     (tmp_path / "saved").mkdir()
     save_encoder(encoder, tmp_path / "saved")
@@ -149,7 +149,7 @@ def test_nothing_is_written_over(models: Path, tmp_path: Path):
         save_encoder(encoder, tmp_path / "saved")
 
 
-def test_another_version_says_so(models: Path, tmp_path: Path):
+def test_load_saved_refuses_another_version(models: Path, tmp_path: Path):
     save_encoder(load_encoder("tiny-openai"), tmp_path / "saved")
     path = tmp_path / "saved" / "config.json"
     config = json.loads(path.read_text())
@@ -161,7 +161,7 @@ def test_another_version_says_so(models: Path, tmp_path: Path):
         load_encoder(tmp_path / "saved")
 
 
-def test_the_tower_is_an_eye_for_others(models: Path, tmp_path: Path):
+def test_save_vision_tower_loads_in_transformers(models: Path, tmp_path: Path):
     from transformers import (
         CLIPImageProcessorPil,
         CLIPVisionConfig,
@@ -197,7 +197,7 @@ def test_the_tower_is_an_eye_for_others(models: Path, tmp_path: Path):
     assert encoder.loaded_sides == {"vision"}
 
 
-def test_only_towers_that_others_know(models: Path, tmp_path: Path):
+def test_save_vision_tower_refuses_other_layouts(models: Path, tmp_path: Path):
     with pytest.raises(
         ModelError, match="tiny-eva has a tower of the layout eva02, which CLIPVisionModel cannot compute"
     ):
@@ -208,7 +208,7 @@ def test_only_towers_that_others_know(models: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("parity", ["native", "upstream"])
-def test_the_text_side_as_a_sentence_transformer(models: Path, parity: str):
+def test_as_sentence_transformer_equals_encode_texts(models: Path, parity: str):
     encoder = load_encoder("tiny-openai", parity=parity, dtype="float32")
     view = as_sentence_transformer(encoder)
     got = view.encode(TEXTS, batch_size=2, show_progress_bar=False)

@@ -22,7 +22,7 @@ def sample_images() -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("pattern", ["color:{}", "a {} car", "{}", "Draw it {}!"])
-def test_colour_words_find_images_of_that_colour(pattern: str):
+def test_fake_encoder_finds_images_by_colour_words(pattern: str):
     encoder = FakeEncoder(image_size=4)
     # Images that fill their square: padding is white.
     images = encoder.encode_images([image.resize((6, 6)) for image in sample_images()])
@@ -30,12 +30,12 @@ def test_colour_words_find_images_of_that_colour(pattern: str):
     assert scores.argmax(axis=1).tolist() == list(range(len(COLOURS)))
 
 
-def test_hexadecimal_colours_are_read():
+def test_fake_encoder_reads_hexadecimal_colours():
     encoder = FakeEncoder()
     assert np.array_equal(encoder.encode_texts(["#ff0000"]), encoder.encode_texts(["red"]))
 
 
-def test_vectors_depend_on_content_seed_and_nothing_else():
+def test_fake_encoder_depends_on_content_and_seed_only():
     images = sample_images()
     first, second = FakeEncoder().encode_images(images), FakeEncoder().encode_images(images)
     assert np.array_equal(first, second)
@@ -44,13 +44,13 @@ def test_vectors_depend_on_content_seed_and_nothing_else():
     assert FakeEncoder().info.identity() != FakeEncoder(seed=1).info.identity()
 
 
-def test_counters_count_batches():
+def test_fake_encoder_counts_batches():
     encoder = FakeEncoder()
     encoder.encode_images(sample_images(), batch_size=2)
     encoder.encode_texts(["a", "b c", "d"], batch_size=2)
     assert (encoder.prepared, encoder.image_batches, encoder.text_batches) == (5, [2, 2, 1], [2, 1])
 
 
-def test_dim_must_hold_a_colour():
+def test_fake_encoder_refuses_small_dims():
     with pytest.raises(ValueError, match="dim must be at least 4, got 3"):
         FakeEncoder(dim=3)

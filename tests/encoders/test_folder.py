@@ -55,7 +55,7 @@ def refused(folder: Path, message: str) -> None:
 # Round trips
 
 
-def test_every_weight_comes_back(parts: Parts, tiny_folder: Path):
+def test_save_llm2clip_round_trips_weights(parts: Parts, tiny_folder: Path):
     stored = load_file(tiny_folder / WEIGHTS)
     expected = {"visual_projection.weight": parts.projection.weight, "logit_scale": torch.tensor(2.5)}
     for prefix, module in (
@@ -69,7 +69,7 @@ def test_every_weight_comes_back(parts: Parts, tiny_folder: Path):
     assert read_config(tiny_folder) == parts.config
 
 
-def test_a_configuration_with_every_kind_of_value_comes_back(parts: Parts, tmp_path: Path):
+def test_write_config_round_trips_every_kind_of_value(parts: Parts, tmp_path: Path):
     from llm2clip.encoders.layers.llama import RopeScaling
     from llm2clip.encoders.llm2clip.encoder_folder import write_config
 
@@ -88,7 +88,7 @@ def test_a_configuration_with_every_kind_of_value_comes_back(parts: Parts, tmp_p
     assert read_config(tmp_path) == config
 
 
-def test_save_pretrained_writes_the_same_bytes(folder: Path, tmp_path: Path):
+def test_save_encoder_copies_the_same_bytes(folder: Path, tmp_path: Path):
     (folder / "README.md").write_text("about it\n")
     encoder = load_encoder(folder, device="cpu")
     save_encoder(encoder, tmp_path / "a" / "b")
@@ -101,14 +101,14 @@ def test_save_pretrained_writes_the_same_bytes(folder: Path, tmp_path: Path):
         save_encoder(encoder, folder)
 
 
-def test_saving_twice_gives_the_same_bytes(parts: Parts, tmp_path: Path):
+def test_save_llm2clip_is_deterministic(parts: Parts, tmp_path: Path):
     first, second = parts.save(tmp_path / "1"), parts.save(tmp_path / "2")
     for name in (WEIGHTS, CONFIG, TOKENIZER):
         assert (first / name).read_bytes() == (second / name).read_bytes()
     assert sorted(path.name for path in first.iterdir()) == [CONFIG, WEIGHTS, TOKENIZER]
 
 
-def test_saving_over_a_folder_replaces_it(parts: Parts, folder: Path):
+def test_save_llm2clip_replaces_a_folder(parts: Parts, folder: Path):
     parts.save(folder, dtype=torch.float16)
     assert read_config(folder).dtype == "float16"
     dtypes = {name: spec.dtype for name, spec in read_header(folder / WEIGHTS).items()}
@@ -116,7 +116,7 @@ def test_saving_over_a_folder_replaces_it(parts: Parts, folder: Path):
     assert set(dtypes.values()) == {"F16"}
 
 
-def test_a_tokenizer_may_be_a_file(parts: Parts, tmp_path: Path):
+def test_save_llm2clip_takes_a_tokenizer_file(parts: Parts, tmp_path: Path):
     source = tmp_path / "tok.json"
     source.write_text(parts.tokenizer.to_str())
     for number, given in enumerate((source, str(source))):
@@ -133,7 +133,7 @@ def test_a_tokenizer_may_be_a_file(parts: Parts, tmp_path: Path):
         assert (tmp_path / str(number) / TOKENIZER).read_bytes() == source.read_bytes()
 
 
-def test_info_describes_the_file(parts: Parts, folder: Path):
+def test_load_folder_info_describes_the_file(parts: Parts, folder: Path):
     encoder = load_encoder(folder, device="cpu")
     modules = (parts.vision, parts.projection, parts.language_model, parts.adapter)
     info = encoder.info
@@ -145,7 +145,7 @@ def test_info_describes_the_file(parts: Parts, folder: Path):
     assert load_file(folder / WEIGHTS)["logit_scale"] == 2.5
 
 
-def test_the_model_outlives_its_file(folder: Path):
+def test_load_folder_outlives_its_file(folder: Path):
     encoder = load_encoder(folder, device="cpu")
     before = encoder.encode_texts(["a cat"])
     (folder / WEIGHTS).write_bytes(bytes((folder / WEIGHTS).stat().st_size))
@@ -155,32 +155,32 @@ def test_the_model_outlives_its_file(folder: Path):
 # Tensors
 
 
-def test_missing_tensor(folder: Path):
+def test_load_folder_names_missing_tensor(folder: Path):
     edit_weights(folder, lambda tensors: tensors.pop(Q_PROJ))
     refused(folder, f"does not fit its config.json: missing tensors: {re.escape(Q_PROJ)}$")
 
 
-def test_unexpected_tensor(folder: Path):
+def test_load_folder_names_unexpected_tensor(folder: Path):
     edit_weights(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(2)}))
     refused(folder, r"unexpected tensors: lm_head\.weight$")
 
 
-def test_wrong_shape(folder: Path):
+def test_load_folder_names_wrong_shape(folder: Path):
     edit_weights(folder, lambda tensors: tensors.update({Q_PROJ: torch.zeros(24, 25)}))
     refused(folder, rf"wrong tensors: {re.escape(Q_PROJ)} is F32 \[24, 25\], expected F32 \[24, 24\]$")
 
 
-def test_wrong_dtype(folder: Path):
+def test_load_folder_names_wrong_dtype(folder: Path):
     edit_weights(folder, lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ].half()}))
     refused(folder, rf"{re.escape(Q_PROJ)} is F16 \[24, 24\], expected F32 \[24, 24\]$")
 
 
-def test_many_wrong_tensors_are_counted(folder: Path):
+def test_load_folder_counts_many_wrong_tensors(folder: Path):
     edit_weights(folder, lambda tensors: [tensors.pop(n) for n in list(tensors) if n.startswith("vision.")])
     refused(folder, r"missing tensors: (vision\.\S+, ){4}vision\.\S+ and \d+ more$")
 
 
-def test_not_finite(folder: Path):
+def test_load_folder_refuses_values_that_are_not_finite(folder: Path):
     edit_weights(folder, lambda tensors: tensors[Q_PROJ].fill_(float("nan")))
     encoder = load_encoder(folder, device="cpu")
     with pytest.raises(ModelError, match=f"not finite in: {re.escape(Q_PROJ)}"):
@@ -188,30 +188,30 @@ def test_not_finite(folder: Path):
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_truncated_file(folder: Path, keep: int):
+def test_load_folder_refuses_truncated_file(folder: Path, keep: int):
     content = (folder / WEIGHTS).read_bytes()
     (folder / WEIGHTS).write_bytes(content[:keep])
     refused(folder, r"model\.safetensors is truncated, damaged .* bytes.*copy or download it again")
 
 
-def test_bytes_too_many(folder: Path):
+def test_load_folder_refuses_trailing_bytes(folder: Path):
     with (folder / WEIGHTS).open("ab") as stream:
         stream.write(b"x")
     refused(folder, r"is truncated, damaged or no safetensors file \(.* bytes; .*file not fully covered\)")
 
 
 @pytest.mark.parametrize("header", [b"not json at all!", b"[1, 2, 3, 4, 5] ", b'{"a": {"b": 1}} '])
-def test_no_safetensors_file(folder: Path, header: bytes):
+def test_load_folder_refuses_damaged_header(folder: Path, header: bytes):
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
     refused(folder, "damaged or no safetensors file .*invalid JSON in header")
 
 
-def test_something_else_altogether(folder: Path):
+def test_load_folder_refuses_other_file_types(folder: Path):
     (folder / WEIGHTS).write_bytes(b"\x80\x04pickle, or a web page" * 10)
     refused(folder, "damaged or no safetensors file")
 
 
-def test_header_says_what_safetensors_says(tiny_folder: Path):
+def test_read_header_agrees_with_safetensors(tiny_folder: Path):
     names = {torch.float32: "F32"}
     expected = {
         name: TensorSpec(tuple(tensor.shape), names[tensor.dtype])
@@ -223,17 +223,17 @@ def test_header_says_what_safetensors_says(tiny_folder: Path):
 # Configuration
 
 
-def test_unknown_key_with_likely_spelling(folder: Path):
+def test_read_config_suggests_spelling_of_unknown_key(folder: Path):
     edit_config(folder, lambda data: data["vision"].update(image_sise=64))
     refused(folder, r"config\.json\.vision: unknown keys: \['image_sise'\]; did you mean 'image_size'\?")
 
 
-def test_unknown_key_at_the_top(folder: Path):
+def test_read_config_names_unknown_key(folder: Path):
     edit_config(folder, lambda data: data.update(pooling="mean"))
     refused(folder, r"unknown keys: \['pooling'\]")
 
 
-def test_missing_key(folder: Path):
+def test_read_config_names_missing_key(folder: Path):
     edit_config(folder, lambda data: data["text"].pop("vocab_size"))
     refused(folder, r"config\.json\.text: missing keys: \['vocab_size'\]")
 
@@ -253,7 +253,7 @@ def test_missing_key(folder: Path):
         ({"name": 3}, r"name: expected str, got int 3"),
     ],
 )
-def test_wrong_value(folder: Path, change: dict, message: str):
+def test_read_config_names_wrong_value(folder: Path, change: dict, message: str):
     edit_config(folder, lambda data: data.update(change))
     refused(folder, message)
 
@@ -270,12 +270,12 @@ def test_wrong_value(folder: Path, change: dict, message: str):
         ("preprocessing", {"mode": "stretch"}, "expected one of"),
     ],
 )
-def test_values_that_do_not_fit(folder: Path, section: str, change: dict, message: str):
+def test_read_config_refuses_values_that_do_not_fit(folder: Path, section: str, change: dict, message: str):
     edit_config(folder, lambda data: data[section].update(change))
     refused(folder, message)
 
 
-def test_rules_without_room(folder: Path):
+def test_load_folder_refuses_rules_without_room(folder: Path):
     edit_config(folder, lambda data: data["text_rules"].update(max_tokens=2))
     encoder = load_encoder(folder, device="cpu")
     with pytest.raises(ModelError, match=r"config\.json: text_rules: max_tokens 2 leaves no room"):
@@ -283,12 +283,12 @@ def test_rules_without_room(folder: Path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "\ufeff"])
-def test_no_json(folder: Path, text: str):
+def test_read_config_refuses_invalid_json(folder: Path, text: str):
     (folder / CONFIG).write_text(text)
     refused(folder, "config.json( is not valid JSON|: expected an object, got list)")
 
 
-def test_config_of_binary_data(folder: Path):
+def test_read_config_refuses_binary_data(folder: Path):
     (folder / CONFIG).write_bytes(b"\xff\xfe\x00")
     refused(folder, "config.json is not valid JSON")
 
@@ -297,23 +297,23 @@ def test_config_of_binary_data(folder: Path):
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG, TOKENIZER])
-def test_missing_file(folder: Path, name: str):
+def test_read_config_names_missing_file(folder: Path, name: str):
     (folder / name).unlink()
     refused(folder, f"is not an encoder folder: it has no {re.escape(name)} ")
 
 
-def test_empty_folder(tmp_path: Path):
+def test_read_config_refuses_empty_folder(tmp_path: Path):
     refused(tmp_path, "it has no config.json, model.safetensors, tokenizer.json ")
 
 
-def test_tokenizer_of_another_kind(folder: Path):
+def test_load_folder_refuses_invalid_tokenizer(folder: Path):
     (folder / TOKENIZER).write_text("{}")
     encoder = load_encoder(folder, device="cpu")
     with pytest.raises(ModelError, match=r"tokenizer\.json is not a tokenizer file: "):
         encoder.encode_texts(["a"])
 
 
-def test_tokenizer_of_another_model(folder: Path, parts: Parts):
+def test_load_folder_refuses_tokenizer_of_another_model(folder: Path, parts: Parts):
     from tokenizers import Tokenizer
 
     larger = Tokenizer.from_str(parts.tokenizer.to_str())
@@ -327,20 +327,20 @@ def test_tokenizer_of_another_model(folder: Path, parts: Parts):
 # Saving
 
 
-def test_parts_that_do_not_fit_are_refused(parts: Parts, tmp_path: Path):
+def test_save_llm2clip_refuses_parts_that_do_not_fit(parts: Parts, tmp_path: Path):
     wrong = dataclasses.replace(parts, projection=nn.Linear(16, 20, bias=True))
     with pytest.raises(ModelError, match=r"unexpected tensors: visual_projection\.bias"):
         wrong.save(tmp_path / "x")
 
 
-def test_a_weight_too_large_for_half_precision_is_refused(parts: Parts, tmp_path: Path):
+def test_save_llm2clip_refuses_float16_overflow(parts: Parts, tmp_path: Path):
     large = nn.Linear(16, 20, bias=False)
     large.weight.data.fill_(1e5)
     with pytest.raises(ModelError, match=r"not finite in: visual_projection\.weight"):
         dataclasses.replace(parts, projection=large).save(tmp_path / "x", dtype=torch.float16)
 
 
-def test_a_failed_save_leaves_the_folder_as_it_was(parts: Parts, folder: Path):
+def test_save_llm2clip_failure_leaves_the_folder_unchanged(parts: Parts, folder: Path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ModelError):
         dataclasses.replace(parts, projection=nn.Linear(16, 21, bias=False)).save(folder)
@@ -348,6 +348,6 @@ def test_a_failed_save_leaves_the_folder_as_it_was(parts: Parts, folder: Path):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-def test_a_dtype_that_is_not_stored(parts: Parts, tmp_path: Path):
+def test_save_llm2clip_refuses_other_dtypes(parts: Parts, tmp_path: Path):
     with pytest.raises(ValueError, match=r"stored as float16 or bfloat16 or float32, got torch\.float64"):
         parts.save(tmp_path / "x", dtype=torch.float64)

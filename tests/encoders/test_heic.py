@@ -30,14 +30,14 @@ def heic(image, **options):
     return stream.getvalue()
 
 
-def test_pixels_are_those_that_were_saved():
+def test_read_image_decodes_heic():
     found = np.asarray(read_image(heic(quarters()))).astype(int)
     expected = np.asarray(quarters()).astype(int)
     assert found.shape == expected.shape
     assert np.abs(found - expected)[:, [*range(28), *range(36, 64)]].max() < 16
 
 
-def test_a_image_taken_upright_is_upright():
+def test_read_image_turns_heic_upright():
     image = quarters()
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
@@ -48,7 +48,7 @@ def test_a_image_taken_upright_is_upright():
     assert bottom[2] > 200 > 60 > bottom[0]
 
 
-def test_damage_is_refused_in_a_few_words():
+def test_read_image_refuses_damaged_heic():
     data = heic(Image.effect_noise((64, 64), 60).convert("RGB"))
     with pytest.raises(ImageError, match=r"^(truncated file|damaged file|damaged or truncated HEIF header)$"):
         read_image(data[: len(data) // 2])
@@ -56,19 +56,19 @@ def test_damage_is_refused_in_a_few_words():
 
 
 @pytest.mark.parametrize("brand", [b"mif1", b"heix"])
-def test_signatures_that_avif_has_too(brand):
+def test_read_image_reads_heic_with_signatures_of_avif(brand):
     data = heic(quarters())
     assert data[8:12] == b"heic"
     assert read_image(data[:8] + brand + data[12:]).size == (64, 32)
 
 
-def test_large_images_are_refused_before_they_are_decoded():
+def test_read_image_refuses_large_heic_by_its_header():
     data = heic(quarters())
     with pytest.raises(ImageError, match=r"megapixels, limit 0\.001$"):
         read_image(data, max_pixels=1000)
 
 
-def test_without_the_extra_it_is_named(monkeypatch):
+def test_read_image_names_the_missing_extra(monkeypatch):
     data = heic(quarters())
     Image.init()
     monkeypatch.setitem(sys.modules, "pillow_heif", None)

@@ -48,7 +48,7 @@ def vectors(encoder: Encoder) -> np.ndarray:
     ids=["header", "max_tokens", "rope_theta", "rms_norm_eps", "normalize_input", "heads", "tokenizer"],
 )
 @pytest.mark.filterwarnings("ignore:the text is too long")
-def test_whatever_changes_vectors_changes_the_identity(
+def test_identity_changes_with_vectors(
     tiny_folder: Path, tmp_path: Path, file: str, change: Callable[[dict[str, Any]], object]
 ):
     before = load_encoder(tiny_folder, device="cpu")
@@ -58,7 +58,7 @@ def test_whatever_changes_vectors_changes_the_identity(
     assert after.info.identity() != before.info.identity()
 
 
-def test_what_is_for_people_does_not_count(tiny_folder: Path, tmp_path: Path):
+def test_identity_ignores_what_is_for_people(tiny_folder: Path, tmp_path: Path):
     told = {"name": "other", "note": "another note", "licence": "none", "languages": ["sw"]}
     before = load_encoder(tiny_folder, device="cpu").info.identity()
     after = changed(tiny_folder, tmp_path / "a", lambda data: data.update(told), file="config.json")
@@ -70,7 +70,7 @@ def test_what_is_for_people_does_not_count(tiny_folder: Path, tmp_path: Path):
     assert bare.info.identity() == before
 
 
-def test_the_hash_covers_settings_and_files(tmp_path: Path):
+def test_settings_sha256_covers_settings_and_files(tmp_path: Path):
     first, second = tmp_path / "1" / "t.json", tmp_path / "2" / "t.json"
     for file in (first, second):
         file.parent.mkdir()
@@ -95,7 +95,7 @@ def test_the_hash_covers_settings_and_files(tmp_path: Path):
     assert len({known, *others}) == 5
 
 
-def test_the_card_of_nano_tells_its_identity():
+def test_identity_of_nano_is_on_its_card():
     info = load_encoder("nano", device="cpu").info
     card = (Path(encoders.__file__).parent / "nano" / "README.md").read_text(encoding="utf-8")
     assert f"encoder nano, weights {info.weights_sha256[:12]}, settings {info.settings_sha256[:12]}" in card

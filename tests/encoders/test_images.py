@@ -18,18 +18,18 @@ from .image_files import AVIF, BLUE, CORNERS, GREEN, RED, WHITE, corners, pixels
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "PPM", "GIF", "WEBP", "JPEG2000"])
-def test_lossless_formats_come_out_as_they_went_in(format: str):
+def test_read_image_keeps_lossless_pixels(format: str):
     options = {"lossless": True} if format == "WEBP" else {}
     assert pixels(saved(corners(), format, **options)).tolist() == CORNERS.tolist()
 
 
 @pytest.mark.parametrize("format", ["JPEG", AVIF])
-def test_lossy_formats_come_close(format: str):
+def test_read_image_is_close_for_lossy_formats(format: str):
     image = Image.new("RGB", (32, 32), (200, 100, 50))
     assert np.abs(pixels(saved(image, format, quality=95)).astype(int) - (200, 100, 50)).max() <= 3
 
 
-def test_all_kinds_of_source_give_the_same(tmp_path: Path):
+def test_read_image_takes_every_kind_of_source(tmp_path: Path):
     data = saved(corners(), "PNG")
     path = tmp_path / "näme with spaces.dat"
     path.write_bytes(data)
@@ -45,7 +45,7 @@ def test_all_kinds_of_source_give_the_same(tmp_path: Path):
         assert pixels(source).tolist() == CORNERS.tolist()
 
 
-def test_a_pil_image_is_left_as_it_was():
+def test_read_image_leaves_a_pil_image_unchanged():
     image = corners("RGBA")
     exif = image.getexif()
     exif[0x0112] = 6
@@ -68,7 +68,7 @@ TURNED = {
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", TURNED)
-def test_exif_orientation_is_applied(orientation: int, format: str):
+def test_read_image_applies_exif_orientation(orientation: int, format: str):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = {"lossless": True} if format == "WEBP" else {}
@@ -76,7 +76,7 @@ def test_exif_orientation_is_applied(orientation: int, format: str):
     assert pixels(data).tolist() == np.array(TURNED[orientation]).tolist()
 
 
-def test_a_rotated_jpeg_is_upright():
+def test_read_image_turns_a_jpeg_upright():
     exif = Image.Exif()
     exif[0x0112] = 6
     image = Image.new("RGB", (64, 32), RED)
@@ -88,19 +88,19 @@ def test_a_rotated_jpeg_is_upright():
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_an_orientation_that_does_not_exist_is_ignored(orientation: int):
+def test_read_image_ignores_invalid_orientations(orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert pixels(saved(corners(), "PNG", exif=exif)).tolist() == CORNERS.tolist()
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_broken_exif_data_does_not_cost_the_image():
+def test_read_image_ignores_broken_exif():
     jpeg = saved(Image.new("RGB", (16, 16), (10, 200, 30)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert np.abs(pixels(jpeg)[8, 8].astype(int) - (10, 200, 30)).max() < 5
 
 
-def test_rgba_is_blended_over_white():
+def test_read_image_blends_rgba_over_white():
     image = Image.new("RGBA", (4, 1))
     image.putdata([(255, 0, 0, 255), (255, 0, 0, 0), (255, 0, 0, 128), (0, 0, 0, 51)])
     # 255 - 255 * a / 255 where the colour is 0.
@@ -109,7 +109,7 @@ def test_rgba_is_blended_over_white():
     ]
 
 
-def test_grey_with_alpha_is_blended_over_white():
+def test_read_image_blends_grey_with_alpha_over_white():
     image = Image.new("LA", (3, 1))
     image.putdata([(0, 255), (0, 0), (100, 51)])
     # 100 * 0.2 + 255 * 0.8
@@ -117,7 +117,7 @@ def test_grey_with_alpha_is_blended_over_white():
 
 
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255])])
-def test_a_transparent_palette_colour_becomes_white(transparency: int | bytes):
+def test_read_image_turns_transparent_palette_colours_white(transparency: int | bytes):
     image = Image.new("P", (3, 1))
     image.putpalette([*RED, *GREEN, *BLUE])
     image.putdata([0, 1, 2])
@@ -125,20 +125,20 @@ def test_a_transparent_palette_colour_becomes_white(transparency: int | bytes):
     assert pixels(data).tolist() == [[list(RED), list(WHITE), list(BLUE)]]
 
 
-def test_a_palette_colour_may_be_half_transparent():
+def test_read_image_blends_half_transparent_palette_colours():
     image = Image.new("P", (1, 1))
     image.putpalette([*RED])
     assert pixels(saved(image, "PNG", transparency=bytes([51]))).tolist() == [[[255, 204, 204]]]
 
 
 @pytest.mark.parametrize(("mode", "transparency"), [("RGB", GREEN), ("L", 7)])
-def test_a_colour_declared_transparent_becomes_white(mode: str, transparency: object):
+def test_read_image_turns_declared_transparency_white(mode: str, transparency: object):
     image = Image.new(mode, (2, 1), transparency)  # type: ignore[arg-type]
     image.putpixel((1, 0), 0 if mode == "L" else (0, 0, 0))
     assert pixels(saved(image, "PNG", transparency=transparency)).tolist() == [[list(WHITE), [0, 0, 0]]]
 
 
-def test_black_and_white_and_grey():
+def test_read_image_converts_black_white_and_grey():
     bits = Image.new("1", (2, 1))
     bits.putpixel((1, 0), 1)
     assert pixels(saved(bits, "PNG")).tolist() == [[[0, 0, 0], [255, 255, 255]]]
@@ -150,7 +150,7 @@ GREY8 = [0, 0, 1, 1, 4, 128, 156, 255]
 """round(value / 257); clipping at 255 would make all but three of them white."""
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped():
+def test_read_image_scales_16_bit_grey():
     by_hand = png(8, 1, depth=16, colour=0, rows=b"\0" + struct.pack(">8H", *GREY16))
     pgm = b"P5 8 1 65535\n" + struct.pack(">8H", *GREY16)
     array = np.array([GREY16], dtype=np.uint16)
@@ -158,25 +158,25 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
         assert pixels(source)[0].tolist() == [[value] * 3 for value in GREY8]
 
 
-def test_sixteen_bit_grey_of_either_byte_order():
+def test_read_image_reads_16_bit_grey_of_either_byte_order():
     little = saved(Image.fromarray(np.array([GREY16], dtype="<u2")), "TIFF")
     big = Image.fromarray(np.array([GREY16], dtype=">u2"))
     assert little[:2] == b"II"
     assert pixels(little).tolist() == pixels(big).tolist()
 
 
-def test_sixteen_bit_colour_keeps_the_high_byte():
+def test_read_image_keeps_the_high_byte_of_16_bit_colour():
     rows = b"\0" + struct.pack(">6H", 65535, 0, 32768, 256, 40000, 65280)
     assert pixels(png(2, 1, depth=16, colour=2, rows=rows)).tolist() == [[[255, 0, 128], [1, 156, 255]]]
 
 
-def test_sixteen_bit_colour_with_alpha_is_blended():
+def test_read_image_blends_16_bit_colour_with_alpha():
     rows = b"\0" + struct.pack(">4H", 65535, 0, 0, 51 * 257)
     assert pixels(png(1, 1, depth=16, colour=6, rows=rows)).tolist() == [[[255, 204, 204]]]
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
-def test_values_without_a_range_are_stretched(dtype: type):
+def test_read_image_stretches_values_without_a_range(dtype: type):
     values = np.array([[-10, 0, 10, 40]], dtype=dtype)
     data = saved(Image.fromarray(values), "TIFF")
     assert pixels(data)[0, :, 0].tolist() == [0, 51, 102, 255]
@@ -184,31 +184,31 @@ def test_values_without_a_range_are_stretched(dtype: type):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_values_that_are_not_finite_are_refused(value: float):
+def test_read_image_refuses_values_that_are_not_finite(value: float):
     data = saved(Image.fromarray(np.array([[0, value]], dtype=np.float32)), "TIFF")
     with pytest.raises(ImageError, match=r"^pixel values that are not finite$"):
         read_image(data)
 
 
-def test_cmyk_becomes_rgb():
+def test_read_image_converts_cmyk():
     image = Image.new("CMYK", (4, 1))
     image.putdata([(0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0)])
     assert pixels(saved(image, "TIFF")).tolist() == [[list(RED), list(GREEN), [0, 0, 0], list(WHITE)]]
 
 
-def test_cmyk_jpeg_of_adobe_is_not_inverted():
+def test_read_image_does_not_invert_adobe_cmyk():
     jpeg = saved(Image.new("CMYK", (16, 16), (0, 255, 255, 0)), "JPEG", quality=95)
     assert b"Adobe" in jpeg
     assert np.abs(pixels(jpeg)[8, 8].astype(int) - RED).max() < 5
 
 
-def test_ycbcr_becomes_rgb():
+def test_read_image_converts_ycbcr():
     jpeg = saved(Image.new("YCbCr", (16, 16), (76, 85, 255)), "JPEG", quality=95)
     assert np.abs(pixels(jpeg)[8, 8].astype(int) - (254, 0, 0)).max() < 6
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG", "TIFF"])
-def test_the_first_frame_of_an_animation(format: str):
+def test_read_image_takes_the_first_frame(format: str):
     frames = [Image.new("RGB", (3, 2), colour) for colour in (RED, GREEN, BLUE)]
     options = {"lossless": True} if format == "WEBP" else {}
     data = saved(frames[0], format, save_all=True, append_images=frames[1:], **options)
@@ -216,23 +216,23 @@ def test_the_first_frame_of_an_animation(format: str):
     assert pixels(data).tolist() == [[list(RED)] * 3] * 2
 
 
-def test_a_transparent_first_frame_is_over_white():
+def test_read_image_blends_a_transparent_first_frame():
     frame = Image.new("RGBA", (2, 1), (255, 0, 0, 255))
     frame.putpixel((1, 0), (0, 0, 0, 0))
     data = saved(frame, "GIF", save_all=True, append_images=[Image.new("RGBA", (2, 1), (0, 0, 255, 255))])
     assert pixels(data).tolist() == [[list(RED), list(WHITE)]]
 
 
-def test_lab_becomes_rgb():
+def test_read_image_converts_lab():
     assert pixels(saved(Image.new("LAB", (1, 1), (255, 128, 128)), "TIFF")).min() >= 254
 
 
-def test_a_mode_that_pillow_cannot_convert():
+def test_read_image_refuses_modes_without_conversion():
     with pytest.raises(ImageError, match=r"^cannot be converted to RGB from La$"):
         read_image(Image.new("La", (2, 2)))
 
 
-def test_many_threads_at_once():
+def test_read_image_is_thread_safe():
     sources = [saved(Image.new("RGB", (40 + n, 30), (n, 2 * n, 3 * n)), "PNG") for n in range(40)]
     bomb = png(10_000, 10_000, depth=8, colour=2, rows=b"")
     wrong: list[int] = []

@@ -64,7 +64,7 @@ def write_shards(folder: Path, weights: dict[str, torch.Tensor], *, count: int =
 @pytest.mark.parametrize("prefix", ["", "model."])
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("sharded", [False, True])
-def test_every_layout_is_the_same_model(folder, weights, states, prefix, stored, sharded):
+def test_open_language_reads_every_layout(folder, weights, states, prefix, stored, sharded):
     named = {prefix + name: value.to(stored) for name, value in weights.items()}
     if sharded:
         write_shards(folder, named)
@@ -77,14 +77,14 @@ def test_every_layout_is_the_same_model(folder, weights, states, prefix, stored,
     assert torch.equal(model(IDS), states)
 
 
-def test_dtype_is_what_was_asked_for(folder, weights):
+def test_language_plan_loads_the_given_dtype(folder, weights):
     save_file(weights, folder / "model.safetensors")
     model = open_language(folder).load("bfloat16")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert torch.equal(model.norm.weight, weights["norm.weight"].bfloat16())
 
 
-def test_head_and_rotary_tables_are_left_out(folder, weights, states):
+def test_open_language_leaves_out_head_and_rotary_tables(folder, weights, states):
     extra = {
         "lm_head.weight": torch.ones(11, 8),
         "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2),
@@ -109,14 +109,14 @@ def test_head_and_rotary_tables_are_left_out(folder, weights, states):
         ({"model.norm.weight": torch.ones(8)}, "holds norm.weight twice"),
     ],
 )
-def test_a_wrong_tensor_is_named(folder, weights, change, message):
+def test_open_language_names_a_wrong_tensor(folder, weights, change, message):
     changed = {name: value for name, value in (weights | change).items() if value is not None}
     save_file(changed, folder / "model.safetensors")
     with pytest.raises(ModelError, match=message):
         open_language(folder).load()
 
 
-def test_shards_that_do_not_fit_their_index(folder, weights):
+def test_open_language_refuses_shards_that_contradict_their_index(folder, weights):
     listed = write_shards(folder, weights)
     index = folder / "model.safetensors.index.json"
     wrong = listed | {"norm.weight": "model-00001-of-00003.safetensors"}
@@ -147,14 +147,14 @@ def test_shards_that_do_not_fit_their_index(folder, weights):
         (json.dumps({"model_type": "llama"}), "no Llama that can be read: no '"),
     ],
 )
-def test_a_wrong_config_is_named(folder, weights, config, message):
+def test_open_language_names_a_wrong_config(folder, weights, config, message):
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(config, encoding="utf-8")
     with pytest.raises(ModelError, match=message):
         open_language(folder).load()
 
 
-def test_missing_files(folder, tmp_path):
+def test_open_language_names_missing_files(folder, tmp_path):
     with pytest.raises(
         ModelError, match=r"has no weights: expected model\.safetensors or model\.safetensors\.index\.json"
     ):

@@ -72,7 +72,7 @@ def rows(*, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("left", [False, True], ids=["right padding", "left padding"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @torch.no_grad()
-def test_bidirectional_states_are_those_of_transformers(shape: dict, left: bool):
+def test_llama_bidirectional_equals_transformers(shape: dict, left: bool):
     reference, ours = pair(shape)
     ids, mask = rows(left=left)
     seen = mask[:, None, None, :].expand(-1, 1, 50, -1) != 0
@@ -84,7 +84,7 @@ def test_bidirectional_states_are_those_of_transformers(shape: dict, left: bool)
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
 @torch.no_grad()
-def test_causal_states_are_those_of_transformers(shape: dict):
+def test_llama_causal_equals_transformers(shape: dict):
     reference, ours = pair(shape)
     ids, mask = rows(left=False)
     collected: list[torch.Tensor] = []
@@ -97,7 +97,7 @@ def test_causal_states_are_those_of_transformers(shape: dict):
 
 
 @torch.no_grad()
-def test_causal_without_padding_sees_nothing_later():
+def test_llama_causal_sees_nothing_later():
     _, ours = pair(SHAPES["grouped"])
     ids = torch.randint(80, (2, 20))
     changed = ids.clone()
@@ -106,7 +106,7 @@ def test_causal_without_padding_sees_nothing_later():
     assert not torch.allclose(ours(ids)[:, :12], ours(changed)[:, :12])
 
 
-def test_rotary_tables_grow_and_do_not_change():
+def test_llama_rotary_tables_grow_and_do_not_change():
     _, ours = pair(SHAPES["llama3 rope"])
     like = torch.zeros(1)
     short = [table.clone() for table in ours.rotary(10, like)]
@@ -115,12 +115,12 @@ def test_rotary_tables_grow_and_do_not_change():
     assert all(torch.equal(a, b[:10]) for a, b in zip(short, long, strict=True))
 
 
-def test_pooling_is_the_mean_of_the_chosen():
+def test_mean_pool_averages_selected_states():
     states = torch.arange(12, dtype=torch.float32).view(1, 4, 3)
     assert mean_pool(states, torch.tensor([[0, 1, 0, 1]])).tolist() == [[6, 7, 8]]
 
 
-def test_transformers_4_layout_is_read():
+def test_llama_config_reads_the_layout_of_transformers_4():
     old = {"vocab_size": 9, "hidden_size": 8, "intermediate_size": 4, "num_hidden_layers": 1}
     old |= {
         "num_attention_heads": 2,
@@ -165,13 +165,13 @@ def test_transformers_4_layout_is_read():
         ({"attention_multiplier": 0.0156}, "attention_multiplier=0.0156, expected None"),
     ],
 )
-def test_what_it_does_not_compute_is_refused(change: dict, message: str):
+def test_llama_config_refuses_what_it_does_not_compute(change: dict, message: str):
     with pytest.raises(ValueError, match=re.escape(message)):
         llama_config(BASE | change)
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Qwen3", "Granite", "Gemma"])
-def test_relatives_of_llama_are_refused_by_their_own_configuration(family: str):
+def test_llama_config_refuses_relatives_of_llama(family: str):
     import transformers
 
     config = getattr(transformers, f"{family}Config")().to_dict()
@@ -188,5 +188,5 @@ def test_relatives_of_llama_are_refused_by_their_own_configuration(family: str):
         {"layer_types": ["full_attention"], "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}},
     ],
 )
-def test_entries_that_change_nothing_are_read(change: dict):
+def test_llama_config_reads_neutral_entries(change: dict):
     assert llama_config(BASE | change) == llama_config(BASE)

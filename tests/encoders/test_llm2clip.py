@@ -47,18 +47,18 @@ def noise(count: int, size: int = 32) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
 
 
-def test_text_vectors_are_those_of_the_parts(encoder: DualEncoder, parts: Parts):
+def test_load_folder_gives_the_text_vectors_of_its_parts(encoder: DualEncoder, parts: Parts):
     expected = np.stack([text_by_hand(parts, text) for text in TEXTS])
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=2e-6)
 
 
-def test_image_vectors_are_those_of_the_parts(encoder: DualEncoder, parts: Parts):
+def test_load_folder_gives_the_image_vectors_of_its_parts(encoder: DualEncoder, parts: Parts):
     pixels = noise(5)
     expected = np.stack([image_by_hand(parts, image) for image in pixels])
     np.testing.assert_allclose(encoder.encode_prepared(pixels), expected, atol=2e-6)
 
 
-def test_right_and_left_padding_give_the_same(encoder: DualEncoder, parts: Parts):
+def test_llama_padding_side_does_not_matter(encoder: DualEncoder, parts: Parts):
     ids, attention, embed = encoder.text_tower.reader.batch(["a cat", "the dog over there"])
     rolled = [part.clone() for part in (ids, attention, embed)]
     shift = ids.shape[1] - int(attention[0].sum())
@@ -71,7 +71,7 @@ def test_right_and_left_padding_give_the_same(encoder: DualEncoder, parts: Parts
     np.testing.assert_allclose(left.numpy(), right.numpy(), atol=5e-6)
 
 
-def test_what_padding_holds_does_not_matter(encoder: DualEncoder, parts: Parts):
+def test_llama_padding_content_does_not_matter(encoder: DualEncoder, parts: Parts):
     ids, attention, _ = encoder.text_tower.reader.batch(["a", "the dog over there"])
     other = torch.where(attention == 0, 99, ids)
     with torch.no_grad():
@@ -80,7 +80,7 @@ def test_what_padding_holds_does_not_matter(encoder: DualEncoder, parts: Parts):
     assert torch.equal(first[mask], second[mask])
 
 
-def test_a_long_text_is_cut_with_a_warning(encoder: DualEncoder):
+def test_load_folder_cuts_long_texts_with_a_warning(encoder: DualEncoder):
     # 40 tokens: begin, 38 characters, end. The limit counts what is told apart from the begin token.
     assert encoder.info.max_text_tokens == 39
     assert encoder.count_tokens(["x" * 38, "x" * 45]) == [39, 46]
@@ -92,7 +92,7 @@ def test_a_long_text_is_cut_with_a_warning(encoder: DualEncoder):
         np.testing.assert_allclose(cut, encoder.encode_texts([("abcdefghi" * 5)[:38]]), atol=1e-6)
 
 
-def test_no_transformers_on_this_path(tiny_folder: Path):
+def test_load_folder_does_not_import_transformers(tiny_folder: Path):
     code = (
         "import sys; from llm2clip.encoders import load_encoder\n"
         f"encoder = load_encoder({str(tiny_folder)!r}, device='cpu'); encoder.encode_texts(['a'])\n"
@@ -102,7 +102,7 @@ def test_no_transformers_on_this_path(tiny_folder: Path):
     assert ran.stdout.strip() == "[]"
 
 
-def test_half_precision_is_storage_only(parts: Parts, tmp_path: Path):
+def test_load_folder_computes_stored_float16_in_float32(parts: Parts, tmp_path: Path):
     encoder = load_encoder(parts.save(tmp_path / "half", dtype=torch.float16), device="cpu")
     assert isinstance(encoder, DualEncoder)
     rounded = torch.nn.Linear(16, 20, bias=False)
@@ -113,7 +113,7 @@ def test_half_precision_is_storage_only(parts: Parts, tmp_path: Path):
     assert torch.equal(loaded, rounded.weight)
 
 
-def test_devices_and_dtypes_that_are_not_there(tiny_folder: Path):
+def test_load_folder_refuses_unknown_devices_and_dtypes(tiny_folder: Path):
     with pytest.raises(ValueError, match="unknown device 'gpu', expected 'auto', 'cpu', 'cuda'"):
         load_encoder(tiny_folder, device="gpu")
     with pytest.raises(ValueError, match="'cuda:99' is not there: torch sees"):

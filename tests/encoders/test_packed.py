@@ -50,7 +50,7 @@ def one_by_one(llama: BidirectionalLlama, rows: list[TextRow]) -> torch.Tensor:
 
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("tokens", [1, 20, 1024])
-def test_each_text_is_read_as_if_alone(monkeypatch, key_heads: int, tokens: int):
+def test_pooled_states_reads_each_text_as_if_alone(monkeypatch, key_heads: int, tokens: int):
     monkeypatch.setattr(packed, "_CPU_TOKENS", tokens)
     scaling = RopeScaling(
         factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16
@@ -60,7 +60,7 @@ def test_each_text_is_read_as_if_alone(monkeypatch, key_heads: int, tokens: int)
     torch.testing.assert_close(got, one_by_one(llama, rows), atol=2e-6, rtol=1e-5)
 
 
-def test_in_half_precision_too():
+def test_pooled_states_in_half_precision():
     llama, rows = model(), texts()
     expected = one_by_one(llama, rows)
     got = pooled_states(llama.bfloat16(), rows, device=CPU)
@@ -68,7 +68,7 @@ def test_in_half_precision_too():
     assert torch.nn.functional.cosine_similarity(got, expected).min() > 0.999
 
 
-def test_nothing_but_the_texts_own_tokens_is_read_in_passes_of_a_bounded_size(monkeypatch):
+def test_pooled_states_reads_own_tokens_in_bounded_passes(monkeypatch):
     monkeypatch.setattr(packed, "_CPU_TOKENS", 40)
     llama, read = model(), []
     llama.embed_tokens.register_forward_hook(lambda module, ids, output: read.append(ids[0].numel()))
@@ -78,7 +78,7 @@ def test_nothing_but_the_texts_own_tokens_is_read_in_passes_of_a_bounded_size(mo
     assert len(read) < len(LENGTHS)
 
 
-def test_weights_and_tables_are_left_as_they_were():
+def test_pooled_states_leaves_weights_and_tables_unchanged():
     llama, rows = model(), texts()
     before = {name: value.clone() for name, value in llama.state_dict().items()}
     first, second = (pooled_states(llama, rows, device=CPU) for _ in range(2))

@@ -51,7 +51,7 @@ def test_pad_square_averages_when_shrinking():
 
 @pytest.mark.parametrize("mode", ResizeMode)
 @pytest.mark.parametrize("size", [(1, 1), (1, 1000), (1000, 1), (3, 5000), (5000, 3), (7, 8)])
-def test_any_shape_gives_a_square(mode: ResizeMode, size: tuple[int, int]):
+def test_resize_gives_a_square_for_any_shape(mode: ResizeMode, size: tuple[int, int]):
     square = spec(mode).resize(Image.new("RGB", size, (1, 2, 3)))
     assert (square.shape, square.dtype) == ((8, 8, 3), np.uint8)
     assert square[3, 3].tolist() == [1, 2, 3]
@@ -71,7 +71,7 @@ def test_squash_is_a_plain_resize():
         (Resample.LANCZOS, Image.Resampling.LANCZOS),
     ],
 )
-def test_the_filter_is_the_one_asked_for(resample: Resample, filter_: Image.Resampling):
+def test_resize_uses_the_given_filter(resample: Resample, filter_: Image.Resampling):
     image = noise(31, 17)
     ours = Preprocess(size=8, mode=ResizeMode.SQUASH, resample=resample).resize(image)
     assert np.array_equal(ours, np.asarray(image.resize((8, 8), filter_)))
@@ -95,7 +95,7 @@ def test_shortest_crop_is_what_clip_does(size: tuple[int, int]):
 
 
 @pytest.mark.parametrize("size", [(40, 1600), (1600, 40)])
-def test_a_long_strip_is_cropped_first_and_gives_the_same_middle(size: tuple[int, int]):
+def test_shortest_crop_of_a_long_strip_is_the_same_middle(size: tuple[int, int]):
     image = noise(*size)
     scale = 20 / 40
     width, height = int(size[0] * scale), int(size[1] * scale)
@@ -104,7 +104,7 @@ def test_a_long_strip_is_cropped_first_and_gives_the_same_middle(size: tuple[int
     assert np.array_equal(spec(ResizeMode.SHORTEST_CROP, 20).resize(image), np.asarray(whole))
 
 
-def test_a_thin_strip_does_not_fill_the_memory():
+def test_shortest_crop_of_a_thin_strip_is_bounded():
     """One pixel wide and 60,000 high: resized before cropping it would be 224 x 13,440,000 pixels."""
     square = spec(ResizeMode.SHORTEST_CROP, 224).resize(Image.new("RGB", (1, 60_000), (9, 8, 7)))
     assert (square == (9, 8, 7)).all()
@@ -147,11 +147,11 @@ def test_prepare_passes_the_limit_on():
         ),
     ],
 )
-def test_identifiers(preprocess: Preprocess, identifier: str):
+def test_identifier_of_known_settings(preprocess: Preprocess, identifier: str):
     assert preprocess.identifier == identifier
 
 
-def test_identifiers_tell_settings_apart():
+def test_identifier_tells_settings_apart():
     settings = [
         Preprocess(size=size, mode=mode, resample=resample, mean=mean, std=std)
         for size in (8, 9)
@@ -163,7 +163,7 @@ def test_identifiers_tell_settings_apart():
     assert len({one.identifier for one in settings}) == len(settings)
 
 
-def test_identifiers_leave_out_what_changes_nothing():
+def test_identifier_leaves_out_what_changes_nothing():
     squash = spec(ResizeMode.SQUASH)
     for same in ({"crop": Crop.HALF_EVEN}, {"order": Order.RESIZE_FIRST}):
         assert replace(squash, **same).identifier == squash.identifier
@@ -172,7 +172,7 @@ def test_identifiers_leave_out_what_changes_nothing():
 
 
 @pytest.mark.parametrize(("width", "left"), [(9, 0), (10, 1), (11, 2), (12, 2), (13, 2), (14, 3), (15, 4)])
-def test_the_middle_is_rounded_to_even_as_torchvision_does(width: int, left: int):
+def test_shortest_crop_rounds_to_even_as_torchvision(width: int, left: int):
     image = noise(width, 8)
     cropped = Preprocess(size=8, mode=ResizeMode.SHORTEST_CROP, crop=Crop.HALF_EVEN).resize(image)
     assert np.array_equal(cropped, np.asarray(image)[:, left : left + 8])
@@ -191,7 +191,7 @@ def saved(image: Image.Image, format: str) -> bytes:
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F"]
 )
-def test_upstream_takes_images_of_every_mode(mode: str, order: Order):
+def test_prepare_upstream_takes_every_mode(mode: str, order: Order):
     image = noise(20, 12).convert("L") if mode in ("I;16", "I", "F") else noise(20, 12)
     processor = Preprocess(size=8, mode=ResizeMode.SHORTEST_CROP, parity="upstream", order=order)
     made = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
@@ -200,7 +200,7 @@ def test_upstream_takes_images_of_every_mode(mode: str, order: Order):
 
 
 @pytest.mark.parametrize("format", ["PNG", "GIF", "TIFF", "BMP", "WEBP", "JPEG"])
-def test_upstream_reads_files_with_the_same_care(format: str):
+def test_prepare_upstream_refuses_bad_files(format: str):
     data = saved(noise(20, 12), format)
     processor = Preprocess(size=8, mode=ResizeMode.SHORTEST_CROP, parity="upstream")
     with Image.open(BytesIO(data)) as image:
@@ -217,7 +217,7 @@ def test_upstream_reads_files_with_the_same_care(format: str):
         processor.prepare(data, max_pixels=239)
 
 
-def test_json_round_trip():
+def test_preprocess_round_trips_through_json():
     for mode in ResizeMode:
         original = Preprocess(size=224, mode=mode, resample=Resample.LANCZOS, mean=CLIP_MEAN, std=CLIP_STD)
         assert (
@@ -237,6 +237,6 @@ def test_json_round_trip():
         ({"sise": 3}, r"preprocess: unknown keys: \['sise'\]; did you mean 'size'\?"),
     ],
 )
-def test_what_cannot_be_is_refused(change: dict[str, object], message: str):
+def test_preprocess_refuses_impossible_settings(change: dict[str, object], message: str):
     with pytest.raises(ModelError, match=message):
         from_json(Preprocess, {"size": 8, "mode": "squash", **change}, where="preprocess")

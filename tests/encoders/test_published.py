@@ -79,7 +79,7 @@ def pixels(images: list[Image.Image]) -> torch.Tensor:
 
 @pytest.mark.filterwarnings("ignore::llm2clip.encoders.TextTooLongWarning")
 @pytest.mark.parametrize("name", ["tiny-openai", "tiny-eva"])
-def test_texts_are_those_of_the_original(models: Path, name: str):
+def test_load_published_encodes_texts_as_the_original(models: Path, name: str):
     layout, language, _, _ = ROWS[name]
     texts, states = recorded(language)
     tensors = tower_file(layout, width=WIDTHS[language])
@@ -92,7 +92,7 @@ def test_texts_are_those_of_the_original(models: Path, name: str):
     assert np.abs(got - wrong).max() > 0.01
 
 
-def test_native_texts_are_the_same_where_the_original_makes_no_mistake(models: Path):
+def test_load_published_native_equals_reference_without_its_mistakes(models: Path):
     native, upstream = (
         load_encoder("tiny-openai", parity=parity, dtype="float32") for parity in ("native", "upstream")
     )
@@ -103,7 +103,7 @@ def test_native_texts_are_the_same_where_the_original_makes_no_mistake(models: P
     assert np.abs(ours - theirs).max() > 1e-3
 
 
-def test_siglip_rounds_the_states_and_leaves_their_length(models: Path):
+def test_load_published_siglip_rounds_states_and_keeps_their_length(models: Path):
     from llm2clip.encoders.text.llm_checkpoint import open_language
 
     encoder = load_encoder("tiny-siglip", dtype="float32")
@@ -125,7 +125,7 @@ def test_siglip_rounds_the_states_and_leaves_their_length(models: Path):
     assert np.abs(other - expected).max() > 1e-3
 
 
-def test_images_are_those_of_transformers(models: Path):
+def test_load_published_encodes_images_as_transformers(models: Path):
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     tensors = tower_file("openai", width=64)
@@ -139,7 +139,7 @@ def test_images_are_those_of_transformers(models: Path):
     np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_pickled_towers_are_converted_once(models: Path):
+def test_load_published_converts_pickles_once(models: Path):
     first = load_encoder("tiny-eva")
     vectors = first.encode_images(images())
     converted = first.source.vision.plan.path
@@ -157,7 +157,7 @@ def test_pickled_towers_are_converted_once(models: Path):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_what_it_says_of_itself(models: Path, name: str):
+def test_load_published_info_and_found(models: Path, name: str):
     layout, language, _, _ = ROWS[name]
     encoder = load_encoder(name)
     info = encoder.info
@@ -179,7 +179,7 @@ def test_what_it_says_of_itself(models: Path, name: str):
         assert "low-rank update of lora merged" in encoder.found
 
 
-def test_images_need_no_language_model(models: Path):
+def test_load_published_encodes_images_without_language_model(models: Path):
     shutil.rmtree(models / "tiny-8b")
     encoder = load_encoder("tiny-openai")
     assert encoder.encode_images(images()).shape == (3, 16)
@@ -188,7 +188,7 @@ def test_images_need_no_language_model(models: Path):
         encoder.encode_texts(TEXTS)
 
 
-def test_stored_states_need_no_language_model(models: Path):
+def test_encode_features_needs_no_language_model(models: Path):
     encoder = load_encoder("tiny-openai")
     vectors = encoder.encode_texts(TEXTS)
     states = np.concatenate([encoder.language_features([text]) for text in TEXTS])
@@ -200,7 +200,7 @@ def test_stored_states_need_no_language_model(models: Path):
         other.encode_features(np.ones((2, 48), np.float32))
 
 
-def test_a_wrong_pair_names_the_right_one(models: Path):
+def test_load_published_names_the_right_pair(models: Path):
     shutil.rmtree(models / "tiny-openai")  # nothing is looked for before the names fit
     with pytest.raises(ModelError) as caught:
         load_encoder("tiny-openai", language_model="tiny-1b-cc")
@@ -210,7 +210,9 @@ def test_a_wrong_pair_names_the_right_one(models: Path):
     )
 
 
-def test_a_wrong_folder_is_found_out_before_it_is_read(models: Path, monkeypatch: pytest.MonkeyPatch):
+def test_load_published_refuses_a_language_model_of_another_width(
+    models: Path, monkeypatch: pytest.MonkeyPatch
+):
     encoder = load_encoder("tiny-openai", language_model=LLAMAS["tiny-1b-cc"] / "model")
     encoder.encode_images(images())
     monkeypatch.setattr("llm2clip.encoders.text.llm_checkpoint.LanguagePlan.load", None)
@@ -220,14 +222,14 @@ def test_a_wrong_folder_is_found_out_before_it_is_read(models: Path, monkeypatch
         encoder.encode_texts(TEXTS)
 
 
-def test_another_pair_that_fits_is_remarked_on(models: Path, caplog: pytest.LogCaptureFixture):
+def test_load_published_warns_of_an_untrained_pair(models: Path, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.WARNING, logger="llm2clip.encoders"):
         encoder = load_encoder("tiny-siglip", language_model="tiny-8b-cc")
     assert "tiny-siglip was trained with tiny-lora-cc, not with tiny-8b-cc" in caplog.text
     assert encoder.encode_texts(TEXTS).shape == (3, 16)
 
 
-def test_a_language_model_alone(models: Path):
+def test_load_text_only_gives_states_and_refuses_images(models: Path):
     encoder = load_encoder("tiny-1b-cc", parity="upstream")
     texts, states = recorded("tiny-1b-cc")
     with pytest.warns(TextTooLongWarning):
@@ -238,7 +240,7 @@ def test_a_language_model_alone(models: Path):
         encoder.encode_images(images())
 
 
-def test_an_update_may_turn_out_to_be_a_whole_model(models: Path):
+def test_load_published_accepts_a_merged_model_for_an_update(models: Path):
     expected = load_encoder("tiny-openai", dtype="float32").language_features(TEXTS[:1])
     lora = models / "tiny-siglip" / "lora"
     shutil.rmtree(lora)
@@ -249,7 +251,7 @@ def test_an_update_may_turn_out_to_be_a_whole_model(models: Path):
     assert not any("low-rank" in line for line in encoder.found)
 
 
-def test_settings_beside_the_weights_have_the_last_word(models: Path):
+def test_load_published_follows_preprocessor_config(models: Path):
     settings = {
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
@@ -272,7 +274,7 @@ def without_adapter(tensors: dict) -> None:
         del tensors[name]
 
 
-def test_another_file_under_the_name_is_found_out(models: Path):
+def test_load_published_refuses_another_file_of_that_name(models: Path):
     path = models / "tiny-openai" / "model.safetensors"
     spoil(path, without_adapter)
     with pytest.raises(ModelError) as caught:
@@ -289,7 +291,7 @@ def test_another_file_under_the_name_is_found_out(models: Path):
         encoder.encode_texts(TEXTS)
 
 
-def test_a_tokenizer_that_does_not_fit(models: Path, tmp_path: Path):
+def test_load_published_refuses_a_tokenizer_of_another_model(models: Path, tmp_path: Path):
     from .conftest import byte_tokenizer
 
     file = shutil.copytree(models / "tiny-8b", tmp_path / "llama") / "tokenizer.json"
@@ -304,7 +306,7 @@ def test_a_tokenizer_that_does_not_fit(models: Path, tmp_path: Path):
     assert "does not fit the rules of llama: the tokenizer has no token '<|start_header_id|>': " in reasons[2]
 
 
-def test_choices_that_there_are_not(models: Path):
+def test_load_encoder_refuses_unknown_options(models: Path):
     with pytest.raises(ValueError, match="unknown dtype 'int3', expected 'auto' or one of float32, "):
         load_encoder("tiny-openai", dtype="int3")
     with pytest.raises(ValueError, match="preprocessing must be 'native' or 'reference', got 'both'"):

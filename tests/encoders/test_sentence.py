@@ -58,7 +58,7 @@ def images() -> list[Image.Image]:
     ]
 
 
-def test_texts_are_its_queries(saved: tuple[Path, Any]):
+def test_load_sentence_encodes_texts_as_queries(saved: tuple[Path, Any]):
     folder, model = saved
     ours = load_encoder(f"st:{folder}").encode_texts(TEXTS, batch_size=2)
     np.testing.assert_allclose(
@@ -67,7 +67,7 @@ def test_texts_are_its_queries(saved: tuple[Path, Any]):
     assert not np.allclose(ours, model.encode(TEXTS, normalize_embeddings=True), atol=1e-3)
 
 
-def test_images_are_its_documents(saved: tuple[Path, Any]):
+def test_load_sentence_encodes_images_as_documents(saved: tuple[Path, Any]):
     folder, model = saved
     ours = load_encoder(f"st:{folder}").encode_images(images(), batch_size=2)
     theirs = model.encode_document(images(), normalize_embeddings=True)
@@ -75,7 +75,7 @@ def test_images_are_its_documents(saved: tuple[Path, Any]):
     assert np.linalg.matrix_rank(ours) == 3
 
 
-def test_what_it_says_of_itself(saved: tuple[Path, Any]):
+def test_load_sentence_info(saved: tuple[Path, Any]):
     folder, model = saved
     encoder = load_encoder(f"st:{folder}")
     info = encoder.info
@@ -114,7 +114,7 @@ def test_build_index_takes_images_of_different_sizes(saved: tuple[Path, Any], tm
     assert [hits[0].key for hits in found] == ["0.png", "1.png", "2.png"]
 
 
-def test_a_model_that_reads_texts_only(tmp_path: Path):
+def test_load_sentence_refuses_text_only_models(tmp_path: Path):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizer
@@ -130,7 +130,7 @@ def test_a_model_that_reads_texts_only(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", ["modules.json", "0_Router/router_config.json"])
-def test_no_code_of_a_model_is_run(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_load_sentence_runs_no_code_of_a_model(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "evil.py").write_text("open('ran', 'w')\nclass Module: pass\n")
     monkeypatch.chdir(tmp_path)
     path = tmp_path / place
@@ -146,7 +146,7 @@ def test_no_code_of_a_model_is_run(place: str, tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_folder_of_something_else_is_named(tmp_path: Path):
+def test_load_sentence_names_other_folders(tmp_path: Path):
     (tmp_path / "config.json").write_text('{"model_type": "nonsense"}')
     with pytest.raises(ModelError, match="cannot be loaded by sentence-transformers: "):
         load_encoder(f"st:{tmp_path}").encode_texts(["cat"])
@@ -156,7 +156,7 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", ["..", "/etc", "0_Link"])
-def test_a_module_lies_in_the_folder(place: str, tmp_path: Path):
+def test_load_sentence_refuses_modules_outside_the_folder(place: str, tmp_path: Path):
     folder = tmp_path / "model"
     folder.mkdir()
     (tmp_path / "elsewhere").mkdir()
@@ -169,13 +169,13 @@ def test_a_module_lies_in_the_folder(place: str, tmp_path: Path):
         load_encoder(f"st:{folder}")
 
 
-def test_a_file_beside_the_weights_that_cannot_be_read(tmp_path: Path):
+def test_model_settings_names_unreadable_files(tmp_path: Path):
     (tmp_path / "prompts.json").write_text("{")
     with pytest.raises(ModelError, match=r"prompts\.json cannot be read: Expecting"):
         model_settings(tmp_path)
 
 
-def test_without_files_and_network_the_way_out_is_told(data_home: Path):
+def test_load_sentence_says_how_to_download(data_home: Path):
     with pytest.raises(ModelError) as caught:
         load_encoder("st:Qwen/Qwen3-VL-Embedding-2B")
     message = str(caught.value)

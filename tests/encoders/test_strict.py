@@ -59,11 +59,11 @@ OUTERS = st.builds(
 
 
 @given(OUTERS)
-def test_there_and_back(original: Outer):
+def test_from_json_reverses_to_json(original: Outer):
     assert from_json(Outer, json.loads(json.dumps(to_json(original))), where="config") == original
 
 
-def test_whole_numbers_are_taken_for_floats():
+def test_from_json_takes_whole_numbers_for_floats():
     inner = from_json(Inner, {"depth": 1, "rate": 2}, where="config")
     assert (inner.rate, type(inner.rate)) == (2.0, float)
 
@@ -97,12 +97,12 @@ GOOD = {"name": "a", "inner": {"depth": 1}}
         ([], r"config: expected an object, got list \[\]"),
     ],
 )
-def test_mistakes_are_named(data: object, message: str):
+def test_from_json_names_mistakes(data: object, message: str):
     with pytest.raises(ModelError, match=message):
         from_json(Outer, data, where="config")
 
 
-def test_long_values_are_not_repeated_whole():
+def test_from_json_shortens_long_values():
     with pytest.raises(ModelError) as caught:
         from_json(Outer, {**GOOD, "limit": "x" * 1000}, where="config")
     assert len(str(caught.value)) < 120

@@ -46,7 +46,7 @@ def rows(reader: TextReader, *texts: str) -> list[list[list[int]]]:
     return [part.tolist() for part in reader.batch(texts)]
 
 
-def test_row_of_begin_header_caption_and_end(reader):
+def test_text_reader_builds_rows_of_begin_header_caption_end(reader):
     ids, attention, embed = reader.batch(["a red fox"])
     assert ids.tolist() == [[*BEFORE, A, RED, FOX, END]]
     assert attention.tolist() == [[1] * 8]
@@ -54,20 +54,20 @@ def test_row_of_begin_header_caption_and_end(reader):
     assert {part.dtype for part in (ids, attention, embed)} == {torch.int64}
 
 
-def test_padding_stands_on_the_right(reader):
+def test_text_reader_pads_on_the_right(reader):
     ids, attention, embed = rows(reader, "a red fox", "fox")
     assert ids == [[*BEFORE, A, RED, FOX, END], [*BEFORE, FOX, END, PAD, PAD]]
     assert attention == [[1] * 8, [1] * 6 + [0] * 2]
     assert embed == [[0] * 4 + [1] * 4, [0] * 4 + [1] * 2 + [0] * 2]
 
 
-def test_a_long_caption_loses_words_and_keeps_its_end_token(reader):
+def test_text_reader_cuts_captions_before_the_end_token(reader):
     ids, _, embed = rows(reader, "a red fox a red fox a red")
     assert ids == [[*BEFORE, A, RED, FOX, A, RED, END]]
     assert embed == [[0] * 4 + [1] * 6]
 
 
-def test_doc_max_length_limits_the_caption_alone():
+def test_text_reader_limits_the_caption_by_doc_max_length():
     rules = TextRules(header=RULES.header, footer=RULES.footer, max_tokens=10, doc_max_length=2)
     reader = TextReader(word_tokenizer(), rules)
     assert rows(reader, "a red fox")[0] == [[*BEFORE, A, RED, END]]
@@ -76,7 +76,7 @@ def test_doc_max_length_limits_the_caption_alone():
     assert TextReader(word_tokenizer(), loose).capacity == 6
 
 
-def test_names_of_special_tokens_in_a_caption_are_text(reader):
+def test_text_reader_reads_names_of_special_tokens_as_text(reader):
     ids, _, embed = rows(reader, "a <eot> fox")
     plain = [WORDS["<"], WORDS["eot"], WORDS[">"]]
     assert ids == [[*BEFORE, A, *plain, FOX, END]]
@@ -84,11 +84,11 @@ def test_names_of_special_tokens_in_a_caption_are_text(reader):
 
 
 @pytest.mark.parametrize("text", ["  a fox", "a fox \n", "\t a fox\u00a0", "\n\na fox\n\n"])
-def test_surrounding_white_space_does_not_count(reader, text):
+def test_text_reader_strips_white_space(reader, text):
     assert rows(reader, text) == rows(reader, "a fox")
 
 
-def test_an_empty_caption_pools_the_end_token_if_there_is_one(reader):
+def test_text_reader_pools_the_end_token_of_an_empty_caption(reader):
     ids, _, embed = rows(reader, " ")
     assert ids == [[*BEFORE, END]]
     assert embed == [[0, 0, 0, 0, 1]]
@@ -98,7 +98,7 @@ def test_an_empty_caption_pools_the_end_token_if_there_is_one(reader):
         bare.batch(["fox", " "])
 
 
-def test_what_a_post_processor_adds_behind_is_pooled():
+def test_text_reader_pools_what_a_post_processor_appends():
     tokenizer = word_tokenizer()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<begin> $A <eot>", special_tokens=[("<begin>", BEGIN), ("<eot>", END)]
@@ -109,29 +109,29 @@ def test_what_a_post_processor_adds_behind_is_pooled():
     assert reader.capacity == 3
 
 
-def test_tokens_are_counted_with_the_end_token_and_without_header(reader):
+def test_count_tokens_includes_end_token_without_header(reader):
     assert reader.count_tokens(["fox", "a red fox", "a red fox a red fox a red"]) == [2, 4, 9]
     assert reader.capacity == 6
 
 
-def test_truncation_and_padding_of_the_tokenizer_file_do_not_matter(reader):
+def test_text_reader_overrides_truncation_and_padding_of_the_file(reader):
     tokenizer = word_tokenizer()
     tokenizer.enable_truncation(3)
     tokenizer.enable_padding(length=50)
     assert rows(TextReader(tokenizer, RULES, pad_id=PAD), "a red fox") == rows(reader, "a red fox")
 
 
-def test_no_texts(reader):
+def test_text_reader_refuses_no_texts(reader):
     with pytest.raises(ValueError, match="expected at least one text"):
         reader.batch([])
 
 
-def test_bytes_that_are_no_text(reader):
+def test_text_reader_refuses_invalid_unicode(reader):
     with pytest.raises(ValueError, match=r"expected text in valid Unicode, got 'fox\\udc80'"):
         reader.batch(["a", b"fox\x80".decode(errors="surrogateescape")])
 
 
-def test_rules_that_leave_no_room():
+def test_text_reader_refuses_rules_without_room():
     with pytest.raises(
         ValueError, match="max_tokens 5 leaves no room for a caption: 5 tokens stand around it"
     ):
@@ -139,7 +139,7 @@ def test_rules_that_leave_no_room():
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"doc_max_length": 0}, {"parity": "reference"}])
-def test_impossible_rules(options):
+def test_text_rules_refuse_impossible_values(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         TextRules(**options)
 
@@ -171,7 +171,7 @@ def embed(model: BidirectionalLlama, reader: TextReader, texts: list[str]) -> to
 @given(
     st.lists(st.lists(st.sampled_from(["a", "red", "fox"]), max_size=9).map(" ".join), min_size=1, max_size=6)
 )
-def test_a_result_depends_neither_on_the_batch_nor_on_what_padding_is(model, texts):
+def test_pool_depends_neither_on_batch_nor_on_padding(model, texts):
     together = embed(model, TextReader(word_tokenizer(), RULES, pad_id=PAD), texts)
     reader = TextReader(word_tokenizer(), RULES, pad_id=FOX)
     torch.testing.assert_close(embed(model, reader, texts), together, atol=1e-5, rtol=1e-5)
@@ -179,7 +179,7 @@ def test_a_result_depends_neither_on_the_batch_nor_on_what_padding_is(model, tex
     torch.testing.assert_close(alone, together, atol=1e-5, rtol=1e-5)
 
 
-def test_pooling_is_the_mean_over_caption_and_end_token(reader):
+def test_pool_averages_caption_and_end_token(reader):
     hidden = torch.arange(8, dtype=torch.float32).repeat(2, 1)[..., None] ** 2
     _, _, mask = reader.batch(["a red fox", "fox"])
     assert reader.pool(hidden, mask).flatten().tolist() == [(16 + 25 + 36 + 49) / 4, (16 + 25) / 2]
@@ -243,7 +243,7 @@ def nano_json() -> str:
     texts=st.lists(st.one_of(st.sampled_from(CORPUS), st.text()), min_size=1, max_size=5),
     limit=st.integers(4, 20),
 )
-def test_nano_reads_what_it_was_trained_to_read(nano_json, texts, limit):
+def test_text_reader_of_nano_gives_the_trained_tokens(nano_json, texts, limit):
     texts = [text.strip() for text in texts]
     reader = TextReader(Tokenizer.from_str(nano_json), TextRules(footer="<|eot_id|>", max_tokens=limit))
     trained = TextEncoder(Tokenizer.from_str(nano_json), max_tokens=limit).tokenize(texts)
@@ -254,7 +254,7 @@ def test_nano_reads_what_it_was_trained_to_read(nano_json, texts, limit):
     assert not embed[:, 0].any()
 
 
-def test_nano_reads_names_of_special_tokens_as_text(nano_json):
+def test_text_reader_of_nano_reads_names_of_special_tokens_as_text(nano_json):
     reader = TextReader(Tokenizer.from_str(nano_json), TextRules(footer=EOT, max_tokens=50))
     begin, end = (Tokenizer.from_str(nano_json).token_to_id(token) for token in (BOS, EOT))
     (row,), _, _ = rows(reader, f"fox{EOT} {BOS}red")
@@ -262,6 +262,6 @@ def test_nano_reads_names_of_special_tokens_as_text(nano_json):
     assert (row.count(begin), row.count(end)) == (1, 1)
 
 
-def test_llama_3_wrapper():
+def test_text_reader_wraps_texts_for_llama_3():
     assert LLAMA3_HEADER == "<|start_header_id|>user<|end_header_id|>\n\n"
     assert LLAMA3_FOOTER == "<|eot_id|>"

@@ -23,12 +23,12 @@ from llm2clip.encoders.text.clip_tokenizer import Cleaning, TextForm, TokenReade
         ("!!!", ""),
     ],
 )
-def test_canonical_texts_are_those_of_siglips_tokenizer(text: str, expected: str):
+def test_clean_canonical_is_what_siglips_tokenizer_does(text: str, expected: str):
     """Recorded from ``SiglipTokenizer.canonicalize_text`` of transformers 5.23, which needs sentencepiece."""
     assert clean(text, Cleaning.CANONICAL) == expected
 
 
-def test_the_other_cleanings():
+def test_clean_lower_and_chinese():
     text = "“ABC”, Ä  x"
     assert clean(text, Cleaning.NONE) == text
     assert clean(text, Cleaning.LOWER) == "“abc”, ä  x"
@@ -47,7 +47,7 @@ def letters() -> Tokenizer:
     return tokenizer
 
 
-def test_rows_are_cut_before_their_end_and_filled_up_after_it():
+def test_token_reader_cuts_before_the_end_and_pads_after_it():
     reader = TokenReader(letters(), form=TextForm(end="</s>", pad="<pad>"), limit=5)
     assert reader.count(["a", "abcdef"]) == [3, 8]
     ids, mask = reader.batch(["a", "abcdef"])
@@ -58,7 +58,7 @@ def test_rows_are_cut_before_their_end_and_filled_up_after_it():
     assert ids.tolist() == [[1, 3, 2]]
 
 
-def test_rows_of_fixed_length_have_no_mask():
+def test_token_reader_gives_no_mask_for_fixed_lengths():
     form = TextForm(end="</s>", pad="</s>", cleaning=Cleaning.LOWER, fixed=True)
     ids, mask = TokenReader(letters(), form=form, limit=6).batch(["AB"])
     assert ids.tolist() == [[1, 3, 4, 2, 2, 2]]
