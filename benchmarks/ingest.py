@@ -183,7 +183,9 @@ class Idle:
     def prepare(self, image: bytes, /, *, draft: bool = False) -> PreparedImage:
         return self._preprocess.prepare(image)
 
-    def encode_prepared(self, pixels: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def encode_prepared(
+        self, pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], /
+    ) -> NDArray[np.float32]:
         return self._rows[: len(pixels)]
 
 

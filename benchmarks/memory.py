@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -65,7 +65,9 @@ class Nothing:
     def prepare(self, image: bytes, /, *, draft: bool = False) -> PreparedImage:
         return PreparedImage(pixels=np.empty((SIDE, SIDE, 3), np.uint8), width=SIDE, height=SIDE)
 
-    def encode_prepared(self, pixels: NDArray[np.uint8], /) -> NDArray[np.float32]:
+    def encode_prepared(
+        self, pixels: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], /
+    ) -> NDArray[np.float32]:
         return self._rows[: len(pixels)]
 
 
