@@ -103,17 +103,6 @@ class ScoreSource(ABC):
             yield start, stop, self.block(start, stop)
 
 
-def score_source(scores: Scores | Embeddings) -> ScoreSource:
-    """The source of a matrix of scores, or of embeddings on their device."""
-    if not isinstance(scores, Embeddings):
-        return MatrixSource(scores)
-    if scores.device is None:
-        return ProductSource(scores)
-    from llm2clip.eval.metrics.blockwise_scores_torch import TorchSource
-
-    return TorchSource(scores)
-
-
 @final
 class ArrayBlock(Block):
     """A block in NumPy."""

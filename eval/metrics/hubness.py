@@ -14,8 +14,8 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores, checked_shape, score_source
-from llm2clip.eval.metrics.rank_positions import Positives, PositivesLike, rank_positions
+from llm2clip.eval.metrics.blockwise_scores import Embeddings, Scores, checked_shape
+from llm2clip.eval.metrics.rank_positions import Positives, PositivesLike, rank_positions, score_source
 from llm2clip.eval.metrics.recall import RetrievalMetrics, Unmatched, direction_metrics
 
 

@@ -16,9 +16,11 @@ from llm2clip.eval.metrics.blockwise_scores import (
     Block,
     Embeddings,
     Indices,
+    MatrixSource,
+    ProductSource,
     Scores,
+    ScoreSource,
     checked_shape,
-    score_source,
 )
 
 PositivesLike: TypeAlias = Union[
@@ -142,6 +144,17 @@ class RankPositions:
         new[1:] = (self.query[1:] != self.query[:-1]) | (self.score[1:] != self.score[:-1])
         group = np.cumsum(new) - 1
         return group, np.bincount(group)[group]
+
+
+def score_source(scores: Scores | Embeddings) -> ScoreSource:
+    """The source of a matrix of scores, or of embeddings on their device."""
+    if not isinstance(scores, Embeddings):
+        return MatrixSource(scores)
+    if scores.device is None:
+        return ProductSource(scores)
+    from llm2clip.eval.metrics.blockwise_scores_torch import TorchSource
+
+    return TorchSource(scores)
 
 
 def rank_positions(
