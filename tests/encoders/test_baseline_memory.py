@@ -66,7 +66,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("side", "dtype"), [("vision", "float32"), ("vision", "bfloat16"), ("text", "float32")]
 )
-def test_a_side_is_loaded_into_its_own_size(side: str, dtype: str, large: Path):
+def test_load_tower_takes_little_more_than_its_weights(side: str, dtype: str, large: Path):
     command = [sys.executable, "-c", MEASURE, str(large), side, dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     peak, weights = map(int, done.stdout.split())

@@ -146,13 +146,13 @@ def expected(row: EncoderEntry) -> int:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_parameters_are_those_of_the_architecture(name: str):
+def test_baseline_entries_parameters_equal_the_architecture(name: str):
     with torch.device("meta"):
         assert expected(ROWS[name]) == ROWS[name].parameters
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=lambda row: row.name)
-def test_a_line_is_complete(row: EncoderEntry):
+def test_baseline_entries_are_complete(row: EncoderEntry):
     assert row.files
     assert row.languages
     assert row.licence
@@ -172,7 +172,7 @@ def test_a_line_is_complete(row: EncoderEntry):
     assert 0 <= row.download_bytes - each * row.parameters < 65_000_000
 
 
-def test_cards_say_what_one_must_know():
+def test_list_encoders_describes_baselines():
     cards = {card.name: card for card in list_encoders() if not card.name.startswith("llm2clip")}
     assert list(cards) == ["nano", *ROWS]
     del cards["nano"]

@@ -37,7 +37,7 @@ LANGUAGES = {
 }
 
 
-def test_everything_published_is_there():
+def test_encoder_entries_hold_every_published_model():
     assert {row.name: row.repository for row in PUBLISHED} == {
         name: f"microsoft/{repository}" for name, repository in NAMES.items()
     }
@@ -45,7 +45,7 @@ def test_everything_published_is_there():
 
 
 @pytest.mark.parametrize("row", PUBLISHED, ids=lambda row: row.name)
-def test_a_row_says_all_one_must_know(row: catalogue.EncoderEntry):
+def test_encoder_entry_is_complete(row: catalogue.EncoderEntry):
     assert re.fullmatch(r"|[0-9a-f]{8,40}", row.revision)
     assert re.fullmatch(r"|[0-9a-f]{64}", row.weights_sha256)
     assert row.files
@@ -64,18 +64,18 @@ def test_a_row_says_all_one_must_know(row: catalogue.EncoderEntry):
     assert bool(row.nearest_setting) == (row.nearest != catalogue.Recall())
 
 
-def test_adapters_are_as_large_as_the_reference_says():
+def test_adapter_parameters_equals_the_reference():
     assert adapter_parameters(4096, 1280) == 273_769_728
     assert adapter_parameters(2048, 1280) == 69_776_640
 
 
-def test_only_the_siglip_release_leaves_the_states_as_they_are():
+def test_encoder_entries_scale_states_except_siglip():
     for row in PUBLISHED:
         siglip = row.layout == "siglip2"
         assert (row.normalize_input, row.half_features) == (not siglip, siglip)
 
 
-def test_texts_are_wrapped_as_on_the_cards():
+def test_language_models_have_the_rules_of_their_cards():
     assert {row.name: (row.wrapper, row.max_tokens, row.doc_max_length) for row in language_models()} == {
         "llama-3-8b-cc": ("llama3", 512, 512),
         "llama-3.2-1b-cc": ("llama3", 512, 400),
@@ -88,14 +88,14 @@ def test_texts_are_wrapped_as_on_the_cards():
     ["{name}", "{repository}", "microsoft/{repository}", "{upper}"],
     ids=["name", "repo", "hub", "upper"],
 )
-def test_all_spellings_are_known(spelling: str):
+def test_find_encoder_accepts_every_spelling(spelling: str):
     for name, repository in NAMES.items():
         asked = spelling.format(name=name, repository=repository, upper=name.upper())
         assert find_encoder(asked).name == name
         assert find_language(asked) is None
 
 
-def test_a_wrong_pair_names_the_right_one():
+def test_pairing_problem_names_the_partner():
     assert pairing_problem(
         "llm2clip-openai-l-14-336", width=4096, language="llama-3.2-1b-cc", hidden=2048
     ) == (
@@ -132,13 +132,13 @@ ROW = '[[encoder]]\nname = "a"\nfamily = "f"\nrepository = "o/a"\ndim = 1\nimage
         (ROW + 'download_bytes = "much"\n', r"encoder 1\.download_bytes: expected int, got str 'much'"),
     ],
 )
-def test_a_wrong_line_is_named(table: Path, text: str, reason: str):
+def test_encoder_entries_refuses_invalid_table(table: Path, text: str, reason: str):
     table.write_text(text)
     with pytest.raises(ModelError, match=reason):
         encoder_entries()
 
 
-def test_a_missing_partner_is_named(table: Path):
+def test_language_of_refuses_unknown_language_model(table: Path):
     table.write_text(ROW + 'language_model = "b"\n')
     with pytest.raises(ModelError, match="the catalogue has no language model 'b', which a needs"):
         language_of(encoder_entries()[0])

@@ -45,7 +45,7 @@ def same(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_the_same_tensors_come_out(tensors: dict, zipped: bool, tmp_path: Path):
+def test_convert_checkpoint_keeps_tensors(tensors: dict, zipped: bool, tmp_path: Path):
     torch.save(tensors, tmp_path / "model.pt", _use_new_zipfile_serialization=zipped)
     same(convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache"), tensors)
 
@@ -59,12 +59,12 @@ def test_the_same_tensors_come_out(tensors: dict, zipped: bool, tmp_path: Path):
         lambda state: {f"module.{name}": tensor for name, tensor in state.items()},
     ],
 )
-def test_what_training_programs_put_around_it_is_taken_off(wrap, tensors: dict, tmp_path: Path):
+def test_convert_checkpoint_unwraps_training_state(wrap, tensors: dict, tmp_path: Path):
     torch.save(wrap(tensors), tmp_path / "model.pt")
     same(convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache"), tensors)
 
 
-def test_the_record_says_what_was_made_of_what(tensors: dict, tmp_path: Path):
+def test_read_conversion_gives_source_and_result(tensors: dict, tmp_path: Path):
     pt = tmp_path / "model.pt"
     torch.save(tensors, pt)
     path = convert_checkpoint(pt, tmp_path / "cache")
@@ -76,7 +76,7 @@ def test_the_record_says_what_was_made_of_what(tensors: dict, tmp_path: Path):
     assert sorted(file.suffix for file in (tmp_path / "cache").iterdir()) == [".json", ".safetensors"]
 
 
-def test_it_is_converted_once(tensors: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_convert_checkpoint_converts_once(tensors: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pt, cache = tmp_path / "model.pt", tmp_path / "cache"
     torch.save(tensors, pt)
     path = convert_checkpoint(pt, cache)
@@ -94,7 +94,7 @@ def test_it_is_converted_once(tensors: dict, tmp_path: Path, monkeypatch: pytest
     assert len(hashes) == 1
 
 
-def test_another_file_of_that_name_is_converted_anew(tensors: dict, tmp_path: Path):
+def test_convert_checkpoint_converts_changed_file_again(tensors: dict, tmp_path: Path):
     pt, cache = tmp_path / "model.pt", tmp_path / "cache"
     torch.save(tensors, pt)
     first = convert_checkpoint(pt, cache)
@@ -107,7 +107,7 @@ def test_another_file_of_that_name_is_converted_anew(tensors: dict, tmp_path: Pa
 
 
 @pytest.mark.parametrize("spoil", ["shorten", "remove", "record", "record is empty", "record of another"])
-def test_a_spoilt_cache_is_made_again(spoil: str, tensors: dict, tmp_path: Path):
+def test_convert_checkpoint_repairs_damaged_cache(spoil: str, tensors: dict, tmp_path: Path):
     pt, cache = tmp_path / "model.pt", tmp_path / "cache"
     torch.save(tensors, pt)
     path = convert_checkpoint(pt, cache)
@@ -127,7 +127,7 @@ def test_a_spoilt_cache_is_made_again(spoil: str, tensors: dict, tmp_path: Path)
     same(convert_checkpoint(pt, cache), tensors)
 
 
-def test_a_hash_that_is_expected(tensors: dict, tmp_path: Path):
+def test_convert_checkpoint_checks_expected_hash(tensors: dict, tmp_path: Path):
     pt, cache = tmp_path / "model.pt", tmp_path / "cache"
     torch.save(tensors, pt)
     right = hashlib.sha256(pt.read_bytes()).hexdigest()
@@ -139,7 +139,7 @@ def test_a_hash_that_is_expected(tensors: dict, tmp_path: Path):
         convert_checkpoint(pt, cache, sha256="00")
 
 
-def test_a_name_is_no_hash(tensors: dict, tmp_path: Path):
+def test_convert_checkpoint_does_not_trust_hub_names(tensors: dict, tmp_path: Path):
     """The hub's cache calls files by their hashes; whether they have those is another question."""
     (tmp_path / "blobs").mkdir()
     (tmp_path / "snapshots" / "abc").mkdir(parents=True)
@@ -155,7 +155,7 @@ def test_a_name_is_no_hash(tensors: dict, tmp_path: Path):
     assert read_conversion(path).sha256 == right
 
 
-def test_two_files_that_differ_only_inside(tensors: dict, tmp_path: Path):
+def test_convert_checkpoint_tells_files_of_one_name_and_size_apart(tensors: dict, tmp_path: Path):
     """Archives and images of systems give every file one age, and models of one shape have one size."""
     other = tensors | {"c.brain": tensors["c.brain"] + 1}
     for place, state in (("a", tensors), ("b", other)):
@@ -169,7 +169,9 @@ def test_two_files_that_differ_only_inside(tensors: dict, tmp_path: Path):
         same(convert_checkpoint(second, tmp_path / "cache"), other)
 
 
-def test_a_failed_write_leaves_nothing(tensors: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_convert_checkpoint_leaves_nothing_after_failed_write(
+    tensors: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -192,7 +194,7 @@ class Planted:
 
 @pytest.mark.parametrize("place", ["value", "nested", "whole", "key"])
 @pytest.mark.parametrize("suffix", [".pt", ".bin"])
-def test_a_payload_does_not_run(place: str, suffix: str, tmp_path: Path):
+def test_convert_checkpoint_does_not_run_payload(place: str, suffix: str, tmp_path: Path):
     planted = Planted(tmp_path / "planted")
     state: object = {
         "value": {**eva02(), "visual.extra": planted},
@@ -213,7 +215,7 @@ def test_a_payload_does_not_run(place: str, suffix: str, tmp_path: Path):
     assert (tmp_path / "planted").exists()
 
 
-def test_a_tensor_that_claims_more_than_it_has(tmp_path: Path):
+def test_convert_checkpoint_refuses_oversized_tensor(tmp_path: Path):
     torch.save({"huge": torch.zeros(1).expand(1_000_000, 1_000_000)}, tmp_path / "model.pt")
     with pytest.raises(
         ModelError, match=r"huge claims 4,000,000,000,000 bytes \(shape \[1000000, 1000000\]\)"
@@ -221,7 +223,7 @@ def test_a_tensor_that_claims_more_than_it_has(tmp_path: Path):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")
 
 
-def test_many_names_for_the_same_bytes(tmp_path: Path):
+def test_convert_checkpoint_refuses_many_names_for_the_same_bytes(tmp_path: Path):
     large = torch.zeros(1 << 20)
     torch.save({f"copy {number}": large for number in range(64)}, tmp_path / "model.pt")
     with pytest.raises(ModelError, match=r"copy .* more than the file holds"):
@@ -245,13 +247,13 @@ def test_many_names_for_the_same_bytes(tmp_path: Path):
         ({"a": torch.zeros(3, device="meta")}, "a is no plain tensor .*meta|damaged"),
     ],
 )
-def test_what_is_no_state_dict(state: object, message: str, tmp_path: Path):
+def test_convert_checkpoint_refuses_other_objects(state: object, message: str, tmp_path: Path):
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(ModelError, match=message):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")
 
 
-def test_a_program_is_told_apart(tmp_path: Path):
+def test_convert_checkpoint_refuses_torchscript(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "model.pt", "w") as archive:
         for name in ("data.pkl", "constants.pkl", "code/x.py"):
             archive.writestr(f"model/{name}", b"")
@@ -259,6 +261,6 @@ def test_a_program_is_told_apart(tmp_path: Path):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")
 
 
-def test_a_missing_file(tmp_path: Path):
+def test_convert_checkpoint_refuses_missing_file(tmp_path: Path):
     with pytest.raises(ModelError, match=r"model\.pt cannot be read: No such file"):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")

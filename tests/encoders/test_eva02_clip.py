@@ -105,7 +105,7 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "mine"))
 
 
-def test_images_are_those_of_the_reference(saved: Path):
+def test_encode_images_equals_the_reference(saved: Path):
     encoder = load_encoder(saved)
     assert isinstance(encoder, DualEncoder)
     pixels = load_file(GOLDEN / "inputs.safetensors")["pixel_values"]
@@ -116,7 +116,7 @@ def test_images_are_those_of_the_reference(saved: Path):
     assert encoder.loaded_sides == {"vision"}
 
 
-def test_texts_are_those_of_the_original(saved: Path):
+def test_encode_texts_equals_the_original(saved: Path):
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(saved)
@@ -128,7 +128,7 @@ def test_texts_are_those_of_the_original(saved: Path):
     assert encoder.loaded_sides == {"text"}
 
 
-def test_what_it_says_of_itself(saved: Path):
+def test_info_of_eva02_clip(saved: Path):
     info = load_encoder(saved).info
     assert (info.family, info.dim, info.image_size, info.max_text_tokens) == (
         "eva02-clip",
@@ -142,7 +142,7 @@ def test_what_it_says_of_itself(saved: Path):
     assert info.note.startswith("EVA02-CLIP B/16")
 
 
-def test_biases_may_lie_beside_their_layers(saved: Path, folder: Path):
+def test_load_eva02_clip_reads_old_biases(saved: Path, folder: Path):
     """As in the files of before LLM2CLIP."""
     tensors = checkpoint()
     for name in [name for name in tensors if name.endswith(("attn.q_proj.bias", "attn.v_proj.bias"))]:
@@ -162,21 +162,21 @@ def test_biases_may_lie_beside_their_layers(saved: Path, folder: Path):
         ({"text.positional_embedding": torch.zeros(3)}, "expected 2 axes, none empty"),
     ],
 )
-def test_files_that_are_wrong(change: dict[str, Tensor | None], message: str, folder: Path):
+def test_load_eva02_clip_names_wrong_tensors(change: dict[str, Tensor | None], message: str, folder: Path):
     tensors = {name: tensor for name, tensor in {**checkpoint(), **change}.items() if tensor is not None}
     torch.save(tensors, folder / "EVA02_CLIP_B_psz16_s8B.pt")
     with pytest.raises(ModelError, match=message):
         load_encoder(folder).encode_texts(["cat"])
 
 
-def test_it_is_found_by_its_name(saved: Path, data_home: Path):
+def test_load_encoder_finds_eva02_clip_by_name(saved: Path, data_home: Path):
     shutil.copytree(saved, data_home / "models" / "EVA-CLIP")
     encoder = load_encoder("eva02-clip-b-16")
     assert encoder.info.name == "eva02-clip-b-16"
     assert np.array_equal(encoder.encode_texts(["cat"]), load_encoder(saved).encode_texts(["cat"]))
 
 
-def test_another_file_under_its_name_is_refused(
+def test_load_encoder_refuses_another_file_of_that_name(
     saved: Path, data_home: Path, monkeypatch: pytest.MonkeyPatch
 ):
     shutil.copytree(saved, data_home / "models" / "EVA-CLIP")

@@ -195,7 +195,7 @@ def theirs(reference: Reference, family: str, texts: list[str]) -> NDArray[np.fl
     return unit(reference.model.get_text_features(**tokens).pooler_output)
 
 
-def test_images_are_those_of_transformers(family: str, references: dict[str, Reference]):
+def test_encode_images_equals_transformers(family: str, references: dict[str, Reference]):
     reference = references[family]
     pixels = reference.images(images=sample_images(), return_tensors="pt")
     vectors = unit(reference.model.get_image_features(**pixels).pooler_output)
@@ -205,7 +205,7 @@ def test_images_are_those_of_transformers(family: str, references: dict[str, Ref
     assert np.linalg.matrix_rank(ours) == 4
 
 
-def test_pixels_are_those_of_transformers(family: str, references: dict[str, Reference]):
+def test_prepare_equals_transformers(family: str, references: dict[str, Reference]):
     reference = references[family]
     rng = np.random.default_rng(1)
     sizes = rng.integers(5, 120, (40, 2))
@@ -218,14 +218,14 @@ def test_pixels_are_those_of_transformers(family: str, references: dict[str, Ref
     assert float((ours - pixels).abs().max()) <= one_level * 1.001
 
 
-def test_texts_are_those_of_transformers(family: str, references: dict[str, Reference]):
+def test_encode_texts_equals_transformers(family: str, references: dict[str, Reference]):
     reference = references[family]
     ours = load_encoder(reference.folder).encode_texts(TEXTS[family], batch_size=3)
     np.testing.assert_allclose(ours, theirs(reference, family, TEXTS[family]), atol=1e-5, rtol=1e-4)
     assert np.linalg.matrix_rank(ours) == 4
 
 
-def test_long_texts_are_cut_as_transformers_cuts_them(family: str, references: dict[str, Reference]):
+def test_encode_texts_cuts_like_transformers(family: str, references: dict[str, Reference]):
     reference = references[family]
     text = " ".join(["a red ball and"] * 12)
     encoder = load_encoder(reference.folder)
@@ -238,7 +238,7 @@ def test_long_texts_are_cut_as_transformers_cuts_them(family: str, references: d
     np.testing.assert_allclose(ours, theirs(reference, family, [text]), atol=1e-5, rtol=1e-4)
 
 
-def test_what_it_says_of_itself(family: str, references: dict[str, Reference]):
+def test_info_of_each_family(family: str, references: dict[str, Reference]):
     reference = references[family]
     info = load_encoder(reference.folder).info
     weights = sum(parameter.numel() for parameter in reference.model.parameters())
@@ -249,7 +249,9 @@ def test_what_it_says_of_itself(family: str, references: dict[str, Reference]):
     assert info.preprocessing.startswith("rgb-on-white/" + modes.get(family, start))
 
 
-def test_each_side_is_loaded_when_it_is_used(family: str, references: dict[str, Reference], tmp_path: Path):
+def test_load_dual_reads_each_tower_on_first_use(
+    family: str, references: dict[str, Reference], tmp_path: Path
+):
     folder = Path(shutil.copytree(references[family].folder, tmp_path / "mine"))
     tensors = load_file(folder / "model.safetensors")
     for kept, lost in (("text", "vision_model."), ("vis", "text_model.")):
@@ -269,7 +271,7 @@ def test_each_side_is_loaded_when_it_is_used(family: str, references: dict[str, 
                 encoder.encode_texts(TEXTS[family][:1])
 
 
-def test_names_to_the_files_and_back(family: str, references: dict[str, Reference]):
+def test_checkpoint_places_every_tensor(family: str, references: dict[str, Reference]):
     """Every tensor of the published layout has its place in one of the sides, or is known to be of no use."""
     checkpoint = Checkpoint(ModelFiles(name=family, path=references[family].folder))
     place = torch.device("cpu")
@@ -284,7 +286,7 @@ def test_names_to_the_files_and_back(family: str, references: dict[str, Referenc
 
 
 @pytest.mark.parametrize("family", ["clip", "metaclip2"])
-def test_a_tokenizer_with_another_end_is_refused(
+def test_reader_refuses_tokenizer_with_another_end(
     family: str, references: dict[str, Reference], tmp_path: Path
 ):
     folder = Path(shutil.copytree(references[family].folder, tmp_path / "mine"))
@@ -296,9 +298,7 @@ def test_a_tokenizer_with_another_end_is_refused(
 
 
 @pytest.mark.parametrize("family", ["siglip", "siglip2"])
-def test_siglips_end_token_does_not_depend_on_the_tokenizers_file(
-    family: str, references: dict[str, Reference], tmp_path: Path
-):
+def test_reader_adds_the_end_token_of_siglip(family: str, references: dict[str, Reference], tmp_path: Path):
     folder = Path(shutil.copytree(references[family].folder, tmp_path / "mine"))
     data = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**data, "post_processor": None}))
@@ -306,7 +306,7 @@ def test_siglips_end_token_does_not_depend_on_the_tokenizers_file(
     assert np.array_equal(load_encoder(folder).encode_texts(TEXTS[family]), expected)
 
 
-def test_texts_are_cleaned_as_siglip_was_trained(references: dict[str, Reference]):
+def test_reader_cleans_texts_for_siglip(references: dict[str, Reference]):
     """transformers' plain tokenizer gets what its SigLIP tokenizer would have made of these texts."""
     reference = references["siglip"]
     ours = load_encoder(reference.folder).encode_texts(["A Red, CAT!", "  two\tdogs."])
@@ -314,7 +314,7 @@ def test_texts_are_cleaned_as_siglip_was_trained(references: dict[str, Reference
     np.testing.assert_allclose(ours, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_chinese_clip_as_published_has_a_vocabulary_only(references: dict[str, Reference], tmp_path: Path):
+def test_load_tokenizer_reads_vocabulary_of_chinese_clip(references: dict[str, Reference], tmp_path: Path):
     reference = references["chinese-clip"]
     folder = Path(shutil.copytree(reference.folder, tmp_path / "mine"))
     words = sorted(reference.tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -326,7 +326,7 @@ def test_chinese_clip_as_published_has_a_vocabulary_only(references: dict[str, R
     )
 
 
-def test_altclip_as_published_spells_one_tower_otherwise(references: dict[str, Reference], tmp_path: Path):
+def test_load_dual_reads_spelling_of_altclip(references: dict[str, Reference], tmp_path: Path):
     reference = references["altclip"]
     folder = Path(shutil.copytree(reference.folder, tmp_path / "mine"))
     tensors = load_file(folder / "model.safetensors")
@@ -343,7 +343,7 @@ def test_altclip_as_published_spells_one_tower_otherwise(references: dict[str, R
     assert ours.info.parameters == same.info.parameters
 
 
-def test_the_original_preparation_can_be_asked_for(references: dict[str, Reference]):
+def test_load_encoder_with_reference_preprocessing(references: dict[str, Reference]):
     folder = references["siglip"].folder
     red = Image.new("RGBA", (30, 30), (255, 0, 0, 0))
     upstream = load_encoder(folder, parity="upstream")

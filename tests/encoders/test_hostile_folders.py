@@ -90,7 +90,7 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize("mutation", FOLDERS, ids=lambda mutation: mutation.name)
-def test_a_spoilt_folder_of_ours(mutation: Mutation, tiny_folder: Path, tmp_path: Path):
+def test_load_folder_refuses_damaged_folder(mutation: Mutation, tiny_folder: Path, tmp_path: Path):
     folder = copied(tiny_folder, tmp_path / "model")
     mutation.apply(folder)
     refused(lambda: load_encoder(folder, device="cpu").load_all(), mutation, folder)

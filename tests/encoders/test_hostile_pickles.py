@@ -120,7 +120,7 @@ PICKLES = list(spoilt_pickles())
 
 
 @pytest.mark.parametrize("mutation", PICKLES, ids=lambda mutation: mutation.name)
-def test_a_spoilt_pickle(
+def test_convert_checkpoint_refuses_hostile_pickle(
     mutation: Mutation, originals: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = copied(originals["eva02"], tmp_path / "model")
@@ -133,9 +133,7 @@ def test_a_spoilt_pickle(
     assert not (folder / "cache").exists()
 
 
-def test_a_pickle_spoilt_at_random_is_a_state_dict_or_our_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_convert_checkpoint_survives_random_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.fsync", lambda _: None)
     small = {name: tensor for name, tensor in eva02().items() if tensor.numel() < 200}
     torch.save(small, tmp_path / PICKLE)

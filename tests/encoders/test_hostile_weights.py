@@ -339,20 +339,20 @@ def refused(action: Callable[[], object], mutation: Mutation, folder: Path) -> s
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_originals_load(layout: str, originals: dict[str, Path], tmp_path: Path):
+def test_open_vision_reads_undamaged_files(layout: str, originals: dict[str, Path], tmp_path: Path):
     folder = copied(originals[layout], tmp_path / "model")
     use(folder / WEIGHTS)
     use(convert_checkpoint(folder / PICKLE, folder))
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.layout}: {mutation.name}")
-def test_a_spoilt_checkpoint(mutation: Mutation, originals: dict[str, Path], tmp_path: Path):
+def test_open_vision_refuses_damaged_file(mutation: Mutation, originals: dict[str, Path], tmp_path: Path):
     folder = copied(originals[mutation.layout], tmp_path / "model")
     mutation.apply(folder)
     refused(lambda: use(folder / WEIGHTS), mutation, folder)
 
 
-def test_there_are_enough_of_them():
+def test_mutations_are_many_and_distinct():
     assert len(MUTATIONS) >= 350
     assert len({(mutation.layout, mutation.name) for mutation in MUTATIONS}) == len(MUTATIONS)
 
@@ -364,7 +364,7 @@ def spoil_at_random(data: bytes, rng: random.Random, *, until: int) -> bytes:
     return bytes(spoilt)
 
 
-def test_a_header_spoilt_at_random_is_a_model_or_our_error(originals: dict[str, Path], tmp_path: Path):
+def test_open_vision_survives_random_damage(originals: dict[str, Path], tmp_path: Path):
     folder = copied(originals["eva02"], tmp_path / "model")
     data = (folder / WEIGHTS).read_bytes()
     length = 8 + int.from_bytes(data[:8], "little")

@@ -29,7 +29,7 @@ def settings(name: str | Path, **options: object) -> str:
     return load_encoder(name, **options).info.settings_sha256  # type: ignore[arg-type]
 
 
-def test_the_language_model_and_how_texts_are_read_count(models: Path):
+def test_settings_sha256_depends_on_language_model_and_rules(models: Path):
     found = {
         settings("tiny-siglip"),
         settings("tiny-siglip", language_model="tiny-8b-cc"),
@@ -42,7 +42,7 @@ def test_the_language_model_and_how_texts_are_read_count(models: Path):
     assert settings("tiny-8b-cc") != settings("tiny-8b-cc", parity="upstream")
 
 
-def test_what_an_index_asks_for_needs_no_language_model(models: Path):
+def test_identity_needs_no_language_model(models: Path):
     before = load_encoder("tiny-openai").info.identity()
     shutil.rmtree(models / "tiny-8b")
     encoder = load_encoder("tiny-openai")
@@ -51,7 +51,7 @@ def test_what_an_index_asks_for_needs_no_language_model(models: Path):
     assert encoder.loaded_sides == frozenset()
 
 
-def test_a_language_model_of_ones_own_is_what_is_in_its_folder(models: Path, language: Path, tmp_path: Path):
+def test_settings_sha256_of_local_language_model(models: Path, language: Path, tmp_path: Path):
     before = settings("tiny-openai", language_model=language)
     moved = Path(shutil.copytree(language, tmp_path / "moved"))
     assert settings("tiny-openai", language_model=moved) == before
@@ -62,14 +62,14 @@ def test_a_language_model_of_ones_own_is_what_is_in_its_folder(models: Path, lan
     assert settings("tiny-openai", language_model=moved) != before
 
 
-def test_a_language_model_that_was_trained_on_is_another(models: Path, language: Path):
+def test_settings_sha256_depends_on_weights_of_language_model(models: Path, language: Path):
     before = settings("tiny-openai", language_model=language)
     file = sorted(language.glob("*.safetensors"))[-1]
     save_file({name: tensor * 1.01 for name, tensor in load_file(file).items()}, file)
     assert settings("tiny-openai", language_model=language) != before
 
 
-def test_another_tokenizer_is_another_encoder(models: Path, language: Path):
+def test_settings_sha256_depends_on_tokenizer(models: Path, language: Path):
     before = settings("tiny-openai", language_model=language)
     data = json.loads((language / "tokenizer.json").read_text(encoding="utf-8"))
     data["normalizer"] = {"type": "Lowercase"}
@@ -77,7 +77,7 @@ def test_another_tokenizer_is_another_encoder(models: Path, language: Path):
     assert settings("tiny-openai", language_model=language) != before
 
 
-def test_a_saved_copy_is_the_same_until_its_language_model_is_altered(models: Path, tmp_path: Path):
+def test_identity_of_saved_copy(models: Path, tmp_path: Path):
     before = load_encoder("tiny-openai").info
     save_encoder(load_encoder("tiny-openai"), tmp_path / "saved")
     assert load_encoder(tmp_path / "saved").info.identity() == before.identity()
@@ -88,7 +88,7 @@ def test_a_saved_copy_is_the_same_until_its_language_model_is_altered(models: Pa
     assert after.settings_sha256 != before.settings_sha256
 
 
-def test_settings_of_sentence_transformers(tmp_path: Path):
+def test_model_settings_of_sentence_transformers(tmp_path: Path):
     folder = tmp_path / "model"
     (folder / "1_Dense").mkdir(parents=True)
     (folder / "onnx").mkdir()
@@ -122,7 +122,7 @@ class Tokens:
         self.context_length = length
 
 
-def test_settings_of_open_clip(tmp_path: Path):
+def test_settings_hash_of_open_clip(tmp_path: Path):
     found = {
         open_clip_hash(name, Tokens(length))
         for name, length in (("ViT-B-32", 77), ("ViT-B-32-quickgelu", 77), ("ViT-B-32", 64))
@@ -135,7 +135,7 @@ def test_settings_of_open_clip(tmp_path: Path):
     assert first == second != third
 
 
-def test_a_large_file_is_told_apart_by_samples(tmp_path: Path):
+def test_sampled_sha256_tells_large_files_apart(tmp_path: Path):
     large, small = tmp_path / "large", tmp_path / "small"
     large.write_bytes(bytes(1 << 20))
     before = sampled_sha256(large)
@@ -152,6 +152,6 @@ def test_a_large_file_is_told_apart_by_samples(tmp_path: Path):
     assert sampled_sha256(small) != known
 
 
-def test_origin_is_left_out_at_every_depth():
+def test_without_origin_is_recursive():
     config = {"dtype": "float32", "text_config": {"torch_dtype": "float16", "width": 3}, "eps": [1]}
     assert without_origin(config) == {"text_config": {"width": 3}, "eps": [1]}

@@ -45,7 +45,7 @@ def write_hollow(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> 
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_our_model_has_the_tensors_of_transformers(name: str):
+def test_bidirectional_llama_has_the_tensors_of_transformers(name: str):
     row = ROWS[name]
     with torch.device("meta"):
         ours = BidirectionalLlama(LlamaConfig(**asdict(row.shape))).state_dict()
@@ -59,7 +59,7 @@ def test_our_model_has_the_tensors_of_transformers(name: str):
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_a_file_of_the_published_size_is_opened(tmp_path: Path, name: str):
+def test_open_language_reads_file_of_published_size(tmp_path: Path, name: str):
     row = ROWS[name]
     shapes = theirs(name, head=row.lora is not None)
     write_hollow(tmp_path / "model.safetensors", shapes, row.stored)

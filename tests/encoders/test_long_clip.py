@@ -128,7 +128,7 @@ def unit(vectors: Tensor) -> NDArray[np.float32]:
     return F.normalize(vectors.detach(), dim=-1).numpy()
 
 
-def test_texts_are_those_of_the_original(saved: Path):
+def test_encode_texts_equals_the_original(saved: Path):
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(saved)
@@ -141,7 +141,7 @@ def test_texts_are_those_of_the_original(saved: Path):
     np.testing.assert_allclose(ours, unit(text_vectors(ids, checkpoint())), atol=1e-5, rtol=1e-4)
 
 
-def test_images_are_those_of_the_original(saved: Path):
+def test_encode_images_equals_the_original(saved: Path):
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (28, 28, 3), dtype=np.uint8)) for _ in range(3)]
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -151,7 +151,7 @@ def test_images_are_those_of_the_original(saved: Path):
     np.testing.assert_allclose(ours, unit(image_vectors(pixels, checkpoint())), atol=1e-5, rtol=1e-4)
 
 
-def test_what_it_says_of_itself(saved: Path):
+def test_info_of_long_clip(saved: Path):
     import hashlib
 
     info = load_encoder(saved).info
@@ -162,7 +162,7 @@ def test_what_it_says_of_itself(saved: Path):
     assert (info.languages, info.licence) == (("en",), "Apache-2.0")
 
 
-def test_the_sides_are_loaded_apart_and_the_file_is_converted_once(saved: Path, data_home: Path):
+def test_load_long_clip_converts_once(saved: Path, data_home: Path):
     encoder = load_encoder(saved)
     assert isinstance(encoder, DualEncoder)
     encoder.encode_texts(["cat"])
@@ -189,14 +189,14 @@ def test_the_sides_are_loaded_apart_and_the_file_is_converted_once(saved: Path, 
         ({"ln_final.weight": torch.full((WIDTH,), torch.nan)}, r"not finite in: ln_final\.weight"),
     ],
 )
-def test_files_that_are_wrong(change: dict[str, Tensor | None], message: str, folder: Path):
+def test_load_long_clip_names_wrong_tensors(change: dict[str, Tensor | None], message: str, folder: Path):
     tensors = {name: tensor for name, tensor in {**checkpoint(), **change}.items() if tensor is not None}
     torch.save(tensors, folder / "longclip-B.pt")
     with pytest.raises(ModelError, match=message):
         load_encoder(folder).encode_texts(["cat"])
 
 
-def test_the_tokenizer_is_that_of_another_encoder(saved: Path, folder: Path, data_home: Path):
+def test_load_long_clip_borrows_tokenizer(saved: Path, folder: Path, data_home: Path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(ModelError, match=r"tokenizer\.json from openai/clip-vit-base-patch16 at"):
         load_encoder(folder).encode_texts(["cat"])
@@ -207,14 +207,14 @@ def test_the_tokenizer_is_that_of_another_encoder(saved: Path, folder: Path, dat
     )
 
 
-def test_it_is_found_by_its_name(saved: Path, data_home: Path):
+def test_load_encoder_finds_long_clip_by_name(saved: Path, data_home: Path):
     shutil.copytree(saved, data_home / "models" / "LongCLIP-B")
     encoder = load_encoder("long-clip-b")
     assert encoder.info.name == "long-clip-b"
     assert np.array_equal(encoder.encode_texts(["cat"]), load_encoder(saved).encode_texts(["cat"]))
 
 
-def test_another_tokenizer_is_another_encoder(saved: Path, folder: Path):
+def test_settings_sha256_depends_on_tokenizer(saved: Path, folder: Path):
     before = load_encoder(saved).info.settings_sha256
     assert load_encoder(folder).info.settings_sha256 == before
     data = json.loads((folder / "tokenizer.json").read_text())

@@ -71,7 +71,7 @@ def pair(module: str = "layers.0.mlp.up_proj", rank: int = 4, prefix: str = "bas
         {"rank_pattern": {"up_proj": 2}, "alpha_pattern": {"layers.1.self_attn.q_proj": 3}},
     ],
 )
-def test_the_merge_is_that_of_peft(tmp_path: Path, settings: dict, nested: bool):
+def test_open_lora_merges_like_peft(tmp_path: Path, settings: dict, nested: bool):
     peft = pytest.importorskip("peft")
     from transformers import LlamaConfig as TheirConfig
     from transformers import LlamaForCausalLM, LlamaModel
@@ -98,7 +98,7 @@ def test_the_merge_is_that_of_peft(tmp_path: Path, settings: dict, nested: bool)
     assert changed == 2 * len(MODULES)
 
 
-def test_the_merge_by_hand(base: Path, tmp_path: Path):
+def test_open_lora_merges_as_computed_by_hand(base: Path, tmp_path: Path):
     tensors = pair()
     down, up = tensors.values()
     before = load_file(base / "model.safetensors")
@@ -111,7 +111,7 @@ def test_the_merge_by_hand(base: Path, tmp_path: Path):
     assert all(torch.equal(after[key], before[key]) for key in before if key != name)
 
 
-def test_the_sum_is_rounded_once(base: Path, tmp_path: Path):
+def test_apply_rounds_once(base: Path, tmp_path: Path):
     exact = open_language(base, update=write_lora(tmp_path / "lora", pair())).load().state_dict()
     write_base(tmp_path / "half", torch.bfloat16)
     rounded = load_file(tmp_path / "half" / "model.safetensors")["layers.0.mlp.up_proj.weight"]
@@ -122,7 +122,7 @@ def test_the_sum_is_rounded_once(base: Path, tmp_path: Path):
     assert not torch.equal(expected.float(), exact["layers.0.mlp.up_proj.weight"])
 
 
-def test_large_matrices_are_changed_in_pieces(monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path):
+def test_apply_changes_large_matrices_in_pieces(monkeypatch: pytest.MonkeyPatch, base: Path, tmp_path: Path):
     whole = open_language(base, update=write_lora(tmp_path / "lora", pair())).load().state_dict()
     monkeypatch.setattr("llm2clip.encoders.weights.lora._PIECE", 5 * 16)
     pieces = open_language(base, update=tmp_path / "lora").load().state_dict()
@@ -156,7 +156,7 @@ SHAPES = {"layers.0.mlp.up_proj.weight": (24, 16)}
         ({"alpha_pattern": {".*.*.*.*x": 4}}, "it has groups, or too many repeats"),
     ],
 )
-def test_settings_that_mean_something_else(tmp_path: Path, changes: dict, reason: str):
+def test_open_lora_refuses_unsupported_settings(tmp_path: Path, changes: dict, reason: str):
     folder = write_lora(tmp_path / "lora", pair(), SETTINGS | changes)
     with pytest.raises(ModelError, match=reason):
         open_lora(folder, shapes=SHAPES)
@@ -186,13 +186,13 @@ def test_settings_that_mean_something_else(tmp_path: Path, changes: dict, reason
         ),
     ],
 )
-def test_tensors_that_do_not_fit(tmp_path: Path, tensors: dict, reason: str):
+def test_open_lora_refuses_tensors_that_do_not_fit(tmp_path: Path, tensors: dict, reason: str):
     folder = write_lora(tmp_path / "lora", tensors)
     with pytest.raises(ModelError, match=reason):
         open_lora(folder, shapes=SHAPES)
 
 
-def test_files_that_are_not_there(tmp_path: Path):
+def test_open_lora_names_missing_files(tmp_path: Path):
     with pytest.raises(ModelError, match=r"adapter_config\.json cannot be read"):
         open_lora(tmp_path, shapes=SHAPES)
     (tmp_path / "adapter_config.json").write_text(json.dumps(SETTINGS))
@@ -200,7 +200,7 @@ def test_files_that_are_not_there(tmp_path: Path):
         open_lora(tmp_path, shapes=SHAPES)
 
 
-def test_an_update_that_was_pickled(base: Path, tmp_path: Path):
+def test_open_lora_reads_pickled_update(base: Path, tmp_path: Path):
     folder = write_lora(tmp_path / "lora", pair())
     expected = open_language(base, update=folder).load().state_dict()
     torch.save(pair(), folder / "adapter_model.bin")

@@ -85,7 +85,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by the kernel of Linux")
 @pytest.mark.parametrize(("choice", "update"), [("float32", ""), ("bfloat16", ""), ("bfloat16", "lora")])
-def test_loading_takes_little_more_than_holding(large: Path, choice: str, update: str):
+def test_load_language_model_takes_little_more_than_its_weights(large: Path, choice: str, update: str):
     arguments = [str(large), choice, str(large / update) if update else ""]
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True
@@ -120,14 +120,14 @@ print(*opened)
 
 
 @pytest.mark.parametrize("what", ["images", "texts"])
-def test_the_other_side_is_not_even_opened(models: Path, tiny_files: Path, what: str):
+def test_load_encoder_opens_only_the_tower_used(models: Path, tiny_files: Path, what: str):
     command = [sys.executable, "-c", ONE_SIDE, str(tiny_files / "catalogue.toml"), what]
     opened = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert any("tiny-openai" in name for name in opened)
     assert any("tiny-8b" in name for name in opened) == (what == "texts")
 
 
-def test_sizes_of_the_published_language_models():
+def test_llama_shape_memory_of_published_models():
     # 15.0 GB of bfloat16 and 4.94 GB of float32 are what the repositories hold.
     eight, one = (find_language(name).shape for name in ("llama-3-8b-cc", "llama-3.2-1b-cc"))
     assert (eight.parameters, one.parameters) == (7_504_924_672, 1_235_814_400)
@@ -165,7 +165,9 @@ EIGHT = LlamaShape(**asdict(find_language("llama-3-8b-cc").shape))
     ],
 )
 @pytest.mark.usefixtures("torchao_there")
-def test_the_most_faithful_that_fits_is_taken(monkeypatch, caplog, gigabytes: int, fast: bool, expected: str):
+def test_pick_choice_takes_the_most_precise_that_fits(
+    monkeypatch, caplog, gigabytes: int, fast: bool, expected: str
+):
     monkeypatch.setattr(memory, "has_bfloat16", lambda: fast)
     with caplog.at_level(logging.INFO, logger="llm2clip.encoders"):
         picked = pick_choice(EIGHT, name="llama", stored="bfloat16", device=CPU, free=gigabytes * 10**9)
@@ -179,7 +181,7 @@ def test_the_most_faithful_that_fits_is_taken(monkeypatch, caplog, gigabytes: in
 
 
 @pytest.mark.usefixtures("no_torchao")
-def test_what_is_stored_wide_is_held_wide_where_it_fits(monkeypatch):
+def test_pick_choice_keeps_float32_where_it_fits(monkeypatch):
     monkeypatch.setattr(memory, "has_bfloat16", lambda: True)
     one = LlamaShape(**asdict(find_language("llama-3.2-1b-cc").shape))
     picked = [
@@ -190,7 +192,7 @@ def test_what_is_stored_wide_is_held_wide_where_it_fits(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_torchao")
-def test_a_refusal_has_the_numbers(monkeypatch):
+def test_pick_choice_refuses_with_the_numbers(monkeypatch):
     monkeypatch.setattr(memory, "has_bfloat16", lambda: False)
     with pytest.raises(ModelError) as caught:
         pick_choice(EIGHT, name="llama-3-8b-cc", stored="bfloat16", device=CPU, free=10 * 10**9)
@@ -203,12 +205,12 @@ def test_a_refusal_has_the_numbers(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_torchao")
-def test_on_a_gpu_nothing_is_held_wider_than_stored():
+def test_needs_on_a_gpu_is_no_wider_than_stored():
     ways = needs(EIGHT, stored="bfloat16", device=torch.device("cuda"))
     assert [way.choice for way in ways] == ["bfloat16"]
 
 
-def test_what_was_asked_for_and_cannot_be(monkeypatch, models: Path):
+def test_check_choice_refuses_what_does_not_fit(monkeypatch, models: Path):
     from llm2clip.encoders import load_encoder
 
     monkeypatch.setattr(memory, "device_memory", lambda device: 10_000)
@@ -221,5 +223,5 @@ def test_what_was_asked_for_and_cannot_be(monkeypatch, models: Path):
         load_encoder("tiny-openai").encode_texts(["a dog"])
 
 
-def test_device_memory_of_an_unknown_device():
+def test_device_memory_of_unknown_device():
     assert device_memory(torch.device("meta")) is None

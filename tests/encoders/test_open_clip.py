@@ -97,7 +97,7 @@ def unit(vectors: Tensor) -> NDArray[np.float32]:
 
 
 @pytest.mark.parametrize("name", ["open_clip:ViT-T-8/tiny_s1b", "open_clip:hf-hub:somebody/some-model"])
-def test_it_computes_what_the_library_does(name: str, library: ModuleType):
+def test_load_open_clip_equals_the_library(name: str, library: ModuleType):
     encoder = load_encoder(name)
     texts = ["a cat", "dog"]
     np.testing.assert_allclose(
@@ -109,7 +109,7 @@ def test_it_computes_what_the_library_does(name: str, library: ModuleType):
     np.testing.assert_allclose(encoder.encode_images(list(pixels)), unit(expected), atol=1e-6)
 
 
-def test_what_it_says_of_itself(library: ModuleType):
+def test_info_of_open_clip(library: ModuleType):
     info = load_encoder("open_clip:ViT-T-8/tiny_s1b").info
     assert (info.name, info.family, info.dim) == ("open_clip:ViT-T-8/tiny_s1b", "open_clip", 6)
     assert (info.image_size, info.max_text_tokens) == (8, 10)
@@ -120,7 +120,7 @@ def test_what_it_says_of_itself(library: ModuleType):
     assert half.identity() == info.identity()
 
 
-def test_tokens_are_counted_before_cutting(library: ModuleType):
+def test_count_tokens_counts_before_cutting(library: ModuleType):
     encoder = load_encoder("open_clip:ViT-T-8/tiny_s1b")
     assert encoder.count_tokens(["cat"]) == [5]
     with pytest.warns(TextTooLongWarning, match="only the first 10 of 14 tokens were read"):
@@ -128,7 +128,7 @@ def test_tokens_are_counted_before_cutting(library: ModuleType):
     assert load_encoder("open_clip:xlm-T-8/tiny_s1b").count_tokens(["  Cat  "]) == [3]
 
 
-def test_an_unknown_model_and_an_incomplete_name(library: ModuleType):
+def test_load_open_clip_refuses_unknown_names(library: ModuleType):
     with pytest.raises(
         ModelError, match=r"cannot load 'ViT-T-8/tiny': .*; did you mean open_clip:ViT-T-8/tiny_s1b"
     ):
@@ -141,17 +141,17 @@ def test_an_unknown_model_and_an_incomplete_name(library: ModuleType):
 @pytest.mark.parametrize(
     "change", [{"size": (8, 6)}, {"resize_mode": "longest"}, {"interpolation": "random"}], ids=str
 )
-def test_preparation_that_is_not_known_here(change: dict[str, Any]):
+def test_read_settings_refuses_unknown_preprocessing(change: dict[str, Any]):
     with pytest.raises(ModelError, match="expected a square, made by 'shortest' or 'squash'"):
         read_settings({**SETTINGS, **change}, name="x", parity="native")
 
 
-def test_squashing_and_parity_are_passed_on():
+def test_read_settings_passes_squash_and_parity_on():
     found = read_settings({**SETTINGS, "size": 8, "resize_mode": "squash"}, name="x", parity="upstream")
     assert found.identifier == "upstream-resize-first/squash/bicubic-8/mean.5,.4,.3std.2,.3,.4"
 
 
-def test_without_the_library_the_command_is_told(monkeypatch: pytest.MonkeyPatch):
+def test_load_open_clip_says_how_to_install_the_library(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ModelError, match=r"open_clip cannot be used here .*: pip install open_clip_torch"):
         load_encoder("open_clip:ViT-B-32/laion2b_s34b_b79k")

@@ -27,7 +27,7 @@ def but_for_its_name(encoder: Encoder) -> dict[str, str | int]:
     return {key: value for key, value in encoder.info.identity().items() if key != "name"}
 
 
-def test_a_folder_is_what_is_in_it(models: Path, tmp_path: Path):
+def test_load_encoder_recognises_published_files_in_local_folders(models: Path, tmp_path: Path):
     named = load_encoder("tiny-openai")
     moved = shutil.copytree(models / "tiny-openai", tmp_path / "anything")
     for given in (moved, str(moved), moved / "model.safetensors"):
@@ -39,7 +39,7 @@ def test_a_folder_is_what_is_in_it(models: Path, tmp_path: Path):
     assert load_encoder("ms/tiny-eva").info.name == load_encoder("TINY-EVA").info.name == "tiny-eva"
 
 
-def test_a_tower_of_a_published_shape_is_not_the_published_one(
+def test_load_encoder_does_not_take_own_tower_for_published(
     models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ):
     folder = tmp_path / "trained-by-me"
@@ -58,7 +58,9 @@ def test_a_tower_of_a_published_shape_is_not_the_published_one(
     assert (clone.info.name, clone.info.licence) == ("tiny-openai", "MIT")
 
 
-def test_a_known_hash_says_more_than_a_name(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_load_encoder_trusts_hash_more_than_name(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     published = models / "tiny-eva" / "tiny.pt"
     digest = hashlib.sha256(published.read_bytes()).hexdigest()
     rows = [
@@ -75,7 +77,7 @@ def test_a_known_hash_says_more_than_a_name(models: Path, tmp_path: Path, monkey
     assert encoder.info.licence == "unknown"
 
 
-def test_a_tower_of_ones_own(models: Path, tmp_path: Path):
+def test_load_encoder_reads_own_tower(models: Path, tmp_path: Path):
     tensors = tower_file("openai", width=64, seed=3)
     del tensors["logit_scale"]
     folder = tmp_path / "mine"
@@ -90,7 +92,7 @@ def test_a_tower_of_ones_own(models: Path, tmp_path: Path):
     assert encoder.encode_texts(TEXTS).shape == (3, 16)
 
 
-def test_a_language_model_of_ones_own_alone(models: Path, tmp_path: Path):
+def test_load_text_only_reads_local_folder(models: Path, tmp_path: Path):
     from llm2clip.encoders.core.dual_encoder import LoadOptions
     from llm2clip.encoders.llm2clip.published import load_text_only
 
@@ -105,7 +107,7 @@ def test_a_language_model_of_ones_own_alone(models: Path, tmp_path: Path):
     np.testing.assert_array_equal(mine.encode_texts(TEXTS), expected)
 
 
-def test_a_tokenizer_from_elsewhere(models: Path, tmp_path: Path):
+def test_load_encoder_refuses_links_out_of_the_folder(models: Path, tmp_path: Path):
     file = shutil.copytree(models / "tiny-8b", tmp_path / "llama") / "tokenizer.json"
     file.replace(tmp_path / "tokenizer.json")
     file.symlink_to(tmp_path / "tokenizer.json")
@@ -118,7 +120,7 @@ def test_a_tokenizer_from_elsewhere(models: Path, tmp_path: Path):
         load_encoder("tiny-openai", language_model=other).encode_texts(TEXTS)
 
 
-def test_a_folder_with_a_language_model_is_read_as_one(models: Path, tmp_path: Path):
+def test_load_encoder_reads_folder_of_language_model(models: Path, tmp_path: Path):
     mine = load_encoder(shutil.copytree(models / "tiny-8b", tmp_path / "mine"))
     expected = load_encoder("tiny-8b-cc").encode_texts(TEXTS)
     np.testing.assert_array_equal(mine.encode_texts(TEXTS), expected)
@@ -126,7 +128,7 @@ def test_a_folder_with_a_language_model_is_read_as_one(models: Path, tmp_path: P
         mine.encode_images([np.zeros((8, 8, 3), np.uint8)])
 
 
-def test_a_pickled_tower_may_be_named_by_its_folder(models: Path, tmp_path: Path):
+def test_load_encoder_reads_folder_of_pickled_tower(models: Path, tmp_path: Path):
     folder = tmp_path / "mine"
     folder.mkdir()
     shutil.copy(models / "tiny-eva" / "tiny.pt", folder / "epoch_20.pt")
@@ -136,13 +138,13 @@ def test_a_pickled_tower_may_be_named_by_its_folder(models: Path, tmp_path: Path
     assert but_for_its_name(by_folder) == but_for_its_name(by_file)
 
 
-def test_an_empty_name_is_no_folder():
+def test_load_encoder_refuses_empty_name():
     with pytest.raises(ModelError, match=r"^unknown encoder '', and no folder of that name; known: nano, "):
         load_encoder("")
 
 
 @pytest.mark.parametrize("name", ["tower.safetensors", "tower.pt"])
-def test_a_clone_without_its_large_files(name: str, tmp_path: Path):
+def test_load_encoder_explains_git_lfs_pointers(name: str, tmp_path: Path):
     file = tmp_path / name
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
     with pytest.raises(
@@ -151,7 +153,7 @@ def test_a_clone_without_its_large_files(name: str, tmp_path: Path):
         load_encoder(file)
 
 
-def test_a_file_that_is_no_model(tmp_path: Path):
+def test_load_encoder_refuses_other_files(tmp_path: Path):
     (tmp_path / "it.txt").write_text("x")
     with pytest.raises(
         ModelError, match=r"it\.txt is no encoder; expected a folder, or a file \.safetensors, "

@@ -37,7 +37,7 @@ def put(folder: Path, *names: str) -> Path:
     "variables",
     [{"LLM2CLIP_HOME": "/data/x"}, {"XDG_DATA_HOME": "/data/y"}, {"XDG_DATA_HOME": "relative"}, {}],
 )
-def test_models_are_beside_the_indexes(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]):
+def test_models_home_is_beside_the_indexes(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]):
     for name in ("LLM2CLIP_HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
@@ -45,7 +45,7 @@ def test_models_are_beside_the_indexes(monkeypatch: pytest.MonkeyPatch, variable
     assert models_home() == home_of_indexes() / "models"
 
 
-def test_a_folder_of_ones_own_comes_first(hub: Path):
+def test_find_cached_prefers_local_folder(hub: Path):
     snapshot = put(hub / "models--owner--model" / "snapshots" / COMMIT, "weights.bin", "b.json")
     assert find_cached(WANTED) == snapshot == resolve_files(WANTED)
     own = put(models_home() / "model", "weights.bin")
@@ -54,7 +54,7 @@ def test_a_folder_of_ones_own_comes_first(hub: Path):
     assert find_cached(WANTED) == own == resolve_files(WANTED)
 
 
-def test_the_newest_is_what_the_cache_says(hub: Path):
+def test_find_cached_follows_the_refs_of_the_cache(hub: Path):
     cache = hub / "models--owner--model"
     put(cache / "snapshots" / "older", "weights.bin", "a.json")
     newer = put(cache / "snapshots" / "newer", "weights.bin", "a.json")
@@ -66,13 +66,13 @@ def test_the_newest_is_what_the_cache_says(hub: Path):
     assert find_cached(WANTED) is None  # another commit than the pinned one
 
 
-def test_what_is_missing(tmp_path: Path):
+def test_missing_files_lists_what_a_folder_lacks(tmp_path: Path):
     put(tmp_path, "b.json", "x.pt")
     assert missing_files(tmp_path, WANTED.files) == ["weights.bin"]
     assert missing_files(tmp_path, ("*.pt", "*.safetensors|*.bin")) == ["*.safetensors|*.bin"]
 
 
-def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_resolve_files_downloads_only_what_is_needed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     asked: list[dict] = []
 
     def download(repository: str, **options: object) -> str:
@@ -107,7 +107,9 @@ def test_only_what_is_needed_is_fetched(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (False, r"the hub does not answer \(no such host\)"),
     ],
 )
-def test_without_a_hub_no_download_is_tried(monkeypatch: pytest.MonkeyPatch, told: bool, reason: str):
+def test_resolve_files_without_hub_tries_no_download(
+    monkeypatch: pytest.MonkeyPatch, told: bool, reason: str
+):
     def ask(*_: object, **__: object) -> None:
         raise ConnectionError("no such host")
 
@@ -121,7 +123,7 @@ def test_without_a_hub_no_download_is_tried(monkeypatch: pytest.MonkeyPatch, tol
         resolve_files(WANTED)
 
 
-def test_a_tower_is_fetched_without_the_language_model_below_it(monkeypatch: pytest.MonkeyPatch):
+def test_resolve_files_excludes_sub_folders(monkeypatch: pytest.MonkeyPatch):
     """By the hub's own rule for patterns, in which a star stands for slashes too."""
     from huggingface_hub.utils import filter_repo_objects
 
@@ -148,7 +150,7 @@ def test_a_tower_is_fetched_without_the_language_model_below_it(monkeypatch: pyt
     assert fetched == [listed[:2], listed[2:4]]
 
 
-def test_offline_it_says_what_to_put_where(hub: Path):
+def test_load_encoder_offline_says_what_to_put_where(hub: Path):
     with pytest.raises(ModelError) as caught:
         load_encoder("llm2clip-openai-l-14-336")
     said, place = str(caught.value), models_home() / "LLM2CLIP-Openai-L-14-336"
@@ -166,7 +168,7 @@ def test_offline_it_says_what_to_put_where(hub: Path):
     )
 
 
-def test_of_a_language_model_too():
+def test_load_encoder_offline_names_files_of_language_model():
     with pytest.raises(ModelError) as caught:
         load_encoder("llama-3.2-1b-cc").encode_texts(["a dog"])
     said = str(caught.value)
@@ -177,7 +179,7 @@ def test_of_a_language_model_too():
         load_encoder("llm2clip-openai-b-16")
 
 
-def test_a_gated_base_says_so(hub: Path):
+def test_language_files_of_gated_repository(hub: Path):
     from llm2clip.encoders.catalog.entries import find_language
     from llm2clip.encoders.catalog.hub import language_available, language_files, update_files
 
@@ -195,7 +197,7 @@ def test_a_gated_base_says_so(hub: Path):
     assert language_available(row)
 
 
-def test_the_listing_knows_what_is_here():
+def test_list_encoders_knows_what_is_available():
     from llm2clip.encoders import list_encoders
     from llm2clip.encoders.catalog.entries import find_encoder, language_of
 

@@ -149,7 +149,7 @@ def hollow(shapes: Shapes, stored: str, path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_names_shapes_and_totals(name: str, tmp_path: Path):
+def test_open_vision_of_published_sizes(name: str, tmp_path: Path):
     file = FILES[name]
     shapes = tensors(file)
     plan = open_vision(hollow(shapes, file.stored, tmp_path / "model.safetensors"))
@@ -169,7 +169,7 @@ def test_names_shapes_and_totals(name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_catalogue_says_the_same(name: str):
+def test_encoder_entries_equal_the_published_sizes(name: str):
     file, row = FILES[name], find_encoder(f"llm2clip-{name.lower()}")
     assert row is not None
     assert (row.layout, row.dim, row.image_size) == (file.layout, file.dim, file.image)
@@ -177,19 +177,19 @@ def test_the_catalogue_says_the_same(name: str):
     assert language_of(row).shape.hidden_size == file.llm
 
 
-def test_every_tower_of_the_catalogue_is_checked_here():
+def test_encoder_entries_are_all_checked_here():
     assert {row.name for row in encoder_entries() if row.layout} == {
         f"llm2clip-{name.lower()}" for name in FILES
     }
 
 
 @pytest.mark.parametrize("name", [name for name, file in FILES.items() if file.size.endswith("GB")])
-def test_totals_are_the_published_file_sizes(name: str):
+def test_parameters_equal_the_published_file_sizes(name: str):
     file = FILES[name]
     assert f"{file.parameters * BYTES[file.stored] / 1e9:.2f} GB" == file.size
 
 
-def test_the_file_of_the_small_language_model_has_no_room_for_rotary_tables():
+def test_published_1b_file_has_no_rotary_tables():
     """Of its size, what is not weights is 433 bytes a tensor without tables: what torch.save adds (names twice, a
     pickled entry, alignment). With tables 147 would be left, less than the 250 that it takes at least."""
     file = FILES["Llama3.2-1B-EVA02-L-14-336"]
@@ -200,7 +200,7 @@ def test_the_file_of_the_small_language_model_has_no_room_for_rotary_tables():
     assert (left - tables) / (count + 2 * (file.depth + 1)) < 250
 
 
-def test_a_tower_of_the_wrong_depth_is_told_apart(tmp_path: Path):
+def test_open_vision_refuses_tower_of_wrong_depth(tmp_path: Path):
     """The first file published as EVA02-B-16 had 24 blocks (microsoft/LLM2CLIP issue 35)."""
     file = FILES["EVA02-B-16"]
     path = hollow(tensors(replace(file, depth=24)), "F16", tmp_path / "model.safetensors")

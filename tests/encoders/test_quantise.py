@@ -66,7 +66,7 @@ def held(model: torch.nn.Module) -> int:
 
 @needs_torchao
 @pytest.mark.parametrize("choice", ["int8", "int4"])
-def test_states_are_near_and_small(folder: Path, choice: str):
+def test_load_quantised_is_close_and_small(folder: Path, choice: str):
     plan = open_language(folder)
     ids = torch.randint(0, 300, (4, 12), generator=torch.Generator().manual_seed(1))
     exact, rounded = plan.load("float32"), plan.load(choice)
@@ -82,7 +82,7 @@ def test_states_are_near_and_small(folder: Path, choice: str):
 
 @needs_torchao
 @pytest.mark.parametrize("choice", ["int8", "int4"])
-def test_an_encoder_holds_its_language_model_so(models: Path, choice: str):
+def test_load_encoder_quantises_the_language_model(models: Path, choice: str):
     texts = ["a red bicycle in the rain", "两只猫在睡觉", "Hund"]
     exact, encoder = load_encoder("tiny-openai", dtype="float32"), load_encoder("tiny-openai", dtype=choice)
     got, expected = encoder.encode_texts(texts), exact.encode_texts(texts)
@@ -94,7 +94,7 @@ def test_an_encoder_holds_its_language_model_so(models: Path, choice: str):
 
 @needs_torchao
 @pytest.mark.parametrize("choice", ["int8", "int4"])
-def test_each_weight_is_rounded_to_its_own_scale(folder: Path, choice: str):
+def test_weight_quantizer_uses_a_scale_per_row_or_group(folder: Path, choice: str):
     weight = load_file(folder / "model.safetensors")["layers.0.mlp.up_proj.weight"].float()
     layer = open_language(folder).load(choice).layers[0].mlp.up_proj
     got = layer(torch.eye(256, dtype=torch.float32 if choice == "int8" else torch.bfloat16)).float().T
@@ -107,13 +107,13 @@ def test_each_weight_is_rounded_to_its_own_scale(folder: Path, choice: str):
     assert ((got - weight).abs() / step).max() < (0.51 if choice == "int8" else 0.6)
 
 
-def test_without_torchao_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, folder: Path):
+def test_weight_quantizer_says_how_to_install_torchao(monkeypatch: pytest.MonkeyPatch, folder: Path):
     monkeypatch.setattr(quantise, "has_torchao", lambda: False)
     with pytest.raises(ModelError, match="int8 needs torchao, which is not installed: pip install torchao"):
         open_language(folder).load("int8")
 
 
-def test_another_torchao_says_which_is_tested(monkeypatch: pytest.MonkeyPatch):
+def test_weight_quantizer_names_the_tested_torchao(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(quantise, "has_torchao", lambda: True)
 
     def moved(choice: str, device: torch.device) -> None:
@@ -129,7 +129,7 @@ def test_another_torchao_says_which_is_tested(monkeypatch: pytest.MonkeyPatch):
 @needs_torchao
 @pytest.mark.parametrize(("choice", "dtype"), [("int8", torch.float32), ("int4", torch.bfloat16)])
 @pytest.mark.parametrize("shape", [(64, 256), (192, 256), (208, 256), (1040, 128)])
-def test_rounding_slab_by_slab_is_rounding_at_once(monkeypatch, choice, dtype, shape):
+def test_weight_quantizer_by_slabs_equals_the_whole(monkeypatch, choice, dtype, shape):
     torch.manual_seed(0)
     weight, inputs = torch.randn(shape).to(dtype), torch.randn(3, shape[1]).to(dtype)
     found = []
@@ -146,7 +146,7 @@ def test_rounding_slab_by_slab_is_rounding_at_once(monkeypatch, choice, dtype, s
         assert torch.equal(getattr(whole_weight, name), getattr(pieces_weight, name))
 
 
-def test_torchao_is_imported_without_a_word():
+def test_import_quietly_prints_nothing():
     """In a process of its own: it speaks only the first time."""
     code = "from llm2clip.encoders.layers.transformers_modules import import_quietly; import_quietly()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from llm2clip.encoders import DualEncoder, ModelError, list_encoders, load_encod
 NANO = Path(llm2clip.encoders.__file__).parent / "nano"
 
 
-def test_cards_say_what_one_must_know():
+def test_list_encoders_gives_complete_cards():
     cards = list_encoders()
     assert cards[0].name == "nano"
     assert {card.name for card in cards if card.recommended} == {
@@ -38,7 +38,7 @@ def test_cards_say_what_one_must_know():
     assert len({card.name for card in cards}) == len(cards)
 
 
-def test_every_card_is_about_a_model_there_is():
+def test_list_encoders_describes_entries_of_the_catalogue():
     from llm2clip.encoders.catalog.entries import find_encoder, find_language
 
     for card in list_encoders()[1:]:
@@ -53,7 +53,7 @@ def test_every_card_is_about_a_model_there_is():
         assert more == 0 or language
 
 
-def test_the_card_of_nano_is_what_nano_says():
+def test_list_encoders_describes_nano_as_its_info():
     card, info = list_encoders()[0], load_encoder("nano", device="cpu").info
     assert (card.dim, card.image_size, card.max_text_tokens, card.parameters, card.family, card.licence) == (
         info.dim,
@@ -65,7 +65,7 @@ def test_the_card_of_nano_is_what_nano_says():
     )
 
 
-def test_listing_needs_nothing_heavy():
+def test_list_encoders_imports_nothing_heavy():
     code = "import sys; from llm2clip.encoders import list_encoders; list_encoders(); print(*sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -73,7 +73,7 @@ def test_listing_needs_nothing_heavy():
     assert {"torch", "transformers", "PIL", "safetensors", "tokenizers"}.isdisjoint(loaded)
 
 
-def test_nano_ships_with_the_package():
+def test_load_encoder_finds_nano_in_the_package():
     encoder = load_encoder("nano", device="cpu")
     card = list_encoders()[0]
     megabytes = (NANO / "model.safetensors").stat().st_size / 1e6
@@ -84,19 +84,19 @@ def test_nano_ships_with_the_package():
     assert card.size == f"{megabytes:.0f} MB"
 
 
-def test_a_folder_is_loaded(tiny_folder: Path):
+def test_load_encoder_reads_folder(tiny_folder: Path):
     for given in (tiny_folder, str(tiny_folder)):
         encoder = load_encoder(given, device="cpu")
         assert isinstance(encoder, DualEncoder)
         assert encoder.info.name == "tiny"
 
 
-def test_a_relative_folder_is_loaded(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_load_encoder_reads_relative_folder(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tiny_folder.parent)
     assert load_encoder("tiny", device="cpu").info.name == "tiny"
 
 
-def test_unknown_name_lists_the_known():
+def test_load_encoder_refuses_unknown_name():
     more = len(list_encoders()) + 3 - 7  # language models; those that are named
     with pytest.raises(ModelError) as caught:
         load_encoder("clip-vit-b32")
@@ -109,13 +109,13 @@ def test_unknown_name_lists_the_known():
         load_encoder("zzz")
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path):
+def test_load_encoder_refuses_missing_folder(tmp_path: Path):
     for given in (tmp_path / "none", str(tmp_path / "none")):
         with pytest.raises(ModelError, match=r"no such encoder folder: .*none"):
             load_encoder(given)
 
 
-def test_the_licence_of_the_language_model_is_told_too():
+def test_list_encoders_gives_the_licence_of_the_language_model():
     """It is the larger half, and Llama's has conditions of its own."""
     licences = {card.name: card.licence for card in list_encoders()}
     assert licences["llm2clip-openai-l-14-336"] == (

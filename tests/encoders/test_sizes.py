@@ -58,14 +58,14 @@ TOWER_LIES = [
 @pytest.mark.parametrize(
     ("value", "most"), [(0, 9), (-3, 9), (10, 9), (2.0, 9), (True, 9), ("2", 9), (None, 9)]
 )
-def test_what_is_no_size(value: object, most: int):
+def test_check_size_refuses_what_is_no_size(value: object, most: int):
     check_size("width", 9, most=9)
     with pytest.raises(ValueError, match=f"width must be a whole number from 1 to 9, got {value}"):
         check_size("width", value, most=most)
 
 
 @pytest.mark.parametrize(("key", "value", "message"), LLAMA_LIES)
-def test_a_language_model_that_lies(key: str, value: object, message: str, tmp_path: Path):
+def test_open_language_refuses_impossible_sizes(key: str, value: object, message: str, tmp_path: Path):
     folder = Path(shutil.copytree(LLAMAS["tiny-1b-cc"] / "model", tmp_path / "llama"))
     config = json.loads((folder / "config.json").read_text())
     if key == "num_attention_heads":
@@ -79,7 +79,9 @@ def test_a_language_model_that_lies(key: str, value: object, message: str, tmp_p
 
 @pytest.mark.parametrize("section", ["text_config", "vision_config"])
 @pytest.mark.parametrize(("key", "value", "message"), TOWER_LIES)
-def test_a_tower_that_lies(section: str, key: str, value: object, message: str, saved: Path, tmp_path: Path):
+def test_load_encoder_refuses_impossible_sizes(
+    section: str, key: str, value: object, message: str, saved: Path, tmp_path: Path
+):
     folder = Path(shutil.copytree(saved, tmp_path / "clip"))
     config = json.loads((folder / "config.json").read_text())
     config[section][key] = value
@@ -93,7 +95,7 @@ def test_a_tower_that_lies(section: str, key: str, value: object, message: str, 
 
 
 @pytest.mark.parametrize("value", [10**12, 0, -1, 2.5])
-def test_a_length_of_vectors_that_lies(value: object, saved: Path, tmp_path: Path):
+def test_load_encoder_refuses_impossible_dim(value: object, saved: Path, tmp_path: Path):
     folder = Path(shutil.copytree(saved, tmp_path / "clip"))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"projection_dim": value}))

@@ -82,7 +82,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("timm", "tower", "float16"),
     ],
 )
-def test_loading_takes_little_more_than_holding(folders, layout: str, part: str, dtype: str):
+def test_vision_plan_load_takes_little_more_than_its_weights(folders, layout: str, part: str, dtype: str):
     command = [sys.executable, "-c", MEASURE, str(folders[layout]), part, dtype]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -27,7 +27,7 @@ def saved(tensors: dict[str, torch.Tensor], folder: Path, **settings: object) ->
 
 
 @pytest.mark.parametrize("layout", MAKERS)
-def test_what_a_file_holds_is_read_from_its_header(layout: str, tmp_path: Path):
+def test_open_vision_reads_sizes_from_the_header(layout: str, tmp_path: Path):
     tensors = MAKERS[layout]()
     plan = open_vision(saved(tensors, tmp_path), settings=SETTINGS[layout])
     assert (plan.layout, plan.dim, plan.image_size, plan.shape.depth) == (layout, DIM, 28, 2)
@@ -44,7 +44,7 @@ def test_what_a_file_holds_is_read_from_its_header(layout: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("layout", MAKERS)
-def test_every_weight_is_taken_up(layout: str, tmp_path: Path):
+def test_vision_plan_load_uses_every_weight(layout: str, tmp_path: Path):
     """Another value anywhere gives another vector; the images are many, so that no change is lost."""
     torch.manual_seed(1)
     tensors = MAKERS[layout]()
@@ -66,7 +66,7 @@ def test_every_weight_is_taken_up(layout: str, tmp_path: Path):
         tensors[name] = old
 
 
-def test_openai_is_transformers(tmp_path: Path):
+def test_vision_plan_load_openai_equals_transformers(tmp_path: Path):
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
     tensors = openai()
@@ -88,7 +88,7 @@ def test_openai_is_transformers(tmp_path: Path):
         assert (ours - theirs(pixel_values=pixels).image_embeds).abs().max() < 1e-5
 
 
-def test_a_projection_with_a_bias_is_taken_too(tmp_path: Path):
+def test_open_vision_accepts_projection_bias(tmp_path: Path):
     tensors, bias = openai(), torch.randn(DIM)
     pixels = torch.randn(3, 3, 28, 28)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_a_projection_with_a_bias_is_taken_too(tmp_path: Path):
         assert (plan.load()(pixels) - before - bias).abs().max() < 1e-5
 
 
-def test_siglip_is_transformers(tmp_path: Path):
+def test_vision_plan_load_siglip_equals_transformers(tmp_path: Path):
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     tensors = siglip()
@@ -121,7 +121,7 @@ def test_siglip_is_transformers(tmp_path: Path):
     assert (plan.shape.activation, plan.adapter.normalize_input) == ("gelu_pytorch_tanh", False)
 
 
-def test_siglip_named_as_in_timm():
+def test_open_vision_reads_siglip_named_as_in_timm():
     """Recorded with timm 1.0.31: a random ``VisionTransformer`` with ``global_pool='map'``."""
     expected = load_file(DATA / "siglip_timm_expected.safetensors")
     plan = open_vision(DATA / "siglip_timm.safetensors", settings=SIGLIP_SETTINGS)
@@ -134,14 +134,14 @@ def test_siglip_named_as_in_timm():
     assert (other - expected["vectors"]).abs().max() > 1e-4
 
 
-def test_queries_keys_and_values_do_not_share_memory():
+def test_vision_plan_load_shares_no_memory():
     model = open_vision(DATA / "siglip_timm.safetensors", settings=SIGLIP_SETTINGS).load()
     for parameter in model.parameters():
         assert parameter.untyped_storage().nbytes() == parameter.nbytes
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_each_name_of_the_adapter(prefix: str, tmp_path: Path):
+def test_open_adapter_accepts_each_prefix(prefix: str, tmp_path: Path):
     weights = adapter(prefix)
     plan = open_adapter(saved(weights, tmp_path))
     assert plan.prefix == prefix
@@ -149,7 +149,7 @@ def test_each_name_of_the_adapter(prefix: str, tmp_path: Path):
     assert open_adapter(plan.path, normalize_input=False).config.normalize_input is False
 
 
-def test_each_name_of_the_adapters_layers(tmp_path: Path):
+def test_open_adapter_accepts_each_layer_name(tmp_path: Path):
     weights, states = adapter(PREFIXES[1]), torch.randn(3, LLM_WIDTH)
     expected = open_adapter(saved(weights, tmp_path)).load()(states)
     renamed = {n.replace(".fn.3.", ".fn.2.").replace(".ln.", ".norm."): t for n, t in weights.items()}
@@ -158,7 +158,7 @@ def test_each_name_of_the_adapters_layers(tmp_path: Path):
     assert "(layers fn.0, fn.2, norm)" in plan.found
 
 
-def test_biases_named_as_before_llm2clip(tmp_path: Path):
+def test_open_vision_reads_old_biases(tmp_path: Path):
     tensors, pixels = eva02(), torch.randn(2, 3, 28, 28)
     expected = open_vision(saved(tensors, tmp_path)).load()(pixels)
     old = {re.sub(r"attn\.([qv])_proj\.bias", r"attn.\1_bias", name): t for name, t in tensors.items()}
@@ -168,7 +168,7 @@ def test_biases_named_as_before_llm2clip(tmp_path: Path):
 
 
 @pytest.mark.parametrize("grid", [1, 4, 7, 16, 24])
-def test_the_grid_of_the_rotary_tables_is_measured(grid: int, tmp_path: Path):
+def test_open_vision_measures_the_rotary_grid(grid: int, tmp_path: Path):
     from dataclasses import replace
 
     from llm2clip.encoders.layers.eva02 import rotary_tables
@@ -184,7 +184,7 @@ def test_the_grid_of_the_rotary_tables_is_measured(grid: int, tmp_path: Path):
         said.load()
 
 
-def test_tensors_of_another_part_are_left_alone(tmp_path: Path):
+def test_open_vision_ignores_tensors_of_another_part(tmp_path: Path):
     tower = {name: t for name, t in eva02().items() if name.startswith("visual.")}
     path = saved(tower | {"text.positional_embedding": torch.zeros(3)}, tmp_path)
     with pytest.raises(ModelError, match=r"unexpected tensors: text\.positional_embedding"):
@@ -192,11 +192,11 @@ def test_tensors_of_another_part_are_left_alone(tmp_path: Path):
     assert open_vision(path, ignore=("text.",)).parameters == open_vision(saved(tower, tmp_path)).parameters
 
 
-def test_an_adapter_is_found_among_what_is_left_alone(tmp_path: Path):
+def test_open_vision_finds_adapter_among_ignored_tensors(tmp_path: Path):
     assert open_vision(saved(eva02(), tmp_path), ignore=("text.",)).adapter is not None
 
 
-def test_counters_of_old_releases_are_left_alone(tmp_path: Path):
+def test_open_vision_ignores_position_ids(tmp_path: Path):
     extra = {"vision_model.embeddings.position_ids": torch.arange(5)[None]}
     assert open_vision(saved(openai() | extra, tmp_path)).parameters == sum(
         t.numel() for t in openai().values()
@@ -205,7 +205,7 @@ def test_counters_of_old_releases_are_left_alone(tmp_path: Path):
 
 @pytest.mark.parametrize("layout", MAKERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_near(layout: str, dtype: torch.dtype, tmp_path: Path):
+def test_vision_plan_load_in_half_precision_is_close(layout: str, dtype: torch.dtype, tmp_path: Path):
     torch.manual_seed(2)
     plan = open_vision(saved(MAKERS[layout](), tmp_path), settings=SETTINGS[layout])
     pixels, states = torch.randn(8, 3, 28, 28), torch.randn(8, LLM_WIDTH)
@@ -216,7 +216,7 @@ def test_half_precision_stays_near(layout: str, dtype: torch.dtype, tmp_path: Pa
             assert F.cosine_similarity(exact, half.float()).min() >= 0.999
 
 
-def test_loading_the_adapter_does_not_read_the_tower(tmp_path: Path):
+def test_load_adapter_does_not_read_the_tower(tmp_path: Path):
     tensors = openai()
     tensors["vision_model.post_layernorm.weight"][3] = float("nan")
     plan = open_vision(saved(tensors, tmp_path))
@@ -228,7 +228,7 @@ def test_loading_the_adapter_does_not_read_the_tower(tmp_path: Path):
 CONFIGURED = {"vision_config": {"hidden_size": 64, "num_hidden_layers": 2}, "projection_dim": DIM}
 
 
-def test_a_configuration_that_agrees(tmp_path: Path):
+def test_open_vision_accepts_agreeing_configuration(tmp_path: Path):
     assert open_vision(saved(openai(), tmp_path, **CONFIGURED, text_config={"x": 1})).dim == DIM
 
 
@@ -279,14 +279,16 @@ def test_a_configuration_that_agrees(tmp_path: Path):
         ),
     ],
 )
-def test_a_configuration_that_lies(settings: dict[str, object], message: str, tmp_path: Path):
+def test_open_vision_refuses_disagreeing_configuration(
+    settings: dict[str, object], message: str, tmp_path: Path
+):
     path = saved(openai(), tmp_path, **settings)
     with pytest.raises(ModelError, match=message) as caught:
         open_vision(path)
     assert str(tmp_path) in str(caught.value)
 
 
-def test_towers_that_are_none(tmp_path: Path):
+def test_open_vision_refuses_unknown_layouts(tmp_path: Path):
     cases = [
         (
             {"weight": torch.zeros(3)},
@@ -303,7 +305,7 @@ def test_towers_that_are_none(tmp_path: Path):
             open_vision(saved(tensors, tmp_path))
 
 
-def test_an_adapter_of_another_tower(tmp_path: Path):
+def test_open_vision_refuses_adapter_of_another_tower(tmp_path: Path):
     path = saved(openai() | adapter("text_adapter.adaptor.", dim=20), tmp_path)
     with pytest.raises(
         ModelError,
@@ -312,11 +314,11 @@ def test_an_adapter_of_another_tower(tmp_path: Path):
         open_vision(path)
 
 
-def test_two_adapters(tmp_path: Path):
+def test_open_vision_refuses_two_adapters(tmp_path: Path):
     with pytest.raises(ModelError, match="holds two text adapters: "):
         open_vision(saved(openai() | adapter("text.text_adaptor."), tmp_path))
 
 
-def test_no_adapter(tmp_path: Path):
+def test_open_adapter_refuses_file_without_adapter(tmp_path: Path):
     with pytest.raises(ModelError, match="holds no text adapter: expected tensors "):
         open_adapter(saved({"weight": torch.zeros(3)}, tmp_path))
