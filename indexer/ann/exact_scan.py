@@ -56,9 +56,6 @@ class ExactScan:
     Args:
         vectors: the stored rows.
         first: the first id that is scanned.
-
-    Raises:
-        FaissNotInstalledError: FAISS is not installed.
     """
 
     exact = True

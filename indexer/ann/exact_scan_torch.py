@@ -26,9 +26,6 @@ class TorchScan:
         vectors: the stored rows; copied to the device as float16.
         device: ``cuda``, ``cuda:1`` or ``cpu``.
         tile_rows: rows per tile.
-
-    Raises:
-        IndexerError: there is no such device, or the rows do not fit into its memory.
     """
 
     exact = True

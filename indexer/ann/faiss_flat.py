@@ -20,11 +20,7 @@ from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedErr
 
 
 def import_faiss() -> ModuleType:
-    """The faiss module of whichever wheel is installed.
-
-    Raises:
-        FaissNotInstalledError: none is.
-    """
+    """The faiss module of whichever wheel is installed."""
     try:
         import faiss
     except ImportError as error:
@@ -69,10 +65,6 @@ def write_faiss(
         blocks: (id of the first row, rows of shape (n, dim), float16), in order.
         rows: their total number.
         dim: their dimension.
-
-    Raises:
-        FaissNotInstalledError: FAISS is not installed.
-        OSError: an I/O error occurred (for example a full disk).
     """
     faiss = import_faiss()
     # Such a file is a header (number of rows at byte 8, number of bytes at its end) and the float16 rows. FAISS itself
@@ -103,10 +95,6 @@ class FaissIndex:
             path: the file.
             rows: expected number of vectors.
             dim: expected dimension.
-
-        Raises:
-            FaissNotInstalledError: FAISS is not installed.
-            IndexDamagedError: the file is missing or does not fit.
         """
         faiss = import_faiss()
         try:

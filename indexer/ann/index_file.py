@@ -34,11 +34,6 @@ def read_ann(
         rows: how many of them it covers.
         plan: its plan, from the manifest.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
-
-    Raises:
-        FaissNotInstalledError: FAISS is not installed.
-        IndexDamagedError: the file is missing or not what was expected.
-        IndexerError: there is no such device, or it has too little memory.
     """
     if not path.exists():
         raise IndexDamagedError(
@@ -72,11 +67,7 @@ def open_searcher(
 
 
 def is_gpu(device: str) -> bool:
-    """Whether a device is a GPU.
-
-    Raises:
-        IndexerError: it is neither ``cpu`` nor ``cuda`` nor ``cuda:NUMBER``.
-    """
+    """Whether a device is a GPU."""
     name, _, number = device.partition(":")
     if name == "cuda" and (not number or number.isdigit()):
         return True
@@ -101,12 +92,7 @@ def describe_device(device: str) -> str:
 
 
 def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, Any]) -> str | None:
-    """What is wrong with an ANN index file beside the vectors it was built of; None if nothing is. Reads everything.
-
-    Raises:
-        FaissNotInstalledError: FAISS is not installed.
-        IndexDamagedError: the file is missing or not what was expected.
-    """
+    """What is wrong with an ANN index file beside the vectors it was built of; None if nothing is. Reads everything."""
     if plan.get("kind") != KIND:
         from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 

@@ -59,12 +59,7 @@ class FaissAnnIndex:
 
     @classmethod
     def read(cls, path: Path, *, plan: Plan) -> FaissAnnIndex:
-        """Open the file of an ANN index, mapped into memory where FAISS can map its type.
-
-        Raises:
-            FaissNotInstalledError: FAISS is not installed.
-            IndexDamagedError: the file is missing or does not fit the plan.
-        """
+        """Open the file of an ANN index, mapped into memory where FAISS can map its type."""
         faiss = import_faiss()
         try:
             index = faiss.read_index(os.fspath(path), _flags(faiss, plan))
@@ -116,11 +111,7 @@ class FaissAnnIndex:
         return cls(index, plan=plan)
 
     def write(self, path: Path) -> None:
-        """Write it to a file and sync that to disk.
-
-        Raises:
-            OSError: an I/O error occurred (for example a full disk).
-        """
+        """Write it to a file and sync that to disk."""
         try:
             self._faiss.write_index(self._index, os.fspath(path))
         except RuntimeError as error:

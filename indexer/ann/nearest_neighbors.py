@@ -209,9 +209,6 @@ class KnnSearcher:
     Args:
         vectors: the stored rows.
         candidates: an ANN index over the first of them, or a scan on a GPU; None: an exact scan on the CPU.
-
-    Raises:
-        FaissNotInstalledError: FAISS is not installed.
     """
 
     def __init__(self, vectors: Vectors, *, candidates: Candidates | None = None) -> None:

@@ -27,11 +27,7 @@ class BudgetError(IndexerError):
 
 
 def parse_bytes(text: str) -> int:
-    """``4GB``, ``500 MB`` or ``4GiB`` as a number of bytes.
-
-    Raises:
-        IndexerError: it is none of these.
-    """
+    """``4GB``, ``500 MB`` or ``4GiB`` as a number of bytes."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?\s*", text.lower())
     if match is None or float(match[1]) <= 0 or (match[3] and not match[2]):
         raise IndexerError(f"expected a memory size like 4GB or 500MB, got {text!r}")
@@ -139,11 +135,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        """The plan that ``to_json`` gave.
-
-        Raises:
-            IndexDamagedError: an entry is missing, unknown or of the wrong form.
-        """
+        """The plan that ``to_json`` gave."""
         try:
             if wrong := {field.name for field in fields(cls)} ^ content.keys():
                 raise TypeError(f"missing or unknown entries: {', '.join(sorted(wrong))}")

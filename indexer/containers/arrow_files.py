@@ -35,7 +35,7 @@ class Group(NamedTuple):
 
 
 class Table(ABC):
-    """A table on disk."""
+    """A table on disk. Reading a damaged one raises OSError or pyarrow.ArrowException."""
 
     schema: pa.Schema
     """Its columns."""
@@ -48,27 +48,14 @@ class Table(ABC):
 
     @abstractmethod
     def rows(self, group: Group, *, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-        """Some columns of a group, row by row; a field of a struct is named with a dot.
-
-        Raises:
-            OSError, pyarrow.ArrowException: they are damaged.
-        """
+        """Some columns of a group, row by row; a field of a struct is named with a dot."""
 
     @abstractmethod
     def cells(self, group: Group, column: str, *, start: int, count: int) -> list[Any]:
-        """Cells of one column, from a row of the group.
-
-        Raises:
-            OSError, pyarrow.ArrowException: they are damaged.
-        """
+        """Cells of one column, from a row of the group."""
 
     def cell(self, row: int, column: str) -> Any:  # noqa: ANN401
-        """One cell.
-
-        Raises:
-            CorpusError: there is no such row or column.
-            OSError, pyarrow.ArrowException: it is damaged.
-        """
+        """One cell; CorpusError if there is no such row or column."""
         if column in self.schema.names:
             for group in self.groups(column):
                 if group.first <= row < group.first + group.rows:
@@ -80,11 +67,7 @@ class Table(ABC):
 
 
 def shared_table(file: Path) -> Table:
-    """The same table for all who read its rows in order: it goes on where reading stopped. A few are kept open.
-
-    Raises:
-        OSError, pyarrow.ArrowException: it is neither, or damaged.
-    """
+    """The same table for all who read its rows in order: it goes on where reading stopped. A few are kept open."""
     found = file.stat()
     return _shared(file, found.st_mtime_ns, found.st_size)
 
@@ -95,11 +78,7 @@ def _shared(file: Path, mtime_ns: int, size: int) -> Table:
 
 
 def open_table(file: Path) -> Table:
-    """Open a Parquet or Arrow file, by its first bytes.
-
-    Raises:
-        OSError, pyarrow.ArrowException: it is neither, or damaged.
-    """
+    """Open a Parquet or Arrow file, by its first bytes."""
     with open(file, "rb") as stream:
         mark = stream.read(4)
     return ParquetTable(file) if mark == b"PAR1" else ArrowTable(file)

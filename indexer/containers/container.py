@@ -56,9 +56,6 @@ class Files:
             spec: a folder, a file, or a pattern like ``shards/{00..03}.tar`` or ``{a,b}.tar``.
             endings: which files of a folder, lower case with their dot.
             deep: also those of the folders in it.
-
-        Raises:
-            CorpusError: a file is missing, or the pattern is malformed.
         """
         place = os.path.abspath(os.path.expanduser(spec))
         if os.path.isdir(place):
@@ -80,11 +77,7 @@ class Files:
         return Path(name).relative_to(self.root).as_posix()
 
     def container(self, name: str) -> Container:
-        """One of the ``names``; a URL is downloaded.
-
-        Raises:
-            OSError: it cannot be downloaded.
-        """
+        """One of the ``names``; a URL is downloaded."""
         return Container(file=self.local(name), path=self.path(name), uri=name)
 
 
@@ -120,12 +113,7 @@ class ContainerCorpus(Corpus):
 
     def identity(self) -> dict[str, str]:
         """What the manifest stores."""
-        return {
-            "kind": self.kind,
-            "spec": self.spec,
-            "root": self.files.root,
-            "shards": self.files.pattern,
-        }
+        return {"kind": self.kind, "spec": self.spec, "root": self.files.root, "shards": self.files.pattern}
 
     def _list(self) -> Iterator[Record]:
         """All images, file by file, in their order."""
@@ -182,11 +170,7 @@ def member_problem(name: str, seen: set[int]) -> str | None:
 
 
 def expand(pattern: str) -> list[str]:
-    """Expand brace ranges and lists: ``a{08..10}.tar`` -> ``a08.tar``, ``a09.tar``, ``a10.tar``.
-
-    Raises:
-        CorpusError: a range runs backwards, or there are too many files.
-    """
+    """Expand brace ranges and lists: ``a{08..10}.tar`` -> ``a08.tar``, ``a09.tar``, ``a10.tar``."""
     expanded = [pattern]
     while any(match := _RANGE.search(each) or _LIST.search(each) for each in expanded):
         grown: list[str] = []

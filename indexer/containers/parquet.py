@@ -32,9 +32,6 @@ class TableCorpus(ContainerCorpus):
     Args:
         spec: a file, a folder of them (with the folders in it), or a brace range.
         files: what that is, if it is known.
-
-    Raises:
-        CorpusError: a file is missing, the pattern is malformed, or pyarrow is not installed.
     """
 
     kind: Final = "table"  # type: ignore[misc]
@@ -175,10 +172,6 @@ def read_row(file: Path, *, row: int, column: str) -> bytes:
         file: a Parquet or Arrow file.
         row: from 0.
         column: the column of images.
-
-    Raises:
-        OSError: the file cannot be read.
-        CorpusError: it is damaged, has no such row, or pyarrow is not installed.
     """
     require_extra("pyarrow", extra="parquet", what="reading Parquet and Arrow files")
     import pyarrow as pa

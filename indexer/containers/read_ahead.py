@@ -45,11 +45,7 @@ class ReadAheadGroup:
         return _group, (self._serial, self._load, self._one)
 
     def take(self, number: int) -> bytes:
-        """The encoded image of a number, from 0; safe from several threads.
-
-        Raises:
-            OSError, ValueError: it cannot be read.
-        """
+        """The encoded image of a number, from 0; safe from several threads."""
         with self._lock:
             new = self._waiting is None
             if self._waiting is None:

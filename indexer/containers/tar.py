@@ -11,12 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple, final
 
-from llm2clip.indexer.containers.container import (
-    Container,
-    ContainerCorpus,
-    Files,
-    member_problem,
-)
+from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files, member_problem
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import SAMPLE, sample_folder, sample_shards
 from llm2clip.indexer.records.files import ending, image_endings, other_image_endings, printable, read_span
@@ -81,9 +76,6 @@ class TarCorpus(_Shards):
 
     Args:
         spec: a tar, a folder of tars, or a pattern like ``shards/{00..03}.tar`` or ``{a,b}.tar``.
-
-    Raises:
-        CorpusError: a shard is missing or compressed, or the pattern is malformed.
     """
 
     kind: Final = "tar"  # type: ignore[misc]
@@ -100,11 +92,7 @@ class TarCorpus(_Shards):
 
 @final
 class SampleCorpus(_Shards):
-    """The images that ship with the package.
-
-    Raises:
-        CorpusError: this installation has none.
-    """
+    """The images that ship with the package."""
 
     kind: Final = "sample"  # type: ignore[misc]
 

@@ -35,9 +35,6 @@ class VideoCorpus(ContainerCorpus):
         spec: a video or a brace range of them.
         files: what that is.
         every: seconds between frames.
-
-    Raises:
-        CorpusError: PyAV is not installed, or ``every`` is not a positive number.
     """
 
     kind: Final = "video"  # type: ignore[misc]
@@ -59,11 +56,7 @@ class VideoCorpus(ContainerCorpus):
 
 
 def checked(every: float) -> float:
-    """Check the interval between frames, and that videos can be read.
-
-    Raises:
-        CorpusError: PyAV is not installed, or ``every`` is not a positive number.
-    """
+    """Check the interval between frames, and that videos can be read."""
     require_extra("av", extra="video", what="reading videos")
     if not 0.001 <= every < 1e6:
         raise CorpusError(f"seconds between frames must be between 0.001 and a million, got {every:g}")
@@ -76,10 +69,6 @@ def frames_of(container: Container, *, every: float) -> Iterator[Record]:
     Args:
         container: a video.
         every: seconds between frames.
-
-    Raises:
-        OSError: it cannot be read.
-        CorpusError: it is damaged, or not a video.
     """
     file = container.file
     changed = file.stat().st_mtime_ns
@@ -115,12 +104,7 @@ def _one(file: Path, times: Sequence[float], number: int) -> bytes:
 
 
 def read_frame(file: Path, *, seconds: float) -> bytes:
-    """The frame shown at a time, as JPEG.
-
-    Raises:
-        OSError: the file cannot be read.
-        CorpusError: it is damaged or not a video, or PyAV is not installed.
-    """
+    """The frame shown at a time, as JPEG."""
     require_extra("av", extra="video", what="reading videos")
     [frame] = read_frames(file, times=[seconds])
     if isinstance(frame, Exception):

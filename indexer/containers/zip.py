@@ -12,12 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
 
-from llm2clip.indexer.containers.container import (
-    Container,
-    ContainerCorpus,
-    Files,
-    member_problem,
-)
+from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files, member_problem
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import (
     MAX_IMAGE_BYTES,
@@ -51,9 +46,6 @@ class ZipCorpus(ContainerCorpus):
     Args:
         spec: a zip, a folder of zips, or a brace range of them.
         files: what that is, if it is known.
-
-    Raises:
-        CorpusError: a file is missing, or the pattern is malformed.
     """
 
     kind: Final = "zip"  # type: ignore[misc]
@@ -168,10 +160,6 @@ def read_packed(file: Path, place: Sequence[Any]) -> bytes:
     Args:
         file: the zip.
         place: offset of its header, packed and unpacked bytes, method, CRC-32.
-
-    Raises:
-        OSError: the zip cannot be read, or is cut short.
-        CorpusError: the member is damaged or not there.
     """
     offset, packed, size, method, crc = (int(number) for number in place)
     if max(packed, size) > MAX_IMAGE_BYTES:

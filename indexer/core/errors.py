@@ -48,9 +48,6 @@ def require_extra(module: str, *, extra: str, what: str) -> None:
         module: its import name.
         extra: the extra that installs it.
         what: what needs it, for the message.
-
-    Raises:
-        CorpusError: it is not installed.
     """
     if find_spec(module) is None:
         raise CorpusError(f"{what} needs {module}: pip install 'llm2clip-retrieval[{extra}]'")

@@ -19,11 +19,7 @@ SAMPLE = "sample:"
 
 
 def default_index_path(corpus: str | os.PathLike[str]) -> Path:
-    """Default folder of the index of a corpus: always the same for the same corpus.
-
-    Raises:
-        CorpusError: it is a list on standard input.
-    """
+    """Default folder of the index of a corpus: always the same for the same corpus."""
     spec = os.fspath(corpus)
     if spec == SAMPLE:
         return data_home() / "indexes" / "sample.index"
@@ -65,11 +61,7 @@ def current_index() -> Path | None:
 
 
 def set_current_index(index: str | os.PathLike[str]) -> None:
-    """Make ``index`` the one that is searched by default.
-
-    Raises:
-        OSError: the data home cannot be written.
-    """
+    """Make ``index`` the one that is searched by default."""
     pointer = _pointer()
     pointer.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(pointer, json.dumps({"index": os.path.abspath(index)}, indent=2) + "\n")

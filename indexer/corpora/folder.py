@@ -11,13 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, final
 
 from llm2clip.indexer.containers.container import Container
-from llm2clip.indexer.records.files import (
-    VIDEOS,
-    ending,
-    image_endings,
-    other_image_endings,
-    printable,
-)
+from llm2clip.indexer.records.files import VIDEOS, ending, image_endings, other_image_endings, printable
 from llm2clip.indexer.records.record import Corpus, Record, describe_empty
 from llm2clip.indexer.records.sidecars import sidecar_of
 
@@ -42,9 +36,6 @@ class FolderCorpus(Corpus):
         spec: what the user named.
         root: the folder.
         every: seconds between frames of videos; None: videos are skipped.
-
-    Raises:
-        CorpusError: videos are to be read, and PyAV is not installed.
     """
 
     kind: Final = "folder"  # type: ignore[misc]

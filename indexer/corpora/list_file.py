@@ -174,10 +174,6 @@ class ListCorpus(ListedCorpus):
         spec: what the user named.
         file: the local list.
         root: folder or URL to which its paths are relative; None: the folder it is in.
-
-    Raises:
-        CorpusError: no column has paths, or it is not text.
-        OSError: it cannot be read.
     """
 
     kind: Final = "list"  # type: ignore[misc]
@@ -205,9 +201,6 @@ class StdinCorpus(ListedCorpus):
 
     Args:
         stream: None: standard input.
-
-    Raises:
-        CorpusError: nothing is piped in.
     """
 
     kind: Final = "stdin"  # type: ignore[misc]

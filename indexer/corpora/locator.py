@@ -49,11 +49,6 @@ def read_located(
         key: of the item.
         corpus: identity of its corpus, from the manifest.
         hash: of its content when it was indexed; inside a container, other content is refused.
-
-    Raises:
-        OSError: the corpus no longer exists.
-        IndexDamagedError: the locator is malformed, or leads out of the corpus.
-        IndexerError: its container changed since it was indexed, or an extra is not installed.
     """
     place = _parsed(locator, key)
     path = place.pop("path", None)

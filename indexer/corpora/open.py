@@ -80,12 +80,7 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
 
 
 def reopen_corpus(identity: Mapping[str, str]) -> Corpus:
-    """Open the corpus whose ``Corpus.identity`` an index stores, from any working folder.
-
-    Raises:
-        CorpusError: it no longer exists, or was a list on standard input.
-        OSError: it cannot be read.
-    """
+    """Open the corpus whose ``Corpus.identity`` an index stores, from any working folder."""
     kind, spec = identity["kind"], identity["spec"]
     if kind == SampleCorpus.kind:
         return SampleCorpus()

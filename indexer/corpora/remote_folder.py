@@ -24,11 +24,7 @@ from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar, stamp_of
 
 
 def remote_files(pattern: str, *, endings: frozenset[str] = frozenset(), deep: bool = False) -> Files:
-    """The containers that a URL names: one, a brace range, a ``*`` pattern, or with ``endings`` those of a folder.
-
-    Raises:
-        CorpusError: there is none.
-    """
+    """The containers that a URL names: one, a brace range, a ``*`` pattern, or with ``endings`` those of a folder."""
     if endings:
         root = pattern.rstrip("/")
         names = [f"{root}/{each.below}" for each in walk(root, deep=deep) if ending(each.name) in endings]
@@ -56,11 +52,7 @@ def _matching(url: str) -> list[str]:
 
 
 def is_remote_folder(url: str) -> bool:
-    """Whether a URL is a folder.
-
-    Raises:
-        CorpusError: it does not exist, or cannot be read.
-    """
+    """Whether a URL is a folder."""
     store, path = store_of(url)
     with wrap_store_errors(url):
         return bool(store.info(path).get("type") == "directory")
@@ -82,11 +74,7 @@ class Entry(NamedTuple):
 
 
 def walk(url: str, *, deep: bool = True) -> Iterator[Entry]:
-    """All visible files below a URL, folder by folder, in order of their names.
-
-    Raises:
-        CorpusError: the store cannot be read.
-    """
+    """All visible files below a URL, folder by folder, in order of their names."""
     store, path = store_of(url)
     yield from _walk(store, path, "", url, deep)
 

@@ -34,11 +34,7 @@ on_fetch: ContextVar[Callable[[str], None] | None] = ContextVar("on_fetch", defa
 
 @contextmanager
 def wrap_store_errors(url: str) -> Iterator[None]:
-    """Turn whatever a store raises into an error that names the URL.
-
-    Raises:
-        CorpusError: for any exception within.
-    """
+    """Turn whatever a store raises into an error that names the URL."""
     try:
         yield
     except CorpusError:
@@ -54,11 +50,7 @@ def wrap_store_errors(url: str) -> Iterator[None]:
 
 
 def store_of(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it.
-
-    Raises:
-        CorpusError: there is no such file system, or it needs a package that is not installed.
-    """
+    """The fsspec file system of a URL, and the path in it."""
     require_extra("fsspec", extra="remote", what=f"reading {url.partition('://')[0]}://")
     from fsspec.core import url_to_fs
 
@@ -68,11 +60,7 @@ def store_of(url: str) -> tuple[Any, str]:
 
 
 def read_remote(url: str, *, offset: int | None = None, size: int | None = None) -> bytes:
-    """The content behind a URL, or ``size`` bytes of it from ``offset``.
-
-    Raises:
-        CorpusError: it cannot be read, is too short, or larger than ``MAX_IMAGE_BYTES``.
-    """
+    """The content behind a URL, or ``size`` bytes of it from ``offset``."""
     store, path = store_of(url)
     with wrap_store_errors(url):
         if offset is not None and size is not None:
@@ -96,9 +84,6 @@ def local_copy(url: str, *, fetch: bool = False) -> Path | None:
 
     Returns:
         None if there is no copy.
-
-    Raises:
-        CorpusError: it cannot be downloaded.
     """
     store, path = store_of(url)
     if "file" in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,)):
@@ -158,11 +143,7 @@ class CachedDownloader:
         """URL -> bytes, of those that were downloaded."""
 
     def __call__(self, url: str) -> Path:
-        """The local copy of a URL.
-
-        Raises:
-            CorpusError: it cannot be downloaded.
-        """
+        """The local copy of a URL."""
         if url not in self._here:
             before = local_copy(url)
             old = before.stat().st_ino if before is not None else None

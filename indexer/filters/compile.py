@@ -99,9 +99,6 @@ def metadata_names(connection: sqlite3.Connection) -> list[str]:
 
     Args:
         connection: to the items, after ``guard``; not used elsewhere meanwhile.
-
-    Raises:
-        IndexDamagedError: the items cannot be read.
     """
     some = (
         f"SELECT metadata FROM items WHERE metadata IS NOT NULL AND json_valid(metadata) LIMIT {_LOOKED_AT}"

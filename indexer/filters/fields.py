@@ -78,9 +78,6 @@ def metadata_field(steps: list[str | int]) -> Field:
 
     Args:
         steps: names in objects and positions in lists, from the outermost.
-
-    Raises:
-        ValueError: a name is not supported.
     """
     path = "$"
     for step in steps:
@@ -124,11 +121,7 @@ _LAST = 2**63 - 1
 
 
 def span(text: str) -> Span:
-    """The year, month, day, minute or second that a text names, in UTC unless it has a time zone.
-
-    Raises:
-        ValueError: it is not a time.
-    """
+    """The year, month, day, minute or second that a text names, in UTC unless it has a time zone."""
     match = _TIME.fullmatch(text.strip())
     if match is None:
         raise ValueError(text)

@@ -52,9 +52,6 @@ class Parser:
 
     Args:
         text: the filter.
-
-    Raises:
-        WhereError: it has an invalid token.
     """
 
     def __init__(self, text: str) -> None:
@@ -65,11 +62,7 @@ class Parser:
         """Names of the fields in it."""
 
     def parse(self) -> Clause:
-        """The whole filter as a condition.
-
-        Raises:
-            WhereError: it does not follow the grammar.
-        """
+        """The whole filter as a condition."""
         if self._ended():
             self._fail("the filter is empty: write for example  width > 1000")
         clause = self._either()

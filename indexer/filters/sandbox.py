@@ -27,11 +27,7 @@ _STEPS = 20_000
 
 
 def guard(connection: sqlite3.Connection) -> None:
-    """Restrict a connection to the items of an index to what filters need.
-
-    Raises:
-        sqlite3.Error: the items cannot be read.
-    """
+    """Restrict a connection to the items of an index to what filters need."""
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.create_function(FOLDED, 2, _folded_like, deterministic=True)

@@ -88,11 +88,7 @@ _PATTERN = re.compile(
 
 
 def tokens(text: str) -> list[Token]:
-    """The tokens of a filter; the last one is its end.
-
-    Raises:
-        WhereError: it is too long, or has an invalid character.
-    """
+    """The tokens of a filter; the last one is its end."""
     if len(text) > MAX_LENGTH:
         raise WhereError(
             f"a filter has at most {MAX_LENGTH:,} characters, got {len(text):,}",

@@ -49,13 +49,7 @@ class BudgetPlanner:
     """Where ANN indexes are trained if FAISS has a GPU: ``auto``, ``cuda``, ``cuda:1``; or ``cpu``."""
 
     def __call__(self, path: Path, vectors: Vectors) -> Mapping[str, Any]:
-        """Write the ANN index to ``path`` and return its plan as JSON.
-
-        Raises:
-            BudgetError: nothing fits into memory; the message has the numbers.
-            FaissNotInstalledError: FAISS is not installed.
-            OSError: an I/O error occurred (for example a full disk).
-        """
+        """Write the ANN index to ``path`` and return its plan as JSON."""
         queries = self.queries()
         plan = plan_index(vectors, budget=self.budget, queries=queries, device=self.device)
         if plan.exact:
@@ -78,10 +72,6 @@ def plan_index(
         budget: what to keep to.
         queries: text queries to try with, None if there are none. Shape: (n, dim), float32, unit rows.
         device: as of ``BudgetPlanner``.
-
-    Raises:
-        BudgetError: nothing fits into memory; the message has the numbers.
-        FaissNotInstalledError: FAISS is not installed.
     """
     ram = budget.ram if budget.ram is not None else int(free_memory() * _FREE_SHARE)
     budget = replace(budget, ram=ram)
@@ -106,9 +96,6 @@ def require_memory(budget: Budget, *, rows: int, dim: int) -> None:
         budget: what to keep to; nothing is refused where it has no ``ram``.
         rows: expected number of vectors.
         dim: their dimension.
-
-    Raises:
-        BudgetError: nothing fits; the message has the numbers.
     """
     if budget.ram is None or not rows:
         return
@@ -137,10 +124,6 @@ def make_ann(
 
     Returns:
         The plan with the tuned parameters and the measured cost.
-
-    Raises:
-        BudgetError: it would not fit into the memory that is free now.
-        OSError: an I/O error occurred (for example a full disk).
     """
     asked = sample_queries(vectors, queries)
     found = plan
@@ -169,11 +152,6 @@ def write_ann(path: Path, vectors: Vectors, *, plan: Plan, device: str = "auto")
     """Build the ANN index of a plan from the stored rows and write it.
 
     On a CPU the same rows and plan give the same bytes; if FAISS has a GPU, k-means runs there.
-
-    Raises:
-        BudgetError: it would not fit into the memory that is free now.
-        FaissNotInstalledError: FAISS is not installed.
-        OSError: an I/O error occurred (for example a full disk).
     """
     need, free = plan.predicted.build_bytes, free_memory()
     if need > free:

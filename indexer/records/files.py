@@ -57,12 +57,7 @@ def content_hash(content: bytes) -> bytes:
 
 
 def read_whole(file: Path) -> bytes:
-    """The content of a file.
-
-    Raises:
-        OSError: it cannot be read.
-        CorpusError: it is larger than ``MAX_IMAGE_BYTES``, or not a regular file.
-    """
+    """The content of a file."""
     found = file.stat()
     if not stat.S_ISREG(found.st_mode):
         raise CorpusError(f"{file} is not a regular file: expected an image")
@@ -72,11 +67,7 @@ def read_whole(file: Path) -> bytes:
 
 
 def require_span(offset: int, size: int) -> None:
-    """Refuse a byte span that no image can have: it may come from an untrusted index.
-
-    Raises:
-        CorpusError: a number is negative, or the size exceeds ``MAX_IMAGE_BYTES``.
-    """
+    """Refuse a byte span that no image can have: it may come from an untrusted index."""
     if offset < 0 or not 0 <= size <= MAX_IMAGE_BYTES:
         raise CorpusError(
             f"got a span of {size:,} bytes from byte {offset:,}, expected at most {MAX_IMAGE_BYTES:,} from 0 on: "
@@ -85,12 +76,7 @@ def require_span(offset: int, size: int) -> None:
 
 
 def read_span(file: Path, *, offset: int, size: int) -> bytes:
-    """``size`` bytes of a file from ``offset``.
-
-    Raises:
-        OSError: the file cannot be read, or is too short.
-        CorpusError: see ``require_span``.
-    """
+    """``size`` bytes of a file from ``offset``."""
     require_span(offset, size)
     with open(file, "rb", buffering=0) as stream:
         stream.seek(offset)

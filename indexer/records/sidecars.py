@@ -90,9 +90,6 @@ def read_sidecar(parts: Mapping[str, Callable[[], bytes]], size: int) -> Sidecar
     Args:
         parts: ``.json`` and ``.txt``, as far as there are, and what reads them.
         size: bytes of the larger one.
-
-    Raises:
-        OSError, ValueError: as of the readers.
     """
     if size > MAX_SIDECAR_BYTES:
         return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")

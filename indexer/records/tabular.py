@@ -48,10 +48,6 @@ def encoding_of(file: Path) -> str:
     """Encoding of a list: UTF-8, UTF-16 with a byte-order mark, or else GB 18030.
 
     A list that is UTF-8 but for a few bytes counts as UTF-8: only the lines with those bytes are damaged.
-
-    Raises:
-        OSError: it cannot be read.
-        CorpusError: it is none of these.
     """
     with open(file, "rb") as stream:
         if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -87,10 +83,6 @@ def read_rows(file: Path, *, encoding: str) -> Iterator[Row]:
     Args:
         file: the list.
         encoding: see ``encoding_of``.
-
-    Raises:
-        OSError: it cannot be read.
-        CorpusError: no column says where the images are.
     """
     kind = ending(file.name)
     errors = "replace" if encoding == "utf-16" else "surrogateescape"

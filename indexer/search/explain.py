@@ -37,9 +37,6 @@ def explain_search(index: Index, *, where: str | None = None) -> Explanation:
     Args:
         index: the index.
         where: a filter (docs/filters.md); None: none.
-
-    Raises:
-        WhereError: the filter is not valid.
     """
     manifest, allowed = index.manifest, index.allowed(where)
     covered = manifest.ann.rows if manifest.ann else 0

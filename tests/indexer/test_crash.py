@@ -94,10 +94,7 @@ def test_writers_killed_at_random_leave_what_was_committed(seed: int):
 def interrupt(photos: Path, index: Path, after: int, *, overwrite: bool = False) -> None:
     with pytest.raises(KeyboardInterrupt):
         build_index(
-            photos,
-            index,
-            encoder=Stopping(after),
-            options=BuildOptions(batch_size=4, overwrite=overwrite),
+            photos, index, encoder=Stopping(after), options=BuildOptions(batch_size=4, overwrite=overwrite)
         )
 
 

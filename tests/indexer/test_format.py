@@ -13,14 +13,7 @@ import numpy as np
 import pytest
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import (
-    add_images,
-    build_index,
-    compact_index,
-    open_index,
-    remove_images,
-    update_index,
-)
+from llm2clip.indexer import add_images, build_index, compact_index, open_index, remove_images, update_index
 from llm2clip.indexer.lifecycle.remove import Selection
 from llm2clip.indexer.storage.manifest import Manifest
 

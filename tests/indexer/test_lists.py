@@ -155,11 +155,7 @@ def test_list_corpus_reports_lines_that_are_not_text(folder, name):
             "x\0y.png,z",
             "海/长城.png,",
         ],
-        "l.jsonl": [
-            '{"path": "a.png"}',
-            '{"path": "b\udce9"}',
-            '{"path": "\\u6d77/\\u957f\\u57ce.png"}',
-        ],
+        "l.jsonl": ['{"path": "a.png"}', '{"path": "b\udce9"}', '{"path": "\\u6d77/\\u957f\\u57ce.png"}'],
         "l.txt": ["a.png", "长城长城长城长城长城.png", "caf\udce9.png", "x\0y.png", "海/长城.png"],
     }[name]
     (folder / name).write_bytes("\n".join(lines).encode("utf-8", "surrogateescape"))

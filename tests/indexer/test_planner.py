@@ -10,22 +10,10 @@ import numpy as np
 import pytest
 
 from llm2clip.indexer import Index, IndexDamagedError, IndexerError
-from llm2clip.indexer.ann.index_types import (
-    APPROXIMATE,
-    effort_name,
-    plan_for,
-    unsupported_reason,
-)
+from llm2clip.indexer.ann.index_types import APPROXIMATE, effort_name, plan_for, unsupported_reason
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
-from llm2clip.indexer.ann.plan import (
-    Alternative,
-    Budget,
-    BudgetError,
-    Cost,
-    Plan,
-    parse_bytes,
-)
+from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, Plan, parse_bytes
 from llm2clip.indexer.planner import plan_index as planner
 from llm2clip.indexer.planner.plan_index import BudgetPlanner, make_ann, plan_index, require_memory, write_ann
 from llm2clip.indexer.planner.tune import sample_queries, tune
@@ -226,11 +214,7 @@ def test_sample_queries_have_ground_truth(vectors, rows, texts):
 
 def test_plan_index_chooses_an_exact_scan_while_fast_enough(vectors, texts, tmp_path):
     plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=10_000), queries=texts)
-    assert (plan.kind, plan.exact, plan.why) == (
-        "flat-fp16-ip",
-        True,
-        "an exact scan is fast enough",
-    )
+    assert (plan.kind, plan.exact, plan.why) == ("flat-fp16-ip", True, "an exact scan is fast enough")
     made = make_ann(tmp_path / "none", vectors, plan=plan, queries=texts)
     assert not (tmp_path / "none").exists()
     assert made.measured is not None

@@ -117,10 +117,7 @@ def test_build_refuses_a_budget_that_cannot_fit_first(captioned, tmp_path, monke
     assert (
         done.exit_code,
         "12 vectors of dimension 16 cannot be searched within 20 bytes" in done.stderr,
-    ) == (
-        1,
-        True,
-    )
+    ) == (1, True)
     assert encoder.image_batches == []
     assert not (tmp_path / "index").exists()
 

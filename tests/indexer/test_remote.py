@@ -128,10 +128,7 @@ def test_cached_downloader_downloads_once(store, reads, spec, tmp_path, monkeypa
     assert (len(reads), again.skipped_note()) == (2, None)
     put(store, {"s/1.tar": tar_of({"b.png": IMAGES[5]})})
     changed = list(open_corpus(spec).records())
-    assert [(r.key, r.read()) for r in changed] == [
-        ("0.tar#a.png", IMAGES[0]),
-        ("1.tar#b.png", IMAGES[5]),
-    ]
+    assert [(r.key, r.read()) for r in changed] == [("0.tar#a.png", IMAGES[0]), ("1.tar#b.png", IMAGES[5])]
     assert reads[2:] == ["/b/s/1.tar"]
     assert changed[1].mtime_ns != found[1].mtime_ns
 
@@ -171,10 +168,7 @@ def test_read_located_downloads_tables_and_zips_again(store, tmp_path, monkeypat
     monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
     pq.write_table(pa.table({"image": IMAGES[:2]}), tmp_path / "t.parquet")
     put(store, {"t.parquet": (tmp_path / "t.parquet").read_bytes(), "z.zip": zip_of({"a.png": IMAGES[2]})})
-    for name, key, content in [
-        ("t.parquet", "t.parquet#1", IMAGES[1]),
-        ("z.zip", "z.zip#a.png", IMAGES[2]),
-    ]:
+    for name, key, content in [("t.parquet", "t.parquet#1", IMAGES[1]), ("z.zip", "z.zip#a.png", IMAGES[2])]:
         corpus = open_corpus(f"memory://b/{name}")
         *_, record = corpus.records()
         assert (record.key, record.read()) == (key, content)
