@@ -51,12 +51,7 @@ class _Part:
 
 @final
 class ExactScan:
-    """Scores every row, in float32.
-
-    Args:
-        vectors: the stored rows.
-        first: the first id that is scanned.
-    """
+    """Scores every row from the id ``first`` on, in float32."""
 
     exact = True
     slack = SLACK
@@ -191,11 +186,7 @@ def exact_scores(rows: Rows, queries: NDArray[np.float32]) -> NDArray[np.float32
 def rerank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> list[Ranked]:
     """The best ``k`` candidates of each query by exact score, equal scores by id.
 
-    Args:
-        vectors: the stored rows.
-        queries: Shape: (n, dim), float32.
-        ids: candidates of each query, each once; -1: none. Shape: (n, m), int64.
-        k: hits per query.
+    Shapes: queries (n, dim), float32; ids (n, m), int64, each once, -1: none.
     """
     if len(queries) == 1:
         return [_rank_one(vectors, queries[0], ids[0], k=k)]

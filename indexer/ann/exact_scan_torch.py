@@ -20,13 +20,7 @@ TILE_ROWS = 65_536
 
 @final
 class TorchScan:
-    """Scores every row on a torch device.
-
-    Args:
-        vectors: the stored rows; copied to the device as float16.
-        device: ``cuda``, ``cuda:1`` or ``cpu``.
-        tile_rows: rows per tile.
-    """
+    """Scores every row on a torch device (``cuda``, ``cuda:1`` or ``cpu``)."""
 
     exact = True
     slack = SLACK

@@ -60,11 +60,7 @@ def write_faiss(
 ) -> None:
     """Write the flat FAISS index of ``rows`` vectors to ``path``, in constant memory.
 
-    Args:
-        path: the file to write.
-        blocks: (id of the first row, rows of shape (n, dim), float16), in order.
-        rows: their total number.
-        dim: their dimension.
+    ``blocks`` are (id of the first row, rows of shape (n, dim), float16), in order.
     """
     faiss = import_faiss()
     # Such a file is a header (number of rows at byte 8, number of bytes at its end) and the float16 rows. FAISS itself
@@ -89,13 +85,7 @@ class FaissIndex:
 
     @classmethod
     def read(cls, path: Path, *, rows: int, dim: int) -> Self:
-        """Open a FAISS index file, mapped into memory where this FAISS can.
-
-        Args:
-            path: the file.
-            rows: expected number of vectors.
-            dim: expected dimension.
-        """
+        """Open a FAISS index file, mapped into memory where this FAISS can; refuse other rows and dim."""
         faiss = import_faiss()
         try:
             index = faiss.read_index(os.fspath(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))

@@ -27,13 +27,7 @@ def read_ann(
 
     A GPU is searched by FAISS where the installed wheel has a GPU, else by torch. Only IVF-SQ8, and graphs over
     millions of rows, are faster there than an exact scan.
-
-    Args:
-        path: the file of the ANN index.
-        vectors: all rows of the index.
-        rows: how many of them it covers.
-        plan: its plan, from the manifest.
-        device: ``cpu``, ``cuda`` or ``cuda:1``.
+    The file covers the first ``rows`` of the vectors.
     """
     if not path.exists():
         raise IndexDamagedError(
@@ -109,19 +103,15 @@ def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, A
 
 
 def _fitting(path: Path, *, rows: int, dim: int, plan: Mapping[str, Any]) -> Plan:
-    known = _known(plan, path)
+    if plan.get("kind") not in APPROXIMATE:
+        raise IndexDamagedError(
+            f"{path} has a type that this release does not know: got {plan.get('kind')!r}, expected one of "
+            f"{', '.join((KIND, *APPROXIMATE))}. Run  llm2clip-index compact"
+        )
+    known = Plan.from_json(plan)
     if (known.rows, known.dim) != (rows, dim):
         raise IndexDamagedError(
             f"{path} does not fit the index: got a plan for {known.rows:,} x {known.dim}, expected {rows:,} x {dim}. "
             "Run  llm2clip-index compact"
         )
     return known
-
-
-def _known(plan: Mapping[str, Any], path: Path) -> Plan:
-    if plan.get("kind") not in APPROXIMATE:
-        raise IndexDamagedError(
-            f"{path} has a type that this release does not know: got {plan.get('kind')!r}, expected one of "
-            f"{', '.join((KIND, *APPROXIMATE))}. Run  llm2clip-index compact"
-        )
-    return Plan.from_json(plan)

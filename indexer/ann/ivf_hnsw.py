@@ -29,12 +29,7 @@ _QUERY_BITS = 4
 
 @final
 class FaissAnnIndex:
-    """An ANN index; made by ``read`` or ``build``.
-
-    Args:
-        index: the FAISS index.
-        plan: its type and parameters.
-    """
+    """An ANN index; made by ``read`` or ``build``."""
 
     exact = False
     slack = np.inf
@@ -174,7 +169,8 @@ class FaissAnnIndex:
             return params
         outer = faiss.SearchParametersPreTransform()
         outer.index_params = params
-        return _Kept(outer, params).outer
+        outer.referenced_objects = [params]  # keep alive what FAISS points to
+        return outer
 
 
 def _centres(faiss: ModuleType, dim: int, *, device: str) -> Any:  # noqa: ANN401
@@ -185,14 +181,6 @@ def _centres(faiss: ModuleType, dim: int, *, device: str) -> Any:  # noqa: ANN40
     if not number:
         return faiss.index_cpu_to_all_gpus(flat)
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), int(number), flat)
-
-
-class _Kept:
-    """Keeps alive what FAISS's parameters point to."""
-
-    def __init__(self, outer: Any, *inner: Any) -> None:  # noqa: ANN401
-        outer.referenced_objects = list(inner)
-        self.outer = outer
 
 
 def sample_of(vectors: Vectors, count: int, *, rows: int, seed: int) -> NDArray[np.float32]:

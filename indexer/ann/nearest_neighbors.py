@@ -44,13 +44,8 @@ Allowed = NDArray[np.bool_] | None
 def post_filtered(search: Callable[[int, float], Found], *, count: int, allowed: NDArray[np.bool_]) -> Found:
     """Candidates of an ANN index under a filter: the allowed ones among more candidates.
 
-    Args:
-        search: returns so many candidates, nearest first, with nprobe or ef_search multiplied by a factor.
-        count: how many allowed candidates are wanted.
-        allowed: by id. Shape: (rows,), bool.
-
-    Returns:
-        Scores and ids, Shape: (n, count); id -1 where too few of the candidates are allowed.
+    ``search`` returns so many candidates, nearest first, with nprobe or ef_search multiplied by a factor. An id is -1
+    where too few of the candidates are allowed. Shapes: allowed (rows,), bool; returned (n, count).
     """
     share = max(int(np.count_nonzero(allowed)), 1) / len(allowed)
     scores, ids = search(min(round(OVERFETCH * count / share), len(allowed)), 1 / share)
@@ -91,11 +86,7 @@ class Candidates(Protocol):
 class ExactSearch:
     """Exact answers: float32 sums propose a few rows more than asked for, and near ties at the edge are asked again.
 
-    Args:
-        vectors: the stored rows.
-        scan: compares all of them.
-        fallback: a more precise search for ties beyond ``most`` candidates; None: every exact score is computed.
-        most: candidates that ``scan`` may be asked for.
+    Ties beyond ``most`` candidates are settled by ``fallback``, a more precise search, or else by every exact score.
     """
 
     batch = _SCAN_BATCH
@@ -159,10 +150,7 @@ def _all_scores(vectors: Vectors, query: NDArray[np.float32], *, k: int, allowed
 class RerankedSearch:
     """ANN with re-ranking: the ANN index proposes rows, the stored vectors rank them; newer rows are scanned.
 
-    Args:
-        vectors: the stored rows.
-        ann: an ANN index over the first of them.
-        exact: answers queries for which the ANN index finds fewer than k rows.
+    Queries for which the ANN index finds fewer than k rows are answered by ``exact``.
     """
 
     batch = ANN_BATCH
@@ -206,9 +194,7 @@ class RerankedSearch:
 class KnnSearcher:
     """Finds the rows with the largest inner products. Safe to use from several threads.
 
-    Args:
-        vectors: the stored rows.
-        candidates: an ANN index over the first of them, or a scan on a GPU; None: an exact scan on the CPU.
+    ``candidates`` is an ANN index over the first rows, or a scan on a GPU; None: an exact scan on the CPU.
     """
 
     def __init__(self, vectors: Vectors, *, candidates: Candidates | None = None) -> None:
@@ -225,10 +211,7 @@ class KnnSearcher:
     def search(self, queries: NDArray[np.float32], *, k: int, allowed: Allowed = None) -> list[Ranked]:
         """The best ``k`` allowed rows of each query; fewer where there are fewer.
 
-        Args:
-            queries: Shape: (n, dim), float32.
-            k: how many to find, at least 1.
-            allowed: which ids may be found, all if None. Shape: (rows,), bool.
+        Shapes: queries (n, dim), float32; allowed (rows,), bool.
         """
         rows = len(self._vectors)
         total = rows if allowed is None else int(np.count_nonzero(allowed))

@@ -14,7 +14,8 @@ from llm2clip.indexer.records.tabular import CAPTION_COLUMNS, column_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_BYTES_COLUMNS = frozenset("image img picture photo jpg jpeg png webp bytes content image_bytes data".split())
+_NAMES = "image img picture photo jpg jpeg png webp bytes content image_bytes data"
+_BYTES_COLUMNS = frozenset(_NAMES.split())
 """Columns of plain bytes that hold images; of other names only a single one."""
 _DEEPEST = 20
 

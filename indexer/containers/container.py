@@ -52,10 +52,7 @@ class Files:
     def found(cls, spec: str, *, endings: frozenset[str], deep: bool = False) -> Files:
         """Files of a folder by their endings, or those that a path or brace range names.
 
-        Args:
-            spec: a folder, a file, or a pattern like ``shards/{00..03}.tar`` or ``{a,b}.tar``.
-            endings: which files of a folder, lower case with their dot.
-            deep: also those of the folders in it.
+        Endings are lower case with their dot; with ``deep``, folders in the folder are searched too.
         """
         place = os.path.abspath(os.path.expanduser(spec))
         if os.path.isdir(place):
@@ -66,9 +63,8 @@ class Files:
             if not os.path.isfile(name):
                 what = "shard" if len(names) > 1 or name.endswith(".tar") else "file"
                 raise CorpusError(f"no such {what}: {name} (of {spec})")
-        return cls(
-            root=os.path.commonpath([os.path.dirname(name) for name in names]), pattern=place, names=names
-        )
+        root = os.path.commonpath([os.path.dirname(name) for name in names])
+        return cls(root=root, pattern=place, names=names)
 
     def path(self, name: str) -> str:
         """The path of one of the ``names`` below the root, with forward slashes."""
@@ -98,10 +94,6 @@ class ContainerCorpus(Corpus):
     """Images of containers; the key of each is the path of the file, ``#`` and its place in it.
 
     Of a damaged file what comes before the damage is read; a record with a ``problem`` stands for the rest.
-
-    Args:
-        spec: what the user named.
-        files: the containers.
     """
 
     what: str

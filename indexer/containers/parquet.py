@@ -28,10 +28,6 @@ class TableCorpus(ContainerCorpus):
     """Images of Parquet or Arrow files; the key of each is ``train.parquet#17``, its row from 0.
 
     If rows hold several images, the key ends in the column: ``#17.left``. Other columns are caption and metadata.
-
-    Args:
-        spec: a file, a folder of them (with the folders in it), or a brace range.
-        files: what that is, if it is known.
     """
 
     kind: Final = "table"  # type: ignore[misc]
@@ -166,13 +162,7 @@ def _image(cell: object, file: Path) -> bytes | Exception:
 
 
 def read_row(file: Path, *, row: int, column: str) -> bytes:
-    """The image of one row.
-
-    Args:
-        file: a Parquet or Arrow file.
-        row: from 0.
-        column: the column of images.
-    """
+    """The image of one row, from 0, of a Parquet or Arrow file."""
     require_extra("pyarrow", extra="parquet", what="reading Parquet and Arrow files")
     import pyarrow as pa
 

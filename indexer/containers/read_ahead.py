@@ -26,9 +26,8 @@ _groups: weakref.WeakValueDictionary[int, ReadAheadGroup] = weakref.WeakValueDic
 class ReadAheadGroup:
     """Some neighbouring images of a container.
 
-    Args:
-        load: reads all of them, in order; an exception stands for one that cannot be read.
-        one: reads one by its number, when it is no longer in memory.
+    ``load`` reads all of them, in order, with an exception for each that cannot be read; ``one`` reads one by its
+    number when it is no longer in memory.
     """
 
     def __init__(

@@ -72,11 +72,7 @@ class _Shards(ContainerCorpus):
 
 @final
 class TarCorpus(_Shards):
-    """Tar shards: one, the ones directly in a folder, or a brace range of them.
-
-    Args:
-        spec: a tar, a folder of tars, or a pattern like ``shards/{00..03}.tar`` or ``{a,b}.tar``.
-    """
+    """Tar shards: one, the ones directly in a folder, or a brace range of them."""
 
     kind: Final = "tar"  # type: ignore[misc]
 

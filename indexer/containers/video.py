@@ -29,13 +29,7 @@ _MOST_FRAMES = 10_000_000
 
 @final
 class VideoCorpus(ContainerCorpus):
-    """Frames of videos; the key of each is ``clip.mp4#t=12.5``, its time in seconds.
-
-    Args:
-        spec: a video or a brace range of them.
-        files: what that is.
-        every: seconds between frames.
-    """
+    """Frames of videos; the key of each is ``clip.mp4#t=12.5``, its time in seconds."""
 
     kind: Final = "video"  # type: ignore[misc]
     what: Final = "video"  # type: ignore[misc]
@@ -64,12 +58,7 @@ def checked(every: float) -> float:
 
 
 def frames_of(container: Container, *, every: float) -> Iterator[Record]:
-    """A record for each frame; nothing is decoded before it is read.
-
-    Args:
-        container: a video.
-        every: seconds between frames.
-    """
+    """A record for each frame, ``every`` seconds; nothing is decoded before it is read."""
     file = container.file
     changed = file.stat().st_mtime_ns
     names = (f"{file.stem}.json", f"{file.stem}.txt")
@@ -150,9 +139,7 @@ def _length(file: Path) -> float:
 def read_frames(file: Path, *, times: Sequence[float]) -> list[bytes | Exception]:
     """The frames shown at some times, as JPEG; an exception for each that cannot be read.
 
-    Args:
-        file: a video.
-        times: seconds from its beginning, ascending.
+    Times are seconds from the beginning, ascending.
     """
     import av
 

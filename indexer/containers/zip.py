@@ -41,12 +41,7 @@ class _Member(NamedTuple):
 
 @final
 class ZipCorpus(ContainerCorpus):
-    """Images of zip files; the key of each is ``album.zip#member``. Captions lie beside them as in a folder.
-
-    Args:
-        spec: a zip, a folder of zips, or a brace range of them.
-        files: what that is, if it is known.
-    """
+    """Images of zip files; the key of each is ``album.zip#member``. Captions lie beside them as in a folder."""
 
     kind: Final = "zip"  # type: ignore[misc]
     what: Final = "zip"  # type: ignore[misc]
@@ -155,12 +150,7 @@ def _sidecar_reader(file: Path, stem: str, beside: Mapping[str, _Member]) -> Cal
 
 
 def read_packed(file: Path, place: Sequence[Any]) -> bytes:
-    """The content of a member, without reading the central directory.
-
-    Args:
-        file: the zip.
-        place: offset of its header, packed and unpacked bytes, method, CRC-32.
-    """
+    """The content of a member, without reading the central directory; see ``_Member.place``."""
     offset, packed, size, method, crc = (int(number) for number in place)
     if max(packed, size) > MAX_IMAGE_BYTES:
         raise CorpusError(f"file of {size:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}")

@@ -42,12 +42,6 @@ class FaissNotInstalledError(ImportError, IndexerError):
 
 
 def require_extra(module: str, *, extra: str, what: str) -> None:
-    """Refuse to continue without an optional package.
-
-    Args:
-        module: its import name.
-        extra: the extra that installs it.
-        what: what needs it, for the message.
-    """
+    """Refuse to continue without the module of an optional package that the extra installs."""
     if find_spec(module) is None:
         raise CorpusError(f"{what} needs {module}: pip install 'llm2clip-retrieval[{extra}]'")

@@ -31,11 +31,7 @@ class FolderCorpus(Corpus):
 
     A file ``name.txt`` or ``name.json`` beside an image ``name.*`` is its caption or metadata. Links to folders outside
     of the corpus are followed; no folder is read twice, so that loops end.
-
-    Args:
-        spec: what the user named.
-        root: the folder.
-        every: seconds between frames of videos; None: videos are skipped.
+    Videos are skipped unless ``every``, the seconds between frames, is given.
     """
 
     kind: Final = "folder"  # type: ignore[misc]

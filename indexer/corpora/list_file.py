@@ -31,10 +31,6 @@ class ListedCorpus(Corpus):
 
     The key is the path below the root, elsewhere the absolute path or URL. Consecutive rows of one image are one
     record; all their captions go to its metadata, as ``captions``.
-
-    Args:
-        spec: what the user named.
-        root: folder or URL to which the paths are relative.
     """
 
     def __init__(self, spec: str, root: str) -> None:
@@ -170,10 +166,7 @@ def _joined(rows: Iterator[Row]) -> Iterator[Row]:
 class ListCorpus(ListedCorpus):
     """Images listed in a file: CSV or TSV with a header, JSON lines, or one path per line.
 
-    Args:
-        spec: what the user named.
-        file: the local list.
-        root: folder or URL to which its paths are relative; None: the folder it is in.
+    Paths are relative to ``root``, a folder or URL; None: the folder of the list.
     """
 
     kind: Final = "list"  # type: ignore[misc]
@@ -197,11 +190,7 @@ class ListCorpus(ListedCorpus):
 
 @final
 class StdinCorpus(ListedCorpus):
-    """Images whose paths come from another command, one per line or NUL-terminated; read once and spooled.
-
-    Args:
-        stream: None: standard input.
-    """
+    """Images whose paths come from another command, one per line or NUL-terminated; read once and spooled."""
 
     kind: Final = "stdin"  # type: ignore[misc]
 

@@ -27,12 +27,7 @@ def root_of(identity: Mapping[str, str]) -> str:
 
 
 def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:
-    """The path or URL of an image, with ``#`` and its place in a container.
-
-    Args:
-        key: of an item.
-        corpus: identity of its corpus, from the manifest.
-    """
+    """The path or URL of an image, with ``#`` and its place in a container."""
     root = root_of(corpus)
     if _elsewhere(key) and corpus["kind"] in _BY_NAME:
         return key
@@ -44,11 +39,7 @@ def read_located(
 ) -> bytes:
     """The encoded image of an item, as it is in the corpus now.
 
-    Args:
-        locator: as ``Record.locator`` gave it.
-        key: of the item.
-        corpus: identity of its corpus, from the manifest.
-        hash: of its content when it was indexed; inside a container, other content is refused.
+    ``corpus`` is the identity of its corpus. In a container, content of another ``hash`` is refused.
     """
     place = _parsed(locator, key)
     path = place.pop("path", None)

@@ -100,11 +100,7 @@ def _walk(store: Any, path: str, below: str, url: str, deep: bool) -> Iterator[E
 
 @final
 class RemoteFolderCorpus(Corpus):
-    """Images below a URL, with captions beside them; each is downloaded when it is read.
-
-    Args:
-        spec: the URL.
-    """
+    """Images below a URL, with captions beside them; each is downloaded when it is read."""
 
     kind: Final = "remote"  # type: ignore[misc]
 

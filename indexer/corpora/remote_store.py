@@ -76,14 +76,9 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
 
 
 def local_copy(url: str, *, fetch: bool = False) -> Path | None:
-    """The local copy of a URL.
+    """The local copy of a container; None if there is none.
 
-    Args:
-        url: of a container.
-        fetch: download it if it is not here or changed in the store; otherwise the store is not asked.
-
-    Returns:
-        None if there is no copy.
+    With ``fetch`` it is downloaded if it is not here or changed; otherwise the store is not asked.
     """
     store, path = store_of(url)
     if "file" in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,)):

@@ -51,12 +51,7 @@ class PathListCorpus(ListedCorpus):
 
 @final
 class SubfolderCorpus(Corpus):
-    """A folder inside a source of an index: its images with the keys of that source.
-
-    Args:
-        inner: the folder.
-        source: from the manifest.
-    """
+    """A folder inside a source of an index: its images with the keys of that source."""
 
     kind: Final = "part"  # type: ignore[misc]
 

@@ -95,11 +95,7 @@ class Where:
 
 
 def metadata_names(connection: sqlite3.Connection) -> list[str]:
-    """Names of the metadata of some thousand images, sorted, as written in filters.
-
-    Args:
-        connection: to the items, after ``guard``; not used elsewhere meanwhile.
-    """
+    """Names of the metadata of some thousand images, sorted, as written in filters."""
     some = (
         f"SELECT metadata FROM items WHERE metadata IS NOT NULL AND json_valid(metadata) LIMIT {_LOOKED_AT}"
     )

@@ -74,11 +74,7 @@ KNOWN = f"{', '.join(FIELDS)}, and {META}.NAME for metadata"
 
 
 def metadata_field(steps: list[str | int]) -> Field:
-    """A field of the metadata.
-
-    Args:
-        steps: names in objects and positions in lists, from the outermost.
-    """
+    """A field of the metadata, by names in objects and positions in lists, from the outermost."""
     path = "$"
     for step in steps:
         if isinstance(step, str) and (set(step) & {'"', "\\", "\0"} or not step):

@@ -48,11 +48,7 @@ _RESERVED = ("AND", "FALSE", "NULL", "OR", "TRUE", *_WORDS)
 
 
 class Parser:
-    """Parses one filter.
-
-    Args:
-        text: the filter.
-    """
+    """Parses one filter."""
 
     def __init__(self, text: str) -> None:
         self._text = text

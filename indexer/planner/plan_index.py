@@ -65,13 +65,7 @@ def plan_index(
 ) -> Plan:
     """Choose how ``vectors`` are searched. Builds nothing but trials on a sample.
 
-    Latencies are those of this machine with its present load.
-
-    Args:
-        vectors: the stored rows.
-        budget: what to keep to.
-        queries: text queries to try with, None if there are none. Shape: (n, dim), float32, unit rows.
-        device: as of ``BudgetPlanner``.
+    Latencies are those of this machine with its present load. Queries have the shape (n, dim), float32, unit rows.
     """
     ram = budget.ram if budget.ram is not None else int(free_memory() * _FREE_SHARE)
     budget = replace(budget, ram=ram)
@@ -90,13 +84,7 @@ def plan_index(
 
 
 def require_memory(budget: Budget, *, rows: int, dim: int) -> None:
-    """Refuse, before anything is encoded, what no type of index could do within the memory budget.
-
-    Args:
-        budget: what to keep to; nothing is refused where it has no ``ram``.
-        rows: expected number of vectors.
-        dim: their dimension.
-    """
+    """Refuse, before anything is encoded, what no type of index could do within the memory budget."""
     if budget.ram is None or not rows:
         return
     types: tuple[IndexType, ...] = ("flat-fp16-ip", *(() if budget.recall >= 1 else APPROXIMATE))
@@ -115,15 +103,7 @@ def make_ann(
 ) -> Plan:
     """Build the ANN index of a plan, tune it on held-out queries and measure it on others.
 
-    Args:
-        path: the file to write; nothing is written for an exact plan.
-        vectors: the rows that it covers, all of them.
-        plan: what ``plan_index`` chose for them.
-        queries: as for ``plan_index``.
-        device: as of ``BudgetPlanner``.
-
-    Returns:
-        The plan with the tuned parameters and the measured cost.
+    Returns the plan with the tuned parameters and the measured cost; writes nothing for an exact plan.
     """
     asked = sample_queries(vectors, queries)
     found = plan

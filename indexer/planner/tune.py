@@ -58,10 +58,7 @@ class TuningQueries:
 def sample_queries(vectors: Vectors, queries: NDArray[np.float32] | None, *, seed: int = 0) -> TuningQueries:
     """Queries to tune and measure with, and their ground truth by an exact search.
 
-    Args:
-        vectors: the stored rows.
-        queries: text queries, or None. Shape: (n, dim), float32, unit rows.
-        seed: of the sample.
+    ``queries`` are text queries, or None. Shape: (n, dim), float32, unit rows.
     """
     random = np.random.default_rng([seed, len(vectors)])
     if queries is not None and len(queries) >= 2:

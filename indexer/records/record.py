@@ -185,13 +185,7 @@ def _some(kinds: Counter[str]) -> str:
 
 
 def describe_empty(where: str, found: Counter[str], *, empty: str = "got no files at all") -> str:
-    """The message for a corpus without images.
-
-    Args:
-        where: the corpus.
-        found: endings of its files, or what it has instead, with their numbers.
-        empty: what to say where there is nothing.
-    """
+    """The message for a corpus without images; ``found`` counts what it has instead."""
     some = ", ".join(f"{count:,} with {what or 'no ending'}" for what, count in found.most_common(4))
     expected = f"expected endings {' '.join(sorted(image_endings()))}"
     return f"no images in {where}: {f'got {some}' if some else empty}; {expected}"

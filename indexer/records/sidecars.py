@@ -65,13 +65,7 @@ def _split(parsed: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
 def sidecar_of(
     folder: Path, stem: str, present: frozenset[str]
 ) -> tuple[int | None, Callable[[], Sidecar] | None]:
-    """The stamp of the caption and metadata files of an image, and what reads them; None and None without any.
-
-    Args:
-        folder: the folder of the image.
-        stem: its name without its ending.
-        present: files in that folder, at least those of this stem.
-    """
+    """The stamp of the caption and metadata files of an image, and what reads them; None and None without any."""
     files = [folder / name for kind in (".json", ".txt") if (name := f"{stem}{kind}") in present]
     if not files:
         return None, None
@@ -85,12 +79,7 @@ def sidecar_of(
 
 
 def read_sidecar(parts: Mapping[str, Callable[[], bytes]], size: int) -> Sidecar:
-    """Read and parse caption and metadata.
-
-    Args:
-        parts: ``.json`` and ``.txt``, as far as there are, and what reads them.
-        size: bytes of the larger one.
-    """
+    """Read and parse ``.json`` and ``.txt``, as far as there are; ``size`` is that of the larger one."""
     if size > MAX_SIDECAR_BYTES:
         return Sidecar(note=f"caption or metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
     metadata, text = (parts[kind]() if kind in parts else None for kind in (".json", ".txt"))

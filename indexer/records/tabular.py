@@ -78,12 +78,7 @@ def _decoded(stream: BinaryIO, encoding: str, errors: str) -> Iterator[str]:
 
 
 def read_rows(file: Path, *, encoding: str) -> Iterator[Row]:
-    """The rows of a list, by its ending.
-
-    Args:
-        file: the list.
-        encoding: see ``encoding_of``.
-    """
+    """The rows of a list, by its ending."""
     kind = ending(file.name)
     errors = "replace" if encoding == "utf-16" else "surrogateescape"
     with open(

@@ -32,12 +32,7 @@ class Explanation:
 
 
 def explain_search(index: Index, *, where: str | None = None) -> Explanation:
-    """Explain how a search of an index is answered.
-
-    Args:
-        index: the index.
-        where: a filter (docs/filters.md); None: none.
-    """
+    """Explain how a search of an index is answered."""
     manifest, allowed = index.manifest, index.allowed(where)
     covered = manifest.ann.rows if manifest.ann else 0
     steps: list[str] = []
