@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import cast
 
 from benchmarks.measuring import machine
 
@@ -117,8 +118,11 @@ def write_tower(folder: Path, *, small: bool) -> int:
     shape = replace(shape, depth=1, hidden=96, dim=64) if small else shape
     with torch.device("meta"):
         adapter = TextAdapter(64 if small else 2048, shape.dim).state_dict()
-    shapes = {name: axes for row in expand(OPENAI, shape) for name, axes in row.theirs.items()} | {
-        "logit_scale": ()
+    shapes: dict[str, tuple[int, ...]] = {"logit_scale": ()}
+    shapes |= {
+        name: cast("tuple[int, ...]", axes)  # expand() puts numbers in the place of names
+        for row in expand(OPENAI, shape)
+        for name, axes in row.theirs.items()
     }
     shapes |= {f"text_adapter.{name}": tuple(value.shape) for name, value in adapter.items()}
     settings = {"model_type": "clip", "vision_config": {"hidden_size": 768, "patch_size": 16}}

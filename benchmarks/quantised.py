@@ -29,7 +29,8 @@ MARGIN = 1.15
 
 def measure(settings: Settings) -> list[Row]:
     """One process for each way."""
-    from llm2clip.encoders.weights.quantization import QUANTISED, has_torchao
+    from llm2clip.encoders.layers.transformers_modules import has_torchao
+    from llm2clip.encoders.weights.quantization import QUANTISED
 
     work = settings.work
     whole = {"layers": LAYERS, "vocabulary": 128_256}

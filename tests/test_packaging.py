@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from .conftest import SLOW_FILES
+
 ROOT = Path(__file__).parent.parent
 AREAS = ("common", "encoders", "indexer", "retrieval", "train", "eval")
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -28,6 +30,11 @@ ASKED_FOR = {"torchao"}
 
 def files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+
+
+def test_slow_files_exist():
+    tests = Path(__file__).parent
+    assert {name for name in SLOW_FILES if not (tests / name).is_file()} == set()
 
 
 def test_every_folder_with_code_is_in_the_package_list():
