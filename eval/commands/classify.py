@@ -21,7 +21,7 @@ from llm2clip.eval.commands.options import (
     JsonOption,
     LanguagesOption,
     ProtocolsOption,
-    option,
+    data_option,
 )
 
 if TYPE_CHECKING:
@@ -36,23 +36,23 @@ def classify(
     *,
     protocol: Annotated[
         str | None,
-        option("Data", "imagenet-1k-en, imagenet-1k-en-single or imagenet-1k-zh.", metavar="ID"),
+        data_option(help="imagenet-1k-en, imagenet-1k-en-single or imagenet-1k-zh.", metavar="ID"),
     ] = None,
     names: Annotated[
         Path | None,
-        option(
-            "Data", "Names of the classes, JSON or text.", metavar="FILE", show_default="names of the folders"
+        data_option(
+            help="Names of the classes, JSON or text.", metavar="FILE", show_default="names of the folders"
         ),
     ] = None,
     templates: Annotated[
         Path | None,
-        option(
-            "Data", "Templates, one {} in each line.", metavar="FILE", show_default="one built-in template"
+        data_option(
+            help="Templates, one {} in each line.", metavar="FILE", show_default="one built-in template"
         ),
     ] = None,
     language: Annotated[
         str,
-        option("Data", "Language of the built-in template: en or zh.", metavar="CODE"),
+        data_option(help="Language of the built-in template: en or zh.", metavar="CODE"),
     ] = "en",
     encoder: EncoderNames,
     dtype: DtypeOption = "auto",

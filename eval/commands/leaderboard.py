@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm2clip.common.terminal import log_stderr, one_line_errors
-from llm2clip.eval.commands.options import RESULTS, ResultsArgument, option
+from llm2clip.eval.commands.options import RESULTS, ResultsArgument, output_option
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,16 +20,16 @@ def leaderboard(
     *,
     top: Annotated[
         int,
-        option("Output", "Published rows to show beside ours, per data set.", min=0, metavar="N"),
+        output_option(help="Published rows to show beside ours, per data set.", min=0, metavar="N"),
     ] = 5,
-    markdown: Annotated[Path | None, option("Output", "Also write Markdown.", metavar="FILE")] = None,
+    markdown: Annotated[Path | None, output_option(help="Also write Markdown.", metavar="FILE")] = None,
     csv: Annotated[
         Path | None,
-        option("Output", "Also write every number, one per line.", metavar="FILE"),
+        output_option(help="Also write every number, one per line.", metavar="FILE"),
     ] = None,
     html: Annotated[
         Path | None,
-        option("Output", "Also write a self-contained HTML page.", metavar="FILE"),
+        output_option(help="Also write a self-contained HTML page.", metavar="FILE"),
     ] = None,
 ) -> None:
     """Show results beside published numbers, with differences, tolerances and known errors in the published ones."""

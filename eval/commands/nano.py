@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from llm2clip.common.terminal import graceful_interrupt, one_line_errors
-from llm2clip.eval.commands.options import JsonOption, option
+from llm2clip.eval.commands.options import JsonOption, data_option, encoder_option, output_option
 
 if TYPE_CHECKING:
     from llm2clip.eval.nano_report.report import NanoOptions, NanoReport
@@ -17,22 +17,21 @@ if TYPE_CHECKING:
 def nano(
     *,
     encoder: Annotated[
-        str, option("Encoder", "Built-in name or folder of the encoder to measure.", metavar="NAME")
+        str, encoder_option(help="Built-in name or folder of the encoder to measure.", metavar="NAME")
     ] = "nano",
     data: Annotated[
         Path | None,
-        option(
-            "Data",
-            "Folder of openmoji.tar and scenes.tar.",
+        data_option(
+            help="Folder of openmoji.tar and scenes.tar.",
             metavar="PATH",
             show_default="eval in the data home",
         ),
     ] = None,
     styles: Annotated[
-        str, option("Data", "Emoji artworks, separated by commas.", metavar="NAMES")
+        str, data_option(help="Emoji artworks, separated by commas.", metavar="NAMES")
     ] = "noto,openmoji",
-    scenes: Annotated[bool, option("Output", "Measure scenes with long captions.")] = True,
-    blocks: Annotated[bool, option("Output", "Measure again with the transformer blocks zeroed.")] = True,
+    scenes: Annotated[bool, output_option(help="Measure scenes with long captions.")] = True,
+    blocks: Annotated[bool, output_option(help="Measure again with the transformer blocks zeroed.")] = True,
     json_file: JsonOption = None,
 ) -> None:
     """Print every number of nano's model card: names, free-form queries, scenes, blocks, cost, targets.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -11,33 +12,35 @@ RESULTS = Path("eval-results")
 """Where results are written to and read from by default."""
 
 
-def option(group: str, help: str, *names: str, **settings: Any) -> Any:  # noqa: ANN401
-    """An option that ``--help`` lists in a group."""
-    return typer.Option(*names, help=help, rich_help_panel=group, **settings)
-
+data_option, encoder_option, index_option, output_option, machine_option = (
+    partial(typer.Option, rich_help_panel=group)
+    for group in ("Data", "Encoder", "Index", "Output", "Machine")
+)
+"""Options that ``--help`` lists in a group."""
 
 EncoderNames = Annotated[
     list[str],
-    option(
-        "Encoder", "Name or folder of an encoder, or LABEL=NAME; repeatable.", "--encoder", metavar="NAME"
+    encoder_option(
+        "--encoder", help="Name or folder of an encoder, or LABEL=NAME; repeatable.", metavar="NAME"
     ),
 ]
 _DTYPES = "auto, float32, float16 or bfloat16; int8 or int4 for LLM2CLIP's language models."
-DtypeOption = Annotated[str, option("Encoder", _DTYPES, "--dtype", metavar="DTYPE")]
-DeviceOption = Annotated[str, option("Machine", "auto, cpu, cuda, cuda:1, ...", "--device", metavar="DEVICE")]
+DtypeOption = Annotated[str, encoder_option("--dtype", help=_DTYPES, metavar="DTYPE")]
+DeviceOption = Annotated[
+    str, machine_option("--device", help="auto, cpu, cuda, cuda:1, ...", metavar="DEVICE")
+]
 ProtocolsOption = Annotated[
     list[str] | None,
-    option("Data", "Declared protocol, ID or ID:LANGUAGE; repeatable.", "--dataset", metavar="ID"),
+    data_option("--dataset", help="Declared protocol, ID or ID:LANGUAGE; repeatable.", metavar="ID"),
 ]
 _DATA = "Your own folder or tar of images with captions, PATH or NAME=PATH; repeatable."
-DataOption = Annotated[list[str] | None, option("Data", _DATA, "--data", metavar="PATH")]
+DataOption = Annotated[list[str] | None, data_option("--data", help=_DATA, metavar="PATH")]
 _EVERY = "all of a protocol, unnamed in your own data"
 LanguagesOption = Annotated[
     list[str] | None,
-    option(
-        "Data",
-        "Language of the captions, or all; repeatable.",
+    data_option(
         "--language",
+        help="Language of the captions, or all; repeatable.",
         metavar="CODE",
         show_default=_EVERY,
     ),
@@ -45,20 +48,16 @@ LanguagesOption = Annotated[
 _FOLDER, _CACHE = "datasets in the data home", "eval-vectors in the data home"
 DataFolderOption = Annotated[
     Path | None,
-    option(
-        "Data",
-        "Folder with the files of all protocols.",
-        "--data-folder",
-        metavar="PATH",
-        show_default=_FOLDER,
+    data_option(
+        "--data-folder", help="Folder with the files of all protocols.", metavar="PATH", show_default=_FOLDER
     ),
 ]
 CacheOption = Annotated[
     Path | None,
-    option("Output", "Folder of cached vectors.", "--cache", metavar="PATH", show_default=_CACHE),
+    output_option("--cache", help="Folder of cached vectors.", metavar="PATH", show_default=_CACHE),
 ]
 JsonOption = Annotated[
-    Path | None, option("Output", "Also write everything to this file.", "--json", metavar="FILE")
+    Path | None, output_option("--json", help="Also write everything to this file.", metavar="FILE")
 ]
 ResultsArgument = Annotated[
     list[Path] | None,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
-from llm2clip.eval.commands.options import DataFolderOption, option
+from llm2clip.eval.commands.options import DataFolderOption, data_option, output_option
 
 
 def prepare(
@@ -19,10 +19,10 @@ def prepare(
     data_folder: DataFolderOption = None,
     language: Annotated[
         str | None,
-        option("Data", "Check only this language.", metavar="CODE"),
+        data_option(help="Check only this language.", metavar="CODE"),
     ] = None,
-    images: Annotated[bool, option("Data", "Also decode every image.", "--images")] = False,
-    as_json: Annotated[bool, option("Output", "Print the report as JSON.", "--json")] = False,
+    images: Annotated[bool, data_option("--images", help="Also decode every image.")] = False,
+    as_json: Annotated[bool, output_option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """List the files that a protocol needs, their publishers and licences, and check those that exist.
 

@@ -19,7 +19,10 @@ from llm2clip.eval.commands.options import (
     EncoderNames,
     LanguagesOption,
     ProtocolsOption,
-    option,
+    data_option,
+    encoder_option,
+    index_option,
+    output_option,
 )
 
 if TYPE_CHECKING:
@@ -38,42 +41,46 @@ def run(
     data_folder: DataFolderOption = None,
     limit: Annotated[
         int | None,
-        option(
-            "Data", "Evaluate only the first N images; the result is tagged +partial.", min=1, metavar="N"
+        data_option(
+            help="Evaluate only the first N images; the result is tagged +partial.", min=1, metavar="N"
         ),
     ] = None,
     encoder: EncoderNames,
     dtype: DtypeOption = "auto",
     preprocessing: Annotated[
         str,
-        option(
-            "Encoder", "native, or reference to repeat known mistakes of the original code.", metavar="MODE"
+        encoder_option(
+            help="native, or reference to repeat known mistakes of the original code.", metavar="MODE"
         ),
     ] = "native",
     index: Annotated[
         list[Path] | None,
-        option("Index", "Index over the images: also measure recall through it; repeatable.", metavar="PATH"),
+        index_option(
+            help="Index over the images: also measure recall through it; repeatable.", metavar="PATH"
+        ),
     ] = None,
     where: Annotated[
         str | None,
-        option("Index", "Search the indexes under this filter (docs/filters.md).", metavar="FILTER"),
+        index_option(help="Search the indexes under this filter (docs/filters.md).", metavar="FILTER"),
     ] = None,
     out: Annotated[
         Path,
-        option("Output", "Folder of results, one JSON file per encoder and data set.", metavar="PATH"),
+        output_option(help="Folder of results, one JSON file per encoder and data set.", metavar="PATH"),
     ] = RESULTS,
     cache: CacheOption = None,
     lengths: Annotated[
         bool,
-        option("Output", "Break recall down by caption length, and by beginnings of long captions."),
+        output_option(help="Break recall down by caption length, and by beginnings of long captions."),
     ] = True,
     hubs: Annotated[
         bool,
-        option("Output", "Measure hubness and recall after corrections: ten more passes over all scores."),
+        output_option(help="Measure hubness and recall after corrections: ten more passes over all scores."),
     ] = True,
     throughput: Annotated[
         bool,
-        option("Output", "Also time the encoder: images/s, texts/s, milliseconds per query.", "--throughput"),
+        output_option(
+            "--throughput", help="Also time the encoder: images/s, texts/s, milliseconds per query."
+        ),
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
