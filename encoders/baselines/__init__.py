@@ -1,1 +1,1 @@
-"""TODO."""
+"""The encoders that LLM2CLIP is compared with."""

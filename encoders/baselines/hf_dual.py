@@ -1,4 +1,4 @@
-"""A two-tower model in a folder as the Hugging Face hub lays it out, computed by transformers' own classes."""
+"""A dual encoder of transformers from a folder as the Hugging Face hub lays it out."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""The families of two-tower models that transformers has, and what each of them does in its own way.
-
-Here is which of transformers' classes compute, under which names their tensors are stored, and how an image and a
-text are prepared; ``dual.py`` builds them.
-"""
+"""The families of dual encoders of transformers as data: classes, tensor names, text form and image preprocessing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Anything open_clip has, as ``open_clip:MODEL/PRETRAINED``, where that library is installed.
+"""Any model of open_clip as ``open_clip:MODEL/PRETRAINED``, if that library is installed.
 
-It builds and loads the model and reads texts; images are prepared here, as its settings for the model say.
+The library builds the model and reads texts; images are prepared here, by its settings for the model.
 """
 
 from __future__ import annotations

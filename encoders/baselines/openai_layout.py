@@ -1,6 +1,6 @@
-"""The tensors of a CLIP as OpenAI's own program calls them, read into transformers' modules.
+"""Read the tensors of a CLIP named as in OpenAI's program into transformers' modules.
 
-Long-CLIP's files have both towers so, EVA-CLIP's the text tower below ``text.``. Sizes are read from the tensors.
+Long-CLIP names both towers so, EVA-CLIP its text tower below ``text.``. Sizes are read from the tensors.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _blocks(header: Header, prefix: str, width: int, activation: str) -> dict[st
 
 
 def places(expected: Mapping[str, tuple[int, ...]], *, prefix: str) -> dict[str, Place]:
-    """Where each tensor of a side's module is in the file."""
+    """Where each tensor of a tower's module is in the file."""
     text = any(name.startswith("text_") for name in expected)
     found = {
         ours: Place(prefix + theirs, turned=ours.endswith("projection.weight"))
@@ -150,13 +150,13 @@ def read_side(
     others: tuple[str, ...],
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The tensors of one side, strictly: none missing, none too many, every shape right.
+    """The tensors of one tower, strictly: none missing, none too many, every shape right.
 
     Args:
         path: A safetensors file.
-        expected: Shapes by the names of the side's module.
-        prefix: What the names of the side begin with in the file.
-        others: What names of tensors begin with that belong to somebody else.
+        expected: Shapes by the names of the tower's module.
+        prefix: Prefix of the tower's names in the file.
+        others: Prefixes of tensors to ignore.
         dtype: Of what is returned.
 
     Raises:

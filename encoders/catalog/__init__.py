@@ -1,1 +1,1 @@
-"""TODO."""
+"""Published models as data, and where their files are."""

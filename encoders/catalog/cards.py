@@ -1,4 +1,4 @@
-"""What one needs to know to choose an encoder, for every encoder there is a name for. No weight is opened."""
+"""Describe every encoder of the catalogue for people who choose one. Opens no weights."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ RECOMMENDED = (
     "llm2clip-eva02-l-14-336",
     "llm2clip-openai-l-14-336",
 )
-"""Those among which people are asked to choose."""
+"""Encoders offered when a command asks for one."""
 _ADAPTER_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """What one needs to know to choose an encoder."""
+    """The description of an encoder for people who choose one."""
 
     name: str
     """What ``load_encoder`` takes."""
     summary: str
     """One line: what it is."""
     size: str
-    """What must be downloaded in all, e.g. ``"605 MB"``; of ``nano`` what is there."""
+    """Size of the download, e.g. ``"605 MB"``; of ``nano`` that of its files."""
     quality: str
-    """What to expect of it on photographs; recall is text to image."""
+    """Quality on photographs; recall is text to image."""
     download: str
-    """What must be fetched, and from where; empty if nothing."""
+    """What is downloaded from where; empty if nothing."""
     family: str = ""
     """Architecture."""
     parameters: int = 0
@@ -50,8 +50,8 @@ class EncoderCard:
     download_bytes: int = 0
     """Bytes to fetch, the language model's included."""
     memory: dict[str, int] = field(default_factory=dict)
-    """Bytes of weights: of both sides in float32; of LLM2CLIP those of ``"images"``, and of texts by the way in
-    which the language model is held (``"texts as bfloat16"``, ...)."""
+    """Bytes of weights: of both towers in float32; of LLM2CLIP those of ``"images"``, and those of texts by the
+    precision of the language model (``"texts as bfloat16"``, ...)."""
     dim: int = 0
     """Length of its vectors."""
     image_size: int = 0
@@ -73,7 +73,7 @@ class EncoderCard:
     available: bool = False
     """Whether all its files are on this machine."""
     recommended: int = 0
-    """Its place among the few that people are asked to choose from, from 1 on; 0: it is none of them."""
+    """Its position among the recommended encoders, from 1; 0 if it is none of them."""
 
 
 _NANO = EncoderCard(

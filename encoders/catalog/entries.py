@@ -1,7 +1,7 @@
-"""Every published encoder as data: where its files are, what they must hold, what it needs, how well it does.
+"""Every published encoder as data: files, sizes, requirements, published recall.
 
-``catalogue.toml`` has what Microsoft published as LLM2CLIP, ``baselines.toml`` what it is compared with. Nothing
-here opens a weight or imports torch.
+``entries.toml`` holds what Microsoft published as LLM2CLIP, ``baselines.toml`` what it is compared with. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json
 
 Choice = Literal["float32", "bfloat16", "float16", "int8", "int4"]
-"""How a language model may be held in memory."""
+"""Precision in which a language model is loaded, or to which it is quantised."""
 
 INT4_GROUP = 128
 """Weights that share one scale and one zero point in int4."""
@@ -60,9 +60,9 @@ class EncoderEntry:
     revision: str = ""
     """Commit the numbers below belong to: all 40 digits where they are known, else the first ones."""
     files: tuple[str, ...] = ()
-    """What is needed of the repository; ``*`` as in a shell, ``a|b`` for either."""
+    """Required files of the repository; ``*`` as in a shell, ``a|b`` for either."""
     extras: tuple[str, ...] = ()
-    """What is read too where it is there."""
+    """Optional files."""
     download_bytes: int = 0
     """Size of those files; of LLM2CLIP without the language model."""
     parameters: int = 0
@@ -78,7 +78,7 @@ class EncoderEntry:
     licence: str = ""
     """Licence of the weights."""
     published: Recall = field(default_factory=Recall)
-    """What these very weights reach."""
+    """Recall of these weights."""
     source: str = ""
     """Where the numbers are from."""
     note: str = ""
@@ -102,11 +102,11 @@ class EncoderEntry:
     half_features: bool = False
     """Whether the language model's output is rounded to fp16 before the adapter."""
     nearest: Recall = field(default_factory=Recall)
-    """What the nearest printed setting reaches, where these very weights were not measured."""
+    """Recall of the nearest published setting, where these weights were not measured."""
     nearest_setting: str = ""
     """What that setting is."""
     traps: tuple[str, ...] = ()
-    """What goes wrong with it elsewhere."""
+    """Known mistakes of other programs with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ class LlamaShape:
         return self.vocab_size * self.hidden_size + self.num_hidden_layers * block + self.hidden_size
 
     def memory(self, choice: Choice) -> int:
-        """Bytes of the weights when held as ``choice``; int8 and int4 hold the blocks' matrices only as that."""
+        """Bytes of the weights when loaded as ``choice``; int8 and int4 apply to the blocks' matrices only."""
         if choice in _BYTES:
             return self.parameters * _BYTES[choice]
         shapes = self.matrices.values()
@@ -198,7 +198,7 @@ class LanguageModelEntry:
     note: str = ""
     """One line on what it is."""
     traps: tuple[str, ...] = ()
-    """What goes wrong with it elsewhere."""
+    """Known mistakes of other programs with it."""
 
     def __post_init__(self) -> None:
         if self.parameters != self.shape.parameters:

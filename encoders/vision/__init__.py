@@ -1,1 +1,1 @@
-"""TODO."""
+"""Vision towers of published checkpoints: layouts, detection, loading, export."""

@@ -219,7 +219,7 @@ def read_tower(header: Header, settings: Mapping[str, Setting]) -> Tower:
 
 def expand(layout: Layout, shape: TowerShape) -> Iterator[Rows]:
     """The tensors of a tower of this shape: blocks numbered, axes as lengths."""
-    sizes = {name: getattr(shape, name) for name in ("width", "hidden", "dim", "patch_size")}
+    sizes: dict[str, int] = {name: getattr(shape, name) for name in ("width", "hidden", "dim", "patch_size")}
     sizes["positions"] = shape.patches + layout.class_tokens
 
     def length(axis: Axis) -> int:

@@ -1,7 +1,7 @@
-"""The vision tower alone, as other programs take it: a folder of transformers' ``CLIPVisionModel``.
+"""Export the vision tower alone as a folder of transformers' ``CLIPVisionModel``.
 
-LLaVA and its kin read such a folder as their eye. The projection into the space shared with texts is not part of
-it: they look at the states of the patches.
+LLaVA and similar programs read such a folder. The projection into the space shared with texts is not part of it: they
+use the states of the patches.
 """
 
 from __future__ import annotations

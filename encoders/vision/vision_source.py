@@ -1,6 +1,6 @@
-"""The published file with a vision tower: found by name, in a folder of one's own, or as a file.
+"""The file with a vision tower: a published one by name, one in a local folder, or a file.
 
-What is in it is read from its tensors; where the catalogue knows the file, the two must agree.
+Its contents are read from its tensors; where the catalogue knows the file, the two must agree.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ from llm2clip.encoders.weights.safetensors_io import has_adapter, stored_sha256
 PICKLED = (".pt", ".bin", ".pth")
 """Suffixes of files that torch.save wrote; they are converted once."""
 _USUAL = {"openai": "clip", "eva02": "eva", "siglip2": "eva"}
-"""Layout -> preprocessing, where nothing says another."""
+"""Layout -> default preprocessing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisionSource:
-    """A file with a vision tower, and what is known of it."""
+    """A file with a vision tower, its catalogue entry and its preprocessing."""
 
     name: str
     """What the encoder is called."""
     plan: VisionPlan
     """What is in it."""
     row: EncoderEntry | None
-    """Its line of the catalogue."""
+    """Its entry in the catalogue."""
     folder: Path
     """Where it was found."""
     converted: bool = False
@@ -52,18 +52,18 @@ class VisionSource:
     copied: tuple[str, str] | None = None
     """Hash of ``plan.path`` when it was saved, and that of the published file it is the same as."""
     preparation: Preprocess | None = None
-    """What is done to an image, where that is written down."""
+    """The preprocessing of a saved encoder."""
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 in hexadecimal of the published file; of a ``.pt`` that of itself, not of what was made of it."""
+        """SHA-256 of the published file in hexadecimal; of a ``.pt``, not of its conversion."""
         if self.converted:
             return read_conversion(self.plan.path).sha256
         digest = stored_sha256(self.plan.path)
         return self.copied[1] if self.copied is not None and self.copied[0] == digest else digest
 
     def preprocess(self, parity: Parity) -> Preprocess:
-        """What is done to an image: as ``preprocessor_config.json`` says if it is there, else as published."""
+        """How images are prepared: as ``preprocessor_config.json`` says if there is one, else as published."""
         if self.preparation is not None:
             return replace(self.preparation, parity=parity)
         kind = self.kind
@@ -83,12 +83,12 @@ class VisionSource:
 
     @property
     def kind(self) -> str:
-        """Whose preprocessing: ``"clip"``, ``"eva"`` or ``"siglip"``."""
+        """Kind of preprocessing: ``"clip"``, ``"eva"`` or ``"siglip"``."""
         return (self.row.preprocessing if self.row else "") or _USUAL[self.plan.layout]
 
     @property
     def has_settings(self) -> bool:
-        """Whether the preprocessing is written down beside the weights."""
+        """Whether ``preprocessor_config.json`` is beside the weights."""
         return (self.folder / IMAGE_SETTINGS).is_file()
 
     @property
@@ -100,10 +100,10 @@ class VisionSource:
 
 
 def published_vision(row: EncoderEntry) -> VisionSource:
-    """The tower of a published encoder, fetched now if need be.
+    """The tower of a published encoder, downloaded if necessary.
 
     Raises:
-        ModelError: Its file is not here and cannot be fetched, is damaged, or is not the published one.
+        ModelError: Its file is missing and cannot be downloaded, is damaged, or is not the published one.
     """
     folder = resolve_files(encoder_files(row))
     path = _choose(folder, row.weights)
@@ -154,9 +154,9 @@ def _settings_of_training(folder: Path) -> dict[str, Any]:
 
 
 def _row_of(source: VisionSource, name: str) -> EncoderEntry | None:
-    """The published encoder that a file of one's own is, or one of its shape: no two have as many numbers.
+    """The entry of a local file: a published encoder, or one made up after the published encoder of the same sizes.
 
-    It is the published one if it has its hash, or else, as most hashes were never published, its name.
+    It is the published one if it has its hash or, as most hashes were never published, its name.
     """
     plan = source.plan
     alike = (row for row in encoder_entries() if row.layout == plan.layout)
@@ -170,7 +170,7 @@ def _row_of(source: VisionSource, name: str) -> EncoderEntry | None:
 
 
 def _own_row(like: EncoderEntry, name: str) -> EncoderEntry:
-    """A line for a tower of one's own: the rules of the published one of its shape, and nothing else of it."""
+    """An entry for a local tower with the text and image rules of the published one of its sizes."""
     return EncoderEntry(
         name=name,
         family=like.family,

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Reading weights: safetensors, pickle conversion, LoRA, quantisation, what fits into memory."""

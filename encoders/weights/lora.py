@@ -1,6 +1,6 @@
-"""A low-rank update (LoRA) in peft's layout, added to a language model's matrices while they are read.
+"""A low-rank update (LoRA) in peft's layout, merged into a language model's matrices while they are read.
 
-W becomes W + scale * B @ A in float32, rounded once to the dtype it is held in; peft is not needed. A test holds
+W becomes W + scale * B @ A in float32, rounded once to the dtype it is loaded as; peft is not needed. A test holds
 the result to peft's own merge.
 """
 
@@ -24,9 +24,9 @@ SETTINGS = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _KEY = re.compile(r"(?:base_model\.model\.)?(?:model\.)?(.+)\.lora_([AB])(?:\.default)?\.weight")
 _REPEATS = 3
-"""Repeats in a pattern of names of modules: few are matched soon."""
+"""Most repeats in a pattern of module names, so that matching stays fast."""
 _PIECE = 1 << 18
-"""Values of a weight that are changed at once."""
+"""Values of a weight that are updated at once."""
 _PLAIN: dict[str, tuple[object, ...]] = {
     "peft_type": ("LORA",),
     "bias": ("none",),
@@ -49,7 +49,7 @@ class LowRankUpdate:
     """Our name of a weight -> A and scale * B. Shapes: (rank, inputs) and (outputs, rank), float32."""
 
     def apply(self, name: str, weight: Tensor) -> None:
-        """Add to a weight what is meant for it, in place, a few rows at a time.
+        """Add the update of a weight in place, a few rows at a time.
 
         Args:
             name: Our name of it.
@@ -165,7 +165,7 @@ def _of_module(settings: Mapping[str, Any], key: str, default: str, module: str,
         raise ModelError(f"{where}: {key} is {str(patterns)[:40]!r}, expected an object")
     for pattern, value in patterns.items():
         try:
-            # Some take for ever to match, and whoever wrote this need not be a friend.
+            # Untrusted pattern: refuse those that can backtrack exponentially.
             if "(" in pattern or sum(map(pattern.count, "*+?{")) > _REPEATS:
                 raise ValueError("it has groups, or too many repeats")
             found = re.fullmatch(rf"(.*\.)?({pattern})", module)

@@ -1,7 +1,7 @@
-"""How much memory there is, and in what form a language model fits into it.
+"""Choose the precision in which a language model fits into free memory.
 
-Language models are the large half of LLM2CLIP: 15 GB in bfloat16. What is held in less is only its matrices; the
-token table stays in bfloat16.
+Language models are the large part of LLM2CLIP: 15 GB in bfloat16. Only their matrices are quantised; the token table
+stays in bfloat16.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.layers.transformers_modules import has_torchao
 
 _SPARE = 1_000_000_000
-"""Bytes left for what is computed while a batch is read."""
+"""Bytes kept free for the computation of a batch."""
 _MARGIN = 1.15
 """Peak while loading, in multiples of the weights."""
 _EXACT: frozenset[Choice] = frozenset({"float32", "bfloat16", "float16"})
@@ -32,10 +32,10 @@ log = logging.getLogger("llm2clip.encoders")
 
 @dataclass(frozen=True)
 class Need:
-    """What one way of holding a language model takes."""
+    """Memory of a language model in one precision."""
 
     choice: Choice
-    """The way."""
+    """The precision."""
     weights: int
     """Bytes of its weights."""
 
@@ -46,16 +46,15 @@ class Need:
 
 
 def choices() -> tuple[Choice, ...]:
-    """All ways of holding a language model."""
+    """All precisions of a language model."""
     return get_args(Choice)
 
 
 def needs(shape: LlamaShape, *, stored: str, device: torch.device) -> list[Need]:
-    """The ways worth choosing on a device, the most faithful first; of equals the fastest.
+    """The precisions to choose from on a device, the most precise first; of equals the fastest.
 
-    float32 comes first on a CPU if it is what is stored, or if the CPU has no bfloat16 arithmetic: it is then
-    several times as fast. Elsewhere nothing is gained by holding more than what is stored. int8 and int4 are
-    there where torchao is.
+    float32 comes first on a CPU if the weights are stored so, or if the CPU has no bfloat16 arithmetic: it is then
+    several times as fast. Elsewhere no precision above the stored one is offered. int8 and int4 need torchao.
     """
     order: list[Choice] = ["bfloat16"] if stored != "float16" else ["float16"]
     if device.type == "cpu":
@@ -69,7 +68,7 @@ def needs(shape: LlamaShape, *, stored: str, device: torch.device) -> list[Need]
 def pick_choice(
     shape: LlamaShape, *, name: str, stored: str, device: torch.device, free: int | None = None
 ) -> Choice:
-    """The most faithful way that fits into memory; says so where it is not what is stored.
+    """The most precise form that fits into memory; logs a warning if that is less than what is stored.
 
     Args:
         shape: Sizes of the language model.
@@ -90,7 +89,7 @@ def pick_choice(
         raise ModelError(_refusal(ways, name=name, device=device, free=free))
     picked = fitting[0]
     taken = f"{format_bytes(picked.weights)} of {format_bytes(free)} free on {device}"
-    said = f"{name} is held as {picked.choice} ({taken})"
+    said = f"{name} is loaded as {picked.choice} ({taken})"
     if picked.choice not in _EXACT:
         dearest = min(way.total for way in ways if way.choice in _EXACT)
         log.warning("%s: as stored it takes %s; answers differ a little", said, format_bytes(dearest))
@@ -100,7 +99,7 @@ def pick_choice(
 
 
 def check_choice(shape: LlamaShape, choice: Choice, *, name: str, device: torch.device) -> None:
-    """Refuse a way that was asked for where its weights alone are more than what is free.
+    """Refuse a precision whose weights alone need more memory than is free.
 
     Raises:
         ModelError: They are; the message has the numbers.
@@ -128,7 +127,7 @@ def _refusal(ways: list[Need], *, name: str, device: torch.device, free: int) ->
 
 
 def release_memory() -> None:
-    """Return freed memory to the system where that can be asked for (glibc); else it stays with the process."""
+    """Return freed memory to the system (glibc only)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -141,7 +140,7 @@ def has_bfloat16() -> bool:
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes that a device has free; on a CPU no more than what a container is allowed. None: not known."""
+    """Free bytes of a device, on a CPU within the limit of the container; ``None`` if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu":
@@ -150,7 +149,7 @@ def device_memory(device: torch.device) -> int | None:
 
 
 def held_and_computed(name: str, device: torch.device) -> tuple[Choice | Literal["auto"], torch.dtype]:
-    """How the language model is held, and what the tower and the adapter are computed in."""
+    """Precision of the language model, and dtype of the vision tower and the adapter."""
     if name != "auto" and name not in choices():
         raise ValueError(f"unknown dtype {name!r}, expected 'auto' or one of {', '.join(choices())}")
     other = "auto" if name in ("int8", "int4") else name
@@ -158,7 +157,7 @@ def held_and_computed(name: str, device: torch.device) -> tuple[Choice | Literal
 
 
 def compute_dtype(choice: Choice, device: torch.device) -> torch.dtype:
-    """What is computed in when a language model is held as ``choice``.
+    """Dtype of the computation with a language model loaded as ``choice``.
 
     int8 is computed in float32 on a CPU: few have fast bfloat16, and none is slower so. The kernels of int4 are
     made for bfloat16.

@@ -1,6 +1,6 @@
-"""Language models held in eight or four bits per weight, through torchao (``pip install torchao``).
+"""Quantise language models to eight or four bits per weight, with torchao (``pip install torchao``).
 
-Only the matrices of the blocks are rounded, each as soon as it has been read; what is computed stays in floating
+Only the matrices of the blocks are quantised, each as soon as it has been read; the computation stays in floating
 point. int8 has one scale for each row of a matrix, int4 one scale and one zero point for each 128 weights of a row.
 """
 
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 QUANTISED: frozenset[Choice] = frozenset({"int8", "int4"})
-"""Ways of holding a language model that need torchao."""
+"""Precisions that need torchao."""
 _GROUPS = (INT4_GROUP, 64, 32)
-"""Weights under one scale: the most that divides the length of a row."""
+"""Group sizes for one scale: the largest that divides the length of a row is used."""
 _ROWS = 64
-"""Rows that are rounded and packed together on a CPU are a multiple of this."""
+"""Rows that are quantised together on a CPU are a multiple of this."""
 _SLAB = 1 << 18
-"""About how many weights are rounded at once."""
+"""About how many weights are quantised at once."""
 
 
 class SmallTable(nn.Module):
-    """A token table that is held in one dtype and read in another."""
+    """A token table stored in one dtype and read in another."""
 
     def __init__(self, table: nn.Embedding, *, dtype: torch.dtype) -> None:
         """Take over the weight of ``table``; rows are given as ``dtype``."""
@@ -45,10 +45,10 @@ class SmallTable(nn.Module):
 
 
 def weight_quantizer(choice: Choice, device: torch.device) -> Callable[[nn.Linear], None]:
-    """A function that rounds the weight of a linear layer where it lies.
+    """A function that quantises the weight of a linear layer in place.
 
     Raises:
-        ModelError: torchao is not installed, or is one that cannot do it here.
+        ModelError: torchao is not installed, or its version does not support this device.
     """
     if not has_torchao():
         raise ModelError(f"{choice} needs torchao, which is not installed: pip install torchao")
@@ -81,7 +81,7 @@ def weight_quantizer(choice: Choice, device: torch.device) -> Callable[[nn.Linea
 
 
 def _rounded(weight: Tensor, quantise: Callable[[nn.Module, Any], object], config: Any) -> Tensor:  # noqa: ANN401
-    """Some rows of a matrix, rounded. Rounding takes several times the room of what it is done to."""
+    """Some rows of a matrix, quantised. Quantising takes several times the memory of its input."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     quantise(linear, config)
@@ -89,7 +89,7 @@ def _rounded(weight: Tensor, quantise: Callable[[nn.Module, Any], object], confi
 
 
 def _joined(pieces: list[Any], shape: tuple[int, ...]) -> Tensor:
-    """Rounded rows, one below the other, as one rounded matrix: torchao's tensors cannot be concatenated as such."""
+    """Quantised rows joined to one matrix: torchao's tensors cannot be concatenated directly."""
     first, total = pieces[0], pieces[0].shape[0]
     parts = {}
     for name in first.tensor_data_names:

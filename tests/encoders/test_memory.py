@@ -173,7 +173,7 @@ def test_pick_choice_takes_the_most_precise_that_fits(
         picked = pick_choice(EIGHT, name="llama", stored="bfloat16", device=CPU, free=gigabytes * 10**9)
     assert picked == expected
     (record,) = caplog.records
-    assert f"llama is held as {expected} (" in record.getMessage()
+    assert f"llama is loaded as {expected} (" in record.getMessage()
     assert f"of {gigabytes}.0 GB free on cpu)" in record.getMessage()
     assert record.levelno == (logging.WARNING if expected in ("int8", "int4") else logging.INFO)
     if expected == "int8":
