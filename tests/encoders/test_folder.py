@@ -155,24 +155,27 @@ def test_load_folder_outlives_its_file(folder: Path):
 # Tensors
 
 
-def test_load_folder_names_missing_tensor(folder: Path):
-    edit_weights(folder, lambda tensors: tensors.pop(Q_PROJ))
-    refused(folder, f"does not fit its config.json: missing tensors: {re.escape(Q_PROJ)}$")
-
-
-def test_load_folder_names_unexpected_tensor(folder: Path):
-    edit_weights(folder, lambda tensors: tensors.update({"lm_head.weight": torch.zeros(2)}))
-    refused(folder, r"unexpected tensors: lm_head\.weight$")
-
-
-def test_load_folder_names_wrong_shape(folder: Path):
-    edit_weights(folder, lambda tensors: tensors.update({Q_PROJ: torch.zeros(24, 25)}))
-    refused(folder, rf"wrong tensors: {re.escape(Q_PROJ)} is F32 \[24, 25\], expected F32 \[24, 24\]$")
-
-
-def test_load_folder_names_wrong_dtype(folder: Path):
-    edit_weights(folder, lambda tensors: tensors.update({Q_PROJ: tensors[Q_PROJ].half()}))
-    refused(folder, rf"{re.escape(Q_PROJ)} is F16 \[24, 24\], expected F32 \[24, 24\]$")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop(Q_PROJ), f"does not fit its config.json: missing tensors: {re.escape(Q_PROJ)}$"),
+        (lambda w: w.update({"lm_head.weight": torch.zeros(2)}), r"unexpected tensors: lm_head\.weight$"),
+        (
+            lambda w: w.update({Q_PROJ: torch.zeros(24, 25)}),
+            rf"wrong tensors: {re.escape(Q_PROJ)} is F32 \[24, 25\], expected F32 \[24, 24\]$",
+        ),
+        (
+            lambda w: w.update({Q_PROJ: w[Q_PROJ].half()}),
+            rf"{re.escape(Q_PROJ)} is F16 \[24, 24\], expected F32 \[24, 24\]$",
+        ),
+    ],
+    ids=["missing", "unexpected", "shape", "dtype"],
+)
+def test_load_folder_names_wrong_tensors(
+    folder: Path, change: Callable[[dict[str, Tensor]], object], message: str
+):
+    edit_weights(folder, change)
+    refused(folder, message)
 
 
 def test_load_folder_counts_many_wrong_tensors(folder: Path):
@@ -187,28 +190,27 @@ def test_load_folder_refuses_values_that_are_not_finite(folder: Path):
         encoder.encode_texts(["a"])
 
 
-@pytest.mark.parametrize("keep", [0, 7, 100, -1])
-def test_load_folder_refuses_truncated_file(folder: Path, keep: int):
-    content = (folder / WEIGHTS).read_bytes()
-    (folder / WEIGHTS).write_bytes(content[:keep])
-    refused(folder, r"model\.safetensors is truncated, damaged .* bytes.*copy or download it again")
-
-
-def test_load_folder_refuses_trailing_bytes(folder: Path):
-    with (folder / WEIGHTS).open("ab") as stream:
-        stream.write(b"x")
-    refused(folder, r"is truncated, damaged or no safetensors file \(.* bytes; .*file not fully covered\)")
-
-
-@pytest.mark.parametrize("header", [b"not json at all!", b"[1, 2, 3, 4, 5] ", b'{"a": {"b": 1}} '])
-def test_load_folder_refuses_damaged_header(folder: Path, header: bytes):
-    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
-    refused(folder, "damaged or no safetensors file .*invalid JSON in header")
-
-
-def test_load_folder_refuses_other_file_types(folder: Path):
-    (folder / WEIGHTS).write_bytes(b"\x80\x04pickle, or a web page" * 10)
-    refused(folder, "damaged or no safetensors file")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        *(
+            (lambda w, n=n: w[:n], r"truncated, damaged .* bytes.*copy or download it again")
+            for n in (0, 7, 100, -1)
+        ),
+        (
+            lambda w: w + b"x",
+            r"is truncated, damaged or no safetensors file \(.* bytes; .*file not fully covered\)",
+        ),
+        *(
+            (lambda w, h=h: len(h).to_bytes(8, "little") + h, "no safetensors file .*invalid JSON in header")
+            for h in (b"not json at all!", b"[1, 2, 3, 4, 5] ", b'{"a": {"b": 1}} ')
+        ),
+        (lambda w: b"\x80\x04pickle, or a web page" * 10, "damaged or no safetensors file"),
+    ],
+)
+def test_load_folder_refuses_damaged_weights(folder: Path, damage: Callable[[bytes], bytes], message: str):
+    (folder / WEIGHTS).write_bytes(damage((folder / WEIGHTS).read_bytes()))
+    refused(folder, message)
 
 
 def test_read_header_agrees_with_safetensors(tiny_folder: Path):
