@@ -21,7 +21,7 @@ from llm2clip.encoders.images.preprocess import PixelTower
 from llm2clip.encoders.text.llm_source import LanguageSource, language_source
 from llm2clip.encoders.text.llm_text_tower import LlmTextTower
 from llm2clip.encoders.vision.vision_source import VisionSource, local_vision, published_vision
-from llm2clip.encoders.weights.memory_fit import held_and_computed
+from llm2clip.encoders.weights.memory_fit import pick_precision
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ def load_published(files: ModelFiles, options: LoadOptions) -> DualEncoder:
 def assemble(vision: VisionSource, source: LanguageSource, options: LoadOptions) -> DualEncoder:
     """An encoder of these two parts; see :func:`load_published`."""
     place = pick_device(options.device)
-    loaded_as, computed_in = held_and_computed(options.dtype, place)
+    loaded_as, computed_in = pick_precision(options.dtype, place)
     parity = options.parity
     if source.width is not None:
         _check_pairing(vision, source, width=source.width)
@@ -184,7 +184,7 @@ def _check_pairing(vision: VisionSource, source: LanguageSource, *, width: int) 
 def load_text_only(asked: LanguageModelEntry | Path, options: LoadOptions) -> DualEncoder:
     """Open a language model alone, as an encoder of texts to the space that adapters read; it sees no images."""
     place = pick_device(options.device)
-    loaded_as, _ = held_and_computed(options.dtype, place)
+    loaded_as, _ = pick_precision(options.dtype, place)
     if isinstance(asked, LanguageModelEntry):
         source = LanguageSource(name=asked.name, row=asked)
     else:

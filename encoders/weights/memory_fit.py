@@ -148,7 +148,7 @@ def device_memory(device: torch.device) -> int | None:
     return free_memory()
 
 
-def held_and_computed(name: str, device: torch.device) -> tuple[Choice | Literal["auto"], torch.dtype]:
+def pick_precision(name: str, device: torch.device) -> tuple[Choice | Literal["auto"], torch.dtype]:
     """Precision of the language model, and dtype of the vision tower and the adapter."""
     if name != "auto" and name not in choices():
         raise ValueError(f"unknown dtype {name!r}, expected 'auto' or one of {', '.join(choices())}")
