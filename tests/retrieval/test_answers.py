@@ -29,11 +29,11 @@ from llm2clip.retrieval.results import caption_for, guess_language, text_query
         ("", None),
     ],
 )
-def test_a_language_is_guessed_where_the_script_tells(text: str, language: str | None):
+def test_guess_language_by_script(text: str, language: str | None):
     assert guess_language(text) == language
 
 
-def test_a_stated_language_beats_the_guess():
+def test_text_query_prefers_a_stated_language():
     assert text_query("猫", language="ja").language == "ja"
     assert text_query("猫").language == "zh"
 
@@ -51,7 +51,7 @@ def hit(**changes: object) -> Hit:
     return Hit(**{**values, **changes})
 
 
-def test_the_caption_in_the_language_of_the_query_is_preferred():
+def test_caption_for_prefers_the_language_of_the_query():
     names = hit(caption="giraffe", metadata={"names": {"en": "giraffe", "zh": "长颈鹿", "hi": "  "}})
     assert caption_for(names, "zh") == ("长颈鹿", "zh")
     assert caption_for(names, "hi") == ("giraffe", None)
@@ -61,5 +61,5 @@ def test_the_caption_in_the_language_of_the_query_is_preferred():
 
 
 @pytest.mark.parametrize("metadata", [{"names": "zh"}, {"names": {"zh": 3}}, {"captions": ["zh"]}, {}])
-def test_metadata_of_another_shape_is_no_trouble(metadata: dict[str, object]):
+def test_caption_for_ignores_metadata_of_another_shape(metadata: dict[str, object]):
     assert caption_for(hit(caption="c", metadata=metadata), "zh") == ("c", None)

@@ -28,7 +28,7 @@ def records(result: Result) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_a_table_for_each_query_by_default(corpus: Corpus, search: Search):
+def test_search_command_prints_a_table_per_query(corpus: Corpus, search: Search):
     result = search("red", "blue", "-k", 2, "--index", corpus.index)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = [line.rstrip() for line in result.stdout.splitlines()]
@@ -41,7 +41,7 @@ def test_a_table_for_each_query_by_default(corpus: Corpus, search: Search):
     assert max(cell_len(line) for line in lines) <= 80
 
 
-def test_json_has_one_object_per_query_with_all_there_is(corpus: Corpus, search: Search):
+def test_search_command_json_has_one_object_per_query(corpus: Corpus, search: Search):
     red, image = records(
         search("red", "--image", corpus.folder / "cold/blue.png", "-k", 3, "--json", "--index", corpus.index)
     )
@@ -59,7 +59,7 @@ def test_json_has_one_object_per_query_with_all_there_is(corpus: Corpus, search:
     assert first["score"] == pytest.approx(1, abs=1e-3)
 
 
-def test_json_scores_are_those_of_a_brute_force(corpus: Corpus, search: Search):
+def test_search_command_json_scores_equal_brute_force(corpus: Corpus, search: Search):
     files = sorted(corpus.folder.rglob("*.png"))
     vectors = corpus.encoder.encode_images(files).astype(np.float16).astype(np.float32)
     (found,) = records(search("green", "-k", 8, "--json", "--index", corpus.index))
@@ -70,7 +70,7 @@ def test_json_scores_are_those_of_a_brute_force(corpus: Corpus, search: Search):
     assert [hit["score"] for hit in found["hits"]] == pytest.approx(scores[order].tolist(), abs=2e-6)
 
 
-def test_paths_are_printed_one_per_line_and_nothing_else(corpus: Corpus, search: Search):
+def test_search_command_paths_are_one_per_line(corpus: Corpus, search: Search):
     result = search("red", "blue", "-k", 1, "--paths", "--index", corpus.index)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
@@ -79,7 +79,7 @@ def test_paths_are_printed_one_per_line_and_nothing_else(corpus: Corpus, search:
     ]
 
 
-def test_a_gallery_is_written_beside_the_table(corpus: Corpus, search: Search, tmp_path: Path):
+def test_search_command_writes_a_gallery(corpus: Corpus, search: Search, tmp_path: Path):
     target = tmp_path / "new" / "gallery.html"
     result = search("red", "-k", 2, "--html", target, "--index", corpus.index)
     assert result.exit_code == 0
@@ -91,7 +91,7 @@ def test_a_gallery_is_written_beside_the_table(corpus: Corpus, search: Search, t
 
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order-mark"])
-def test_queries_come_from_a_file_or_stdin(corpus: Corpus, search: Search, tmp_path: Path, start: bytes):
+def test_read_queries_reads_a_file_or_stdin(corpus: Corpus, search: Search, tmp_path: Path, start: bytes):
     content = start + "red\n\n  \r\n  blue \r\n綠 green".encode()
     (tmp_path / "q.txt").write_bytes(content)
     options = ("-k", 1, "--json", "--index", corpus.index)
@@ -104,7 +104,7 @@ def test_queries_come_from_a_file_or_stdin(corpus: Corpus, search: Search, tmp_p
         assert [Path(record["hits"][0]["key"]).stem for record in found] == ["red", "blue", "green"]
 
 
-def test_queries_are_answered_in_order_words_first(corpus: Corpus, search: Search, tmp_path: Path):
+def test_search_command_answers_texts_before_images(corpus: Corpus, search: Search, tmp_path: Path):
     (tmp_path / "q.txt").write_text("blue\n")
     (tmp_path / "p.png").write_bytes(image("#00ff00"))
     arguments = ("--image", tmp_path / "p.png", "--queries", tmp_path / "q.txt", "red", "--json")
@@ -121,11 +121,11 @@ def failure(result: Result) -> str:
 
 
 @pytest.mark.parametrize("query", ["", "  ", "\t"])
-def test_an_empty_query_is_one_line(corpus: Corpus, search: Search, query: str):
+def test_search_command_refuses_an_empty_query(corpus: Corpus, search: Search, query: str):
     assert "the query is empty; give at least one word" in failure(search(query, "--index", corpus.index))
 
 
-def test_a_queries_file_without_queries_is_one_line(corpus: Corpus, search: Search, tmp_path: Path):
+def test_search_command_refuses_a_file_without_queries(corpus: Corpus, search: Search, tmp_path: Path):
     (tmp_path / "q.txt").write_text("\n  \n")
     message = failure(search("--queries", tmp_path / "q.txt", "--index", corpus.index))
     assert message.endswith("q.txt holds no query: it is empty or all its lines are blank")
@@ -135,7 +135,7 @@ def test_a_queries_file_without_queries_is_one_line(corpus: Corpus, search: Sear
 
 
 @pytest.mark.parametrize("option", ["--queries", "--image"])
-def test_a_missing_file_is_one_line(corpus: Corpus, search: Search, tmp_path: Path, option: str):
+def test_search_command_refuses_a_missing_file(corpus: Corpus, search: Search, tmp_path: Path, option: str):
     message = failure(search(option, tmp_path / "missing", "--index", corpus.index))
     assert message == f"error: {tmp_path / 'missing'}: No such file or directory"
 
@@ -144,7 +144,7 @@ def test_a_missing_file_is_one_line(corpus: Corpus, search: Search, tmp_path: Pa
     ("content", "reason"),
     [(b"", "empty file"), (b"words", "not an image"), (image("red")[:40], "truncated")],
 )
-def test_an_unreadable_query_image_is_one_line(
+def test_search_command_refuses_an_unreadable_image(
     corpus: Corpus, search: Search, tmp_path: Path, content: bytes, reason: str
 ):
     (tmp_path / "bad.png").write_bytes(content)
@@ -153,13 +153,13 @@ def test_an_unreadable_query_image_is_one_line(
     assert reason in message
 
 
-def test_a_missing_index_is_one_line_with_the_remedy(search: Search, tmp_path: Path):
+def test_search_command_names_a_missing_index(search: Search, tmp_path: Path):
     message = failure(search("red", "--index", tmp_path / "none"))
     assert f"no index at {tmp_path / 'none'}" in message
     assert "llm2clip-index build" in message
 
 
-def test_a_tampered_index_is_one_line_with_the_remedy(corpus: Corpus, search: Search):
+def test_search_command_refuses_a_tampered_index(corpus: Corpus, search: Search):
     manifest = corpus.index / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"items": 8', '"items": 7'))
     message = failure(search("red", "--index", corpus.index))
@@ -168,7 +168,7 @@ def test_a_tampered_index_is_one_line_with_the_remedy(corpus: Corpus, search: Se
 
 
 @pytest.mark.parametrize("pattern", ["items-*.db", "vectors-*.npy", "candidates-*.faiss"])
-def test_a_cut_or_missing_file_of_the_index_is_one_line(corpus: Corpus, search: Search, pattern: str):
+def test_search_command_refuses_a_truncated_or_missing_file(corpus: Corpus, search: Search, pattern: str):
     (file,) = corpus.index.glob(pattern)
     file.write_bytes(file.read_bytes()[:-7])
     assert file.name in failure(search("red", "--index", corpus.index))
@@ -176,7 +176,7 @@ def test_a_cut_or_missing_file_of_the_index_is_one_line(corpus: Corpus, search: 
     assert file.name in failure(search("red", "--index", corpus.index))
 
 
-def test_an_index_of_another_format_version_is_one_line(corpus: Corpus, search: Search):
+def test_search_command_refuses_another_format_version(corpus: Corpus, search: Search):
     manifest = corpus.index / "manifest.json"
     content = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({**content, "format_version": 99}))
@@ -184,7 +184,7 @@ def test_an_index_of_another_format_version_is_one_line(corpus: Corpus, search: 
     assert "format version 99" in message
 
 
-def test_a_half_written_index_is_one_line_with_the_remedy(
+def test_search_command_refuses_an_unfinished_index(
     corpus: Corpus, search: Search, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     class Stopping(FakeEncoder):
@@ -207,7 +207,7 @@ def test_a_half_written_index_is_one_line_with_the_remedy(
     assert "llm2clip-index build" in message
 
 
-def test_another_encoder_is_one_line(corpus: Corpus, search: Search):
+def test_search_command_refuses_another_encoder(corpus: Corpus, search: Search):
     message = failure(search("red", "--encoder", "other", "--index", corpus.index))
     assert "was built with encoder 'fake' (dim 16), got 'other' (dim 16)" in message
     assert "no encoder named 'missing'" in failure(
@@ -215,7 +215,7 @@ def test_another_encoder_is_one_line(corpus: Corpus, search: Search):
     )
 
 
-def test_a_gallery_that_cannot_be_written_is_one_line(corpus: Corpus, search: Search, tmp_path: Path):
+def test_search_command_reports_an_unwritable_gallery(corpus: Corpus, search: Search, tmp_path: Path):
     (tmp_path / "file").write_text("")
     result = search("red", "--html", tmp_path / "file" / "g.html", "--index", corpus.index)
     assert result.exit_code == 1
@@ -223,7 +223,7 @@ def test_a_gallery_that_cannot_be_written_is_one_line(corpus: Corpus, search: Se
     assert str(tmp_path / "file") in result.stderr
 
 
-def test_a_text_beyond_the_limit_is_cut_with_a_line_that_says_how_much(corpus: Corpus, search: Search):
+def test_search_command_warns_of_a_truncated_text(corpus: Corpus, search: Search):
     result = search("red " * 100, "--json", "-k", 1, "--index", corpus.index)
     (record,) = records(result)
     assert record["hits"][0]["key"] == "warm/red.png"
@@ -242,13 +242,13 @@ def test_a_text_beyond_the_limit_is_cut_with_a_line_that_says_how_much(corpus: C
         (("red", "--colour"), "--colour"),
     ],
 )
-def test_misuse_exits_with_2(search: Search, arguments: tuple[str, ...], message: str):
+def test_search_command_misuse_exits_with_2(search: Search, arguments: tuple[str, ...], message: str):
     result = search(*arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert message in result.stderr
 
 
-def test_hostile_names_reach_the_terminal_without_their_powers(search: Search, tmp_path: Path):
+def test_search_command_escapes_hostile_names(search: Search, tmp_path: Path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "\x1b[2J\u202egnp.png").write_bytes(image("red"))
     build_index(tmp_path / "p", tmp_path / "i", encoder=FakeEncoder())
@@ -258,9 +258,7 @@ def test_hostile_names_reach_the_terminal_without_their_powers(search: Search, t
     assert "\u202e" not in result.stdout
 
 
-def test_the_environment_then_the_index_built_last_are_searched(
-    corpus: Corpus, search: Search, tmp_path: Path
-):
+def test_locate_prefers_the_environment_to_the_last_index(corpus: Corpus, search: Search, tmp_path: Path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "only.png").write_bytes(image("red"))
@@ -275,7 +273,7 @@ def test_the_environment_then_the_index_built_last_are_searched(
     assert first(LLM2CLIP_INDEX="") == "warm/red.png"
 
 
-def test_an_index_that_is_gone_is_never_replaced_by_the_sample(search: Search, tmp_path: Path):
+def test_locate_never_replaces_a_missing_index_by_the_sample(search: Search, tmp_path: Path):
     set_current_index(tmp_path / "gone")
     assert f"the index built last, {tmp_path / 'gone'}, is no longer there" in failure(search("red"))
     message = failure(search("red", LLM2CLIP_INDEX=str(tmp_path / "away")))
@@ -311,7 +309,7 @@ def start(*arguments: object, program: str = PROGRAM, **environment: str) -> sub
         "rich.console.Console.print",
     ],
 )
-def test_ctrl_c_is_one_line_and_status_130(corpus: Corpus, place: str):
+def test_search_command_interrupted_is_one_line_and_status_130(corpus: Corpus, place: str):
     module, _, name = place.rpartition(".")
     module, _, owner = module.rpartition(".") if module.endswith("Console") else (module, "", "")
     interrupting = f"""
@@ -327,7 +325,7 @@ setattr(target, {name!r}, lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
     assert (process.returncode, out, err) == (130, b"", b"interrupted\n")
 
 
-def test_a_reader_that_leaves_early_is_no_error(corpus: Corpus):
+def test_search_command_survives_a_closed_pipe(corpus: Corpus):
     process = start("--queries", "-", "--json", "--index", corpus.index)
     process.stdout.close()
     process.stdin.write(b"red\n" * 300)
@@ -338,7 +336,7 @@ def test_a_reader_that_leaves_early_is_no_error(corpus: Corpus):
 
 
 @pytest.mark.parametrize("output", ["--json", "--paths", None])
-def test_an_output_that_knows_only_ascii_is_served(search: Search, tmp_path: Path, output: str | None):
+def test_search_command_serves_ascii_output(search: Search, tmp_path: Path, output: str | None):
     (tmp_path / "图").mkdir()
     (tmp_path / "图" / "红.png").write_bytes(image("red"))
     build_index(tmp_path / "图", tmp_path / "i", encoder=FakeEncoder())
@@ -350,7 +348,7 @@ def test_an_output_that_knows_only_ascii_is_served(search: Search, tmp_path: Pat
         assert json.loads(out)["hits"][0]["key"] == "红.png"
 
 
-def test_no_torch_and_nothing_else_heavy_is_loaded_before_the_encoder(corpus: Corpus):
+def test_search_command_imports_nothing_heavy_before_the_encoder(corpus: Corpus):
     program = PROGRAM.replace("search()", "app(standalone_mode=False)").replace(
         "llm2clip.common.entrypoint import search", "llm2clip.retrieval.cli import app"
     )
@@ -367,6 +365,6 @@ def test_no_torch_and_nothing_else_heavy_is_loaded_before_the_encoder(corpus: Co
     assert not loaded & {"torch", "transformers", "sentence_transformers", "scipy", "PIL", "tokenizers"}
 
 
-def test_colours_are_found_by_their_names(corpus: Corpus, search: Search):
+def test_search_command_finds_colours_by_name(corpus: Corpus, search: Search):
     found = records(search(*COLOURS, "-k", 1, "--json", "--index", corpus.index))
     assert [Path(record["hits"][0]["key"]).stem for record in found] == list(COLOURS)

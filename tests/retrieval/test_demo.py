@@ -47,7 +47,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_by_name: obje
     return folder
 
 
-def test_the_demo_searches_in_many_languages_and_by_image(stand_in: Path, tmp_path: Path):
+def test_demo_searches_in_many_languages_and_by_image(stand_in: Path, tmp_path: Path):
     result = CliRunner().invoke(demo.app, ["--out", str(tmp_path / "out")], env={"COLUMNS": "80"})
     assert result.exit_code == 0, result.stderr
     assert result.stderr == "building the index of the sample images\n"
@@ -60,7 +60,7 @@ def test_the_demo_searches_in_many_languages_and_by_image(stand_in: Path, tmp_pa
     assert (tmp_path / "out" / "gallery.html").read_text("utf-8").count("<section") == len(demo.QUERIES) + 2
 
 
-def test_the_second_demo_reuses_the_index(stand_in: Path, tmp_path: Path):
+def test_demo_run_twice_builds_once(stand_in: Path, tmp_path: Path):
     arguments = ["--out", str(tmp_path / "out"), "--index", str(tmp_path / "demo.index")]
     first, second = (CliRunner().invoke(demo.app, arguments) for _ in range(2))
     assert "indexed in" in first.stdout
@@ -68,13 +68,13 @@ def test_the_second_demo_reuses_the_index(stand_in: Path, tmp_path: Path):
     assert second.stderr == ""
 
 
-def test_the_image_finds_itself_and_the_scene_its_caption(stand_in: Path, tmp_path: Path):
+def test_demo_finds_the_query_image_and_the_scene(stand_in: Path, tmp_path: Path):
     answers = demo.run(tmp_path / "out")
     assert answers[-1].hits[0].key == "sample-000.tar#giraffe.png"
     assert answers[-2].hits[0].key == "sample-000.tar#scene-long.png"
 
 
-def test_a_sample_without_the_wanted_images_is_one_line(stand_in: Path, tmp_path: Path):
+def test_demo_reports_a_sample_without_its_images(stand_in: Path, tmp_path: Path):
     write_shard(stand_in / "sample-000.tar", {"only.png": image("red")})
     result = CliRunner().invoke(demo.app, ["--out", str(tmp_path / "out")])
     assert result.exit_code == 1
@@ -96,9 +96,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="makes a program by its permissions")
-def test_commands_to_try_are_printed_as_they_must_be_typed(
-    environment: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_program_is_printed_as_it_must_be_typed(environment: Path, monkeypatch: pytest.MonkeyPatch):
     assert demo.program("llm2clip-search") == ".venv/bin/llm2clip-search"
     assert '\n  .venv/bin/llm2clip-search "a red flower"   ' in demo._next()
     monkeypatch.chdir("/")
@@ -110,13 +108,13 @@ def test_commands_to_try_are_printed_as_they_must_be_typed(
     assert demo.program("llm2clip-index") == "llm2clip-index"
 
 
-def test_the_readme_says_how_many_searches_there_are():
+def test_readme_states_the_number_of_demo_queries():
     searches = len(demo.QUERIES) + 2
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     assert f"index of the sample images, {searches} searches, an HTML gallery" in readme
 
 
-def test_the_languages_of_the_issue_are_among_the_queries():
+def test_demo_queries_cover_the_required_languages():
     assert {"en", "zh", "es", "ar", "ja", "hi"} <= {language for language, _, _ in demo.QUERIES}
     assert len(demo.QUERIES) >= 10
 
@@ -167,7 +165,7 @@ def emoji_of(hit: Hit) -> str:
     return str(hit.metadata["emoji"]).replace("\ufe0f", "")
 
 
-def test_the_first_run_indexes_and_shows_everything(first_run: FirstRun):
+def test_demo_indexes_and_shows_everything(first_run: FirstRun):
     assert "sample images, indexed in" in first_run.output
     assert first_run.page.count("<section") == len(demo.QUERIES) + 2
     assert first_run.page.count("<img ") == 5 * (len(demo.QUERIES) + 2) + 1
@@ -184,7 +182,7 @@ def test_demo_reuses_an_index_that_is_up_to_date(first_run: FirstRun, tmp_path: 
     assert before == {path.name: path.stat().st_mtime_ns for path in first_run.index.glob("vectors-*.npy")}
 
 
-def test_the_shipped_model_answers_most_queries_of_the_demonstration(searcher: Searcher):
+def test_nano_answers_most_demo_queries(searcher: Searcher):
     asked = [(language, text) for language, text, _ in demo.QUERIES]
     assert {language for language, _ in asked} == set(ANSWERS)
     found = {
@@ -195,7 +193,7 @@ def test_the_shipped_model_answers_most_queries_of_the_demonstration(searcher: S
     assert len(answered) >= 7, {language: found[language] for language in found.keys() - answered}
 
 
-def test_english_names_find_their_image(searcher: Searcher):
+def test_nano_finds_images_by_english_name(searcher: Searcher):
     images = [record for record in indexer.open_corpus(location.SAMPLE).records() if record.metadata]
     emoji = [record for record in images if record.metadata["kind"] == "emoji"][::16]
     assert len(emoji) > 100

@@ -16,7 +16,7 @@ from .conftest import COLOURS, Corpus
 Search = Callable[..., Result]
 
 
-def test_the_best_of_those_that_pass_are_found(corpus: Corpus):
+def test_searcher_where_finds_the_best_matching_images(corpus: Corpus):
     with Searcher.open(corpus.index, encoder=corpus.encoder) as searcher:
         everything = searcher.search("red", k=len(COLOURS))
         cold = [hit.key for hit in everything if hit.key.startswith("cold/")]
@@ -29,7 +29,7 @@ def test_the_best_of_those_that_pass_are_found(corpus: Corpus):
         assert searcher.search("red", where="width < 0") == []
 
 
-def test_a_filter_that_means_nothing_is_refused_before_an_encoder_is_loaded(corpus: Corpus):
+def test_searcher_refuses_an_invalid_filter_before_loading(corpus: Corpus):
     with Searcher.open(corpus.index, encoder="no/such/encoder") as searcher:
         with pytest.raises(WhereError, match="no field 'widht'; did you mean 'width'"):
             searcher.search("red", where="widht > 3")
@@ -37,13 +37,13 @@ def test_a_filter_that_means_nothing_is_refused_before_an_encoder_is_loaded(corp
             searcher.search_images([b""], where="widht > 3")
 
 
-def test_the_command_filters(corpus: Corpus, search: Search):
+def test_search_command_filters(corpus: Corpus, search: Search):
     result = search("red", "--index", corpus.index, "--where", "caption CONTAINS 'BLUE'", "--json")
     (answer,) = map(json.loads, result.stdout.splitlines())
     assert [hit["key"] for hit in answer["hits"]] == ["cold/blue.png"]
 
 
-def test_the_command_says_that_nothing_passes(corpus: Corpus, search: Search):
+def test_search_command_says_that_nothing_matches(corpus: Corpus, search: Search):
     result = search("red", "--index", corpus.index, "--where", "width > 1000", "--paths")
     assert (result.exit_code, result.stdout) == (0, "")
     assert result.stderr == "no image matches the filter\n"
@@ -51,7 +51,7 @@ def test_the_command_says_that_nothing_passes(corpus: Corpus, search: Search):
     assert result.stderr == "no image matches the filter; metadata fields: meta.mood\n"
 
 
-def test_a_wrong_filter_is_one_line_that_shows_the_place(corpus: Corpus, search: Search):
+def test_search_command_points_at_a_wrong_filter(corpus: Corpus, search: Search):
     image = corpus.folder / "cold/blue.png"
     for query in (("red",), ("--image", image)):
         result = search(*query, "--index", corpus.index, "--where", "width > 1 AND caption = 3")

@@ -71,7 +71,7 @@ def render(*answers: Answer, read: Callable[[int], bytes] = lambda _: png()) -> 
     return Page(render_gallery(answers, read_image=read))
 
 
-def test_queries_hits_scores_and_captions_are_there_in_order():
+def test_gallery_shows_queries_and_hits_in_order():
     first = Answer(
         query=text_query("两只猫"), hits=[hit(1, score=0.8125, caption="two cats"), hit(2, caption="a cat")]
     )
@@ -87,7 +87,7 @@ def test_queries_hits_scores_and_captions_are_there_in_order():
     assert len(page.all("ol")) == 1
 
 
-def test_each_image_has_an_alternative_text_in_its_language():
+def test_gallery_has_alternative_texts_in_their_language():
     giraffe = hit(1, caption="giraffe", metadata={"names": {"zh": "长颈鹿"}})
     page = render(Answer(query=text_query("脖子很长"), hits=[giraffe, hit(2)]))
     assert [(image["alt"], image.get("lang")) for image in page.all("img")] == [
@@ -96,7 +96,7 @@ def test_each_image_has_an_alternative_text_in_its_language():
     ]
 
 
-def test_a_query_image_is_shown():
+def test_gallery_shows_a_query_image():
     page = render(
         Answer(query=Query(kind="image", label="/home/me/cat.png", image=png("blue")), hits=[hit()])
     )
@@ -104,7 +104,7 @@ def test_a_query_image_is_shown():
     assert "/home/me" not in " ".join(page.texts)
 
 
-def test_many_queries_get_a_table_of_contents_that_leads_to_them():
+def test_gallery_of_many_queries_has_a_table_of_contents():
     answers = [Answer(query=text_query(f"query {number} " + "x" * 80), hits=[hit()]) for number in range(3)]
     page = render(*answers)
     targets = [link["href"] for link in page.all("a")]
@@ -128,7 +128,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_nothing_from_outside_becomes_markup(text: str, tmp_path: Path):
+def test_gallery_escapes_markup(text: str, tmp_path: Path):
     """The page with hostile texts has the same elements and attribute names as one with harmless texts."""
 
     def page(words: str) -> tuple[Page, str]:
@@ -170,7 +170,7 @@ def test_nothing_from_outside_becomes_markup(text: str, tmp_path: Path):
     assert len(hostile.texts) == len(harmless.texts)
 
 
-def test_the_page_fetches_nothing_and_forbids_it():
+def test_gallery_fetches_nothing_and_forbids_it():
     html = render_gallery([Answer(query=text_query("q"), hits=[hit()])], read_image=lambda _: png())
     assert not any(way in html for way in ("http:", "https:", "@import", "url(", "src=//"))
     policy = Page(html).all("meta", **{"http-equiv": "Content-Security-Policy"})[0]["content"]
@@ -178,7 +178,7 @@ def test_the_page_fetches_nothing_and_forbids_it():
     assert "script-src" not in str(policy)
 
 
-def test_light_dark_and_small_screens_are_provided_for():
+def test_gallery_serves_light_dark_and_small_screens():
     html = render_gallery([], read_image=lambda _: png())
     assert "prefers-color-scheme: dark" in html
     assert "max-width: 34rem" in html
@@ -190,13 +190,13 @@ def decoded(uri: str | None) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(str(uri).partition(",")[2])))
 
 
-def test_thumbnails_keep_shape_and_colour():
+def test_thumbnail_keeps_shape_and_colour():
     small = decoded(thumbnail(png((10, 200, 30), (900, 300))))
     assert small.size == (320, 107)
     assert small.convert("RGB").getpixel((120, 40)) == pytest.approx((10, 200, 30), abs=12)
 
 
-def test_thumbnails_lay_transparency_on_white_and_turn_by_exif():
+def test_thumbnail_is_upright_on_white():
     assert min(decoded(thumbnail(png((0, 0, 0, 0), mode="RGBA"))).convert("RGB").getpixel((3, 3))) > 245
     buffer = io.BytesIO()
     exif = Image.Exif()
@@ -206,17 +206,17 @@ def test_thumbnails_lay_transparency_on_white_and_turn_by_exif():
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", png()[:40], png(size=(64, 64))[:90]])
-def test_what_is_no_image_gives_no_thumbnail(data: bytes):
+def test_thumbnail_of_no_image_is_none(data: bytes):
     assert thumbnail(data) is None
 
 
-def test_a_image_too_large_is_not_decoded():
+def test_thumbnail_of_a_huge_image_is_none():
     buffer = io.BytesIO()
     Image.new("1", (9_000, 8_000)).save(buffer, "PNG")
     assert thumbnail(buffer.getvalue()) is None
 
 
-def test_a_image_that_cannot_be_read_is_said_and_the_rest_shown():
+def test_gallery_names_an_unreadable_image_and_shows_the_rest():
     def read(number: int) -> bytes:
         if number == 1:
             raise FileNotFoundError("gone")
@@ -227,14 +227,14 @@ def test_a_image_that_cannot_be_read_is_said_and_the_rest_shown():
     assert len(page.all("img")) == 1
 
 
-def test_a_image_found_twice_is_read_once():
+def test_gallery_reads_an_image_once():
     reads: list[int] = []
     answers = [Answer(query=text_query(word), hits=[hit(1), hit(2)]) for word in ("a", "b")]
     render_gallery(answers, read_image=lambda number: reads.append(number) or png())
     assert sorted(reads) == [1, 2]
 
 
-def test_the_folder_is_made_and_the_path_returned(tmp_path: Path):
+def test_write_gallery_creates_the_folder_and_returns_the_path(tmp_path: Path):
     written = write_gallery(tmp_path / "new" / "g.html", [], read_image=lambda _: b"")
     assert written == tmp_path / "new" / "g.html"
     assert written.read_text("utf-8").startswith("<!DOCTYPE html>")

@@ -13,7 +13,7 @@ from llm2clip.retrieval.demo import QUERIES
 
 
 @pytest.mark.gpu
-def test_nano_finds_the_same_on_a_gpu(tmp_path: Path):
+def test_searcher_finds_the_same_on_a_gpu(tmp_path: Path):
     texts = [text for _, text, _ in QUERIES]
     images = [record.read() for _, record in zip(range(20), open_corpus("sample:").records(), strict=False)]
     found = {}

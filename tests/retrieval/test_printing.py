@@ -41,7 +41,7 @@ def printed(answer: Answer, *, width: int = 80) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
-def test_a_table_shows_rank_score_image_and_caption():
+def test_answer_table_shows_rank_score_image_and_caption():
     lines = printed(Answer(query=text_query("a red bicycle"), hits=[hit(1, caption="a bicycle"), hit(2)]))
     assert lines[0] == "a red bicycle"
     assert lines[1].split() == ["rank", "score", "image", "caption"]
@@ -61,7 +61,7 @@ CAPTIONS = {
 
 @pytest.mark.parametrize("caption", CAPTIONS.values(), ids=CAPTIONS)
 @pytest.mark.parametrize("width", [40, 80, 200])
-def test_no_line_is_wider_than_the_terminal(caption: str, width: int):
+def test_answer_table_fits_the_terminal(caption: str, width: int):
     lines = printed(
         Answer(query=text_query(caption), hits=[hit(1, key="目录/" * 30 + "猫.jpg", caption=caption)]),
         width=width,
@@ -69,7 +69,7 @@ def test_no_line_is_wider_than_the_terminal(caption: str, width: int):
     assert max(cell_len(line) for line in lines) <= width
 
 
-def test_columns_stand_in_line_whatever_the_script():
+def test_answer_table_aligns_columns_in_any_script():
     hits = [
         hit(1, key="猫/一.jpg", caption="两只猫"),
         hit(2, key="plain.jpg", caption="قطتان"),
@@ -82,22 +82,22 @@ def test_columns_stand_in_line_whatever_the_script():
     assert len(set(starts)) == 1
 
 
-def test_the_caption_follows_the_language_of_the_query_and_carries_the_emoji():
+def test_answer_table_caption_follows_the_query_language():
     giraffe = hit(1, caption="giraffe", metadata={"emoji": "🦒", "names": {"zh": "长颈鹿"}})
     assert "长颈鹿  🦒" in "\n".join(printed(Answer(query=text_query("脖子很长的动物"), hits=[giraffe])))
     assert "giraffe  🦒" in "\n".join(printed(Answer(query=text_query("long neck"), hits=[giraffe])))
 
 
-def test_a_gloss_stands_behind_the_query():
+def test_answer_table_shows_the_gloss():
     query = text_query("猫", gloss="Chinese: cat\x1b[0m")
     assert printed(Answer(query=query, hits=[]))[0] == r"猫  (Chinese: cat\x1b[0m)"
 
 
-def test_nothing_found_is_said():
+def test_answer_table_says_that_nothing_was_found():
     assert "nothing found" in printed(Answer(query=text_query("cat"), hits=[]))[1]
 
 
-def test_markup_and_escape_sequences_are_only_text():
+def test_answer_table_escapes_markup_and_control_sequences():
     hostile = hit(1, key="[red]x[/red].jpg", caption="[bold]not bold[/bold] \x1b[2J")
     text = "\n".join(printed(Answer(query=text_query("[link=http://x]q[/link]"), hits=[hostile])))
     assert "[red]x[/red].jpg" in text
@@ -106,7 +106,7 @@ def test_markup_and_escape_sequences_are_only_text():
     assert "\x1b" not in text
 
 
-def test_a_long_name_keeps_its_end():
+def test_image_name_keeps_the_end():
     assert image_name(hit(key="a/b/c.jpg"), cells=20) == "a/b/c.jpg"
     assert image_name(hit(key="a-long-folder/another-long-folder/c.jpg"), cells=20) == "…/c.jpg"
     short = image_name(hit(key="shard-000001.tar#" + "very" * 10 + "-long-name.webp"), cells=20)
@@ -114,7 +114,7 @@ def test_a_long_name_keeps_its_end():
     assert cell_len(short) <= 20
 
 
-def test_json_carries_everything():
+def test_answer_json_carries_everything():
     metadata = {"emoji": "🦒", "names": {"zh": "长颈鹿"}}
     answer = Answer(query=text_query("长颈鹿"), hits=[hit(1, caption="giraffe", metadata=metadata)])
     line = answer_json(answer)
@@ -142,13 +142,13 @@ def test_json_carries_everything():
     assert answer_json(answer, ascii_only=True).isascii()
 
 
-def test_json_of_a_name_that_is_no_utf8_can_be_written():
+def test_answer_json_escapes_a_name_that_is_not_utf8():
     answer = Answer(query=Query(kind="image", label="x\udce9.jpg"), hits=[hit(1, key="caf\udce9.jpg")])
     line = answer_json(answer).encode("utf-8")
     assert json.loads(line)["hits"][0]["key"] == "caf\udce9.jpg"
 
 
-def test_paths_are_the_uris():
+def test_answer_paths_are_the_uris():
     assert list(answer_paths(Answer(query=text_query("q"), hits=[hit(1), hit(2, uri="/s.tar#m.webp")]))) == [
         "/images/folder/image-1.jpg",
         "/s.tar#m.webp",

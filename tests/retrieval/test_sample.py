@@ -45,7 +45,7 @@ def keys(result: Result) -> list[str]:
     return [hit["key"] for hit in json.loads(result.stdout)["hits"]]
 
 
-def test_with_no_index_the_sample_is_searched_and_said(sample: Path, search: Callable[..., Result]):
+def test_search_command_without_index_searches_the_sample(sample: Path, search: Callable[..., Result]):
     first = search("red", "--json", "-k", 1)
     assert keys(first) == ["colours-000.tar#red.png"]
     assert first.stderr == (
@@ -59,7 +59,7 @@ def test_with_no_index_the_sample_is_searched_and_said(sample: Path, search: Cal
     assert "red色  🟥" in table.stdout
 
 
-def test_the_sample_can_be_asked_for_by_name(corpus: Corpus, sample: Path, search: Callable[..., Result]):
+def test_search_command_takes_the_sample_by_name(corpus: Corpus, sample: Path, search: Callable[..., Result]):
     location.set_current_index(corpus.index)
     assert keys(search("red", "--json", "-k", 1)) == ["warm/red.png"]
     asked = search("red", "--json", "-k", 1, "--index", "sample:")
@@ -69,7 +69,7 @@ def test_the_sample_can_be_asked_for_by_name(corpus: Corpus, sample: Path, searc
     assert locate("sample:").path == location.sample_index_path()
 
 
-def test_the_library_falls_back_too_and_reads_the_images(sample: Path, fake_by_name: object):
+def test_searcher_open_falls_back_to_the_sample(sample: Path, fake_by_name: object):
     with Searcher.open() as searcher:
         hits = searcher.search("blue", k=8)
         assert len(hits) == len(COLOURS)
@@ -77,14 +77,14 @@ def test_the_library_falls_back_too_and_reads_the_images(sample: Path, fake_by_n
         assert searcher.index.read_image(hits[0].id)[:4] == b"\x89PNG"
 
 
-def test_the_index_of_the_sample_is_built_once(sample: Path, fake_by_name: object):
+def test_open_sample_builds_once(sample: Path, fake_by_name: object):
     builds: set[int] = set()
     for number in range(3):
         open_sample(FakeEncoder(), on_progress=lambda _, number=number: builds.add(number)).close()
     assert builds == {0}
 
 
-def test_it_is_built_again_for_the_weights_of_a_new_release_or_after_damage(
+def test_open_sample_rebuilds_for_new_weights_or_after_damage(
     sample: Path, fake_by_name: object, monkeypatch: pytest.MonkeyPatch
 ):
     builds: set[int] = set()
@@ -97,7 +97,7 @@ def test_it_is_built_again_for_the_weights_of_a_new_release_or_after_damage(
     assert builds == {1, 2}
 
 
-def test_another_encoder_does_not_take_the_place_of_the_one_that_all_searches_share(
+def test_open_sample_refuses_another_encoder_at_the_shared_path(
     sample: Path, fake_by_name: object, search: Callable[..., Result]
 ):
     other = FakeEncoder(name="other", seed=1)
@@ -118,7 +118,7 @@ def test_another_encoder_does_not_take_the_place_of_the_one_that_all_searches_sh
     assert (location.sample_index_path() / "manifest.json").read_bytes() == manifest
 
 
-def test_a_sample_that_was_built_with_another_encoder_is_searched_with_it(
+def test_searcher_open_uses_the_sample_indexs_encoder(
     sample: Path, fake_by_name: Callable[[str], FakeEncoder]
 ):
     build_index("sample:", location.sample_index_path(), encoder=fake_by_name("other"))
@@ -127,7 +127,7 @@ def test_a_sample_that_was_built_with_another_encoder_is_searched_with_it(
         assert searcher.encoder.info.name == "other"
 
 
-def test_an_index_that_is_replaced_is_closed_first(
+def test_open_sample_closes_an_index_before_replacing_it(
     sample: Path, fake_by_name: object, monkeypatch: pytest.MonkeyPatch
 ):
     opened: list[Index] = []
@@ -149,9 +149,7 @@ def test_an_index_that_is_replaced_is_closed_first(
             index.items.count()
 
 
-def test_it_is_built_again_for_other_images_and_only_looked_at_for_the_same(
-    sample: Path, fake_by_name: object
-):
+def test_open_sample_rebuilds_for_changed_images_only(sample: Path, fake_by_name: object):
     encoder, builds = FakeEncoder(), set()
     open_sample(encoder).close()
     soon = time.time() + 1
@@ -164,7 +162,7 @@ def test_it_is_built_again_for_other_images_and_only_looked_at_for_the_same(
     assert builds == {1}
 
 
-def test_an_installation_without_sample_says_what_to_do(sample: Path, search: Callable[..., Result]):
+def test_search_command_without_sample_says_what_to_do(sample: Path, search: Callable[..., Result]):
     sample.unlink()
     result = search("red")
     assert (result.exit_code, result.stdout) == (1, "")
@@ -174,9 +172,7 @@ def test_an_installation_without_sample_says_what_to_do(sample: Path, search: Ca
     )
 
 
-def test_building_the_sample_shows_the_bar_of_every_build(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+def test_build_progress_shows_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     shown: list[int | str] = []
 
     @contextmanager

@@ -26,7 +26,7 @@ def names(hits: list[Any]) -> list[str]:
     return [Path(hit.key).stem for hit in hits]
 
 
-def test_hits_are_those_of_a_brute_force_in_its_order(corpus: Corpus, searcher: Searcher):
+def test_searcher_search_equals_brute_force(corpus: Corpus, searcher: Searcher):
     files = sorted(corpus.folder.rglob("*.png"))
     images = corpus.encoder.encode_images(files).astype(np.float16).astype(np.float32)
     for text in ("red", "a green and yellow thing", "#804020", "no colour at all"):
@@ -40,19 +40,19 @@ def test_hits_are_those_of_a_brute_force_in_its_order(corpus: Corpus, searcher: 
         assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
 
 
-def test_a_text_gives_hits_and_a_list_gives_lists(searcher: Searcher):
+def test_searcher_search_of_a_list_gives_lists(searcher: Searcher):
     assert names(searcher.search("red", k=1)) == ["red"]
     assert [names(hits) for hits in searcher.search(["blue", "green"], k=1)] == [["blue"], ["green"]]
     assert [names(hits) for hits in searcher.search(("cyan",), k=1)] == [["cyan"]]
     assert searcher.search([]) == []
 
 
-def test_many_queries_give_what_each_gives_alone(searcher: Searcher):
+def test_searcher_search_of_many_equals_one_by_one(searcher: Searcher):
     texts = [f"{name} number {number}" for number in range(9) for name in COLOURS]
     assert searcher.search(texts, k=3) == [searcher.search(text, k=3) for text in texts]
 
 
-def test_a_image_finds_itself_whatever_form_it_has(corpus: Corpus, searcher: Searcher):
+def test_searcher_search_images_finds_the_image_itself(corpus: Corpus, searcher: Searcher):
     file = corpus.folder / "warm" / "red.png"
     with Image.open(file) as opened:
         forms = [file, str(file), file.read_bytes(), opened, np.array(opened)]
@@ -62,7 +62,7 @@ def test_a_image_finds_itself_whatever_form_it_has(corpus: Corpus, searcher: Sea
     assert searcher.search_images([]) == []
 
 
-def test_hits_carry_caption_metadata_and_place(corpus: Corpus, searcher: Searcher):
+def test_searcher_hits_carry_caption_metadata_and_uri(corpus: Corpus, searcher: Searcher):
     red, blue = (searcher.search(name, k=1)[0] for name in ("red", "blue"))
     assert (red.caption, red.metadata) == ("a red square", {})
     assert (blue.caption, blue.metadata) == ("a blue square", {"mood": "calm"})
@@ -70,12 +70,12 @@ def test_hits_carry_caption_metadata_and_place(corpus: Corpus, searcher: Searche
     assert Path(blue.uri) == corpus.folder / "cold" / "blue.png"
 
 
-def test_fewer_images_than_asked_for(searcher: Searcher):
+def test_searcher_search_returns_fewer_hits_than_k(searcher: Searcher):
     assert len(searcher.search("red", k=1000)) == len(COLOURS)
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t", "\u3000"])
-def test_a_blank_query_is_refused(searcher: Searcher, text: str):
+def test_searcher_search_refuses_a_blank_query(searcher: Searcher, text: str):
     with pytest.raises(ValueError, match=r"^the query is empty; give at least one word"):
         searcher.search(text)
     with pytest.raises(ValueError, match=r"^query 2 of 3 is empty"):
@@ -83,14 +83,14 @@ def test_a_blank_query_is_refused(searcher: Searcher, text: str):
 
 
 @pytest.mark.parametrize("k", [0, -3])
-def test_k_must_be_positive(searcher: Searcher, k: int):
+def test_searcher_search_refuses_k_below_1(searcher: Searcher, k: int):
     with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
         searcher.search("red", k=k)
     with pytest.raises(ValueError, match=f"k must be at least 1, got {k}"):
         searcher.search_images([image("red")], k=k)
 
 
-def test_wrong_kinds_of_query_are_refused(searcher: Searcher):
+def test_searcher_search_refuses_wrong_kinds_of_query(searcher: Searcher):
     with pytest.raises(ValueError, match="query 1 must be text, got bytes"):
         searcher.search([b"red"])
     with pytest.raises(ValueError, match="images must be a list of images, got str"):
@@ -99,7 +99,7 @@ def test_wrong_kinds_of_query_are_refused(searcher: Searcher):
         searcher.search_images([b"words"])
 
 
-def test_a_long_text_is_read_to_the_limit_and_cut_only_with_a_warning(corpus: Corpus):
+def test_searcher_search_truncates_a_long_text_with_a_warning(corpus: Corpus):
     searcher = Searcher.open(corpus.index, encoder=corpus.encoder)
     limit = corpus.encoder.info.max_text_tokens
     last_word_counts = "thing " * (limit - 1) + "green"
@@ -108,7 +108,7 @@ def test_a_long_text_is_read_to_the_limit_and_cut_only_with_a_warning(corpus: Co
         searcher.search(last_word_counts + " and more words")
 
 
-def test_the_encoder_is_loaded_once_and_only_when_wanted(corpus: Corpus, monkeypatch: pytest.MonkeyPatch):
+def test_searcher_loads_the_encoder_once_on_first_use(corpus: Corpus, monkeypatch: pytest.MonkeyPatch):
     from llm2clip import encoders
 
     loads: list[tuple[str, str]] = []
@@ -128,7 +128,7 @@ def test_the_encoder_is_loaded_once_and_only_when_wanted(corpus: Corpus, monkeyp
     assert loads == [("fake", "cpu")]
 
 
-def test_the_encoder_is_loaded_from_where_the_build_said(
+def test_searcher_loads_the_encoder_that_the_index_names(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     from llm2clip import encoders
@@ -142,7 +142,7 @@ def test_the_encoder_is_loaded_from_where_the_build_said(
     assert loads == ["/models/mine"]
 
 
-def test_another_encoder_is_refused_in_one_sentence(corpus: Corpus, fake_by_name: object):
+def test_searcher_refuses_another_encoder(corpus: Corpus, fake_by_name: object):
     with pytest.raises(EncoderMismatchError) as narrower:
         Searcher.open(corpus.index, encoder=FakeEncoder(dim=8))
     assert "was built with encoder 'fake' (dim 16), got 'fake' (dim 8)" in str(narrower.value)
@@ -152,7 +152,7 @@ def test_another_encoder_is_refused_in_one_sentence(corpus: Corpus, fake_by_name
         Searcher(open_index(corpus.index), encoder=FakeEncoder(seed=7))
 
 
-def test_an_encoder_that_cannot_be_loaded_names_index_and_remedy(
+def test_searcher_names_index_and_remedy_if_the_encoder_fails(
     corpus: Corpus, tmp_path: Path, fake_by_name: object
 ):
     build_index(corpus.folder, tmp_path / "i", encoder=FakeEncoder(name="lost"))
@@ -163,12 +163,12 @@ def test_an_encoder_that_cannot_be_loaded_names_index_and_remedy(
         searcher.search("red")
 
 
-def test_a_missing_index_is_noticed_before_the_encoder_is_loaded(tmp_path: Path):
+def test_searcher_open_refuses_a_missing_index_first(tmp_path: Path):
     with pytest.raises(IndexNotFoundError, match=r"no index at .*nowhere"):
         Searcher.open(tmp_path / "nowhere")
 
 
-def test_closing_closes_the_index(corpus: Corpus):
+def test_searcher_close_closes_the_index(corpus: Corpus):
     with Searcher.open(corpus.index, encoder=corpus.encoder) as searcher:
         searcher.search("red")
     with pytest.raises(Exception, match="closed"):

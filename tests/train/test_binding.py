@@ -44,7 +44,7 @@ def world():
     return stage, encoder, model
 
 
-def test_sentences_are_the_caption_in_every_language():
+def test_sentences_join_to_the_caption_in_every_language():
     things = emoji()
     scene = sample_scene(scene_pool(things), np.random.default_rng(1))
     for language in things[0].names:
@@ -54,7 +54,7 @@ def test_sentences_are_the_caption_in_every_language():
         assert len(sentences(scene, things, language=language, opening=False)) == len(scene.objects)
 
 
-def test_a_moved_twin_differs_in_the_place_of_one_or_two_things():
+def test_move_twin_moves_one_or_two_objects():
     things, rng = emoji(), np.random.default_rng(2)
     for objects in (1, 2, 8):
         for _ in range(50):
@@ -66,7 +66,7 @@ def test_a_moved_twin_differs_in_the_place_of_one_or_two_things():
             assert changed in (1, 2)
 
 
-def test_sentence_states_are_sums_over_the_sentences_own_tokens():
+def test_read_sentences_sums_each_sentences_tokens():
     _, encoder, model = world()
     texts = [["a kite .", " an owl here ."], ["苹果在左边。"], ["one .", " two .", " three ."]]
     read = encoder.read_sentences(model, texts)
@@ -84,7 +84,7 @@ def test_sentence_states_are_sums_over_the_sentences_own_tokens():
     torch.testing.assert_close(read.sentences, torch.stack(found), atol=1e-4, rtol=1e-4)
 
 
-def test_places_are_bound_within_a_short_run(tmp_path):
+def test_bind_places_learns_in_a_short_run(tmp_path):
     stage, encoder, model = world()
     silence_blocks(model)
     config = LanguageConfig(

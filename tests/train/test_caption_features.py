@@ -60,7 +60,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     tar.addfile(info, io.BytesIO(data))
 
 
-def test_captions_of_all_kinds_with_their_names(tmp_path: Path):
+def test_read_captions_reads_every_format_with_keys(tmp_path: Path):
     (tmp_path / "a.txt").write_bytes("\ufeffa dog\n\n  \n一只狗  \n\xff".encode("utf-8")[:-2] + b"\xff\n")
     lines = [
         '{"caption": "one"}',
@@ -96,7 +96,7 @@ def test_captions_of_all_kinds_with_their_names(tmp_path: Path):
     assert [caption.text for caption in read_captions(files[2:], field="text")][1] == "not this"
 
 
-def test_sources_that_cannot_be_read(tmp_path: Path):
+def test_caption_files_refuses_unreadable_sources(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     for path in (tmp_path / "a.txt", tmp_path / "other" / "a.txt", tmp_path / "a.csv"):
@@ -114,7 +114,7 @@ def test_sources_that_cannot_be_read(tmp_path: Path):
         list(read_captions([tmp_path / "cut.tar"]))
 
 
-def test_rows_are_those_of_the_captions_in_their_order(tmp_path: Path, captions: Path):
+def test_write_features_keeps_the_order_of_captions(tmp_path: Path, captions: Path):
     seen = []
     done = write_features([captions], tmp_path / "f", maker=maker(), options=SMALL, tell=seen.append)
     texts = [json.loads(line)["caption"] for line in captions.read_text().splitlines()]
@@ -130,7 +130,7 @@ def test_rows_are_those_of_the_captions_in_their_order(tmp_path: Path, captions:
 
 
 @pytest.mark.parametrize("calls", [0, 1, 5, 6, 18])
-def test_a_failure_at_any_block_is_gone_on_from(tmp_path: Path, captions: Path, calls: int):
+def test_write_features_resumes_after_a_failure_at_any_block(tmp_path: Path, captions: Path, calls: int):
     left = calls
 
     def failing(texts):
@@ -170,7 +170,7 @@ write_features([sys.argv[2]], sys.argv[3], maker=maker(slow), options=SMALL)
 """
 
 
-def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(tmp_path: Path, captions: Path):
+def test_write_features_killed_repeatedly_gives_the_same_bytes(tmp_path: Path, captions: Path):
     root = str(Path(__file__).parent.parent.parent)
     write_features([captions], tmp_path / "whole", maker=maker(), options=SMALL)
     kills = 0
@@ -191,7 +191,7 @@ def test_killed_again_and_again_it_ends_as_if_nothing_had_happened(tmp_path: Pat
     assert content(tmp_path / "f") == content(tmp_path / "whole")
 
 
-def test_captions_that_cannot_be_read_are_counted_and_named(tmp_path: Path):
+def test_write_features_counts_and_names_unreadable_captions(tmp_path: Path):
     lines = ['{"caption": "a"}', "{", '{"caption": "b"}'] * 12
     (tmp_path / "c.jsonl").write_text("\n".join(lines))
     done = write_features([tmp_path / "c.jsonl"], tmp_path / "f", maker=maker(), options=SMALL)
@@ -199,7 +199,7 @@ def test_captions_that_cannot_be_read_are_counted_and_named(tmp_path: Path):
     assert list(CaptionFeatures(tmp_path / "f").keys())[:3] == ["c.jsonl:1", "c.jsonl:3", "c.jsonl:4"]
 
 
-def test_another_source_or_maker_is_refused(tmp_path: Path, captions: Path):
+def test_write_features_refuses_another_source_or_maker(tmp_path: Path, captions: Path):
     def stop(texts):
         raise KeyboardInterrupt
 
@@ -218,7 +218,7 @@ def test_another_source_or_maker_is_refused(tmp_path: Path, captions: Path):
         write_features([captions], tmp_path / "f", maker=maker(), options=SMALL)
 
 
-def test_damage_is_found(tmp_path: Path, captions: Path):
+def test_caption_features_verify_finds_damage(tmp_path: Path, captions: Path):
     write_features([captions], tmp_path / "f", maker=maker(), options=SMALL)
     file = tmp_path / "f" / "features-00001.npy"
     whole = file.read_bytes()
@@ -233,13 +233,13 @@ def test_damage_is_found(tmp_path: Path, captions: Path):
         CaptionFeatures(tmp_path / "f")
 
 
-def test_features_that_float16_cannot_hold_are_refused(tmp_path: Path, captions: Path):
+def test_write_features_refuses_values_beyond_float16(tmp_path: Path, captions: Path):
     huge = maker(lambda texts: by_letters(texts) * 1e6)
     with pytest.raises(FeatureError, match="letters gave features that float16 cannot hold"):
         write_features([captions], tmp_path / "f", maker=huge, options=SMALL)
 
 
-def test_two_writers_do_not_meet(tmp_path: Path, captions: Path):
+def test_write_features_refuses_a_second_writer(tmp_path: Path, captions: Path):
     def other(texts):
         with pytest.raises(FeatureError, match="another process writes to"):
             write_features([captions], tmp_path / "f", maker=maker(), options=SMALL)
@@ -250,7 +250,7 @@ def test_two_writers_do_not_meet(tmp_path: Path, captions: Path):
 
 @pytest.mark.parametrize("name", ["tiny-openai", "tiny-8b-cc"])
 @pytest.mark.usefixtures("models")
-def test_states_of_a_language_model_are_stored_as_the_adapter_reads_them(name: str, tmp_path: Path):
+def test_write_features_stores_states_for_the_adapter(name: str, tmp_path: Path):
     texts = ["a dog", "two children stand beside a boat", "一只狗"]
     (tmp_path / "c.txt").write_text("\n".join(texts))
     encoder = load_encoder(name, device="cpu")
@@ -265,7 +265,7 @@ def test_states_of_a_language_model_are_stored_as_the_adapter_reads_them(name: s
     np.testing.assert_allclose((got * tower.encode_texts(texts)).sum(1), 1, atol=1e-5)
 
 
-def test_the_command_reads_with_a_language_model_in_a_folder(tmp_path: Path):
+def test_features_command_takes_a_language_model_folder(tmp_path: Path):
     (tmp_path / "c.txt").write_text("a dog\nein Hund\n")
     folder = LLAMAS["tiny-1b-cc"] / "model"
     command = ["features", str(tmp_path / "c.txt"), "--out", str(tmp_path / "f"), "--encoder", str(folder)]
@@ -277,7 +277,7 @@ def test_the_command_reads_with_a_language_model_in_a_folder(tmp_path: Path):
     np.testing.assert_allclose(CaptionFeatures(tmp_path / "f").rows(0, 2), expected, atol=1e-3, rtol=1e-3)
 
 
-def test_the_command(tmp_path: Path):
+def test_features_command_writes_and_reports(tmp_path: Path):
     (tmp_path / "c.txt").write_text("a red fruit\nein Hund\n")
     command = [sys.executable, "-m", "llm2clip.train.cli", "features", str(tmp_path / "c.txt")]
     command += ["--out", str(tmp_path / "f"), "--encoder", "nano", "--device", "cpu", "--threads", "1"]

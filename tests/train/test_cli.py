@@ -19,7 +19,7 @@ def train(*arguments):
         (("nano", "--device", "toaster"), "cannot train on device 'toaster'"),
     ],
 )
-def test_expected_failures_are_one_line(arguments, message, tmp_path):
+def test_train_command_reports_failures_in_one_line(arguments, message, tmp_path):
     done = train(*arguments, "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache"))
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {message}")
@@ -27,14 +27,14 @@ def test_expected_failures_are_one_line(arguments, message, tmp_path):
     assert done.stdout == ""
 
 
-def test_a_misspelt_option_is_misuse():
+def test_train_command_refuses_an_unknown_option():
     done = train("nano", "--treads", "2")
     assert done.returncode == 2
     assert "--treads" in done.stderr
 
 
 @pytest.mark.parametrize("command", ["nano", "data"])
-def test_a_missing_extra_is_named(command, monkeypatch, tmp_path):
+def test_train_command_names_a_missing_extra(command, monkeypatch, tmp_path):
     from llm2clip.train import recipes
 
     def needing(*arguments, **options):
@@ -49,7 +49,7 @@ def test_a_missing_extra_is_named(command, monkeypatch, tmp_path):
     assert result.stderr.endswith("install it with: pip install 'llm2clip-retrieval[train]'\n")
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch, tmp_path):
+def test_train_command_interrupted_says_how_to_resume(monkeypatch, tmp_path):
     from llm2clip.train import recipes
 
     def interrupted(*arguments, **options):

@@ -11,7 +11,7 @@ def targets(width=192):
     return SceneTargets(torch.randn(30, width), seed=3)
 
 
-def test_a_scene_is_the_gated_sum_of_its_objects_and_its_background():
+def test_scene_targets_sum_gated_objects_and_background():
     composed = targets()
     scene = Scene(background=2, objects=(4, 9, 17), cells=(0, 5, 8))
     expected = np.zeros(192)
@@ -23,7 +23,7 @@ def test_a_scene_is_the_gated_sum_of_its_objects_and_its_background():
     np.testing.assert_allclose(composed([scene])[0], expected / np.linalg.norm(expected), atol=1e-6)
 
 
-def test_gates_keep_half_of_the_dimensions_and_the_length():
+def test_scene_targets_gates_keep_half_of_the_dimensions():
     composed = targets()
     assert (composed.gates_CD.count_nonzero(1) == 96).all()
     placed = composed.placed([5] * 9, range(9))
@@ -34,7 +34,7 @@ def test_gates_keep_half_of_the_dimensions_and_the_length():
     assert 0.6 < float(own.mean()) < 0.8
 
 
-def test_moving_or_swapping_changes_the_target_telling_in_another_order_does_not():
+def test_scene_targets_depend_on_places_not_on_order():
     composed = targets()
     scene = Scene(background=0, objects=(1, 2), cells=(3, 4))
     told_anew = Scene(background=0, objects=(2, 1), cells=(4, 3))
@@ -47,7 +47,7 @@ def test_moving_or_swapping_changes_the_target_telling_in_another_order_does_not
     assert float(moved) < 0.9
 
 
-def test_prototypes_of_any_length_give_the_same_targets():
+def test_scene_targets_ignore_prototype_norms():
     torch.manual_seed(0)
     prototypes = torch.randn(6, 32)
     scene = Scene(background=1, objects=(0, 5), cells=(2, 7))

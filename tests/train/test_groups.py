@@ -19,7 +19,7 @@ NAMES = {
 }
 
 
-def test_each_layer_learns_slower_than_the_one_above_it():
+def test_place_parameters_decays_the_rate_by_layer():
     config = GroupConfig(visual_layer_decay=0.5, visual_weight_decay=0.1, text_weight_decay=0.2)
     placed = place_parameters(NAMES, config=config)
     got = [(placed[name].tower, placed[name].lr_scale, placed[name].weight_decay) for name in NAMES]
@@ -35,19 +35,19 @@ def test_each_layer_learns_slower_than_the_one_above_it():
     ]
 
 
-def test_a_decay_of_one_or_more_is_none():
+def test_place_parameters_without_layer_decay():
     placed = place_parameters(NAMES, config=GroupConfig(visual_layer_decay=1.01))
     assert {placing.lr_scale for placing in placed.values()} == {1.0}
 
 
-def test_frozen_parameters_are_in_no_group():
+def test_optimiser_groups_leave_out_frozen_parameters():
     parameters = {name: torch.nn.Parameter(torch.zeros([2] * axes)) for name, axes in NAMES.items()}
     parameters["text.text_adaptor.5.weight"].requires_grad_(False)
     groups = optimiser_groups(parameters.items())
     assert sum(len(group["params"]) for group in groups) == len(NAMES) - 1
 
 
-def test_unknown_names_and_decays_are_refused():
+def test_place_parameters_refuses_unknown_names_and_decays():
     with pytest.raises(ValueError, match=r"no layer is known for 'visual\.stem\.weight'"):
         place_parameters({"visual.stem.weight": 2})
     with pytest.raises(ValueError, match="visual_layer_decay must be positive, got 0"):

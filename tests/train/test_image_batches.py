@@ -29,7 +29,7 @@ SMALL = NanoVisionConfig(
 )
 
 
-def test_folding_keeps_the_function():
+def test_fold_batch_norm_keeps_the_function():
     torch.manual_seed(0)
     tower = NanoVisionTower(SMALL)
     for _ in range(3):
@@ -43,7 +43,7 @@ def test_folding_keeps_the_function():
     torch.testing.assert_close(folded(pixels), tower.eval()(pixels), atol=1e-4, rtol=1e-4)
 
 
-def test_the_adapter_begins_as_the_direction_of_its_input():
+def test_identity_adapter_keeps_directions():
     features = torch.nn.functional.normalize(torch.randn(5, 32), dim=-1)
     adapter: TextAdapter = identity_adapter(32, 32)
     cosine = torch.nn.functional.cosine_similarity(
@@ -52,7 +52,7 @@ def test_the_adapter_begins_as_the_direction_of_its_input():
     torch.testing.assert_close(cosine, torch.ones(5))
 
 
-def test_augmented_images_are_images_and_reproducible():
+def test_augment_is_reproducible_and_in_range():
     drawings = artwork().pixels
     first = augment_drawings(drawings, np.random.default_rng(5))
     assert first.shape == (24, 3, 96, 96)
@@ -64,14 +64,14 @@ def test_augmented_images_are_images_and_reproducible():
     assert float((changed - torch.from_numpy(scenes).permute(0, 3, 1, 2) / 255).abs().mean()) < 0.2
 
 
-def test_no_weight_decay_on_vectors():
+def test_parameter_groups_decay_no_vectors():
     groups = parameter_groups(ImageSide(SMALL, 16), 1e-3, 0.05)
     assert all(p.ndim >= 2 for p in groups[0]["params"])
     assert all(p.ndim < 2 for p in groups[1]["params"])
     assert (groups[0]["weight_decay"], groups[1]["weight_decay"]) == (0.05, 0.0)
 
 
-def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
+def test_stage_two_learns_a_tiny_world(tmp_path):
     things = emoji()
     gallery, held = Gallery(artwork(size=64), 12), Gallery(artwork(styles=("held",), size=64), 12)
     torch.manual_seed(0)
@@ -120,7 +120,7 @@ def test_all_parts_of_stage_two_learn_a_tiny_world(tmp_path):
     assert "scene_r1" in lines[-1]
 
 
-def test_a_grown_tower_keeps_its_weights_and_stretches_its_positions():
+def test_grow_from_keeps_weights_and_stretches_positions():
     small, large = ImageSide(SMALL, 16), ImageSide(replace(SMALL, image_size=96), 16)
     with torch.no_grad():
         # Positions that say the row: stretched from 4 to 6 rows they must still rise from top to bottom.
@@ -137,7 +137,7 @@ def test_a_grown_tower_keeps_its_weights_and_stretches_its_positions():
             torch.testing.assert_close(large.state_dict()[name], tensor, rtol=0, atol=0)
 
 
-def test_scene_twins_are_drawn_in_the_captions_wording():
+def test_scene_features_draw_twins_in_the_captions_wording():
     captions = torch.arange(4 * 3).view(4, 3, 1).half()
     twins = (100 + torch.arange(4 * 2 * 3)).view(4, 2, 3, 1).half()
     features = SceneFeatures([], captions, twins)

@@ -53,7 +53,7 @@ def test_contrastive_loss_does_not_see_norms():
     )
 
 
-def test_a_collapsed_encoder_scores_chance_not_zero():
+def test_contrastive_loss_of_a_collapsed_encoder_is_chance():
     same = torch.ones(8, 3)
     assert contrastive_loss(same, same, scale=50).item() == pytest.approx(math.log(8))
     assert contrastive_loss(same, same, same, scale=50).item() == pytest.approx(math.log(16))
@@ -120,7 +120,7 @@ def test_siglip_loss_by_hand_and_from_any_first_text():
     assert moved.item() == pytest.approx(loss.item())
 
 
-def test_gradients_reach_a_learnt_scale():
+def test_clip_loss_gradients_reach_a_learnt_scale():
     log_scale = torch.tensor(1.0, requires_grad=True)
     clip_loss(torch.eye(2), torch.eye(2), logit_scale=log_scale.exp()).backward()
     # d/ds log(1 + e^-s) * ds/dlog_scale
@@ -129,7 +129,7 @@ def test_gradients_reach_a_learnt_scale():
     assert log_scale.grad.item() == pytest.approx(-scale / (1 + math.exp(scale)))
 
 
-def test_one_process_gathers_itself():
+def test_gather_with_grad_in_one_process_is_the_identity():
     features = random_rows(3).requires_grad_()
     assert gather_with_grad(features) is features
     assert first_row(features) == 0
@@ -162,6 +162,6 @@ def test_one_process_gathers_itself():
         ),
     ],
 )
-def test_shapes_that_do_not_fit_are_named(call, message):
+def test_losses_refuse_mismatched_shapes(call, message):
     with pytest.raises(ValueError, match=message):
         call()

@@ -37,7 +37,7 @@ def material(tmp_path, monkeypatch):
     return Material(things, TextPool(things, descriptions), scene_pool(things), tmp_path)
 
 
-def test_the_recipe_makes_a_folder_that_gives_the_trained_vectors(tmp_path, material):
+def test_train_nano_exports_the_trained_vectors(tmp_path, material):
     config = nano(debug=True)
     run = Run(tmp_path / "run", seed=config.seed)
     run.describe(config)
@@ -71,7 +71,7 @@ def test_the_recipe_makes_a_folder_that_gives_the_trained_vectors(tmp_path, mate
     assert all("finished" in stage for stage in story["stages"].values())
 
 
-def test_an_interrupted_recipe_ends_in_the_same_weights(tmp_path, material, monkeypatch):
+def test_train_nano_resumed_gives_the_same_weights(tmp_path, material, monkeypatch):
     config, reader = nano(debug=True), stages.text_encoder
     # The tokenizers library leaves merges out at random without a seed; all other chances are ours.
     monkeypatch.setattr(stages, "text_encoder", lambda run, config, **_: reader(run, config))
@@ -92,7 +92,7 @@ def test_an_interrupted_recipe_ends_in_the_same_weights(tmp_path, material, monk
             torch.testing.assert_close(other.state_dict()[name], tensor, rtol=0, atol=0, msg=name)
 
 
-def test_a_run_refuses_another_recipe(tmp_path, material):
+def test_train_nano_refuses_another_recipe(tmp_path, material):
     from dataclasses import replace
 
     config = nano(debug=True)
@@ -102,7 +102,7 @@ def test_a_run_refuses_another_recipe(tmp_path, material):
         train_language(Run(tmp_path / "run", seed=config.seed), material, other)
 
 
-def test_captions_are_read_again_when_the_language_model_changed(tmp_path, material):
+def test_read_captions_repeats_for_a_changed_language_model(tmp_path, material):
     config = nano(debug=True)
     run = Run(tmp_path / "run", seed=config.seed)
     model = train_language(run, material, config)

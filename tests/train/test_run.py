@@ -27,7 +27,7 @@ def quadratic(folder, *, stop_at=None, steps=12):
     return run, model
 
 
-def test_schedule_by_hand():
+def test_learning_rate_factor_by_hand():
     factors = [learning_rate_factor(step, warmup=2, total=6) for step in range(7)]
     expected = [
         0.5,
@@ -42,7 +42,7 @@ def test_schedule_by_hand():
     assert learning_rate_factor(6, warmup=2, total=6, floor=0.1) == pytest.approx(0.1)
 
 
-def test_an_interrupted_stage_ends_as_the_uninterrupted_one(tmp_path):
+def test_train_loop_resumed_equals_uninterrupted(tmp_path):
     _, straight = quadratic(tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         quadratic(tmp_path / "resumed", stop_at=8)
@@ -55,13 +55,13 @@ def test_an_interrupted_stage_ends_as_the_uninterrupted_one(tmp_path):
     ]
 
 
-def test_a_finished_stage_is_loaded_not_trained(tmp_path):
+def test_train_loop_loads_a_finished_stage(tmp_path):
     _, first = quadratic(tmp_path)
     _, again = quadratic(tmp_path, stop_at=0)
     torch.testing.assert_close(again.weight, first.weight, rtol=0, atol=0)
 
 
-def test_another_configuration_is_refused(tmp_path):
+def test_train_loop_refuses_another_configuration(tmp_path):
     quadratic(tmp_path)
     with pytest.raises(RunError, match=r"stage 'fit' with another configuration \(differs in \['steps'\]\)"):
         quadratic(tmp_path, steps=13)
@@ -69,7 +69,7 @@ def test_another_configuration_is_refused(tmp_path):
         Run(tmp_path, seed=4)
 
 
-def test_a_run_says_what_made_it(tmp_path):
+def test_run_records_what_made_it(tmp_path):
     run, _ = quadratic(tmp_path)
     saved = json.loads((run.folder / "run.json").read_text())
     assert saved["seed"] == 3
@@ -84,7 +84,7 @@ def test_a_run_says_what_made_it(tmp_path):
     assert [line["step"] for line in story["history"]] == [6, 12]
 
 
-def test_a_diverging_loss_stops_with_a_reason(tmp_path):
+def test_train_loop_stops_on_a_diverging_loss(tmp_path):
     run = Run(tmp_path, seed=1)
     model = nn.Linear(1, 1)
     trainee = Trainee({"model": model}, torch.optim.AdamW(model.parameters()))

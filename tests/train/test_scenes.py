@@ -64,7 +64,7 @@ def test_twins_differ_in_one_thing_only():
         assert (swap.cells[moved[0]], swap.cells[moved[1]]) == (scene.cells[moved[1]], scene.cells[moved[0]])
 
 
-def test_a_drawn_object_stands_in_its_cell():
+def test_draw_scene_puts_an_object_in_its_cell():
     drawings = thumbnails(artwork(styles=("noto",)), 12, side=20)
     image = draw_scene(SCENE, drawings, np.random.default_rng(0), size=66, jitter=0.0)
     assert image.shape == (66, 66, 3)
@@ -78,7 +78,7 @@ def test_a_drawn_object_stands_in_its_cell():
     assert tuple(image[11, 55]) == COLOURS[1]
 
 
-def test_half_transparent_thumbnails_mix_with_the_background():
+def test_draw_scene_mixes_half_transparent_thumbnails():
     pixels = np.full((1, 4, 4, 4), 0.5, dtype=np.float32)  # premultiplied white at half opacity
     drawings = Thumbnails(pixels, (np.array([0]),))
     scene = Scene(background=0, objects=(0,), cells=(4,))
@@ -86,7 +86,7 @@ def test_half_transparent_thumbnails_mix_with_the_background():
     assert (image == 255).all()
 
 
-def test_record_lists_objects_and_twins():
+def test_scene_record_lists_objects_and_twins():
     rng = np.random.default_rng(0)
     record = scene_record(SCENE, emoji(), twins={"swap": swap_twin(SCENE, rng)})
     names = emoji()[3].names
@@ -96,7 +96,7 @@ def test_record_lists_objects_and_twins():
 
 
 @pytest.mark.parametrize("language", SCENE_LANGUAGES)
-def test_wordings_wrap_around(language):
+def test_caption_wordings_wrap_around(language):
     assert caption(
         SCENE, emoji(), language=language, wording=len(ITEMS[language]) * len(OPENINGS[language])
     ) == caption(SCENE, emoji(), language=language)

@@ -29,7 +29,7 @@ def npm(tmp_path, monkeypatch):
     return shelf
 
 
-def test_a_package_is_fetched_once_and_unpacked(npm, tmp_path):
+def test_fetch_unpacks_a_package_once(npm, tmp_path):
     (tmp_path / "word.txt").write_text("hello")
     with tarfile.open(npm / "box.tgz", "w:gz") as tar:
         tar.add(tmp_path / "word.txt", arcname="package/word.txt")
@@ -41,20 +41,20 @@ def test_a_package_is_fetched_once_and_unpacked(npm, tmp_path):
     assert fetch(package, tmp_path / "cache") == folder
 
 
-def test_a_failed_fetch_says_why_and_leaves_nothing_behind(npm, tmp_path):
+def test_fetch_failure_gives_a_reason_and_leaves_nothing(npm, tmp_path):
     package = Package(name="box", version="1.0.0", client="npm")
     with pytest.raises(SourceError, match="cannot fetch package 'box' with npm: npm error 404 not found"):
         fetch(package, tmp_path / "cache")
     assert not (tmp_path / "cache" / "box-1.0.0").exists()
 
 
-def test_a_missing_client_is_named(tmp_path, monkeypatch):
+def test_fetch_names_a_missing_client(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SourceError, match="the command 'npm' is not installed"):
         fetch(Package(name="box", version="1", client="npm"), tmp_path)
 
 
-def test_openmoji_is_never_trained_on():
+def test_styles_never_train_on_openmoji():
     assert [s.name for s in STYLES if not s.trained] == ["openmoji"]
     with pytest.raises(ValueError, match=r"unknown artwork style 'oil'.*'noto'"):
         style("oil")
@@ -94,7 +94,7 @@ def packages(tmp_path):
     return cache
 
 
-def test_names_and_keywords_come_from_cldr(packages):
+def test_load_emoji_reads_names_and_keywords_from_cldr(packages):
     giraffe, heart = load_emoji(packages)
     assert giraffe.names == {"en": "giraffe", "zh": "长颈鹿"}
     assert giraffe.keywords["en"] == ("spots",)
@@ -109,7 +109,7 @@ def test_codepoints_leave_out_variation_selectors():
     assert emoji_module._canonical("0023-FE0F-20E3") == "23-20e3"
 
 
-def test_svg_artwork_fits_the_square_with_its_colour(packages):
+def test_render_style_fits_svg_artwork_into_the_square(packages):
     pytest.importorskip("resvg_py", reason="the train extra draws SVG")
     things = load_emoji(packages)
     ((index, image),) = render_style(style("openmoji"), things, packages, size=16)
@@ -119,7 +119,7 @@ def test_svg_artwork_fits_the_square_with_its_colour(packages):
     assert tuple(pixels[8, 8]) == (255, 0, 0, 255)
 
 
-def test_iconify_artwork_is_found_by_code_and_by_name(tmp_path):
+def test_render_style_finds_iconify_artwork_by_code_and_name(tmp_path):
     pytest.importorskip("resvg_py", reason="the train extra draws SVG")
     chosen = style("emojione")
     folder = tmp_path / chosen.package.folder / "package"

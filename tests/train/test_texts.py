@@ -6,18 +6,18 @@ from llm2clip.train.synthetic.texts import Text, TextPool, load_descriptions, st
 from .material import emoji
 
 
-def test_a_keyword_fits_every_emoji_that_has_it():
+def test_text_pool_keyword_fits_every_emoji_that_has_it():
     pool = TextPool(emoji(), [])
     assert pool.by_keyword["en", "thing"] == tuple(range(12))
     assert pool.by_keyword["en", "frogllike".replace("ll", "l")] == (1,)
 
 
-def test_targets_are_uniform_over_fitting_images():
+def test_target_matrix_is_uniform_over_fitting_images():
     target = target_matrix([Text("a", "en", (1, 3)), Text("b", "en", (2,))], 4)
     np.testing.assert_array_equal(target, [[0, 0.5, 0, 0.5], [0, 0, 1, 0]])
 
 
-def test_sampled_texts_are_true_of_their_images():
+def test_text_pool_samples_are_true_of_their_images():
     things = emoji()
     pool = TextPool(things, [Text("something green", "en", (1,))])
     for text in pool.sample(400, np.random.default_rng(0)):
@@ -29,11 +29,11 @@ def test_sampled_texts_are_true_of_their_images():
             assert "something green" in text.text or any(word in text.text for word in known)
 
 
-def test_accents_fall_only_from_latin_letters():
+def test_strip_accents_changes_latin_letters_only():
     assert strip_accents("café über हिन्दी 한국어") == "cafe uber हिन्दी 한국어"
 
 
-def test_shipped_descriptions_are_read_and_shared_sentences_joined():
+def test_load_descriptions_joins_shared_sentences():
     found = load_descriptions(emoji())
     # The test emoji are U+1F400..1F40B: rat to crocodile; the shipped file describes some of them.
     assert found
@@ -41,7 +41,7 @@ def test_shipped_descriptions_are_read_and_shared_sentences_joined():
     assert len({(text.language, text.text) for text in found}) == len(found)
 
 
-def test_tokenizer_keeps_combining_marks_and_lower_cases():
+def test_build_tokenizer_keeps_combining_marks_and_lower_cases():
     tokenizer = build_tokenizer(["हिन्दी में"] * 50 + ["ein Bild"] * 50, vocab_size=400)
     assert len(tokenizer.encode("हिन्दी", add_special_tokens=False).ids) == 1
     assert tokenizer.encode("EIN bild").ids == tokenizer.encode("ein Bild").ids
