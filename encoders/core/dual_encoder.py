@@ -240,7 +240,9 @@ class DualEncoder(Encoder):
         return self._images.prepare(image, draft=draft)
 
     def _image_batch(self, pixels: Any) -> NDArray[np.float32]:  # noqa: ANN401
-        return self._images.vectors(pixels)
+        tower = self._images
+        tower.module()  # weights first: a shorter traceback when they are damaged
+        return tower.vectors(pixels)
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return self.text_tower.vectors(texts)

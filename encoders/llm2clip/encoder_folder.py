@@ -267,13 +267,13 @@ def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> D
     }
     check_tensors(header, expected | {LOGIT_SCALE: TensorSpec((), "F32")}, path=weights)
     images = PixelTower(
-        lambda: _filled(vision, weights, device=place, dtype=kind),
+        lambda: _filled(vision, read_tensors(weights, list(vision.state_dict()), dtype=kind), device=place),
         preprocess=config.preprocessing,
         device=place,
         dtype=kind,
     )
     texts = _FolderTextTower(
-        lambda: _filled(text, weights, device=place, dtype=kind),
+        lambda: _filled(text, read_tensors(weights, list(text.state_dict()), dtype=kind), device=place),
         reader=lambda: _reader(folder, config),
         device=place,
         dtype=kind,
@@ -287,9 +287,8 @@ def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> D
     )
 
 
-def _filled(module: Module, weights: Path, *, device: torch.device, dtype: torch.dtype) -> Module:
+def _filled(module: Module, tensors: dict[str, Tensor], *, device: torch.device) -> Module:
     """The module with its weights, for inference."""
-    tensors = read_tensors(weights, list(module.state_dict()), dtype=dtype)
     for name, tensor in tensors.items():
         if tensor.ndim == 4:
             tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
