@@ -1,7 +1,5 @@
 """What every test runs under: one thread, no network, a data home of its own."""
 
-from __future__ import annotations
-
 import os
 import socket
 from pathlib import Path

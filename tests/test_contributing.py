@@ -1,7 +1,5 @@
 """The worked examples of CONTRIBUTING.md: each diff is short, applies to this tree, and its own tests pass."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -53,7 +51,7 @@ def test_contributing_shows_every_kind_of_addition():
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_contributing_example_applies_and_passes(name: str, tree: Path):
+def test_contributing_example_applies_and_passes(name, tree):
     (diff,) = re.findall(r"^```diff\n(.+?)^```$", EXAMPLES[name], re.DOTALL | re.MULTILINE)
     ((test, selection),) = re.findall(r"`pytest (tests/[\w/]+\.py)((?: -k [\w-]+)?)`", EXAMPLES[name])
     assert len(diff.splitlines()) <= MOST_LINES

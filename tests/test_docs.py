@@ -9,8 +9,6 @@ run.
 docs/architecture.md.
 """
 
-from __future__ import annotations
-
 import ast
 import importlib
 import os
@@ -112,7 +110,7 @@ def test_help_blocks_are_current():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path):
+def test_links_lead_somewhere(document):
     targets = [link["target"] for link in LINK.finditer(document.read_text(encoding="utf-8"))]
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (document.parent / target).exists()] == []
@@ -152,7 +150,7 @@ def workplace(tmp_path: Path, data_home: Path) -> tuple[Path, dict[str, str]]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_snippets_run(document: Path, workplace: tuple[Path, dict[str, str]]):
+def test_snippets_run(document, workplace):
     folder, environment = workplace
     blocks = [
         (match["kind"], match["body"]) for match in FENCE.finditer(document.read_text(encoding="utf-8"))

@@ -1,20 +1,16 @@
 """``--golden-root`` wherever the tests are started from, and what a missing golden case means."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 
 from .golden.conftest import OURS, Golden
 
 
-def test_the_option_is_known_wherever_tests_are_started(pytestconfig: pytest.Config):
+def test_the_option_is_known_wherever_tests_are_started(pytestconfig):
     # Options count only where pytest meets them before it collects: beside the tests' own root, not below it.
     assert pytestconfig.getoption("--golden-root", "unknown") != "unknown"
 
 
-def test_our_copies_are_complete_and_others_need_not_be(tmp_path: Path):
+def test_our_copies_are_complete_and_others_need_not_be(tmp_path):
     with pytest.raises(pytest.fail.Exception, match=f"no case z_none in {OURS}"):
         Golden(OURS, {}).folder("z_none")
     with pytest.raises(pytest.skip.Exception, match=f"no case z_none in {tmp_path}"):

@@ -52,7 +52,7 @@ def test_imports_have_no_circles():
 
 
 @pytest.mark.parametrize("area", AREAS)
-def test_folders_are_all_in_the_order(area: str):
+def test_folders_are_all_in_the_order(area):
     found = {path.parent.name for path in (ROOT / area).glob("*/*.py")}
     assert found == set(FOLDERS[area])
 
@@ -94,7 +94,7 @@ def test_indexer_knows_no_model_outside_its_commands():
         ("eval/a.py", "import evaluation, retrieval_tools", ["evaluation", "retrieval_tools"]),
     ],
 )
-def test_imports_reads_each_form(relative: str, source: str, expected: list[str]):
+def test_imports_reads_each_form(relative, source, expected):
     assert [name for name, *_ in imports(relative, source)] == expected
 
 
@@ -113,7 +113,7 @@ def test_upward_and_circles_see_what_is_wrong():
 
 
 @pytest.mark.parametrize("relative", [name for name in SOURCES if name.endswith(("/cli.py", "/__init__.py"))])
-def test_commands_and_package_roots_import_nothing_heavy(relative: str):
+def test_commands_and_package_roots_import_nothing_heavy(relative):
     now = [entry.name for entry in read_imports(relative) if not (entry.late or entry.typing_only)]
     assert [name for name in now if name.split(".")[0] in HEAVY] == []
 
@@ -138,7 +138,7 @@ def run_and_list(program: str) -> tuple[set[str], str]:
 
 
 @pytest.mark.parametrize("area", AREAS)
-def test_importing_an_area_imports_nothing_heavy(area: str):
+def test_importing_an_area_imports_nothing_heavy(area):
     assert run_and_list(f"import llm2clip.{area}")[0] & (HEAVY | {"numpy"}) == set()
 
 
@@ -164,7 +164,7 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize("words", every_help(), ids=" ".join)
-def test_help_imports_nothing_heavy(words: tuple[str, ...]):
+def test_help_imports_nothing_heavy(words):
     function = SCRIPTS[words[0]].split(":")[1]
     loaded, output = run_and_list(HELP.format(function=function, arguments=[*words, "--help"]))
     assert loaded & (HEAVY | {"numpy"}) == set()

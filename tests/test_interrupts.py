@@ -1,7 +1,5 @@
 """Ctrl-C while a command is still starting: one line and status 130, never a traceback; or it was done already."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess
@@ -50,7 +48,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_ctrl_c_while_a_command_starts_is_one_line(script: str):
+def test_ctrl_c_while_a_command_starts_is_one_line(script):
     ends = []
     for delay in DELAYS:
         process = start(script, *BRIEF[script])

@@ -1,7 +1,5 @@
 """The package list against the folders, and the wheel as a stranger gets it: installed and run elsewhere."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os
@@ -51,7 +49,7 @@ def test_every_folder_with_code_is_in_the_package_list():
 
 
 @pytest.mark.parametrize("area", AREAS)
-def test_the_linter_refuses_a_folder_by_its_bare_name(area: str):
+def test_the_linter_refuses_a_folder_by_its_bare_name(area):
     code = f"import {area}\nfrom {area} import something\n"
     arguments = ["check", "--no-cache", "--select", "TID251", "--output-format", "concise"]
     done = subprocess.run(
@@ -148,7 +146,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_wheel_holds_every_file_of_the_folders_and_no_generic_name(source: Path, wheel: Path):
+def test_the_wheel_holds_every_file_of_the_folders_and_no_generic_name(source, wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {
         "llm2clip/" + path.relative_to(source).as_posix()
@@ -159,7 +157,7 @@ def test_the_wheel_holds_every_file_of_the_folders_and_no_generic_name(source: P
     assert {f"llm2clip/{area}/py.typed" for area in AREAS} <= names
 
 
-def test_the_wheel_carries_a_model_and_images_and_stays_small(wheel: Path):
+def test_the_wheel_carries_a_model_and_images_and_stays_small(wheel):
     sizes = {entry.filename: entry.file_size for entry in zipfile.ZipFile(wheel).infolist()}
     nano = {
         f"llm2clip/encoders/nano/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")
@@ -172,7 +170,7 @@ def test_the_wheel_carries_a_model_and_images_and_stays_small(wheel: Path):
     assert wheel.stat().st_size < 100 * MEGABYTE
 
 
-def test_the_wheel_states_licences_and_keeps_faiss_optional(wheel: Path):
+def test_the_wheel_states_licences_and_keeps_faiss_optional(wheel):
     archive = zipfile.ZipFile(wheel)
     (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = Parser().parsestr(archive.read(name).decode())
@@ -197,19 +195,19 @@ for path in sorted((target / "llm2clip").rglob("*.py")):
 """
 
 
-def test_every_installed_module_imports_outside_the_checkout(installed: Path, tmp_path: Path):
+def test_every_installed_module_imports_outside_the_checkout(installed, tmp_path):
     run([sys.executable, "-c", IMPORT_EVERYTHING, str(installed)], cwd=tmp_path, PYTHONPATH=str(installed))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_installed_commands_run_outside_the_checkout(script: str, installed: Path, tmp_path: Path):
+def test_installed_commands_run_outside_the_checkout(script, installed, tmp_path):
     program = installed / "bin" / script if os.name != "nt" else installed / "bin" / f"{script}.exe"
     output = run([str(program), "--help"], cwd=tmp_path, PYTHONPATH=str(installed))
     assert "Usage" in output
     assert script in output
 
 
-def test_the_installed_search_answers_from_what_it_ships(installed: Path, tmp_path: Path):
+def test_the_installed_search_answers_from_what_it_ships(installed, tmp_path):
     program = installed / "bin" / ("llm2clip-search" if os.name != "nt" else "llm2clip-search.exe")
     places = {"PYTHONPATH": str(installed), "LLM2CLIP_HOME": str(tmp_path / "home")}
     command = [str(program), "a flower", "--html", "x", "--json", "-k", "5"]

@@ -3,8 +3,6 @@
 Imports are left out: what counts is which files a reader has to open to follow what happens.
 """
 
-from __future__ import annotations
-
 import inspect
 import sys
 import threading

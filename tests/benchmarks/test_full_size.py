@@ -1,16 +1,12 @@
 """The files that the full-size measurement writes are those of the published layouts, and load."""
 
-from __future__ import annotations
-
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 TOKENIZER = ROOT / "tests" / "golden" / "data" / "d_llm2vec" / "llama1b_like" / "model" / "tokenizer.json"
 
 
-def test_the_files_it_writes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_files_it_writes_are_read(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.full_size import write_llama, write_tower
     from llm2clip.encoders import load_encoder

@@ -1,7 +1,5 @@
 """The benchmarks of indexes: their vectors, their arithmetic, and that they run."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -32,7 +30,7 @@ def test_made_up_vectors_are_the_same_every_time_and_their_queries_are_none_of_t
     assert not {row.tobytes() for row in rows} & {query.tobytes() for query in queries.astype(np.float16)}
 
 
-def test_jittered_vectors_keep_to_the_real_ones(tmp_path: Path):
+def test_jittered_vectors_keep_to_the_real_ones(tmp_path):
     from benchmarks.index_data import clip
 
     assert clip(100, tmp_path) is None
@@ -60,7 +58,7 @@ def test_a_value_at_a_recall_lies_between_its_neighbours():
     assert at_recall([], 0.95, "single_ms") is None
 
 
-def test_a_small_run_is_measured_and_reported(tmp_path: Path):
+def test_a_small_run_is_measured_and_reported(tmp_path):
     results = tmp_path / "index.jsonl"
     common = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "check": True}
     arguments = [

@@ -1,7 +1,5 @@
 """The two ways that the benchmark of metrics compares count the same."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +13,7 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
 
 
-def test_both_ways_count_the_same_and_what_sorting_counts(monkeypatch: pytest.MonkeyPatch):
+def test_both_ways_count_the_same_and_what_sorting_counts(monkeypatch):
     from benchmarks import metrics
 
     monkeypatch.setattr(metrics, "SIZES", {True: (60, 302, 24), False: (5_000, 25_010, 1_280)})

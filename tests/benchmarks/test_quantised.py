@@ -1,7 +1,5 @@
 """The benchmark of ways to hold a language model: its own arithmetic."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ def test_bytes_are_those_of_the_weights():
     assert held_bytes(model) == 4 * (15 + 5) + 2 * 10
 
 
-def test_the_least_cosine_and_the_aim_of_loading(tmp_path: Path):
+def test_the_least_cosine_and_the_aim_of_loading(tmp_path):
     from benchmarks.quantised import _cosine, _rows
 
     np.save(tmp_path / "bfloat16.npy", np.array([[1, 0], [0, 2]], np.float32))

@@ -1,7 +1,5 @@
 """The benchmarks' own arithmetic and report, and that they run."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -52,7 +50,7 @@ def test_seconds_are_those_of_the_clock_without_the_first_call():
     assert seconds(call, times=3, clock=lambda: now) == [1.0, 2.0, 3.0]
 
 
-def test_the_report_says_what_is_met_and_where_it_was_measured(tmp_path: Path):
+def test_the_report_says_what_is_met_and_where_it_was_measured(tmp_path):
     from benchmarks.measuring import Row, machine
     from benchmarks.run import report, table
 
@@ -77,7 +75,7 @@ def test_the_report_says_what_is_met_and_where_it_was_measured(tmp_path: Path):
     assert written["machine"]["versions"]["torch"]
 
 
-def test_the_made_up_index_is_searched_like_any_other(tmp_path: Path):
+def test_the_made_up_index_is_searched_like_any_other(tmp_path):
     """The index that the ratio is measured on gives what a brute force over its vectors gives."""
     from benchmarks.search_ratio import ReadyEncoder, unit_rows, write_random_index
     from llm2clip.retrieval import Searcher
@@ -127,7 +125,7 @@ def test_an_unknown_step_or_interpreter_is_misuse():
     assert (missing.returncode, "no interpreter '/no/python'" in missing.stderr) == (2, True)
 
 
-def test_the_gpu_summary_reads_what_the_steps_left(tmp_path: Path):
+def test_the_gpu_summary_reads_what_the_steps_left(tmp_path):
     from benchmarks.gpu.summary import summarise
 
     (tmp_path / "steps.tsv").write_text("tests\t0\t12\ntrain\t1\t600\n")
@@ -145,7 +143,7 @@ def test_the_gpu_summary_reads_what_the_steps_left(tmp_path: Path):
 
 
 @pytest.mark.slow
-def test_all_benchmarks_run(tmp_path: Path):
+def test_all_benchmarks_run(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(tmp_path / "b.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

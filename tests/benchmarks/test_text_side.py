@@ -1,7 +1,5 @@
 """The benchmark of texts: what it measures on, and its own arithmetic."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -28,7 +26,7 @@ def test_padding_of_batches_by_hand():
     assert sum(length > 60 for length in lengths) == 15
 
 
-def test_the_texts_and_the_model_are_read(tmp_path: Path):
+def test_the_texts_and_the_model_are_read(tmp_path):
     from benchmarks.text_side import _agreement, _ours, write_cut_llama, write_texts
 
     write_cut_llama(tmp_path / "llama", layers=1, hidden=8)

@@ -3,8 +3,6 @@
 Run as a script with: folder of the case, rank, number of ranks, file to meet at, file to write to.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Golden case a: the EVA02 tower step by step, and the released ``.pt`` layout as a whole."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

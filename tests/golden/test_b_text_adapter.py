@@ -1,7 +1,5 @@
 """Golden case b: the text adapter, with and without normalising its input."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Golden case c: the published OpenAI layout, whose configuration says next to nothing."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Golden case d: texts to pooled states of the language model, with the reference's mistakes."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from functools import cache, cached_property

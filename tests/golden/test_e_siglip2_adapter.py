@@ -1,7 +1,5 @@
 """Golden case e: the adapter of the SigLIP2 release, fed with half-precision features, not normalised."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

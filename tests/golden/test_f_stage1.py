@@ -1,7 +1,5 @@
 """Golden case f: the losses of stage 1 and their gradients."""
 
-from __future__ import annotations
-
 import json
 import re
 

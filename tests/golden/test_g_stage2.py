@@ -1,7 +1,5 @@
 """Golden case g: the losses of stage 2, in one process and in four."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess

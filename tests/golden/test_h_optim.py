@@ -1,7 +1,5 @@
 """Golden case h: which rate and weight decay each parameter has, and the learning-rate schedule."""
 
-from __future__ import annotations
-
 import torch
 
 from llm2clip.train.core.param_groups import GroupConfig, optimiser_groups, place_parameters

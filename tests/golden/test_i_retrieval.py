@@ -1,7 +1,5 @@
 """Golden case i: recall@k both ways, several captions per image, several images per caption, and ties."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

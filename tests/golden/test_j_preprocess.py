@@ -1,7 +1,5 @@
 """Golden case j: images to pixels, as four original programs do it and as we do it by default."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

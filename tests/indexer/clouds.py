@@ -1,7 +1,5 @@
 """Vectors for tests of ANN indexes."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from .material import unit

@@ -1,7 +1,5 @@
 """Small corpora and indexes made on the spot."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 from collections.abc import Callable, Iterator

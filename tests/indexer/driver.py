@@ -1,7 +1,5 @@
 """Runs the command with a fake encoder, says on standard output how far it is, and waits at a chosen point."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import time

@@ -1,7 +1,5 @@
 """Real bad and odd images, from the files to the report: bad ones are counted and listed, odd ones indexed."""
 
-from __future__ import annotations
-
 import io
 import os
 import struct

@@ -1,7 +1,5 @@
 """Building, building again, and what is refused."""
 
-from __future__ import annotations
-
 import errno
 import os
 import sys

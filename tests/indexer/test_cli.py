@@ -1,7 +1,5 @@
 """The ``llm2clip-index`` command, from its arguments to its output."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

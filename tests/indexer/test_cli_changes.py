@@ -1,7 +1,5 @@
 """The commands that change an index, from their arguments to their output."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

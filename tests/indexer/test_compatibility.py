@@ -5,8 +5,6 @@ update), one with an HNSW index over 600 images, the corpora of the first, and t
 is ``FakeEncoder()``.
 """
 
-from __future__ import annotations
-
 import json
 import tarfile
 from dataclasses import replace
@@ -50,31 +48,31 @@ def answers(folder: Path, expected: dict[str, Any], where: str | None = None) ->
     return [[[hit.key, hit.score, hit.caption] for hit in hits] for hits in found]
 
 
-def test_open_index_reads_format_3(old: Path, expected: dict[str, Any]):
+def test_open_index_reads_format_3(old, expected):
     info = open_index(old / "index").info()
     assert {name: getattr(info, name) for name in expected["info"]} == expected["info"]
 
 
-def test_search_answers_as_before(old: Path, expected: dict[str, Any]):
+def test_search_answers_as_before(old, expected):
     assert answers(old / "index", expected) == expected["plain"]
     for where in FILTERS:
         assert answers(old / "index", expected, where) == expected[where]
 
 
-def test_search_reads_an_ann_index(old: Path, expected: dict[str, Any]):
+def test_search_reads_an_ann_index(old, expected):
     assert open_index(old / "ann-index").info().ann == "hnsw-sq8"
     assert answers(old / "ann-index", expected) == expected["ann"]
     assert answers(old / "ann-index", expected, "path GLOB '*#0*'") == expected["ann_where"]
 
 
-def test_update_index_finds_nothing_changed(old: Path):
+def test_update_index_finds_nothing_changed(old):
     encoder = FakeEncoder()
     report = update_index(old / "index", encoder=encoder)
     # 30 in the index, 8 that were removed and stay so, 1 that cannot be read
     assert (report.changed_anything, report.unchanged, encoder.image_batches) == (False, 30 + 8 + 1, [])
 
 
-def test_update_index_embeds_only_what_changed(old: Path, expected: dict[str, Any]):
+def test_update_index_embeds_only_what_changed(old, expected):
     (old / "photos/album-1/white-15.png").unlink()
     (old / "photos/album-2/red-16.txt").write_text("another caption")
     report = update_index(old / "index", encoder=FakeEncoder())
@@ -84,7 +82,7 @@ def test_update_index_embeds_only_what_changed(old: Path, expected: dict[str, An
         assert [hit[:2] for hit in now[: len(before)]] == [hit[:2] for hit in before]
 
 
-def test_compact_and_repair_take_it(old: Path, expected: dict[str, Any]):
+def test_compact_and_repair_take_it(old, expected):
     assert compact_index(old / "index").dropped == 9
     assert answers(old / "index", expected) == expected["plain"]
     repair_index(old / "index")

@@ -1,7 +1,5 @@
 """Every kind of corpus through the same life: built, searched, its hits read again, changed, brought up to date."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Writers that are killed, interrupted, or run out of disk: the index is as before or after, and the next goes on."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -60,7 +58,7 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashes]:
 
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("name", [*OPERATIONS, "rebuild"])
-def test_killed_operation_leaves_the_state_before_or_after(crashes: Crashes, name: str, point: str):
+def test_killed_operation_leaves_the_state_before_or_after(crashes, name, point):
     operation, before, after = crashes.prepare(name)
     killed = crashes.kill_at(name, operation, point)
     expected = after if not killed or POINTS.index(point) >= COMMITTED else before
@@ -78,7 +76,7 @@ def test_killed_operation_leaves_the_state_before_or_after(crashes: Crashes, nam
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_writers_killed_at_random_leave_what_was_committed(seed: int):
+def test_writers_killed_at_random_leave_what_was_committed(seed):
     """``crashing.py`` kills three hundred with one command."""
     command = [sys.executable, str(Path(__file__).with_name("crashing.py")), "--kills", "20"]
     done = subprocess.run(

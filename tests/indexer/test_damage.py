@@ -1,7 +1,5 @@
 """Indexes that are missing, damaged, mixed up, or of another format version; and their repair."""
 
-from __future__ import annotations
-
 import builtins
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Large builds decode JPEGs at reduced size, and an index keeps to the decoding that it began with."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

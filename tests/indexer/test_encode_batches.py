@@ -1,7 +1,5 @@
 """Batch sizes, threads that decode, the background writer, and images that the encoder refuses."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable
@@ -48,7 +46,7 @@ def settled(seconds: Callable[[int], float], *, turns: int = 60) -> list[int]:
         (lambda n: n**0.5 if n <= 32 else n, 32),  # too large for a cache
     ],
 )
-def test_adaptive_batch_size_finds_the_smallest_fast_size(seconds: Callable[[int], float], expected: int):
+def test_adaptive_batch_size_finds_the_smallest_fast_size(seconds, expected):
     sizes = settled(seconds)
     assert sizes[-1] == expected
     assert sizes[:3] == [8, 8, 8]
@@ -154,7 +152,7 @@ def outcomes_of(
     return found
 
 
-def test_decode_images_adds_threads_for_slow_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_decode_images_adds_threads_for_slow_storage(tmp_path, monkeypatch):
     monkeypatch.setattr("llm2clip.indexer.ingest.decode_pipeline._LOOK", 0.2)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     encoder = Slow()
@@ -163,13 +161,13 @@ def test_decode_images_adds_threads_for_slow_storage(tmp_path: Path, monkeypatch
     assert 2 < encoder.most <= 16
 
 
-def test_decode_images_keeps_to_given_workers(tmp_path: Path):
+def test_decode_images_keeps_to_given_workers(tmp_path):
     encoder = Slow()
     outcomes_of(tmp_path / "p", encoder, count=24, workers=3)
     assert encoder.most == 3
 
 
-def test_decode_images_decodes_two_large_files_at_once(tmp_path: Path):
+def test_decode_images_decodes_two_large_files_at_once(tmp_path):
     encoder = Slow()
     outcomes = outcomes_of(tmp_path / "p", encoder, count=12, workers=6, size=8 * 2**20)
     assert encoder.most == 2
@@ -192,7 +190,7 @@ class Small(FakeEncoder):
 
 
 @pytest.mark.parametrize("room", [1, 3, 5])
-def test_encode_batch_halves_batches_that_do_not_fit(tmp_path: Path, room: int):
+def test_encode_batch_halves_batches_that_do_not_fit(tmp_path, room):
     encoder = Small(room=room)
     outcomes = outcomes_of(tmp_path / "p", encoder, count=30, workers=2)
     vectors = np.stack([outcome.vector for outcome in outcomes]).astype(np.float32)
@@ -201,7 +199,7 @@ def test_encode_batch_halves_batches_that_do_not_fit(tmp_path: Path, room: int):
     assert max(encoder.image_batches) <= room
 
 
-def test_encode_batch_raises_other_errors(tmp_path: Path):
+def test_encode_batch_raises_other_errors(tmp_path):
     with pytest.raises(RuntimeError, match="out of memory"):
         outcomes_of(tmp_path / "p", Small(room=0), count=9, workers=2)
 

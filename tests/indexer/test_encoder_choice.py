@@ -1,7 +1,5 @@
 """On a terminal, a build without an encoder asks for one. The terminal is real: a pty that the test types into."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The table of encoders."""
 
-from __future__ import annotations
-
 import pytest
 
 from llm2clip.encoders import list_encoders
@@ -18,7 +16,7 @@ def test_encoder_table_without_a_width_has_all_columns():
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
-def test_encoder_table_fits_a_narrow_terminal(width: int):
+def test_encoder_table_fits_a_narrow_terminal(width):
     text = table(list_encoders(), width=width)
     lines = text.splitlines()
     assert max(map(len, lines)) <= width

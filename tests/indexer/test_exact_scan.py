@@ -1,7 +1,5 @@
 """Exact search on each device, against a NumPy brute force over the stored float16 vectors."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

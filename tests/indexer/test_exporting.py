@@ -1,7 +1,5 @@
 """Exports, explanations, and an index made again with another encoder."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Searching an index under filters, against a brute force over the images that pass."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 
@@ -29,9 +27,7 @@ def index(index_of: Callable[[np.ndarray], Index], rows: np.ndarray) -> Index:
 
 @pytest.mark.parametrize("passing", [0, 1, 6, 60, 600, 3000, ROWS])
 @pytest.mark.parametrize("scanned", [0, 10**9])
-def test_filtered_search_equals_brute_force(
-    index: Index, rows: np.ndarray, passing: int, scanned: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_filtered_search_equals_brute_force(index, rows, passing, scanned, monkeypatch):
     monkeypatch.setattr(
         nearest_neighbors, "SCAN_ROWS", scanned
     )  # both ways to search, whatever would be chosen
@@ -47,21 +43,21 @@ def test_filtered_search_equals_brute_force(
         np.testing.assert_allclose([hit.score for hit in hits], stored[best] @ query, atol=1e-6)
 
 
-def test_filtered_search_refuses_invalid_filters(index: Index, rows: np.ndarray):
+def test_filtered_search_refuses_invalid_filters(index, rows):
     with pytest.raises(WhereError, match="no field 'wide'"):
         index.search(rows[:1], where="wide > 3")
     with pytest.raises(WhereError, match="the filter is empty"):
         index.search(rows[:1], where=" ")
 
 
-def test_allowed_is_the_mask_of_a_filter(index: Index):
+def test_allowed_is_the_mask_of_a_filter(index):
     assert index.allowed() is None
     mask = index.allowed("caption = 'number 77' OR width BETWEEN 2 AND 4")
     assert mask is not None
     assert np.flatnonzero(mask).tolist() == [1, 2, 3, 77]
 
 
-def test_filtered_search_is_safe_in_threads(index: Index, rows: np.ndarray):
+def test_filtered_search_is_safe_in_threads(index, rows):
     failures: list[object] = []
 
     def ask(number: int) -> None:

@@ -1,7 +1,5 @@
 """Folders of images: which are found, under which names, in which order."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import os

@@ -1,7 +1,5 @@
 """docs/index-format.md: the reader that it prints reads what we write, and its tables are ours."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Default paths of indexes and the data home."""
 
-from __future__ import annotations
-
 import os
 import sys
 from pathlib import Path

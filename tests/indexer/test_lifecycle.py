@@ -1,7 +1,5 @@
 """Adding, updating, removing, compacting: what is in the index afterwards, and what it cost."""
 
-from __future__ import annotations
-
 import os
 import shutil
 

@@ -1,7 +1,5 @@
 """Lists of images: CSV, TSV, JSON lines, plain paths, and paths from another command."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Locators: what an index may make its reader open."""
 
-from __future__ import annotations
-
 import json
 import os
 

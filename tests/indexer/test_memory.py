@@ -1,7 +1,5 @@
 """A build holds a window of images and a bounded number of records, however many there are."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -14,7 +12,7 @@ FEW, MANY = 1_000, 9_000
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the process's own memory is read from /proc")
-def test_the_memory_of_a_build_does_not_grow_with_the_images(tmp_path: Path):
+def test_the_memory_of_a_build_does_not_grow_with_the_images(tmp_path):
     program = (
         "import json, sys, pathlib; from benchmarks.memory import measure; "
         f"print(json.dumps([measure(n, pathlib.Path(sys.argv[1], str(i))) "

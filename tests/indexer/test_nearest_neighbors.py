@@ -1,7 +1,5 @@
 """Filtered ANN search: recall against brute force, and answers that do not depend on what was asked before."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -74,29 +72,20 @@ def recall(search: KnnSearcher, vectors: Vectors, queries: np.ndarray, allowed: 
 
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.1, 0.5])
 @pytest.mark.parametrize("layout", ["at random", "together"])
-def test_knn_searcher_keeps_its_recall_under_filters(
-    ann: FaissAnnIndex, vectors: Vectors, queries: np.ndarray, share: float, layout: str, never_scanned: None
-):
+def test_knn_searcher_keeps_its_recall_under_filters(ann, vectors, queries, share, layout, never_scanned):
     search = KnnSearcher(vectors, candidates=ann)
     assert recall(search, vectors, queries, allowed_rows(vectors, share, layout)) >= 0.97
 
 
 @pytest.mark.parametrize("share", [0.001, 0.5])
-def test_knn_searcher_is_exact_where_a_filter_allows_few_rows(
-    ann: FaissAnnIndex, vectors: Vectors, queries: np.ndarray, share: float
-):
+def test_knn_searcher_is_exact_where_a_filter_allows_few_rows(ann, vectors, queries, share):
     search = KnnSearcher(vectors, candidates=ann)
     assert recall(search, vectors, queries[:50], allowed_rows(vectors, share, "together")) == 1.0
 
 
 @pytest.mark.parametrize("layout", ["at random", "together"])
 def test_knn_searcher_gives_the_same_answer_within_a_session(
-    ann: FaissAnnIndex,
-    vectors: Vectors,
-    queries: np.ndarray,
-    layout: str,
-    never_scanned: None,
-    monkeypatch: pytest.MonkeyPatch,
+    ann, vectors, queries, layout, never_scanned, monkeypatch
 ):
     search, allowed = KnnSearcher(vectors, candidates=ann), allowed_rows(vectors, 0.3, layout)
     asked = queries[:5]
@@ -109,9 +98,7 @@ def test_knn_searcher_gives_the_same_answer_within_a_session(
     assert search.search(asked, k=K, allowed=allowed) == first
 
 
-def test_knn_searcher_finds_newer_rows_and_covered_ones_under_a_filter(
-    vectors: Vectors, queries: np.ndarray, ann: FaissAnnIndex, never_scanned: None
-):
+def test_knn_searcher_finds_newer_rows_and_covered_ones_under_a_filter(vectors, queries, ann, never_scanned):
     rows = vectors.take(np.arange(ROWS))
     grown = Vectors([rows, rows[:3_000]], dim=DIM)  # the newer rows alone could fill every answer
     search = KnnSearcher(grown, candidates=ann)
@@ -140,13 +127,7 @@ class Counting:
     [(ROWS, 0.5, 10, 20), (ROWS, 0.5, 5_000, 0), (ROWS - 6_000, 0.5, 10, 0)],
 )
 def test_knn_searcher_scans_where_an_ann_index_would_need_too_many_candidates(
-    vectors: Vectors,
-    queries: np.ndarray,
-    monkeypatch: pytest.MonkeyPatch,
-    covered: int,
-    share: float,
-    k: int,
-    asked: int,
+    vectors, queries, monkeypatch, covered, share, k, asked
 ):
     monkeypatch.setattr(nearest_neighbors, "SCAN_ROWS", 100)
     ann, allowed = Counting(covered), np.arange(ROWS) >= ROWS * share
@@ -169,7 +150,7 @@ def test_knn_searcher_scans_where_an_ann_index_would_need_too_many_candidates(
         (40_001, 2 * 10**6, False),
     ],
 )
-def test_is_scanned_is_a_count_or_a_share_of_rows(allowed: int, rows: int, scanned: bool):
+def test_is_scanned_is_a_count_or_a_share_of_rows(allowed, rows, scanned):
     assert is_scanned(allowed, rows) is scanned
 
 

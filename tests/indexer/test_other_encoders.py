@@ -1,7 +1,5 @@
 """Which encoder an index belongs to: what is refused, and what is the same encoder at another place."""
 
-from __future__ import annotations
-
 import pytest
 
 from llm2clip.encoders import FakeEncoder

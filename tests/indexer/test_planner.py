@@ -1,7 +1,5 @@
 """Planning, building and tuning ANN indexes; sizes against files, answers against brute force."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What ``--ram``, ``--recall`` and ``--p95-ms`` become."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Random changes of an index, and after each of them random searches, against a brute force over the images."""
 
-from __future__ import annotations
-
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -153,9 +151,7 @@ def check(index: Index, images: Images, queries: np.ndarray, *, k: int, where: s
 
 @pytest.mark.parametrize("planner", [None, everything_proposed], ids=["exact", "lists and a tail"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_search_equals_brute_force_after_random_changes(
-    tmp_path: Path, seed: int, planner: Callable[..., Any] | None, monkeypatch: pytest.MonkeyPatch
-):
+def test_search_equals_brute_force_after_random_changes(tmp_path, seed, planner, monkeypatch):
     life = Life(tmp_path, seed=seed, planner=planner)
     draw = np.random.default_rng(seed)
     seen: Counter[str] = Counter()

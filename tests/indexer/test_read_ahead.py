@@ -1,7 +1,5 @@
 """Groups of images that are read together."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest

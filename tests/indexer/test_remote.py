@@ -1,7 +1,5 @@
 """Corpora behind URLs, with fsspec's store in memory and with file://: what is read, and how often."""
 
-from __future__ import annotations
-
 import json
 import os
 

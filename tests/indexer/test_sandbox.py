@@ -1,9 +1,6 @@
 """Filters reach nothing but the items of their index, and have limits."""
 
-from __future__ import annotations
-
 import sqlite3
-from pathlib import Path
 
 import pytest
 
@@ -45,7 +42,7 @@ from .test_where import IMAGES, guarded, table
         "VACUUM INTO '/tmp/elsewhere.db'",
     ],
 )
-def test_guard_allows_nothing_but_filters(statement: str, tmp_path: Path):
+def test_guard_allows_nothing_but_filters(statement, tmp_path):
     items = table(tmp_path / "items.db", IMAGES)
     with pytest.raises(sqlite3.DatabaseError, match=r"not authorized|prohibited|denied|no such function"):
         items.execute(statement).fetchall()
@@ -68,7 +65,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_compile_where_binds_all_text(text: str, tmp_path: Path):
+def test_compile_where_binds_all_text(text, tmp_path):
     items = table(tmp_path / "items.db", [*IMAGES, {**IMAGES[0], "key": text, "caption": text}])
     quoted = "'" + text.replace("'", "''") + "'"
     for filter in (f"caption = {quoted}", f"key IN ({quoted}, 'nothing')"):
@@ -80,7 +77,7 @@ def test_compile_where_binds_all_text(text: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["a') OR 1=1 --", "$[0]", "a.b", "*", "#-1", "']; DROP TABLE items"])
-def test_compile_where_binds_metadata_names(name: str, tmp_path: Path):
+def test_compile_where_binds_metadata_names(name, tmp_path):
     items = table(tmp_path / "items.db", [*IMAGES, {**IMAGES[0], "key": "x", "metadata": {name: "here"}}])
     where = compile_where(f"meta.\"{name}\" = 'here'")
     assert where.mask(items, rows=6, commit=1).tolist() == [False] * 5 + [True]
@@ -106,7 +103,7 @@ def test_compile_where_has_limits():
             compile_where(text)
 
 
-def test_where_mask_of_the_largest_filter(tmp_path: Path):
+def test_where_mask_of_the_largest_filter(tmp_path):
     items = table(tmp_path / "items.db", IMAGES)
     for word in ("OR", "AND"):
         text = f" {word} ".join(["meta.a.b.c < 1"] * MAX_CONDITIONS)
@@ -116,7 +113,7 @@ def test_where_mask_of_the_largest_filter(tmp_path: Path):
     items.close()
 
 
-def test_where_mask_has_a_time_limit(tmp_path: Path):
+def test_where_mask_has_a_time_limit(tmp_path):
     items = table(tmp_path / "items.db", [{**IMAGES[0], "key": str(n)} for n in range(3000)])
     where = compile_where(" OR ".join(["caption CONTAINS 'x'"] * 50))
     with pytest.raises(WhereError, match="the filter was given up after 0 seconds: ask for less"):
@@ -126,7 +123,7 @@ def test_where_mask_has_a_time_limit(tmp_path: Path):
 
 
 @pytest.mark.parametrize("letter", ["a", "я"])
-def test_where_mask_of_hostile_patterns_is_linear(letter: str, tmp_path: Path):
+def test_where_mask_of_hostile_patterns_is_linear(letter, tmp_path):
     # A matcher that tries every way to place the pieces would need 10,000 ** 50 steps.
     items = table(tmp_path / "items.db", [{**IMAGES[0], "caption": letter * 10_000}])
     where = compile_where(f"caption LIKE '{('%' + letter) * 50}%b'")
@@ -134,7 +131,7 @@ def test_where_mask_of_hostile_patterns_is_linear(letter: str, tmp_path: Path):
     items.close()
 
 
-def test_where_mask_reports_a_damaged_items_file(tmp_path: Path):
+def test_where_mask_reports_a_damaged_items_file(tmp_path):
     path = tmp_path / "items.db"
     table(path, [{**IMAGES[0], "key": str(n)} for n in range(1000)]).close()
     data = bytearray(path.read_bytes())
@@ -146,7 +143,7 @@ def test_where_mask_reports_a_damaged_items_file(tmp_path: Path):
     items.close()
 
 
-def test_guard_ignores_hostile_schemas(tmp_path: Path):
+def test_guard_ignores_hostile_schemas(tmp_path):
     with sqlite3.connect(tmp_path / "items.db") as db:
         columns = "1 AS id, 'k' AS key, 1 AS added, 9 AS removed, 1 AS width"
         db.execute("CREATE TABLE secret (x)")

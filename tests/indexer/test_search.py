@@ -1,7 +1,5 @@
 """Searching, against a NumPy brute force over the stored rows."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tar shards: members joined to samples, and each image found again by one seek."""
 
-from __future__ import annotations
-
 import io
 import json
 import tarfile

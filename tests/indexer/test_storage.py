@@ -1,7 +1,5 @@
 """Vector segments, and closing files that are read."""
 
-from __future__ import annotations
-
 import threading
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Parquet and Arrow files: data sets of Hugging Face, plain bytes, row groups, and what damage leaves."""
 
-from __future__ import annotations
-
 import datetime
 import decimal
 import json

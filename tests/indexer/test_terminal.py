@@ -1,7 +1,5 @@
 """Text made safe to print, and how commands fail."""
 
-from __future__ import annotations
-
 import pytest
 
 from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors

@@ -1,7 +1,5 @@
 """Readers and writers at the same time, and places where nothing can be written."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

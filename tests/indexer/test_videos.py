@@ -1,7 +1,5 @@
 """Videos: which frames are taken, that they are those shown at their times, and what damage leaves."""
 
-from __future__ import annotations
-
 import io
 import sys
 from concurrent.futures import ThreadPoolExecutor

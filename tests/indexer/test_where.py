@@ -1,7 +1,5 @@
 """The language of filters, against a second reading of it in plain Python."""
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import sqlite3
@@ -148,11 +146,11 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[int]
         ("caption CONTAINS '; DROP TABLE items --'", [3]),
     ],
 )
-def test_where_mask_of_each_construct(text: str, expected: list[int], found: Callable[[str], list[int]]):
+def test_where_mask_of_each_construct(text, expected, found):
     assert found(text) == expected
 
 
-def test_where_mask_respects_the_generation(tmp_path: Path):
+def test_where_mask_respects_the_generation(tmp_path):
     same = {**IMAGES[0], "hash": b"\1" * 16}
     rows = [{**same, "removed": 3}, {**same, "key": "b", "added": 2}, {**same, "key": "c", "added": 4}]
     items = table(tmp_path / "items.db", rows)
@@ -165,7 +163,7 @@ def test_where_mask_respects_the_generation(tmp_path: Path):
     items.close()
 
 
-def test_where_mask_treats_unreadable_metadata_as_missing(tmp_path: Path):
+def test_where_mask_treats_unreadable_metadata_as_missing(tmp_path):
     broken = {**IMAGES[0], "key": "nan", "metadata": {"author": float("nan")}}
     items = table(tmp_path / "items.db", [*IMAGES, broken])
     assert np.flatnonzero(compile_where("meta.author = 'Ann'").mask(items, rows=6, commit=1)).tolist() == [0]
@@ -173,7 +171,7 @@ def test_where_mask_treats_unreadable_metadata_as_missing(tmp_path: Path):
     items.close()
 
 
-def test_metadata_names_are_written_as_in_filters(tmp_path: Path):
+def test_metadata_names_are_written_as_in_filters(tmp_path):
     broken = {**IMAGES[0], "key": "nan", "metadata": {"NaN": float("nan")}}
     strange = {**IMAGES[0], "key": "strange", "metadata": {"name of it": 1, "名": 2, "1st": 3}}
     items = table(tmp_path / "items.db", [*IMAGES, broken, strange])
@@ -284,7 +282,7 @@ _ITEMS = st.lists(
 
 @settings(max_examples=120)
 @given(filter=st.recursive(_conditions(), _combined, max_leaves=6), items=_ITEMS)
-def test_where_mask_equals_an_evaluation_in_python(filter: tuple[str, Test], items: list[dict[str, Any]]):
+def test_where_mask_equals_an_evaluation_in_python(filter, items):
     text, test = filter
     db = sqlite3.connect(":memory:")
     db.executescript(SCHEMA)
@@ -347,7 +345,7 @@ def test_where_mask_equals_an_evaluation_in_python(filter: tuple[str, Test], ite
         ("NOT NULL", (4, 8), "expected a field, got 'NULL'"),
     ],
 )  # fmt: skip
-def test_where_error_points_at_the_position(text: str, place: tuple[int, int], message: str):
+def test_where_error_points_at_the_position(text, place, message):
     with pytest.raises(WhereError) as caught:
         compile_where(text)
     assert message in str(caught.value)

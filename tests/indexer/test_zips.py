@@ -1,7 +1,5 @@
 """Zip files: names in any encoding, captions, members read by their place, and what damage leaves."""
 
-from __future__ import annotations
-
 import bz2
 import io
 import json
