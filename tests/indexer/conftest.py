@@ -52,6 +52,29 @@ def index(photos: Path, tmp_path: Path) -> Path:
     return tmp_path / "i"
 
 
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the encoders that were loaded; all are fakes, and different ones."""
+    names: list[str] = []
+
+    def load(name: str, **_: object) -> FakeEncoder:
+        names.append(name)
+        return FakeEncoder(name=name, seed=sum(name.encode()))
+
+    monkeypatch.setattr("llm2clip.encoders.load_encoder", load, raising=False)
+    monkeypatch.delenv("LLM2CLIP_ENCODER", raising=False)
+    monkeypatch.delenv("LLM2CLIP_INDEX", raising=False)
+    return names
+
+
+@pytest.fixture
+def sample(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shards in place of the sample corpus."""
+    for module in ("core.index_paths", "containers.tar", "corpora.locator"):
+        monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
+    return shards
+
+
 MakeIndex = Callable[[np.ndarray], Index]
 
 

@@ -2,14 +2,15 @@
 
 import io
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import Index, Record, open_index
+from llm2clip.indexer import Corpus, Index, Record, open_corpus, open_index
+from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.lifecycle.commit import Planner, commit
 from llm2clip.indexer.storage.manifest import empty_manifest
 from llm2clip.indexer.storage.outcome import Outcome
@@ -23,11 +24,21 @@ def encoded(colour: tuple[int, int, int], *, size: tuple[int, int] = (12, 8), fo
     return buffer.getvalue()
 
 
-def tar_of(members: Mapping[str, bytes]) -> bytes:
+def put(folder: Path, files: Mapping[str, bytes]) -> Path:
+    """A folder with these files."""
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def tar_of(
+    members: Mapping[str, bytes] | Sequence[tuple[str, bytes]], *, format: int = tarfile.DEFAULT_FORMAT
+) -> bytes:
     """A tar with these members, in this order."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for name, content in members.items():
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
+        for name, content in members.items() if isinstance(members, Mapping) else members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
@@ -38,6 +49,19 @@ def colour_of(number: int) -> tuple[int, int, int]:
     """A colour of its own for every number below 16 million."""
     mixed = number * 2654435761 % 2**24
     return mixed & 255, mixed >> 8 & 255, mixed >> 16
+
+
+def records(spec: str | Path, **options: float) -> list[Record]:
+    """All images of a corpus."""
+    return list(open_corpus(spec, **options).records())
+
+
+def check_located(corpus: Corpus) -> None:
+    """Each image of a corpus can be read again by its locator, and has its URI."""
+    for record in corpus.records():
+        place = {"key": record.key, "corpus": corpus.identity()}
+        assert read_located(record.locator, **place) == record.read()
+        assert uri_of(**place) == record.uri
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -54,6 +78,13 @@ def content(index: Index) -> dict[tuple[int, str], tuple[object, ...]]:
         for row, vector in zip(rows, vectors, strict=True):
             found[row.source, row.key] = (row._replace(id=0), vector.tobytes())
     return found
+
+
+def whole(path: Path) -> dict[tuple[int, str], tuple[object, ...]]:
+    """The content of an index in which no problem is found."""
+    with open_index(path) as index:
+        assert index.verify().problems == ()
+        return content(index)
 
 
 def write_index(folder: Path, rows: np.ndarray, *, planner: Planner | None = None) -> Index:
@@ -98,3 +129,10 @@ class Stopping(FakeEncoder):
         if len(self.image_batches) == self.after:
             raise KeyboardInterrupt
         return super()._image_batch(pixels)
+
+
+def clustered(rows: int, dim: int, *, seed: int) -> np.ndarray:
+    """Rows around fifty centres, the same ones for every seed. Shape: (rows, dim), float32, unit rows."""
+    random = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((50, dim))
+    return unit(centres[random.integers(0, 50, rows)] + 0.8 * random.standard_normal((rows, dim)))

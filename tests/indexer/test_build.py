@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from llm2clip.encoders import FakeEncoder, ImageError
+from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import (
     BuildOptions,
     Corpus,
     CorpusError,
+    EncoderMismatchError,
     IndexConflictError,
     IndexerError,
     Progress,
@@ -29,7 +30,7 @@ from llm2clip.indexer.core import index_paths as location
 from llm2clip.indexer.ingest.listing import Spool
 from llm2clip.indexer.storage import index_folder as store
 
-from .material import colour_of, content, encoded, tar_of
+from .material import colour_of, encoded, tar_of, whole
 
 
 def expected_vectors(encoder: FakeEncoder, colours: list[tuple[int, int, int]]) -> np.ndarray:
@@ -66,16 +67,6 @@ def test_build_index_does_not_depend_on_batches_and_workers(photos, tmp_path, ba
     with open_index(tmp_path / "i") as index:
         rows = index.vectors.take(np.arange(30))
     np.testing.assert_array_equal(rows, expected_vectors(FakeEncoder(), [colour_of(n) for n in order]))
-
-
-def test_build_index_keeps_captions_and_metadata_of_tars(shards, tmp_path, encoder):
-    build_index(shards / "{00..01}.tar", tmp_path / "i", encoder=encoder)
-    with open_index(tmp_path / "i") as index:
-        [[hit]] = index.search(encoder.encode_images([encoded(colour_of(3), format="WEBP")]), k=1)
-        assert (hit.key, hit.caption) == ("01.tar#0003.webp", "image 3")
-        assert hit.metadata == {"emoji": "🦒", "names": {"zh": "长颈鹿"}}
-        assert hit.uri == f"{shards}/01.tar#0003.webp"
-        assert index.read_image(hit.id) == encoded(colour_of(3), format="WEBP")
 
 
 def test_build_index_reads_nothing_if_nothing_changed(photos, tmp_path, encoder):
@@ -148,9 +139,8 @@ def test_build_index_encodes_only_what_changed(photos, tmp_path, encoder):
     assert encoder.prepared == 32
     # The same as one built from nothing.
     build_index(photos, tmp_path / "fresh", encoder=FakeEncoder())
-    with open_index(tmp_path / "i") as again, open_index(tmp_path / "fresh") as fresh:
-        assert content(again) == content(fresh)
-        assert again.verify().ok
+    assert whole(tmp_path / "i") == whole(tmp_path / "fresh")
+    with open_index(tmp_path / "i") as again:
         assert again.manifest.generation == 2
     assert sorted(os.listdir(tmp_path / "i")) == sorted(
         [*again.manifest.files, "items-00001.db", "lock", "manifest.json"]
@@ -227,8 +217,7 @@ def test_overwrite_replaces_a_damaged_manifest(photos, tmp_path, encoder):
     (tmp_path / "i" / ".DS_Store").write_text("left by a file manager")
     report = build_index(photos, tmp_path / "i", encoder=encoder, options=BuildOptions(overwrite=True))
     assert report.embedded == 30
-    with open_index(tmp_path / "i") as index:
-        assert (len(index), index.verify().ok) == (30, True)
+    assert len(whole(tmp_path / "i")) == 30
 
 
 def test_lock_is_skipped_where_the_file_system_has_none(photos, tmp_path, encoder, monkeypatch):
@@ -276,27 +265,6 @@ def test_build_index_names_a_faulty_encoder(photos, tmp_path):
     ):
         build_index(photos, tmp_path / "i", encoder=Wide(), options=BuildOptions(batch_size=30))
     assert not (tmp_path / "i").exists()
-
-
-def test_build_index_lists_an_image_without_a_vector(photos, tmp_path):
-    class Zero(FakeEncoder):
-        def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-            rows = super()._image_batch(pixels)
-            rows[(pixels[:, 4, 4] == colour_of(5)).all(axis=1)] = 0
-            return rows
-
-    report = build_index(photos, tmp_path / "i", encoder=Zero())
-    assert (report.items, report.bad) == (29, 1)
-    assert report.bad_images[0].key == "summer/lake/005.png"
-
-
-def test_build_index_raises_if_the_encoder_fails_on_everything(photos, tmp_path):
-    class Broken(FakeEncoder):
-        def _image_batch(self, pixels: np.ndarray) -> np.ndarray:
-            raise ImageError("weights are missing")
-
-    with pytest.raises(ImageError, match="weights are missing"):
-        build_index(photos, tmp_path / "i", encoder=Broken())
 
 
 def test_unexpected_error_names_the_image(photos, tmp_path):
@@ -347,3 +315,56 @@ def test_sample_corpus_moves_with_the_installation(shards, tmp_path, encoder, mo
         assert index.read_image(4) == encoded(colour_of(4), format="WEBP")
         assert index.info().corpus == {"kind": "sample", "spec": "sample:"}
     assert build_index("sample:", tmp_path / "i", encoder=encoder).up_to_date
+
+
+def test_another_encoder_is_refused_in_one_sentence(photos, tmp_path, encoder):
+    build_index(photos, tmp_path / "i", encoder=encoder)
+    with pytest.raises(EncoderMismatchError) as failure:
+        build_index(photos, tmp_path / "i", encoder=FakeEncoder(name="other", dim=8))
+    assert str(failure.value) == (
+        f"{tmp_path}/i was built with encoder 'fake' (dim 16), got 'other' (dim 8): build with the first, choose "
+        "another place with --index, or replace it with --overwrite"
+    )
+    with pytest.raises(
+        EncoderMismatchError, match=r"was built with another version of encoder 'fake' .weights_sha256 "
+    ):
+        build_index(photos, tmp_path / "i", encoder=FakeEncoder(seed=1))
+    with pytest.raises(
+        EncoderMismatchError,
+        match=r"another version of encoder 'fake' .settings_sha256 \w{12}, got \w{12}.: ",
+    ):
+        build_index(photos, tmp_path / "i", encoder=FakeEncoder(max_text_tokens=5))
+    with open_index(tmp_path / "i") as index:
+        assert len(index) == 30
+        index.require_encoder(encoder.info)
+        with pytest.raises(
+            EncoderMismatchError, match=r"was built with encoder 'fake' .dim 16., got 'other' .dim 8.. S"
+        ):
+            index.require_encoder(FakeEncoder(name="other", dim=8).info)
+
+
+def test_an_encoder_of_another_name_is_the_same_one(photos, tmp_path, encoder):
+    build_index(photos, tmp_path / "i", encoder=encoder)
+    renamed = FakeEncoder(name="moved")
+    with open_index(tmp_path / "i") as index:
+        index.require_encoder(renamed.info)
+    (photos / "new.png").write_bytes(encoded((200, 1, 1)))
+    report = build_index(photos, tmp_path / "i", encoder=renamed)
+    assert (report.embedded, report.kept) == (1, 30)
+    with open_index(tmp_path / "i") as index:
+        assert index.info().encoder["name"] == "moved"
+        assert index.info().encoder_source == "moved"
+
+
+def test_building_again_notes_where_the_encoder_lies_now(photos, tmp_path, encoder):
+    first, now = (BuildOptions(encoder_source=f"/models/{place}") for place in ("old", "new"))
+    build_index(photos, tmp_path / "i", encoder=encoder, options=first)
+    report = build_index(photos, tmp_path / "i", encoder=FakeEncoder(name="new"), options=now)
+    assert (report.up_to_date, report.encoder) == (True, "new")
+    with open_index(tmp_path / "i") as index:
+        assert (index.info().encoder_source, index.info().encoder["name"]) == ("/models/new", "new")
+        assert (index.info().generation, index.verify().ok) == (1, True)
+    # A build that does not say where its encoder lies changes nothing.
+    build_index(photos, tmp_path / "i", encoder=encoder)
+    with open_index(tmp_path / "i") as index:
+        assert index.info().encoder_source == "/models/new"

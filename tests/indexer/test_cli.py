@@ -15,27 +15,15 @@ from typer.testing import CliRunner
 from llm2clip.encoders import FakeEncoder, list_encoders
 from llm2clip.indexer import build_index, cli
 from llm2clip.indexer.commands import encoder_choice as choosing
+from llm2clip.indexer.commands.encoder_table import table
 from llm2clip.indexer.core.index_paths import current_index, default_index_path, sample_index_path
 
-from .material import encoded
+from .material import encoded, flip
 
+pytestmark = pytest.mark.usefixtures("loaded")
 run = CliRunner()
+DRIVER = os.path.join(os.path.dirname(__file__), "driver.py")
 NANO_NOTE = "note: nano was trained on emoji and drawn scenes; it is no good at photographs\n"
-
-
-@pytest.fixture(autouse=True)
-def loaded(monkeypatch) -> list[str]:
-    """Names of the encoders that were loaded; all are fakes, and different ones."""
-    names: list[str] = []
-
-    def load(name: str, **_: object) -> FakeEncoder:
-        names.append(name)
-        return FakeEncoder(name=name, seed=sum(name.encode()))
-
-    monkeypatch.setattr("llm2clip.encoders.load_encoder", load, raising=False)
-    monkeypatch.delenv("LLM2CLIP_ENCODER", raising=False)
-    monkeypatch.delenv("LLM2CLIP_INDEX", raising=False)
-    return names
 
 
 def test_build_says_where_the_index_is_and_how_to_search_it(photos, loaded):
@@ -95,10 +83,8 @@ def test_nano_says_that_it_is_no_good_at_photographs(photos, loaded):
     assert (done.exit_code, done.stderr, loaded) == (0, NANO_NOTE, ["nano"])
 
 
-def test_nano_is_the_encoder_of_the_sample(shards, monkeypatch, loaded):
+def test_nano_is_the_encoder_of_the_sample(sample, monkeypatch, loaded):
     monkeypatch.setenv("LLM2CLIP_ENCODER", "for-photographs")
-    for module in ("core.index_paths", "containers.tar", "corpora.locator"):
-        monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
     done = run.invoke(cli.app, ["build", "sample:"])
     assert (done.exit_code, done.stderr, loaded) == (0, "", ["nano"])
     assert done.stdout.splitlines()[1:] == [
@@ -127,10 +113,8 @@ def test_a_person_is_asked(tmp_path, answers, chosen, capsys):
 
 def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):
     (tmp_path / "model").mkdir()
-    assert (
-        choosing.choose_encoder("p", tmp_path, told=None, ask=lambda _: f"{tmp_path}/model")
-        == f"{tmp_path}/model"
-    )
+    model = f"{tmp_path}/model"
+    assert choosing.choose_encoder("p", tmp_path, told=None, ask=lambda _: model) == model
     monkeypatch.chdir(tmp_path)
     assert choosing.source_of("model") == f"{tmp_path}/model"
     assert choosing.source_of("nano") == "nano"
@@ -179,7 +163,7 @@ def test_the_index_of_the_sample_says_how_it_is_made(loaded):
         )
 
 
-def test_the_place_of_the_sample_is_for_the_sample(photos, shards, tmp_path, monkeypatch, loaded):
+def test_the_place_of_the_sample_is_for_the_sample(photos, sample, tmp_path, monkeypatch, loaded):
     monkeypatch.chdir(tmp_path)
     refused = run.invoke(cli.app, ["build", str(photos), "--index", "sample:", "--encoder", "x"])
     assert (refused.exit_code, refused.stdout, loaded) == (1, "", [])
@@ -187,8 +171,6 @@ def test_the_place_of_the_sample_is_for_the_sample(photos, shards, tmp_path, mon
         f"error: sample: is the index of the sample images, got the corpus {photos}: "
         "choose a folder with --index\n"
     )
-    for module in ("core.index_paths", "containers.tar", "corpora.locator"):
-        monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
     done = run.invoke(cli.app, ["build", "sample:", "--index", "sample:"])
     assert f"Index:  {sample_index_path()}" in done.stdout
     assert not (tmp_path / "sample:").exists()
@@ -224,19 +206,14 @@ def test_info_and_verify(photos):
     assert "encoder   x (weights " in shown
     assert f"corpus    {photos} in {photos}\n" in shown
     verified = run.invoke(cli.app, ["verify"])
-    assert (verified.exit_code, verified.stdout) == (
-        0,
-        f"{default_index_path(photos)} is whole: 4 files, 30 images\n",
-    )
+    said = f"{default_index_path(photos)} is whole: 4 files, 30 images\n"
+    assert (verified.exit_code, verified.stdout) == (0, said)
     vectors = default_index_path(photos) / "vectors-00001-00000.npy"
-    content = bytearray(vectors.read_bytes())
-    content[-1] ^= 1
-    vectors.write_bytes(content)
+    flip(vectors, -1)
     verified = run.invoke(cli.app, ["verify", "--json"])
     assert verified.exit_code == 1
-    assert (
-        json.loads(verified.stdout)["problems"][0] == f"{vectors.name} was altered: its checksum does not fit"
-    )
+    problem = f"{vectors.name} was altered: its checksum does not fit"
+    assert json.loads(verified.stdout)["problems"][0] == problem
 
 
 def test_encoders_are_listed(loaded):
@@ -258,19 +235,9 @@ def test_a_terminal_shows_progress(photos, tmp_path):
     """On a terminal the bar is drawn on standard error; results stay on standard output."""
     pty = pytest.importorskip("pty")
     primary, secondary = pty.openpty()
-    driver = os.path.join(os.path.dirname(__file__), "driver.py")
-    arguments = [
-        "build",
-        str(photos),
-        "--index",
-        str(tmp_path / "i"),
-        "--encoder",
-        "fake16",
-        "--batch-size",
-        "8",
-    ]
+    arguments = ["build", str(photos), "--index", str(tmp_path / "i"), "--encoder", "fake16"]
     process = subprocess.Popen(
-        [sys.executable, driver, "everywhere a little", *arguments],
+        [sys.executable, DRIVER, "everywhere a little", *arguments, "--batch-size", "8"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=secondary,
@@ -308,10 +275,9 @@ def odd_tiff() -> bytes:
 def test_what_pillow_says_of_odd_images_stays_off_the_terminal(photos, tmp_path):
     (photos / "odd.jpg").write_bytes(odd_exif())
     (photos / "odd.tif").write_bytes(odd_tiff())
-    driver = os.path.join(os.path.dirname(__file__), "driver.py")
     arguments = ["build", str(photos), "--index", str(tmp_path / "i"), "--encoder", "fake16"]
     done = subprocess.run(
-        [sys.executable, driver, "", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, DRIVER, "", *arguments], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "Indexed 31 images in " in done.stdout
@@ -320,10 +286,8 @@ def test_what_pillow_says_of_odd_images_stays_off_the_terminal(photos, tmp_path)
 
 def test_importing_the_package_imports_nothing():
     code = "import sys, llm2clip.indexer; print([m for m in ('numpy', 'PIL', 'faiss', 'torch') if m in sys.modules])"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        == "[]\n"
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
     import llm2clip.indexer
 
     for name in llm2clip.indexer.__all__:
@@ -351,3 +315,25 @@ def test_changed_images_are_told_from_kept_ones(photos):
     (photos / "000.png").write_bytes(encoded((1, 1, 1)))
     shown = run.invoke(cli.app, ["build", str(photos)]).stdout
     assert shown.startswith("Indexed 30 images, 1 of them embedded now, in ")
+
+
+def test_encoder_table_without_a_width_has_all_columns():
+    lines = table(list_encoders()).splitlines()
+    headings = "params download memory dim px text languages R@1 zh R@1 here"
+    assert lines[0].split() == headings.split()
+    nano = next(line for line in lines if line.startswith("  nano "))
+    assert nano.split()[1:3] == ["7M", "-"]
+    assert "wider" not in "\n".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_encoder_table_fits_a_narrow_terminal(width):
+    text = table(list_encoders(), width=width)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= width
+    assert {"memory", "R@1", "here"} <= set(lines[0].split())
+    said = " ".join(text.split())
+    assert "A wider terminal shows params" in said
+    assert said.endswith(" as well.")
+    for card in list_encoders():
+        assert any(line.startswith(f"  {card.name} ") for line in lines)

@@ -5,26 +5,12 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import cli
 
 from .material import colour_of, encoded, flip
 
+pytestmark = pytest.mark.usefixtures("loaded")
 run = CliRunner()
-
-
-@pytest.fixture(autouse=True)
-def loaded(monkeypatch) -> list[str]:
-    """Names of the encoders that were loaded; all are fakes, and different ones."""
-    names: list[str] = []
-
-    def load(name: str, **_: object) -> FakeEncoder:
-        names.append(name)
-        return FakeEncoder(name=name, seed=sum(name.encode()))
-
-    monkeypatch.setattr("llm2clip.encoders.load_encoder", load, raising=False)
-    monkeypatch.delenv("LLM2CLIP_INDEX", raising=False)
-    return names
 
 
 @pytest.fixture

@@ -27,9 +27,10 @@ from llm2clip.indexer import (
     update_index,
 )
 from llm2clip.indexer.storage import transaction
+from llm2clip.indexer.storage.manifest import read_manifest
 
 from .crashing import OPERATIONS, Crashes, hashed
-from .material import Stopping, colour_of, content, encoded
+from .material import Stopping, colour_of, encoded, whole
 
 DRIVER = Path(__file__).with_name("driver.py")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes with POSIX signals")
@@ -106,10 +107,9 @@ def test_build_index_resumes_after_each_interruption(photos, tmp_path):
     report = build_index(photos, tmp_path / "i", encoder=FakeEncoder())
     assert (report.embedded, report.kept, report.items) == (6, 24, 30)
     build_index(photos, tmp_path / "whole", encoder=FakeEncoder())
-    with open_index(tmp_path / "i") as one, open_index(tmp_path / "whole") as other:
-        assert content(one) == content(other)
-        assert one.verify().ok
-    own = {*one.manifest.files, one.manifest.items_file, "manifest.json", "lock"}
+    assert whole(tmp_path / "i") == whole(tmp_path / "whole")
+    manifest = read_manifest(tmp_path / "i")
+    own = {*manifest.files, manifest.items_file, "manifest.json", "lock"}
     assert set(os.listdir(tmp_path / "i")) == own
 
 
@@ -181,8 +181,7 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(photos, tmp_path, marker, says):
     out, errors = again.communicate(timeout=250)
     assert (again.returncode, errors) == (0, "")
     assert f"Index:  {tmp_path}/i" in out
-    with open_index(tmp_path / "i") as index:
-        assert (len(index), index.verify().ok) == (30, True)
+    assert len(whole(tmp_path / "i")) == 30
 
 
 @pytest.fixture
@@ -210,8 +209,7 @@ def test_full_disk_keeps_what_a_build_did(small_disk, many, monkeypatch):
     report = build_index(many, index, encoder=encoder, options=options)
     assert report.kept > 0
     assert (report.items, report.kept + report.embedded) == (300, 300)
-    with open_index(index) as opened:
-        assert opened.verify().ok
+    assert len(whole(index)) == 300
 
 
 def test_full_disk_leaves_the_index_as_it_was(small_disk, photos):
@@ -226,8 +224,7 @@ def test_full_disk_leaves_the_index_as_it_was(small_disk, photos):
     ):
         with pytest.raises(IndexWriteError, match="make room and run the same command again"):
             change()
-        with open_index(index) as opened:
-            assert (len(opened), opened.verify().problems) == (30, ())
+        assert len(whole(index)) == 30
     small_disk.resize("64m")
     report = update_index(index, encoder=encoder)
     assert (report.new, report.items) == (200, 230)
@@ -235,8 +232,7 @@ def test_full_disk_leaves_the_index_as_it_was(small_disk, photos):
     remove_images(index, Selection(matching="more1*"))
     with pytest.raises(IndexWriteError, match="make room"):
         compact_index(index)
-    with open_index(index) as opened:
-        assert (len(opened), opened.verify().problems) == (119, ())
+    assert len(whole(index)) == 119
     small_disk.resize("64m")
     assert compact_index(index).items == 119
 
@@ -256,5 +252,4 @@ def test_file_size_limit_is_reported_in_one_line(many, tmp_path, limit):
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"error: cannot write the index at {tmp_path}/i: ")
     assert build_index(many, tmp_path / "i", encoder=FakeEncoder(dim=2048)).items == 300
-    with open_index(tmp_path / "i") as index:
-        assert index.verify().ok
+    whole(tmp_path / "i")

@@ -20,7 +20,7 @@ from llm2clip.indexer.ann.plan import Budget
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.storage.vector_segments import Vectors
 
-from .clouds import clustered
+from .material import clustered
 
 ROWS, DIM = 5_000, 48
 ON_GPU = pytest.param("cuda", marks=pytest.mark.gpu)

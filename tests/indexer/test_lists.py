@@ -8,10 +8,9 @@ import pytest
 
 from llm2clip.indexer import CorpusError, open_corpus
 from llm2clip.indexer.corpora.list_file import StdinCorpus
-from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.corpora.open import reopen_corpus
 
-from .material import colour_of, encoded
+from .material import check_located, colour_of, encoded, put
 
 IMAGES = [encoded(colour_of(number)) for number in range(4)]
 
@@ -19,10 +18,8 @@ IMAGES = [encoded(colour_of(number)) for number in range(4)]
 @pytest.fixture
 def folder(tmp_path):
     """Three images below ``d`` and one beside it."""
-    (tmp_path / "d" / "海").mkdir(parents=True)
-    for name, content in zip(("d/a.png", "d/b c.png", "d/海/长城.png", "e.png"), IMAGES, strict=True):
-        (tmp_path / name).write_bytes(content)
-    return tmp_path / "d"
+    names = ("d/a.png", "d/b c.png", "d/海/长城.png", "e.png")
+    return put(tmp_path, dict(zip(names, IMAGES, strict=True))) / "d"
 
 
 def about(corpus):
@@ -43,12 +40,8 @@ def test_list_corpus_reads_csv_with_captions_and_metadata(folder, tmp_path):
         "海/长城.png": ("长城", {"title": "two", "year": "007"}, None),
         f"{tmp_path}/e.png": ("two\nlines", {"title": "three", "year": -3, "price": "1e5"}, None),
     }
-    found = list(corpus.records())
-    assert [record.read() for record in found] == [IMAGES[0], IMAGES[2], IMAGES[3]]
-    for record in found:
-        place = {"key": record.key, "corpus": corpus.identity()}
-        assert read_located(record.locator, **place) == record.read()
-        assert uri_of(**place) == record.uri
+    assert [record.read() for record in corpus.records()] == [IMAGES[0], IMAGES[2], IMAGES[3]]
+    check_located(corpus)
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])

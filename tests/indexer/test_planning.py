@@ -15,8 +15,7 @@ from llm2clip.indexer.commands.build import UNPLANNED_ROWS, budget_of, caption_q
 from llm2clip.indexer.planner.plan_index import BudgetPlanner
 from llm2clip.indexer.storage.vector_segments import Vectors
 
-from .clouds import clustered
-from .material import colour_of, encoded
+from .material import clustered, colour_of, encoded
 
 
 class Counting:

@@ -8,12 +8,13 @@ import pytest
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import CorpusError, build_index, open_corpus
 from llm2clip.indexer.core.index_paths import default_index_path
-from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.corpora.locator import read_located
 from llm2clip.indexer.corpora.open import reopen_corpus
-from llm2clip.indexer.corpora.remote_store import local_copy, on_fetch
+from llm2clip.indexer.corpora.remote_store import local_copy, mtime_ns_of, on_fetch
 from llm2clip.indexer.records.files import content_hash
 
-from .material import colour_of, encoded, tar_of
+from .material import check_located, colour_of, encoded, tar_of
+from .material import put as put_files
 
 pytest.importorskip("fsspec")
 from fsspec.implementations.memory import MemoryFileSystem
@@ -78,17 +79,12 @@ def test_remote_folder_corpus_reads_a_folder(store, reads):
     reads.clear()
     assert [r.sidecars for r in corpus.records(captions=False)] == [r.sidecars for r in found]
     assert reads == []
-    for record in found:
-        place = {"key": record.key, "corpus": corpus.identity()}
-        assert read_located(record.locator, **place) == record.read()
-        assert uri_of(**place) == record.uri
+    check_located(corpus)
     assert [r.key for r in reopen_corpus(corpus.identity()).records()] == [r.key for r in found]
 
 
 def test_remote_folder_corpus_reads_file_urls(tmp_path):
-    for name, content in FOLDER.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
+    put_files(tmp_path, FOLDER)
     os.symlink(tmp_path, tmp_path / "photos" / "loop")
     corpus = open_corpus(f"file://{tmp_path}/photos")
     found = list(corpus.records())
@@ -184,10 +180,8 @@ def test_list_corpus_reads_urls(store, reads, tmp_path, monkeypatch):
         ("x/a.png", "one", "memory://b/d/x/a.png", IMAGES[0]),
         ("memory://b/e.png", "two", "memory://b/e.png", IMAGES[1]),
     ]
-    for record in [*found, *reopen_corpus(corpus.identity()).records()]:
-        place = {"key": record.key, "corpus": corpus.identity()}
-        assert read_located(record.locator, **place) == record.read()
-        assert uri_of(**place) == record.uri
+    for each in (corpus, reopen_corpus(corpus.identity())):
+        check_located(each)
     (tmp_path / "l.jsonl").write_text(
         '{"url": "memory://b/e.png", "text": "two"}\n{"url": "memory://b/gone.png"}\n'
     )
@@ -236,13 +230,8 @@ def test_container_corpus_reports_a_missing_remote_shard(store, tmp_path, monkey
 
 
 def test_mtime_ns_of_uses_what_the_store_states():
-    from llm2clip.indexer.corpora.remote_store import mtime_ns_of
-
-    assert (
-        mtime_ns_of({"mtime": 12.5})
-        == mtime_ns_of({"updated": "1970-01-01T00:00:12.500000+00:00"})
-        == 12_500_000_000
-    )
+    for stated in ({"mtime": 12.5}, {"updated": "1970-01-01T00:00:12.500000+00:00"}):
+        assert mtime_ns_of(stated) == 12_500_000_000
     one, two = mtime_ns_of({"ETag": "a", "size": 1}), mtime_ns_of({"ETag": "b", "size": 1})
     assert 0 <= one < 10**9 > two >= 0
     assert one != two == mtime_ns_of({"ETag": "b", "size": 1})

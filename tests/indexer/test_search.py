@@ -1,5 +1,7 @@
 """Searching, against a NumPy brute force over the stored rows."""
 
+import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm2clip.indexer import Hit, Index, IndexerError
+from llm2clip.indexer.ann import nearest_neighbors
 from llm2clip.indexer.ann.exact_scan import rerank
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
+from llm2clip.indexer.filters.compile import WhereError
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .material import unit
@@ -34,13 +38,6 @@ def check_equal(got: list[list[tuple[int, float]]], expected: list[list[tuple[in
     for one, other in zip(got, expected, strict=True):
         assert [id for id, _ in one] == [id for id, _ in other]
         np.testing.assert_allclose([s for _, s in one], [s for _, s in other], rtol=0, atol=1e-7)
-
-
-def test_search_equals_brute_force(index_of):
-    rng = np.random.default_rng(0)
-    rows, queries = unit(rng.standard_normal((500, 24))), unit(rng.standard_normal((20, 24)))
-    index = index_of(rows)
-    check_equal(found(index.search(queries, k=7)), brute_force(rows, queries, 7))
 
 
 def test_search_returns_hits_with_all_fields(index_of):
@@ -135,3 +132,65 @@ def test_search_is_safe_in_threads(index_of):
         answers = list(pool.map(lambda q: index.search(q, k=4), queries))
     for query, answer in zip(queries, answers, strict=True):
         check_equal(found(answer), brute_force(rows, query, 4))
+
+
+ROWS, DIM = 6000, 16
+
+
+@pytest.fixture(scope="module")
+def rows() -> np.ndarray:
+    return unit(np.random.default_rng(0).standard_normal((ROWS, DIM)))
+
+
+@pytest.fixture
+def index(index_of: Callable[[np.ndarray], Index], rows: np.ndarray) -> Index:
+    return index_of(rows)  # of images as wide as their id plus one
+
+
+@pytest.mark.parametrize("passing", [0, 1, 6, 60, 600, 3000, ROWS])
+@pytest.mark.parametrize("scanned", [0, 10**9])
+def test_filtered_search_equals_brute_force(index, rows, passing, scanned, monkeypatch):
+    monkeypatch.setattr(
+        nearest_neighbors, "SCAN_ROWS", scanned
+    )  # both ways to search, whatever would be chosen
+    queries = unit(np.random.default_rng(1).standard_normal((5, DIM)))
+    stored = rows.astype(np.float16).astype(np.float64)
+    chosen = np.arange(ROWS - passing, ROWS)
+    found = index.search(queries, k=10, where=f"width > {ROWS - passing}")
+    for query, hits in zip(queries, found, strict=True):
+        scores = stored[chosen] @ query
+        best = chosen[np.lexsort((chosen, -scores.astype(np.float32)))[:10]]
+        assert [hit.id for hit in hits] == best.tolist()
+        assert [hit.rank for hit in hits] == list(range(1, min(10, passing) + 1))
+        np.testing.assert_allclose([hit.score for hit in hits], stored[best] @ query, atol=1e-6)
+
+
+def test_filtered_search_refuses_invalid_filters(index, rows):
+    with pytest.raises(WhereError, match="no field 'wide'"):
+        index.search(rows[:1], where="wide > 3")
+    with pytest.raises(WhereError, match="the filter is empty"):
+        index.search(rows[:1], where=" ")
+
+
+def test_allowed_is_the_mask_of_a_filter(index):
+    assert index.allowed() is None
+    mask = index.allowed("caption = 'number 77' OR width BETWEEN 2 AND 4")
+    assert mask is not None
+    assert np.flatnonzero(mask).tolist() == [1, 2, 3, 77]
+
+
+def test_filtered_search_is_safe_in_threads(index, rows):
+    failures: list[object] = []
+
+    def ask(number: int) -> None:
+        for _ in range(20):
+            hits = index.search(rows[:1], k=1, where=f"width = {number + 1}")[0]
+            if [hit.id for hit in hits] != [number]:
+                failures.append(hits)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []

@@ -12,13 +12,9 @@ from llm2clip.indexer import CorpusError, open_corpus
 from llm2clip.indexer.containers.container import expand
 from llm2clip.indexer.containers.tar import _members
 
-from .material import colour_of, encoded, tar_of
+from .material import colour_of, encoded, put, records, tar_of
 
 RED, BLUE = encoded((255, 0, 0)), encoded((0, 0, 255))
-
-
-def records(spec):
-    return list(open_corpus(spec).records())
 
 
 def test_tar_corpus_reads_images_captions_and_metadata(shards):
@@ -40,9 +36,7 @@ def test_tar_corpus_reads_folders_and_brace_ranges(shards):
 
 
 def test_tar_corpus_keeps_keys_of_equal_shard_names_apart(tmp_path):
-    for folder in ("a", "b"):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "0.tar").write_bytes(tar_of({"x.png": RED}))
+    put(tmp_path, dict.fromkeys(("a/0.tar", "b/0.tar"), tar_of({"x.png": RED})))
     assert [r.key for r in records(tmp_path / "{a,b}" / "0.tar")] == ["a/0.tar#x.png", "b/0.tar#x.png"]
 
 
@@ -71,24 +65,15 @@ def test_tar_corpus_joins_members_up_to_the_first_dot(tmp_path):
 def test_tar_corpus_reads_long_and_foreign_names(tmp_path):
     name = "长" * 120 + "/" + "🦒" * 60 + ".png"
     for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
-            member = tarfile.TarInfo(f"./{name}")
-            member.size = len(RED)
-            tar.addfile(member, io.BytesIO(RED))
-        (tmp_path / "s.tar").write_bytes(buffer.getvalue())
+        (tmp_path / "s.tar").write_bytes(tar_of({f"./{name}": RED}, format=format))
         [record] = records(tmp_path / "s.tar")
         assert (record.key, record.read()) == (f"s.tar#{name}", RED)
 
 
 def test_tar_corpus_omits_links_and_folders(tmp_path):
     with tarfile.open(tmp_path / "s.tar", "w") as tar:
-        for name, kind in [
-            ("a.png", tarfile.SYMTYPE),
-            ("b.png", tarfile.LNKTYPE),
-            ("c.png", tarfile.DIRTYPE),
-        ]:
-            member = tarfile.TarInfo(name)
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE):
+            member = tarfile.TarInfo(f"{kind.decode()}.png")
             member.type, member.linkname = kind, "/etc/passwd"
             tar.addfile(member)
     assert records(tmp_path / "s.tar") == []
@@ -96,13 +81,7 @@ def test_tar_corpus_omits_links_and_folders(tmp_path):
 
 
 def test_tar_corpus_reports_a_second_member_of_one_name(tmp_path):
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as tar:
-        for content in (RED, BLUE):
-            member = tarfile.TarInfo("a.png")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    (tmp_path / "s.tar").write_bytes(buffer.getvalue())
+    (tmp_path / "s.tar").write_bytes(tar_of([("a.png", RED), ("a.png", BLUE)]))
     first, second = records(tmp_path / "s.tar")
     assert (first.key, first.problem) == ("s.tar#a.png", None)
     assert second.key.startswith("s.tar#a.png@")
@@ -112,36 +91,22 @@ def test_tar_corpus_reports_a_second_member_of_one_name(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "readable", "problem"),
     [
-        (
-            lambda tar: tar[:2600],
-            3,
-            "tar cannot be read after 3 images: cut short: the end mark is missing at byte 3,072",
-        ),
-        (
-            lambda tar: tar[:1024],
-            1,
-            "tar cannot be read after 1 images: cut short: the end mark is missing at byte 1,024",
-        ),
-        (
-            lambda tar: tar[:1024] + b"\1" * 512 + tar[1536:],
-            1,
-            "tar cannot be read after 1 images: damaged at byte 1,024",
-        ),
-        (lambda tar: b"no tar at all" * 100, 0, "tar cannot be read after 0 images: invalid header"),
-        (lambda tar: b"", 0, "tar cannot be read after 0 images: empty file"),
+        (lambda tar: tar[:2600], 3, "cut short: the end mark is missing at byte 3,072"),
+        (lambda tar: tar[:1024], 1, "cut short: the end mark is missing at byte 1,024"),
+        (lambda tar: tar[:1024] + b"\1" * 512 + tar[1536:], 1, "damaged at byte 1,024"),
+        (lambda tar: b"no tar at all" * 100, 0, "invalid header"),
+        (lambda tar: b"", 0, "empty file"),
     ],
 )
 def test_tar_corpus_reports_a_damaged_shard(tmp_path, spoil, readable, problem):
     # Three members of a header of 512 bytes and a content of one block each, then the end mark.
     whole = tar_of({f"{n}.png": encoded(colour_of(n)) for n in range(3)})
-    file = tmp_path / "0.tar"
-    file.write_bytes(spoil(whole))
-    (tmp_path / "1.tar").write_bytes(tar_of({"z.png": RED}))
+    put(tmp_path, {"0.tar": spoil(whole), "1.tar": tar_of({"z.png": RED})})
     found = records(tmp_path / "{0..1}.tar")
     good = [record.key for record in found if record.problem is None]
     bad = [(record.key, record.problem) for record in found if record.problem is not None]
     assert good == [*(f"0.tar#{n}.png" for n in range(readable)), "1.tar#z.png"]
-    assert bad == [("0.tar", problem)]
+    assert bad == [("0.tar", f"tar cannot be read after {readable} images: {problem}")]
 
 
 def test_tar_corpus_cannot_read_a_truncated_image(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from llm2clip.indexer import CorpusError, open_corpus
 from llm2clip.indexer.corpora.locator import read_located
 
-from .material import colour_of, encoded
+from .material import check_located, colour_of, encoded, put, records
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -36,10 +36,6 @@ def write_arrow(file, table, *, stream, batch=10):
         writer.write_table(table, max_chunksize=batch)
 
 
-def records(spec):
-    return list(open_corpus(spec).records())
-
-
 def write(kind, file, table):
     if kind == "parquet":
         pq.write_table(table, file, row_group_size=7)
@@ -61,9 +57,7 @@ def test_table_corpus_reads_a_hugging_face_data_set(tmp_path, kind, name):
     assert [record.caption for record in found] == [f"image {n}" for n in range(30)]
     assert found[17].metadata == {"label": "dog", "file_name": "17.png"}
     assert found[16].metadata == {"label": "猫", "file_name": "16.png"}
-    for record in found[::9]:
-        content = read_located(record.locator, key=record.key, corpus=corpus.identity())
-        assert content == IMAGES[int(record.key.rpartition("#")[2])]
+    check_located(corpus)
     without = list(open_corpus(tmp_path / name).records(captions=False))
     assert [(record.key, record.caption, record.metadata) for record in without] == [
         (record.key, None, None) for record in found
@@ -128,10 +122,7 @@ def test_table_corpus_skips_audio_columns(tmp_path):
 
 
 def test_table_corpus_reads_rows_that_name_a_file(tmp_path):
-    folder = tmp_path / "d"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(IMAGES[0])
-    (tmp_path / "secret.png").write_bytes(IMAGES[1])
+    folder = put(tmp_path, {"d/a.png": IMAGES[0], "secret.png": IMAGES[1]}) / "d"
     paths = ["a.png", "../secret.png", str(tmp_path / "secret.png"), None, "gone.png"]
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = pa.array([{"bytes": None, "path": path} for path in paths], kind)

@@ -14,7 +14,7 @@ from llm2clip.indexer.containers.video import read_frame
 from llm2clip.indexer.corpora.locator import read_located
 from llm2clip.indexer.corpora.open import reopen_corpus
 
-from .material import encoded
+from .material import encoded, records
 
 av = pytest.importorskip("av")
 
@@ -50,10 +50,6 @@ def level(content):
 def number_of(content):
     """Which of the first 60 frames it is."""
     return round((level(content) - 10) / 4)
-
-
-def records(spec, **options):
-    return list(open_corpus(spec, **options).records())
 
 
 @pytest.mark.parametrize(
@@ -107,8 +103,7 @@ def test_frames_of_videos_without_length_or_that_begin_late(tmp_path):
 
 def test_read_frame_applies_rotation(tmp_path):
     def paint(pixels, number):
-        pixels[:, :48] = (255, 0, 0)
-        pixels[:, 48:] = (0, 0, 255)
+        pixels[:, :48], pixels[:, 48:] = (255, 0, 0), (0, 0, 255)
 
     film(tmp_path / "a.mp4", seconds=1, paint=paint)
     straight = Image.open(io.BytesIO(read_frame(tmp_path / "a.mp4", seconds=0)))

@@ -9,9 +9,8 @@ import zlib
 import pytest
 
 from llm2clip.indexer import open_corpus
-from llm2clip.indexer.corpora.locator import read_located
 
-from .material import colour_of, encoded
+from .material import check_located, colour_of, encoded, put, records
 
 IMAGES = [encoded(colour_of(number)) for number in range(4)]
 
@@ -22,10 +21,6 @@ def zip_of(members, *, method=zipfile.ZIP_STORED):
         for name, content in members.items():
             packed.writestr(name, content)
     return buffer.getvalue()
-
-
-def records(spec):
-    return list(open_corpus(spec).records())
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2])
@@ -53,13 +48,11 @@ def test_zip_corpus_reads_images_captions_and_metadata(tmp_path, method):
     assert first.uri == f"{tmp_path}/相册.zip#été/长城.png"
     assert [first.size, second.size] == [len(IMAGES[0]), len(IMAGES[1])]
     assert corpus.skipped == {".cr2": 1}
-    for record, content in zip((first, second), IMAGES, strict=False):
-        assert read_located(record.locator, key=record.key, corpus=corpus.identity()) == content
+    check_located(corpus)
 
 
 def test_zip_corpus_reads_folders_and_brace_ranges(tmp_path):
-    for number in range(3):
-        (tmp_path / f"{number}.zip").write_bytes(zip_of({"a.png": IMAGES[number]}))
+    put(tmp_path, {f"{number}.zip": zip_of({"a.png": IMAGES[number]}) for number in range(3)})
     found = records(tmp_path)
     assert [record.key for record in found] == ["0.zip#a.png", "1.zip#a.png", "2.zip#a.png"]
     assert [record.read() for record in found] == IMAGES[:3]
@@ -112,8 +105,7 @@ def test_zip_corpus_refuses_a_member_with_a_flipped_byte(tmp_path):
 
 def test_zip_corpus_reports_a_zip_cut_short_and_reads_the_others(tmp_path):
     whole = zip_of({f"{n}.png": IMAGES[n] for n in range(4)})
-    (tmp_path / "a.zip").write_bytes(whole[: whole.index(IMAGES[2]) + 5])
-    (tmp_path / "b.zip").write_bytes(zip_of({"z.png": IMAGES[3]}))
+    put(tmp_path, {"a.zip": whole[: whole.index(IMAGES[2]) + 5], "b.zip": zip_of({"z.png": IMAGES[3]})})
     broken, after = records(tmp_path)
     assert (broken.key, broken.problem) == (
         "a.zip",
