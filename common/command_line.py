@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Any
 
 import typer
 from typer.core import TyperCommand
+
+_DEFAULT_IN_WORDS = re.compile(r"\[default: \((.+)\)([;\]])")
+"""typer writes a default that is given in words as ``[default: (all)]``."""
 
 
 def make_app(summary: str | None = None) -> typer.Typer:
@@ -20,16 +25,46 @@ def make_app(summary: str | None = None) -> typer.Typer:
 
 
 class GroupedCommand(TyperCommand):
-    """A command whose ``--help`` lists options under their ``rich_help_panel``, in the order of the signature."""
+    """A command whose ``--help`` lists options under their ``rich_help_panel``, in the order of the signature.
+
+    Arguments and options are shown by their metavar alone, without the names of Python types.
+    """
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401 (typer's or click's own)
+        """``[OPTIONS] FOLDER [NAMES]...``."""
+        pieces = [self.options_metavar] if self.options_metavar else []
+        for param in self.get_params(ctx):
+            if param.param_type_name == "argument":
+                name = _argument_name(param) if param.required else f"[{_argument_name(param)}]"
+                pieces.append(name if param.nargs == 1 else f"{name}...")
+        return pieces
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # noqa: ANN401 (typer's or click's own)
         """Write one section per group; arguments come first, ``--help`` last."""
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
         for param in self.get_params(ctx):
             if record := param.get_help_record(ctx):
-                group = "Arguments" if param.param_type_name == "argument" else "Other"
-                groups.setdefault(getattr(param, "rich_help_panel", None) or group, []).append(record)
+                is_argument = param.param_type_name == "argument"
+                name = _argument_name(param) if is_argument else record[0]
+                text = _DEFAULT_IN_WORDS.sub(r"[default: \1\2", record[1])
+                group = "Arguments" if is_argument else "Other"
+                groups.setdefault(getattr(param, "rich_help_panel", None) or group, []).append((name, text))
         for group, records in groups.items():
             if records:
                 with formatter.section(group):
                     formatter.write_dl(records)
+
+
+def one_of(*values: str) -> Callable[[str], str]:
+    """The ``callback`` of an option that takes one of these values; others are a usage error."""
+
+    def check(value: str) -> str:
+        if value not in values:
+            raise typer.BadParameter(f"got {value!r}, expected {', '.join(values[:-1])} or {values[-1]}")
+        return value
+
+    return check
+
+
+def _argument_name(param: Any) -> str:  # noqa: ANN401 (typer's or click's own)
+    return str(param.metavar or param.name.upper())

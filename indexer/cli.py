@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.command_line import GroupedCommand, make_app
+from llm2clip.common.command_line import GroupedCommand, make_app, one_of
 from llm2clip.common.terminal import one_line_errors, renamed
+
+if TYPE_CHECKING:
+    from llm2clip.indexer.lifecycle.export import Format
 
 IndexOption = Annotated[
     Path | None,
@@ -55,31 +57,16 @@ WhereOption = Annotated[
 ]
 
 
-class Dtype(StrEnum):
-    """Precision of an encoder."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
 DtypeOption = Annotated[
-    Dtype,
+    str,
     typer.Option(
         "--dtype",
-        help="Precision of the encoder; bfloat16 is faster on CPUs and GPUs that support it.",
+        metavar="DTYPE",
+        help="Precision of the encoder: auto, float32, bfloat16 (faster where supported) or float16.",
+        callback=one_of("auto", "float32", "bfloat16", "float16"),
         rich_help_panel="Machine",
     ),
 ]
-
-
-class ExportFormat(StrEnum):
-    """What ``export`` writes."""
-
-    NPY = "npy"
-    PARQUET = "parquet"
-
 
 app = make_app("Build and maintain image indexes.")
 
@@ -110,7 +97,7 @@ def build(
             "--frame-interval",
             metavar="SECONDS",
             help="Index one frame of each video per interval.",
-            show_default="10 for a video, none in a folder of images",
+            show_default="10 for a video; in a folder, videos are skipped",
             rich_help_panel="Corpus",
         ),
     ] = None,
@@ -174,7 +161,7 @@ def build(
             rich_help_panel="Machine",
         ),
     ] = "auto",
-    dtype: DtypeOption = Dtype.AUTO,
+    dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Build an index of a corpus, or resume an interrupted build."""
@@ -202,12 +189,12 @@ def build(
 def add(
     images: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGES...", help="Images, folders, or any corpus that `build` takes."),
+        typer.Argument(metavar="IMAGES", help="Images, folders, or any corpus that `build` takes."),
     ],
     index: IndexOption = None,
     encoder: EncoderOption = None,
     batch_size: BatchOption = None,
-    dtype: DtypeOption = Dtype.AUTO,
+    dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Add images to an index, or re-index given ones."""
@@ -224,7 +211,7 @@ def update(
     index: IndexOption = None,
     encoder: EncoderOption = None,
     batch_size: BatchOption = None,
-    dtype: DtypeOption = Dtype.AUTO,
+    dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Sync an index with its sources.
@@ -240,7 +227,7 @@ def update(
 @app.command(cls=GroupedCommand)
 def remove(
     keys: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEYS]...", help="Keys or paths as shown by search.")
+        list[str] | None, typer.Argument(metavar="KEYS", help="Keys or paths, as search shows them.")
     ] = None,
     matching: Annotated[
         str | None,
@@ -255,7 +242,10 @@ def remove(
     index: IndexOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove images from an index. `update` keeps them out; `add` brings them back."""
+    """Remove images from an index.
+
+    `update` does not add them again; `add` with their paths does.
+    """
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_remove
         from llm2clip.indexer.lifecycle.remove import Selection
@@ -276,11 +266,15 @@ def compact(index: IndexOption = None, as_json: JsonOption = False) -> None:
 def export(
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.")],
     format: Annotated[
-        ExportFormat,
+        str,
         typer.Option(
-            "--format", help="npy: vectors.npy and items.jsonl; parquet: one file.", rich_help_panel="Output"
+            "--format",
+            metavar="FORMAT",
+            help="npy: vectors.npy and items.jsonl; parquet: one file.",
+            callback=one_of("npy", "parquet"),
+            rich_help_panel="Output",
         ),
-    ] = ExportFormat.NPY,
+    ] = "npy",
     index: IndexOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -288,12 +282,12 @@ def export(
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_export
 
-        run_export(index, out, format=format.value, as_json=as_json)
+        run_export(index, out, format=cast("Format", format), as_json=as_json)
 
 
 @app.command(cls=GroupedCommand)
 def explain(index: IndexOption = None, where: WhereOption = None, as_json: JsonOption = False) -> None:
-    """Show how an index would be searched, and why."""
+    """Show how an index is searched, and why."""
     with one_line_errors():
         from llm2clip.indexer.commands.show import run_explain
 
@@ -347,7 +341,10 @@ def verify(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check every file and vector of an index. Exits with 1 on damage."""
+    """Check every file and vector of an index.
+
+    The exit status is 1 if anything is damaged.
+    """
     with one_line_errors():
         repaired = None
         if repair:

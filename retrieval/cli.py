@@ -66,10 +66,12 @@ def search(
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print one JSON object per query and line.", rich_help_panel="Output"),
+        typer.Option(
+            "--json", help="Print one JSON object per query, each on a line.", rich_help_panel="Output"
+        ),
     ] = False,
     as_paths: Annotated[
-        bool, typer.Option("--paths", help="Print the paths of the images only.", rich_help_panel="Output")
+        bool, typer.Option("--paths", help="Print only the paths of the images.", rich_help_panel="Output")
     ] = False,
     html: Annotated[
         Path | None,

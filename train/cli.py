@@ -17,24 +17,38 @@ Out = Annotated[
     Path,
     typer.Option(
         "--out",
+        metavar="PATH",
         help="Run folder: configuration, history, checkpoints and the exported encoder.",
         rich_help_panel="Output",
     ),
 ]
 Cache = Annotated[
     Path,
-    typer.Option("--cache", help="Folder for fetched packages and rendered artwork.", rich_help_panel="Data"),
+    typer.Option(
+        "--cache",
+        metavar="PATH",
+        help="Folder for fetched packages and rendered artwork.",
+        rich_help_panel="Data",
+    ),
 ]
 Threads = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, help="CPU threads.", show_default="all cores", rich_help_panel="Machine"
+        "--threads",
+        min=1,
+        metavar="N",
+        help="CPU threads.",
+        show_default="all cores",
+        rich_help_panel="Machine",
     ),
 ]
 Device = Annotated[
     str,
     typer.Option(
-        "--device", help="auto (CUDA if available), cpu, cuda or cuda:N.", rich_help_panel="Machine"
+        "--device",
+        metavar="DEVICE",
+        help="auto (CUDA if available), cpu, cuda or cuda:N.",
+        rich_help_panel="Machine",
     ),
 ]
 
@@ -44,7 +58,11 @@ def nano(
     cache: Cache = Path("runs/cache"),
     stage: Annotated[
         str,
-        typer.Option(help="Stop after this stage: language, images or all.", rich_help_panel="Training"),
+        typer.Option(
+            metavar="STAGE",
+            help="Stop after this stage: language, images or all.",
+            rich_help_panel="Training",
+        ),
     ] = "all",
     debug: Annotated[
         bool,
@@ -73,7 +91,10 @@ def nano(
 def data(
     cache: Cache = Path("runs/cache"),
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for the evaluation sets.", rich_help_panel="Output")
+        Path,
+        typer.Option(
+            "--out", metavar="PATH", help="Folder for the evaluation sets.", rich_help_panel="Output"
+        ),
     ] = Path("runs/measure"),
     sample: Annotated[
         Path | None,
@@ -102,24 +123,31 @@ def features(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", help="Folder for the features; an unfinished one is resumed.", rich_help_panel="Output"
+            "--out",
+            metavar="PATH",
+            help="Folder for the features; an unfinished one is resumed.",
+            rich_help_panel="Output",
         ),
     ],
     field: Annotated[
         str | None,
         typer.Option(
+            metavar="NAME",
             help="JSON field with the text or the list of texts.",
-            show_default="caption, text, captions or texts, the first found",
+            show_default="the first of caption, text, captions, texts",
             rich_help_panel="Data",
         ),
     ] = None,
     encoder: Annotated[
         str,
-        typer.Option(help="Name or folder of the encoder or language model.", rich_help_panel="Model"),
+        typer.Option(
+            metavar="NAME", help="Name or folder of the encoder or language model.", rich_help_panel="Model"
+        ),
     ] = "llm2clip-openai-l-14-336",
     dtype: Annotated[
         str,
         typer.Option(
+            metavar="DTYPE",
             help="Precision of the language model: auto, float32, float16, bfloat16, int8 or int4.",
             rich_help_panel="Model",
         ),

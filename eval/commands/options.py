@@ -24,18 +24,16 @@ EncoderNames = Annotated[
         "--encoder", help="Name or folder of an encoder, or LABEL=NAME; repeatable.", metavar="NAME"
     ),
 ]
-_DTYPES = "auto, float32, float16 or bfloat16; int8 or int4 for LLM2CLIP's language models."
+_DTYPES = "auto, float32, bfloat16 or float16; for LLM2CLIP's language models also int8 or int4."
 DtypeOption = Annotated[str, encoder_option("--dtype", help=_DTYPES, metavar="DTYPE")]
-DeviceOption = Annotated[
-    str, machine_option("--device", help="auto, cpu, cuda, cuda:1, ...", metavar="DEVICE")
-]
+DeviceOption = Annotated[str, machine_option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE")]
 ProtocolsOption = Annotated[
     list[str] | None,
     data_option("--dataset", help="Declared protocol, ID or ID:LANGUAGE; repeatable.", metavar="ID"),
 ]
 _DATA = "Your own folder or tar of images with captions, PATH or NAME=PATH; repeatable."
 DataOption = Annotated[list[str] | None, data_option("--data", help=_DATA, metavar="PATH")]
-_EVERY = "all of a protocol, unnamed in your own data"
+_EVERY = "all languages of a protocol; untagged captions of your own data"
 LanguagesOption = Annotated[
     list[str] | None,
     data_option(

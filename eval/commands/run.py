@@ -122,7 +122,10 @@ def run(
 
 
 class TerminalReporter:
-    """Shows the progress of a run on standard error: bars in a terminal, else one line per result."""
+    """Shows the progress of a run on standard error: bars in a terminal, else one line per result.
+
+    No bar is shown between two results, so that results can be printed.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -136,19 +139,19 @@ class TerminalReporter:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            redirect_stdout=False,
             disable=not self._console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._noted: set[str] = set()
 
     def __enter__(self) -> TerminalReporter:
-        self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        self._clear()
 
     def begin(self, encoder: str, dataset: RetrievalSet) -> None:
         """Encoding and counting begin."""
@@ -165,6 +168,7 @@ class TerminalReporter:
             ("texts", "captions", len(dataset.captions)),
         ):
             self._tasks[tower] = self._bars.add_task(f"{name}: {what}", total=total)
+        self._bars.start()
 
     def advance(self, tower: str, number: int) -> None:
         """So many more ``images`` or ``texts`` are done."""
@@ -179,7 +183,7 @@ class TerminalReporter:
                 arrow = "T→I" if one.direction == "t2i" else "I→T"
                 found.append(f"{arrow} R@1 {100 * at.value:.1f} ({100 * at.low:.1f}–{100 * at.high:.1f})")
         encoded = result.cost.images_encoded + result.cost.texts_encoded if result.cost else 0
-        how = f"{encoded:,} encoded" if encoded else "all vectors from disk"
+        how = f"{encoded:,} encoded" if encoded else "all vectors from the cache"
         self._print(f"{result.encoder.label} on {result.set.id}: {', '.join(found)}; {how}")
 
     def _print(self, line: str) -> None:
@@ -189,3 +193,5 @@ class TerminalReporter:
         for task in self._tasks.values():
             self._bars.remove_task(task)
         self._tasks = {}
+        if not self._bars.disable:
+            self._bars.stop()

@@ -250,8 +250,8 @@ class KnnSearcher:
             return [*found, f"exact scan of the {total:,} allowed rows: {why}"]
         name = "an exact scan" if ann.exact else "the ANN index"
         found.append(
-            f"{name} proposes {ann.depth(10):,} of its {ann.rows:,} rows for 10 hits; the stored float16 vectors "
-            "re-rank them"
+            f"{name} proposes {min(ann.depth(10), ann.rows):,} of its {ann.rows:,} rows for 10 hits; the stored "
+            "float16 vectors re-rank them"
         )
         if total < rows and not ann.exact:
             found.append(

@@ -52,10 +52,14 @@ def _interrupted() -> str:
 
 def run_remove(index: Path | None, selection: Selection, *, as_json: bool) -> None:
     """Remove images from an index and print how many."""
-    print_change(remove_images(place_of(index), selection), as_json=as_json)
+    report = remove_images(place_of(index), selection)
+    hint = (
+        ["Updates do not add removed images again; llm2clip-index add PATH does."] if report.removed else []
+    )
+    print_change(report, as_json=as_json, hint=hint)
 
 
-def print_change(report: ChangeReport, *, as_json: bool) -> None:
+def print_change(report: ChangeReport, *, as_json: bool, hint: Sequence[str] = ()) -> None:
     """Print what a change did, in numbers."""
     same = max(0, min(report.unchanged, report.items - report.new - report.changed - report.described))
     named = {
@@ -82,7 +86,7 @@ def print_change(report: ChangeReport, *, as_json: bool) -> None:
         lines += [f"  {bad.key}: {bad.reason}" for bad in report.bad_images[:SHOWN]]
     if report.bad > SHOWN:
         lines.append(f"  and {report.bad - SHOWN:,} more: llm2clip-index errors --index {report.path}")
-    print_report(report, as_json=as_json, lines=lines, notes=report.notes)
+    print_report(report, as_json=as_json, lines=[*lines, *hint], notes=report.notes)
 
 
 def run_compact(index: Path | None, *, as_json: bool) -> None:

@@ -53,12 +53,14 @@ def remove_images(path: str | os.PathLike[str], selection: Selection) -> ChangeR
     """
     folder, began = Path(path).expanduser().absolute(), time.perf_counter()
     if not (selection.keys or selection.matching or selection.where):
-        raise IndexerError("which images? Name keys, or a pattern with --matching, or a filter with --where")
+        raise IndexerError(
+            "no images were selected: name keys, a pattern with --matching, or a filter with --where"
+        )
     with open_for_write(folder) as manifest:
         chosen = _chosen(folder, manifest, selection)
         result = SyncResult(manifest=manifest, unchanged=manifest.items - len(chosen), began=began)
         if not chosen:
-            result.notes.append("nothing fits: nothing was removed")
+            result.notes.append("no image matches: nothing was removed")
             return result.report(folder)
         with Transaction.begin(folder, manifest) as transaction:
             ids = sorted(chosen)
@@ -99,8 +101,8 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
     if missing := [key for key, found in keys.items() if not found]:
         more = f", and {len(missing) - 3:,} more" if len(missing) > 3 else ""
         raise IndexerError(
-            f"not in the index: {', '.join(missing[:3])}{more}. Nothing was removed; keys are what search shows below "
-            "the corpus, or use --matching '*part*'"
+            f"not in the index: {', '.join(missing[:3])}{more}. Nothing was removed: expected keys or paths as search "
+            "shows them, or use --matching '*part*'"
         )
     return chosen
 

@@ -27,6 +27,9 @@ from llm2clip.indexer.storage.vector_segments import Vectors
 
 TRIAL_ROWS = 20_000
 """Sample size of the trials."""
+EXACT_ROWS = 1_000
+"""An index of at most so many rows is always searched exactly, whatever its measured latency."""
+_FEW_ROWS = f"up to {EXACT_ROWS:,} vectors are always searched exactly"
 _FREE_SHARE = 0.75
 """Default memory budget, as a share of the memory that is free."""
 _TRIAL_SLACK = 0.01
@@ -71,15 +74,18 @@ def plan_index(
     budget = replace(budget, ram=ram)
     trial = _Trial(vectors, budget=budget, queries=queries, device=device)
     exact = trial.exact()
-    if exact.figures.bytes <= ram and (not exact.why_not or budget.recall >= 1):
-        why = "only an exact scan has a recall of 1" if exact.why_not else "an exact scan is fast enough"
-        return trial.plan(exact, why=why)
+    small = len(vectors) <= EXACT_ROWS
+    if exact.figures.bytes <= ram and (not exact.why_not or budget.recall >= 1 or small):
+        slow = "only an exact scan has a recall of 1" if budget.recall >= 1 else _FEW_ROWS
+        return trial.plan(exact, why=slow if exact.why_not else "an exact scan is fast enough")
     tried = [exact, *(trial.approximate() if budget.recall < 1 else ())]
     eligible = [each for each in tried if each.figures.recall is not None and each.figures.bytes <= ram]
     if not eligible:
         raise BudgetError(_refusal(tried, ram=ram, rows=len(vectors), dim=vectors.dim))
     best = min(eligible, key=lambda each: (bool(each.why_not), _distance(each.figures, budget)))
-    why = f"the nearest: {best.why_not}" if best.why_not else "the first that keeps to the budget"
+    why = "the first within the budget"
+    if best.why_not:
+        why = f"none is within the budget, this is the closest: {best.why_not}"
     return trial.plan(best, why=why, considered=[each for each in tried if each is not best])
 
 
@@ -137,7 +143,7 @@ def write_ann(path: Path, vectors: Vectors, *, plan: Plan, device: str = "auto")
     if need > free:
         raise BudgetError(
             f"building {plan.kind} of {plan.rows:,} vectors needs {format_bytes(need)} of memory, "
-            f"{format_bytes(free)} are free: end other programs, or plan for less with --ram"
+            f"{format_bytes(free)} are free: close other programs, or set a smaller --ram"
         )
     parameters = plan.parameters
     sample = sample_of(vectors, parameters["train_rows"], rows=plan.rows, seed=parameters["seed"])
@@ -173,7 +179,7 @@ class _Trial:
         for kind in APPROXIMATE:
             option = _option(kind, rows=self._rows, dim=self._dim, ram=self._ram)
             if not option.why_not and chosen is not None:
-                option = replace(option, why_not=f"not tried: {chosen} keeps to the budget and comes first")
+                option = replace(option, why_not=f"not tried: {chosen} is within the budget")
             elif not option.why_not:
                 cost = self._run(kind, option.figures)
                 option = replace(option, figures=cost, why_not=_shortfall(cost, self._budget))
@@ -208,9 +214,9 @@ def _option(kind: IndexType, *, rows: int, dim: int, ram: int) -> Alternative:
     cost = estimate_cost(kind, rows=rows, dim=dim)
     problem = unsupported_reason(kind, rows=rows, dim=dim)
     if problem is None and cost.bytes > ram:
-        problem = f"needs {format_bytes(cost.bytes)} while searching, allowed {format_bytes(ram)}"
+        problem = f"needs {format_bytes(cost.bytes)} to search, the limit is {format_bytes(ram)}"
     if problem is None and cost.build_bytes > ram:
-        problem = f"needs {format_bytes(cost.build_bytes)} while building, allowed {format_bytes(ram)}"
+        problem = f"needs {format_bytes(cost.build_bytes)} to build, the limit is {format_bytes(ram)}"
     return Alternative(kind=kind, figures=cost, why_not=problem or "")
 
 
@@ -227,7 +233,7 @@ def _shortfall(cost: Cost, budget: Budget) -> str:
     """In what a way of searching misses the budget; empty if in nothing."""
     missed = []
     if cost.bytes > (budget.ram or 0):
-        missed.append(f"needs {format_bytes(cost.bytes)}, allowed {format_bytes(budget.ram or 0)}")
+        missed.append(f"needs {format_bytes(cost.bytes)}, the limit is {format_bytes(budget.ram or 0)}")
     if cost.recall is not None and cost.recall < budget.recall - _TRIAL_SLACK:
         missed.append(f"recall@10 of {cost.recall:.3f} on a sample, target {budget.recall:g}")
     if cost.p95_ms is not None and cost.p95_ms > budget.p95_ms:
@@ -246,9 +252,9 @@ def _refusal(options: Iterable[Alternative], *, ram: int, rows: int, dim: int) -
         return max(each.figures.bytes, each.figures.build_bytes)
 
     least = min(options, key=needed)
-    building = ", building included" if least.figures.build_bytes > least.figures.bytes else ""
+    building = " to build" if least.figures.build_bytes > least.figures.bytes else ""
     return (
         f"{rows:,} vectors of dimension {dim} cannot be searched within {format_bytes(ram)} of memory: "
-        f"{least.kind}, which needs least{building}, needs {format_bytes(needed(least))}. Allow more with --ram, "
-        "or index fewer images"
+        f"the smallest type, {least.kind}, needs {format_bytes(needed(least))}{building}. Allow more with --ram, or "
+        "index fewer images"
     )

@@ -69,14 +69,16 @@ def sample_queries(vectors: Vectors, queries: NDArray[np.float32] | None, *, see
         asked = vectors.take(mixed.ravel()).astype(np.float32).reshape(*mixed.shape, -1).mean(axis=1)
         lengths = np.linalg.norm(asked, axis=1, keepdims=True)
         asked = asked[lengths[:, 0] > 0] / lengths[lengths[:, 0] > 0]
-        kind = f"{len(asked):,} means of {_MIXED} images, as there are no captions"
+        kind = (
+            f"{len(asked):,} stand-in queries, each the mean of {_MIXED} image vectors: there are no captions"
+        )
     asked = np.ascontiguousarray(asked)
     _, truth = ExactScan(vectors).candidates(asked, count=min(K, len(vectors)), allowed=None)
     return TuningQueries(kind=kind, queries=asked, truth=truth)
 
 
 def tune(index: FaissAnnIndex, vectors: Vectors, asked: TuningQueries, *, recall: float) -> dict[str, int]:
-    """The fastest nprobe or ef_search, and refine, that reach a recall; the nearest to it where none does.
+    """The fastest nprobe or ef_search, and refine, that reach a recall, else those with the highest.
 
     Sets ``index.effort`` too.
     """
@@ -145,6 +147,7 @@ def measure(search: KnnSearcher, asked: TuningQueries, *, cost: Cost) -> Cost:
 def exact_latency(vectors: Vectors, queries: NDArray[np.float32], *, rows: int) -> float:
     """Median milliseconds of an exact search, extrapolated to ``rows`` from those of ``vectors``."""
     search = KnnSearcher(vectors)
+    search.search(queries[:1], k=K)  # the first call also imports and starts threads
     took = []
     for query in queries[:40]:
         began = perf_counter()

@@ -44,7 +44,7 @@ def explain_search(index: Index, *, where: str | None = None) -> Explanation:
     count = len(index) if allowed is None else int(np.count_nonzero(allowed))
     if where is not None:
         share = count / len(index) if len(index) else 0.0
-        steps.append(f"{count:,} of {len(index):,} images pass the filter ({share:.2%})")
+        steps.append(f"{count:,} of {len(index):,} images pass the filter ({100 * share:.4g}%)")
     steps += index.explain(where=where)
     return Explanation(
         path=str(index.path),

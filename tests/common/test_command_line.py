@@ -3,7 +3,7 @@ from typing import Annotated
 import typer
 from typer.testing import CliRunner
 
-from llm2clip.common.command_line import GroupedCommand, make_app
+from llm2clip.common.command_line import GroupedCommand, make_app, one_of
 from llm2clip.common.terminal import renamed
 
 app = make_app("Do things.")
@@ -16,8 +16,10 @@ def _several() -> None:
 
 @app.command(cls=GroupedCommand, context_settings=renamed({"old-size": "size"}))
 def paint(
-    names: Annotated[list[str], typer.Argument(help="Things to paint.")],
-    colour: Annotated[str, typer.Option(help="Colour.", rich_help_panel="Look")] = "red",
+    names: Annotated[list[str], typer.Argument(help="Things to paint.", metavar="THINGS")],
+    colour: Annotated[
+        str, typer.Option(help="Colour.", callback=one_of("red", "green", "blue"), rich_help_panel="Look")
+    ] = "red",
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing.", rich_help_panel="Output")] = False,
     size: Annotated[
         int | None, typer.Option(help="Size.", show_default="measured", rich_help_panel="Look")
@@ -34,7 +36,16 @@ def test_grouped_command_lists_options_by_group():
     look = shown.split("Look:")[1].split("Output:")[0].splitlines()
     assert [line.split()[0] for line in look if line.strip().startswith("--")] == ["--colour", "--size"]
     assert "[default: red]" in shown
-    assert "[default: (measured)]" in shown
+    assert "[default: measured]" in shown
+    assert "Usage: root paint [OPTIONS] THINGS...\n" in shown
+    assert shown.split("Arguments:\n")[1].split("\n")[0] == "  THINGS  Things to paint.  [required]"
+    assert "<" not in shown.split("Look:")[0]
+
+
+def test_one_of_refuses_other_values():
+    done = CliRunner().invoke(app, ["paint", "a", "--colour", "mauve"])
+    assert done.exit_code == 2
+    assert "Invalid value for '--colour': got 'mauve', expected red, green or blue" in done.stderr
 
 
 def test_renamed_accepts_the_old_name_and_hides_it():

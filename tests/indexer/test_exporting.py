@@ -80,6 +80,7 @@ def test_explain_counts_what_a_search_reads(index):
         filtered = explain_search(opened, where="key LIKE 'summer/%'")
         assert filtered.allowed == 20
         assert "20 of 33 images pass the filter (60.61%)" in filtered.steps
+        assert "33 of 33 images pass the filter (100%)" in explain_search(opened, where="width > 0").steps
 
 
 def test_reencode_index_builds_an_index_beside_the_old_one(index, photos, tmp_path):

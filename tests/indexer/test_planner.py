@@ -14,7 +14,7 @@ from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, Plan, parse_bytes
 from llm2clip.indexer.planner import plan_index as planner
 from llm2clip.indexer.planner.plan_index import BudgetPlanner, make_ann, plan_index, require_memory, write_ann
-from llm2clip.indexer.planner.tune import sample_queries, tune
+from llm2clip.indexer.planner.tune import exact_latency, sample_queries, tune
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 from .material import clustered, write_index
@@ -184,7 +184,10 @@ def test_sample_queries_have_ground_truth(vectors, rows, texts):
         halves = asked.half(0), asked.half(1)
         assert not {q.tobytes() for q in halves[0].queries} & {q.tobytes() for q in halves[1].queries}
     assert sample_queries(vectors, texts).kind == "200 text queries"
-    assert sample_queries(vectors, None).kind == "800 means of 3 images, as there are no captions"
+    assert (
+        sample_queries(vectors, None).kind
+        == "800 stand-in queries, each the mean of 3 image vectors: there are no captions"
+    )
 
 
 def test_plan_index_chooses_an_exact_scan_while_fast_enough(vectors, texts, tmp_path):
@@ -202,10 +205,10 @@ def test_plan_index_chooses_an_exact_scan_while_fast_enough(vectors, texts, tmp_
 def test_plan_index_chooses_the_first_type_within_budget(vectors, texts, tmp_path, monkeypatch):
     monkeypatch.setattr(planner, "exact_latency", lambda *_, **__: 1e6)
     plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=1e5), queries=texts)
-    assert (plan.kind, plan.why) == ("ivf-sq8", "the first that keeps to the budget")
+    assert (plan.kind, plan.why) == ("ivf-sq8", "the first within the budget")
     assert [each.kind for each in plan.considered] == ["flat-fp16-ip", *APPROXIMATE[1:]]
     assert plan.considered[0].why_not == "p95 of 1150000.00 ms, target 100000"
-    assert plan.considered[1].why_not == "not tried: ivf-sq8 keeps to the budget and comes first"
+    assert plan.considered[1].why_not == "not tried: ivf-sq8 is within the budget"
     made = make_ann(tmp_path / "ann", vectors, plan=plan, queries=texts)
     assert made.measured is not None
     assert made.measured.recall is not None
@@ -217,12 +220,33 @@ def test_plan_index_chooses_the_first_type_within_budget(vectors, texts, tmp_pat
     assert (tmp_path / "again").read_bytes() == (tmp_path / "ann").read_bytes()
 
 
+@pytest.mark.parametrize("count", [2, 5, planner.EXACT_ROWS])
+def test_plan_index_scans_few_rows_whatever_their_latency(count, rows):
+    few = Vectors([rows[:count]], dim=DIM)
+    plan = plan_index(few, budget=Budget(ram=10**9, p95_ms=1e-6))
+    assert (plan.kind, plan.considered) == ("flat-fp16-ip", ())
+    assert plan.why == "up to 1,000 vectors are always searched exactly"
+
+
+def test_exact_latency_leaves_the_first_call_out(vectors, texts, monkeypatch):
+    clock, calls = [0.0], []
+
+    def search(self: KnnSearcher, queries: np.ndarray, *, k: int) -> list[object]:
+        calls.append(len(queries))
+        clock[0] += 9.0 if len(calls) == 1 else 0.001
+        return []
+
+    monkeypatch.setattr(KnnSearcher, "search", search)
+    monkeypatch.setattr("llm2clip.indexer.planner.tune.perf_counter", lambda: clock[0])
+    assert exact_latency(vectors, texts[:1], rows=2 * ROWS) == pytest.approx(2.0)
+
+
 def test_plan_index_chooses_the_nearest_if_none_is_within_budget(vectors, texts, monkeypatch):
     for exact_ms, kinds in ((1e-4, ["flat-fp16-ip"]), (1e6, APPROXIMATE)):
         monkeypatch.setattr(planner, "exact_latency", lambda *_, ms=exact_ms, **__: ms)
         plan = plan_index(vectors, budget=Budget(ram=10**9, p95_ms=1e-5), queries=texts)
         assert plan.kind in kinds
-        assert plan.why.startswith("the nearest: p95 of ")
+        assert plan.why.startswith("none is within the budget, this is the closest: p95 of ")
         assert sorted([plan.kind, *(each.kind for each in plan.considered)]) == sorted(
             ["flat-fp16-ip", *APPROXIMATE]
         )
@@ -233,25 +257,26 @@ def test_require_memory_needs_only_the_number_of_vectors():
     flat = ROWS * DIM * 2
     require_memory(Budget(ram=flat), rows=ROWS, dim=DIM)
     require_memory(Budget(), rows=10**12, dim=DIM)
-    with pytest.raises(BudgetError, match=r"flat-fp16-ip, which needs least, needs 192 kB"):
+    with pytest.raises(BudgetError, match=r"the smallest type, flat-fp16-ip, needs 192 kB\."):
         require_memory(Budget(ram=flat - 1), rows=ROWS, dim=DIM)
     # Product quantisers of a million vectors want less than the vectors; with a recall of 1 only these will do.
     require_memory(Budget(ram=900_000_000), rows=10**6, dim=512)
     with pytest.raises(BudgetError, match=r"needs 1.0 GB"):
         require_memory(Budget(ram=900_000_000, recall=1.0), rows=10**6, dim=512)
-    with pytest.raises(BudgetError, match=r"ivf-rabitq, which needs least, building included, needs 850 MB"):
+    with pytest.raises(BudgetError, match=r"the smallest type, ivf-rabitq, needs 850 MB to build"):
         require_memory(Budget(ram=100_000_000), rows=10**6, dim=512)
 
 
 def test_plan_index_and_make_ann_refuse_what_does_not_fit(vectors, texts, tmp_path, monkeypatch):
     with pytest.raises(
         BudgetError,
-        match=r"3,000 vectors of dimension 32 cannot be searched within 100 kB of memory: flat-fp16-ip, which needs "
-        r"least, needs 192 kB. Allow more with --ram",
+        match=r"3,000 vectors of dimension 32 cannot be searched within 100 kB of memory: the smallest type, "
+        r"flat-fp16-ip, needs 192 kB. Allow more with --ram",
     ):
         plan_index(vectors, budget=Budget(ram=100_000), queries=texts)
     with pytest.raises(
-        BudgetError, match=r"cannot be searched within 190 kB of memory: flat-fp16-ip, which needs"
+        BudgetError,
+        match=r"cannot be searched within 190 kB of memory: the smallest type, flat-fp16-ip, needs",
     ):
         plan_index(vectors, budget=Budget(ram=190_000, recall=1.0), queries=texts)
     monkeypatch.setattr(planner, "free_memory", lambda: 1_000)
@@ -302,7 +327,7 @@ def test_index_of_a_budget_is_searched_explained_and_verified(rows, texts, tmp_p
         assert np.mean(hits) / 10 >= 0.9
         steps = index.explain()
         assert any(step.startswith("the ANN index proposes") for step in steps)
-        assert any(step.startswith("measured:") and "means of 3 images" in step for step in steps)
+        assert any(step.startswith("measured:") and "mean of 3 image vectors" in step for step in steps)
         assert index.verify().ok
     with written(tmp_path / "flat", rows, Budget(ram=10**9, p95_ms=1e4)) as index:
         assert index.manifest.ann.plan["kind"] == "flat-fp16-ip"
