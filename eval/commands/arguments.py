@@ -24,11 +24,7 @@ Mode = Literal["native", "reference"]
 
 
 def candidates(
-    names: Sequence[str],
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    preprocessing: Mode = "native",
+    names: Sequence[str], *, device: str = "auto", dtype: str = "auto", preprocessing: Mode = "native"
 ) -> list[Candidate]:
     """Encoders to measure, opened when their turn comes.
 

@@ -35,8 +35,7 @@ def classify(
     ],
     *,
     protocol: Annotated[
-        str | None,
-        data_option(help="imagenet-1k-en, imagenet-1k-en-single or imagenet-1k-zh.", metavar="ID"),
+        str | None, data_option(help="imagenet-1k-en, imagenet-1k-en-single or imagenet-1k-zh.", metavar="ID")
     ] = None,
     names: Annotated[
         Path | None,
@@ -51,8 +50,7 @@ def classify(
         ),
     ] = None,
     language: Annotated[
-        str,
-        data_option(help="Language of the built-in template: en or zh.", metavar="CODE"),
+        str, data_option(help="Language of the built-in template: en or zh.", metavar="CODE")
     ] = "en",
     encoder: EncoderNames,
     dtype: DtypeOption = "auto",

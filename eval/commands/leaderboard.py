@@ -19,17 +19,14 @@ def leaderboard(
     results: ResultsArgument = None,
     *,
     top: Annotated[
-        int,
-        output_option(help="Published rows to show beside ours, per data set.", min=0, metavar="N"),
+        int, output_option(help="Published rows to show beside ours, per data set.", min=0, metavar="N")
     ] = 5,
     markdown: Annotated[Path | None, output_option(help="Also write Markdown.", metavar="FILE")] = None,
     csv: Annotated[
-        Path | None,
-        output_option(help="Also write every number, one per line.", metavar="FILE"),
+        Path | None, output_option(help="Also write every number, one per line.", metavar="FILE")
     ] = None,
     html: Annotated[
-        Path | None,
-        output_option(help="Also write a self-contained HTML page.", metavar="FILE"),
+        Path | None, output_option(help="Also write a self-contained HTML page.", metavar="FILE")
     ] = None,
 ) -> None:
     """Show results beside published numbers, with differences, tolerances and known errors in the published ones."""

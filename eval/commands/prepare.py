@@ -17,10 +17,7 @@ def prepare(
     ] = None,
     *,
     data_folder: DataFolderOption = None,
-    language: Annotated[
-        str | None,
-        data_option(help="Check only this language.", metavar="CODE"),
-    ] = None,
+    language: Annotated[str | None, data_option(help="Check only this language.", metavar="CODE")] = None,
     images: Annotated[bool, data_option("--images", help="Also decode every image.")] = False,
     as_json: Annotated[bool, output_option("--json", help="Print the report as JSON.")] = False,
 ) -> None:

@@ -64,13 +64,11 @@ def run(
         index_option(help="Search the indexes under this filter (docs/filters.md).", metavar="FILTER"),
     ] = None,
     out: Annotated[
-        Path,
-        output_option(help="Folder of results, one JSON file per encoder and data set.", metavar="PATH"),
+        Path, output_option(help="Folder of results, one JSON file per encoder and data set.", metavar="PATH")
     ] = RESULTS,
     cache: CacheOption = None,
     lengths: Annotated[
-        bool,
-        output_option(help="Break recall down by caption length, and by beginnings of long captions."),
+        bool, output_option(help="Break recall down by caption length, and by beginnings of long captions.")
     ] = True,
     hubs: Annotated[
         bool,

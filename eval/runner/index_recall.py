@@ -104,12 +104,7 @@ def _passing(index: Index, where: str, content_of: Callable[[int], int]) -> set[
 
 
 def _ask(
-    index: Index,
-    queries: NDArray[np.float32],
-    k: int,
-    *,
-    content_of: Callable[[int], int],
-    where: str | None,
+    index: Index, queries: NDArray[np.float32], k: int, *, content_of: Callable[[int], int], where: str | None
 ) -> tuple[NDArray[np.int64], float]:
     """Contents of the first k answers of the index, and seconds that searching took."""
     found = np.full((len(queries), k), _FOREIGN, dtype=np.int64)

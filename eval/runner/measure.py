@@ -130,11 +130,7 @@ def content_sha256(
 
 
 def _direction(
-    name: Direction,
-    found: RankPositions,
-    owner: NDArray[np.int64],
-    options: MeasureOptions,
-    extra: Extra,
+    name: Direction, found: RankPositions, owner: NDArray[np.int64], options: MeasureOptions, extra: Extra
 ) -> DirectionResult:
     where = BestRank.of(found)
     asked = where.right > 0

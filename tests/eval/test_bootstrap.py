@@ -33,9 +33,7 @@ def test_bootstrap_interval_covers_the_truth_as_often_as_stated():
         hits, images = experiment(generator)
         for clustered in held:
             interval = bootstrap_interval(
-                hits,
-                clusters=images if clustered else None,
-                resampling=Resampling(times=250, seed=seed),
+                hits, clusters=images if clustered else None, resampling=Resampling(times=250, seed=seed)
             )
             held[clustered] += interval.low <= MEAN <= interval.high
     # 95 % of 250 has a standard deviation of 1.4 %; a percentile interval from 150 images falls a little short.

@@ -29,11 +29,7 @@ def corpus(tmp_path, tars):
 def test_read_tar_finds_and_reads_images(corpus, tars):
     images = list(read_tar(corpus))
     assert [image.key for image in images] == ["a/1.png", "2.x.png", "3.png"]
-    assert [image.read() for image in images] == [
-        tars.colour(RED),
-        tars.colour(GREEN),
-        tars.colour(BLUE),
-    ]
+    assert [image.read() for image in images] == [tars.colour(RED), tars.colour(GREEN), tars.colour(BLUE)]
     assert Image.open(io.BytesIO(images[1].read())).getpixel((0, 0)) == GREEN
     assert images[2].metadata == {}
 

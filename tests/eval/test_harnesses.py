@@ -120,10 +120,7 @@ def test_clip_benchmark_parts_count_the_same():
             [text for text, owner in zip(CAPTIONS, OWNER, strict=True) if owner == n] for n in range(8)
         ]
         batches = [
-            (
-                torch.stack([transform(one) for one in IMAGES[start : start + 4]]),
-                captions[start : start + 4],
-            )
+            (torch.stack([transform(one) for one in IMAGES[start : start + 4]]), captions[start : start + 4])
             for start in (0, 4)
         ]
         found = retrieval.evaluate(model, batches, tokenizer, "cpu", amp=False, recall_k_list=[1, 5])

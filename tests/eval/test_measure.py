@@ -13,12 +13,7 @@ from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet
 from llm2clip.eval.results.encoder_record import describe
 from llm2clip.eval.results.records import CostRecord
 from llm2clip.eval.runner.embedding_cache import Encoded, Spent
-from llm2clip.eval.runner.measure import (
-    MeasureOptions,
-    Vectors,
-    content_sha256,
-    measure,
-)
+from llm2clip.eval.runner.measure import MeasureOptions, Vectors, content_sha256, measure
 from llm2clip.eval.runner.throughput import keep_cost, peak_memory_mb, reset_peak_memory
 from llm2clip.eval.stats.bootstrap import Resampling, bootstrap_interval
 

@@ -24,12 +24,7 @@ REAL_VECTORS = Path(__file__).resolve().parents[3] / "shared" / "data" / "clip_v
 # Four texts, eight images. Text 0: right image first. Text 1: right images 3 and 4, the better one is fourth.
 # Text 2: right image tied with two wrong ones at the top. Text 3: right image last.
 HAND = np.array(
-    [
-        [9, 8, 7, 6, 5, 4, 3, 2],
-        [9, 8, 7, 6, 5, 4, 3, 2],
-        [5, 1, 5, 1, 1, 5, 1, 1],
-        [9, 8, 7, 6, 5, 4, 3, 2],
-    ],
+    [[9, 8, 7, 6, 5, 4, 3, 2], [9, 8, 7, 6, 5, 4, 3, 2], [5, 1, 5, 1, 1, 5, 1, 1], [9, 8, 7, 6, 5, 4, 3, 2]],
     dtype=np.float32,
 )
 HAND_POSITIVES = {0: 0, 1: [3, 4], 2: [5], 3: [7]}

@@ -8,14 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llm2clip.eval.results.records import (
-    CostRecord,
-    IndexRecall,
-    RecallLoss,
-    pack,
-    unpack,
-    write_result,
-)
+from llm2clip.eval.results.records import CostRecord, IndexRecall, RecallLoss, pack, unpack, write_result
 from llm2clip.eval.results.validation import read_result, read_results
 
 

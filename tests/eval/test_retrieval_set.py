@@ -62,10 +62,7 @@ def test_retrieval_set_needs_a_declared_language(protocol, language):
         ({"photos": 0, "right": ((), (), ())}, "got 0 images and 3 captions"),
         ({"captions": (), "right": ()}, "got 3 images and 0 captions"),
         ({"right": ((0,),)}, "got images for 1 captions, expected 3"),
-        (
-            {"right": ((0,), (1,), (3,))},
-            r"caption 2 belongs to images \[3\], expected one or more of 0 to 2",
-        ),
+        ({"right": ((0,), (1,), (3,))}, r"caption 2 belongs to images \[3\], expected one or more of 0 to 2"),
         ({"right": ((0,), (), (1,))}, r"caption 1 belongs to images \[\]"),
         ({"captions": ("a", " \n", "c")}, "caption 1 is empty"),
     ],
@@ -78,11 +75,7 @@ def test_retrieval_set_refuses_contradictions(change, message):
 def test_retrieval_set_refuses_two_images_of_one_key():
     with pytest.raises(DatasetError, match="two images have one key"):
         RetrievalSet(
-            protocol="mine",
-            images=images(1) * 2,
-            captions=("a",),
-            caption_images=((0,),),
-            complete=True,
+            protocol="mine", images=images(1) * 2, captions=("a",), caption_images=((0,),), complete=True
         )
 
 

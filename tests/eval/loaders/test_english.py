@@ -39,10 +39,7 @@ def test_karpathy_reads_clip_benchmarks_text(folder):
     found = folder.load("flickr30k")
     assert (found.protocol, found.complete) == ("flickr30k", True)
     assert found.notes == ("the file's quotation marks were removed from 5,000 captions with commas",)
-    assert found.captions[:2] == (
-        "Caption, 0, of 1007129816.jpg",
-        "Caption, 1, of 1007129816.jpg",
-    )
+    assert found.captions[:2] == ("Caption, 0, of 1007129816.jpg", "Caption, 1, of 1007129816.jpg")
     assert found.caption_images[4999] == (999,)
     assert found.images[999].read().endswith(b"998.jpg")
     assert list(found.files) == ["flickr30k/flickr30k_test_karpathy.txt"]

@@ -88,10 +88,7 @@ def test_aligned_reads_xtd10_without_last_line_break(folder, linked):
     # Equal captions stay two queries, each with its own image.
     assert [
         place for text, place in zip(found.captions, found.caption_images, strict=True) if text == "二度"
-    ] == [
-        (0,),
-        (999,),
-    ]
+    ] == [(0,), (999,)]
 
 
 def test_aligned_xtd10_with_an_empty_caption_is_partial(folder, linked):
