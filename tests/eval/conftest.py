@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import tarfile
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,32 +14,58 @@ from PIL import Image
 from llm2clip.encoders import Encoder, EncoderInfo, PreparedImage
 
 
-def colour(rgb, *, size=16):
+def png(image):
     stream = io.BytesIO()
-    Image.new("RGB", (size, size), rgb).save(stream, "PNG")
+    image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def colour(rgb, *, size=16):
+    return png(Image.new("RGB", (size, size), rgb))
+
+
+def halves(left, right):
+    image = Image.new("RGB", (16, 16), left)
+    image.paste(right, (8, 0, 16, 16))
+    return png(image)
+
+
+def members(path, *files):
+    """Write a tar of (name, bytes)."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
 
 
 def write(path, items):
     """Write ``{key: (image bytes or None, metadata or None)}``."""
-    with tarfile.open(path, "w") as tar:
-        for key, (image, metadata) in items.items():
-            if image is not None:
-                add(tar, f"{key}.png", image)
-            if metadata is not None:
-                add(tar, f"{key}.json", json.dumps(metadata, ensure_ascii=False).encode())
-    return path
-
-
-def add(tar, name, content):
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
+    files = []
+    for key, (image, metadata) in items.items():
+        told = None if metadata is None else json.dumps(metadata, ensure_ascii=False).encode()
+        files += [(f"{key}.png", image), (f"{key}.json", told)]
+    return members(path, *(file for file in files if file[1] is not None))
 
 
 @pytest.fixture
 def tars():
-    return SimpleNamespace(colour=colour, write=write, add=add)
+    return SimpleNamespace(colour=colour, halves=halves, write=write, members=members)
+
+
+@pytest.fixture
+def invoke():
+    """Run a command of llm2clip-eval."""
+
+    def run(*arguments):
+        from typer.testing import CliRunner
+
+        from llm2clip.eval.cli import app
+
+        return CliRunner().invoke(app, [str(one) for one in arguments])
+
+    return run
 
 
 PALETTE = {
@@ -156,12 +183,12 @@ def scenes_tar(tmp_path):
         reverse = {english: german for german, english in GERMAN.items()}
         for left, right in itertools.permutations(words, 2):
             other = next(word for word in words if word not in (left, right))
+            english, german = (
+                f"{one}{middle} {two}" for one, two in ((left, right), (reverse[left], reverse[right]))
+            )
             metadata = {
-                "caption": f"{left}{middle} {right}",
-                "captions": {
-                    "en": f"{left}{middle} {right}",
-                    "de": f"{reverse[left]}{middle} {reverse[right]}",
-                },
+                "caption": english,
+                "captions": {"en": english, "de": german},
                 "kind": "scene",
                 "emoji": EMOJI[left] + EMOJI[right],
                 "objects": [left, right],
@@ -173,82 +200,35 @@ def scenes_tar(tmp_path):
     return make
 
 
-def halves(left, right):
-    image = Image.new("RGB", (16, 16), left)
-    image.paste(right, (8, 0, 16, 16))
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
 @pytest.fixture
 def make_result():
     """A result by hand: four captions of two images each, of which the first two are answered at once."""
-    import numpy as np
+    from llm2clip.encoders import FakeEncoder
+    from llm2clip.eval.results.encoder_record import describe
+    from llm2clip.eval.results.records import DirectionResult, RecallAt, Result, SetRecord, pack
 
-    from llm2clip.eval.results.records import (
-        DirectionResult,
-        EncoderRecord,
-        RecallAt,
-        Result,
-        SetRecord,
-        pack,
-    )
-
-    def share(k, value):
-        return RecallAt(
-            k=k,
-            value=value,
-            low=max(0, value - 0.25),
-            high=min(1, value + 0.25),
-            expected=value,
-            optimistic=value,
-        )
+    def at(k, value):
+        low, high = max(0, value - 0.25), min(1, value + 0.25)
+        return RecallAt(k=k, value=value, low=low, high=high, expected=value, optimistic=value)
 
     def make(*, label="enc", key="0" * 64, ranks=(1, 1, 2, 7), protocol="colours", language=None):
         place = np.array(ranks)
-        shares = tuple(share(k, float(np.mean(place <= k))) for k in (1, 5, 10))
-        sides = [
-            DirectionResult(
-                direction=direction,
-                queries=len(place),
-                gallery=2,
-                unmatched=0,
-                recall=shares,
-                mean_recall=float(np.mean([one.value for one in shares])),
-                median_rank=float(np.median(place)),
-                ranks=pack(place),
-                clusters=pack(np.arange(len(place)) // 2),
-            )
-            for direction in ("t2i", "i2t")
-        ]
-        of = SetRecord(
-            protocol=protocol, language=language, complete=True, images=2, captions=4, sha256="1" * 64
-        )
-        encoder = EncoderRecord(
-            label=label,
-            name=label,
-            family="fake",
-            repository="",
-            dim=16,
-            image_size=8,
-            max_text_tokens=64,
-            weights_sha256="2" * 64,
-            settings_sha256="3" * 64,
-            preprocessing="squash",
-            parameters=5,
-            languages=("en",),
-            licence="MIT",
-            dtype="float32",
-            text_dtype="float32",
-            device="cpu",
-            parity="native",
-            key=key,
-        )
+        recall = tuple(at(k, float(np.mean(place <= k))) for k in (1, 5, 10))
+        both = {
+            "queries": len(place),
+            "gallery": 2,
+            "unmatched": 0,
+            "recall": recall,
+            "mean_recall": float(np.mean([one.value for one in recall])),
+            "median_rank": float(np.median(place)),
+            "ranks": pack(place),
+            "clusters": pack(np.arange(len(place)) // 2),
+        }
+        of = {"protocol": protocol, "language": language, "images": 2, "captions": 4, "sha256": "1" * 64}
         return Result(
-            set=of,
-            encoder=encoder,
-            directions=tuple(sides),
+            set=SetRecord(complete=True, **of),
+            encoder=replace(describe(FakeEncoder()), label=label, name=label, repository="", key=key),
+            directions=tuple(DirectionResult(direction=name, **both) for name in ("t2i", "i2t")),
             date="2026-01-02T03:04:05+00:00",
             code="0.1.0",
             libraries=(("numpy", "2"),),
