@@ -8,9 +8,7 @@ import socket
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
-from llm2clip.eval.cli import app
 from llm2clip.eval.datasets.protocols import protocol_ids
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.check_files import as_text, prepare, summary
@@ -29,27 +27,25 @@ def urban(tmp_path_factory):
     return root
 
 
-def run(*arguments):
-    return CliRunner().invoke(app, ["prepare", *map(str, arguments)])
-
-
-def test_prepare_hashes_the_ids_of_a_complete_set(urban):
+def test_prepare_hashes_the_ids_of_a_complete_set(urban, invoke):
     report = prepare("urban1k", data=urban)
     (only,) = report.sets
     assert (report.complete, only.state, only.counts.captions) == (True, "complete", 1000)
     names = "".join(sorted(f"{number}.jpg\n" for number in range(1, 1001)))
     assert only.image_ids_sha256 == hashlib.sha256(names.encode()).hexdigest()
-    answer = run("urban1k", "--data-folder", urban)
+    answer = invoke("prepare", "urban1k", "--data-folder", urban)
     assert answer.exit_code == 0
     assert "complete  urban1k: 1,000 images, 1,000 captions, 1,000 pairs" in answer.output
-    assert json.loads(run("urban1k", "--data-folder", urban, "--json").output)["complete"] is True
+    assert (
+        json.loads(invoke("prepare", "urban1k", "--data-folder", urban, "--json").output)["complete"] is True
+    )
 
 
-def test_prepare_of_a_partial_set_has_status_1(urban):
+def test_prepare_of_a_partial_set_has_status_1(urban, invoke):
     seventh = urban / "Urban1k/image/7.jpg"
     seventh.unlink()
     try:
-        answer = run("urban1k", "--data-folder", urban)
+        answer = invoke("prepare", "urban1k", "--data-folder", urban)
         report = prepare("urban1k", data=urban)
     finally:
         seventh.write_bytes(JPEG)
@@ -60,7 +56,7 @@ def test_prepare_of_a_partial_set_has_status_1(urban):
     assert report.sets[0].image_ids_sha256 == report.protocol.image_ids_sha256
 
 
-def test_prepare_decodes_images_on_request(tmp_path):
+def test_prepare_decodes_images_on_request(tmp_path, invoke):
     (tmp_path / "MUGE").mkdir()
     stream = io.BytesIO()
     Image.new("RGB", (40, 40), "red").save(stream, "JPEG")
@@ -73,7 +69,7 @@ def test_prepare_decodes_images_on_request(tmp_path):
     (only,) = prepare("muge-valid", data=tmp_path, images=True).sets
     assert only.state == "unusable"
     assert only.notes[-1] == "2 images cannot be decoded: 2 (truncated file), 3 (not an image)"
-    answer = run("muge-valid", "--data-folder", tmp_path, "--images")
+    answer = invoke("prepare", "muge-valid", "--data-folder", tmp_path, "--images")
     assert "3 (not an image)" in answer.output
 
 
@@ -108,13 +104,13 @@ def test_prepare_needs_files_only_beside_their_captions(tmp_path):
     assert f"{base}/coco-cn_test.txt" in paths()
 
 
-def test_prepare_reports_a_damaged_file(tmp_path):
+def test_prepare_reports_a_damaged_file(tmp_path, invoke):
     (tmp_path / "coco/val2014").mkdir(parents=True)
     (tmp_path / "coco/coco_test_karpathy.json").write_text('{"images": [')
     report = prepare("coco-5k", data=tmp_path)
     assert report.sets[0].state == "unusable"
     assert "damaged or cut off" in report.sets[0].notes[0]
-    assert run("coco-5k", "--data-folder", tmp_path).exit_code == 1
+    assert invoke("prepare", "coco-5k", "--data-folder", tmp_path).exit_code == 1
 
 
 def test_prepare_checks_languages_one_by_one(tmp_path):
@@ -140,19 +136,18 @@ def test_prepare_compares_archives_with_published_hashes(tmp_path):
     assert "archive   coco/val2014.zip: got md5" in "\n".join(as_text(report))
 
 
-def test_prepare_without_a_name_lists_all(urban):
+def test_prepare_without_a_name_lists_all(urban, invoke):
     listed = {name: there for name, _, there in summary(urban)}
     assert tuple(listed) == protocol_ids()
     assert [name for name, there in listed.items() if there] == ["urban1k"]
-    done = run("--data-folder", urban)
+    done = invoke("prepare", "--data-folder", urban)
     lines = done.stdout.splitlines()
     assert len(lines) == len(protocol_ids())
     assert f"looked below {urban}; llm2clip-eval prepare NAME" in done.stderr
     assert lines[6].split()[:2] == ["there", "urban1k"]
 
 
-def test_prepare_refuses_an_unknown_name_in_one_line(tmp_path):
-    answer = run("urban2k", "--data-folder", tmp_path)
-    assert answer.exit_code == 1
-    assert answer.stdout == ""
+def test_prepare_refuses_an_unknown_name_in_one_line(tmp_path, invoke):
+    answer = invoke("prepare", "urban2k", "--data-folder", tmp_path)
+    assert (answer.exit_code, answer.stdout) == (1, "")
     assert "did you mean urban1k?" in answer.stderr

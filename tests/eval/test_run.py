@@ -7,15 +7,13 @@ import io
 import itertools
 import json
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from PIL import Image
-from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.encoders.fake import COLOURS
-from llm2clip.eval.cli import app
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.image_folder import load_data
 from llm2clip.eval.report.compare import compare_encoders, conclusion
@@ -52,6 +50,28 @@ def sets(six):
     return [load_data(six, language=language) for language in ("en", "de")]
 
 
+def fake(label="", seed=0):
+    return Candidate(label=label, open=lambda: FakeEncoder(seed=seed))
+
+
+@pytest.fixture
+def indexed(tmp_path, tars, options):
+    """Run the fake encoder on English captions of ``six``, with an index of a tar or of such colours."""
+
+    def measure(six, of, *, seed=0, where=None):
+        if isinstance(of, dict):
+            of = tars.write(
+                tmp_path / "other.tar", {k: (tars.colour(rgb), {"caption": "x"}) for k, rgb in of.items()}
+            )
+        place = tmp_path / f"{of.stem}.index"
+        if not place.exists():
+            build_index(of, place, encoder=FakeEncoder())
+        how = replace(options, indexes=(place,), where=where)
+        return next(iter(run([fake(seed=seed)], sets(six)[:1], options=how)))
+
+    return measure
+
+
 def test_run_gives_numbers_worked_out_by_hand(six, colours, options):
     found = list(run([Candidate(label="colours", open=colours.Encoder)], sets(six), options=options))
     english, german = found
@@ -73,26 +93,21 @@ def test_run_gives_numbers_worked_out_by_hand(six, colours, options):
 
 
 def test_run_again_encodes_nothing(six, options):
-    first = list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=options))
+    first = list(run([fake()], sets(six), options=options))
     encoder = FakeEncoder()
     again = list(run([Candidate(label="", open=lambda: encoder)], sets(six), options=options))
     assert (encoder.prepared, encoder.text_batches) == (0, [])
     for one, other in zip(first, again, strict=True):
         assert replace(one, date="", cost=None) == replace(other, date="", cost=None)
-    assert [one.cost.images_encoded for one in first if one.cost] == [
-        6,
-        0,
-    ]  # the second language asks the same
+    encoded = [one.cost.images_encoded for one in first if one.cost]
+    assert encoded == [6, 0]  # the second language asks the same
     assert [one.cost.images_encoded for one in again if one.cost] == [0, 0]
 
 
 def test_run_asks_long_captions_with_their_beginnings(scenes_tar, colours, options):
     # The second colour stands behind a hundred words: whoever reads twenty does not know it.
-    [found] = run(
-        [Candidate(label="c", open=colours.Encoder)],
-        [load_data(scenes_tar(), language="en")],
-        options=options,
-    )
+    scenes = load_data(scenes_tar(), language="en")
+    [found] = run([Candidate(label="c", open=colours.Encoder)], [scenes], options=options)
     assert found.lengths is not None
     points = {one.label: one.value for one in found.lengths.prefixes}
     assert list(points) == ["10 words", "20 words", "40 words", "80 words", "whole"]
@@ -101,80 +116,54 @@ def test_run_asks_long_captions_with_their_beginnings(scenes_tar, colours, optio
     assert found.lengths.truncated == 0.0
 
 
-def test_run_index_recall_of_exact_and_foreign_indexes(six, tmp_path, tars, options):
-    build_index(six, tmp_path / "six.index", encoder=FakeEncoder())
-    with_index = replace(options, indexes=(tmp_path / "six.index",))
-    [english, _] = run([Candidate(label="", open=FakeEncoder)], sets(six), options=with_index)
+def test_run_index_recall_of_exact_and_foreign_indexes(six, indexed, tmp_path, options):
+    english = indexed(six, six)
     [through] = english.index_recall
     assert through.images == 6
     direct = {at.k: at.value for at in english.directions[0].recall}
-    assert {at.k: (at.exact, at.index_recall) for at in through.at} == {
-        k: (direct[k], direct[k]) for k in (1, 5)
-    }
-    assert all(at.overlap == 1 for at in through.at)
+    found = {at.k: (at.exact, at.index_recall, at.overlap) for at in through.at}
+    assert found == {k: (direct[k], direct[k], 1) for k in (1, 5)}
     with pytest.raises(ValueError, match="was built with another version of encoder"):
-        list(run([Candidate(label="", open=lambda: FakeEncoder(seed=1))], sets(six), options=with_index))
-    both = [Candidate(label=str(seed), open=lambda seed=seed: FakeEncoder(seed=seed)) for seed in (0, 1)]
-    fitting = [len(one.index_recall) for one in run(both, sets(six)[:1], options=with_index)]
-    assert fitting == [1, 0]  # each takes the indexes that it made
-    grey = {str(n): (tars.colour((90 + n, 90, 90)), {"caption": "grey"}) for n in range(6)}
-    build_index(tars.write(tmp_path / "grey.tar", grey), tmp_path / "grey.index", encoder=FakeEncoder())
-    foreign = replace(options, indexes=(tmp_path / "grey.index",))
-    with pytest.raises(DatasetError, match=r"none of the answers of .*grey.index is an image of six:en"):
-        list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=foreign))
+        indexed(six, six, seed=1)
+    both = replace(options, indexes=(tmp_path / "six.index",))
+    found = run([fake("0"), fake("1", seed=1)], sets(six)[:1], options=both)
+    assert [len(one.index_recall) for one in found] == [1, 0]  # each takes the indexes that it made
+    with pytest.raises(DatasetError, match=r"none of the answers of .*other.index is an image of six:en"):
+        indexed(six, {str(n): (90 + n, 90, 90) for n in range(6)})
 
 
-def test_run_index_recall_under_a_filter(six, tmp_path, options):
-    build_index(six, tmp_path / "six.index", encoder=FakeEncoder())
-    encoder = FakeEncoder()
+def test_run_index_recall_under_a_filter(six, indexed, tmp_path):
+    indexed(six, six)
     with open_index(tmp_path / "six.index") as index:
-        names = sorted(hit.key for hit in index.search(encoder.encode_texts(["red"]), k=6)[0])
+        names = sorted(hit.key for hit in index.search(FakeEncoder().encode_texts(["red"]), k=6)[0])
     wanted = f"key = '{names[0]}' OR key = '{names[3]}'"
-    filtered = replace(options, indexes=(tmp_path / "six.index",), where=wanted)
-    [english, _] = run([Candidate(label="", open=FakeEncoder)], sets(six), options=filtered)
-    [through] = english.index_recall
+    [through] = indexed(six, six, where=wanted).index_recall
     assert through.where == wanted
     # Two images are left, so five answers always have the right one; the seven captions hold others.
     assert {at.k: (at.exact, at.index_recall, at.overlap) for at in through.at}[5] == (1.0, 1.0, 1.0)
-    nothing = replace(filtered, where="width > 100000")
     with pytest.raises(DatasetError, match=r"no image of six:en in .*six.index passes the filter 'width"):
-        list(run([Candidate(label="", open=FakeEncoder)], sets(six), options=nothing))
+        indexed(six, six, where="width > 100000")
 
 
-def test_run_index_recall_of_an_index_with_lost_images(six, tmp_path, tars, options):
+def test_run_index_recall_of_an_index_with_lost_images(six, indexed):
     """Half of the images and as many others: what is missing counts as lost."""
-    kept = {str(n): (tars.colour(rgb), {"caption": "x"}) for n, rgb in enumerate(list(COLOURS.values())[2:5])}
-    kept |= {f"grey{n}": (tars.colour((90 + n, 90, 90)), {"caption": "x"}) for n in range(3)}
-    build_index(tars.write(tmp_path / "half.tar", kept), tmp_path / "half.index", encoder=FakeEncoder())
-    [english, _] = run(
-        [Candidate(label="", open=FakeEncoder)],
-        sets(six),
-        options=replace(options, indexes=(tmp_path / "half.index",)),
-    )
-    at = english.index_recall[0].at[0]
+    kept = {str(n): rgb for n, rgb in enumerate(list(COLOURS.values())[2:5])}
+    at = indexed(six, kept | {f"grey{n}": (90 + n, 90, 90) for n in range(3)}).index_recall[0].at[0]
     assert (at.exact, at.index_recall, at.overlap) == (1.0, 0.5, 0.5)
 
 
 def test_run_index_recall_at_every_k(tmp_path, tars, colours, options):
     """An image half blue and half green is told as blue: all blue comes first, and it second."""
-    both = Image.new("RGB", (16, 16), colours.palette["blue"])
-    both.paste(colours.palette["green"], (8, 0, 16, 16))
-    stream = io.BytesIO()
-    both.save(stream, "PNG")
     images = {word: (tars.colour(rgb), word) for word, rgb in colours.palette.items()}
-    images["half"] = (stream.getvalue(), "blue")
+    images["half"] = (tars.halves(colours.palette["blue"], colours.palette["green"]), "blue")
     items = {key: (image, {"captions": {"en": told}}) for key, (image, told) in images.items()}
     place = tars.write(tmp_path / "told.tar", items)
     build_index(place, tmp_path / "told.index", encoder=colours.Encoder())
-    [found] = run(
-        [Candidate(label="", open=colours.Encoder)],
-        [load_data(place, language="en")],
-        options=replace(options, indexes=(tmp_path / "told.index",)),
-    )
-    assert [(at.k, at.exact, at.index_recall) for at in found.index_recall[0].at] == [
-        (1, 6 / 7, 6 / 7),
-        (5, 1, 1),
-    ]
+    how = replace(options, indexes=(tmp_path / "told.index",))
+    reader = Candidate(label="", open=colours.Encoder)
+    [found] = run([reader], [load_data(place, language="en")], options=how)
+    through = [(at.k, at.exact, at.index_recall) for at in found.index_recall[0].at]
+    assert through == [(1, 6 / 7, 6 / 7), (5, 1, 1)]
     assert found.lengths is not None
     assert [(one.queries, one.value) for one in found.lengths.buckets] == [(7, 6 / 7)]
 
@@ -183,8 +172,7 @@ def test_run_of_two_encoders_to_page_and_comparison(tmp_path, tars, colours, opt
     # Thirty images by two halves; whoever ignores the order of words finds half of them at most.
     items = {}
     for left, right in itertools.permutations(colours.palette, 2):
-        image = tars.colour(colours.palette[left]) if left == right else None
-        image = image or halves(colours.palette[left], colours.palette[right])
+        image = tars.halves(colours.palette[left], colours.palette[right])
         items[f"{left}-{right}"] = (image, {"caption": f"{left} {right}"})
     pairs = load_data(tars.write(tmp_path / "pairs.tar", items))
     reads = Candidate(label="reads", open=colours.Encoder)
@@ -196,22 +184,15 @@ def test_run_of_two_encoders_to_page_and_comparison(tmp_path, tars, colours, opt
     assert [(row.label, row.near_best) for row in table.ours] == [("reads", True), ("bag <script>", False)]
     text = markdown(board, limit=5)
     assert "| **reads** | 100.0 (" in text
-    lines = list(csv.DictReader(io.StringIO(csv_text(board))))
-    assert {(line["model"], line["direction"], line["k"]): float(line["value"]) for line in lines}[
-        ("reads", "t2i", "1")
-    ] == 100.0
+    lines = csv.DictReader(io.StringIO(csv_text(board)))
+    values = {(line["model"], line["direction"], line["k"]): float(line["value"]) for line in lines}
+    assert values["reads", "t2i", "1"] == 100.0
     page = render_page(board)
     assert "bag <script>" not in page
-    assert page_data(board, now=_now())["results"][0]["near"] is True
+    assert page_data(board, now=datetime(2026, 1, 2, tzinfo=UTC))["results"][0]["near"] is True
     compared = compare_encoders(found, "reads", "bag <script>", resampling=Resampling(times=500))
     assert [line.sure for line in compared.lines] == [True, True]
     assert conclusion(compared)[0].startswith("reads is better than bag <script> in 2 of 2 comparisons")
-
-
-def _now():
-    from datetime import UTC, datetime
-
-    return datetime(2026, 1, 2, tzinfo=UTC)
 
 
 class Bag:
@@ -225,52 +206,20 @@ class Bag:
         return getattr(self.encoder, name)
 
 
-def halves(left, right):
-    from PIL import Image
-
-    image = Image.new("RGB", (16, 16), left)
-    image.paste(right, (8, 0, 16, 16))
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
-
-def test_run_leaderboard_and_compare_commands(six, tmp_path, monkeypatch):
+def test_run_leaderboard_and_compare_commands(six, invoke, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    runner = CliRunner()
-    command = [
-        "run",
-        "--encoder",
-        "nano",
-        "--encoder",
-        "again=nano",
-        "--data",
-        f"mine={six}",
-        "--language",
-        "all",
-    ]
-    done = runner.invoke(app, [*command, "--out", "out", "--cache", "vectors", "--limit", "4"])
+    encoders = ("--encoder", "nano", "--encoder", "again=nano")
+    places = ("--out", "out", "--cache", "vectors", "--limit", "4")
+    done = invoke("run", *encoders, "--data", f"mine={six}", "--language", "all", *places)
     assert done.exit_code == 0, done.output
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert [name.split("-")[0] for name in names] == ["mine+partial"] * 4
-    shown = runner.invoke(
-        app,
-        [
-            "leaderboard",
-            "out/" + names[2],
-            "out/" + names[3],
-            "--html",
-            "a/b.html",
-            "--markdown",
-            "b.md",
-            "--csv",
-            "b.csv",
-        ],
-    )
+    written = ("--html", "a/b.html", "--markdown", "b.md", "--csv", "b.csv")
+    shown = invoke("leaderboard", f"out/{names[2]}", f"out/{names[3]}", *written)
     assert shown.exit_code == 0, shown.output
     assert (tmp_path / "a" / "b.html").read_text().startswith("<!DOCTYPE html>")
     assert "only the first 4 of 6 images" in (tmp_path / "b.md").read_text()
-    compared = runner.invoke(app, ["compare", "nano", "again", "out"])
+    compared = invoke("compare", "nano", "again", "out")
     assert compared.exit_code == 0, compared.output
     assert "nano and again cannot be told apart in any of 4 comparisons" in compared.output
     data = json.loads((tmp_path / "out" / names[0]).read_text())
@@ -278,22 +227,19 @@ def test_run_leaderboard_and_compare_commands(six, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("command", "message"),
     [
-        (["run", "--encoder", "nano"], "no data set was named; name a protocol"),
-        (["run", "--encoder", "nano", "--dataset", "flickr30"], "unknown protocol 'flickr30'; did you mean"),
-        (
-            ["run", "--encoder", "a=nano", "--encoder", "a=clip-vit-b-16", "--data", "."],
-            "two encoders have one label",
-        ),
-        (["run", "--encoder", "nono", "--data", "six.tar", "--language", "en"], "nono"),
-        (["leaderboard", "nowhere"], "nowhere"),
-        (["compare", "a", "b"], "eval-results"),
+        ("run --encoder nano", "no data set was named; name a protocol"),
+        ("run --encoder nano --dataset flickr30", "unknown protocol 'flickr30'; did you mean"),
+        ("run --encoder a=nano --encoder a=clip-vit-b-16 --data .", "two encoders have one label"),
+        ("run --encoder nono --data six.tar --language en", "nono"),
+        ("leaderboard nowhere", "nowhere"),
+        ("compare a b", "eval-results"),
     ],
 )
-def test_commands_fail_in_one_line(six, tmp_path, monkeypatch, arguments, message):
+def test_commands_fail_in_one_line(six, invoke, tmp_path, monkeypatch, command, message):
     monkeypatch.chdir(tmp_path)
-    done = CliRunner().invoke(app, arguments)
+    done = invoke(*command.split())
     assert done.exit_code == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("error: ")
@@ -313,7 +259,7 @@ def test_run_reports_progress_of_every_item(six, options):
         def end(self, result):
             told.append(("end", result.set.id))
 
-    list(run([Candidate(label="", open=FakeEncoder)], sets(six)[:1], options=options, reporter=Reporter()))
+    list(run([fake()], sets(six)[:1], options=options, reporter=Reporter()))
     assert sum(number for side, number in told if side == "images") == 6
     assert sum(number for side, number in told if side == "texts") == 12
     assert np.isin(["begin", "end"], [name for name, _ in told]).all()
@@ -321,7 +267,7 @@ def test_run_reports_progress_of_every_item(six, options):
 
 def test_run_throughput_fills_the_cost_columns(six, options):
     timed = replace(options, throughput=True)
-    [found] = run([Candidate(label="timed", open=FakeEncoder)], sets(six)[:1], options=timed)
+    [found] = run([fake("timed")], sets(six)[:1], options=timed)
     assert found.cost is not None
     assert min(found.cost.images_per_second, found.cost.texts_per_second, found.cost.query_ms) > 0
     board = build_board([found])
@@ -330,12 +276,12 @@ def test_run_throughput_fills_the_cost_columns(six, options):
     assert float(line["texts_per_second"]) == pytest.approx(found.cost.texts_per_second, abs=1e-3)
     assert float(line["peak_memory_mb"]) == found.cost.peak_memory_mb
     # A later run without timing keeps what was timed.
-    [again] = run([Candidate(label="timed", open=FakeEncoder)], sets(six)[:1], options=options)
+    [again] = run([fake("timed")], sets(six)[:1], options=options)
     assert again.cost.query_ms == found.cost.query_ms
 
 
-def test_run_accepts_the_old_name_of_index(six, tmp_path):
-    arguments = ["run", "--encoder", "nano", "--data", str(six), "--language", "en", "--where", "x = 1"]
-    done = CliRunner().invoke(app, [*arguments, "--through", str(tmp_path / "nowhere")])
+def test_run_accepts_the_old_name_of_index(six, invoke, tmp_path):
+    named = ("run", "--encoder", "nano", "--data", six, "--language", "en", "--where", "x = 1")
+    done = invoke(*named, "--through", tmp_path / "nowhere")
     assert (done.exit_code, "nowhere" in done.stderr) == (1, True)
-    assert "--through " not in CliRunner().invoke(app, ["run", "--help"]).output
+    assert "--through " not in invoke("run", "--help").output
