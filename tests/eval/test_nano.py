@@ -1,13 +1,10 @@
 import hashlib
 import io
 import json
-import sys
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
-from llm2clip.eval.cli import app
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.nano_report import report as nano
 from llm2clip.eval.nano_report.controls import encoder_folder
@@ -44,11 +41,17 @@ def world(tmp_path, monkeypatch, gallery_tar, scenes_tar, colours):
 
 
 @pytest.fixture
-def report(world, colours):
-    options = NanoOptions(data=world)
-    return measure_nano(
-        colours.Encoder(), options=options, folder=world / "colours", progress=lambda line: None
-    )
+def measure(world, colours):
+    def run(*, folder=None, **options):
+        how = NanoOptions(data=world, **options)
+        return measure_nano(colours.Encoder(), options=how, folder=folder, progress=lambda line: None)
+
+    return run
+
+
+@pytest.fixture
+def report(measure, world):
+    return measure(folder=world / "colours")
 
 
 def number(report, table, subject, row, metric, *, blocks=True):
@@ -98,13 +101,13 @@ def test_as_json_has_provenance_of_every_number(report):
 
 def test_measure_nano_records_hashes_of_files(report, world):
     files = {
-        "noto": "sample.tar",
-        "openmoji": "openmoji.tar",
-        "scenes": "scenes.tar",
-        "scenes-openmoji": "scenes-openmoji.tar",
+        "noto": "sample",
+        "openmoji": "openmoji",
+        "scenes": "scenes",
+        "scenes-openmoji": "scenes-openmoji",
     }
     expected = {
-        subject: {name: hashlib.sha256((world / name).read_bytes()).hexdigest()}
+        subject: {f"{name}.tar": hashlib.sha256((world / f"{name}.tar").read_bytes()).hexdigest()}
         for subject, name in files.items()
     }
     queries = hashlib.sha256(QUERIES_FILE.read_bytes()).hexdigest()
@@ -129,9 +132,8 @@ def test_nano_tables_show_numbers_and_targets(report):
     assert lines["all"].split() == ["all"] + ["1", "of", "1"] * 8
 
 
-def test_measure_nano_leaves_parts_out(world, colours):
-    options = NanoOptions(data=world, styles=("noto",), scenes=False)
-    report = measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
+def test_measure_nano_leaves_parts_out(measure):
+    report = measure(styles=("noto",), scenes=False)
     assert {one.table for one in report.measurements} == {"names", "queries", "cost"}
     assert all(one.blocks for one in report.measurements)
     assert len(report.notes) == 1
@@ -140,20 +142,18 @@ def test_measure_nano_leaves_parts_out(world, colours):
     assert {target["table"] for target in unmet} == {"names", "scenes", "cost"}
 
 
-def test_measure_nano_notes_a_busy_machine(world, colours, monkeypatch):
+def test_measure_nano_notes_a_busy_machine(measure, monkeypatch):
     monkeypatch.setattr(nano.os, "getloadavg", lambda: (99.0, 1.0, 1.0), raising=False)
-    options = NanoOptions(data=world, styles=("noto",), scenes=False, blocks=False)
-    report = measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
+    report = measure(styles=("noto",), scenes=False, blocks=False)
     assert report.notes == ("speeds are lower bounds: the machine was busy with other work (load 99.0)",)
 
 
-def test_measure_nano_refuses_a_style_found_nowhere(world, colours):
-    options = NanoOptions(data=world, styles=("noto", "fluent"))
+def test_measure_nano_refuses_a_style_found_nowhere(measure, world):
     with pytest.raises(DatasetError, match=r"fluent\.tar not found in .*llm2clip-train data"):
-        measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
+        measure(styles=("noto", "fluent"))
     (world / "fluent.tar").write_bytes((world / "openmoji.tar").read_bytes())
     with pytest.raises(DatasetError, match=r"fluent\.tar has no image of kind 'emoji', style 'fluent'"):
-        measure_nano(colours.Encoder(), options=options, folder=None, progress=lambda line: None)
+        measure(styles=("noto", "fluent"))
 
 
 @pytest.mark.parametrize("styles", [(), ("noto", "noto")])
@@ -167,10 +167,9 @@ def test_encoder_folder_finds_files(world):
     assert encoder_folder("no such encoder") is None
 
 
-def test_nano_command_prints_tables_and_writes_json(world):
-    target = world / "out.json"
-    arguments = ["nano", "--encoder", str(world / "colours"), "--data", str(world), "--json", str(target)]
-    result = CliRunner().invoke(app, arguments)
+def test_nano_command_prints_tables_and_writes_json(world, invoke):
+    target = world / "new" / "folder" / "out.json"
+    result = invoke("nano", "--encoder", world / "colours", "--data", world, "--json", target)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith(
         "encoder colours, weights 000000000000, settings 000000000000\nmeasured on noto: "
@@ -182,43 +181,23 @@ def test_nano_command_prints_tables_and_writes_json(world):
     assert json.loads(target.read_text(encoding="utf-8"))["report"] == "nano"
 
 
-def test_nano_command_fails_in_one_line(world):
-    result = CliRunner().invoke(app, ["nano", "--styles", "", "--data", str(world)])
+def test_nano_command_fails_in_one_line(world, invoke, monkeypatch):
+    result = invoke("nano", "--styles", "", "--data", world)
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith("error: got styles []")
-    assert CliRunner().invoke(app, ["nano", "--stiles", "noto"]).exit_code == 2
-
-
-def test_nano_command_ctrl_c_is_one_line(world, monkeypatch):
-    def interrupted(*arguments, **options):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(nano, "measure_nano", interrupted)
-    result = CliRunner().invoke(app, ["nano", "--data", str(world)])
-    assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, "interrupted")
-
-
-def test_nano_command_checks_the_json_file_first(world, monkeypatch):
-    measured = []
-    monkeypatch.setattr(nano, "measure_nano", lambda *arguments, **options: measured.append(1))
+    assert invoke("nano", "--stiles", "noto").exit_code == 2
+    # A file that cannot be written is noticed before anything is measured.
+    monkeypatch.setattr(nano, "measure_nano", None)
     (world / "file").write_text("")
     for target in (world, world / "file" / "numbers.json"):
-        result = CliRunner().invoke(app, ["nano", "--data", str(world), "--json", str(target)])
-        assert (result.exit_code, result.stdout, measured) == (1, "", [])
+        result = invoke("nano", "--data", world, "--json", target)
+        assert (result.exit_code, result.stdout) == (1, "")
         assert result.stderr.startswith(f"error: {world}")
         assert result.stderr.count("\n") == 1
 
 
-def test_nano_command_makes_the_folder_of_the_json_file(world):
-    target = world / "new" / "folder" / "numbers.json"
-    arguments = ["nano", "--data", str(world), "--styles", "noto", "--no-scenes", "--no-blocks"]
-    result = CliRunner().invoke(app, [*arguments, "--json", str(target)])
-    assert result.exit_code == 0, result.stderr
-    assert json.loads(target.read_text(encoding="utf-8"))["report"] == "nano"
-
-
-def test_nano_command_prints_tables_if_the_json_file_fails(world, monkeypatch):
+def test_nano_command_prints_tables_if_the_json_file_fails(world, invoke, monkeypatch):
     target, measure = world / "numbers.json", nano.measure_nano
 
     def spoiling(*arguments, **options):
@@ -227,18 +206,7 @@ def test_nano_command_prints_tables_if_the_json_file_fails(world, monkeypatch):
         return report
 
     monkeypatch.setattr(nano, "measure_nano", spoiling)
-    arguments = ["nano", "--data", str(world), "--styles", "noto", "--no-scenes", "--no-blocks"]
-    result = CliRunner().invoke(app, [*arguments, "--json", str(target)])
+    parts = ("--styles", "noto", "--no-scenes", "--no-blocks")
+    result = invoke("nano", "--data", world, *parts, "--json", target)
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, f"error: {target}: Is a directory")
     assert "Name to image, noto artwork" in result.stdout
-
-
-def test_nano_command_names_a_missing_extra(world, monkeypatch):
-    def needing(*arguments, **options):
-        import resvg_py  # noqa: F401
-
-    monkeypatch.setitem(sys.modules, "resvg_py", None)
-    monkeypatch.setattr(nano, "measure_nano", needing)
-    result = CliRunner().invoke(app, ["nano", "--data", str(world)])
-    assert result.exit_code == 1
-    assert result.stderr.splitlines()[-1].endswith("install it with: pip install 'llm2clip-retrieval[cpu]'")

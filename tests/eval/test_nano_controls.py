@@ -31,13 +31,8 @@ def folder(tmp_path):
         languages=("en",),
         vision=NanoVisionConfig(image_size=16, widths=(8, 8, 16), blocks=(1, 1, 1), layers=1, heads=2),
         text=LlamaConfig(
-            vocab_size=len(WORDS),
-            hidden_size=16,
-            intermediate_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=8,
+            **{"vocab_size": len(WORDS), "hidden_size": 16, "intermediate_size": 32, "head_dim": 8},
+            **dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 2),
         ),
         adapter=AdapterConfig(width=16, dim=12, blocks=1),
         preprocessing=Preprocess(size=16, mode=ResizeMode.PAD_SQUARE),
@@ -133,19 +128,14 @@ def test_make_random_one_seed_is_one_encoder(family, tmp_path):
 
 
 def test_make_random_shuffles_nano(tmp_path):
-    encoder = load_encoder(make_random("nano", tmp_path / "one"))
-    nano = load_encoder("nano")
-    assert encoder.info.name == "random-nano"
-    assert encoder.info.parameters == nano.info.parameters
-    assert encoder.info.weights_sha256 != nano.info.weights_sha256
+    random, nano = load_encoder(make_random("nano", tmp_path / "one")).info, load_encoder("nano").info
+    assert (random.name, random.parameters) == ("random-nano", nano.parameters)
+    assert random.weights_sha256 != nano.weights_sha256
 
 
-def test_make_random_refuses_unknown_family(tmp_path):
+def test_make_random_refuses_unknown_families_and_other_folders(tmp_path):
     with pytest.raises(ValueError, match=r"no random encoder of family 'wukong', expected one of nano, clip"):
         make_random("wukong", tmp_path)
-
-
-def test_make_random_leaves_other_folders_alone(tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(ValueError, match="is not empty and holds no random encoder; name another folder"):
         make_random("clip", tmp_path)

@@ -31,8 +31,13 @@ def gallery(gallery_tar):
 
 
 @pytest.fixture
-def scenes(scenes_tar):
-    return read_scenes(scenes_tar())
+def measured(scenes_tar, colours):
+    """Measures the scenes as a reader of words sees them."""
+    scenes = read_scenes(scenes_tar())
+    vectors = encode_images(colours.Encoder(), [scene.image for scene in scenes])
+    return lambda **options: measure_scenes(
+        colours.Encoder(bag=options.pop("bag", False)), scenes, vectors, **options
+    )
 
 
 def values(measurements):
@@ -64,16 +69,11 @@ def test_measure_names_by_language_and_mean(gallery, colours):
     vectors = encode_images(encoder, gallery.images)
     found = values(measure_names(encoder, gallery, vectors, languages=["en", "de"]))
     # Two German names are exchanged: each scores the other image 1 and all others 0, its own included.
+    shares = {"en": (1, 1, 1), "de": (4 / 6, 4 / 6, 1), "mean": (5 / 6, 5 / 6, 1)}
     assert found == {
-        ("en", "R@1"): 100,
-        ("en", "R@5"): 100,
-        ("en", "R@10"): 100,
-        ("de", "R@1"): pytest.approx(100 * 4 / 6),
-        ("de", "R@5"): pytest.approx(100 * 4 / 6),
-        ("de", "R@10"): 100,
-        ("mean", "R@1"): pytest.approx(100 * 5 / 6),
-        ("mean", "R@5"): pytest.approx(100 * 5 / 6),
-        ("mean", "R@10"): 100,
+        (row, metric): pytest.approx(100 * share)
+        for row, three in shares.items()
+        for metric, share in zip(("R@1", "R@5", "R@10"), three, strict=True)
     }
 
 
@@ -102,72 +102,56 @@ def test_answer_queries_through_an_index(gallery, colours, tmp_path):
     counted = {
         (one.row, one.metric): (one.value, one.count) for one in count_answers(answers, queries=queries)
     }
-    assert counted == {
-        ("en", "development"): (0, 0),
-        ("de", "development"): (1, 1),
-        ("all", "development"): (1, 1),
-        ("en", "test"): (1, 2),
-        ("de", "test"): (0, 0),
-        ("all", "test"): (1, 2),
+    development, test = (
+        {"en": (0, 0), "de": (1, 1), "all": (1, 1)},
+        {"en": (1, 2), "de": (0, 0), "all": (1, 2)},
+    )
+    assert counted == {(row, "development"): one for row, one in development.items()} | {
+        (row, "test"): one for row, one in test.items()
     }
 
 
-def test_measure_scenes_whole_and_cut(scenes, colours):
-    encoder = colours.Encoder()
-    vectors = encode_images(encoder, [scene.image for scene in scenes])
-    found = values(measure_scenes(encoder, scenes, vectors))
+def test_measure_scenes_whole_and_cut(measured):
+    found = values(measured())
     assert found["en", "R@1"] == 100
     # Cut before its last word a caption names one colour, which ten scenes show on one side.
     # All ten tie, so none is found at 1 or 5 and all at 10.
     cut = "en, first 75 tokens"
     assert (found[cut, "R@1"], found[cut, "R@5"], found[cut, "R@10"]) == (0, 0, 100)
-    assert found["en", "R@1 over R@1 of 75 tokens"] == pytest.approx(len(scenes))
+    assert found["en", "R@1 over R@1 of 75 tokens"] == pytest.approx(30)
     assert found["en", "fewest tokens"] == found["en", "median tokens"] == found["en", "most tokens"] == 102
     assert found["twins: last object", "told apart"] == 100
     assert found["twins: two places swapped", "told apart"] == 100
 
 
-def test_measure_scenes_in_every_language(scenes, colours):
-    encoder = colours.Encoder()
-    vectors = encode_images(encoder, [scene.image for scene in scenes])
-    found = [one for one in measure_scenes(encoder, scenes, vectors, every_language=True) if one.row == "de"]
-    assert [(one.row, one.metric, one.value, one.count) for one in found] == [
-        ("de", metric, 100, len(scenes)) for metric in ("R@1", "R@5", "R@10")
-    ]
+def test_measure_scenes_in_every_language(measured):
+    found = [one for one in measured(every_language=True) if one.row == "de"]
+    expected = [("de", metric, 100, 30) for metric in ("R@1", "R@5", "R@10")]
+    assert [(one.row, one.metric, one.value, one.count) for one in found] == expected
 
 
-def test_measure_scenes_of_a_bag_of_words(scenes, colours):
-    vectors = encode_images(colours.Encoder(), [scene.image for scene in scenes])
-    found = values(measure_scenes(colours.Encoder(bag=True), scenes, vectors))
+def test_measure_scenes_of_a_bag_of_words(measured):
+    found = values(measured(bag=True))
     assert found["twins: last object", "told apart"] == 100
     assert found["twins: two places swapped", "told apart"] == 0
 
 
 def test_tell_apart_counts_ties_as_not_told():
-    class Collapsed:  # encoders refuse to return these vectors; the metric must hold without their help
+    class Rounded:  # encoders refuse to return such vectors; the metric must hold without their help
         def encode_texts(self, texts):
-            return np.full((len(texts), 4), 0.5, dtype=np.float32)
-
-    class Rounded:
-        def encode_texts(self, texts):
-            shift = 1e-7 if texts[0] == "a" else 0
-            return np.full((len(texts), 4), 0.5 + shift, dtype=np.float32)
+            return np.full((len(texts), 4), 0.5 + 1e-7 * (texts[0] == "a"), dtype=np.float32)
 
     vectors = np.full((3, 4), 0.5, dtype=np.float32)
-    assert tell_apart(Rounded(), right=["a"] * 3, wrong=["b"] * 3, vectors=vectors) == 0
-    assert tell_apart(Collapsed(), right=["a"] * 3, wrong=["b"] * 3, vectors=vectors) == 0
+    for right in ("a", "b"):
+        assert tell_apart(Rounded(), right=[right] * 3, wrong=["b"] * 3, vectors=vectors) == 0
     with pytest.raises(ValueError, match="non-finite score"):
-        tell_apart(Collapsed(), right=["a"], wrong=["b"], vectors=np.full((1, 4), np.nan, dtype=np.float32))
+        tell_apart(Rounded(), right=["a"], wrong=["b"], vectors=np.full((1, 4), np.nan, dtype=np.float32))
 
 
 def test_cut_texts_keeps_the_longest_beginning(colours):
     texts = ["one", "one two three", "one two three four", "  spaced   out   words here "]
-    assert cut_texts(colours.Encoder(), texts, tokens=3) == [
-        "one",
-        "one two three",
-        "one two three",
-        "  spaced   out   words",
-    ]
+    expected = ["one", "one two three", "one two three", "  spaced   out   words"]
+    assert cut_texts(colours.Encoder(), texts, tokens=3) == expected
 
 
 def test_template_tokens_are_not_counted_as_caption(colours):
@@ -181,12 +165,13 @@ def test_template_tokens_are_not_counted_as_caption(colours):
 
 
 def test_read_scenes_refuses_scenes_without_captions(tars, tmp_path):
-    path = tars.write(tmp_path / "scenes.tar", {"1": (tars.colour((0, 0, 0)), {"kind": "scene"})})
-    with pytest.raises(DatasetError, match=r"scene 1\.png has no English caption"):
-        read_scenes(path)
-    path = tars.write(tmp_path / "none.tar", {"1": (tars.colour((0, 0, 0)), {"kind": "emoji"})})
-    with pytest.raises(DatasetError, match="holds no item of kind 'scene'"):
-        read_scenes(path)
+    for kind, message in (
+        ("scene", r"scene 1\.png has no English caption"),
+        ("emoji", "no item of kind 'scene'"),
+    ):
+        path = tars.write(tmp_path / "scenes.tar", {"1": (tars.colour((0, 0, 0)), {"kind": kind})})
+        with pytest.raises(DatasetError, match=message):
+            read_scenes(path)
 
 
 def test_require_sets_names_the_command(tmp_path):

@@ -2,7 +2,6 @@ import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from difflib import SequenceMatcher
 from importlib import resources
 
@@ -73,28 +72,27 @@ def test_load_queries_refuses_another_form(tmp_path, content, message):
         load_queries(path)
 
 
-def plain(text: str) -> str:
+def plain(text):
     """Words without case, width and punctuation, for comparing texts."""
     kept = "".join(" " if unicodedata.category(one)[0] in "PS" else one for one in text)
     return " ".join(unicodedata.normalize("NFKC", kept).casefold().split())
 
 
-def near_lines(query: str, lines: Iterable[str]) -> list[str]:
+def near_lines(query, lines):
     """Those of some plain lines that say nearly what the query says."""
-    matcher = SequenceMatcher(autojunk=False)
-    matcher.set_seq2(plain(query))
-    found = []
-    for line in lines:
+    matcher = SequenceMatcher(b=plain(query), autojunk=False)
+
+    def near(line):
         matcher.set_seq1(line)
         # The cheap upper bounds first.
         bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
-        if all(bound() >= TOO_NEAR for bound in bounds):
-            found.append(line)
-    return found
+        return all(bound() >= TOO_NEAR for bound in bounds)
+
+    return [line for line in lines if near(line)]
 
 
 def test_load_queries_keeps_clear_of_training_lines():
-    lines: dict[str, set[str]] = defaultdict(set)
+    lines = defaultdict(set)
     for file in resources.files("llm2clip.train").joinpath("data").iterdir():
         for line in file.read_text(encoding="utf-8").splitlines() if file.name.endswith(".tsv") else ():
             _, language, text = line.split("\t")
