@@ -15,8 +15,6 @@ from safetensors.torch import load_file
 from llm2clip.encoders import ModelError
 from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint, read_conversion
 
-from .checkpoints import eva02
-
 
 @pytest.fixture
 def tensors() -> dict[str, torch.Tensor]:
@@ -182,39 +180,6 @@ def test_convert_checkpoint_leaves_nothing_after_failed_write(
     assert not list((tmp_path / "cache").iterdir())
 
 
-class Planted:
-    """Unpickled the careless way, it leaves a folder behind."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return os.mkdir, (str(self.file),)
-
-
-@pytest.mark.parametrize("place", ["value", "nested", "whole", "key"])
-@pytest.mark.parametrize("suffix", [".pt", ".bin"])
-def test_convert_checkpoint_does_not_run_payload(place: str, suffix: str, tmp_path: Path):
-    planted = Planted(tmp_path / "planted")
-    state: object = {
-        "value": {**eva02(), "visual.extra": planted},
-        "nested": {"state_dict": eva02(), "settings": {"deep": [planted]}},
-        "whole": planted,
-        "key": {(planted, 1): torch.zeros(1)},
-    }[place]
-    pt = tmp_path / f"model{suffix}"
-    torch.save(state, pt)
-    with pytest.raises(
-        ModelError, match=r"holds more than tensors \(it asks for .*mkdir\); nothing in it was run"
-    ):
-        convert_checkpoint(pt, tmp_path / "cache")
-    assert not (tmp_path / "planted").exists()
-    assert not (tmp_path / "cache").exists()
-    # The trap is live: it is the reading that does not spring it.
-    torch.load(pt, weights_only=False)
-    assert (tmp_path / "planted").exists()
-
-
 def test_convert_checkpoint_refuses_oversized_tensor(tmp_path: Path):
     torch.save({"huge": torch.zeros(1).expand(1_000_000, 1_000_000)}, tmp_path / "model.pt")
     with pytest.raises(
@@ -258,9 +223,4 @@ def test_convert_checkpoint_refuses_torchscript(tmp_path: Path):
         for name in ("data.pkl", "constants.pkl", "code/x.py"):
             archive.writestr(f"model/{name}", b"")
     with pytest.raises(ModelError, match=r"model\.pt is a TorchScript program; expected a file of tensors"):
-        convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")
-
-
-def test_convert_checkpoint_refuses_missing_file(tmp_path: Path):
-    with pytest.raises(ModelError, match=r"model\.pt cannot be read: No such file"):
         convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")

@@ -1,4 +1,4 @@
-"""The CLIP baseline against transformers' own ``get_image_features`` and ``get_text_features``, tiny and random."""
+"""A folder of transformers' CLIP: its files, settings and tensors, and where it is found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError, load_encoder
@@ -17,73 +16,23 @@ from llm2clip.encoders.baselines.hf_dual import Checkpoint
 from llm2clip.encoders.catalog.entries import EncoderEntry, baseline_entries, find_encoder
 from llm2clip.encoders.catalog.hub import ModelFiles
 
+from .test_families import Reference, references, sample_images
+
+__all__ = ["references"]  # fixture
+
 TEXTS = ["a red bicycle in the rain", "cat", "two dogs, one ball!", "Ein Hund"]
 
 
-@pytest.fixture(scope="session")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random CLIP of two layers with a tokenizer of its own, saved by transformers as a published one is."""
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    folder = tmp_path_factory.mktemp("clip")
-    symbols = sorted(set("abcdefghijklmnopqrstuvwxyz,!."))
-    merges = [("c", "a"), ("ca", "t</w>"), ("d", "o"), ("r", "e"), ("re", "d</w>")]
-    words = [
-        *symbols,
-        *(s + "</w>" for s in symbols),
-        *(a + b for a, b in merges),
-        "<|startoftext|>",
-        "<|endoftext|>",
-    ]
-    vocabulary = {word: number for number, word in enumerate(words)}
-    tokenizer = CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=20)
-    tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}).save_pretrained(
-        folder
-    )
-    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    end = vocabulary["<|endoftext|>"]
-    text = {"vocab_size": len(words), "max_position_embeddings": 20, "eos_token_id": end, "pad_token_id": end}
-    config = CLIPConfig(
-        text_config={**layers, **text, "bos_token_id": end - 1},
-        vision_config={**layers, "image_size": 28, "patch_size": 14},
-        projection_dim=24,
-    )
-    torch.manual_seed(0)
-    model = CLIPModel(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    return folder
+@pytest.fixture
+def saved(references: dict[str, Reference]) -> Path:
+    """A random CLIP of two layers as transformers saves it. Not to be written to."""
+    return references["clip"].folder
 
 
 @pytest.fixture
 def folder(saved: Path, tmp_path: Path) -> Path:
     """A copy that a test may spoil."""
     return shutil.copytree(saved, tmp_path / "my-clip")
-
-
-def images() -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    return [
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        for width, height in ((28, 28), (40, 31), (31, 57), (100, 29))
-    ]
-
-
-def test_info_of_clip(saved: Path):
-    import hashlib
-
-    from transformers import CLIPModel
-
-    info = load_encoder(saved).info
-    weights = sum(parameter.numel() for parameter in CLIPModel.from_pretrained(saved).parameters())
-    assert (info.family, info.dim, info.image_size, info.max_text_tokens) == ("clip", 24, 28, 20)
-    assert info.parameters == weights
-    assert info.weights_sha256 == hashlib.sha256((saved / "model.safetensors").read_bytes()).hexdigest()
-    assert info.preprocessing.startswith("rgb-on-white/shortest-crop/bicubic-28/mean.48145466,")
 
 
 def test_info_does_not_depend_on_the_folder(saved: Path, folder: Path):
@@ -116,7 +65,7 @@ def test_load_encoder_reads_pytorch_model_bin(saved: Path, folder: Path):
     (folder / "model.safetensors").unlink()
     old, new = load_encoder(folder), load_encoder(saved)
     assert np.array_equal(old.encode_texts(TEXTS), new.encode_texts(TEXTS))
-    assert np.array_equal(old.encode_images(images()), new.encode_images(images()))
+    assert np.array_equal(old.encode_images(sample_images()), new.encode_images(sample_images()))
     assert old.info.parameters == new.info.parameters
 
 
@@ -256,7 +205,7 @@ def test_weights_reads_shards_and_checks_the_index(saved: Path, folder: Path):
     index.write_text(json.dumps({"weight_map": names}))
     split, whole = load_encoder(folder), load_encoder(saved)
     assert np.array_equal(split.encode_texts(TEXTS), whole.encode_texts(TEXTS))
-    assert np.array_equal(split.encode_images(images()), whole.encode_images(images()))
+    assert np.array_equal(split.encode_images(sample_images()), whole.encode_images(sample_images()))
     assert split.info.parameters == whole.info.parameters
     assert len(split.info.weights_sha256) == 64
     (folder / "model-00002-of-00002.safetensors").unlink()

@@ -11,45 +11,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.catalog.entries import find_encoder
 from llm2clip.encoders.core.dual_encoder import DualEncoder
 
+from .openai_reference import DIM, WIDTH, save_tokenizer, text_tensors, text_vectors
+
 GOLDEN = Path(__file__).parents[1] / "golden" / "data" / "a_eva02" / "p14_grid_eq"
-WIDTH, DIM, POSITIONS = 64, 24, 20
-SYMBOLS = sorted(set("abcdefghijklmnopqrstuvwxyz,!."))
-WORDS = [*SYMBOLS, *(s + "</w>" for s in SYMBOLS), "<|startoftext|>", "<|endoftext|>"]
+POSITIONS = 20
 TEXTS = ["a cat", "two red dogs", "ball!"]
 
 
 def text_tower() -> dict[str, Tensor]:
     torch.manual_seed(5)
-    tensors = {
-        "token_embedding.weight": torch.randn(len(WORDS), WIDTH),
-        "positional_embedding": torch.randn(POSITIONS, WIDTH),
-        "ln_final.weight": 1 + torch.randn(WIDTH) / 8,
-        "ln_final.bias": torch.randn(WIDTH) / 8,
-        "text_projection": torch.randn(WIDTH, DIM) / 8,
-    }
-    for number in range(2):
-        block = f"transformer.resblocks.{number}."
-        shapes = {
-            "attn.in_proj_weight": (3 * WIDTH, WIDTH),
-            "attn.in_proj_bias": (3 * WIDTH,),
-            "attn.out_proj.weight": (WIDTH, WIDTH),
-            "attn.out_proj.bias": (WIDTH,),
-            "mlp.c_fc.weight": (4 * WIDTH, WIDTH),
-            "mlp.c_fc.bias": (4 * WIDTH,),
-            "mlp.c_proj.weight": (WIDTH, 4 * WIDTH),
-            "mlp.c_proj.bias": (WIDTH,),
-        }
-        tensors |= {block + name: torch.randn(shape) / 8 for name, shape in shapes.items()}
-        for name in ("ln_1", "ln_2"):
-            tensors |= {f"{block}{name}.weight": 1 + torch.randn(WIDTH) / 8}
-            tensors |= {f"{block}{name}.bias": torch.randn(WIDTH) / 8}
-    return tensors
+    return text_tensors(positions=POSITIONS)
 
 
 def checkpoint() -> dict[str, Tensor]:
@@ -62,40 +39,11 @@ def checkpoint() -> dict[str, Tensor]:
     return vision | {f"text.{name}": tensor for name, tensor in text_tower().items()}
 
 
-def text_vectors(ids: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-    """Causal attention by torch's own module, the exact GELU, the state of the end token."""
-
-    def norm(states: Tensor, name: str) -> Tensor:
-        return F.layer_norm(states, (WIDTH,), tensors[f"{name}.weight"], tensors[f"{name}.bias"])
-
-    states = tensors["token_embedding.weight"][ids] + tensors["positional_embedding"][: ids.shape[1]]
-    mask = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
-    for number in range(2):
-        block = f"transformer.resblocks.{number}"
-        attention = nn.MultiheadAttention(WIDTH, 1, batch_first=True)
-        names = ("in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias")
-        attention.load_state_dict({name: tensors[f"{block}.attn.{name}"] for name in names})
-        seen = norm(states, f"{block}.ln_1")
-        states = states + attention(seen, seen, seen, need_weights=False, attn_mask=mask)[0]
-        hidden = F.linear(
-            norm(states, f"{block}.ln_2"),
-            tensors[f"{block}.mlp.c_fc.weight"],
-            tensors[f"{block}.mlp.c_fc.bias"],
-        )
-        states = states + F.linear(
-            F.gelu(hidden), tensors[f"{block}.mlp.c_proj.weight"], tensors[f"{block}.mlp.c_proj.bias"]
-        )
-    return norm(states, "ln_final")[torch.arange(len(ids)), ids.argmax(-1)] @ tensors["text_projection"]
-
-
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import CLIPTokenizer
-
     folder = tmp_path_factory.mktemp("eva")
     torch.save(checkpoint(), folder / "EVA02_CLIP_B_psz16_s8B.pt")
-    vocabulary = {word: number for number, word in enumerate(WORDS)}
-    CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=POSITIONS).save_pretrained(folder)
+    save_tokenizer(folder, positions=POSITIONS)
     return folder
 
 
@@ -121,9 +69,10 @@ def test_encode_texts_equals_the_original(saved: Path):
 
     tokenizer = CLIPTokenizer.from_pretrained(saved)
     ids = tokenizer(TEXTS, padding=True, return_tensors="pt")["input_ids"]
-    expected = F.normalize(text_vectors(ids, text_tower()), dim=-1).detach()
+    tensors = text_tower()
+    expected = text_vectors(ids, tensors["positional_embedding"], tensors, F.gelu)
     encoder = load_encoder(saved)
-    np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected.numpy(), atol=1e-5, rtol=1e-4)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5, rtol=1e-4)
     assert isinstance(encoder, DualEncoder)
     assert encoder.loaded_sides == {"text"}
 

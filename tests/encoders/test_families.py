@@ -5,6 +5,7 @@ Tiny, random, saved by transformers as the published ones are.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import dataclass
@@ -247,28 +248,8 @@ def test_info_of_each_family(family: str, references: dict[str, Reference]):
     modes = {"siglip": "squash/bicubic-28/mean.5std.5", "siglip2": "squash/bilinear-28/mean.5std.5"}
     start = "squash/bicubic-28/mean.481" if family == "chinese-clip" else "shortest-crop/bicubic-28/mean.481"
     assert info.preprocessing.startswith("rgb-on-white/" + modes.get(family, start))
-
-
-def test_load_dual_reads_each_tower_on_first_use(
-    family: str, references: dict[str, Reference], tmp_path: Path
-):
-    folder = Path(shutil.copytree(references[family].folder, tmp_path / "mine"))
-    tensors = load_file(folder / "model.safetensors")
-    for kept, lost in (("text", "vision_model."), ("vis", "text_model.")):
-        save_file({k: v for k, v in tensors.items() if k.startswith(kept)}, folder / "model.safetensors")
-        encoder = load_encoder(folder)
-        assert isinstance(encoder, DualEncoder)
-        assert encoder.loaded_sides == frozenset()
-        if kept == "text":
-            assert encoder.encode_texts(TEXTS[family][:1]).shape == (1, encoder.info.dim)
-            assert encoder.loaded_sides == {"text"}
-            with pytest.raises(ModelError, match=f"missing tensors: {lost}"):
-                encoder.encode_images(sample_images()[:1])
-        else:
-            assert encoder.encode_images(sample_images()[:1]).shape == (1, encoder.info.dim)
-            assert encoder.loaded_sides == {"vision"}
-            with pytest.raises(ModelError, match=f"missing tensors: {lost}"):
-                encoder.encode_texts(TEXTS[family][:1])
+    weights_file = reference.folder / "model.safetensors"
+    assert info.weights_sha256 == hashlib.sha256(weights_file.read_bytes()).hexdigest()
 
 
 def test_checkpoint_places_every_tensor(family: str, references: dict[str, Reference]):
@@ -341,12 +322,3 @@ def test_load_dual_reads_spelling_of_altclip(references: dict[str, Reference], t
     assert np.array_equal(ours.encode_images(sample_images()), same.encode_images(sample_images()))
     assert np.array_equal(ours.encode_texts(TEXTS["altclip"]), same.encode_texts(TEXTS["altclip"]))
     assert ours.info.parameters == same.info.parameters
-
-
-def test_load_encoder_with_reference_preprocessing(references: dict[str, Reference]):
-    folder = references["siglip"].folder
-    red = Image.new("RGBA", (30, 30), (255, 0, 0, 0))
-    upstream = load_encoder(folder, parity="upstream")
-    assert upstream.info.preprocessing.startswith("upstream-convert-first/squash/bicubic-28/")
-    assert load_encoder(folder).prepare(red).pixels[0, 0].tolist() == [255, 255, 255]
-    assert upstream.prepare(red).pixels[0, 0].tolist() == [255, 0, 0]

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from llm2clip.encoders import DualEncoder, load_encoder, save_encoder
 from llm2clip.encoders.baselines.open_clip_models import settings_hash as open_clip_hash
 from llm2clip.encoders.baselines.sentence_transformer import model_settings
-from llm2clip.encoders.core.files import sampled_sha256, without_origin
+from llm2clip.encoders.core.files import sampled_sha256
 
 from .published_files import LLAMAS, models, tiny_files
 
@@ -150,8 +150,3 @@ def test_sampled_sha256_tells_large_files_apart(tmp_path: Path):
     known = sampled_sha256(small)
     small.write_bytes(b"ac")
     assert sampled_sha256(small) != known
-
-
-def test_without_origin_is_recursive():
-    config = {"dtype": "float32", "text_config": {"torch_dtype": "float16", "width": 3}, "eps": [1]}
-    assert without_origin(config) == {"text_config": {"width": 3}, "eps": [1]}

@@ -13,10 +13,11 @@ from llm2clip.encoders.catalog.entries import language_models
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.text.llm_checkpoint import open_language
 
+from .checkpoints import BYTES, hollow
+
 ROWS = {row.name: row for row in language_models()}
 WHOLE = {"llama-3-8b-cc": 7_504_924_672, "llama-3.1-8b-cc": 8_030_261_248, "llama-3.2-1b-cc": 1_235_814_400}
 """Numbers in the published files: the base of a low-rank update has its language-model head as well."""
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 CODES = {"float32": "F32", "bfloat16": "BF16"}
 
 
@@ -29,19 +30,6 @@ def theirs(name: str, *, head: bool) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = (LlamaForCausalLM if head else LlamaModel)(config)
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
-
-
-def write_hollow(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str) -> None:
-    """A safetensors file that is a header and a hole: as long as the real one, taking no disk."""
-    end, header = 0, {}
-    for name, shape in shapes.items():
-        size = BYTES[dtype] * torch.Size(shape).numel()
-        header[name] = {"dtype": CODES[dtype], "shape": shape, "data_offsets": [end, end + size]}
-        end += size
-    text = json.dumps(header).encode()
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -62,11 +50,11 @@ def test_bidirectional_llama_has_the_tensors_of_transformers(name: str):
 def test_open_language_reads_file_of_published_size(tmp_path: Path, name: str):
     row = ROWS[name]
     shapes = theirs(name, head=row.lora is not None)
-    write_hollow(tmp_path / "model.safetensors", shapes, row.stored)
+    hollow(shapes, CODES[row.stored], tmp_path / "model.safetensors")
     settings = {"model_type": "llama", "rms_norm_eps": 1e-5, "rope_theta": 500000.0} | asdict(row.shape)
     (tmp_path / "config.json").write_text(json.dumps(settings))
     plan = open_language(tmp_path)
     assert (plan.parameters, plan.stored) == (row.parameters, row.stored)
-    total = WHOLE[name] * BYTES[row.stored]
+    total = WHOLE[name] * BYTES[CODES[row.stored]]
     assert row.download_bytes == total
     assert 0 < (tmp_path / "model.safetensors").stat().st_size - total < 100_000

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from llm2clip.encoders import DualEncoder, TextTooLongWarning, load_encoder
+from llm2clip.encoders import DualEncoder, load_encoder
 
 from .conftest import BOS, EOT, Parts
 
@@ -56,40 +55,6 @@ def test_load_folder_gives_the_image_vectors_of_its_parts(encoder: DualEncoder, 
     pixels = noise(5)
     expected = np.stack([image_by_hand(parts, image) for image in pixels])
     np.testing.assert_allclose(encoder.encode_prepared(pixels), expected, atol=2e-6)
-
-
-def test_llama_padding_side_does_not_matter(encoder: DualEncoder, parts: Parts):
-    ids, attention, embed = encoder.text_tower.reader.batch(["a cat", "the dog over there"])
-    rolled = [part.clone() for part in (ids, attention, embed)]
-    shift = ids.shape[1] - int(attention[0].sum())
-    for part in rolled:
-        part[0] = part[0].roll(shift)
-    with torch.no_grad():
-        right = parts.language_model(ids, attention)[0][embed[0] == 1]
-        left = parts.language_model(rolled[0], rolled[1])[0][rolled[2][0] == 1]
-    assert shift > 0
-    np.testing.assert_allclose(left.numpy(), right.numpy(), atol=5e-6)
-
-
-def test_llama_padding_content_does_not_matter(encoder: DualEncoder, parts: Parts):
-    ids, attention, _ = encoder.text_tower.reader.batch(["a", "the dog over there"])
-    other = torch.where(attention == 0, 99, ids)
-    with torch.no_grad():
-        first, second = parts.language_model(ids, attention), parts.language_model(other, attention)
-    mask = attention == 1
-    assert torch.equal(first[mask], second[mask])
-
-
-def test_load_folder_cuts_long_texts_with_a_warning(encoder: DualEncoder):
-    # 40 tokens: begin, 38 characters, end. The limit counts what is told apart from the begin token.
-    assert encoder.info.max_text_tokens == 39
-    assert encoder.count_tokens(["x" * 38, "x" * 45]) == [39, 46]
-    with pytest.warns(TextTooLongWarning, match=r"only the first 39 of 46 tokens were read") as caught:
-        cut = encoder.encode_texts(["abcdefghi" * 5])
-    assert len(caught) == 1
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        np.testing.assert_allclose(cut, encoder.encode_texts([("abcdefghi" * 5)[:38]]), atol=1e-6)
 
 
 def test_load_folder_does_not_import_transformers(tiny_folder: Path):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.weights import memory_fit as memory
 from llm2clip.encoders.weights.memory_fit import device_memory, needs, pick_choice
 
+from .measured_load import on_linux, weights_loaded
 from .published_files import models, tiny_files
 
 __all__ = ["models", "tiny_files"]  # fixtures
@@ -35,25 +34,10 @@ BIG = LlamaShape(
 )
 """62 million numbers: 250 MB in float32."""
 
-MEASURE = """
-import resource, sys, threading
-import torch
+SETUP = """
 from llm2clip.encoders.text.llm_checkpoint import open_language
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
-
 plan = open_language(sys.argv[1], update=sys.argv[3] or None)
-torch.zeros(1000, 1000) @ torch.zeros(1000, 1000)
-before = resident()
-with open("/proc/self/clear_refs", "w") as file:
-    file.write("5")  # forget the peak so far
-model = plan.load(sys.argv[2])
-with open("/proc/self/status") as file:
-    peak = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
-weights = sum(p.numel() * p.element_size() for p in model.parameters())
-print(peak - before, resident() - before, weights)
+load = lambda: plan.load(sys.argv[2])
 """
 
 
@@ -83,48 +67,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measured by the kernel of Linux")
+@on_linux
 @pytest.mark.parametrize(("choice", "update"), [("float32", ""), ("bfloat16", ""), ("bfloat16", "lora")])
 def test_load_language_model_takes_little_more_than_its_weights(large: Path, choice: str, update: str):
-    arguments = [str(large), choice, str(large / update) if update else ""]
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True
-    )
-    peak, resident, weights = map(int, done.stdout.split())
-    print(
-        f"{choice} {update}: peak {peak / weights:.3f}, afterwards {resident / weights:.3f} times the weights"
-    )
+    weights = weights_loaded(SETUP, str(large), choice, str(large / update) if update else "")
     assert weights == BIG.memory(choice)
-    assert weights * 0.98 <= resident
-    assert peak <= 1.15 * weights, f"{peak / weights:.2f} times the weights"
-
-
-ONE_SIDE = """
-import sys
-from llm2clip.encoders import load_encoder
-from llm2clip.encoders.catalog import entries as catalogue
-from pathlib import Path
-catalogue._TABLES = (Path(sys.argv[1]),)
-import builtins, io
-opened = []
-real = Path.open
-Path.open = lambda self, *a, **k: opened.append(str(self)) or real(self, *a, **k)
-encoder = load_encoder("tiny-openai")
-if sys.argv[2] == "images":
-    from PIL import Image
-    encoder.encode_images([Image.new("RGB", (30, 30))])
-else:
-    encoder.encode_texts(["a dog"])
-print(*opened)
-"""
-
-
-@pytest.mark.parametrize("what", ["images", "texts"])
-def test_load_encoder_opens_only_the_tower_used(models: Path, tiny_files: Path, what: str):
-    command = [sys.executable, "-c", ONE_SIDE, str(tiny_files / "catalogue.toml"), what]
-    opened = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    assert any("tiny-openai" in name for name in opened)
-    assert any("tiny-8b" in name for name in opened) == (what == "texts")
 
 
 def test_llama_shape_memory_of_published_models():

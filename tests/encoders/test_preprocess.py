@@ -57,12 +57,6 @@ def test_resize_gives_a_square_for_any_shape(mode: ResizeMode, size: tuple[int, 
     assert square[3, 3].tolist() == [1, 2, 3]
 
 
-def test_squash_is_a_plain_resize():
-    image = noise(31, 17)
-    expected = np.asarray(image.resize((8, 8), Image.Resampling.BICUBIC))
-    assert np.array_equal(spec(ResizeMode.SQUASH).resize(image), expected)
-
-
 @pytest.mark.parametrize(
     ("resample", "filter_"),
     [
@@ -115,11 +109,6 @@ def test_prepare_reports_the_upright_size():
     image.getexif()[0x0112] = 6
     prepared = spec(ResizeMode.PAD_SQUARE).prepare(image)
     assert (prepared.width, prepared.height, prepared.pixels.shape) == (20, 30, (8, 8, 3))
-
-
-def test_prepare_passes_the_limit_on():
-    with pytest.raises(ImageError, match="megapixels"):
-        spec(ResizeMode.SQUASH).prepare(Image.new("RGB", (30, 20)), max_pixels=599)
 
 
 @pytest.mark.parametrize(

@@ -69,14 +69,6 @@ def images() -> list[Image.Image]:
     ]
 
 
-def pixels(images: list[Image.Image]) -> torch.Tensor:
-    """As CLIPImageProcessor has them."""
-    from transformers import CLIPImageProcessorPil
-
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    return processor(images=images, return_tensors="pt").pixel_values
-
-
 @pytest.mark.filterwarnings("ignore::llm2clip.encoders.TextTooLongWarning")
 @pytest.mark.parametrize("name", ["tiny-openai", "tiny-eva"])
 def test_load_published_encodes_texts_as_the_original(models: Path, name: str):
@@ -123,20 +115,6 @@ def test_load_published_siglip_rounds_states_and_keeps_their_length(models: Path
     bare = LLAMAS["tiny-8b-cc"] / "model"
     other = load_encoder("tiny-siglip", language_model=bare, dtype="float32").encode_texts(TEXTS)
     assert np.abs(other - expected).max() > 1e-3
-
-
-def test_load_published_encodes_images_as_transformers(models: Path):
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    tensors = tower_file("openai", width=64)
-    sizes = {"hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 1}
-    theirs = CLIPVisionModelWithProjection(
-        CLIPVisionConfig(**sizes, image_size=28, patch_size=14, projection_dim=16)
-    )
-    theirs.load_state_dict({name: value for name, value in tensors.items() if name in theirs.state_dict()})
-    expected = F.normalize(theirs.eval()(pixels(images())).image_embeds.detach(), dim=-1).numpy()
-    got = load_encoder("tiny-openai").encode_images(images(), batch_size=2)
-    np.testing.assert_allclose(got, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_load_published_converts_pickles_once(models: Path):

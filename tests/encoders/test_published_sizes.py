@@ -7,7 +7,6 @@ LLM2CLIP's repositories: counted from the architectures, and from the sizes of t
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from llm2clip.encoders.catalog.entries import encoder_entries, find_encoder, lan
 from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.encoders.vision.vision_tower import open_vision
 
-BYTES = {"F32": 4, "F16": 2}
+from .checkpoints import BYTES, hollow
+
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -133,19 +133,6 @@ def tensors(file: Published) -> Shapes:
     prefix = ADAPTERS[file.layout]
     shapes = {prefix + name.removeprefix("adaptor."): tuple(tensor.shape) for name, tensor in adapter.items()}
     return TOWERS[file.layout](file) | shapes | {"logit_scale": ()}
-
-
-def hollow(shapes: Shapes, stored: str, path: Path) -> Path:
-    """A safetensors file with a header and a hole."""
-    header, end = {}, 0
-    for name, shape in shapes.items():
-        begin, end = end, end + torch.Size(shape).numel() * BYTES[stored]
-        header[name] = {"dtype": stored, "shape": list(shape), "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + end)
-    return path
 
 
 @pytest.mark.parametrize("name", FILES)

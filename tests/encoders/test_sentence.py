@@ -8,54 +8,33 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.baselines.sentence_transformer import model_settings
 from llm2clip.indexer import build_index, open_index
 
+from .test_families import Reference, references, sample_images
+
+__all__ = ["references"]  # fixture
+
 TEXTS = ["a red ball", "cat", "two dogs"]
 PROMPTS = {"query": "find ", "document": "see "}
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+def saved(references: dict[str, Reference], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A tiny CLIP as a model of sentence-transformers, with prompts, and where it is saved."""
     from sentence_transformers import SentenceTransformer
-    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
-    plain, folder = tmp_path_factory.mktemp("plain"), tmp_path_factory.mktemp("st")
-    symbols = sorted(set("abcdefghijklmnopqrstuvwxyz"))
-    words = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
-    tokenizer = CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[], model_max_length=20)
-    layers = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    ends = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-    config = CLIPConfig(
-        text_config={**layers, **ends, "vocab_size": len(words), "max_position_embeddings": 20},
-        vision_config={**layers, "image_size": 28, "patch_size": 14},
-        projection_dim=24,
-    )
-    torch.manual_seed(0)
-    model = CLIPModel(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(plain)
-    crop = {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}}
-    CLIPProcessor(CLIPImageProcessorPil(**crop), tokenizer).save_pretrained(plain)
-    sentences = SentenceTransformer(str(plain), device="cpu", prompts=PROMPTS)
+    folder = tmp_path_factory.mktemp("st")
+    sentences = SentenceTransformer(str(references["clip"].folder), device="cpu", prompts=PROMPTS)
     sentences.save_pretrained(str(folder))
     return folder, sentences
 
 
 def images() -> list[Image.Image]:
-    rng = np.random.default_rng(0)
-    return [
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-        for width, height in ((28, 28), (40, 31), (31, 57))
-    ]
+    return sample_images()[:3]
 
 
 def test_load_sentence_encodes_texts_as_queries(saved: tuple[Path, Any]):
@@ -83,7 +62,7 @@ def test_load_sentence_info(saved: tuple[Path, Any]):
     assert (info.image_size, info.max_text_tokens) == (0, 20)
     assert info.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert len(info.weights_sha256) == 64
-    assert encoder.count_tokens(["cat"]) == [5]
+    assert encoder.count_tokens(["ball"]) == [6]
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1024, 1023), (300, 40)])
