@@ -85,7 +85,6 @@ class Alternative:
     """A type of index that was considered and not chosen."""
 
     kind: IndexType
-    """Which."""
     figures: Cost
     """Its predicted cost."""
     why_not: str
@@ -104,9 +103,7 @@ class Plan:
     """``nlist`` and ``nprobe``, or ``M``, ``ef_construction`` and ``ef_search``; ``train_rows``, ``seed``, and
     ``refine`` (candidates re-ranked per hit)."""
     rows: int
-    """Number of vectors."""
     dim: int
-    """Their dimension."""
     budget: Budget
     """What it had to keep to."""
     predicted: Cost
@@ -118,7 +115,6 @@ class Plan:
     why: str = ""
     """Why it was chosen."""
     considered: tuple[Alternative, ...] = ()
-    """The others."""
 
     @property
     def exact(self) -> bool:

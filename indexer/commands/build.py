@@ -75,13 +75,7 @@ class BuildRequest:
 
 
 def run_build(request: BuildRequest) -> None:
-    """Build and print.
-
-    Raises:
-        ValueError: corpus, index or encoder are at fault; the message is one line with the remedy.
-        OSError: something cannot be read or written.
-        KeyboardInterrupt: Ctrl-C; its text says what is kept.
-    """
+    """Build and print."""
     folder = _place(request)
     budget = budget_of(ram=request.ram, recall=request.recall, p95_ms=request.p95_ms)
     done, planned = 0, list[str]()
@@ -218,11 +212,7 @@ def _asker() -> Callable[[str], str] | None:
 
 
 def budget_of(*, ram: str | None, recall: float | None, p95_ms: float | None) -> Budget | None:
-    """The search budget of the options; None if none was given.
-
-    Raises:
-        IndexerError: a number is not valid.
-    """
+    """The search budget of the options; None if none was given."""
     if ram is None and recall is None and p95_ms is None:
         return None
     usual = Budget()

@@ -32,9 +32,6 @@ def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[
         index: folder of the index, which may have an encoder already.
         told: the encoder that was named on the command line.
         ask: asks the user a question; None without a terminal.
-
-    Raises:
-        NoEncoderError: none was named and ``ask`` is None; the message lists the encoders.
     """
     chosen = told or recorded_encoder(index) or (NANO if corpus == SAMPLE else os.environ.get(VARIABLE))
     if not chosen:

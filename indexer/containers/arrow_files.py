@@ -29,7 +29,6 @@ class Group(NamedTuple):
     first: int
     """Its first row in the table, from 0."""
     rows: int
-    """Number of rows."""
     at_once: int
     """Images to read together."""
 
@@ -38,7 +37,6 @@ class Table(ABC):
     """A table on disk. Reading a damaged one raises OSError or pyarrow.ArrowException."""
 
     schema: pa.Schema
-    """Its columns."""
     damage: Exception | None = None
     """Why rows after the last group cannot be read; None if there are none."""
 

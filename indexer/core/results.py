@@ -68,13 +68,11 @@ class Report:
     """What an operation did to an index."""
 
     path: str
-    """The index."""
     items: int
     """Images in the index now."""
     notes: tuple[str, ...] = ()
     """What else a person should know."""
     seconds: float
-    """Duration."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,6 @@ class BuildReport(Report):
     corpus: str
     """The corpus as it was given."""
     encoder: str
-    """Name of the encoder."""
     up_to_date: bool
     """Whether nothing had changed, so that nothing was done."""
     embedded: int
@@ -132,13 +129,9 @@ class CompactReport(Report):
     """What ``compact`` did."""
 
     dropped: int
-    """Vectors that were dropped."""
     segments: int
-    """Vector files now."""
     bytes_before: int
-    """Size of all files before."""
     bytes_after: int
-    """Size of all files now."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,11 +151,8 @@ class IndexInfo:
     bad: int
     """Images that could not be read."""
     dim: int
-    """Length of the vectors."""
     bytes: int
-    """Size of all files."""
     segments: int
-    """Number of vector files."""
     rows: int
     """Stored vectors, tombstones included."""
     tombstones: int
@@ -196,7 +186,6 @@ class Hit:
     uri: str
     """Where the image is: a file path, or the path of a tar, ``#`` and the member."""
     caption: str | None = None
-    """The caption that came with the image."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """What else came with the image, as read from its JSON."""
     width: int

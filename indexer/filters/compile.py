@@ -37,7 +37,6 @@ class Where:
     """A compiled filter; made by ``compile_where``."""
 
     text: str
-    """As written."""
     condition: str
     """SQL over the columns of ``items``, with a ``?`` for each value."""
     values: tuple[Value, ...]

@@ -30,7 +30,6 @@ class Field:
     name: str
     """As written in a filter."""
     type: Type
-    """Type of its values."""
     sql: str
     """SQL over the columns of ``items``; with ``path``, a call of ``json_extract``."""
     path: str | None = None

@@ -16,14 +16,7 @@ _SHOWN = 24
 
 
 class WhereError(IndexerError):
-    """A filter that is not valid or cannot be run; ``text``, ``start`` and ``end`` are the part at fault.
-
-    Args:
-        problem: what is wrong, without the position.
-        text: the whole filter.
-        start: beginning of the part at fault, in characters from 0.
-        end: its end.
-    """
+    """A filter that is not valid or cannot be run; ``start`` and ``end`` are the part of ``text`` at fault."""
 
     def __init__(self, problem: str, *, text: str, start: int, end: int) -> None:
         self.problem, self.text, self.start, self.end = problem, text, start, end

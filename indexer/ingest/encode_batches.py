@@ -30,10 +30,6 @@ class AdaptiveBatchSize:
 
     Each size is tried a few times and rated by its fastest pass; it doubles until that is no faster. Larger batches
     than needed cost memory and, on a CPU, time.
-
-    Args:
-        size: the fixed size; None: to be found.
-        clock: gives seconds.
     """
 
     def __init__(self, size: int | None = None, *, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -75,12 +71,7 @@ class AdaptiveBatchSize:
 
 
 class BackgroundWriter(Generic[Item]):
-    """An ordered background worker with a bounded queue.
-
-    Args:
-        work: called with each item, in a thread of its own.
-        waiting: size of the queue.
-    """
+    """Calls ``work`` with each item, in order, in a thread of its own with a bounded queue."""
 
     def __init__(self, work: Callable[[Item], object], *, waiting: int = 1) -> None:
         self._work = work
@@ -89,11 +80,7 @@ class BackgroundWriter(Generic[Item]):
         self._thread = threading.Thread(target=self._run, name="write")
 
     def put(self, item: Item) -> None:
-        """Queue an item; waits while the queue is full.
-
-        Raises:
-            BaseException: the error of an earlier item; no later one is worked on.
-        """
+        """Queue an item; waits while the queue is full."""
         self._queue.put(item)
         if self._failure is not None:
             raise self._failure
@@ -137,20 +124,10 @@ def batches_of(outcomes: Iterable[Outcome], size: AdaptiveBatchSize) -> Iterator
 def encode_batch(
     outcomes: Sequence[Outcome], encoder: ImageEncoder, size: AdaptiveBatchSize, *, works: bool
 ) -> bool:
-    """Encode the prepared images among some outcomes, in place.
+    """Encode the prepared images among some outcomes, in place; ``size`` is halved if memory is short.
 
-    Args:
-        outcomes: prepared images, and outcomes that need no encoding.
-        encoder: the encoder.
-        size: measures the time; halved if memory is short.
-        works: whether the encoder is known to encode images: those that it refuses become outcomes with a reason.
-
-    Returns:
-        ``works`` from now on.
-
-    Raises:
-        IndexerError: the encoder gives vectors of another shape or length.
-        ValueError: the encoder refuses all images of the first batch.
+    ``works`` says whether the encoder is known to encode images: those that it refuses then become outcomes with a
+    reason. Returns ``works`` from now on.
     """
     works = works or _any_vector(outcomes)  # reused vectors are the encoder's too
     waiting = [outcome for outcome in outcomes if outcome.pixels is not None]

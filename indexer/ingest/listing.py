@@ -30,11 +30,7 @@ class Spool:
         self._file = tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115
 
     def write(self, records: Sequence[Record]) -> None:
-        """Append records.
-
-        Raises:
-            IndexWriteError: an I/O error occurred (for example a full disk).
-        """
+        """Append records."""
         try:
             pickle.dump(records, self._file, protocol=pickle.HIGHEST_PROTOCOL)
         except OSError as error:
@@ -94,14 +90,7 @@ def list_source(
 ) -> Listing:
     """List a source once, and compare it with the committed index. Captions are read only of images that changed.
 
-    Args:
-        corpus: the source.
-        committed: what the index has of it; None for a new index.
-        delete_missing: whether images that the source does not list are gone.
-        progress: called with the number of images listed so far.
-
-    Raises:
-        IndexWriteError: the temporary file cannot be written.
+    With ``delete_missing``, images that the source does not list are gone.
     """
     total = unchanged = 0
     unread: set[str] = set()
@@ -126,11 +115,7 @@ def list_source(
 class CommittedSource:
     """What the committed index has of a source; remembers what was listed.
 
-    Args:
-        items: the committed items.
-        source: position of the source.
-        rows: number of vectors of the index.
-        explicit: whether the user names the images: those that were removed by hand come back.
+    With ``explicit`` the user names the images: those that were removed by hand come back.
     """
 
     def __init__(self, items: ItemsReader, *, source: int, rows: int, explicit: bool) -> None:

@@ -36,13 +36,7 @@ class VectorCache(Protocol):
 
 
 class CommittedVectors:
-    """The vectors of the committed index, for the records of one source.
-
-    Args:
-        items: its items.
-        vectors: its vectors.
-        source: position of the source.
-    """
+    """The vectors of the committed index, for the records of one source."""
 
     def __init__(self, items: ItemsReader, vectors: Vectors, *, source: int) -> None:
         self._items, self._vectors, self._source = items, vectors, source
@@ -79,15 +73,7 @@ class CommittedVectors:
 
 
 class UncommittedVectors:
-    """Vectors that no manifest names: of earlier transactions and of the present one.
-
-    Args:
-        path: the items file.
-        source: identity of the source of the records.
-        dim: length of the vectors.
-        generation: the one that is written.
-        first: id of its first vector.
-    """
+    """Vectors that no manifest names: of earlier transactions and of the present one."""
 
     def __init__(
         self, path: Path, *, source: Mapping[str, str], dim: int, generation: int, first: int

@@ -29,16 +29,8 @@ def commit(
 ) -> Manifest:
     """Commit a transaction, with a new ANN index if there is none or too many vectors came since.
 
-    Args:
-        transaction: what was written.
-        folder: the index.
-        planner: chooses the ANN index, if it is built; None: as ``plan``.
-        plan: plan of the ANN index; None: that of before, else the exact search.
-        cover_all: whether the ANN index has to cover every vector.
-
-    Raises:
-        IndexWriteError: an I/O error occurred (for example a full disk); the index is what it was before.
-        FaissNotInstalledError: FAISS is not installed.
+    The ``planner`` chooses it, or else it is built by ``plan``; None: by that of before, else the exact search. With
+    ``cover_all`` it covers every vector.
     """
     old = transaction.base.ann
     draft = transaction.finish()
@@ -58,16 +50,7 @@ def commit(
 
 
 def write_ann(path: Path, vectors: Vectors, *, plan: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Write an ANN index of a plan over other vectors than it was made for.
-
-    Returns:
-        The plan with what was measured.
-
-    Raises:
-        BudgetError: it would not fit into the memory that is free now.
-        FaissNotInstalledError: FAISS is not installed.
-        OSError: an I/O error occurred (for example a full disk).
-    """
+    """Write an ANN index of a plan over other vectors than it was made for; returns it with what was measured."""
     if plan["kind"] == KIND:
         write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
         return plan

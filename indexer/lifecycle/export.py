@@ -25,15 +25,11 @@ class ExportReport:
     """What ``export_index`` wrote."""
 
     path: str
-    """The folder."""
     files: tuple[str, ...]
-    """Its files."""
     items: int
     """Images, as many as rows of vectors."""
     dim: int
-    """Length of the vectors."""
     bytes: int
-    """Size of the files."""
 
 
 def export_index(
@@ -42,17 +38,7 @@ def export_index(
     """Write the vectors and items of an index to a folder.
 
     ``npy``: ``vectors.npy``, (items, dim) float16, and ``items.jsonl``, one object per row of it. ``parquet``:
-    ``items.parquet`` with the vectors in the column ``vector``; needs pyarrow.
-
-    Args:
-        path: folder of the index.
-        out: folder to write to; created if it does not exist.
-        format: ``npy`` or ``parquet``.
-
-    Raises:
-        IndexConflictError: such files are there already.
-        IndexerError: pyarrow is not installed.
-        IndexWriteError: an I/O error occurred (for example a full disk).
+    ``items.parquet`` with the vectors in the column ``vector``; needs pyarrow. Creates the folder.
     """
     if format not in ("npy", "parquet"):
         raise IndexerError(f"format {format!r} is not known: expected npy or parquet")

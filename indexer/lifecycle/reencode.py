@@ -38,7 +38,6 @@ class Overlap:
     """Agreement of two indexes of the same images."""
 
     queries: int
-    """Number of queries."""
     overlap: float
     """Mean share of the ten nearest neighbours that both find."""
 
@@ -50,7 +49,6 @@ class ReencodeReport(Report):
     old: str
     """The index of the images; it was not changed."""
     encoder: str
-    """The new encoder."""
     bad: int
     """Images that could not be read now."""
     images: Overlap
@@ -69,17 +67,7 @@ def reencode_index(
 ) -> ReencodeReport:
     """Embed the images of an index with another encoder, beside it; interrupted, the same call goes on.
 
-    Args:
-        old: the index; it stays as it is.
-        path: folder of the new one.
-        encoder: the new encoder.
-        options: how to build.
-        texts: the old and the new encoder, if captions shall be queries too.
-
-    Raises:
-        IndexConflictError: ``path`` is ``old``, or the index of something else.
-        CorpusError: none of the images can be read any more.
-        IndexWriteError: an I/O error occurred (for example a full disk); what was done is kept.
+    ``texts`` are the old and the new encoder, if captions shall be queries of the comparison too.
     """
     if Path(old).expanduser().resolve() == Path(path).expanduser().resolve():
         raise IndexConflictError(f"{path} is the index that is read: choose another place with --index")

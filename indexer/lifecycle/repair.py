@@ -18,6 +18,7 @@ from llm2clip.indexer.ann.faiss_flat import FaissIndex
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError, IndexerError
 from llm2clip.indexer.core.results import Report
 from llm2clip.indexer.lifecycle.commit import commit
+from llm2clip.indexer.search.verify import file_problems
 from llm2clip.indexer.storage.index_folder import lock, next_generation
 from llm2clip.indexer.storage.items_reader import ItemsReader, sqlite
 from llm2clip.indexer.storage.items_writer import row_checksum
@@ -43,11 +44,6 @@ def repair_index(path: str | os.PathLike[str]) -> RepairReport:
 
     Vectors are restored from the exact FAISS index if there is one, and the ANN index is rebuilt from the vectors.
     Images whose vectors or items are lost are removed; ``update`` embeds them again.
-
-    Raises:
-        IndexDamagedError: the manifest or the items file as a whole is lost; the message says how to build it anew.
-        IndexConflictError: another process writes.
-        IndexWriteError: an I/O error occurred (for example a full disk).
     """
     folder, began = Path(path).expanduser().absolute(), time.perf_counter()
     manifest = read_manifest(folder)
@@ -56,7 +52,7 @@ def repair_index(path: str | os.PathLike[str]) -> RepairReport:
         done: list[str] = []
         _repair_items(folder, manifest, done)
         roll_back(folder, manifest)
-        wrong = _wrong_files(folder, manifest)
+        wrong = {problem.partition(" ")[0] for problem in file_problems(folder, manifest)}
         gone = [each for each in manifest.segments if each.file in wrong]
         gone = [each for each in gone if not _restored(folder, manifest, each, wrong, done)]
         lost = _altered_items(folder, manifest)
@@ -103,17 +99,6 @@ def _repair_items(folder: Path, manifest: Manifest, done: list[str]) -> None:
     if damage != "ok":
         raise _unrepairable(folder, manifest, damage)
     done.append(f"the database indexes of {manifest.items_file} were rebuilt")
-
-
-def _wrong_files(folder: Path, manifest: Manifest) -> set[str]:
-    wrong: set[str] = set()
-    for name, record in manifest.files.items():
-        try:
-            if file_sha256(folder / name) != record.sha256:
-                wrong.add(name)
-        except OSError:
-            wrong.add(name)
-    return wrong
 
 
 def _restored(folder: Path, manifest: Manifest, segment: Segment, wrong: set[str], done: list[str]) -> bool:

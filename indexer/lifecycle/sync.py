@@ -126,19 +126,8 @@ class _Work(NamedTuple):
 def sync(folder: Path, base: Manifest, corpora: Iterable[Corpus], mode: SyncMode) -> SyncResult:
     """Bring an index up to date with some corpora, in one transaction, under its lock.
 
-    Each corpus is listed once. Where nothing changed nothing is read but names, sizes and times.
-
-    Args:
-        folder: the index.
-        base: its manifest; of generation 0 for a new index.
-        corpora: what to list; those that the index does not have become new sources.
-        mode: how.
-
-    Raises:
-        CorpusError: a corpus has no images, or no image of the index can be read.
-        IndexDamagedError: the index is damaged.
-        IndexWriteError: an I/O error occurred (for example a full disk); what was embedded is kept.
-        FaissNotInstalledError: FAISS is not installed.
+    Each corpus is listed once. Where nothing changed nothing is read but names, sizes and times. Corpora that
+    the index does not have become new sources. The manifest of a new index has the generation 0.
     """
     result, options = SyncResult(manifest=base), mode.options
     sources = [dict(source) for source in base.sources]
@@ -196,12 +185,7 @@ def _number(sources: list[dict[str, str]], identity: Mapping[str, str]) -> int:
 
 
 def _list(
-    corpus: Corpus,
-    number: int,
-    base: Manifest,
-    items: ItemsReader | None,
-    mode: SyncMode,
-    result: SyncResult,
+    corpus: Corpus, number: int, base: Manifest, items: ItemsReader | None, mode: SyncMode, result: SyncResult
 ) -> Listing:
     committed = None
     if items is not None:

@@ -43,7 +43,6 @@ class BudgetPlanner:
     """Chooses, builds and tunes an ANN index that keeps to a budget; handed to a build."""
 
     budget: Budget
-    """What to keep to."""
     queries: Callable[[], NDArray[np.float32] | None] = lambda: None
     """Returns text queries to tune with, None if there are none. Shape: (n, dim), float32, unit rows."""
     say: Callable[[str], None] = lambda line: None

@@ -38,7 +38,6 @@ class TuningQueries:
     """Held-out queries and their ground truth."""
 
     kind: str
-    """Their origin, for people."""
     queries: NDArray[np.float32]
     """Shape: (n, dim), float32, unit rows."""
     truth: NDArray[np.int64]

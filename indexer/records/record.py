@@ -43,9 +43,7 @@ class Record:
     sidecars: int | None = None
     """Stamp of its caption and metadata (``stamp_of``); None without any."""
     caption: str | None = None
-    """Its caption."""
     metadata: Mapping[str, Any] | None = None
-    """Its metadata."""
     problem: str | None = None
     """Why it cannot be read, if that is known already."""
     note: str | None = None

@@ -35,9 +35,7 @@ class Row(NamedTuple):
     line: int
     """Its number, from 1."""
     path: str
-    """As written."""
     caption: str | None = None
-    """Its caption."""
     metadata: Mapping[str, Any] | None = None
     """The other columns."""
     problem: str | None = None

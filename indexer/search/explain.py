@@ -14,7 +14,6 @@ class Explanation:
     """How a search is answered."""
 
     path: str
-    """The index."""
     items: int
     """Images that can be found."""
     allowed: int

@@ -26,11 +26,9 @@ class VerifyReport:
     """Result of verifying an index."""
 
     path: str
-    """The index."""
     items: int
     """Images according to its manifest."""
     files: int
-    """Number of files checked."""
     problems: tuple[str, ...]
     """One sentence per problem; empty if there is none."""
     notes: tuple[str, ...]

@@ -117,11 +117,7 @@ def unfinished_builds(folder: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def check_files(folder: Path, manifest: Manifest) -> Manifest:
-    """The manifest, if its files have the sizes that were committed; without its ANN index if only that has not.
-
-    Raises:
-        IndexDamagedError: vectors are missing or have another size.
-    """
+    """The manifest, if its files have the sizes that were committed; without its ANN index if only that has not."""
     for name, record in manifest.files.items():
         try:
             size = os.path.getsize(folder / name)
@@ -145,12 +141,7 @@ def recorded_encoder(folder: Path) -> str | None:
 
 
 def create_or_check_folder(folder: Path) -> bool:
-    """Create a folder, or refuse one that holds anything but an index. Returns whether it was created.
-
-    Raises:
-        IndexConflictError: it holds other files, or is a file.
-        IndexWriteError: it cannot be created.
-    """
+    """Create a folder, or refuse one that holds anything but an index. Returns whether it was created."""
     if printable(str(folder)) != str(folder):
         raise IndexConflictError(
             f"{printable(str(folder))} is no name for an index: it is not UTF-8. Choose another with --index"
@@ -187,12 +178,7 @@ def _is_ours(manifest: Path) -> bool:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of an index. The system releases it when the process ends, however that ends.
-
-    Raises:
-        IndexConflictError: another process holds it.
-        IndexWriteError: the folder cannot be written.
-    """
+    """Hold the lock of an index. The system releases it when the process ends, however that ends."""
     try:
         opened = open(folder / LOCK, "a+b")  # noqa: SIM115
     except OSError as error:

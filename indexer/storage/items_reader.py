@@ -166,11 +166,7 @@ def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
 
 
 def connect(path: Path) -> sqlite3.Connection:
-    """A connection that reads an items file, for any thread; also on read-only media.
-
-    Raises:
-        IndexDamagedError: the file is missing or is no database.
-    """
+    """A connection that reads an items file, for any thread; also on read-only media."""
     if not path.is_file():
         raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
     uri = f"{path.absolute().as_uri()}?mode=ro"
@@ -198,11 +194,7 @@ def _roll_back_journal(path: Path) -> None:
 
 
 def query(path: Path, statement: str, *values: str | int | bytes) -> list[Any]:
-    """The rows of a statement on an items file, on a connection of its own.
-
-    Raises:
-        IndexDamagedError: the file is missing or is no such file.
-    """
+    """The rows of a statement on an items file, on a connection of its own."""
     db = connect(path)
     try:
         return _run(db, path, statement, values)
@@ -229,15 +221,7 @@ def _run(
 
 
 class ItemsReader:
-    """Reads one generation of an items file, from any thread.
-
-    Args:
-        path: the file.
-        generation: rows that were added later or removed by then are not there.
-
-    Raises:
-        IndexDamagedError: the file is missing or is no such file.
-    """
+    """Reads one generation of an items file, from any thread."""
 
     def __init__(self, path: Path, *, generation: int) -> None:
         self.path, self.generation = path, generation

@@ -42,13 +42,7 @@ def row_checksum(row: ItemRow) -> int:
 class ItemsWriter:
     """Writes rows of one generation. After ``commit`` they survive a killed process.
 
-    Args:
-        path: the file; created with ``meta`` if that is given, must exist otherwise.
-        generation: the one that is written.
-        meta: first entries of ``meta``.
-
-    Raises:
-        IndexWriteError: the file cannot be created or written.
+    The file is created with ``meta`` if that is given, and must exist otherwise.
     """
 
     def __init__(self, path: Path, *, generation: int, meta: Mapping[str, str] | None = None) -> None:
@@ -78,15 +72,9 @@ class ItemsWriter:
     def append(
         self, items: Sequence[ItemRow], errors: Sequence[ErrorRow], *, again: Sequence[int] = ()
     ) -> int:
-        """Write rows of both tables. Their keys have to be removed first.
+        """Write rows of both tables, whose keys have to be removed first; ``again`` are ids that had an item before.
 
-        Args:
-            items: rows of ``items``.
-            errors: rows of ``errors``.
-            again: ids that had an item before.
-
-        Returns:
-            The sum of the checksums of the items.
+        Returns the sum of the checksums of the items.
         """
         self.begin()
         checksums = [row_checksum(item) for item in items]
@@ -105,11 +93,7 @@ class ItemsWriter:
         return sum(checksums)
 
     def remove_keys(self, keys: Sequence[str], *, source: int) -> tuple[list[tuple[int, str]], int]:
-        """Remove items and errors of some keys.
-
-        Returns:
-            (id, key) of each item that was there, and the sum of their checksums.
-        """
+        """Remove items and errors of some keys; returns (id, key) of each item, and the sum of their checksums."""
         self.begin()
         wanted = json.dumps(keys)
         with sqlite(self.path, writing=True):
@@ -178,13 +162,9 @@ class ItemsWriter:
         self.db.close()
 
     def stash_uncommitted(self, *, generation: int, rows: int) -> None:
-        """Roll the file back to a committed generation, and note where the vectors of uncommitted rows lie.
+        """Roll the file back to a committed generation of so many vectors; note where those of uncommitted rows lie.
 
-        Nothing may be open in it.
-
-        Args:
-            generation: the committed one; 0 if there is none.
-            rows: how many vectors it has.
+        Nothing may be open in it. Generation 0: none is committed.
         """
         with sqlite(self.path):
             meta = dict(self.db.execute("SELECT key, value FROM meta"))

@@ -35,7 +35,6 @@ class FileRecord:
     """A file of the index, as it was committed."""
 
     bytes: int
-    """Its size."""
     sha256: str
     """Checksum of its content, hexadecimal."""
 
@@ -54,7 +53,6 @@ class Segment:
     first_id: int
     """Id of its first row."""
     rows: int
-    """How many rows it has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +60,6 @@ class Ann:
     """The ANN index, derived from the vectors. It covers the first rows; those after it are scanned exactly."""
 
     file: str
-    """Its file."""
     rows: int
     """Rows that it covers, from id 0."""
     plan: Mapping[str, Any]
@@ -80,7 +77,6 @@ class Manifest:
     created: str
     """When it was committed: ISO 8601, UTC."""
     written_by: str
-    """Name and version of the software."""
     sources: tuple[Mapping[str, str], ...]
     """What was indexed, each: ``kind``, ``spec`` as it was given, ``place`` to open it from anywhere, and where needed
     ``root``, the folder of all its keys. Items name their source by its position."""
@@ -132,11 +128,7 @@ def _checksum(content: Mapping[str, Any]) -> str:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit: write the manifest to a temporary file, flush it to the disk and rename it.
-
-    Raises:
-        OSError: it cannot be written; what was committed before still is.
-    """
+    """Commit: write the manifest to a temporary file, flush it to the disk and rename it."""
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     content["checksum"] = _checksum(json.loads(json.dumps(content)))
     draft = folder / f"{MANIFEST}.tmp"
@@ -161,13 +153,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of the index in ``folder`` and verify its checksum.
-
-    Raises:
-        IndexNotFoundError: there is none.
-        IndexVersionError: another release wrote it, in another format.
-        IndexDamagedError: it is no manifest, or was altered.
-    """
+    """Read the manifest of the index in ``folder`` and verify its checksum."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text("utf-8"))

@@ -25,7 +25,6 @@ class Outcome:
     id: int | None = None
     """The id that it keeps; None: a new one."""
     hash: bytes = b""
-    """Hash of its content."""
     width: int = 0
     """As shown, in pixels."""
     height: int = 0
@@ -49,7 +48,6 @@ class ReusedVector:
     vector: Rows
     """Shape: (dim,), float16."""
     hash: bytes
-    """Hash of its content."""
     width: int
     """As shown, in pixels."""
     height: int

@@ -44,14 +44,7 @@ CHECKPOINT_SECONDS = 2.0
 
 @contextmanager
 def open_for_write(folder: Path) -> Iterator[Manifest]:
-    """Lock an index and roll back what a killed writer left; gives its manifest.
-
-    Raises:
-        IndexNotFoundError: there is none.
-        IndexConflictError: another process writes.
-        IndexDamagedError: the index is damaged.
-        IndexWriteError: the folder cannot be written.
-    """
+    """Lock an index and roll back what a killed writer left; gives its manifest."""
     if not (folder / MANIFEST).exists():
         read_manifest(folder)  # raises, with how to build one
     with lock(folder):
@@ -61,12 +54,7 @@ def open_for_write(folder: Path) -> Iterator[Manifest]:
 
 
 def roll_back(folder: Path, manifest: Manifest) -> None:
-    """Undo what a killed writer wrote and did not commit, under the lock of the index. Its vectors can be reused.
-
-    Raises:
-        IndexDamagedError: the items file is missing, damaged or of another index.
-        IndexWriteError: an I/O error occurred (for example a full disk).
-    """
+    """Undo what a killed writer wrote and did not commit, under the lock of the index. Its vectors can be reused."""
     path = folder / manifest.items_file
     meta = dict(query(path, "SELECT key, value FROM meta"))
     if meta.get("index_id") != manifest.index_id or int(meta.get("generation", 0)) < manifest.generation:
@@ -105,14 +93,6 @@ class Transaction:
     As a context manager it closes its files however it ends: after an error what was written is kept for the next
     transaction to reuse, and a new index without any content is deleted. All methods that write raise
     ``IndexWriteError`` when an I/O error occurs (for example a full disk).
-
-    Args:
-        folder: the index.
-        items: writer of its items file.
-        base: the manifest that the change is based on.
-
-    Raises:
-        IndexWriteError: an I/O error occurred (for example a full disk).
     """
 
     def __init__(self, folder: Path, items: ItemsWriter, *, base: Manifest) -> None:
@@ -140,10 +120,7 @@ class Transaction:
     def create(cls, folder: Path, base: Manifest, *, overwrite: bool = False) -> Transaction:
         """Write an index into new files, under the lock of its folder; uncommitted files there are deleted.
 
-        Args:
-            folder: the index.
-            base: a manifest without items, see ``empty_manifest``.
-            overwrite: whether the index that is committed in the folder must not be reused.
+        With ``overwrite`` the index that is committed in the folder must not be reused.
         """
         remove_generations(folder, keep=committed_files(folder))
         generation = next_generation(folder)
@@ -155,13 +132,7 @@ class Transaction:
 
     @classmethod
     def resume(cls, folder: Path, base: Manifest, items_file: str) -> Transaction:
-        """Go on with an index that was created and never committed.
-
-        Args:
-            folder: the index.
-            base: as of ``create``.
-            items_file: name of the items file that was begun.
-        """
+        """Go on with an index that was created and never committed, by the items file that was begun."""
         items = ItemsWriter(folder / items_file, generation=next_generation(folder))
         try:
             items.stash_uncommitted(generation=0, rows=0)
@@ -298,14 +269,7 @@ class Transaction:
     def commit(self, manifest: Manifest) -> Manifest:
         """Make this generation the index, then delete the files that are no longer part of it.
 
-        Args:
-            manifest: what ``finish`` gave, with the ANN index to use.
-
-        Returns:
-            The manifest as it was written.
-
-        Raises:
-            IndexWriteError: an I/O error occurred (for example a full disk); the index is what it was before.
+        Takes what ``finish`` gave, with the ANN index to use; returns it as it was written.
         """
         folder, known = self._folder, self.base.files
         with writing(self._folder):

@@ -31,15 +31,7 @@ def _header(rows: int, dim: int) -> bytes:
 
 
 class SegmentWriter:
-    """Appends rows to segment files ``vectors-<generation>-<number>.npy``.
-
-    Args:
-        folder: the index.
-        generation: the generation being written.
-        dim: length of the rows.
-        segment_rows: rows after which a new file starts.
-        begin: number of the first file.
-    """
+    """Appends rows to segment files ``vectors-<generation>-<number>.npy``."""
 
     def __init__(
         self, folder: Path, *, generation: int, dim: int, segment_rows: int = SEGMENT_ROWS, begin: int = 0
@@ -56,11 +48,7 @@ class SegmentWriter:
         return segment_name(self._generation, self._begin + number)
 
     def append(self, rows: Rows) -> None:
-        """Write rows. Shape: (n, dim), float16. A process killed afterwards does not lose them.
-
-        Raises:
-            OSError: an I/O error occurred (for example a full disk).
-        """
+        """Write rows. Shape: (n, dim), float16. A process killed afterwards does not lose them."""
         if self._closed:
             raise ValueError("the segment writer is closed")
         while len(rows):
@@ -126,11 +114,7 @@ def segment_name(generation: int, number: int) -> str:
 
 
 def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
-    """Map a finished segment into memory, read-only. Shape: (rows, dim), float16.
-
-    Raises:
-        IndexDamagedError: the file is missing or is not ``rows`` by ``dim`` float16 numbers.
-    """
+    """Map a finished segment into memory, read-only. Shape: (rows, dim), float16."""
     expected = _header(rows, dim)
     try:
         with open(path, "rb") as file:
@@ -149,20 +133,12 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
 
 
 def open_vectors(folder: Path, segments: Sequence[Segment], *, dim: int) -> Vectors:
-    """Map the vectors of an index.
-
-    Raises:
-        IndexDamagedError: a file is missing or has another shape.
-    """
+    """Map the vectors of an index."""
     return Vectors([map_segment(folder / each.file, rows=each.rows, dim=dim) for each in segments], dim=dim)
 
 
 def map_appended(path: Path, *, dim: int) -> Rows:
-    """Map the rows of a segment that may never have been finished. Shape: (as many as it has, dim), float16.
-
-    Raises:
-        OSError: the file is missing.
-    """
+    """Map the rows of a segment that may never have been finished. Shape: (as many as it has, dim), float16."""
     header = len(_header(0, dim))
     rows = max(0, path.stat().st_size - header) // (dim * 2)
     return _mapped(path, rows, dim, header) if rows else np.empty((0, dim), dtype=np.float16)
@@ -175,12 +151,7 @@ def _mapped(path: Path, rows: int, dim: int, offset: int) -> Rows:
 
 
 class Vectors:
-    """All rows of an index by id, over its mapped segments.
-
-    Args:
-        segments: rows of consecutive ids from 0. Shapes: (rows, dim), float16.
-        dim: length of the rows.
-    """
+    """All rows of an index by id, over its mapped segments from id 0 on. Shapes: (rows, dim), float16."""
 
     def __init__(self, segments: Sequence[Rows], *, dim: int) -> None:
         self.segments, self.dim = list(segments), dim
@@ -225,16 +196,8 @@ def join_small(
     A file is joined with those after it while it is no larger than their sum, as a binary counter carries: n additions
     of one image copy each row about log2(n) times and leave about log2(n) files.
 
-    Args:
-        folder: the index.
-        old: segments of the generation before.
-        new: (file, rows) of what was appended, in order.
-        files: checksums of the old ones: a damaged file is not joined, so that it is noticed.
-        generation: the one that is written.
-        dim: length of the vectors.
-
-    Raises:
-        OSError: an I/O error occurred (for example a full disk).
+    ``new`` are (file, rows) of what was appended, ``files`` checksums of the old ones: a damaged file is not joined, so
+    that it is noticed.
     """
     rows = sum(segment.rows for segment in old)
     found = list(old)
