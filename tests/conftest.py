@@ -15,64 +15,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 TESTS = Path(__file__).parent
+SLOW = {
+    "": "docs imports interrupts packaging",
+    "benchmarks": "index",
+    "encoders": "baseline_memory baseline_table clip contract export families hostile_weights llm2clip long_clip "
+    "memory published quantise sentence text tower_memory towers",
+    "eval/loaders": "chinese english long_captions multilingual",
+    "eval": "bootstrap classification leaderboard make_eval nano nano_controls paired_tests rank_positions "
+    "recall run",
+    "indexer": "build cli cli_changes corpora crash damage lifecycle nearest_neighbors planner random_changes "
+    "search together",
+    "retrieval": "cli demo sample",
+    "train": "binding caption_features image_batches recipe",
+    "golden": "d_llm2vec",
+}
 SLOW_FILES = frozenset(
-    (
-        "test_docs.py",
-        "test_imports.py",
-        "test_interrupts.py",
-        "test_packaging.py",
-        "benchmarks/test_index.py",
-        "encoders/test_baseline_memory.py",
-        "encoders/test_baseline_table.py",
-        "encoders/test_clip.py",
-        "encoders/test_contract.py",
-        "encoders/test_export.py",
-        "encoders/test_families.py",
-        "encoders/test_hostile_weights.py",
-        "encoders/test_llm2clip.py",
-        "encoders/test_long_clip.py",
-        "encoders/test_memory.py",
-        "encoders/test_published.py",
-        "encoders/test_quantise.py",
-        "encoders/test_sentence.py",
-        "encoders/test_text.py",
-        "encoders/test_tower_memory.py",
-        "encoders/test_towers.py",
-        "eval/loaders/test_chinese.py",
-        "eval/loaders/test_english.py",
-        "eval/loaders/test_long_captions.py",
-        "eval/loaders/test_multilingual.py",
-        "eval/test_bootstrap.py",
-        "eval/test_classification.py",
-        "eval/test_leaderboard.py",
-        "eval/test_make_eval.py",
-        "eval/test_nano.py",
-        "eval/test_nano_controls.py",
-        "eval/test_paired_tests.py",
-        "eval/test_rank_positions.py",
-        "eval/test_recall.py",
-        "eval/test_run.py",
-        "indexer/test_build.py",
-        "indexer/test_cli.py",
-        "indexer/test_cli_changes.py",
-        "indexer/test_corpora.py",
-        "indexer/test_crash.py",
-        "indexer/test_damage.py",
-        "indexer/test_filtered_search.py",
-        "indexer/test_lifecycle.py",
-        "indexer/test_nearest_neighbors.py",
-        "indexer/test_planner.py",
-        "indexer/test_random_changes.py",
-        "indexer/test_together.py",
-        "retrieval/test_cli.py",
-        "retrieval/test_demo.py",
-        "retrieval/test_sample.py",
-        "train/test_binding.py",
-        "train/test_caption_features.py",
-        "train/test_image_batches.py",
-        "train/test_recipe.py",
-        "golden/test_d_llm2vec.py",
-    )
+    f"{folder}/test_{name}.py".lstrip("/") for folder, names in SLOW.items() for name in names.split()
 )
 """Files that take more than a few seconds; ``--fast`` leaves them out."""
 

@@ -12,11 +12,6 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
 def test_made_up_vectors_are_the_same_every_time_and_their_queries_are_none_of_them():
     from benchmarks.index_data import BLOCK, synthetic
 

@@ -1,16 +1,7 @@
 """The two ways that the benchmark of metrics compares count the same."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
 
 
 def test_both_ways_count_the_same_and_what_sorting_counts(monkeypatch):

@@ -1,17 +1,8 @@
 """The benchmark of ways to hold a language model: its own arithmetic."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
 
 
 def test_bytes_are_those_of_the_weights():

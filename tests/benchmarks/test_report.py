@@ -13,11 +13,6 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
-
-
 def test_an_aim_is_met_on_its_good_side():
     from benchmarks.measuring import Row
 

@@ -1,17 +1,9 @@
 """The benchmark of texts: what it measures on, and its own arithmetic."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT))
 
 
 def test_padding_of_batches_by_hand():

@@ -43,6 +43,13 @@ def best(rows: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-(queries.astype(np.float64) @ rows.astype(np.float64).T), axis=1, kind="stable")[:, :k]
 
 
+def built(path: Path, vectors: Vectors, kind: str, **parameters: int) -> FaissAnnIndex:
+    """An ANN index of a type, searched with some parameters."""
+    plan = plan_of(kind, len(vectors), DIM)
+    write_ann(path, vectors, plan=plan)
+    return FaissAnnIndex.read(path, plan=replace(plan, parameters={**plan.parameters, **parameters}))
+
+
 def plan_of(kind: str, rows: int, dim: int) -> Plan:
     return plan_for(kind, rows=rows, dim=dim, budget=Budget(ram=10**9))
 
@@ -124,12 +131,10 @@ def test_estimate_cost_predicts_the_file_size(kind, dim, tmp_path):
 
 @pytest.mark.parametrize("kind", APPROXIMATE)
 def test_tune_reaches_the_recall_with_and_without_filters(kind, vectors, rows, texts, tmp_path):
-    plan = plan_of(kind, ROWS, DIM)
-    write_ann(tmp_path / "ann", vectors, plan=plan)
-    index = FaissAnnIndex.read(tmp_path / "ann", plan=plan)
+    index = built(tmp_path / "ann", vectors, kind)
     assert index.problem() is None
     found = tune(index, vectors, sample_queries(vectors, texts[::2]), recall=0.95)
-    index = FaissAnnIndex.read(tmp_path / "ann", plan=replace(plan, parameters={**plan.parameters, **found}))
+    index = built(tmp_path / "ann", vectors, kind, **found)
     search = KnnSearcher(vectors, candidates=index)
     asked = texts[1::2]
     for share in (None, 0.5, 0.1, 0.01):
@@ -147,11 +152,7 @@ def test_tune_reaches_the_recall_with_and_without_filters(kind, vectors, rows, t
 
 def test_knn_searcher_finds_rows_newer_than_the_ann_index(vectors, rows, texts, tmp_path):
     covered = Vectors([rows[:2_000]], dim=DIM)
-    plan = plan_of("ivf-sq8", 2_000, DIM)
-    write_ann(tmp_path / "ann", covered, plan=plan)
-    index = FaissAnnIndex.read(
-        tmp_path / "ann", plan=replace(plan, parameters={**plan.parameters, "nprobe": 10**6, "refine": 8})
-    )
+    index = built(tmp_path / "ann", covered, "ivf-sq8", nprobe=10**6, refine=8)
     search = KnnSearcher(vectors, candidates=index)
     answers = search.search(texts, k=10)
     assert [[id for id, _ in answer] for answer in answers] == best(rows, texts, 10).tolist()
@@ -166,10 +167,8 @@ def test_knn_searcher_finds_rows_newer_than_the_ann_index(vectors, rows, texts, 
 
 
 def test_knn_searcher_finds_more_hits_than_the_probed_lists_hold(vectors, rows, texts, tmp_path):
-    plan = plan_of("ivf-sq8", ROWS, DIM)
-    write_ann(tmp_path / "ann", vectors, plan=plan)
-    narrow = replace(plan, parameters={**plan.parameters, "nprobe": 1, "refine": 1})
-    search = KnnSearcher(vectors, candidates=FaissAnnIndex.read(tmp_path / "ann", plan=narrow))
+    narrow = built(tmp_path / "ann", vectors, "ivf-sq8", nprobe=1, refine=1)
+    search = KnnSearcher(vectors, candidates=narrow)
     [answer] = search.search(texts[:1], k=1_500)
     assert [id for id, _ in answer] == best(rows, texts[:1], 1_500)[0].tolist()
 
@@ -268,21 +267,13 @@ def test_require_memory_needs_only_the_number_of_vectors():
 
 
 def test_plan_index_and_make_ann_refuse_what_does_not_fit(vectors, texts, tmp_path, monkeypatch):
-    with pytest.raises(
-        BudgetError,
-        match=r"3,000 vectors of dimension 32 cannot be searched within 100 kB of memory: the smallest type, "
-        r"flat-fp16-ip, needs 192 kB. Allow more with --ram",
-    ):
+    says = "3,000 vectors of dimension 32 cannot be searched within {} kB of memory: the smallest type, flat-fp16-ip, "
+    with pytest.raises(BudgetError, match=rf"{says.format(100)}needs 192 kB. Allow more with --ram"):
         plan_index(vectors, budget=Budget(ram=100_000), queries=texts)
-    with pytest.raises(
-        BudgetError,
-        match=r"cannot be searched within 190 kB of memory: the smallest type, flat-fp16-ip, needs",
-    ):
+    with pytest.raises(BudgetError, match=says.format(190)):
         plan_index(vectors, budget=Budget(ram=190_000, recall=1.0), queries=texts)
     monkeypatch.setattr(planner, "free_memory", lambda: 1_000)
-    with pytest.raises(
-        BudgetError, match=r"building ivf-sq8 of 3,000 vectors needs .* of memory, 1.0 kB are free"
-    ):
+    with pytest.raises(BudgetError, match=r"ivf-sq8 of 3,000 vectors needs .* of memory, 1.0 kB are free"):
         make_ann(tmp_path / "ann", vectors, plan=plan_of("ivf-sq8", ROWS, DIM), queries=texts)
     assert not (tmp_path / "ann").exists()
 

@@ -84,21 +84,15 @@ def test_read_frames_equals_read_frame(tmp_path, every):
 
 def test_frames_of_videos_without_length_or_that_begin_late(tmp_path):
     film(tmp_path / "late.mkv", start=100)
-    found = records(tmp_path / "late.mkv", every=4)
-    assert [(record.metadata["time"], number_of(record.read())) for record in found] == [
-        (0, 0),
-        (4, 20),
-        (8, 40),
-    ]
     film(tmp_path / "live.mkv", options={"live": "1"})
     with av.open(str(tmp_path / "live.mkv")) as container:
         assert container.duration is None
-    found = records(tmp_path / "live.mkv", every=4)
-    assert [(record.metadata["time"], number_of(record.read())) for record in found] == [
-        (0, 0),
-        (4, 20),
-        (8, 40),
-    ]
+    for name in ("late.mkv", "live.mkv"):
+        found = [
+            (record.metadata["time"], number_of(record.read()))
+            for record in records(tmp_path / name, every=4)
+        ]
+        assert found == [(0, 0), (4, 20), (8, 40)]
 
 
 def test_read_frame_applies_rotation(tmp_path):
@@ -184,13 +178,9 @@ def test_video_corpus_reports_other_files(tmp_path, content):
 def test_video_corpus_checks_the_interval_and_the_extra(tmp_path, monkeypatch):
     film(tmp_path / "a.mp4", seconds=1)
     for every in (0, -1, float("nan"), 1e7):
-        with pytest.raises(
-            CorpusError, match=r"seconds between frames must be between 0\.001 and a million, got"
-        ):
+        with pytest.raises(CorpusError, match=r"frames must be between 0\.001 and a million, got"):
             open_corpus(tmp_path, every=every)
     monkeypatch.setitem(sys.modules, "av", None)
     for spec in (tmp_path, tmp_path / "a.mp4"):
-        with pytest.raises(
-            CorpusError, match=r"reading videos needs av: pip install 'llm2clip-retrieval\[video\]'"
-        ):
+        with pytest.raises(CorpusError, match=r"needs av: pip install 'llm2clip-retrieval\[video\]'"):
             open_corpus(spec)
