@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 
 from llm2clip.indexer.core.encoder_protocol import Prepared
+from llm2clip.indexer.ingest.encode_batches import AdaptiveBatchSize
 from llm2clip.indexer.ingest.listing import chunks
 from llm2clip.indexer.ingest.vector_reuse import VectorCache
 from llm2clip.indexer.records.files import content_hash
@@ -80,19 +81,23 @@ def decode_images(
     decode: Callable[[bytes], Prepared],
     caches: Sequence[VectorCache],
     workers: int | None,
-    batch_size: Callable[[], int],
+    size: AdaptiveBatchSize,
 ) -> Iterator[Outcome]:
     """Read and decode images in threads, in order, at most three batches ahead.
 
-    Vectors are reused from the first cache that has one. ``decode`` raises ``ValueError`` if it cannot. Without
-    ``workers`` there is a thread per processor, and more where they wait for the storage.
+    Args:
+        records: the images.
+        decode: decodes one image; raises ``ValueError`` if it cannot.
+        caches: where vectors are reused from, the first that has one.
+        workers: threads; None: one per processor, more where they wait for the storage.
+        size: number of images that the encoder takes at once.
     """
     reader = _Reader(lambda record: _prepare(record, decode, caches), workers)
     waiting: deque[Future[Outcome] | Outcome] = deque()
     try:
         for settled in _looked_up(records, caches):
             waiting.append(reader.begin(settled) if isinstance(settled, Record) else settled)
-            while len(waiting) >= 3 * batch_size() + reader.workers:
+            while len(waiting) >= 3 * size.size + reader.workers:
                 yield reader.result(waiting.popleft())
         while waiting:
             yield reader.result(waiting.popleft())
@@ -108,29 +113,12 @@ def _looked_up(records: Iterable[Record], caches: Sequence[VectorCache]) -> Iter
             for number, answer in zip(missing, cache.kept([chunk[n] for n in missing]), strict=True):
                 answers[number] = answer
         for record, answer in zip(chunk, answers, strict=True):
-            yield _settled(record, answer)
-
-
-def _settled(record: Record, answer: ReusedVector | ErrorRow | None) -> Record | Outcome:
-    if record.problem is not None:
-        return Outcome(record=record, stage="list", reason=record.problem)
-    if answer is None:
-        return record
-    if isinstance(answer, ErrorRow):
-        return Outcome(record=record, kept=True, stage=answer.stage, reason=answer.reason)
-    return _settled_as(record, answer)
-
-
-def _settled_as(record: Record, answer: ReusedVector) -> Outcome:
-    return Outcome(
-        record=record,
-        kept=True,
-        vector=answer.vector,
-        id=answer.id,
-        hash=answer.hash,
-        width=answer.width,
-        height=answer.height,
-    )
+            if record.problem is not None:
+                yield Outcome(record=record, stage="list", reason=record.problem)
+            elif isinstance(answer, ErrorRow):
+                yield Outcome(record=record, kept=True, stage=answer.stage, reason=answer.reason)
+            else:
+                yield answer.outcome(record) if answer is not None else record
 
 
 def _prepare(record: Record, decode: Callable[[bytes], Prepared], caches: Sequence[VectorCache]) -> Outcome:
@@ -143,7 +131,7 @@ def _prepare(record: Record, decode: Callable[[bytes], Prepared], caches: Sequen
     hash = content_hash(content)
     for cache in caches:
         if (known := cache.by_hash(hash, key=record.key)) is not None:
-            return _settled_as(record, known)
+            return known.outcome(record)
     try:
         image = decode(content)
     except (OSError, ValueError) as error:

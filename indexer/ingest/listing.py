@@ -19,7 +19,6 @@ from llm2clip.indexer.storage.items_reader import NEVER, ErrorRow, ItemsReader
 CHUNK = 512
 """Records that are looked up together, and written together at most."""
 _IN_MEMORY = 16 * 2**20
-_AT_ONCE = 10_000
 _PARTS = re.compile("[/#]")
 
 
@@ -90,7 +89,11 @@ def list_source(
 ) -> Listing:
     """List a source once, and compare it with the committed index. Captions are read only of images that changed.
 
-    With ``delete_missing``, images that the source does not list are gone.
+    Args:
+        corpus: the source.
+        committed: what the index has of it; None for a new index.
+        delete_missing: whether images that the source does not list are gone.
+        progress: called with the number of images listed so far.
     """
     total = unchanged = 0
     unread: set[str] = set()
@@ -125,12 +128,12 @@ class CommittedSource:
 
     def unchanged(self, records: Sequence[Record]) -> list[bool]:
         """Whether the index has each record as it is now, captions and errors included."""
-        known = self._items.known([record.key for record in records], source=self._source)
-        self._ids[[found.id for found in known.items.values()]] = True
-        self._errors.update(known.errors)
+        items, errors = self._items.known([record.key for record in records], source=self._source)
+        self._ids[[item.id for item in items.values()]] = True
+        self._errors.update(errors)
         answers: list[bool] = []
         for record in records:
-            item, error = known.items.get(record.key), known.errors.get(record.key)
+            item, error = items.get(record.key), errors.get(record.key)
             if error is not None and error.stage == "removed":
                 answers.append(not self._explicit)
             elif record.problem is not None:
@@ -149,7 +152,10 @@ class CommittedSource:
             [id for (id,) in self._items.rows(f"SELECT id FROM items {where}", self._source)], np.int64
         )
         missing = ids[~self._ids[ids]].tolist()
-        gone = self._readable(missing, unread) if unread else missing
+        gone = missing
+        if unread:  # not what lies in a folder or file that cannot be read now
+            named = self._items.of_ids("id, key", missing)
+            gone = [id for id, key in named if unread.isdisjoint(_parents(key))]
         errors = self._items.rows(f"SELECT key FROM errors {where}", self._source)
         return replace(
             listing,
@@ -157,14 +163,6 @@ class CommittedSource:
             gone_errors=[key for (key,) in errors if key not in self._errors],
             kept=len(missing) - len(gone),
         )
-
-    def _readable(self, ids: Sequence[int], unread: AbstractSet[str]) -> list[int]:
-        """Ids of images that lie in no folder or file that cannot be read now."""
-        found: list[int] = []
-        for start in range(0, len(ids), _AT_ONCE):
-            keys = self._items.keys(ids[start : start + _AT_ONCE])
-            found += [id for id, key in keys.items() if unread.isdisjoint(_parents(key))]
-        return found
 
 
 def _parents(key: str) -> Iterator[str]:

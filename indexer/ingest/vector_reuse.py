@@ -7,8 +7,7 @@ time gets the vector of one with the same content.
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +16,9 @@ import numpy as np
 from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.ingest.listing import same_error
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.items_reader import IN, ErrorRow, ItemRow, ItemsReader, connect, sqlite
+from llm2clip.indexer.storage.items_reader import IN, ErrorRow, ItemsReader
 from llm2clip.indexer.storage.items_writer import UNFINISHED, VECTOR_PLACE, source_text
+from llm2clip.indexer.storage.manifest import Manifest
 from llm2clip.indexer.storage.outcome import ReusedVector
 from llm2clip.indexer.storage.vector_segments import Rows, Vectors, map_appended
 
@@ -36,18 +36,19 @@ class VectorCache(Protocol):
 
 
 class CommittedVectors:
-    """The vectors of the committed index, for the records of one source."""
+    """The vectors of the committed index, for the records of the source at one position."""
 
     def __init__(self, items: ItemsReader, vectors: Vectors, *, source: int) -> None:
         self._items, self._vectors, self._source = items, vectors, source
 
     def kept(self, records: Sequence[Record]) -> list[ReusedVector | ErrorRow | None]:
         """For each record its vector, or why it could not be decoded; None if it has to be read."""
-        known = self._items.find([record.key for record in records], source=self._source)
+        items, errors = self._items.known([record.key for record in records], source=self._source)
         found: list[ReusedVector | ErrorRow | None] = []
         for record in records:
-            item, error = known.items.get(record.key), known.errors.get(record.key)
-            if item is not None and _same(record, item):
+            item, error = items.get(record.key), errors.get(record.key)
+            now = (record.size or 0, record.mtime_ns or 0)
+            if item is not None and record.problem is None and now == (item.size, item.mtime_ns):
                 found.append(self._reused(item.id, item.hash, item.width, item.height, own=True))
             else:
                 found.append(error if error is not None and same_error(record, error) else None)
@@ -73,20 +74,25 @@ class CommittedVectors:
 
 
 class UncommittedVectors:
-    """Vectors that no manifest names: of earlier transactions and of the present one."""
+    """Vectors that no manifest names, of earlier transactions and of the present one, for the records of one source.
 
-    def __init__(
-        self, path: Path, *, source: Mapping[str, str], dim: int, generation: int, first: int
-    ) -> None:
-        self._path, self._dim, self._source = path, dim, source_text(source)
-        self._generation, self._first = generation, first
-        self._db, self._lock = connect(path), threading.Lock()
+    Args:
+        folder: the index.
+        base: the manifest that the present transaction is based on.
+        source: position of the source.
+        generation: the one that is written.
+    """
+
+    def __init__(self, folder: Path, base: Manifest, *, source: int, generation: int) -> None:
+        self._folder, self._dim, self._first = folder, base.dim, base.rows
+        self._source = source_text(base.sources[source])
+        self._items = ItemsReader(folder / base.items_file, generation=generation)
         self._files: dict[str, Rows] = {}
 
     def kept(self, records: Sequence[Record]) -> list[ReusedVector | None]:
         """For each record its vector, if it had one and is unchanged."""
         keys = json.dumps([record.key for record in records])
-        rows = self._rows(
+        rows = self._items.rows(
             f"SELECT {UNFINISHED} FROM unfinished WHERE source = ? AND key IN {IN}", self._source, keys
         )
         found = {row[0]: row for row in rows}
@@ -99,18 +105,14 @@ class UncommittedVectors:
 
     def by_hash(self, hash: bytes, *, key: str) -> ReusedVector | None:
         """The vector of an image of that content; None if there is none."""
-        rows = self._rows(f"SELECT {UNFINISHED} FROM unfinished WHERE hash = ? LIMIT 1", hash)
+        rows = self._items.rows(f"SELECT {UNFINISHED} FROM unfinished WHERE hash = ? LIMIT 1", hash)
         if not rows:
-            rows = self._rows(
+            rows = self._items.rows(
                 f"SELECT key, size, mtime_ns, hash, width, height, {VECTOR_PLACE} FROM items "
                 "WHERE hash = ? AND id >= ? LIMIT 1",
-                *(self._generation, self._first, self._first, hash, self._first),
+                *(self._items.generation, self._first, self._first, hash, self._first),
             )
         return self._reused(rows[0]) if rows else None
-
-    def _rows(self, statement: str, *values: str | int | bytes) -> list[_Row]:
-        with self._lock, sqlite(self._path):
-            return self._db.execute(statement, values).fetchall()
 
     def _reused(self, row: _Row) -> ReusedVector | None:
         _, _, _, hash, width, height, file, number = row
@@ -123,17 +125,11 @@ class UncommittedVectors:
         """The rows of a file; one that is being written grows."""
         if number >= len(self._files.get(file, ())):
             try:
-                self._files[file] = map_appended(self._path.parent / file, dim=self._dim)
+                self._files[file] = map_appended(self._folder / file, dim=self._dim)
             except (OSError, IndexDamagedError):
                 self._files[file] = np.empty((0, self._dim), dtype=np.float16)
         return self._files[file]
 
     def close(self) -> None:
-        """Close the file once nothing reads it: threads of a build that failed may still ask."""
-        with self._lock:
-            self._db.close()
-
-
-def _same(record: Record, item: ItemRow) -> bool:
-    now = (record.size or 0, record.mtime_ns or 0)
-    return record.problem is None and now == (item.size, item.mtime_ns)
+        """Close the items file once nothing reads it."""
+        self._items.close()

@@ -27,10 +27,9 @@ from llm2clip.indexer.records.record import Corpus, same_corpus
 from llm2clip.indexer.storage.index_folder import (
     LOCK,
     check_files,
-    committed_files,
+    clean,
     create_or_check_folder,
     lock,
-    remove_generations,
     unfinished_builds,
 )
 from llm2clip.indexer.storage.items_reader import ItemsReader
@@ -94,7 +93,7 @@ def build_index(
                         folder, new, [source], replace(mode, begin=partial(_begin, options=options))
                     )
                 except CorpusError:
-                    remove_generations(folder, keep=committed_files(folder))
+                    clean(folder)
                     raise
             result.notes[:0] = notes
             return _report(folder, source, encoder, result, began)

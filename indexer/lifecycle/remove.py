@@ -23,8 +23,6 @@ from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader
 from llm2clip.indexer.storage.manifest import Manifest
 from llm2clip.indexer.storage.transaction import Transaction, open_for_write
 
-_AT_ONCE = 10_000
-
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
@@ -63,11 +61,8 @@ def remove_images(path: str | os.PathLike[str], selection: Selection) -> ChangeR
             result.notes.append("no image matches: nothing was removed")
             return result.report(folder)
         with Transaction.begin(folder, manifest) as transaction:
-            ids = sorted(chosen)
-            for start in range(0, len(ids), _AT_ONCE):
-                some = ids[start : start + _AT_ONCE]
-                result.removed += transaction.remove(some)
-                transaction.add_exclusions([chosen[id] for id in some])
+            result.removed = transaction.remove(sorted(chosen))
+            transaction.add_exclusions(chosen.values())
             result.manifest = commit(transaction, folder)
         result.add(transaction)
         return result.report(folder)

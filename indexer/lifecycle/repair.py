@@ -109,12 +109,12 @@ def _restored(folder: Path, manifest: Manifest, segment: Segment, wrong: set[str
     if segment.first_id + segment.rows > ann.rows:
         return False
     draft = SegmentWriter(folder, generation=next_generation(folder), dim=manifest.dim)
-    with suppress(IndexDamagedError, FaissNotInstalledError), draft:
+    with suppress(IndexDamagedError, FaissNotInstalledError):
         exact = FaissIndex.read(folder / ann.file, rows=ann.rows, dim=manifest.dim)
-        for start in range(segment.first_id, segment.first_id + segment.rows, _AT_ONCE):
-            count = min(_AT_ONCE, segment.first_id + segment.rows - start)
-            draft.append(exact.rows(start, count).astype(np.float16))
-        draft.close(finish=True)
+        with draft:
+            for start in range(segment.first_id, segment.first_id + segment.rows, _AT_ONCE):
+                count = min(_AT_ONCE, segment.first_id + segment.rows - start)
+                draft.append(exact.rows(start, count).astype(np.float16))
         if file_sha256(folder / draft.name(0)) == manifest.files[segment.file].sha256:
             os.replace(folder / draft.name(0), folder / segment.file)
             done.append(f"{segment.file} was restored from {ann.file}")
@@ -140,8 +140,7 @@ def _commit(
     plan = read_manifest(folder).ann
     manifest = _replaced(folder, manifest, gone, next_generation(folder))
     with Transaction.begin(folder, manifest) as transaction:
-        starts = range(0, len(lost), _AT_ONCE)
-        taken = sum(transaction.remove(lost[start : start + _AT_ONCE]) for start in starts)
+        taken = transaction.remove(lost)
         transaction.clear_hashes(lost)
         done += [f"{each.file} is lost, with {each.rows:,} vectors" for each in gone]
         if taken:
@@ -161,7 +160,6 @@ def _replaced(folder: Path, manifest: Manifest, gone: Sequence[Segment], generat
         with writer:
             for start in range(0, segment.rows, _AT_ONCE):
                 writer.append(np.repeat(row, min(_AT_ONCE, segment.rows - start), axis=0))
-            writer.close(finish=True)
         name = writer.name(0)
         segments[number] = replace(segment, file=name)
         files.pop(segment.file)

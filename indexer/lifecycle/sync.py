@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,7 +36,6 @@ LISTED = 1000
 """Bad images that a report names."""
 DRAFT_FROM = 512
 """A new index of so many images or more decodes JPEGs as drafts, see ``ImageEncoder.prepare``."""
-_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,40 +125,49 @@ class _Work(NamedTuple):
 def sync(folder: Path, base: Manifest, corpora: Iterable[Corpus], mode: SyncMode) -> SyncResult:
     """Bring an index up to date with some corpora, in one transaction, under its lock.
 
-    Each corpus is listed once. Where nothing changed nothing is read but names, sizes and times. Corpora that
-    the index does not have become new sources. The manifest of a new index has the generation 0.
+    Each corpus is listed once. Where nothing changed nothing is read but names, sizes and times.
+
+    Args:
+        folder: the index.
+        base: its manifest; of generation 0 for a new index.
+        corpora: what to list; those that the index does not have become new sources.
+        mode: how.
     """
     result, options = SyncResult(manifest=base), mode.options
-    sources = [dict(source) for source in base.sources]
     with ExitStack() as stack:
         items = None
         if base.generation:
             items = ItemsReader(folder / base.items_file, generation=base.generation)
             stack.callback(items.close)
-        listed: list[_Work] = []
+        works: list[_Work] = []
         for corpus in corpora:
-            number = _number(sources, corpus.identity())
-            listed.append(_Work(corpus, number, _list(corpus, number, base, items, mode, result)))
-            stack.callback(listed[-1].listing.changed.close)
-        changes = sum(work.listing.changes for work in listed)
+            base, number = _numbered(base, corpus.identity())
+            works.append(_Work(corpus, number, _list(corpus, number, items, mode, result)))
+            stack.callback(works[-1].listing.changed.close)
+        changes = sum(work.listing.changes for work in works)
         if options.require is not None:
             options.require(base.items + changes, base.dim)
-        if base.ann is not None and all(work.listing.nothing for work in listed):
+        if base.ann is not None and all(work.listing.nothing for work in works):
             return result
         import_faiss()  # before hours of work, not after
         encoder, encodes = mode.encoder() if changes else None, base.items > 0
+        if not base.generation and changes >= DRAFT_FROM:
+            base = replace(base, decoding={"margin": 2})
         with mode.begin(folder, base) as transaction:
-            for source in sources[len(base.sources) :]:
-                transaction.add_source(source)
-            if not base.generation and changes >= DRAFT_FROM:
-                transaction.decoding = {"margin": 2}
-            for work in listed:
+            for work in works:
                 if encoder is not None and work.listing.changes:
                     done = 0
                     with BackgroundWriter(partial(transaction.append, source=work.number)) as writer:
-                        caches = _caches(folder, transaction, work.number, items, stack)
                         size = AdaptiveBatchSize(options.batch_size)
-                        for outcomes in _decoded(work.listing, transaction, encoder, caches, options, size):
+                        caches = _caches(folder, transaction, work.number, items, stack)
+                        decoded = decode_images(
+                            work.listing.changed,
+                            decode=partial(encoder.prepare, draft=True) if base.drafts else encoder.prepare,
+                            caches=caches,
+                            workers=options.workers,
+                            size=size,
+                        )
+                        for outcomes in batches_of(decoded, size):
                             encodes = encode_batch(outcomes, encoder, size, works=encodes)
                             writer.put(outcomes)
                             result.count(outcomes)
@@ -167,29 +175,29 @@ def sync(folder: Path, base: Manifest, corpora: Iterable[Corpus], mode: SyncMode
                             _tell(options, result, "embedding", done, work.listing.changes)
                 _remove(transaction, work, items, result)
             if not transaction.items and (base.items or not base.generation):
-                raise CorpusError(_unreadable(folder, listed, result))
-            total = sum(work.listing.total for work in listed)
+                raise CorpusError(_unreadable(folder, works, result))
+            total = sum(work.listing.total for work in works)
             _tell(options, result, "writing", total, total)
             result.manifest = commit(transaction, folder, planner=options.planner)
         result.add(transaction)
     return result
 
 
-def _number(sources: list[dict[str, str]], identity: Mapping[str, str]) -> int:
-    """The position of a source, which is added if it is new."""
-    for number, known in enumerate(sources):
+def _numbered(base: Manifest, identity: Mapping[str, str]) -> tuple[Manifest, int]:
+    """The position of a source, and the manifest with it."""
+    for number, known in enumerate(base.sources):
         if same_corpus(known, identity):
-            return number
-    sources.append(dict(identity))
-    return len(sources) - 1
+            return base, number
+    return replace(base, sources=(*base.sources, dict(identity))), len(base.sources)
 
 
 def _list(
-    corpus: Corpus, number: int, base: Manifest, items: ItemsReader | None, mode: SyncMode, result: SyncResult
+    corpus: Corpus, number: int, items: ItemsReader | None, mode: SyncMode, result: SyncResult
 ) -> Listing:
     committed = None
     if items is not None:
-        committed = CommittedSource(items, source=number, rows=base.rows, explicit=mode.explicit)
+        rows = result.manifest.rows
+        committed = CommittedSource(items, source=number, rows=rows, explicit=mode.explicit)
     listing = list_source(
         corpus,
         committed,
@@ -211,13 +219,7 @@ def _caches(
     folder: Path, transaction: Transaction, source: int, items: ItemsReader | None, stack: ExitStack
 ) -> list[VectorCache]:
     base = transaction.base
-    uncommitted = UncommittedVectors(
-        folder / base.items_file,
-        source=transaction.sources[source],
-        dim=base.dim,
-        generation=transaction.generation,
-        first=base.rows,
-    )
+    uncommitted = UncommittedVectors(folder, base, source=source, generation=transaction.generation)
     stack.callback(uncommitted.close)
     if items is None:
         return [uncommitted]
@@ -225,31 +227,11 @@ def _caches(
     return [CommittedVectors(items, vectors, source=source), uncommitted]
 
 
-def _decoded(
-    listing: Listing,
-    transaction: Transaction,
-    encoder: ImageEncoder,
-    caches: Sequence[VectorCache],
-    options: BuildOptions,
-    size: AdaptiveBatchSize,
-) -> Iterator[list[Outcome]]:
-    draft = transaction.decoding is not None and transaction.decoding["margin"] > 0
-    decoded = decode_images(
-        listing.changed,
-        decode=partial(encoder.prepare, draft=True) if draft else encoder.prepare,
-        caches=caches,
-        workers=options.workers,
-        batch_size=lambda: size.size,
-    )
-    return batches_of(decoded, size)
-
-
 def _remove(transaction: Transaction, work: _Work, items: ItemsReader | None, result: SyncResult) -> None:
-    for start in range(0, len(work.listing.gone), _AT_ONCE):
-        ids = work.listing.gone[start : start + _AT_ONCE]
-        if items is not None and result.reused_hashes:
-            result.moved += sum(hash in result.reused_hashes for hash in items.hashes(ids))
-        result.removed += transaction.remove(ids)
+    gone = work.listing.gone
+    if items is not None and result.reused_hashes:
+        result.moved += sum(hash in result.reused_hashes for (hash,) in items.of_ids("hash", gone))
+    result.removed += transaction.remove(gone)
     if work.listing.gone_errors:
         transaction.remove_errors(work.listing.gone_errors, source=work.number)
 

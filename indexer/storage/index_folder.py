@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from typing import IO, Any
 
 from llm2clip.indexer.core.errors import IndexConflictError, IndexDamagedError, IndexerError, IndexWriteError
 from llm2clip.indexer.records.files import printable
-from llm2clip.indexer.storage.items_reader import query, unfinished_files
+from llm2clip.indexer.storage.items_reader import count_all, query, unfinished_files
 from llm2clip.indexer.storage.manifest import FORMAT, MANIFEST, Manifest, committed_generation, read_manifest
 
 LOCK = "lock"
@@ -77,21 +78,20 @@ def _builds(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def describe_unfinished(folder: Path) -> str | None:
     """One sentence about an unfinished build and how to go on with it; None if there is none."""
     for name, begun in _builds(folder):
-        counts = "SELECT (SELECT count(*) FROM items) + (SELECT count(*) FROM unfinished)"
-        [(count,)] = query(folder / name, counts)
         return (
-            f"the index at {folder} is not finished: {count:,} images so far. "
+            f"the index at {folder} is not finished: {count_all(folder / name):,} images so far. "
             f"Go on with: llm2clip-index build {quote(begun['corpus']['spec'])} --index {quote(str(folder))} "
             f"--encoder {quote(begun['encoder_source'])}"
         )
-    begun_by_other = f"the index at {folder} is not finished. Go on with the command that began it"
-    return begun_by_other if items_files(folder) else None
+    unknown = f"the index at {folder} is not finished. Go on with the command that began it"
+    return unknown if items_files(folder) else None
 
 
-def remove_generations(folder: Path, *, keep: frozenset[str]) -> None:
-    """Delete the files of an index that are not among ``keep``; those that cannot be deleted are left."""
+def clean(folder: Path, *, keep: AbstractSet[str] = frozenset()) -> None:
+    """Delete the files that neither the manifest, nor its unfinished vectors, nor ``keep`` need."""
+    needed = keep | committed_files(folder)
     for name in os.listdir(folder):
-        if name not in keep and (generation_of(name) is not None or name in _DRAFTS):
+        if name not in needed and (generation_of(name) is not None or name in _DRAFTS):
             with suppress(OSError):  # on Windows a reader may hold it open: the next commit tries again
                 os.unlink(folder / name)
 
@@ -156,12 +156,11 @@ def create_or_check_folder(folder: Path) -> bool:
         raise IndexWriteError(
             f"cannot make the folder {folder}: {error.strerror or error}. Choose another place with --index"
         ) from error
-    names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    known = {LOCK, *_DRAFTS, *_LITTER}
-    if _is_ours(folder / MANIFEST) or any(generation_of(name) for name in names):
-        known.add(MANIFEST)
-    foreign = sorted(name for name in names if name not in known and generation_of(name) is None)
-    if foreign and not _is_ours(folder / MANIFEST):
+    if _is_ours(folder / MANIFEST):
+        return False
+    names = {name for name in os.listdir(folder) if not name.startswith(".")}
+    ours = {name for name in names if generation_of(name) is not None}
+    if foreign := sorted(names - ours - {LOCK, *_DRAFTS, *_LITTER, *([MANIFEST] if ours else [])}):
         raise IndexConflictError(
             f"{folder} holds other files ({foreign[0]}, ...): expected an index, an empty folder or none. "
             "Choose another place with --index"

@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +76,7 @@ CREATE INDEX unfinished_hash ON unfinished (hash);
 
 
 class ItemRow(NamedTuple):
-    """A row of ``items`` without its generations and checksum."""
+    """A row of ``items``, without its generations and checksum."""
 
     id: int
     source: int
@@ -103,6 +102,9 @@ class StateRow(NamedTuple):
     mtime_ns: int
     sidecars: int | None
     locator: str | None
+    hash: bytes
+    width: int
+    height: int
 
 
 class ErrorRow(NamedTuple):
@@ -116,21 +118,11 @@ class ErrorRow(NamedTuple):
     mtime_ns: int | None
 
 
-Row = TypeVar("Row")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Known(Generic[Row]):
-    """What an items file knows about some keys."""
-
-    items: Mapping[str, Row]
-    errors: Mapping[str, ErrorRow]
-
-
 ShownRow = tuple[int, int, str, str | None, str | None, int, int]
 """id, source, key, caption, metadata, width, height."""
 _SHOWN = "id, source, key, caption, metadata, width, height"
-_AT_ONCE = 500
+_AT_ONCE = 10_000
+_BOUND = 500
 _PATIENCE = 60.0
 """Seconds to wait for a writer's commit."""
 _FOR_NOW = frozenset(
@@ -140,11 +132,15 @@ _FOR_NOW = frozenset(
 """Error codes of SQLite that do not mean damage."""
 
 ITEM = ", ".join(ItemRow._fields)
-STATE = ", ".join(StateRow._fields)
 ERROR = ", ".join(ErrorRow._fields)
 IN = "(SELECT value FROM json_each(?))"  # any number of values in one statement that SQLite compiles once
 NOT_BAD = "('sidecar', 'removed')"
 """Stages of ``errors`` that are not images that could not be read."""
+
+
+def parts(values: Sequence[int], size: int = _AT_ONCE) -> Iterator[Sequence[int]]:
+    """Ids in parts for one statement each."""
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 @contextmanager
@@ -156,9 +152,7 @@ def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
         if writing:
             raise IndexWriteError(f"cannot write {path}: {error}") from error
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if (
-            code in _FOR_NOW and path.is_file()
-        ):  # a build must not take it for damage and embed everything again
+        if code in _FOR_NOW and path.is_file():  # not damage: a build would embed everything again
             raise IndexerError(
                 f"{path} cannot be read now: {error}. Nothing was changed: run the command again"
             ) from error
@@ -169,17 +163,19 @@ def connect(path: Path) -> sqlite3.Connection:
     """A connection that reads an items file, for any thread; also on read-only media."""
     if not path.is_file():
         raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
-    uri = f"{path.absolute().as_uri()}?mode=ro"
     with sqlite(path):
-        return sqlite3.connect(
-            uri, uri=True, check_same_thread=False, isolation_level=None, timeout=_PATIENCE
-        )
+        return open_database(path, mode="ro")
+
+
+def open_database(path: Path, *, mode: str) -> sqlite3.Connection:
+    """A connection without implicit transactions, for any thread. Modes: ``ro``, ``rw``, ``rwc`` (create)."""
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=_PATIENCE)
 
 
 def _roll_back_journal(path: Path) -> None:
     """Roll back the journal of a writer that was killed while it wrote; this needs a connection that may write."""
-    with sqlite(path):
-        db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_PATIENCE)
+    with sqlite(path), closing(open_database(path, mode="rw")) as db:
         try:
             db.execute("SELECT count(*) FROM meta").fetchall()
         except sqlite3.OperationalError as error:
@@ -189,22 +185,22 @@ def _roll_back_journal(path: Path) -> None:
                 f"{path} was left half written by a process that was killed, and may not be written from here to put "
                 "that right: run  llm2clip-index verify  once as somebody who may"
             ) from error
-        finally:
-            db.close()
 
 
 def query(path: Path, statement: str, *values: str | int | bytes) -> list[Any]:
     """The rows of a statement on an items file, on a connection of its own."""
-    db = connect(path)
-    try:
+    with closing(connect(path)) as db:
         return _run(db, path, statement, values)
-    finally:
-        db.close()
 
 
 def unfinished_files(path: Path) -> frozenset[str]:
     """Names of the vector files that the unfinished vectors of an items file lie in."""
     return frozenset(name for (name,) in query(path, "SELECT DISTINCT file FROM unfinished"))
+
+
+def count_all(path: Path) -> int:
+    """Number of items of every generation and of unfinished vectors."""
+    return int(query(path, "SELECT (SELECT count(*) FROM items) + (SELECT count(*) FROM unfinished)")[0][0])
 
 
 def _run(
@@ -221,7 +217,10 @@ def _run(
 
 
 class ItemsReader:
-    """Reads one generation of an items file, from any thread."""
+    """Reads one generation of an items file, from any thread: rows that were added later or removed by then are hidden.
+
+    Raises ``IndexDamagedError`` if the file is missing or is no such file.
+    """
 
     def __init__(self, path: Path, *, generation: int) -> None:
         self.path, self.generation = path, generation
@@ -253,8 +252,7 @@ class ItemsReader:
     def shown(self, ids: Sequence[int]) -> dict[int, ShownRow]:
         """What hits show of some items."""
         found: list[ShownRow] = []
-        for start in range(0, len(ids), _AT_ONCE):
-            part = ids[start : start + _AT_ONCE]
+        for part in parts(ids, _BOUND):
             marks = ("?, " * len(part))[:-2]
             found += self.visible(_SHOWN, f"AND id IN ({marks})", *part)
         return {row[0]: row for row in found}
@@ -264,24 +262,21 @@ class ItemsReader:
         found = self.visible(ITEM, "AND id = ?", id)
         return ItemRow._make(found[0]) if found else None
 
-    def hashes(self, ids: Sequence[int]) -> list[bytes]:
-        """Content hashes of some items."""
-        return [hash for (hash,) in self.visible("hash", f"AND id IN {IN}", json.dumps(ids))]
+    def of_ids(self, columns: str, ids: Sequence[int]) -> Iterator[Any]:
+        """Columns of the items of some ids."""
+        for part in parts(ids):
+            yield from self.visible(columns, f"AND id IN {IN}", json.dumps(part))
 
-    def keys(self, ids: Sequence[int]) -> dict[int, str]:
-        """Keys of some items."""
-        return dict(self.visible("id, key", f"AND id IN {IN}", json.dumps(ids)))
-
-    def pages(self, columns: str, *, at_once: int = 4096) -> Iterator[list[Any]]:
+    def pages(self, columns: str) -> Iterator[list[Any]]:
         """Columns of all items by id, in lists; the first column is ``id``."""
         last = -1
-        while found := self.visible(columns, "AND id > ? ORDER BY id LIMIT ?", last, at_once):
+        while found := self.visible(columns, "AND id > ? ORDER BY id LIMIT 4096", last):
             yield found
             last = found[-1][0]
 
-    def each(self, *, at_once: int = 4096) -> Iterator[list[ItemRow]]:
+    def each(self) -> Iterator[list[ItemRow]]:
         """All items by id, in lists."""
-        for rows in self.pages(ITEM, at_once=at_once):
+        for rows in self.pages(ITEM):
             yield [ItemRow._make(row) for row in rows]
 
     def checked(self) -> Iterator[tuple[ItemRow, int]]:
@@ -289,23 +284,13 @@ class ItemsReader:
         for rows in self.pages(f"{ITEM}, checksum"):
             yield from ((ItemRow._make(row[:-1]), row[-1]) for row in rows)
 
-    def find(self, keys: Sequence[str], *, source: int) -> Known[ItemRow]:
+    def known(self, keys: Sequence[str], *, source: int) -> tuple[dict[str, StateRow], dict[str, ErrorRow]]:
         """Items and errors of some keys of a source, for a writer: nothing was removed since this generation."""
-        items = {row[2]: ItemRow._make(row) for row in self._live("items", ITEM, keys, source)}
-        errors = {row[1]: ErrorRow._make(row) for row in self._live("errors", ERROR, keys, source)}
-        return Known(items=items, errors=errors)
-
-    def known(self, keys: Sequence[str], *, source: int) -> Known[StateRow]:
-        """The same, with only what tells whether an image changed."""
-        items = {row[0]: StateRow._make(row) for row in self._live("items", STATE, keys, source)}
-        errors = {row[1]: ErrorRow._make(row) for row in self._live("errors", ERROR, keys, source)}
-        return Known(items=items, errors=errors)
-
-    def _live(self, table: str, columns: str, keys: Sequence[str], source: int) -> list[Any]:
-        return self.rows(
-            f"SELECT {columns} FROM {table} WHERE source = ? AND key IN {IN} AND removed = {NEVER} AND added <= ?",
-            *(source, json.dumps(keys), self.generation),
-        )
+        where = f"WHERE source = ? AND key IN {IN} AND removed = {NEVER} AND added <= ?"
+        values = (source, json.dumps(keys), self.generation)
+        items = self.rows(f"SELECT {', '.join(StateRow._fields)} FROM items {where}", *values)
+        errors = self.rows(f"SELECT {ERROR} FROM errors {where}", *values)
+        return {row[0]: StateRow._make(row) for row in items}, {row[1]: ErrorRow._make(row) for row in errors}
 
     def dead(self, *, rows: int) -> NDArray[np.int64]:
         """Ids below ``rows`` that belong to no item of this generation. Shape: (tombstones,), int64."""
@@ -318,20 +303,17 @@ class ItemsReader:
         return np.sort(np.array([id for (id,) in gone], dtype=np.int64))
 
     def count(self) -> int:
-        """How many items there are."""
+        """Number of items."""
         return int(self.visible("count(*)")[0][0])
 
     def count_bad(self) -> int:
-        """How many images could not be read."""
+        """Number of images that could not be read."""
         now = self.generation
         statement = f"SELECT count(*) FROM errors WHERE stage NOT IN {NOT_BAD} AND added <= ? AND removed > ?"
         return int(self.rows(statement, now, now)[0][0])
 
     def errors(self, *, limit: int = -1, every: bool = False) -> list[ErrorRow]:
-        """The images that could not be read, and sidecars, by key; ``limit`` at most, negative for all.
-
-        ``every`` also gives those that were taken out by hand.
-        """
+        """Images and sidecars that could not be read, by key; with ``every`` also images that were removed by hand."""
         now = self.generation
         stages = "" if every else "AND stage != 'removed'"
         found = self.rows(

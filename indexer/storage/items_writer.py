@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from llm2clip.indexer.storage.items_reader import (
     ERROR,
@@ -17,6 +17,8 @@ from llm2clip.indexer.storage.items_reader import (
     SCHEMA,
     ErrorRow,
     ItemRow,
+    open_database,
+    parts,
     sqlite,
 )
 from llm2clip.indexer.storage.outcome import Outcome
@@ -42,18 +44,17 @@ def row_checksum(row: ItemRow) -> int:
 class ItemsWriter:
     """Writes rows of one generation. After ``commit`` they survive a killed process.
 
-    The file is created with ``meta`` if that is given, and must exist otherwise.
+    Args:
+        path: the file; created with ``meta`` if that is given, must exist otherwise.
+        generation: the one that is written.
+        meta: first entries of ``meta``.
     """
 
     def __init__(self, path: Path, *, generation: int, meta: Mapping[str, str] | None = None) -> None:
         self.path, self.generation = path, generation
         self._closed = False
         with sqlite(path, writing=True):
-            mode = "rwc" if meta is not None else "rw"
-            uri = f"{path.absolute().as_uri()}?mode={mode}"
-            self.db = sqlite3.connect(
-                uri, uri=True, isolation_level=None, timeout=60.0, check_same_thread=False
-            )
+            self.db = open_database(path, mode="rwc" if meta is not None else "rw")
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             # A page written before the commit would lock readers out until the commit.
@@ -63,74 +64,64 @@ class ItemsWriter:
                 self.db.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
                 self.db.execute("COMMIT")
 
-    def begin(self) -> None:
-        """Begin an SQLite transaction if there is none."""
+    def _write(self, statement: str, *values: str | int) -> list[Any]:
+        """Execute a statement in an SQLite transaction, which is begun if there is none."""
         with sqlite(self.path, writing=True):
             if not self.db.in_transaction:
                 self.db.execute("BEGIN")
+            return self.db.execute(statement, values).fetchall()
+
+    def _write_rows(self, statement: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Execute a statement with the values of each row, likewise."""
+        with sqlite(self.path, writing=True):
+            if not self.db.in_transaction:
+                self.db.execute("BEGIN")
+            self.db.executemany(statement, rows)
 
     def append(
-        self, items: Sequence[ItemRow], errors: Sequence[ErrorRow], *, again: Sequence[int] = ()
+        self, items: Sequence[ItemRow], errors: Iterable[ErrorRow], *, again: Sequence[int] = ()
     ) -> int:
-        """Write rows of both tables, whose keys have to be removed first; ``again`` are ids that had an item before.
+        """Write rows of both tables, whose keys were removed first; returns the sum of the items' checksums.
 
-        Returns the sum of the checksums of the items.
+        ``again`` are ids that had an item before.
         """
-        self.begin()
+        now = self.generation
         checksums = [row_checksum(item) for item in items]
-        with sqlite(self.path, writing=True):
-            self.db.executemany(
-                "DELETE FROM items WHERE id = ? AND added = ?", ((id, self.generation) for id in again)
-            )
-            self.db.executemany(
-                f"INSERT INTO items ({ITEM}, added, checksum) VALUES ({_MARKS})",
-                ((*item, self.generation, checksum) for item, checksum in zip(items, checksums, strict=True)),
-            )
-            self.db.executemany(
-                f"INSERT OR REPLACE INTO errors ({ERROR}, added) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                ((*error, self.generation) for error in errors),
-            )
+        self._write_rows("DELETE FROM items WHERE id = ? AND added = ?", ((id, now) for id in again))
+        self._write_rows(
+            f"INSERT INTO items ({ITEM}, added, checksum) VALUES ({_MARKS})",
+            ((*item, now, checksum) for item, checksum in zip(items, checksums, strict=True)),
+        )
+        self._write_rows(
+            f"INSERT OR REPLACE INTO errors ({ERROR}, added) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            ((*error, now) for error in errors),
+        )
         return sum(checksums)
 
-    def remove_keys(self, keys: Sequence[str], *, source: int) -> tuple[list[tuple[int, str]], int]:
-        """Remove items and errors of some keys; returns (id, key) of each item, and the sum of their checksums."""
-        self.begin()
-        wanted = json.dumps(keys)
-        with sqlite(self.path, writing=True):
-            gone = self.db.execute(
-                f"SELECT id, key, checksum FROM items WHERE source = ? AND key IN {IN} AND removed = {NEVER}",
-                (source, wanted),
-            ).fetchall()
-            self._mark([id for id, _, _ in gone])
-            self.db.execute(
-                f"UPDATE errors SET removed = ? WHERE source = ? AND key IN {IN} AND removed = {NEVER}",
-                (self.generation, source, wanted),
-            )
-        return [(id, key) for id, key, _ in gone], sum(checksum for _, _, checksum in gone)
+    def remove_keys(self, keys: Sequence[str], *, source: int) -> tuple[set[str], int]:
+        """Remove items and errors of some keys; returns the keys of the items, and the sum of their checksums."""
+        where = f"WHERE source = ? AND key IN {IN} AND removed = {NEVER}"
+        values = (source, json.dumps(keys))
+        gone = self._write(f"SELECT key, checksum FROM items {where}", *values)
+        for table in ("items", "errors"):
+            self._write(f"UPDATE {table} SET removed = ? {where}", self.generation, *values)
+        return {key for key, _ in gone}, sum(checksum for _, checksum in gone)
 
     def remove_ids(self, ids: Sequence[int]) -> tuple[int, int]:
         """Remove items; returns how many were there, and the sum of their checksums."""
-        self.begin()
-        with sqlite(self.path, writing=True):
-            gone = self.db.execute(
-                f"SELECT id, checksum FROM items WHERE id IN {IN} AND removed = {NEVER}", (json.dumps(ids),)
-            ).fetchall()
-            self._mark([id for id, _ in gone])
-        return len(gone), sum(checksum for _, checksum in gone)
-
-    def _mark(self, ids: Sequence[int]) -> None:
-        self.db.execute(
-            f"UPDATE items SET removed = ? WHERE id IN {IN} AND removed = {NEVER}",
-            (self.generation, json.dumps(ids)),
-        )
+        removed = checksum = 0
+        where = f"WHERE id IN {IN} AND removed = {NEVER}"
+        for part in map(json.dumps, parts(ids)):
+            gone = self._write(f"SELECT checksum FROM items {where}", part)
+            self._write(f"UPDATE items SET removed = ? {where}", self.generation, part)
+            removed += len(gone)
+            checksum += sum(each for (each,) in gone)
+        return removed, checksum
 
     def clear_hashes(self, ids: Sequence[int]) -> None:
         """Forget the content hashes of removed items."""
-        self.begin()
-        with sqlite(self.path, writing=True):
-            self.db.execute(
-                f"UPDATE items SET hash = x'' WHERE id IN {IN} AND removed < {NEVER}", (json.dumps(ids),)
-            )
+        for part in map(json.dumps, parts(ids)):
+            self._write(f"UPDATE items SET hash = x'' WHERE id IN {IN} AND removed < {NEVER}", part)
 
     def recount(self) -> tuple[int, int]:
         """Number of items, and the sum of their checksums, uncommitted rows included."""
@@ -144,11 +135,9 @@ class ItemsWriter:
             statement = f"SELECT count(*) FROM errors WHERE stage NOT IN {NOT_BAD} AND removed = {NEVER}"
             return int(self.db.execute(statement).fetchone()[0])
 
-    def set_meta(self, name: str, value: str) -> None:
-        """Write an entry of ``meta``."""
-        self.begin()
-        with sqlite(self.path, writing=True):
-            self.db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+    def set_meta(self, entries: Mapping[str, str]) -> None:
+        """Write entries of ``meta``."""
+        self._write_rows("INSERT OR REPLACE INTO meta VALUES (?, ?)", entries.items())
 
     def commit(self) -> None:
         """Commit the SQLite transaction."""
@@ -164,47 +153,36 @@ class ItemsWriter:
     def stash_uncommitted(self, *, generation: int, rows: int) -> None:
         """Roll the file back to a committed generation of so many vectors; note where those of uncommitted rows lie.
 
-        Nothing may be open in it. Generation 0: none is committed.
+        ``generation`` is 0 if none was committed; it has ``rows`` vectors. Nothing else may be open in the file.
         """
         with sqlite(self.path):
             meta = dict(self.db.execute("SELECT key, value FROM meta"))
-        serial = int(meta.get("writing", "0"))
-        self.begin()
-        if serial > generation:
-            with sqlite(self.path, writing=True):
-                for number, source in enumerate(json.loads(meta.get("sources", "[]"))):
-                    self.db.execute(
-                        f"INSERT OR REPLACE INTO unfinished (source, {UNFINISHED}) "
-                        "SELECT ?, key, size, mtime_ns, hash, width, height, "
-                        f"{VECTOR_PLACE} FROM items WHERE id >= ? AND source = ? AND removed = {NEVER}",
-                        (source_text(source), serial, rows, rows, rows, number),
-                    )
-        self._drop_uncommitted(generation, rows)
-        self.set_meta("writing", str(generation))
-        self.commit()
-
-    def _drop_uncommitted(self, generation: int, rows: int) -> None:
-        touched = f"SELECT id FROM items WHERE removed < {NEVER} AND removed > ?"
-        with sqlite(self.path, writing=True):
-            self.db.execute("DELETE FROM items WHERE id >= ?", (rows,))
-            self.db.execute(
-                f"DELETE FROM items WHERE added > ? AND id IN ({touched})", (generation, generation)
-            )
-            self.db.execute("DELETE FROM errors WHERE added > ?", (generation,))
-            for table in ("items", "errors"):
-                self.db.execute(
-                    f"UPDATE {table} SET removed = {NEVER} WHERE removed < {NEVER} AND removed > ?",
-                    (generation,),
+        writer = int(meta.get("writing", "0"))
+        if writer > generation:
+            for number, source in enumerate(json.loads(meta.get("sources", "[]"))):
+                self._write(
+                    f"INSERT OR REPLACE INTO unfinished (source, {UNFINISHED}) "
+                    f"SELECT ?, key, size, mtime_ns, hash, width, height, {VECTOR_PLACE} "
+                    f"FROM items WHERE id >= ? AND source = ? AND removed = {NEVER}",
+                    *(source_text(source), writer, rows, rows, rows, number),
                 )
+        touched = f"SELECT id FROM items WHERE removed < {NEVER} AND removed > ?"
+        self._write("DELETE FROM items WHERE id >= ?", rows)
+        self._write(f"DELETE FROM items WHERE added > ? AND id IN ({touched})", generation, generation)
+        self._write("DELETE FROM errors WHERE added > ?", generation)
+        for table in ("items", "errors"):
+            self._write(
+                f"UPDATE {table} SET removed = {NEVER} WHERE removed < {NEVER} AND removed > ?", generation
+            )
+        self.set_meta({"writing": str(generation)})
+        self.commit()
 
     def prune(self) -> None:
         """Forget uncommitted vectors of images that are in the index now."""
-        self.begin()
-        with sqlite(self.path, writing=True):
-            self.db.execute(
-                "DELETE FROM unfinished WHERE EXISTS "
-                f"(SELECT 1 FROM items WHERE items.hash = unfinished.hash AND items.removed = {NEVER})"
-            )
+        self._write(
+            "DELETE FROM unfinished WHERE EXISTS "
+            f"(SELECT 1 FROM items WHERE items.hash = unfinished.hash AND items.removed = {NEVER})"
+        )
         self.commit()
 
 

@@ -28,6 +28,7 @@ DEFAULT_PLAN: Mapping[str, Any] = {"kind": KIND}
 FORMAT = "llm2clip-index"
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+_REBUILD = "Build the index anew with --overwrite"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,11 @@ class Manifest:
         return int(self.encoder["dim"])
 
     @property
+    def drafts(self) -> bool:
+        """Whether JPEGs are decoded as drafts."""
+        return self.decoding is not None and self.decoding["margin"] > 0
+
+    @property
     def tombstones(self) -> int:
         """Vectors that belong to no item."""
         return self.rows - self.items
@@ -137,12 +143,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         file.flush()
         os.fsync(file.fileno())
     # First the directory entries of its files, and the removal of SQLite's journal, which would roll the items back.
-    sync_folder(folder)
+    _sync_folder(folder)
     os.replace(draft, folder / MANIFEST)
-    sync_folder(folder)
+    _sync_folder(folder)
 
 
-def sync_folder(folder: Path) -> None:
+def _sync_folder(folder: Path) -> None:
     """Flush the entries of a folder to the disk, where the platform can."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
@@ -153,7 +159,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of the index in ``folder`` and verify its checksum."""
+    """Read the manifest of the index in ``folder`` and verify its version, checksum and entries."""
     path = folder / MANIFEST
     try:
         content = json.loads(path.read_text("utf-8"))
@@ -168,18 +174,14 @@ def read_manifest(folder: Path) -> Manifest:
             f'{path} is not the manifest of an index: got no "format": "{FORMAT}". {_REBUILD}'
         )
     if content.get("format_version") != FORMAT_VERSION:
-        raise IndexVersionError(_other_version(folder, content))
+        raise IndexVersionError(
+            f"{folder} has index format version {content.get('format_version')!r}, this release reads version "
+            f"{FORMAT_VERSION}: use the release that wrote it ({content.get('written_by', 'unknown')}), "
+            "or build the index anew with --overwrite"
+        )
     if content.get("checksum") != _checksum(content):
         raise IndexDamagedError(f"{path} was altered: its checksum does not fit its content. {_REBUILD}")
     return _parsed(path, content)
-
-
-def _other_version(folder: Path, content: Mapping[str, Any]) -> str:
-    return (
-        f"{folder} has index format version {content.get('format_version')!r}, this release reads version "
-        f"{FORMAT_VERSION}: use the release that wrote it ({content.get('written_by', 'unknown')}), "
-        "or build the index anew with --overwrite"
-    )
 
 
 def empty_manifest(
@@ -205,9 +207,6 @@ def committed_generation(folder: Path) -> int:
     except (OSError, ValueError, LookupError, TypeError):
         return 0
     return generation if isinstance(generation, int) else 0
-
-
-_REBUILD = "Build the index anew with --overwrite"
 
 
 def _parsed(path: Path, content: dict[str, Any]) -> Manifest:

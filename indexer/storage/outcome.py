@@ -54,3 +54,9 @@ class ReusedVector:
     """As shown, in pixels."""
     id: int | None = None
     """The id that the image keeps; None: the vector is copied to a new one."""
+
+    def outcome(self, record: Record) -> Outcome:
+        """The outcome of a record that gets this vector."""
+        found = Outcome(record=record, kept=True, vector=self.vector, id=self.id, hash=self.hash)
+        found.width, found.height = self.width, self.height
+        return found

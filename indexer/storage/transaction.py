@@ -7,10 +7,11 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -18,23 +19,10 @@ from typing import Self
 import numpy as np
 
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexWriteError
-from llm2clip.indexer.storage.index_folder import (
-    committed_files,
-    items_name,
-    lock,
-    next_generation,
-    remove_generations,
-)
-from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow, query, unfinished_files
+from llm2clip.indexer.storage.index_folder import clean, items_name, lock, next_generation
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow, count_all, query, unfinished_files
 from llm2clip.indexer.storage.items_writer import MODULUS, ItemsWriter, error_rows, item_row
-from llm2clip.indexer.storage.manifest import (
-    MANIFEST,
-    FileRecord,
-    Manifest,
-    read_manifest,
-    software,
-    write_manifest,
-)
+from llm2clip.indexer.storage.manifest import FileRecord, Manifest, read_manifest, software, write_manifest
 from llm2clip.indexer.storage.outcome import Outcome
 from llm2clip.indexer.storage.vector_segments import Rows, SegmentWriter, join_small
 
@@ -45,8 +33,7 @@ CHECKPOINT_SECONDS = 2.0
 @contextmanager
 def open_for_write(folder: Path) -> Iterator[Manifest]:
     """Lock an index and roll back what a killed writer left; gives its manifest."""
-    if not (folder / MANIFEST).exists():
-        read_manifest(folder)  # raises, with how to build one
+    read_manifest(folder)  # no lock is made where there is no index
     with lock(folder):
         manifest = read_manifest(folder)
         roll_back(folder, manifest)
@@ -65,13 +52,7 @@ def roll_back(folder: Path, manifest: Manifest) -> None:
             if uncommitted:
                 items.stash_uncommitted(generation=manifest.generation, rows=manifest.rows)
             items.prune()
-    clean(folder, manifest)
-
-
-def clean(folder: Path, manifest: Manifest) -> None:
-    """Delete the files that neither a manifest nor its unfinished vectors need."""
-    keep = {MANIFEST, manifest.items_file, *manifest.files, *unfinished_files(folder / manifest.items_file)}
-    remove_generations(folder, keep=frozenset(keep))
+    clean(folder)
 
 
 @contextmanager
@@ -93,22 +74,33 @@ class Transaction:
     As a context manager it closes its files however it ends: after an error what was written is kept for the next
     transaction to reuse, and a new index without any content is deleted. All methods that write raise
     ``IndexWriteError`` when an I/O error occurs (for example a full disk).
+
+    Args:
+        folder: the index.
+        items: writer of its items file.
+        base: the manifest that the change is based on, with the sources that it adds.
     """
 
     def __init__(self, folder: Path, items: ItemsWriter, *, base: Manifest) -> None:
         self._folder, self._items, self.base = folder, items, base
         self.generation = items.generation
-        self.appended = self.removed = 0
-        """Items written and removed so far."""
+        self.items = base.items
+        """Number of items now."""
         self.new = self.changed = self.described = self.lost = 0
         """Keys that are new; of other content; of the same content; and that cannot be read any more."""
-        self.sources = list(base.sources)
-        self.decoding = base.decoding
         self._checksum = int(base.items_checksum, 16)
         self._checkpointed = time.monotonic()
-        with writing(self._folder):
+        with writing(folder):
             self._segments = SegmentWriter(folder, generation=self.generation, dim=base.dim)
-            self._announce()
+            # What the next process needs to reuse what this one may leave uncommitted.
+            announced = {
+                "writing": self.generation,
+                "sources": base.sources,
+                "encoder": base.encoder,
+                "encoder_source": base.encoder_source,
+            }
+            items.set_meta({name: json.dumps(value) for name, value in announced.items()})
+            items.commit()
 
     @classmethod
     def begin(cls, folder: Path, base: Manifest) -> Transaction:
@@ -122,7 +114,7 @@ class Transaction:
 
         With ``overwrite`` the index that is committed in the folder must not be reused.
         """
-        remove_generations(folder, keep=committed_files(folder))
+        clean(folder)
         generation = next_generation(folder)
         base = replace(base, items_file=items_name(generation))
         meta = {"index_id": base.index_id, "anew": json.dumps(overwrite)}
@@ -132,7 +124,7 @@ class Transaction:
 
     @classmethod
     def resume(cls, folder: Path, base: Manifest, items_file: str) -> Transaction:
-        """Go on with an index that was created and never committed, by the items file that was begun."""
+        """Go on with an index that was created, with ``base``, and never committed; ``items_file`` was begun."""
         items = ItemsWriter(folder / items_file, generation=next_generation(folder))
         try:
             items.stash_uncommitted(generation=0, rows=0)
@@ -140,57 +132,31 @@ class Transaction:
         except BaseException:
             items.close()
             raise
-        remove_generations(folder, keep=committed_files(folder) | {items_file} | unfinished_files(items.path))
+        clean(folder, keep={items_file, *unfinished_files(items.path)})
         return cls(folder, items, base=replace(base, index_id=index_id, items_file=items_file))
-
-    def _announce(self) -> None:
-        """Note what the next process needs to reuse what this one may leave uncommitted."""
-        meta = {
-            "writing": str(self.generation),
-            "sources": json.dumps([dict(source) for source in self.sources]),
-            "encoder": json.dumps(dict(self.base.encoder)),
-            "encoder_source": json.dumps(self.base.encoder_source),
-        }
-        for name, value in meta.items():
-            self._items.set_meta(name, value)
-        self._items.commit()
 
     @property
     def rows(self) -> int:
         """Number of vectors now."""
         return self.base.rows + sum(self._segments.rows)
 
-    @property
-    def items(self) -> int:
-        """Number of items now."""
-        return self.base.items + self.appended - self.removed
-
-    def add_source(self, corpus: Mapping[str, str]) -> None:
-        """Add a source at the end of ``sources``."""
-        self.sources.append(dict(corpus))
-        with writing(self._folder):
-            self._announce()
-
     def append(self, outcomes: Sequence[Outcome], *, source: int = 0) -> None:
         """Write the outcomes of some records in place of what is there under their keys."""
         good = [outcome for outcome in outcomes if outcome.vector is not None]
         fresh = [outcome.vector for outcome in good if outcome.id is None and outcome.vector is not None]
-        first = self.rows
+        numbers = count(self.rows)
         with writing(self._folder):
             if fresh:
                 self._segments.append(np.stack(fresh))
             keys = [outcome.record.key for outcome in outcomes]
-            gone, checksum = self._items.remove_keys(keys, source=source)
-            numbers = iter(range(first, first + len(fresh)))
+            replaced, checksum = self._items.remove_keys(keys, source=source)
             ids = [next(numbers) if outcome.id is None else outcome.id for outcome in good]
             items = [item_row(id, outcome, source) for id, outcome in zip(ids, good, strict=True)]
             errors = [row for outcome in outcomes for row in error_rows(outcome, source)]
             again = [outcome.id for outcome in good if outcome.id is not None]
             added = self._items.append(items, errors, again=again)
         self._checksum = (self._checksum + added - checksum) % MODULUS
-        self.appended += len(items)
-        self.removed += len(gone)
-        replaced = {key for _, key in gone}
+        self.items += len(items) - len(replaced)
         self.described += len(again)
         self.new += sum(item.key not in replaced for item in items)
         self.changed += sum(item.key in replaced for item in items) - len(again)
@@ -205,22 +171,22 @@ class Transaction:
             self._segments.append(vectors)
             added = self._items.append([row._replace(id=first + n) for n, row in enumerate(items)], ())
         self._checksum = (self._checksum + added) % MODULUS
-        self.appended += len(items)
+        self.items += len(items)
 
     def remove(self, ids: Sequence[int]) -> int:
         """Remove items; returns how many were there."""
         with writing(self._folder):
-            count, checksum = self._items.remove_ids(ids)
+            removed, checksum = self._items.remove_ids(ids)
         self._checksum = (self._checksum - checksum) % MODULUS
-        self.removed += count
-        return count
+        self.items -= removed
+        return removed
 
     def remove_errors(self, keys: Sequence[str], *, source: int) -> None:
         """Forget that some images could not be read."""
         with writing(self._folder):
             self._items.remove_keys(keys, source=source)
 
-    def add_exclusions(self, rows: Sequence[ErrorRow]) -> None:
+    def add_exclusions(self, rows: Iterable[ErrorRow]) -> None:
         """Note which images a user removed: no update adds them again."""
         with writing(self._folder):
             self._items.append((), rows)
@@ -233,8 +199,7 @@ class Transaction:
     def recount(self) -> None:
         """Count the items anew: the numbers of a damaged index may be wrong."""
         with writing(self._folder):
-            count, self._checksum = self._items.recount()
-        self.appended, self.removed = count - self.base.items, 0
+            self.items, self._checksum = self._items.recount()
 
     def checkpoint(self) -> None:
         """Flush what was written, so that a later transaction can reuse it."""
@@ -247,38 +212,24 @@ class Transaction:
         """Finish the vectors; returns the manifest to commit, which still has the ANN index of before."""
         with writing(self._folder):
             self._segments.close(finish=True)
-            counts = enumerate(self._segments.rows)
-            segments = join_small(
-                self._folder,
-                self.base.segments,
-                [(self._segments.name(number), rows) for number, rows in counts if rows],
-                files=self.base.files,
-                generation=self.generation,
-                dim=self.base.dim,
-            )
+            new = [(self._segments.name(n), rows) for n, rows in enumerate(self._segments.rows) if rows]
+            segments = join_small(self._folder, self.base, new, generation=self.generation)
         return replace(
-            self.base,
-            generation=self.generation,
-            sources=tuple(self.sources),
-            rows=self.rows,
-            items=self.items,
-            segments=segments,
-            decoding=self.decoding,
+            self.base, generation=self.generation, rows=self.rows, items=self.items, segments=segments
         )
 
     def commit(self, manifest: Manifest) -> Manifest:
         """Make this generation the index, then delete the files that are no longer part of it.
 
-        Takes what ``finish`` gave, with the ANN index to use; returns it as it was written.
+        ``manifest`` is what ``finish`` gave, with the ANN index to use; returns it as it was written. After an error
+        the index is what it was before.
         """
         folder, known = self._folder, self.base.files
-        with writing(self._folder):
-            self._items.begin()
-            self._items.set_meta("generation", str(self.generation))
+        with writing(folder):
+            self._items.set_meta({"generation": str(self.generation)})
             bad = self._items.count_bad()
             self._items.commit()
-            names = [segment.file for segment in manifest.segments]
-            names += [manifest.ann.file] if manifest.ann else []
+            names = [each.file for each in (*manifest.segments, manifest.ann) if each is not None]
             manifest = replace(
                 manifest,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -292,7 +243,7 @@ class Transaction:
         with suppress(IndexWriteError):  # committed; the next transaction prunes
             self._items.prune()
         self._items.close()
-        clean(folder, manifest)
+        clean(folder)
         return manifest
 
     def __enter__(self) -> Self:
@@ -312,8 +263,7 @@ class Transaction:
     def _delete_if_empty(self) -> None:
         """Delete the files of a new index without any content, not even that of an earlier process."""
         path = self._folder / self.base.items_file
-        count = "SELECT (SELECT count(*) FROM unfinished) + (SELECT count(*) FROM items)"
         with suppress(IndexDamagedError):
-            if not self.base.generation and not query(path, count)[0][0]:
+            if not self.base.generation and not count_all(path):
                 for name in (path.name, *map(self._segments.name, range(len(self._segments.rows)))):
                     (self._folder / name).unlink(missing_ok=True)

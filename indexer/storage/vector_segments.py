@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from llm2clip.common.files import file_sha256
 from llm2clip.indexer.core.errors import IndexDamagedError
-from llm2clip.indexer.storage.manifest import FileRecord, Segment
+from llm2clip.indexer.storage.manifest import Manifest, Segment
 
 SEGMENT_ROWS = 262_144
 """A segment is closed after this many rows."""
+JOINED_ROWS = 65_536
+"""Larger files are never copied."""
+_REPAIR = "Try  llm2clip-index verify --repair, or run the build command again"
 
 Rows = NDArray[np.float16]
 
@@ -31,7 +34,15 @@ def _header(rows: int, dim: int) -> bytes:
 
 
 class SegmentWriter:
-    """Appends rows to segment files ``vectors-<generation>-<number>.npy``."""
+    """Appends rows to segment files ``vectors-<generation>-<number>.npy``; as a context manager it finishes them.
+
+    Args:
+        folder: the index.
+        generation: the generation being written.
+        dim: length of the rows.
+        segment_rows: rows after which a new file starts.
+        begin: number of the first file.
+    """
 
     def __init__(
         self, folder: Path, *, generation: int, dim: int, segment_rows: int = SEGMENT_ROWS, begin: int = 0
@@ -105,7 +116,7 @@ class SegmentWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(finish=False)
+        self.close(finish=error is None)
 
 
 def segment_name(generation: int, number: int) -> str:
@@ -121,15 +132,11 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
             found = file.read(len(expected))
         if found != expected or path.stat().st_size != len(expected) + rows * dim * 2:
             raise IndexDamagedError(
-                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. "
-                "Try  llm2clip-index verify --repair, or run the build command again"
+                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. {_REPAIR}"
             )
         return _mapped(path, rows, dim, len(expected))
     except FileNotFoundError as error:
-        raise IndexDamagedError(
-            f"{path} is missing: the index is not whole. "
-            "Try  llm2clip-index verify --repair, or run the build command again"
-        ) from error
+        raise IndexDamagedError(f"{path} is missing: the index is not whole. {_REPAIR}") from error
 
 
 def open_vectors(folder: Path, segments: Sequence[Segment], *, dim: int) -> Vectors:
@@ -151,7 +158,7 @@ def _mapped(path: Path, rows: int, dim: int, offset: int) -> Rows:
 
 
 class Vectors:
-    """All rows of an index by id, over its mapped segments from id 0 on. Shapes: (rows, dim), float16."""
+    """All rows of an index by id, over its mapped segments of consecutive ids. Shapes: (rows, dim), float16."""
 
     def __init__(self, segments: Sequence[Rows], *, dim: int) -> None:
         self.segments, self.dim = list(segments), dim
@@ -178,47 +185,32 @@ class Vectors:
                 yield first + begin, segment[begin : begin + rows]
 
 
-JOINED_ROWS = 65_536
-"""Larger files are never copied."""
-
-
 def join_small(
-    folder: Path,
-    old: Sequence[Segment],
-    new: Sequence[tuple[str, int]],
-    *,
-    files: Mapping[str, FileRecord],
-    generation: int,
-    dim: int,
+    folder: Path, base: Manifest, new: Sequence[tuple[str, int]], *, generation: int
 ) -> tuple[Segment, ...]:
-    """The segments of a generation: the old ones, then the new ones, with small ones at the end joined.
+    """The segments of a generation: those of ``base``, then the new ones (file, rows), small ones at the end joined.
 
     A file is joined with those after it while it is no larger than their sum, as a binary counter carries: n additions
-    of one image copy each row about log2(n) times and leave about log2(n) files.
-
-    ``new`` are (file, rows) of what was appended, ``files`` checksums of the old ones: a damaged file is not joined, so
-    that it is noticed.
+    of one image copy each row about log2(n) times and leave about log2(n) files. A damaged file is not joined, so that
+    it is noticed.
     """
-    rows = sum(segment.rows for segment in old)
-    found = list(old)
+    found, rows = list(base.segments), base.rows
     for file, count in new:
         found.append(Segment(file=file, first_id=rows, rows=count))
         rows += count
-    if not new or sum(count for _, count in new) > JOINED_ROWS:
+    start, together = len(base.segments), rows - base.rows
+    if not new or together > JOINED_ROWS:
         return tuple(found)
-    start, together = len(old), rows - sum(segment.rows for segment in old)
     while start and found[start - 1].rows <= together and found[start - 1].rows + together <= JOINED_ROWS:
         name = found[start - 1].file
-        if file_sha256(folder / name) != files[name].sha256:
+        if file_sha256(folder / name) != base.files[name].sha256:
             break
         start -= 1
         together += found[start].rows
     if start == len(found) - 1:
         return tuple(found)
-    writer = SegmentWriter(folder, generation=generation, dim=dim, begin=len(new))
-    with writer:
+    with SegmentWriter(folder, generation=generation, dim=base.dim, begin=len(new)) as writer:
         for segment in found[start:]:
-            writer.append(map_segment(folder / segment.file, rows=segment.rows, dim=dim))
-        writer.close(finish=True)
+            writer.append(map_segment(folder / segment.file, rows=segment.rows, dim=base.dim))
     joined = Segment(file=writer.name(0), first_id=found[start].first_id, rows=together)
     return (*found[:start], joined)

@@ -147,9 +147,7 @@ def outcomes_of(
         file.write_bytes(encoded(colour_of(number)))
     records = (Record(key=file.name, uri=str(file), file=file, size=size) for file in files)
     batches = AdaptiveBatchSize(8)
-    ready = decode_images(
-        records, decode=encoder.prepare, caches=[], workers=workers, batch_size=lambda: batches.size
-    )
+    ready = decode_images(records, decode=encoder.prepare, caches=[], workers=workers, size=batches)
     found, works = [], False
     for batch in batches_of(ready, batches):
         works = encode_batch(batch, encoder, batches, works=works)
