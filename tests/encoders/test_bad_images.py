@@ -14,34 +14,28 @@ from llm2clip.encoders.images.decode import read_image
 
 from .image_files import AVIF, corners, png, reason, refused_of_flipped, saved
 
+FORMATS = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP", AVIF, "JPEG2000"]
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "JPEG2000", AVIF, "PPM"])
-@pytest.mark.parametrize("part", [0.5, 0.9])
-def test_read_image_refuses_truncated_files(format: str, part: float):
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_read_image_refuses_truncated_files(format: str):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
     data = saved(noise, format)
-    with pytest.raises(
-        ImageError, match=f"^(truncated file|damaged file|damaged or truncated {format} header)$"
-    ):
-        read_image(data[: int(len(data) * part)])
+    reasons = f"truncated file|damaged file|damaged or truncated {format} header"
+    for length in (len(data) // 2, int(len(data) * 0.9)):
+        why = "truncated file" if format in ("JPEG", "PNG") else reasons
+        with pytest.raises(ImageError, match=f"^({why})$"):
+            read_image(data[:length])
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG"])
-def test_read_image_says_truncated_for_common_formats(format: str):
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
-    data = saved(noise, format)
-    with pytest.raises(ImageError, match=r"^truncated file$"):
-        read_image(data[: len(data) // 2])
-
-
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP", AVIF, "JPEG2000"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_read_image_raises_only_image_error_for_prefixes(format: str):
     data = saved(corners(), format)
     for length in range(len(data)):
         assert len(reason(data[:length])) < 60
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP", AVIF, "JPEG2000"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_read_image_raises_only_image_error_for_flipped_bytes(format: str):
     data = saved(corners("P" if format == "GIF" else "RGB"), format)
     assert refused_of_flipped(data, times=150) > 0
@@ -80,6 +74,7 @@ def test_read_image_gives_a_reason_for_every_decoder_error(
         b"hello, this is no image\n" * 20,
         b"\0" * 1000,
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
         b"x",
         b"P",
     ],
@@ -88,12 +83,6 @@ def test_read_image_refuses_other_files_with_an_image_suffix(content: bytes, tmp
     (tmp_path / "photo.jpg").write_bytes(content)
     with pytest.raises(ImageError, match=r"^not an image$"):
         read_image(tmp_path / "photo.jpg")
-
-
-def test_read_image_never_runs_postscript(tmp_path: Path):
-    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
-    with pytest.raises(ImageError, match=r"^not an image$"):
-        read_image(eps)
 
 
 def test_read_image_refuses_an_empty_file(tmp_path: Path):
@@ -110,19 +99,14 @@ def test_read_image_names_why_a_path_cannot_be_opened(tmp_path: Path):
         read_image(tmp_path)
 
 
-def test_read_image_refuses_a_bomb_by_its_header():
-    # 10,000 x 10,000 pixels declared, and not a byte of them present: decoding would say "truncated".
-    bomb = png(10_000, 10_000, depth=8, colour=2, rows=b"")
-    with pytest.raises(ImageError, match=r"^100\.0 megapixels, limit 64$"):
-        read_image(bomb)
-
-
-@pytest.mark.parametrize("side", [10_000, 20_000, 60_000])
-def test_read_image_of_any_size_raises_only_image_error(side: int):
+@pytest.mark.parametrize(("side", "megapixels"), [(10_000, "100.0"), (20_000, "400.0"), (60_000, "3600.0")])
+def test_read_image_refuses_a_bomb_by_its_header(side: int, megapixels: str):
+    # Not a byte of its pixels is present: decoding would say "truncated".
+    bomb = png(side, side, depth=8, colour=2, rows=b"")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        with pytest.raises(ImageError, match="megapixels, limit 64"):
-            read_image(png(side, side, depth=8, colour=2, rows=b""))
+        with pytest.raises(ImageError, match=rf"^{megapixels} megapixels, limit 64$"):
+            read_image(bomb)
 
 
 def test_read_image_takes_a_limit():
@@ -134,24 +118,16 @@ def test_read_image_takes_a_limit():
 
 
 @pytest.mark.parametrize(
-    "array",
+    ("source", "reason"),
     [
-        np.zeros((4, 4), np.uint8),
-        np.zeros((4, 4, 4), np.uint8),
-        np.zeros((1, 4, 4, 3), np.uint8),
-        np.zeros((4, 4, 3), np.float32),
+        (np.zeros((4, 4), np.uint8), r"expected an array of shape \(H, W, 3\), uint8, got "),
+        (np.zeros((4, 4, 4), np.uint8), r"expected an array of shape \(H, W, 3\), uint8, got "),
+        (np.zeros((1, 4, 4, 3), np.uint8), r"expected an array of shape \(H, W, 3\), uint8, got "),
+        (np.zeros((4, 4, 3), np.float32), r"expected an array of shape \(H, W, 3\), uint8, got "),
+        (np.zeros((0, 3, 3), np.uint8), r"^no pixels: 3 x 0$"),
+        (5, "expected a path, bytes, a PIL image or an array, got int"),
     ],
 )
-def test_read_image_refuses_other_arrays(array: np.ndarray):
-    with pytest.raises(ImageError, match=r"expected an array of shape \(H, W, 3\), uint8, got "):
-        read_image(array)
-
-
-def test_read_image_refuses_no_pixels():
-    with pytest.raises(ImageError, match=r"^no pixels: 3 x 0$"):
-        read_image(np.zeros((0, 3, 3), np.uint8))
-
-
-def test_read_image_refuses_other_sources():
-    with pytest.raises(ImageError, match="expected a path, bytes, a PIL image or an array, got int"):
-        read_image(5)  # type: ignore[arg-type]
+def test_read_image_refuses_other_sources(source: object, reason: str):
+    with pytest.raises(ImageError, match=reason):
+        read_image(source)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 
 from llm2clip.encoders import ModelError, load_encoder, save_encoder
@@ -206,6 +207,7 @@ def test_load_folder_refuses_values_that_are_not_finite(folder: Path):
         ({"dtype": "float64"}, r"dtype: expected one of \['float16', 'bfloat16', 'float32'\], got 'float64'"),
         ({"languages": "en"}, r"languages: expected a list, got str"),
         ({"name": 3}, r"name: expected str, got int 3"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, r"unknown keys: \['auto_map'\]"),
     ],
 )
 def test_read_config_names_wrong_value(folder: Path, change: dict, message: str):
@@ -223,6 +225,11 @@ def test_read_config_names_wrong_value(folder: Path, change: dict, message: str)
         ("text_rules", {"max_tokens": 0}, "must be positive"),
         ("text_rules", {"parity": "none"}, "expected one of"),
         ("preprocessing", {"mode": "stretch"}, "expected one of"),
+        (
+            "vision",
+            {"image_sise": 64},
+            r"vision: unknown keys: \['image_sise'\]; did you mean 'image_size'\?",
+        ),
     ],
 )
 def test_read_config_refuses_values_that_do_not_fit(folder: Path, section: str, change: dict, message: str):
@@ -237,15 +244,28 @@ def test_load_folder_refuses_rules_without_room(folder: Path):
         encoder.encode_texts(["a"])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "\ufeff"])
-def test_read_config_refuses_invalid_json(folder: Path, text: str):
-    (folder / CONFIG).write_text(text)
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", "\ufeff".encode(), b"\xff\xfe\x00"])
+def test_read_config_refuses_invalid_json(folder: Path, data: bytes):
+    (folder / CONFIG).write_bytes(data)
     refused(folder, "config.json( is not valid JSON|: expected an object, got list)")
 
 
-def test_read_config_refuses_binary_data(folder: Path):
-    (folder / CONFIG).write_bytes(b"\xff\xfe\x00")
-    refused(folder, "config.json is not valid JSON")
+@pytest.mark.parametrize(
+    ("section", "change", "tensor"),
+    [
+        ("text", {"intermediate_size": 41}, r"mlp\.gate_proj\.weight"),
+        ("text", {"num_hidden_layers": 3}, r"language_model\.layers\.2"),
+        ("text", {"num_hidden_layers": 1}, r"language_model\.layers\.1"),
+        ("text", {"vocab_size": 300}, r"embed_tokens\.weight"),
+        ("adapter", {"blocks": 4}, r"text_adapter\.adaptor\."),
+        (None, {"dtype": "float16"}, r"vision\."),
+    ],
+)
+def test_load_folder_refuses_sizes_of_other_weights(
+    folder: Path, section: str | None, change: dict, tensor: str
+):
+    edit_config(folder, lambda data: (data[section] if section else data).update(change))
+    refused(folder, rf"model\.safetensors does not fit its config\.json: .*{tensor}")
 
 
 # Files
@@ -261,22 +281,24 @@ def test_read_config_refuses_empty_folder(tmp_path: Path):
     refused(tmp_path, "it has no config.json, model.safetensors, tokenizer.json ")
 
 
-def test_load_folder_refuses_invalid_tokenizer(folder: Path):
-    (folder / TOKENIZER).write_text("{}")
-    encoder = load_encoder(folder, device="cpu")
-    with pytest.raises(ModelError, match=r"tokenizer\.json is not a tokenizer file: "):
-        encoder.encode_texts(["a"])
+def words(*words: str) -> str:
+    return Tokenizer(models.WordLevel({word: n for n, word in enumerate(words)}, unk_token=words[0])).to_str()
 
 
-def test_load_folder_refuses_tokenizer_of_another_model(folder: Path, parts: Parts):
-    from tokenizers import Tokenizer
-
-    larger = Tokenizer.from_str(parts.tokenizer.to_str())
-    larger.add_tokens(["more", "words"])
-    larger.save(str(folder / TOKENIZER))
-    encoder = load_encoder(folder, device="cpu")
-    with pytest.raises(ModelError, match=r"has 260 tokens, but config\.json says text\.vocab_size is 258"):
-        encoder.encode_texts(["a"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", r"tokenizer\.json is not a tokenizer file: "),
+        ('{"version": "1.0", "trunc', r"tokenizer\.json is not a tokenizer file: "),
+        (words("a", "b", "?"), r"config\.json: text_rules: the tokenizer has no token '<\|eot_id\|>'"),
+        (words(*map(str, range(260))), r"has 260 tokens, but config\.json says text\.vocab_size is 258"),
+    ],
+    ids=["empty", "cut short", "no end token", "more tokens"],
+)
+def test_load_folder_refuses_other_tokenizers(folder: Path, text: str, message: str):
+    (folder / TOKENIZER).write_text(text)
+    with pytest.raises(ModelError, match=message):
+        load_encoder(folder, device="cpu").encode_texts(["a"])
 
 
 # Saving

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
@@ -62,8 +62,8 @@ TURNED = {
     6: [[BLUE, RED], [WHITE, WHITE], [WHITE, GREEN]],
     7: [[WHITE, GREEN], [WHITE, WHITE], [BLUE, RED]],
     8: [[GREEN, WHITE], [WHITE, WHITE], [RED, BLUE]],
-}
-"""What is seen, by EXIF orientation. 6 says: turn clockwise by a quarter to see it upright."""
+} | dict.fromkeys((0, 9, 77), CORNERS.tolist())
+"""What is seen, by EXIF orientation. 6 says: turn clockwise by a quarter; unknown numbers say nothing."""
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "WEBP"])
@@ -87,55 +87,44 @@ def test_read_image_turns_a_jpeg_upright():
     assert np.abs(upright[56, 16].astype(int) - BLUE).max() < 5
 
 
-@pytest.mark.parametrize("orientation", [0, 9, 77])
-def test_read_image_ignores_invalid_orientations(orientation: int):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert pixels(saved(corners(), "PNG", exif=exif)).tolist() == CORNERS.tolist()
-
-
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_read_image_ignores_broken_exif():
     jpeg = saved(Image.new("RGB", (16, 16), (10, 200, 30)), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert np.abs(pixels(jpeg)[8, 8].astype(int) - (10, 200, 30)).max() < 5
 
 
-def test_read_image_blends_rgba_over_white():
-    image = Image.new("RGBA", (4, 1))
-    image.putdata([(255, 0, 0, 255), (255, 0, 0, 0), (255, 0, 0, 128), (0, 0, 0, 51)])
-    # 255 - 255 * a / 255 where the colour is 0.
-    assert pixels(saved(image, "PNG")).tolist() == [
-        [[255, 0, 0], [255, 255, 255], [255, 127, 127], [204, 204, 204]]
-    ]
+def image(mode: str, *pixels: object, palette: tuple[int, ...] = ()) -> Image.Image:
+    made = Image.new(mode, (len(pixels), 1))
+    if palette:
+        made.putpalette(palette)
+    made.putdata(pixels)
+    return made
 
 
-def test_read_image_blends_grey_with_alpha_over_white():
-    image = Image.new("LA", (3, 1))
-    image.putdata([(0, 255), (0, 0), (100, 51)])
-    # 100 * 0.2 + 255 * 0.8
-    assert pixels(saved(image, "PNG")).tolist() == [[[0, 0, 0], [255, 255, 255], [224, 224, 224]]]
-
-
-@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255])])
-def test_read_image_turns_transparent_palette_colours_white(transparency: int | bytes):
-    image = Image.new("P", (3, 1))
-    image.putpalette([*RED, *GREEN, *BLUE])
-    image.putdata([0, 1, 2])
-    data = saved(image, "PNG", transparency=transparency)
-    assert pixels(data).tolist() == [[list(RED), list(WHITE), list(BLUE)]]
-
-
-def test_read_image_blends_half_transparent_palette_colours():
-    image = Image.new("P", (1, 1))
-    image.putpalette([*RED])
-    assert pixels(saved(image, "PNG", transparency=bytes([51]))).tolist() == [[[255, 204, 204]]]
-
-
-@pytest.mark.parametrize(("mode", "transparency"), [("RGB", GREEN), ("L", 7)])
-def test_read_image_turns_declared_transparency_white(mode: str, transparency: object):
-    image = Image.new(mode, (2, 1), transparency)  # type: ignore[arg-type]
-    image.putpixel((1, 0), 0 if mode == "L" else (0, 0, 0))
-    assert pixels(saved(image, "PNG", transparency=transparency)).tolist() == [[list(WHITE), [0, 0, 0]]]
+@pytest.mark.parametrize(
+    ("source", "transparency", "expected"),
+    [
+        # 255 - 255 * a / 255 where the colour is 0.
+        (
+            image("RGBA", (255, 0, 0, 255), (255, 0, 0, 0), (255, 0, 0, 128), (0, 0, 0, 51)),
+            None,
+            [RED, WHITE, (255, 127, 127), (204, 204, 204)],
+        ),
+        # 100 * 0.2 + 255 * 0.8
+        (image("LA", (0, 255), (0, 0), (100, 51)), None, [(0, 0, 0), WHITE, (224, 224, 224)]),
+        (image("P", 0, 1, 2, palette=(*RED, *GREEN, *BLUE)), 1, [RED, WHITE, BLUE]),
+        (image("P", 0, 1, 2, palette=(*RED, *GREEN, *BLUE)), bytes([255, 0, 255]), [RED, WHITE, BLUE]),
+        (image("P", 0, palette=RED), bytes([51]), [(255, 204, 204)]),
+        (image("RGB", GREEN, (0, 0, 0)), GREEN, [WHITE, (0, 0, 0)]),
+        (image("L", 7, 0), 7, [WHITE, (0, 0, 0)]),
+    ],
+    ids=["RGBA", "LA", "palette colour", "palette table", "palette half", "RGB colour", "grey value"],
+)
+def test_read_image_blends_transparency_over_white(
+    source: Image.Image, transparency: object, expected: list[tuple[int, int, int]]
+):
+    options = {} if transparency is None else {"transparency": transparency}
+    assert pixels(saved(source, "PNG", **options)).tolist() == [[list(colour) for colour in expected]]
 
 
 def test_read_image_converts_black_white_and_grey():
@@ -191,9 +180,8 @@ def test_read_image_refuses_values_that_are_not_finite(value: float):
 
 
 def test_read_image_converts_cmyk():
-    image = Image.new("CMYK", (4, 1))
-    image.putdata([(0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0)])
-    assert pixels(saved(image, "TIFF")).tolist() == [[list(RED), list(GREEN), [0, 0, 0], list(WHITE)]]
+    made = image("CMYK", (0, 255, 255, 0), (255, 0, 255, 0), (0, 0, 0, 255), (0, 0, 0, 0))
+    assert pixels(saved(made, "TIFF")).tolist() == [[list(RED), list(GREEN), [0, 0, 0], list(WHITE)]]
 
 
 def test_read_image_does_not_invert_adobe_cmyk():
@@ -248,9 +236,6 @@ def test_read_image_is_thread_safe():
             except ImageError:
                 pass
 
-    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
     assert wrong == []
