@@ -24,7 +24,7 @@ from llm2clip.encoders.images.preprocess import PixelTower
 from llm2clip.encoders.layers.transformers_modules import import_quietly, replace_quick_gelu
 from llm2clip.encoders.text.clip_tokenizer import TokenReader, TokenTower, load_tokenizer
 from llm2clip.encoders.weights.pickle_conversion import convert_into_home
-from llm2clip.encoders.weights.safetensors_io import Side, Weights
+from llm2clip.encoders.weights.safetensors_io import TowerTensors, Weights
 
 TEXT = ("text_model.", "text_projection.")
 """Prefixes of the tensors of the text tower."""
@@ -99,11 +99,7 @@ class Checkpoint:
     """A model of a family in a folder: settings and weights; each tower is built when it is needed."""
 
     def __init__(self, files: ModelFiles) -> None:
-        """Find the family, the preprocessing and the weights.
-
-        Raises:
-            ModelError: A file is missing or wrong, or it is not of the family that was asked for.
-        """
+        """Find the family, the preprocessing and the weights."""
         self.folder = folder = files.folder
         self.config = files.config
         self.family = family_of(folder, self.config)
@@ -137,11 +133,7 @@ class Checkpoint:
         return int(self.settings.text_config.vocab_size)
 
     def reader(self) -> TokenReader:
-        """The tokenizer.
-
-        Raises:
-            ModelError: There is none, or it is of another model.
-        """
+        """The tokenizer."""
         form = self.family.form
         tokenizer = load_tokenizer(self.folder, form=form, vocabulary=self.vocabulary)
         end, told = tokenizer.token_to_id(form.end), self.settings.text_config.eos_token_id
@@ -155,29 +147,26 @@ class Checkpoint:
 
     def load_text(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The text tower with its weights, in evaluation mode."""
-        side = Side(prefixes=TEXT, others=VISION, unused=UNUSED, spellings=self.family.spellings)
-        return self._filled(lambda: TextTower(self.family, self.settings), side, dtype, device)
+        tower = TowerTensors(prefixes=TEXT, others=VISION, unused=UNUSED, spellings=self.family.spellings)
+        return self._filled(lambda: TextTower(self.family, self.settings), tower, dtype, device)
 
     def load_vision(self, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         """The vision tower with its weights, in evaluation mode."""
-        side = Side(prefixes=VISION, others=TEXT, unused=UNUSED, spellings=self.family.spellings)
-        return self._filled(lambda: VisionTower(self.family, self.settings), side, dtype, device)
+        tower = TowerTensors(prefixes=VISION, others=TEXT, unused=UNUSED, spellings=self.family.spellings)
+        return self._filled(lambda: VisionTower(self.family, self.settings), tower, dtype, device)
 
     def _filled(
-        self, make: Callable[[], nn.Module], side: Side, dtype: torch.dtype, device: torch.device
+        self, make: Callable[[], nn.Module], tower: TowerTensors, dtype: torch.dtype, device: torch.device
     ) -> nn.Module:
         module = build(make, where=self.folder / "config.json")
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        return fill(module, self.weights.read(shapes, side=side, dtype=dtype, device=device), device=device)
+        return fill(module, self.weights.read(shapes, tower=tower, dtype=dtype, device=device), device=device)
 
 
 def family_of(folder: Path, config: Mapping[str, Any]) -> Family:
     """The family of a model in a folder.
 
     SigLIP and SigLIP 2 call themselves the same; the second reads texts with Gemma's tokenizer.
-
-    Raises:
-        ModelError: It is none of ours.
     """
     kind = config.get("model_type")
     fitting = [family for family in FAMILIES.values() if family.model_type == kind]
@@ -199,11 +188,7 @@ def _is_siglip2(folder: Path, config: Mapping[str, Any]) -> bool:
 
 
 def build_settings(family: Family, config: Mapping[str, Any], *, where: Path) -> Any:  # noqa: ANN401
-    """The configuration of a whole model, as transformers has it.
-
-    Raises:
-        ModelError: A value is missing or wrong.
-    """
+    """The configuration of a whole model, as transformers has it."""
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
@@ -235,15 +220,7 @@ def _check_sizes(settings: Any) -> None:  # noqa: ANN401
 
 
 def build(make: Callable[[], nn.Module], *, where: Path) -> nn.Module:
-    """A module whose parameters are left as they are, because they are about to be replaced.
-
-    Args:
-        make: Gives the module.
-        where: The file that says its sizes.
-
-    Raises:
-        ModelError: There is no module, or no memory for one, of these sizes.
-    """
+    """A module whose parameters are left as they are, because they are about to be replaced."""
     import_quietly()
     from transformers.initialization import no_init_weights
 
@@ -262,12 +239,7 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], *, device: torch.devi
 
 
 def load_dual(files: ModelFiles, options: LoadOptions) -> DualEncoder:
-    """Open a dual encoder of transformers; its weights are read when they are first needed.
-
-    Raises:
-        ModelError: A file is missing, damaged, or of another family than the catalogue says.
-        ValueError: There is no such device or dtype.
-    """
+    """Open a dual encoder of transformers; its weights are read when they are first needed."""
     checkpoint = Checkpoint(files)
     device = pick_device(options.device)
     dtype = pick_dtype(options.dtype, device=device, stored="float16")

@@ -45,18 +45,7 @@ _MODES = {"shortest": ResizeMode.SHORTEST_CROP, "squash": ResizeMode.SQUASH}
 
 
 def load_open_clip(name: str, options: LoadOptions) -> DualEncoder:
-    """Open a model of open_clip; its weights are fetched, or found in its cache, at once.
-
-    Args:
-        name: ``open_clip:MODEL/PRETRAINED``, the second a tag of open_clip or a file; or
-            ``open_clip:hf-hub:OWNER/NAME``.
-        options: Device, dtype and preprocessing.
-
-    Raises:
-        ModelError: open_clip is not installed, has no such model, cannot load it, or prepares images in a way
-            that is not known here.
-        ValueError: There is no such device or dtype.
-    """
+    """Open a model of open_clip; its weights are fetched, or found in its cache, at once."""
     asked = name.removeprefix(PREFIX)
     model_name, _, pretrained = (asked, "", "") if asked.startswith(_WHOLE) else asked.partition("/")
     if not model_name or (not pretrained and not asked.startswith(_WHOLE)):
@@ -100,11 +89,7 @@ def load_open_clip(name: str, options: LoadOptions) -> DualEncoder:
 
 
 def read_settings(settings: Mapping[str, Any], *, name: str, parity: Parity) -> Preprocess:
-    """What open_clip's settings for a model say of its images.
-
-    Raises:
-        ModelError: Something that is not done here.
-    """
+    """What open_clip's settings for a model say of its images."""
     size = settings["size"]
     sides = tuple(size) if isinstance(size, tuple | list) else (size, size)
     mode, resample = str(settings["resize_mode"]), str(settings["interpolation"])

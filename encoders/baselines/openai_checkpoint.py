@@ -16,7 +16,7 @@ from torch import nn
 
 from llm2clip.encoders.baselines.hf_dual import TextTower, VisionTower, build, build_settings, fill
 from llm2clip.encoders.baselines.hf_families import FAMILIES
-from llm2clip.encoders.baselines.openai_layout import read_side, text_settings, vision_settings
+from llm2clip.encoders.baselines.openai_layout import read_tower_tensors, text_settings, vision_settings
 from llm2clip.encoders.baselines.shared import converted_weights, describe, settings_hash, tokenizer_folder
 from llm2clip.encoders.catalog.hub import ModelFiles
 from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions, pick_device, pick_dtype
@@ -85,7 +85,9 @@ class _Checkpoint:
         """A tower of transformers filled from the tensors that begin with ``prefix``; ``others`` are ignored."""
         module = build(lambda: tower(_CLIP, self.settings), where=self.path)
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-        tensors = read_side(self.path, shapes, prefix=prefix, others=(*others, _SCALE), dtype=self.dtype)
+        tensors = read_tower_tensors(
+            self.path, shapes, prefix=prefix, others=(*others, _SCALE), dtype=self.dtype
+        )
         if _STRETCHED in others:
             tensors[_POSITIONS] = self._stretched(tensors[_POSITIONS])
         return fill(module, tensors, device=self.device)
@@ -118,11 +120,7 @@ class _Checkpoint:
 
 
 def load_long_clip(files: ModelFiles, options: LoadOptions) -> DualEncoder:
-    """Open a Long-CLIP.
-
-    Raises:
-        ModelError: A file is missing, damaged, or holds something else.
-    """
+    """Open a Long-CLIP."""
     found = _Checkpoint(files, options, prefix="", activation="quick_gelu")
     vision = vision_settings(found.path, prefix=_VISION, activation="quick_gelu")
     found.check_dim(vision["projection_dim"], "visual.proj")
@@ -144,11 +142,7 @@ def load_long_clip(files: ModelFiles, options: LoadOptions) -> DualEncoder:
 
 
 def load_eva02_clip(files: ModelFiles, options: LoadOptions) -> DualEncoder:
-    """Open an EVA02-CLIP.
-
-    Raises:
-        ModelError: A file is missing, damaged, or holds something else.
-    """
+    """Open an EVA02-CLIP."""
     found = _Checkpoint(files, options, prefix=_EVA_TEXT, activation="gelu")
     plan = open_vision(found.path, settings={}, ignore=(_EVA_TEXT,))
     found.check_dim(plan.dim, "the vision tower")

@@ -75,16 +75,7 @@ class Place:
 
 
 def text_settings(path: Path, *, prefix: str, activation: str) -> dict[str, Any]:
-    """The sizes of a text tower, as ``config.json`` would have them, with ``projection_dim``.
-
-    Args:
-        path: A safetensors file.
-        prefix: What its names begin with.
-        activation: Of the feed-forward layers; the tensors do not tell.
-
-    Raises:
-        ModelError: A tensor is missing or has no sensible shape.
-    """
+    """The sizes of a text tower, as ``config.json`` would have them, with ``projection_dim``."""
     header = Header(read_header(path), path)
     tokens, width = header.axes(f"{prefix}token_embedding.weight", 2)
     text = {
@@ -142,7 +133,7 @@ def places(expected: Mapping[str, tuple[int, ...]], *, prefix: str) -> dict[str,
     return {name: found[name] for name in expected}
 
 
-def read_side(
+def read_tower_tensors(
     path: Path,
     expected: Mapping[str, tuple[int, ...]],
     *,
@@ -150,18 +141,7 @@ def read_side(
     others: tuple[str, ...],
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The tensors of one tower, strictly: none missing, none too many, every shape right.
-
-    Args:
-        path: A safetensors file.
-        expected: Shapes by the names of the tower's module.
-        prefix: Prefix of the tower's names in the file.
-        others: Prefixes of tensors to ignore.
-        dtype: Of what is returned.
-
-    Raises:
-        ModelError: The file does not fit, is damaged, or has values that are not finite.
-    """
+    """The tensors of one tower, strictly: none missing, none too many, every shape right."""
     where = places(expected, prefix=prefix)
     header = read_header(path)
     found = {name: spec for name, spec in header.items() if not name.startswith(others)}

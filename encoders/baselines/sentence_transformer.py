@@ -66,14 +66,6 @@ def load_sentence(name: str, options: LoadOptions) -> DualEncoder:
     """Open a multimodal model of sentence-transformers.
 
     Texts are encoded as queries and images as documents, each with the model's prompt for it, if it has one.
-
-    Args:
-        name: ``st:`` and a repository on the Hugging Face hub, or a folder.
-        options: Device and dtype.
-
-    Raises:
-        ModelError: It cannot be fetched, or wants to run code of its own.
-        ValueError: There is no such device or dtype.
     """
     asked = name.removeprefix(PREFIX)
     folder = Path(asked).expanduser()
@@ -116,11 +108,7 @@ def _open_both(folder: Path, name: str, *, device: torch.device, dtype: torch.dt
 
 
 def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any:  # noqa: ANN401
-    """A ``SentenceTransformer`` from a folder, in evaluation mode; nothing is fetched, no code of its own is run.
-
-    Raises:
-        ModelError: It cannot be loaded, or wants to run code of its own.
-    """
+    """A ``SentenceTransformer`` from a folder, in evaluation mode; nothing is fetched, no code of its own is run."""
     check_modules(folder)
     from sentence_transformers import SentenceTransformer
 

@@ -17,11 +17,7 @@ from llm2clip.encoders.weights.pickle_conversion import convert_into_home
 
 
 def converted_weights(files: ModelFiles) -> Path:
-    """The one file of weights that the catalogue names, as safetensors.
-
-    Raises:
-        ModelError: It is missing, damaged, or not the published file although that was asked for by name.
-    """
+    """The one file of weights that the catalogue names, as safetensors; checked if it was asked for by name."""
     entry = files.encoder_entry
     assert entry is not None, "found by the name of its file"
     path = files.folder / entry.weights

@@ -208,10 +208,12 @@ class LanguageModelEntry:
 @cache
 def encoder_entries() -> tuple[EncoderEntry, ...]:
     """All published encoders, in the order of the tables."""
-    rows = [row for table in _TABLES for row in _rows(table, "encoder", EncoderEntry)]
-    if doubled := sorted({row.name for row in rows if [other.name for other in rows].count(row.name) > 1}):
+    entries = [entry for table in _TABLES for entry in _entries(table, "encoder", EncoderEntry)]
+    if doubled := sorted(
+        {entry.name for entry in entries if [other.name for other in entries].count(entry.name) > 1}
+    ):
         raise ModelError(f"the catalogue has two encoders of one name: {', '.join(doubled)}")
-    return tuple(rows)
+    return tuple(entries)
 
 
 def baseline_entries() -> list[EncoderEntry]:
@@ -222,40 +224,33 @@ def baseline_entries() -> list[EncoderEntry]:
 @cache
 def language_models() -> tuple[LanguageModelEntry, ...]:
     """All published language models of LLM2CLIP."""
-    return tuple(_rows(_TABLES[0], "language_model", LanguageModelEntry))
+    return tuple(_entries(_TABLES[0], "language_model", LanguageModelEntry))
 
 
 def find_encoder(name: str) -> EncoderEntry | None:
     """The encoder of that name, of that repository, or called like that repository; upper case does not count."""
-    return next((row for row in encoder_entries() if _answers_to(row, name)), None)
+    return next((entry for entry in encoder_entries() if _answers_to(entry, name)), None)
 
 
 def find_language(name: str) -> LanguageModelEntry | None:
     """The language model of that name or repository."""
-    return next((row for row in language_models() if _answers_to(row, name)), None)
+    return next((entry for entry in language_models() if _answers_to(entry, name)), None)
 
 
-def language_of(row: EncoderEntry) -> LanguageModelEntry:
+def language_of(entry: EncoderEntry) -> LanguageModelEntry:
     """The language model that an LLM2CLIP encoder was trained with."""
-    found = find_language(row.language_model)
+    found = find_language(entry.language_model)
     if found is None:
         raise ModelError(
-            f"the catalogue has no language model {row.language_model!r}, which {row.name} needs"
+            f"the catalogue has no language model {entry.language_model!r}, which {entry.name} needs"
         )
     return found
 
 
 def pairing_problem(name: str, *, width: int, language: str, hidden: int) -> str:
-    """What to say when an adapter cannot read a language model.
-
-    Args:
-        name: The encoder.
-        width: Width its adapter reads.
-        language: The language model that was given.
-        hidden: Width it gives.
-    """
-    row = find_encoder(name)
-    partner = row.language_model if row else ""
+    """What to say when an adapter that reads ``width`` cannot read a language model that gives ``hidden``."""
+    entry = find_encoder(name)
+    partner = entry.language_model if entry else ""
     if not partner:
         fitting = [item.name for item in language_models() if item.shape.hidden_size == width]
         partner = " or ".join(fitting)
@@ -270,15 +265,15 @@ def pairing_problem(name: str, *, width: int, language: str, hidden: int) -> str
     return f"{message}; {language} goes with {', '.join(others)}" if others else message
 
 
-def _answers_to(row: EncoderEntry | LanguageModelEntry, name: str) -> bool:
+def _answers_to(entry: EncoderEntry | LanguageModelEntry, name: str) -> bool:
     asked = name.casefold()
-    repository = row.repository.casefold()
-    return asked in (row.name.casefold(), repository, repository.rpartition("/")[2])
+    repository = entry.repository.casefold()
+    return asked in (entry.name.casefold(), repository, repository.rpartition("/")[2])
 
 
-def _rows(table: Path, key: str, kind: type[Any]) -> list[Any]:
+def _entries(table: Path, key: str, kind: type[Any]) -> list[Any]:
     data = tomllib.loads(table.read_text(encoding="utf-8"))
     return [
-        from_json(kind, row, where=f"{table.name}: {key} {number}")
-        for number, row in enumerate(data.get(key, []), 1)
+        from_json(kind, entry, where=f"{table.name}: {key} {number}")
+        for number, entry in enumerate(data.get(key, []), 1)
     ]

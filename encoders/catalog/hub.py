@@ -75,12 +75,7 @@ def find_cached(wanted: HubFiles) -> Path | None:
 
 
 def resolve_files(wanted: HubFiles) -> Path:
-    """The folder that holds all of the files; downloads them if necessary.
-
-    Raises:
-        ModelError: They are not on this machine and cannot be downloaded; the message names the files, their
-            source and the folder to put them in.
-    """
+    """The folder that holds all of the files; downloads them if necessary."""
     if found := find_cached(wanted):
         return found
     from huggingface_hub import snapshot_download
@@ -234,11 +229,7 @@ class ModelFiles:
 
     @cached_property
     def folder(self) -> Path:
-        """The folder of the files; downloaded from the hub if necessary.
-
-        Raises:
-            ModelError: The files are not on this machine and cannot be downloaded.
-        """
+        """The folder of the files; downloaded from the hub if necessary."""
         if self.path is not None:
             return self.path if self.path.is_dir() else self.path.parent
         assert isinstance(self.entry, EncoderEntry), "a model without a path is one of the catalogue"
@@ -246,11 +237,7 @@ class ModelFiles:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        """``config.json``, parsed; empty if there is none, or if a single file of weights was given.
-
-        Raises:
-            ModelError: It is not valid JSON, or a link that leads out of the folder.
-        """
+        """``config.json``, parsed; empty if there is none, or if a single file of weights was given."""
         path = self.folder / "config.json"
         single = self.path is not None and self.path.is_file()
         return read_object(path) if path.is_file() and not single else {}
@@ -266,15 +253,7 @@ class ModelFiles:
         return self.entry if isinstance(self.entry, EncoderEntry) else None
 
     def beside(self, part: str, *, files: tuple[str, ...]) -> Path:
-        """The folder of files that the model borrows from another encoder of the catalogue.
-
-        Args:
-            part: Sub-folder of a local folder that may hold them instead.
-            files: The files needed.
-
-        Raises:
-            ModelError: They are not on this machine and cannot be downloaded, or no encoder is known to have them.
-        """
+        """The folder of ``files`` borrowed from another entry, or of a local sub-folder ``part`` that holds them."""
         if self.path is not None and (self.folder / part).is_dir():
             return self.folder / part
         entry = self.encoder_entry

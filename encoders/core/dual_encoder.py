@@ -167,14 +167,7 @@ class DualEncoder(Encoder):
         describe: Callable[[], EncoderInfo],
         source: object = None,
     ) -> None:
-        """Compose two towers; nothing is loaded yet.
-
-        Args:
-            image_tower: ``None`` for an encoder of texts only.
-            text_tower: Its vectors are as long as those of the image tower.
-            describe: Returns ``info``, when it is first asked for.
-            source: The files that the towers are read from, for ``save_encoder``.
-        """
+        """Compose two towers; nothing is loaded yet."""
         self.image_tower = image_tower
         self.text_tower = text_tower
         self.source = source

@@ -48,17 +48,7 @@ def to_json(config: DataclassInstance) -> dict[str, Any]:
 
 
 def from_json(cls: type[Config], data: object, *, where: str) -> Config:
-    """Build ``cls`` from the output of ``to_json``; unknown keys, missing keys and wrong types are errors.
-
-    Args:
-        cls: A dataclass whose fields are annotated with str, int, float, bool, enums, ``Literal``, tuples,
-            optional values and other such dataclasses.
-        data: Parsed JSON.
-        where: What to call ``data`` in messages, e.g. ``"config.json: vision"``.
-
-    Raises:
-        ModelError: A key is unknown or missing, or a value has another type; the message names it.
-    """
+    """Build ``cls`` from the output of ``to_json``; unknown keys, missing keys and wrong types are errors."""
     if not isinstance(data, Mapping):
         raise ModelError(f"{where}: expected an object, got {_kind(data)}")
     hints = typing.get_type_hints(cls)
@@ -140,15 +130,7 @@ def check_size(name: str, value: object, *, most: int = MOST) -> None:
 
 
 def read_object(path: Path, *, folder: Path | None = None) -> dict[str, Any]:
-    """An object from a JSON file.
-
-    Args:
-        path: The file.
-        folder: The model's folder, if the file lies deeper; links must not lead out of it.
-
-    Raises:
-        ModelError: The file cannot be read, leads out of its folder, is not JSON or holds something else.
-    """
+    """An object from a JSON file."""
     refuse_outside(path, folder=folder)
     try:
         with path.open("rb") as stream:
@@ -171,10 +153,6 @@ def refuse_outside(path: Path, *, folder: Path | None = None) -> None:
     """Raise ``ModelError`` where a file is a link, or lies behind one, that leads out of the model's folder.
 
     The cache of the Hugging Face hub is allowed: its ``snapshots`` are links to the ``blobs`` beside them.
-
-    Args:
-        path: A file of the model; it need not exist.
-        folder: The model's folder, if the file lies deeper; its parent otherwise. It may itself be a link.
     """
     home, target = (folder or path.parent).resolve(), path.resolve()
     blobs = [above.parent / "blobs" for above in home.parents if above.name == "snapshots"]
@@ -183,12 +161,7 @@ def refuse_outside(path: Path, *, folder: Path | None = None) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Refuse the pointer that a clone without Git LFS has in the place of a large file.
-
-    Raises:
-        ModelError: It is such a pointer.
-        OSError: It cannot be read.
-    """
+    """Refuse the pointer that a clone without Git LFS has in the place of a large file."""
     with path.open("rb") as stream:
         start = stream.read(len(_LFS_POINTER))
     if start == _LFS_POINTER:
@@ -200,12 +173,7 @@ def refuse_pointer(path: Path) -> None:
 def settings_sha256(settings: Mapping[str, Any], *, files: Iterable[Path]) -> str:
     """SHA-256, in hexadecimal, of all that shapes vectors besides weights; tells encoders of equal weights apart.
 
-    Args:
-        settings: JSON values; the order of keys does not count. Leave out what is only for people.
-        files: Read whole, e.g. a tokenizer; their names count, their folder does not.
-
-    Raises:
-        OSError: A file cannot be read.
+    The order of keys does not count, nor the folder of ``files``; leave out what is only for people.
     """
     contents = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     canonical = json.dumps({"settings": settings, "files": contents}, sort_keys=True)
@@ -226,9 +194,6 @@ def sampled_sha256(path: Path) -> str:
 
     Training changes every matrix of a model, so two of the same shapes differ in some sample. A file that was altered
     in one place on purpose may not; where that matters, hash the whole.
-
-    Raises:
-        OSError: The file cannot be read.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())

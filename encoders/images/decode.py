@@ -66,18 +66,8 @@ _ORIENTATION = 0x0112
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image: first frame, upright, 8 bits per channel, blended over white. Thread-safe.
 
-    16-bit grey is scaled to 8 bits, not clipped; integers and floats without a defined range (TIFF) are
-    stretched from their smallest to their largest value.
-
-    Args:
-        source: A path, the bytes of a file, a PIL image (left unchanged), or an array (H, W, 3), uint8.
-        max_pixels: Refuse images with more pixels than this, before decoding them.
-
-    Returns:
-        An image of mode RGB.
-
-    Raises:
-        ImageError: The image cannot be read; the message is the reason, in a few words.
+    16-bit grey is scaled to 8 bits, not clipped; integers and floats without a defined range (TIFF) are stretched
+    from their smallest to their largest value. ``ImageError`` says the reason in a few words.
     """
     return decode(source, max_pixels=max_pixels)[0]
 
@@ -85,20 +75,10 @@ def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 def decode(
     source: ImageSource, *, upright: bool = True, draft: int = 0, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, int, int]:
-    """Decode an image, and say how large the original is. Thread-safe.
+    """Decode an image, and give width and height of the original in pixels. Thread-safe.
 
-    Args:
-        source: As for :func:`read_image`.
-        upright: As :func:`read_image` does; else the first frame in the mode and orientation it is stored in.
-        draft: Decode a JPEG at 1/2, 1/4 or 1/8 of its size if its shorter side keeps this many pixels; 0: at full
-            size. The decoder averages blocks of pixels, so nothing aliases.
-        max_pixels: As for :func:`read_image`.
-
-    Returns:
-        The image, and width and height of the original in pixels, as it is shown if ``upright``.
-
-    Raises:
-        ImageError: As :func:`read_image`.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps ``draft`` pixels; the decoder averages
+    blocks, so nothing aliases. Without ``upright`` the first frame is given in the stored mode and orientation.
     """
     if isinstance(source, np.ndarray):
         image = _from_array(source, max_pixels)
@@ -120,11 +100,7 @@ def decode(
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """RGB as Pillow makes it: transparency dropped, 16 bits cut off at 255.
-
-    Raises:
-        ImageError: There is no such conversion.
-    """
+    """RGB as Pillow makes it: transparency dropped, 16 bits cut off at 255."""
     try:
         return image if image.mode == "RGB" else image.convert("RGB")
     except _PARSE_ERRORS as error:

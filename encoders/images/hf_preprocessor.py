@@ -21,16 +21,7 @@ _STEPS = ("do_resize", "do_rescale", "do_normalize")
 
 
 def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess) -> Preprocess:
-    """The preprocessing of a model in a folder.
-
-    Args:
-        folder: Where ``preprocessor_config.json`` is, if there is one.
-        config: The model's own settings, for the size of its images.
-        default: Defaults of its family; the size is not used.
-
-    Raises:
-        ModelError: It has an unsupported setting; the message names it.
-    """
+    """The preprocessing of a model in a folder."""
     vision = config.get("vision_config")
     size = vision.get("image_size", 224) if isinstance(vision, dict) else 224
     if type(size) is not int or size < 1:

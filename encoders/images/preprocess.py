@@ -121,11 +121,7 @@ class Preprocess:
     def prepare(
         self, source: ImageSource, *, draft: bool = False, max_pixels: int = MAX_PIXELS
     ) -> PreparedImage:
-        """Decode an image and bring it to size; ``draft`` as in ``Encoder.prepare``. Thread-safe.
-
-        Raises:
-            ImageError: The image cannot be read.
-        """
+        """Decode an image and bring it to size; ``draft`` as in ``Encoder.prepare``. Thread-safe."""
         native = self.parity == "native"
         keep = _REDUCING_GAP * self.size if draft else 0
         image, width, height = decode(source, upright=native, draft=keep, max_pixels=max_pixels)
@@ -134,11 +130,7 @@ class Preprocess:
         return PreparedImage(pixels=self.resize(image), width=width, height=height)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
-        """Bring an image to size, and to RGB if it is not. Shape: (size, size, 3), uint8.
-
-        Raises:
-            ImageError: There is no way to resize an image of its mode.
-        """
+        """Bring an image to size, and to RGB if it is not. Shape: (size, size, 3), uint8."""
         try:
             square = self._square(image)
         except ValueError as error:
@@ -202,15 +194,7 @@ class PixelTower(ImageTower):
         dtype: object,
         found: tuple[str, ...] = (),
     ) -> None:
-        """Compose the tower; nothing is loaded yet.
-
-        Args:
-            load: Gives a module from normalised pixels (B, 3, S, S) to vectors (B, dim).
-            preprocess: Preprocessing of images.
-            device: Device of the module.
-            dtype: Of its weights.
-            found: What was inferred from its files, in words.
-        """
+        """Compose the tower; ``load`` gives a module from normalised pixels (B, 3, S, S) to vectors (B, dim)."""
         super().__init__(load, device=device, dtype=dtype)
         self.preprocess = preprocess
         self._found = found

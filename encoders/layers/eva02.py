@@ -65,10 +65,9 @@ class Eva02Config:
 
 
 def rotary_tables(config: Eva02Config) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of each patch's angles: the first half of a head turns with the row, the second with the column.
+    """Cosine and sine of each patch's angles; half of a head turns with the row, half with the column.
 
-    Returns:
-        Shape of each: (G * G, E), float32, each angle twice in a row; always on the CPU.
+    Shape of each: (G * G, E), float32, each angle twice in a row; always on the CPU.
     """
     quarter = config.head_width // 4
     # The device is named, so that a tower built on the meta device still has its tables.
@@ -83,13 +82,7 @@ def rotary_tables(config: Eva02Config) -> tuple[Tensor, Tensor]:
 
 
 def rotate_patches(states_BHLE: Tensor, cos_LE: Tensor, sin_LE: Tensor) -> Tensor:
-    """Turn the patches' states by their angles; the read-out token, which comes first, stays as it is.
-
-    Args:
-        states_BHLE: Shape: (B, H, 1 + G * G, E).
-        cos_LE: Shape: (G * G, E), dtype of the states.
-        sin_LE: Shape: (G * G, E), dtype of the states.
-    """
+    """Turn the patches' states by their angles; the read-out token stays. Shapes: (B, H, 1 + G * G, E), (G * G, E)."""
     readout, patches = states_BHLE[:, :, :1], states_BHLE[:, :, 1:]
     # Neighbouring numbers are a pair, not the two halves of a head as in Llama.
     pairs = patches.unflatten(-1, (-1, 2))
@@ -201,14 +194,7 @@ class Eva02Tower(nn.Module):
         return tokens + self.pos_embed
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """Vectors of images.
-
-        Args:
-            pixels_B3SS: Shape: (B, 3, S, S), float, normalised; of the weights' dtype.
-
-        Returns:
-            Shape: (B, dim), not normalised.
-        """
+        """Shape: (B, 3, S, S), normalised, of the weights' dtype -> (B, dim), not normalised."""
         hidden = self.embed(pixels_B3SS)
         cos, sin = self.rope_cos.to(hidden.dtype), self.rope_sin.to(hidden.dtype)
         for block in self.blocks:

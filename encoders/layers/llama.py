@@ -245,18 +245,10 @@ class BidirectionalLlama(nn.Module):
         causal: bool = False,
         hidden_states: list[Tensor] | None = None,
     ) -> Tensor:
-        """Contextual states after the final norm.
+        """Contextual states after the final norm. Shapes: (B, L), int64, and (B, L) -> (B, L, D).
 
-        Args:
-            input_ids_BL: Shape: (B, L), int64 token ids. Positions are counted from the row's start, padding
-                included.
-            attention_mask_BL: Shape: (B, L), non-zero where a token may be attended to; ``None`` if nothing
-                is padded.
-            causal: Let a token see only itself and what stands before it.
-            hidden_states: If given, receives the embeddings, then each block's output (the last normalised).
-
-        Returns:
-            Shape: (B, L, D), dtype of the weights.
+        Positions are counted from the row's start, padding included. ``hidden_states`` receives the embeddings, then
+        each block's output (the last normalised).
         """
         hidden = self.embed_tokens(input_ids_BL)
         length = input_ids_BL.shape[1]
@@ -279,15 +271,7 @@ class BidirectionalLlama(nn.Module):
 
 
 def mean_pool(hidden_BLD: Tensor, pool_mask_BL: Tensor) -> Tensor:
-    """Mean of the states the mask selects.
-
-    Args:
-        hidden_BLD: Shape: (B, L, D), states after the final norm.
-        pool_mask_BL: Shape: (B, L), non-zero at the caption's own tokens; at least one in every row.
-
-    Returns:
-        Shape: (B, D), not normalised.
-    """
+    """Mean of the states the mask selects. Shapes: (B, L, D), (B, L) -> (B, D), not normalised."""
     weights = pool_mask_BL.to(hidden_BLD.dtype).unsqueeze(-1)
     return (hidden_BLD * weights).sum(1) / weights.sum(1).clamp(min=1)
 
@@ -327,14 +311,7 @@ class TextAdapter(nn.Module):
         )
 
     def forward(self, features_BD: Tensor) -> Tensor:
-        """Project pooled language-model states.
-
-        Args:
-            features_BD: Shape: (B, width), pooled states, any scale (a zero row stays zero).
-
-        Returns:
-            Shape: (B, dim), not normalised.
-        """
+        """Shape: (B, width), pooled states of any scale -> (B, dim), not normalised."""
         if self.normalize_input:
             features_BD = F.normalize(features_BD, dim=-1)
         projected: Tensor = self.adaptor(features_BD)

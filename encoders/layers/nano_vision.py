@@ -115,26 +115,12 @@ class NanoVisionTower(nn.Module):
         return self.config.widths[2]
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """Pooled states.
-
-        Args:
-            pixels_B3SS: Shape: (B, 3, S, S), float, normalised as the encoder's preprocessing says.
-
-        Returns:
-            Shape: (B, D), the normalised read-out token, not unit length.
-        """
+        """Shape: (B, 3, S, S), normalised pixels -> (B, D), the normalised read-out token, not unit length."""
         pooled: Tensor = self.norm(self.tokens(pixels_B3SS)[:, 0])
         return pooled
 
     def tokens(self, pixels_B3SS: Tensor) -> Tensor:
-        """States of the read-out token and of every cell of the grid, row by row, before the last norm.
-
-        Args:
-            pixels_B3SS: Shape: (B, 3, S, S), float, normalised as the encoder's preprocessing says.
-
-        Returns:
-            Shape: (B, 1 + grid * grid, D).
-        """
+        """Read-out token and cells by row, before the last norm. Shape: (B, 1 + grid * grid, D)."""
         features = F.relu(self.stem(pixels_B3SS))
         for stage in self.stages:
             features = stage(features)

@@ -101,12 +101,7 @@ class Llm2ClipConfig:
 
 
 def read_config(folder: Path) -> Llm2ClipConfig:
-    """The configuration of an encoder folder.
-
-    Raises:
-        ModelError: The folder or a file is missing, of another format or version, or a key is unknown,
-        missing or wrong.
-    """
+    """The configuration of an encoder folder."""
     if not folder.is_dir():
         raise ModelError(f"no such encoder folder: {folder}")
     absent = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
@@ -123,11 +118,7 @@ def read_config(folder: Path) -> Llm2ClipConfig:
 
 
 def write_config(folder: Path, config: Llm2ClipConfig) -> None:
-    """Write ``config.json``, the same bytes for the same configuration.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write ``config.json``, the same bytes for the same configuration."""
     data = {"format": FORMAT, "version": VERSION, "family": FAMILY} | to_json(config)
     text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
@@ -241,18 +232,7 @@ class _FolderTextTower(TextTower):
 
 
 def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> DualEncoder:
-    """Open a folder of the format that ``save_llm2clip`` writes; no weight is read yet.
-
-    Args:
-        folder: Holds config.json, model.safetensors and tokenizer.json.
-        device: See ``load_encoder``.
-        dtype: See ``load_encoder``; ``"auto"`` is float32 on a CPU, else as stored.
-
-    Raises:
-        ModelError: A file is missing, damaged, of another version, or does not fit the others; or a tensor is
-            missing, unexpected or of another shape or dtype.
-        ValueError: No such device or dtype.
-    """
+    """Open a folder of the format that ``save_llm2clip`` writes; no weight is read yet."""
     config = read_config(folder)
     place = pick_device(device)
     kind = pick_dtype(dtype, device=place, stored=config.dtype)

@@ -46,12 +46,7 @@ class PublishedFiles:
 
 
 def load_published(files: ModelFiles, options: LoadOptions) -> DualEncoder:
-    """Open a published encoder, or a local one of that layout; weights are read when they are first needed.
-
-    Raises:
-        ModelError: The tower's files are missing, damaged or another's, or it cannot read that language model.
-        ValueError: There is no such device or dtype.
-    """
+    """Open a published encoder, or a local one of that layout; weights are read when they are first needed."""
     entry, chosen = files.encoder_entry, options.language_model
     if files.path is not None:
         vision = local_vision(files.path)
@@ -84,7 +79,7 @@ def assemble(vision: VisionSource, source: LanguageSource, options: LoadOptions)
         device=place,
         parity=parity,
         load_adapter=lambda: _load_adapter(vision, source, dtype=computed_in, device=place),
-        half=vision.plan.layout == "siglip2" if vision.row is None else vision.row.half_features,
+        half=vision.plan.layout == "siglip2" if vision.entry is None else vision.entry.half_features,
     )
     return DualEncoder(
         images,
@@ -103,36 +98,37 @@ def _load_adapter(
             f"{vision.plan.path} holds a vision tower without the text adapter, so it cannot read texts; the published "
             "files with it are those that llm2clip-index encoders lists"
         )
-    if vision.row is not None:
-        adapter.normalize_input = vision.row.normalize_input
+    if vision.entry is not None:
+        adapter.normalize_input = vision.entry.normalize_input
     _check_pairing(vision, source, width=source.plan.config.hidden_size)
     return adapter
 
 
 def _describe(vision: VisionSource, images: PixelTower, texts: LlmTextTower) -> EncoderInfo:
-    row, plan, language = vision.row, vision.plan, texts.source
-    partner = row is not None and language.row is not None and language.row.name == row.language_model
+    entry, plan, language = vision.entry, vision.plan, texts.source
+    partner = entry is not None and language.entry is not None and language.entry.name == entry.language_model
     return EncoderInfo(
         name=vision.name,
         family=FAMILY,
         dim=plan.dim,
         image_size=plan.image_size,
-        max_text_tokens=row.max_text_tokens if row and partner else texts.reader.capacity,
+        max_text_tokens=entry.max_text_tokens if entry and partner else texts.reader.capacity,
         weights_sha256=vision.sha256,
         settings_sha256=_settings_sha256(vision, texts),
         preprocessing=images.preprocess.identifier,
-        parameters=plan.parameters + (language.row.parameters if language.row else language.plan.parameters),
-        languages=row.languages if row else (),
-        licence=row.licence if row else "unknown",
-        note=row.note if row else f"{plan.layout} tower of your own",
+        parameters=plan.parameters
+        + (language.entry.parameters if language.entry else language.plan.parameters),
+        languages=entry.languages if entry else (),
+        licence=entry.licence if entry else "unknown",
+        note=entry.note if entry else f"{plan.layout} tower of your own",
     )
 
 
 def _settings_sha256(vision: VisionSource, texts: LlmTextTower) -> str:
     """Hash of what shapes vectors besides the tower; a published language model is not downloaded."""
     adapter = asdict(vision.plan.adapter) if vision.plan.adapter is not None else None
-    if adapter is not None and vision.row is not None:
-        adapter["normalize_input"] = vision.row.normalize_input
+    if adapter is not None and vision.entry is not None:
+        adapter["normalize_input"] = vision.entry.normalize_input
     settings = {
         "tower": asdict(vision.plan.shape),
         "adapter": adapter,
@@ -143,9 +139,9 @@ def _settings_sha256(vision: VisionSource, texts: LlmTextTower) -> str:
 
 
 def _partner(vision: VisionSource) -> LanguageSource:
-    if vision.row is not None:
-        row = language_of(vision.row)
-        return LanguageSource(name=row.name, row=row)
+    if vision.entry is not None:
+        entry = language_of(vision.entry)
+        return LanguageSource(name=entry.name, entry=entry)
     adapter = vision.plan.adapter
     known = _LANGUAGES_OF_A_WIDTH.get(adapter.width) if adapter else None
     if adapter is not None and known is None:
@@ -156,11 +152,11 @@ def _partner(vision: VisionSource) -> LanguageSource:
     return language_source(known or _LANGUAGES_OF_A_WIDTH[4096])
 
 
-def _check_known_pair(row: EncoderEntry, source: LanguageSource) -> None:
+def _check_known_pair(entry: EncoderEntry, source: LanguageSource) -> None:
     """Refuse a pair that cannot work before anything is downloaded."""
-    width = language_of(row).shape.hidden_size
+    width = language_of(entry).shape.hidden_size
     if source.width is not None and source.width != width:
-        raise ModelError(pairing_problem(row.name, width=width, language=source.name, hidden=source.width))
+        raise ModelError(pairing_problem(entry.name, width=width, language=source.name, hidden=source.width))
 
 
 def _check_pairing(vision: VisionSource, source: LanguageSource, *, width: int) -> None:
@@ -170,14 +166,14 @@ def _check_pairing(vision: VisionSource, source: LanguageSource, *, width: int) 
         raise ModelError(
             pairing_problem(vision.name, width=adapter.width, language=source.name, hidden=width)
         )
-    row = vision.row
-    known = row is not None and bool(row.repository)  # not known for a local tower
-    if row is not None and known and source.row is not None and source.row.name != row.language_model:
+    entry = vision.entry
+    known = entry is not None and bool(entry.repository)  # not known for a local tower
+    if entry is not None and known and source.entry is not None and source.entry.name != entry.language_model:
         log.warning(
             "%s was trained with %s, not with %s: the vectors fit in length, but what they find may not",
-            row.name,
-            row.language_model,
-            source.row.name,
+            entry.name,
+            entry.language_model,
+            source.entry.name,
         )
 
 
@@ -186,7 +182,7 @@ def load_text_only(asked: LanguageModelEntry | Path, options: LoadOptions) -> Du
     place = pick_device(options.device)
     loaded_as, _ = pick_precision(options.dtype, place)
     if isinstance(asked, LanguageModelEntry):
-        source = LanguageSource(name=asked.name, row=asked)
+        source = LanguageSource(name=asked.name, entry=asked)
     else:
         source = language_source(asked)
     texts = LlmTextTower(source, choice=loaded_as, device=place, parity=options.parity)
@@ -194,7 +190,7 @@ def load_text_only(asked: LanguageModelEntry | Path, options: LoadOptions) -> Du
 
 
 def _describe_texts(texts: LlmTextTower) -> EncoderInfo:
-    source, row = texts.source, texts.source.published
+    source, entry = texts.source, texts.source.published
     return EncoderInfo(
         name=source.name,
         family=FAMILY,
@@ -204,8 +200,8 @@ def _describe_texts(texts: LlmTextTower) -> EncoderInfo:
         weights_sha256="",
         settings_sha256=texts.settings_sha256,
         preprocessing="none",
-        parameters=row.parameters if row else source.plan.parameters,
-        languages=("en",) if row else (),
-        licence=row.licence if row else "unknown",
-        note=row.note if row else "",
+        parameters=entry.parameters if entry else source.plan.parameters,
+        languages=("en",) if entry else (),
+        licence=entry.licence if entry else "unknown",
+        note=entry.note if entry else "",
     )

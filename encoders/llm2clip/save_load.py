@@ -156,7 +156,7 @@ def _copy_folder(source: Path, target: Path) -> None:
 
 def _save_published(files: PublishedFiles, info: EncoderInfo, folder: Path, *, copies: bool) -> None:
     source = files.language
-    if not copies and (source.given is not None or source.row is None):
+    if not copies and (source.given is not None or source.entry is None):
         raise ValueError(f"{source.name} is no published language model, and can only be copied")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; name another folder")
@@ -197,7 +197,7 @@ def load_saved(files: ModelFiles, options: LoadOptions) -> DualEncoder:
     vision = VisionSource(
         name=config.encoder.name,
         plan=open_vision(folder / WEIGHTS_FILE, settings=_settings(config)),
-        row=config.encoder,
+        entry=config.encoder,
         folder=folder,
         copied=(config.file_sha256, config.published_sha256),
         preparation=config.preprocessing,
@@ -208,18 +208,18 @@ def load_saved(files: ModelFiles, options: LoadOptions) -> DualEncoder:
 
 def _language(config: SavedConfig, folder: Path) -> LanguageSource:
     if not config.copied:
-        row = find_language(config.language_model)
-        if row is None:  # Not a path: an untrusted folder must not choose what else is read.
+        entry = find_language(config.language_model)
+        if entry is None:  # Not a path: an untrusted folder must not choose what else is read.
             known = ", ".join(item.name for item in language_models())
             raise ModelError(
                 f"{folder / CONFIG_FILE}: language_model is {config.language_model!r}, expected one of {known}; "
                 "name another in load_encoder(..., language_model=FOLDER)"
             )
-        return LanguageSource(name=row.name, row=row)
+        return LanguageSource(name=entry.name, entry=entry)
     refuse_outside(folder / LANGUAGE_FOLDER, folder=folder)
     return LanguageSource(
         name=config.language_model,
-        row=config.language_row,
+        entry=config.language_row,
         given=folder / LANGUAGE_FOLDER,
         rules=config.text_rules,
         copied=(config.language_files_sha256, config.language_sha256),
@@ -243,7 +243,7 @@ def _copy_language(source: LanguageSource, target: Path) -> None:
 def _config(files: PublishedFiles, info: EncoderInfo, *, copied: bool, digest: str) -> SavedConfig:
     vision, source, shape = files.vision, files.language, files.vision.plan.shape
     return SavedConfig(
-        encoder=vision.row or _own_row(files, info),
+        encoder=vision.entry or _own_entry(files, info),
         tower=TowerSettings(
             heads=shape.heads,
             head_width=shape.head_width,
@@ -253,14 +253,14 @@ def _config(files: PublishedFiles, info: EncoderInfo, *, copied: bool, digest: s
         preprocessing=vision.preprocess("native"),
         text_rules=source.text_rules("native"),
         language_model=source.name,
-        language_row=source.row,
+        language_row=source.entry,
         copied=copied,
         file_sha256=digest,
         published_sha256=vision.sha256,
     )
 
 
-def _own_row(files: PublishedFiles, info: EncoderInfo) -> EncoderEntry:
+def _own_entry(files: PublishedFiles, info: EncoderInfo) -> EncoderEntry:
     """A catalogue entry for an encoder that is not in the catalogue."""
     plan = files.vision.plan
     return EncoderEntry(

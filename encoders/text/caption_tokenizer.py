@@ -79,17 +79,7 @@ class TextReader:
     """
 
     def __init__(self, tokenizer: Tokenizer, rules: TextRules, *, pad_id: int = 0) -> None:
-        """Take over a tokenizer.
-
-        Args:
-            tokenizer: With the post-processor that adds the begin token. Its truncation, padding and
-                treatment of special tokens are set here; let nothing else set them afterwards.
-            rules: Wrapper and limits.
-            pad_id: Token id of padding. No ``native`` result depends on it.
-
-        Raises:
-            ValueError: The rules leave no room for a caption, or name a special token that the tokenizer lacks.
-        """
+        """Take over a tokenizer with the post-processor that adds the begin token; its other settings are replaced."""
         self.rules = rules
         self._tokenizer = tokenizer
         self._pad_id = pad_id
@@ -115,19 +105,7 @@ class TextReader:
         tokenizer.encode_special_tokens = not self._upstream
 
     def batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokenise texts into one padded batch.
-
-        Args:
-            texts: At least one text.
-
-        Returns:
-            Token ids, attention mask (1 where there is a token) and embed mask (1 where the state is pooled).
-            Shape of each: (B, L), int64. L is the longest row's length.
-
-        Raises:
-            ValueError: There is no text, a text is not valid Unicode (half a surrogate pair, as undecodable
-                bytes on a command line give), or (``native``) it has nothing to pool.
-        """
+        """Token ids, attention mask and mask of the pooled states of a batch. Shape of each: (B, L), int64."""
         if not texts:
             raise ValueError("expected at least one text, got none")
         rows = self.rows(texts)
@@ -143,24 +121,11 @@ class TextReader:
         return ids, attention, embed
 
     def rows(self, texts: Sequence[str]) -> list[TextRow]:
-        """Tokenise texts, without padding.
-
-        Raises:
-            ValueError: As ``batch``, but for the lack of texts.
-        """
+        """Tokenise texts, without padding."""
         return self._upstream_rows(texts) if self._upstream else self._native_rows(texts)
 
     def pool(self, hidden_BLD: Tensor, embed_mask_BL: Tensor) -> Tensor:
-        """Mean of the states that a batch's embed mask selects.
-
-        Args:
-            hidden_BLD: Shape: (B, L, D), states after the final norm.
-            embed_mask_BL: Shape: (B, L), as ``batch`` gave it.
-
-        Returns:
-            Shape: (B, D), not normalised. An ``upstream`` row that selects nothing is the mean over all
-            positions, padding included, as in the reference.
-        """
+        """Mean of the selected states; of all in an ``upstream`` row without any. Shape: (B, L, D) -> (B, D)."""
         if self._upstream:
             embed_mask_BL = embed_mask_BL.masked_fill(embed_mask_BL.sum(dim=1, keepdim=True) == 0, 1)
         return mean_pool(hidden_BLD, embed_mask_BL)

@@ -78,13 +78,7 @@ class TokenReader:
     """Texts to token ids."""
 
     def __init__(self, tokenizer: Tokenizer, *, form: TextForm, limit: int) -> None:
-        """Take over a tokenizer: its own truncation and padding are switched off.
-
-        Args:
-            tokenizer: Has the tokens that ``form`` names.
-            form: How texts are read.
-            limit: Tokens that are read, special ones included.
-        """
+        """Take over a tokenizer: its own truncation and padding are switched off."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self.tokenizer = tokenizer
@@ -99,11 +93,7 @@ class TokenReader:
         return [len(row.ids) for row in self.tokenizer.encode_batch(cleaned)]
 
     def batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """Token ids, and a mask of those that are not padding.
-
-        Returns:
-            Two of shape (len(texts), length), int64; the second is ``None`` if padding is attended to.
-        """
+        """Token ids, and a mask where padding is not attended to. Shape: (len(texts), L), int64."""
         rows = []
         cleaned = [clean(text, self.form.cleaning) for text in texts]
         for row in self.tokenizer.encode_batch(cleaned, add_special_tokens=False):
@@ -129,14 +119,7 @@ class TokenTower(TextTower):
         device: object,
         dtype: object,
     ) -> None:
-        """Compose the tower; nothing is loaded yet.
-
-        Args:
-            load: Gives a module from token ids (B, L) and a mask (B, L) or ``None`` to vectors (B, dim).
-            reader: Gives the tokenizer.
-            device: Where the module is.
-            dtype: Of its weights.
-        """
+        """``load`` gives a module from ids (B, L) and a mask (B, L) or ``None`` to vectors (B, dim)."""
         super().__init__(load, device=device, dtype=dtype)
         self._make_reader = reader
 
@@ -158,16 +141,7 @@ class TokenTower(TextTower):
 
 
 def load_tokenizer(folder: Path, *, form: TextForm, vocabulary: int) -> Tokenizer:
-    """The tokenizer in a folder.
-
-    Args:
-        folder: Holds some of ``TOKENIZER_FILES``.
-        form: What its texts must end with, and what they are filled up with.
-        vocabulary: How many tokens the model knows.
-
-    Raises:
-        ModelError: There is none, it cannot be read, or it is of another model.
-    """
+    """The tokenizer in a folder."""
     tokenizer = _read(folder)
     size = tokenizer.get_vocab_size()
     if size > vocabulary:

@@ -113,14 +113,6 @@ class LanguagePlan:
         """The model with its weights, without gradients.
 
         Besides the weights in their final form, one tensor is in memory (and the low-rank update).
-
-        Args:
-            choice: Precision or quantisation.
-            device: Device of the weights.
-
-        Raises:
-            ModelError: A file cannot be read, a value is not finite, the update does not fit, or ``choice`` needs
-                a library that is not installed.
         """
         device = torch.device(device)
         with torch.device("meta"):
@@ -166,14 +158,6 @@ def open_language(folder: str | Path, *, update: str | Path | None = None) -> La
 
     Tensor names may begin with ``model.`` or not. A language-model head and stored rotary tables (older
     checkpoints) are left out; any other tensor that the model does not have is an error.
-
-    Args:
-        folder: Holds ``config.json`` and ``model.safetensors``, or shards with their index.
-        update: Folder of a low-rank update (LoRA) to be added, in peft's layout.
-
-    Raises:
-        ModelError: A file is missing or damaged, the architecture is another one, or a tensor is missing,
-            unexpected or of another shape.
     """
     folder = Path(folder)
     try:

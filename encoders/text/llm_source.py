@@ -35,7 +35,7 @@ class LanguageSource:
 
     name: str
     """Its name."""
-    row: LanguageModelEntry | None
+    entry: LanguageModelEntry | None
     """Its entry in the catalogue."""
     given: Path | None = None
     """The local folder of its files."""
@@ -48,10 +48,10 @@ class LanguageSource:
     def sha256(self) -> str:
         """SHA-256 of the name and revision of a published model, so that nothing is downloaded; else of the files."""
         if self.given is None:
-            assert self.row is not None, "a source has a row or a folder"
-            row = self.row
-            lora = asdict(row.lora) if row.lora is not None else None
-            published = {"repository": row.repository, "revision": row.revision, "lora": lora}
+            assert self.entry is not None, "a source has a entry or a folder"
+            entry = self.entry
+            lora = asdict(entry.lora) if entry.lora is not None else None
+            published = {"repository": entry.repository, "revision": entry.revision, "lora": lora}
             return settings_sha256(published, files=[])
         digest = self.files_sha256
         return self.copied[1] if self.copied is not None and self.copied[0] == digest else digest
@@ -59,7 +59,7 @@ class LanguageSource:
     @property
     def published(self) -> LanguageModelEntry | None:
         """Its entry in the catalogue, unless it is a local model that only has the same shape."""
-        return self.row if self.given is None or find_language(self.given.resolve().name) else None
+        return self.entry if self.given is None or find_language(self.given.resolve().name) else None
 
     @property
     def files_sha256(self) -> str:
@@ -78,8 +78,8 @@ class LanguageSource:
     @property
     def width(self) -> int | None:
         """Width of its states, if known without the files."""
-        if self.given is None and self.row is not None:
-            return self.row.shape.hidden_size
+        if self.given is None and self.entry is not None:
+            return self.entry.shape.hidden_size
         return None
 
     @cached_property
@@ -89,26 +89,22 @@ class LanguageSource:
             beside = self.given / LORA_FOLDER
             refuse_outside(beside, folder=self.given)
             return self.given, beside if is_lora_folder(beside) else None
-        assert self.row is not None, "a source has a row or a folder"
-        update = _update_folder(self.row)
+        assert self.entry is not None, "a source has a entry or a folder"
+        update = _update_folder(self.entry)
         if update is not None and not is_lora_folder(update):
             return update, None
-        return resolve_files(language_files(self.row)), update
+        return resolve_files(language_files(self.entry)), update
 
     @cached_property
     def plan(self) -> LanguagePlan:
-        """Configuration and tensors of the model; no weight is read.
-
-        Raises:
-            ModelError: Files are missing and cannot be downloaded, damaged, or of another model.
-        """
+        """Configuration and tensors of the model; no weight is read."""
         folder, update = self._folders
         plan = open_language(folder, update=update)
-        row = self.row
-        if row is not None and self.given is None and plan.parameters != row.parameters:
+        entry = self.entry
+        if entry is not None and self.given is None and plan.parameters != entry.parameters:
             raise ModelError(
-                f"{folder} holds a language model of {plan.parameters:,} numbers, but {row.name} has "
-                f"{row.parameters:,}; fetch it again from {row.repository}"
+                f"{folder} holds a language model of {plan.parameters:,} numbers, but {entry.name} has "
+                f"{entry.parameters:,}; fetch it again from {entry.repository}"
             )
         return plan
 
@@ -119,15 +115,15 @@ class LanguageSource:
         wrapped = "wrapped as a turn of Llama 3" if rules.header else "not wrapped"
         if rules.doc_max_length is not None:
             wrapped += f", up to {rules.doc_max_length} tokens"
-        why = "" if self.rules or (self.row and self.given is None) else f", as {_reason(self.row)}"
+        why = "" if self.rules or (self.entry and self.given is None) else f", as {_reason(self.entry)}"
         return (*self.plan.found, f"texts {wrapped}{why}")
 
     def text_rules(self, parity: Parity) -> TextRules:
         """Wrapper and length limits of texts."""
         if self.rules is not None:
             known = self.rules
-        elif self.row is not None:
-            known = rules_of(self.row)
+        elif self.entry is not None:
+            known = rules_of(self.entry)
         else:
             names = _tokenizer(self._folders[0]).get_vocab()
             wraps = all(name in names for name in _special(LLAMA3_HEADER + LLAMA3_FOOTER))
@@ -136,11 +132,7 @@ class LanguageSource:
         return replace(known, parity=parity)
 
     def reader(self, parity: Parity) -> TextReader:
-        """The tokenizer with the rules.
-
-        Raises:
-            ModelError: The tokenizer is missing, damaged, or of another model.
-        """
+        """The tokenizer with the rules."""
         folder, _ = self._folders
         tokenizer, rules = _tokenizer(folder), self.text_rules(parity)
         size, known = tokenizer.get_vocab_size(), self.plan.config.vocab_size
@@ -158,39 +150,39 @@ class LanguageSource:
 
 
 def language_source(asked: str | os.PathLike[str]) -> LanguageSource:
-    """The language model of that name, or in that folder.
-
-    Raises:
-        ModelError: There is none.
-    """
+    """The language model of that name, or in that folder."""
     name = os.fspath(asked)
-    row = find_language(name)
+    entry = find_language(name)
     path = Path(name).expanduser()
-    if row is not None and not (path.is_dir() and os.sep in name):
-        return LanguageSource(name=row.name, row=row)
+    if entry is not None and not (path.is_dir() and os.sep in name):
+        return LanguageSource(name=entry.name, entry=entry)
     if not path.is_dir():
         known = ", ".join(item.name for item in language_models())
         raise ModelError(f"unknown language model {name!r}, and no folder of that name; known: {known}")
-    return LanguageSource(name=path.resolve().name, row=_row_of(path), given=path)
+    return LanguageSource(name=path.resolve().name, entry=_entry_of(path), given=path)
 
 
-def rules_of(row: LanguageModelEntry) -> TextRules:
+def rules_of(entry: LanguageModelEntry) -> TextRules:
     """The text rules of a published language model, from its card."""
-    wraps = row.wrapper == "llama3"
+    wraps = entry.wrapper == "llama3"
     return TextRules(
         header=LLAMA3_HEADER if wraps else "",
         footer=LLAMA3_FOOTER if wraps else "",
-        max_tokens=row.max_tokens,
-        doc_max_length=row.doc_max_length,
+        max_tokens=entry.max_tokens,
+        doc_max_length=entry.doc_max_length,
     )
 
 
-def _update_folder(row: LanguageModelEntry) -> Path | None:
-    wanted = update_files(row)
-    return resolve_files(wanted) / row.lora.subfolder if wanted is not None and row.lora is not None else None
+def _update_folder(entry: LanguageModelEntry) -> Path | None:
+    wanted = update_files(entry)
+    return (
+        resolve_files(wanted) / entry.lora.subfolder
+        if wanted is not None and entry.lora is not None
+        else None
+    )
 
 
-def _row_of(folder: Path) -> LanguageModelEntry | None:
+def _entry_of(folder: Path) -> LanguageModelEntry | None:
     """The published language model with the name or the shape of the one in a folder."""
     if named := find_language(folder.resolve().name):
         return named
@@ -199,13 +191,17 @@ def _row_of(folder: Path) -> LanguageModelEntry | None:
     data = read_object(folder / "config.json")
     sizes = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")
     return next(
-        (row for row in language_models() if all(data.get(key) == getattr(row.shape, key) for key in sizes)),
+        (
+            entry
+            for entry in language_models()
+            if all(data.get(key) == getattr(entry.shape, key) for key in sizes)
+        ),
         None,
     )
 
 
-def _reason(row: LanguageModelEntry | None) -> str:
-    return f"{row.name} is read" if row else "its tokenizer suggests"
+def _reason(entry: LanguageModelEntry | None) -> str:
+    return f"{entry.name} is read" if entry else "its tokenizer suggests"
 
 
 def _tokenizer(folder: Path) -> Tokenizer:

@@ -66,16 +66,7 @@ class LlmTextTower(TextTower):
         load_adapter: Callable[[], TextAdapter] | None = None,
         half: bool = False,
     ) -> None:
-        """Compose the tower; nothing is downloaded or loaded yet.
-
-        Args:
-            source: The language model.
-            choice: Precision or quantisation; ``"auto"`` for the most precise that fits into memory.
-            device: Device of the model.
-            parity: How texts are read.
-            load_adapter: Gives the adapter; ``None`` for the states themselves.
-            half: Round the states to fp16 first, as the SigLIP2 release was trained (golden case e).
-        """
+        """``load_adapter`` is ``None`` for the states themselves; ``half`` rounds them to float16 first."""
         super().__init__(lambda: source.plan.load(self._choice, device=device), device=device, dtype=choice)
         self.source = source
         self.parity: Parity = parity
@@ -86,11 +77,7 @@ class LlmTextTower(TextTower):
 
     @property
     def dtype(self) -> Choice:
-        """Precision in which the model is loaded; ``"auto"`` resolves to the most precise that fits into free memory.
-
-        Raises:
-            ModelError: It does not fit.
-        """
+        """Precision in which the model is loaded; ``"auto"`` resolves to the most precise that fits into memory."""
         return self._choice
 
     @cached_property
@@ -159,17 +146,7 @@ class LlmTextTower(TextTower):
             return self.reader.pool(model(ids_BL, attention_BL).float(), pooled_BL)
 
     def project(self, features: Tensor) -> Tensor:
-        """States of the language model, which may have been stored, in the shared space.
-
-        Args:
-            features: Shape: (B, width), float, any scale.
-
-        Returns:
-            Shape: (B, dim), not normalised.
-
-        Raises:
-            ModelError: They are of another width.
-        """
+        """Stored language model states in the shared space. Shape: (B, width) -> (B, dim), not normalised."""
         features = torch.as_tensor(features)
         if self.adapter is None:
             return features
@@ -211,12 +188,7 @@ def tokens_of_a_pass(device: torch.device) -> int:
 
 
 def passes(lengths: Sequence[int], *, tokens: int) -> Iterator[list[int]]:
-    """Positions of texts, the short ones first, in groups of at most so many tokens (or of one text).
-
-    Args:
-        lengths: Tokens of each text.
-        tokens: Most tokens of a group.
-    """
+    """Positions of texts, the short ones first, in groups of at most so many tokens (or of one text)."""
     group: list[int] = []
     size = 0
     for position in sorted(range(len(lengths)), key=lambda position: lengths[position]):
@@ -230,16 +202,7 @@ def passes(lengths: Sequence[int], *, tokens: int) -> Iterator[list[int]]:
 
 
 def pooled_states(model: BidirectionalLlama, rows: Sequence[TextRow], *, device: torch.device) -> Tensor:
-    """Mean states of the texts' own tokens, read in passes of a bounded number of tokens.
-
-    Args:
-        model: The language model.
-        rows: At least one text, each with at least one pooled position.
-        device: Where the model is.
-
-    Returns:
-        Shape: (len(rows), D), float32, any scale; on ``device``.
-    """
+    """Mean states of the texts' own tokens, read in bounded passes. Shape: (len(rows), D), float32, any scale."""
     pooled = torch.empty(len(rows), model.config.hidden_size, device=device)
     with torch.inference_mode():
         for chosen in passes([len(row.ids) for row in rows], tokens=tokens_of_a_pass(device)):

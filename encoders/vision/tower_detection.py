@@ -164,17 +164,7 @@ class Header:
 
 
 def read_tower(header: Header, settings: Mapping[str, Setting]) -> Tower:
-    """Find out what tower a file holds.
-
-    Args:
-        header: The file's tensors.
-        settings: Values of a configuration by field of ``TowerShape`` or ``"head_width"``; used for what the
-            tensors do not tell (heads, activation, rotary grid).
-
-    Raises:
-        ModelError: It is none of the known layouts, or a tensor that gives a size is missing or has no sensible
-            shape.
-    """
+    """Find out what tower a file holds; ``settings`` say what tensors do not (heads, activation, rotary grid)."""
     layout = _layout_of(header)
     width, patch = header.patch(layout.patches)
     axes = next(row.theirs[layout.positions] for row in layout.rows if layout.positions in row.theirs)
@@ -297,11 +287,7 @@ def _with_old_biases(header: Header, rows: tuple[Rows, ...]) -> tuple[tuple[Rows
 
 
 def read_settings(config: Mapping[str, Any], *, where: Path) -> dict[str, Setting]:
-    """Values of a configuration by field of a tower's shape (or ``"head_width"``); other keys are ignored.
-
-    Raises:
-        ModelError: A value is of another type, not positive, or asks for what no known tower has.
-    """
+    """Values of a configuration by field of a tower's shape (or ``"head_width"``); other keys are ignored."""
     found: dict[str, Setting] = {}
     for section, keys in _SETTINGS.items():
         data = config.get(section, {}) if section else config
@@ -334,11 +320,7 @@ def read_settings(config: Mapping[str, Any], *, where: Path) -> dict[str, Settin
 
 
 def check_settings(settings: Mapping[str, Setting], tower: Tower, *, path: Path, where: Path) -> None:
-    """Compare a configuration with the tensors.
-
-    Raises:
-        ModelError: They differ; the message names key, file and tensor.
-    """
+    """Compare a configuration with the tensors."""
     for name, setting in settings.items():
         tensor, actual = tower.evidence.get(name), getattr(tower.shape, name)
         if tensor is not None and setting.value != actual:

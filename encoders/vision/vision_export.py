@@ -26,17 +26,7 @@ _FILTERS = {Resample.LANCZOS: 1, Resample.BILINEAR: 2, Resample.BICUBIC: 3}
 
 
 def save_clip_vision(vision: VisionSource, folder: Path) -> None:
-    """Write a tower of the OpenAI layout as ``CLIPVisionModel.from_pretrained`` and ``CLIPImageProcessor`` read it.
-
-    Args:
-        vision: The tower. Its numbers are written as they are stored.
-        folder: Where to; made if need be, and only with everything in it.
-
-    Raises:
-        ModelError: The tower is of another architecture, which ``CLIPVisionModel`` cannot compute.
-        ValueError: ``folder`` is there and not empty.
-        OSError: A file cannot be written.
-    """
+    """Write a tower of the OpenAI layout as ``CLIPVisionModel.from_pretrained`` and ``CLIPImageProcessor`` read it."""
     import torch
     from safetensors.torch import save_file
 

@@ -43,7 +43,7 @@ class VisionSource:
     """What the encoder is called."""
     plan: VisionPlan
     """What is in it."""
-    row: EncoderEntry | None
+    entry: EncoderEntry | None
     """Its entry in the catalogue."""
     folder: Path
     """Where it was found."""
@@ -84,7 +84,7 @@ class VisionSource:
     @property
     def kind(self) -> str:
         """Kind of preprocessing: ``"clip"``, ``"eva"`` or ``"siglip"``."""
-        return (self.row.preprocessing if self.row else "") or _USUAL[self.plan.layout]
+        return (self.entry.preprocessing if self.entry else "") or _USUAL[self.plan.layout]
 
     @property
     def has_settings(self) -> bool:
@@ -95,54 +95,46 @@ class VisionSource:
     def found(self) -> tuple[str, ...]:
         """What the files turned out to be, in words."""
         how = f"as {IMAGE_SETTINGS} says" if self.has_settings else f"those of {self.kind}"
-        whose = (self.row.note,) if self.row is not None and not self.row.repository else ()
+        whose = (self.entry.note,) if self.entry is not None and not self.entry.repository else ()
         return (f"{self.plan.layout} tower", *whose, *self.plan.found, f"images prepared {how}")
 
 
-def published_vision(row: EncoderEntry) -> VisionSource:
-    """The tower of a published encoder, downloaded if necessary.
-
-    Raises:
-        ModelError: Its file is missing and cannot be downloaded, is damaged, or is not the published one.
-    """
-    folder = resolve_files(encoder_files(row))
-    path = _choose(folder, row.weights)
+def published_vision(entry: EncoderEntry) -> VisionSource:
+    """The tower of a published encoder, downloaded if necessary."""
+    folder = resolve_files(encoder_files(entry))
+    path = _choose(folder, entry.weights)
     size = path.stat().st_size
-    if row.weights_bytes and size != row.weights_bytes:
+    if entry.weights_bytes and size != entry.weights_bytes:
         raise ModelError(
-            f"{path} has {size:,} bytes, the published file {row.weights_bytes:,}; fetch it again"
+            f"{path} has {size:,} bytes, the published file {entry.weights_bytes:,}; fetch it again"
         )
-    source = _open(path, folder=folder, row=row)
-    _check(source.plan, row)
+    source = _open(path, folder=folder, entry=entry)
+    _check(source.plan, entry)
     return source
 
 
 def local_vision(path: Path) -> VisionSource:
-    """The tower in a folder, or in a file: ``.safetensors``, or ``.pt`` as EVA02's are published.
-
-    Raises:
-        ModelError: There is none, or it is damaged.
-    """
+    """The tower in a folder, or in a file: ``.safetensors``, or ``.pt`` as EVA02's are published."""
     folder = path if path.is_dir() else path.parent
     named = find_encoder(folder.resolve().name)
     pattern = named.weights if named is not None and named.weights else "*"
     file = _choose(folder, pattern) if path.is_dir() else path
-    found = _open(file, folder=folder, row=None)
+    found = _open(file, folder=folder, entry=None)
     name = path.resolve().name if path.is_dir() else path.stem
-    row = _row_of(found, name)
-    return replace(found, name=row.name if row else name, row=row)
+    entry = _entry_of(found, name)
+    return replace(found, name=entry.name if entry else name, entry=entry)
 
 
-def _open(path: Path, *, folder: Path, row: EncoderEntry | None) -> VisionSource:
+def _open(path: Path, *, folder: Path, entry: EncoderEntry | None) -> VisionSource:
     converted = path.suffix in PICKLED
     file, settings = path, None
     if converted:
-        cache = models_home() / "converted" / (row.name if row else path.stem)
-        file = convert_checkpoint(path, cache, sha256=(row.weights_sha256 or None) if row else None)
+        cache = models_home() / "converted" / (entry.name if entry else path.stem)
+        file = convert_checkpoint(path, cache, sha256=(entry.weights_sha256 or None) if entry else None)
         settings = _settings_of_training(folder)
     plan = open_vision(file, settings=settings)
     return VisionSource(
-        name=row.name if row else path.stem, plan=plan, row=row, folder=folder, converted=converted
+        name=entry.name if entry else path.stem, plan=plan, entry=entry, folder=folder, converted=converted
     )
 
 
@@ -153,23 +145,23 @@ def _settings_of_training(folder: Path) -> dict[str, Any]:
     return settings if "vision_cfg" in settings else {}
 
 
-def _row_of(source: VisionSource, name: str) -> EncoderEntry | None:
+def _entry_of(source: VisionSource, name: str) -> EncoderEntry | None:
     """The entry of a local file: a published encoder, or one made up after the published encoder of the same sizes.
 
     It is the published one if it has its hash or, as most hashes were never published, its name.
     """
     plan = source.plan
-    alike = (row for row in encoder_entries() if row.layout == plan.layout)
+    alike = (entry for entry in encoder_entries() if entry.layout == plan.layout)
     sizes = plan.parameters, plan.image_size
-    row = next((row for row in alike if (row.parameters, row.image_size) == sizes), None)
-    if row is None:
+    entry = next((entry for entry in alike if (entry.parameters, entry.image_size) == sizes), None)
+    if entry is None:
         return None
-    checked = source.converted and bool(row.weights_sha256)
-    published = source.sha256 == row.weights_sha256 if checked else find_encoder(name) == row
-    return row if published else _own_row(row, name)
+    checked = source.converted and bool(entry.weights_sha256)
+    published = source.sha256 == entry.weights_sha256 if checked else find_encoder(name) == entry
+    return entry if published else _own_entry(entry, name)
 
 
-def _own_row(like: EncoderEntry, name: str) -> EncoderEntry:
+def _own_entry(like: EncoderEntry, name: str) -> EncoderEntry:
     """An entry for a local tower with the text and image rules of the published one of its sizes."""
     return EncoderEntry(
         name=name,
@@ -189,28 +181,28 @@ def _own_row(like: EncoderEntry, name: str) -> EncoderEntry:
     )
 
 
-def _check(plan: VisionPlan, row: EncoderEntry) -> None:
+def _check(plan: VisionPlan, entry: EncoderEntry) -> None:
     wrong = []
-    if plan.layout != row.layout:
-        wrong.append(f"a tower of layout {plan.layout}, expected {row.layout}")
+    if plan.layout != entry.layout:
+        wrong.append(f"a tower of layout {plan.layout}, expected {entry.layout}")
     for what, got, expected in (
-        ("vectors of", plan.dim, row.dim),
-        ("images of", plan.image_size, row.image_size),
-        ("trained numbers:", plan.parameters, row.parameters),
+        ("vectors of", plan.dim, entry.dim),
+        ("images of", plan.image_size, entry.image_size),
+        ("trained numbers:", plan.parameters, entry.parameters),
     ):
         if got != expected:
             wrong.append(f"{what} {got:,}, expected {expected:,}")
     if plan.adapter is None:
         wrong.append("no text adapter")
-    elif plan.adapter.width != (width := language_of(row).shape.hidden_size):
+    elif plan.adapter.width != (width := language_of(entry).shape.hidden_size):
         wrong.append(f"an adapter for language models of width {plan.adapter.width}, expected {width}")
-    if row.layout == "siglip2" and plan.layout == "siglip2" and plan.dim == row.dim and plan.adapter:
+    if entry.layout == "siglip2" and plan.layout == "siglip2" and plan.dim == entry.dim and plan.adapter:
         return  # its file was described by nobody
     if wrong:
-        traps = f" Known of it: {'; '.join(row.traps)}." if row.traps else ""
+        traps = f" Known of it: {'; '.join(entry.traps)}." if entry.traps else ""
         raise ModelError(
-            f"{plan.path} is not the published {row.name}: {', '.join(wrong)}. Fetch {row.weights} again "
-            f"from {row.repository}.{traps}"
+            f"{plan.path} is not the published {entry.name}: {', '.join(wrong)}. Fetch {entry.weights} again "
+            f"from {entry.repository}.{traps}"
         )
 
 

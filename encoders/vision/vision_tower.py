@@ -75,11 +75,7 @@ class AdapterPlan:
         return {self.names[name]: tuple(tensor.shape) for name, tensor in state.items()}
 
     def load(self, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> TextAdapter:
-        """The adapter with its weights, without gradients.
-
-        Raises:
-            ModelError: The file cannot be read, or has values that are not finite.
-        """
+        """The adapter with its weights, without gradients."""
         adapter = self._build()
         tensors = read_tensors(self.path, self.names.values(), dtype=dtype, device=device)
         adapter.load_state_dict({ours: tensors[theirs] for ours, theirs in self.names.items()}, assign=True)
@@ -144,20 +140,12 @@ class VisionPlan:
         return (*self.tower.found, adapter, *(f"{name} in the file" for name in self.scalars))
 
     def build(self) -> nn.Module:
-        """The tower without weights: parameters on the meta device, computed buffers real.
-
-        Returns:
-            A module from normalised pixels, shape (B, 3, S, S), float, to vectors, shape (B, dim), not normalised.
-        """
+        """The tower without weights: parameters on the meta device, computed buffers real."""
         with torch.device("meta"):
             return _build(self.shape)
 
     def load(self, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> nn.Module:
-        """The tower with its weights, without gradients; see :meth:`build`.
-
-        Raises:
-            ModelError: The file cannot be read, a value is not finite, or a rotary table is not the expected one.
-        """
+        """The tower with its weights, without gradients; see :meth:`build`."""
         module = self.build()
         self._check_tables()
         names = [name for rows in self.tower.rows for name in rows.theirs]
@@ -180,11 +168,7 @@ class VisionPlan:
     def load_adapter(
         self, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
     ) -> TextAdapter | None:
-        """The text adapter with its weights, if the file has one; the tower is not read.
-
-        Raises:
-            ModelError: The file cannot be read, or a value is not finite.
-        """
+        """The text adapter with its weights, if the file has one; the tower is not read."""
         return self.text.load(dtype=dtype, device=device) if self.text else None
 
     def logit_scale(self) -> float | None:
@@ -213,17 +197,8 @@ def open_vision(
 ) -> VisionPlan:
     """Find the vision tower in a published file. No weight is read but small rotary tables.
 
-    Args:
-        path: A safetensors file.
-        settings: A configuration, as parsed from JSON; ``None`` for the ``config.json`` beside the file, if any.
-            Sizes are read from the tensors; the configuration must agree with them.
-        normalize_input: Whether the adapter scales the language model's state to unit length first; ``None`` for what
-            is known of the release (all do but SigLIP2's).
-        ignore: Prefixes of tensors that belong to something else, such as a text tower.
-
-    Raises:
-        ModelError: The file is damaged or of no known layout, a tensor is missing, unexpected or of another shape
-            or dtype, or the configuration disagrees.
+    ``settings`` is a parsed configuration, ``None`` for the ``config.json`` beside the file; it must agree with the
+    tensors. Tensors with the prefixes in ``ignore`` belong to something else, such as a text tower.
     """
     beside = path.parent / CONFIG_FILE
     if settings is None:
@@ -254,17 +229,7 @@ def open_vision(
 
 
 def open_adapter(path: Path, *, normalize_input: bool | None = None) -> AdapterPlan:
-    """Find the adapter in a safetensors file that may hold other tensors too.
-
-    Args:
-        path: The file.
-        normalize_input: Scale the language model's state to unit length first; ``None`` for what the prefix of the
-            tensors says (all do but SigLIP2's).
-
-    Raises:
-        ModelError: The file is damaged, or has no adapter, or a tensor of it is missing, unexpected or of another
-            shape or dtype.
-    """
+    """Find the adapter in a safetensors file that may hold other tensors too."""
     specs = read_header(path)
     plan = find_adapter(Header(specs, path), normalize_input=normalize_input)
     if plan is None:

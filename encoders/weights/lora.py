@@ -49,12 +49,7 @@ class LowRankUpdate:
     """Our name of a weight -> A and scale * B. Shapes: (rank, inputs) and (outputs, rank), float32."""
 
     def apply(self, name: str, weight: Tensor) -> None:
-        """Add the update of a weight in place, a few rows at a time.
-
-        Args:
-            name: Our name of it.
-            weight: Shape: (outputs, inputs), any float dtype, on any device.
-        """
+        """Add the update of a weight in place, a few rows at a time. Shape: (outputs, inputs)."""
         if name not in self.pairs:
             return
         down, up = (part.to(weight.device) for part in self.pairs[name])
@@ -70,15 +65,7 @@ def is_lora_folder(folder: Path) -> bool:
 
 
 def open_lora(folder: str | Path, *, shapes: Mapping[str, tuple[int, ...]]) -> LowRankUpdate:
-    """Read an update and check it against the model that it is for.
-
-    Args:
-        folder: Holds ``adapter_config.json`` and ``adapter_model.safetensors`` (or ``.bin``).
-        shapes: The model's weights by our names.
-
-    Raises:
-        ModelError: Something is missing, damaged, of another kind than plain LoRA, or does not fit the model.
-    """
+    """Read an update and check it against the model that it is for."""
     folder = Path(folder)
     settings = read_object(folder / SETTINGS)
     for key, allowed in _PLAIN.items():

@@ -68,18 +68,7 @@ def needs(shape: LlamaShape, *, stored: str, device: torch.device) -> list[Need]
 def pick_choice(
     shape: LlamaShape, *, name: str, stored: str, device: torch.device, free: int | None = None
 ) -> Choice:
-    """The most precise form that fits into memory; logs a warning if that is less than what is stored.
-
-    Args:
-        shape: Sizes of the language model.
-        name: What it is called, for messages.
-        stored: Dtype of its file.
-        device: Where it is to be.
-        free: Bytes that are free there; measured if ``None``.
-
-    Raises:
-        ModelError: None fits; the message has the numbers.
-    """
+    """The most precise form that fits into memory; logs a warning if that is less than what is stored."""
     free = device_memory(device) if free is None else free
     ways = needs(shape, stored=stored, device=device)
     if free is None:
@@ -99,11 +88,7 @@ def pick_choice(
 
 
 def check_choice(shape: LlamaShape, choice: Choice, *, name: str, device: torch.device) -> None:
-    """Refuse a precision whose weights alone need more memory than is free.
-
-    Raises:
-        ModelError: They are; the message has the numbers.
-    """
+    """Refuse a precision whose weights alone need more memory than is free."""
     free, need = device_memory(device), shape.memory(choice)
     if free is not None and need > free:
         ways = [way for way in needs(shape, stored="bfloat16", device=device) if way.total <= free]

@@ -57,19 +57,9 @@ class Conversion:
 
 
 def convert_checkpoint(pt: Path, cache: Path, *, sha256: str | None = None) -> Path:
-    """The same tensors as safetensors; converted at the first call, found again by the hash at later ones.
+    """The tensors of a ``torch.save`` file as safetensors, converted once and found by hash later.
 
-    Args:
-        pt: A file that ``torch.save`` wrote: tensors by name, bare or under ``state_dict``, ``model`` or ``module``.
-        cache: Folder for the result and its record; made if need be.
-        sha256: What the file must hash to, in hexadecimal; ``None`` if any file will do.
-
-    Returns:
-        A safetensors file in ``cache``. It is complete whenever it exists.
-
-    Raises:
-        ModelError: The file is missing, another one than expected, damaged, holds more than tensors, or describes
-            tensors larger than itself; or the result cannot be written.
+    They may be bare or under ``state_dict``, ``model`` or ``module``. The result is complete whenever it exists.
     """
     refuse_outside(pt)
     try:
@@ -108,11 +98,7 @@ def convert_into_home(path: Path, *, sha256: str | None = None) -> Path:
 
 
 def read_conversion(result: Path) -> Conversion:
-    """What a converted file was made of.
-
-    Raises:
-        ModelError: There is no record beside it, or it is damaged.
-    """
+    """What a converted file was made of."""
     path = result.with_suffix(".json")
     return from_json(Conversion, read_object(path), where=str(path))
 

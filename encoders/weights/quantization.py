@@ -45,11 +45,7 @@ class SmallTable(nn.Module):
 
 
 def weight_quantizer(choice: Choice, device: torch.device) -> Callable[[nn.Linear], None]:
-    """A function that quantises the weight of a linear layer in place.
-
-    Raises:
-        ModelError: torchao is not installed, or its version does not support this device.
-    """
+    """A function that quantises the weight of a linear layer in place."""
     if not has_torchao():
         raise ModelError(f"{choice} needs torchao, which is not installed: pip install torchao")
     import_quietly()

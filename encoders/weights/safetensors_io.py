@@ -83,11 +83,7 @@ class _Place:
 
 
 def read_header(path: Path) -> dict[str, TensorSpec]:
-    """What a safetensors file holds, by name.
-
-    Raises:
-        ModelError: The file is missing, a link that leads out of its folder, truncated, or no valid safetensors file.
-    """
+    """What a safetensors file holds, by name."""
     return {name: place.spec for name, place in _places(path).items()}
 
 
@@ -146,12 +142,7 @@ def check_tensors(
     path: Path,
     what: str = "its config.json",
 ) -> None:
-    """Compare what a file holds with what the model needs; ``what`` says where that need comes from.
-
-    Raises:
-        ModelError: A tensor is missing, unexpected, or of another shape or dtype; the message names it and
-        the file.
-    """
+    """Compare what a file holds with what the model needs; ``what`` says where that need comes from."""
     problems = []
     if missing := [name for name in expected if name not in found]:
         problems.append(f"missing tensors: {_some(missing)}")
@@ -171,11 +162,7 @@ def check_tensors(
 def read_tensors(
     path: Path, names: Iterable[str], *, dtype: torch.dtype, device: torch.device | str = "cpu"
 ) -> dict[str, Tensor]:
-    """Tensors by name, converted to ``dtype``; nothing else in the file is read.
-
-    Raises:
-        ModelError: The file or a tensor cannot be read, or a tensor holds values that are not finite.
-    """
+    """Tensors by name, converted to ``dtype``; nothing else in the file is read."""
     return dict(stream_tensors(path, names, dtype=dtype, device=device))
 
 
@@ -186,9 +173,6 @@ def stream_tensors(
 
     Nothing stays mapped: mapped pages would count as memory of the process, and the file may be replaced or
     truncated while the model lives.
-
-    Raises:
-        ModelError: As ``read_tensors``; values that are not finite only after the last tensor, all of them named.
     """
     import torch
 
@@ -241,7 +225,7 @@ def _read(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Side:
+class TowerTensors:
     """The tensors that belong to one tower of a model."""
 
     prefixes: tuple[str, ...]
@@ -259,15 +243,7 @@ class Weights:
     """The weights of one model."""
 
     def __init__(self, folder: Path, *, convert: Callable[[Path], Path] | None = None) -> None:
-        """Find them; nothing is read yet.
-
-        Args:
-            folder: The model's folder.
-            convert: Makes safetensors of an older ``pytorch_model.bin``; ``None`` if that is not accepted.
-
-        Raises:
-            ModelError: There are none.
-        """
+        """Find them; nothing is read yet."""
         names = (SAFETENSORS, INDEX, PICKLED) if convert else (SAFETENSORS, INDEX)
         found = [name for name in names if (folder / name).is_file()]
         if not found:
@@ -300,11 +276,7 @@ class Weights:
 
     @cached_property
     def header(self) -> dict[str, tuple[TensorSpec, Path]]:
-        """Every tensor with the file it is in.
-
-        Raises:
-            ModelError: A file is damaged, or the index does not agree with its shards.
-        """
+        """Every tensor with the file it is in."""
         index, files = self._index, self.files
         headers = {path: read_header(path) for path in files}
         found = {name: (spec, path) for path, header in headers.items() for name, spec in header.items()}
@@ -339,23 +311,13 @@ class Weights:
         self,
         expected: Mapping[str, tuple[int, ...]],
         *,
-        side: Side,
+        tower: TowerTensors,
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
     ) -> dict[str, Tensor]:
-        """The tensors of one tower, strictly: none missing, none too many, every shape right.
-
-        Args:
-            expected: Shapes by the names of the module.
-            side: Which tensors they are.
-            dtype: Of what is returned, whatever floating dtype the file has.
-            device: Where to.
-
-        Raises:
-            ModelError: The file does not fit, is damaged, or has values that are not finite.
-        """
-        names = {name: self._in_file(name, side.spellings) for name in expected}
-        found = self._of_side(side)
+        """The tensors of one tower, strictly: none missing, none too many, every shape right."""
+        names = {name: self._in_file(name, tower.spellings) for name in expected}
+        found = self._of_tower(tower)
         wanted = {
             names[name]: of_any_float(shape, found.get(names[name])) for name, shape in expected.items()
         }
@@ -368,13 +330,13 @@ class Weights:
                 tensors[back[name]] = tensor
         return tensors
 
-    def _of_side(self, side: Side) -> dict[str, TensorSpec]:
-        known = (*side.prefixes, *side.others)
+    def _of_tower(self, tower: TowerTensors) -> dict[str, TensorSpec]:
+        known = (*tower.prefixes, *tower.others)
         return {
             name: spec
             for name, (spec, _) in self.header.items()
-            if name.startswith(side.prefixes) or not name.startswith(known)
-            if not side.unused.fullmatch(name)
+            if name.startswith(tower.prefixes) or not name.startswith(known)
+            if not tower.unused.fullmatch(name)
         }
 
     def _in_file(self, name: str, spellings: Sequence[tuple[str, str]]) -> str:
