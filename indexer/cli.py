@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -14,57 +15,50 @@ from llm2clip.common.terminal import one_line_errors, renamed
 if TYPE_CHECKING:
     from llm2clip.indexer.lifecycle.export import Format
 
+corpus_option, encoder_option, index_option, search_option, output_option, machine_option = (
+    partial(typer.Option, rich_help_panel=group)
+    for group in ("Corpus", "Encoder", "Index", "Search", "Output", "Machine")
+)
+"""Options that ``--help`` lists in a group."""
+
 IndexOption = Annotated[
     Path | None,
-    typer.Option(
+    index_option(
         "--index",
         metavar="PATH",
         help="Folder of the index.",
         show_default="LLM2CLIP_INDEX, else the index built last",
-        rich_help_panel="Index",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.", rich_help_panel="Output")]
+JsonOption = Annotated[bool, output_option("--json", help="Print one JSON object.")]
 BatchOption = Annotated[
     int | None,
-    typer.Option(
-        "--batch-size",
-        min=1,
-        metavar="N",
-        help="Images per batch.",
-        show_default="chosen by measurement",
-        rich_help_panel="Machine",
+    machine_option(
+        "--batch-size", min=1, metavar="N", help="Images per batch.", show_default="chosen by measurement"
     ),
 ]
 EncoderOption = Annotated[
     str | None,
-    typer.Option(
+    encoder_option(
         "--encoder",
         metavar="NAME",
         help="Name or folder of the index's encoder, if it was moved.",
         show_default="the index's encoder",
-        rich_help_panel="Encoder",
     ),
 ]
 WhereOption = Annotated[
     str | None,
-    typer.Option(
-        "--where",
-        metavar="FILTER",
-        help="Only images that match this filter (docs/filters.md).",
-        rich_help_panel="Corpus",
-    ),
+    corpus_option("--where", metavar="FILTER", help="Only images that match this filter (docs/filters.md)."),
 ]
 
 
 DtypeOption = Annotated[
     str,
-    typer.Option(
+    machine_option(
         "--dtype",
         metavar="DTYPE",
         help="Precision of the encoder: auto, float32, bfloat16 (faster where supported) or float16.",
         callback=one_of("auto", "float32", "bfloat16", "float16"),
-        rich_help_panel="Machine",
     ),
 ]
 
@@ -84,81 +78,59 @@ def build(
     ] = None,
     from_index: Annotated[
         Path | None,
-        typer.Option(
-            "--from",
-            metavar="INDEX",
-            help="Re-encode the images of this index with another encoder.",
-            rich_help_panel="Corpus",
+        corpus_option(
+            "--from", metavar="INDEX", help="Re-encode the images of this index with another encoder."
         ),
     ] = None,
     every: Annotated[
         float | None,
-        typer.Option(
+        corpus_option(
             "--frame-interval",
             metavar="SECONDS",
             help="Index one frame of each video per interval.",
             show_default="10 for a video; in a folder, videos are skipped",
-            rich_help_panel="Corpus",
         ),
     ] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(
+        encoder_option(
             metavar="NAME",
             help="Name or folder of the encoder; see `llm2clip-index encoders`.",
             show_default="the index's encoder; prompts if there is none",
-            rich_help_panel="Encoder",
         ),
     ] = None,
     index: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="Folder of the index.",
-            show_default="one per corpus",
-            rich_help_panel="Index",
-        ),
+        Path | None, index_option(metavar="PATH", help="Folder of the index.", show_default="one per corpus")
     ] = None,
     overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace an existing index, even of another corpus.", rich_help_panel="Index"
-        ),
+        bool, index_option("--overwrite", help="Replace an existing index, even of another corpus.")
     ] = False,
     ram: Annotated[
         str | None,
-        typer.Option(
+        search_option(
             metavar="SIZE",
             help="Memory budget for search, such as 4GB.",
             show_default="most of the free memory",
-            rich_help_panel="Search",
         ),
     ] = None,
     recall: Annotated[
         float | None,
-        typer.Option(
-            metavar="SHARE",
-            help="Target recall@10; 1 means exact search.",
-            show_default="0.95",
-            rich_help_panel="Search",
-        ),
+        search_option(metavar="SHARE", help="Target recall@10; 1 means exact search.", show_default="0.95"),
     ] = None,
     p95_ms: Annotated[
         float | None,
-        typer.Option(
+        search_option(
             metavar="MS",
             help="Target 95th percentile of the search latency in milliseconds (docs/scaling.md).",
             show_default="50",
-            rich_help_panel="Search",
         ),
     ] = None,
     batch_size: BatchOption = None,
     device: Annotated[
         str,
-        typer.Option(
+        machine_option(
             metavar="DEVICE",
             help="Where to encode images and train the ANN index: auto, cpu, cuda or cuda:N.",
-            rich_help_panel="Machine",
         ),
     ] = "auto",
     dtype: DtypeOption = "auto",
@@ -188,8 +160,7 @@ def build(
 @app.command(cls=GroupedCommand)
 def add(
     images: Annotated[
-        list[str],
-        typer.Argument(metavar="IMAGES", help="Images, folders, or any corpus that `build` takes."),
+        list[str], typer.Argument(metavar="IMAGES", help="Images, folders, or any corpus that `build` takes.")
     ],
     index: IndexOption = None,
     encoder: EncoderOption = None,
@@ -231,11 +202,10 @@ def remove(
     ] = None,
     matching: Annotated[
         str | None,
-        typer.Option(
+        corpus_option(
             "--matching",
             metavar="PATTERN",
             help="Also remove keys that match a glob pattern, such as 'trip/*.png'.",
-            rich_help_panel="Corpus",
         ),
     ] = None,
     where: WhereOption = None,
@@ -267,12 +237,11 @@ def export(
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.")],
     format: Annotated[
         str,
-        typer.Option(
+        output_option(
             "--format",
             metavar="FORMAT",
             help="npy: vectors.npy and items.jsonl; parquet: one file.",
             callback=one_of("npy", "parquet"),
-            rich_help_panel="Output",
         ),
     ] = "npy",
     index: IndexOption = None,
@@ -297,9 +266,7 @@ def explain(index: IndexOption = None, where: WhereOption = None, as_json: JsonO
 @app.command(cls=GroupedCommand)
 def errors(
     index: IndexOption = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object per image.", rich_help_panel="Output")
-    ] = False,
+    as_json: Annotated[bool, output_option("--json", help="Print one JSON object per image.")] = False,
 ) -> None:
     """List images that could not be indexed, with reasons."""
     with one_line_errors():
@@ -312,12 +279,7 @@ def errors(
 def info(
     index: IndexOption = None,
     errors: Annotated[
-        bool,
-        typer.Option(
-            "--errors",
-            help="Also list images that could not be indexed, with reasons.",
-            rich_help_panel="Output",
-        ),
+        bool, output_option("--errors", help="Also list images that could not be indexed, with reasons.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -332,12 +294,7 @@ def info(
 def verify(
     index: IndexOption = None,
     repair: Annotated[
-        bool,
-        typer.Option(
-            "--repair",
-            help="Repair damaged files before verifying (reads no images).",
-            rich_help_panel="Index",
-        ),
+        bool, index_option("--repair", help="Repair damaged files before verifying (reads no images).")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

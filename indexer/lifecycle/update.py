@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
@@ -46,12 +47,11 @@ def update_index(
         IndexDamagedError: the index is damaged.
         IndexWriteError: an I/O error occurred (for example a full disk); what was done is kept.
     """
-    folder = Path(path).expanduser().absolute()
-    with open_for_write(folder) as found:
-        base = check_files(folder, found)
-        corpora = (_reopened(folder, base, number) for number in range(len(base.sources)))
-        mode = SyncMode(encoder=_checked(folder, base, encoder), options=options or BuildOptions())
-        return sync(folder, base, corpora, mode).report(folder)
+
+    def sources(folder: Path, base: Manifest) -> Iterator[Corpus]:
+        return (_reopened(folder, base, number) for number in range(len(base.sources)))
+
+    return _sync(path, sources, SyncMode(encoder=_loader(encoder), options=options or BuildOptions()))
 
 
 def add_images(
@@ -76,16 +76,9 @@ def add_images(
         IndexDamagedError: the index is damaged.
         IndexWriteError: an I/O error occurred (for example a full disk); what was done is kept.
     """
-    folder = Path(path).expanduser().absolute()
-    with open_for_write(folder) as found:
-        base = check_files(folder, found)
-        mode = SyncMode(
-            encoder=_checked(folder, base, encoder),
-            options=options or BuildOptions(),
-            delete_missing=False,
-            explicit=True,
-        )
-        return sync(folder, base, _opened([os.fspath(each) for each in corpora], base), mode).report(folder)
+    options = options or BuildOptions()
+    mode = SyncMode(encoder=_loader(encoder), options=options, delete_missing=False, explicit=True)
+    return _sync(path, lambda _, base: _opened([os.fspath(each) for each in corpora], base), mode)
 
 
 def fill(
@@ -96,30 +89,31 @@ def fill(
     options: BuildOptions | None = None,
 ) -> ChangeReport:
     """Add the images of opened corpora; those without any are skipped."""
+    mode = SyncMode(encoder=_loader(encoder), options=options or BuildOptions(), delete_missing=False)
+    return _sync(path, lambda *_: (corpus for corpus in corpora if corpus.peek() is not None), mode)
+
+
+def _loader(given: ImageEncoder | Callable[[], ImageEncoder]) -> Callable[[], ImageEncoder]:
+    return given if callable(given) else lambda: given
+
+
+def _sync(
+    path: str | os.PathLike[str], opened: Callable[[Path, Manifest], Iterable[Corpus]], mode: SyncMode
+) -> ChangeReport:
+    """Sync an index with some corpora; refuses another encoder than that of the index."""
     folder = Path(path).expanduser().absolute()
-    with open_for_write(folder) as found:
-        base = check_files(folder, found)
-        mode = SyncMode(
-            encoder=_checked(folder, base, encoder), options=options or BuildOptions(), delete_missing=False
-        )
-        some = (corpus for corpus in corpora if corpus.peek() is not None)
-        return sync(folder, base, some, mode).report(folder)
-
-
-def _checked(
-    folder: Path, base: Manifest, given: ImageEncoder | Callable[[], ImageEncoder]
-) -> Callable[[], ImageEncoder]:
-    """Gives the encoder, and refuses another than that of the index."""
 
     def load() -> ImageEncoder:
-        encoder = given() if callable(given) else given
+        encoder = mode.encoder()
         if problem := encoder_mismatch(base.encoder, encoder.info.identity()):
             raise EncoderMismatchError(
                 f"{folder} {problem}: use the first, or build another index with  llm2clip-index build --from"
             )
         return encoder
 
-    return load
+    with open_for_write(folder) as found:
+        base = check_files(folder, found)
+        return sync(folder, base, opened(folder, base), replace(mode, encoder=load)).report(folder)
 
 
 def _reopened(folder: Path, manifest: Manifest, number: int) -> Corpus:

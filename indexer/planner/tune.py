@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
 import numpy as np
@@ -85,7 +86,8 @@ def tune(index: FaissAnnIndex, vectors: Vectors, asked: TuningQueries, *, recall
     graph = index.plan.kind.startswith("hnsw")
     # More candidates of a graph mean a larger ef_search; of inverted lists they come from the same lists.
     refines = tuple(refine for refine in ((2,) if graph else REFINES) if refine * K <= index.rows) or (1,)
-    per_row = _seconds(lambda: rerank(vectors, asked.queries[:1], _some(vectors, 256)[None], k=K)) / 256
+    some = np.random.default_rng(0).choice(len(vectors), size=min(256, len(vectors)), replace=False)[None]
+    per_row = min(_seconds(lambda query: rerank(vectors, query, some, k=K), asked.queries[:6])) / 256
     best: tuple[float, float, int, int] | None = None
     effort = 2 * K if graph else 1
     while True:
@@ -94,7 +96,9 @@ def tune(index: FaissAnnIndex, vectors: Vectors, asked: TuningQueries, *, recall
         recalls = [asked.recall(ids[:, : refine * K]) for refine in refines]
         enough = next((number for number, found in enumerate(recalls) if found >= goal), None)
         number = enough if enough is not None else int(np.argmax(recalls))
-        took = _per_query(index, asked.queries, count=refines[number] * K) + per_row * refines[number] * K
+        count = refines[number] * K
+        single = _seconds(partial(index.candidates, count=count, allowed=None), asked.queries[:32])
+        took = float(np.median(single)) + per_row * count
         found = (-min(recalls[number], goal), took, effort, refines[number])
         best = found if best is None else min(best, found)
         done = enough is not None and (number == 0 or took > 1.3 * best[1])
@@ -105,28 +109,14 @@ def tune(index: FaissAnnIndex, vectors: Vectors, asked: TuningQueries, *, recall
     return {effort_name(index.plan.kind): best[2], "refine": best[3]}
 
 
-def _some(vectors: Vectors, count: int) -> NDArray[np.int64]:
-    return np.random.default_rng(0).choice(len(vectors), size=min(count, len(vectors)), replace=False)
-
-
-def _seconds(call: Callable[[], object], *, times: int = 5) -> float:
-    call()
+def _seconds(call: Callable[[NDArray[np.float32]], object], queries: NDArray[np.float32]) -> list[float]:
+    """How long a call takes with each query alone. Shape: (n, dim)."""
     took = []
-    for _ in range(times):
+    for query in queries:
         began = perf_counter()
-        call()
+        call(query[None])
         took.append(perf_counter() - began)
-    return min(took)
-
-
-def _per_query(index: FaissAnnIndex, queries: NDArray[np.float32], *, count: int) -> float:
-    some = queries[:32]
-    took = []
-    for number in range(len(some)):
-        began = perf_counter()
-        index.candidates(some[number : number + 1], count=count, allowed=None)
-        took.append(perf_counter() - began)
-    return float(np.median(took))
+    return took
 
 
 def measure(search: KnnSearcher, asked: TuningQueries, *, cost: Cost) -> Cost:
@@ -145,11 +135,6 @@ def measure(search: KnnSearcher, asked: TuningQueries, *, cost: Cost) -> Cost:
 
 def exact_latency(vectors: Vectors, queries: NDArray[np.float32], *, rows: int) -> float:
     """Median milliseconds of an exact search, extrapolated to ``rows`` from those of ``vectors``."""
-    search = KnnSearcher(vectors)
-    search.search(queries[:1], k=K)  # the first call also imports and starts threads
-    took = []
-    for query in queries[:40]:
-        began = perf_counter()
-        search.search(query[None], k=K)
-        took.append((perf_counter() - began) * 1e3)
-    return float(np.median(took)) * rows / len(vectors)
+    search = partial(KnnSearcher(vectors).search, k=K)
+    search(queries[:1])  # the first call also imports and starts threads
+    return float(np.median(_seconds(search, queries[:40]))) * 1e3 * rows / len(vectors)
