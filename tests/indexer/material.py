@@ -2,7 +2,7 @@
 
 import io
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,11 @@ def put(folder: Path, files: Mapping[str, bytes]) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
+
+
+def numbered(numbers: Iterable[int], *, name: str = "{:03d}.png", colours: int = 0) -> dict[str, bytes]:
+    """Images named by their numbers, each of a colour of its own."""
+    return {name.format(number): encoded(colour_of(colours + number)) for number in numbers}
 
 
 def tar_of(

@@ -30,7 +30,7 @@ from llm2clip.indexer.core import index_paths as location
 from llm2clip.indexer.ingest.listing import Spool
 from llm2clip.indexer.storage import index_folder as store
 
-from .material import colour_of, encoded, tar_of, whole
+from .material import colour_of, encoded, numbered, put, tar_of, whole
 
 
 def expected_vectors(encoder: FakeEncoder, colours: list[tuple[int, int, int]]) -> np.ndarray:
@@ -244,8 +244,7 @@ def test_build_index_takes_a_corpus_whose_name_is_not_utf8(photos, tmp_path, enc
 def test_build_index_refuses_a_corpus_without_images(tmp_path, encoder, content):
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    for name, what in content.items():
-        (corpus / name).write_bytes(what)
+    put(corpus, content)
     with pytest.raises(CorpusError, match=r"no images in .*corpus: "):
         build_index(corpus, tmp_path / "i", encoder=encoder)
     assert not (tmp_path / "i").exists()
@@ -279,10 +278,7 @@ def test_unexpected_error_names_the_image(photos, tmp_path):
 
 def test_build_index_bounds_images_in_memory(tmp_path, encoder):
     """However large the corpus, no more than the window is read ahead of the encoder."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for number in range(200):
-        (folder / f"{number:03d}.png").write_bytes(encoded(colour_of(number)))
+    folder = put(tmp_path / "many", numbered(range(200)))
     ahead = []
 
     class Watching(FakeEncoder):

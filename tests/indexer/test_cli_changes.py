@@ -1,13 +1,14 @@
 """The commands that change an index, from their arguments to their output."""
 
 import json
+import os
 
 import pytest
 from typer.testing import CliRunner
 
 from llm2clip.indexer import cli
 
-from .material import colour_of, encoded, flip
+from .material import encoded, flip, numbered, put
 
 pytestmark = pytest.mark.usefixtures("loaded")
 run = CliRunner()
@@ -160,8 +161,6 @@ def test_build_from_encodes_with_another_encoder(index, tmp_path, loaded):
 
 def test_update_reads_nothing_that_looks_unchanged(index, photos, loaded):
     """Names, sizes and times are all that an update looks at: the content could be anything."""
-    import os
-
     for file in photos.rglob("*.png"):
         found = file.stat()
         file.write_bytes(b"?" * found.st_size)
@@ -171,8 +170,7 @@ def test_update_reads_nothing_that_looks_unchanged(index, photos, loaded):
 
 
 def test_export_and_explain_print_what_they_did(index, photos, tmp_path):
-    for number in range(3):
-        (photos / f"late{number}.png").write_bytes(encoded(colour_of(400 + number)))
+    put(photos, numbered(range(3), name="late{}.png", colours=400))
     lines("update", *index)
     said = lines("export", str(tmp_path / "out"), *index)
     assert said[0].startswith("33 images, 16 numbers each, ")

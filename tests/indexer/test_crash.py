@@ -30,21 +30,13 @@ from llm2clip.indexer.storage import transaction
 from llm2clip.indexer.storage.manifest import read_manifest
 
 from .crashing import OPERATIONS, Crashes, hashed
-from .material import Stopping, colour_of, encoded, whole
+from .material import Stopping, encoded, numbered, put, whole
 
 DRIVER = Path(__file__).with_name("driver.py")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills processes with POSIX signals")
 
-POINTS = [
-    "batch 1",
-    "batch 2",
-    "before join_small",
-    "after join_small",
-    "before write_manifest",
-    "after write_manifest",
-    "before clean",
-    "after clean",
-]
+STEPS = ("join_small", "write_manifest", "clean")
+POINTS = ["batch 1", "batch 2", *(f"{when} {step}" for step in STEPS for when in ("before", "after"))]
 COMMITTED = POINTS.index("after write_manifest")
 
 
@@ -150,12 +142,8 @@ def test_build_index_leaves_nothing_if_interrupted_at_once(photos, tmp_path):
 
 def start(photos: Path, index: Path, *, wait_at: str = "") -> subprocess.Popen[str]:
     arguments = ["build", str(photos), "--index", str(index), "--encoder", "fake16", "--batch-size", "4"]
-    return subprocess.Popen(
-        [sys.executable, str(DRIVER), wait_at, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, str(DRIVER), wait_at, *arguments], **pipes, text=True)
 
 
 @pytest.mark.parametrize(
@@ -187,11 +175,7 @@ def test_ctrl_c_says_in_one_line_how_to_go_on(photos, tmp_path, marker, says):
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
     """Images whose vectors of dimension 2048 take 1.2 MB."""
-    folder = tmp_path / "many"
-    folder.mkdir()
-    for number in range(300):
-        (folder / f"{number:03d}.png").write_bytes(encoded(colour_of(number)))
-    return folder
+    return put(tmp_path / "many", numbered(range(300)))
 
 
 def test_full_disk_keeps_what_a_build_did(small_disk, many, monkeypatch):
@@ -215,8 +199,7 @@ def test_full_disk_keeps_what_a_build_did(small_disk, many, monkeypatch):
 def test_full_disk_leaves_the_index_as_it_was(small_disk, photos):
     index, encoder = small_disk.path / "i", FakeEncoder(dim=2048)
     build_index(photos, index, encoder=encoder)
-    for number in range(200):
-        (photos / f"more{number}.png").write_bytes(encoded(colour_of(2000 + number)))
+    put(photos, numbered(range(200), name="more{}.png", colours=2000))
     small_disk.leave(300, index)
     for change in (
         lambda: update_index(index, encoder=encoder, options=BuildOptions(batch_size=16)),

@@ -25,7 +25,8 @@ from llm2clip.indexer.storage.manifest import read_manifest, write_manifest
 from llm2clip.indexer.storage.outcome import Outcome
 
 from ..encoders.test_reduced import photograph
-from .material import colour_of, encoded
+from .material import colour_of, encoded, put
+from .material import numbered as named
 
 
 def settled(seconds: Callable[[int], float], *, turns: int = 60) -> list[int]:
@@ -141,10 +142,9 @@ def outcomes_of(
     folder: Path, encoder: FakeEncoder, *, count: int, workers: int | None = None, size: int = 1
 ) -> list[Outcome]:
     """What becomes of so many images whose files are said to have ``size`` bytes."""
-    folder.mkdir()
-    files = [folder / f"{number:04d}.png" for number in range(count)]
-    for number, file in enumerate(files):
-        file.write_bytes(encoded(colour_of(number)))
+    images = named(range(count), name="{:04d}.png")
+    put(folder, images)
+    files = [folder / name for name in images]
     records = (Record(key=file.name, uri=str(file), file=file, size=size) for file in files)
     batches = AdaptiveBatchSize(8)
     ready = decode_images(records, decode=encoder.prepare, caches=[], workers=workers, size=batches)
@@ -242,11 +242,7 @@ class Refusing(FakeEncoder):
 @pytest.fixture
 def numbered(tmp_path):
     """Ten images in order of their numbers."""
-    folder = tmp_path / "numbered"
-    folder.mkdir()
-    for number in range(10):
-        (folder / f"{number}.png").write_bytes(encoded(colour_of(number)))
-    return folder
+    return put(tmp_path / "numbered", named(range(10), name="{}.png"))
 
 
 def test_encode_batch_lists_a_refused_batch_once_others_were_encoded(numbered, tmp_path):
@@ -264,19 +260,12 @@ def test_encode_batch_lists_a_refused_batch_once_others_were_encoded(numbered, t
 
 def test_encode_batch_lists_refused_images_of_an_update(numbered, tmp_path):
     build_index(numbered, tmp_path / "i", encoder=FakeEncoder())
-    for number in (20, 21):
-        (numbered / f"{number}.png").write_bytes(encoded(colour_of(number)))
+    put(numbered, named((20, 21), name="{}.png"))
     report = build_index(numbered, tmp_path / "i", encoder=Refusing(20, 21))
-    assert (report.items, report.kept, [bad.key for bad in report.bad_images]) == (
-        10,
-        10,
-        ["20.png", "21.png"],
-    )
+    assert (report.items, report.kept) == (10, 10)
+    assert [bad.key for bad in report.bad_images] == ["20.png", "21.png"]
     with open_index(tmp_path / "i") as index:
-        assert [(row.key, row.stage) for row in index.errors()] == [
-            ("20.png", "encode"),
-            ("21.png", "encode"),
-        ]
+        assert [(row.key, row.stage) for row in index.errors()] == [(f"{n}.png", "encode") for n in (20, 21)]
 
 
 def test_encode_batch_raises_if_the_first_batch_is_refused(numbered, tmp_path):

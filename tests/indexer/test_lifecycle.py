@@ -23,7 +23,7 @@ from llm2clip.indexer import (
 )
 from llm2clip.indexer.storage import transaction
 
-from .material import colour_of, content, encoded, tar_of, whole
+from .material import colour_of, content, encoded, numbered, put, tar_of, whole
 
 
 def never() -> FakeEncoder:
@@ -120,9 +120,8 @@ def test_add_images_does_not_copy_the_index(index, photos):
 
 
 def test_add_images_joins_small_segments(index, photos, tmp_path):
-    for number in range(40):
-        (photos / f"add{number}.png").write_bytes(encoded(colour_of(1000 + number)))
-        add_images(index, [photos / f"add{number}.png"], encoder=FakeEncoder())
+    for name, image in numbered(range(40), name="add{}.png", colours=1000).items():
+        add_images(index, [put(photos, {name: image}) / name], encoder=FakeEncoder())
     assert len(keys_of(index)) == 70
     with open_index(index) as opened:
         assert len(opened.manifest.segments) <= 6
@@ -197,7 +196,7 @@ def test_remove_images_takes_patterns_and_filters(index):
     assert (report.removed, report.changed_anything) == (0, False)
     with pytest.raises(IndexerError, match=r"not in the index: nosuch\.png\. Nothing was removed"):
         remove_images(index, Selection(keys=["015.png", "nosuch.png"]))
-    with pytest.raises(IndexerError, match="which images"):
+    with pytest.raises(IndexerError, match="no images were selected"):
         remove_images(index, Selection())
     with pytest.raises(IndexNotFoundError):
         remove_images(index / "nowhere", Selection(keys=["a"]))

@@ -176,13 +176,8 @@ def test_table_corpus_reads_nested_folders(tmp_path):
 
 
 def test_table_corpus_reports_a_damaged_row_group(tmp_path):
-    pq.write_table(
-        hugging_face(),
-        tmp_path / "t.parquet",
-        row_group_size=10,
-        compression="zstd",
-        write_page_checksum=True,
-    )
+    options = {"row_group_size": 10, "compression": "zstd", "write_page_checksum": True}
+    pq.write_table(hugging_face(), tmp_path / "t.parquet", **options)
     whole = bytearray((tmp_path / "t.parquet").read_bytes())
     chunk = pq.ParquetFile(tmp_path / "t.parquet").metadata.row_group(1).column(0)
     place = chunk.data_page_offset + chunk.total_compressed_size // 2

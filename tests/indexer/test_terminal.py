@@ -60,10 +60,8 @@ def test_one_line_errors_prints_expected_errors(error, line, capsys):
 
 def test_one_line_errors_exits_130_on_interrupt(capsys):
     assert ended(KeyboardInterrupt(), capsys) == (130, "interrupted\n")
-    assert ended(KeyboardInterrupt(": 3 kept"), capsys, interrupted="; go on") == (
-        130,
-        "interrupted: 3 kept\n",
-    )
+    kept = KeyboardInterrupt(": 3 kept")
+    assert ended(kept, capsys, interrupted="; go on") == (130, "interrupted: 3 kept\n")
     assert ended(KeyboardInterrupt(), capsys, interrupted=": go on") == (130, "interrupted: go on\n")
 
 

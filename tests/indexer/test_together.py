@@ -32,7 +32,7 @@ from llm2clip.indexer.storage import index_folder as store
 from llm2clip.indexer.storage import items_reader as items
 from llm2clip.indexer.storage import transaction
 
-from .material import colour_of, encoded
+from .material import colour_of, encoded, numbered, put, whole
 
 QUERY = np.eye(1, 16, dtype=np.float32)
 READER = """
@@ -84,16 +84,9 @@ def test_readers_see_whole_generations_only(index, photos, monkeypatch):
     note_state()
     monkeypatch.setattr(transaction, "write_manifest", committing)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", READER, str(index)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for _ in range(4)
-    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    command = [sys.executable, "-c", READER, str(index)]
+    processes = [subprocess.Popen(command, **pipes) for _ in range(4)]
     stop, problems, kept = threading.Event(), [], []
 
     def keep_reading() -> None:
@@ -198,8 +191,7 @@ def test_transaction_refuses_items_of_another_index(index, photos, tmp_path):
 def test_open_index_refuses_items_older_than_the_manifest(index, photos):
     """As when one file of an index is put back from a copy."""
     old = (index / "items-00001.db").read_bytes()
-    for number in range(3):
-        (photos / f"new{number}.png").write_bytes(encoded(colour_of(700 + number)))
+    put(photos, numbered(range(3), name="new{}.png", colours=700))
     update_index(index, encoder=FakeEncoder())
     (index / "items-00001.db").write_bytes(old)
     with pytest.raises(IndexDamagedError, match=r"items-00001\.db (belongs to another index|is damaged)"):
@@ -258,5 +250,4 @@ def test_items_reader_says_who_can_roll_a_journal_back(index, monkeypatch):
             IndexerError, match=r"items-00001\.db was left half written .*: run  llm2clip-index"
         ):
             open_index(index)
-    with open_index(index) as opened:
-        assert opened.verify().problems == ()
+    assert len(whole(index)) == 30

@@ -38,12 +38,10 @@ def test_zip_corpus_reads_images_captions_and_metadata(tmp_path, method):
     (tmp_path / "相册.zip").write_bytes(zip_of(members, method=method))
     corpus = open_corpus(tmp_path / "相册.zip")
     first, second = corpus.records()
-    assert (first.key, first.caption, first.metadata) == (
-        "相册.zip#été/长城.png",
-        "the Great Wall 长城",
-        None,
-    )
-    assert (second.key, second.caption, second.metadata) == ("相册.zip#b.PNG", "red", {"year": 1999})
+    assert [(each.key, each.caption, each.metadata) for each in (first, second)] == [
+        ("相册.zip#été/长城.png", "the Great Wall 长城", None),
+        ("相册.zip#b.PNG", "red", {"year": 1999}),
+    ]
     assert [first.read(), second.read()] == IMAGES[:2]
     assert first.uri == f"{tmp_path}/相册.zip#été/长城.png"
     assert [first.size, second.size] == [len(IMAGES[0]), len(IMAGES[1])]
