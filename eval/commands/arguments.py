@@ -26,17 +26,7 @@ Mode = Literal["native", "reference"]
 def candidates(
     names: Sequence[str], *, device: str = "auto", dtype: str = "auto", preprocessing: Mode = "native"
 ) -> list[Candidate]:
-    """Encoders to measure, opened when their turn comes.
-
-    Args:
-        names: What ``load_encoder`` takes, each perhaps after ``LABEL=``.
-        device: As ``load_encoder`` takes it.
-        dtype: Likewise.
-        preprocessing: Likewise.
-
-    Raises:
-        ValueError: Two have one label, or there is none.
-    """
+    """Encoders to measure, opened when their turn comes."""
     if not names:
         raise ValueError("no encoder was named; name at least one, such as --encoder nano")
 
@@ -64,18 +54,7 @@ def labelled(name: str) -> tuple[str, str]:
 def load_sets(
     protocols: Sequence[str], folders: Sequence[str], *, folder: Path | None, languages: Sequence[str] = ()
 ) -> Iterator[RetrievalSet]:
-    """Read the named sets, each once.
-
-    Args:
-        protocols: Declared ids, each perhaps with ``:LANGUAGE``.
-        folders: The user's own folders or tars, each perhaps after ``NAME=``.
-        folder: Where the files of declared protocols are; by default in the data home.
-        languages: Codes, or ``all``. By default a protocol is taken in all its languages, and the user's images with
-            captions that name no language.
-
-    Raises:
-        DatasetError: A set cannot be read, none was named, or two of the user's own have one name.
-    """
+    """Read the named sets, each once."""
     if not protocols and not folders:
         raise DatasetError(
             "no data set was named; name a protocol (--dataset ID) or images of your own (--data PATH)"

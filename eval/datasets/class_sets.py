@@ -78,11 +78,7 @@ class ClassSet:
     """Shape: (images,): class of each."""
 
     def protocol(self, wanted: ClassProtocol, *, templates: int) -> str:
-        """The protocol's id if it is complete, ``ID+partial`` otherwise.
-
-        Raises:
-            DatasetError: The names of folders or images are not those of ImageNet's validation split.
-        """
+        """The protocol's id if it is complete, ``ID+partial`` otherwise."""
         if alien := [one for one in self.folders if not _SYNSET.fullmatch(one)]:
             raise DatasetError(
                 f"{wanted.id}: got the folder {alien[0]}, expected names such as n01440764. Measure classes of your "
@@ -104,11 +100,7 @@ class ClassSet:
 
 
 def read_class_folders(path: str | Path) -> ClassSet:
-    """List a folder that has one folder per class.
-
-    Raises:
-        DatasetError: It is missing, has fewer than two classes, or a class has no image.
-    """
+    """List a folder that has one folder per class."""
     root = Path(path)
     if not root.is_dir():
         raise DatasetError(f"no folder {root}, expected one that has a folder of images for each class")
@@ -144,16 +136,7 @@ def own_title(folder: Path) -> str:
 
 
 def read_class_names(path: str | Path, *, folders: Sequence[str]) -> list[str]:
-    """Names of classes in the order of ``folders``.
-
-    Args:
-        path: A JSON object from folder to name, a JSON list or lines of text with as many names as folders, or lines
-            of folder, tab, name.
-        folders: Names of the folders, in order.
-
-    Raises:
-        DatasetError: The file cannot be read, or a class has no name.
-    """
+    """Names of classes in the order of ``folders``: a JSON object or list, lines of text, or of folder, tab, name."""
     content = _read(path)
     if str(path).endswith(".json"):
         try:
@@ -185,11 +168,7 @@ def same_names(names: Sequence[str]) -> list[str]:
 
 
 def read_templates(path: str | Path) -> tuple[str, ...]:
-    """Templates, one per line, each with one ``{}`` for the name.
-
-    Raises:
-        DatasetError: The file cannot be read or is empty, or a line is no template.
-    """
+    """Templates, one per line, each with one ``{}`` for the name."""
     lines = tuple(line.strip() for line in _read(path).splitlines() if line.strip())
     if not lines:
         raise DatasetError(f"{path} has no template, expected at least one line such as 'a photo of a {{}}'")

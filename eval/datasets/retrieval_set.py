@@ -185,11 +185,7 @@ class UncheckedSet:
         self.images[key] = ref
 
     def caption(self, text: object, *keys: str, where: str) -> None:
-        """Add a caption of images that may be added later; an empty one is left out and remembered.
-
-        Raises:
-            DatasetError: It is no text, or belongs to no image.
-        """
+        """Add a caption of images that may be added later; an empty one is left out and remembered."""
         if not isinstance(text, str):
             raise DatasetError(f"{where}: caption is {type(text).__name__}, expected text")
         if not keys:
@@ -200,11 +196,7 @@ class UncheckedSet:
             self.empty.append(where)
 
     def finish(self, name: str, *, language: str | None, protocol: Protocol | None) -> RetrievalSet:
-        """Check and make the set: under its full name, or ``+partial`` where something is missing.
-
-        Raises:
-            DatasetError: Nothing is left, captions name unknown images, or this is another split.
-        """
+        """Check and make the set: under its full name, or ``+partial`` where something is missing."""
         label = f"{name}:{language}" if language else name
         missing = [key for key, ref in self.images.items() if ref is None]
         present = [ref for ref in self.images.values() if ref is not None]

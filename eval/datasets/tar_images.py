@@ -54,11 +54,7 @@ class TarImage:
 
 
 def flat_texts(value: object) -> list[tuple[object, str]]:
-    """Each text of what stands for a language, with how it was made where that is said.
-
-    Args:
-        value: A text, a list, or objects with ``captions`` and ``kind``, in any nesting.
-    """
+    """Each text of what stands for a language, with how it was made where that is said."""
     if isinstance(value, list | tuple):
         return [each for part in value for each in flat_texts(part)]
     if isinstance(value, Mapping):
@@ -86,10 +82,6 @@ def read_tar(path: str | Path) -> Iterator[TarImage]:
 
     What an index would leave out with a remark is an error here: a number measured on fewer images or texts
     than the file has would not be comparable.
-
-    Raises:
-        DatasetError: If the file is missing, no tar or cut off, if two members have one name, or if captions or
-            metadata cannot be read.
     """
     try:
         for record in TarCorpus(str(path)).records():

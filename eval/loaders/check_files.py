@@ -78,17 +78,7 @@ class PrepareReport:
 
 
 def prepare(name: str, *, data: Path, language: str | None = None, images: bool = False) -> PrepareReport:
-    """Look for a protocol's files and read what exists; nothing is downloaded or changed.
-
-    Args:
-        name: A declared id, or ``ID:LANGUAGE``.
-        data: The data folder.
-        language: Check this one alone; by default every language of the protocol.
-        images: Also decode every image, once for all languages.
-
-    Raises:
-        DatasetError: There is no such protocol or language.
-    """
+    """Look for a protocol's files and read what exists; nothing is downloaded or changed."""
     base, _, suffix = name.partition(":")
     protocol = find_protocol(base)
     wanted = language or suffix or None

@@ -143,12 +143,7 @@ def _without_captions(path: str | Path, records: list[Record], language: str | N
 
 
 def _check_sidecars(records: Sequence[Record], root: Path) -> tuple[set[str], list[str]]:
-    """(keys of images whose ``.txt`` holds no word, ``.txt`` and ``.json`` files without an image of their name).
-
-    Args:
-        records: All images of a corpus.
-        root: The folder they were read from; not looked at for tars.
-    """
+    """(keys of images whose ``.txt`` holds no word, ``.txt`` and ``.json`` files without an image of their name)."""
     blank: set[str] = set()
     orphans: list[str] = []
     for file, called, owners in _sidecars(records, root):

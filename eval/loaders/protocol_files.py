@@ -105,11 +105,7 @@ def _unended(path: Path) -> bool:
 
 
 def image(folder: Path, name: str, *, key: str | None = None) -> ImageRef | None:
-    """An image by its name below a folder; COCO's are looked for in ``train2014/`` and ``val2014/`` too.
-
-    Returns:
-        None if there is no such file or it is empty.
-    """
+    """An image by its name below a folder, COCO's also in ``train2014/`` and ``val2014/``; None if missing or empty."""
     parts = PurePosixPath(name).parts
     if not parts or ".." in parts or name.startswith("/"):
         raise DatasetError(f"got the image name {name!r}, expected one below {folder}")

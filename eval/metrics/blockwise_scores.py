@@ -70,10 +70,8 @@ class Block(ABC):
     def count(self, lines: Indices, limits: Scores, *, axis: int) -> tuple[Indices, Indices]:
         """How many scores lie above each limit, and how many equal it.
 
-        Args:
-            lines: Shape: (lines,): rows of the block if ``axis`` is 1, columns if it is 0.
-            limits: Shape: (lines,).
-            axis: The axis that is counted over.
+        ``lines``: shape (lines,): rows of the block if ``axis`` is 1, columns if it is 0. ``limits``: shape:
+        (lines,).
         """
 
     @abstractmethod

@@ -48,12 +48,7 @@ def hubness(scores: Scores | Embeddings, *, k: int = 10) -> Hubness:
 
     Answers tied at the end of a list share its last places.
 
-    Args:
-        scores: Shape: (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
-        k: Length of the lists, at most the gallery.
-
-    Raises:
-        ValueError: As ``retrieval_metrics``; for a bad k.
+    ``scores``: shape (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
     """
     gallery = checked_shape(scores)[1]
     if not 1 <= k <= gallery:

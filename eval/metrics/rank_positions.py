@@ -48,13 +48,8 @@ class Positives:
     def of(cls, positives: PositivesLike, *, shape: tuple[int, int]) -> Positives:
         """Read any of the accepted forms.
 
-        Args:
-            positives: Boolean matrix of ``shape``; integer vector with one answer per query; or a mapping or
-                sequence that gives a query's answer or answers. A query absent from a mapping has none.
-            shape: (queries, gallery).
-
-        Raises:
-            ValueError: If the form disagrees with ``shape``, an index is out of range, or there is no pair.
+        ``positives``: boolean matrix of ``shape``; integer vector with one answer per query; or a mapping or
+        sequence that gives a query's answer or answers. A query absent from a mapping has none.
         """
         if isinstance(positives, Positives):
             if (positives.rows, positives.columns) != shape:
@@ -167,15 +162,7 @@ def rank_positions(
 ) -> tuple[RankPositions, RankPositions | None]:
     """Count the answers above and beside every right answer, for rows as queries and for columns as queries.
 
-    Args:
-        scores: Shape: (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
-        positives: As in :func:`llm2clip.eval.retrieval_metrics`; rows are queries.
-        best_only: Count for each query's best right answer only; ``above`` and ``equal`` of others stay 0.
-        both: Also take the columns as queries; otherwise the second result is ``None``.
-        chunk: Rows scored at a time; by default as many as make about four million scores.
-
-    Raises:
-        ValueError: As :func:`llm2clip.eval.retrieval_metrics`.
+    ``scores``: shape (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
     """
     pairs = Positives.of(positives, shape=checked_shape(scores))
     if chunk is not None and chunk < 1:

@@ -87,9 +87,8 @@ class BestRank:
     def hits(self, k: int, *, ties: Ties = Ties.PESSIMISTIC) -> NDArray[np.float64]:
         """Whether any right answer of each query is among the first ``k``.
 
-        Returns:
-            Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer. Only ``EXPECTED`` gives
-            values other than 0 and 1.
+        Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer. Only ``EXPECTED`` gives values
+        other than 0 and 1.
         """
         matched = self.right > 0
         if ties is not Ties.EXPECTED:
@@ -126,8 +125,7 @@ def found_share(
     With five captions to an image this is at most 1/5 at k = 1 where :func:`retrieval_metrics` says 1: the
     two must not be compared. Golden case i calls it ``true_recall``.
 
-    Returns:
-        Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer.
+    Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer.
     """
     where = rank_positions(scores, positives=positives, both=False, chunk=chunk)[0]
     found = np.bincount(where.query, weights=_ranks(where, Ties.PESSIMISTIC) <= k, minlength=where.queries)
@@ -149,8 +147,7 @@ def average_precision_at_r(where: RankPositions, *, ties: Ties = Ties.PESSIMISTI
     2020). With one right answer it equals recall@1. It is not the average precision of text search, which reads on to
     the end of the list or to a fixed k.
 
-    Returns:
-        Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer.
+    Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer.
     """
     right = np.diff(where.first())
     limit = right[where.query]

@@ -28,12 +28,7 @@ _SCRIPT = re.compile(r"<script>(.*?)</script>", re.DOTALL)
 
 
 def render_page(board: Board, *, now: datetime | None = None) -> str:
-    """The page as a string.
-
-    Args:
-        board: What to show.
-        now: The time it bears; the present by default.
-    """
+    """The page as a string."""
     template = _TEMPLATE.read_text(encoding="utf-8")
     script = _SCRIPT.search(template)
     assert script is not None, "the template has no script"

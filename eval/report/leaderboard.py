@@ -215,11 +215,7 @@ def _table(dataset: str, results: Sequence[Result]) -> Table:
 
 
 def _shared_first(results: Sequence[Result]) -> frozenset[str]:
-    """The encoders that cannot be told from the best, text to image at 1; none where only one was measured.
-
-    Args:
-        results: All on the very same images and captions.
-    """
+    """The encoders that cannot be told from the best, text to image at 1; none where only one was measured."""
     hits, clusters = {}, None
     for result in results:
         direction = result.direction("t2i")

@@ -32,13 +32,7 @@ _INTERVAL = "\n{}–{}"
 
 
 def terminal_tables(board: Board, *, limit: int, width: int) -> Iterator[RenderableType]:
-    """One table per data set, ours and the best published rows; one of differences to published numbers.
-
-    Args:
-        board: What to show.
-        limit: Published rows for each data set.
-        width: Columns of the terminal. Below ``WIDE`` a line is one direction of one encoder, and notes follow.
-    """
+    """One table per data set, ours and the best published rows; one of differences to published numbers."""
     for table in board.tables:
         rows = table.rows(limit=limit)
         known = set_notes(table)

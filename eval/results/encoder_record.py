@@ -27,13 +27,7 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "faiss-c
 
 
 def describe(encoder: Encoder, *, label: str = "", parity: str = "native") -> EncoderRecord:
-    """Record an encoder.
-
-    Args:
-        encoder: Anything made by ``load_encoder``, or any other ``Encoder``.
-        label: What tables call it; its own name by default.
-        parity: ``reference`` if it repeats known mistakes of the original code.
-    """
+    """Record an encoder."""
     info, runtime = encoder.info, encoder.runtime
     decisive = {
         **{name: value for name, value in info.identity().items() if name != "name"},
@@ -122,12 +116,7 @@ _UNTRAINED = "random-"
 
 
 def known_overlap(names: Sequence[str], protocol: str) -> Overlap:
-    """Look an encoder and a data set up in ``eval/data/overlap.toml``.
-
-    Args:
-        names: Names of the encoder, such as its label and repository, in any case; empty ones are ignored.
-        protocol: Id of the data set, with or without language and ``+partial``.
-    """
+    """Look an encoder and a data set up in ``eval/data/overlap.toml``."""
     for name in map(str.lower, filter(None, names)):
         for entry in () if name.startswith(_UNTRAINED) else _overlaps():
             sets = any(protocol.lower().startswith(one) for one in entry["sets"])

@@ -21,11 +21,7 @@ _RENAMED = {
 
 
 def check_result(result: Result, path: Path) -> None:
-    """Refuse shares that are none or disagree with the ranks, and whole sets that are not as declared.
-
-    Raises:
-        ValueError: It was altered or is damaged; the message names the file.
-    """
+    """Refuse shares that are none or disagree with the ranks, and whole sets that are not as declared."""
     _check_set(result.set, path)
     for one in result.directions:
         for at in one.recall:
@@ -78,11 +74,7 @@ def _check_ranks(one: DirectionResult, path: Path) -> None:
 
 
 def read_result(path: Path) -> Result:
-    """Read one result.
-
-    Raises:
-        ValueError: It is no result, or of another version, or a field is unknown, missing or of another type.
-    """
+    """Read one result."""
     data = read_object(path)
     if data.get("format") != FORMAT:
         raise ValueError(f"{path} is no result: 'format' is {data.get('format')!r}, expected {FORMAT!r}")

@@ -76,15 +76,7 @@ class EmbeddingCache:
     """Vectors of one encoder in one precision, on disk."""
 
     def __init__(self, root: Path, *, key: str, dim: int, digests: dict[Image, bytes] | None = None) -> None:
-        """Nothing is read until it is asked for.
-
-        Args:
-            root: Folder of all encoders' vectors.
-            key: Tells this encoder and its precision from all others; see ``EncoderRecord.key``.
-            dim: Length of a vector.
-            digests: SHA-256 of images that were read before, such as for another language of the same set; added
-                to. An image with a known digest is not read again.
-        """
+        """Nothing is read until it is asked for."""
         self.digests: dict[Image, bytes] = {} if digests is None else digests
         self._folder, self._dim = root / key, dim
         self._shelves: dict[str, _Shelf] = {}
@@ -189,9 +181,6 @@ def encode_images(
     """Vectors of images: from disk where they are known, the others encoded now and written.
 
     Images are read, hashed and decoded in threads, a few batches ahead of the forward passes.
-
-    Raises:
-        DatasetError: An image cannot be read or decoded: a number over fewer images is another number.
     """
     shelf = cache.shelf("images")
     vectors = np.empty((len(images), encoder.info.dim), dtype=np.float32)
@@ -261,11 +250,7 @@ def encode_texts(
     cache: EmbeddingCache,
     progress: Callable[[int], None] | None = None,
 ) -> Encoded:
-    """Vectors of texts: from disk where they are known, the others encoded now and written. Equal texts are read once.
-
-    Raises:
-        ValueError: A text is empty or no valid Unicode.
-    """
+    """Vectors of texts: from disk where they are known, the others encoded now, equal ones once."""
     shelf = cache.shelf("texts")
     began, spent = time.monotonic(), Spent()
     digests = [hashlib.sha256(text.encode()).digest() for text in texts]

@@ -80,8 +80,7 @@ def encode_images(
 ) -> NDArray[np.float32]:
     """Encode images a few hundred at a time, so that only those are held in memory.
 
-    Returns:
-        Shape: (images, dim), float32, unit rows.
+    Shape: (images, dim), float32, unit rows.
     """
     vectors = np.empty((len(images), encoder.info.dim), dtype=np.float32)
     for start in range(0, len(images), _BATCH):

@@ -35,15 +35,7 @@ class MtebEncoder:
     def encode(self, inputs: Iterable[Mapping[str, Any]], **options: Any) -> NDArray[np.float32]:  # noqa: ANN401
         """Vectors of batches of ``{"text": [...]}``, ``{"image": [...]}`` or both.
 
-        Args:
-            inputs: MTEB's loader of batches; images are PIL images.
-            **options: MTEB's description of the task and batch sizes; ignored, as there are no prompts.
-
-        Returns:
-            Shape: (items, dim), float32, unit rows.
-
-        Raises:
-            ValueError: A batch has neither, or an image or text cannot be read.
+        Shape: (items, dim), float32, unit rows.
         """
         rows = [self._batch(batch) for batch in inputs]
         return np.concatenate(rows) if rows else np.zeros((0, self.encoder.info.dim), np.float32)

@@ -43,19 +43,6 @@ def measure_index(
     """Search an index for every caption.
 
     Under a filter both searches are over the images that pass it, and the queries are their captions.
-
-    Args:
-        path: The folder of the index.
-        dataset: The images, which should all be in it: a missing one is never found.
-        vectors: Their and the captions' vectors by the same encoder.
-        info: That encoder.
-        ks: Lengths of answer lists.
-        where: A filter in the language of docs/filters.md.
-
-    Raises:
-        ValueError: There is no index, it is of another encoder or over other images, it has fewer than the set, or
-            no caption has an image that passes the filter.
-        OSError: An indexed image no longer exists.
     """
     from llm2clip.indexer import open_index
 

@@ -39,14 +39,7 @@ def measure_lengths(
 ) -> Lengths:
     """Break recall@1 down by tokens, and measure beginnings where many captions are long.
 
-    Args:
-        encoder: Encodes and counts the tokens of texts.
-        captions: The queries.
-        images: Shape: (images, dim), unit rows: the gallery.
-        positives: As in ``retrieval_metrics``.
-        found: Text to image, as it was counted.
-        max_tokens: Tokens that the encoder reads.
-        resampling: Of the intervals.
+    ``images``: shape (images, dim), unit rows: the gallery.
     """
     clusters = unpack(found.clusters).astype(np.int64)
     tokens = np.asarray(encoder.count_tokens(captions), dtype=np.int64)
@@ -80,14 +73,8 @@ def by_length(
 ) -> list[Share]:
     """Recall of text queries by their number of tokens, shortest first; lengths that do not occur are left out.
 
-    Args:
-        hits: Shape: (texts,): whether each text finds its image.
-        tokens: Shape: (texts,): tokens of each text before truncation.
-        clusters: Shape: (texts,): the image of each.
-        resampling: Of the intervals.
-
-    Raises:
-        ValueError: There are not as many numbers of tokens as hits.
+    ``hits``: shape (texts,): whether each text finds its image. ``tokens``: shape (texts,): tokens of each text
+    before truncation. ``clusters``: shape (texts,): the image of each.
     """
     if tokens.shape != hits.shape or not len(tokens):
         raise ValueError(f"got {len(tokens)} numbers of tokens for {len(hits)} texts, expected one for each")
@@ -122,17 +109,7 @@ def prefix_curve(
     All texts are asked at every length, short ones unchanged. The curve stops at the first length at which none is
     cut; its last point are whole texts.
 
-    Args:
-        encoder: Encodes and counts the tokens of texts.
-        texts: Queries.
-        pair: Vectors of the images, and positives as in ``retrieval_metrics``.
-        max_tokens: Tokens that the encoder reads.
-        words: Lengths of the beginnings.
-        clusters: Shape: (texts,): the image of each text.
-        resampling: Of the intervals.
-
-    Raises:
-        ValueError: As ``retrieval_metrics``; a length is not positive.
+    ``clusters``: shape (texts,): the image of each text.
     """
     if any(number < 1 for number in words):
         raise ValueError(f"got prefixes of {list(words)} words, expected at least 1 each")

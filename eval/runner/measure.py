@@ -71,11 +71,7 @@ def measure(
     options: MeasureOptions | None = None,
     timed: Throughput | None = None,
 ) -> Result:
-    """Count what the vectors of a data set find, in both directions.
-
-    Raises:
-        ValueError: The scores are not finite.
-    """
+    """Count what the vectors of a data set find, in both directions."""
     options = options or MeasureOptions()
     # Products where the encoder is, if that is a GPU.
     scores = replace(vectors.embeddings, device=encoder.device if encoder.device.startswith("cuda") else None)

@@ -42,17 +42,8 @@ class Reporter(Protocol):
         """A result was written."""
 
 
-class NullReporter:
-    """A reporter that reports nothing."""
-
-    def begin(self, encoder: str, dataset: RetrievalSet) -> None:
-        """Nothing."""
-
-    def advance(self, tower: str, number: int) -> None:
-        """Nothing."""
-
-    def end(self, result: Result) -> None:
-        """Nothing."""
+class NullReporter(Reporter):
+    """Reports nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +85,6 @@ def run(
     """Measure every encoder on every set, one encoder in memory at a time; yield each result once it is written.
 
     Vectors are cached: a second run encodes nothing, an interrupted one continues where it stopped.
-
-    Raises:
-        ValueError: An encoder cannot be opened, or a set cannot be encoded.
-        OSError: A file cannot be read or written.
     """
     reporter = reporter or NullReporter()
     digests: dict[Image, bytes] = {}

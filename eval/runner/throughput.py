@@ -59,17 +59,7 @@ class Throughput:
 def measure_throughput(
     encoder: Encoder, *, images: Sequence[bytes], texts: Sequence[str], options: TimingOptions | None = None
 ) -> Throughput:
-    """Time both towers of an encoder; nothing else should be running.
-
-    Args:
-        encoder: Loaded, on its device.
-        images: Encoded images, at least as many as the largest batch for a fair rate.
-        texts: Queries of the length that matters.
-        options: Repeats and batch sizes.
-
-    Raises:
-        ValueError: There is no image or no text.
-    """
+    """Time both towers of an encoder; nothing else should be running."""
     if not images or not texts:
         raise ValueError(f"got {len(images)} images and {len(texts)} texts, expected at least one of each")
     how = options or TimingOptions()

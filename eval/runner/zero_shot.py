@@ -40,16 +40,7 @@ def class_vectors(
 ) -> NDArray[np.float32]:
     """One vector per class: the mean over templates of unit vectors, scaled to unit norm.
 
-    Args:
-        encoder: Encodes the texts.
-        names: One per class.
-        templates: Texts with one ``{}``.
-
-    Returns:
-        Shape: (classes, dim), float32, unit rows.
-
-    Raises:
-        ValueError: There is no name or no template, or a class's vectors cancel out.
+    Shape: (classes, dim), float32, unit rows.
     """
     if not names or not templates:
         raise ValueError(
@@ -78,14 +69,8 @@ def classify(
 ) -> Classification:
     """Count images by the rank of their class.
 
-    Args:
-        images: Shape: (images, dim), unit rows.
-        classes: Shape: (classes, dim), unit rows, by :func:`class_vectors`.
-        labels: Shape: (images,): class of each image.
-        resampling: Draws, seed and confidence. Images are drawn one by one.
-
-    Raises:
-        ValueError: As ``retrieval_metrics``: labels out of range, scores that are not finite.
+    ``images``: shape (images, dim), unit rows. ``classes``: shape (classes, dim), unit rows, by
+    :func:`class_vectors`. ``labels``: shape (images,): class of each image.
     """
     where = best_rank(Embeddings(texts=images, images=classes), positives=np.asarray(labels, dtype=np.int64))
     hits = np.stack([where.hits(1), where.hits(5)])
@@ -136,16 +121,6 @@ def caption_retrieval(
     """Caption-to-caption retrieval accuracy, by which LLM2CLIP chose its language models.
 
     The first two captions of each image, verbatim: each first one is searched among all second ones and vice versa.
-
-    Args:
-        encoder: Encodes the captions.
-        captions: In the order of the set, which decides what the first two of an image are.
-        caption_images: The image of each caption.
-        resampling: Draws, seed and confidence.
-
-    Raises:
-        ValueError: There are not as many images as captions.
-        TooFewCaptionsError: Fewer than two images have two captions.
     """
     first, second, left_out = caption_pairs(captions, caption_images)
     if len(first) < 2:

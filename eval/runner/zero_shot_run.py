@@ -69,11 +69,7 @@ def measure_classes(
     resampling: Resampling | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> ClassReport:
-    """Classify the images of a task with one encoder.
-
-    Raises:
-        ValueError: The encoder cannot be opened, an image cannot be read, or a score is not finite.
-    """
+    """Classify the images of a task with one encoder."""
     how = resampling or Resampling()
     encoder, store, record = _opened(candidate, cache)
     photos = [
@@ -101,11 +97,7 @@ def measure_classes(
 def measure_captions(
     candidate: Candidate, dataset: RetrievalSet, *, cache: Path, resampling: Resampling | None = None
 ) -> ClassReport:
-    """Caption-to-caption retrieval of one encoder on the captions of a set; images are not read.
-
-    Raises:
-        ValueError: The encoder cannot be opened, or the set has no two captions for an image.
-    """
+    """Caption-to-caption retrieval of one encoder on the captions of a set; images are not read."""
     how = resampling or Resampling()
     encoder, store, record = _opened(candidate, cache)
     owners = [right[0] for right in dataset.caption_images]

@@ -114,13 +114,8 @@ def bootstrap_interval(
     Where every image has the same value 0 or 1, drawing shows no spread; the end inside [0, 1] is then the exact
     binomial one (with 1,000 images all found, 99.7 % at least).
 
-    Args:
-        values: Shape: (queries,): hits or shares.
-        clusters: Shape: (queries,): the image of each query; by default each query is its own.
-        resampling: Draws, seed and confidence.
-
-    Raises:
-        ValueError: Shapes disagree or a value is not finite.
+    ``values``: shape (queries,): hits or shares. ``clusters``: shape (queries,): the image of each query; by
+    default each query is its own.
     """
     return bootstrap_intervals(np.asarray(values)[None], clusters=clusters, resampling=resampling)[0]
 
@@ -143,14 +138,7 @@ def drawn_means(
 ) -> list[NDArray[np.float64]]:
     """Means over queries in every draw of images.
 
-    Args:
-        parts: Queries of one set, or of several.
-        how: Draws and seed.
-        shared: Sets ask about the same images, by the names of their clusters: draw those once for all. Otherwise
-            each set is drawn on its own.
-
-    Returns:
-        For each part, shape: (metrics, times). A draw without any query of a part counts as that part's mean.
+    For each part, shape: (metrics, times). A draw without any query of a part counts as that part's mean.
     """
     random = np.random.default_rng(how.seed)
     if not shared:
@@ -201,16 +189,7 @@ def _interval(parts: Clustered, metric: int, drawn: NDArray[np.float64], how: Re
 def macro_interval(
     parts: Sequence[Clustered], *, shared: bool, resampling: Resampling | None = None
 ) -> tuple[float, float, float]:
-    """(mean, low, high) of the plain mean over sets or languages, each counting the same.
-
-    Args:
-        parts: Queries of each, summed up by image; one metric each.
-        shared: Whether all ask about the same images, as the languages of one set do.
-        resampling: Draws, seed and confidence.
-
-    Raises:
-        ValueError: There is no part, or one has more than one metric.
-    """
+    """(mean, low, high) of the plain mean over sets or languages, each counting the same."""
     if not parts or any(len(part.sums) != 1 for part in parts):
         raise ValueError(
             f"got {len(parts)} parts with {[len(part.sums) for part in parts]} metrics, expected at least one part "
@@ -227,8 +206,7 @@ def query_clusters(positives: Positives) -> NDArray[np.int64]:
     With one image per caption this is the image. Where a query has several right images, all that are connected
     through common images are one group, named by its first answer.
 
-    Returns:
-        Shape: (queries,), int64; a query without a right answer has a negative number of its own.
+    Shape: (queries,), int64; a query without a right answer has a negative number of its own.
     """
     root = np.arange(positives.columns, dtype=np.int64)
 

@@ -40,14 +40,8 @@ def by_language(
 ) -> LanguageSummary:
     """Sum up one encoder's hits over the languages of a data set.
 
-    Args:
-        hits: By language code, shape: (queries,).
-        clusters: By language code, shape: (queries,): the image of each; the same number is the same image in every
-            language.
-        resampling: Draws, seed and confidence.
-
-    Raises:
-        ValueError: There is no language, or one has no clusters.
+    ``hits``: by language code, shape (queries,). ``clusters``: by language code, shape: (queries,): the image of
+    each; the same number is the same image in every language.
     """
     if not hits or hits.keys() != clusters.keys():
         raise ValueError(

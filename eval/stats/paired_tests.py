@@ -55,14 +55,8 @@ def paired_test(
     with one query per image it is McNemar's exact test. Up to 13 images that differ, all exchanges are counted;
     beyond, ``resampling.times`` of them are drawn, and the p-value is never below 1 / (times + 1).
 
-    Args:
-        first: Shape: (queries,): hits or shares of one encoder.
-        second: Shape: (queries,): those of the other, in the same order.
-        clusters: Shape: (queries,): the image of each query; by default each query is its own.
-        resampling: Draws, seed and confidence.
-
-    Raises:
-        ValueError: If shapes disagree or a value is not finite.
+    ``first``: shape (queries,): hits or shares of one encoder. ``second``: shape (queries,): those of the other,
+    in the same order. ``clusters``: shape (queries,): the image of each query; by default each query is its own.
     """
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(
@@ -91,9 +85,7 @@ def paired_test(
 def exchange_p_value(gaps: NDArray[np.float64], how: Resampling) -> float:
     """Two-sided p-value of a sum of gaps whose signs are a matter of chance.
 
-    Args:
-        gaps: Shape: (clusters,): sum of the differences of each image.
-        how: Draws and seed.
+    ``gaps``: shape (clusters,): sum of the differences of each image.
     """
     gaps = gaps[gaps != 0]
     if not len(gaps):
@@ -115,9 +107,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """Adjust the p-values of a whole table: below 0.05 after this, all claims hold together at 95 %.
 
     Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979); it needs no independence.
-
-    Raises:
-        ValueError: If a value is not within 0 and 1.
     """
     values = np.asarray(p_values, dtype=np.float64)
     if not ((values >= 0) & (values <= 1)).all():
@@ -155,13 +144,8 @@ def against_best(
     The best is chosen by the same numbers, which makes separations slightly too easy; Holm's correction over the table
     works the other way.
 
-    Args:
-        results: By encoder, shape: (queries,): hits or shares over the same queries.
-        clusters: Shape: (queries,): the image of each query.
-        resampling: Draws, seed and confidence.
-
-    Raises:
-        ValueError: There is no encoder, or shapes disagree.
+    ``results``: by encoder, shape (queries,): hits or shares over the same queries. ``clusters``: shape:
+    (queries,): the image of each query.
     """
     if not results:
         raise ValueError("got no encoder, expected the results of at least one")
