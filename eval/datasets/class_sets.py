@@ -73,7 +73,6 @@ class ClassSet:
     folders: tuple[str, ...]
     """Names of the folders, in order: class i is folder i."""
     images: tuple[Path, ...]
-    """Images, by class and then by name."""
     labels: NDArray[np.int64]
     """Shape: (images,): class of each."""
 

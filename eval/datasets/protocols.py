@@ -20,14 +20,12 @@ COUNTED = ("images", "captions", "pairs")
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How much a set has, or must have."""
+    """How much a set has, or must have; None: not declared."""
 
     images: int | None = None
-    """Images in the gallery; None: not declared."""
     captions: int | None = None
-    """Texts; None: not declared."""
     pairs: int | None = None
-    """Right (caption, image) pairs; None: not declared."""
+    """Right (caption, image) pairs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +35,6 @@ class Source:
     publisher: str
     get: str
     licence: str
-    """On what terms, as far as known."""
     archives: Mapping[str, str] = field(default_factory=dict)
     """Published files that one may keep beside what was unpacked, by name: ``algorithm:hex``."""
 
@@ -49,13 +46,11 @@ class Need:
     sources: tuple[str, ...]
     """Keys of the :class:`Source` it comes from; any one that has one of the forms."""
     paths: tuple[str, ...]
-    """Accepted places below the data folder, the preferred first; a folder ends in ``/``.
+    """Accepted places below the data folder, the preferred first; folders end in ``/``. Images pair with captions by order.
 
-    One suffices; where one form of the captions wants images in another form, the images of the same number
-    belong to it. ``{language}`` stands for the code as the files spell it.
+    ``{language}`` stands for the code as the files spell it.
     """
     what: str
-    """What it holds, in words."""
     with_captions: tuple[str, ...] = ()
     """Needed only beside captions at one of these paths; empty: beside any."""
     all_of: bool = False
@@ -70,13 +65,11 @@ class Protocol:
     """Its name in results, also in the published table."""
     title: str
     loader: str
-    """Which reader understands its files."""
     needs: Mapping[str, Need]
     """The files by what they are to the loader: ``captions``, ``images`` and others."""
     counts: Counts
     """What each language has, unless ``by_language`` says otherwise."""
     rule: str
-    """Which captions are taken and what is done to them."""
     directions: tuple[str, ...] = ("t2i", "i2t")
     """Directions with published numbers, the main one first."""
     languages: tuple[str, ...] = ()
@@ -96,7 +89,6 @@ class Protocol:
     image_ids_sha256: str | None = None
     """SHA-256 of all image keys, sorted, one a line with a final newline; None: not known."""
     traps: tuple[str, ...] = ()
-    """What goes wrong with it elsewhere."""
 
     def expected(self, language: str | None = None) -> Counts:
         """The counts for one language."""

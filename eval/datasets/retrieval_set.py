@@ -30,7 +30,6 @@ class ImageRef:
     key: str
     """Name within its set; unique there."""
     file: Path
-    """The file that holds its bytes."""
     offset: int | None = None
     """Where in the file they begin; None: they are the whole file."""
     size: int | None = None
@@ -67,7 +66,6 @@ class RetrievalSet:
     protocol: str
     """Declared id, ``ID+partial``, or the user's own name."""
     images: Sequence[ImageRef]
-    """The gallery, in a fixed order."""
     captions: Sequence[str]
     """The texts, verbatim after the protocol's caption rule."""
     caption_images: Sequence[tuple[int, ...]]
@@ -81,8 +79,7 @@ class RetrievalSet:
     notes: tuple[str, ...] = ()
     """What a reader of the numbers should know, such as what is missing."""
     files: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each annotation file that was read, by its path below the data folder; of a folder of many small ones,
-    one of the lines ``NAME SHA-256``."""
+    """SHA-256 of each annotation file by its path; of a folder of many, of the lines ``NAME SHA-256``."""
     missing: tuple[str, ...] = ()
     """Keys of images that the annotations name but that are not there."""
 
@@ -170,11 +167,9 @@ class UncheckedSet:
     own_ids: bool = False
     """Whether the file numbers images in its own way, so that known ids say nothing."""
     empty: list[str] = field(default_factory=list)
-    """Where captions are empty."""
     lacking: list[str] = field(default_factory=list)
     """In words, what else makes the set partial."""
     notes: list[str] = field(default_factory=list)
-    """What a reader of the numbers should know."""
     files: dict[str, str] = field(default_factory=dict)
     """SHA-256 of the annotation files, by path below the data folder."""
 

@@ -36,9 +36,7 @@ class TarImage:
     """First byte of the image in the tar file."""
     size: int
     caption: str | None = None
-    """The one that came with it."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    """What else came with it."""
 
     def read(self) -> bytes:
         """Return the encoded image."""
@@ -69,7 +67,6 @@ class CaptionedImages:
     """A set of images and texts, and which belong together."""
 
     name: str
-    """What results call this set."""
     images: Sequence[TarImage | ImageSource]
     """Images, opened one batch at a time."""
     texts: Sequence[str]

@@ -26,9 +26,7 @@ class NeedReport:
     """Accepted paths below the data folder; one suffices unless ``all_of``."""
     all_of: bool
     there: tuple[str, ...]
-    """Those that exist."""
     sources: tuple[str, ...]
-    """Keys of the sources that have it."""
 
     @property
     def met(self) -> bool:
@@ -47,7 +45,6 @@ class SetReport:
     notes: tuple[str, ...] = ()
     """What differs from the protocol, or what to know."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of the annotation files."""
     image_ids_sha256: str | None = None
     """SHA-256 of the sorted image ids, one per line: compare it with somebody else's."""
 
@@ -60,11 +57,9 @@ class PrepareReport:
     data: Path
     needs: tuple[NeedReport, ...]
     sources: dict[str, Source]
-    """Publishers and licences, by key."""
     archives: dict[str, str]
     """State of each published archive with a known hash that is in the data folder: ``right`` or what differs."""
     sets: tuple[SetReport, ...]
-    """One for each language asked for."""
 
     @property
     def complete(self) -> bool:

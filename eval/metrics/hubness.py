@@ -26,7 +26,6 @@ class Hubness:
     skewness: float
     """Third standardised moment of the number of times each item is returned; 0 is even, above 1 a few dominate."""
     never: float
-    """Share of the gallery that is never returned."""
     top_share: float
     """Share of all answers that fall on the hundredth of the items (at least one) returned most often."""
     k: int
@@ -36,9 +35,7 @@ class Correction(Enum):
     """What is subtracted from the scores of an answer."""
 
     DUAL_SOFTMAX = "dual-softmax"
-    """The logarithm of the sum over queries of exp(scale x score), over 2 x scale: ranks by the product of the softmax
-    over answers and the softmax over queries. (CAMoE, arXiv 2109.04290, multiplies the score itself with the latter.)
-    """
+    """log(sum over queries of exp(scale x score)) / (2 x scale): the product of the softmaxes over answers and queries."""
     CSLS = "csls"
     """Half the answer's mean score with its k nearest queries (Conneau and others, ICLR 2018)."""
 

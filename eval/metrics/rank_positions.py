@@ -114,7 +114,6 @@ class RankPositions:
     query: Indices
     """Shape: (pairs,): query of each pair, ascending."""
     answer: Indices
-    """Shape: (pairs,): the right answer."""
     score: Scores
     """Shape: (pairs,): its score, descending within a query."""
     above: Indices

@@ -24,7 +24,6 @@ class Ties(Enum):
     PESSIMISTIC = "pessimistic"
     """The wrong one: what we report."""
     EXPECTED = "expected"
-    """The mean over all orders of the tied answers."""
     OPTIMISTIC = "optimistic"
     """The right one."""
 

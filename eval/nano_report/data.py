@@ -30,9 +30,7 @@ class Split(Enum):
     """What a free-form query may be used for."""
 
     DEVELOPMENT = "development"
-    """May guide training choices."""
     TEST = "test"
-    """Only reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +38,6 @@ class FreeQuery:
     """A question in somebody's own words."""
 
     id: str
-    """``<language>-<number>``."""
     language: str
     split: Split
     text: str
@@ -53,7 +50,6 @@ class Gallery:
     """One image of each emoji in one style of drawing."""
 
     style: str
-    """Who drew it, such as ``noto``."""
     images: tuple[TarImage, ...]
     emoji: tuple[str, ...]
     """The character of each image, without variation selectors."""
@@ -79,9 +75,7 @@ class Scene:
     """An image composed of several emoji, described at length."""
 
     image: TarImage
-    """The image."""
     captions: Mapping[str, str]
-    """Long caption by language."""
     twins: Mapping[str, str]
     """English captions that are wrong in one thing: ``last`` (the last object), ``swap`` (two positions)."""
 

@@ -44,11 +44,8 @@ class Measurement:
     table: str
     """``names``, ``queries``, ``scenes`` or ``cost``."""
     subject: str
-    """Gallery style, or what was timed."""
     row: str
-    """Language, caption form, or part."""
     metric: str
-    """Such as ``R@1``."""
     value: float
     """Percent for shares; else in ``unit``."""
     unit: str = "%"
@@ -67,7 +64,6 @@ class QueryAnswer:
     rank: int | None
     """Rank of the first accepted hit among those returned, or ``None``."""
     hits: tuple[str, ...]
-    """Emoji returned, best first."""
     blocks: bool = True
 
 

@@ -57,7 +57,6 @@ class Target:
 
     text: str
     table: str
-    """Where to find the number: see :class:`Measurement`."""
     subject: str
     row: str
     metric: str
@@ -110,11 +109,9 @@ class NanoOptions:
     """What to measure."""
 
     data: Path
-    """Folder of evaluation files."""
     styles: tuple[str, ...] = ("noto", "openmoji")
     """Galleries; a style that the sample corpus lacks is looked for as ``<data>/<style>.tar``."""
     scenes: bool = True
-    """Measure long captions."""
     blocks: bool = True
     """Measure again with the language model's transformer blocks switched off."""
 
@@ -130,13 +127,10 @@ class NanoReport:
     """Every number, and where it comes from."""
 
     provenance: dict[str, Any]
-    """Encoder identity, date, versions, machine, and the SHA-256 of every file that was measured on."""
     measurements: tuple[Measurement, ...]
     answers: tuple[QueryAnswer, ...]
-    """What each free-form query found."""
     queries: tuple[FreeQuery, ...]
     notes: tuple[str, ...]
-    """What was left out and why."""
 
     def as_json(self) -> dict[str, Any]:
         """Tables of rows, each table with the provenance of its numbers."""

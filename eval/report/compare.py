@@ -26,7 +26,6 @@ class Difference:
     dataset: str
     direction: Direction
     first: float
-    """Share of queries that the first answers."""
     second: float
     test: PairedTest
     """The difference over the same queries, first minus second."""
@@ -46,7 +45,6 @@ class Compared:
     first: str
     second: str
     lines: tuple[Difference, ...]
-    """One for each data set and direction that both were measured on."""
     skipped: tuple[str, ...]
     """Data sets of which both have a result, but on other images or captions."""
 

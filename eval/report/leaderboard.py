@@ -43,7 +43,6 @@ class Cell:
 
     value: float
     low: float | None = None
-    """Lower end of the 95 % interval; none for printed numbers, which come without."""
     high: float | None = None
 
 
@@ -54,13 +53,9 @@ class Row:
     label: str
     cells: dict[Measure, Cell]
     result: Result | None = None
-    """Where they come from, if they are ours."""
     source: str = ""
-    """Where they are printed, if they are not."""
     hf_id: str = ""
-    """The checkpoint, if it is known."""
     mark: Flag = NO_MARK
-    """What is the matter with a printed row."""
     overlap: Overlap = NOTHING_KNOWN
     """Whether a printed model is known to have seen the set in training; ours is in the result."""
     near_best: bool = False
@@ -79,7 +74,6 @@ class Table:
     """One protocol, in one language."""
 
     dataset: str
-    """Protocol, and language where there are several."""
     title: str
     ours: tuple[Row, ...]
     """Measured here, best first."""
@@ -107,11 +101,8 @@ class LanguageRow:
     """One encoder over the languages of one set."""
 
     protocol: str
-    """The set, without language."""
     result: Result
-    """One of its results, which has the encoder."""
     summary: LanguageSummary
-    """Mean with interval, spread, the worst, the gap to English."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,9 +110,7 @@ class Board:
     """Everything there is to show."""
 
     results: tuple[Result, ...]
-    """As they were read, one for each encoder and set."""
     tables: tuple[Table, ...]
-    """One for each set that was measured."""
     languages: tuple[LanguageRow, ...]
     """Text to image at 1 over the languages of a set, for each encoder that was measured in several."""
     comparisons: tuple[tuple[Result, Comparison], ...]

@@ -95,9 +95,9 @@ class Level(Enum):
     TRAINED_ON = "trained-on"
     """Test items, or their captions in some form, were in training: not a zero-shot number."""
     SAME_SOURCE = "same-source"
-    """Images of the same source or captions of the same making were."""
+    """Images or captions of the same source were in training."""
     NONE_KNOWN = "none-known"
-    """Nothing is known, which is not the same as none."""
+    """Nothing is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +107,6 @@ class Overlap:
     level: Level
     why: str = ""
     source: str = ""
-    """Where it is written."""
 
 
 NOTHING_KNOWN = Overlap(level=Level.NONE_KNOWN)

@@ -60,7 +60,6 @@ class Tolerance:
     """How far a rerun may lie from a row."""
 
     points: float
-    """Of recall, to either side."""
     information: bool
     """Whether nothing is concluded from it."""
     why: str

@@ -35,12 +35,10 @@ class RecallAt:
     value: float
     """Ties counted against us: the number to report."""
     low: float
-    """Lower end of the 95 % interval."""
     high: float
     expected: float
     """Mean over all orders of equal scores."""
     optimistic: float
-    """Ties counted for us."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +50,6 @@ class Adjusted:
     transductive: bool
     """Whether it looks at the other test queries."""
     recall: tuple[tuple[int, float], ...]
-    """(k, share)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +75,6 @@ class DirectionResult:
     unmatched: int
     """Queries without a right answer, left out."""
     recall: tuple[RecallAt, ...]
-    """By k, ascending."""
     mean_recall: float
     """Mean over those k, of this direction."""
     median_rank: float | None
@@ -86,9 +82,7 @@ class DirectionResult:
     map_at_r: float | None = None
     """Mean average precision over the first R answers, R being the number of right ones."""
     hubs: Hubs | None = None
-    """How unevenly the gallery is returned."""
     adjusted: tuple[Adjusted, ...] = ()
-    """Recall after corrections for hubs."""
     ranks: str = ""
     """Rank of each query's best right answer, ties against us, packed; see ``unpack``."""
     clusters: str = ""
@@ -113,9 +107,7 @@ class Share:
     tokens: float
     queries: int
     value: float
-    """Share answered."""
     low: float
-    """Lower end of the 95 % interval."""
     high: float
 
 
@@ -124,13 +116,10 @@ class Lengths:
     """What the length of a text does."""
 
     truncated: float
-    """Share of texts longer than the encoder reads."""
     tokens_per_caption: float
     """Mean, by the encoder's own tokenizer."""
     buckets: tuple[Share, ...] = ()
-    """By tokens of the whole text."""
     prefixes: tuple[Share, ...] = ()
-    """Asked with the first words only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +156,7 @@ class SetRecord:
     """What was measured on."""
 
     protocol: str
-    """Declared id, ``ID+partial``, or the user's own name."""
     language: str | None
-    """Code of the captions' language, where there are several."""
     complete: bool
     """Whether everything that the protocol declares was there."""
     images: int
@@ -177,11 +164,9 @@ class SetRecord:
     sha256: str
     """Over the content of all images, all captions and what belongs together."""
     rule: str = ""
-    """Which captions are taken and what is done to them."""
     files: tuple[tuple[str, str], ...] = ()
     """(path, SHA-256) of the annotation files."""
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers should know."""
 
     @property
     def id(self) -> str:
@@ -194,7 +179,6 @@ class EncoderRecord:
     """What was measured."""
 
     label: str
-    """What tables call it."""
     name: str
     family: str
     repository: str
@@ -203,17 +187,14 @@ class EncoderRecord:
     image_size: int
     """Side of the image it looks at, in pixels."""
     max_text_tokens: int
-    """Tokens of a text that are read."""
     weights_sha256: str
     settings_sha256: str
     """Of everything else that shapes vectors."""
     preprocessing: str
-    """How an image becomes pixels."""
     parameters: int
     languages: tuple[str, ...]
     licence: str
     dtype: str
-    """Dtype in which images are encoded."""
     text_dtype: str
     """Dtype in which texts are encoded, or ``int8`` / ``int4`` weights."""
     device: str
@@ -228,7 +209,6 @@ class CostRecord:
     """What encoding cost in this run; none where vectors came from disk."""
 
     images_encoded: int
-    """Images that went through the encoder."""
     texts_encoded: int
     images_per_second: float | None
     """From files to vectors; none if fewer than 64 were encoded."""
@@ -236,9 +216,8 @@ class CostRecord:
     query_ms: float | None = None
     """Median milliseconds of a text alone; none unless timed (``run --throughput``)."""
     peak_memory_mb: int
-    """Most memory of the process from opening the encoder on, in millions of bytes; without Linux, from its start."""
+    """Peak memory of the process since the encoder was opened (Linux), else since its start."""
     threads: int
-    """CPU threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,17 +233,14 @@ class Result:
     libraries: tuple[tuple[str, str], ...]
     """(name, version) of what computed."""
     machine: str
-    """Processor and system, in words."""
     seed: int
     resamples: int
     lengths: Lengths | None = None
-    """What the length of a text does."""
     cost: CostRecord | None = None
     overlap: str = ""
     """``trained-on``, ``same-source``, ``none-known`` or empty: whether the encoder saw this set in training."""
     overlap_note: str = ""
     index_recall: tuple[IndexRecall, ...] = ()
-    """The same through indexes."""
     format: Literal["llm2clip-eval-result"] = "llm2clip-eval-result"
     version: int = VERSION
 

@@ -46,7 +46,6 @@ class MeasureOptions:
 
     ks: tuple[int, ...] = (1, 5, 10)
     hubs: bool = True
-    """Measure hubness and recall after corrections: ten more passes over the scores."""
     resampling: Resampling = field(default_factory=Resampling)
 
 

@@ -54,7 +54,6 @@ class Candidate:
     """What tables call it; empty: its own name."""
     open: Callable[[], Encoder]
     preprocessing: str = "native"
-    """``reference`` if it repeats known mistakes of the original code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +61,11 @@ class RunOptions:
     """Where things go and what is measured."""
 
     out: Path
-    """Folder of results, one JSON file per encoder and data set."""
     cache: Path
     indexes: tuple[Path, ...] = ()
     """Indexes over the images. Of several encoders each takes those that it made."""
     where: str | None = None
-    """Filter under which the indexes are searched."""
     lengths: bool = True
-    """Break recall down by caption length, and by beginnings of long captions."""
     throughput: bool = False
     """Time each encoder, on images and captions of the first data set."""
     measure: MeasureOptions = field(default_factory=MeasureOptions)

@@ -33,7 +33,6 @@ class TimingOptions:
     batch_sizes: tuple[int, ...] = (1, 8, 32, 128)
     """Batches to try; the best counts."""
     clock: Callable[[], float] = time.perf_counter
-    """Seconds from some moment on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +43,13 @@ class Throughput:
     """From encoded bytes to vectors, at the best batch size."""
     image_batch: int
     texts_per_second: float
-    """Texts to vectors, at the best batch size."""
     text_batch: int
     query_p50_ms: float
-    """Median time of a text alone."""
     query_p95_ms: float
     """95th percentile of it (nearest rank)."""
     peak_memory_mb: int
     """Peak memory of the process while encoding, in millions of bytes; see :func:`peak_memory_mb`."""
     threads: int
-    """CPU threads."""
 
 
 def measure_throughput(

@@ -22,7 +22,6 @@ class Classification:
     """How many images were put into their class."""
 
     top1: Interval
-    """Share whose class is first, ties against us."""
     top5: Interval
     """Share whose class is among the first five; all with five classes or fewer."""
     top1_ties: TieBounds
@@ -102,13 +101,10 @@ class CaptionRetrieval:
     first_to_second: Interval
     """First captions are queries. Published values say neither which direction they are, nor how ties count."""
     second_to_first: Interval
-    """Second captions are queries."""
     mean: Interval
     """Mean of both; images are drawn, so both questions about one go together."""
     images: int
-    """Images with at least two captions."""
     left_out: int
-    """Images with fewer."""
 
 
 def caption_retrieval(

@@ -33,12 +33,9 @@ class ClassTask:
     """Classes of images and what they are called."""
 
     protocol: str
-    """Declared id, ``ID+partial``, or the user's own name."""
     images: ClassSet
     names: Sequence[str]
-    """One per class."""
     templates: Sequence[str]
-    """Texts with one ``{}``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,13 +45,10 @@ class ClassReport:
     task: str
     """Protocol, or set of captions."""
     encoder: dict[str, Any]
-    """The encoder's record, as in results of retrieval."""
     result: Classification | CaptionRetrieval
-    """What was counted."""
     conditions: dict[str, Any]
     """Hashes of images, names and templates or of captions; date, code, libraries, machine, seed and draws."""
     notes: tuple[str, ...] = ()
-    """What a reader of the numbers should know."""
 
     def as_json(self) -> dict[str, Any]:
         """For ``json.dump``."""

@@ -48,12 +48,10 @@ class Interval:
     """A mean over queries with its interval."""
 
     value: float
-    """The mean that was measured."""
     low: float
     high: float
     confidence: float
     queries: int
-    """Values in the mean."""
     clusters: int
     """Images they belong to."""
     design_effect: float
@@ -65,7 +63,6 @@ class Clustered:
     """Values of queries summed up by image: all that drawing images needs."""
 
     sums: NDArray[np.float64]
-    """Shape: (metrics, clusters)."""
     sizes: NDArray[np.float64]
     """Shape: (clusters,): queries of each."""
     names: NDArray[np.int64]

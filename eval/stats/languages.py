@@ -16,7 +16,6 @@ class LanguageSummary:
     """One number over all languages of a data set, each counting the same."""
 
     mean: float
-    """Plain mean over languages."""
     low: float
     """Lower end of its interval: images are drawn once for all languages."""
     high: float
@@ -25,11 +24,9 @@ class LanguageSummary:
     worst: float
     """Mean over the five lowest languages, or all if there are fewer."""
     worst_languages: tuple[str, ...]
-    """Which, lowest first."""
     english_gap: float | None
     """English minus the mean of the others; ``None`` without English or without others."""
     languages: Mapping[str, Interval]
-    """Each with its own interval."""
 
 
 def by_language(

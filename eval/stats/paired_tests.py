@@ -24,7 +24,6 @@ class PairedTest:
     """The difference of two encoders over the same queries, first minus second."""
 
     difference: float
-    """Of the means."""
     low: float
     """Lower end of its interval, images drawn with all their queries."""
     high: float
@@ -33,13 +32,9 @@ class PairedTest:
     effect: float
     """Difference over the standard deviation between images; 0.2 is usually called small."""
     wins: int
-    """Queries on which the first does better."""
     losses: int
-    """Queries on which the second does."""
     queries: int
-    """Queries asked of both."""
     clusters: int
-    """Images they belong to."""
 
 
 def paired_test(
@@ -124,13 +119,10 @@ class AgainstBest:
 
     name: str
     value: float
-    """Its mean."""
     behind: PairedTest | None = None
     """Best minus this one; ``None`` for the best itself."""
     p_value: float = 1.0
-    """Adjusted over the table by Holm's procedure."""
     separable: bool = False
-    """Whether it is significantly worse than the best."""
 
 
 def against_best(
