@@ -46,7 +46,7 @@ class Need:
     sources: tuple[str, ...]
     """Keys of the :class:`Source` it comes from; any one that has one of the forms."""
     paths: tuple[str, ...]
-    """Accepted places below the data folder, the preferred first; folders end in ``/``. Images pair with captions by order.
+    """Accepted places below the data folder, the preferred first; the images of the same number belong to them.
 
     ``{language}`` stands for the code as the files spell it.
     """

@@ -35,7 +35,7 @@ class Correction(Enum):
     """What is subtracted from the scores of an answer."""
 
     DUAL_SOFTMAX = "dual-softmax"
-    """log(sum over queries of exp(scale x score)) / (2 x scale): the product of the softmaxes over answers and queries."""
+    """log(sum over queries of exp(scale x score)) / (2 x scale): a product of softmaxes over answers and queries."""
     CSLS = "csls"
     """Half the answer's mean score with its k nearest queries (Conneau and others, ICLR 2018)."""
 

@@ -5,9 +5,7 @@ Readers raise ``DatasetError`` for files that are missing, unreadable or of anot
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +13,6 @@ from enum import Enum
 from pathlib import Path
 
 from llm2clip.eval.datasets.tar_images import DatasetError, TarImage, read_tar
-from llm2clip.indexer.records.files import ending
 
 SCENES_FILE = "scenes.tar"
 """Scenes in the artwork that nano was trained on."""
@@ -113,21 +110,6 @@ def read_scenes(tar: Path) -> tuple[Scene, ...]:
     if not scenes:
         raise DatasetError(f"{tar} holds no item of kind 'scene'. Make it again: llm2clip-train data")
     return tuple(scenes)
-
-
-def write_gallery(gallery: Gallery, path: Path) -> None:
-    """Copy the gallery's images and metadata, numbered, into a tar file of their own, to be indexed."""
-    with tarfile.open(path, "w") as target:
-        for number, image in enumerate(gallery.images):
-            described = {"caption": image.caption, **image.metadata}
-            _add(target, f"{number:06d}{ending(image.key)}", image.read())
-            _add(target, f"{number:06d}.json", json.dumps(described, ensure_ascii=False).encode())
-
-
-def _add(target: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    target.addfile(member, io.BytesIO(content))
 
 
 def plain_emoji(emoji: str) -> str:

@@ -7,7 +7,6 @@ or scenes in their order: shape (images, dim), float32, unit rows.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,13 +20,12 @@ from numpy.typing import NDArray
 from llm2clip.eval.datasets.tar_images import TarImage
 from llm2clip.eval.metrics.blockwise_scores import Embeddings
 from llm2clip.eval.metrics.recall import DirectionMetrics, best_rank, direction_metrics
-from llm2clip.eval.nano_report.data import FreeQuery, Gallery, Scene, Split, plain_emoji, write_gallery
+from llm2clip.eval.nano_report.data import FreeQuery, Gallery, Scene, Split
 from llm2clip.eval.runner.evaluate import TextEncoder
 from llm2clip.eval.runner.throughput import median_seconds, query_times
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
-    from llm2clip.indexer import Index
 
 KS = (1, 5, 10)
 CUT_TOKENS = 75
@@ -86,25 +84,20 @@ def measure_names(
         yield make(row="mean", metric=f"R@{k}", value=float(np.mean(shares[k])), count=len(languages))
 
 
-def index_gallery(encoder: Encoder, gallery: Gallery, folder: Path) -> Index:
-    """Build and open an index over the gallery alone."""
-    from llm2clip.indexer import build_index, open_index
-
-    with tempfile.TemporaryDirectory() as scratch:
-        corpus = Path(scratch) / f"{gallery.style}.tar"
-        write_gallery(gallery, corpus)
-        build_index(corpus, folder, encoder=encoder)
-    return open_index(folder)
-
-
 def answer_queries(
-    encoder: TextEncoder, gallery: Gallery, index: Index, *, queries: Sequence[FreeQuery], k: int = 5
+    encoder: TextEncoder,
+    gallery: Gallery,
+    vectors: NDArray[np.float32],
+    *,
+    queries: Sequence[FreeQuery],
+    k: int = 5,
 ) -> list[QueryAnswer]:
-    """Put free-form queries to an index and look for an accepted emoji among the first ``k`` hits."""
-    vectors = encoder.encode_texts([query.text for query in queries])
+    """Put free-form queries to the gallery and look for an accepted emoji among the first ``k`` answers."""
+    asked = encoder.encode_texts([query.text for query in queries]).astype(np.float64)
+    best = np.argsort(-asked @ vectors.T, axis=1, kind="stable")[:, :k]
     answers = []
-    for query, hits in zip(queries, index.search(vectors, k=k), strict=True):
-        found = tuple(plain_emoji(str(hit.metadata.get("emoji", ""))) for hit in hits)
+    for query, numbers in zip(queries, best.tolist(), strict=True):
+        found = tuple(gallery.emoji[number] for number in numbers)
         rank = next((rank for rank, emoji in enumerate(found, 1) if emoji in query.accept), None)
         answers.append(QueryAnswer(id=query.id, gallery=gallery.style, rank=rank, hits=found))
     return answers

@@ -32,7 +32,6 @@ from llm2clip.eval.nano_report.measures import (
     QueryAnswer,
     answer_queries,
     count_answers,
-    index_gallery,
     measure_cost,
     measure_names,
     measure_scenes,
@@ -204,7 +203,7 @@ class _Run:
         elif self.options.blocks:
             self.notes.append("blocks not switched off: the encoder is no folder of files")
         for gallery in galleries:
-            self._measure_gallery(gallery, towers, scratch)
+            self._measure_gallery(gallery, towers)
         for _, blocks in towers:
             answers = [answer for answer in self.answers if answer.blocks is blocks]
             self._keep(count_answers(answers, queries=self.queries), blocks=blocks)
@@ -235,13 +234,9 @@ class _Run:
         }
         return galleries, {subject: read_scenes(tar) for subject, tar in scenes.items()}
 
-    def _measure_gallery(
-        self, gallery: Gallery, towers: Sequence[tuple[TextEncoder, bool]], scratch: Path
-    ) -> None:
+    def _measure_gallery(self, gallery: Gallery, towers: Sequence[tuple[TextEncoder, bool]]) -> None:
         self.progress(f"{gallery.style}: encoding {len(gallery.images):,} images")
         vectors = encode_images(self.encoder, gallery.images)
-        self.progress(f"{gallery.style}: building an index")
-        index = index_gallery(self.encoder, gallery, scratch / f"{gallery.style}.index")
         known = self.encoder.info.languages
         languages = [language for language in gallery.languages() if not known or language in known]
         if not languages:
@@ -252,7 +247,7 @@ class _Run:
             off = "" if blocks else ", blocks switched off"
             self.progress(f"{gallery.style}: names and free-form queries{off}")
             self._keep(measure_names(encoder, gallery, vectors, languages=languages), blocks=blocks)
-            answers = answer_queries(encoder, gallery, index, queries=self.queries)
+            answers = answer_queries(encoder, gallery, vectors, queries=self.queries)
             self.answers += [replace(answer, blocks=blocks) for answer in answers]
 
     def _measure_scenes(
