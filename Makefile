@@ -3,7 +3,8 @@
 #   make test    linter, formatter, type checker, all tests
 #   make check   linter, formatter, type checker, the fast tests: the inner loop
 #   make eval    make the evaluation sets, measure nano, its controls and random encoders, write the leaderboard
-# EVAL_DATA: a folder or tar of images with captions to measure on too. EVAL_MADE: folder of the sets made here.
+# EVAL_DATA: a folder or tar of images with captions to measure on too. EVAL_MADE: folder of the sets made here,
+# by default eval in the data home, where llm2clip-eval nano looks too.
 # PYTHON chooses the interpreter, TEST_WORKERS the number of test processes (0: in this one); PIP_INSTALL_ARGS,
 # PYTEST_ARGS and BENCH_ARGS add arguments.
 
@@ -19,7 +20,7 @@ BENCH_ARGS ?=
 DEMO_OUT ?= demo-output
 EVAL_OUT ?= eval-output
 EVAL_DATA ?=
-EVAL_MADE ?= runs/measure
+EVAL_MADE ?=
 
 # A file stays in one process, so that what its tests share is made once.
 PARALLEL = -n $(TEST_WORKERS) --dist loadfile
@@ -84,8 +85,8 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 eval: $(STAMP)
-	$(BIN)/python -m llm2clip.train.cli data --out $(EVAL_MADE)
-	$(BIN)/python -m llm2clip.eval.commands.make_eval --out $(EVAL_OUT) --made $(EVAL_MADE) $(addprefix --data ,$(EVAL_DATA))
+	$(BIN)/python -m llm2clip.train.cli data $(addprefix --out ,$(EVAL_MADE))
+	$(BIN)/python -m llm2clip.eval.commands.make_eval --out $(EVAL_OUT) $(addprefix --made ,$(EVAL_MADE)) $(addprefix --data ,$(EVAL_DATA))
 
 docs: $(STAMP)
 	$(BIN)/python tests/test_docs.py

@@ -91,11 +91,15 @@ def nano(
 def data(
     cache: Cache = Path("runs/cache"),
     out: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--out", metavar="PATH", help="Folder for the evaluation sets.", rich_help_panel="Output"
+            "--out",
+            metavar="PATH",
+            help="Folder for the evaluation sets.",
+            rich_help_panel="Output",
+            show_default="eval in the data home",
         ),
-    ] = Path("runs/measure"),
+    ] = None,
     sample: Annotated[
         Path | None,
         typer.Option(
@@ -108,10 +112,11 @@ def data(
     OpenMoji images, and scenes with long captions, as WebDataset tar files.
     """
     with _one_line_errors():
+        from llm2clip.common.installation import data_home
         from llm2clip.train.recipes import make_data
 
         with _winding_up():
-            typer.echo(make_data(out, cache, sample=sample))
+            typer.echo(make_data(out or data_home() / "eval", cache, sample=sample))
 
 
 @app.command(cls=GroupedCommand)

@@ -120,10 +120,7 @@ def run(
 
 
 class TerminalReporter:
-    """Shows the progress of a run on standard error: bars in a terminal, else one line per result.
-
-    No bar is shown between two results, so that results can be printed.
-    """
+    """Progress of a run on standard error: bars in a terminal, which stop between results, else one line per result."""
 
     def __init__(self) -> None:
         from rich.console import Console

@@ -1,8 +1,4 @@
-"""Data for zero-shot classification: a folder of images per class, names of classes, templates.
-
-The names of ImageNet's classes and its eighty templates are read from the files in which their authors publish them
-(openai/CLIP for English, OFA-Sys/Chinese-CLIP for Chinese; both MIT), saved as plain text.
-"""
+"""Data for zero-shot classification: a folder of images per class, and the names and templates that authors publish."""
 
 from __future__ import annotations
 

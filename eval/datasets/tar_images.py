@@ -75,11 +75,7 @@ class CaptionedImages:
 
 
 def read_tar(path: str | Path) -> Iterator[TarImage]:
-    """List the images of a tar file in order, as the indexer reads them; none is decoded.
-
-    What an index would leave out with a remark is an error here: a number measured on fewer images or texts
-    than the file has would not be comparable.
-    """
+    """List the images of a tar file as the indexer reads them; what an index would leave out is an error here."""
     try:
         for record in TarCorpus(str(path)).records():
             if trouble := record.problem or record.note:

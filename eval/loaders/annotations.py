@@ -1,7 +1,4 @@
-"""Published annotation files: text, JSON, JSON lines, large JSON lists.
-
-Every reader raises ``DatasetError`` for a damaged file or another form, naming the file and the place in it.
-"""
+"""Published annotation files: text, JSON, JSON lines, large JSON lists; ``DatasetError`` names file and place."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``llm2clip-eval prepare``: the files that a protocol needs, their publishers and licences, and their state.
-
-Nothing is downloaded: most of these data sets are available on request or on terms that a person must accept.
-"""
+"""``llm2clip-eval prepare``: the files that a protocol needs, their publishers and licences, and their state."""
 
 from __future__ import annotations
 

@@ -42,10 +42,7 @@ def tsv(layout: Layout) -> UncheckedSet:
 
 
 def flickr30k_cn(layout: Layout) -> UncheckedSet:
-    """Chinese-CLIP's packaging, or a text file with or without part-of-speech tags, which are removed.
-
-    The authors' file (``seg.``) has lines ``1009692167#zhm#1 word:tag ...``, the others ``1009692167.jpg,text``.
-    """
+    """Chinese-CLIP's packaging, or a text file whose part-of-speech tags are removed (``name#zhm#1 word:tag ...``)."""
     path = layout.path("captions")
     if path.suffix == ".jsonl":
         return tsv(layout)

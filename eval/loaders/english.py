@@ -68,11 +68,7 @@ def numbered_lines(path: Path, pattern: re.Pattern[str], form: str) -> list[tupl
 
 
 def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
-    """Image and caption of each line ``1007129816.jpg,text``, cut at the first ``.jpg,``; a header is skipped.
-
-    Captions with a comma stand in quotation marks, as comma-separated files have them; these are removed, and a
-    note says how many.
-    """
+    """Image and caption of each line ``1007129816.jpg,text``; quotation marks around commas are removed."""
     found = []
     quoted = 0
     for number, line in enumerate(read_lines(path), start=1):

@@ -70,10 +70,7 @@ def xflickrco(layout: Layout) -> UncheckedSet:
 
 
 def wit(layout: Layout) -> UncheckedSet:
-    """Rows of one ``image_url`` are one image with several captions.
-
-    An image is found by the ``wit_ix`` of any of its rows or by the name in its address, with any ending.
-    """
+    """Rows of one ``image_url`` are one image, found by a ``wit_ix`` of its rows or by the name in its address."""
     path, unchecked = layout.path("captions"), layout.unchecked
     rows: dict[str, list[tuple[str, str, str]]] = {}
     for where, record in json_lines(path):

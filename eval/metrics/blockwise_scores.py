@@ -1,7 +1,4 @@
-"""Scores of a block of queries with the whole gallery, in float64; the whole matrix is never held.
-
-The score of two vectors is their inner product in float64, rounded once to float32, so that equal vectors tie.
-"""
+"""Scores of a block of queries with the whole gallery: float64 inner products, rounded once to float32."""
 
 from __future__ import annotations
 
@@ -68,11 +65,7 @@ class Block(ABC):
 
     @abstractmethod
     def count(self, lines: Indices, limits: Scores, *, axis: int) -> tuple[Indices, Indices]:
-        """How many scores lie above each limit, and how many equal it.
-
-        ``lines``: shape (lines,): rows of the block if ``axis`` is 1, columns if it is 0. ``limits``: shape:
-        (lines,).
-        """
+        """How many scores lie above each limit and equal it, in rows (``axis`` 1) or columns. Shapes: (lines,)."""
 
     @abstractmethod
     def values(self) -> Scores:

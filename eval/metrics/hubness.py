@@ -1,8 +1,7 @@
 """Hubs: items that are returned for far too many queries, and two corrections that rank differently.
 
-Corrections subtract one number from every score of an answer, so that a popular answer must be closer to be returned.
-They look at the other queries of the test (transductive) and belong in columns of their own: they exploit that every
-answer is asked for about equally often, which holds for no search box.
+Corrections subtract a number from every score of an answer. They look at the other queries of the test (transductive)
+and assume that every answer is asked for about equally often, which holds for no search box.
 """
 
 from __future__ import annotations
@@ -41,12 +40,7 @@ class Correction(Enum):
 
 
 def hubness(scores: Scores | Embeddings, *, k: int = 10) -> Hubness:
-    """Skew of the k-occurrence (Radovanovic, Nanopoulos & Ivanovic, JMLR 2010), rows as queries.
-
-    Answers tied at the end of a list share its last places.
-
-    ``scores``: shape (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
-    """
+    """Skew of the k-occurrence (Radovanovic et al., JMLR 2010), rows as queries; ties share last places."""
     gallery = checked_shape(scores)[1]
     if not 1 <= k <= gallery:
         raise ValueError(f"got k {k}, expected 1 to {gallery}, the size of the gallery")
@@ -118,10 +112,7 @@ def corrected_metrics(
     ks: Sequence[int] = (1, 5, 10),
     unmatched: Unmatched | None = None,
 ) -> RetrievalMetrics:
-    """Metrics of both directions after a correction, each direction by its own queries.
-
-    Arguments and errors as in :func:`llm2clip.eval.retrieval_metrics`.
-    """
+    """Metrics of both directions after a correction; arguments and errors as in ``retrieval_metrics``."""
     pairs = Positives.of(positives, shape=checked_shape(scores))
     swapped = scores.swapped() if isinstance(scores, Embeddings) else scores.T
     found = []

@@ -1,7 +1,4 @@
-"""The rank positions of all right answers: the one pass over the scores that every metric starts from.
-
-Both directions are counted from the same block. Ties are kept apart from wins, so that one pass serves every tie rule.
-"""
+"""The rank positions of all right answers: the one pass over the scores that every metric and tie rule starts from."""
 
 from __future__ import annotations
 
@@ -159,10 +156,7 @@ def rank_positions(
     both: bool = True,
     chunk: int | None = None,
 ) -> tuple[RankPositions, RankPositions | None]:
-    """Count the answers above and beside every right answer, for rows as queries and for columns as queries.
-
-    ``scores``: shape (queries, gallery), or :class:`Embeddings` whose ``texts`` are the queries.
-    """
+    """Count the answers above and beside every right answer, for rows and for columns as queries."""
     pairs = Positives.of(positives, shape=checked_shape(scores))
     if chunk is not None and chunk < 1:
         raise ValueError(f"got chunk {chunk}, expected at least 1 query at a time")

@@ -55,10 +55,7 @@ class Unmatched(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class BestRank:
-    """Where each query's best right answer stands among the wrong ones.
-
-    All arrays have shape (queries,) and dtype int64; a query without a right answer has 0 in ``right``.
-    """
+    """Where each query's best right answer stands among the wrong ones. Shapes: (queries,), int64."""
 
     above: Indices
     """Wrong answers that score strictly higher than the best right one."""
@@ -84,11 +81,7 @@ class BestRank:
         return cls(above=above, tied=tied, tied_right=tied_right, right=right, gallery=where.gallery)
 
     def hits(self, k: int, *, ties: Ties = Ties.PESSIMISTIC) -> NDArray[np.float64]:
-        """Whether any right answer of each query is among the first ``k``.
-
-        Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer. Only ``EXPECTED`` gives values
-        other than 0 and 1.
-        """
+        """Whether a right answer of each query is among the first ``k``. Shape: (queries,), float64 in [0, 1]."""
         matched = self.right > 0
         if ties is not Ties.EXPECTED:
             before = self.above + self.tied if ties is Ties.PESSIMISTIC else self.above
@@ -121,10 +114,7 @@ def found_share(
 ) -> NDArray[np.float64]:
     """Share of a query's right answers found among the first ``k``, ties against us: recall in text search.
 
-    With five captions to an image this is at most 1/5 at k = 1 where :func:`retrieval_metrics` says 1: the
-    two must not be compared. Golden case i calls it ``true_recall``.
-
-    Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer.
+    It must not be compared with :func:`retrieval_metrics`; golden case i calls it ``true_recall``. Shape: (queries,).
     """
     where = rank_positions(scores, positives=positives, both=False, chunk=chunk)[0]
     found = np.bincount(where.query, weights=_ranks(where, Ties.PESSIMISTIC) <= k, minlength=where.queries)
@@ -140,13 +130,10 @@ def _ranks(where: RankPositions, ties: Ties) -> Indices:
 
 
 def average_precision_at_r(where: RankPositions, *, ties: Ties = Ties.PESSIMISTIC) -> NDArray[np.float64]:
-    """Average precision over the first R answers, R being the query's own number of right ones.
+    """Average precision over the first R answers, R being the query's own number of right ones. Shape: (queries,).
 
     The sum of the precisions at each right answer among the first R, divided by R (Musgrave, Belongie & Lim, ECCV
-    2020). With one right answer it equals recall@1. It is not the average precision of text search, which reads on to
-    the end of the list or to a fixed k.
-
-    Shape: (queries,), float64 in [0, 1]; 0 for a query without a right answer.
+    2020), not the average precision of text search.
     """
     right = np.diff(where.first())
     limit = right[where.query]

@@ -1,8 +1,4 @@
-"""Controls: nano without its transformer blocks, and encoders with random weights, which show where chance lies.
-
-Each random encoder is a folder in its family's published layout, a few hundred thousand numbers large, and is loaded
-by ``load_encoder`` like a real one.
-"""
+"""Controls: nano without its transformer blocks, and encoders with random weights, which show where chance lies."""
 
 from __future__ import annotations
 
@@ -41,10 +37,7 @@ def encoder_folder(name: str) -> Path | None:
 
 
 def without_blocks(folder: Path, copy: Path) -> Encoder:
-    """Switch the blocks off by zeroing their output matrices in a copy, and load it.
-
-    What is left of the text tower is an embedding table, a norm, mean pooling and the adapter: a bag of tokens.
-    """
+    """Load a copy whose text blocks are switched off by zeroing their output matrices: a bag of tokens is left."""
     from safetensors.torch import load_file, save_file
 
     from llm2clip.encoders import load_encoder

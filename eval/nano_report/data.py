@@ -1,7 +1,4 @@
-"""What nano is measured on: emoji galleries with names in many languages, composed scenes, free-form queries.
-
-Readers raise ``DatasetError`` for files that are missing, unreadable or of another form.
-"""
+"""What nano is measured on: emoji galleries with names in many languages, composed scenes, free-form queries."""
 
 from __future__ import annotations
 

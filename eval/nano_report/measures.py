@@ -1,8 +1,4 @@
-"""The measurements behind the report on nano, each a function from vectors and texts to numbers.
-
-Scores are inner products of unit vectors throughout: no list of known answers, no prompt. ``vectors`` are of the images
-or scenes in their order: shape (images, dim), float32, unit rows.
-"""
+"""The measurements behind the report on nano; ``vectors`` of images have shape (images, dim), float32, unit rows."""
 
 from __future__ import annotations
 
@@ -68,10 +64,7 @@ class QueryAnswer:
 def measure_names(
     encoder: TextEncoder, gallery: Gallery, vectors: NDArray[np.float32], *, languages: Sequence[str]
 ) -> Iterator[Measurement]:
-    """R@k of asking for every image by its CLDR name, for each language and as the row ``mean``.
-
-    The one right answer is the emoji's own image, also where another emoji bears the same name.
-    """
+    """R@k of finding every image by its CLDR name, by language and as the row ``mean``."""
     make = partial(Measurement, table="names", subject=gallery.style)
     shares: dict[int, list[float]] = {k: [] for k in KS}
     for language in languages:
@@ -165,10 +158,7 @@ def measure_scenes(
 def tell_apart(
     encoder: TextEncoder, *, right: Sequence[str], wrong: Sequence[str], vectors: NDArray[np.float32]
 ) -> float:
-    """Share of images that score their caption above its wrong twin; guessing gives 0.5.
-
-    A lead within the rounding of float32 is a tie, which counts as not told apart.
-    """
+    """Share of images that score their caption above its wrong twin by more than rounding; guessing gives 0.5."""
     scores = [
         (encoder.encode_texts(texts).astype(np.float64) * vectors).sum(axis=1) for texts in (right, wrong)
     ]
@@ -203,11 +193,7 @@ def template_tokens(encoder: TextEncoder) -> int:
 def measure_cost(
     encoder: Encoder, *, queries: Sequence[str], captions: Sequence[str], images: Sequence[TarImage]
 ) -> Iterator[Measurement]:
-    """Time queries and long captions one by one on one thread, and images on all processors.
-
-    Images are timed from encoded bytes to vectors, which is what a build pays, and as the network alone on prepared
-    pixels. Each time is the median of three rounds.
-    """
+    """Time queries and captions one by one on one thread, and images on all processors; medians of three rounds."""
     make = partial(Measurement, table="cost", subject="speed")
     with _threads(1):
         for row, texts in (("query", queries), ("long caption", captions)):

@@ -164,10 +164,7 @@ class NanoReport:
 def measure_nano(
     encoder: Encoder, *, options: NanoOptions, folder: Path | None, progress: Progress
 ) -> NanoReport:
-    """Measure names, free-form queries, scenes, the worth of the blocks, and cost; ``folder`` has the encoder's files.
-
-    ``ValueError`` if evaluation data are missing or unreadable.
-    """
+    """Measure names, free-form queries, scenes, the worth of the blocks, and cost; ``folder``: the encoder's."""
     run = _Run(encoder, options, folder, progress)
     with tempfile.TemporaryDirectory(prefix="llm2clip-eval-") as scratch:
         run.measure(Path(scratch))

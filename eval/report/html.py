@@ -1,7 +1,6 @@
 """The leaderboard as one self-contained HTML page: nothing is fetched, and only its own script may run.
 
-The page is a template with one block of JSON in it. Whatever comes from outside (labels, sources, notes) stays inside
-that block and is put on the page as text, never as markup; the Content-Security-Policy names the script by its hash.
+Text from outside stays in one block of JSON and is shown as text; the Content-Security-Policy names the script.
 """
 
 from __future__ import annotations

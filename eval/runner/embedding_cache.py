@@ -1,8 +1,7 @@
 """Embed images and texts with vectors cached on disk by content, so that nothing is encoded twice.
 
-A vector belongs to an encoder (its hashes, preprocessing and precision) and to content: the bytes of an image, the
-characters of a text. Paths and names do not count. Vectors are written a few hundred at a time, each file under its
-final name only when it is complete: an interruption loses seconds of work.
+A vector belongs to an encoder (its hashes, preprocessing and precision) and to the bytes of an image or the
+characters of a text. A file gets its final name when it is complete: an interruption loses seconds of work.
 """
 
 from __future__ import annotations
@@ -178,10 +177,7 @@ def encode_images(
     cache: EmbeddingCache,
     progress: Callable[[int], None] | None = None,
 ) -> Encoded:
-    """Vectors of images: from disk where they are known, the others encoded now and written.
-
-    Images are read, hashed and decoded in threads, a few batches ahead of the forward passes.
-    """
+    """Vectors of images: cached ones from disk; the others are read in threads, encoded and written."""
     shelf = cache.shelf("images")
     vectors = np.empty((len(images), encoder.info.dim), dtype=np.float32)
     digests: list[bytes] = []

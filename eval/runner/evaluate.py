@@ -78,10 +78,7 @@ def encode_images(
     *,
     progress: Callable[[int], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Encode images a few hundred at a time, so that only those are held in memory.
-
-    Shape: (images, dim), float32, unit rows.
-    """
+    """Encode images a few hundred at a time. Shape: (images, dim), float32, unit rows."""
     vectors = np.empty((len(images), encoder.info.dim), dtype=np.float32)
     for start in range(0, len(images), _BATCH):
         some = images[start : start + _BATCH]

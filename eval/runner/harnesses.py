@@ -1,7 +1,4 @@
-"""Adapters that let MTEB and CLIP_benchmark measure our encoders; neither program is a requirement.
-
-Captions and images are prepared by the encoder itself: the programs' own tokenizers and transforms are not used.
-"""
+"""Adapters that let MTEB and CLIP_benchmark measure our encoders, with our own preparation of captions and images."""
 
 from __future__ import annotations
 
@@ -22,21 +19,14 @@ _ORGANISATION = "llm2clip"
 
 @final
 class MtebEncoder:
-    """An encoder that follows MTEB's encoder protocol: ``mteb.evaluate(MtebEncoder(encoder), tasks)``.
-
-    A batch with texts only or images only gives their vectors; one with both gives the sum of the two unit vectors,
-    scaled to length 1 again, as MTEB's own CLIP wrappers do but for the scaling.
-    """
+    """Follows MTEB's encoder protocol; texts with images give the normalised sum of both."""
 
     def __init__(self, encoder: Encoder) -> None:
         """Wrap an encoder that is open already."""
         self.encoder = encoder
 
     def encode(self, inputs: Iterable[Mapping[str, Any]], **options: Any) -> NDArray[np.float32]:  # noqa: ANN401
-        """Vectors of batches of ``{"text": [...]}``, ``{"image": [...]}`` or both.
-
-        Shape: (items, dim), float32, unit rows.
-        """
+        """Vectors of batches of ``{"text": [...], "image": [...]}``. Shape: (items, dim), float32, unit rows."""
         rows = [self._batch(batch) for batch in inputs]
         return np.concatenate(rows) if rows else np.zeros((0, self.encoder.info.dim), np.float32)
 
@@ -126,14 +116,9 @@ class ClipBenchmarkModel:
 
 
 def clip_benchmark_parts(encoder: Encoder) -> tuple[ClipBenchmarkModel, Any, Any]:
-    """(model, transform, tokenizer) as CLIP_benchmark's loading functions return them.
+    """(model, transform, tokenizer) as CLIP_benchmark's loading functions return them; pass ``amp=False``.
 
-    Register it as a kind of model, or hand the parts to its metrics yourself::
-
-        from clip_benchmark.models import TYPE2FUNC
-        TYPE2FUNC["llm2clip"] = lambda model_name, **_: clip_benchmark_parts(load_encoder(model_name))
-
-    Pass ``amp=False`` (``--no_amp``): the encoder has its own precision.
+    ``clip_benchmark.models.TYPE2FUNC["llm2clip"] = lambda name, **_: clip_benchmark_parts(load_encoder(name))``
     """
 
     def transform(image: Any) -> torch.Tensor:  # noqa: ANN401

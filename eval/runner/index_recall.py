@@ -1,8 +1,4 @@
-"""Recall through an index: the same queries, beside an exact scan of the encoder's own vectors.
-
-The difference is what the index costs: approximation, float16 vectors, images of other sets in the same index. Images
-are recognised by content, so an index built from copies elsewhere will do.
-"""
+"""Recall through an index beside an exact scan of the encoder's own vectors; images are recognised by content."""
 
 from __future__ import annotations
 
@@ -40,10 +36,7 @@ def measure_index(
     ks: Sequence[int],
     where: str | None = None,
 ) -> IndexRecall:
-    """Search an index for every caption.
-
-    Under a filter both searches are over the images that pass it, and the queries are their captions.
-    """
+    """Search an index for every caption; under a filter for the captions of images that pass it."""
     from llm2clip.indexer import open_index
 
     digests = vectors.images.digests

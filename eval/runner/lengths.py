@@ -37,10 +37,7 @@ def measure_lengths(
     max_tokens: int,
     resampling: Resampling,
 ) -> Lengths:
-    """Break recall@1 down by tokens, and measure beginnings where many captions are long.
-
-    ``images``: shape (images, dim), unit rows: the gallery.
-    """
+    """Break recall@1 down by tokens, and measure beginnings where many captions are long."""
     clusters = unpack(found.clusters).astype(np.int64)
     tokens = np.asarray(encoder.count_tokens(captions), dtype=np.int64)
     long = np.mean([first_words(text, _LONG_WORDS) != text for text in captions]) >= _LONG_SHARE
@@ -71,11 +68,7 @@ def by_length(
     clusters: NDArray[np.int64] | None = None,
     resampling: Resampling | None = None,
 ) -> list[Share]:
-    """Recall of text queries by their number of tokens, shortest first; lengths that do not occur are left out.
-
-    ``hits``: shape (texts,): whether each text finds its image. ``tokens``: shape (texts,): tokens of each text
-    before truncation. ``clusters``: shape (texts,): the image of each.
-    """
+    """Recall of text queries by their tokens before truncation. Shapes: (texts,). Empty buckets are left out."""
     if tokens.shape != hits.shape or not len(tokens):
         raise ValueError(f"got {len(tokens)} numbers of tokens for {len(hits)} texts, expected one for each")
     bucket = np.searchsorted(BUCKETS, tokens)
@@ -104,13 +97,7 @@ def prefix_curve(
     clusters: NDArray[np.int64] | None = None,
     resampling: Resampling | None = None,
 ) -> list[Share]:
-    """Recall@1 of the same queries against the number of tokens read.
-
-    All texts are asked at every length, short ones unchanged. The curve stops at the first length at which none is
-    cut; its last point are whole texts.
-
-    ``clusters``: shape (texts,): the image of each text.
-    """
+    """Recall@1 with the first words only, up to the length at which no text is cut, and with whole texts."""
     if any(number < 1 for number in words):
         raise ValueError(f"got prefixes of {list(words)} words, expected at least 1 each")
     images, positives = pair
@@ -135,8 +122,8 @@ def _share(label: str, tokens: float, hits: Interval) -> Share:
 def first_words(text: str, words: int) -> str:
     """The longest beginning of at most so many words.
 
-    Words end at white space; in scripts that are written without it (Chinese, Japanese, Thai, Lao, Khmer, Burmese)
-    each letter counts as one. Punctuation does not count. Nothing else is changed.
+    Words end at white space; in scripts written without it (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each letter
+    counts as one. Punctuation does not count.
     """
     seen, inside = 0, False
     for position, letter in enumerate(text):

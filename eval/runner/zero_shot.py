@@ -37,10 +37,7 @@ class Classification:
 def class_vectors(
     encoder: TextEncoder, names: Sequence[str], *, templates: Sequence[str]
 ) -> NDArray[np.float32]:
-    """One vector per class: the mean over templates of unit vectors, scaled to unit norm.
-
-    Shape: (classes, dim), float32, unit rows.
-    """
+    """One vector per class: the normalised mean over templates. Shape: (classes, dim), float32, unit rows."""
     if not names or not templates:
         raise ValueError(
             f"got {len(names)} names and {len(templates)} templates, expected at least one of each"
@@ -66,11 +63,7 @@ def class_vectors(
 def classify(
     images: Scores, *, classes: Scores, labels: NDArray[np.int64], resampling: Resampling | None = None
 ) -> Classification:
-    """Count images by the rank of their class.
-
-    ``images``: shape (images, dim), unit rows. ``classes``: shape (classes, dim), unit rows, by
-    :func:`class_vectors`. ``labels``: shape (images,): class of each image.
-    """
+    """Count images by the rank of their class. Shapes: (images, dim), (classes, dim), unit rows; labels (images,)."""
     where = best_rank(Embeddings(texts=images, images=classes), positives=np.asarray(labels, dtype=np.int64))
     hits = np.stack([where.hits(1), where.hits(5)])
     top1, top5 = bootstrap_intervals(hits, resampling=resampling)
@@ -114,10 +107,7 @@ def caption_retrieval(
     caption_images: Sequence[int],
     resampling: Resampling | None = None,
 ) -> CaptionRetrieval:
-    """Caption-to-caption retrieval accuracy, by which LLM2CLIP chose its language models.
-
-    The first two captions of each image, verbatim: each first one is searched among all second ones and vice versa.
-    """
+    """Search each image's first caption among all second ones and vice versa, verbatim: LLM2CLIP's criterion."""
     first, second, left_out = caption_pairs(captions, caption_images)
     if len(first) < 2:
         raise TooFewCaptionsError(

@@ -1,8 +1,7 @@
 """Bootstrap confidence intervals of means over queries.
 
-Queries about one image succeed and fail together, so images are drawn, each with all its queries; drawing single
-captions would make intervals too narrow. An interval covers the choice of queries at a fixed gallery: not the choice
-of the gallery, nor that of the encoder's training.
+Queries about one image succeed and fail together, so images are drawn, each with all its queries. An interval covers
+the choice of queries, not of the gallery or of the encoder's training.
 """
 
 from __future__ import annotations
@@ -106,13 +105,9 @@ def bootstrap_interval(
     clusters: NDArray[np.int64] | None = None,
     resampling: Resampling | None = None,
 ) -> Interval:
-    """Percentile interval of a mean over queries, drawing images with all their queries.
+    """Percentile interval of a mean over queries, drawing images with all their queries. Shapes: (queries,).
 
-    Where every image has the same value 0 or 1, drawing shows no spread; the end inside [0, 1] is then the exact
-    binomial one (with 1,000 images all found, 99.7 % at least).
-
-    ``values``: shape (queries,): hits or shares. ``clusters``: shape (queries,): the image of each query; by
-    default each query is its own.
+    Where every image has the same value 0 or 1, the end inside [0, 1] is the exact binomial one.
     """
     return bootstrap_intervals(np.asarray(values)[None], clusters=clusters, resampling=resampling)[0]
 
@@ -133,10 +128,7 @@ def bootstrap_intervals(
 def drawn_means(
     parts: Sequence[Clustered], how: Resampling, *, shared: bool = False
 ) -> list[NDArray[np.float64]]:
-    """Means over queries in every draw of images.
-
-    For each part, shape: (metrics, times). A draw without any query of a part counts as that part's mean.
-    """
+    """Means over queries in every draw of images. Shape of each part: (metrics, times)."""
     random = np.random.default_rng(how.seed)
     if not shared:
         return [_drawn(random, [part], part.names, how)[0] for part in parts]
@@ -198,12 +190,10 @@ def macro_interval(
 
 
 def query_clusters(positives: Positives) -> NDArray[np.int64]:
-    """The group of answers that each query is about, to draw together: queries that share an answer share the group.
+    """The group of answers that each query is about: queries that share an answer share the group. Shape: (queries,).
 
-    With one image per caption this is the image. Where a query has several right images, all that are connected
-    through common images are one group, named by its first answer.
-
-    Shape: (queries,), int64; a query without a right answer has a negative number of its own.
+    Images connected through queries with several right images are one group, named by its first answer; a query without
+    a right answer has a negative number of its own.
     """
     root = np.arange(positives.columns, dtype=np.int64)
 

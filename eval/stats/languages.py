@@ -35,11 +35,7 @@ def by_language(
     clusters: Mapping[str, NDArray[np.int64]],
     resampling: Resampling | None = None,
 ) -> LanguageSummary:
-    """Sum up one encoder's hits over the languages of a data set.
-
-    ``hits``: by language code, shape (queries,). ``clusters``: by language code, shape: (queries,): the image of
-    each; the same number is the same image in every language.
-    """
+    """Sum up one encoder's hits over languages. Shapes: (queries,); equal clusters are equal images."""
     if not hits or hits.keys() != clusters.keys():
         raise ValueError(
             f"got hits in {sorted(hits)} and clusters in {sorted(clusters)}, expected the same languages, at least one"

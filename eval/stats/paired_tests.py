@@ -1,8 +1,6 @@
-"""Which of two encoders is better, how sure that is, and which of many cannot be told from the best.
+"""Paired tests: which of two encoders is better, and which of many cannot be told from the best.
 
-Both are asked the same queries, so their difference is known far better than either number. Signed-rank and sign tests
-are avoided, since they answer other questions; effect sizes stand beside every p-value (Ihemelandu & Ekstrand, SIGIR
-2023).
+Effect sizes stand beside every p-value (Ihemelandu & Ekstrand, SIGIR 2023).
 """
 
 from __future__ import annotations
@@ -44,14 +42,10 @@ def paired_test(
     clusters: NDArray[np.int64] | None = None,
     resampling: Resampling | None = None,
 ) -> PairedTest:
-    """Compare two encoders query by query.
+    """Compare two encoders query by query. Shapes: (queries,).
 
-    The p-value is that of a permutation test which exchanges the two results of a whole image at once; over 0/1 hits
-    with one query per image it is McNemar's exact test. Up to 13 images that differ, all exchanges are counted;
-    beyond, ``resampling.times`` of them are drawn, and the p-value is never below 1 / (times + 1).
-
-    ``first``: shape (queries,): hits or shares of one encoder. ``second``: shape (queries,): those of the other,
-    in the same order. ``clusters``: shape (queries,): the image of each query; by default each query is its own.
+    A permutation test exchanges the two results of a whole image at once; over hits with one query per image it is
+    McNemar's exact test. Beyond 13 images that differ, ``resampling.times`` exchanges are drawn.
     """
     if first.shape != second.shape or first.ndim != 1:
         raise ValueError(
@@ -78,10 +72,7 @@ def paired_test(
 
 
 def exchange_p_value(gaps: NDArray[np.float64], how: Resampling) -> float:
-    """Two-sided p-value of a sum of gaps whose signs are a matter of chance.
-
-    ``gaps``: shape (clusters,): sum of the differences of each image.
-    """
+    """Two-sided p-value of a sum of gaps whose signs are a matter of chance. Shape of ``gaps``: (clusters,)."""
     gaps = gaps[gaps != 0]
     if not len(gaps):
         return 1.0
@@ -99,10 +90,7 @@ def exchange_p_value(gaps: NDArray[np.float64], how: Resampling) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust the p-values of a whole table: below 0.05 after this, all claims hold together at 95 %.
-
-    Holm's step-down procedure (Scandinavian Journal of Statistics 6, 1979); it needs no independence.
-    """
+    """P-values of a whole table adjusted by Holm's procedure: below 0.05, all claims hold together at 95 %."""
     values = np.asarray(p_values, dtype=np.float64)
     if not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"got p-values {list(p_values)}, expected numbers from 0 to 1")
@@ -131,14 +119,7 @@ def against_best(
     clusters: NDArray[np.int64] | None = None,
     resampling: Resampling | None = None,
 ) -> list[AgainstBest]:
-    """Compare every encoder with the best one, so that a table can show who shares the first place; best first.
-
-    The best is chosen by the same numbers, which makes separations slightly too easy; Holm's correction over the table
-    works the other way.
-
-    ``results``: by encoder, shape (queries,): hits or shares over the same queries. ``clusters``: shape:
-    (queries,): the image of each query.
-    """
+    """Compare every encoder with the best one, best first; hits by encoder have shape (queries,)."""
     if not results:
         raise ValueError("got no encoder, expected the results of at least one")
     how = resampling or Resampling()
