@@ -26,8 +26,7 @@ def read_ann(
     """Open what proposes candidates on a device; None for an exact scan of the stored vectors on the CPU.
 
     A GPU is searched by FAISS where the installed wheel has a GPU, else by torch. Only IVF-SQ8, and graphs over
-    millions of rows, are faster there than an exact scan.
-    The file covers the first ``rows`` of the vectors.
+    millions of rows, are faster there than an exact scan. The file covers the first ``rows`` of the vectors.
     """
     if not path.exists():
         raise IndexDamagedError(

@@ -239,12 +239,7 @@ def make_planner(
 ) -> Planner:
     """The planner of a build; captions of its images become tuning queries.
 
-    Args:
-        folder: the index.
-        encoder: encodes the captions.
-        budget: what to keep to; None: the default, and exact search for small indexes.
-        say: is told what was planned and measured.
-        device: where the ANN index is trained.
+    Without a budget, small indexes are searched exactly.
     """
 
     def plan(path: Path, vectors: Vectors) -> Mapping[str, Any]:

@@ -25,14 +25,7 @@ class NoEncoderError(IndexerError):
 
 
 def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[[str], str] | None) -> str:
-    """The name for ``load_encoder``.
-
-    Args:
-        corpus: the corpus as given.
-        index: folder of the index, which may have an encoder already.
-        told: the encoder that was named on the command line.
-        ask: asks the user a question; None without a terminal.
-    """
+    """The name for ``load_encoder``: ``told``, or that of the index, or the answer to a question on the terminal."""
     chosen = told or recorded_encoder(index) or (NANO if corpus == SAMPLE else os.environ.get(VARIABLE))
     if not chosen:
         if ask is None:

@@ -31,12 +31,7 @@ _LEGEND = (
 
 
 def table(cards: Iterable[EncoderCard], *, width: int | None = None) -> str:
-    """All encoders by family, one line each, and a legend.
-
-    Args:
-        cards: what is known of each.
-        width: characters of a line; columns that do not fit are left out, the least important first. None: all.
-    """
+    """All encoders by family, one line each, and a legend; columns that do not fit are left out, by importance."""
     groups = [(family, list(group)) for family, group in groupby(cards, lambda card: card.family)]
     headings = list(_HEADINGS)
     for name in ("", *_OPTIONAL):

@@ -64,11 +64,7 @@ def open_named(index: Path | None) -> Index:
 
 @contextmanager
 def working(*, interrupted: Callable[[], str]) -> Iterator[Callable[[Progress], None]]:
-    """What surrounds long work: a progress bar, notes on downloads, and a message after Ctrl-C.
-
-    Args:
-        interrupted: gives the message.
-    """
+    """What surrounds long work: a progress bar, notes on downloads, and a message after Ctrl-C."""
     from llm2clip.indexer.corpora.remote_store import on_fetch
 
     token = on_fetch.set(log_stderr)

@@ -18,10 +18,7 @@ from llm2clip.indexer.records.tabular import Row
 class PathListCorpus(ListedCorpus):
     """Images given by path; those below the root of a source have the keys of that source.
 
-    Args:
-        paths: returns the paths or URLs each time it is called.
-        source: their source, from the manifest.
-        missing: whether missing images are problems; otherwise they are skipped.
+    With ``missing``, missing images are problems; otherwise they are skipped.
     """
 
     kind: Final = "named"  # type: ignore[misc]

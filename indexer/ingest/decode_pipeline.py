@@ -85,12 +85,8 @@ def decode_images(
 ) -> Iterator[Outcome]:
     """Read and decode images in threads, in order, at most three batches ahead.
 
-    Args:
-        records: the images.
-        decode: decodes one image; raises ``ValueError`` if it cannot.
-        caches: where vectors are reused from, the first that has one.
-        workers: threads; None: one per processor, more where they wait for the storage.
-        size: number of images that the encoder takes at once.
+    Vectors are reused from the first cache that has one. ``decode`` raises ``ValueError`` if it cannot. Without
+    ``workers`` there is a thread per processor, and more where they wait for the storage.
     """
     reader = _Reader(lambda record: _prepare(record, decode, caches), workers)
     waiting: deque[Future[Outcome] | Outcome] = deque()

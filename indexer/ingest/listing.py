@@ -89,11 +89,7 @@ def list_source(
 ) -> Listing:
     """List a source once, and compare it with the committed index. Captions are read only of images that changed.
 
-    Args:
-        corpus: the source.
-        committed: what the index has of it; None for a new index.
-        delete_missing: whether images that the source does not list are gone.
-        progress: called with the number of images listed so far.
+    With ``delete_missing``, images that the source does not list are gone.
     """
     total = unchanged = 0
     unread: set[str] = set()

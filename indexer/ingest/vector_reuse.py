@@ -74,14 +74,7 @@ class CommittedVectors:
 
 
 class UncommittedVectors:
-    """Vectors that no manifest names, of earlier transactions and of the present one, for the records of one source.
-
-    Args:
-        folder: the index.
-        base: the manifest that the present transaction is based on.
-        source: position of the source.
-        generation: the one that is written.
-    """
+    """Vectors that no manifest names, of earlier transactions and of the present one, for the records of one source."""
 
     def __init__(self, folder: Path, base: Manifest, *, source: int, generation: int) -> None:
         self._folder, self._dim, self._first = folder, base.dim, base.rows

@@ -127,11 +127,7 @@ def sync(folder: Path, base: Manifest, corpora: Iterable[Corpus], mode: SyncMode
 
     Each corpus is listed once. Where nothing changed nothing is read but names, sizes and times.
 
-    Args:
-        folder: the index.
-        base: its manifest; of generation 0 for a new index.
-        corpora: what to list; those that the index does not have become new sources.
-        mode: how.
+    Corpora that the index does not have become new sources. A new index has a manifest of generation 0.
     """
     result, options = SyncResult(manifest=base), mode.options
     with ExitStack() as stack:

@@ -44,10 +44,7 @@ def row_checksum(row: ItemRow) -> int:
 class ItemsWriter:
     """Writes rows of one generation. After ``commit`` they survive a killed process.
 
-    Args:
-        path: the file; created with ``meta`` if that is given, must exist otherwise.
-        generation: the one that is written.
-        meta: first entries of ``meta``.
+    The file is created with ``meta`` if that is given, and must exist otherwise.
     """
 
     def __init__(self, path: Path, *, generation: int, meta: Mapping[str, str] | None = None) -> None:

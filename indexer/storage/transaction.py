@@ -74,11 +74,6 @@ class Transaction:
     As a context manager it closes its files however it ends: after an error what was written is kept for the next
     transaction to reuse, and a new index without any content is deleted. All methods that write raise
     ``IndexWriteError`` when an I/O error occurs (for example a full disk).
-
-    Args:
-        folder: the index.
-        items: writer of its items file.
-        base: the manifest that the change is based on, with the sources that it adds.
     """
 
     def __init__(self, folder: Path, items: ItemsWriter, *, base: Manifest) -> None:

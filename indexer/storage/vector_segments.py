@@ -34,15 +34,7 @@ def _header(rows: int, dim: int) -> bytes:
 
 
 class SegmentWriter:
-    """Appends rows to segment files ``vectors-<generation>-<number>.npy``; as a context manager it finishes them.
-
-    Args:
-        folder: the index.
-        generation: the generation being written.
-        dim: length of the rows.
-        segment_rows: rows after which a new file starts.
-        begin: number of the first file.
-    """
+    """Appends rows to segment files ``vectors-<generation>-<number>.npy``; as a context manager it finishes them."""
 
     def __init__(
         self, folder: Path, *, generation: int, dim: int, segment_rows: int = SEGMENT_ROWS, begin: int = 0
