@@ -213,6 +213,12 @@ def encoder_entries() -> tuple[EncoderEntry, ...]:
         {entry.name for entry in entries if [other.name for other in entries].count(entry.name) > 1}
     ):
         raise ModelError(f"the catalogue has two encoders of one name: {', '.join(doubled)}")
+    languages = {language.name for language in language_models()}
+    for entry in entries:
+        if entry.language_model and entry.language_model not in languages:
+            raise ModelError(
+                f"the catalogue has no language model {entry.language_model!r}, which {entry.name} needs"
+            )
     return tuple(entries)
 
 
@@ -239,12 +245,7 @@ def find_language(name: str) -> LanguageModelEntry | None:
 
 def language_of(entry: EncoderEntry) -> LanguageModelEntry:
     """The language model that an LLM2CLIP encoder was trained with."""
-    found = find_language(entry.language_model)
-    if found is None:
-        raise ModelError(
-            f"the catalogue has no language model {entry.language_model!r}, which {entry.name} needs"
-        )
-    return found
+    return next(language for language in language_models() if language.name == entry.language_model)
 
 
 def pairing_problem(name: str, *, width: int, language: str, hidden: int) -> str:

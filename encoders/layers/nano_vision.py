@@ -38,18 +38,13 @@ class NanoVisionConfig:
         return side
 
 
-class ConvUnit(nn.Module):
-    """A 3x3 convolution with its normalisation (an identity once folded)."""
+class ConvUnit(nn.Sequential):
+    """3 x 3 convolution and BatchNorm. Shape: (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
 
     def __init__(self, inputs: int, outputs: int, *, stride: int, batch_norm: bool) -> None:
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=not batch_norm)
         self.norm: nn.Module = nn.BatchNorm2d(outputs) if batch_norm else nn.Identity()
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Shape: (B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        output: Tensor = self.norm(self.conv(features))
-        return output
 
 
 class ResidualConv(nn.Module):

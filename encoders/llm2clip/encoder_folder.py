@@ -170,18 +170,13 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **named)
 
 
-class _VisionModule(nn.Module):
-    """Normalised pixels to vectors: tower and projection."""
+class _VisionModule(nn.Sequential):
+    """Tower and projection. Shape: (B, 3, S, S), normalised pixels -> (B, dim), not normalised."""
 
     def __init__(self, config: Llm2ClipConfig) -> None:
         super().__init__()
         self.vision = NanoVisionTower(config.vision)
         self.visual_projection = nn.Linear(self.vision.width, config.adapter.dim, bias=False)
-
-    def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """Shape: (B, 3, S, S) -> (B, dim), not normalised."""
-        vectors: Tensor = self.visual_projection(self.vision(pixels_B3SS))
-        return vectors
 
 
 class _TextModule(nn.Module):

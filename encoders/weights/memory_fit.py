@@ -15,7 +15,7 @@ from typing import Literal, cast, get_args
 import torch
 
 from llm2clip.common.files import format_bytes
-from llm2clip.common.memory import free_memory
+from llm2clip.common.installation import free_memory
 from llm2clip.encoders.catalog.entries import Choice, LlamaShape
 from llm2clip.encoders.core.dual_encoder import pick_dtype
 from llm2clip.encoders.core.errors import ModelError

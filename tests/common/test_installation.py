@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.common.memory import free_memory
+from llm2clip.common.installation import free_memory
 
 
 @pytest.mark.parametrize(
