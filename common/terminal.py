@@ -32,7 +32,7 @@ def _visible(char: str) -> str:
 
 
 def log_stderr(text: str) -> None:
-    """Say something beside the data: one line on standard error."""
+    """Print one line on standard error."""
     # Python writes what the terminal's encoding lacks to standard error as escapes, never failing.
     print(escape_control(text), file=sys.stderr, flush=True)
 
@@ -79,7 +79,7 @@ def end_at_once(*_: object) -> None:
 
 @contextmanager
 def graceful_interrupt() -> Iterator[None]:
-    """Inside, Ctrl-C raises ``KeyboardInterrupt``, so that what was begun is ended in order."""
+    """Inside, Ctrl-C raises ``KeyboardInterrupt``, so that open work is closed properly."""
     if signal.getsignal(signal.SIGINT) is not end_at_once:
         yield
         return

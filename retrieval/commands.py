@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from llm2clip.indexer import Progress
 
 Output = Literal["table", "json", "paths"]
+
+_TRAILING_SPACES = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+"""Padding of the last column, before escape sequences that end a style."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +63,7 @@ def run(request: SearchRequest) -> None:
     texts = [*request.texts, *read_queries(request.queries_file)]
     images = [(path, path.read_bytes()) for path in request.images]
     if not texts and not images:
-        raise ValueError(f"{request.queries_file} holds no query: it is empty or all its lines are blank")
+        raise ValueError(f"{request.queries_file} has no query: it is empty or all its lines are blank")
     queries = [text_query(text) for text in texts]
     queries += [Query(kind="image", label=str(path), image=data) for path, data in images]
     with (
@@ -107,11 +111,11 @@ def read_queries(source: str | None) -> list[str]:
 def open_searcher(
     index: Path | str | None = None, *, encoder: str | None = None, device: str = "auto"
 ) -> Searcher:
-    """``Searcher.open``, with a note on standard error if the sample is searched for want of an index."""
+    """``Searcher.open``, with a note on standard error if the sample images are searched because there is no index."""
     place = locate(index)
-    subject = "no index of your own yet: " if place.fallback else ""
+    subject = "no index was built yet: " if place.fallback else ""
     subject += "searching the sample images"
-    with BuildProgress(f"{subject} (building their index first, once)") as progress:
+    with BuildProgress(f"{subject} (building their index first)") as progress:
         searcher = Searcher.open(index, encoder=encoder, device=device, on_progress=progress)
     if place.fallback and not progress.begun:
         log_stderr(subject)
@@ -157,8 +161,10 @@ def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> Non
 
         _encode(errors="replace")
         console = Console(highlight=False)
-        for answer in answers:
-            console.print(answer_table(answer, width=console.width))
+        with console.capture() as printed:
+            for answer in answers:
+                console.print(answer_table(answer, width=console.width))
+        console.file.write(_TRAILING_SPACES.sub(r"\1", printed.get()))
     elif output == "json":
         ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
         print("\n".join(answer_json(answer, ascii_only=ascii_only) for answer in answers))

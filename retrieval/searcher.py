@@ -46,7 +46,7 @@ def locate(index: str | os.PathLike[str] | None = None) -> Place:
         last = current_index()
         if last is None:
             return Place(path=sample_index_path(), sample=True, fallback=True)
-        _require(last, f"the index built last, {last}, is no longer there")
+        _require(last, f"the index built last, {last}, no longer exists")
         return Place(path=last, sample=last == sample_index_path())
     if os.fspath(told) == SAMPLE:
         return Place(path=sample_index_path(), sample=True)

@@ -178,7 +178,7 @@ def features(
 def _one_line_errors() -> AbstractContextManager[None]:
     from llm2clip.common.terminal import one_line_errors
 
-    return one_line_errors(extra="train", interrupted=": start the same command again to go on")
+    return one_line_errors(extra="train", interrupted=": run the same command again to continue")
 
 
 def _winding_up() -> AbstractContextManager[None]:

@@ -104,7 +104,7 @@ def make_data(out: Path, cache: Path, *, sample: Path | None) -> str:
     """Write the measuring sets that are missing (and the sample corpus, if a folder is given for it)."""
     needed = ("openmoji.tar", "scenes.tar", "scenes-openmoji.tar")
     if sample is None and all((out / name).exists() for name in needed):
-        return f"measuring sets are already in {out}"
+        return f"evaluation sets are already in {out}"
     material = gather_material(cache)
     written = [_listed(out, write_measuring_sets(material.emoji, material.scene_pool, cache, out))]
     if sample is not None:

@@ -95,7 +95,7 @@ def read_settings(settings: Mapping[str, Any], *, name: str, parity: Parity) -> 
     mode, resample = str(settings["resize_mode"]), str(settings["interpolation"])
     if len(set(sides)) != 1 or mode not in _MODES or resample not in ("bilinear", "bicubic"):
         raise ModelError(
-            f"{name} wants images of {sides} made by {mode!r} and {resample!r}; expected a square, made by "
+            f"{name} expects images of {sides} made by {mode!r} and {resample!r}; expected a square, made by "
             f"{' or '.join(map(repr, _MODES))} and 'bicubic' or 'bilinear'"
         )
     return Preprocess(

@@ -42,7 +42,7 @@ _FIT = (1024, 1023)
 
 _SAFE = "sentence_transformers."
 """Prefix of the classes that may be loaded."""
-_WHOLE = "It takes tokenizer and weights besides, whatever they are called."
+_WHOLE = "Tokenizer and weights are saved with it, under any name."
 """Hint for a model that is not on this machine."""
 _FILES = (
     "*.txt",
@@ -123,7 +123,7 @@ def open_model(folder: Path, *, device: torch.device, dtype: torch.dtype) -> Any
     except Exception as error:  # what the many model classes behind it raise has no common type
         reason = " ".join(str(error).split())
         raise ModelError(f"{folder} cannot be loaded by sentence-transformers: {reason}") from error
-    # Modules after the transformer, such as a linear layer, are made in float32 whatever is asked for.
+    # Modules after the transformer, such as a linear layer, are created in float32 in any case.
     for module in list(model)[1:]:
         module.to(dtype)
     return model.eval().requires_grad_(False)
@@ -139,11 +139,11 @@ def check_modules(folder: Path) -> None:
             for place in _places(data):
                 refuse_outside(folder / place, folder=folder)
     if strange := sorted(kind for kind in kinds if not kind.startswith(_SAFE)):
-        raise ModelError(f"{folder} wants to run code of its own ({', '.join(strange)}); none is run here")
+        raise ModelError(f"{folder} requires code of its own ({', '.join(strange)}); none is run here")
 
 
 def _types(data: object) -> set[str]:
-    """Every class that a module is said to be of: below ``type`` in a list, below ``types`` in a router."""
+    """Every class that a module declares: below ``type`` in a list, below ``types`` in a router."""
     if isinstance(data, list):
         return {str(module.get("type")) for module in data if isinstance(module, dict)}
     types = data.get("types", {}) if isinstance(data, dict) else {}
@@ -162,7 +162,7 @@ def weights_hash(folder: Path) -> str:
 def model_settings(folder: Path) -> dict[str, str]:
     """Every file but the weights that shapes the vectors, by its place, with a hash: settings, tokenizer, prompts.
 
-    Only the folders that its list of modules names are looked at: a repository may hold copies for other programs.
+    Only the folders that its list of modules names are read: a repository may hold copies for other programs.
     """
     listed = folder / "modules.json"
     places = _places(_json(listed, folder=folder)) if listed.is_file() else set()

@@ -1,4 +1,4 @@
-"""Describe every encoder of the catalogue for people who choose one. Opens no weights."""
+"""Descriptions of every encoder of the catalogue, for choosing one. Opens no weights."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _ADAPTER_BLOCKS = 4
 
 @dataclass(frozen=True)
 class EncoderCard:
-    """The description of an encoder for people who choose one."""
+    """The description of an encoder, for choosing one."""
 
     name: str
     """What ``load_encoder`` takes."""
@@ -55,7 +55,7 @@ class EncoderCard:
     dim: int = 0
     """Length of its vectors."""
     image_size: int = 0
-    """Side of the image it looks at, in pixels."""
+    """Side of its input image, in pixels."""
     max_text_tokens: int = 0
     """Tokens of a text that are read."""
     languages: tuple[str, ...] = ()

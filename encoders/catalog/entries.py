@@ -70,7 +70,7 @@ class EncoderEntry:
     dim: int
     """Length of its vectors."""
     image_size: int
-    """Side of the square image it looks at, in pixels."""
+    """Side of its square input image, in pixels."""
     max_text_tokens: int
     """Tokens of a text that are read."""
     languages: tuple[str, ...] = ()

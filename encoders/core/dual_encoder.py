@@ -247,7 +247,7 @@ class DualEncoder(Encoder):
     def _images(self) -> ImageTower:
         if self.image_tower is None:
             raise ModelError(
-                f"{self.info.name} is a language model alone and sees no images; load an encoder that uses it"
+                f"{self.info.name} is a language model only and cannot encode images; load an encoder that uses it"
             )
         return self.image_tower
 

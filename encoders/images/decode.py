@@ -187,7 +187,7 @@ def _check_size(width: int, height: int, max_pixels: int) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 (upright) where nothing is said."""
+    """EXIF orientation, 1 (upright) if absent."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except _PARSE_ERRORS:

@@ -1,6 +1,6 @@
 """The text path of LLM2CLIP: a Llama with attention both ways and no head, and the adapter behind it.
 
-Parameter names, shapes and arithmetic of the Llama are those of transformers' ``LlamaModel``, so its checkpoints load
+Parameter names, shapes and operations of the Llama are those of transformers' ``LlamaModel``, so its checkpoints load
 unchanged; a test holds the two equal. Importing transformers' own pulls in torch.distributed, torch._dynamo and scipy,
 which takes twice as long as everything else in a cold search. The adapter is the released ``TextProj`` (LLM2CLIP,
 section 4.1: an inverted bottleneck, after FuseMix); golden cases b and e.

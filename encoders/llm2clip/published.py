@@ -170,7 +170,7 @@ def _check_pairing(vision: VisionSource, source: LanguageSource, *, width: int) 
     known = entry is not None and bool(entry.repository)  # not known for a local tower
     if entry is not None and known and source.entry is not None and source.entry.name != entry.language_model:
         log.warning(
-            "%s was trained with %s, not with %s: the vectors fit in length, but what they find may not",
+            "%s was trained with %s, not with %s: the dimensions match, but results may be poor",
             entry.name,
             entry.language_model,
             source.entry.name,

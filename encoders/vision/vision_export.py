@@ -33,8 +33,8 @@ def save_clip_vision(vision: VisionSource, folder: Path) -> None:
     plan = vision.plan
     if plan.layout != "openai":
         raise ModelError(
-            f"{vision.name} has a tower of the layout {plan.layout}, which CLIPVisionModel cannot compute; it can "
-            "those of llm2clip-openai-b-16, llm2clip-openai-l-14-224 and llm2clip-openai-l-14-336"
+            f"{vision.name} has a tower of the layout {plan.layout}, which CLIPVisionModel does not support; "
+            "it supports those of llm2clip-openai-b-16, llm2clip-openai-l-14-224 and llm2clip-openai-l-14-336"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"{folder} is not empty; name another folder")

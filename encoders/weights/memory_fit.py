@@ -53,7 +53,7 @@ def choices() -> tuple[Choice, ...]:
 def needs(shape: LlamaShape, *, stored: str, device: torch.device) -> list[Need]:
     """The precisions to choose from on a device, the most precise first; of equals the fastest.
 
-    float32 comes first on a CPU if the weights are stored so, or if the CPU has no bfloat16 arithmetic: it is then
+    float32 comes first on a CPU if the weights are stored so, or if the CPU has no bfloat16 instructions: it is then
     several times as fast. Elsewhere no precision above the stored one is offered. int8 and int4 need torchao.
     """
     order: list[Choice] = ["bfloat16"] if stored != "float16" else ["float16"]

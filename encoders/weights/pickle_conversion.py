@@ -41,7 +41,7 @@ class Conversion:
     source: str
     """Name of the file that was converted."""
     place: str
-    """Where it really lay when it was last looked at: two files of one name, size and age are not one file."""
+    """Its resolved path when it was last read: two files of one name, size and age are not one file."""
     size: int
     """Its size in bytes."""
     modified_ns: int

@@ -41,7 +41,7 @@ def candidates(
     ]
     labels = [one.label for one in found if one.label]
     if len(set(labels)) < len(labels):
-        raise ValueError(f"two encoders have one label among {labels}; labels tell them apart in tables")
+        raise ValueError(f"two encoders have the same label among {labels}; labels tell them apart in tables")
     return found
 
 
@@ -94,5 +94,5 @@ def _folder_languages(path: Path, asked: Sequence[str]) -> Sequence[str | None]:
         return asked or [None]
     found = list(data_languages(path))
     if not found:
-        raise DatasetError(f"{path} has captions in no named language, expected some for --language all")
+        raise DatasetError(f"{path} has no captions tagged with a language, expected some for --language all")
     return found

@@ -40,7 +40,7 @@ def make_eval(
     quick: Annotated[bool, typer.Option(help="First 100 images, English and Chinese only.")] = False,
 ) -> None:
     """Measure nano, its controls and random encoders, and write the leaderboard."""
-    with one_line_errors(extra="cpu", interrupted=": start the same command again to go on"):
+    with one_line_errors(extra="cpu", interrupted=": run the same command again to continue"):
         from llm2clip.common.installation import data_home
         from llm2clip.eval.commands.run import TerminalReporter
         from llm2clip.eval.runner.run import RunOptions, run

@@ -32,9 +32,9 @@ def prepare(
         folder = data_folder or default_data()
         if name is None:
             for protocol, title, there in check_files.summary(folder):
-                typer.echo(f"{'there' if there else 'missing':<8} {protocol:<18} {title}")
+                typer.echo(f"{'present' if there else 'missing':<8} {protocol:<18} {title}")
             log_stderr(
-                f"looked below {folder}; llm2clip-eval prepare NAME lists what is missing and checks what exists"
+                f"searched {folder}; llm2clip-eval prepare NAME lists what is missing and checks what exists"
             )
             return
         report = check_files.prepare(name, data=folder, language=language, images=images)

@@ -86,7 +86,7 @@ def run(
 
     Vectors are cached: a second run encodes nothing, and an interrupted run continues where it stopped.
     """
-    with one_line_errors(extra="cpu", interrupted=": start the same command again to go on"):
+    with one_line_errors(extra="cpu", interrupted=": run the same command again to continue"):
         from llm2clip.common.installation import data_home
         from llm2clip.eval.commands.arguments import candidates, load_sets
         from llm2clip.eval.runner.measure import MeasureOptions

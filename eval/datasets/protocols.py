@@ -128,7 +128,7 @@ def find_protocol(name: str) -> Protocol:
         return protocol
     near = difflib.get_close_matches(name, protocol_ids(), n=3)
     hint = f"did you mean {' or '.join(near)}?" if near else f"expected one of: {', '.join(protocol_ids())}"
-    raise DatasetError(f"got unknown protocol '{name}'; {hint}")
+    raise DatasetError(f"unknown protocol '{name}'; {hint}")
 
 
 def source(key: str) -> Source:

@@ -25,7 +25,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRef:
-    """One encoded image, read when asked for."""
+    """One encoded image, read on demand."""
 
     key: str
     """Name within its set; unique there."""
@@ -199,11 +199,11 @@ class UncheckedSet:
             raise DatasetError(f"{label}: the annotations name no image, expected at least one")
         if not present:
             raise DatasetError(
-                f"{label}: none of the {len(missing):,} images is there, expected {some(missing)}"
+                f"{label}: none of the {len(missing):,} images exists, expected {some(missing)}"
             )
         notes = [*self.notes, *self.lacking]
         if missing:
-            notes.append(f"{len(missing):,} of {len(self.images):,} images are not there: {some(missing)}")
+            notes.append(f"{len(missing):,} of {len(self.images):,} images are missing: {some(missing)}")
         if self.empty:
             notes.append(f"{len(self.empty):,} captions are empty and left out: {some(self.empty)}")
         if protocol is not None:

@@ -28,7 +28,7 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class TarImage:
-    """One image inside a tar file, read when asked for."""
+    """One image inside a tar file, read on demand."""
 
     tar: Path
     key: str

@@ -43,7 +43,7 @@ class SetReport:
     """What differs from the protocol, or what to know."""
     files: dict[str, str] = field(default_factory=dict)
     image_ids_sha256: str | None = None
-    """SHA-256 of the sorted image ids, one per line: compare it with somebody else's."""
+    """SHA-256 of the sorted image ids, one per line: compare it with others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class PrepareReport:
 
     @property
     def complete(self) -> bool:
-        """Whether every set asked for can be measured under its full name, and every archive has its hash."""
+        """Whether every requested set can be measured under its full name, and every archive has its hash."""
         right = all(state == "right" for state in self.archives.values())
         return right and all(each.state == "complete" for each in self.sets)
 
@@ -112,7 +112,7 @@ def as_text(report: PrepareReport) -> Iterator[str]:
     yield f"  needed below {report.data} (nothing is downloaded for you):"
     for need in report.needs:
         joined = (" and " if need.all_of else " or ").join(need.paths)
-        yield f"    {'there' if need.met else 'MISSING':<9} {joined}: {need.what}"
+        yield f"    {'present' if need.met else 'MISSING':<9} {joined}: {need.what}"
     yield from (f"    archive   {name}: {state}" for name, state in report.archives.items())
     yield "  published by:"
     for origin in report.sources.values():
@@ -154,7 +154,7 @@ def _read(
     protocol: Protocol, data: Path, language: str | None, *, decoded: dict[ImageRef, str] | None
 ) -> SetReport:
     if unmet := [need.what for need in _needs(protocol, data, (language,)) if not need.met]:
-        return SetReport(language=language, state="absent", notes=(f"not there: {', '.join(unmet)}",))
+        return SetReport(language=language, state="absent", notes=(f"missing: {', '.join(unmet)}",))
     try:
         found = load_protocol(protocol.id, data=data, language=language)
     except (DatasetError, OSError) as error:

@@ -63,7 +63,7 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
         found.notes.append(f"{bare:,} of {len(records):,} images have no caption and stay in the gallery")
     if orphans:
         found.notes.append(
-            f"{len(orphans):,} caption files have no image of their name, which are not asked: {some(orphans)}"
+            f"{len(orphans):,} caption files have no image of their name, and are not used: {some(orphans)}"
         )
     if named := [(kind, number) for kind, number in kinds.most_common() if kind]:
         found.notes.append("captions by kind: " + ", ".join(f"{kind} {number:,}" for kind, number in named))

@@ -21,7 +21,7 @@ class Layout:
     """The files of one protocol and language below a data folder; missing ones are a ``DatasetError``."""
 
     def __init__(self, protocol: Protocol, *, root: Path, language: str | None) -> None:
-        """Nothing is looked for until it is asked for."""
+        """Files are searched on demand."""
         self.protocol, self.root, self.language = protocol, root, language
         self.unchecked = UncheckedSet()
         """What is read so far."""

@@ -1,7 +1,7 @@
 """Hubs: items that are returned for far too many queries, and two corrections that rank differently.
 
 Corrections subtract a number from every score of an answer. They look at the other queries of the test (transductive)
-and assume that every answer is asked for about equally often, which holds for no search box.
+and assume that every answer is the target about equally often, which holds for no search engine.
 """
 
 from __future__ import annotations

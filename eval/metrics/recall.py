@@ -48,7 +48,7 @@ class Unmatched(Enum):
     """What happens to a query that has no right answer, such as a gallery image without a caption."""
 
     SKIP = "skip"
-    """Not asked, and not in the denominator (Chinese-CLIP)."""
+    """Left out, also of the denominator (Chinese-CLIP)."""
     MISS = "miss"
     """Asked, and never answered (CLIP_benchmark)."""
 
@@ -207,9 +207,9 @@ def retrieval_metrics(
     """Recall@k, median rank and mAP@R of both directions.
 
     A query is answered at k when *any* of its right answers is among the first k. Text to image: the
-    denominator is the texts, so an image with seven captions is asked for seven times. Image to text: the
+    denominator is the texts, so an image with seven captions is the target seven times. Image to text: the
     denominator is the images, and one of the image's captions suffices. Every image is in the gallery,
-    also one without a caption; whether such an image is *asked* must be said with ``unmatched``.
+    also one without a caption; whether such an image is a query must be chosen with ``unmatched``.
 
     Args:
         scores: Shape: (texts, images), higher is better; or :class:`Embeddings`.
@@ -244,7 +244,7 @@ def direction_metrics(
     missing = int(np.count_nonzero(~matched))
     if missing and unmatched is None:
         raise ValueError(
-            f"{missing} of {len(matched)} queries have no right answer, and whether they count was not said. "
+            f"{missing} of {len(matched)} queries have no right answer, and unmatched was not given. "
             "Pass unmatched=Unmatched.SKIP to leave them out, unmatched=Unmatched.MISS to count them missed."
         )
     asked = matched if unmatched is Unmatched.SKIP else np.ones_like(matched)

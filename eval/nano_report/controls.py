@@ -56,7 +56,7 @@ def without_blocks(folder: Path, copy: Path) -> Encoder:
 
 
 def nano_without_blocks(folder: Path) -> Encoder:
-    """The shipped nano without its blocks, written anew into a folder."""
+    """A copy of the shipped nano without its blocks, in a folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return without_blocks(_nano(), folder)

@@ -29,7 +29,7 @@ class Split(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class FreeQuery:
-    """A question in somebody's own words."""
+    """A query in free words."""
 
     id: str
     language: str

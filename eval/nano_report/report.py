@@ -109,7 +109,7 @@ class NanoOptions:
 
     data: Path
     styles: tuple[str, ...] = ("noto", "openmoji")
-    """Galleries; a style that the sample corpus lacks is looked for as ``<data>/<style>.tar``."""
+    """Galleries; a style that the sample corpus lacks is read from ``<data>/<style>.tar``."""
     scenes: bool = True
     blocks: bool = True
     """Measure again with the language model's transformer blocks switched off."""

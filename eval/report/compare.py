@@ -52,7 +52,7 @@ class Compared:
 def compare_encoders(
     results: Sequence[Result], first: str, second: str, *, resampling: Resampling | None = None
 ) -> Compared:
-    """Test two encoders over the queries that both were asked.
+    """Test two encoders over the queries that both were measured on.
 
     Args:
         results: Any results, theirs among them.
@@ -66,13 +66,11 @@ def compare_encoders(
     ours, theirs = _of(results, first), _of(results, second)
     who = [{(one.encoder.key, one.encoder.label) for one in own.values()} for own in (ours, theirs)]
     if who[0] == who[1]:
-        raise ValueError(f"{first!r} and {second!r} are one encoder, expected two; {_labels(results)}")
+        raise ValueError(f"{first!r} and {second!r} are the same encoder, expected two; {_labels(results)}")
     common = [name for name in ours if name in theirs]
     same = [name for name in common if ours[name].set.sha256 == theirs[name].set.sha256]
     if not same:
-        reason = (
-            f"on {', '.join(common)} they were asked other queries" if common else "no set is common to both"
-        )
+        reason = f"their queries differ on {', '.join(common)}" if common else "no set is common to both"
         raise ValueError(f"{first!r} and {second!r} cannot be compared: {reason}; measure both on one set")
     found = [
         (name, direction, *_test(ours[name], theirs[name], direction, resampling))
@@ -98,26 +96,26 @@ def _of(results: Sequence[Result], asked: str) -> dict[str, Result]:
     found = found or [one for one in results if len(asked) >= 6 and one.encoder.key.startswith(asked)]
     if not found:
         raise ValueError(
-            f"no result is of an encoder {asked!r}, expected a label or six digits of its hash; {_labels(results)}"
+            f"no result of encoder {asked!r}, expected a label or the first six digits of its hash; {_labels(results)}"
         )
     keys = {one.encoder.key for one in found}
     if len(keys) > 1:
         hashes = ", ".join(sorted(key[:12] for key in keys))
-        raise ValueError(f"{asked!r} stands for {len(keys)} encoders; name one by its hash: {hashes}")
+        raise ValueError(f"{asked!r} matches {len(keys)} encoders; name one by its hash: {hashes}")
     by_set: dict[str, Result] = {}
     for one in found:
         earlier = by_set.setdefault(one.set.id, one)
         if earlier.set.sha256 != one.set.sha256:
             raise ValueError(
-                f"two results of {asked!r} on {one.set.id} are of other images or captions, of {earlier.date} and "
-                f"{one.date}: leave one out"
+                f"two results of {asked!r} on {one.set.id} have different images or captions ({earlier.date} and "
+                f"{one.date}): leave one out"
             )
     return by_set
 
 
 def _labels(results: Sequence[Result]) -> str:
     found = {(one.encoder.label, one.encoder.key[:12]) for one in results}
-    return "results are of: " + ", ".join(f"{label} ({key})" for label, key in sorted(found))
+    return "results exist for: " + ", ".join(f"{label} ({key})" for label, key in sorted(found))
 
 
 def _test(
@@ -145,10 +143,10 @@ def conclusion(compared: Compared) -> list[str]:
         winner, loser = (first, second) if better else (second, first)
         said = f"{winner} is better than {loser} in {better or worse} of {total}"
     else:
-        said = f"{first} and {second} cannot be told apart in any of {total}"
+        said = f"{first} and {second} cannot be distinguished in any of {total}"
     lines = [f"{said}; {undecided} undecided (R@1, all claims together at 95 %)."]
     if compared.skipped:
-        lines.append(f"Skipped, as the two were asked other queries: {', '.join(compared.skipped)}.")
+        lines.append(f"Skipped, as the queries differ: {', '.join(compared.skipped)}.")
     return [escape_control(line) for line in lines]
 
 

@@ -194,7 +194,7 @@ def _short(values: list[float | None]) -> list[float | None]:
 
 
 class _Numbered:
-    """Numbers for things in the order in which they are first asked for."""
+    """Consecutive numbers in the order of first use."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, ...], int] = {}

@@ -48,7 +48,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table: an encoder that was measured, or one that somebody printed numbers of."""
+    """One line of a table: an encoder that was measured, or one with published numbers."""
 
     label: str
     cells: dict[Measure, Cell]
@@ -59,9 +59,9 @@ class Row:
     overlap: Overlap = NOTHING_KNOWN
     """Whether a printed model is known to have seen the set in training; ours is in the result."""
     near_best: bool = False
-    """Of ours: whether it cannot be told from the best of ours here."""
+    """Of ours: whether it cannot be distinguished from the best of ours here."""
     other_queries: bool = False
-    """Of ours: whether it was asked about other images or captions than most of ours here."""
+    """Of ours: whether its images or captions differ from those of most of ours here."""
 
     @property
     def ours(self) -> bool:
@@ -118,7 +118,7 @@ class Board:
 
 
 def build_board(results: Sequence[Result]) -> Board:
-    """Put results in order and beside what was printed.
+    """Sort results and join them with published numbers.
 
     Raises:
         ValueError: Two results are of the same encoder on the same set: one must go.
@@ -189,7 +189,7 @@ def title_of(dataset: str) -> str:
     protocol = declared(name.removesuffix(PARTIAL))
     title = protocol.title if protocol else name.removesuffix(PARTIAL)
     if name.endswith(PARTIAL):
-        title += ", a part of it"
+        title += " (partial)"
     return f"{title}: {language}" if language else title
 
 
@@ -204,7 +204,7 @@ def _table(dataset: str, results: Sequence[Result]) -> Table:
 
 
 def _shared_first(results: Sequence[Result]) -> frozenset[str]:
-    """The encoders that cannot be told from the best, text to image at 1; none where only one was measured."""
+    """The encoders that cannot be distinguished from the best, text to image at 1; none where only one was measured."""
     hits, clusters = {}, None
     for result in results:
         direction = result.direction("t2i")

@@ -38,7 +38,7 @@ def markdown(board: Board, *, limit: int) -> str:
         "# Leaderboard",
         "",
         "Recall in percent, ties counted against the encoder, with 95 % intervals drawn over images; published numbers "
-        "come without. **Bold** was measured here. ≈ cannot be told from the best measured here. Costs are those of "
+        "come without. **Bold** was measured here. ≈ indistinguishable from the best measured here. Costs are those of "
         "encoding where it was measured; compare them on one machine only.",
         "",
     ]
@@ -71,10 +71,17 @@ def markdown(board: Board, *, limit: int) -> str:
     return "\n".join([*parts, licence_note(), ""])
 
 
+def counted(number: int, what: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def heading(table: Table) -> str:
     """Name and size of a data set."""
     sizes = {(row.result.set.images, row.result.set.captions) for row in table.ours if row.result}
-    counts = ", ".join(f"{images:,} images and {captions:,} captions" for images, captions in sorted(sizes))
+    counts = ", ".join(
+        f"{counted(images, 'image')} and {counted(captions, 'caption')}" for images, captions in sorted(sizes)
+    )
     title = title_of(table.dataset)
     return f"{title}, {counts}" if title == table.dataset else f"{title} [{table.dataset}], {counts}"
 

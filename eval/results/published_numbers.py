@@ -34,7 +34,7 @@ class Published:
     model: str
     """What the source calls the model; a harness and a colon before it where a harness ran it."""
     hf_id: str
-    """The checkpoint on the Hugging Face hub; empty where it cannot be told."""
+    """The checkpoint on the Hugging Face hub; empty where it is unknown."""
     direction: Direction
     k: int
     value: float
@@ -47,7 +47,7 @@ class Flag:
     """What is known to be wrong with a row."""
 
     status: Status
-    """``wrong``: no target; ``unclear``: believed only for want of better; empty: nothing."""
+    """``wrong``: no target; ``unclear``: accepted only for lack of a better one; empty: nothing."""
     reason: str = ""
     reason_zh: str = ""
 

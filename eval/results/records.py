@@ -48,7 +48,7 @@ class Adjusted:
     name: str
     """``dual-softmax`` or ``csls``."""
     transductive: bool
-    """Whether it looks at the other test queries."""
+    """Whether it uses the other test queries."""
     recall: tuple[tuple[int, float], ...]
 
 
@@ -69,7 +69,7 @@ class DirectionResult:
     """One direction of retrieval."""
 
     direction: Direction
-    """``t2i``: texts are asked; ``i2t``: images are."""
+    """``t2i``: texts are the queries; ``i2t``: images are."""
     queries: int
     gallery: int
     unmatched: int
@@ -148,7 +148,7 @@ class IndexRecall:
     milliseconds: float
     """Per query, wall clock, searched in batches."""
     where: str = ""
-    """Filter that was searched under; only captions of images that pass it were asked."""
+    """Filter that was searched under; only captions of images that pass it were queries."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +185,7 @@ class EncoderRecord:
     """On the Hugging Face hub, if it is a published one."""
     dim: int
     image_size: int
-    """Side of the image it looks at, in pixels."""
+    """Side of its input image, in pixels."""
     max_text_tokens: int
     weights_sha256: str
     settings_sha256: str

@@ -38,7 +38,7 @@ _WRITE_SECONDS = 20.0
 
 
 class Image(Protocol):
-    """An encoded image that is read when asked for."""
+    """An encoded image that is read on demand."""
 
     @property
     def key(self) -> str:
@@ -75,7 +75,7 @@ class EmbeddingCache:
     """Vectors of one encoder in one precision, on disk."""
 
     def __init__(self, root: Path, *, key: str, dim: int, digests: dict[Image, bytes] | None = None) -> None:
-        """Nothing is read until it is asked for."""
+        """Files are read on demand."""
         self.digests: dict[Image, bytes] = {} if digests is None else digests
         self._folder, self._dim = root / key, dim
         self._shelves: dict[str, _Shelf] = {}
@@ -156,7 +156,7 @@ class _Shelf:
             trouble = f"holds {name} of shape {found.shape}"
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             trouble = f"is damaged ({error})"
-        log_stderr(f"{path} {trouble}: its vectors are made again")
+        log_stderr(f"{path} {trouble}: its vectors are computed again")
         path.unlink(missing_ok=True)
         return None
 

@@ -52,7 +52,7 @@ def evaluate(
     unmatched: Unmatched | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> RetrievalMetrics:
-    """Encode both sides of a set and measure retrieval in both directions.
+    """Encode images and texts of a set and measure retrieval in both directions.
 
     Texts are passed verbatim: no prompt, no lower-casing. Scores are inner products of unit vectors.
 

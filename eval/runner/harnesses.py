@@ -52,7 +52,7 @@ class MtebEncoder:
         return scores
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> torch.Tensor:  # noqa: ANN401
-        """Inner products of rows that stand side by side. Shape: (rows,), float32."""
+        """Inner products of corresponding rows. Shape: (rows,), float32."""
         first, second = map(_rows, (embeddings1, embeddings2))
         scores: torch.Tensor = (first * second).sum(-1)
         return scores

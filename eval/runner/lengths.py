@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 BUCKETS = (16, 32, 64, 77, 128, 248)
 """Last length of each bucket but the open one, in tokens: 77 is CLIP's window, 248 that of Long-CLIP."""
 PREFIXES = (10, 20, 40, 80, 160)
-"""Words of the beginnings that are asked with."""
+"""Lengths of the prefixes used as queries, in words."""
 _LONG_WORDS, _LONG_SHARE = 20, 0.1
-"""Beginnings are asked with if at least this share of captions is longer than so many words."""
+"""Prefixes are used as queries if at least this share of captions is longer than so many words."""
 _UNSPACED = ("CJK ", "HIRAGANA", "KATAKANA", "THAI", "LAO ", "KHMER", "MYANMAR")
 
 

@@ -1,4 +1,4 @@
-"""One encoder on one data set: embed both sides, count, resample, and record the conditions."""
+"""One encoder on one data set: embed images and texts, count, resample, and record the conditions."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class MeasureOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Vectors:
-    """Both sides of a set, encoded."""
+    """Images and texts of a set, encoded."""
 
     images: Encoded
     texts: Encoded

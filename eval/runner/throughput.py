@@ -132,7 +132,7 @@ def peak_memory_mb() -> int:
 
 
 def reset_peak_memory() -> None:
-    """Begin to watch the memory of this process anew, where the system can (Linux), as between two encoders."""
+    """Reset the peak memory of this process, where the system can (Linux), as between two encoders."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 

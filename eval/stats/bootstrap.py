@@ -83,9 +83,7 @@ class Clustered:
                 "each value and at least one value"
             )
         if not np.isfinite(table).all():
-            raise ValueError(
-                "got a value that is not finite, expected hits or shares of queries that were asked"
-            )
+            raise ValueError("got a value that is not finite, expected hits or shares of queries")
         names, index = np.unique(owner, return_inverse=True)
         return cls(
             sums=np.stack([np.bincount(index, weights=row, minlength=len(names)) for row in table]),

@@ -3,7 +3,7 @@
 FAISS scans the mapped segments without a copy: all rows, those newer than the ANN index, or those that a filter
 allows. What it or an ANN index proposes is re-ranked here. A score is the inner product of a float32 query and a
 stored float16 row, summed in float64 and rounded to float32: the same for equal rows wherever they lie and however
-many queries are asked at once, which FAISS's float32 sums are not.
+many queries are searched at once, which FAISS's float32 sums are not.
 """
 
 from __future__ import annotations

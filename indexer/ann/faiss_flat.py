@@ -37,7 +37,7 @@ WHEELS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12", "faiss-g
 
 
 def wheel() -> str:
-    """The installed FAISS, without importing it, for people: ``faiss-cpu 1.15.1 (no GPU)``."""
+    """The installed FAISS, without importing it: ``faiss-cpu 1.15.1 (no GPU)``."""
     if find_spec("faiss") is None:
         return "none: pip install 'llm2clip-retrieval[cpu]' (or [gpu])"
     names = [f"{name} {found}" for name in WHEELS if (found := package_version(name))]

@@ -30,7 +30,7 @@ def read_ann(
     """
     if not path.exists():
         raise IndexDamagedError(
-            f"{path} is missing: the index is not whole. "
+            f"{path} is missing: the index is incomplete. "
             "Try  llm2clip-index verify --repair, or run the build command again"
         )
     known = None if plan.get("kind") == KIND else _fitting(path, rows=rows, dim=vectors.dim, plan=plan)
@@ -76,7 +76,7 @@ def faiss_on_gpu() -> bool:
 
 
 def describe_device(device: str) -> str:
-    """What searches an index on a device, for people."""
+    """What searches an index on a device, as text."""
     if not is_gpu(device):
         return "cpu: FAISS"
     if faiss_on_gpu():

@@ -1,10 +1,9 @@
 """Nearest-neighbour search over all rows of an index: exact, ANN with re-ranking, and ANN under a filter.
 
-The selectivity rule is static: how a query is answered depends on the index, the query and its filter, on nothing that
-was asked before. A filter that allows few rows is answered by an exact scan of them. Otherwise the ANN index is asked
-for more candidates, with nprobe or ef_search divided by the selectivity, and those not allowed are dropped; a query
-that is left with too few, because what is allowed lies far from it, is answered by the exact scan. docs/filters.md has
-the measurements.
+The selectivity rule is static: how a query is answered depends only on the index, the query and its filter. A filter
+that allows few rows is answered by an exact scan of them. Otherwise the ANN index is queried for more candidates, with
+nprobe or ef_search divided by the selectivity, and those not allowed are dropped; a query that is left with too few,
+because what is allowed lies far from it, is answered by the exact scan. docs/filters.md has the measurements.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class Candidates(Protocol):
 
 @final
 class ExactSearch:
-    """Exact answers: float32 sums propose a few rows more than asked for, and near ties at the edge are asked again.
+    """Exact answers: float32 sums propose a few rows more than requested, and near ties at the edge are searched again.
 
     Ties beyond ``most`` candidates are settled by ``fallback``, a more precise search, or else by every exact score.
     """

@@ -71,7 +71,7 @@ class Cost:
     """95th percentile of that latency."""
 
     def text(self) -> str:
-        """One line for people."""
+        """One line of text."""
         parts = [format_bytes(self.bytes)]
         if self.recall is not None:
             parts.append(f"recall@10 {self.recall:.3f}")
@@ -153,12 +153,10 @@ class Plan:
                 }
             )
         except (TypeError, AttributeError, KeyError) as error:
-            raise IndexDamagedError(
-                f"the plan of the index has an entry of the wrong form: {error}"
-            ) from error
+            raise IndexDamagedError(f"the plan of the index has an invalid entry: {error}") from error
 
     def lines(self) -> list[str]:
-        """The plan for people, a line per fact."""
+        """The plan as text, a line per fact."""
         names = ", ".join(f"{name} {value:,}" for name, value in self.parameters.items())
         found = [f"{self.kind} over {self.rows:,} x {self.dim}: {self.why}"]
         if names:

@@ -82,7 +82,7 @@ def run_build(request: BuildRequest) -> None:
 
     def interrupted() -> str:
         return (
-            f"{done:,} images are kept, the same command goes on from there"
+            f"{done:,} images are kept; run the same command again to continue"
             if done
             else "nothing was done yet"
         )
@@ -139,7 +139,7 @@ def _require_same(request: BuildRequest, folder: Path, name: str) -> None:
 
     if {there, name} <= {card.name for card in list_encoders()}:
         raise EncoderMismatchError(
-            f"{folder} was built with the encoder {there}, got {name}: build with the first, choose another place "
+            f"{folder} was built with the encoder {there}, got {name}: build with the first, choose another folder "
             "with --index, replace it with --overwrite, or build another beside it with  --from "
             f"{shlex.quote(str(folder))}"
         )
@@ -172,7 +172,7 @@ def _print_build(report: BuildReport, *, search: str) -> None:
         print(f"Up to date: {images(report.items)}, nothing has changed.")
     else:
         rate = f" ({report.embedded / report.seconds:,.0f}/s)" if report.embedded else ""
-        kept = f", {report.embedded:,} of them embedded now," if report.kept else ""
+        kept = f", {report.embedded:,} newly embedded," if report.kept else ""
         memory = f", memory up to {report.peak_memory / 1e6:,.0f} MB" if report.peak_memory else ""
         print(f"Indexed {images(report.items)}{kept} in {report.seconds:,.1f} s{rate}{memory}.")
     if report.bad:

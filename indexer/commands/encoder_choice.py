@@ -1,4 +1,4 @@
-"""Chooses the encoder of a build: the one named, that of its index, or one that the user is asked for.
+"""Chooses the encoder of a build: the one named, that of its index, or the answer to a prompt.
 
 ``nano`` is never chosen implicitly for the user's own images: it does not work on photographs.
 """
@@ -30,8 +30,8 @@ def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[
     if not chosen:
         if ask is None:
             raise NoEncoderError(
-                f"no encoder was named: give --encoder NAME, or set {VARIABLE}. There are\n{listed()}\n"
-                "or the folder of one"
+                f"no encoder was named: use --encoder with a name or a folder, or set\n{VARIABLE}. Recommended:\n"
+                f"{listed()}"
             )
         chosen = _ask(ask)
     return chosen
@@ -49,17 +49,21 @@ def source_of(encoder: str) -> str:
 
 
 def listed() -> str:
-    """The recommended encoders, numbered, with size and quality."""
+    """The recommended encoders, numbered, with size and quality, in 80 columns."""
+    from textwrap import fill
+
     from llm2clip.encoders import list_encoders
 
     cards = [card for card in list_encoders() if card.recommended]
-    width = max(len(card.name) for card in cards)
-    lines = []
+    indent, lines = " " * 5, list[str]()
     for number, card in enumerate(sorted(cards, key=lambda card: card.recommended), 1):
         download = f"download: {card.download}" if card.download else "nothing to download"
-        lines.append(f"  {number}  {card.name:<{width}}  {card.summary}")
-        lines.append(f"     {'':<{width}}  {card.size}, {card.quality}; {download}")
-    return "\n".join([*lines, "  and more: llm2clip-index encoders"])
+        lines.append(f"  {number}  {card.name}")
+        for text in (card.summary, f"{card.size}, {card.quality}; {download}"):
+            lines.append(
+                fill(text, 79, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+            )
+    return "\n".join([*lines, "  all encoders: llm2clip-index encoders"])
 
 
 def _ask(ask: Callable[[str], str]) -> str:
@@ -77,5 +81,5 @@ def _ask(ask: Callable[[str], str]) -> str:
         if answer in known or os.path.isdir(os.path.expanduser(answer)):
             return answer
         print(
-            f"{answer!r} is not one of them: expected 1 to {len(names)}, a name or a folder", file=sys.stderr
+            f"{answer!r} is not an encoder: expected 1 to {len(names)}, a name or a folder", file=sys.stderr
         )

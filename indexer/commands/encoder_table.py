@@ -1,4 +1,4 @@
-"""The list of encoders as a table for people."""
+"""The list of encoders as a table."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _WIDEST = 116
 """Width of the legend, in characters."""
 _LEGEND = (
     "params: number of parameters. memory: weights in float32, language models in bfloat16; image + text tower where "
-    "they are loaded separately. px: image size. text: maximum number of tokens. languages: those of its training "
-    "texts; + means that it was measured to read others, mul many. R@1: text to image on Flickr30k and Flickr30k-CN, "
-    "as published; ~ is that of the nearest published setting. here: on this machine; the others are downloaded when "
-    "they are first used. All that is known of each: --json."
+    "they are loaded separately. px: image size. text: maximum number of tokens. languages: those of the training "
+    "texts; +: was measured on others too; mul: many. R@1: text to image on Flickr30k and Flickr30k-CN, as published; "
+    "~: of the nearest published setting. here: on this machine; the others are downloaded on first use. All details: "
+    "--json."
 )
 
 

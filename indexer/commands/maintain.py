@@ -47,7 +47,7 @@ def run_update(
 
 
 def _interrupted() -> str:
-    return "what was embedded is kept, the same command goes on from there"
+    return "embedded images are kept; run the same command again to continue"
 
 
 def run_remove(index: Path | None, selection: Selection, *, as_json: bool) -> None:
@@ -64,20 +64,20 @@ def print_change(report: ChangeReport, *, as_json: bool, hint: Sequence[str] = (
     same = max(0, min(report.unchanged, report.items - report.new - report.changed - report.described))
     named = {
         "new": report.new,
-        "with other content": report.changed,
-        "with another caption or time": report.described,
+        "changed": report.changed,
+        "with new caption or time": report.described,
         "removed": report.removed,
-        "as before": same,
-        "left out as before (unreadable or removed)": report.unchanged - same,
+        "unchanged": same,
+        "skipped (unreadable or removed)": report.unchanged - same,
     }
     parts = ", ".join(f"{count:,} {what}" for what, count in named.items() if count)
     lines = [f"{images(report.items)} in the index: {parts or 'none'}."]
     if report.moved == 1:
-        lines.append("1 of the new and the removed are one image that was moved.")
+        lines.append("1 image was moved: it counts as new and as removed.")
     elif report.moved:
-        lines.append(f"{report.moved:,} of the new and the removed are the same images, moved.")
+        lines.append(f"{report.moved:,} images were moved: they count as new and as removed.")
     if report.changed_anything:
-        kept = f", {report.reused:,} found again by their content" if report.reused else ""
+        kept = f", {report.reused:,} reused (same content)" if report.reused else ""
         lines.append(f"{report.embedded:,} embedded{kept}, in {report.seconds:,.1f} s.")
     else:
         lines.append(f"Nothing has changed; checked in {report.seconds:,.1f} s.")
@@ -93,9 +93,8 @@ def run_compact(index: Path | None, *, as_json: bool) -> None:
     """Compact an index and print what that saved."""
     report = compact_index(place_of(index))
     sizes = f"{format_bytes(report.bytes_before)} before, {format_bytes(report.bytes_after)} now"
-    lines = [
-        f"{images(report.items)} in the index, {report.dropped:,} vectors dropped; {sizes}; {report.seconds:,.1f} s."
-    ]
+    dropped = f"{report.dropped:,} vector{'' if report.dropped == 1 else 's'}"
+    lines = [f"{images(report.items)} in the index; {dropped} removed; {sizes}; {report.seconds:,.1f} s."]
     print_report(report, as_json=as_json, lines=lines, notes=report.notes)
 
 
@@ -104,7 +103,7 @@ def run_repair(index: Path | None, *, as_json: bool) -> dict[str, Any]:
     report = repair_index(place_of(index))
     if as_json:
         return asdict(report)
-    lines = [*report.repaired] or ["Nothing had to be repaired."]
+    lines = [*report.repaired] or ["Nothing to repair."]
     if report.lost:
         lines.append(
             f"{images(report.lost)} lost their vectors. To embed them again: "
@@ -117,7 +116,7 @@ def run_repair(index: Path | None, *, as_json: bool) -> dict[str, Any]:
 def run_export(index: Path | None, out: Path, *, format: Format, as_json: bool) -> None:
     """Export an index and print what was written."""
     report = export_index(place_of(index), out, format=format)
-    line = f"{images(report.items)}, {report.dim} numbers each, {format_bytes(report.bytes)}:"
+    line = f"{images(report.items)}, dimension {report.dim}, {format_bytes(report.bytes)}:"
     print_report(report, as_json=as_json, lines=[line, *(f"  {report.path}/{name}" for name in report.files)])
 
 

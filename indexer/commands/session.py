@@ -41,7 +41,7 @@ def place_of(index: Path | None) -> Path:
         return sample_index_path() if str(index) == SAMPLE else index.expanduser().absolute()
     last = current_index()
     if last is None:
-        sample = f"; --index {SAMPLE} is that of the sample images" if sample_index_path().exists() else ""
+        sample = f", or use --index {SAMPLE} (the sample images)" if sample_index_path().exists() else ""
         raise IndexNotFoundError(f"no index was built yet: name one with --index PATH, or build one{sample}")
     return last
 
@@ -96,7 +96,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         TextColumn("{task.fields[bad]}"),
     )
     bar = Bar(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("looking", total=None, rate="", bad="")
+    task = bar.add_task("listing", total=None, rate="", bad="")
     shown = False
 
     def show(progress: Progress) -> None:
@@ -105,7 +105,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             bar.start()
             shown = True
         if progress.stage == "listing":
-            bar.update(task, description=f"looking: {progress.total:,} images")
+            bar.update(task, description=f"listing: {progress.total:,} images")
             return
         speed = bar.tasks[0].speed
         bar.update(

@@ -35,7 +35,7 @@ def _print_info(info: IndexInfo) -> None:
         "images": f"{info.items:,}" + (f" ({info.bad:,} more could not be read)" if info.bad else ""),
         "corpus": _sources(info),
         "encoder": f"{info.encoder['name']} (weights {str(info.encoder.get('weights_sha256', '?'))[:12]}...)",
-        "vectors": f"{info.dim} numbers each, float16; files: {info.segments}; search: {info.ann}",
+        "vectors": f"dimension {info.dim}, float16; segments: {info.segments}; index type: {info.ann}",
         "faiss": info.faiss,
         "size": format_bytes(info.bytes),
         "built": f"{info.created} by {info.written_by}, generation {info.generation}",
@@ -72,7 +72,7 @@ def run_verify(index: Path | None, *, as_json: bool, repaired: Mapping[str, Any]
     for note in report.notes:
         log_stderr(f"note: {note}")
     if report.ok:
-        print(escape_control(f"{report.path} is whole: {report.files} files, {images(report.items)}"))
+        print(escape_control(f"{report.path} is intact: {report.files} files, {images(report.items)}"))
     for problem in report.problems:
         print(escape_control(problem))
     return report.ok

@@ -65,7 +65,7 @@ class Table(ABC):
 
 
 def shared_table(file: Path) -> Table:
-    """The same table for all who read its rows in order: it goes on where reading stopped. A few are kept open."""
+    """The same table for all who read its rows in order: it resumes where reading stopped. A few are kept open."""
     found = file.stat()
     return _shared(file, found.st_mtime_ns, found.st_size)
 

@@ -30,7 +30,7 @@ class Container(NamedTuple):
     path: str
     """Its path below the root of the corpus, with forward slashes."""
     uri: str
-    """Its path or URL, for people."""
+    """Its path or URL, for messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,8 @@ class Files:
         for name in names:
             if not os.path.isfile(name):
                 what = "shard" if len(names) > 1 or name.endswith(".tar") else "file"
-                raise CorpusError(f"no such {what}: {name} (of {spec})")
+                of = f" (of {spec})" if len(names) > 1 else ""
+                raise CorpusError(f"no such {what}: {name}{of}")
         root = os.path.commonpath([os.path.dirname(name) for name in names])
         return cls(root=root, pattern=place, names=names)
 
@@ -152,7 +153,7 @@ class ContainerCorpus(Corpus):
 
 
 def member_problem(name: str, seen: set[int]) -> str | None:
-    """Why a member of an archive cannot be told apart by its name; None if it can. Adds it to ``seen``."""
+    """Why a member of an archive cannot be identified by its name; None if it can. Adds it to ``seen``."""
     if name != printable(name):
         return "member name is not UTF-8"
     if hash(name) in seen:

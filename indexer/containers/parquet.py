@@ -86,7 +86,7 @@ class _Sidecars:
         self._number, self._last = -1, Sidecar()
 
     def of(self, number: int) -> Sidecar:
-        """Those of a row of the group, from 0; rows have to be asked for in order."""
+        """Those of a row of the group, from 0; rows have to be requested in order."""
         while self._number < number:
             self._last = next(self._rows, Sidecar())
             self._number += 1
@@ -152,7 +152,7 @@ def _image(cell: object, file: Path) -> bytes | Exception:
         return CorpusError(f"{len(content):,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}")
     path = cell.get("path") if isinstance(cell, dict) else None
     if not isinstance(path, str) or not path:
-        return CorpusError("the row holds no image")
+        return CorpusError("the row has no image")
     if os.path.isabs(path) or os.path.splitdrive(path)[0] or ".." in path.replace("\\", "/").split("/"):
         return CorpusError(f"the row names a file outside the folder of its table: {path}")
     try:

@@ -132,7 +132,7 @@ def _block(stream: BinaryIO, offset: int) -> bytes:
     stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"cut short: the end mark is missing at byte {offset:,}")
+        raise tarfile.ReadError(f"truncated: the end marker is missing at byte {offset:,}")
     return block
 
 

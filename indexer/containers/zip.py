@@ -91,7 +91,7 @@ def _members(file: Path) -> list[_Member]:
         with zipfile.ZipFile(file) as opened:
             listed = opened.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
-        raise zipfile.BadZipFile("cut short or damaged: its central directory is lost") from error
+        raise zipfile.BadZipFile("truncated or damaged: no central directory") from error
     members = []
     for info in listed:
         name = _shown(info.orig_filename, info.flag_bits)

@@ -34,7 +34,7 @@ on_fetch: ContextVar[Callable[[str], None] | None] = ContextVar("on_fetch", defa
 
 @contextmanager
 def wrap_store_errors(url: str) -> Iterator[None]:
-    """Turn whatever a store raises into an error that names the URL."""
+    """Turn any error of a store into one that names the URL."""
     try:
         yield
     except CorpusError:
@@ -78,7 +78,7 @@ def read_remote(url: str, *, offset: int | None = None, size: int | None = None)
 def local_copy(url: str, *, fetch: bool = False) -> Path | None:
     """The local copy of a container; None if there is none.
 
-    With ``fetch`` it is downloaded if it is not here or changed; otherwise the store is not asked.
+    With ``fetch`` it is downloaded if it is not here or changed; otherwise the store is not contacted.
     """
     store, path = store_of(url)
     if "file" in (store.protocol if isinstance(store.protocol, tuple) else (store.protocol,)):
@@ -102,8 +102,8 @@ def _refresh(file: Path, store: Any, path: str, url: str) -> None:  # noqa: ANN4
     size, free = info.get("size") or 0, shutil.disk_usage(file.parent).free
     if size > free:
         raise CorpusError(
-            f"{url} has {size / 2**20:,.0f} MB, {file.parent} has room for {free / 2**20:,.0f}: make room, or set "
-            "LLM2CLIP_HOME"
+            f"{url} has {size / 2**20:,.0f} MB, {file.parent} has room for {free / 2**20:,.0f}: free disk "
+            "space, or set LLM2CLIP_HOME"
         )
     if (tell := on_fetch.get()) is not None:
         tell(f"fetching {url} ({size / 2**20:,.1f} MB)")
@@ -144,7 +144,7 @@ class CachedDownloader:
             old = before.stat().st_ino if before is not None else None
             file = local_copy(url, fetch=True)
             if file is None:
-                raise CorpusError(f"{url} was downloaded and is gone again")
+                raise CorpusError(f"{url} was downloaded but has since been deleted")
             if file.stat().st_ino != old:
                 self.fetched[url] = file.stat().st_size
             self._here[url] = file

@@ -74,7 +74,7 @@ class Where:
         except sqlite3.OperationalError as error:
             if "interrupted" not in str(error):
                 raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error
-            problem = f"the filter was given up after {seconds:g} seconds: ask for less"
+            problem = f"the filter was stopped after {seconds:g} seconds: simplify it"
             raise WhereError(problem, text=self.text, start=0, end=len(self.text)) from error
         except sqlite3.DatabaseError as error:
             raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error

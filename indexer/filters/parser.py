@@ -149,7 +149,7 @@ class Parser:
         self._take()
         sign = self._next
         if not self._took(*_SIGNS):
-            self._fail("expected a field here, or a sign such as < behind the value", self._tokens[place])
+            self._fail("expected a field here, or a sign such as < after the value", self._tokens[place])
         first = self._next
         field = self._field()
         behind, self._at = self._at, place
@@ -188,10 +188,10 @@ class Parser:
             return self._among(field)
         if word == "HAS":
             if field.type is not Type.JSON:
-                self._fail(f"HAS looks into lists in the metadata, and {field.name} is {field.type}", at)
+                self._fail(f"HAS tests lists in the metadata, but {field.name} is {field.type}", at)
             return has(field, self._value(field))
         if field.type in (Type.NUMBER, Type.TIME):
-            self._fail(f"{word} compares text, and {field.name} is {field.type}", at)
+            self._fail(f"{word} compares text, but {field.name} is {field.type}", at)
         token = self._take()
         if token.kind is not Kind.TEXT:
             quotes = f"; write '{token.value}'" if token.kind in (Kind.WORD, Kind.NAME) else ""
@@ -236,7 +236,7 @@ class Parser:
         if name == META:
             return self._metadata(token)
         if name not in FIELDS:
-            hint = nearest(name, [*FIELDS, META]) or f"; metadata is asked for as {META}.{token.value}."
+            hint = nearest(name, [*FIELDS, META]) or f"; for metadata write {META}.{token.value}."
             self._fail(f"no field '{token.value}'{hint} Fields: {KNOWN}", token)
         self.fields.add(name)
         return FIELDS[name]
@@ -250,12 +250,12 @@ class Parser:
                 steps.append(step.value)
             elif not dotted and step.kind is Kind.NUMBER and step.value.isdecimal() and not step.unit:
                 steps.append(int(step.value[:18]))
-                self._expect("]", "behind the place in the list, which counts from 0")
+                self._expect("]", "after the list index, which counts from 0")
             else:
-                expected = "a name behind the point" if dotted else "a place in the list, from 0"
+                expected = "a name after the dot" if dotted else "a list index, from 0"
                 self._fail(f"expected {expected}, got {_described(step)}", step)
         if not steps:
-            self._fail(f"expected a point and a name behind {META}, such as {META}.author")
+            self._fail(f"expected a dot and a name after {META}, such as {META}.author")
         try:
             field = metadata_field(steps)
         except ValueError as error:
@@ -266,7 +266,7 @@ class Parser:
     def _value(self, field: Field) -> Value:
         token = self._take()
         if token.is_word("NULL"):
-            self._fail("nothing is equal to NULL: write IS NULL or IS NOT NULL", token)
+            self._fail("NULL cannot be compared: write IS NULL or IS NOT NULL", token)
         if field.type is Type.JSON and token.is_word("TRUE", "FALSE"):
             return token.is_word("TRUE")
         if token.kind is Kind.TEXT and field.type is not Type.NUMBER:
@@ -274,12 +274,12 @@ class Parser:
         if token.kind is Kind.NUMBER and field.type is not Type.TEXT:
             return self._number(token, field)
         expected = "text, a number, TRUE or FALSE" if field.type is Type.JSON else field.type
-        quotes = " (text stands in single quotes)" if token.kind in (Kind.WORD, Kind.NAME) else ""
+        quotes = " (write text in single quotes)" if token.kind in (Kind.WORD, Kind.NAME) else ""
         self._fail(f"{field.name} is compared with {expected}, got {_described(token)}{quotes}", token)
 
     def _whole_text(self, token: Token) -> str:
         if any("\ud800" <= char <= "\udfff" for char in token.value):
-            self._fail("the text holds half a character (a lone surrogate)", token)
+            self._fail("the text has a lone surrogate", token)
         return token.value
 
     def _number(self, token: Token, field: Field) -> int | float:

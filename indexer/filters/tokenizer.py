@@ -16,7 +16,7 @@ _SHOWN = 24
 
 
 class WhereError(IndexerError):
-    """A filter that is not valid or cannot be run; ``start`` and ``end`` are the part of ``text`` at fault."""
+    """A filter that is not valid or cannot be run; ``start`` and ``end`` delimit the invalid part of ``text``."""
 
     def __init__(self, problem: str, *, text: str, start: int, end: int) -> None:
         self.problem, self.text, self.start, self.end = problem, text, start, end
@@ -29,7 +29,7 @@ class WhereError(IndexerError):
         return f"{before}>>{self.text[self.start : self.end][: 4 * _SHOWN]}<<{after}"
 
     def pointer(self) -> str:
-        """The filter, with carets below the part at fault."""
+        """The filter, with carets below the invalid part."""
         return f"{self.text}\n{' ' * self.start}{'^' * max(1, self.end - self.start)}"
 
 
@@ -120,11 +120,11 @@ def _stray(text: str, place: int) -> WhereError:
     if char in "‘’“”`":
         problem = f"expected a straight quote ', got {char}"
     elif (straight := unicodedata.normalize("NFKC", char)) != char and straight in "<>=!(),.[]":
-        problem = f"expected {straight!r}, got {char!r}, which is another sign that looks alike"
+        problem = f"expected {straight!r}, got {char!r}, which is a look-alike character"
     elif char in "&|":
         problem = f"expected AND, OR or NOT in words, got {char}"
     else:
-        problem = f"{char!r} has no meaning in a filter; text stands in quotes: 'like this'"
+        problem = f"{char!r} has no meaning in a filter; write text in quotes: 'like this'"
     return WhereError(problem, text=text, start=start, end=start + 1)
 
 

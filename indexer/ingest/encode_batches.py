@@ -145,7 +145,7 @@ def encode_batch(
 
 
 def _encode_parts(outcomes: Sequence[Outcome], encoder: ImageEncoder, works: bool, error: Exception) -> bool:
-    """Encode what failed together: one by one if it was refused, in halves if memory is short (returns False)."""
+    """Encode what failed together: one by one if it was refused, split in two if memory is short (returns False)."""
     refused, middle = isinstance(error, ValueError), len(outcomes) // 2
     if refused and len(outcomes) == 1:
         outcomes[0].pixels, outcomes[0].stage, outcomes[0].reason = None, "encode", reason_of(error)
@@ -187,13 +187,13 @@ def _store(rows: NDArray[np.float32], outcomes: Sequence[Outcome], info: Encoder
     if rows.shape != (len(outcomes), info.dim):
         raise IndexerError(
             f"encoder '{info.name}' gave vectors of shape {rows.shape} for {len(outcomes)} images, expected "
-            f"{(len(outcomes), info.dim)}: this is a fault of the encoder"
+            f"{(len(outcomes), info.dim)}: this is a bug in the encoder"
         )
     norms = np.linalg.norm(rows, axis=1)
     if not np.all(np.abs(norms - 1) < 0.01):
         raise IndexerError(
             f"encoder '{info.name}' gave vectors of lengths {norms.min():.4g} to {norms.max():.4g}, expected 1: "
-            "this is a fault of the encoder"
+            "this is a bug in the encoder"
         )
     for outcome, row in zip(outcomes, rows, strict=True):
         outcome.pixels, outcome.vector = None, row.astype(np.float16)

@@ -50,7 +50,7 @@ def build_index(
     encoder: ImageEncoder,
     options: BuildOptions | None = None,
 ) -> BuildReport:
-    """Build the index of a corpus, or bring it up to date; a build that was killed goes on where it stopped.
+    """Build the index of a corpus, or bring it up to date; a killed build resumes where it stopped.
 
     The change is committed in one step at the end. Until then the index is what it was before.
 
@@ -149,11 +149,11 @@ def _refuse_other(
     if not any(same_corpus(known, corpus) for known in corpora):
         raise IndexConflictError(
             f"{folder} holds {what} of {corpora[0].get('spec')}, got {corpus['spec']}: choose another "
-            "place with --index, add to it with  llm2clip-index add, or replace it with --overwrite"
+            "folder with --index, add to it with  llm2clip-index add, or replace it with --overwrite"
         )
     if problem := encoder_mismatch(encoder, new.encoder):
         raise EncoderMismatchError(
-            f"{folder} {problem}: build with the first, choose another place with --index, or replace it "
+            f"{folder} {problem}: build with the first, choose another folder with --index, or replace it "
             "with --overwrite"
         )
 

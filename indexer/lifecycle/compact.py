@@ -46,7 +46,7 @@ def compact_index(path: str | os.PathLike[str], *, planner: Planner | None = Non
             )
         if planner is None and _is_compact(folder, manifest):
             written = manifest
-            notes.append("nothing to drop: the index was left as it is")
+            notes.append("nothing to remove: the index is unchanged")
         else:
             written = _rewrite(folder, manifest, planner)
     return CompactReport(

@@ -50,7 +50,7 @@ def export_index(
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if taken := [name for name in names if (folder / name).exists()]:
-                raise IndexConflictError(f"{folder / taken[0]} is there already: choose another folder")
+                raise IndexConflictError(f"{folder / taken[0]} already exists: choose another folder")
             (_write_npy if format == "npy" else _write_parquet)(index, folder)
         except OSError as error:
             raise IndexWriteError(f"cannot write to {folder}: {error.strerror or error}") from error

@@ -65,12 +65,12 @@ def reencode_index(
     options: BuildOptions | None = None,
     texts: tuple[TextEncoder, TextEncoder] | None = None,
 ) -> ReencodeReport:
-    """Embed the images of an index with another encoder, beside it; interrupted, the same call goes on.
+    """Embed the images of an index with another encoder, beside it; the same call resumes an interrupted one.
 
     ``texts`` are the old and the new encoder, if captions shall be queries of the comparison too.
     """
     if Path(old).expanduser().resolve() == Path(path).expanduser().resolve():
-        raise IndexConflictError(f"{path} is the index that is read: choose another place with --index")
+        raise IndexConflictError(f"{path} is the source index: choose another folder with --index")
     with open_index(old) as index:
         first, *others = [_IndexedCorpus(index, number) for number in range(len(index.manifest.sources))]
         built = build_index(first, path, encoder=encoder, options=options)
@@ -158,7 +158,7 @@ def _exclude(old: Index, path: Path) -> None:
 
 
 def _by_images(old: Index, new: Index) -> Overlap:
-    """Each index is asked with its own vectors of the same images."""
+    """Each index is searched with its own vectors of the same images."""
     ids = {(row.source, row.key): row.id for rows in new.items.each() for row in rows}
     both = [
         (row.id, ids[row.source, row.key])

@@ -74,7 +74,7 @@ def repair_index(path: str | os.PathLike[str]) -> RepairReport:
 
 def _unrepairable(folder: Path, manifest: Manifest, problem: str) -> IndexDamagedError:
     return IndexDamagedError(
-        f"{manifest.items_file} cannot be repaired ({problem}): build the index anew with  llm2clip-index build "
+        f"{manifest.items_file} cannot be repaired ({problem}): rebuild the index with  llm2clip-index build "
         f"{quote(manifest.corpus['spec'])} --index {quote(str(folder))} --overwrite"
     )
 

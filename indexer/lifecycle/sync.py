@@ -73,7 +73,7 @@ class SyncResult:
     reused: int = 0
     """Images whose vector was there, under another key or from a transaction that was not committed."""
     bad: int = 0
-    """Images that could not be read, of those that were looked at."""
+    """Images that could not be read, of those that were read."""
     bad_images: list[BadImage] = field(default_factory=list)
     """The first thousand of them."""
     notes: list[str] = field(default_factory=list)
@@ -206,7 +206,7 @@ def _list(
         raise CorpusError(corpus.explain_empty())
     result.unchanged += listing.unchanged + listing.kept
     if listing.kept:
-        result.notes.append(f"{listing.kept:,} images were kept whose folder or file cannot be read now")
+        result.notes.append(f"{listing.kept:,} images whose folder or file cannot be read now were kept")
     result.notes += [*corpus.notes, *filter(None, [corpus.skipped_note()])]
     return listing
 

@@ -28,7 +28,7 @@ from llm2clip.indexer.storage.vector_segments import Vectors
 TRIAL_ROWS = 20_000
 """Sample size of the trials."""
 EXACT_ROWS = 1_000
-"""An index of at most so many rows is always searched exactly, whatever its measured latency."""
+"""An index of at most so many rows is always searched exactly, regardless of its measured latency."""
 _FEW_ROWS = f"up to {EXACT_ROWS:,} vectors are always searched exactly"
 _FREE_SHARE = 0.75
 """Default memory budget, as a share of the memory that is free."""

@@ -132,7 +132,7 @@ def _objects(stream: Iterator[str], file: Path) -> Iterator[Row]:
             continue
         columns = _columns(list(parsed), None)
         if columns[0] is None:
-            yield Row(number, "", problem=f"no field says where the image is: {_expected()}")
+            yield Row(number, "", problem=f"no field names the image file: {_expected()}")
         else:
             yield _row(number, parsed, columns)
 
@@ -142,7 +142,7 @@ def _columns(names: Sequence[str], file: Path | None) -> tuple[str | None, str |
     path, caption = column_of(names, PATH_COLUMNS), column_of(names, CAPTION_COLUMNS)
     if path is None and file is not None:
         got = ", ".join(names)[:200] or "an empty line"
-        raise CorpusError(f"no column of {file} says where the images are: got {got}; {_expected()}")
+        raise CorpusError(f"no column of {file} names the image files: got {got}; {_expected()}")
     return path, caption
 
 
@@ -157,7 +157,7 @@ def _row(number: int, cells: Mapping[str, Any], columns: tuple[str | None, str |
         return Row(number, "", problem="is not UTF-8")
     where = cells.get(columns[0] or "")
     if not isinstance(where, str | int | float) or not str(where).strip():
-        return Row(number, "", problem="does not say where the image is")
+        return Row(number, "", problem="names no image")
     rest = {name: value for name, value in cells.items() if name != columns[0]}
     caption, rest = split_caption(rest, columns[1])
     return Row(number, str(where).strip(), caption, rest or None)

@@ -333,7 +333,7 @@ def _check_size(path: Path, expected: int, *, or_more: bool = False) -> None:
         size = path.stat().st_size
     except OSError as error:
         raise IndexDamagedError(
-            f"{path} is missing: the index is not whole. "
+            f"{path} is missing: the index is incomplete. "
             "Try  llm2clip-index verify --repair, or run the build command again"
         ) from error
     if size < expected or (size > expected and not or_more):

@@ -91,18 +91,18 @@ def _items(index: OpenIndex) -> Iterator[str]:
         if row_checksum(row) != checksum:
             altered = altered or row.key
         if not last < row.id < manifest.rows:
-            yield f"{manifest.items_file} has an item of id {row.id} out of order, or of no vector"
+            yield f"{manifest.items_file} has item {row.id} out of order, or without a vector"
         last = row.id
     if altered:
         yield f"{manifest.items_file} was altered: the checksum of {altered!r} does not fit"
     if count != manifest.items:
         yield f"numbers of images differ: {manifest.items:,} in the manifest, {count:,} in {manifest.items_file}"
     elif total % MODULUS != int(manifest.items_checksum, 16):
-        yield f"{manifest.items_file} has other images than were committed"
+        yield f"{manifest.items_file} has other images than those committed"
     if (bad := items.count_bad()) != manifest.bad:
         yield f"numbers of bad images differ: {manifest.bad:,} in the manifest, {bad:,} in {manifest.items_file}"
     if len(items.dead(rows=manifest.rows)) != manifest.tombstones:
-        yield f"{manifest.items_file} does not say which {manifest.tombstones:,} vectors are of no image"
+        yield f"{manifest.items_file} does not list the {manifest.tombstones:,} vectors without an image"
 
 
 def _vectors(index: OpenIndex) -> Iterator[str]:

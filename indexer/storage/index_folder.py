@@ -79,11 +79,11 @@ def describe_unfinished(folder: Path) -> str | None:
     """One sentence about an unfinished build and how to go on with it; None if there is none."""
     for name, begun in _builds(folder):
         return (
-            f"the index at {folder} is not finished: {count_all(folder / name):,} images so far. "
-            f"Go on with: llm2clip-index build {quote(begun['corpus']['spec'])} --index {quote(str(folder))} "
+            f"the index at {folder} is unfinished: {count_all(folder / name):,} images so far. "
+            f"Continue with: llm2clip-index build {quote(begun['corpus']['spec'])} --index {quote(str(folder))} "
             f"--encoder {quote(begun['encoder_source'])}"
         )
-    unknown = f"the index at {folder} is not finished. Go on with the command that began it"
+    unknown = f"the index at {folder} is unfinished. Run the command that began it again"
     return unknown if items_files(folder) else None
 
 
@@ -144,7 +144,7 @@ def create_or_check_folder(folder: Path) -> bool:
     """Create a folder, or refuse one that holds anything but an index. Returns whether it was created."""
     if printable(str(folder)) != str(folder):
         raise IndexConflictError(
-            f"{printable(str(folder))} is no name for an index: it is not UTF-8. Choose another with --index"
+            f"{printable(str(folder))} is not a valid name for an index: it is not UTF-8. Choose another with --index"
         )
     try:
         os.makedirs(folder)
@@ -154,7 +154,7 @@ def create_or_check_folder(folder: Path) -> bool:
             raise IndexConflictError(f"{folder} is a file: expected a folder for the index") from None
     except OSError as error:
         raise IndexWriteError(
-            f"cannot make the folder {folder}: {error.strerror or error}. Choose another place with --index"
+            f"cannot create the folder {folder}: {error.strerror or error}. Choose another folder with --index"
         ) from error
     if _is_ours(folder / MANIFEST):
         return False
@@ -163,7 +163,7 @@ def create_or_check_folder(folder: Path) -> bool:
     if foreign := sorted(names - ours - {LOCK, *_DRAFTS, *_LITTER, *([MANIFEST] if ours else [])}):
         raise IndexConflictError(
             f"{folder} holds other files ({foreign[0]}, ...): expected an index, an empty folder or none. "
-            "Choose another place with --index"
+            "Choose another folder with --index"
         )
     return False
 
@@ -183,7 +183,7 @@ def lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise IndexWriteError(
             f"cannot write the index at {folder}: {error.strerror or error}. It can be searched; to change it, "
-            "copy it to a place where you may write"
+            "copy it to a writable folder"
         ) from error
     with opened as file:
         try:

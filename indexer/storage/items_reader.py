@@ -1,7 +1,7 @@
 """``items-*.db``: one SQLite row per image and change of it, and one per image that could not be read.
 
 A row says in which generation it was ``added`` and ``removed``. A reader of generation N sees the rows with
-``added <= N < removed``, whatever is written at the same time: a writer uses a number that no manifest names yet. The
+``added <= N < removed``, even while another process writes: a writer uses a number that no manifest names yet. The
 id of an item is the number of its vector.
 """
 
@@ -162,7 +162,7 @@ def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
 def connect(path: Path) -> sqlite3.Connection:
     """A connection that reads an items file, for any thread; also on read-only media."""
     if not path.is_file():
-        raise IndexDamagedError(f"{path} is missing: the index is not whole. Run the build command again")
+        raise IndexDamagedError(f"{path} is missing: the index is incomplete. Run the build command again")
     with sqlite(path):
         return open_database(path, mode="ro")
 
@@ -182,8 +182,8 @@ def _roll_back_journal(path: Path) -> None:
             if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
                 raise
             raise IndexerError(
-                f"{path} was left half written by a process that was killed, and may not be written from here to put "
-                "that right: run  llm2clip-index verify  once as somebody who may"
+                f"{path} was left half written by a killed process, and this user may not write to it: run  "
+                "llm2clip-index verify  once as a user with write permission"
             ) from error
 
 
@@ -243,7 +243,7 @@ class ItemsReader:
         self.rows("SELECT 1 FROM meta LIMIT 1")
 
     def visible(self, columns: str, condition: str = "", *values: str | int | bytes) -> list[Any]:
-        """Columns of the items of this generation; ``condition`` is SQL that goes on after a ``WHERE`` clause."""
+        """Columns of the items of this generation; ``condition`` is SQL that continues a ``WHERE`` clause."""
         now = self.generation
         return self.rows(
             f"SELECT {columns} FROM items WHERE added <= ? AND removed > ? {condition}", now, now, *values
@@ -327,4 +327,4 @@ class ItemsReader:
         with suppress(IndexDamagedError):
             found = str(self.rows("PRAGMA integrity_check(1)")[0][0])
             return None if found == "ok" else found
-        return "it is no database that can be read"
+        return "not a readable database"

@@ -28,7 +28,7 @@ DEFAULT_PLAN: Mapping[str, Any] = {"kind": KIND}
 FORMAT = "llm2clip-index"
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
-_REBUILD = "Build the index anew with --overwrite"
+_REBUILD = "Rebuild the index with --overwrite"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise IndexVersionError(
             f"{folder} has index format version {content.get('format_version')!r}, this release reads version "
             f"{FORMAT_VERSION}: use the release that wrote it ({content.get('written_by', 'unknown')}), "
-            "or build the index anew with --overwrite"
+            "or rebuild the index with --overwrite"
         )
     if content.get("checksum") != _checksum(content):
         raise IndexDamagedError(f"{path} was altered: its checksum does not fit its content. {_REBUILD}")
@@ -222,7 +222,7 @@ def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
         content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
         return Manifest(**{name: content[name] for name in names})
     except (TypeError, AttributeError) as error:
-        raise IndexDamagedError(f"{path} has an entry of the wrong form: {error}. {_REBUILD}") from error
+        raise IndexDamagedError(f"{path} has an invalid entry: {error}. {_REBUILD}") from error
 
 
 def software() -> str:

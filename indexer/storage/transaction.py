@@ -63,8 +63,8 @@ def writing(folder: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT) or "full" in str(error)  # SQLite gives no number
         raise IndexWriteError(
-            f"cannot write the index at {folder}: {error.strerror or error}. What was done so far is kept: "
-            f"{'make room' if full else 'put that right'} and run the same command again"
+            f"cannot write the index at {folder}: {error.strerror or error}. Work done so far is kept: "
+            f"{'free disk space' if full else 'resolve this'} and run the same command again"
         ) from error
 
 
@@ -192,7 +192,7 @@ class Transaction:
             self._items.clear_hashes(ids)
 
     def recount(self) -> None:
-        """Count the items anew: the numbers of a damaged index may be wrong."""
+        """Recount the items: the numbers of a damaged index may be wrong."""
         with writing(self._folder):
             self.items, self._checksum = self._items.recount()
 

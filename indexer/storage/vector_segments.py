@@ -128,7 +128,7 @@ def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
             )
         return _mapped(path, rows, dim, len(expected))
     except FileNotFoundError as error:
-        raise IndexDamagedError(f"{path} is missing: the index is not whole. {_REPAIR}") from error
+        raise IndexDamagedError(f"{path} is missing: the index is incomplete. {_REPAIR}") from error
 
 
 def open_vectors(folder: Path, segments: Sequence[Segment], *, dim: int) -> Vectors:

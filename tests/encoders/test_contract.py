@@ -218,7 +218,7 @@ def test_towers_are_loaded_on_first_use(case: Case, encoder: Encoder):
     encoder.encode_texts(TEXTS)
     assert encoder.loaded_sides == {"text"}
     if not case.reads_images:
-        with pytest.raises(ModelError, match="is a language model alone and sees no images"):
+        with pytest.raises(ModelError, match="is a language model only and cannot encode images"):
             encoder.encode_images(images())
         return
     encoder = case.load()

@@ -110,7 +110,7 @@ def test_load_encoder_reads_folder_of_language_model(models: Path, tmp_path: Pat
     assert (mine.info.name, mine.info.licence, mine.info.languages) == ("mine", "unknown", ())
     expected = load_encoder("tiny-8b-cc").encode_texts(TEXTS)
     np.testing.assert_array_equal(mine.encode_texts(TEXTS), expected)
-    with pytest.raises(ModelError, match="mine is a language model alone and sees no images"):
+    with pytest.raises(ModelError, match="mine is a language model only and cannot encode images"):
         mine.encode_images([np.zeros((8, 8, 3), np.uint8)])
 
 

@@ -214,7 +214,7 @@ def test_load_text_only_gives_states_and_refuses_images(models: Path):
         got = np.concatenate([encoder.encode_texts([text]) for text in texts])
     np.testing.assert_allclose(got, F.normalize(states, dim=-1).numpy(), atol=5e-5, rtol=1e-4)
     assert (encoder.info.dim, encoder.info.image_size, encoder.info.preprocessing) == (48, 0, "none")
-    with pytest.raises(ModelError, match="tiny-1b-cc is a language model alone and sees no images"):
+    with pytest.raises(ModelError, match="tiny-1b-cc is a language model only and cannot encode images"):
         encoder.encode_images(images())
 
 

@@ -120,7 +120,7 @@ def test_load_sentence_runs_no_code_of_a_model(place: str, tmp_path: Path, monke
         path.write_text(
             json.dumps({"types": {"query_0": "evil.Module"}, "structure": {"query": ["query_0"]}})
         )
-    with pytest.raises(ModelError, match=r"wants to run code of its own \(evil\.Module\); none is run here"):
+    with pytest.raises(ModelError, match=r"requires code of its own \(evil\.Module\); none is run here"):
         load_encoder(f"st:{tmp_path}")
     assert not (tmp_path / "ran").exists()
 

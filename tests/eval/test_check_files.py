@@ -51,7 +51,7 @@ def test_prepare_of_a_partial_set_has_status_1(urban, invoke):
         seventh.write_bytes(JPEG)
     assert answer.exit_code == 1
     assert "partial   urban1k+partial: 999 images" in answer.output
-    assert "1 of 1,000 images are not there: 7.jpg" in answer.output
+    assert "1 of 1,000 images are missing: 7.jpg" in answer.output
     # The ids are those that the annotations name, whether or not the images are there.
     assert report.sets[0].image_ids_sha256 == report.protocol.image_ids_sha256
 
@@ -143,8 +143,8 @@ def test_prepare_without_a_name_lists_all(urban, invoke):
     done = invoke("prepare", "--data-folder", urban)
     lines = done.stdout.splitlines()
     assert len(lines) == len(protocol_ids())
-    assert f"looked below {urban}; llm2clip-eval prepare NAME" in done.stderr
-    assert lines[6].split()[:2] == ["there", "urban1k"]
+    assert f"searched {urban}; llm2clip-eval prepare NAME" in done.stderr
+    assert lines[6].split()[:2] == ["present", "urban1k"]
 
 
 def test_prepare_refuses_an_unknown_name_in_one_line(tmp_path, invoke):

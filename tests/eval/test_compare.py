@@ -43,14 +43,14 @@ def test_conclusion_leaves_undecided_what_is_undecided(make_result):
     first = make_result(label="a", key="a" * 64, ranks=[1, 1, 2, 2])
     second = make_result(label="b", key="b" * 64, ranks=[1, 2, 1, 2])
     found = compare_encoders([first, second], "a", "b", resampling=QUICK)
-    assert conclusion(found)[0].startswith("a and b cannot be told apart in any of 2 comparisons")
+    assert conclusion(found)[0].startswith("a and b cannot be distinguished in any of 2 comparisons")
 
 
 def test_compare_encoders_refuses_one_encoder_twice(make_result):
     one = make_result(label="a", key="a" * 64)
     for second in ("a", "aaaaaa"):
         with pytest.raises(
-            ValueError, match=r"'a' and 'a+' are one encoder, expected two; results are of: a \(aaa"
+            ValueError, match=r"'a' and 'a+' are the same encoder, expected two; results exist for: a \(aaa"
         ):
             compare_encoders([one], "a", second)
 
@@ -59,12 +59,12 @@ def test_compare_encoders_finds_labels_and_hashes(make_result):
     one = make_result(label="same", key="a" * 64)
     other = make_result(label="same", key="b" * 64)
     with pytest.raises(
-        ValueError, match=r"'same' stands for 2 encoders; name one by its hash: aaaaaaaaaaaa, bbb"
+        ValueError, match=r"'same' matches 2 encoders; name one by its hash: aaaaaaaaaaaa, bbb"
     ):
         compare_encoders([one, other], "same", "bbbbbb")
     found = compare_encoders([one, other], "aaaaaa", "bbbbbb", resampling=QUICK)
     assert all(line.test.difference == 0 for line in found.lines)
-    with pytest.raises(ValueError, match=r"no result is of an encoder 'x', expected a label.*: same \(aaa"):
+    with pytest.raises(ValueError, match=r"no result of encoder 'x', expected a label.*: same \(aaa"):
         compare_encoders([one, other], "x", "same")
 
 
@@ -72,7 +72,7 @@ def test_compare_encoders_needs_the_same_queries(make_result):
     one = make_result(label="a", key="a" * 64)
     other = make_result(label="b", key="b" * 64)
     moved = replace(other, set=replace(other.set, sha256="9" * 64))
-    with pytest.raises(ValueError, match="on colours they were asked other queries"):
+    with pytest.raises(ValueError, match="their queries differ on colours"):
         compare_encoders([one, moved], "a", "b")
     elsewhere = make_result(label="b", key="b" * 64, protocol="shapes")
     with pytest.raises(ValueError, match="no set is common to both"):
@@ -82,7 +82,7 @@ def test_compare_encoders_needs_the_same_queries(make_result):
     ]
     found = compare_encoders([one, moved, *more], "a", "b", resampling=QUICK)
     assert {line.dataset for line in found.lines} == {"shapes"}
-    assert conclusion(found)[1] == "Skipped, as the two were asked other queries: colours."
+    assert conclusion(found)[1] == "Skipped, as the queries differ: colours."
 
 
 def test_compare_encoders_refuses_two_parts_of_one_set(make_result):
@@ -91,6 +91,6 @@ def test_compare_encoders_refuses_two_parts_of_one_set(make_result):
     other = make_result(label="b", key="b" * 64)
     with pytest.raises(
         ValueError,
-        match=r"two results of 'a' on colours are of other images .*, of 2026-01-02.* and 2026-02-03",
+        match=r"two results of 'a' on colours have different images .*2026-01-02.* and 2026-02-03",
     ):
         compare_encoders([one, part, other], "a", "b")

@@ -76,7 +76,7 @@ def test_compare_published_skips_partial_sets(clip):
     board = build_board([part])
     assert board.comparisons == ()
     assert board.tables[0].published == ()
-    assert "a part of it" in board.tables[0].title
+    assert "(partial)" in board.tables[0].title
 
 
 def test_table_rows_show_best_published_and_same_weights(clip):

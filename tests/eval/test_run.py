@@ -221,7 +221,7 @@ def test_run_leaderboard_and_compare_commands(six, invoke, tmp_path, monkeypatch
     assert "only the first 4 of 6 images" in (tmp_path / "b.md").read_text()
     compared = invoke("compare", "nano", "again", "out")
     assert compared.exit_code == 0, compared.output
-    assert "nano and again cannot be told apart in any of 4 comparisons" in compared.output
+    assert "nano and again cannot be distinguished in any of 4 comparisons" in compared.output
     data = json.loads((tmp_path / "out" / names[0]).read_text())
     assert data["set"]["complete"] is False
 
@@ -231,7 +231,7 @@ def test_run_leaderboard_and_compare_commands(six, invoke, tmp_path, monkeypatch
     [
         ("run --encoder nano", "no data set was named; name a protocol"),
         ("run --encoder nano --dataset flickr30", "unknown protocol 'flickr30'; did you mean"),
-        ("run --encoder a=nano --encoder a=clip-vit-b-16 --data .", "two encoders have one label"),
+        ("run --encoder a=nano --encoder a=clip-vit-b-16 --data .", "two encoders have the same label"),
         ("run --encoder nono --data six.tar --language en", "nono"),
         ("leaderboard nowhere", "nowhere"),
         ("compare a b", "eval-results"),

@@ -174,7 +174,7 @@ def test_progress_goes_from_listing_to_writing(photos, tmp_path, encoder):
 def test_overwrite_replaces_the_index_of_another_encoder_or_corpus(photos, shards, tmp_path, encoder):
     build_index(photos, tmp_path / "i", encoder=encoder)
     with pytest.raises(
-        IndexConflictError, match=f"holds an index of {photos}, got {shards}: choose another place"
+        IndexConflictError, match=f"holds an index of {photos}, got {shards}: choose another folder"
     ):
         build_index(shards, tmp_path / "i", encoder=encoder)
     other = FakeEncoder(dim=8)
@@ -232,7 +232,9 @@ def test_lock_is_skipped_where_the_file_system_has_none(photos, tmp_path, encode
 def test_build_index_takes_a_corpus_whose_name_is_not_utf8(photos, tmp_path, encoder):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     photos.rename(odd)
-    with pytest.raises(IndexConflictError, match=r"caf\\xe9\.index is no name for an index: it is not UTF-8"):
+    with pytest.raises(
+        IndexConflictError, match=r"caf\\xe9\.index is not a valid name for an index: it is not UTF-8"
+    ):
         build_index(odd, f"{odd}.index", encoder=encoder)
     build_index(odd, tmp_path / "i", encoder=encoder)
     with open_index(tmp_path / "i") as index:
@@ -319,7 +321,7 @@ def test_another_encoder_is_refused_in_one_sentence(photos, tmp_path, encoder):
         build_index(photos, tmp_path / "i", encoder=FakeEncoder(name="other", dim=8))
     assert str(failure.value) == (
         f"{tmp_path}/i was built with encoder 'fake' (dim 16), got 'other' (dim 8): build with the first, choose "
-        "another place with --index, or replace it with --overwrite"
+        "another folder with --index, or replace it with --overwrite"
     )
     with pytest.raises(
         EncoderMismatchError, match=r"was built with another version of encoder 'fake' .weights_sha256 "

@@ -59,13 +59,13 @@ def test_without_an_encoder_the_built_in_ones_are_listed(photos, loaded):
     done = run.invoke(cli.app, ["build", str(photos)])
     assert (done.exit_code, done.stdout, loaded) == (2, "", [])
     assert done.stderr.startswith(
-        "error: no encoder was named: give --encoder NAME, or set LLM2CLIP_ENCODER. There are\n"
+        "error: no encoder was named: use --encoder with a name or a folder, or set\nLLM2CLIP_ENCODER. Recommended:\n"
     )
+    assert max(map(len, done.stderr.splitlines())) < 80
+    said = " ".join(done.stderr.split())
     for card in [card for card in list_encoders() if card.recommended]:
-        assert f"  {card.name} " in done.stderr
-        assert card.size in done.stderr
-        assert card.quality in done.stderr
-        assert card.download in done.stderr
+        assert f"{card.recommended} {card.name} {card.summary} {card.size}, {card.quality}; " in said
+        assert card.download in said
     assert not default_index_path(photos).exists()
 
 
@@ -108,7 +108,7 @@ def test_a_person_is_asked(tmp_path, answers, chosen, capsys):
     assert choosing.choose_encoder("p", tmp_path, told=None, ask=lambda _: next(remaining)) == chosen
     asked = capsys.readouterr().err
     assert asked.startswith("Choose an encoder:\n  1  nano")
-    assert asked.count("is not one of them: expected 1 to") == len(answers) - 1
+    assert asked.count("is not an encoder: expected 1 to") == len(answers) - 1
 
 
 def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):
@@ -206,7 +206,7 @@ def test_info_and_verify(photos):
     assert "encoder   x (weights " in shown
     assert f"corpus    {photos} in {photos}\n" in shown
     verified = run.invoke(cli.app, ["verify"])
-    said = f"{default_index_path(photos)} is whole: 4 files, 30 images\n"
+    said = f"{default_index_path(photos)} is intact: 4 files, 30 images\n"
     assert (verified.exit_code, verified.stdout) == (0, said)
     vectors = default_index_path(photos) / "vectors-00001-00000.npy"
     flip(vectors, -1)
@@ -314,7 +314,7 @@ def test_changed_images_are_told_from_kept_ones(photos):
     time.sleep(0.01)
     (photos / "000.png").write_bytes(encoded((1, 1, 1)))
     shown = run.invoke(cli.app, ["build", str(photos)]).stdout
-    assert shown.startswith("Indexed 30 images, 1 of them embedded now, in ")
+    assert shown.startswith("Indexed 30 images, 1 newly embedded, in ")
 
 
 def test_encoder_table_without_a_width_has_all_columns():

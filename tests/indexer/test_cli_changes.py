@@ -30,18 +30,18 @@ def lines(*arguments: str) -> list[str]:
 
 
 def test_update_prints_numbers(index, photos, loaded):
-    assert lines("update", *index)[0] == "30 images in the index: 30 as before."
+    assert lines("update", *index)[0] == "30 images in the index: 30 unchanged."
     assert loaded == []
     (photos / "000.png").rename(photos / "moved.png")
     (photos / "003.png").write_bytes(encoded((9, 9, 9), size=(30, 30)))
     (photos / "bad\x1b[31m.png").write_bytes(b"x")
     first, moved, embedded, bad, name = lines("update", *index)
-    assert first == "30 images in the index: 1 new, 1 with other content, 1 removed, 28 as before."
-    assert moved == "1 of the new and the removed are one image that was moved."
-    assert embedded.startswith("1 embedded, 1 found again by their content, in ")
+    assert first == "30 images in the index: 1 new, 1 changed, 1 removed, 28 unchanged."
+    assert moved == "1 image was moved: it counts as new and as removed."
+    assert embedded.startswith("1 embedded, 1 reused (same content), in ")
     assert (bad, name[:21]) == ("1 image could not be read:", "  bad\\x1b[31m.png: no")
     assert loaded == ["x"]
-    again = "30 images in the index: 30 as before, 1 left out as before (unreadable or removed)."
+    again = "30 images in the index: 30 unchanged, 1 skipped (unreadable or removed)."
     assert lines("update", *index)[0] == again
     report = json.loads(lines("update", "--json", *index)[0])
     assert (report["unchanged"], report["items"], report["changed_anything"]) == (31, 30, False)
@@ -52,10 +52,10 @@ def test_add_remove_and_compact_print_numbers(index, photos, tmp_path):
     (photos / "one.png").write_bytes(encoded((1, 2, 3)))
     assert lines("add", str(photos / "one.png"), *index)[0] == "31 images in the index: 1 new."
     removed = lines("remove", "one.png", "000.png", "--matching", "summer/*", *index)
-    assert removed[0] == "9 images in the index: 22 removed, 9 as before."
+    assert removed[0] == "9 images in the index: 22 removed, 9 unchanged."
     assert removed[-1] == "Updates do not add removed images again; llm2clip-index add PATH does."
     assert "no image matches" in run.invoke(cli.app, ["remove", "--where", "width > 100", *index]).stderr
-    assert lines("compact", *index)[0].startswith("9 images in the index, 22 vectors dropped; ")
+    assert lines("compact", *index)[0].startswith("9 images in the index; 22 vectors removed; ")
     wrong = run.invoke(cli.app, ["remove", "nosuch.png", *index])
     assert (wrong.exit_code, wrong.stderr[:40]) == (1, "error: not in the index: nosuch.png. Not")
     wrong = run.invoke(cli.app, ["remove", *index])
@@ -72,7 +72,7 @@ def test_update_says_what_an_interruption_keeps(index, photos, monkeypatch):
 
     monkeypatch.setattr("llm2clip.indexer.commands.maintain.update_index", interrupted)
     done = run.invoke(cli.app, ["update", *index])
-    said = "interrupted: what was embedded is kept, the same command goes on from there\n"
+    said = "interrupted: embedded images are kept; run the same command again to continue\n"
     assert (done.exit_code, done.stdout, done.stderr) == (130, "", said)
 
 
@@ -82,17 +82,17 @@ def test_errors_of_files_say_what_to_do(index, tmp_path, photos):
     assert (done.exit_code, "taken is a file: expected a folder" in done.stderr) == (1, True)
     below = ["build", str(photos), "--index", str(tmp_path / "taken" / "i"), "--encoder", "x"]
     done = run.invoke(cli.app, below)
-    assert (done.exit_code, "Choose another place with --index" in done.stderr) == (1, True)
+    assert (done.exit_code, "Choose another folder with --index" in done.stderr) == (1, True)
     (tmp_path / "i" / "vectors-00001-00000.npy").unlink()
     done = run.invoke(cli.app, ["verify", *index])
     assert (done.exit_code, "Try  llm2clip-index verify --repair, or" in done.stderr) == (1, True)
-    assert lines("verify", "--repair", *index)[-1].endswith("is whole: 4 files, 30 images")
+    assert lines("verify", "--repair", *index)[-1].endswith("is intact: 4 files, 30 images")
 
 
 def test_remove_takes_relative_paths(index, photos, monkeypatch):
     monkeypatch.chdir(photos.parent)
     said = lines("remove", f"{photos.name}/000.png", *index)
-    assert said[0] == "29 images in the index: 1 removed, 29 as before."
+    assert said[0] == "29 images in the index: 1 removed, 29 unchanged."
     # A key comes first: of two images of one name, only the one that has it as its key goes.
     for folder in (photos, photos / "summer"):
         (folder / "twice.png").write_bytes(encoded((7, 7, 7)))
@@ -133,7 +133,7 @@ def test_verify_repair_says_what_to_do(index, tmp_path):
     assert run.invoke(cli.app, ["verify", *index]).exit_code == 1
     said = lines("verify", "--repair", *index)
     assert said[0] == "vectors-00001-00000.npy was restored from candidates-00001.faiss"
-    assert said[-1].endswith("is whole: 4 files, 30 images")
+    assert said[-1].endswith("is intact: 4 files, 30 images")
     for name in ("vectors-00001-00000.npy", "candidates-00001.faiss"):
         flip(tmp_path / "i" / name, -1)
     said = lines("verify", "--repair", *index)
@@ -165,7 +165,7 @@ def test_update_reads_nothing_that_looks_unchanged(index, photos, loaded):
         found = file.stat()
         file.write_bytes(b"?" * found.st_size)
         os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
-    assert lines("update", *index)[0] == "30 images in the index: 30 as before."
+    assert lines("update", *index)[0] == "30 images in the index: 30 unchanged."
     assert loaded == []
 
 
@@ -173,7 +173,7 @@ def test_export_and_explain_print_what_they_did(index, photos, tmp_path):
     put(photos, numbered(range(3), name="late{}.png", colours=400))
     lines("update", *index)
     said = lines("export", str(tmp_path / "out"), *index)
-    assert said[0].startswith("33 images, 16 numbers each, ")
+    assert said[0].startswith("33 images, dimension 16, ")
     assert said[1:] == [f"  {tmp_path}/out/vectors.npy", f"  {tmp_path}/out/items.jsonl"]
     assert lines("explain", *index)[0] == "33 images; flat-fp16-ip: exact scan of all vectors"
     report = json.loads(lines("explain", "--where", "key LIKE 'late%'", "--json", *index)[0])

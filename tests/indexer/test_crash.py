@@ -93,7 +93,7 @@ def test_build_index_resumes_after_each_interruption(photos, tmp_path):
     for stop in (2, 1, 3):
         interrupt(photos, tmp_path / "i", stop)
         with pytest.raises(
-            IndexNotFoundError, match=r"is not finished: \d+ images so far. Go on with: llm2clip-index"
+            IndexNotFoundError, match=r"is unfinished: \d+ images so far. Continue with: llm2clip-index"
         ):
             open_index(tmp_path / "i")
     report = build_index(photos, tmp_path / "i", encoder=FakeEncoder())
@@ -150,8 +150,8 @@ def start(photos: Path, index: Path, *, wait_at: str = "") -> subprocess.Popen[s
     ("marker", "says"),
     [
         ("load", "interrupted: nothing was done yet\n"),
-        ("batch 4", "interrupted: 12 images are kept, the same command goes on from there\n"),
-        ("after write_manifest", "interrupted: 30 images are kept, the same command goes on from there\n"),
+        ("batch 4", "interrupted: 12 images are kept; run the same command again to continue\n"),
+        ("after write_manifest", "interrupted: 30 images are kept; run the same command again to continue\n"),
     ],
 )
 def test_ctrl_c_says_in_one_line_how_to_go_on(photos, tmp_path, marker, says):
@@ -186,8 +186,8 @@ def test_full_disk_keeps_what_a_build_did(small_disk, many, monkeypatch):
         IndexWriteError, match=r"cannot write the index at .*/i: .*(No space left|full).*run the same"
     ) as failure:
         build_index(many, index, encoder=encoder, options=options)
-    assert re.search(r"make room and run the same command again$", str(failure.value))
-    with pytest.raises(IndexNotFoundError, match=r"is not finished"):
+    assert re.search(r"free disk space and run the same command again$", str(failure.value))
+    with pytest.raises(IndexNotFoundError, match=r"is unfinished"):
         open_index(index)
     small_disk.resize("64m")
     report = build_index(many, index, encoder=encoder, options=options)
@@ -205,7 +205,7 @@ def test_full_disk_leaves_the_index_as_it_was(small_disk, photos):
         lambda: update_index(index, encoder=encoder, options=BuildOptions(batch_size=16)),
         lambda: build_index(photos, index, encoder=encoder),
     ):
-        with pytest.raises(IndexWriteError, match="make room and run the same command again"):
+        with pytest.raises(IndexWriteError, match="free disk space and run the same command again"):
             change()
         assert len(whole(index)) == 30
     small_disk.resize("64m")
@@ -213,7 +213,7 @@ def test_full_disk_leaves_the_index_as_it_was(small_disk, photos):
     assert (report.new, report.items) == (200, 230)
     small_disk.leave(200, index)
     remove_images(index, Selection(matching="more1*"))
-    with pytest.raises(IndexWriteError, match="make room"):
+    with pytest.raises(IndexWriteError, match="free disk space"):
         compact_index(index)
     assert len(whole(index)) == 119
     small_disk.resize("64m")

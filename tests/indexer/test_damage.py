@@ -46,7 +46,7 @@ def test_open_index_refuses_missing_and_cut_files(index, photos, name):
     ):
         open_index(index)
     (index / name).unlink()
-    with pytest.raises(IndexDamagedError, match=f"{name} is missing: the index is not whole"):
+    with pytest.raises(IndexDamagedError, match=f"{name} is missing: the index is incomplete"):
         open_index(index)
     report = build_index(photos, index, encoder=FakeEncoder())
     # Vectors are embedded again only where they or their items are what was lost.
@@ -182,10 +182,10 @@ def test_read_manifest_names_another_format_version(index, photos):
 def test_open_index_refuses_an_unfinished_index(index, photos, tmp_path):
     """What a copy that was broken off leaves: any part of the files."""
     (index / "manifest.json").unlink()
-    with pytest.raises(IndexNotFoundError, match="is not finished: 30 images so far"):
+    with pytest.raises(IndexNotFoundError, match="is unfinished: 30 images so far"):
         open_index(index)
     (index / KINDS[0]).write_bytes(b"not a database")
-    with pytest.raises(IndexNotFoundError, match=r"is not finished\. Go on with the command that began it"):
+    with pytest.raises(IndexNotFoundError, match=r"is unfinished\. Run the command that began it again"):
         open_index(index)
     assert build_index(photos, index, encoder=FakeEncoder()).embedded == 30
 

@@ -50,7 +50,7 @@ def test_export_index_writes_npy_and_jsonl(index, shards, photos, tmp_path):
     item, vector = by_key["summer/013.png"]
     np.testing.assert_array_equal(vector, expected_vector(13))
     assert (item["uri"], item["width"], item["height"]) == (str(photos / "summer/013.png"), 12, 8)
-    with pytest.raises(IndexConflictError, match=r"vectors\.npy is there already: choose another folder"):
+    with pytest.raises(IndexConflictError, match=r"vectors\.npy already exists: choose another folder"):
         export_index(index, tmp_path / "out")
 
 
@@ -122,7 +122,7 @@ def test_reencode_index_builds_an_index_beside_the_old_one(index, photos, tmp_pa
 def test_reencode_index_agrees_with_the_same_encoder(index, tmp_path):
     report = reencode_index(index, tmp_path / "new", encoder=FakeEncoder())
     assert report.images.overlap == 1.0
-    with pytest.raises(IndexConflictError, match="is the index that is read"):
+    with pytest.raises(IndexConflictError, match="is the source index"):
         reencode_index(index, index, encoder=FakeEncoder())
 
 

@@ -218,7 +218,7 @@ def test_compact_index_drops_only_what_was_removed(index, photos, tmp_path):
         assert (after.manifest.rows, after.manifest.tombstones) == (20, 0)
         assert after.manifest.ann.rows == 20
     assert len(keys_of(index)) == 20
-    assert compact_index(index).notes == ("nothing to drop: the index was left as it is",)
+    assert compact_index(index).notes == ("nothing to remove: the index is unchanged",)
     assert len(os.listdir(index)) == 5
 
 
@@ -258,7 +258,7 @@ def test_update_index_keeps_images_of_unreadable_folders_and_files(
         report = update_index(place, encoder=FakeEncoder())
     assert keys_of(place) == before
     assert (report.removed, report.bad) == (0, 1)
-    assert report.notes == (f"{lost} images were kept whose folder or file cannot be read now",)
+    assert report.notes == (f"{lost} images whose folder or file cannot be read now were kept",)
     (shards / "01.tar").write_bytes(whole)
     report = update_index(place, encoder=FakeEncoder())
     assert (report.removed, report.bad, report.embedded, keys_of(place)) == (0, 0, 0, before)

@@ -77,7 +77,7 @@ def test_list_corpus_reads_json_lines(folder):
     assert found["a.png"] == ("a dog", {"tags": ["x"], "box": {"w": 1}}, None)
     assert found["b c.png"] == ("one", {"captions": ["one", "two"]}, None)
     problems = [problem for _, _, problem in found.values() if problem]
-    assert problems[0].startswith("line 3: no field says where the image is: expected one of file_name, ")
+    assert problems[0].startswith("line 3: no field names the image file: expected one of file_name, ")
     assert problems[1] == "line 4: no usable JSON: expected an object, got list"
     assert problems[2] == "line 5: is not UTF-8"
     assert problems[3].startswith("line 7: no usable JSON: ")
@@ -105,7 +105,7 @@ def test_list_corpus_reports_unusable_rows(folder):
     corpus = open_corpus(spec)
     assert about(corpus) == {
         f"{spec}:2": (None, None, "line 2: got 3 columns, expected the 2 of the header"),
-        f"{spec}:3": (None, None, "line 3: does not say where the image is"),
+        f"{spec}:3": (None, None, "line 3: names no image"),
         "gone.png": (None, None, "No such file or directory"),
         "海": (None, None, "a folder, not an image"),
         "l.csv": (None, None, "its ending .csv is not that of an image"),
@@ -163,7 +163,7 @@ def test_list_corpus_reports_lines_that_are_not_text(folder, name):
         (
             "l.csv",
             b"",
-            r"no column of .*l\.csv says where the images are: got an empty line; expected one of",
+            r"no column of .*l\.csv names the image files: got an empty line; expected one of",
         ),
         ("l.csv", b"who,what\nx,y\n", r"got who, what; expected one of file_name, "),
         ("l.txt", b"\xff\xff\xff\xff", "is neither UTF-8 nor UTF-16 nor GB 18030: save it as UTF-8"),

@@ -1,4 +1,4 @@
-"""Filtered ANN search: recall against brute force, and answers that do not depend on what was asked before."""
+"""Filtered ANN search: recall against brute force, and answers that do not depend on what was searched before."""
 
 from pathlib import Path
 

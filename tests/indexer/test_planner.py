@@ -116,7 +116,7 @@ def test_plan_survives_json():
         {**content, "budget": {"rum": 1}},
         {**content, "considered": [3]},
     ):
-        with pytest.raises(IndexDamagedError, match="plan of the index has an entry of the wrong form"):
+        with pytest.raises(IndexDamagedError, match="plan of the index has an invalid entry"):
             Plan.from_json(broken)
 
 

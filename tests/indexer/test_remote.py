@@ -229,7 +229,7 @@ def test_local_copy_refuses_what_does_not_fit_on_disk(store, monkeypatch):
     put(store, {"0.tar": tar_of({"a.png": IMAGES[0]})})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 100})())
     [record] = open_corpus("memory://b/0.tar").records()
-    assert "room for 0: make room, or set LLM2CLIP_HOME" in record.problem
+    assert "room for 0: free disk space, or set LLM2CLIP_HOME" in record.problem
 
 
 def test_default_index_path_of_urls_and_standard_input(tmp_path, monkeypatch):

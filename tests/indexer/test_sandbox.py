@@ -116,7 +116,7 @@ def test_where_mask_of_the_largest_filter(tmp_path):
 def test_where_mask_has_a_time_limit(tmp_path):
     items = table(tmp_path / "items.db", [{**IMAGES[0], "key": str(n)} for n in range(3000)])
     where = compile_where(" OR ".join(["caption CONTAINS 'x'"] * 50))
-    with pytest.raises(WhereError, match="the filter was given up after 0 seconds: ask for less"):
+    with pytest.raises(WhereError, match="the filter was stopped after 0 seconds: simplify it"):
         where.mask(items, rows=3000, commit=1, seconds=0)
     assert not where.mask(items, rows=3000, commit=1).any()
     items.close()

@@ -91,8 +91,8 @@ def test_tar_corpus_reports_a_second_member_of_one_name(tmp_path):
 @pytest.mark.parametrize(
     ("spoil", "readable", "problem"),
     [
-        (lambda tar: tar[:2600], 3, "cut short: the end mark is missing at byte 3,072"),
-        (lambda tar: tar[:1024], 1, "cut short: the end mark is missing at byte 1,024"),
+        (lambda tar: tar[:2600], 3, "truncated: the end marker is missing at byte 3,072"),
+        (lambda tar: tar[:1024], 1, "truncated: the end marker is missing at byte 1,024"),
         (lambda tar: tar[:1024] + b"\1" * 512 + tar[1536:], 1, "damaged at byte 1,024"),
         (lambda tar: b"no tar at all" * 100, 0, "invalid header"),
         (lambda tar: b"", 0, "empty file"),

@@ -138,7 +138,7 @@ def test_table_corpus_reads_rows_that_name_a_file(tmp_path):
     assert reasons == [
         f"{outside}../secret.png",
         f"{outside}{tmp_path}/secret.png",
-        "the row holds no image",
+        "the row has no image",
         "gone.png: No such file or directory",
     ]
 

@@ -107,7 +107,7 @@ def test_zip_corpus_reports_a_zip_cut_short_and_reads_the_others(tmp_path):
     broken, after = records(tmp_path)
     assert (broken.key, broken.problem) == (
         "a.zip",
-        "zip cannot be read after 0 images: cut short or damaged: its central directory is lost",
+        "zip cannot be read after 0 images: truncated or damaged: no central directory",
     )
     assert (after.key, after.read()) == ("b.zip#z.png", IMAGES[3])
 

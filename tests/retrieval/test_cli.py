@@ -31,7 +31,8 @@ def records(result: Result) -> list[dict]:
 def test_search_command_prints_a_table_per_query(corpus: Corpus, search: Search):
     result = search("red", "blue", "-k", 2, "--index", corpus.index)
     assert (result.exit_code, result.stderr) == (0, "")
-    lines = [line.rstrip() for line in result.stdout.splitlines()]
+    lines = result.stdout.splitlines()
+    assert lines == [line.rstrip() for line in lines]
     assert lines[0] == "red"
     assert lines[1].split() == ["rank", "score", "image", "caption"]
     assert lines[2].split()[0:1] + lines[2].split()[2:] == ["1", "warm/red.png", "a", "red", "square"]
@@ -128,7 +129,7 @@ def test_search_command_refuses_an_empty_query(corpus: Corpus, search: Search, q
 def test_search_command_refuses_a_file_without_queries(corpus: Corpus, search: Search, tmp_path: Path):
     (tmp_path / "q.txt").write_text("\n  \n")
     message = failure(search("--queries", tmp_path / "q.txt", "--index", corpus.index))
-    assert message.endswith("q.txt holds no query: it is empty or all its lines are blank")
+    assert message.endswith("q.txt has no query: it is empty or all its lines are blank")
     (tmp_path / "q.txt").write_bytes("größer".encode("latin-1"))
     message = failure(search("--queries", tmp_path / "q.txt", "--index", corpus.index))
     assert "q.txt must be UTF-8 text, got byte 0xf6 at offset 2: convert it" in message
@@ -203,7 +204,7 @@ def test_search_command_refuses_an_unfinished_index(
             options=BuildOptions(batch_size=2, workers=1),
         )
     message = failure(search("red", "--index", tmp_path / "half"))
-    assert "is not finished" in message
+    assert "is unfinished" in message
     assert "llm2clip-index build" in message
 
 
@@ -275,7 +276,7 @@ def test_locate_prefers_the_environment_to_the_last_index(corpus: Corpus, search
 
 def test_locate_never_replaces_a_missing_index_by_the_sample(search: Search, tmp_path: Path):
     set_current_index(tmp_path / "gone")
-    assert f"the index built last, {tmp_path / 'gone'}, is no longer there" in failure(search("red"))
+    assert f"the index built last, {tmp_path / 'gone'}, no longer exists" in failure(search("red"))
     message = failure(search("red", LLM2CLIP_INDEX=str(tmp_path / "away")))
     assert f"LLM2CLIP_INDEX names {tmp_path / 'away'}, which does not exist" in message
     assert "--index sample:" in message

@@ -49,10 +49,10 @@ def test_search_command_without_index_searches_the_sample(sample: Path, search: 
     first = search("red", "--json", "-k", 1)
     assert keys(first) == ["colours-000.tar#red.png"]
     assert first.stderr == (
-        "no index of your own yet: searching the sample images (building their index first, once)\n"
+        "no index was built yet: searching the sample images (building their index first)\n"
     )
     second = search("红色红色 red", "--json", "-k", 1)
-    assert second.stderr == "no index of your own yet: searching the sample images\n"
+    assert second.stderr == "no index was built yet: searching the sample images\n"
     hit = json.loads(second.stdout)["hits"][0]
     assert hit["metadata"] == {"names": {"en": "red", "zh": "red色"}, "emoji": "🟥"}
     table = search("红色红色 red", "-k", 1)
@@ -64,7 +64,7 @@ def test_search_command_takes_the_sample_by_name(corpus: Corpus, sample: Path, s
     assert keys(search("red", "--json", "-k", 1)) == ["warm/red.png"]
     asked = search("red", "--json", "-k", 1, "--index", "sample:")
     assert keys(asked) == ["colours-000.tar#red.png"]
-    assert asked.stderr == "searching the sample images (building their index first, once)\n"
+    assert asked.stderr == "searching the sample images (building their index first)\n"
     assert search("red", "--index", "sample:").stderr == ""
     assert locate("sample:").path == location.sample_index_path()
 

@@ -103,7 +103,7 @@ def test_caption_files_refuses_unreadable_sources(tmp_path: Path):
         path.write_text("a dog\n")
     for sources, message in (
         ([tmp_path / "none.txt"], "no such file or folder"),
-        ([tmp_path / "a.csv"], "is of no kind that is read"),
+        ([tmp_path / "a.csv"], "is not a supported file type"),
         ([tmp_path / "empty"], "holds no files with captions"),
         ([tmp_path / "a.txt", tmp_path / "other"], "files of one name"),
     ):
@@ -208,13 +208,15 @@ def test_write_features_refuses_another_source_or_maker(tmp_path: Path, captions
         write_features(
             [captions], tmp_path / "f", maker=maker(lambda texts: next(calls)(texts)), options=SMALL
         )
-    with pytest.raises(FeatureError, match=r"holds other features \(differs in made_by\)"):
+    with pytest.raises(
+        FeatureError, match=r"has features of other inputs or settings \(different: made_by\)"
+    ):
         write_features([captions], tmp_path / "f", maker=maker(version=2), options=SMALL)
     captions.write_text(captions.read_text().replace('number 3"', 'number 4"'))
     with pytest.raises(CaptionError, match="the first 16 captions are not those whose features are there"):
         write_features([captions], tmp_path / "f", maker=maker(), options=SMALL)
     captions.write_text("{}")
-    with pytest.raises(FeatureError, match=r"differs in sources"):
+    with pytest.raises(FeatureError, match=r"different: sources"):
         write_features([captions], tmp_path / "f", maker=maker(), options=SMALL)
 
 
@@ -271,7 +273,7 @@ def test_features_command_takes_a_language_model_folder(tmp_path: Path):
     command = ["features", str(tmp_path / "c.txt"), "--out", str(tmp_path / "f"), "--encoder", str(folder)]
     done = CliRunner().invoke(app, [*command, "--device", "cpu", "--dtype", "float32"])
     assert done.exit_code == 0, done.output
-    assert "2 captions as states of model, 48 numbers each" in done.stdout
+    assert "2 captions as states of model, dimension 48" in done.stdout
     side = LlmTextTower(language_source(folder), choice="float32", device=torch.device("cpu"))
     expected = side.pooled(*side.reader.batch(["a dog", "ein Hund"]))
     np.testing.assert_allclose(CaptionFeatures(tmp_path / "f").rows(0, 2), expected, atol=1e-3, rtol=1e-3)
@@ -283,7 +285,7 @@ def test_features_command_writes_and_reports(tmp_path: Path):
     command += ["--out", str(tmp_path / "f"), "--encoder", "nano", "--device", "cpu", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'f'}: 2 captions as vectors by nano, 192 numbers each\n"
+    assert done.stdout == f"{tmp_path / 'f'}: 2 captions as vectors by nano, dimension 192\n"
     expected = load_encoder("nano", device="cpu").encode_texts(["a red fruit", "ein Hund"])
     np.testing.assert_array_equal(CaptionFeatures(tmp_path / "f").rows(0, 2), expected.astype(np.float16))
     wrong = CliRunner().invoke(app, [*command[3:], "--dtype", "float64"])

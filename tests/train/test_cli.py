@@ -59,5 +59,5 @@ def test_train_command_interrupted_says_how_to_resume(monkeypatch, tmp_path):
     result = CliRunner().invoke(app, ["data", "--out", str(tmp_path)])
     assert (result.exit_code, result.stderr) == (
         130,
-        "interrupted: start the same command again to go on\n",
+        "interrupted: run the same command again to continue\n",
     )

@@ -42,8 +42,8 @@ def make_features(
 
         done = write_features(captions, out, maker=maker, options=FeatureOptions(field=field), tell=tell)
     what = "states of" if maker.kind == "states" else "vectors by"
-    lines = [f"{out}: {done.rows:,} captions as {what} {maker.identity['name']}, {maker.dim} numbers each"]
+    lines = [f"{out}: {done.rows:,} captions as {what} {maker.identity['name']}, dimension {maker.dim}"]
     if done.left_out:
-        lines.append(f"{done.left_out:,} left out, the first of them:")
+        lines.append(f"{done.left_out:,} skipped; the first of them:")
         lines += [f"  {reason}" for reason in done.reasons]
     return "\n".join(lines)

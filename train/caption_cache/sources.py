@@ -30,7 +30,7 @@ class Caption:
 
 
 class CaptionError(ValueError):
-    """A source of captions cannot be read as asked."""
+    """A source of captions cannot be read."""
 
 
 def caption_files(sources: Sequence[str | Path]) -> list[Path]:
@@ -50,13 +50,13 @@ def caption_files(sources: Sequence[str | Path]) -> list[Path]:
             raise CaptionError(f"no such file or folder: {source}")
         elif not source.name.endswith(ENDINGS):
             raise CaptionError(
-                f"{source} is of no kind that is read; expected {', '.join(ENDINGS)}, or a folder of them"
+                f"{source} is not a supported file type; expected {', '.join(ENDINGS)}, or a folder of them"
             )
         else:
             files.append(source)
     names = [path.name for path in files]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise CaptionError(f"files of one name, so captions could not be told apart: {', '.join(twice)}")
+        raise CaptionError(f"files of one name, so captions would be ambiguous: {', '.join(twice)}")
     return files
 
 

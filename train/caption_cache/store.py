@@ -29,7 +29,7 @@ HEADER = 128
 
 
 class FeatureError(ValueError):
-    """A folder of features cannot be used as asked."""
+    """A folder of features cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class Progress:
 
 
 class CaptionFeatures:
-    """A finished folder of features; rows are read from the disk when they are asked for."""
+    """A finished folder of features; rows are read from disk on demand."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a folder.

@@ -1,4 +1,4 @@
-"""Features of millions of captions, written to disk as they are made; killed at any moment, the work goes on.
+"""Features of millions of captions, written to disk as they are made; a killed run resumes.
 
 A folder of features holds ``features-00000.npy`` (float16, one row for each caption), ``keys-00000.txt`` (one line for
 each row: where its caption came from) and so on, and ``manifest.json``: what made them, of what, and how far. A block
@@ -197,8 +197,8 @@ class _Work:
         wanted = json.loads(json.dumps(self._what))
         if changed := sorted(key for key in wanted if saved.get(key) != wanted[key]):
             raise FeatureError(
-                f"{self.folder} holds other features (differs in {', '.join(changed)}); choose another --out folder, "
-                "or delete this one"
+                f"{self.folder} has features of other inputs or settings (different: {', '.join(changed)}); choose "
+                "another --out folder, or delete this one"
             )
         if not progress.complete:
             for file, size in zip(

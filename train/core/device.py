@@ -23,7 +23,7 @@ def use_device(name: str) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"cannot train on device {name!r}: {reason}. Say --device cpu") from error
+        raise ValueError(f"cannot train on device {name!r}: {reason}. Use --device cpu") from error
     torch.set_default_device(device)
     return device
 

@@ -110,7 +110,7 @@ def clip_loss(
 ) -> Tensor:
     """Symmetric softmax loss: each image finds its text, each text its image; the mean of both.
 
-    In several processes, gather both sides with :func:`gather_with_grad` first, or call
+    In several processes, gather both with :func:`gather_with_grad` first, or call
     :func:`sharded_clip_loss`.
 
     Args:

@@ -28,7 +28,7 @@ PACKAGES = ("llm2clip-retrieval", "torch", "numpy", "tokenizers", "safetensors",
 
 
 class RunError(ValueError):
-    """A run folder cannot be used as asked."""
+    """A run folder cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)

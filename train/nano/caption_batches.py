@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """Recipe of the text side."""
+    """Recipe of the text tower."""
 
     pretrain: LoopConfig
     """Next-token pre-training."""

@@ -1,4 +1,4 @@
-"""The image side of nano's training: what it learns from, how images are drawn for it, how it is watched."""
+"""Image batches of nano's training: data, sampling and progress."""
 
 from __future__ import annotations
 

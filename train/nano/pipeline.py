@@ -56,7 +56,7 @@ class NanoConfig:
             tune=LoopConfig(steps=600, evaluate_every=100, checkpoint_every=100),
         )
     )
-    """Recipe of the text side."""
+    """Recipe of the text tower."""
     align: AlignConfig = field(
         default_factory=lambda: AlignConfig(
             first=LoopConfig(steps=1500, floor=0.25),
@@ -165,7 +165,7 @@ def text_encoder(run: Run, config: NanoConfig, *, dropout: float | None = None) 
 
 @dataclass(frozen=True)
 class Images:
-    """The image side after the first parts of stage 2, and what it learns from."""
+    """The image tower after the first parts of stage 2, and its training data."""
 
     side: ImageSide
     head: PlaceHead

@@ -1,4 +1,4 @@
-"""How nano's language model learns which thing stands in which place: what its sentences and tokens must know."""
+"""Training targets for positions: which object stands where, for sentences and tokens."""
 
 from __future__ import annotations
 

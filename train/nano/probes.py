@@ -1,4 +1,4 @@
-"""How far nano's language model has come, for the progress lines of stage 1."""
+"""Progress measures of nano's language model in stage 1."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm2clip.train.synthetic.scenes import caption, last_twin, sample_scene, sw
 def text_scores(
     model: BidirectionalLlama, prototypes: Prototypes, encoder: TextEncoder, stage: ContrastiveStage
 ) -> dict[str, float]:
-    """Progress of stage 1 in percent: name -> prototype R@1 by language, mean cosine to it, twins told apart."""
+    """Progress of stage 1 in percent: name -> prototype R@1 by language, mean cosine to it, twins distinguished."""
     anchors = nn.functional.normalize(prototypes.weight, dim=-1)
     scores: dict[str, float] = {}
     rows = np.random.default_rng(1).choice(len(stage.emoji), min(500, len(stage.emoji)), replace=False)

@@ -3,7 +3,7 @@
 A scene's target is the sum of its objects' prototypes, each seen through the gate of its place, and of the background
 colour's vector. Gates keep a fixed random half of the dimensions, so a scene stays close to the names of what it
 shows (the same emoji in two places has cosine 1/2), while swapping two objects moves the target by as much as
-replacing one. Gates and colours are drawn, not learned, so that the text side and the image side can learn from the
+replacing one. Gates and colours are drawn, not learned, so that the text tower and the image tower can learn from the
 same targets at the same time.
 """
 

@@ -163,7 +163,7 @@ def named_loss(seen_B9D: Tensor, scenes: Sequence[Scene], anchors_ED: Tensor, *,
 def composed_scores(
     image_side: ImageSide, composed: SceneTargets, gallery: Gallery, scene_pool: Sequence[int]
 ) -> dict[str, float]:
-    """Progress in percent on 500 new scenes in the shipped style: own target found, and told from its twins'."""
+    """Progress in percent on 500 new scenes in the shipped style: own target ranked first, and above its twins'."""
     rng = np.random.default_rng(4)
     noto = thumbnails_of_style(gallery.artwork, "noto", len(gallery.by_emoji), side=SCENE_SIDES[2])
     scenes = [sample_scene(scene_pool, rng) for _ in range(500)]

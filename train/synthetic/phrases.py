@@ -1,4 +1,4 @@
-"""Phrases in several languages: how people ask for an image, and how a scene is put into words."""
+"""Phrases in several languages: image queries and scene descriptions."""
 
 from __future__ import annotations
 

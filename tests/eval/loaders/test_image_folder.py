@@ -127,7 +127,7 @@ def test_load_data_refuses_blank_and_notes_orphan_sidecars(own):
     found = load_data(folder)
     assert len(found.captions) == 3
     assert found.notes == (
-        "2 caption files have no image of their name, which are not asked: lost.json, day/lost.txt",
+        "2 caption files have no image of their name, and are not used: lost.json, day/lost.txt",
     )
     for blank in ("", " \n"):
         (folder / "day/b.txt").write_text(blank)
@@ -142,7 +142,7 @@ def test_load_data_refuses_blank_and_notes_orphan_sidecars(own):
 def test_load_data_checks_sidecars_in_tars(tmp_path, tars):
     image, place = tars.colour(RED), tmp_path / "y.tar"
     found = load_data(tars.members(place, ("1.png", image), ("1.txt", b"red"), ("2.txt", b"lost")))
-    assert found.notes == ("1 caption files have no image of their name, which are not asked: 2.txt",)
+    assert found.notes == ("1 caption files have no image of their name, and are not used: 2.txt",)
     files = (("1.png", image), ("1.txt", b"red"), ("2.png", image), ("2.txt", b""))
     refuses(tars.members(place, *files), EMPTY + r".*2\.png")
     blank = {"1": (image, {"captions": {"de": ["rot", " "]}})}

@@ -69,7 +69,7 @@ def test_urban1k_is_partial_without_a_caption_or_image(folder):
     found = folder.load("urban1k")
     assert (found.protocol, found.complete, found.missing) == ("urban1k+partial", False, ("5.jpg", "6.jpg"))
     assert (found.counts.images, found.counts.captions) == (998, 997)
-    assert "2 of 1,000 images are not there: 5.jpg, 6.jpg" in found.notes
+    assert "2 of 1,000 images are missing: 5.jpg, 6.jpg" in found.notes
     assert any("got 999 captions, expected 1,000" in note for note in found.notes)
 
 

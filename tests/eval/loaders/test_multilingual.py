@@ -158,7 +158,7 @@ def test_wit_rows_of_one_address_are_one_image(folder, linked):
     assert linked(found) == [("χάρτης", [map_url]), ("ο ίδιος χάρτης", [map_url]), ("σκύλος", [dog])]
     assert [image.file.name for image in found.images] == ["Map_(1897).png", "wit-test_2.jpg"]
     assert (found.id, found.missing) == ("wit-iglue+partial:el", (f"{host}/Gone.jpg",))
-    assert "1 of 3 images are not there" in found.notes[0]
+    assert "1 of 3 images are missing" in found.notes[0]
 
 
 def test_wit_refuses_images_of_one_name(folder):
@@ -190,7 +190,7 @@ NO_QUECHUA = {key: value for key, value in crossmodal(0, {}).items() if key != "
         (
             "wit-iglue:el",
             wit(("u/a.jpg", "text")),
-            r"wit-iglue:el: none of the 1 images is there, expected u/a\.jpg",
+            r"wit-iglue:el: none of the 1 images exists, expected u/a\.jpg",
         ),
     ],
     ids=range(7),
