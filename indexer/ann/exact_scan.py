@@ -74,7 +74,8 @@ class ExactScan:
         """The nearest allowed rows of each query, nearest first. Shapes: (n, dim) float32, (rows,) bool."""
         if len(queries) < TOGETHER and len(self._parts) == 1:
             return self._one_by_one(self._parts[0], queries, count, allowed)
-        best, ids = _nothing(len(queries), count)
+        shape = len(queries), count
+        best, ids = np.full(shape, _NONE), np.full(shape, -1, dtype=np.int64)
         if len(queries) < TOGETHER:
             for part in self._parts:
                 best, ids = merged((best, ids), self._one_by_one(part, queries, count, allowed))
@@ -109,7 +110,8 @@ class ExactScan:
                 rows, numbers = rows[here], numbers[here]
             if not len(rows):
                 continue
-            scores = (self._decoded(part.index, rows) @ flipped).T
+            decoded: NDArray[np.float32] = part.index.sa_decode(np.ascontiguousarray(rows).view(np.uint8))
+            scores = (decoded @ flipped).T
             if len(numbers) > 4 * count:
                 scores, kept = _promising(scores, best[:, -1], count)
                 numbers = np.where(kept < 0, -1, numbers[kept])
@@ -117,10 +119,6 @@ class ExactScan:
                 numbers = np.broadcast_to(numbers, scores.shape)
             best, ids = merged((best, ids), (scores, numbers))
         return best, ids
-
-    def _decoded(self, index: Any, rows: Rows) -> NDArray[np.float32]:  # noqa: ANN401
-        decoded: NDArray[np.float32] = index.sa_decode(np.ascontiguousarray(rows).view(np.uint8))
-        return decoded
 
 
 def selector_of(faiss: ModuleType, allowed: NDArray[np.bool_]) -> Any:  # noqa: ANN401
@@ -135,10 +133,6 @@ def merged(one: Found, other: Found) -> Found:
     ids = np.concatenate([one[1], other[1]], axis=1)
     order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
-
-
-def _nothing(queries: int, count: int) -> Found:
-    return np.full((queries, count), _NONE), np.full((queries, count), -1, dtype=np.int64)
 
 
 def _promising(scores: NDArray[np.float32], worst: NDArray[np.float32], count: int) -> Found:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -125,7 +125,7 @@ class _IndexedCorpus(Corpus):
             path=path,
             offset=offset,
             inner=place or None,
-            fetch=partial(_fetched, row, self._source),
+            fetch=partial(read_located, row.locator, key=row.key, corpus=self._source, hash=row.hash),
             size=row.size,
             mtime_ns=row.mtime_ns,
             sidecars=row.sidecars,
@@ -136,10 +136,6 @@ class _IndexedCorpus(Corpus):
     def explain_empty(self) -> str:
         """The index has no image of this source."""
         return f"{self._index.path} holds no image of {self.spec}"
-
-
-def _fetched(row: ItemRow, source: Mapping[str, str]) -> bytes:
-    return read_located(row.locator, key=row.key, corpus=source, hash=row.hash)
 
 
 def _exclude(old: Index, path: Path) -> None:
