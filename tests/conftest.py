@@ -16,18 +16,18 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 TESTS = Path(__file__).parent
 SLOW = {
-    "": "docs imports interrupts packaging",
-    "benchmarks": "index",
+    "": "contributing docs imports interrupts packaging",
+    "benchmarks": "index report text_side",
     "encoders": "baseline_memory baseline_table clip contract export families hostile_weights llm2clip long_clip "
     "memory published quantise sentence text tower_memory towers",
     "eval/loaders": "chinese english long_captions multilingual",
     "eval": "bootstrap classification leaderboard make_eval nano nano_controls paired_tests rank_positions "
     "recall run",
-    "indexer": "build cli cli_changes corpora crash damage lifecycle nearest_neighbors planner random_changes "
+    "indexer": "build cli cli_changes corpora crash damage lifecycle memory nearest_neighbors planner random_changes "
     "search together",
     "retrieval": "cli demo sample",
-    "train": "binding caption_features image_batches recipe",
-    "golden": "d_llm2vec",
+    "train": "binding caption_features cli image_batches recipe",
+    "golden": "d_llm2vec g_stage2",
 }
 SLOW_FILES = frozenset(
     f"{folder}/test_{name}.py".lstrip("/") for folder, names in SLOW.items() for name in names.split()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from importlib import resources
 from pathlib import Path
 
 from llm2clip.train.core.device import Machine
@@ -23,52 +25,19 @@ def nano(*, debug: bool = False) -> NanoConfig:
     """The recipe of the shipped weights; ``debug`` takes a few steps of each stage."""
     if not debug:
         return NanoConfig()
-    few = LoopConfig(steps=3, warmup=1, evaluate_every=3, checkpoint_every=2)
-    return NanoConfig(
-        vocab_size=2_000,
-        width=64,
-        layers=1,
-        teacher_queries=0,
-        scenes=60,
-        wordings=2,
-        language=LanguageConfig(
-            pretrain=few,
-            warm=few,
-            bind=few,
-            tune=few,
-            pretrain_batch=16,
-            warm_batch=64,
-            tune_batch=32,
-            bind_scenes=4,
-            long_scenes=2,
-            short_scenes=2,
-        ),
-        align=AlignConfig(
-            first=few,
-            crowds=few,
-            third=few,
-            batch=12,
-            crowd_emoji_batch=12,
-            crowd_scene_batch=6,
-            emoji_batch=12,
-            scene_batch=6,
-            caption_batch=16,
-        ),
+    changed = tomllib.loads(
+        resources.files("llm2clip.train").joinpath("data/nano-debug.toml").read_text("utf-8")
     )
+    few = LoopConfig(**changed.pop("loop"))
+    language = changed.pop("language") | dict.fromkeys(("pretrain", "warm", "bind", "tune"), few)
+    align = changed.pop("align") | dict.fromkeys(("first", "crowds", "third"), few)
+    return NanoConfig(**changed, language=LanguageConfig(**language), align=AlignConfig(**align))
 
 
 def make_nano(out: Path, cache: Path, *, machine: Machine, debug: bool, stage: str) -> str:
-    """Train nano up to ``stage`` and, when all is done, export and measure it.
+    """Train nano up to ``stage`` (``language``, ``images`` or ``all``); with all, export and evaluate it.
 
-    Args:
-        out: Run folder.
-        cache: Folder of packages and artwork.
-        machine: What to compute on.
-        debug: Take the small recipe.
-        stage: ``language``, ``images`` (first part of stage 2) or ``all``.
-
-    Returns:
-        One line that says where the result is.
+    Returns one line that says where the result is.
     """
     if stage not in ("language", "images", "all"):
         raise ValueError(f"unknown stage {stage!r}, expected 'language', 'images' or 'all'")
@@ -83,36 +52,26 @@ def make_nano(out: Path, cache: Path, *, machine: Machine, debug: bool, stage: s
     if stage == "images":
         train_images(run, material, config)
         return f"vision tower trained against the prototypes, in {out}"
-    parts = train_nano(run, material, config)
-    folder = export_nano(run, config, *parts)
+    folder = export_nano(run, config, *train_nano(run, material, config))
     if not debug:
-        measure_nano(folder, out, cache)
+        from llm2clip.eval.commands.nano import report_nano
+        from llm2clip.eval.nano_report.report import NanoOptions
+
+        make_data(out / "measure", cache, sample=None)
+        report_nano(str(folder), NanoOptions(data=out / "measure"), out / "evaluation.json")
     return f"nano is in {folder}; use it with --encoder {folder}"
 
 
-def measure_nano(folder: Path, out: Path, cache: Path) -> None:
-    """Write the evaluation sets and report on an exported folder, as ``llm2clip-eval nano`` does."""
-    from llm2clip.eval.commands.nano import report_nano
-    from llm2clip.eval.nano_report.report import NanoOptions
-
-    sets = out / "measure"
-    make_data(sets, cache, sample=None)
-    report_nano(str(folder), NanoOptions(data=sets), out / "evaluation.json")
-
-
 def make_data(out: Path, cache: Path, *, sample: Path | None) -> str:
-    """Write the measuring sets that are missing (and the sample corpus, if a folder is given for it)."""
+    """Write the missing evaluation sets, and the sample corpus if a folder is given for it."""
     needed = ("openmoji.tar", "scenes.tar", "scenes-openmoji.tar")
     if sample is None and all((out / name).exists() for name in needed):
         return f"evaluation sets are already in {out}"
     material = gather_material(cache)
-    written = [_listed(out, write_measuring_sets(material.emoji, material.scene_pool, cache, out))]
+    written = [(out, write_measuring_sets(material.emoji, material.scene_pool, cache, out))]
     if sample is not None:
-        written.append(
-            _listed(sample, write_sample_corpus(material.emoji, material.scene_pool, cache, sample))
-        )
-    return "wrote " + ", and ".join(written)
-
-
-def _listed(folder: Path, counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} ({count})" for name, count in counts.items()) + f" to {folder}"
+        written.append((sample, write_sample_corpus(material.emoji, material.scene_pool, cache, sample)))
+    listed = [
+        (", ".join(f"{name} ({n})" for name, n in counts.items()), folder) for folder, counts in written
+    ]
+    return "wrote " + ", and ".join(f"{names} to {folder}" for names, folder in listed)

@@ -30,18 +30,9 @@ def world():
     tokenizer = build_tokenizer([*corpus, *(name.text for name in pool.names)], vocab_size=900)
     encoder = TextEncoder(tokenizer, max_tokens=128, chunk_tokens=512)
     torch.manual_seed(0)
-    model = BidirectionalLlama(
-        LlamaConfig(
-            vocab_size=900,
-            hidden_size=WIDTH,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=3,
-            num_key_value_heads=3,
-            head_dim=16,
-        )
-    )
-    return stage, encoder, model
+    shape = {"vocab_size": 900, "hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 16}
+    return stage, encoder, BidirectionalLlama(LlamaConfig(**shape, **heads))
 
 
 def test_sentences_join_to_the_caption_in_every_language():
@@ -87,17 +78,11 @@ def test_read_sentences_sums_each_sentences_tokens():
 def test_bind_places_learns_in_a_short_run(tmp_path):
     stage, encoder, model = world()
     silence_blocks(model)
-    config = LanguageConfig(
-        pretrain=LoopConfig(steps=1),
-        warm=LoopConfig(steps=1),
-        bind=LoopConfig(steps=320, warmup=5, evaluate_every=320, floor=0.1),
-        tune=LoopConfig(steps=1),
-        bind_scenes=24,
-    )
+    one, bind = LoopConfig(steps=1), LoopConfig(steps=320, warmup=5, evaluate_every=320, floor=0.1)
+    config = LanguageConfig(pretrain=one, warm=one, bind=bind, tune=one, bind_scenes=24)
     with torch.no_grad():
         model.embed_tokens.weight.mul_(2)
-    bind_places(Run(tmp_path, seed=1), model, Prototypes(12, WIDTH), encoder, stage, config)
-    last = (tmp_path / "history.jsonl").read_text().splitlines()[-1]
-    placed = float(last.split('"placed": ')[1].split(",")[0])
+    run = Run(tmp_path, seed=1)
+    bind_places(run, model, Prototypes(12, WIDTH), encoder, stage, config)
     # Knowing every thing and no place at all would leave the logarithm of nine.
-    assert placed < math.log(9) - 0.2
+    assert run.story()["history"][-1]["placed"] < math.log(9) - 0.2

@@ -45,14 +45,6 @@ def test_contrastive_loss_is_the_formula_with_and_without_hard_negatives():
     assert contrastive_loss(queries, positives, scale=20).item() == pytest.approx(without)
 
 
-def test_contrastive_loss_does_not_see_norms():
-    queries, positives = random_rows(4), random_rows(4, seed=1)
-    stretched = queries * torch.tensor([[0.01], [1.0], [7.0], [300.0]])
-    assert contrastive_loss(stretched, positives, scale=5).item() == pytest.approx(
-        contrastive_loss(queries, positives, scale=5).item(), rel=1e-5
-    )
-
-
 def test_contrastive_loss_of_a_collapsed_encoder_is_chance():
     same = torch.ones(8, 3)
     assert contrastive_loss(same, same, scale=50).item() == pytest.approx(math.log(8))
@@ -138,30 +130,15 @@ def test_gather_with_grad_in_one_process_is_the_identity():
     assert sharded_clip_loss(features, texts, logit_scale=2.0).item() == pytest.approx(alone.item())
 
 
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: contrastive_loss(torch.ones(2, 3), torch.ones(3, 3), scale=1),
-            r"one shape, got \(2, 3\) and \(3, 3\)",
-        ),
-        (lambda: clip_loss(torch.ones(2, 3), torch.ones(2, 4), logit_scale=1), r"got \(2, 3\) and \(2, 4\)"),
-        (
-            lambda: candidate_loss(torch.ones(2, 3), torch.ones(4, 3), torch.ones(2, 3), scale=1),
-            r"2 indices or a \(2, 4\) float distribution over the candidates, got \(2, 3\)",
-        ),
-        (
-            lambda: candidate_loss(torch.ones(2, 3), torch.ones(4, 3), torch.tensor([0]), scale=1),
-            r"2 indices .* got \(1,\) of torch.int64",
-        ),
-        (
-            lambda: siglip_loss(
-                torch.ones(2, 3), torch.ones(2, 3), logit_scale=1, logit_bias=0, first_text=1
-            ),
-            "need texts from row 1 on, got 2 texts",
-        ),
-    ],
-)
-def test_losses_refuse_mismatched_shapes(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
+def test_losses_refuse_mismatched_shapes():
+    ones = torch.ones
+    with pytest.raises(ValueError, match=r"one shape, got \(2, 3\) and \(3, 3\)"):
+        contrastive_loss(ones(2, 3), ones(3, 3), scale=1)
+    with pytest.raises(ValueError, match=r"got \(2, 3\) and \(2, 4\)"):
+        clip_loss(ones(2, 3), ones(2, 4), logit_scale=1)
+    with pytest.raises(ValueError, match=r"2 indices or a \(2, 4\) float distribution .* got \(2, 3\)"):
+        candidate_loss(ones(2, 3), ones(4, 3), ones(2, 3), scale=1)
+    with pytest.raises(ValueError, match=r"2 indices .* got \(1,\) of torch.int64"):
+        candidate_loss(ones(2, 3), ones(4, 3), torch.tensor([0]), scale=1)
+    with pytest.raises(ValueError, match="need texts from row 1 on, got 2 texts"):
+        siglip_loss(ones(2, 3), ones(2, 3), logit_scale=1, logit_bias=0, first_text=1)

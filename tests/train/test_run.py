@@ -21,24 +21,14 @@ def quadratic(folder, *, stop_at=None, steps=12):
         return {"loss": (model(inputs) - inputs.sum(1, keepdim=True)).pow(2).mean()}
 
     config = LoopConfig(steps=steps, warmup=2, checkpoint_every=3, evaluate_every=6)
-    train_loop(
-        run, "fit", trainee, step, config=config, evaluate=lambda: {"bias": float(model.bias.detach())}
-    )
+    train_loop(run, "fit", trainee, step, config=config, evaluate=lambda: {"bias": model.bias.item()})
     return run, model
 
 
 def test_learning_rate_factor_by_hand():
     factors = [learning_rate_factor(step, warmup=2, total=6) for step in range(7)]
-    expected = [
-        0.5,
-        1.0,
-        1.0,
-        0.5 * (1 + math.cos(math.pi / 4)),
-        0.5,
-        0.5 * (1 + math.cos(3 * math.pi / 4)),
-        0.0,
-    ]
-    assert factors == pytest.approx(expected)
+    cosines = [0.5 * (1 + math.cos(math.pi * quarter / 4)) for quarter in range(5)]
+    assert factors == pytest.approx([0.5, 1.0, *cosines])
     assert learning_rate_factor(6, warmup=2, total=6, floor=0.1) == pytest.approx(0.1)
 
 
@@ -49,10 +39,7 @@ def test_train_loop_resumed_equals_uninterrupted(tmp_path):
     run, resumed = quadratic(tmp_path / "resumed")
     torch.testing.assert_close(resumed.weight, straight.weight, rtol=0, atol=0)
     assert run.done("fit")
-    assert [json.loads(line)["step"] for line in (run.folder / "history.jsonl").read_text().splitlines()] == [
-        6,
-        12,
-    ]
+    assert [line["step"] for line in run.story()["history"]] == [6, 12]
 
 
 def test_train_loop_loads_a_finished_stage(tmp_path):
@@ -71,29 +58,20 @@ def test_train_loop_refuses_another_configuration(tmp_path):
 
 def test_run_records_what_made_it(tmp_path):
     run, _ = quadratic(tmp_path)
-    saved = json.loads((run.folder / "run.json").read_text())
-    assert saved["seed"] == 3
-    assert (
-        saved["versions"]["torch"] == torch.__version__.split("+")[0]
-        or saved["versions"]["torch"] == torch.__version__
-    )
-    assert saved["stages"]["fit"]["config"]["steps"] == 12
     run.describe(LoopConfig(steps=7))
-    story = run.story()
-    assert story["recipe"]["steps"] == 7
-    assert [line["step"] for line in story["history"]] == [6, 12]
+    saved = json.loads((run.folder / "run.json").read_text())
+    assert (saved["seed"], saved["recipe"]["steps"]) == (3, 7)
+    assert saved["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert saved["stages"]["fit"]["config"]["steps"] == 12
 
 
 def test_train_loop_stops_on_a_diverging_loss(tmp_path):
     run = Run(tmp_path, seed=1)
     model = nn.Linear(1, 1)
     trainee = Trainee({"model": model}, torch.optim.AdamW(model.parameters()))
+
+    def step(rng, number):
+        return {"loss": model.weight.sum() * math.nan}
+
     with pytest.raises(RunError, match="diverged at step 0: loss is nan"):
-        train_loop(
-            run,
-            "bad",
-            trainee,
-            lambda rng, number: {"loss": model.weight.sum() * math.nan},
-            config=LoopConfig(steps=1),
-            evaluate=None,
-        )
+        train_loop(run, "bad", trainee, step, config=LoopConfig(steps=1))

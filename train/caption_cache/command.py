@@ -1,4 +1,4 @@
-"""``llm2clip-train features``: progress on the terminal, and what to say in the end."""
+"""``llm2clip-train features``: progress and summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def make_features(
     field: str | None,
     machine: Machine,
 ) -> str:
-    """Write features and say what was written; see ``write_features``."""
+    """Write features and return a summary; see ``write_features``."""
     if machine.threads is not None:
         torch.set_num_threads(machine.threads)
     maker = maker_of(load_encoder(encoder, device=machine.device, dtype=dtype))

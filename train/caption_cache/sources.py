@@ -1,4 +1,4 @@
-"""Captions one by one, under stable names, from text files, JSON lines and tar shards; only one is in memory."""
+"""Read captions one by one with stable keys from text files, JSON lines and tar shards."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class CaptionError(ValueError):
 
 
 def caption_files(sources: Sequence[str | Path]) -> list[Path]:
-    """Files in the order in which they are read: as given, a folder's by name.
+    """Files in reading order: as given, those of a folder by name.
 
     Raises:
-        CaptionError: One is missing or of no kind that is read, a folder holds none, or two have one name.
+        CaptionError: One is missing or of an unknown kind, a folder has none, or two have the same name.
     """
     files: list[Path] = []
     for source in map(Path, sources):
@@ -61,14 +61,13 @@ def caption_files(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def read_captions(files: Sequence[Path], *, field: str | None = None) -> Iterator[Caption]:
-    """Captions of files, in order.
+    """Captions of files from ``caption_files``, in order.
 
-    Each line of a .txt that is not blank, each text of a line of JSON, and of a tar its .txt and .json members, each
-    as a whole.
+    Each non-blank line of a .txt, each text of a line of JSON, and each .txt and .json member of a tar as a whole.
 
     Args:
         files: From ``caption_files``.
-        field: Entry of a JSON object that has the text, or a list of texts; the first of ``FIELDS`` if ``None``.
+        field: Entry of a JSON object with the text or a list of texts; default: the first of ``FIELDS``.
 
     Raises:
         CaptionError: A file cannot be read to its end.
@@ -104,7 +103,7 @@ def _decoded(key: str, content: bytes) -> Caption:
 
 
 def _of_json(caption: Caption, field: str | None) -> Iterator[Caption]:
-    """The texts of a JSON object; or why there are none."""
+    """The texts of a JSON object, or why there are none."""
     if caption.problem:
         yield caption
         return

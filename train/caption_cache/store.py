@@ -1,7 +1,6 @@
-"""The files of a folder of features: a manifest, rows in .npy files, and for each row where its caption came from.
+"""The files of a feature folder: a manifest, rows in .npy files, and the key of each row's caption.
 
-The manifest says what counts. Rows that it does not count, of work that was interrupted, are cut off when the work
-begins again.
+Rows that the manifest does not count are cut off when an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -29,12 +28,12 @@ HEADER = 128
 
 
 class FeatureError(ValueError):
-    """A folder of features cannot be used."""
+    """A feature folder cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far the work is; all of it is in the manifest."""
+    """Progress of a run, as in the manifest."""
 
     rows: int = 0
     """Captions whose features lie on the disk."""
@@ -53,14 +52,10 @@ class Progress:
 
 
 class CaptionFeatures:
-    """A finished folder of features; rows are read from disk on demand."""
+    """A finished feature folder; rows are read from disk on demand."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open a folder.
-
-        Raises:
-            FeatureError: It holds no features, unfinished ones, or a file is missing or of another length.
-        """
+        """Open a folder; ``FeatureError`` if it is unfinished, or a file is missing or of another length."""
         self.folder = Path(folder)
         saved = read_manifest(self.folder / MANIFEST)
         progress = progress_of(saved)
@@ -94,17 +89,13 @@ class CaptionFeatures:
         )
 
     def keys(self) -> Iterator[str]:
-        """Where each caption came from, in the order of the rows."""
+        """Key of each caption, in the order of the rows."""
         for shard in self._shards:
             with (self.folder / shard["keys"]).open(encoding="utf-8", newline="\n") as stream:
                 yield from (line.removesuffix("\n") for line in stream)
 
     def verify(self) -> None:
-        """Compare every file with its recorded hash.
-
-        Raises:
-            FeatureError: One differs.
-        """
+        """Compare every file with its recorded hash; ``FeatureError`` if one differs."""
         for shard in self._shards:
             if file_sha256(self.folder / shard["file"]) != shard["sha256"]:
                 raise FeatureError(f"{self.folder / shard['file']} is damaged; make it again")
@@ -112,11 +103,7 @@ class CaptionFeatures:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Held while a folder is written to; let go of by the system if the process dies.
-
-    Raises:
-        FeatureError: Another process holds it.
-    """
+    """Hold a folder's lock while writing to it; ``FeatureError`` if another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
         import fcntl
@@ -132,11 +119,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What a folder of features says of itself.
-
-    Raises:
-        FeatureError: It says nothing that can be read.
-    """
+    """The manifest at ``path``; ``FeatureError`` if it cannot be read."""
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if saved["format"] != FORMAT or not isinstance(saved["progress"], dict):
@@ -148,7 +131,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def progress_of(manifest: dict[str, Any]) -> Progress:
-    """How far the work is that a manifest describes."""
+    """The progress recorded in a manifest."""
     values: dict[str, Any] = dict(manifest["progress"])
     for name in ("reasons", "shards"):
         values[name] = tuple(values[name])
@@ -156,14 +139,14 @@ def progress_of(manifest: dict[str, Any]) -> Progress:
 
 
 def npy_header(rows: int, dim: int) -> bytes:
-    """What stands before the rows of a .npy file, always as long."""
+    """The header of a .npy file, of fixed length."""
     said = f"{{'descr': '<f2', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
     start = b"\x93NUMPY\x01\x00" + (HEADER - 10).to_bytes(2, "little")
     return start + said.ljust(HEADER - 11).encode() + b"\n"
 
 
 def append(path: Path, content: bytes, *, at: int) -> None:
-    """Write behind what counts, to the disk."""
+    """Write at a position and flush to disk."""
     with path.open("r+b" if path.exists() else "w+b") as stream:
         stream.seek(at)
         stream.write(content)
@@ -171,7 +154,7 @@ def append(path: Path, content: bytes, *, at: int) -> None:
 
 
 def cut(path: Path, size: int, *, counted: bool) -> None:
-    """Take away what does not count; all that counts must be there."""
+    """Truncate a file to ``size``; ``FeatureError`` if it is ``counted`` and shorter."""
     there = path.stat().st_size if path.exists() else 0
     if counted and there < size:
         raise FeatureError(
@@ -182,6 +165,6 @@ def cut(path: Path, size: int, *, counted: bool) -> None:
 
 
 def to_disk(stream: BinaryIO) -> None:
-    """Do not go on before what was written lies on the disk."""
+    """Flush a stream to disk."""
     stream.flush()
     os.fsync(stream.fileno())

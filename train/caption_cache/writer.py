@@ -1,10 +1,9 @@
-"""Features of millions of captions, written to disk as they are made; a killed run resumes.
+"""Write features of millions of captions; an interrupted run resumes.
 
-A folder of features holds ``features-00000.npy`` (float16, one row for each caption), ``keys-00000.txt`` (one line for
-each row: where its caption came from) and so on, and ``manifest.json``: what made them, of what, and how far. A block
-of captions counts once its rows lie on the disk and the manifest, replaced atomically, says so; what lies behind that
-when the work begins again is cut off. The folder of an interrupted run ends up byte for byte
-as that of any other.
+A feature folder has ``features-00000.npy`` (float16, one row per caption), ``keys-00000.txt`` (one line per row: the
+key of its caption) and so on, and ``manifest.json``: encoder, sources, progress. A block of captions counts once its
+rows are on disk and the manifest, replaced atomically, says so; anything beyond is cut off on resuming. An interrupted
+run ends up with the same bytes as any other.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class FeatureOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Maker:
-    """What makes the features."""
+    """What computes the features."""
 
     kind: Literal["states", "vectors"]
     """Mean states of a language model, which adapters read; or vectors of an encoder without one of its own."""
@@ -78,7 +77,7 @@ class Maker:
 
 
 def maker_of(encoder: Encoder) -> Maker:
-    """How an encoder makes features of captions: as states before its adapter if it is an LLM2CLIP, else as vectors."""
+    """An encoder's features: mean states before the adapter of an LLM2CLIP, else its vectors."""
     tower = encoder.text_tower if isinstance(encoder, DualEncoder) else None
     if isinstance(encoder, DualEncoder) and isinstance(tower, LlmTextTower):
         identity: dict[str, Any] = {"name": tower.source.name, "settings_sha256": tower.settings_sha256}
@@ -98,21 +97,18 @@ def write_features(
     options: FeatureOptions | None = None,
     tell: Callable[[Progress], None] | None = None,
 ) -> Progress:
-    """Write features of captions to a folder; go on where an earlier call stopped.
+    """Write features of captions to a folder, resuming an interrupted call.
 
     Args:
         sources: Files of captions, or folders of them.
         folder: Where to write.
-        maker: What makes the features.
-        options: How.
-        tell: Called after each block that is on the disk.
-
-    Returns:
-        What is there in the end.
+        maker: Computes the features.
+        options: How captions are read and written.
+        tell: Called after each block on disk.
 
     Raises:
-        CaptionError: A source cannot be read, or is not what it was when the work began.
-        FeatureError: The folder holds features of something else, or another process writes to it.
+        CaptionError: A source cannot be read, or has changed since the run began.
+        FeatureError: The folder has other features, or another process writes to it.
         OSError: The disk is full or cannot be written.
     """
     options = options or FeatureOptions()
@@ -137,7 +133,7 @@ class _Block:
     left_out: list[Caption]
 
     def digest(self, before: str) -> str:
-        """Of what came before and of this block."""
+        """Hash of the previous digest and this block."""
         sha = hashlib.sha256(before.encode())
         for caption in chain(self.captions, self.left_out):
             sha.update(json.dumps([caption.key, caption.text]).encode() + b"\n")
@@ -157,7 +153,7 @@ def _blocks(files: Sequence[Path], options: FeatureOptions) -> Iterator[_Block]:
 
 
 def _skip(blocks: Iterator[_Block], progress: Progress) -> None:
-    """Pass over what has been read, which must be what it was."""
+    """Skip the captions already read, which must be unchanged."""
     digest, seen = Progress().captions_sha256, 0
     while seen < progress.rows + progress.left_out:
         block = next(blocks, None)
@@ -188,7 +184,7 @@ class _Work:
         }
 
     def begin(self) -> Progress:
-        """How far it is, with everything cut off that does not count."""
+        """Progress so far, with everything uncounted cut off."""
         path = self.folder / MANIFEST
         if not path.exists():
             self._save(Progress())
@@ -208,7 +204,7 @@ class _Work:
         return progress
 
     def add(self, block: _Block, progress: Progress) -> Progress:
-        """Features of a block, on the disk."""
+        """Compute features of a block and write them to disk."""
         if self._open_rows(progress) + self.options.block > self.options.shard:
             progress = self._close(progress)
         texts = [caption.text for caption in block.captions]
@@ -230,7 +226,7 @@ class _Work:
         return progress
 
     def finish(self, progress: Progress) -> Progress:
-        """Close the last files and say that it is all."""
+        """Close the last files and mark the folder complete."""
         if self._open_rows(progress):
             progress = self._close(progress)
         for file in self._files(progress):
@@ -252,7 +248,7 @@ class _Work:
         return features
 
     def _close(self, progress: Progress) -> Progress:
-        """Give the open file its header and count it as finished; to do so again changes nothing."""
+        """Write the header of the open file and count it as finished; idempotent."""
         rows, keys = self._files(progress)
         count = self._open_rows(progress)
         with rows.open("r+b") as stream:
@@ -264,7 +260,7 @@ class _Work:
         return progress
 
     def _files(self, progress: Progress) -> tuple[Path, Path]:
-        """Those that are being written: rows and keys."""
+        """Files being written: rows and keys."""
         number = len(progress.shards)
         return self.folder / f"features-{number:05d}.npy", self.folder / f"keys-{number:05d}.txt"
 

@@ -11,11 +11,7 @@ from torch import Tensor
 
 
 def use_device(name: str) -> torch.device:
-    """Compute on ``name`` from here on: ``"auto"`` (CUDA if there is any), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
-
-    Raises:
-        ValueError: there is no such device.
-    """
+    """Make ``name`` torch's default device: ``auto`` (CUDA if available), ``cpu``, ``cuda``, ``cuda:1``."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -29,7 +25,7 @@ def use_device(name: str) -> torch.device:
 
 
 def tensor_of(array: NDArray[Any]) -> Tensor:
-    """The array as a tensor on the device that training computes on; shape and dtype are kept."""
+    """The array as a tensor on the default device; shape and dtype are kept."""
     return torch.from_numpy(array).to(torch.get_default_device())
 
 

@@ -2,13 +2,9 @@
 
 Shape legend: B rows of a batch, C candidates, D feature width, L token positions, V vocabulary, W processes.
 
-Sources. ``contrastive_loss``: the supervised SimCSE loss with hard negatives that LLM2Vec and LLM2CLIP's
-stage 1 use. ``masked_next_token_loss``: LLM2Vec's MNTP. ``clip_loss`` and ``siglip_loss``: CLIP (Radford et
-al. 2021) and SigLIP (Zhai et al. 2023), as LLM2CLIP's stage 2 uses them against frozen text features. Golden
-cases f and g hold them to values and gradients recorded from the reference implementations.
-
-A ``scale`` is the factor on the cosines itself (1 / temperature), never its logarithm: take ``exp`` of a
-learnt ``logit_scale`` parameter before calling.
+Sources: supervised SimCSE with hard negatives and MNTP as in LLM2Vec and LLM2CLIP's stage 1; CLIP (Radford et al. 2021)
+and SigLIP (Zhai et al. 2023) as in LLM2CLIP's stage 2. Golden cases f and g hold values and gradients. A ``scale`` is
+the factor on the cosines (1 / temperature), never its logarithm.
 """
 
 from __future__ import annotations
@@ -26,23 +22,16 @@ IGNORED_LABEL = -100
 def contrastive_loss(
     queries: Tensor, positives: Tensor, negatives: Tensor | None = None, *, scale: float
 ) -> Tensor:
-    """Find each query's own positive among all positives and all hard negatives of the batch.
+    """Cross-entropy of each query's own positive among all positives and hard negatives; mean over queries.
 
-    ``CE(scale * cos(queries, [positives; negatives]), arange(B))``, one direction, mean over queries. Two
-    rows that are positives of each other (captions of one image) must not meet in one batch, or they count
-    as wrong answers.
+    Raises ``ValueError`` for mismatched shapes. Two rows that are
+    positives of each other (captions of one image) must not be in one batch: they would count as wrong.
 
     Args:
         queries: Shape: (B, D), any norm.
         positives: Shape: (B, D), any norm; row i belongs to query i.
         negatives: Shape: (N, D), any norm and any number, or ``None`` for in-batch negatives only.
         scale: Factor on the cosines; LLM2CLIP's stage 1 uses 50.
-
-    Returns:
-        Shape: (), the mean loss.
-
-    Raises:
-        ValueError: The shapes do not fit.
     """
     if queries.shape != positives.shape:
         raise ValueError(
@@ -55,20 +44,13 @@ def contrastive_loss(
 
 
 def candidate_loss(queries: Tensor, candidates: Tensor, targets: Tensor, *, scale: float | Tensor) -> Tensor:
-    """Cross-entropy of each query's softmax over the candidates' cosines.
+    """Cross-entropy of each query's softmax over the candidates' cosines, mean over queries; checks shapes.
 
     Args:
         queries: Shape: (B, D), any norm.
         candidates: Shape: (C, D), any norm.
-        targets: Shape: (B,), int64, the index of the right candidate; or shape (B, C), float, a distribution
-            over the candidates (rows sum to 1) for a query with several right answers.
+        targets: Shape: (B,), int64, index of the right candidate; or shape (B, C), float, rows that sum to 1.
         scale: Factor on the cosines.
-
-    Returns:
-        Shape: (), the mean over queries.
-
-    Raises:
-        ValueError: The targets have neither of the two shapes.
     """
     rows, width = queries.shape[0], candidates.shape[0]
     if targets.shape != ((rows, width) if targets.is_floating_point() else (rows,)):
@@ -83,16 +65,15 @@ def candidate_loss(queries: Tensor, candidates: Tensor, targets: Tensor, *, scal
 def masked_next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of predicting the token at position i from the state at position i - 1.
 
-    With labels on masked positions only this is LLM2Vec's masked next-token prediction; with every token as
-    its own label and causal attention it is ordinary language modelling. A label at position 0 has no state
-    before it and does not count.
+    With labels on masked positions only it is LLM2Vec's masked next-token prediction, with all tokens as labels and
+    causal attention ordinary language modelling. A label at position 0 does not count.
 
     Args:
         logits: Shape: (B, L, V), float.
         labels: Shape: (B, L), int64 token ids, ``IGNORED_LABEL`` where nothing is to be predicted.
 
     Returns:
-        Shape: (), the mean over counted labels; 0 if the batch holds none.
+        Shape: (), the mean over counted labels; 0 if the batch has none.
     """
     shifted = labels[:, 1:].flatten()
     total = F.cross_entropy(
@@ -108,19 +89,13 @@ def clip_loss(
     logit_scale: float | Tensor,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Symmetric softmax loss: each image finds its text, each text its image; the mean of both.
-
-    In several processes, gather both with :func:`gather_with_grad` first, or call
-    :func:`sharded_clip_loss`.
+    """Symmetric softmax loss of the pairs of one process; see :func:`sharded_clip_loss` for several.
 
     Args:
         image_features: Shape: (B, D), unit rows.
         text_features: Shape: (B, D), unit rows; row i belongs to image i.
         logit_scale: Factor on the inner products (not its logarithm).
         label_smoothing: Probability spread evenly over all candidates, in [0, 1).
-
-    Returns:
-        Shape: ().
     """
     _check_pairs(image_features, text_features)
     logits_BB = logit_scale * image_features @ text_features.T
@@ -137,19 +112,10 @@ def sharded_clip_loss(
     logit_scale: float | Tensor,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """:func:`clip_loss` of the batch that all processes hold together, this process's rows of it.
+    """:func:`clip_loss` of all processes' batch, this process's rows of it; arguments as there.
 
-    The mean of the processes' losses is the loss of the whole batch, and data parallel's mean of their
-    gradients its gradient; a process computes (B, W * B) logits rather than (W * B, W * B).
-
-    Args:
-        image_features: Shape: (B, D), unit rows, this process's part; every process holds equally many.
-        text_features: Shape: (B, D), unit rows.
-        logit_scale: Factor on the inner products (not its logarithm).
-        label_smoothing: Probability spread evenly over all candidates, in [0, 1).
-
-    Returns:
-        Shape: ().
+    The mean over processes of loss and gradient are those of the whole batch; the logits have shape (B, W * B). Every
+    process must have equally many rows.
     """
     _check_pairs(image_features, text_features)
     targets = torch.arange(image_features.shape[0], device=image_features.device) + first_row(image_features)
@@ -169,7 +135,7 @@ def siglip_loss(
     logit_bias: float | Tensor,
     first_text: int = 0,
 ) -> Tensor:
-    """Sigmoid loss: every image-text pair is a yes-or-no question; their sum divided by the images.
+    """Sigmoid loss: every image-text pair is a binary decision; their sum divided by the images.
 
     In several processes pass this one's images, ``gather_with_grad(texts)`` and ``first_row(images)``.
 
@@ -178,13 +144,7 @@ def siglip_loss(
         text_features: Shape: (C, D), unit rows, C >= B.
         logit_scale: Factor on the inner products (not its logarithm).
         logit_bias: Added to every logit; negative, since most pairs do not match.
-        first_text: Row of the text that belongs to image 0; image i's is ``first_text + i``.
-
-    Returns:
-        Shape: ().
-
-    Raises:
-        ValueError: Some image's text lies outside ``text_features``.
+        first_text: Row of image 0's text; image i's is ``first_text + i``; ``ValueError`` if outside.
     """
     rows, texts = image_features.shape[0], text_features.shape[0]
     if not 0 <= first_text <= texts - rows:
@@ -197,17 +157,10 @@ def siglip_loss(
 
 
 def gather_with_grad(features: Tensor) -> Tensor:
-    """All processes' rows in rank order, with gradients flowing back to the process each row came from.
+    """All processes' rows in rank order with gradients: (B, D) -> (W * B, D); same B in every process.
 
-    Backward sums what every process's loss says about a row. With W processes whose losses average to the
-    loss of the whole batch, each row therefore receives W times the whole batch's gradient, and the mean over
-    processes that data parallel takes restores it exactly (golden case g).
-
-    Args:
-        features: Shape: (B, D); every process must hold equally many rows.
-
-    Returns:
-        Shape: (W * B, D); ``features`` itself outside torch.distributed.
+    Backward sums the gradients of all processes, so a row receives W times the whole batch's gradient, which the mean
+    of data parallel restores (golden case g). Outside torch.distributed the features are returned.
     """
     if not _is_distributed():
         return features

@@ -44,7 +44,7 @@ class GroupConfig:
 
 @dataclass(frozen=True)
 class Placing:
-    """What holds for one parameter; parameters of the same make up a group of the optimiser."""
+    """Tower, rate and decay of one parameter; parameters with the same make up a group of the optimiser."""
 
     tower: Literal["visual", "text", "other"]
     """Whose it is."""
@@ -57,18 +57,11 @@ class Placing:
 def place_parameters(
     dimensions: Mapping[str, int], *, config: GroupConfig | None = None
 ) -> dict[str, Placing]:
-    """Where each parameter belongs.
+    """The tower, learning-rate factor and weight decay of each parameter, from its name and number of axes.
 
-    The patch embedding, the positions and the class token are layer 0, block i is layer i + 1; final norm and head
-    have the full rate, and a layer l of L blocks ``visual_layer_decay ** (L + 1 - l)`` of it. Vectors, scalars, biases,
-    positions and class token do not decay.
-
-    Args:
-        dimensions: Name of a parameter -> number of its axes.
-        config: Rates and decays.
-
-    Raises:
-        ValueError: A parameter of the tower has a name that none of the published towers has.
+    The patch embedding, the positions and the class token are layer 0, block i is layer i + 1; final norm and head have
+    the full rate, and layer l of L blocks ``visual_layer_decay ** (L + 1 - l)`` of it. Vectors, scalars, biases,
+    positions and the class token have no weight decay. ``ValueError`` for a name that no published tower has.
     """
     config = config or GroupConfig()
     found = [_BLOCK.match(name) for name in dimensions]
@@ -88,12 +81,7 @@ def place_parameters(
 def optimiser_groups(
     parameters: Iterable[tuple[str, nn.Parameter]], *, config: GroupConfig | None = None
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimiser, each with its peak rate in ``lr`` and its ``weight_decay``.
-
-    Args:
-        parameters: Names and parameters, as ``named_parameters()`` gives; frozen ones are left out.
-        config: Rates and decays.
-    """
+    """Groups for a torch optimiser from ``named_parameters()``; frozen parameters are left out."""
     config = config or GroupConfig()
     named = dict(parameters)
     rates = {"visual": config.visual_lr, "text": config.text_lr, "other": config.lr}

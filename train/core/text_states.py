@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SentenceStates:
-    """What the language model makes of texts, their sentences and their tokens."""
+    """The language model's states of texts, their sentences and their tokens."""
 
     texts: Tensor
     """Shape: (texts, D), pooled."""
@@ -35,7 +35,7 @@ class SentenceStates:
 
 
 class TextEncoder:
-    """nano's text rules, for training: begin token, the text, end token; everything but the begin token is pooled."""
+    """nano's text rules for training: begin token, text, end token; all but the begin token is pooled."""
 
     def __init__(self, tokenizer: Tokenizer, *, max_tokens: int, chunk_tokens: int = 4096) -> None:
         self.tokenizer = tokenizer
@@ -87,11 +87,9 @@ class TextEncoder:
         return torch.cat(pooled)[_inverse(order)]
 
     def read_sentences(self, model: BidirectionalLlama, texts: Sequence[Sequence[str]]) -> SentenceStates:
-        """Pooled states of whole texts, and of each of their sentences as read within the text.
+        """Pooled states of whole texts, and of each of their sentences in context.
 
-        Args:
-            model: The language model.
-            texts: Sentences of each text, whose concatenation is the text.
+        ``texts`` has the sentences of each text, whose concatenation is the text.
         """
         rows, begins = self._encode(["".join(text) for text in texts])
         ends = [np.cumsum([len(sentence) for sentence in text]) for text in texts]
@@ -115,7 +113,7 @@ class TextEncoder:
         return SentenceStates(torch.cat(whole)[_inverse(order)], sums, torch.cat(middle), owner)
 
     def _chunks(self, rows: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
-        """Rows in order of their length, and the same cut into groups of at most ``chunk_tokens`` padded tokens."""
+        """Rows by length, and the same in groups of at most ``chunk_tokens`` padded tokens."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         chunks, start = [], 0
         while start < len(order):

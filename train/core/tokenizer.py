@@ -21,12 +21,7 @@ WORD_PATTERN = r" ?[\p{L}\p{M}]+| ?\p{N}| ?[^\s\p{L}\p{M}\p{N}]+|\s+"
 
 
 def build_tokenizer(corpus: Iterable[str], *, vocab_size: int) -> Tokenizer:
-    """Train the tokenizer; the order of ``corpus`` does not matter, its repetitions do.
-
-    Args:
-        corpus: Texts like those it will read.
-        vocab_size: Number of tokens, the four special ones and 256 bytes included.
-    """
+    """Train a tokenizer of ``vocab_size`` tokens, the four special ones and 256 bytes included."""
     from tokenizers import (
         AddedToken,
         Regex,

@@ -33,7 +33,7 @@ class RunError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
-    """How long and how fast a stage learns."""
+    """Length and schedule of a stage."""
 
     steps: int
     """Optimiser steps."""
@@ -50,11 +50,7 @@ class LoopConfig:
 
 
 def learning_rate_factor(step: int, *, warmup: int, total: int, floor: float = 0.0) -> float:
-    """Factor on the base learning rate: linear warm-up, then a half cosine down to ``floor``.
-
-    Source: golden case h, where ``floor`` is 0: (step + 1) / warmup, then
-    0.5 (1 + cos(pi (step - warmup) / (total - warmup))).
-    """
+    """Linear warm-up, then a half cosine down to ``floor`` (0 in golden case h)."""
     if step < warmup:
         return (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)
@@ -80,15 +76,10 @@ class Run:
             )
 
     def begin(self, stage: str, config: Any, settings: Any = None) -> None:  # noqa: ANN401 - any dataclasses
-        """Record a stage's configuration, or check that it is the one the stage began with.
+        """Record a stage's configuration, or raise ``RunError`` if the stage began with another one.
 
-        Args:
-            stage: Name of the stage.
-            config: Its loop.
-            settings: The recipe it belongs to, of which lengths of loops do not count: those are the stages' own.
-
-        Raises:
-            RunError: if this folder holds the stage with another configuration.
+        ``settings`` is the recipe the stage belongs to; its ``LoopConfig`` entries are ignored, they are the stages'
+        own.
         """
         wanted = asdict(config) | {
             f"settings.{key}": value for key, value in _without_loops(settings).items()
@@ -119,13 +110,13 @@ class Run:
         self._write(description)
 
     def describe(self, recipe: Any) -> None:  # noqa: ANN401 - any dataclass
-        """Record the whole recipe as it is now; the stages keep the lengths and schedules they began with."""
+        """Record the whole recipe as it is now."""
         description = self._read()
         description["recipe"] = asdict(recipe)
         self._write(description)
 
     def story(self) -> dict[str, Any]:
-        """Everything the run wrote down: recipe, seed, versions, stages, and the metric history."""
+        """Everything recorded: recipe, seed, versions, stages and the metric history."""
         path = self.folder / "history.jsonl"
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         return self._read() | {"history": [json.loads(line) for line in lines]}
@@ -148,7 +139,7 @@ class Run:
         )
 
     def rng(self, stage: str, step: int) -> np.random.Generator:
-        """The random numbers of one step: the same however often the run was interrupted."""
+        """The random numbers of one step, independent of interruptions."""
         return np.random.default_rng([self.seed, int.from_bytes(stage.encode()[:8].ljust(8), "big"), step])
 
 
@@ -165,7 +156,7 @@ def _without_loops(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - any datac
 
 @dataclass
 class Trainee:
-    """What a stage trains: named modules, and an optimiser whose groups carry their peak rate in ``lr``."""
+    """What a stage trains: named modules, and an optimiser whose groups have their peak rate in ``lr``."""
 
     modules: dict[str, nn.Module]
     optimizer: torch.optim.Optimizer
@@ -210,19 +201,19 @@ def train_loop(
     step: StepFunction,
     *,
     config: LoopConfig,
-    evaluate: EvaluateFunction | None,
+    evaluate: EvaluateFunction | None = None,
     settings: Any = None,  # noqa: ANN401 - any dataclass
 ) -> None:
-    """Train until ``config.steps``, resuming from the stage's checkpoint.
+    """Train until ``config.steps``, resuming from the stage's checkpoint ``<stage>.pt``.
 
     Args:
-        run: Where history and checkpoints go.
-        stage: Name of the stage; its checkpoint is ``<stage>.pt``.
+        run: Folder of history and checkpoints.
+        stage: Name of the stage.
         trainee: Modules and optimiser, changed in place.
-        step: Called with this step's random numbers and its number; returns losses, of which ``"loss"`` is minimised.
-        config: Length, learning rates, intervals.
-        evaluate: Called now and then; what it returns is logged.
-        settings: The recipe the stage belongs to: a run begun with another one is refused.
+        step: From a step's random numbers and its number to losses, of which ``"loss"`` is minimised.
+        config: Length, schedule, intervals.
+        evaluate: Its result is logged every ``evaluate_every`` steps.
+        settings: Recipe of the stage; a run begun with another one is refused.
     """
     run.begin(stage, config, settings)
     checkpoint = run.folder / f"{stage}.pt"

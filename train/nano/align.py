@@ -1,4 +1,4 @@
-"""Stage 2 proper: vision tower and adapter learn from the frozen language model's cached features."""
+"""Last part of stage 2: image tower and adapter learn from the frozen language model's cached features."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from llm2clip.train.core.device import tensor_of
 from llm2clip.train.core.losses import candidate_loss
 from llm2clip.train.core.trainer import Run, Trainee, train_loop
 from llm2clip.train.nano.image_batches import (
-    SCENE_SIDES,
     AlignConfig,
     Gallery,
     ImageSide,
     ScenePainter,
     embed_drawings,
     embed_scenes,
+    hit_rate,
     image_scores,
     parameter_groups,
-    thumbnails_of_style,
 )
 from llm2clip.train.nano.text_features import SceneFeatures, TextFeatures
 from llm2clip.train.nano.vision_tower import PlaceHead, named_loss
 
 
 def identity_adapter(width: int, dim: int) -> TextAdapter:
-    """The adapter, begun near the identity: residual branches silent, last layer orthonormal."""
+    """The adapter, initialised near the identity: residual branches zero, last layer orthonormal."""
     adapter = TextAdapter(width, dim)
     final = f"adaptor.{len(adapter.adaptor) - 1}"
     with torch.no_grad():
@@ -45,7 +44,7 @@ def identity_adapter(width: int, dim: int) -> TextAdapter:
 
 @dataclass
 class AlignStage:
-    """Third part of stage 2: what a batch is made of, and its losses."""
+    """Third part of stage 2: batches and losses."""
 
     gallery: Gallery
     held: Gallery
@@ -63,8 +62,7 @@ class AlignStage:
     ) -> dict[str, Tensor]:
         """The losses of one batch.
 
-        All images go through the tower together, so that batch normalisation sees in training what its running
-        averages will stand for: emoji and scenes mixed.
+        Emoji and scenes pass the tower together, so that the running averages of batch normalisation fit both.
         """
         chosen, images = self.gallery.batch(self.config.emoji_batch, rng)
         rows = rng.choice(len(self.scenes.scenes), self.config.scene_batch, replace=False)
@@ -85,8 +83,8 @@ class AlignStage:
     ) -> dict[str, Tensor]:
         """Emoji against the centroids of all captions, and against one caption each, in any language.
 
-        A caption has to find its image among the scenes too. Further captions have to find their image's centroid,
-        so that the adapter brings the languages together where the frozen language model left them apart.
+        A caption also has to find its image among the scenes. Further captions have to find their image's centroid,
+        which brings the languages together.
         """
         emoji, own, scale = embedded[: len(chosen)], torch.arange(len(chosen)), self.config.scale
         captions = F.normalize(adapter(self.texts.draw(chosen, rng)), dim=-1)
@@ -115,34 +113,28 @@ class AlignStage:
 
 
 def align(run: Run, image_side: ImageSide, adapter: TextAdapter, stage: AlignStage) -> None:
-    """Third part: emoji and scenes against the language model's own features, through the adapter."""
+    """Third part: emoji and scenes against the language model's features, through the adapter."""
     config = stage.config
-    optimizer = torch.optim.AdamW(
-        [
-            *parameter_groups(image_side, config.third_learning_rate, 0.05),
-            *parameter_groups(stage.head, config.third_learning_rate, 0.05),
-            *parameter_groups(adapter, config.adapter_rate, 0.05),
-        ],
-        betas=(0.9, 0.98),
-    )
+    groups = [
+        *parameter_groups(image_side, config.third_learning_rate, 0.05),
+        *parameter_groups(stage.head, config.third_learning_rate, 0.05),
+        *parameter_groups(adapter, config.adapter_rate, 0.05),
+    ]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
         return stage.losses(image_side, adapter, rng)
 
-    train_loop(
-        run,
-        "align",
-        Trainee({"image": image_side, "adapter": adapter, "head": stage.head}, optimizer),
-        step,
-        config=config.third,
-        settings=config,
-        evaluate=lambda: align_scores(image_side, adapter, stage),
-    )
+    def evaluate() -> dict[str, float]:
+        return align_scores(image_side, adapter, stage)
+
+    trainee = Trainee({"image": image_side, "adapter": adapter, "head": stage.head}, optimizer)
+    train_loop(run, "align", trainee, step, config=config.third, settings=config, evaluate=evaluate)
 
 
 @torch.no_grad()
 def align_scores(image_side: ImageSide, adapter: TextAdapter, stage: AlignStage) -> dict[str, float]:
-    """Progress of the second part: names of some languages -> images, and scenes never trained on."""
+    """Progress in percent: names of some languages -> images, and held-out scenes."""
     adapter.eval()
     scores = image_scores(
         image_side, F.normalize(adapter(stage.texts.centroids), dim=-1), stage.gallery, stage.held
@@ -157,9 +149,8 @@ def align_scores(image_side: ImageSide, adapter: TextAdapter, stage: AlignStage)
             position = torch.full((len(stage.gallery.by_emoji),), -1)
             position[tensor_of(one.artwork.emoji[rows])] = torch.arange(len(rows))
             similarity = queries @ embedded.T
-            own = similarity.gather(1, position[owners][:, None])
-            rank = (similarity >= own).sum(1)
-            scores[f"{name}_{language}"] = 100 * float((rank <= 1).float().mean())
+            own = similarity.gather(1, position[owners][:, None])[:, 0]
+            scores[f"{name}_{language}"] = hit_rate(similarity, own)
     scores |= _scene_scores(image_side, adapter, stage)
     adapter.train()
     return scores
@@ -169,14 +160,11 @@ def _scene_scores(image_side: ImageSide, adapter: TextAdapter, stage: AlignStage
     held = stage.scenes.held
     if held is None:
         return {}
-    noto = thumbnails_of_style(
-        stage.gallery.artwork, "noto", len(stage.gallery.by_emoji), side=SCENE_SIDES[2]
-    )
-    embedded = embed_scenes(image_side, held.scenes, noto, np.random.default_rng(3))
+    embedded = embed_scenes(image_side, held.scenes, stage.gallery, np.random.default_rng(3))
     captions = F.normalize(adapter(held.captions[:, 0].float()), dim=-1)
     similarity = captions @ embedded.T
     own = similarity.diagonal()
-    scores = {"scene_r1": 100 * float(((similarity >= own[:, None]).sum(1) <= 1).float().mean())}
+    scores = {"scene_r1": hit_rate(similarity, own)}
     for number, kind in enumerate(("swap", "last")):
         twins = F.normalize(adapter(held.twins[:, number, 0].float()), dim=-1)
         scores[kind] = 100 * float((own > (twins * embedded).sum(1)).float().mean())

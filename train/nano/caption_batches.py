@@ -1,9 +1,9 @@
-"""What stage 1 of nano's language model learns from: texts, scenes and prototypes, and how batches are drawn."""
+"""Data of stage 1: texts, scenes and prototypes, and how batches are drawn."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from llm2clip.train.core.device import tensor_of
 from llm2clip.train.core.trainer import LoopConfig
-from llm2clip.train.nano.position_head import SceneBatch
 from llm2clip.train.synthetic.phrases import SCENE_LANGUAGES
 from llm2clip.train.synthetic.scenes import Scene, last_twin, move_twin, sample_scene, sentences
 from llm2clip.train.synthetic.texts import Text, TextPool, target_matrix
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """Recipe of the text tower."""
+    """Recipe of stage 1."""
 
     pretrain: LoopConfig
     """Next-token pre-training."""
@@ -65,7 +64,7 @@ class LanguageConfig:
 
 @dataclass(frozen=True)
 class Teacher:
-    """What a sentence encoder says about English texts."""
+    """Soft targets of a sentence encoder for English texts."""
 
     neighbours: NDArray[np.float32]
     """Shape: (images, images), rows sum to 1: how alike two images' English names and keywords are."""
@@ -73,6 +72,16 @@ class Teacher:
     """English queries."""
     query_targets: NDArray[np.float16]
     """Shape: (queries, images), rows sum to 1."""
+
+
+@dataclass
+class SceneBatch:
+    """Scenes and a caption of each."""
+
+    scenes: list[Scene] = field(default_factory=list)
+    """What each caption tells, in its order."""
+    captions: list[list[str]] = field(default_factory=list)
+    """Sentences of each caption."""
 
 
 class Prototypes(nn.Module):
@@ -84,12 +93,11 @@ class Prototypes(nn.Module):
 
 
 class ContrastiveStage:
-    """Stage 1: texts true of one image lie together, texts of different images apart.
+    """Batches of stage 1: texts of one image are positives, texts of different images negatives.
 
-    Short texts are drawn against a prototype of every image at once (the mean direction of all its captions, learned
-    with the model), which is the supervised SimCSE loss with the whole set of images as the batch. Scene captions are
-    drawn against each other, wording against wording and language against language, with a twin as hard negative, and
-    to what their scenes are composed of.
+    Short texts are scored against a learned prototype of every image (supervised SimCSE with all images as the batch).
+    Scene captions are scored against each other across wordings and languages, with a twin as hard negative, and
+    against the composed targets of their scenes.
     """
 
     def __init__(
@@ -120,7 +128,7 @@ class ContrastiveStage:
         return [text.text for text in texts], tensor_of(target)
 
     def told_scenes(self, count: int, objects: tuple[int, int], rng: np.random.Generator) -> SceneBatch:
-        """Scenes, each told once in any language."""
+        """Scenes with one caption each, in any language."""
         batch = SceneBatch()
         for _ in range(count):
             scene = sample_scene(self.scene_pool, rng, objects=objects)
@@ -129,14 +137,14 @@ class ContrastiveStage:
         return batch
 
     def _tell(self, scene: Scene, language: str, wording: int) -> list[str]:
-        """One or two objects are told without an opening."""
+        """Sentences of a caption; one or two objects have no opening."""
         opening = len(scene.objects) > 2
         return sentences(scene, self.emoji, language=language, wording=wording, opening=opening)
 
     def scene_batch(
         self, count: int, objects: tuple[int, int], rng: np.random.Generator, config: LanguageConfig
     ) -> SceneBatch:
-        """Scenes by threes: one, the same told anew, and a twin in the second wording."""
+        """Scenes by threes: a scene, the same in another wording, and a twin in that wording."""
         batch = SceneBatch()
         for _ in range(count):
             scene = sample_scene(self.scene_pool, rng, objects=objects)
@@ -167,7 +175,7 @@ def _language(rng: np.random.Generator) -> str:
 
 
 def _reorder(scene: Scene, twin: Scene, rng: np.random.Generator) -> tuple[Scene, Scene]:
-    """Tell both in the same new order (in half of the cases), since order in the text is not part of the image."""
+    """Both with the same new order of objects in half of the cases: order is not part of the image."""
     if rng.random() < 0.5:
         return scene, twin
     order = rng.permutation(len(scene.objects))

@@ -1,4 +1,4 @@
-"""From trained parts to a folder that ``load_encoder`` reads."""
+"""Export trained parts as a folder that ``load_encoder`` reads."""
 
 from __future__ import annotations
 
@@ -68,11 +68,7 @@ def export_nano(
     image_side: ImageSide,
     adapter: TextAdapter,
 ) -> Path:
-    """Write the run's result as an encoder folder, ``<run>/nano``, with its story, and check that it loads.
-
-    Returns:
-        The folder.
-    """
+    """Write the run's result and its story as an encoder folder, ``<run>/nano``, which is returned."""
     folder = run.folder / "nano"
     vision = fold_batch_norm(image_side.vision)
     save_llm2clip(

@@ -1,4 +1,4 @@
-"""Image batches of nano's training: data, sampling and progress."""
+"""Image data of stage 2: its configuration, image batches and progress scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llm2clip.train.core.device import tensor_of
 from llm2clip.train.core.trainer import LoopConfig
 from llm2clip.train.synthetic.augment import augment_drawings, augment_scenes
 from llm2clip.train.synthetic.emoji import ART_SIZE, Artwork
-from llm2clip.train.synthetic.scenes import Scene, Thumbnails, draw_scene, thumbnails
+from llm2clip.train.synthetic.scenes import Scene, draw_scene, thumbnails
 
 PIXEL_MEAN = 0.5
 PIXEL_STD = 0.5
@@ -74,7 +74,7 @@ class AlignConfig:
 
 
 class ImageSide(nn.Module):
-    """Vision tower and projection, as one trainee."""
+    """Image tower and projection, trained together."""
 
     def __init__(self, config: NanoVisionConfig, dim: int) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class ImageSide(nn.Module):
 
     @torch.no_grad()
     def grow_from(self, smaller: ImageSide) -> None:
-        """Take over what the same tower learned on smaller images; the positions are interpolated."""
+        """Take over the weights of the same tower for smaller images; positions are interpolated."""
         weights = smaller.state_dict()
         position = weights["vision.position"]
         old, new = smaller.vision.config.grid, self.vision.config.grid
@@ -108,7 +108,7 @@ def _pixels(images: Tensor) -> Tensor:
 
 
 def parameter_groups(module: nn.Module, rate: float, decay: float) -> list[dict[str, Any]]:
-    """AdamW groups: weight decay on matrices and kernels, none on biases, gains and other vectors."""
+    """AdamW groups: weight decay on matrices and kernels only."""
     matrices = [p for p in module.parameters() if p.ndim >= 2]
     vectors = [p for p in module.parameters() if p.ndim < 2]
     return [
@@ -146,9 +146,13 @@ class ScenePainter:
 
 @torch.no_grad()
 def embed_scenes(
-    image_side: ImageSide, scenes: Sequence[Scene], drawings: Thumbnails, rng: np.random.Generator
+    image_side: ImageSide, scenes: Sequence[Scene], gallery: Gallery, rng: np.random.Generator
 ) -> Tensor:
-    """Unit embeddings of scenes, drawn and not recoloured. Shape: (len(scenes), dim)."""
+    """Unit embeddings of scenes, drawn in the style ``noto`` and not recoloured. Shape: (len(scenes), dim)."""
+    art = gallery.artwork
+    rows = art.style == art.styles.index("noto")
+    noto = Artwork(art.pixels[rows], art.emoji[rows], art.style[rows], art.styles)
+    drawings = thumbnails(noto, len(gallery.by_emoji), side=SCENE_SIDES[2])
     drawn = np.stack([draw_scene(scene, drawings, rng, size=ART_SIZE) for scene in scenes])
     return _embed(image_side, tensor_of(drawn).permute(0, 3, 1, 2).float() / 255)
 
@@ -175,7 +179,7 @@ def _embed(image_side: ImageSide, images: Tensor) -> Tensor:
 def image_scores(
     image_side: ImageSide, anchors_ED: Tensor, gallery: Gallery, held: Gallery
 ) -> dict[str, float]:
-    """Progress in percent: prototype or centroid -> image R@1 and R@5 by inner product, and the mean own cosine.
+    """Progress in percent: prototype or centroid -> image R@1 and R@5, and the mean cosine of pairs.
 
     ``noto`` is the shipped style, ``held`` one never trained on.
     """
@@ -187,20 +191,11 @@ def image_scores(
         embedded = embed_drawings(image_side, one.artwork, rows)
         similarity = anchors_ED[owners] @ embedded.T
         own = similarity.diagonal()
-        rank = (similarity >= own[:, None]).sum(1)
-        scores |= {
-            f"{name}_r1": 100 * float((rank <= 1).float().mean()),
-            f"{name}_r5": 100 * float((rank <= 5).float().mean()),
-            f"{name}_cos": 100 * float(own.mean()),
-        }
+        scores |= {f"{name}_r{k}": hit_rate(similarity, own, k=k) for k in (1, 5)}
+        scores[f"{name}_cos"] = 100 * float(own.mean())
     return scores
 
 
-def thumbnails_of_style(artwork: Artwork, style: str, emoji_count: int, *, side: int) -> Thumbnails:
-    """Thumbnails of one style only."""
-    rows = artwork.style == artwork.styles.index(style)
-    return thumbnails(
-        Artwork(artwork.pixels[rows], artwork.emoji[rows], artwork.style[rows], artwork.styles),
-        emoji_count,
-        side=side,
-    )
+def hit_rate(similarity: Tensor, own: Tensor, *, k: int = 1) -> float:
+    """Percent of rows in which at most ``k`` similarities reach the row's own."""
+    return 100 * float(((similarity >= own[:, None]).sum(1) <= k).float().mean())

@@ -73,7 +73,7 @@ class NanoConfig:
 
 @dataclass(frozen=True)
 class Material:
-    """What the stages work on."""
+    """Data of all stages."""
 
     emoji: list[Emoji]
     pool: TextPool
@@ -89,24 +89,22 @@ def gather_material(cache: Path) -> Material:
 
 
 def language_corpus(material: Material, rng: np.random.Generator) -> Iterator[str]:
-    """Texts for the tokenizer and for pre-training: names twice, keywords, descriptions twice, queries, scenes."""
-    for texts, times in (
-        (material.pool.names, 2),
-        (material.pool.keywords, 1),
-        (material.pool.descriptions, 2),
-    ):
+    """Texts for the tokenizer and pre-training: names and descriptions twice, keywords, queries, scenes."""
+    pool = material.pool
+    for texts, times in ((pool.names, 2), (pool.keywords, 1), (pool.descriptions, 2)):
         for text in texts:
-            yield from (text.text for _ in range(times))
-    yield from (text.text for text in material.pool.sample(40_000, rng))
+            yield from [text.text] * times
+    yield from (text.text for text in pool.sample(40_000, rng))
     for wording in range(1500):
         scene = sample_scene(material.scene_pool, rng, objects=(2, 8))
         for language in SCENE_LANGUAGES:
             yield caption(scene, material.emoji, language=language, wording=wording)
 
 
-def llama_config(config: NanoConfig) -> LlamaConfig:
-    """Shape of nano's language model."""
-    return LlamaConfig(
+def new_language_model(config: NanoConfig) -> BidirectionalLlama:
+    """The untrained language model, the same for a given seed."""
+    torch.manual_seed(config.seed)
+    shape = LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.width,
         intermediate_size=8 * config.width // 3,
@@ -115,18 +113,13 @@ def llama_config(config: NanoConfig) -> LlamaConfig:
         num_key_value_heads=config.width // 32,
         head_dim=32,
     )
-
-
-def new_language_model(config: NanoConfig) -> BidirectionalLlama:
-    """The untrained language model, the same for a given seed."""
-    torch.manual_seed(config.seed)
-    model = BidirectionalLlama(llama_config(config))
+    model = BidirectionalLlama(shape)
     torch.nn.init.normal_(model.embed_tokens.weight, std=0.02)
     return model
 
 
 def train_language(run: Run, material: Material, config: NanoConfig) -> BidirectionalLlama:
-    """Tokenizer, pre-training and stage 1; each part is skipped where the run has finished it.
+    """Tokenizer, pre-training and stage 1; finished parts are skipped.
 
     Leaves ``tokenizer.json`` and ``prototypes.safetensors`` in the run folder.
     """
@@ -163,22 +156,12 @@ def text_encoder(run: Run, config: NanoConfig, *, dropout: float | None = None) 
     return TextEncoder.from_file(run.folder / "tokenizer.json", max_tokens=config.max_tokens, dropout=dropout)
 
 
-@dataclass(frozen=True)
-class Images:
-    """The image tower after the first parts of stage 2, and its training data."""
-
-    side: ImageSide
-    head: PlaceHead
-    gallery: Gallery
-    held: Gallery
-
-
-def train_images(run: Run, material: Material, config: NanoConfig) -> Images:
-    """First parts of stage 2, which need the prototypes only: they may run beside the later parts of stage 1."""
-    prototypes = load_file(run.folder / "prototypes.safetensors", device=str(torch.get_default_device()))[
-        "prototypes"
-    ]
-    first_size = config.align.first_size
+def train_images(
+    run: Run, material: Material, config: NanoConfig
+) -> tuple[ImageSide, PlaceHead, Gallery, Gallery]:
+    """First parts of stage 2, which need the prototypes only and may run beside the rest of stage 1."""
+    saved = load_file(run.folder / "prototypes.safetensors", device=str(torch.get_default_device()))
+    prototypes, first_size = saved["prototypes"], config.align.first_size
     small_side = new_image_side(config, size=first_size)
     small, small_held = load_galleries(material, size=first_size)
     train_vision(run, small_side, prototypes, small, small_held, config.align)
@@ -187,7 +170,7 @@ def train_images(run: Run, material: Material, config: NanoConfig) -> Images:
     image_side.grow_from(small_side)
     stage = CrowdStage(prototypes, gallery, held, material.scene_pool, config.align)
     head = train_vision_on_scenes(run, image_side, stage)
-    return Images(image_side, head, gallery, held)
+    return image_side, head, gallery, held
 
 
 def new_image_side(config: NanoConfig, *, size: int) -> ImageSide:
@@ -198,50 +181,38 @@ def new_image_side(config: NanoConfig, *, size: int) -> ImageSide:
 
 def load_galleries(material: Material, *, size: int) -> tuple[Gallery, Gallery]:
     """Drawings to train on, and those of a style never trained on."""
-    return (
-        Gallery(load_artwork(material.emoji, material.cache, size=size), len(material.emoji)),
-        Gallery(
-            load_artwork(material.emoji, material.cache, styles=("openmoji",), size=size), len(material.emoji)
-        ),
-    )
+    emoji, cache = material.emoji, material.cache
+    trained = load_artwork(emoji, cache, size=size)
+    held = load_artwork(emoji, cache, styles=("openmoji",), size=size)
+    return Gallery(trained, len(emoji)), Gallery(held, len(emoji))
 
 
 def read_captions(
     run: Run, material: Material, model: BidirectionalLlama, config: NanoConfig
 ) -> tuple[TextFeatures, SceneFeatures]:
-    """Cached features of all captions that stage 2 may see, and of some scenes that it may not."""
+    """Cached features of the captions of stage 2, and of some held-out scenes."""
     model.requires_grad_(False)
     encoder = text_encoder(run, config)
     texts = cache_texts(model, encoder, material.pool, run.folder / "features-texts.safetensors")
-    scenes, unseen = (
-        cache_scenes(
-            model,
-            encoder,
-            material.emoji,
-            material.scene_pool,
-            run.folder / f"features-{name}.safetensors",
-            count=count,
-            wordings=wordings,
-            seed=config.seed + shift,
-        )
-        for name, count, wordings, shift in (
-            ("scenes", config.scenes, config.wordings, 0),
-            ("held", 300, 1, 1),
-        )
-    )
-    scenes.held = unseen
+
+    def cached(name: str, count: int, wordings: int, seed: int) -> SceneFeatures:
+        path, pool = run.folder / f"features-{name}.safetensors", material.scene_pool
+        shape = {"count": count, "wordings": wordings, "seed": seed}
+        return cache_scenes(model, encoder, material.emoji, pool, path, **shape)
+
+    scenes = cached("scenes", config.scenes, config.wordings, config.seed)
+    scenes.held = cached("held", 300, 1, config.seed + 1)
     return texts, scenes
 
 
 def train_nano(
     run: Run, material: Material, config: NanoConfig
 ) -> tuple[BidirectionalLlama, ImageSide, TextAdapter]:
-    """All stages up to the trained parts; those that the run has finished are skipped."""
+    """All stages up to the trained parts; finished ones are skipped."""
     model = train_language(run, material, config)
     texts, scenes = read_captions(run, material, model, config)
-    images = train_images(run, material, config)
+    side, head, gallery, held = train_images(run, material, config)
     torch.manual_seed(config.seed)
     adapter = identity_adapter(config.width, config.width)
-    stage = AlignStage(images.gallery, images.held, texts, scenes, config.align, images.head)
-    align(run, images.side, adapter, stage)
-    return model, images.side, adapter
+    align(run, side, adapter, AlignStage(gallery, held, texts, scenes, config.align, head))
+    return model, side, adapter

@@ -1,10 +1,9 @@
-"""What a scene means, composed from what its objects mean: the targets that teach both towers what stands where.
+"""Targets that teach both towers what is where, composed from the prototypes of a scene's objects.
 
-A scene's target is the sum of its objects' prototypes, each seen through the gate of its place, and of the background
-colour's vector. Gates keep a fixed random half of the dimensions, so a scene stays close to the names of what it
-shows (the same emoji in two places has cosine 1/2), while swapping two objects moves the target by as much as
-replacing one. Gates and colours are drawn, not learned, so that the text tower and the image tower can learn from the
-same targets at the same time.
+A scene's target is the sum of its objects' prototypes, each multiplied by the gate of its place, and of the background
+colour's vector. Gates keep a fixed random half of the dimensions: the same emoji in two places has cosine 1/2, and a
+swap of two objects moves the target by as much as a replacement. Gates and colours are drawn, not learned, so both
+towers can learn from the same targets at the same time.
 """
 
 from __future__ import annotations
@@ -14,9 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm2clip.train.core.device import tensor_of
+from llm2clip.train.core.losses import candidate_loss
+from llm2clip.train.core.text_states import SentenceStates
+from llm2clip.train.nano.caption_batches import SceneBatch
 from llm2clip.train.synthetic.phrases import CELLS, COLOURS
 from llm2clip.train.synthetic.scenes import Scene
 
@@ -28,12 +30,7 @@ class SceneTargets:
     """Targets of scenes, from prototypes and a seed."""
 
     def __init__(self, prototypes_ED: Tensor, *, seed: int) -> None:
-        """Draw gates and colours.
-
-        Args:
-            prototypes_ED: Shape: (emoji, D), any norm; not changed by training.
-            seed: Seed of gates and colours.
-        """
+        """Draw gates and colours for prototypes of shape (emoji, D), of any norm."""
         rng = np.random.default_rng([seed, 31])
         width = prototypes_ED.shape[1]
         self.prototypes_ED = F.normalize(prototypes_ED.detach(), dim=-1)
@@ -43,7 +40,7 @@ class SceneTargets:
         self.colours_KD = COLOUR_WEIGHT * F.normalize(tensor_of(colours), dim=-1)
 
     def placed(self, objects: Sequence[int], cells: Sequence[int]) -> Tensor:
-        """What single objects in their places mean. Shape: (n, D), float32, not unit length."""
+        """Targets of single objects in their places. Shape: (n, D), float32, not unit length."""
         prototypes = self.prototypes_ED[tensor_of(np.array(objects))]
         return prototypes * self.gates_CD[tensor_of(np.array(cells))]
 
@@ -58,3 +55,54 @@ class SceneTargets:
         summed = torch.zeros(len(scenes), seen.shape[1]).index_add(0, owners, seen)
         colours = self.colours_KD[[scene.background for scene in scenes]]
         return F.normalize(summed / tensor_of(counts.astype(np.float32)).sqrt()[:, None] + colours, dim=-1)
+
+
+class SentenceHead(nn.Module):
+    """What a scene's sentence and each of its tokens must know; used in training only.
+
+    The states of a sentence, summed, must mean its object in its place. Every token of it must know both before the
+    last block: without that the model takes a caption for a bag of words and never begins to bind.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.place = nn.Linear(width, CELLS)
+        self.thing = nn.Linear(width, width)
+
+    def forward(
+        self, read: SentenceStates, batch: SceneBatch, composed: SceneTargets, *, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """Losses of sentences and of tokens; openings do not count.
+
+        Args:
+            read: Of the batch's captions.
+            batch: Scenes and captions.
+            composed: Gives prototypes and gates.
+            scale: Factor on the cosines.
+        """
+        counts = np.array([len(scene.objects) for scene in batch.scenes])
+        lengths = np.array([len(text) for text in batch.captions])
+        told = np.concatenate(
+            [np.arange(end - count, end) for end, count in zip(lengths.cumsum(), counts, strict=True)]
+        )
+        objects = np.concatenate([scene.objects for scene in batch.scenes])
+        cells = np.concatenate([scene.cells for scene in batch.scenes])
+        known, which = np.unique(objects, return_inverse=True)
+        candidates = composed.placed(np.repeat(known, CELLS).tolist(), [*range(CELLS)] * len(known))
+        placed = candidate_loss(
+            read.sentences[tensor_of(told)], candidates, tensor_of(which * CELLS + cells), scale=scale
+        )
+        number = np.full(int(lengths.sum()), -1)
+        number[told] = np.arange(len(told))
+        of_token = tensor_of(number)[read.owners]
+        counted = of_token >= 0
+        tokens, of_token = self.norm(read.tokens[counted]), of_token[counted]
+        place = nn.functional.cross_entropy(self.place(tokens), tensor_of(cells)[of_token])
+        thing = candidate_loss(
+            self.thing(tokens),
+            composed.prototypes_ED[tensor_of(known)],
+            tensor_of(which)[of_token],
+            scale=scale,
+        )
+        return placed, place + 0.5 * thing

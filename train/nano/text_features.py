@@ -1,4 +1,4 @@
-"""Cached text features: the frozen language model reads every caption once, before stage 2 begins."""
+"""Cached text features: the frozen language model reads every caption once, before stage 2."""
 
 from __future__ import annotations
 
@@ -27,13 +27,7 @@ class TextFeatures:
     """Unit features of names and descriptions, and their centroid for each image."""
 
     def __init__(self, texts: Sequence[Text], features: Tensor, images: int) -> None:
-        """Group the features by image.
-
-        Args:
-            texts: What was read.
-            features: Shape: (texts, D), float16, unit rows.
-            images: Number of images.
-        """
+        """Group features of texts by image. Shape: (texts, D), float16, unit rows."""
         self.features = features
         self._texts = texts
         lists: list[list[int]] = [[] for _ in range(images)]
@@ -75,7 +69,7 @@ class SceneFeatures:
     """Scenes never trained on, for the progress report."""
 
     def draw(self, rows: NDArray[np.int64], rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """A caption of each scene, and both twins of each in the same wording. Shapes: (n, D), (2 n, D), float32."""
+        """A caption of each scene, and its twins in the same wording. Shapes: (n, D), (2 n, D), float32."""
         index = tensor_of(rows)
         wording = tensor_of(rng.integers(self.captions.shape[1], size=len(rows)))
         twins = self.twins[index, :, wording].float()
@@ -95,7 +89,7 @@ def read_texts(model: BidirectionalLlama, encoder: TextEncoder, texts: Sequence[
 
 
 def cache_texts(model: BidirectionalLlama, encoder: TextEncoder, pool: TextPool, path: Path) -> TextFeatures:
-    """Features of all names and descriptions, read once and kept at ``path``."""
+    """Features of all names and descriptions, cached at ``path``."""
     texts = [*pool.names, *pool.descriptions]
     features = _read_once(path, model, encoder, [text.text for text in texts])
     return TextFeatures(texts, features, len(pool.emoji))
@@ -121,7 +115,7 @@ def cache_scenes(
     wordings: int,
     seed: int,
 ) -> SceneFeatures:
-    """Draw ``count`` scenes and read their captions and their twins', once; kept at ``path``.
+    """Draw ``count`` scenes and read their captions and their twins', cached at ``path``.
 
     One scene in three has two to five objects, the rest six to eight.
     """
@@ -140,7 +134,7 @@ def cache_scenes(
 
 
 def _read_once(path: Path, model: BidirectionalLlama, encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
-    """Features of texts, from ``path`` if that holds these texts as this model reads them."""
+    """Features of texts, from ``path`` if they were made of these texts by this model."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 

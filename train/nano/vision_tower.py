@@ -1,4 +1,4 @@
-"""Stage 2 before there are text features: the vision tower learns from prototypes, alone and in crowds."""
+"""First parts of stage 2: the image tower learns from prototypes, with single emoji and with scenes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from llm2clip.train.core.losses import candidate_loss
 from llm2clip.train.core.trainer import Run, Trainee, train_loop
 from llm2clip.train.nano.image_batches import (
     SCENE_OBJECTS,
-    SCENE_SIDES,
     AlignConfig,
     Gallery,
     ImageSide,
     ScenePainter,
     embed_scenes,
+    hit_rate,
     image_scores,
     parameter_groups,
-    thumbnails_of_style,
 )
 from llm2clip.train.nano.scene_targets import SceneTargets
 from llm2clip.train.synthetic.scenes import Scene, last_twin, move_twin, sample_scene, swap_twin
 
 
 class PlaceHead(nn.Module):
-    """What the tower's grid says stands in each of a scene's nine cells; used in training only."""
+    """Predicts the object in each of a scene's nine cells from the tower's grid; used in training only."""
 
     def __init__(self, width: int, dim: int) -> None:
         super().__init__()
@@ -52,15 +51,9 @@ def train_vision(
     held: Gallery,
     config: AlignConfig,
 ) -> None:
-    """First part: every emoji image finds its emoji's prototype among all, every prototype its image in the batch.
+    """First part: emoji image -> prototype among all, prototype -> image in the batch.
 
-    Args:
-        run: Where history and checkpoints go.
-        image_side: Trained in place.
-        anchors_ED: Shape: (emoji, dim), frozen prototypes.
-        gallery: Drawings of the trained styles.
-        held: Drawings of another style, for the progress report only.
-        config: Recipe.
+    ``anchors_ED`` are the frozen prototypes; ``held`` has another style, for the progress scores only.
     """
     anchors = F.normalize(anchors_ED, dim=-1)
     optimizer = torch.optim.AdamW(parameter_groups(image_side, config.learning_rate, 0.05), betas=(0.9, 0.98))
@@ -73,43 +66,32 @@ def train_vision(
         found = candidate_loss(anchors[index], embedded, torch.arange(len(chosen)), scale=config.scale)
         return {"loss": find + 0.5 * found, "find": find}
 
-    train_loop(
-        run,
-        "vision",
-        Trainee({"image": image_side}, optimizer),
-        step,
-        config=config.first,
-        settings=config,
-        evaluate=lambda: image_scores(image_side, anchors, gallery, held),
-    )
+    def evaluate() -> dict[str, float]:
+        return image_scores(image_side, anchors, gallery, held)
+
+    trainee = Trainee({"image": image_side}, optimizer)
+    train_loop(run, "vision", trainee, step, config=config.first, settings=config, evaluate=evaluate)
 
 
 @dataclass
 class CrowdStage:
-    """What the second part of stage 2 works on."""
+    """Data of the second part of stage 2; ``anchors`` are the prototypes, ``held`` is for the scores only."""
 
     anchors: Tensor
-    """Shape: (emoji, dim), frozen prototypes."""
     gallery: Gallery
-    """Drawings of the trained styles."""
     held: Gallery
-    """Drawings of another style, for the progress report only."""
     scene_pool: Sequence[int]
-    """Emoji that may stand in a scene."""
     config: AlignConfig
-    """Recipe."""
 
     def __post_init__(self) -> None:
         self.anchors = F.normalize(self.anchors, dim=-1)
 
 
 def train_vision_on_scenes(run: Run, image_side: ImageSide, stage: CrowdStage) -> PlaceHead:
-    """Second part: emoji find their prototypes as before, and scenes what they are composed of.
+    """Second part: emoji against prototypes as before, scenes against their composed targets.
 
-    A head on the tower's grid has to name what stands in each place, which teaches objects in a crowd far faster than
-    the scene's one vector does; it is returned for the next part and then thrown away. Cosines to the own target are
-    drawn up as well: inner products rank well only where an image has little in its embedding that no text accounts
-    for.
+    A head on the tower's grid predicts the object in each cell, which teaches scenes far faster than their one vector;
+    it is returned for the next part. Cosines of pairs are raised as well, for the sake of inner products.
     """
     config, anchors = stage.config, stage.anchors
     composed = SceneTargets(anchors, seed=run.seed)
@@ -123,10 +105,8 @@ def train_vision_on_scenes(run: Run, image_side: ImageSide, stage: CrowdStage) -
 
     def step(rng: np.random.Generator, _: int) -> dict[str, Tensor]:
         chosen, images = stage.gallery.batch(config.crowd_emoji_batch, rng)
-        scenes = [
-            sample_scene(stage.scene_pool, rng, objects=SCENE_OBJECTS)
-            for _ in range(config.crowd_scene_batch)
-        ]
+        count = config.crowd_scene_batch
+        scenes = [sample_scene(stage.scene_pool, rng, objects=SCENE_OBJECTS) for _ in range(count)]
         embedded, grid = image_side.with_grid(torch.cat((images, painter.draw(scenes, rng))))
         embedded = F.normalize(embedded, dim=-1)
         named = named_loss(head(grid[len(chosen) :]), scenes, anchors, scale=config.scale)
@@ -152,7 +132,7 @@ def train_vision_on_scenes(run: Run, image_side: ImageSide, stage: CrowdStage) -
 
 
 def named_loss(seen_B9D: Tensor, scenes: Sequence[Scene], anchors_ED: Tensor, *, scale: float) -> Tensor:
-    """Every object of every scene is named by what was seen in its cell."""
+    """Cross-entropy of naming every object of every scene from its cell."""
     owners = tensor_of(np.repeat(np.arange(len(scenes)), [len(scene.objects) for scene in scenes]))
     cells = tensor_of(np.concatenate([scene.cells for scene in scenes]))
     objects = tensor_of(np.concatenate([scene.objects for scene in scenes]))
@@ -163,17 +143,13 @@ def named_loss(seen_B9D: Tensor, scenes: Sequence[Scene], anchors_ED: Tensor, *,
 def composed_scores(
     image_side: ImageSide, composed: SceneTargets, gallery: Gallery, scene_pool: Sequence[int]
 ) -> dict[str, float]:
-    """Progress in percent on 500 new scenes in the shipped style: own target ranked first, and above its twins'."""
+    """Progress in percent on 500 new scenes in the shipped style: own target found, told from twins."""
     rng = np.random.default_rng(4)
-    noto = thumbnails_of_style(gallery.artwork, "noto", len(gallery.by_emoji), side=SCENE_SIDES[2])
     scenes = [sample_scene(scene_pool, rng) for _ in range(500)]
-    embedded = embed_scenes(image_side, scenes, noto, rng)
+    embedded = embed_scenes(image_side, scenes, gallery, rng)
     targets = composed(scenes)
     own = (embedded * targets).sum(1)
-    scores = {
-        "scene_r1": 100 * float(((targets @ embedded.T >= own[:, None]).sum(1) <= 1).float().mean()),
-        "scene_cos": 100 * float(own.mean()),
-    }
+    scores = {"scene_r1": hit_rate(targets @ embedded.T, own), "scene_cos": 100 * float(own.mean())}
     for kind, twins in (
         ("swap", [swap_twin(scene, rng) for scene in scenes]),
         ("last", [last_twin(scene, scene_pool, rng) for scene in scenes]),

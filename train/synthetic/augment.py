@@ -16,16 +16,9 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def augment_drawings(drawings: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
-    """Move, outline, recolour and put drawings on a background.
+    """Move, outline, recolour and put drawings on a background; nothing is mirrored, which may change the meaning.
 
-    Nothing is mirrored: left and right are part of the meaning of arrows, hands and places.
-
-    Args:
-        drawings: Shape: (B, S, S, 4), uint8 RGBA.
-        rng: Source of all chances.
-
-    Returns:
-        Shape: (B, 3, S, S), float32 in 0..1.
+    Shape: (B, S, S, 4), uint8 RGBA -> (B, 3, S, S), float32 in 0..1.
     """
     rgba = tensor_of(drawings).permute(0, 3, 1, 2).float() / 255
     rgba = torch.cat((rgba[:, :3] * rgba[:, 3:], rgba[:, 3:]), dim=1)
@@ -40,12 +33,7 @@ def augment_drawings(drawings: NDArray[np.uint8], rng: np.random.Generator) -> T
 def augment_scenes(scenes: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
     """Recolour scenes slightly; places and background colour are part of their meaning.
 
-    Args:
-        scenes: Shape: (B, S, S, 3), uint8 RGB.
-        rng: Source of all chances.
-
-    Returns:
-        Shape: (B, 3, S, S), float32 in 0..1.
+    Shape: (B, S, S, 3), uint8 RGB -> (B, 3, S, S), float32 in 0..1.
     """
     return disturb(tensor_of(scenes).permute(0, 3, 1, 2).float() / 255, rng)
 
@@ -100,7 +88,7 @@ def _grey(colour: Tensor) -> Tensor:
 
 
 def _jitter(colour: Tensor, rng: np.random.Generator) -> Tensor:
-    """Saturation, brightness, a rotation of hue (often small, sometimes any) and a tint."""
+    """Saturation, brightness, a rotation of hue (mostly small) and a tint."""
     count = len(colour)
     grey = _grey(colour)
     turn = np.where(
@@ -132,7 +120,7 @@ def _hue_matrices(angle: NDArray[np.float64]) -> NDArray[np.float32]:
 def _outline(
     colour: Tensor, alpha: Tensor, chosen: Tensor, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Draw a dark line around the shape and along its inner edges, as line artwork has it."""
+    """Draw a dark line around the shape and along its inner edges."""
     count = len(colour)
     wide = F.max_pool2d(alpha, 5, stride=1, padding=2)
     narrow = F.max_pool2d(alpha, 3, stride=1, padding=1)

@@ -1,4 +1,4 @@
-"""The emoji nano learns: their names and keywords in many languages (CLDR), and their artwork in several styles."""
+"""nano's emoji: names and keywords in many languages (CLDR), and artwork in several styles."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class Emoji:
 
 
 def codepoints(char: str) -> str:
-    """File-name spelling used by emoji packages: lower-case hex, dashes, no variation selector 16."""
+    """File-name spelling of emoji packages: lower-case hex, dashes, no variation selector 16."""
     return "-".join(f"{ord(c):x}" for c in char if ord(c) != 0xFE0F)
 
 
 def _canonical(code: str) -> str:
-    """A package's spelling of the code points, made that of ``codepoints``."""
+    """A package's spelling of code points as ``codepoints`` writes it."""
     return "-".join(part.lstrip("0") for part in code.lower().split("-") if part not in ("fe0f", ""))
 
 
@@ -67,11 +67,7 @@ def _annotations(cache: Path, language: str) -> dict[str, Any]:
 
 
 def load_emoji(cache: Path) -> list[Emoji]:
-    """All emoji that Twemoji and OpenMoji draw and CLDR names in English, without skin tones, in a fixed order.
-
-    Args:
-        cache: Folder of fetched packages.
-    """
+    """All emoji without skin tone that Twemoji and OpenMoji draw and CLDR names in English, in a fixed order."""
     twemoji = {
         _canonical(path.stem) for path in (fetch(style("twemoji").package, cache) / "package").glob("*.svg")
     }
@@ -165,13 +161,7 @@ def _ligatures(font: TTFont) -> dict[tuple[str, ...], str]:
 def render_style(
     chosen: Style, emoji: list[Emoji], cache: Path, *, size: int = ART_SIZE
 ) -> Iterator[tuple[int, Image.Image]]:
-    """Draw one style.
-
-    Args:
-        chosen: The style.
-        emoji: What to draw; those the style lacks are left out.
-        cache: Folder of fetched packages.
-        size: Side in pixels.
+    """Draw the emoji that a style has.
 
     Yields:
         Position in ``emoji`` and an RGBA PIL image of ``size`` x ``size``, fitted inside with its aspect kept.
@@ -215,7 +205,7 @@ class Artwork:
 def load_artwork(
     emoji: list[Emoji], cache: Path, *, styles: tuple[str, ...] | None = None, size: int = ART_SIZE
 ) -> Artwork:
-    """Draw the styles (by default every trained one) at ``size`` pixels, kept on disk after the first time."""
+    """Draw the styles (default: every trained one) at ``size`` pixels, cached on disk."""
     names = styles or tuple(s.name for s in STYLES if s.trained)
     pixels, owners, kinds = [], [], []
     for number, name in enumerate(names):

@@ -1,6 +1,5 @@
-"""Fetch the packages nano is made from, by name and version, with the clients a machine already has.
+"""Fetch the packages nano is made from, by name and version, with npm and apt.
 
-Artwork and annotations are ordinary packages of the npm registry and of Debian; nothing is downloaded by address.
 ``STYLES`` and ``TEXT_PACKAGES`` are the whole list, with the licence each package states.
 """
 
@@ -74,17 +73,10 @@ def style(name: str) -> Style:
 
 
 def fetch(package: Package, cache: Path) -> Path:
-    """Fetch and unpack a package once.
-
-    Args:
-        package: What to fetch.
-        cache: Folder that keeps unpacked packages.
-
-    Returns:
-        The unpacked folder.
+    """Fetch and unpack a package into a folder of ``cache``, once; returns the folder.
 
     Raises:
-        SourceError: if the client is missing or reports a failure.
+        SourceError: The client is missing or reports a failure.
     """
     target = cache / package.folder
     if target.is_dir():

@@ -1,4 +1,4 @@
-"""Write the sample corpus that ships with the package, and the sets nano is measured on, as WebDataset tars."""
+"""Write the sample corpus of the package and nano's evaluation sets as WebDataset tars."""
 
 from __future__ import annotations
 
@@ -46,11 +46,7 @@ def webp(image: Image.Image) -> bytes:
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> int:
-    """Write key, image and metadata triples; equal input gives an equal file.
-
-    Returns:
-        Number of samples.
-    """
+    """Write key, image and metadata triples and return their number; equal input gives an equal file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
     with atomic_path(path, alone=True) as draft, tarfile.open(draft, "w", format=tarfile.USTAR_FORMAT) as tar:
@@ -83,7 +79,7 @@ def emoji_samples(name: str, emoji: Sequence[Emoji], cache: Path) -> Iterator[Sa
 def measured_scenes(
     pool: Sequence[int], emoji: Sequence[Emoji], count: int, rng: np.random.Generator
 ) -> Iterator[Scene]:
-    """Scenes of seven or eight objects whose English caption has the measured length."""
+    """Scenes of seven or eight objects with an English caption of the evaluated length."""
     while count:
         scene = sample_scene(pool, rng)
         if CAPTION_WORDS[0] <= len(caption(scene, emoji).split()) <= CAPTION_WORDS[1]:
@@ -94,7 +90,7 @@ def measured_scenes(
 def scene_samples(
     emoji: Sequence[Emoji], pool: Sequence[int], drawings: Thumbnails, *, count: int, seed: int, twins: bool
 ) -> Iterator[Sample]:
-    """Scenes with captions in the scene languages, and for measuring with their twins' English captions."""
+    """Scenes with captions in the scene languages, and for evaluation with their twins' captions."""
     rng = np.random.default_rng([seed, 9])
     for number, scene in enumerate(measured_scenes(pool, emoji, count, rng)):
         family = {"last": last_twin(scene, pool, rng), "swap": swap_twin(scene, rng)} if twins else {}
@@ -124,7 +120,7 @@ def write_sample_corpus(
 def write_measuring_sets(
     emoji: Sequence[Emoji], pool: Sequence[int], cache: Path, out: Path
 ) -> dict[str, int]:
-    """What nano is measured on: OpenMoji (never trained on, never shipped), and 1,000 scenes with twins.
+    """Nano's evaluation sets: OpenMoji (never trained on, never shipped), and 1,000 scenes with twins.
 
     ``scenes.tar`` is drawn in Noto, ``scenes-openmoji.tar`` shows other scenes in OpenMoji.
     """

@@ -1,7 +1,7 @@
-"""Scenes: several emoji on a three-by-three grid, described in a paragraph that says what stands where.
+"""Scenes: several emoji on a three-by-three grid, and their captions, which say what is where.
 
-They are the long captions of nano. A scene's twins differ from it in one thing only: the object named last, or the
-places of two objects; a model that cannot tell them apart reads a bag of words or stops reading early.
+They are the long captions of nano. A scene's twins differ from it in one thing only, so a model that reads a bag of
+words or stops early cannot tell them apart.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "object
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What stands where, in the order in which the caption tells it."""
+    """What is where, in the order of the caption."""
 
     background: int
     """Position in ``COLOURS``."""
@@ -41,7 +41,7 @@ class Scene:
 
 
 def scene_pool(emoji: Sequence[Emoji]) -> list[int]:
-    """Emoji that may stand in a scene: things with a name in every scene language, clock faces left out."""
+    """Emoji that may be in a scene: objects with a name in every scene language, without clock faces."""
     return [
         index
         for index, item in enumerate(emoji)
@@ -66,7 +66,7 @@ def sample_scene(
 
 
 def last_twin(scene: Scene, pool: Sequence[int], rng: np.random.Generator) -> Scene:
-    """The same scene with another emoji in place of the one told last."""
+    """The same scene with another emoji in place of the last one."""
     while True:
         other = int(pool[int(rng.integers(len(pool)))])
         if other not in scene.objects:
@@ -74,7 +74,7 @@ def last_twin(scene: Scene, pool: Sequence[int], rng: np.random.Generator) -> Sc
 
 
 def swap_twin(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene with the places of two objects exchanged; what is told in which order stays."""
+    """The same scene with the places of two objects exchanged and the order kept."""
     first, second = (int(i) for i in rng.choice(len(scene.objects), 2, replace=False))
     cells = list(scene.cells)
     cells[first], cells[second] = cells[second], cells[first]
@@ -82,7 +82,7 @@ def swap_twin(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def move_twin(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene with one object on another cell, exchanged with what stands there if anything does."""
+    """The same scene with one object moved to another cell, exchanged with what is there."""
     moved = int(rng.integers(len(scene.objects)))
     goal = int(rng.integers(CELLS - 1))
     goal += goal >= scene.cells[moved]
@@ -92,24 +92,17 @@ def move_twin(scene: Scene, rng: np.random.Generator) -> Scene:
 
 
 def caption(scene: Scene, emoji: Sequence[Emoji], *, language: str = "en", wording: int = 0) -> str:
-    """Tell the scene in one language.
-
-    Args:
-        scene: What stands where.
-        emoji: All emoji.
-        language: One of ``SCENE_LANGUAGES``.
-        wording: Which of the language's wordings; taken modulo their number.
-    """
+    """The caption of a scene; see :func:`sentences`."""
     return "".join(sentences(scene, emoji, language=language, wording=wording))
 
 
 def sentences(
     scene: Scene, emoji: Sequence[Emoji], *, language: str = "en", wording: int = 0, opening: bool = True
 ) -> list[str]:
-    """The sentences of :func:`caption`, which is their concatenation: an opening, then one for each object.
+    """The sentences of a caption, which is their concatenation: an opening, then one for each object.
 
     Args:
-        scene: What stands where.
+        scene: What is where.
         emoji: All emoji.
         language: One of ``SCENE_LANGUAGES``.
         wording: Which of the language's wordings; taken modulo their number.
@@ -164,17 +157,9 @@ def thumbnails(artwork: Artwork, emoji_count: int, *, side: int) -> Thumbnails:
 def draw_scene(
     scene: Scene, drawings: Thumbnails, rng: np.random.Generator, *, size: int, jitter: float = 0.04
 ) -> NDArray[np.uint8]:
-    """Draw a scene, each object in a style picked at random among the thumbnails' styles.
+    """Draw a scene, each object in a random style of the thumbnails. Shape: (size, size, 3), uint8 RGB.
 
-    Args:
-        scene: What stands where.
-        drawings: Thumbnails no larger than a cell.
-        rng: Source of style and displacement.
-        size: Side of the image in pixels.
-        jitter: Largest displacement of an object, as a part of the image's side.
-
-    Returns:
-        Shape: (size, size, 3), uint8 RGB.
+    ``jitter`` is the largest displacement of an object, as a fraction of the image's side.
     """
     side = drawings.pixels.shape[1]
     canvas = np.empty((size, size, 3), dtype=np.float32)
@@ -192,7 +177,7 @@ def draw_scene(
 
 
 def scene_record(scene: Scene, emoji: Sequence[Emoji], *, twins: dict[str, Scene]) -> dict[str, Any]:
-    """Metadata of a scene as the sample corpus and the evaluation sets store it."""
+    """Metadata of a scene in the sample corpus and the evaluation sets."""
     record: dict[str, Any] = {
         "kind": "scene",
         "caption": caption(scene, emoji),

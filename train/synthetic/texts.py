@@ -1,4 +1,4 @@
-"""The short texts nano's language model learns from, each with the images it is true of."""
+"""Short texts that nano's language model learns from, each with the images it fits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Text:
 
 
 def load_descriptions(emoji: Sequence[Emoji]) -> list[Text]:
-    """The hand-written descriptions shipped in ``train/data``: how people ask without knowing the name.
+    """The hand-written descriptions of ``train/data``.
 
     Lines are ``emoji<TAB>language<TAB>sentence``; the same sentence on several lines fits several emoji.
     """
@@ -48,7 +48,7 @@ def _bare(char: str) -> str:
 
 
 def strip_accents(text: str) -> str:
-    """The text without Latin diacritics, as people type in a hurry; other scripts keep their marks."""
+    """The text without Latin diacritics; other scripts keep their marks."""
     kept = []
     for char in text:
         if "\u00c0" <= char <= "\u1eff":
@@ -60,8 +60,8 @@ def strip_accents(text: str) -> str:
 class TextPool:
     """All short texts by kind, with sampling.
 
-    Kinds: names (CLDR short names), keywords (every emoji that has the keyword in that language), pairs (two keywords
-    of one emoji), descriptions (hand-written).
+    Kinds: names (CLDR short names), keywords (with every emoji that has it in that language), pairs (two keywords of
+    one emoji), descriptions (hand-written).
     """
 
     def __init__(self, emoji: Sequence[Emoji], descriptions: Sequence[Text]) -> None:
@@ -91,10 +91,7 @@ class TextPool:
         }
 
     def sample(self, count: int, rng: np.random.Generator) -> list[Text]:
-        """Draw ``count`` texts, many of them put into a query's frame.
-
-        Names 40 %, keywords 20 %, pairs of keywords 15 %, descriptions 25 %.
-        """
+        """Draw names (40 %), keywords (20 %), pairs (15 %) and descriptions (25 %), many of them in a query's frame."""
         kinds = rng.choice(4, count, p=(0.40, 0.20, 0.15, 0.25))
         drawn: list[Text] = []
         for kind, source, framed in ((0, "names", 0.25), (1, "keywords", 0.5), (3, "descriptions", 0.15)):
@@ -127,7 +124,7 @@ class TextPool:
 
 
 def _spellings(name: str) -> list[str]:
-    """The name, and for qualified names such as ``flag: Chad`` the part that people type."""
+    """The name, and ``Chad flag`` for qualified names such as ``flag: Chad``."""
     head, mark, tail = name.partition(": ")
     if not mark:
         head, mark, tail = name.partition("：")
