@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
+from tokenizers.models import BPE
 from torch import nn
 
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
@@ -16,6 +17,12 @@ from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTow
 from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextRules
+
+from .published_files import models, tiny_files
+from .test_families import references
+from .test_hostile_weights import originals
+
+__all__ = ["models", "originals", "references", "tiny_files"]  # fixtures
 
 BOS, EOT = "<|begin_of_text|>", "<|eot_id|>"
 
@@ -49,7 +56,7 @@ class Parts:
 def byte_tokenizer() -> Tokenizer:
     """Every byte a token, and a begin token before the text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    tokenizer = Tokenizer(BPE({letter: number for number, letter in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.add_special_tokens([AddedToken(BOS, special=True), AddedToken(EOT, special=True)])
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 256)])

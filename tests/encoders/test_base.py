@@ -167,9 +167,6 @@ def test_encode_texts_does_not_warn_of_a_text_that_fits():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Plain().encode_texts(["a b c d e"])
-
-
-def test_count_tokens_counts_before_cutting():
     assert Plain().count_tokens(["a", "a b c d e f g"]) == [1, 7]
 
 

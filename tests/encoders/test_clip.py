@@ -16,9 +16,7 @@ from llm2clip.encoders.baselines.hf_dual import Checkpoint
 from llm2clip.encoders.catalog.entries import EncoderEntry, baseline_entries, find_encoder
 from llm2clip.encoders.catalog.hub import ModelFiles
 
-from .test_families import Reference, references, sample_images
-
-__all__ = ["references"]  # fixture
+from .test_families import Reference, sample_images
 
 TEXTS = ["a red bicycle in the rain", "cat", "two dogs, one ball!", "Ein Hund"]
 
@@ -67,16 +65,6 @@ def test_load_encoder_reads_pytorch_model_bin(saved: Path, folder: Path):
     assert np.array_equal(old.encode_texts(TEXTS), new.encode_texts(TEXTS))
     assert np.array_equal(old.encode_images(sample_images()), new.encode_images(sample_images()))
     assert old.info.parameters == new.info.parameters
-
-
-def test_load_encoder_computes_half_precision_weights_in_float32(folder: Path, saved: Path):
-    tensors = load_file(folder / "model.safetensors")
-    halved = {name: tensor.half() for name, tensor in tensors.items()}
-    save_file(halved, folder / "model.safetensors")
-    half = load_encoder(folder).encode_texts(TEXTS)
-    save_file({name: tensor.float() for name, tensor in halved.items()}, folder / "model.safetensors")
-    assert np.array_equal(half, load_encoder(folder).encode_texts(TEXTS))
-    assert not np.array_equal(half, load_encoder(saved).encode_texts(TEXTS))
 
 
 def change(folder: Path, file: str, **values: object) -> None:
@@ -195,27 +183,18 @@ def test_load_encoder_refuses_tokenizer_of_another_model(folder: Path):
         load_encoder(folder).encode_texts(["cat"])
 
 
-def test_weights_reads_shards_and_checks_the_index(saved: Path, folder: Path):
+def test_load_encoder_reads_shards(saved: Path, folder: Path):
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     names = {name: f"model-0000{1 + n % 2}-of-00002.safetensors" for n, name in enumerate(tensors)}
     for file in set(names.values()):
         save_file({name: tensors[name] for name in tensors if names[name] == file}, folder / file)
-    index = folder / "model.safetensors.index.json"
-    index.write_text(json.dumps({"weight_map": names}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
     split, whole = load_encoder(folder), load_encoder(saved)
     assert np.array_equal(split.encode_texts(TEXTS), whole.encode_texts(TEXTS))
     assert np.array_equal(split.encode_images(sample_images()), whole.encode_images(sample_images()))
     assert split.info.parameters == whole.info.parameters
     assert len(split.info.weights_sha256) == 64
-    (folder / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(
-        ModelError, match=r"names files that are not there: model-00002-of-00002\.safetensors"
-    ):
-        load_encoder(folder).encode_texts(["cat"])
-    index.write_text(json.dumps({"weight_map": {"x": "../elsewhere.safetensors"}}))
-    with pytest.raises(ModelError, match=r"names files outside its folder: \.\./elsewhere\.safetensors"):
-        load_encoder(folder).encode_texts(["cat"])
 
 
 @pytest.mark.parametrize("row", baseline_entries(), ids=lambda row: row.name)
@@ -235,12 +214,6 @@ def test_load_encoder_offline_says_what_to_download(
     assert f" from {row.repository} at " in message
     assert all(f"--include '{file}'" in message for names in row.files for file in names.split("|"))
     assert "nano needs no files" in message
-
-
-def test_load_encoder_uses_files_in_the_models_folder(saved: Path, data_home: Path):
-    shutil.copytree(saved, data_home / "models" / "clip-vit-base-patch32")
-    encoder = load_encoder("clip-vit-b-32")
-    assert np.array_equal(encoder.encode_texts(TEXTS), load_encoder(saved).encode_texts(TEXTS))
 
 
 def test_load_encoder_uses_the_hub_cache(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

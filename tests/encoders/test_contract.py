@@ -27,9 +27,8 @@ from llm2clip.encoders import (
 )
 from llm2clip.encoders.baselines.hf_families import FAMILIES
 
-from .published_files import ROWS, models, tiny_files
+from .published_files import ROWS
 from .test_eva02_clip import saved as eva02_clip
-from .test_families import references
 from .test_long_clip import saved as long_clip
 from .test_open_clip import library
 from .test_sentence import saved as sentence_model
@@ -38,10 +37,7 @@ __all__ = [
     "eva02_clip",
     "library",
     "long_clip",
-    "models",
-    "references",
     "sentence_model",
-    "tiny_files",
 ]  # fixtures
 
 TEXTS = ["a cat", "ball", "red dogs", "a bee"]

@@ -20,9 +20,7 @@ from llm2clip.encoders import (
 )
 from llm2clip.encoders.llm2clip.published import PublishedFiles
 
-from .published_files import LLAMAS, ROWS, models, tiny_files, tower_file
-
-__all__ = ["models", "tiny_files"]  # fixtures
+from .published_files import LLAMAS, ROWS, tower_file
 
 TEXTS = ["a red bicycle in the rain", "两只猫在睡觉", "Hund", "a very long caption of two dogs and one ball"]
 

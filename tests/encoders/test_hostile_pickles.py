@@ -23,14 +23,11 @@ from .test_hostile_weights import (
     Mutation,
     bytes_with,
     copied,
-    originals,
     refused,
     spoil_at_random,
     tensors_of,
     write,
 )
-
-__all__ = ["originals"]  # fixture
 
 
 class Call:

@@ -77,13 +77,6 @@ def test_open_language_reads_every_layout(folder, weights, states, prefix, store
     assert torch.equal(model(IDS), states)
 
 
-def test_language_plan_loads_the_given_dtype(folder, weights):
-    save_file(weights, folder / "model.safetensors")
-    model = open_language(folder).load("bfloat16")
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-    assert torch.equal(model.norm.weight, weights["norm.weight"].bfloat16())
-
-
 def test_open_language_leaves_out_head_and_rotary_tables(folder, weights, states):
     extra = {
         "lm_head.weight": torch.ones(11, 8),

@@ -15,12 +15,9 @@ from llm2clip.encoders import ModelError
 from llm2clip.encoders.catalog.entries import LlamaShape, find_language, language_models
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 from llm2clip.encoders.weights import memory_fit as memory
-from llm2clip.encoders.weights.memory_fit import device_memory, needs, pick_choice
+from llm2clip.encoders.weights.memory_fit import needs, pick_choice
 
 from .measured_load import on_linux, weights_loaded
-from .published_files import models, tiny_files
-
-__all__ = ["models", "tiny_files"]  # fixtures
 
 CPU = torch.device("cpu")
 BIG = LlamaShape(
@@ -168,7 +165,3 @@ def test_check_choice_refuses_what_does_not_fit(monkeypatch, models: Path):
         encoder.encode_texts(["a dog"])
     with pytest.raises(ModelError, match=r"tiny-8b-cc does not fit on cpu: 10.0 kB are free"):
         load_encoder("tiny-openai").encode_texts(["a dog"])
-
-
-def test_device_memory_of_unknown_device():
-    assert device_memory(torch.device("meta")) is None

@@ -16,9 +16,7 @@ from safetensors.torch import save_file
 from llm2clip.encoders import Encoder, ModelError, PublishedEncoder, load_encoder
 from llm2clip.encoders.catalog import entries as catalogue
 
-from .published_files import models, tiny_files, tower_file
-
-__all__ = ["models", "tiny_files"]  # fixtures
+from .published_files import tower_file
 
 TEXTS = ["a red bicycle in the rain", "两只猫在睡觉", "Hund"]
 

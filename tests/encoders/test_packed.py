@@ -60,14 +60,6 @@ def test_pooled_states_reads_each_text_as_if_alone(monkeypatch, key_heads: int, 
     torch.testing.assert_close(got, one_by_one(llama, rows), atol=2e-6, rtol=1e-5)
 
 
-def test_pooled_states_in_half_precision():
-    llama, rows = model(), texts()
-    expected = one_by_one(llama, rows)
-    got = pooled_states(llama.bfloat16(), rows, device=CPU)
-    assert got.dtype == torch.float32
-    assert torch.nn.functional.cosine_similarity(got, expected).min() > 0.999
-
-
 def test_pooled_states_reads_own_tokens_in_bounded_passes(monkeypatch):
     monkeypatch.setattr(packed, "_CPU_TOKENS", 40)
     llama, read = model(), []

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.common.installation import data_home as home_of_indexes
 from llm2clip.common.installation import models_home
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.catalog.hub import HubFiles, find_cached, missing_files, resolve_files
@@ -31,18 +30,6 @@ def put(folder: Path, *names: str) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("x")
     return folder
-
-
-@pytest.mark.parametrize(
-    "variables",
-    [{"LLM2CLIP_HOME": "/data/x"}, {"XDG_DATA_HOME": "/data/y"}, {"XDG_DATA_HOME": "relative"}, {}],
-)
-def test_models_home_is_beside_the_indexes(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]):
-    for name in ("LLM2CLIP_HOME", "XDG_DATA_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert models_home() == home_of_indexes() / "models"
 
 
 def test_find_cached_prefers_local_folder(hub: Path):

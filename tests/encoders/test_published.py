@@ -18,9 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError, TextTooLongWarning, load_encoder
 
-from .published_files import LLAMAS, PREFIXES, ROWS, models, tiny_files, tower_file
-
-__all__ = ["models", "tiny_files"]  # fixtures
+from .published_files import LLAMAS, PREFIXES, ROWS, tower_file
 
 WIDTHS = {"tiny-8b-cc": 64, "tiny-1b-cc": 48, "tiny-lora-cc": 64}
 TEXTS = ["a red bicycle in the rain", "两只猫在睡觉", "Hund"]

@@ -20,10 +20,6 @@ from llm2clip.encoders.text.llm_checkpoint import open_language
 from llm2clip.encoders.weights import quantization as quantise
 from llm2clip.encoders.weights.quantization import has_torchao, weight_quantizer
 
-from .published_files import models, tiny_files
-
-__all__ = ["models", "tiny_files"]  # fixtures
-
 needs_torchao = pytest.mark.skipif(not has_torchao(), reason="torchao is not installed")
 SHAPE = LlamaShape(
     vocab_size=300,

@@ -14,9 +14,7 @@ from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.baselines.sentence_transformer import model_settings
 from llm2clip.indexer import build_index, open_index
 
-from .test_families import Reference, references, sample_images
-
-__all__ = ["references"]  # fixture
+from .test_families import Reference, sample_images
 
 TEXTS = ["a red ball", "cat", "two dogs"]
 PROMPTS = {"query": "find ", "document": "see "}

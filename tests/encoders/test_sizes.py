@@ -14,9 +14,9 @@ from llm2clip.encoders.core.files import check_size
 from llm2clip.encoders.text.llm_checkpoint import open_language
 
 from .published_files import LLAMAS
-from .test_clip import references, saved
+from .test_clip import saved
 
-__all__ = ["references", "saved"]  # fixtures
+__all__ = ["saved"]  # fixture
 
 LLAMA_LIES = [
     ("num_hidden_layers", 10**6, "num_hidden_layers must be a whole number from 1 to 1,024, got 1000000"),

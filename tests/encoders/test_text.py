@@ -185,43 +185,6 @@ def test_pool_averages_caption_and_end_token(reader):
     assert reader.pool(hidden, mask).flatten().tolist() == [(16 + 25 + 36 + 49) / 4, (16 + 25) / 2]
 
 
-@pytest.fixture
-def upstream() -> TextReader:
-    rules = TextRules(
-        header=RULES.header, footer=RULES.footer, max_tokens=10, doc_max_length=4, parity="upstream"
-    )
-    return TextReader(word_tokenizer(), rules, pad_id=PAD)
-
-
-def test_upstream_pads_on_the_left(upstream):
-    ids, attention, embed = rows(upstream, "a red fox", "fox")
-    assert ids == [[*BEFORE, A, RED, FOX, END], [PAD, PAD, *BEFORE, FOX, END]]
-    assert attention == [[1] * 8, [0] * 2 + [1] * 6]
-    assert embed == [[0] * 4 + [1] * 4, [0] * 6 + [1] * 2]
-
-
-def test_upstream_shortens_to_words_and_to_nothing(upstream):
-    # 7 words, 7 tokens: int(7 * 4 / 7) = 4 words stay. One word of 5 tokens: int(1 * 4 / 5) = 0 words stay.
-    ids, _, embed = rows(upstream, "a red fox a red fox a", "a:a:a")
-    assert ids == [[*BEFORE, A, RED, FOX, A, END], [*[PAD] * 4, *BEFORE, END]]
-    assert embed == [[0] * 4 + [1] * 5, [0] * 8 + [1]]
-    assert upstream.capacity == 5
-
-
-def test_upstream_reads_special_tokens_and_is_misled_by_its_separator(upstream):
-    ids, _, embed = rows(upstream, "a <eot> !@#$%^&*()fox")
-    assert ids == [[*BEFORE, A, END, FOX, END]]
-    assert embed == [[0] * 6 + [1, 1]]  # as many as "a <eot>" has, from the right
-
-
-def test_upstream_row_that_pools_nothing_is_averaged_with_its_padding(upstream):
-    ids, _, mask = upstream.batch(["!@#$%^&*()fox", "a red fox"])
-    assert ids[0, :2].tolist() == [PAD, PAD]
-    assert mask.sum(dim=1).tolist() == [0, 4]
-    hidden = torch.arange(8, dtype=torch.float32).repeat(2, 1)[..., None]
-    assert upstream.pool(hidden, mask).flatten().tolist() == [3.5, 5.5]
-
-
 CORPUS = [
     "a red fox",
     "Ein roter Fuchs",
