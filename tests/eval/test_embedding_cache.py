@@ -28,22 +28,34 @@ def images(tars):
     return [Kept(f"{n}.png", tars.colour((n, 40, 200 - n))) for n in range(150)]
 
 
+@pytest.fixture
+def kept(tmp_path):
+    """Encode images with the cache in this folder."""
+
+    def encode(images, *, encoder=None, key="a", **options):
+        cache = make_cache(tmp_path, key)
+        return encode_images(encoder or FakeEncoder(), images, cache=cache, **options)
+
+    return encode
+
+
 def make_cache(tmp_path, key="a"):
     return EmbeddingCache(tmp_path / "vectors", key=key, dim=16)
 
 
-def test_encode_images_and_texts_give_the_encoders_vectors(tmp_path, images):
-    encoder = FakeEncoder()
-    expected = FakeEncoder().encode_images([one.content for one in images])
+def plain(images):
+    return FakeEncoder().encode_images([one.content for one in images])
+
+
+def test_encode_images_and_texts_give_the_encoders_vectors(tmp_path, images, kept):
     told = []
-    found = encode_images(encoder, images, cache=make_cache(tmp_path), progress=told.append)
-    np.testing.assert_array_equal(found.vectors, expected)
+    found = kept(images, progress=told.append)
+    np.testing.assert_array_equal(found.vectors, plain(images))
     assert sum(told) == 150
     assert (found.spent.encoded, found.spent.remembered) == (150, 0)
     texts = [f"a red thing {n % 40}" for n in range(90)] + ["blue"]
-    np.testing.assert_array_equal(
-        encode_texts(encoder, texts, cache=make_cache(tmp_path)).vectors, FakeEncoder().encode_texts(texts)
-    )
+    vectors = encode_texts(FakeEncoder(), texts, cache=make_cache(tmp_path)).vectors
+    np.testing.assert_array_equal(vectors, FakeEncoder().encode_texts(texts))
 
 
 def test_embedding_cache_second_run_encodes_nothing(tmp_path, images):
@@ -67,21 +79,18 @@ def test_encode_texts_distinguishes_every_character(tmp_path):
     assert (found.spent.encoded, len(set(found.digests))) == (5, 5)
 
 
-def test_embedding_cache_ignores_names(tmp_path, images):
-    encode_images(FakeEncoder(), images, cache=make_cache(tmp_path))
+def test_embedding_cache_ignores_names(images, kept):
+    kept(images)
     encoder = FakeEncoder()
     renamed = [Kept(f"other/{n}", one.content) for n, one in enumerate(reversed(images))]
-    found = encode_images(encoder, renamed, cache=make_cache(tmp_path))
+    np.testing.assert_array_equal(kept(renamed, encoder=encoder).vectors, plain(renamed))
     assert encoder.prepared == 0
-    np.testing.assert_array_equal(
-        found.vectors, FakeEncoder().encode_images([one.content for one in renamed])
-    )
-    # Another encoder, or another arithmetic, has a key of its own.
-    encode_images(encoder, images[:3], cache=make_cache(tmp_path, "b"))
+    # Another encoder, or another precision, has a key of its own.
+    kept(images[:3], encoder=encoder, key="b")
     assert encoder.prepared == 3
 
 
-def test_embedding_cache_resumes_an_interrupted_run(tmp_path, images):
+def test_embedding_cache_resumes_an_interrupted_run(images, kept):
     encoder, done = FakeEncoder(), 0
 
     def stop(number):
@@ -91,48 +100,43 @@ def test_embedding_cache_resumes_an_interrupted_run(tmp_path, images):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encode_images(encoder, images, cache=make_cache(tmp_path), progress=stop)
+        kept(images, encoder=encoder, progress=stop)
     assert sum(encoder.image_batches) == 64
     after = FakeEncoder()
-    found = encode_images(after, images, cache=make_cache(tmp_path))
+    np.testing.assert_array_equal(kept(images, encoder=after).vectors, plain(images))
     assert sum(after.image_batches) == 150 - 64
-    np.testing.assert_array_equal(found.vectors, FakeEncoder().encode_images([one.content for one in images]))
 
 
 @pytest.mark.parametrize("harm", ["cut", "bits", "rubbish"])
-def test_embedding_cache_replaces_a_damaged_file(tmp_path, images, capsys, harm):
-    encode_images(FakeEncoder(), images, cache=make_cache(tmp_path))
+def test_embedding_cache_replaces_a_damaged_file(tmp_path, images, kept, capsys, harm):
+    kept(images)
     [file] = (tmp_path / "vectors" / "a" / "images").glob("*.npz")
     content = bytearray(file.read_bytes())
     if harm == "bits":  # in the vectors; the digests stay readable
         content[-2000] ^= 0xFF
     file.write_bytes(content[:-900] if harm == "cut" else b"no archive" if harm == "rubbish" else content)
     encoder = FakeEncoder()
-    found = encode_images(encoder, images, cache=make_cache(tmp_path))
-    expected = FakeEncoder().encode_images([one.content for one in images])
-    np.testing.assert_array_equal(found.vectors, expected)
+    np.testing.assert_array_equal(kept(images, encoder=encoder).vectors, plain(images))
     assert encoder.prepared == 150
     assert "is damaged" in capsys.readouterr().err
-    assert encode_images(FakeEncoder(), images, cache=make_cache(tmp_path)).spent.encoded == 0
+    assert kept(images).spent.encoded == 0
 
 
-def test_encode_images_names_a_bad_image(tmp_path, images):
+def test_encode_images_names_a_bad_image(images, kept):
     bad = [*images[:2], Kept("x/broken.jpg", b"no image")]
-    with pytest.raises(
-        DatasetError, match=r"image x/broken.jpg: .*A number over fewer images is not comparable"
-    ):
-        encode_images(FakeEncoder(), bad, cache=make_cache(tmp_path))
+    message = r"image x/broken.jpg: .*A number over fewer images is not comparable"
+    with pytest.raises(DatasetError, match=message):
+        kept(bad)
 
 
 def test_encode_images_skips_reading_known_digests(tmp_path, images):
     digests = {}
-    kept = EmbeddingCache(tmp_path / "vectors", key="a", dim=16, digests=digests)
-    encode_images(FakeEncoder(), images, cache=kept)
+    cache = EmbeddingCache(tmp_path / "vectors", key="a", dim=16, digests=digests)
+    encode_images(FakeEncoder(), images, cache=cache)
     assert len(digests) == 150
-    unread = [Kept(one.key, one.content) for one in images]
-    object.__setattr__(unread[0], "content", images[0].content)
-    again = encode_images(FakeEncoder(), unread, cache=kept)
-    assert again.spent.encoded == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delattr(Kept, "read")
+        assert encode_images(FakeEncoder(), images, cache=cache).spent.encoded == 0
 
 
 def test_encode_texts_does_not_warn_of_truncation(tmp_path):
@@ -143,18 +147,18 @@ def test_encode_texts_does_not_warn_of_truncation(tmp_path):
         encoder.encode_texts(["a red and blue thing"])
 
 
-def test_embedding_cache_writes_as_it_goes(tmp_path, images, monkeypatch):
+def test_embedding_cache_writes_as_it_goes(tmp_path, images, kept, monkeypatch):
     monkeypatch.setattr(embedding_cache, "_WRITE_EVERY", 64)
-    encode_images(FakeEncoder(), images, cache=make_cache(tmp_path))
+    kept(images)
     files = list((tmp_path / "vectors" / "a" / "images").iterdir())
     assert len(files) == 3
     assert all(file.suffix == ".npz" for file in files)
 
 
-def test_encode_images_times_only_what_it_encodes(tmp_path, images, monkeypatch):
-    encode_images(FakeEncoder(), images[:100], cache=make_cache(tmp_path))
+def test_encode_images_times_only_what_it_encodes(images, kept, monkeypatch):
+    kept(images[:100])
     passed = []  # the clock: one second for each image that is done
     monkeypatch.setattr(embedding_cache, "time", SimpleNamespace(monotonic=lambda: float(len(passed))))
-    found = encode_images(FakeEncoder(), images, cache=make_cache(tmp_path), progress=passed.append)
+    found = kept(images, progress=passed.append)
     assert (found.spent.encoded, found.spent.remembered) == (50, 100)
     assert found.spent.seconds == 51
