@@ -28,22 +28,17 @@ NOW = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 def clip(make_result):
     """CLIP B/16 on Flickr30k as if it had been measured: T2I R@1 62.2 and R@5 84.9, I2T R@1 82.1."""
     result = make_result(label="clip-vit-b-16", key="c" * 64)
-    shares = {"t2i": (5000, (3110, 4245)), "i2t": (1000, (821, 960))}
-    sides = [
-        replace(
-            side,
-            queries=shares[side.direction][0],
-            ranks="",
-            clusters="",
-            recall=tuple(
-                RecallAt(
-                    k=k, value=hits / n, low=hits / n, high=hits / n, expected=hits / n, optimistic=hits / n
-                )
-                for n in shares[side.direction][:1]
-                for k, hits in zip((1, 5), shares[side.direction][1], strict=True)
-            ),
+    hits = {"t2i": (5000, {1: 3110, 5: 4245}), "i2t": (1000, {1: 821, 5: 960})}
+
+    def recall(asked, found):
+        return tuple(
+            RecallAt(k=k, **dict.fromkeys(("value", "low", "high", "expected", "optimistic"), right / asked))
+            for k, right in found.items()
         )
-        for side in result.directions
+
+    sides = [
+        replace(side, queries=asked, ranks="", clusters="", recall=recall(asked, found))
+        for side, (asked, found) in zip(result.directions, hits.values(), strict=True)
     ]
     encoder = replace(
         result.encoder, name="clip-vit-b-16", repository="openai/clip-vit-base-patch16", family="clip"
@@ -97,9 +92,8 @@ def test_published_table_puts_wrong_rows_last():
     assert wrong == sorted(wrong)
     assert any(wrong)
     assert all(row.mark.reason for row in rows if row.mark.status)
-    assert {row.source for row in rows if row.label.startswith("MTEB:")} == {
-        "GitHub embeddings-benchmark/results"
-    }
+    sources = {row.source for row in rows if row.label.startswith("MTEB:")}
+    assert sources == {"GitHub embeddings-benchmark/results"}
 
 
 def test_published_table_tags_models_that_saw_the_set(make_result):
@@ -121,12 +115,8 @@ def test_build_board_marks_who_shares_the_first_place(make_result):
     assert [row.label for row in table.ours if row.other_queries] == ["elsewhere"]
     assert [one["encoder"] for one in page_data(board, now=NOW)["results"] if one["other"]] == ["elsewhere"]
     assert markdown(board, limit=0).count("other images or captions than most of ours here") == 1
-    assert {row.label: row.near_best for row in table.ours} == {
-        "best": True,
-        "same": True,
-        "less": False,
-        "elsewhere": False,  # asked other questions
-    }
+    near = {row.label: row.near_best for row in table.ours}  # "elsewhere" was asked other questions
+    assert near == {"best": True, "same": True, "less": False, "elsewhere": False}
 
 
 def test_markdown_shows_intervals(make_result):
@@ -148,7 +138,7 @@ def test_build_board_sums_up_languages(make_result):
 
 def test_build_board_refuses_two_results_of_one_encoder(make_result):
     with pytest.raises(ValueError, match=r"two results are of 'enc' on colours.*leave one out"):
-        build_board([make_result(), make_result()])
+        build_board([make_result()] * 2)
 
 
 def test_csv_text_has_every_number(clip, make_result):
@@ -177,9 +167,8 @@ def test_render_page_has_all_and_runs_only_its_script(clip, make_result):
     assert f"script-src 'sha256-{digest}'" in page
     assert "default-src 'none'" in page
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", page)
-    data = json.loads(
-        re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1]
-    )
+    data = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1]
+    data = json.loads(data)
     assert data == json.loads(json.dumps(page_data(build_board([clip, evil]), now=NOW)))
     printed = data["published"]
     assert sum(value is not None for row in printed["rows"] for value in row[4:]) == 21_946
@@ -194,9 +183,8 @@ def test_render_page_has_the_same_words_in_both_languages():
     script = re.search(r"<script>(.*?)</script>", page, re.DOTALL)[1]
     english, chinese = re.search(r"en: \{(.*?)\n  \},\n  zh: \{(.*?)\n  \},\n\};", script, re.DOTALL).groups()
     # Strings go first, so that what is left before colons are names.
-    names = [
-        set(re.findall(r"(\w+):", re.sub(r'"[^"]*"|`[^`]*`', '""', words))) for words in (english, chinese)
-    ]
+    texts = [re.sub(r'"[^"]*"|`[^`]*`', '""', words) for words in (english, chinese)]
+    names = [set(re.findall(r"(\w+):", text)) for text in texts]
     assert names[0] == names[1]
     used = set(re.findall(r'\bt\("(\w+)"\)', script))
     assert used <= names[0]
@@ -206,12 +194,10 @@ def test_render_page_has_the_same_words_in_both_languages():
 @pytest.mark.parametrize(("language", "word"), [("en", "Overview"), ("zh", "总览")])
 def test_render_page_draws_in_a_browser(tmp_path, clip, make_result, language, word):
     evil = make_result(label="<img src=x onerror=document.title='bad'>", protocol="mine", language="en")
-    (tmp_path / "page.html").write_text(render_page(build_board([clip, evil]), now=NOW), encoding="utf-8")
+    place = tmp_path / "page.html"
+    place.write_text(render_page(build_board([clip, evil]), now=NOW), encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    command += [
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"{(tmp_path / 'page.html').as_uri()}#lang={language}",
-    ]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"{place.as_uri()}#lang={language}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert f"<h2>{word}</h2>" in done.stdout
     assert f'<html lang="{language}"' in done.stdout
@@ -226,17 +212,12 @@ def test_markdown_reports_decisive_ties(make_result):
     sides = (replace(fine.directions[0], recall=tuple(even)), fine.directions[1])
     coarse = replace(make_result(label="coarse", key="b" * 64), directions=sides)
     board = build_board([fine, coarse])
-    lines = {
-        line.split("|")[1].strip(" *"): line
-        for line in markdown(board, limit=0).splitlines()
-        if "| **" in line
-    }
+    rows = [line for line in markdown(board, limit=0).splitlines() if "| **" in line]
+    lines = {line.split("|")[1].strip(" *"): line for line in rows}
     assert "ties move recall by up to 0.2: low precision or collapsed vectors" in lines["coarse"]
     assert "ties" not in lines["fine"]
-    assert {one["encoder"]: one["ties"] for one in page_data(board, now=NOW)["results"]} == {
-        "fine": False,
-        "coarse": True,
-    }
+    ties = {one["encoder"]: one["ties"] for one in page_data(board, now=NOW)["results"]}
+    assert ties == {"fine": False, "coarse": True}
 
 
 def test_markdown_escapes_labels(make_result):

@@ -18,47 +18,40 @@ from llm2clip.eval.runner.throughput import keep_cost, peak_memory_mb, reset_pea
 from llm2clip.eval.stats.bootstrap import Resampling, bootstrap_interval
 
 ENCODED = CostRecord(
-    images_encoded=900,
-    texts_encoded=800,
-    images_per_second=30.0,
-    texts_per_second=70.0,
-    peak_memory_mb=2000,
-    threads=4,
+    **{"images_encoded": 900, "texts_encoded": 800, "images_per_second": 30.0, "texts_per_second": 70.0},
+    **{"peak_memory_mb": 2000, "threads": 4},
 )
 REMEMBERED = CostRecord(
-    images_encoded=0,
-    texts_encoded=0,
-    images_per_second=None,
-    texts_per_second=None,
-    peak_memory_mb=300,
-    threads=1,
+    **{"images_encoded": 0, "texts_encoded": 0, "images_per_second": None, "texts_per_second": None},
+    **{"peak_memory_mb": 300, "threads": 1},
 )
 
 
-def test_keep_cost_of_a_run_that_encodes_nothing(make_result):
-    earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, REMEMBERED))
+@pytest.fixture
+def both(make_result):
+    """An earlier result that encoded, and one whose vectors came from disk."""
+    return [replace(make_result(), cost=cost) for cost in (ENCODED, REMEMBERED)]
+
+
+def test_keep_cost_of_a_run_that_encodes_nothing(both):
+    earlier, again = both
     assert keep_cost(again, earlier).cost == replace(ENCODED, images_encoded=0, texts_encoded=0)
     assert keep_cost(again, None).cost == REMEMBERED
 
 
-@pytest.mark.parametrize("change", ["machine", "encoder"])
-def test_keep_cost_ignores_other_machines_and_encoders(make_result, change):
-    earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, REMEMBERED))
-    if change == "machine":
-        earlier = replace(earlier, machine="another")
-    else:
-        earlier = replace(earlier, encoder=replace(earlier.encoder, key="9" * 64))
-    assert keep_cost(again, earlier).cost == REMEMBERED
+def test_keep_cost_ignores_other_machines_and_encoders(both):
+    earlier, again = both
+    other = replace(earlier.encoder, key="9" * 64)
+    for one in (replace(earlier, machine="another"), replace(earlier, encoder=other)):
+        assert keep_cost(again, one).cost == REMEMBERED
 
 
-def test_keep_cost_takes_new_rates(make_result):
-    some = replace(
-        ENCODED, images_encoded=0, images_per_second=None, texts_per_second=90.0, peak_memory_mb=500
-    )
-    earlier, again = (replace(make_result(), cost=cost) for cost in (ENCODED, some))
+def test_keep_cost_takes_new_rates(both):
+    new = {"images_encoded": 0, "images_per_second": None, "texts_per_second": 90.0, "peak_memory_mb": 500}
+    earlier, again = both[0], replace(both[1], cost=replace(ENCODED, **new))
     kept = keep_cost(again, earlier).cost
     assert (kept.images_per_second, kept.texts_per_second, kept.peak_memory_mb) == (30.0, 90.0, 2000)
-    slower = replace(again, cost=replace(some, threads=1))
+    slower = replace(again, cost=replace(again.cost, threads=1))
     assert keep_cost(slower, earlier).cost.images_per_second is None
 
 
@@ -100,11 +93,11 @@ def measured(tmp_path, images, texts, owner, *, resampling):
         caption_images=[(int(place),) for place in owner],
         complete=True,
     )
-    sides = (
+    sides = [
         Encoded(vectors=rows, digests=tuple(map(str, range(len(rows)))), spent=Spent())
         for rows in (images, texts)
-    )
-    vectors = Vectors(**dict(zip(("images", "texts"), sides, strict=True)))
+    ]
+    vectors = Vectors(images=sides[0], texts=sides[1])
     options = MeasureOptions(hubs=False, resampling=resampling)
     return measure(the_set, vectors, encoder=describe(FakeEncoder()), options=options)
 

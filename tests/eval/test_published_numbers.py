@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llm2clip.encoders.catalog.entries import find_encoder
 from llm2clip.eval.datasets.protocols import protocol_ids
 from llm2clip.eval.loaders.image_folder import PUBLISHED_ONLY
 from llm2clip.eval.results.published_numbers import (
@@ -60,15 +62,10 @@ def test_published_rows_equal_their_source():
         theirs = list(csv.DictReader(file))
     ours = published_rows()
     assert len(ours) == len(theirs)
+    names = ("dataset", "model", "hf_id", "source", "direction", "k", "value")
     for row, other in zip(ours, theirs, strict=True):
-        assert (row.dataset, row.model, row.hf_id, row.source) == tuple(
-            other[name] for name in ("dataset", "model", "hf_id", "source")
-        )
-        assert (row.direction, row.k, row.value) == (
-            other["direction"],
-            int(other["k"]),
-            float(other["value"]),
-        )
+        told = other | {"k": int(other["k"]), "value": float(other["value"])}
+        assert [getattr(row, name) for name in names] == [told[name] for name in names]
 
 
 def test_mark_gives_a_reason_for_every_wrong_row():
@@ -79,15 +76,13 @@ def test_mark_gives_a_reason_for_every_wrong_row():
     assert ("urban1k", "SigLIP So400m/14-224", "i2t") in wrong
     assert ("flickr30k", "SigLIP So400m/14-224", "i2t") not in wrong
     conflicting = {row.model for row, found in marked if "own row" in found.reason}
-    assert conflicting == {
-        "CLIP L/14@336 + LLM2CLIP-60M",
-        "EVA02 L/14@336 + LLM2CLIP-15M",
-        "EVA02 L/14@336 + LLM2CLIP-60M",
-    }
+    eva = {f"EVA02 L/14@336 + LLM2CLIP-{size}M" for size in (15, 60)}
+    assert conflicting == {"CLIP L/14@336 + LLM2CLIP-60M"} | eva
     # Every entry of the table of marks bears on some row.
-    assert len({found.reason for _, found in marked}) == len(
-        [line for line in (DATA / "published.toml").read_text().splitlines() if line.startswith("reason =")]
-    )
+    entries = [
+        line for line in (DATA / "published.toml").read_text().splitlines() if line.startswith("reason =")
+    ]
+    assert len({found.reason for _, found in marked}) == len(entries)
     assert "facts" in licence_note()
     assert "许可" in licence_note("zh")
 
@@ -109,11 +104,8 @@ def test_band_follows_harness_and_queries():
 @pytest.mark.parametrize(
     ("printed", "ours", "within"),
     [
-        (62.16, 0.6216, True),
-        (62.16, 0.6246, True),
-        (62.16, 0.6248, False),
-        (62.16, 0.6180, False),
-        (62.16, 0.6186, True),
+        *((62.16, ours, True) for ours in (0.6216, 0.6246, 0.6186)),
+        *((62.16, ours, False) for ours in (0.6248, 0.6180)),
         (62.2, 0.6254, True),  # may have been 62.24
         (62.2, 0.6256, False),
     ],
@@ -139,22 +131,14 @@ def test_same_weights_under_all_names(make_result):
     own = replace(encoder, repository="")
     assert same_weights(own, dataset="flickr30k") == []
     other = replace(encoder, name="chinese-clip-b-16", repository="OFA-Sys/chinese-clip-vit-base-patch16")
-    values = {
-        row.value
-        for row in same_weights(other, dataset="muge-valid")
-        if row.k == 1 and row.direction == "t2i"
-    }
-    assert values == {52.1}
+    found = same_weights(other, dataset="muge-valid")
+    assert {row.value for row in found if (row.direction, row.k) == ("t2i", 1)} == {52.1}
 
 
 def test_hub_names_are_in_the_table():
-    import tomllib
-
     weights = tomllib.loads((DATA / "published.toml").read_text())["weights"]
     known = {row.hf_id for row in published_rows()}
     assert {name for names in weights.values() for name in names} <= known
-    from llm2clip.encoders.catalog.entries import find_encoder
-
     assert all(find_encoder(name) for name in weights)
 
 
