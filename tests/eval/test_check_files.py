@@ -80,9 +80,10 @@ def test_prepare_lists_publishers_and_licences_of_missing_files(tmp_path, monkey
     monkeypatch.setattr(socket.socket, "connect", refuse)
     before = sorted(tmp_path.iterdir())
     text = "\n".join(as_text(prepare("coco-cn-1k", data=tmp_path)))
+    captions = "coco-cn/coco-cn-version1805v1.1/imageid.human-written-caption.txt"
     for expected in (
         "1,000 images, 1,053 captions",
-        "MISSING   COCO-CN/test_texts.jsonl or coco-cn/coco-cn-version1805v1.1/imageid.human-written-caption.txt",
+        f"MISSING   COCO-CN/test_texts.jsonl or {captions}",
         "Hugging Face dataset AIMClab/COCO-CN",
         "licence  captions for research",
         "nothing is downloaded",

@@ -7,15 +7,11 @@ from llm2clip.eval.runner.evaluate import RememberedTexts, encode_images
 
 
 def test_evaluate_a_tar_in_both_directions(tars, tmp_path):
-    path = tars.write(
-        tmp_path / "set.tar",
-        {
-            "1": (tars.colour((255, 0, 0)), {"captions": {"en": ["red", "a red thing"]}}),
-            "2": (tars.colour((0, 255, 0)), {"captions": {"en": "blue"}}),
-            "3": (tars.colour((0, 0, 255)), {"captions": {"en": "green"}}),
-            "4": (tars.colour((255, 255, 0)), None),
-        },
-    )
+    told = {"1": ["red", "a red thing"], "2": "blue", "3": "green"}
+    palette = {"1": (255, 0, 0), "2": (0, 255, 0), "3": (0, 0, 255), "4": (255, 255, 0)}
+    captions = {key: {"captions": {"en": said}} for key, said in told.items()}
+    items = {key: (tars.colour(rgb), captions.get(key)) for key, rgb in palette.items()}
+    path = tars.write(tmp_path / "set.tar", items)
     dataset = read_captioned(path, language="en")
     with pytest.raises(ValueError, match="1 of 4 queries have no right answer"):
         evaluate(FakeEncoder(), dataset)

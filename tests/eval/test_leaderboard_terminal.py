@@ -24,18 +24,12 @@ def printed(board, *, width):
 
 @pytest.fixture
 def board(make_result):
-    loss = IndexRecall(
-        index="ivf64-sq8-ip",
-        generation="g",
-        images=9,
-        at=(RecallLoss(k=1, exact=0.5, index_recall=0.25, overlap=0.9),),
-        milliseconds=1.0,
-    )
+    at = (RecallLoss(k=1, exact=0.5, index_recall=0.25, overlap=0.9),)
+    loss = IndexRecall(index="ivf64-sq8-ip", generation="g", images=9, at=at, milliseconds=1.0)
     one = make_result(label="enc with a long name of its own", key="a" * 64)
     shared = replace(one.set, notes=("captions by kind: human_written 5",))
-    other = replace(
-        make_result(label="b", key="b" * 64), set=replace(shared, notes=(*shared.notes, "only b"))
-    )
+    noted = replace(shared, notes=(*shared.notes, "only b"))
+    other = replace(make_result(label="b", key="b" * 64), set=noted)
     return build_board([replace(one, set=shared, index_recall=(loss,)), other])
 
 

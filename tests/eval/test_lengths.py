@@ -33,20 +33,19 @@ def test_by_length_refuses_other_numbers_of_tokens():
         by_length(np.ones(3, dtype=bool), np.array([1, 2]))
 
 
-def test_measure_lengths_counts_truncated_captions(make_result, colours):
+def test_measure_lengths_counts_truncated_captions(make_result, colours, monkeypatch):
     found = make_result().directions[0]
     captions = ["red blue red blue"] * found.queries
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(colours.Encoder, "_count_tokens", lambda _, texts: [5, 200] * (len(texts) // 2))
-        lengths = measure_lengths(
-            colours.Encoder(),
-            captions,
-            images=np.eye(12, dtype=np.float32),
-            positives=[0] * len(captions),
-            found=found,
-            max_tokens=77,
-            resampling=Resampling(times=10),
-        )
+    monkeypatch.setattr(colours.Encoder, "_count_tokens", lambda _, texts: [5, 200] * (len(texts) // 2))
+    lengths = measure_lengths(
+        colours.Encoder(),
+        captions,
+        images=np.eye(12, dtype=np.float32),
+        positives=[0] * len(captions),
+        found=found,
+        max_tokens=77,
+        resampling=Resampling(times=10),
+    )
     assert (lengths.truncated, lengths.tokens_per_caption, lengths.prefixes) == (0.5, 102.5, ())
 
 

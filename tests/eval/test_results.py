@@ -30,12 +30,8 @@ def test_read_result_reads_version_1(tmp_path, make_result, images):
     loss = RecallLoss(k=1, exact=0.5, index_recall=0.25, overlap=0.5)
     through = IndexRecall(index="flat", generation="2", images=3, at=(loss,), milliseconds=1.0)
     cost = CostRecord(
-        images_encoded=2,
-        texts_encoded=4,
-        images_per_second=9.0,
-        texts_per_second=None,
-        peak_memory_mb=100,
-        threads=2,
+        **{"images_encoded": 2, "texts_encoded": 4, "images_per_second": 9.0, "texts_per_second": None},
+        **{"peak_memory_mb": 100, "threads": 2},
     )
     result = replace(make_result(), index_recall=(through,), cost=cost)
     data = json.loads(write_result(result, tmp_path).read_text())

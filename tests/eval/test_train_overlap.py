@@ -29,9 +29,8 @@ def test_known_overlap_of_known_pairs(encoder, protocol, level):
 
 
 def test_known_overlap_reaches_every_entry():
-    entries = tomllib.loads(files("llm2clip.eval").joinpath("data", "overlap.toml").read_text("utf-8"))[
-        "overlap"
-    ]
+    text = files("llm2clip.eval").joinpath("data", "overlap.toml").read_text("utf-8")
+    entries = tomllib.loads(text)["overlap"]
     for entry in entries:
         assert entry.keys() == {"encoders", "sets", "level", "why", "source"}
         assert entry["level"] in {"trained-on", "same-source"}
