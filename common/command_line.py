@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -53,17 +52,6 @@ class GroupedCommand(TyperCommand):
             if records:
                 with formatter.section(group):
                     formatter.write_dl(records)
-
-
-def one_of(*values: str) -> Callable[[str], str]:
-    """The ``callback`` of an option that takes one of these values; others are a usage error."""
-
-    def check(value: str) -> str:
-        if value not in values:
-            raise typer.BadParameter(f"got {value!r}, expected {', '.join(values[:-1])} or {values[-1]}")
-        return value
-
-    return check
 
 
 def _argument_name(param: Any) -> str:  # noqa: ANN401 (typer's or click's own)

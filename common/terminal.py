@@ -90,6 +90,18 @@ def graceful_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, end_at_once)
 
 
+def one_of(*values: str) -> Callable[[str], str]:
+    """The ``callback`` of an option that takes one of these values; others are a usage error."""
+    from typer import BadParameter
+
+    def check(value: str) -> str:
+        if value not in values:
+            raise BadParameter(f"got {value!r}, expected {', '.join(values[:-1])} or {values[-1]}")
+        return value
+
+    return check
+
+
 def renamed(options: dict[str, str]) -> dict[str, Callable[[str], str]]:
     """``context_settings`` of a command that accepts old option names without listing them.
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.command_line import GroupedCommand, make_app, one_of
-from llm2clip.common.terminal import one_line_errors, renamed
+from llm2clip.common.command_line import GroupedCommand, make_app
+from llm2clip.common.terminal import one_line_errors, one_of, renamed
 
 if TYPE_CHECKING:
     from llm2clip.indexer.lifecycle.export import Format
