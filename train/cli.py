@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,61 +13,37 @@ from llm2clip.common import entrypoint
 from llm2clip.common.command_line import GroupedCommand, make_app
 
 app = make_app("Train encoders.")
+data_option, training_option, model_option, output_option, machine_option = (
+    partial(typer.Option, rich_help_panel=group)
+    for group in ("Data", "Training", "Model", "Output", "Machine")
+)
+"""Options that ``--help`` lists in a group."""
 
-Out = Annotated[
-    Path,
-    typer.Option(
-        "--out",
-        metavar="PATH",
-        help="Run folder: configuration, history, checkpoints and the exported encoder.",
-        rich_help_panel="Output",
-    ),
-]
-Cache = Annotated[
-    Path,
-    typer.Option(
-        "--cache",
-        metavar="PATH",
-        help="Folder for fetched packages and rendered artwork.",
-        rich_help_panel="Data",
-    ),
-]
+_RUN = "Run folder: configuration, history, checkpoints and the exported encoder."
+Out = Annotated[Path, output_option("--out", metavar="PATH", help=_RUN)]
+_ARTWORK = "Folder for fetched packages and rendered artwork."
+Cache = Annotated[Path, data_option("--cache", metavar="PATH", help=_ARTWORK)]
 Threads = Annotated[
     int | None,
-    typer.Option(
-        "--threads",
-        min=1,
-        metavar="N",
-        help="CPU threads.",
-        show_default="all cores",
-        rich_help_panel="Machine",
-    ),
+    machine_option("--threads", min=1, metavar="N", help="CPU threads.", show_default="all cores"),
 ]
-Device = Annotated[
-    str,
-    typer.Option(
-        "--device",
-        metavar="DEVICE",
-        help="auto (CUDA if available), cpu, cuda or cuda:N.",
-        rich_help_panel="Machine",
-    ),
-]
+_DEVICES = "auto (CUDA if available), cpu, cuda or cuda:N."
+Device = Annotated[str, machine_option("--device", metavar="DEVICE", help=_DEVICES)]
+_STAGES = "Stop after this stage: language, images or all."
+_SETS = partial(output_option, "--out", metavar="PATH", help="Folder for the evaluation sets.")
+_SAMPLE = "Also write the sample corpus to this folder."
+_FEATURES = "Folder for the features; an unfinished one is resumed."
+_FIELD = partial(data_option, metavar="NAME", help="JSON field with the text or the list of texts.")
+_MODEL = "Name or folder of the encoder or language model."
+_DTYPES = "Precision of the language model: auto, float32, float16, bfloat16, int8 or int4."
 
 
 @app.command(cls=GroupedCommand)
 def nano(
     cache: Cache = Path("runs/cache"),
-    stage: Annotated[
-        str,
-        typer.Option(
-            metavar="STAGE",
-            help="Stop after this stage: language, images or all.",
-            rich_help_panel="Training",
-        ),
-    ] = "all",
+    stage: Annotated[str, training_option(metavar="STAGE", help=_STAGES)] = "all",
     debug: Annotated[
-        bool,
-        typer.Option("--debug", help="Take only a few steps per stage, to test.", rich_help_panel="Training"),
+        bool, training_option("--debug", help="Take only a few steps per stage, to test.")
     ] = False,
     out: Out = Path("runs/nano"),
     device: Device = "auto",
@@ -90,22 +67,8 @@ def nano(
 @app.command(cls=GroupedCommand)
 def data(
     cache: Cache = Path("runs/cache"),
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            metavar="PATH",
-            help="Folder for the evaluation sets.",
-            rich_help_panel="Output",
-            show_default="eval in the data home",
-        ),
-    ] = None,
-    sample: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Also write the sample corpus to this folder.", rich_help_panel="Output"
-        ),
-    ] = None,
+    out: Annotated[Path | None, _SETS(show_default="eval in the data home")] = None,
+    sample: Annotated[Path | None, output_option(metavar="FOLDER", help=_SAMPLE)] = None,
 ) -> None:
     """Write nano's evaluation sets.
 
@@ -125,38 +88,10 @@ def features(
         list[Path],
         typer.Argument(help="Caption files (.txt, .jsonl, .tar) or folders of them.", metavar="CAPTIONS"),
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            metavar="PATH",
-            help="Folder for the features; an unfinished one is resumed.",
-            rich_help_panel="Output",
-        ),
-    ],
-    field: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="JSON field with the text or the list of texts.",
-            show_default="the first of caption, text, captions, texts",
-            rich_help_panel="Data",
-        ),
-    ] = None,
-    encoder: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME", help="Name or folder of the encoder or language model.", rich_help_panel="Model"
-        ),
-    ] = "llm2clip-openai-l-14-336",
-    dtype: Annotated[
-        str,
-        typer.Option(
-            metavar="DTYPE",
-            help="Precision of the language model: auto, float32, float16, bfloat16, int8 or int4.",
-            rich_help_panel="Model",
-        ),
-    ] = "auto",
+    out: Annotated[Path, output_option("--out", metavar="PATH", help=_FEATURES)],
+    field: Annotated[str | None, _FIELD(show_default="the first of caption, text, captions, texts")] = None,
+    encoder: Annotated[str, model_option(metavar="NAME", help=_MODEL)] = "llm2clip-openai-l-14-336",
+    dtype: Annotated[str, model_option(metavar="DTYPE", help=_DTYPES)] = "auto",
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+Tower = Literal["visual", "text", "other"]
 _BLOCK = re.compile(r"visual\.blocks\.(\d+)\.")
 _FIRST = ("visual.patch_embed.", "visual.pos_embed", "visual.cls_token")
 _LAST = ("visual.norm.", "visual.head.")
@@ -46,7 +47,7 @@ class GroupConfig:
 class Placing:
     """Tower, rate and decay of one parameter; parameters with the same make up a group of the optimiser."""
 
-    tower: Literal["visual", "text", "other"]
+    tower: Tower
     """Whose it is."""
     lr_scale: float
     """Factor on the tower's learning rate."""
@@ -69,7 +70,8 @@ def place_parameters(
     decays = {"visual": config.visual_weight_decay, "text": config.text_weight_decay}
     placed = {}
     for name, axes in dimensions.items():
-        tower = _tower(name)
+        prefix = name.split(".")[0]
+        tower: Tower = "visual" if prefix == "visual" else "text" if prefix == "text" else "other"
         free = axes <= 1 or name.endswith(".bias") or name in _UNDECAYED
         scale = 1.0
         if tower == "visual" and config.visual_layer_decay < 1:
@@ -91,19 +93,9 @@ def optimiser_groups(
         if named[name].requires_grad:
             groups.setdefault(placing, []).append(named[name])
     return [
-        {
-            "params": members,
-            "lr": placing.lr_scale * rates[placing.tower],
-            "weight_decay": placing.weight_decay,
-        }
-        for placing, members in groups.items()
+        {"params": members, "lr": p.lr_scale * rates[p.tower], "weight_decay": p.weight_decay}
+        for p, members in groups.items()
     ]
-
-
-def _tower(name: str) -> Literal["visual", "text", "other"]:
-    if name.startswith("visual."):
-        return "visual"
-    return "text" if name.startswith("text.") else "other"
 
 
 def _layer(name: str, depth: int) -> int:

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,8 @@ class Run:
         self.folder = folder
         self.seed = seed
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "run.json"
-        if not path.exists():
-            description = {"seed": seed, "versions": versions(PACKAGES), "stages": {}}
-            self._write(description)
+        if not (folder / "run.json").exists():
+            self._write({"seed": seed, "versions": versions(PACKAGES), "stages": {}})
         found = self._read()["seed"]
         if found != seed:
             raise RunError(
@@ -81,10 +79,8 @@ class Run:
         ``settings`` is the recipe the stage belongs to; its ``LoopConfig`` entries are ignored, they are the stages'
         own.
         """
-        wanted = asdict(config) | {
-            f"settings.{key}": value for key, value in _without_loops(settings).items()
-        }
-        wanted = json.loads(json.dumps(wanted))
+        recipe = {f"settings.{key}": value for key, value in _without_loops(settings).items()}
+        wanted = json.loads(json.dumps(asdict(config) | recipe))
         known = self._read()["stages"].get(stage, {}).get("config", wanted)
         changed = sorted(key for key in known.keys() | wanted.keys() if known.get(key) != wanted.get(key))
         if changed:
@@ -111,9 +107,7 @@ class Run:
 
     def describe(self, recipe: Any) -> None:  # noqa: ANN401 - any dataclass
         """Record the whole recipe as it is now."""
-        description = self._read()
-        description["recipe"] = asdict(recipe)
-        self._write(description)
+        self._write(self._read() | {"recipe": asdict(recipe)})
 
     def story(self) -> dict[str, Any]:
         """Everything recorded: recipe, seed, versions, stages and the metric history."""
@@ -144,14 +138,8 @@ class Run:
 
 
 def _without_loops(settings: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass or None
-    if settings is None:
-        return {}
-    own = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
-    return {
-        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-        for name, value in own.items()
-        if not isinstance(value, LoopConfig)
-    }
+    entries = asdict(settings).items() if settings is not None else ()
+    return {name: value for name, value in entries if not isinstance(getattr(settings, name), LoopConfig)}
 
 
 @dataclass

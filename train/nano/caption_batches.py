@@ -154,14 +154,8 @@ class ContrastiveStage:
             words = rng.integers(6, size=2)
             shuffled, shuffled_twin = _reorder(scene, twin, rng)
             batch.scenes += [scene, shuffled, shuffled_twin]
-            batch.captions += [
-                self._tell(one, language, int(wording))
-                for one, language, wording in (
-                    (scene, first, words[0]),
-                    (shuffled, second, words[1]),
-                    (shuffled_twin, second, words[1]),
-                )
-            ]
+            batch.captions.append(self._tell(scene, first, int(words[0])))
+            batch.captions += [self._tell(one, second, int(words[1])) for one in (shuffled, shuffled_twin)]
         return batch
 
 
@@ -181,10 +175,7 @@ def _reorder(scene: Scene, twin: Scene, rng: np.random.Generator) -> tuple[Scene
     order = rng.permutation(len(scene.objects))
 
     def told(one: Scene) -> Scene:
-        return Scene(
-            background=one.background,
-            objects=tuple(one.objects[i] for i in order),
-            cells=tuple(one.cells[i] for i in order),
-        )
+        objects, cells = (tuple(values[i] for i in order) for values in (one.objects, one.cells))
+        return Scene(background=one.background, objects=objects, cells=cells)
 
     return told(scene), told(twin)

@@ -46,14 +46,11 @@ class TextFeatures:
 
     def names(self, language: str) -> tuple[Tensor, Tensor]:
         """Images and features of a language's names. Shapes: (n,) int64, (n, D) float32."""
-        owners, rows = [], []
-        seen = set()
+        first: dict[int, int] = {}
         for row, text in enumerate(self._texts):
-            if text.language == language and len(text.images) == 1 and text.images[0] not in seen:
-                seen.add(text.images[0])
-                owners.append(text.images[0])
-                rows.append(row)
-        return torch.tensor(owners), self.features[torch.tensor(rows)].float()
+            if text.language == language and len(text.images) == 1:
+                first.setdefault(text.images[0], row)
+        return torch.tensor(list(first)), self.features[torch.tensor(list(first.values()))].float()
 
 
 @dataclass
@@ -95,15 +92,6 @@ def cache_texts(model: BidirectionalLlama, encoder: TextEncoder, pool: TextPool,
     return TextFeatures(texts, features, len(pool.emoji))
 
 
-def scene_wordings(rng: np.random.Generator, count: int) -> list[tuple[str, int]]:
-    """``count`` (language, wording) pairs for one scene: English first, then any."""
-    rest = [
-        (SCENE_LANGUAGES[int(rng.integers(len(SCENE_LANGUAGES)))], int(rng.integers(3)))
-        for _ in range(count - 1)
-    ]
-    return [("en", int(rng.integers(3))), *rest]
-
-
 def cache_scenes(
     model: BidirectionalLlama,
     encoder: TextEncoder,
@@ -126,11 +114,16 @@ def cache_scenes(
     texts: list[str] = []
     for scene in scenes:
         family = (scene, swap_twin(scene, rng), last_twin(scene, pool, rng))
-        for language, wording in scene_wordings(rng, wordings):
+        told = [(_language(rng), int(rng.integers(3))) for _ in range(wordings - 1)]
+        for language, wording in [("en", int(rng.integers(3))), *told]:  # English first
             texts += [caption(one, emoji, language=language, wording=wording) for one in family]
     features = _read_once(path, model, encoder, texts)
     shaped = features.view(count, wordings, 3, -1)
     return SceneFeatures(scenes, shaped[:, :, 0], shaped[:, :, 1:].transpose(1, 2))
+
+
+def _language(rng: np.random.Generator) -> str:
+    return SCENE_LANGUAGES[int(rng.integers(len(SCENE_LANGUAGES)))]
 
 
 def _read_once(path: Path, model: BidirectionalLlama, encoder: TextEncoder, texts: Sequence[str]) -> Tensor:

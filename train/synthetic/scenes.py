@@ -184,13 +184,8 @@ def scene_record(scene: Scene, emoji: Sequence[Emoji], *, twins: dict[str, Scene
         "captions": {language: caption(scene, emoji, language=language) for language in SCENE_LANGUAGES},
         "emoji": "".join(emoji[index].char for index in scene.objects),
         "objects": [
-            {
-                "emoji": emoji[index].char,
-                "names": emoji[index].names,
-                "row": cell // 3,
-                "column": cell % 3,
-            }
-            for index, cell in zip(scene.objects, scene.cells, strict=True)
+            {"emoji": emoji[i].char, "names": emoji[i].names, "row": cell // 3, "column": cell % 3}
+            for i, cell in zip(scene.objects, scene.cells, strict=True)
         ],
     }
     if twins:

@@ -49,12 +49,10 @@ def _bare(char: str) -> str:
 
 def strip_accents(text: str) -> str:
     """The text without Latin diacritics; other scripts keep their marks."""
-    kept = []
-    for char in text:
-        if "\u00c0" <= char <= "\u1eff":
-            char = unicodedata.normalize("NFD", char)[0]
-        kept.append(char)
-    return "".join(kept)
+    latin = "\u00c0", "\u1eff"
+    return "".join(
+        unicodedata.normalize("NFD", char)[0] if latin[0] <= char <= latin[1] else char for char in text
+    )
 
 
 class TextPool:
@@ -81,14 +79,8 @@ class TextPool:
                     owners[language, word.lower()].add(index)
         self.by_keyword = {key: tuple(sorted(found)) for key, found in owners.items()}
         self.keywords = [Text(word, language, found) for (language, word), found in self.by_keyword.items()]
-        self._weights = {
-            kind: _language_weights(texts)
-            for kind, texts in (
-                ("names", self.names),
-                ("keywords", self.keywords),
-                ("descriptions", self.descriptions),
-            )
-        }
+        kinds = {"names": self.names, "keywords": self.keywords, "descriptions": self.descriptions}
+        self._weights = {kind: _language_weights(texts) for kind, texts in kinds.items()}
 
     def sample(self, count: int, rng: np.random.Generator) -> list[Text]:
         """Draw names (40 %), keywords (20 %), pairs (15 %) and descriptions (25 %), many of them in a query's frame."""
