@@ -112,11 +112,7 @@ def load_encoder(
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> ModelFiles:
-    """Find what a name or path stands for: a name before a folder of that name, a folder before a repository.
-
-    Raises:
-        ModelError: There is no such encoder, folder or file.
-    """
+    """Find what a name or path stands for: a name before a folder of that name, a folder before a repository."""
     name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
     if name.startswith((_OPEN_CLIP, _SENTENCE)):
         return ModelFiles(name=name)

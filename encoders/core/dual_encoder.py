@@ -53,11 +53,7 @@ class LoadOptions:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of that name; ``"auto"`` is CUDA if available, else the CPU.
-
-    Raises:
-        ValueError: There is no such device.
-    """
+    """The device of that name; ``"auto"`` is CUDA if available, else the CPU."""
     import torch
 
     if name == "auto":
@@ -74,11 +70,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_dtype(name: str, *, device: torch.device, stored: str) -> torch.dtype:
-    """The dtype of that name; ``"auto"`` is float32 on a CPU (fastest there), else ``stored``.
-
-    Raises:
-        ValueError: There is no such dtype.
-    """
+    """The dtype of that name; ``"auto"`` is float32 on a CPU (fastest there), else ``stored``."""
     import torch
 
     if name == "auto":

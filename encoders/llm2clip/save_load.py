@@ -181,11 +181,7 @@ def _save_published(files: PublishedFiles, info: EncoderInfo, folder: Path, *, c
 
 
 def load_saved(files: ModelFiles, options: LoadOptions) -> DualEncoder:
-    """Open what :func:`save_encoder` wrote; see ``load_encoder``.
-
-    Raises:
-        ModelError: A file is missing, damaged or of another version, or they do not fit each other.
-    """
+    """Open what :func:`save_encoder` wrote; see ``load_encoder``."""
     folder, data, path = files.folder, files.config, files.folder / CONFIG_FILE
     if data.get("version") != VERSION:
         raise ModelError(
@@ -300,22 +296,10 @@ def save_llm2clip(
     tokenizer_json: str | Path,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write trained parts as an encoder folder, once they have proved to load.
+    """Write trained parts as an encoder folder, once they have proved to load; replaces files of the same names.
 
-    Args:
-        folder: Where to; made if need be. Files of the same names are replaced, after the new ones are checked.
-        config: What to write beside the weights; its ``dtype`` gives way to the argument.
-        vision: The vision tower, batch normalisation folded.
-        projection: A linear layer without bias from the tower's width to ``config.adapter.dim``.
-        language_model: A ``BidirectionalLlama``, or anything with its parameter names.
-        adapter: A ``TextAdapter``.
-        logit_scale: The learnt logarithm of the scale of the scores.
-        tokenizer_json: A tokenizer file to copy, or the text of one.
-        dtype: How to store the weights; ``None`` for ``config.dtype``.
-
-    Raises:
-        ModelError: The parts do not fit the configuration, or a weight is not finite once stored.
-        OSError: A file cannot be written.
+    ``vision`` has its batch normalisation folded, ``projection`` no bias, ``language_model`` the parameter names of
+    ``BidirectionalLlama``. ``logit_scale`` is the learnt logarithm of the scale; ``tokenizer_json`` a file or its text.
     """
     if dtype is not None:
         config = dataclasses.replace(config, dtype=_dtype_name(dtype))
