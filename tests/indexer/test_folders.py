@@ -107,15 +107,8 @@ LONGEST = "长" * 83 + "ab.png"  # 255 bytes
 @pytest.mark.parametrize(
     "names",
     [
-        [
-            "été à la mer.jpg",
-            "北京/长城.png",
-            "🦒.webp",
-            "a#b?c%20d.jpg",
-            "new\nline.jpg",
-            "-rf.jpg",
-            " .jpg",
-        ],
+        ["été à la mer.jpg", "北京/长城.png", "🦒.webp"],
+        ["a#b?c%20d.jpg", "new\nline.jpg", "-rf.jpg", " .jpg"],
         # 3,014 bytes, and the folder of the test before them
         [LONGEST, "/".join(["d" * 200] * 15) + f"/{LONGEST}"],
         ["e\u0301.jpg", "\u00e9.jpg"],  # composed and not: a file system may hold both, and keys are bytes
@@ -145,10 +138,8 @@ def test_folder_corpus_reports_names_that_are_not_utf8(tmp_path):
     put(tmp_path, "a.jpg")
     with open(os.fsencode(tmp_path) + b"/caf\xe9.jpg", "wb") as file:
         file.write(IMAGE)
-    bad = [record for record in open_corpus(tmp_path).records() if record.problem]
-    assert [(record.key, record.problem) for record in bad] == [
-        ("caf\\xe9.jpg", "file name is not UTF-8: rename it")
-    ]
+    [bad] = [record for record in open_corpus(tmp_path).records() if record.problem]
+    assert (bad.key, bad.problem) == ("caf\\xe9.jpg", "file name is not UTF-8: rename it")
 
 
 @posix

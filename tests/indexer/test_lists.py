@@ -52,9 +52,8 @@ def test_list_corpus_reads_separators_and_encodings(folder, mark, encoding):
     (folder / name).write_bytes("\r\n".join(mark.join(row) for row in rows).encode(encoding))
     corpus = open_corpus(folder / name)
     assert about(corpus) == {"海/长城.png": ("万里长城", {"城市": "北京"}, None)}
-    assert corpus.notes == (
-        [f"{folder / name} is not UTF-8: it was read as GB 18030 (Chinese)"] if encoding == "gb18030" else []
-    )
+    note = f"{folder / name} is not UTF-8: it was read as GB 18030 (Chinese)"
+    assert corpus.notes == ([note] if encoding == "gb18030" else [])
 
 
 def test_list_corpus_reads_chinese_columns(folder):
@@ -209,13 +208,10 @@ def test_stdin_corpus_refuses_a_terminal(monkeypatch):
 
 
 def test_explain_empty_of_lists(folder):
-    assert StdinCorpus(io.BytesIO(b"\n")).explain_empty() == (
-        "no images on standard input: got 0 lines, expected an image in each"
-    )
     (folder / "l.csv").write_text("path\n")
-    assert open_corpus(folder / "l.csv").explain_empty() == (
-        f"no images in the list {folder / 'l.csv'}: got 0 lines, expected an image in each"
-    )
+    listed, said = open_corpus(folder / "l.csv"), "got 0 lines, expected an image in each"
+    assert StdinCorpus(io.BytesIO(b"\n")).explain_empty() == f"no images on standard input: {said}"
+    assert listed.explain_empty() == f"no images in the list {folder / 'l.csv'}: {said}"
 
 
 def test_reopen_corpus_opens_a_list_from_another_folder(folder, tmp_path, monkeypatch):

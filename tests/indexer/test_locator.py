@@ -75,12 +75,9 @@ def test_read_located_refuses_impossible_spans(corpus, offset, size, remote):
     root = f"memory://{corpus['root']}" if remote else corpus["root"]
     if remote:
         pytest.importorskip("fsspec")
+    span = json.dumps({"path": "a.bin", "offset": offset, "size": size})
     with pytest.raises(CorpusError, match=r"got a span of .* expected at most 268,435,456 from 0 on: build"):
-        read_located(
-            json.dumps({"path": "a.bin", "offset": offset, "size": size}),
-            key="a.bin#x",
-            corpus={**corpus, "root": root},
-        )
+        read_located(span, key="a.bin#x", corpus={**corpus, "root": root})
 
 
 def test_read_located_refuses_special_and_huge_files(corpus, tmp_path):

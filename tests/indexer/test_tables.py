@@ -59,9 +59,8 @@ def test_table_corpus_reads_a_hugging_face_data_set(tmp_path, kind, name):
     assert found[16].metadata == {"label": "猫", "file_name": "16.png"}
     check_located(corpus)
     without = list(open_corpus(tmp_path / name).records(captions=False))
-    assert [(record.key, record.caption, record.metadata) for record in without] == [
-        (record.key, None, None) for record in found
-    ]
+    assert [record.key for record in without] == [record.key for record in found]
+    assert {(record.caption, record.metadata) for record in without} == {(None, None)}
 
 
 @pytest.mark.parametrize("kind", ["parquet", "stream"])
@@ -116,9 +115,8 @@ def test_table_corpus_skips_audio_columns(tmp_path):
     features = {"audio": {"_type": "Audio"}, "image": {"_type": "Image"}}
     about = {"huggingface": json.dumps({"info": {"features": features}})}
     pq.write_table(table.replace_schema_metadata(about), tmp_path / "t.parquet")
-    assert [(record.key, record.read()) for record in records(tmp_path / "t.parquet")] == [
-        ("t.parquet#0", IMAGES[0])
-    ]
+    [record] = records(tmp_path / "t.parquet")
+    assert (record.key, record.read()) == ("t.parquet#0", IMAGES[0])
 
 
 def test_table_corpus_reads_rows_that_name_a_file(tmp_path):
@@ -170,9 +168,8 @@ def test_table_corpus_reads_nested_folders(tmp_path):
     (tmp_path / "README.md").write_text("a data set")
     keys = [f"data/{split}/0.parquet#{n}" for split in ("train", "validation") for n in range(2)]
     assert [record.key for record in records(tmp_path)] == keys
-    assert [record.key for record in records(tmp_path / "data/{train,validation}/0.parquet")] == [
-        key.removeprefix("data/") for key in keys
-    ]
+    found = records(tmp_path / "data/{train,validation}/0.parquet")
+    assert [record.key for record in found] == [key.removeprefix("data/") for key in keys]
 
 
 def test_table_corpus_reports_a_damaged_row_group(tmp_path):
