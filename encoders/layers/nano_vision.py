@@ -109,13 +109,11 @@ class NanoVisionTower(nn.Module):
         """Width D of the pooled state."""
         return self.config.widths[2]
 
-    def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """Shape: (B, 3, S, S), normalised pixels -> (B, D), the normalised read-out token, not unit length."""
-        pooled: Tensor = self.norm(self.tokens(pixels_B3SS)[:, 0])
-        return pooled
+    def forward(self, pixels_B3SS: Tensor, *, pooled: bool = True) -> Tensor:
+        """Shape: (B, 3, S, S), normalised pixels -> (B, D), the normalised read-out token, not unit length.
 
-    def tokens(self, pixels_B3SS: Tensor) -> Tensor:
-        """Read-out token and cells by row, before the last norm. Shape: (B, 1 + grid * grid, D)."""
+        Without ``pooled``: the read-out token and the cells by row, before the last norm. (B, 1 + grid * grid, D).
+        """
         features = F.relu(self.stem(pixels_B3SS))
         for stage in self.stages:
             features = stage(features)
@@ -123,4 +121,5 @@ class NanoVisionTower(nn.Module):
         tokens = torch.cat((self.readout.expand(len(tokens), -1, -1), tokens), dim=1) + self.position
         for layer in self.layers:
             tokens = layer(tokens)
-        return tokens
+        states: Tensor = self.norm(tokens[:, 0]) if pooled else tokens
+        return states

@@ -15,7 +15,12 @@ from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.results import BadImage, BuildOptions, ChangeReport, Progress
 from llm2clip.indexer.corpora.subset import PathListCorpus
-from llm2clip.indexer.ingest.decode_pipeline import decode_images
+from llm2clip.indexer.ingest.decode_pipeline import (
+    CommittedVectors,
+    UncommittedVectors,
+    VectorCache,
+    decode_images,
+)
 from llm2clip.indexer.ingest.encode_batches import (
     AdaptiveBatchSize,
     BackgroundWriter,
@@ -23,7 +28,6 @@ from llm2clip.indexer.ingest.encode_batches import (
     encode_batch,
 )
 from llm2clip.indexer.ingest.listing import CommittedSource, Listing, list_source
-from llm2clip.indexer.ingest.vector_reuse import CommittedVectors, UncommittedVectors, VectorCache
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.records.record import Corpus, same_corpus
 from llm2clip.indexer.storage.items_reader import ItemsReader

@@ -88,7 +88,7 @@ class ImageSide(nn.Module):
 
     def with_grid(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings and the tower's grid. Shapes: (B, 3, S, S) -> (B, dim), (B, width, grid, grid)."""
-        tokens = self.vision.tokens(_pixels(images))
+        tokens = self.vision(_pixels(images), pooled=False)
         grid = tokens[:, 1:].transpose(1, 2).unflatten(2, (self.vision.config.grid, -1))
         return self.projection(self.vision.norm(tokens[:, 0])), grid
 
