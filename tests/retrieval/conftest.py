@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import build_index
+from llm2clip.indexer import Hit, build_index
 
 COLOURS = {
     "red": "#ff0000",
@@ -50,6 +50,17 @@ def write_coloured_shard(path: Path, *, colours: dict[str, str] = COLOURS) -> No
         members[f"{name}.png"] = image(colour)
         members[f"{name}.json"] = json.dumps(caption, ensure_ascii=False).encode()
     write_shard(path, members)
+
+
+def hit(rank: int = 1, **changes: object) -> Hit:
+    values = {
+        "id": rank,
+        "key": f"p{rank}.png",
+        "score": 0.75 - rank / 8,
+        "rank": rank,
+        "uri": f"/images/p{rank}.png",
+    }
+    return Hit(**{"width": 640, "height": 480, **values, **changes})
 
 
 @dataclass(frozen=True)

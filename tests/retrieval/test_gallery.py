@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llm2clip.indexer import Hit
 from llm2clip.retrieval.gallery import GalleryOptions, render_gallery, thumbnail, write_gallery
 from llm2clip.retrieval.results import Answer, Query, text_query
+
+from .conftest import hit
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
 
@@ -52,19 +53,6 @@ def png(colour: str = "red", size: tuple[int, int] = (32, 16), mode: str = "RGB"
     buffer = io.BytesIO()
     Image.new(mode, size, colour).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def hit(rank: int = 1, **changes: object) -> Hit:
-    values = {
-        "id": rank,
-        "key": f"p{rank}.png",
-        "score": 0.5,
-        "rank": rank,
-        "uri": "/p",
-        "width": 2,
-        "height": 1,
-    }
-    return Hit(**{**values, **changes})
 
 
 def render(*answers: Answer, read: Callable[[int], bytes] = lambda _: png()) -> Page:

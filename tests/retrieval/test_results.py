@@ -1,4 +1,4 @@
-"""Tables that fit their width, JSON that parses back, paths as they are."""
+"""Languages, captions, tables, JSON and paths of answers."""
 
 from __future__ import annotations
 
@@ -9,30 +9,63 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from llm2clip.indexer import Hit
 from llm2clip.retrieval.results import (
     Answer,
     Query,
     answer_json,
     answer_paths,
     answer_table,
+    caption_for,
+    guess_language,
     image_name,
     text_query,
 )
 
+from .conftest import hit
 
-def hit(rank: int = 1, **changes: object) -> Hit:
-    values = {
-        "id": 10 + rank,
-        "key": f"folder/image-{rank}.jpg",
-        "score": 0.75 - rank / 8,
-        "rank": rank,
-        "uri": f"/images/folder/image-{rank}.jpg",
-        "caption": None,
-        "width": 640,
-        "height": 480,
-    }
-    return Hit(**{**values, **changes})
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("两只猫在睡觉", "zh"),
+        ("長い首の動物のえ", "ja"),
+        ("カメラ", "ja"),
+        ("고양이", "ko"),
+        ("زرافة طويلة", "ar"),
+        ("گربه‌ی سیاه", "fa"),
+        ("чёрная кошка", "ru"),
+        ("чорна кішка, їжак", "uk"),
+        ("लंबी गर्दन वाला जानवर", "hi"),
+        ("ยีราฟ", "th"),
+        ("καμηλοπάρδαλη", "el"),
+        ("a red bicycle", None),
+        ("una bicicleta roja", None),
+        ("the Chinese word 猫 and what it means", None),
+        ("🦒 42", None),
+        ("", None),
+    ],
+)
+def test_guess_language_by_script(text: str, language: str | None):
+    assert guess_language(text) == language
+
+
+def test_text_query_prefers_a_stated_language():
+    assert text_query("猫", language="ja").language == "ja"
+    assert text_query("猫").language == "zh"
+
+
+def test_caption_for_prefers_the_language_of_the_query():
+    names = hit(caption="giraffe", metadata={"names": {"en": "giraffe", "zh": "长颈鹿", "hi": "  "}})
+    assert caption_for(names, "zh") == ("长颈鹿", "zh")
+    assert caption_for(names, "hi") == ("giraffe", None)
+    assert caption_for(names, "ar") == ("giraffe", None)
+    assert caption_for(names, None) == ("giraffe", None)
+    assert caption_for(hit(metadata={"captions": {"ja": "きりん"}}), "ja") == ("きりん", "ja")
+
+
+@pytest.mark.parametrize("metadata", [{"names": "zh"}, {"names": {"zh": 3}}, {"captions": ["zh"]}, {}])
+def test_caption_for_ignores_metadata_of_another_shape(metadata: dict[str, object]):
+    assert caption_for(hit(caption="c", metadata=metadata), "zh") == ("c", None)
 
 
 def printed(answer: Answer, *, width: int = 80) -> list[str]:
@@ -45,8 +78,8 @@ def test_answer_table_shows_rank_score_image_and_caption():
     lines = printed(Answer(query=text_query("a red bicycle"), hits=[hit(1, caption="a bicycle"), hit(2)]))
     assert lines[0] == "a red bicycle"
     assert lines[1].split() == ["rank", "score", "image", "caption"]
-    assert lines[2].split() == ["1", "0.625", "folder/image-1.jpg", "a", "bicycle"]
-    assert lines[3].split() == ["2", "0.500", "folder/image-2.jpg"]
+    assert lines[2].split() == ["1", "0.625", "p1.png", "a", "bicycle"]
+    assert lines[3].split() == ["2", "0.500", "p2.png"]
 
 
 CAPTIONS = {
@@ -128,9 +161,9 @@ def test_answer_json_carries_everything():
             {
                 "rank": 1,
                 "score": 0.625,
-                "id": 11,
-                "key": "folder/image-1.jpg",
-                "uri": "/images/folder/image-1.jpg",
+                "id": 1,
+                "key": "p1.png",
+                "uri": "/images/p1.png",
                 "caption": "giraffe",
                 "width": 640,
                 "height": 480,
@@ -150,6 +183,6 @@ def test_answer_json_escapes_a_name_that_is_not_utf8():
 
 def test_answer_paths_are_the_uris():
     assert list(answer_paths(Answer(query=text_query("q"), hits=[hit(1), hit(2, uri="/s.tar#m.webp")]))) == [
-        "/images/folder/image-1.jpg",
+        "/images/p1.png",
         "/s.tar#m.webp",
     ]
