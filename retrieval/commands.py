@@ -54,12 +54,7 @@ class SearchRequest:
 
 
 def run(request: SearchRequest) -> None:
-    """Search and print.
-
-    Raises:
-        ValueError: A query, the index or the encoder is invalid; the message is one line and says what to do.
-        OSError: A file cannot be read or written.
-    """
+    """Search and print."""
     texts = [*request.texts, *read_queries(request.queries_file)]
     images = [(path, path.read_bytes()) for path in request.images]
     if not texts and not images:
@@ -88,12 +83,7 @@ def run(request: SearchRequest) -> None:
 
 
 def read_queries(source: str | None) -> list[str]:
-    """The stripped, non-blank lines of a UTF-8 file (``-``: standard input).
-
-    Raises:
-        ValueError: The file is not UTF-8.
-        OSError: It cannot be read.
-    """
+    """The stripped, non-blank lines of a UTF-8 file (``-``: standard input)."""
     if source is None:
         return []
     data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
@@ -123,11 +113,7 @@ def open_searcher(
 
 
 class BuildProgress:
-    """Reports a build that may not happen: a line when it begins, then a progress bar.
-
-    Args:
-        begin: The line to print first.
-    """
+    """Reports a build that may not happen: the line ``begin`` when it begins, then a progress bar."""
 
     def __init__(self, begin: str) -> None:
         self._begin = begin
@@ -179,11 +165,10 @@ def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> Non
 
 def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -> Path:
     """Write answers as an HTML gallery; return its absolute path."""
-    from llm2clip.retrieval.gallery import GalleryOptions, write_gallery
+    from llm2clip.retrieval.gallery import write_gallery
 
     subtitle = f"{len(searcher.index):,} images, encoder {searcher.encoder.info.name}"
-    options = GalleryOptions(subtitle=subtitle)
-    return write_gallery(path, answers, read_image=searcher.index.read_image, options=options)
+    return write_gallery(path, answers, read_image=searcher.index.read_image, subtitle=subtitle)
 
 
 def _encode(*, errors: Literal["replace", "surrogateescape"], encoding: str | None = None) -> None:

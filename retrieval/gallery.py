@@ -28,18 +28,6 @@ _LONG = 120
 """Characters from which a query is set as a paragraph, not as a heading."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GalleryOptions:
-    """Texts around the answers."""
-
-    title: str = "Image search"
-    """Heading and window title."""
-    subtitle: str = ""
-    """One line under the heading: which index, which encoder."""
-    footer: str = "Scores are inner products of unit vectors: 1 is identical, higher is better."
-    """Last line of the page."""
-
-
 @dataclass
 class _Page:
     """State of one page: the source of images, and the thumbnails already made."""
@@ -57,44 +45,27 @@ class _Page:
 
 
 def write_gallery(
-    path: str | Path,
-    answers: Sequence[Answer],
-    *,
-    read_image: Callable[[int], bytes],
-    options: GalleryOptions | None = None,
+    path: str | Path, answers: Sequence[Answer], *, read_image: Callable[[int], bytes], subtitle: str = ""
 ) -> Path:
-    """Write ``render_gallery`` to a file, creating its folder; returns the absolute path.
-
-    Raises:
-        OSError: The file cannot be written.
-    """
+    """Write ``render_gallery`` to a file, creating its folder; returns the absolute path."""
     target = Path(path).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(render_gallery(answers, read_image=read_image, options=options), encoding="utf-8")
+    target.write_text(render_gallery(answers, read_image=read_image, subtitle=subtitle), encoding="utf-8")
     return target
 
 
 def render_gallery(
-    answers: Sequence[Answer],
-    *,
-    read_image: Callable[[int], bytes],
-    options: GalleryOptions | None = None,
+    answers: Sequence[Answer], *, read_image: Callable[[int], bytes], subtitle: str = ""
 ) -> str:
-    """The page as a string.
+    """The page as a string, with one line under its heading.
 
-    Args:
-        answers: Queries and hits, in the order shown.
-        read_image: Returns the encoded image of a hit's id, as ``Index.read_image`` does. For an image that cannot
-            be read (``OSError``, ``ValueError``) or decoded, the page shows a message.
-        options: Title, subtitle and footer.
+    ``read_image`` gives the encoded image of a hit's id, as ``Index.read_image`` does. For an image that cannot be read
+    (``OSError``, ``ValueError``) or decoded, the page shows a message.
     """
-    options = options or GalleryOptions()
     page = _Page(read_image)
     template = Template(files(__package__).joinpath("gallery.html").read_text("utf-8"))
     return template.substitute(
-        title=_text(options.title),
-        subtitle=_text(options.subtitle),
-        footer=_text(options.footer),
+        subtitle=_text(subtitle),
         contents=_contents(answers),
         sections="\n".join(_section(number, answer, page) for number, answer in enumerate(answers, start=1)),
     )

@@ -123,11 +123,7 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     """A heading with the query and a table of rank, score, image and caption.
 
     The caption is the last column: terminals disagree on the width of emoji and joined letters, and so nothing is
-    pushed out of line.
-
-    Args:
-        answer: The query and its hits.
-        width: Width of the terminal in cells, at least 80.
+    pushed out of line. The terminal has at least 80 cells.
     """
     from rich.console import Group
     from rich.table import Table

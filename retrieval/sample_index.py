@@ -8,9 +8,16 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from llm2clip import encoders, indexer
+from llm2clip.indexer.core.errors import CorpusError, EncoderMismatchError, IndexerError
+from llm2clip.indexer.core.index_paths import SAMPLE, sample_index_path, sample_shards
+from llm2clip.indexer.core.results import BuildOptions, Progress
+from llm2clip.indexer.lifecycle.build import build_index
+from llm2clip.indexer.storage.manifest import encoder_mismatch, read_manifest
+
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
-    from llm2clip.indexer import EncoderMismatchError, Index, Progress
+    from llm2clip.indexer import Index
 
 SAMPLE_ENCODER = "nano"
 """The encoder that knows the sample images."""
@@ -19,10 +26,6 @@ _MANIFEST = "manifest.json"
 
 def sample_encoder() -> str:
     """Name or folder of the encoder of the existing sample index, else ``nano``."""
-    from llm2clip.indexer import IndexerError
-    from llm2clip.indexer.core.index_paths import sample_index_path
-    from llm2clip.indexer.storage.manifest import read_manifest
-
     try:
         return read_manifest(sample_index_path()).encoder_source
     except IndexerError:
@@ -35,22 +38,8 @@ def open_sample(
     """Open the sample's index; build it first if it is missing, damaged or out of date.
 
     At the default path, which all searches share, it is built for ``nano`` only: another encoder must match the
-    existing index.
-
-    Args:
-        encoder: The encoder that searches and, if needed, indexes the sample.
-        path: Folder of the index; ``None`` for the default path.
-        on_progress: Called while the index is built.
-
-    Raises:
-        CorpusError: This installation has no sample images.
-        EncoderMismatchError: The index at the default path was built with another encoder.
-        OSError: The index cannot be written.
+    existing index. ``on_progress`` is called while the index is built.
     """
-    from llm2clip.indexer import BuildOptions, build_index, open_index
-    from llm2clip.indexer.core.errors import CorpusError
-    from llm2clip.indexer.core.index_paths import SAMPLE, sample_index_path, sample_shards
-
     place = path or sample_index_path()
     fits = False
     if opened := _open_if_whole(place):
@@ -71,21 +60,17 @@ def open_sample(
     build_index(SAMPLE, place, encoder=encoder, options=options)
     # A build without changes leaves the manifest alone: mark it as checked.
     os.utime(place / _MANIFEST)
-    return open_index(place)
+    return indexer.open_index(place)
 
 
 def _open_if_whole(path: Path) -> Index | None:
-    from llm2clip.indexer import IndexerError, open_index
-
     try:
-        return open_index(path)
+        return indexer.open_index(path)
     except IndexerError:
         return None
 
 
 def _mismatch(index: Index, encoder: Encoder) -> EncoderMismatchError | None:
-    from llm2clip.indexer import EncoderMismatchError
-
     try:
         index.require_encoder(encoder.info)
     except EncoderMismatchError as error:
@@ -95,15 +80,13 @@ def _mismatch(index: Index, encoder: Encoder) -> EncoderMismatchError | None:
 
 def _is_shipped(encoder: Encoder) -> bool:
     """Whether it is the ``nano`` of this installation, by hash and not by name."""
-    from llm2clip.encoders import load_encoder
-    from llm2clip.indexer.storage.manifest import encoder_mismatch
-
-    return encoder_mismatch(load_encoder(SAMPLE_ENCODER).info.identity(), encoder.info.identity()) is None
+    return (
+        encoder_mismatch(encoders.load_encoder(SAMPLE_ENCODER).info.identity(), encoder.info.identity())
+        is None
+    )
 
 
 def _not_for(encoder: Encoder) -> EncoderMismatchError:
-    from llm2clip.indexer import EncoderMismatchError
-
     return EncoderMismatchError(
         f"the sample images are indexed with encoder '{SAMPLE_ENCODER}', got '{encoder.info.name}': index them "
         f"for it first, with  llm2clip-index build sample: --encoder {quote(encoder.info.name)} --index PATH"
@@ -111,7 +94,5 @@ def _not_for(encoder: Encoder) -> EncoderMismatchError:
 
 
 def _newer_than_the_sample(path: Path) -> bool:
-    from llm2clip.indexer.core.index_paths import sample_shards
-
     built = (path / _MANIFEST).stat().st_mtime_ns
     return all(shard.stat().st_mtime_ns <= built for shard in sample_shards())

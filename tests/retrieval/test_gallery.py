@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from llm2clip.retrieval.gallery import GalleryOptions, render_gallery, thumbnail, write_gallery
+from llm2clip.retrieval.gallery import render_gallery, thumbnail, write_gallery
 from llm2clip.retrieval.results import Answer, Query, text_query
 
 from .conftest import hit
@@ -137,8 +137,7 @@ def test_gallery_escapes_markup(text: str, tmp_path: Path):
             Answer(query=Query(kind="image", label=words, image=png()), hits=[hit(1, key=words)]),
             Answer(query=Query(kind="image", label=words, image=words.encode("utf-8", "replace")), hits=[]),
         ]
-        options = GalleryOptions(title=words, subtitle=words, footer=words)
-        written = write_gallery(tmp_path / "g.html", answers, read_image=lambda _: png(), options=options)
+        written = write_gallery(tmp_path / "g.html", answers, read_image=lambda _: png(), subtitle=words)
         html = written.read_text("utf-8")
         return Page(html), html
 
