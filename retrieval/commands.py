@@ -32,13 +32,10 @@ class SearchRequest:
     """The arguments of one ``llm2clip-search``."""
 
     texts: tuple[str, ...] = ()
-    """Text queries."""
     images: tuple[Path, ...] = ()
-    """Query images."""
     queries_file: str | None = None
     """File with one text query per line, ``-`` for standard input."""
     k: int = 10
-    """Hits per query."""
     where: str | None = None
     """Filter on the images; ``None`` for all."""
     index: Path | str | None = None
@@ -48,7 +45,6 @@ class SearchRequest:
     device: str = "auto"
     """Where to encode; a named CUDA device also searches."""
     output: Output = "table"
-    """What to print."""
     html: Path | None = None
     """File to write a gallery to."""
 

@@ -7,8 +7,6 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,14 +41,6 @@ CLIP_TOKENS = 77
 """Token limit of CLIP's text towers; the long query exceeds it."""
 
 app = make_app()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Chosen:
-    """Sample images that the demo uses as queries."""
-
-    scene: Record
-    image: Record
 
 
 @app.command(cls=GroupedCommand)
@@ -102,25 +92,28 @@ def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
 
 def _answers(searcher: Searcher, *, k: int) -> tuple[list[Answer], float]:
     """All answers, and the seconds that the search took."""
-    chosen = _choose(searcher)
-    long = chosen.scene.caption or ""
+    scene, shown = _choose(searcher)
+    long = scene.caption or ""
     (tokens,) = searcher.encoder.count_tokens([long])
-    gloss = f"{tokens} tokens, CLIP reads {CLIP_TOKENS}; it describes {_name(chosen.scene)}"
+    gloss = f"{tokens} tokens, CLIP reads {CLIP_TOKENS}; it describes {_name(scene)}"
     queries = [text_query(text, language=language, gloss=meaning) for language, text, meaning in QUERIES]
     queries.append(text_query(long, language="en", gloss=gloss))
-    image = chosen.image.read()
+    image = shown.read()
     began = time.perf_counter()
     found = searcher.search([query.label for query in queries], k=k)
     found += searcher.search_images([image], k=k)
     seconds = time.perf_counter() - began
-    queries.append(Query(kind="image", label=_name(chosen.image), image=image))
+    queries.append(Query(kind="image", label=_name(shown), image=image))
     return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)], seconds
 
 
-def _choose(searcher: Searcher) -> _Chosen:
+def _choose(searcher: Searcher) -> tuple[Record, Record]:
     """The first scene whose caption is longer than CLIP reads, and the first image of ``QUERY_EMOJI``."""
     scene = image = None
-    for record in _sample():
+    from llm2clip.indexer import open_corpus
+    from llm2clip.indexer.core.index_paths import SAMPLE
+
+    for record in open_corpus(SAMPLE).records():
         metadata = record.metadata or {}
         if scene is None and metadata.get("kind") == "scene" and record.caption:
             if searcher.encoder.count_tokens([record.caption])[0] > CLIP_TOKENS:
@@ -128,17 +121,10 @@ def _choose(searcher: Searcher) -> _Chosen:
         elif image is None and metadata.get("emoji") == QUERY_EMOJI:
             image = record
         if scene is not None and image is not None:
-            return _Chosen(scene=scene, image=image)
+            return scene, image
     raise ValueError(
         "the sample corpus lacks the images that the demo uses as queries: reinstall the package"
     )
-
-
-def _sample() -> Iterator[Record]:
-    from llm2clip.indexer import open_corpus
-    from llm2clip.indexer.core.index_paths import SAMPLE
-
-    return open_corpus(SAMPLE).records()
 
 
 def _name(record: Record) -> str:
@@ -172,10 +158,5 @@ def program(name: str) -> str:
     return shlex.quote(min(short, own, key=len))
 
 
-def main() -> None:
-    """Entry point of ``python -m llm2clip.retrieval.demo``."""
-    app()
-
-
 if __name__ == "__main__":
-    main()
+    app()

@@ -49,29 +49,24 @@ class BuildRequest:
     """The arguments of ``llm2clip-index build``."""
 
     corpus: str
-    """What to index."""
     index: Path | None
-    """Where to; None for the corpus's own place."""
+    """None: the default folder of the corpus."""
     encoder: str | None
-    """Encoder name or folder; None to find out."""
+    """Name or folder; None: that of the index, or the user is asked."""
     batch_size: int | None
-    """Images per forward pass; None to find out."""
+    """None: chosen by measurement."""
     overwrite: bool
-    """Replace the index that is there."""
     as_json: bool
-    """Print the report as JSON."""
     every: float | None = None
     """Seconds between the frames that are taken of videos."""
     ram: str | None = None
-    """Memory budget of a search, as it was given; None: most of the free memory."""
+    """Memory budget of a search, such as ``2GB``; None: most of the free memory."""
     recall: float | None = None
     """Target recall@10; None: the default."""
     p95_ms: float | None = None
     """Target 95th percentile of the search latency in milliseconds; None: the default."""
     device: str = "auto"
-    """Where images are encoded and the ANN index is trained: ``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
     dtype: str = "auto"
-    """Precision of the encoder: ``auto``, ``float32``, ``bfloat16``, ``float16``."""
 
 
 def run_build(request: BuildRequest) -> None:
