@@ -58,7 +58,10 @@ def classify(
     json_file: JsonOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Zero-shot classification: assign images to the class whose name is nearest."""
+    """Measure zero-shot classification.
+
+    Each image is assigned to the class whose name is nearest.
+    """
     with one_line_errors(extra="cpu"):
         from llm2clip.eval.commands.arguments import candidates
         from llm2clip.eval.runner.zero_shot_run import measure_classes
@@ -84,7 +87,10 @@ def captions(
     json_file: JsonOption = None,
     device: DeviceOption = "auto",
 ) -> None:
-    """Caption-to-caption retrieval: how often two captions of one image find each other. Encodes texts only."""
+    """Measure caption-to-caption retrieval.
+
+    How often two captions of one image find each other. Only texts are encoded.
+    """
     with one_line_errors(extra="cpu"):
         from llm2clip.eval.commands.arguments import candidates, load_sets
         from llm2clip.eval.runner.zero_shot_run import measure_captions

@@ -29,7 +29,10 @@ def leaderboard(
         Path | None, output_option(help="Also write a self-contained HTML page.", metavar="FILE")
     ] = None,
 ) -> None:
-    """Show results beside published numbers, with differences, tolerances and known errors in the published ones."""
+    """Show results beside published numbers.
+
+    With differences, tolerances, and known errors in the published ones.
+    """
     with one_line_errors():
         from llm2clip.eval.report.csv_table import csv_text
         from llm2clip.eval.report.html import render_page
@@ -61,7 +64,10 @@ def compare(
     second: Annotated[str, typer.Argument(metavar="SECOND", help="The other encoder.")],
     results: ResultsArgument = None,
 ) -> None:
-    """Test which of two encoders is better on the data sets that both were measured on."""
+    """Test which of two encoders is better.
+
+    On all data sets that both were measured on.
+    """
     with one_line_errors():
         from llm2clip.eval.report.compare import compare_encoders, comparison_table, conclusion
         from llm2clip.eval.results.validation import read_results

@@ -34,9 +34,9 @@ def nano(
     blocks: Annotated[bool, output_option(help="Measure again with the transformer blocks zeroed.")] = True,
     json_file: JsonOption = None,
 ) -> None:
-    """Print every number of nano's model card: names, free-form queries, scenes, blocks, cost, targets.
+    """Print every number of nano's model card.
 
-    The evaluation sets are made by llm2clip-train data.
+    Names, free-form queries, scenes, blocks, cost and targets. The evaluation sets are made by llm2clip-train data.
     """
     with one_line_errors(extra="cpu"):
         from llm2clip.common.installation import data_home

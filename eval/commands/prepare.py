@@ -21,9 +21,9 @@ def prepare(
     images: Annotated[bool, data_option("--images", help="Also decode every image.")] = False,
     as_json: Annotated[bool, output_option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """List the files that a protocol needs, their publishers and licences, and check those that exist.
+    """List and check the files that a protocol needs.
 
-    Nothing is downloaded. Exit status 0 if the protocol is complete, else 1.
+    Publishers and licences are listed too. Nothing is downloaded. Exit status 0 if the protocol is complete, else 1.
     """
     with one_line_errors():
         from llm2clip.eval.loaders import check_files

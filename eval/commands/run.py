@@ -82,9 +82,10 @@ def run(
     ] = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Measure encoders on data sets, in both directions, with confidence intervals.
+    """Measure the recall of encoders on data sets.
 
-    Vectors are cached: a second run encodes nothing, and an interrupted run continues where it stopped.
+    In both directions, with confidence intervals. Vectors are cached: a second run encodes nothing, and an interrupted
+    run continues where it stopped.
     """
     with one_line_errors(extra="cpu", interrupted=": run the same command again to continue"):
         from llm2clip.common.installation import data_home

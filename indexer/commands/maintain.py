@@ -78,7 +78,8 @@ def print_change(report: ChangeReport, *, as_json: bool, hint: Sequence[str] = (
         lines.append(f"{report.moved:,} images were moved: they count as new and as removed.")
     if report.changed_anything:
         kept = f", {report.reused:,} reused (same content)" if report.reused else ""
-        lines.append(f"{report.embedded:,} embedded{kept}, in {report.seconds:,.1f} s.")
+        done = f"{report.embedded:,} embedded{kept}, in " if report.embedded or kept else "Took "
+        lines.append(f"{done}{report.seconds:,.1f} s.")
     else:
         lines.append(f"Nothing has changed; checked in {report.seconds:,.1f} s.")
     if report.bad:

@@ -156,7 +156,7 @@ def test_load_sentence_says_how_to_download(data_home: Path):
     with pytest.raises(ModelError) as caught:
         load_encoder("st:Qwen/Qwen3-VL-Embedding-2B")
     message = str(caught.value)
-    assert message.startswith("st:Qwen/Qwen3-VL-Embedding-2B is not on this machine: looked in ")
+    assert message.startswith("st:Qwen/Qwen3-VL-Embedding-2B is not on this machine: searched ")
     assert str(data_home / "models" / "Qwen3-VL-Embedding-2B") in message
     assert "hf download Qwen/Qwen3-VL-Embedding-2B" in message
     for name in ("st:", "st:./nowhere", f"st:{data_home / 'nowhere'}"):
