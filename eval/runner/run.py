@@ -42,10 +42,6 @@ class Reporter(Protocol):
         """A result was written."""
 
 
-class NullReporter(Reporter):
-    """Reports nothing."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
     """An encoder to be measured, opened when its turn comes."""
@@ -82,7 +78,6 @@ def run(
 
     Vectors are cached: a second run encodes nothing, an interrupted one continues where it stopped.
     """
-    reporter = reporter or NullReporter()
     digests: dict[Image, bytes] = {}
     for candidate in candidates:
         reset_peak_memory()
@@ -91,8 +86,10 @@ def run(
         cache = EmbeddingCache(options.cache, key=store_key(record), dim=record.dim, digests=digests)
         timed = _throughput(encoder, sets[0]) if options.throughput and sets else None
         for dataset in sets:
-            reporter.begin(record.label, dataset)
-            told = partial(reporter.advance, "images"), partial(reporter.advance, "texts")
+            told: list[Callable[[int], None] | None] = [None, None]
+            if reporter:
+                reporter.begin(record.label, dataset)
+                told = [partial(reporter.advance, tower) for tower in ("images", "texts")]
             images = encode_images(encoder, dataset.images, cache=cache, progress=told[0])
             texts = encode_texts(encoder, dataset.captions, cache=cache, progress=told[1])
             vectors = Vectors(images=images, texts=texts)
@@ -104,7 +101,8 @@ def run(
             )
             result = keep_cost(result, _earlier(options.out / result.file_name))
             write_result(result, options.out)
-            reporter.end(result)
+            if reporter:
+                reporter.end(result)
             yield result
         del encoder
 
