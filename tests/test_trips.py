@@ -1,0 +1,96 @@
+"""How many files of ours a reader has to open to follow a run, and how deep its calls go: held to a budget.
+
+Each trip runs in an interpreter of its own, so that what others have imported or cached does not shorten it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .encoders.published_files import tiny_files as tiny_files
+from .encoders.test_families import references as references
+
+DEEPEST = 12
+"""Most functions of ours that may be active at once."""
+
+SETUP = """
+import json, sys
+from importlib import import_module
+from pathlib import Path
+from PIL import Image
+from typer.testing import CliRunner
+sys.path.insert(0, sys.argv[1])
+from trips import follow
+AREAS = ("common", "encoders", "indexer", "retrieval", "eval", "train")
+folder = Path(sys.argv[2])
+
+def command(module, *arguments):
+    app = import_module(f"llm2clip.{module}.cli").app
+    def run():
+        result = CliRunner().invoke(app, list(arguments))
+        assert result.exit_code == 0, (result.output, result.exception)
+    return run
+
+def load(name, **options):
+    from llm2clip.encoders import load_encoder
+    def run():
+        encoder = load_encoder(name, **options)
+        encoder.encode_texts(["a red disc"])
+        encoder.encode_images([Image.new("RGB", (9, 9))])
+    return run
+"""
+REPORT = """
+print(json.dumps({"files": sorted(trip.files), "depth": trip.depth, "deepest": trip.deepest}))
+"""
+BUILD = 'command("indexer", "build", str(folder / "photos"), "--encoder", "nano", "--index", str(folder / "index"))'
+CATALOGUE = """
+from llm2clip.encoders.catalog import entries
+entries._TABLES = (folder / "catalogue.toml",)
+"""
+TRIPS = {
+    "build": ("", BUILD, 40),
+    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 25),
+    "load nano": ("", 'load("nano")', 12),
+    "load CLIP": ("", 'load(folder / "clip")', 15),
+    "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 22),
+    "eval run": (
+        "",
+        'command("eval", "run", "--encoder", "nano", "--data", str(folder / "photos"), "--out", str(folder / "out"))',
+        38,
+    ),
+}
+"""Name -> what comes before, what is followed, and the most files that it may enter."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, references, tiny_files):
+    """Eight captioned images, a random CLIP, and tiny models in the published layout."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("trips")
+    (folder / "photos").mkdir()
+    for number in range(8):
+        Image.new("RGB", (64, 64), (number * 30, 100, 50)).save(folder / "photos" / f"{number}.png")
+        (folder / "photos" / f"{number}.txt").write_text(f"colour number {number}")
+    (folder / "clip").symlink_to(references["clip"].folder)
+    (folder / "models").symlink_to(tiny_files / "models")
+    (folder / "catalogue.toml").symlink_to(tiny_files / "catalogue.toml")
+    return folder
+
+
+@pytest.mark.parametrize("name", TRIPS)
+def test_trip_keeps_to_its_budget(name, folder, monkeypatch):
+    before, followed, budget = TRIPS[name]
+    monkeypatch.setenv("LLM2CLIP_HOME", str(folder))
+    program = f"{SETUP}\n{before}\ntrip = follow({followed}, AREAS)\n{REPORT}"
+    command = [sys.executable, "-W", "ignore", "-c", program, str(Path(__file__).parent), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    trip = json.loads(done.stdout.splitlines()[-1])
+    assert len(trip["files"]) <= budget, "\n".join(trip["files"])
+    assert trip["depth"] <= DEEPEST, "\n".join(trip["deepest"])
