@@ -16,7 +16,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 TESTS = Path(__file__).parent
 SLOW = {
-    "": "contributing docs imports interrupts packaging",
+    "": "contributing docs import_cost interrupts packaging",
     "benchmarks": "index report text_side",
     "encoders": "baseline_memory baseline_table clip contract export families hostile_weights llm2clip long_clip "
     "memory published quantise sentence text tower_memory towers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +44,17 @@ FOLDERS = {
 """Areas in order, and in each area its sub-packages in order. An area's own files come after its sub-packages."""
 AREAS = tuple(FOLDERS)
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for area in AREAS for path in (ROOT / area).rglob("*.py"))
+HEAVY = {
+    "torch",
+    "transformers",
+    "faiss",
+    "sentence_transformers",
+    "PIL",
+    "tokenizers",
+    "safetensors",
+    "scipy",
+}
+"""Packages that cost more to import than a command's --help may take."""
 
 
 class Import(NamedTuple):
@@ -62,6 +74,7 @@ def imports(relative: str, source: str) -> list[Import]:
     return list(_below(ast.parse(source), package, Import("", late=False, typing_only=False)))
 
 
+@cache
 def read_imports(relative: str) -> list[Import]:
     return imports(relative, (ROOT / relative).read_text(encoding="utf-8"))
 

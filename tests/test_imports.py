@@ -1,21 +1,13 @@
-"""What may import what, and when: read from the sources, then run."""
+"""What may import what, and when: read from the sources."""
 
 from __future__ import annotations
 
-import importlib
-import json
-import subprocess
-import sys
-import tomllib
-
 import pytest
-import typer
-
-from llm2clip.common.entrypoint import COMMANDS
 
 from .structure import (
     AREAS,
     FOLDERS,
+    HEAVY,
     ROOT,
     SOURCES,
     Import,
@@ -26,19 +18,6 @@ from .structure import (
     read_imports,
     upward,
 )
-
-SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
-HEAVY = {
-    "torch",
-    "transformers",
-    "faiss",
-    "sentence_transformers",
-    "PIL",
-    "tokenizers",
-    "safetensors",
-    "scipy",
-}
-"""Packages that cost more to import than a command's --help may take."""
 
 
 def test_imports_run_one_way():
@@ -126,46 +105,3 @@ def test_only_one_file_imports_faiss():
         if entry.name.split(".")[0] == "faiss" and not entry.typing_only
     }
     assert importers <= {"indexer/ann/faiss_flat.py"}
-
-
-def run_and_list(program: str) -> tuple[set[str], str]:
-    """Top-level packages in ``sys.modules`` of a fresh interpreter after running ``program``, and what it printed."""
-    program += "\nimport sys, json\nprint('\\n' + json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    output, _, listed = done.stdout.rstrip().rpartition("\n")
-    return set(json.loads(listed)), output
-
-
-@pytest.mark.parametrize("area", AREAS)
-def test_importing_an_area_imports_nothing_heavy(area):
-    assert run_and_list(f"import llm2clip.{area}")[0] & (HEAVY | {"numpy"}) == set()
-
-
-def every_help() -> list[tuple[str, ...]]:
-    """The script and subcommand of every --help."""
-    found: list[tuple[str, ...]] = []
-    for script in SCRIPTS:
-        app = importlib.import_module(COMMANDS[script]).app
-        found.append((script,))
-        found += [(script, name) for name in getattr(typer.main.get_command(app), "commands", {})]
-    return found
-
-
-HELP = """
-import sys
-from llm2clip.common.entrypoint import {function}
-sys.argv = {arguments!r}
-try:
-    {function}()
-except SystemExit as end:
-    assert not end.code, end.code
-"""
-
-
-@pytest.mark.parametrize("words", every_help(), ids=" ".join)
-def test_help_imports_nothing_heavy(words):
-    function = SCRIPTS[words[0]].split(":")[1]
-    loaded, output = run_and_list(HELP.format(function=function, arguments=[*words, "--help"]))
-    assert loaded & (HEAVY | {"numpy"}) == set()
-    assert f"Usage: {' '.join(words)} " in output
