@@ -94,7 +94,7 @@ def _published_lines(table: Table, row: Row) -> Iterator[dict[str, object]]:
             "direction": direction,
             "k": k,
             "value": f"{cell.value:g}",
-            "status": row.mark.status,
+            "status": row.flag.status,
             "source": row.source,
         }
 

@@ -167,22 +167,22 @@ def _share(one: Share) -> list[object]:
 
 
 def _published(datasets: Sequence[str] | dict[str, None]) -> dict[str, Any]:
-    """The printed table, every word once: rows of [set, model, source, mark, six values]."""
-    models, sources, marks = _Numbered(), _Numbered(), _Numbered()
+    """The printed table, every word once: rows of [set, model, source, flag, six values]."""
+    models, sources, flags = _Numbered(), _Numbered(), _Numbered()
     rows = []
     for number, dataset in enumerate(datasets):
         for row in published_table(dataset):
             seen = row.overlap
-            mark = (row.mark.status, row.mark.reason, row.mark.reason_zh, seen.level.value, seen.why)
+            flag = (row.flag.status, row.flag.reason, row.flag.reason_zh, seen.level.value, seen.why)
             values = [cell.value if (cell := row.cells.get((d, k))) else None for d in DIRECTIONS for k in KS]
             rows.append(
-                [number, models[row.label, row.hf_id], sources[(row.source,)], marks[mark], *_short(values)]
+                [number, models[row.label, row.hf_id], sources[(row.source,)], flags[flag], *_short(values)]
             )
     return {
         "sets": list(datasets),
         "models": models.all,
         "sources": [source for (source,) in sources.all],
-        "marks": marks.all,
+        "flags": flags.all,
         "rows": rows,
     }
 
@@ -216,11 +216,11 @@ def _comparison(result: Result, one: Comparison) -> dict[str, Any]:
         "k": row.k,
         "ours": one.ours,
         "printed": row.value,
-        "band": one.band.points,
+        "tolerance": one.tolerance.points,
         "within": one.within,
-        "status": one.mark.status,
+        "status": one.flag.status,
         "verdict": verdict(one),
-        "verdictZh": one.mark.reason_zh,
+        "verdictZh": one.flag.reason_zh,
         "model": row.model,
         "source": row.source,
     }

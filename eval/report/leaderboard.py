@@ -14,12 +14,12 @@ from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import PARTIAL
 from llm2clip.eval.results.encoder_record import NOTHING_KNOWN, Overlap, known_overlap
 from llm2clip.eval.results.published_numbers import (
-    NO_MARK,
+    NO_FLAG,
     Comparison,
     Flag,
     Published,
     compare_value,
-    mark,
+    flag_of,
     of_dataset,
     same_weights,
 )
@@ -55,7 +55,7 @@ class Row:
     result: Result | None = None
     source: str = ""
     hf_id: str = ""
-    mark: Flag = NO_MARK
+    flag: Flag = NO_FLAG
     overlap: Overlap = NOTHING_KNOWN
     """Whether a printed model is known to have seen the set in training; ours is in the result."""
     near_best: bool = False
@@ -83,7 +83,7 @@ class Table:
     def rows(self, *, limit: int) -> list[Row]:
         """Ours, and the best ``limit`` printed ones that may be believed, with all of the weights that we measured."""
         known = {row.hf_id for row in self.published if row.hf_id and self._measured(row)}
-        best = [row for row in self.published if row.mark.status != "wrong"][:limit]
+        best = [row for row in self.published if row.flag.status != "wrong"][:limit]
         kept = [row for row in self.published if row in best or row.hf_id in known]
         return sorted([*self.ours, *kept], key=_order)
 
@@ -240,13 +240,13 @@ def _our_row(result: Result, shared: frozenset[str]) -> Row:
 
 
 def _published_row(model: str, source: str, values: Sequence[Published]) -> Row:
-    marks = [found for one in values if (found := mark(one)).status]
+    flags = [found for one in values if (found := flag_of(one)).status]
     return Row(
         label=model,
         cells={(one.direction, one.k): Cell(value=one.value) for one in values},
         source=source,
         hf_id=values[0].hf_id,
-        mark=marks[0] if marks else NO_MARK,
+        flag=flags[0] if flags else NO_FLAG,
         overlap=known_overlap((model, values[0].hf_id), values[0].dataset),
     )
 
@@ -255,7 +255,7 @@ def _order(row: Row) -> tuple[bool, float]:
     """Best first by text to image at 1, then by what there is; wrong ones last."""
     for measure in [(direction, k) for k in KS for direction in DIRECTIONS]:
         if measure in row.cells:
-            return row.mark.status == "wrong", -row.cells[measure].value + 1000 * KS.index(measure[1])
+            return row.flag.status == "wrong", -row.cells[measure].value + 1000 * KS.index(measure[1])
     return True, 0.0
 
 

@@ -129,7 +129,7 @@ def set_notes(table: Table) -> list[str]:
 def row_note(row: Row, *, known: Collection[str] = ()) -> str:
     """Notes on a row, but for ``known``, which are given elsewhere."""
     if row.result is None:
-        notes = [f"{row.mark.status}: {row.mark.reason}"] * bool(row.mark.status)
+        notes = [f"{row.flag.status}: {row.flag.reason}"] * bool(row.flag.status)
         notes += [f"{row.overlap.level.value}: {row.overlap.why}"] * bool(row.overlap.why)
         return "; ".join([*notes, row.source])
     notes = ["≈ best"] * row.near_best
@@ -155,7 +155,7 @@ def comparison_lines(board: Board) -> Iterator[list[str]]:
             f"{one.ours:.2f}",
             f"{one.row.value:g}",
             f"{one.difference:+.2f}",
-            f"±{one.band.points:g}",
+            f"±{one.tolerance.points:g}",
             verdict(one),
             one.row.source,
         ]
@@ -163,10 +163,10 @@ def comparison_lines(board: Board) -> Iterator[list[str]]:
 
 def verdict(one: Comparison) -> str:
     """Whether a difference is within its tolerance, or why nothing is concluded from it."""
-    if one.mark.status:
-        return f"{one.mark.status}: {one.mark.reason}"
+    if one.flag.status:
+        return f"{one.flag.status}: {one.flag.reason}"
     if one.within is None:
-        return f"for information: {one.band.why}"
+        return f"for information: {one.tolerance.why}"
     return "yes" if one.within else "NO"
 
 

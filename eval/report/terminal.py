@@ -86,8 +86,8 @@ def _narrow(rows: list[Row]) -> Table:
 def _comparisons(board: Board, width: int) -> Iterator[RenderableType]:
     """A table where there is room, else a line for each."""
     if width < WIDE:
-        for who, where, k, ours, theirs, difference, band, within, source in comparison_lines(board):
-            apart = f"{difference}, tolerance {band}: {within}"
+        for who, where, k, ours, theirs, difference, tolerance, within, source in comparison_lines(board):
+            apart = f"{difference}, tolerance {tolerance}: {within}"
             line = f"{who} on {where}, {k}: {ours}, published {theirs} ({apart}); {source}"
             yield Text(escape_control(line))
         return

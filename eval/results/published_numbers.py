@@ -52,7 +52,7 @@ class Flag:
     reason_zh: str = ""
 
 
-NO_MARK = Flag(status="")
+NO_FLAG = Flag(status="")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,8 @@ class Comparison:
 
     row: Published
     ours: float
-    band: Tolerance
-    mark: Flag
+    tolerance: Tolerance
+    flag: Flag
 
     @property
     def difference(self) -> float:
@@ -82,11 +82,11 @@ class Comparison:
     @property
     def within(self) -> bool | None:
         """Whether the difference is within the tolerance; None where the row decides nothing."""
-        if self.band.information or self.mark.status:
+        if self.tolerance.information or self.flag.status:
             return None
-        # Half of the last printed digit is nobody's difference.
+        # Half of the last printed digit is not a real difference.
         decimals = len(repr(self.row.value).partition(".")[2])
-        return bool(abs(self.difference) <= self.band.points + 0.5 / 10**decimals + 1e-9)
+        return bool(abs(self.difference) <= self.tolerance.points + 0.5 / 10**decimals + 1e-9)
 
 
 @cache
@@ -123,18 +123,18 @@ def licence_note(language: str = "en") -> str:
     return str(_known()["licence_zh" if language == "zh" else "licence"])
 
 
-def mark(row: Published) -> Flag:
+def flag_of(row: Published) -> Flag:
     """What is known to be wrong with a row."""
-    for entry in _known()["mark"]:
+    for entry in _known()["flag"]:
         if _fits(entry, row):
             status: Status = "wrong" if entry["status"] == "wrong" else "unclear"
             return Flag(status=status, reason=entry["reason"], reason_zh=entry["reason_zh"])
-    return NO_MARK
+    return NO_FLAG
 
 
-def band(row: Published, *, queries: int) -> Tolerance:
+def tolerance_of(row: Published, *, queries: int) -> Tolerance:
     """How far a rerun with this many queries may lie from a row."""
-    entry = next(entry for entry in _known()["band"] if _fits(entry, row))
+    entry = next(entry for entry in _known()["tolerance"] if _fits(entry, row))
     return Tolerance(
         points=float(entry["large" if queries >= 5000 else "small"]),
         information=bool(entry.get("information", False)),
@@ -185,4 +185,6 @@ def of_dataset(dataset: str) -> Sequence[Published]:
 
 def compare_value(row: Published, *, ours: float, queries: int) -> Comparison:
     """Put one of our shares, in [0, 1], beside a published row; ``queries`` is our denominator."""
-    return Comparison(row=row, ours=100.0 * ours, band=band(row, queries=queries), mark=mark(row))
+    return Comparison(
+        row=row, ours=100.0 * ours, tolerance=tolerance_of(row, queries=queries), flag=flag_of(row)
+    )

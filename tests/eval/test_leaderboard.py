@@ -56,11 +56,11 @@ def test_compare_published_applies_tolerances(clip):
     }
     assert set(found) == {("open_clip:ViT-B-16/openai", d, k) for d in ("t2i", "i2t") for k in (1, 5)}
     first = found["open_clip:ViT-B-16/openai", "t2i", 1]
-    assert (first.row.value, first.ours, first.band.points, first.within) == (62.16, 62.2, 0.3, True)
+    assert (first.row.value, first.ours, first.tolerance.points, first.within) == (62.16, 62.2, 0.3, True)
     fifth = found["open_clip:ViT-B-16/openai", "t2i", 5]
     assert fifth.difference == pytest.approx(84.9 - 85.72)
     assert fifth.within is False
-    assert found["open_clip:ViT-B-16/openai", "i2t", 5].band.points == 0.6
+    assert found["open_clip:ViT-B-16/openai", "i2t", 5].tolerance.points == 0.6
     text = markdown(board, limit=3)
     assert "| clip-vit-b-16 | flickr30k | T→I R@5 | 84.90 | 85.72 | -0.82 | ±0.3 | NO |" in text
     assert "| T→I R@1 | 62.20 | 62.16 | +0.04 | ±0.3 | yes |" in text
@@ -78,7 +78,7 @@ def test_table_rows_show_best_published_and_same_weights(clip):
     [table] = build_board([clip]).tables
     rows = table.rows(limit=2)
     shown = [row.label for row in rows]
-    best = [row.label for row in table.published if row.mark.status != "wrong"][:2]
+    best = [row.label for row in table.published if row.flag.status != "wrong"][:2]
     assert set(best) < set(shown)
     assert "open_clip:ViT-B-16/openai" in shown
     assert "clip-vit-b-16" in shown
@@ -88,10 +88,10 @@ def test_table_rows_show_best_published_and_same_weights(clip):
 
 def test_published_table_puts_wrong_rows_last():
     rows = published_table("flickr30k")
-    wrong = [row.mark.status == "wrong" for row in rows]
+    wrong = [row.flag.status == "wrong" for row in rows]
     assert wrong == sorted(wrong)
     assert any(wrong)
-    assert all(row.mark.reason for row in rows if row.mark.status)
+    assert all(row.flag.reason for row in rows if row.flag.status)
     sources = {row.source for row in rows if row.label.startswith("MTEB:")}
     assert sources == {"GitHub embeddings-benchmark/results"}
 

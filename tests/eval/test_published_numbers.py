@@ -1,4 +1,4 @@
-"""The shipped table of published numbers: complete, small, and marked where it is known to be wrong."""
+"""The shipped table of published numbers: complete, small, and flagged where it is known to be wrong."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from llm2clip.eval.datasets.protocols import protocol_ids
 from llm2clip.eval.loaders.image_folder import PUBLISHED_ONLY
 from llm2clip.eval.results.published_numbers import (
     Published,
-    band,
     compare_value,
+    flag_of,
     hub_names,
     licence_note,
-    mark,
     of_dataset,
     published_rows,
     same_weights,
+    tolerance_of,
 )
 
 DATA = Path(published_rows.__wrapped__.__code__.co_filename).parent.parent / "data"
@@ -51,9 +51,9 @@ def test_published_rows_as_printed():
     v1 = one("flickr30k", "CLIP L/14@336 + LLM2CLIP-60M", "t2i", 1, "v1")
     v6 = one("flickr30k", "CLIP L/14@336 + LLM2CLIP-60M", "t2i", 1, "v6")
     assert (v1.value, v6.value) == (82.3, 84.3)
-    assert mark(v1).status == ""
-    assert mark(v6).status == "wrong"
-    assert "average" in mark(v6).reason
+    assert flag_of(v1).status == ""
+    assert flag_of(v6).status == "wrong"
+    assert "average" in flag_of(v6).reason
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"{SHARED} is not there to compare with")
@@ -68,37 +68,42 @@ def test_published_rows_equal_their_source():
         assert [getattr(row, name) for name in names] == [told[name] for name in names]
 
 
-def test_mark_gives_a_reason_for_every_wrong_row():
-    marked = [(row, found) for row in published_rows() if (found := mark(row)).status]
-    assert all(found.reason and found.reason_zh for _, found in marked)
-    wrong = {(row.dataset, row.model, row.direction) for row, found in marked if found.status == "wrong"}
+def test_flag_of_gives_a_reason_for_every_wrong_row():
+    flagged = [(row, found) for row in published_rows() if (found := flag_of(row)).status]
+    assert all(found.reason and found.reason_zh for _, found in flagged)
+    wrong = {(row.dataset, row.model, row.direction) for row, found in flagged if found.status == "wrong"}
     assert ("flickr30k", "ALIGN", "t2i") in wrong
     assert ("urban1k", "SigLIP So400m/14-224", "i2t") in wrong
     assert ("flickr30k", "SigLIP So400m/14-224", "i2t") not in wrong
-    conflicting = {row.model for row, found in marked if "own row" in found.reason}
+    conflicting = {row.model for row, found in flagged if "own row" in found.reason}
     eva = {f"EVA02 L/14@336 + LLM2CLIP-{size}M" for size in (15, 60)}
     assert conflicting == {"CLIP L/14@336 + LLM2CLIP-60M"} | eva
-    # Every entry of the table of marks bears on some row.
+    # Every entry of the table of flags bears on some row.
     entries = [
         line for line in (DATA / "published.toml").read_text().splitlines() if line.startswith("reason =")
     ]
-    assert len({found.reason for _, found in marked}) == len(entries)
+    assert len({found.reason for _, found in flagged}) == len(entries)
     assert "facts" in licence_note()
     assert "许可" in licence_note("zh")
 
 
-def test_band_follows_harness_and_queries():
+def test_tolerance_of_follows_harness_and_queries():
     plain = one("flickr30k", "open_clip:ViT-B-16/openai", "t2i", 1)
-    assert band(plain, queries=5000).points == 0.3
-    assert band(plain, queries=1000).points == 0.6
-    assert band(one("flickr30k", "MTEB:clip-vit-base-patch16", "t2i", 1), queries=5000).points == 1.0
+    assert tolerance_of(plain, queries=5000).points == 0.3
+    assert tolerance_of(plain, queries=1000).points == 0.6
+    assert tolerance_of(one("flickr30k", "MTEB:clip-vit-base-patch16", "t2i", 1), queries=5000).points == 1.0
     google = one("flickr30k", "SigLIP B/16-224", "t2i", 1, "SigLIP 2 paper")
-    assert (band(google, queries=5000).points, band(google, queries=5000).information) == (3.5, True)
+    assert (tolerance_of(google, queries=5000).points, tolerance_of(google, queries=5000).information) == (
+        3.5,
+        True,
+    )
     cleaned = one("sharegpt4v-10k", "CLIP B/16", "t2i", 1, "wuw2019/LoTLIP")
-    assert band(cleaned, queries=10_000).information
-    assert not band(one("dci-full7805", "CLIP B/16", "t2i", 1, "wuw2019/LoTLIP"), queries=7805).information
+    assert tolerance_of(cleaned, queries=10_000).information
+    assert not tolerance_of(
+        one("dci-full7805", "CLIP B/16", "t2i", 1, "wuw2019/LoTLIP"), queries=7805
+    ).information
     newer = one("coco-5k", "SigLIP2 B/16-224", "t2i", 1, "SigLIP 2 paper")
-    assert not band(newer, queries=25_010).information
+    assert not tolerance_of(newer, queries=25_010).information
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ def test_band_follows_harness_and_queries():
         (62.2, 0.6256, False),
     ],
 )
-def test_compare_value_judges_by_the_band(printed, ours, within):
+def test_compare_value_judges_by_the_tolerance(printed, ours, within):
     row = Published(
         dataset="flickr30k", model="m", hf_id="x/y", direction="t2i", k=1, value=printed, source="a paper"
     )
