@@ -141,7 +141,7 @@ def _advice(wanted: HubFiles, reason: str) -> str:
     command = f"hf download {wanted.repository} --revision {wanted.commit} {' '.join(chosen)} --local-dir {wanted.home}"
     hint = f" {wanted.hint}" if wanted.hint else ""
     return (
-        f"{wanted.name} is not on this machine: searched {wanted.home} and in the hub's cache {_hub_cache()}, and "
+        f"{wanted.name} is not on this machine: searched {wanted.home} and the hub's cache {_hub_cache()}, and "
         f"could not download it: {reason.rstrip('.')}. It needs {files}{size} from {wanted.repository} at {revision}, "
         f"in {wanted.home}.{hint} Where there is internet, run: {command} (The encoder nano needs no files.)"
     )

@@ -207,7 +207,7 @@ def test_load_encoder_offline_says_what_to_download(
     message = str(caught.value)
     home = data_home / "models" / row.repository.rpartition("/")[2]
     assert "\n" not in message
-    assert message.startswith(f"{row.name} is not on this machine: searched {home} and in ")
+    assert message.startswith(f"{row.name} is not on this machine: searched {home} and the ")
     assert str(tmp_path / "cache") in message
     revision = row.revision if len(row.revision) == 40 else "main"
     assert f"hf download {row.repository} --revision {revision} --include " in message

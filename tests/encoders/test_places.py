@@ -142,7 +142,7 @@ def test_load_encoder_offline_says_what_to_put_where(hub: Path):
         load_encoder("llm2clip-openai-l-14-336")
     said, place = str(caught.value), models_home() / "LLM2CLIP-Openai-L-14-336"
     assert said.startswith(
-        f"llm2clip-openai-l-14-336 is not on this machine: searched {place} and in the hub's cache {hub}, and could "
+        f"llm2clip-openai-l-14-336 is not on this machine: searched {place} and the hub's cache {hub}, and could "
         "not download it: "
     )
     commit = "92512331f393a003c3d98404677f991c188162c9"
