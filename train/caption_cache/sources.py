@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 FIELDS = ("caption", "text", "captions", "texts")
-"""Where a JSON object has its texts if nobody says: the first of these that it has."""
+"""Default entries of a JSON object with its texts: the first of these that it has."""
 ENDINGS = (".txt", ".jsonl", ".ndjson", ".tar", ".tar.gz", ".tgz")
 """Files that are read."""
 _MAX_BYTES = 2**24
@@ -24,7 +24,7 @@ class Caption:
     key: str
     """File and line (``a.jsonl:12``) or file and member (``0.tar#7.txt``); behind the third of several texts ``#2``."""
     text: str
-    """What is to be read; empty if there is nothing."""
+    """Empty if there is a problem."""
     problem: str = ""
     """Why it cannot be read."""
 

@@ -36,7 +36,7 @@ class Progress:
     """Progress of a run, as in the manifest."""
 
     rows: int = 0
-    """Captions whose features lie on the disk."""
+    """Captions with features on disk."""
     left_out: int = 0
     """Captions that could not be read."""
     reasons: tuple[str, ...] = ()

@@ -34,7 +34,7 @@ class Machine:
     """What a run computes on."""
 
     device: str = "auto"
-    """``"auto"`` (CUDA if there is any), ``"cpu"``, ``"cuda"``."""
+    """``auto`` (CUDA if available), ``cpu`` or ``cuda``."""
     threads: int | None = None
     """CPU threads; ``None`` for all cores."""
 

@@ -52,7 +52,7 @@ class AlignStage:
     scenes: SceneFeatures
     config: AlignConfig
     head: PlaceHead
-    """From the second part; goes on naming what stands where."""
+    """From the second part; keeps predicting the object in each cell."""
 
     def __post_init__(self) -> None:
         self._painter = ScenePainter(self.gallery)

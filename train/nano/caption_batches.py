@@ -30,7 +30,7 @@ class LanguageConfig:
     warm: LoopConfig
     """Contrastive fine-tuning of the token embeddings alone, the blocks passing through."""
     bind: LoopConfig
-    """The blocks alone learn which thing stands in which place, on sentences of one or two things."""
+    """The blocks alone learn which object is in which cell, on sentences of one or two objects."""
     tune: LoopConfig
     """Contrastive fine-tuning of the whole model."""
     pretrain_batch: int = 256
@@ -44,7 +44,7 @@ class LanguageConfig:
     long_scenes: int = 6
     """Scenes of four to eight objects per step."""
     short_scenes: int = 40
-    """Scenes of one or two objects per step, told without an opening: the cheapest place to learn what stands where."""
+    """Scenes of one or two objects per step, without an opening sentence."""
     taught: float = 0.15
     """Part of the short texts that are English queries with the sentence encoder's soft targets."""
     scale: float = 12.0
@@ -56,8 +56,7 @@ class LanguageConfig:
     composition_scale: float = 20.0
     """Factor on cosines between scene captions and what the scenes are composed of."""
     same_language: float = 0.6
-    """Part of the scenes that are told twice in one language; the rest in two. What stands where is learned within a
-    language first."""
+    """Fraction of the scenes with both captions in one language; the rest has two languages."""
     neighbour_share: float = 0.1
     """Part of every target that goes to images of similar meaning."""
 
@@ -79,7 +78,7 @@ class SceneBatch:
     """Scenes and a caption of each."""
 
     scenes: list[Scene] = field(default_factory=list)
-    """What each caption tells, in its order."""
+    """One for each caption, objects in its order."""
     captions: list[list[str]] = field(default_factory=list)
     """Sentences of each caption."""
 

@@ -189,7 +189,7 @@ def tune_model(
 def text_scores(
     model: BidirectionalLlama, prototypes: Prototypes, encoder: TextEncoder, stage: ContrastiveStage
 ) -> dict[str, float]:
-    """Progress of stage 1 in percent: name -> prototype R@1 by language, mean cosine to it, twins told apart."""
+    """Progress of stage 1 in percent: name -> prototype R@1 by language, mean cosine to it, twins distinguished."""
     anchors = nn.functional.normalize(prototypes.weight, dim=-1)
     scores: dict[str, float] = {}
     rows = np.random.default_rng(1).choice(len(stage.emoji), min(500, len(stage.emoji)), replace=False)

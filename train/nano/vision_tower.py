@@ -143,7 +143,7 @@ def named_loss(seen_B9D: Tensor, scenes: Sequence[Scene], anchors_ED: Tensor, *,
 def composed_scores(
     image_side: ImageSide, composed: SceneTargets, gallery: Gallery, scene_pool: Sequence[int]
 ) -> dict[str, float]:
-    """Progress in percent on 500 new scenes in the shipped style: own target found, told from twins."""
+    """Progress in percent on 500 new scenes in the shipped style: own target ranked first, and above its twins."""
     rng = np.random.default_rng(4)
     scenes = [sample_scene(scene_pool, rng) for _ in range(500)]
     embedded = embed_scenes(image_side, scenes, gallery, rng)

@@ -16,7 +16,7 @@ LUMINANCE = (0.299, 0.587, 0.114)
 
 
 def augment_drawings(drawings: NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
-    """Move, outline, recolour and put drawings on a background; nothing is mirrored, which may change the meaning.
+    """Move, outline, recolour and put drawings on a background; nothing is mirrored, for the sake of the meaning.
 
     Shape: (B, S, S, 4), uint8 RGBA -> (B, 3, S, S), float32 in 0..1.
     """
