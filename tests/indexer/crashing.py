@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -200,8 +201,11 @@ class Crashes:
             assert {hit.key for hit in hits} == found.keys(), "a search finds something else"
             return found
 
-    def prepare(self, name: str) -> tuple[Callable[[], object], State | None, State]:
-        """Change the corpus; the operation that carries it into the index, the content before, the content after."""
+    def prepare(self, name: str, *, more: int = 0) -> tuple[Callable[[], Any], State | None, State]:
+        """Change the corpus; the operation that carries it into the index, the content before, the content after.
+
+        With ``more`` an operation that adds images adds so many more.
+        """
         choose, encoder = self.random, QuickEncoder()
         before = self.state(self.known)
         there = self.there()
@@ -211,7 +215,7 @@ class Crashes:
             self.out = set()
             return build, None, self.state(set(there))
         if name == "add":
-            new = [self.write() for _ in range(choose.randint(1, 12))]
+            new = [self.write() for _ in range(more + choose.randint(1, 12))]
             paths = [self.corpus / key for key in new]
             return (
                 lambda: add_images(self.index, paths, encoder=encoder, options=self.options),
@@ -228,7 +232,7 @@ class Crashes:
             )
         if name == "compact":
             return lambda: compact_index(self.index), before, before
-        for _ in range(choose.randint(0, 6)):
+        for _ in range(more + choose.randint(0, 6)):
             self.write()
         for key in choose.sample(there, min(len(there), 3)):
             self.write(key)

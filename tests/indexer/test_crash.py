@@ -29,7 +29,7 @@ from llm2clip.indexer import (
 from llm2clip.indexer.storage import transaction
 from llm2clip.indexer.storage.manifest import read_manifest
 
-from .crashing import OPERATIONS, Crashes, hashed
+from .crashing import OPERATIONS, Crashes, QuickEncoder, hashed
 from .material import Stopping, encoded, numbered, put, whole
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -52,9 +52,14 @@ def crashes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crashes]:
 @pytest.mark.parametrize("point", POINTS)
 @pytest.mark.parametrize("name", [*OPERATIONS, "rebuild"])
 def test_killed_operation_leaves_the_state_before_or_after(crashes, name, point):
-    operation, before, after = crashes.prepare(name)
-    killed = crashes.kill_at(name, operation, point)
-    expected = after if not killed or POINTS.index(point) >= COMMITTED else before
+    for first in {"remove": ["add"], "compact": ["add", "remove"]}.get(name, []):  # so that there is work
+        change, _, changed = crashes.prepare(first, more=16)
+        change()
+        crashes.known = set(changed)
+    operation, before, after = crashes.prepare(name, more=16)
+    encodes = name not in ("remove", "compact")
+    assert crashes.kill_at(name, operation, point) == (encodes or "batch" not in point), "never came to it"
+    expected = after if POINTS.index(point) >= COMMITTED or (not encodes and "batch" in point) else before
     found = crashes.holds()
     assert found == (None if expected is None else hashed(expected))
     if found != hashed(after) or name == "compact":
@@ -66,6 +71,46 @@ def test_killed_operation_leaves_the_state_before_or_after(crashes, name, point)
     with open_index(crashes.index) as index:
         own = {*index.manifest.files, index.manifest.items_file, "manifest.json", "lock"}
     assert own == set(os.listdir(crashes.index))
+
+
+WRITING = 16
+"""Images that may be encoded and not written yet when the process is killed: two batches."""
+
+
+@pytest.mark.parametrize(
+    ("point", "encoded"),
+    [
+        ("batch 1", 0),
+        ("batch 4", 24),
+        ("batch 5", 32),
+        ("before join_small", 40),
+        ("before write_manifest", 40),
+        ("after write_manifest", 40),
+    ],
+)
+@pytest.mark.parametrize("name", ["build", "rebuild"])
+def test_killed_build_keeps_its_work(tmp_path, monkeypatch, name, point, encoded):
+    monkeypatch.setattr(transaction, "CHECKPOINT_SECONDS", 0.0)
+    batches: list[int] = []
+    encode = QuickEncoder.encode_prepared
+    monkeypatch.setattr(
+        QuickEncoder,
+        "encode_prepared",
+        lambda self, pixels: batches.append(len(pixels)) or encode(self, pixels),
+    )
+    crashes = Crashes(tmp_path, seed=0)
+    operation, _, after = crashes.prepare("build")
+    if name == "rebuild":
+        operation()
+        for key in crashes.there():
+            crashes.write(key)
+        after = crashes.state(set(crashes.there()))
+    assert crashes.kill_at(name, operation, point), f"never came to {point!r}"
+    batches.clear()
+    report = operation()
+    assert (report.items, report.embedded, sum(batches)) == (40, 40 - report.kept, report.embedded)
+    assert encoded - (WRITING if "batch" in point else 0) <= report.kept <= encoded
+    assert crashes.holds() == hashed(after)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -151,6 +196,8 @@ def start(photos: Path, index: Path, *, wait_at: str = "") -> subprocess.Popen[s
     [
         ("load", "interrupted: nothing was done yet\n"),
         ("batch 4", "interrupted: 12 images are kept; run the same command again to continue\n"),
+        ("batch 1", "interrupted: nothing was done yet\n"),
+        ("before join_small", "interrupted: 30 images are kept; run the same command again to continue\n"),
         ("after write_manifest", "interrupted: 30 images are kept; run the same command again to continue\n"),
     ],
 )
