@@ -22,3 +22,5 @@ from .results.published_numbers import published_rows as published_rows
 from .results.records import Result as Result
 from .results.validation import read_results as read_results
 from .runner.evaluate import evaluate as evaluate
+
+ByTies = TieBounds  # old name

@@ -12,9 +12,9 @@ from llm2clip.eval.commands.prepare import prepare
 from llm2clip.eval.commands.run import run
 
 app = make_app("Evaluate encoders: retrieval quality and cost.")
+OLD_NAMES = {run: {"through": "index", "parity": "preprocessing"}, prepare: {"pictures": "images"}}
 for command in (nano, prepare, run, leaderboard, compare, classify, captions):
-    old_names = renamed({"through": "index", "parity": "preprocessing"}) if command is run else None
-    app.command(cls=GroupedCommand, context_settings=old_names)(command)
+    app.command(cls=GroupedCommand, context_settings=renamed(OLD_NAMES.get(command, {})))(command)
 
 
 if __name__ == "__main__":

@@ -33,3 +33,7 @@ from .records.record import Record as Record
 from .search.index import Index as Index
 from .search.index import open_index as open_index
 from .search.verify import VerifyReport as VerifyReport
+
+add_pictures = add_images  # old names
+remove_pictures = remove_images
+BadPicture = BadImage

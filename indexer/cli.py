@@ -208,7 +208,14 @@ def remove(
             help="Also remove keys that match a glob pattern, such as 'trip/*.png'.",
         ),
     ] = None,
-    where: WhereOption = None,
+    where: Annotated[
+        str | None,
+        corpus_option(
+            "--where",
+            metavar="FILTER",
+            help="Also remove images that match this filter (docs/filters.md).",
+        ),
+    ] = None,
     index: IndexOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +93,7 @@ class BuildReport(Report):
     """Images of the index that could not be read."""
     bad_images: tuple[BadImage, ...]
     """The first thousand of them."""
+    bad_pictures = property(attrgetter("bad_images"), doc="Old name of ``bad_images``.")
     peak_memory: int | None = None
     """Peak resident memory of the process in bytes, weights and mapped files included; None: unknown."""
 
@@ -120,6 +122,7 @@ class ChangeReport(Report):
     """Images that could not be read, of those that were read now."""
     bad_images: tuple[BadImage, ...]
     """The first thousand of them."""
+    bad_pictures = property(attrgetter("bad_images"), doc="Old name of ``bad_images``.")
     tombstones: int
     """Vectors of no item; ``compact`` drops them."""
 
