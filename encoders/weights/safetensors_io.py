@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 from llm2clip.common.files import file_sha256
 from llm2clip.encoders.core.errors import ModelError
@@ -51,6 +51,8 @@ INDEX = f"{SAFETENSORS}.index.json"
 """Says which tensor is in which of several files."""
 _ADAPTERS = ("text_adapter.", "text.text_adaptor.", "text.text_proj.")
 """Prefixes of the tensors of a text adapter."""
+_HEADER = 1 << 24
+"""Longest header in bytes that is searched for what is damaged."""
 _PIECE = 1 << 23
 """Bytes read at once; a multiple of every width above."""
 
@@ -104,7 +106,8 @@ def _places(path: Path) -> dict[str, _Place]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        reason = " ".join(str(error).split())[:300]
+        name = _damaged_tensor(path, size)
+        reason = " ".join(str(error).split())[:300] + (f"; tensor {name[:200]!r}" if name else "")
         raise ModelError(
             f"{path} is truncated, damaged or no safetensors file ({size:,} bytes; {reason}); copy or download it again"
         ) from error
@@ -116,6 +119,43 @@ def _places(path: Path) -> dict[str, _Place]:
             raise ModelError(f"{path}: {name} is {spec}, a dtype that is not supported")
         places[name] = _Place(spec, 8 + length + begin, end - begin)
     return places
+
+
+def _damaged_tensor(path: Path, size: int) -> str:
+    """The first tensor that a damaged header is wrong about, or that a truncated file ends in; empty if unclear."""
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            entries = json.loads(stream.read(length)) if length <= min(size, _HEADER) else None
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if not isinstance(entries, dict):
+        return ""
+    entries.pop("__metadata__", None)
+    extents = []
+    for name, entry in entries.items():
+        extent = _extent(entry)
+        if extent is None:
+            return name
+        extents.append((*extent, name))
+    position = 0
+    for begin, end, name in sorted(extents):
+        if begin != position or 8 + length + end > size:
+            return name
+        position = end
+    return ""
+
+
+def _extent(entry: Any) -> tuple[int, int] | None:  # noqa: ANN401
+    """Where a tensor begins and ends, as an unchecked header says; None if the entry is invalid."""
+    try:
+        shape, width, (begin, end) = entry["shape"], STORED[entry["dtype"]][1], entry["data_offsets"]
+        numbers = [*shape, begin, end]
+    except (KeyError, TypeError, ValueError):
+        return None
+    if len(numbers) > 10 or not all(type(number) is int and 0 <= number < 1 << 48 for number in numbers):
+        return None
+    return (begin, end) if end - begin == width * math.prod(shape) else None
 
 
 def has_adapter(path: Path) -> bool:

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -132,6 +133,55 @@ def write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
+def entry(name: str, change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """Change a tensor's entry in the header; the bytes of the tensors stay."""
+
+    def apply(data: bytes) -> bytes:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        change(header[name])
+        text = json.dumps(header).encode()
+        return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+    return bytes_with(apply)
+
+
+def lying_headers(layout: str) -> Iterator[Mutation]:
+    name = NAMED[layout][2]
+    for key, value in (
+        ("shape", [2, 2]),
+        ("shape", [-64, -64]),
+        ("shape", [1 << 40, 1 << 40]),
+        ("shape", []),
+        ("shape", "64"),
+        ("shape", None),
+        ("shape", [64, "64"]),
+        ("shape", [64.0, 64]),
+        ("shape", [10**4299, 10**4299]),
+        ("dtype", "F64"),
+        ("dtype", "I8"),
+        ("dtype", "F99"),
+        ("dtype", 4),
+        ("dtype", None),
+        ("dtype", []),
+        ("data_offsets", [0, 4]),
+        ("data_offsets", [8, 0]),
+        ("data_offsets", [0]),
+        ("data_offsets", [0, 1 << 62]),
+        ("data_offsets", ["0", "4"]),
+        ("data_offsets", [-1 << 70, 4]),
+        ("data_offsets", [0, 10**4299]),
+    ):
+        lie = entry(name, lambda fields, key=key, value=value: fields.update({key: value}))
+        yield Mutation(f"header: {key} {value!r}"[:60], layout, lie, name)
+    yield Mutation("header: no fields", layout, entry(name, lambda fields: fields.clear()), name)
+
+    def move(fields: dict[str, Any]) -> None:
+        fields["data_offsets"] = [offset + 4 for offset in fields["data_offsets"]]
+
+    yield Mutation("header: moved", layout, entry(name, move), ANY)
+
+
 def spoilt_bytes(layout: str) -> Iterator[Mutation]:
     for share in (0, 1, 5, 20, 50, 80, 95, 99):
         cut = bytes_with(lambda data, share=share: data[: len(data) * share // 100])
@@ -140,7 +190,7 @@ def spoilt_bytes(layout: str) -> Iterator[Mutation]:
         yield Mutation(f"cut to {count} bytes", layout, bytes_with(lambda data, n=count: data[:n]))
     for missing in (1, 2, 1000):
         cut = bytes_with(lambda data, n=missing: data[:-n])
-        yield Mutation(f"{missing} bytes short", layout, cut)
+        yield Mutation(f"{missing} bytes short", layout, cut, ANY)
     yield Mutation("a byte too many", layout, bytes_with(lambda data: data + b"\0"))
     for length in (0, 1, 1 << 31, 1 << 63, (1 << 64) - 1):
         lie = bytes_with(lambda data, n=length: n.to_bytes(8, "little") + data[8:])
@@ -243,7 +293,7 @@ def links(layout: str) -> Iterator[Mutation]:
 MUTATIONS = [
     mutation
     for layout in LAYOUTS
-    for family in (spoilt_bytes, spoilt_sets, lying_configurations, links)
+    for family in (lying_headers, spoilt_bytes, spoilt_sets, lying_configurations, links)
     for mutation in family(layout)
 ] + [mutation for layout in LAYOUTS for name in NAMED[layout] for mutation in one_tensor(layout, name)]
 
