@@ -35,7 +35,7 @@ def test_slow_files_exist():
     assert {name for name in SLOW_FILES if not (tests / name).is_file()} == set()
 
 
-def test_every_folder_with_code_is_in_the_package_list():
+def test_package_list_has_every_folder_with_code():
     found = {
         "llm2clip." + ".".join(path.parent.relative_to(ROOT).parts)
         for area in AREAS
@@ -49,7 +49,7 @@ def test_every_folder_with_code_is_in_the_package_list():
 
 
 @pytest.mark.parametrize("area", AREAS)
-def test_the_linter_refuses_a_folder_by_its_bare_name(area):
+def test_linter_refuses_a_folder_by_its_bare_name(area):
     code = f"import {area}\nfrom {area} import something\n"
     arguments = ["check", "--no-cache", "--select", "TID251", "--output-format", "concise"]
     done = subprocess.run(
@@ -91,7 +91,7 @@ def imported_modules() -> set[str]:
     return found - set(sys.stdlib_module_names) - {"llm2clip", "_typeshed"}
 
 
-def test_what_is_imported_is_required_and_what_is_required_is_imported():
+def test_requirements_are_what_is_imported():
     project = PYPROJECT["project"]
     extras = {name: needs for name, needs in project["optional-dependencies"].items() if name != "dev"}
     required = {
@@ -146,7 +146,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def test_the_wheel_holds_every_file_of_the_folders_and_no_generic_name(source, wheel):
+def test_wheel_holds_every_file_and_no_generic_name(source, wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     expected = {
         "llm2clip/" + path.relative_to(source).as_posix()
@@ -157,7 +157,7 @@ def test_the_wheel_holds_every_file_of_the_folders_and_no_generic_name(source, w
     assert {f"llm2clip/{area}/py.typed" for area in AREAS} <= names
 
 
-def test_the_wheel_carries_a_model_and_images_and_stays_small(wheel):
+def test_wheel_carries_model_and_images_and_stays_small(wheel):
     sizes = {entry.filename: entry.file_size for entry in zipfile.ZipFile(wheel).infolist()}
     nano = {
         f"llm2clip/encoders/nano/{name}" for name in ("config.json", "model.safetensors", "tokenizer.json")
@@ -170,7 +170,7 @@ def test_the_wheel_carries_a_model_and_images_and_stays_small(wheel):
     assert wheel.stat().st_size < 100 * MEGABYTE
 
 
-def test_the_wheel_states_licences_and_keeps_faiss_optional(wheel):
+def test_wheel_states_licences_and_keeps_faiss_optional(wheel):
     archive = zipfile.ZipFile(wheel)
     (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = Parser().parsestr(archive.read(name).decode())
@@ -195,7 +195,7 @@ for path in sorted((target / "llm2clip").rglob("*.py")):
 """
 
 
-def test_every_installed_module_imports_outside_the_checkout(installed, tmp_path):
+def test_installed_modules_import_outside_the_checkout(installed, tmp_path):
     run([sys.executable, "-c", IMPORT_EVERYTHING, str(installed)], cwd=tmp_path, PYTHONPATH=str(installed))
 
 
@@ -207,7 +207,7 @@ def test_installed_commands_run_outside_the_checkout(script, installed, tmp_path
     assert script in output
 
 
-def test_the_installed_search_answers_from_what_it_ships(installed, tmp_path):
+def test_installed_search_answers_from_what_it_ships(installed, tmp_path):
     program = installed / "bin" / ("llm2clip-search" if os.name != "nt" else "llm2clip-search.exe")
     places = {"PYTHONPATH": str(installed), "LLM2CLIP_HOME": str(tmp_path / "home")}
     command = [str(program), "a flower", "--html", "x", "--json", "-k", "5"]

@@ -6,7 +6,7 @@ ROOT = Path(__file__).parent.parent.parent
 TOKENIZER = ROOT / "tests" / "golden" / "data" / "d_llm2vec" / "llama1b_like" / "model" / "tokenizer.json"
 
 
-def test_the_files_it_writes_are_read(tmp_path):
+def test_full_size_files_load_as_published_layouts(tmp_path):
     from benchmarks.full_size import write_llama, write_tower
     from llm2clip.encoders import load_encoder
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_made_up_vectors_are_the_same_every_time_and_their_queries_are_none_of_them():
+def test_synthetic_is_deterministic_with_separate_queries():
     from benchmarks.index_data import BLOCK, synthetic
 
     first, again = synthetic(BLOCK + 100, 16), synthetic(BLOCK + 100, 16)
@@ -25,7 +25,7 @@ def test_made_up_vectors_are_the_same_every_time_and_their_queries_are_none_of_t
     assert not {row.tobytes() for row in rows} & {query.tobytes() for query in queries.astype(np.float16)}
 
 
-def test_jittered_vectors_keep_to_the_real_ones(tmp_path):
+def test_clip_jitters_real_vectors(tmp_path):
     from benchmarks.index_data import clip
 
     assert clip(100, tmp_path) is None
@@ -42,7 +42,7 @@ def test_jittered_vectors_keep_to_the_real_ones(tmp_path):
     assert (len(made.queries), len(made.tuning)) == (20, 20)
 
 
-def test_a_value_at_a_recall_lies_between_its_neighbours():
+def test_at_recall_interpolates():
     from benchmarks.index_report import at_recall
 
     curve = [{"recall": 0.9, "single_ms": 1.0}, {"recall": 1.0, "single_ms": 4.0}]
@@ -53,7 +53,7 @@ def test_a_value_at_a_recall_lies_between_its_neighbours():
     assert at_recall([], 0.95, "single_ms") is None
 
 
-def test_a_small_run_is_measured_and_reported(tmp_path):
+def test_index_scale_and_report_on_a_small_run(tmp_path):
     results = tmp_path / "index.jsonl"
     common = {"cwd": ROOT, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "check": True}
     arguments = [

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 
-def test_both_ways_count_the_same_and_what_sorting_counts(monkeypatch):
+def test_metrics_both_ways_agree_with_sorting(monkeypatch):
     from benchmarks import metrics
 
     monkeypatch.setattr(metrics, "SIZES", {True: (60, 302, 24), False: (5_000, 25_010, 1_280)})
@@ -21,7 +21,7 @@ def test_both_ways_count_the_same_and_what_sorting_counts(monkeypatch):
     assert 0.1 < expected[0] < 0.9
 
 
-def test_the_peak_is_what_a_call_needs():
+def test_peak_beyond_is_what_a_call_needs():
     from benchmarks.metrics import _peak_beyond
 
     peak = _peak_beyond(lambda: bytearray(50_000_000).count(1))

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 
-def test_bytes_are_those_of_the_weights():
+def test_held_bytes_counts_the_weights():
     from benchmarks.quantised import held_bytes
 
     model = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2, bias=False).bfloat16())
     assert held_bytes(model) == 4 * (15 + 5) + 2 * 10
 
 
-def test_the_least_cosine_and_the_aim_of_loading(tmp_path):
+def test_quantised_rows_have_least_cosine_and_aim(tmp_path):
     from benchmarks.quantised import _cosine, _rows
 
     np.save(tmp_path / "bfloat16.npy", np.array([[1, 0], [0, 2]], np.float32))

@@ -13,7 +13,7 @@ from rich.console import Console
 ROOT = Path(__file__).parent.parent.parent
 
 
-def test_an_aim_is_met_on_its_good_side():
+def test_row_met_on_the_better_side_of_the_aim():
     from benchmarks.measuring import Row
 
     def met(value: float, aim: float | None, better: str) -> bool | None:
@@ -24,7 +24,7 @@ def test_an_aim_is_met_on_its_good_side():
     assert met(1, None, "lower") is None
 
 
-def test_percentiles_are_nearest_ranks():
+def test_percentile_is_the_nearest_rank():
     from benchmarks.measuring import percentile
 
     values = list(range(101))[::-1]
@@ -32,7 +32,7 @@ def test_percentiles_are_nearest_ranks():
     assert percentile([3.0], 95) == 3.0
 
 
-def test_seconds_are_those_of_the_clock_without_the_first_call():
+def test_seconds_leaves_out_the_first_call():
     from benchmarks.measuring import seconds
 
     now = 0.0
@@ -45,7 +45,7 @@ def test_seconds_are_those_of_the_clock_without_the_first_call():
     assert seconds(call, times=3, clock=lambda: now) == [1.0, 2.0, 3.0]
 
 
-def test_the_report_says_what_is_met_and_where_it_was_measured(tmp_path):
+def test_report_and_table_say_what_is_met_and_where(tmp_path):
     from benchmarks.measuring import Row, machine
     from benchmarks.run import report, table
 
@@ -70,7 +70,7 @@ def test_the_report_says_what_is_met_and_where_it_was_measured(tmp_path):
     assert written["machine"]["versions"]["torch"]
 
 
-def test_the_made_up_index_is_searched_like_any_other(tmp_path):
+def test_write_random_index_is_searched_like_any_other(tmp_path):
     """The index that the ratio is measured on gives what a brute force over its vectors gives."""
     from benchmarks.search_ratio import ReadyEncoder, unit_rows, write_random_index
     from llm2clip.retrieval import Searcher
@@ -87,7 +87,7 @@ def test_the_made_up_index_is_searched_like_any_other(tmp_path):
             assert hits[0].metadata == {"emoji": "🎲", "number": int(best[0])}
 
 
-def test_a_text_of_a_wanted_number_of_tokens_is_found():
+def test_text_of_length_has_the_wanted_tokens():
     from benchmarks.query_latency import text_of_length
 
     text = text_of_length(lambda texts: [len(texts[0].split())], "some words ", 7)
@@ -104,7 +104,7 @@ def run_gpu_script(*arguments: str, **environment: str) -> subprocess.CompletedP
     )
 
 
-def test_without_a_gpu_the_gpu_script_fails_in_one_line_and_leaves_nothing():
+def test_gpu_script_without_a_gpu_fails_in_one_line():
     before = set((ROOT / "benchmarks" / "results").glob("*"))
     done = run_gpu_script()
     assert (done.returncode, done.stdout) == (3, "")
@@ -113,14 +113,14 @@ def test_without_a_gpu_the_gpu_script_fails_in_one_line_and_leaves_nothing():
     assert set((ROOT / "benchmarks" / "results").glob("*")) == before
 
 
-def test_an_unknown_step_or_interpreter_is_misuse():
+def test_gpu_script_refuses_unknown_step_or_interpreter():
     unknown = run_gpu_script("fly")
     assert (unknown.returncode, "unknown step 'fly'" in unknown.stderr) == (2, True)
     missing = run_gpu_script(PYTHON="/no/python")
     assert (missing.returncode, "no interpreter '/no/python'" in missing.stderr) == (2, True)
 
 
-def test_the_gpu_summary_reads_what_the_steps_left(tmp_path):
+def test_gpu_summary_reads_the_files_of_the_steps(tmp_path):
     from benchmarks.gpu.summary import summarise
 
     (tmp_path / "steps.tsv").write_text("tests\t0\t12\ntrain\t1\t600\n")
@@ -138,7 +138,7 @@ def test_the_gpu_summary_reads_what_the_steps_left(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_benchmarks_run(tmp_path):
+def test_benchmarks_all_run(tmp_path):
     command = [sys.executable, "-m", "benchmarks", "--quick", "--json", str(tmp_path / "b.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 
-def test_padding_of_batches_by_hand():
+def test_padded_share_middle_and_drawn_lengths_by_hand():
     from benchmarks.text_side import drawn_lengths, middle, padded_share
 
     # 10 + 10 and 4 + 4 positions for 10 + 6 and 4 + 1 tokens.
@@ -18,7 +18,7 @@ def test_padding_of_batches_by_hand():
     assert sum(length > 60 for length in lengths) == 15
 
 
-def test_the_texts_and_the_model_are_read(tmp_path):
+def test_text_side_reads_its_texts_and_model(tmp_path):
     from benchmarks.text_side import _agreement, _ours, write_cut_llama, write_texts
 
     write_cut_llama(tmp_path / "llama", layers=1, hidden=8)

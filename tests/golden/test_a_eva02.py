@@ -47,7 +47,7 @@ def tower(case) -> Eva02Tower:
 
 
 @torch.no_grad()
-def test_every_step(case, tower, eva02_name):
+def test_eva02_every_step(case, tower, eva02_name):
     expected = case.tensors("expected.safetensors")
     pixels = case.tensors("inputs.safetensors")["pixel_values"]
 
@@ -73,7 +73,7 @@ def test_every_step(case, tower, eva02_name):
 
 
 @torch.no_grad()
-def test_in_double_precision(case, tower, eva02_name):
+def test_eva02_in_double_precision(case, tower, eva02_name):
     """With the tables as float32 gives them, so what is left is the rounding of the recorded numbers."""
     pixels = case.tensors("inputs.safetensors")["pixel_values"]
     expected = case.tensors("expected.safetensors")["image_features_fp64"]
@@ -92,7 +92,7 @@ def test_rotary_tables_are_those_of_the_file(case, tower, eva02_name):
 
 
 @torch.no_grad()
-def test_tables_rounded_to_half_precision_are_told_apart(case, tower, eva02_name):
+def test_eva02_differs_with_tables_in_half_precision(case, tower, eva02_name):
     expected = case.tensors("expected.safetensors")
     if "rope_from_file/image_features" not in expected:
         pytest.skip(f"{eva02_name} is not stored in half precision")
@@ -119,7 +119,7 @@ def check_whole(case, plan, name) -> None:
     case.check(f"{name}: logits_per_image", scale * images @ texts.T, expected["logits_per_image"])
 
 
-def test_the_file_as_a_whole(case, eva02_name):
+def test_open_vision_reads_the_whole_file(case, eva02_name):
     plan = open_vision(case.folder / "weights.safetensors")
     recorded = case.json("config.json")
     assert (plan.layout, plan.dim) == ("eva02", recorded["embed_dim"])
@@ -131,14 +131,14 @@ def test_the_file_as_a_whole(case, eva02_name):
     check_whole(case, plan, eva02_name)
 
 
-def test_without_a_configuration_the_tables_tell_heads_and_grid(case, eva02_name, tmp_path):
+def test_open_vision_without_configuration_uses_the_tables(case, eva02_name, tmp_path):
     copy = shutil.copy(case.folder / "weights.safetensors", tmp_path)
     plan = open_vision(tmp_path / copy)
     assert plan.shape.rope_grid == case.json("config.json")["vision_cfg"]["pt_hw_seq_len"]
     check_whole(case, plan, eva02_name)
 
 
-def test_without_the_tables_the_configuration_tells(case, eva02_name, tmp_path):
+def test_open_vision_without_tables_uses_the_configuration(case, eva02_name, tmp_path):
     shutil.copy(case.folder / "config.json", tmp_path)
     weights = {name: t for name, t in case.tensors("weights.safetensors").items() if not is_table(name)}
     save_file(weights, tmp_path / "weights.safetensors")
@@ -147,7 +147,7 @@ def test_without_the_tables_the_configuration_tells(case, eva02_name, tmp_path):
     check_whole(case, plan, eva02_name)
 
 
-def test_as_it_is_published(case, eva02_name, tmp_path):
+def test_convert_checkpoint_of_the_published_format(case, eva02_name, tmp_path):
     """A bare dict that ``torch.save`` wrote."""
     torch.save(case.tensors("weights.safetensors"), tmp_path / "model.pt")
     path = convert_checkpoint(tmp_path / "model.pt", tmp_path / "cache")

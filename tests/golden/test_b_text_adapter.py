@@ -30,7 +30,7 @@ def build(case, *, normalize_input: bool) -> TextAdapter:
 
 
 @torch.no_grad()
-def test_every_layer_and_the_result(case):
+def test_text_adapter_every_layer_and_the_result(case):
     features = case.tensors("inputs.safetensors")["llm_features"]
     expected = case.tensors("expected.safetensors")
     adapter = build(case, normalize_input=True)
@@ -43,7 +43,7 @@ def test_every_layer_and_the_result(case):
 
 
 @torch.no_grad()
-def test_the_file_is_read_for_what_it_is(case):
+def test_open_adapter_recognises_the_file(case):
     plan = open_adapter(case.folder / "weights.safetensors")
     features = case.tensors("inputs.safetensors")["llm_features"]
     expected = case.tensors("expected.safetensors")
@@ -54,7 +54,7 @@ def test_the_file_is_read_for_what_it_is(case):
 
 
 @torch.no_grad()
-def test_normalising_twice_changes_nothing(case):
+def test_text_adapter_accepts_normalised_input(case):
     features = case.tensors("inputs.safetensors")["llm_features"]
     expected = case.tensors("expected.safetensors")["l2_on_prenormalized_input"]
     adapter = build(case, normalize_input=True)
@@ -63,7 +63,7 @@ def test_normalising_twice_changes_nothing(case):
 
 
 @torch.no_grad()
-def test_leaving_the_normalisation_out_is_told_apart(case):
+def test_text_adapter_differs_without_normalisation(case):
     features = case.tensors("inputs.safetensors")["llm_features"]
     expected = case.tensors("expected.safetensors")
     wrong = build(case, normalize_input=False)(features)

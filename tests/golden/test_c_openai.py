@@ -17,7 +17,7 @@ def plan(case):
     return open_vision(case.folder / "model.safetensors")
 
 
-def test_sizes_are_read_from_the_tensors(case, plan):
+def test_open_vision_reads_sizes_from_the_tensors(case, plan):
     config = case.json("config.json")
     vision, tensors = config["vision_config"], case.tensors("model.safetensors")
     assert plan.layout == "openai"
@@ -32,7 +32,7 @@ def test_sizes_are_read_from_the_tensors(case, plan):
 
 
 @torch.no_grad()
-def test_images(case, plan, openai_name):
+def test_openai_image_features(case, plan, openai_name):
     expected = case.tensors("expected.safetensors")
     pixels = case.tensors("inputs.safetensors")["pixel_values"]
     tower = plan.load()
@@ -47,7 +47,7 @@ def test_images(case, plan, openai_name):
 
 
 @torch.no_grad()
-def test_texts_and_scores(case, plan, openai_name):
+def test_openai_text_features_and_scores(case, plan, openai_name):
     inputs, expected = case.tensors("inputs.safetensors"), case.tensors("expected.safetensors")
     images, texts = plan.load()(inputs["pixel_values"]), plan.load_adapter()(inputs["llm_features"])
     case.check(f"{openai_name}: text_features", texts, expected["text_features"])
@@ -57,7 +57,7 @@ def test_texts_and_scores(case, plan, openai_name):
 
 
 @torch.no_grad()
-def test_the_exact_activation_is_told_apart(case, plan, openai_name):
+def test_openai_tower_differs_with_exact_gelu(case, plan, openai_name):
     expected = case.tensors("expected.safetensors")
     pixels = case.tensors("inputs.safetensors")["pixel_values"]
     config = case.json("config.json")
@@ -69,7 +69,7 @@ def test_the_exact_activation_is_told_apart(case, plan, openai_name):
     assert (exact - expected["image_features"]).abs().max() > 1e-3
 
 
-def test_half_precision_is_near(case, plan, openai_name):
+def test_openai_tower_in_half_precision_stays_near(case, plan, openai_name):
     del openai_name
     pixels = case.tensors("inputs.safetensors")["pixel_values"]
     with torch.no_grad():

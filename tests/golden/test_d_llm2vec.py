@@ -101,7 +101,7 @@ def setting(golden, setting_name) -> Setting:
     return Setting(case, load(case.folder))
 
 
-def test_ids_and_masks_of_each_text(setting):
+def test_text_reader_ids_and_masks_of_each_text(setting):
     recorded = setting.recorded
     for text, record in zip(recorded.captions, recorded.records, strict=True):
         name = record["id"]
@@ -115,13 +115,13 @@ def test_ids_and_masks_of_each_text(setting):
         assert bool((attention == 1).all())
 
 
-def test_ids_and_masks_of_the_whole_batch(setting):
+def test_text_reader_ids_and_masks_of_the_whole_batch(setting):
     batch = setting.recorded.reader.batch(setting.recorded.captions)
     for key, got in zip(("input_ids", "attention_mask", "embed_mask"), batch, strict=True):
         setting.exact(f"batch.{key}", got, setting.recorded.expected[f"batch.{key}"].long())
 
 
-def test_embeddings_of_texts_alone(setting):
+def test_llm2vec_embeddings_of_texts_alone(setting):
     got, expected = setting.recorded.alone, setting.recorded.expected
     setting.check("embeddings_alone", got, expected["embeddings_alone"])
     setting.check("embeddings_alone_fp64", got, expected["embeddings_alone_fp64"])
@@ -130,7 +130,7 @@ def test_embeddings_of_texts_alone(setting):
         setting.check("embeddings_normalized", normalized, expected["embeddings_normalized"])
 
 
-def test_embeddings_of_batches(setting):
+def test_llm2vec_embeddings_of_batches(setting):
     recorded = setting.recorded
     pooled, expected, captions = recorded.pooled, recorded.expected, recorded.captions
     got = recorded.embed(captions)
@@ -144,7 +144,7 @@ def test_embeddings_of_batches(setting):
 
 
 @torch.no_grad()
-def test_a_row_that_pools_nothing_is_the_mean_over_the_padded_row(setting):
+def test_text_reader_pools_the_padded_row_where_no_token_counts(setting):
     recorded = setting.recorded
     nothing = ~recorded.pooled
     ids, attention, embed = recorded.reader.batch(recorded.captions)
@@ -158,7 +158,7 @@ def test_a_row_that_pools_nothing_is_the_mean_over_the_padded_row(setting):
 
 
 @torch.no_grad()
-def test_hidden_states(setting):
+def test_llama_hidden_states(setting):
     recorded = setting.recorded
     keys = [key for key in recorded.expected if key.startswith("debug.")]
     assert keys
@@ -173,7 +173,7 @@ def test_hidden_states(setting):
             setting.check(key, state, recorded.expected[key])
 
 
-def test_causal_attention_is_told_apart(setting):
+def test_llama_differs_with_causal_attention(setting):
     recorded = setting.recorded
     wrong = recorded.expected["wrong/causal_embeddings_alone"]
     setting.check("wrong/causal_embeddings_alone", recorded.each_alone(causal=True), wrong)
@@ -182,7 +182,7 @@ def test_causal_attention_is_told_apart(setting):
     assert (distance[several] > 1e-4).all()
 
 
-def test_ignoring_rope_scaling_is_told_apart(setting):
+def test_llama_differs_without_rope_scaling(setting):
     recorded = setting.recorded
     if not (recorded.folder / "wrong_no_rope_scaling.safetensors").is_file():
         pytest.skip("recorded for one setting of a model with rope scaling only")

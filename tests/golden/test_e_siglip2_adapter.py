@@ -31,7 +31,7 @@ def build(case, *, normalize_input: bool) -> TextAdapter:
 
 
 @torch.no_grad()
-def test_features(case):
+def test_siglip2_adapter_features(case):
     config, expected = case.json("config.json"), case.tensors("expected.safetensors")
     features = case.tensors("inputs.safetensors")["llm_features"]
     rounded = features.to(getattr(torch, config["cast"]))
@@ -42,7 +42,7 @@ def test_features(case):
 
 
 @torch.no_grad()
-def test_the_file_is_read_for_what_it_is(case):
+def test_open_adapter_recognises_the_file(case):
     plan = open_adapter(case.folder / "weights.safetensors")
     expected = case.tensors("expected.safetensors")
     assert (plan.prefix, plan.config.normalize_input) == (PREFIX, False)
@@ -50,7 +50,7 @@ def test_the_file_is_read_for_what_it_is(case):
 
 
 @torch.no_grad()
-def test_mixed_precision_stays_near(case):
+def test_siglip2_adapter_in_mixed_precision_stays_near(case):
     expected = case.tensors("expected.safetensors")["fp16_autocast_emulation/features"]
     features = case.tensors("inputs.safetensors")["llm_features"].half()
     adapter = build(case, normalize_input=False)
@@ -61,7 +61,7 @@ def test_mixed_precision_stays_near(case):
 
 
 @torch.no_grad()
-def test_normalising_the_input_is_told_apart(case):
+def test_siglip2_adapter_differs_with_normalised_input(case):
     expected = case.tensors("expected.safetensors")
     wrong = build(case, normalize_input=True)(expected["llm_features_fp16"].float())
     case.check("wrong/l2_on", wrong, expected["wrong/l2_on"])

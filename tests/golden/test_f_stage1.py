@@ -63,7 +63,7 @@ def test_masked_next_token_loss_and_gradients(golden, mntp):
         golden.close(parameters[name].grad, expected[key], f"mntp grad {name}", gradient=True)
 
 
-def test_the_label_at_position_0_never_counts(golden, mntp):
+def test_masked_next_token_loss_ignores_label_at_position_0(golden, mntp):
     _, logits, labels, expected, scalars = mntp
     assert (labels[:, 0] != IGNORED_LABEL).any()  # set on purpose in the recorded case
     changed = labels.clone()
@@ -75,7 +75,7 @@ def test_the_label_at_position_0_never_counts(golden, mntp):
     assert abs(expected["loss"].item() - unshifted.item()) > 0.01
 
 
-def test_loss_is_the_mean_of_the_recorded_token_losses(golden, mntp):
+def test_masked_next_token_loss_is_the_mean_of_token_losses(golden, mntp):
     _, logits, labels, expected, _ = mntp
     counted = labels[:, 1:] != IGNORED_LABEL
     recorded = expected["token_loss_at_predicting_position"]

@@ -91,7 +91,7 @@ def run_ranks(folder: Path) -> list[dict[str, Tensor]]:
         return [load_file(output) for output in outputs]
 
 
-def test_four_processes_have_the_gradients_of_one(golden, case, ranks):
+def test_losses_of_four_processes_have_the_gradients_of_one(golden, case, ranks):
     _, _, expected = case
     for name, alone in (
         ("clip_4rank.local_gather_with_grad", "clip"),
@@ -114,7 +114,7 @@ def test_four_processes_have_the_gradients_of_one(golden, case, ranks):
         golden.close(scale.mean(), single, f"{name} mean grad scale", gradient=True)
 
 
-def test_gathering_without_gradients_is_told_apart(case, ranks):
+def test_losses_differ_when_gathered_without_gradients(case, ranks):
     _, _, expected = case
     for kind in ("local", "global"):
         ours = torch.cat([rank[f"clip_4rank.{kind}_gather_with_grad.grad_image"] for rank in ranks])
@@ -122,7 +122,7 @@ def test_gathering_without_gradients_is_told_apart(case, ranks):
         assert (ours - wrong).abs().max() > 0.1
 
 
-def test_recorded_scalars_agree_with_recorded_tensors(case):
+def test_golden_scalars_agree_with_golden_tensors(case):
     folder, _, expected = case
     scalars = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
     for name in ("clip", "siglip"):

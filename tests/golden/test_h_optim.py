@@ -19,7 +19,7 @@ def config_of(hyper) -> GroupConfig:
     )
 
 
-def test_parameter_groups(golden):
+def test_optimiser_groups_by_parameter(golden):
     case = golden.case("h_optim")
     recorded = case.json("optim.json")
     parameters = recorded["parameters"]
@@ -34,7 +34,7 @@ def test_parameter_groups(golden):
     case.exact("number of groups", len(set(placed.values())), recorded["n_groups"])
 
 
-def test_groups_of_an_optimiser_and_their_peak_rates(golden):
+def test_optimiser_groups_have_their_peak_rates(golden):
     case = golden.case("h_optim")
     recorded = case.json("optim.json")
     hyper = recorded["hyper"]
@@ -55,7 +55,7 @@ def test_groups_of_an_optimiser_and_their_peak_rates(golden):
         case.check(f"peak of {name}", group["lr"], peak, atol=0, rtol=1e-12)
 
 
-def test_learning_rate_schedule(golden):
+def test_learning_rate_factor_follows_the_schedule(golden):
     case = golden.case("h_optim")
     recorded = case.json("optim.json")
     hyper = recorded["hyper"]

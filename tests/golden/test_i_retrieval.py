@@ -45,7 +45,7 @@ def recalls(scores, positives, expected, *, unmatched=Unmatched.SKIP):
     }
 
 
-def test_bounds_of_every_set_from_scores_and_from_embeddings(case, sets):
+def test_retrieval_metrics_bounds_from_scores_and_embeddings(case, sets):
     compared = 0
     for name, content in case.json("expected.json").items():
         given = [one for one in sets[name][:2] if one is not None] if "bounds" in content else []
@@ -61,7 +61,7 @@ def test_bounds_of_every_set_from_scores_and_from_embeddings(case, sets):
     assert compared
 
 
-def test_queries_in_the_denominator(case, sets):
+def test_retrieval_metrics_queries_in_the_denominator(case, sets):
     for name, content in case.json("expected.json").items():
         if "bounds" not in content:
             continue
@@ -71,7 +71,7 @@ def test_queries_in_the_denominator(case, sets):
             case.exact(f"{name} {key} queries", direction.queries, bound["n_queries"])
 
 
-def test_recalls_of_the_reference_programs(case, sets):
+def test_retrieval_metrics_equal_the_reference_programs(case, sets):
     """Equal where no scores tie; between our bounds where some do, because their order of ties is chance."""
     for name, content in case.json("expected.json").items():
         for source in content.keys() & {"clip_benchmark", "llm2clip_evaluate", "llm2clip_retrieval_global"}:
@@ -86,7 +86,7 @@ def test_recalls_of_the_reference_programs(case, sets):
                 assert recall.pessimistic - ATOL <= drawn[key] <= recall.optimistic + ATOL, key
 
 
-def test_chinese_clip_leaves_images_without_a_caption_out(case, sets):
+def test_retrieval_metrics_leave_out_images_without_caption(case, sets):
     for name, content in case.json("expected.json").items():
         if "chinese_clip" not in content:
             continue
@@ -101,7 +101,7 @@ def test_chinese_clip_leaves_images_without_a_caption_out(case, sets):
                 case.check(label, ours.mean_recall, theirs["mean_recall"] / 100, atol=ATOL, rtol=0)
 
 
-def test_clip_benchmark_counts_images_without_a_caption_as_misses(case, sets):
+def test_retrieval_metrics_count_images_without_caption_as_misses(case, sets):
     expected = case.json("expected.json")["one_to_many"]["clip_benchmark_functions_on_pair_matrix"]
     scores, _, positives = sets["one_to_many"]
     missed = recalls(scores, positives, expected, unmatched=Unmatched.MISS)
@@ -112,7 +112,7 @@ def test_clip_benchmark_counts_images_without_a_caption_as_misses(case, sets):
         assert skipped[key].pessimistic > missed[key].pessimistic + 1e-3
 
 
-def test_the_share_of_positives_found_is_another_metric(case, sets):
+def test_found_share_is_another_metric(case, sets):
     expected = case.json("expected.json")["one_to_many"]["clip_benchmark_functions_on_pair_matrix"]
     scores, _, positives = sets["one_to_many"]
     hits = recalls(scores, positives, expected, unmatched=Unmatched.MISS)
@@ -126,14 +126,14 @@ def test_the_share_of_positives_found_is_another_metric(case, sets):
     assert compared
 
 
-def test_unequal_caption_counts_are_not_reshaped_to_five(case, sets):
+def test_retrieval_metrics_keep_unequal_caption_counts(case, sets):
     content = case.json("expected.json")["unequal_captions"]
     wrong = content["wrong_if_reshaped_to_5_per_image"]
     for key, recall in recalls(sets["unequal_captions"][0], sets["unequal_captions"][2], wrong).items():
         assert abs(recall.pessimistic - wrong[key]) > 0.05, key
 
 
-def test_ties_of_a_collapsed_model_count_for_nothing(case, sets):
+def test_retrieval_metrics_ties_of_a_collapsed_model_count_as_misses(case, sets):
     scores, _, positives = sets["all_equal"]
     result = retrieval_metrics(scores, positives=positives, unmatched=Unmatched.SKIP)
     for direction in (result.text_to_image, result.image_to_text):

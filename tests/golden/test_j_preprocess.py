@@ -53,7 +53,7 @@ def pixels(processor: Preprocess, image) -> torch.Tensor:
     return torch.from_numpy(scaled.transpose(2, 0, 1))
 
 
-def test_upstream_is_what_the_original_programs_make(case, image):
+def test_prepare_reference_equals_the_original_programs(case, image):
     expected = case.tensors("expected.safetensors")
     recorded = [key for key in expected if key.split("/")[0] == image.stem]
     assert {key.split("/")[1] for key in recorded} <= set(PROCESSORS)
@@ -62,7 +62,7 @@ def test_upstream_is_what_the_original_programs_make(case, image):
         case.check(key, pixels(sized(PROCESSORS[key.split("/")[1]], case), image), expected[key], atol=1e-5)
 
 
-def test_crops_at_full_size_are_equal_in_every_bit(case):
+def test_prepare_crops_at_full_size_bit_for_bit(case):
     expected = case.tensors("expected_224_uint8.safetensors")
     for key, crop in expected.items():
         name, program = key.split("/")
@@ -71,7 +71,7 @@ def test_crops_at_full_size_are_equal_in_every_bit(case):
         case.exact(key, torch.from_numpy(processor.prepare(path).pixels.transpose(2, 0, 1).copy()), crop)
 
 
-def test_native_is_the_same_for_plain_images(case, image, facts):
+def test_prepare_native_equals_reference_on_plain_images(case, image, facts):
     if facts["mode"] not in UPRIGHT_RGB or facts["exif_orientation"] not in (None, 1):
         pytest.skip("no plain image")
     expected = case.tensors("expected.safetensors")
@@ -96,7 +96,7 @@ def sensible(image: Image.Image) -> Image.Image:
 
 
 @pytest.mark.parametrize("program", ["clip_image_processor", "eva_preprocess_val", "siglip_image_processor"])
-def test_native_is_the_original_on_an_image_put_right_before(case, image, program):
+def test_prepare_native_equals_reference_on_a_corrected_image(case, image, program):
     processor = sized(PROCESSORS[program], case)
     with Image.open(image) as opened:
         right = sensible(opened)
@@ -104,7 +104,7 @@ def test_native_is_the_original_on_an_image_put_right_before(case, image, progra
     case.check(f"put right: {image.stem}/{program}", native, pixels(processor, right), atol=1e-5)
 
 
-def test_native_differs_where_the_originals_are_mistaken(case, image):
+def test_prepare_native_differs_where_the_originals_are_wrong(case, image):
     mistaken = ("exif_rotated", "gray16", "rgba")
     palette = image.stem == "palette"
     if image.stem not in mistaken and not palette:
@@ -117,7 +117,7 @@ def test_native_differs_where_the_originals_are_mistaken(case, image):
     assert (native - wrong).abs().mean() > 0.01
 
 
-def test_the_filters_and_sizes_are_those_of_the_case(case):
+def test_preprocess_settings_are_those_of_the_case(case):
     recorded = case.json("info.json")["processors"]
     for name in ("clip_image_processor", "siglip_image_processor", "chinese_clip_image_processor_square"):
         settings, ours = recorded[name], PROCESSORS[name]

@@ -26,7 +26,7 @@ DRIVER = os.path.join(os.path.dirname(__file__), "driver.py")
 NANO_NOTE = "note: nano was trained on emoji and drawn scenes; it is no good at photographs\n"
 
 
-def test_build_says_where_the_index_is_and_how_to_search_it(photos, loaded):
+def test_build_prints_index_and_search_command(photos, loaded):
     done = run.invoke(cli.app, ["build", str(photos), "--encoder", "clip-vit-b-32"])
     assert (done.exit_code, done.stderr) == (0, "")
     indexed, index, search = done.stdout.splitlines()
@@ -40,7 +40,7 @@ def test_build_says_where_the_index_is_and_how_to_search_it(photos, loaded):
     assert loaded == ["clip-vit-b-32"] * 2
 
 
-def test_bad_images_are_listed(photos, tmp_path):
+def test_build_lists_unreadable_images(photos, tmp_path):
     for number in range(25):
         (photos / f"bad{number:02d}\x1b[31m.jpg").write_bytes(b"x")
     done = run.invoke(cli.app, ["build", str(photos), "--encoder", "x", "--index", str(tmp_path / "i")])
@@ -55,7 +55,7 @@ def test_bad_images_are_listed(photos, tmp_path):
     assert json.loads(as_json[0])["key"] == "bad00\x1b[31m.jpg"
 
 
-def test_without_an_encoder_the_built_in_ones_are_listed(photos, loaded):
+def test_build_without_an_encoder_lists_the_recommended(photos, loaded):
     done = run.invoke(cli.app, ["build", str(photos)])
     assert (done.exit_code, done.stdout, loaded) == (2, "", [])
     assert done.stderr.startswith(
@@ -69,7 +69,7 @@ def test_without_an_encoder_the_built_in_ones_are_listed(photos, loaded):
     assert not default_index_path(photos).exists()
 
 
-def test_the_environment_may_name_the_encoder(photos, shards, monkeypatch, loaded):
+def test_build_takes_the_encoder_from_the_environment(photos, shards, monkeypatch, loaded):
     monkeypatch.setenv("LLM2CLIP_ENCODER", "from-environment")
     assert run.invoke(cli.app, ["build", str(photos)]).exit_code == 0
     assert run.invoke(cli.app, ["build", str(shards), "--encoder", "named"]).exit_code == 0
@@ -78,12 +78,12 @@ def test_the_environment_may_name_the_encoder(photos, shards, monkeypatch, loade
     assert loaded == ["from-environment", "named", "from-environment"]
 
 
-def test_nano_says_that_it_is_no_good_at_photographs(photos, loaded):
+def test_build_with_nano_warns_about_photographs(photos, loaded):
     done = run.invoke(cli.app, ["build", str(photos), "--encoder", "nano"])
     assert (done.exit_code, done.stderr, loaded) == (0, NANO_NOTE, ["nano"])
 
 
-def test_nano_is_the_encoder_of_the_sample(sample, monkeypatch, loaded):
+def test_build_of_the_sample_uses_nano(sample, monkeypatch, loaded):
     monkeypatch.setenv("LLM2CLIP_ENCODER", "for-photographs")
     done = run.invoke(cli.app, ["build", "sample:"])
     assert (done.exit_code, done.stderr, loaded) == (0, "", ["nano"])
@@ -103,7 +103,7 @@ def test_nano_is_the_encoder_of_the_sample(sample, monkeypatch, loaded):
         (["0", "9", "", "nonsense", "1"], "nano"),
     ],
 )
-def test_a_person_is_asked(tmp_path, answers, chosen, capsys):
+def test_choose_encoder_asks_on_a_terminal(tmp_path, answers, chosen, capsys):
     remaining = iter(answers)
     assert choosing.choose_encoder("p", tmp_path, told=None, ask=lambda _: next(remaining)) == chosen
     asked = capsys.readouterr().err
@@ -111,7 +111,7 @@ def test_a_person_is_asked(tmp_path, answers, chosen, capsys):
     assert asked.count("is not an encoder: expected 1 to") == len(answers) - 1
 
 
-def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):
+def test_choose_encoder_accepts_a_folder(tmp_path, monkeypatch, photos):
     (tmp_path / "model").mkdir()
     model = f"{tmp_path}/model"
     assert choosing.choose_encoder("p", tmp_path, told=None, ask=lambda _: model) == model
@@ -136,7 +136,7 @@ def test_a_folder_may_be_the_encoder(tmp_path, monkeypatch, photos):
         (["build", "x", "--batch-size", "0"], 2, "Invalid value for '--batch-size'"),
     ],
 )
-def test_failures_are_one_line(arguments, status, says, tmp_path, monkeypatch):
+def test_commands_fail_in_one_line(arguments, status, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = run.invoke(cli.app, arguments)
     assert (done.exit_code, done.stdout) == (status, "")
@@ -146,7 +146,7 @@ def test_failures_are_one_line(arguments, status, says, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("named", [[], ["--encoder", "far-away"]])
-def test_an_empty_corpus_is_said_before_an_encoder_is_asked_for_or_loaded(tmp_path, loaded, named):
+def test_build_refuses_an_empty_corpus_before_choosing_an_encoder(tmp_path, loaded, named):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("no image")
     done = run.invoke(cli.app, ["build", str(tmp_path / "empty"), *named])
@@ -154,7 +154,7 @@ def test_an_empty_corpus_is_said_before_an_encoder_is_asked_for_or_loaded(tmp_pa
     assert done.stderr.startswith(f"error: no images in {tmp_path}/empty: got 1 with .txt; expected endings ")
 
 
-def test_the_index_of_the_sample_says_how_it_is_made(loaded):
+def test_info_and_verify_say_how_to_build_the_sample_index(loaded):
     for command_name in ("info", "verify"):
         done = run.invoke(cli.app, [command_name, "--index", "sample:"])
         assert (done.exit_code, done.stdout) == (1, "")
@@ -163,7 +163,7 @@ def test_the_index_of_the_sample_says_how_it_is_made(loaded):
         )
 
 
-def test_the_place_of_the_sample_is_for_the_sample(photos, sample, tmp_path, monkeypatch, loaded):
+def test_build_keeps_the_sample_index_for_the_sample(photos, sample, tmp_path, monkeypatch, loaded):
     monkeypatch.chdir(tmp_path)
     refused = run.invoke(cli.app, ["build", str(photos), "--index", "sample:", "--encoder", "x"])
     assert (refused.exit_code, refused.stdout, loaded) == (1, "", [])
@@ -176,7 +176,7 @@ def test_the_place_of_the_sample_is_for_the_sample(photos, sample, tmp_path, mon
     assert not (tmp_path / "sample:").exists()
 
 
-def test_an_index_of_other_images_is_replaced_only_when_told(photos, shards, tmp_path):
+def test_build_replaces_an_index_of_other_images_only_with_overwrite(photos, shards, tmp_path):
     place = ["--index", str(tmp_path / "i")]
     assert run.invoke(cli.app, ["build", str(photos), "--encoder", "x", *place]).exit_code == 0
     refused = run.invoke(cli.app, ["build", str(shards), *place])
@@ -189,7 +189,7 @@ def test_an_index_of_other_images_is_replaced_only_when_told(photos, shards, tmp
     assert (report["items"], report["encoder"], report["up_to_date"]) == (5, "y", False)
 
 
-def test_the_command_that_is_printed_names_the_index_where_it_must(photos, tmp_path, monkeypatch):
+def test_build_prints_index_option_where_needed(photos, tmp_path, monkeypatch):
     monkeypatch.setenv("LLM2CLIP_INDEX", "elsewhere")
     done = run.invoke(
         cli.app, ["build", str(photos), "--encoder", "x", "--index", str(tmp_path / "my index")]
@@ -216,7 +216,7 @@ def test_info_and_verify(photos):
     assert json.loads(verified.stdout)["problems"][0] == problem
 
 
-def test_encoders_are_listed(loaded):
+def test_encoders_lists_every_card(loaded):
     lines = run.invoke(cli.app, ["encoders"]).stdout.splitlines()
     cards = list_encoders()
     names = [line.split()[0] for line in lines if line.startswith("  ") and not line.startswith("   ")]
@@ -231,7 +231,7 @@ def test_encoders_are_listed(loaded):
     assert shown_json[0]["available"] is True
 
 
-def test_a_terminal_shows_progress(photos, tmp_path):
+def test_build_shows_progress_on_a_terminal(photos, tmp_path):
     """On a terminal the bar is drawn on standard error; results stay on standard output."""
     pty = pytest.importorskip("pty")
     primary, secondary = pty.openpty()
@@ -272,7 +272,7 @@ def odd_tiff() -> bytes:
     return bytes(data)
 
 
-def test_what_pillow_says_of_odd_images_stays_off_the_terminal(photos, tmp_path):
+def test_build_keeps_pillow_warnings_off_the_terminal(photos, tmp_path):
     (photos / "odd.jpg").write_bytes(odd_exif())
     (photos / "odd.tif").write_bytes(odd_tiff())
     arguments = ["build", str(photos), "--index", str(tmp_path / "i"), "--encoder", "fake16"]
@@ -284,7 +284,7 @@ def test_what_pillow_says_of_odd_images_stays_off_the_terminal(photos, tmp_path)
     assert "  odd.tif: damaged or truncated TIFF header\n" in done.stdout
 
 
-def test_importing_the_package_imports_nothing():
+def test_indexer_imports_lazily():
     code = "import sys, llm2clip.indexer; print([m for m in ('numpy', 'PIL', 'faiss', 'torch') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
@@ -296,7 +296,7 @@ def test_importing_the_package_imports_nothing():
         llm2clip.indexer.nothing  # noqa: B018
 
 
-def test_results_go_to_a_closed_pipe_quietly(photos, tmp_path):
+def test_info_ends_quietly_on_a_closed_pipe(photos, tmp_path):
     build_index(photos, tmp_path / "i", encoder=FakeEncoder())
     for number in range(2000):
         (photos / f"bad{number}.jpg").touch()
@@ -309,7 +309,7 @@ def test_results_go_to_a_closed_pipe_quietly(photos, tmp_path):
     assert done.stderr == ""
 
 
-def test_changed_images_are_told_from_kept_ones(photos):
+def test_build_counts_changed_images(photos):
     run.invoke(cli.app, ["build", str(photos), "--encoder", "x"])
     time.sleep(0.01)
     (photos / "000.png").write_bytes(encoded((1, 1, 1)))
