@@ -114,11 +114,11 @@ mark()
 import llm2clip.retrieval.cli, llm2clip.retrieval.commands, llm2clip.retrieval.results
 import rich.console, rich.table
 import faiss, tokenizers
-import llm2clip.indexer.search
+import llm2clip.indexer.search.index
 from llm2clip.encoders import load_encoder
 import llm2clip.encoders.llm2clip.encoder_folder
 mark()
-index = llm2clip.indexer.search.open_index(sys.argv[1])
+index = llm2clip.indexer.search.index.open_index(sys.argv[1])
 mark()
 encoder = load_encoder(sys.argv[2])
 index.require_encoder(encoder.info)
