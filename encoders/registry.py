@@ -95,7 +95,7 @@ def load_encoder(
         device=device,
         dtype=dtype,
         language_model=language_model,
-        preprocessing=preprocessing if parity is None else parity,  # type: ignore[arg-type]
+        preprocessing=preprocessing if parity is None else _preprocessing(parity, given=preprocessing),
     )
     files = resolve(name_or_path)
     kind = next(kind for kind in FORMATS if kind.matches(files))
@@ -109,6 +109,19 @@ def load_encoder(
             f"{files.name} has only 'native'"
         )
     return kind.load(files, options)
+
+
+def _preprocessing(parity: str, *, given: Preprocessing) -> Preprocessing:
+    """The value of ``preprocessing`` that an old ``parity`` means."""
+    meant: dict[str, Preprocessing] = {"native": "native", "upstream": "reference"}
+    if parity not in meant:
+        raise ValueError(
+            f"parity must be 'native' or 'upstream', got {parity!r}; its new name is preprocessing: 'native' or "
+            "'reference'"
+        )
+    if given not in ("native", meant[parity]):
+        raise ValueError(f"got preprocessing={given!r} and parity={parity!r}; set preprocessing only")
+    return meant[parity]
 
 
 def resolve(name_or_path: str | os.PathLike[str]) -> ModelFiles:

@@ -100,7 +100,9 @@ class Preprocess:
         if self.order is Order.RESIZE_FIRST and self.mode is ResizeMode.PAD_SQUARE:
             raise ValueError("order resize-first goes with shortest-crop or squash, got pad-square")
         if self.parity not in ("native", "upstream"):
-            raise ValueError(f"parity must be 'native' or 'upstream', got {self.parity!r}")
+            raise ValueError(
+                f"parity must be 'native' or 'upstream' (preprocessing 'native' or 'reference'), got {self.parity!r}"
+            )
         if self.size < 1:
             raise ValueError(f"size must be at least 1, got {self.size}")
         if min(self.std) <= 0:

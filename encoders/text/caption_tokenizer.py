@@ -49,7 +49,9 @@ class TextRules:
             got = f"{self.max_tokens} and {self.doc_max_length}"
             raise ValueError(f"max_tokens and doc_max_length must be positive, got {got}")
         if self.parity not in ("native", "upstream"):
-            raise ValueError(f"parity must be 'native' or 'upstream', got {self.parity!r}")
+            raise ValueError(
+                f"parity must be 'native' or 'upstream' (preprocessing 'native' or 'reference'), got {self.parity!r}"
+            )
 
 
 @dataclass(frozen=True)

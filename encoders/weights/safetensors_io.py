@@ -132,16 +132,16 @@ def _damaged_tensor(path: Path, size: int) -> str:
     if not isinstance(entries, dict):
         return ""
     entries.pop("__metadata__", None)
-    extents = []
+    extents: list[tuple[int, int, str]] = []
     for name, entry in entries.items():
         extent = _extent(entry)
         if extent is None:
-            return name
+            return str(name)
         extents.append((*extent, name))
     position = 0
     for begin, end, name in sorted(extents):
         if begin != position or 8 + length + end > size:
-            return name
+            return str(name)
         position = end
     return ""
 

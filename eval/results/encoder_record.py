@@ -34,7 +34,7 @@ def describe(encoder: Encoder, *, label: str = "", parity: str = "native") -> En
         "dtype": runtime.image_dtype,
         "text_dtype": runtime.text_dtype,
         "device": runtime.device.partition(":")[0],
-        "parity": parity,
+        "parity": "upstream" if parity == "reference" else parity,  # the old word, so that keys stay
     }
     return EncoderRecord(
         label=label or info.name,

@@ -80,6 +80,9 @@ def read_result(path: Path) -> Result:
         raise ValueError(f"{path} is no result: 'format' is {data.get('format')!r}, expected {FORMAT!r}")
     if data.get("version") == 1:
         data = _renamed(data) | {"version": VERSION}
+        encoder = data.get("encoder")
+        if isinstance(encoder, dict) and encoder.get("parity") == "upstream":
+            encoder["parity"] = "reference"
     if data.get("version") != VERSION:
         raise ValueError(
             f"{path} is of version {data.get('version')!r}, expected {VERSION}: measure again with this release"

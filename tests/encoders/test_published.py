@@ -287,6 +287,12 @@ def test_load_encoder_refuses_unknown_options(models: Path):
         load_encoder("tiny-openai", dtype="int3")
     with pytest.raises(ValueError, match="preprocessing must be 'native' or 'reference', got 'both'"):
         load_encoder("tiny-openai", preprocessing="both")
+    with pytest.raises(
+        ValueError, match=r"parity must be 'native' or 'upstream', got 'both'; its new name is"
+    ):
+        load_encoder("tiny-openai", parity="both")
+    with pytest.raises(ValueError, match="got preprocessing='reference' and parity='native'"):
+        load_encoder("tiny-openai", preprocessing="reference", parity="native")
     with pytest.raises(ModelError, match=r"unknown language model 'llama-9'.*known: tiny-8b-cc, tiny-1b-cc"):
         load_encoder("tiny-openai", language_model="llama-9")
     with pytest.raises(ValueError, match="nano has no choice of language models"):

@@ -34,8 +34,9 @@ def test_read_result_reads_version_1(tmp_path, make_result, images):
         **{"peak_memory_mb": 100, "threads": 2},
     )
     result = replace(make_result(), index_recall=(through,), cost=cost)
+    result = replace(result, encoder=replace(result.encoder, parity="reference"))
     data = json.loads(write_result(result, tmp_path).read_text())
-    data["version"] = 1
+    data["version"], data["encoder"]["parity"] = 1, "upstream"
     del data["cost"]["query_ms"]
     old = {f"images{part}": f"{images}{part}" for part in ("", "_encoded", "_per_second")}
     old["index_recall"] = "through"
