@@ -32,14 +32,6 @@ _NANO_FOLDER = Path(__file__).parent / NANO
 _OPEN_CLIP, _SENTENCE = "open_clip:", "st:"
 """Prefixes of names that another library resolves."""
 _WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
-_DUAL_CLASSES = {
-    "clip": "CLIP",
-    "siglip": "Siglip",
-    "metaclip_2": "MetaClip2",
-    "chinese_clip": "ChineseCLIP",
-    "altclip": "AltCLIP",
-}
-"""``model_type`` of the dual encoders of transformers -> prefix of their class names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +188,13 @@ def _is_published(files: ModelFiles) -> bool:
     return not (files.path / "config.json").is_file() and bool(pickles)
 
 
+def _dual_classes() -> dict[str, str]:
+    """``model_type`` of the dual encoders of transformers -> prefix of their class names."""
+    from llm2clip.encoders.baselines.hf_families import FAMILIES
+
+    return {family.model_type: family.classes for family in FAMILIES.values()}
+
+
 def _baseline(files: ModelFiles) -> str:
     """Which loader of the baselines fits: ``"transformers"``, a family with a loader of its own, or none."""
     entry, config = files.encoder_entry, files.config if files.local_folder else {}
@@ -203,7 +202,7 @@ def _baseline(files: ModelFiles) -> str:
         return ""
     if "model_type" in config:
         # LLM2CLIP's own configurations have the model_type of CLIP, but other classes.
-        prefix = _DUAL_CLASSES.get(config["model_type"])
+        prefix = _dual_classes().get(config["model_type"])
         classes = config.get("architectures") or [prefix]
         return "transformers" if prefix and str(classes[0]).startswith(prefix) else ""
     if entry is None or (
