@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from llm2clip.indexer.ann.faiss_flat import import_faiss
-from llm2clip.indexer.core.encoder_protocol import ImageEncoder
+from llm2clip.indexer.core.encoder_protocol import ImageEncoder, Prepared
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.results import BadImage, BuildOptions, ChangeReport, Progress
 from llm2clip.indexer.corpora.subset import PathListCorpus
@@ -151,7 +152,7 @@ def sync(folder: Path, base: Manifest, corpora: Iterable[Corpus], mode: SyncMode
             return result
         import_faiss()  # before hours of work, not after
         encoder, encodes = mode.encoder() if changes else None, base.items > 0
-        if not base.generation and changes >= DRAFT_FROM:
+        if not base.generation and changes >= DRAFT_FROM and encoder is not None and _makes_drafts(encoder):
             base = replace(base, decoding={"margin": 2})
         with mode.begin(folder, base) as transaction:
             for work in works:
@@ -162,7 +163,7 @@ def sync(folder: Path, base: Manifest, corpora: Iterable[Corpus], mode: SyncMode
                         caches = _caches(folder, transaction, work.number, items, stack)
                         decoded = decode_images(
                             work.listing.changed,
-                            decode=partial(encoder.prepare, draft=True) if base.drafts else encoder.prepare,
+                            decode=_decode(encoder, drafts=base.drafts),
                             caches=caches,
                             workers=options.workers,
                             size=size,
@@ -181,6 +182,21 @@ def sync(folder: Path, base: Manifest, corpora: Iterable[Corpus], mode: SyncMode
             result.manifest = commit(transaction, folder, planner=options.planner)
         result.add(transaction)
     return result
+
+
+def _makes_drafts(encoder: ImageEncoder) -> bool:
+    """Whether the encoder's ``prepare`` takes ``draft``; encoders of others may not."""
+    try:
+        inspect.signature(encoder.prepare).bind(b"", draft=True)
+    except TypeError:
+        return False
+    except ValueError:  # a built-in function without a signature
+        return True
+    return True
+
+
+def _decode(encoder: ImageEncoder, *, drafts: bool) -> Callable[[bytes], Prepared]:
+    return partial(encoder.prepare, draft=True) if drafts and _makes_drafts(encoder) else encoder.prepare
 
 
 def _numbered(base: Manifest, identity: Mapping[str, str]) -> tuple[Manifest, int]:

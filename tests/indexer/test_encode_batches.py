@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -313,6 +314,18 @@ def test_build_index_decodes_large_corpora_at_reduced_size(folder, tmp_path, mon
     np.testing.assert_array_equal(vector, expected(folder / "05.jpg", margin > 0).astype(np.float16))
     assert size == (500, 375)
     assert not np.array_equal(expected(folder / "05.jpg", False), expected(folder / "05.jpg", True))
+
+
+def test_build_index_decodes_at_full_size_if_prepare_takes_no_draft(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(sync, "DRAFT_FROM", 20)
+    inner = Eye()
+    encoder = SimpleNamespace(
+        info=inner.info, prepare=lambda image: inner.prepare(image), encode_prepared=inner.encode_prepared
+    )
+    build_index(folder, tmp_path / "i", encoder=encoder)
+    assert read_manifest(tmp_path / "i").decoding is None
+    vector, _ = stored(tmp_path / "i", "05.jpg")
+    np.testing.assert_array_equal(vector, expected(folder / "05.jpg", False).astype(np.float16))
 
 
 @pytest.mark.parametrize("margin", [0, 1])
