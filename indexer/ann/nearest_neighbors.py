@@ -242,7 +242,7 @@ class KnnSearcher:
         if ann is None:
             return [
                 *found,
-                f"exact scan of the stored float16 vectors of {rows:,} rows: there is no ANN index",
+                f"exact search (no ANN index): all {rows:,} rows of stored float16 vectors are scanned",
             ]
         if total < rows and self._scanned(allowed, total):
             why = f"at most {SCAN_ROWS:,} rows or {SCAN_SHARE:.0%} of the ANN index are allowed"

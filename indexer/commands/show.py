@@ -18,6 +18,8 @@ from llm2clip.indexer.core.results import IndexInfo
 from llm2clip.indexer.search.explain import explain_search
 from llm2clip.indexer.storage.manifest import KIND
 
+_EXACT = ("none", KIND)
+
 
 def run_info(index: Path | None, *, as_json: bool) -> None:
     """Print what an index is."""
@@ -35,7 +37,7 @@ def _print_info(info: IndexInfo) -> None:
         "images": f"{info.items:,}" + (f" ({info.bad:,} more could not be read)" if info.bad else ""),
         "corpus": _sources(info),
         "encoder": f"{info.encoder['name']} (weights {str(info.encoder.get('weights_sha256', '?'))[:12]}...)",
-        "vectors": f"dimension {info.dim}, float16; segments: {info.segments}; index type: {info.ann}",
+        "vectors": f"dimension {info.dim}, float16; segments: {info.segments}; {_ann(info.ann)}",
         "faiss": info.faiss,
         "size": format_bytes(info.bytes),
         "built": f"{info.created} by {info.written_by}, generation {info.generation}",
@@ -44,6 +46,10 @@ def _print_info(info: IndexInfo) -> None:
         for line in value.split("\n"):
             print(escape_control(f"{name:<9} {line}"))
             name = ""
+
+
+def _ann(kind: str) -> str:
+    return "exact search (no ANN index)" if kind in _EXACT else f"ANN index {kind}"
 
 
 def _sources(info: IndexInfo) -> str:
@@ -82,9 +88,9 @@ def run_explain(index: Path | None, *, where: str | None, as_json: bool) -> None
     """Print how an index would be searched."""
     with open_named(index) as opened:
         report = explain_search(opened, where=where)
-    exact = report.ann_index in ("none", KIND)
-    ann = f"{report.ann_index} over {report.covered:,} vectors, {report.tail:,} added since"
-    line = f"{images(report.items)}; {f'{report.ann_index}: exact scan of all vectors' if exact else ann}"
+    line = f"{images(report.items)}; {_ann(report.ann_index)}"
+    if report.ann_index not in _EXACT:
+        line += f" over {report.covered:,} vectors, {report.tail:,} added since"
     print_report(report, as_json=as_json, lines=[line, *(f"  {step}" for step in report.steps)])
 
 

@@ -175,6 +175,6 @@ def test_export_and_explain_print_what_they_did(index, photos, tmp_path):
     said = lines("export", str(tmp_path / "out"), *index)
     assert said[0].startswith("33 images, dimension 16, ")
     assert said[1:] == [f"  {tmp_path}/out/vectors.npy", f"  {tmp_path}/out/items.jsonl"]
-    assert lines("explain", *index)[0] == "33 images; flat-fp16-ip: exact scan of all vectors"
+    assert lines("explain", *index)[0] == "33 images; exact search (no ANN index)"
     report = json.loads(lines("explain", "--where", "key LIKE 'late%'", "--json", *index)[0])
     assert (report["allowed"], report["items"], report["tail"]) == (3, 33, 3)
