@@ -32,7 +32,7 @@ from llm2clip.indexer.core.index_paths import (
 from llm2clip.indexer.core.results import BuildOptions, BuildReport, Progress
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.lifecycle.build import build_index
-from llm2clip.indexer.lifecycle.commit import Planner, write_ann
+from llm2clip.indexer.lifecycle.commit import Planner, rebuild_ann
 from llm2clip.indexer.storage.index_folder import items_files, recorded_encoder
 from llm2clip.indexer.storage.items_reader import NEVER, query
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN
@@ -239,7 +239,7 @@ def make_planner(
 
     def plan(path: Path, vectors: Vectors) -> Mapping[str, Any]:
         if budget is None and len(vectors) <= UNPLANNED_ROWS:
-            return write_ann(path, vectors, plan=DEFAULT_PLAN)
+            return rebuild_ann(path, vectors, plan=DEFAULT_PLAN)
         from llm2clip.indexer.planner.plan_index import BudgetPlanner
 
         queries = partial(caption_queries, folder, encoder)

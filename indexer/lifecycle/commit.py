@@ -44,12 +44,12 @@ def commit(
                 transaction.checkpoint()  # a planner may read the items
                 made = planner(path, vectors)
             else:
-                made = write_ann(path, vectors, plan=plan or (old.plan if old else DEFAULT_PLAN))
+                made = rebuild_ann(path, vectors, plan=plan or (old.plan if old else DEFAULT_PLAN))
         draft = replace(draft, ann=Ann(file=path.name, rows=draft.rows, plan=dict(made)))
     return transaction.commit(draft)
 
 
-def write_ann(path: Path, vectors: Vectors, *, plan: Mapping[str, Any]) -> Mapping[str, Any]:
+def rebuild_ann(path: Path, vectors: Vectors, *, plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """Write an ANN index of a plan over other vectors than it was made for; returns it with what was measured."""
     if plan["kind"] == KIND:
         write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)
