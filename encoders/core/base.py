@@ -136,7 +136,8 @@ class Encoder(ABC):
         """One forward pass over prepared images; the caller chooses how many.
 
         Args:
-            images: ``pixels`` of what :meth:`prepare` returned, as a list or stacked to (n, size, size, 3), uint8.
+            images: ``pixels`` of what :meth:`prepare` returned. Shape: (n, size, size, 3), uint8, or a list of n
+                (size, size, 3); where ``info.image_size`` is 0, a list of (height, width, 3) of any sizes.
 
         Returns:
             Shape: (n, dim), float32, unit rows.

@@ -38,7 +38,12 @@ class ImageRef:
     """Whether those bytes are base64 text, as in Chinese-CLIP's ``*_imgs.tsv``."""
 
     def read(self) -> bytes:
-        """The encoded image; ``DatasetError`` for bad base64, ``OSError`` if the file cannot be read whole."""
+        """The encoded image.
+
+        Raises:
+            DatasetError: It is not valid base64 where it should be.
+            OSError: The file cannot be read, or ends before the image does.
+        """
         if self.offset is None or self.size is None:
             return self.file.read_bytes()
         content = read_span(self.file, offset=self.offset, size=self.size)
@@ -136,7 +141,11 @@ class RetrievalSet:
         )
 
     def first(self, images: int) -> RetrievalSet:
-        """A partial set of the first images and their captions; ``DatasetError`` if they have none."""
+        """The set with its first images only, and the captions that belong to any of them; named partial.
+
+        Raises:
+            DatasetError: None of the captions belongs to these images.
+        """
         if images >= len(self.images):
             return self
         others = "; other notes are on all of them" if self.notes else ""

@@ -91,7 +91,11 @@ class Comparison:
 
 @cache
 def published_rows() -> tuple[Published, ...]:
-    """Every value, in the order of the file; ``ValueError`` if the file is not what it should be."""
+    """Every value, in the order of the file.
+
+    Raises:
+        ValueError: The file has other columns, or a value that is invalid.
+    """
     with gzip.open(_VALUES, "rt", encoding="utf-8", newline="") as text:
         reader = csv.reader(text)
         if (header := next(reader)) != _FIELDS:

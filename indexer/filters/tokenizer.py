@@ -16,7 +16,14 @@ _SHOWN = 24
 
 
 class WhereError(IndexerError):
-    """A filter that is not valid or cannot be run; ``start`` and ``end`` delimit the invalid part of ``text``."""
+    """A filter that is not valid or cannot be run.
+
+    Args:
+        problem: What is wrong, without the position.
+        text: The whole filter.
+        start: Where its invalid part begins, in characters from 0.
+        end: Where that part ends, exclusive.
+    """
 
     def __init__(self, problem: str, *, text: str, start: int, end: int) -> None:
         self.problem, self.text, self.start, self.end = problem, text, start, end

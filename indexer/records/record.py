@@ -83,7 +83,8 @@ class Record:
 
         Raises:
             OSError: it cannot be read.
-            CorpusError: it is larger than ``MAX_IMAGE_BYTES``, or known to be unreadable.
+            ValueError: its part of a container is damaged; as ``CorpusError``: it is larger than ``MAX_IMAGE_BYTES``,
+                or known to be unreadable.
         """
         if self.problem is not None:
             raise CorpusError(self.problem)
