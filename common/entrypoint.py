@@ -6,6 +6,7 @@ raised in the middle of an import would be a page of traceback, or be swallowed.
 
 from __future__ import annotations
 
+import os
 import sys
 
 INTERRUPTED = "interrupted"
@@ -46,6 +47,12 @@ def evaluate() -> None:
     start(COMMANDS["llm2clip-eval"])
 
 
+def end_at_once(*_: object) -> None:
+    """The signal handler of Ctrl-C outside ``graceful_interrupt``: one line, and the process ends."""
+    os.write(2, f"{INTERRUPTED}\n".encode())
+    os._exit(130)
+
+
 def start(module: str) -> None:
     """Import ``app`` of a module, run it, and end the process.
 
@@ -55,8 +62,6 @@ def start(module: str) -> None:
     try:
         import signal
         from importlib import import_module
-
-        from llm2clip.common.terminal import end_at_once
 
         interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if interruptible:

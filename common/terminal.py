@@ -9,7 +9,8 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_DISTRIBUTION = "llm2clip-retrieval"
+from llm2clip.common.entrypoint import INTERRUPTED, end_at_once
+
 _BIDIRECTIONAL = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
@@ -48,7 +49,7 @@ def one_line_errors(*, extra: str | None = None, interrupted: str = "") -> Itera
     try:
         yield
     except KeyboardInterrupt as interrupt:
-        log_stderr(f"interrupted{str(interrupt) or interrupted}")
+        log_stderr(f"{INTERRUPTED}{str(interrupt) or interrupted}")
         raise SystemExit(130) from None
     except BrokenPipeError:
         # Whoever read our output, such as head, has seen enough; Python would complain at exit.
@@ -60,7 +61,9 @@ def one_line_errors(*, extra: str | None = None, interrupted: str = "") -> Itera
     except ImportError as error:
         if (error.name or "").split(".")[0] == "llm2clip":
             raise  # a fault of ours
-        wanted = f"{_DISTRIBUTION}[{extra}]" if extra else _DISTRIBUTION
+        from llm2clip.common.installation import DISTRIBUTION
+
+        wanted = f"{DISTRIBUTION}[{extra}]" if extra else DISTRIBUTION
         log_stderr(f"error: {error}; this command needs it, install it with: pip install '{wanted}'")
         raise SystemExit(1) from error
 
@@ -69,12 +72,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__
-
-
-def end_at_once(*_: object) -> None:
-    """The signal handler of Ctrl-C outside :func:`graceful_interrupt`: one line, and the process ends."""
-    os.write(2, b"interrupted\n")
-    os._exit(130)
 
 
 @contextmanager

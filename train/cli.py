@@ -60,7 +60,7 @@ def nano(
         from llm2clip.train.recipes import make_nano
 
         machine = Machine(device=device, threads=threads)
-        with _winding_up():
+        with _graceful_interrupt():
             typer.echo(make_nano(out, cache, machine=machine, debug=debug, stage=stage))
 
 
@@ -78,7 +78,7 @@ def data(
         from llm2clip.common.installation import data_home
         from llm2clip.train.recipes import make_data
 
-        with _winding_up():
+        with _graceful_interrupt():
             typer.echo(make_data(out or data_home() / "eval", cache, sample=sample))
 
 
@@ -104,7 +104,7 @@ def features(
         from llm2clip.train.core.device import Machine
 
         machine = Machine(device=device, threads=threads)
-        with _winding_up():
+        with _graceful_interrupt():
             typer.echo(
                 make_features(captions, out, encoder=encoder, dtype=dtype, field=field, machine=machine)
             )
@@ -116,7 +116,7 @@ def _one_line_errors() -> AbstractContextManager[None]:
     return one_line_errors(extra="train", interrupted=": run the same command again to continue")
 
 
-def _winding_up() -> AbstractContextManager[None]:
+def _graceful_interrupt() -> AbstractContextManager[None]:
     from llm2clip.common.terminal import graceful_interrupt
 
     return graceful_interrupt()

@@ -197,7 +197,7 @@ def _check(plan: VisionPlan, entry: EncoderEntry) -> None:
     elif plan.adapter.width != (width := language_of(entry).shape.hidden_size):
         wrong.append(f"an adapter for language models of width {plan.adapter.width}, expected {width}")
     if entry.layout == "siglip2" and plan.layout == "siglip2" and plan.dim == entry.dim and plan.adapter:
-        return  # its file was described by nobody
+        return  # no description of its file is published
     if wrong:
         traps = f" Known of it: {'; '.join(entry.traps)}." if entry.traps else ""
         raise ModelError(

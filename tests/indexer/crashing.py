@@ -102,17 +102,19 @@ def dies_before(point: str) -> None:
     encode = QuickEncoder.encode_prepared
     QuickEncoder.encode_prepared = encoding  # type: ignore[method-assign]
     for name in ("join_small", "write_manifest", "clean"):
-        setattr(transaction, name, _telling(name, getattr(transaction, name), reached))
+        setattr(transaction, name, _reporting(name, getattr(transaction, name), reached))
 
 
-def _telling(name: str, step: Callable[..., object], reached: Callable[[str], None]) -> Callable[..., object]:
-    def told(*args: object, **options: object) -> object:
+def _reporting(
+    name: str, step: Callable[..., object], reached: Callable[[str], None]
+) -> Callable[..., object]:
+    def reported(*args: object, **options: object) -> object:
         reached(f"before {name}")
         result = step(*args, **options)
         reached(f"after {name}")
         return result
 
-    return told
+    return reported
 
 
 def dies_at(step: int) -> None:
