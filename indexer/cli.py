@@ -50,8 +50,6 @@ WhereOption = Annotated[
     str | None,
     corpus_option("--where", metavar="FILTER", help="Only images that match this filter (docs/filters.md)."),
 ]
-
-
 DtypeOption = Annotated[
     str,
     machine_option(
@@ -62,77 +60,61 @@ DtypeOption = Annotated[
     ),
 ]
 
+CorpusArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="CORPUS",
+        help="A folder of images; a .tar, .zip, .parquet or .arrow file, a folder of them, or shards/{00..03}.tar; "
+        "a list of images (.csv, .tsv, .jsonl, .txt), or - for paths from standard input; a video; a URL of any "
+        "of these; or sample: for the sample images. See docs/corpora.md.",
+    ),
+]
+FrameIntervalOption = Annotated[
+    float | None,
+    corpus_option(
+        "--frame-interval",
+        metavar="SECONDS",
+        help="Index one frame of each video per interval.",
+        show_default="10 for a video; in a folder, videos are skipped",
+    ),
+]
+NewEncoderOption = Annotated[
+    str | None,
+    encoder_option(
+        metavar="NAME",
+        help="Name or folder of the encoder; see `llm2clip-index encoders`.",
+        show_default="the index's encoder; prompts if there is none",
+    ),
+]
+NewIndexOption = Annotated[
+    Path | None, index_option(metavar="PATH", help="Folder of the index.", show_default="one per corpus")
+]
+_FROM = "Re-encode the images of this index with another encoder."
+_RAM = "Memory budget for search, such as 4GB."
+_RECALL = "Target recall@10; 1 means exact search."
+_P95 = "Target 95th percentile of the search latency in milliseconds (docs/scaling.md)."
+_DEVICE = "Where to encode images and train the ANN index: auto, cpu, cuda or cuda:N."
+
 app = make_app("Build and maintain image indexes.")
 
 
 @app.command(cls=GroupedCommand, context_settings=renamed({"every": "frame-interval"}))
 def build(
-    corpus: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="CORPUS",
-            help="A folder of images; a .tar, .zip, .parquet or .arrow file, a folder of them, or shards/{00..03}.tar; "
-            "a list of images (.csv, .tsv, .jsonl, .txt), or - for paths from standard input; a video; a URL of any "
-            "of these; or sample: for the sample images. See docs/corpora.md.",
-        ),
-    ] = None,
-    from_index: Annotated[
-        Path | None,
-        corpus_option(
-            "--from", metavar="INDEX", help="Re-encode the images of this index with another encoder."
-        ),
-    ] = None,
-    every: Annotated[
-        float | None,
-        corpus_option(
-            "--frame-interval",
-            metavar="SECONDS",
-            help="Index one frame of each video per interval.",
-            show_default="10 for a video; in a folder, videos are skipped",
-        ),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        encoder_option(
-            metavar="NAME",
-            help="Name or folder of the encoder; see `llm2clip-index encoders`.",
-            show_default="the index's encoder; prompts if there is none",
-        ),
-    ] = None,
-    index: Annotated[
-        Path | None, index_option(metavar="PATH", help="Folder of the index.", show_default="one per corpus")
-    ] = None,
+    corpus: CorpusArgument = None,
+    from_index: Annotated[Path | None, corpus_option("--from", metavar="INDEX", help=_FROM)] = None,
+    every: FrameIntervalOption = None,
+    encoder: NewEncoderOption = None,
+    index: NewIndexOption = None,
     overwrite: Annotated[
         bool, index_option("--overwrite", help="Replace an existing index, even of another corpus.")
     ] = False,
     ram: Annotated[
-        str | None,
-        search_option(
-            metavar="SIZE",
-            help="Memory budget for search, such as 4GB.",
-            show_default="most of the free memory",
-        ),
+        str | None, search_option(metavar="SIZE", help=_RAM, show_default="most of the free memory")
     ] = None,
-    recall: Annotated[
-        float | None,
-        search_option(metavar="SHARE", help="Target recall@10; 1 means exact search.", show_default="0.95"),
-    ] = None,
-    p95_ms: Annotated[
-        float | None,
-        search_option(
-            metavar="MS",
-            help="Target 95th percentile of the search latency in milliseconds (docs/scaling.md).",
-            show_default="50",
-        ),
-    ] = None,
+    recall: Annotated[float | None, search_option(metavar="SHARE", help=_RECALL, show_default="0.95")] = None,
+    p95_ms: Annotated[float | None, search_option(metavar="MS", help=_P95, show_default="50")] = None,
     batch_size: BatchOption = None,
-    device: Annotated[
-        str,
-        machine_option(
-            metavar="DEVICE",
-            help="Where to encode images and train the ANN index: auto, cpu, cuda or cuda:N.",
-        ),
-    ] = "auto",
+    device: Annotated[str, machine_option(metavar="DEVICE", help=_DEVICE)] = "auto",
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:

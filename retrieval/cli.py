@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -11,82 +12,56 @@ from llm2clip.common import entrypoint
 from llm2clip.common.command_line import GroupedCommand, make_app
 from llm2clip.common.terminal import one_line_errors
 
+search_option, index_option, encoder_option, output_option, machine_option = (
+    partial(typer.Option, rich_help_panel=group)
+    for group in ("Search", "Index", "Encoder", "Output", "Machine")
+)
+"""Options that ``--help`` lists in a group."""
+
+Queries = Annotated[list[str] | None, typer.Argument(metavar="QUERY", help="Text to search for.")]
+_IMAGE = "Search for images similar to this one; repeatable."
+_QUERIES_FILE = "Text file with one query per line; - for standard input."
+QueriesFile = Annotated[str | None, search_option("--queries", metavar="FILE", help=_QUERIES_FILE)]
+Where = Annotated[
+    str | None,
+    search_option(
+        metavar="FILTER",
+        help="Only images that match this filter (docs/filters.md), such as \"time >= '2024' AND width > height\".",
+    ),
+]
+Index = Annotated[
+    str | None,
+    index_option(
+        metavar="PATH",
+        help="Folder of the index, or sample: for the sample images.",
+        show_default="LLM2CLIP_INDEX, else the index built last, else sample:",
+    ),
+]
+Encoder = Annotated[
+    str | None,
+    encoder_option(metavar="NAME", help="Name or folder of the encoder.", show_default="the index's encoder"),
+]
+_JSON = "Print one JSON object per query, each on a line."
+_DEVICE = "Where to encode and search: auto, cpu, cuda or cuda:N."
+
 app = make_app()
 
 
 @app.command(cls=GroupedCommand)
 def search(
-    queries: Annotated[list[str] | None, typer.Argument(metavar="QUERY", help="Text to search for.")] = None,
-    image: Annotated[
-        list[Path] | None,
-        typer.Option(
-            metavar="FILE",
-            help="Search for images similar to this one; repeatable.",
-            rich_help_panel="Search",
-        ),
-    ] = None,
-    queries_file: Annotated[
-        str | None,
-        typer.Option(
-            "--queries",
-            metavar="FILE",
-            help="Text file with one query per line; - for standard input.",
-            rich_help_panel="Search",
-        ),
-    ] = None,
-    k: Annotated[
-        int, typer.Option("-k", min=1, metavar="N", help="Hits per query.", rich_help_panel="Search")
-    ] = 10,
-    where: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILTER",
-            help="Only images that match this filter (docs/filters.md), such as "
-            "\"time >= '2024' AND width > height\".",
-            rich_help_panel="Search",
-        ),
-    ] = None,
-    index: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PATH",
-            help="Folder of the index, or sample: for the sample images.",
-            show_default="LLM2CLIP_INDEX, else the index built last, else sample:",
-            rich_help_panel="Index",
-        ),
-    ] = None,
-    encoder: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Name or folder of the encoder.",
-            show_default="the index's encoder",
-            rich_help_panel="Encoder",
-        ),
-    ] = None,
-    as_json: Annotated[
-        bool,
-        typer.Option(
-            "--json", help="Print one JSON object per query, each on a line.", rich_help_panel="Output"
-        ),
-    ] = False,
-    as_paths: Annotated[
-        bool, typer.Option("--paths", help="Print only the paths of the images.", rich_help_panel="Output")
-    ] = False,
+    queries: Queries = None,
+    image: Annotated[list[Path] | None, search_option(metavar="FILE", help=_IMAGE)] = None,
+    queries_file: QueriesFile = None,
+    k: Annotated[int, search_option("-k", min=1, metavar="N", help="Hits per query.")] = 10,
+    where: Where = None,
+    index: Index = None,
+    encoder: Encoder = None,
+    as_json: Annotated[bool, output_option("--json", help=_JSON)] = False,
+    as_paths: Annotated[bool, output_option("--paths", help="Print only the paths of the images.")] = False,
     html: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Also write a self-contained HTML gallery.", rich_help_panel="Output"
-        ),
+        Path | None, output_option(metavar="FILE", help="Also write a self-contained HTML gallery.")
     ] = None,
-    device: Annotated[
-        str,
-        typer.Option(
-            metavar="DEVICE",
-            help="Where to encode and search: auto, cpu, cuda or cuda:N.",
-            rich_help_panel="Machine",
-        ),
-    ] = "auto",
+    device: Annotated[str, machine_option(metavar="DEVICE", help=_DEVICE)] = "auto",
 ) -> None:
     """Search images by meaning: by text in any language the encoder knows, or by image."""
     with one_line_errors():

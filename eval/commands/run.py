@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from llm2clip.eval.datasets.retrieval_set import RetrievalSet
     from llm2clip.eval.results.records import Result
 
+_LIMIT = "Evaluate only the first N images; the result is tagged +partial."
+_PREPROCESSING = "native, or reference to repeat known mistakes of the original code."
+_INDEX = "Index over the images: also measure recall through it; repeatable."
+_WHERE = "Search the indexes under this filter (docs/filters.md)."
+_OUT = "Folder of results, one JSON file per encoder and data set."
+_LENGTHS = "Break recall down by caption length, and by beginnings of long captions."
+_HUBS = "Measure hubness and recall after corrections: ten more passes over all scores."
+_THROUGHPUT = "Also time the encoder: images/s, texts/s, milliseconds per query."
+
 
 def run(
     *,
@@ -39,47 +48,17 @@ def run(
     data: DataOption = None,
     language: LanguagesOption = None,
     data_folder: DataFolderOption = None,
-    limit: Annotated[
-        int | None,
-        data_option(
-            help="Evaluate only the first N images; the result is tagged +partial.", min=1, metavar="N"
-        ),
-    ] = None,
+    limit: Annotated[int | None, data_option(help=_LIMIT, min=1, metavar="N")] = None,
     encoder: EncoderNames,
     dtype: DtypeOption = "auto",
-    preprocessing: Annotated[
-        str,
-        encoder_option(
-            help="native, or reference to repeat known mistakes of the original code.", metavar="MODE"
-        ),
-    ] = "native",
-    index: Annotated[
-        list[Path] | None,
-        index_option(
-            help="Index over the images: also measure recall through it; repeatable.", metavar="PATH"
-        ),
-    ] = None,
-    where: Annotated[
-        str | None,
-        index_option(help="Search the indexes under this filter (docs/filters.md).", metavar="FILTER"),
-    ] = None,
-    out: Annotated[
-        Path, output_option(help="Folder of results, one JSON file per encoder and data set.", metavar="PATH")
-    ] = RESULTS,
+    preprocessing: Annotated[str, encoder_option(help=_PREPROCESSING, metavar="MODE")] = "native",
+    index: Annotated[list[Path] | None, index_option(help=_INDEX, metavar="PATH")] = None,
+    where: Annotated[str | None, index_option(help=_WHERE, metavar="FILTER")] = None,
+    out: Annotated[Path, output_option(help=_OUT, metavar="PATH")] = RESULTS,
     cache: CacheOption = None,
-    lengths: Annotated[
-        bool, output_option(help="Break recall down by caption length, and by beginnings of long captions.")
-    ] = True,
-    hubs: Annotated[
-        bool,
-        output_option(help="Measure hubness and recall after corrections: ten more passes over all scores."),
-    ] = True,
-    throughput: Annotated[
-        bool,
-        output_option(
-            "--throughput", help="Also time the encoder: images/s, texts/s, milliseconds per query."
-        ),
-    ] = False,
+    lengths: Annotated[bool, output_option(help=_LENGTHS)] = True,
+    hubs: Annotated[bool, output_option(help=_HUBS)] = True,
+    throughput: Annotated[bool, output_option("--throughput", help=_THROUGHPUT)] = False,
     device: DeviceOption = "auto",
 ) -> None:
     """Measure the recall of encoders on data sets.
