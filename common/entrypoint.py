@@ -6,6 +6,7 @@ raised in the middle of an import would be a page of traceback, or be swallowed.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -26,8 +27,6 @@ def index() -> None:
 
 def search() -> None:
     """Entry point of ``llm2clip-search``."""
-    import gc
-
     # A search lives for two seconds and imports a thousand modules. Collecting garbage meanwhile, and taking
     # the modules apart at the end, would add a fifth to that and free nothing that its end does not.
     gc.disable()
