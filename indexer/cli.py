@@ -118,7 +118,7 @@ def build(
     dtype: DtypeOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Build an index of a corpus, or resume an interrupted build."""
+    """Build an index, or resume an interrupted build."""
     options = {name: value for name, value in locals().items() if name != "from_index"}
     with one_line_errors():
         from llm2clip.indexer.commands.build import BuildRequest, run_build
@@ -214,7 +214,7 @@ def remove(
 
 @app.command(cls=GroupedCommand)
 def compact(index: IndexOption = None, as_json: JsonOption = False) -> None:
-    """Rewrite an index without removed images, to free disk space."""
+    """Free the disk space of removed images."""
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_compact
 

@@ -95,7 +95,7 @@ def features(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Precompute caption features with a frozen language model.
+    """Precompute caption features with a language model.
 
     An interrupted or killed run resumes when started again.
     """
