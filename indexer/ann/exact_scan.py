@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.ann.faiss_flat import import_faiss
-from llm2clip.indexer.storage.vector_segments import Rows, Vectors
+from llm2clip.indexer.core.results import StoredVectors
+from llm2clip.indexer.storage.vector_segments import Rows
 
 TOGETHER = 24
 """From so many queries on, rows are decoded once for all of them and scored by matrix multiplication."""
@@ -56,7 +57,7 @@ class ExactScan:
     exact = True
     slack = SLACK
 
-    def __init__(self, vectors: Vectors, *, first: int = 0) -> None:
+    def __init__(self, vectors: StoredVectors, *, first: int = 0) -> None:
         self._faiss = import_faiss()
         self.first, self.rows, self._dim = first, len(vectors), vectors.dim
         self._parts: list[_Part] = []
@@ -177,7 +178,9 @@ def exact_scores(rows: Rows, queries: NDArray[np.float32]) -> NDArray[np.float32
     return scores
 
 
-def rerank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> list[Ranked]:
+def rerank(
+    vectors: StoredVectors, queries: NDArray[np.float32], ids: NDArray[np.int64], *, k: int
+) -> list[Ranked]:
     """The best ``k`` candidates of each query by exact score, equal scores by id.
 
     Shapes: queries (n, dim), float32; ids (n, m), int64, each once, -1: none.
@@ -202,7 +205,9 @@ def rerank(vectors: Vectors, queries: NDArray[np.float32], ids: NDArray[np.int64
     return found if whole else [[hit for hit in hits if hit[0] >= 0] for hits in found]
 
 
-def _rank_one(vectors: Vectors, query: NDArray[np.float32], ids: NDArray[np.int64], *, k: int) -> Ranked:
+def _rank_one(
+    vectors: StoredVectors, query: NDArray[np.float32], ids: NDArray[np.int64], *, k: int
+) -> Ranked:
     listed = ids.tolist()
     if -1 in listed:
         ids = ids[ids >= 0]

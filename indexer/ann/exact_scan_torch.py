@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.ann.exact_scan import SLACK, Found
 from llm2clip.indexer.core.errors import IndexerError
-from llm2clip.indexer.storage.vector_segments import Vectors
+from llm2clip.indexer.core.results import StoredVectors
 
 TILE_ROWS = 65_536
 """Rows per tile: 64 MB of scores of 256 queries; at dimension 1,280, 336 MB of float32."""
@@ -25,7 +25,7 @@ class TorchScan:
     exact = True
     slack = SLACK
 
-    def __init__(self, vectors: Vectors, *, device: str, tile_rows: int = TILE_ROWS) -> None:
+    def __init__(self, vectors: StoredVectors, *, device: str, tile_rows: int = TILE_ROWS) -> None:
         import torch
 
         self._torch, self._device = torch, torch.device(device)

@@ -17,7 +17,7 @@ from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import post_filtered
 from llm2clip.indexer.ann.plan import Plan
-from llm2clip.indexer.storage.vector_segments import Vectors
+from llm2clip.indexer.core.results import StoredVectors
 
 _MIN_ITOPK = 256
 """Smallest itopk of a CAGRA search."""
@@ -33,7 +33,7 @@ class GpuIndex:
     Filters are applied to what it returns; where too few of that are allowed, an exact scan on the CPU answers.
     """
 
-    def __init__(self, index: Any, vectors: Vectors, *, plan: Plan | None) -> None:  # noqa: ANN401
+    def __init__(self, index: Any, vectors: StoredVectors, *, plan: Plan | None) -> None:  # noqa: ANN401
         self._faiss, self._index, self._scan = import_faiss(), index, ExactScan(vectors)
         self._plan = plan
         self.rows = int(index.ntotal)
@@ -41,7 +41,7 @@ class GpuIndex:
         self.slack = 2e-3  # queries are rounded to float16 too
 
     @classmethod
-    def flat(cls, vectors: Vectors, *, device: str) -> GpuIndex:
+    def flat(cls, vectors: StoredVectors, *, device: str) -> GpuIndex:
         """A flat scan of all rows, as float16."""
         faiss = import_faiss()
         options = faiss.GpuIndexFlatConfig()
@@ -52,7 +52,7 @@ class GpuIndex:
         return cls(index, vectors, plan=None)
 
     @classmethod
-    def ivf(cls, vectors: Vectors, path: Path, *, plan: Plan, device: str) -> GpuIndex:
+    def ivf(cls, vectors: StoredVectors, path: Path, *, plan: Plan, device: str) -> GpuIndex:
         """The inverted lists of the file of an ANN index."""
         faiss = import_faiss()
         options = faiss.GpuClonerOptions()
@@ -62,7 +62,7 @@ class GpuIndex:
         return cls(index, vectors, plan=plan)
 
     @classmethod
-    def graph(cls, vectors: Vectors, *, plan: Plan, device: str) -> GpuIndex:
+    def graph(cls, vectors: StoredVectors, *, plan: Plan, device: str) -> GpuIndex:
         """A CAGRA graph over the rows of a plan, built now; takes 4 bytes per dimension on CPU and GPU."""
         faiss = import_faiss()
         options = faiss.GpuIndexCagraConfig()

@@ -13,15 +13,15 @@ from llm2clip.indexer.ann.index_types import APPROXIMATE
 from llm2clip.indexer.ann.nearest_neighbors import Candidates
 from llm2clip.indexer.ann.plan import Plan
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError
+from llm2clip.indexer.core.results import StoredVectors
 from llm2clip.indexer.storage.manifest import KIND
-from llm2clip.indexer.storage.vector_segments import Vectors
 
 GRAPH_ROWS = 4_000_000
 """Rows from which on a CAGRA graph is built on a GPU: of fewer, an exact scan takes a few milliseconds."""
 
 
 def read_ann(
-    path: Path, *, vectors: Vectors, rows: int, plan: Mapping[str, Any], device: str = "cpu"
+    path: Path, *, vectors: StoredVectors, rows: int, plan: Mapping[str, Any], device: str = "cpu"
 ) -> Candidates | None:
     """Open what proposes candidates on a device; None for an exact scan of the stored vectors on the CPU.
 
@@ -38,7 +38,7 @@ def read_ann(
 
 
 def open_searcher(
-    vectors: Vectors, *, device: str, plan: Plan | None = None, path: Path | None = None
+    vectors: StoredVectors, *, device: str, plan: Plan | None = None, path: Path | None = None
 ) -> Candidates | None:
     """What proposes candidates on a device, as ``read_ann``; without a plan, an exact scan."""
     if not is_gpu(device):
@@ -84,7 +84,7 @@ def describe_device(device: str) -> str:
     return f"{device}: exact search by torch, as the installed FAISS has no GPU"
 
 
-def ann_problem(path: Path, vectors: Vectors, *, rows: int, plan: Mapping[str, Any]) -> str | None:
+def ann_problem(path: Path, vectors: StoredVectors, *, rows: int, plan: Mapping[str, Any]) -> str | None:
     """What is wrong with an ANN index file beside the vectors it was built of; None if nothing is. Reads everything."""
     if plan.get("kind") != KIND:
         from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex

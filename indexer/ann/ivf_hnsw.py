@@ -21,7 +21,8 @@ from llm2clip.indexer.ann.index_types import effort_name
 from llm2clip.indexer.ann.nearest_neighbors import post_filtered
 from llm2clip.indexer.ann.plan import Plan
 from llm2clip.indexer.core.errors import IndexDamagedError
-from llm2clip.indexer.storage.vector_segments import Rows, Vectors
+from llm2clip.indexer.core.results import StoredVectors
+from llm2clip.indexer.storage.vector_segments import Rows
 
 _QUERY_BITS = 4
 """Bits per dimension that a query is quantised to for RaBitQ; fewer lose candidates."""
@@ -183,7 +184,7 @@ def _centres(faiss: ModuleType, dim: int, *, device: str) -> Any:  # noqa: ANN40
     return faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), int(number), flat)
 
 
-def sample_of(vectors: Vectors, count: int, *, rows: int, seed: int) -> NDArray[np.float32]:
+def sample_of(vectors: StoredVectors, count: int, *, rows: int, seed: int) -> NDArray[np.float32]:
     """Random rows among the first ``rows``, without replacement, by id. Shape: (up to count, dim), float32."""
     random = np.random.default_rng(seed)
     ids = np.sort(random.choice(rows, size=min(count, rows), replace=False))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.ann.exact_scan import ExactScan, Found, Ranked, exact_scores, merged, rerank
-from llm2clip.indexer.storage.vector_segments import Vectors
+from llm2clip.indexer.core.results import StoredVectors
 
 SCAN_ROWS = 20_000
 """A filter that allows at most so many rows of the ANN index is answered by an exact scan."""
@@ -92,7 +92,7 @@ class ExactSearch:
 
     def __init__(
         self,
-        vectors: Vectors,
+        vectors: StoredVectors,
         scan: Candidates | ExactScan,
         *,
         fallback: ExactSearch | None = None,
@@ -133,7 +133,7 @@ class ExactSearch:
         return [_all_scores(self._vectors, query, k=k, allowed=allowed) for query in queries]
 
 
-def _all_scores(vectors: Vectors, query: NDArray[np.float32], *, k: int, allowed: Allowed) -> Ranked:
+def _all_scores(vectors: StoredVectors, query: NDArray[np.float32], *, k: int, allowed: Allowed) -> Ranked:
     """The best ``k`` rows by the exact score of every one: where more rows tie than can be proposed."""
     best: Found = np.full((1, k), -np.inf, dtype=np.float32), np.full((1, k), -1, dtype=np.int64)
     for first, rows in vectors.blocks(4_096):
@@ -154,7 +154,7 @@ class RerankedSearch:
 
     batch = ANN_BATCH
 
-    def __init__(self, vectors: Vectors, ann: Candidates, *, exact: ExactSearch) -> None:
+    def __init__(self, vectors: StoredVectors, ann: Candidates, *, exact: ExactSearch) -> None:
         self._vectors, self._ann, self._exact = vectors, ann, exact
         self._tail = ExactScan(vectors, first=ann.rows) if ann.rows < len(vectors) else None
 
@@ -196,7 +196,7 @@ class KnnSearcher:
     ``candidates`` is an ANN index over the first rows, or a scan on a GPU; None: an exact scan on the CPU.
     """
 
-    def __init__(self, vectors: Vectors, *, candidates: Candidates | None = None) -> None:
+    def __init__(self, vectors: StoredVectors, *, candidates: Candidates | None = None) -> None:
         self._vectors, self._candidates = vectors, candidates
         self._exact = ExactSearch(vectors, ExactScan(vectors))
         self._unfiltered: ExactSearch | RerankedSearch = self._exact

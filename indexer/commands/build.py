@@ -29,14 +29,13 @@ from llm2clip.indexer.core.index_paths import (
     sample_index_path,
     set_current_index,
 )
-from llm2clip.indexer.core.results import BuildOptions, BuildReport, Progress
+from llm2clip.indexer.core.results import BuildOptions, BuildReport, Progress, StoredVectors
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.lifecycle.commit import Planner, rebuild_ann
 from llm2clip.indexer.storage.index_folder import items_files, recorded_encoder
 from llm2clip.indexer.storage.items_reader import NEVER, query
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN
-from llm2clip.indexer.storage.vector_segments import Vectors
 
 UNPLANNED_ROWS = 50_000
 """Without a budget an index of so many images or fewer is searched exactly: nothing is tried."""
@@ -237,7 +236,7 @@ def make_planner(
     Without a budget, small indexes are searched exactly.
     """
 
-    def plan(path: Path, vectors: Vectors) -> Mapping[str, Any]:
+    def plan(path: Path, vectors: StoredVectors) -> Mapping[str, Any]:
         if budget is None and len(vectors) <= UNPLANNED_ROWS:
             return rebuild_ann(path, vectors, plan=DEFAULT_PLAN)
         from llm2clip.indexer.planner.plan_index import BudgetPlanner

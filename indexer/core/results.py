@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llm2clip.indexer.core.errors import IndexerError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +30,25 @@ class Progress:
     """Images that could not be read."""
 
 
+class StoredVectors(Protocol):
+    """All rows of an index by id, over its mapped segments of consecutive ids. Shapes: (rows, dim), float16."""
+
+    dim: int
+
+    @property
+    def segments(self) -> Sequence[NDArray[np.float16]]:
+        """The mapped rows, in the order of their ids."""
+
+    def __len__(self) -> int:
+        """Number of rows."""
+
+    def take(self, ids: NDArray[np.int64]) -> NDArray[np.float16]:
+        """The rows of some ids. Shape: (n,), int64, each below ``len(self)`` -> (n, dim), float16."""
+
+    def blocks(self, rows: int = 16_384, *, start: int = 0) -> Iterator[tuple[int, NDArray[np.float16]]]:
+        """All rows from id ``start`` in order, in blocks: (id of the first row, (n, dim) float16)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """How to build."""
@@ -39,8 +62,8 @@ class BuildOptions:
     or encoder is refused."""
     encoder_source: str | None = None
     """What ``load_encoder`` was given, if that is not the encoder's name."""
-    planner: Callable[[Path, Any], Mapping[str, Any]] | None = None
-    """Chooses an ANN index for the ``Vectors`` it is given, writes it to the file and returns its plan; None: the exact
+    planner: Callable[[Path, StoredVectors], Mapping[str, Any]] | None = None
+    """Chooses an ANN index for some vectors, writes it to the file and returns its plan; None: the exact
     search."""
     replan: bool = False
     """Plan again although there is an ANN index."""

@@ -9,12 +9,13 @@ from typing import Any
 
 from llm2clip.indexer.ann.faiss_flat import write_faiss
 from llm2clip.indexer.ann.plan import Plan
+from llm2clip.indexer.core.results import StoredVectors
 from llm2clip.indexer.storage.index_folder import ann_name
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, KIND, Ann, Manifest
 from llm2clip.indexer.storage.transaction import Transaction, writing
-from llm2clip.indexer.storage.vector_segments import Vectors, open_vectors
+from llm2clip.indexer.storage.vector_segments import open_vectors
 
-Planner = Callable[[Path, Vectors], Mapping[str, Any]]
+Planner = Callable[[Path, StoredVectors], Mapping[str, Any]]
 """Chooses an ANN index for some vectors, writes it to a file and returns its plan."""
 _SMALL_TAIL = 20_000
 
@@ -49,7 +50,7 @@ def commit(
     return transaction.commit(draft)
 
 
-def rebuild_ann(path: Path, vectors: Vectors, *, plan: Mapping[str, Any]) -> Mapping[str, Any]:
+def rebuild_ann(path: Path, vectors: StoredVectors, *, plan: Mapping[str, Any]) -> Mapping[str, Any]:
     """Write an ANN index of a plan over other vectors than it was made for; returns it with what was measured."""
     if plan["kind"] == KIND:
         write_faiss(path, vectors.blocks(), rows=len(vectors), dim=vectors.dim)

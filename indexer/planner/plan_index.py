@@ -22,6 +22,7 @@ from llm2clip.indexer.ann.index_types import APPROXIMATE, estimate_cost, plan_fo
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex, sample_of
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.ann.plan import Alternative, Budget, BudgetError, Cost, IndexType, Plan
+from llm2clip.indexer.core.results import StoredVectors
 from llm2clip.indexer.planner.tune import exact_latency, measure, sample_queries, tune
 from llm2clip.indexer.storage.vector_segments import Vectors
 
@@ -50,7 +51,7 @@ class BudgetPlanner:
     device: str = "auto"
     """Where ANN indexes are trained if FAISS has a GPU: ``auto``, ``cuda``, ``cuda:1``; or ``cpu``."""
 
-    def __call__(self, path: Path, vectors: Vectors) -> Mapping[str, Any]:
+    def __call__(self, path: Path, vectors: StoredVectors) -> Mapping[str, Any]:
         """Write the ANN index to ``path`` and return its plan as JSON."""
         queries = self.queries()
         plan = plan_index(vectors, budget=self.budget, queries=queries, device=self.device)
@@ -63,7 +64,11 @@ class BudgetPlanner:
 
 
 def plan_index(
-    vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None = None, device: str = "auto"
+    vectors: StoredVectors,
+    *,
+    budget: Budget,
+    queries: NDArray[np.float32] | None = None,
+    device: str = "auto",
 ) -> Plan:
     """Choose how ``vectors`` are searched. Builds nothing but trials on a sample.
 
@@ -100,7 +105,7 @@ def require_memory(budget: Budget, *, rows: int, dim: int) -> None:
 
 def make_ann(
     path: Path,
-    vectors: Vectors,
+    vectors: StoredVectors,
     *,
     plan: Plan,
     queries: NDArray[np.float32] | None = None,
@@ -133,7 +138,7 @@ def renewed(plan: Plan, *, rows: int) -> Plan:
     return replace(fresh, asked=plan.asked, why=plan.why, considered=plan.considered)
 
 
-def write_ann(path: Path, vectors: Vectors, *, plan: Plan, device: str = "auto") -> None:
+def write_ann(path: Path, vectors: StoredVectors, *, plan: Plan, device: str = "auto") -> None:
     """Build the ANN index of a plan from the stored rows and write it.
 
     On a CPU the same rows and plan give the same bytes; if FAISS has a GPU, k-means runs there.
@@ -154,15 +159,14 @@ class _Trial:
     """Tries types of index on a random sample of the rows."""
 
     def __init__(
-        self, vectors: Vectors, *, budget: Budget, queries: NDArray[np.float32] | None, device: str
+        self, vectors: StoredVectors, *, budget: Budget, queries: NDArray[np.float32] | None, device: str
     ) -> None:
         self._rows, self._dim, self._budget, self._device = len(vectors), vectors.dim, budget, device
         self._ram = budget.ram or 0
+        self._sample = vectors
         if len(vectors) > TRIAL_ROWS:
             ids = np.random.default_rng(0).choice(len(vectors), size=TRIAL_ROWS, replace=False)
             self._sample = Vectors([vectors.take(np.sort(ids))], dim=vectors.dim)
-        else:
-            self._sample = vectors
         self._asked = sample_queries(self._sample, queries)
 
     def exact(self) -> Alternative:

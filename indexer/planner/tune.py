@@ -20,7 +20,7 @@ from llm2clip.indexer.ann.index_types import effort_name
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.ann.plan import Cost
-from llm2clip.indexer.storage.vector_segments import Vectors
+from llm2clip.indexer.core.results import StoredVectors
 
 K = 10
 """Tuning and measuring use recall@10."""
@@ -55,7 +55,9 @@ class TuningQueries:
         return float(found.mean())
 
 
-def sample_queries(vectors: Vectors, queries: NDArray[np.float32] | None, *, seed: int = 0) -> TuningQueries:
+def sample_queries(
+    vectors: StoredVectors, queries: NDArray[np.float32] | None, *, seed: int = 0
+) -> TuningQueries:
     """Queries to tune and measure with, and their ground truth by an exact search.
 
     ``queries`` are text queries, or None. Shape: (n, dim), float32, unit rows.
@@ -77,7 +79,9 @@ def sample_queries(vectors: Vectors, queries: NDArray[np.float32] | None, *, see
     return TuningQueries(kind=kind, queries=asked, truth=truth)
 
 
-def tune(index: FaissAnnIndex, vectors: Vectors, asked: TuningQueries, *, recall: float) -> dict[str, int]:
+def tune(
+    index: FaissAnnIndex, vectors: StoredVectors, asked: TuningQueries, *, recall: float
+) -> dict[str, int]:
     """The fastest nprobe or ef_search, and refine, that reach a recall, else those with the highest.
 
     Sets ``index.effort`` too.
@@ -133,7 +137,7 @@ def measure(search: KnnSearcher, asked: TuningQueries, *, cost: Cost) -> Cost:
     return replace(cost, recall=round(asked.recall(found), 4), p50_ms=p50, p95_ms=p95)
 
 
-def exact_latency(vectors: Vectors, queries: NDArray[np.float32], *, rows: int) -> float:
+def exact_latency(vectors: StoredVectors, queries: NDArray[np.float32], *, rows: int) -> float:
     """Median milliseconds of an exact search, extrapolated to ``rows`` from those of ``vectors``."""
     search = partial(KnnSearcher(vectors).search, k=K)
     search(queries[:1])  # the first call also imports and starts threads
