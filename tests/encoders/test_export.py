@@ -197,7 +197,7 @@ def test_save_vision_tower_loads_in_transformers(models: Path, tmp_path: Path):
 
 def test_save_vision_tower_refuses_other_layouts(models: Path, tmp_path: Path):
     with pytest.raises(
-        ModelError, match="tiny-eva has a tower of the layout eva02, which CLIPVisionModel cannot compute"
+        ModelError, match="tiny-eva has a tower of the layout eva02, which CLIPVisionModel does not support"
     ):
         save_vision_tower(load_encoder("tiny-eva"), tmp_path / "eye")
     save_vision_tower(load_encoder("tiny-openai"), tmp_path / "eye")
