@@ -3,8 +3,4 @@
 import lazy_loader
 
 # The public names are those of __init__.pyi; each is imported on first use.
-_public, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
-
-
-def __getattr__(name: str) -> object:
-    return _public("TieBounds" if name == "ByTies" else name)  # its old name
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -9,6 +9,7 @@ from .loaders.image_folder import data_languages as data_languages
 from .loaders.image_folder import load_data as load_data
 from .loaders.load import load_protocol as load_protocol
 from .metrics.blockwise_scores import Embeddings as Embeddings
+from .metrics.recall import ByTies as ByTies
 from .metrics.recall import DirectionMetrics as DirectionMetrics
 from .metrics.recall import Recall as Recall
 from .metrics.recall import RetrievalMetrics as RetrievalMetrics
@@ -22,5 +23,3 @@ from .results.published_numbers import published_rows as published_rows
 from .results.records import Result as Result
 from .results.validation import read_results as read_results
 from .runner.evaluate import evaluate as evaluate
-
-ByTies = TieBounds  # old name

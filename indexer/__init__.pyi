@@ -11,6 +11,7 @@ from .core.errors import IndexNotFoundError as IndexNotFoundError
 from .core.errors import IndexVersionError as IndexVersionError
 from .core.errors import IndexWriteError as IndexWriteError
 from .core.results import BadImage as BadImage
+from .core.results import BadPicture as BadPicture
 from .core.results import BuildOptions as BuildOptions
 from .core.results import BuildReport as BuildReport
 from .core.results import ChangeReport as ChangeReport
@@ -26,14 +27,12 @@ from .lifecycle.build import build_index as build_index
 from .lifecycle.compact import compact_index as compact_index
 from .lifecycle.remove import Selection as Selection
 from .lifecycle.remove import remove_images as remove_images
+from .lifecycle.remove import remove_pictures as remove_pictures
 from .lifecycle.update import add_images as add_images
+from .lifecycle.update import add_pictures as add_pictures
 from .lifecycle.update import update_index as update_index
 from .records.record import Corpus as Corpus
 from .records.record import Record as Record
 from .search.index import Index as Index
 from .search.index import open_index as open_index
 from .search.verify import VerifyReport as VerifyReport
-
-add_pictures = add_images  # old names
-remove_pictures = remove_images
-BadPicture = BadImage

@@ -40,6 +40,10 @@ class TieBounds:
     """Ties counted for it. A gap to ``pessimistic`` means coarse scores or collapsed vectors."""
 
 
+ByTies = TieBounds
+"""Its old name."""
+
+
 Recall: TypeAlias = TieBounds
 """Share of queries with a right answer among the first k (a hit rate), by tie rule, in [0, 1]."""
 

@@ -87,6 +87,10 @@ class BadImage:
     reason: str
 
 
+BadPicture = BadImage
+"""Its old name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """What an operation did to an index."""

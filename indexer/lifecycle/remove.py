@@ -68,6 +68,10 @@ def remove_images(path: str | os.PathLike[str], selection: Selection) -> ChangeR
         return result.report(folder)
 
 
+remove_pictures = remove_images
+"""Its old name."""
+
+
 def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int, ErrorRow]:
     """Ids of the images that are selected, with the rows that keep them out."""
     keys = dict.fromkeys(selection.keys, False)

@@ -81,6 +81,10 @@ def add_images(
     return _sync(path, lambda _, base: _opened([os.fspath(each) for each in corpora], base), mode)
 
 
+add_pictures = add_images
+"""Its old name."""
+
+
 def fill(
     path: str | os.PathLike[str],
     corpora: Sequence[Corpus],
