@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+"""Fixed thresholds: glibc otherwise adapts them as it runs and may keep a freed matrix, now and then."""
 
 on_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads /proc of Linux")
 
@@ -35,7 +39,7 @@ print(peak - before, resident() - before, weights)
 def weights_loaded(setup: str, *arguments: str) -> int:
     """Bytes of the weights that ``load`` of ``setup`` reads, having checked the peak and what stays resident."""
     command = [sys.executable, "-c", SCRIPT.format(setup=setup), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | MALLOC)
     assert done.returncode == 0, done.stderr
     peak, resident, weights = map(int, done.stdout.split())
     assert weights * 0.98 <= resident
