@@ -28,6 +28,7 @@ from llm2clip.indexer import open_index
 from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.ann.index_types import estimate_cost, plan_for
 from llm2clip.indexer.ann.plan import Budget
+from llm2clip.indexer.core.results import StoredVectors
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.planner.plan_index import write_ann
 from llm2clip.indexer.records.record import Record
@@ -139,7 +140,7 @@ def _index(found: Collection, folder: Path) -> dict[str, Any]:
     )
     took: dict[str, float] = {}
 
-    def planner(path: Path, vectors: Vectors) -> dict[str, Any]:
+    def planner(path: Path, vectors: StoredVectors) -> dict[str, Any]:
         began = perf_counter()
         plan = plan_for("ivf-sq8", rows=found.rows, dim=found.dim, budget=Budget())
         plan = replace(plan, parameters={**plan.parameters, "refine": 2})
