@@ -61,7 +61,11 @@ class CaptionModule(InputModule):
 
 
 def as_sentence_transformer(encoder: Encoder) -> SentenceTransformer:
-    """A ``SentenceTransformer`` whose ``encode`` gives what ``encoder.encode_texts`` gives."""
+    """A ``SentenceTransformer`` whose ``encode`` gives what ``encoder.encode_texts`` gives.
+
+    Raises:
+        ValueError: The encoder is not a published LLM2CLIP encoder.
+    """
     tower = encoder.text_tower if isinstance(encoder, DualEncoder) else None
     if not isinstance(tower, LlmTextTower):
         raise ValueError(f"{encoder.info.name!r} is not a published LLM2CLIP encoder")
