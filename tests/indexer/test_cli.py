@@ -290,8 +290,9 @@ def test_indexer_imports_lazily():
     assert done.stdout == "[]\n"
     import llm2clip.indexer
 
+    old = {"BadPicture": "BadImage", "add_pictures": "add_images", "remove_pictures": "remove_images"}
     for name in llm2clip.indexer.__all__:
-        assert getattr(llm2clip.indexer, name).__name__ == name
+        assert getattr(llm2clip.indexer, name).__name__ == old.get(name, name)
     with pytest.raises(AttributeError, match=r"attribute.*nothing"):
         llm2clip.indexer.nothing  # noqa: B018
 
