@@ -1,4 +1,4 @@
-"""Nearest-neighbour search over all rows of an index: exact, ANN with re-ranking, and ANN under a filter.
+"""Nearest-neighbour search over all rows of an index: exact, ANN with re-ranking, and ANN under a filter, a class each.
 
 The selectivity rule is static: how a query is answered depends only on the index, the query and its filter. A filter
 that allows few rows is answered by an exact scan of them. Otherwise the ANN index is queried for more candidates, with
@@ -161,22 +161,25 @@ class RerankedSearch:
     def search(
         self, queries: NDArray[np.float32], *, k: int, allowed: Allowed = None, total: int
     ) -> list[Ranked]:
-        """Probably the best ``k`` of the ``total`` allowed rows; k <= total."""
+        """Probably the best ``k`` of the ``total`` rows, all of them allowed; k <= total."""
         ann = self._ann
-        covered = None if allowed is None else allowed[: ann.rows]
-        depth = min(ann.depth(k), ann.rows)
-        wanted = min(k, ann.rows)
-        if covered is not None:
-            count = int(np.count_nonzero(covered))
-            needed = OVERFETCH * depth * ann.rows / max(1, count)
-            if needed > MAX_FILTERED:
-                return self._exact.search(queries, k=k, allowed=allowed, total=total)
-            step = max(1, round(_FILTERED_BATCH / needed))
-            if len(queries) > step:
-                parts = (queries[start : start + step] for start in range(0, len(queries), step))
-                return [hit for part in parts for hit in self.search(part, k=k, allowed=allowed, total=total)]
-            wanted = min(depth, count)
-        _, ids = ann.candidates(queries, count=depth, allowed=covered)
+        _, ids = ann.candidates(queries, count=min(ann.depth(k), ann.rows), allowed=allowed)
+        return self.ranked(queries, ids, k=k, wanted=min(k, ann.rows), allowed=allowed, total=total)
+
+    def ranked(
+        self,
+        queries: NDArray[np.float32],
+        ids: NDArray[np.int64],
+        *,
+        k: int,
+        wanted: int,
+        allowed: Allowed,
+        total: int,
+    ) -> list[Ranked]:
+        """The best ``k`` of what was proposed and of newer rows; exact where fewer than ``wanted`` were proposed.
+
+        Shapes: queries (n, dim), float32; ids (n, m), int64, -1: none.
+        """
         short = np.flatnonzero((ids >= 0).sum(axis=1) < wanted)
         if self._tail is not None:
             _, newer = self._tail.candidates(queries, count=k + _MARGIN, allowed=allowed)
@@ -190,6 +193,35 @@ class RerankedSearch:
 
 
 @final
+class FilteredSearch:
+    """ANN under a filter that allows many rows: more candidates are proposed, and those not allowed are dropped."""
+
+    batch = ANN_BATCH
+
+    def __init__(self, ann: Candidates, *, reranked: RerankedSearch, exact: ExactSearch) -> None:
+        self._ann, self._reranked, self._exact = ann, reranked, exact
+
+    def search(self, queries: NDArray[np.float32], *, k: int, allowed: Allowed, total: int) -> list[Ranked]:
+        """Probably the best ``k`` of the ``total`` allowed rows; k <= total."""
+        ann = self._ann
+        covered = None if allowed is None else allowed[: ann.rows]
+        count = ann.rows if covered is None else int(np.count_nonzero(covered))
+        depth = min(ann.depth(k), ann.rows)
+        needed = OVERFETCH * depth * ann.rows / max(1, count)
+        if needed > MAX_FILTERED:
+            return self._exact.search(queries, k=k, allowed=allowed, total=total)
+        found: list[Ranked] = []
+        step = max(1, round(_FILTERED_BATCH / needed))
+        for start in range(0, len(queries), step):
+            part = queries[start : start + step]
+            _, ids = ann.candidates(part, count=depth, allowed=covered)
+            found += self._reranked.ranked(
+                part, ids, k=k, wanted=min(depth, count), allowed=allowed, total=total
+            )
+        return found
+
+
+@final
 class KnnSearcher:
     """Finds the rows with the largest inner products. Safe to use from several threads.
 
@@ -200,12 +232,14 @@ class KnnSearcher:
         self._vectors, self._candidates = vectors, candidates
         self._exact = ExactSearch(vectors, ExactScan(vectors))
         self._unfiltered: ExactSearch | RerankedSearch = self._exact
+        self._filtered: ExactSearch | FilteredSearch = self._exact
         if candidates is not None and candidates.exact:
-            self._unfiltered = ExactSearch(
+            self._unfiltered = self._filtered = ExactSearch(
                 vectors, candidates, fallback=self._exact, most=_MOST_GPU_CANDIDATES
             )
         elif candidates is not None:
-            self._unfiltered = RerankedSearch(vectors, candidates, exact=self._exact)
+            reranked = self._unfiltered = RerankedSearch(vectors, candidates, exact=self._exact)
+            self._filtered = FilteredSearch(candidates, reranked=reranked, exact=self._exact)
 
     def search(self, queries: NDArray[np.float32], *, k: int, allowed: Allowed = None) -> list[Ranked]:
         """The best ``k`` allowed rows of each query; fewer where there are fewer.
@@ -219,12 +253,18 @@ class KnnSearcher:
             return [[] for _ in queries]
         if total == rows:
             allowed = None
-        search = self._exact if self._scanned(allowed, total) else self._unfiltered
+        search = self._chosen(allowed, total)
         found: list[Ranked] = []
         for start in range(0, len(queries), search.batch):
             part = queries[start : start + search.batch]
             found += search.search(part, k=k, allowed=allowed, total=total)
         return found
+
+    def _chosen(self, allowed: Allowed, total: int) -> ExactSearch | RerankedSearch | FilteredSearch:
+        """The selectivity rule: exact scan, ANN with re-ranking, or ANN under a filter."""
+        if allowed is None:
+            return self._unfiltered
+        return self._exact if self._scanned(allowed, total) else self._filtered
 
     def _scanned(self, allowed: Allowed, total: int) -> bool:
         if allowed is None or self._candidates is None:
