@@ -16,15 +16,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 TESTS = Path(__file__).parent
 SLOW = {
-    "": "contributing docs import_cost interrupts packaging",
+    "": "contributing docs import_cost interrupts packaging trips",
     "benchmarks": "index report text_side",
     "encoders": "baseline_memory baseline_table clip contract export families hostile_weights llm2clip long_clip "
     "memory published quantise sentence text tower_memory towers",
     "eval/loaders": "chinese english long_captions multilingual",
     "eval": "bootstrap classification leaderboard make_eval nano nano_controls paired_tests rank_positions "
     "recall run",
-    "indexer": "build cli cli_changes corpora crash damage lifecycle memory nearest_neighbors planner random_changes "
-    "search together",
+    "indexer": "build cli cli_changes corpora crash damage encode_batches lifecycle memory nearest_neighbors planner "
+    "random_changes search together",
     "retrieval": "cli demo sample",
     "train": "binding caption_features cli image_batches recipe",
     "golden": "d_llm2vec g_stage2",
