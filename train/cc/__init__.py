@@ -1,0 +1,1 @@
+"""Stage 1: a text model learns to place captions of one image close together."""
