@@ -1,0 +1,235 @@
+"""EfficientNet-Lite0 to Lite2: the mobile form of EfficientNet (arXiv 1905.11946), ReLU6 and no squeeze-and-excitation.
+
+Sizes are those of the TensorFlow TPU repository (Apache-2.0), operations those of the PyTorch port whose weights are
+published; a test holds them equal. Padding is TensorFlow's ``SAME``, so that images of any size are read.
+
+Shape suffixes: B images, S side in pixels, G cells along a side of the final grid, C channels there.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm2clip.encoders.core.files import check_size
+
+STRIDE: Final = 32
+"""Pixels of the image along a side of one cell of the final grid."""
+_STEM, _HEAD = 32, 1280
+_EPS, _MOMENTUM = 1e-3, 0.01
+_VARIANTS: Final = {0: (1.0, 1.0, 224), 1: (1.0, 1.1, 240), 2: (1.1, 1.2, 260)}
+"""Variant -> multiples of width and depth, and the side of the images it was trained on."""
+
+
+class _Stage(NamedTuple):
+    expansion: int
+    kernel: int
+    stride: int
+    width: int
+    blocks: int
+
+
+_STAGES: Final = (
+    _Stage(1, 3, 1, 16, 1),
+    _Stage(6, 3, 2, 24, 2),
+    _Stage(6, 5, 2, 40, 2),
+    _Stage(6, 3, 2, 80, 3),
+    _Stage(6, 5, 1, 112, 3),
+    _Stage(6, 5, 2, 192, 4),
+    _Stage(6, 3, 1, 320, 1),
+)
+"""Of Lite0; the first and the last stage always have one block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientNetLiteConfig:
+    """Which EfficientNet-Lite."""
+
+    variant: int
+    """0, 1 or 2."""
+    image_size: int
+    """Side S of the square input in pixels."""
+    classes: int = 0
+    """Outputs of the classifier; 0 for none."""
+    batch_norm: bool = False
+    """Normalise after each convolution; on while training, folded into the convolutions for inference."""
+
+    def __post_init__(self) -> None:
+        if type(self.variant) is not int or self.variant not in _VARIANTS:
+            raise ValueError(f"variant must be one of {', '.join(map(str, _VARIANTS))}, got {self.variant!r}")
+        check_size("image_size", self.image_size, most=4096)
+        if self.classes != 0:
+            check_size("classes", self.classes)
+
+    @property
+    def grid(self) -> int:
+        """Cells G along a side of the final grid."""
+        side = self.image_size
+        for _ in range(5):
+            side = (side + 1) // 2
+        return side
+
+
+def trained_size(variant: int) -> int:
+    """Side of the images, in pixels, that the published weights were trained on."""
+    return _VARIANTS[variant][2]
+
+
+def stages(variant: int) -> list[_Stage]:
+    """The stages of a variant; widths are rounded to a multiple of 8 that is no more than a tenth smaller."""
+    wide, deep, _ = _VARIANTS[variant]
+    return [
+        stage._replace(width=_rounded(stage.width * wide), blocks=math.ceil(stage.blocks * deep))
+        if stage.blocks > 1
+        else stage._replace(width=_rounded(stage.width * wide))
+        for stage in _STAGES
+    ]
+
+
+def _rounded(width: float) -> int:
+    near = max(8, int(width + 4) // 8 * 8)
+    return near if near >= 0.9 * width else near + 8
+
+
+class ConvUnit(nn.Module):
+    """Convolution with ``SAME`` padding and batch normalisation.
+
+    Shape: (B, inputs, H, W) -> (B, outputs, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, batch_norm: bool, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.conv = nn.Conv2d(
+            inputs,
+            outputs,
+            kernel,
+            stride=stride,
+            groups=groups,
+            bias=not batch_norm,
+            padding=kernel // 2 if stride == 1 else 0,
+        )
+        norm = nn.BatchNorm2d(outputs, eps=_EPS, momentum=_MOMENTUM) if batch_norm else nn.Identity()
+        self.norm: nn.Module = norm
+
+    def forward(self, features: Tensor) -> Tensor:
+        """See the class."""
+        if self.stride > 1:
+            features = F.pad(features, [*self._around(features.shape[3]), *self._around(features.shape[2])])
+        output: Tensor = self.norm(self.conv(features))
+        return output
+
+    def _around(self, side: int) -> tuple[int, int]:
+        """Zeros before and after an axis; the odd one comes after."""
+        spare = max(0, (-(-side // self.stride) - 1) * self.stride + self.kernel - side)
+        return spare // 2, spare - spare // 2
+
+
+class InvertedResidual(nn.Module):
+    """Widen with 1 x 1, filter each channel, narrow with 1 x 1; added to the input where the shapes allow."""
+
+    def __init__(self, inputs: int, stage: _Stage, *, stride: int, batch_norm: bool) -> None:
+        super().__init__()
+        inner = inputs * stage.expansion
+        self.residual = stride == 1 and inputs == stage.width
+        self.expand: ConvUnit | None = None
+        if stage.expansion > 1:
+            self.expand = ConvUnit(inputs, inner, 1, batch_norm=batch_norm)
+        self.depthwise = ConvUnit(
+            inner, inner, stage.kernel, stride=stride, groups=inner, batch_norm=batch_norm
+        )
+        self.project = ConvUnit(inner, stage.width, 1, batch_norm=batch_norm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Shape: (B, inputs, H, W) -> (B, width, H / stride, W / stride)."""
+        inner = F.relu6(self.expand(features)) if self.expand is not None else features
+        output: Tensor = self.project(F.relu6(self.depthwise(inner)))
+        return features + output if self.residual else output
+
+
+class EfficientNetLite(nn.Module):
+    """Normalised pixels to a grid of features, and to their mean."""
+
+    def __init__(self, config: EfficientNetLiteConfig) -> None:
+        super().__init__()
+        self.config = config
+        norm = config.batch_norm
+        self.stem = ConvUnit(3, _STEM, 3, stride=2, batch_norm=norm)
+        inputs = _STEM
+        blocks: list[InvertedResidual] = []
+        for stage in stages(config.variant):
+            for number in range(stage.blocks):
+                stride = stage.stride if number == 0 else 1
+                blocks.append(InvertedResidual(inputs, stage, stride=stride, batch_norm=norm))
+                inputs = stage.width
+        self.blocks = nn.ModuleList(blocks)
+        self.trunk_width = inputs
+        """Channels of :meth:`trunk`."""
+        self.head = ConvUnit(inputs, _HEAD, 1, batch_norm=norm)
+        self.classifier = nn.Linear(_HEAD, config.classes) if config.classes else None
+
+    @property
+    def width(self) -> int:
+        """Channels C of :meth:`grid`, and length of the pooled state."""
+        return _HEAD
+
+    def trunk(self, pixels_B3SS: Tensor) -> Tensor:
+        """What the last block gives. Shape: (B, 3, S, S) -> (B, trunk_width, G, G), of any sign."""
+        features: Tensor = F.relu6(self.stem(pixels_B3SS))
+        for block in self.blocks:
+            features = block(features)
+        return features
+
+    def grid(self, pixels_B3SS: Tensor) -> Tensor:
+        """What the last convolution gives; its mean is pooled. Shape: (B, 3, S, S) -> (B, C, G, G), 0 to 6."""
+        return F.relu6(self.head(self.trunk(pixels_B3SS)))
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        """Shape: (B, 3, S, S), normalised pixels -> (B, C), the mean over the grid, not unit length."""
+        return self.grid(pixels_B3SS).mean((2, 3))
+
+    def logits(self, pixels_B3SS: Tensor) -> Tensor:
+        """Scores of the classes. Shape: (B, 3, S, S) -> (B, classes)."""
+        if self.classifier is None:
+            raise ValueError("this EfficientNet-Lite was made without a classifier (classes=0)")
+        output: Tensor = self.classifier(self(pixels_B3SS))
+        return output
+
+    def folded(self, *, classes: bool = False) -> EfficientNetLite:
+        """A copy for inference with each normalisation folded into its convolution, with or without the classifier.
+
+        A convolution, then (y - mean) / sqrt(var + eps) * gain + bias, is a convolution with scaled kernels and a bias.
+        """
+        kept = self.config.classes if classes else 0
+        config = replace(self.config, batch_norm=False, classes=kept)
+        weight = self.stem.conv.weight
+        whole = EfficientNetLite(config).to(weight.device, weight.dtype)
+        with torch.no_grad():
+            for name, unit in whole.named_modules():
+                if isinstance(unit, ConvUnit):
+                    _fold(self.get_submodule(name), into=unit)
+        if kept:
+            whole.classifier = copy.deepcopy(self.classifier)
+        return whole.requires_grad_(False).eval()
+
+
+def _fold(source: nn.Module, *, into: ConvUnit) -> None:
+    assert isinstance(source, ConvUnit), "both are of one configuration"
+    assert into.conv.bias is not None, "it is without normalisation"
+    norm = source.norm
+    if isinstance(norm, nn.BatchNorm2d):
+        assert norm.running_mean is not None, "it keeps statistics"
+        assert norm.running_var is not None, "it keeps statistics"
+        gain = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+        into.conv.weight.copy_(source.conv.weight * gain[:, None, None, None])
+        into.conv.bias.copy_(norm.bias - norm.running_mean * gain)
+    else:
+        into.conv.load_state_dict(source.conv.state_dict())
