@@ -3,7 +3,7 @@
 import torch
 
 from llm2clip.train.core.param_groups import GroupConfig, optimiser_groups, place_parameters
-from llm2clip.train.core.trainer import learning_rate_factor
+from llm2clip.train.core.schedule import learning_rate_factor
 
 
 def config_of(hyper) -> GroupConfig:
