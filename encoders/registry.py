@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from llm2clip.encoders.catalog.cards import RECOMMENDED, EncoderCard, all_cards
 from llm2clip.encoders.catalog.entries import (
+    BERTS,
+    LLAMAS,
     LanguageModelEntry,
     baseline_entries,
     encoder_entries,
@@ -215,7 +217,7 @@ def _baseline(files: ModelFiles) -> str:
 def _is_language_model(files: ModelFiles) -> bool:
     if files.path is None:
         return isinstance(files.entry, LanguageModelEntry)
-    return files.local_folder is not None and files.config.get("model_type") == "llama"
+    return files.local_folder is not None and files.config.get("model_type") in (*LLAMAS, *BERTS)
 
 
 def _load_open_clip(files: ModelFiles, options: LoadOptions) -> Encoder:

@@ -7,6 +7,7 @@ torch.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +18,10 @@ from llm2clip.encoders.core.files import from_json
 
 Choice = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 """Precision in which a language model is loaded, or to which it is quantised."""
+
+LLAMAS = ("llama", "qwen2", "qwen3")
+BERTS = ("bert", "xlm-roberta", "roberta")
+"""Language models that are read from folders, by ``model_type`` of their ``config.json``."""
 
 INT4_GROUP = 128
 """Weights that share one scale and one zero point in int4."""
@@ -144,16 +149,19 @@ class LlamaShape:
 
     def memory(self, choice: Choice) -> int:
         """Bytes of the weights when loaded as ``choice``; int8 and int4 apply to the blocks' matrices only."""
-        if choice in _BYTES:
-            return self.parameters * _BYTES[choice]
-        shapes = self.matrices.values()
-        weights = sum(rows * columns for rows, columns in shapes)
-        if choice == "int8":  # a float32 scale for each row
-            block = weights + sum(4 * rows for rows, _ in shapes)
-        else:  # two to a byte, and for each group a bfloat16 scale and zero point
-            block = weights // 2 + sum(4 * rows * -(-columns // INT4_GROUP) for rows, columns in shapes)
-        rest = self.parameters - self.num_hidden_layers * weights
-        return self.num_hidden_layers * block + 2 * rest
+        return weights_memory(self.parameters, list(self.matrices.values()) * self.num_hidden_layers, choice)
+
+
+def weights_memory(parameters: int, matrices: Sequence[tuple[int, int]], choice: Choice) -> int:
+    """Bytes of so many parameters, among them ``matrices`` (outputs, inputs) that int8 and int4 apply to."""
+    if choice in _BYTES:
+        return parameters * _BYTES[choice]
+    weights = sum(rows * columns for rows, columns in matrices)
+    if choice == "int8":  # a float32 scale for each row
+        small = weights + sum(4 * rows for rows, _ in matrices)
+    else:  # two to a byte, and for each group a bfloat16 scale and zero point
+        small = weights // 2 + sum(4 * rows * -(-columns // INT4_GROUP) for rows, columns in matrices)
+    return small + 2 * (parameters - weights)
 
 
 @dataclass(frozen=True, kw_only=True)

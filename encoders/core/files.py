@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
+NEWER: Mapping[str, bool] = types.MappingProxyType({"newer": True})
+"""Metadata of a field of a configuration that is newer than the first indexes."""
 MOST = 1 << 24
 """Larger than any axis of a supported model."""
 MOST_LAYERS = 1024
@@ -45,6 +47,18 @@ _SAMPLES, _SAMPLE = 64, 4096
 def to_json(config: DataclassInstance) -> dict[str, Any]:
     """A dataclass as plain dicts, lists, strings and numbers."""
     return asdict(config)
+
+
+def identity_settings(config: DataclassInstance) -> dict[str, Any]:
+    """As :func:`to_json`, without fields marked ``NEWER`` that have their default: encoders keep their identity."""
+    told: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if entry.metadata == NEWER and value == entry.default:
+            continue
+        inner = is_dataclass(value) and not isinstance(value, type)
+        told[entry.name] = identity_settings(value) if inner else value
+    return told
 
 
 def from_json(cls: type[Config], data: object, *, where: str) -> Config:

@@ -1,4 +1,4 @@
-"""The text path of LLM2CLIP: a Llama with attention both ways and no head, and the adapter behind it.
+"""The text path of LLM2CLIP: a Llama (or Qwen2, Qwen3) with attention both ways and no head, and the adapter behind it.
 
 Parameter names, shapes and operations of the Llama are those of transformers' ``LlamaModel``, so its checkpoints load
 unchanged; a test holds the two equal. Importing transformers' own pulls in torch.distributed, torch._dynamo and scipy,
@@ -11,13 +11,13 @@ Shape suffixes: B texts, L token positions, D hidden width, H heads, K key/value
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm2clip.encoders.core.files import MOST_LAYERS, check_size
+from llm2clip.encoders.core.files import MOST_LAYERS, NEWER, check_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,10 @@ class LlamaConfig:
     """Base of the rotary frequencies."""
     rope_scaling: RopeScaling | None = None
     """Llama 3.1 frequency stretching, or none."""
+    attention_bias: bool = field(default=False, metadata=NEWER)
+    """Whether queries, keys and values have a bias (Qwen2)."""
+    qk_norm: bool = field(default=False, metadata=NEWER)
+    """Whether each head's query and key are normalised before the rotary embedding (Qwen3)."""
 
     def __post_init__(self) -> None:
         check_size("num_hidden_layers", self.num_hidden_layers, most=MOST_LAYERS)
@@ -146,7 +150,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention with rotary embedding, without bias."""
+    """Grouped-query attention with rotary embedding."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -157,22 +161,30 @@ class Attention(nn.Module):
             config.num_key_value_heads * config.head_dim,
         )
         self.grouped = config.num_attention_heads != config.num_key_value_heads
-        self.q_proj = nn.Linear(width, query, bias=False)
-        self.k_proj = nn.Linear(width, key, bias=False)
-        self.v_proj = nn.Linear(width, key, bias=False)
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(width, query, bias=bias)
+        self.k_proj = nn.Linear(width, key, bias=bias)
+        self.v_proj = nn.Linear(width, key, bias=bias)
         self.o_proj = nn.Linear(query, width, bias=False)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
 
-    def _heads(self, states_BLX: Tensor) -> Tensor:
-        heads: Tensor = states_BLX.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-        return heads
+    def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values before the rotary embedding. Shape: (..., D) -> (..., H or K, E) each."""
+        query, key, value = (
+            projection(hidden).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        if self.q_norm is not None and self.k_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return query, key, value
 
     def forward(
         self, hidden_BLD: Tensor, rotary: tuple[Tensor, Tensor], mask_BHLL: Tensor | None, causal: bool
     ) -> Tensor:
         """Shape: (B, L, D) -> (B, L, D)."""
-        query = _rotate(self._heads(self.q_proj(hidden_BLD)), *rotary)
-        key = _rotate(self._heads(self.k_proj(hidden_BLD)), *rotary)
-        value = self._heads(self.v_proj(hidden_BLD))
+        query, key, value = (part.transpose(1, 2) for part in self.heads(hidden_BLD))
+        query, key = _rotate(query, *rotary), _rotate(key, *rotary)
         mixed = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask_BHLL, is_causal=causal, enable_gqa=self.grouped
         )

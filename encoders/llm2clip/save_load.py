@@ -29,7 +29,8 @@ from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig, StoredDtype, load_folder, write_config
 from llm2clip.encoders.llm2clip.published import FAMILY, PublishedFiles, assemble
 from llm2clip.encoders.text.caption_tokenizer import TextRules
-from llm2clip.encoders.text.llm_source import LORA_FOLDER, TOKENIZER, LanguageSource, language_source
+from llm2clip.encoders.text.llm_source import LORA_FOLDER, LanguageSource, language_source
+from llm2clip.encoders.text.text_rules import RULES_FILE, TOKENIZER
 from llm2clip.encoders.vision.vision_export import save_clip_vision
 from llm2clip.encoders.vision.vision_source import VisionSource
 from llm2clip.encoders.vision.vision_tower import open_vision
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from llm2clip.encoders.core.base import EncoderInfo
 
 LANGUAGE_FOLDER = "language_model"
-_TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+_TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", RULES_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)

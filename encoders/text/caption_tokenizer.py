@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from llm2clip.encoders.core.base import Parity
+from llm2clip.encoders.core.files import NEWER
 from llm2clip.encoders.layers.llama import mean_pool
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 LLAMA3_HEADER = "<|start_header_id|>user<|end_header_id|>\n\n"
 LLAMA3_FOOTER = "<|eot_id|>"
+
+Pool = Literal["caption", "all", "first", "last"]
+"""Which states of a text are averaged."""
 
 _SEPARATOR = "!@#$%^&*()"
 
@@ -43,14 +47,26 @@ class TextRules:
     """Most tokens of the caption itself; ``None``: as many as the row has room for."""
     parity: Parity = "native"
     """Ours, or the reference implementation's behaviour."""
+    prompt: str = field(default="", metadata=NEWER)
+    """Plain text before the caption, tokenised together with it: ``"query: "`` of the E5 models."""
+    pool: Pool = field(default="caption", metadata=NEWER)
+    """States that are averaged: of the caption and what follows it (LLM2CLIP), of all tokens (E5), of the first token
+    (BGE), or of the last (Qwen3-Embedding)."""
 
     def __post_init__(self) -> None:
+        if self.pool not in get_args(Pool):
+            raise ValueError(f"pool must be one of {', '.join(get_args(Pool))}, got {self.pool!r}")
         if self.max_tokens < 1 or (self.doc_max_length is not None and self.doc_max_length < 1):
             got = f"{self.max_tokens} and {self.doc_max_length}"
             raise ValueError(f"max_tokens and doc_max_length must be positive, got {got}")
         if self.parity not in ("native", "upstream"):
             raise ValueError(
                 f"parity must be 'native' or 'upstream' (preprocessing 'native' or 'reference'), got {self.parity!r}"
+            )
+        if self.parity == "upstream" and (self.prompt or self.pool != "caption"):
+            raise ValueError(
+                "preprocessing='reference' repeats what LLM2CLIP's original does to texts, which knows no prompt and "
+                "pools the caption only; use 'native'"
             )
 
 
@@ -61,17 +77,19 @@ class TextRow:
     ids: list[int]
     """Token ids, without padding."""
     pooled: int
-    """Number of pooled positions, counted from the right end."""
+    """Number of pooled positions, which stand together."""
+    after: int = 0
+    """Number of positions after them."""
 
 
 class TextReader:
     """Texts to token rows with masks, under one set of rules.
 
     ``native``: surrounding white space does not count. Header, caption and footer are tokenised apart, so a
-    header should end where a token ends. Names of special tokens inside a caption are plain text:
-    ``<|eot_id|>`` in a caption ends nothing (names a tokenizer holds without declaring them special are still
-    one token). Captions that are too long lose tokens at their end; header and footer stay. Rows are padded
-    on the right.
+    header should end where a token ends; a prompt is part of the caption. Names of special tokens inside a
+    caption are plain text: ``<|eot_id|>`` in a caption ends nothing (names a tokenizer holds without declaring
+    them special are still one token). Captions that are too long lose tokens at their end; header and footer
+    stay. Rows are padded on the right.
 
     ``upstream``: surrounding white space is stripped behind the caption only, and only if there is a wrapper.
     Names of special tokens are special. Captions over ``doc_max_length`` are shortened word-wise, to nothing
@@ -119,7 +137,8 @@ class TextReader:
             start = stop - len(row.ids)
             ids[number, start:stop] = torch.tensor(row.ids, dtype=torch.int64)
             attention[number, start:stop] = 1
-            embed[number, max(stop - row.pooled, 0) : stop] = 1
+            last = stop - row.after
+            embed[number, max(last - row.pooled, 0) : last] = 1
         return ids, attention, embed
 
     def rows(self, texts: Sequence[str]) -> list[TextRow]:
@@ -157,7 +176,7 @@ class TextReader:
         return [item.ids for item in encoded]
 
     def _native_tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        return self._tokens([text.strip() for text in texts])
+        return self._tokens([self.rules.prompt + text.strip() for text in texts])
 
     def _native_rows(self, texts: Sequence[str]) -> list[TextRow]:
         rows = []
@@ -165,8 +184,13 @@ class TextReader:
             pooled = ids[: self._room] + self._footer + self._end
             if not pooled:
                 raise ValueError(f"expected a text with something to read, got {text!r}")
-            rows.append(TextRow(self._begin + self._header + pooled, len(pooled)))
+            rows.append(self._row(self._begin + self._header + pooled, len(pooled)))
         return rows
+
+    def _row(self, ids: list[int], caption: int) -> TextRow:
+        if self.rules.pool == "first":
+            return TextRow(ids, 1, after=len(ids) - 1)
+        return TextRow(ids, {"caption": caption, "all": len(ids), "last": 1}[self.rules.pool])
 
     def _upstream_rows(self, texts: Sequence[str]) -> list[TextRow]:
         limit = self.rules.max_tokens

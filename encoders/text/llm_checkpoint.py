@@ -9,16 +9,24 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from llm2clip.encoders.catalog.entries import Choice
+from llm2clip.encoders.catalog.entries import Choice, weights_memory
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, RopeScaling
+from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
+from llm2clip.encoders.text.language_config import (
+    LanguageConfig,
+    LanguageModule,
+    build_language,
+    language_config,
+    layout_of,
+)
+from llm2clip.encoders.text.text_rules import inferred_rules, open_reader, stored_rules
 from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora
 from llm2clip.encoders.weights.memory_fit import compute_dtype, release_memory
 from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, weight_quantizer
@@ -30,38 +38,7 @@ from llm2clip.encoders.weights.safetensors_io import (
     stream_tensors,
 )
 
-_PREFIX = "model."
-_UNUSED_HEAD = "lm_head.weight"
-_UNUSED_TABLE = ".rotary_emb.inv_freq"
-_TABLE = "embed_tokens.weight"
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_NEUTRAL: Mapping[str, object] = {
-    "model_type": "llama",
-    "hidden_act": "silu",
-    "alibi": False,
-    "attention_bias": False,
-    "attention_multiplier": None,
-    "attn_logit_softcapping": None,
-    "clip_qkv": None,
-    "embedding_multiplier": 1,
-    "mlp_bias": False,
-    "no_rope_layers": None,
-    "num_experts": None,
-    "num_local_experts": None,
-    "partial_rotary_factor": 1,
-    "qk_norm": False,
-    "query_pre_attn_scalar": None,
-    "residual_multiplier": 1,
-    "rotary_pct": 1,
-    "scale_depth": None,
-    "scale_emb": 1,
-    "sliding_window": None,
-    "use_parallel_residual": False,
-    "use_qk_norm": False,
-    "use_sliding_window": False,
-}
-"""Keys with which relatives of Llama (Mistral, Qwen, Granite, Gemma, ...) change the computation, and the value of each
-that changes nothing. A key that is absent or null changes nothing either."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +57,7 @@ class LanguagePlan:
 
     folder: Path
     """Its folder."""
-    config: LlamaConfig
+    config: LanguageConfig
     """Its shape."""
     places: Mapping[str, _Place]
     """Our name of a tensor -> its place in the files."""
@@ -103,20 +80,35 @@ class LanguagePlan:
     @property
     def found(self) -> tuple[str, ...]:
         """What was inferred from the files, in words."""
-        prefixed = sum(place.name.startswith(_PREFIX) for place in self.places.values())
-        names = "names begin with model." if prefixed else "names of a base model"
+        first = next(place.name.removesuffix(ours) for ours, place in self.places.items())
+        names = f"names begin with {first}" if first else "names of a base model"
         files = len({place.path for place in self.places.values()})
         said = f"language model in {files} file{'s' if files > 1 else ''} of {self.stored}, {names}"
         return (said, *((f"low-rank update of {self.update.name} merged",) if self.update else ()))
 
-    def load(self, choice: Choice = "float32", *, device: torch.device | str = "cpu") -> BidirectionalLlama:
+    @cached_property
+    def rules(self) -> TextRules:
+        """How texts are read: as ``llm2clip.json`` says, or as its other files suggest."""
+        return stored_rules(self.folder) or inferred_rules(self.folder, self.config)
+
+    def reader(self, rules: TextRules | None = None) -> TextReader:
+        """The tokenizer, under its own rules or others."""
+        return open_reader(self.folder, rules or self.rules, config=self.config, name=self.folder.name)
+
+    def memory(self, choice: Choice) -> int:
+        """Bytes of the weights when loaded as ``choice``; int8 and int4 apply to the blocks' matrices only."""
+        shapes = [place.spec.shape for name, place in self.places.items() if _in_block(name)]
+        matrices = [(shape[0], shape[1]) for shape in shapes if len(shape) == 2]
+        return weights_memory(self.parameters, matrices, choice)
+
+    def load(self, choice: Choice = "float32", *, device: torch.device | str = "cpu") -> LanguageModule:
         """The model with its weights, without gradients.
 
         Besides the weights in their final form, one tensor is in memory (and the low-rank update).
         """
         device = torch.device(device)
         with torch.device("meta"):
-            model = BidirectionalLlama(self.config)
+            model = build_language(self.config)
         dtype = compute_dtype(choice, device)
         update = self._open_update(model)
         round_weight = weight_quantizer(choice, device) if choice in QUANTISED else None
@@ -126,26 +118,30 @@ class LanguagePlan:
                 update.apply(name, tensor)
             module = _put(model, name, tensor)
             del tensor  # or it would live on beside its rounded form while the next one is read
-            if round_weight is not None and isinstance(module, nn.Linear):
+            if round_weight is not None and isinstance(module, nn.Linear) and name.endswith(".weight"):
                 round_weight(module)
             if round_weight is not None or update is not None:
                 release_memory()  # what that took lies between tensors that stay
         if table != dtype:
-            model.add_module("embed_tokens", SmallTable(model.embed_tokens, dtype=dtype))
+            place = layout_of(self.config).table
+            whole = model.get_submodule(place)
+            assert isinstance(whole, nn.Embedding), "it holds the token embedding"
+            model.set_submodule(place, SmallTable(whole, dtype=dtype))
         return model.requires_grad_(False).eval()
 
     def _stream(
         self, dtype: torch.dtype, *, table: torch.dtype, device: torch.device
     ) -> Iterator[tuple[str, Tensor]]:
         names: dict[tuple[Path, torch.dtype], dict[str, str]] = defaultdict(dict)
+        rows = f"{layout_of(self.config).table}.weight"
         for ours, place in self.places.items():
-            names[place.path, table if ours == _TABLE else dtype][place.name] = ours
+            names[place.path, table if ours == rows else dtype][place.name] = ours
         for (path, kind), renamed in names.items():
             for theirs, tensor in stream_tensors(path, renamed, dtype=kind, device=device):
                 yield renamed[theirs], tensor
                 del tensor
 
-    def _open_update(self, model: BidirectionalLlama) -> LowRankUpdate | None:
+    def _open_update(self, model: LanguageModule) -> LowRankUpdate | None:
         if self.update is None:
             return None
         state = model.state_dict()
@@ -156,20 +152,23 @@ class LanguagePlan:
 def open_language(folder: str | Path, *, update: str | Path | None = None) -> LanguagePlan:
     """Inspect a language model of the published layout; no weight is read.
 
-    Tensor names may begin with ``model.`` or not. A language-model head and stored rotary tables (older
-    checkpoints) are left out; any other tensor that the model does not have is an error.
+    Llama, Qwen2, Qwen3, BERT and XLM-RoBERTa are read. Tensor names may begin with ``model.`` (``bert.``, ``roberta.``)
+    or not. Heads and stored tables that are computed are left out; any other tensor that the model does not have is an
+    error.
     """
     folder = Path(folder)
     try:
-        config = llama_config(read_object(folder / "config.json"))
+        config = language_config(read_object(folder / "config.json"))
     except ModelError:
         raise
     except (KeyError, ValueError, TypeError, AttributeError, ArithmeticError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise ModelError(f"{folder / 'config.json'} is no Llama that can be read: {reason}") from error
+        raise ModelError(
+            f"{folder / 'config.json'} is no language model that can be read: {reason}"
+        ) from error
     with torch.device("meta"):
-        model = BidirectionalLlama(config)
-    places = _places(folder)
+        model = build_language(config)
+    places = _places(folder, config)
     found = {ours: place.spec for ours, place in places.items()}
     expected = {
         name: of_any_float(tuple(tensor.shape), found.get(name))
@@ -181,55 +180,6 @@ def open_language(folder: str | Path, *, update: str | Path | None = None) -> La
     )
 
 
-def llama_config(config: Mapping[str, Any]) -> LlamaConfig:
-    """The shape in a published ``config.json`` (as a dict), of transformers 4 or 5.
-
-    Raises ``ValueError`` where the architecture is not what ``BidirectionalLlama`` computes.
-    """
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    _refuse_other_architectures(config, rope)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ValueError(f"unsupported rope type {kind!r}, expected 'default' or 'llama3'")
-    scaling = None
-    if kind == "llama3":
-        scaling = RopeScaling(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_max_position_embeddings=int(rope["original_max_position_embeddings"]),
-        )
-    heads = int(config["num_attention_heads"])
-    return LlamaConfig(
-        vocab_size=int(config["vocab_size"]),
-        hidden_size=int(config["hidden_size"]),
-        intermediate_size=int(config["intermediate_size"]),
-        num_hidden_layers=int(config["num_hidden_layers"]),
-        num_attention_heads=heads,
-        num_key_value_heads=int(config.get("num_key_value_heads") or heads),
-        head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(rope.get("rope_theta", config.get("rope_theta", 10_000.0))),
-        rope_scaling=scaling,
-    )
-
-
-def _refuse_other_architectures(config: Mapping[str, Any], rope: Mapping[str, Any]) -> None:
-    """``ValueError`` where a published configuration is of another architecture."""
-    asked = {key: config[key] for key in _NEUTRAL if config.get(key) is not None}
-    if asked.get("use_sliding_window") is False:
-        asked.pop("sliding_window", None)  # a window that is switched off
-    found = [(key, value, _NEUTRAL[key]) for key, value in asked.items() if value != _NEUTRAL[key]]
-    found += [("layer_types", kind, "full_attention") for kind in config.get("layer_types") or ()]
-    found += [(f"rope {key}", rope[key], 1) for key in ("partial_rotary_factor",) if key in rope]
-    if rope.get("rope_type", rope.get("type", "default")) == "default":
-        ignored = ("rope_type", "type", "rope_theta", "partial_rotary_factor")
-        found += [(f"rope {key}", value, None) for key, value in rope.items() if key not in ignored]
-    for key, value, expected in found:
-        if value != expected:
-            raise ValueError(f"unsupported Llama config: {key}={value!r}, expected {expected!r}")
-
-
 def _put(model: nn.Module, name: str, tensor: Tensor) -> nn.Module:
     """Give a module built without weights one of them, and return the module that has it now."""
     owner, _, leaf = name.rpartition(".")
@@ -238,13 +188,20 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> nn.Module:
     return module
 
 
-def _places(folder: Path) -> dict[str, _Place]:
+def _in_block(name: str) -> bool:
+    """Whether a tensor of ours belongs to a block."""
+    return name.startswith(("layers.", "encoder.layer."))
+
+
+def _places(folder: Path, config: LanguageConfig) -> dict[str, _Place]:
     """Where every tensor that is used is, by our name."""
+    layout = layout_of(config)
     places: dict[str, _Place] = {}
     for name, (spec, path) in Weights(folder).header.items():
-        if name == _UNUSED_HEAD or name.endswith(_UNUSED_TABLE):
+        prefix = layout.prefix.match(name)
+        ours = name[prefix.end() :] if prefix else name
+        if layout.unused.fullmatch(ours):
             continue
-        ours = name.removeprefix(_PREFIX)
         if ours in places:
             raise ModelError(f"{folder} holds {ours} twice: in {places[ours].path.name} and in {path.name}")
         places[ours] = _Place(path, name, spec)

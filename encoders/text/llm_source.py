@@ -10,23 +10,26 @@ import os
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llm2clip.encoders.catalog.entries import LanguageModelEntry, find_language, language_models
 from llm2clip.encoders.catalog.hub import language_files, missing_files, resolve_files, update_files
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.files import read_object, refuse_outside, sampled_sha256, settings_sha256
+from llm2clip.encoders.core.files import (
+    identity_settings,
+    read_object,
+    refuse_outside,
+    sampled_sha256,
+    settings_sha256,
+)
 from llm2clip.encoders.text.caption_tokenizer import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules
 from llm2clip.encoders.text.llm_checkpoint import LanguagePlan, open_language
+from llm2clip.encoders.text.text_rules import TOKENIZER, stored_rules
 from llm2clip.encoders.weights.lora import is_lora_folder
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-TOKENIZER = "tokenizer.json"
 LORA_FOLDER = "lora"
 """Sub-folder of a local folder that holds the low-rank update."""
+_POOLED = {"all": "all tokens", "first": "the first token", "last": "the last token"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class LanguageSource:
         samples = {path.name: sampled_sha256(path) for path in weights}
         tokenizer = folder / TOKENIZER
         return settings_sha256(
-            {"config": asdict(self.plan.config), "weights": samples},
+            {"config": identity_settings(self.plan.config), "weights": samples},
             files=[tokenizer] if tokenizer.is_file() else [],
         )
 
@@ -113,40 +116,36 @@ class LanguageSource:
         """What was inferred from the files, in words."""
         rules = self.text_rules("native")
         wrapped = "wrapped as a turn of Llama 3" if rules.header else "not wrapped"
+        if rules.prompt:
+            wrapped = f"after {rules.prompt!r}"
+        if rules.pool != "caption":
+            wrapped += f", {_POOLED[rules.pool]} pooled"
         if rules.doc_max_length is not None:
             wrapped += f", up to {rules.doc_max_length} tokens"
-        why = "" if self.rules or (self.entry and self.given is None) else f", as {_reason(self.entry)}"
+        why = (
+            "" if self._stored_rules or (self.entry and self.given is None) else f", as {_reason(self.entry)}"
+        )
         return (*self.plan.found, f"texts {wrapped}{why}")
+
+    @cached_property
+    def _stored_rules(self) -> TextRules | None:
+        """Rules that came with the model, rather than with the published one that it resembles."""
+        return stored_rules(self.given) if self.rules is None and self.given is not None else self.rules
 
     def text_rules(self, parity: Parity) -> TextRules:
         """Wrapper and length limits of texts."""
-        if self.rules is not None:
-            known = self.rules
+        own = self._stored_rules
+        if own is not None:
+            known = own
         elif self.entry is not None:
             known = rules_of(self.entry)
         else:
-            names = _tokenizer(self._folders[0]).get_vocab()
-            wraps = all(name in names for name in _special(LLAMA3_HEADER + LLAMA3_FOOTER))
-            header, footer = (LLAMA3_HEADER, LLAMA3_FOOTER) if wraps else ("", "")
-            known = TextRules(header=header, footer=footer)
+            known = self.plan.rules
         return replace(known, parity=parity)
 
     def reader(self, parity: Parity) -> TextReader:
         """The tokenizer with the rules."""
-        folder, _ = self._folders
-        tokenizer, rules = _tokenizer(folder), self.text_rules(parity)
-        size, known = tokenizer.get_vocab_size(), self.plan.config.vocab_size
-        if size > known:
-            raise ModelError(
-                f"{folder / TOKENIZER} has {size} tokens, but {folder / 'config.json'} says vocab_size is {known}; "
-                "they are not of the same model"
-            )
-        try:
-            return TextReader(tokenizer, rules, pad_id=_pad_id(folder, tokenizer))
-        except ValueError as error:
-            raise ModelError(
-                f"{folder / TOKENIZER} does not fit the rules of {self.name}: {error}"
-            ) from error
+        return self.plan.reader(self.text_rules(parity))
 
 
 def language_source(asked: str | os.PathLike[str]) -> LanguageSource:
@@ -201,35 +200,4 @@ def _entry_of(folder: Path) -> LanguageModelEntry | None:
 
 
 def _reason(entry: LanguageModelEntry | None) -> str:
-    return f"{entry.name} is read" if entry else "its tokenizer suggests"
-
-
-def _tokenizer(folder: Path) -> Tokenizer:
-    from tokenizers import Tokenizer
-
-    path = folder / TOKENIZER
-    if not path.is_file():
-        raise ModelError(f"{folder} has no {TOKENIZER}; copy it from the model's repository")
-    refuse_outside(path)
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise ModelError(f"{path} is not a tokenizer file: {error}") from error
-
-
-def _pad_id(folder: Path, tokenizer: Tokenizer) -> int:
-    """Id of the padding token in the tokenizer settings, else of the end token."""
-    path = folder / "tokenizer_config.json"
-    settings = read_object(path) if path.is_file() else {}
-    for key in ("pad_token", "eos_token"):
-        name = settings.get(key)
-        name = name.get("content") if isinstance(name, dict) else name
-        number = tokenizer.token_to_id(name) if isinstance(name, str) else None
-        if number is not None:
-            return number
-    return 0
-
-
-def _special(text: str) -> list[str]:
-    """Names of special tokens in a wrapper."""
-    return [f"<|{part.split('|>')[0]}|>" for part in text.split("<|")[1:]]
+    return f"{entry.name} is read" if entry else "its files suggest"

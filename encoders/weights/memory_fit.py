@@ -10,13 +10,13 @@ import ctypes
 import logging
 import sys
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 
 from llm2clip.common.files import format_bytes
 from llm2clip.common.installation import free_memory
-from llm2clip.encoders.catalog.entries import Choice, LlamaShape
+from llm2clip.encoders.catalog.entries import Choice
 from llm2clip.encoders.core.dual_encoder import pick_dtype
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.layers.transformers_modules import has_torchao
@@ -28,6 +28,13 @@ _MARGIN = 1.15
 _EXACT: frozenset[Choice] = frozenset({"float32", "bfloat16", "float16"})
 
 log = logging.getLogger("llm2clip.encoders")
+
+
+class Sized(Protocol):
+    """A language model whose memory is known: an entry's shape, or opened files."""
+
+    def memory(self, choice: Choice, /) -> int:
+        """Bytes of its weights when loaded as ``choice``."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ def choices() -> tuple[Choice, ...]:
     return get_args(Choice)
 
 
-def needs(shape: LlamaShape, *, stored: str, device: torch.device) -> list[Need]:
+def needs(shape: Sized, *, stored: str, device: torch.device) -> list[Need]:
     """The precisions to choose from on a device, the most precise first; of equals the fastest.
 
     float32 comes first on a CPU if the weights are stored so, or if the CPU has no bfloat16 instructions: it is then
@@ -66,7 +73,7 @@ def needs(shape: LlamaShape, *, stored: str, device: torch.device) -> list[Need]
 
 
 def pick_choice(
-    shape: LlamaShape, *, name: str, stored: str, device: torch.device, free: int | None = None
+    shape: Sized, *, name: str, stored: str, device: torch.device, free: int | None = None
 ) -> Choice:
     """The most precise form that fits into memory; logs a warning if that is less than what is stored."""
     free = device_memory(device) if free is None else free
@@ -87,7 +94,7 @@ def pick_choice(
     return picked.choice
 
 
-def check_choice(shape: LlamaShape, choice: Choice, *, name: str, device: torch.device) -> None:
+def check_choice(shape: Sized, choice: Choice, *, name: str, device: torch.device) -> None:
     """Refuse a precision whose weights alone need more memory than is free."""
     free, need = device_memory(device), shape.memory(choice)
     if free is not None and need > free:

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from llm2clip.encoders import ModelError
 from llm2clip.encoders.layers.llama import BidirectionalLlama
-from llm2clip.encoders.text.llm_checkpoint import llama_config, open_language
+from llm2clip.encoders.text.language_config import llama_config
+from llm2clip.encoders.text.llm_checkpoint import open_language
 
 CONFIG = {
     "model_type": "llama",
@@ -137,7 +138,7 @@ def test_open_language_refuses_shards_that_contradict_their_index(folder, weight
         ("{", "is not valid JSON"),
         ("[]", "expected an object, got list"),
         (json.dumps(CONFIG | {"hidden_act": "gelu"}), "hidden_act='gelu', expected 'silu'"),
-        (json.dumps({"model_type": "llama"}), "no Llama that can be read: no '"),
+        (json.dumps({"model_type": "llama"}), "no language model that can be read: no '"),
     ],
 )
 def test_open_language_names_a_wrong_config(folder, weights, config, message):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from llm2clip.encoders.layers.llama import BidirectionalLlama
-from llm2clip.encoders.text.llm_checkpoint import llama_config
+from llm2clip.encoders.text.language_config import language_config, llama_config
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -23,6 +23,8 @@ SHAPES = {
     "grouped": {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 8},
     "one key head": {"num_attention_heads": 4, "num_key_value_heads": 1},
     "wide heads": {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32},
+    "Qwen2": {"num_attention_heads": 4, "num_key_value_heads": 2, "family": "Qwen2"},
+    "Qwen3": {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "family": "Qwen3"},
     "llama3 rope": {"num_attention_heads": 4, "num_key_value_heads": 2, "rope_parameters": LLAMA3},
 }
 BASE = {
@@ -38,11 +40,11 @@ LENGTHS = (50, 33, 1, 17)
 
 def pair(shape: dict):
     """transformers' model with random weights, and ours with the same."""
-    from transformers import LlamaConfig as TheirConfig
-    from transformers import LlamaModel
+    import transformers
 
     torch.manual_seed(len(str(shape)))
-    theirs = TheirConfig(
+    family = shape.get("family", "Llama")
+    theirs = getattr(transformers, f"{family}Config")(
         vocab_size=80,
         hidden_size=32,
         intermediate_size=56,
@@ -50,9 +52,9 @@ def pair(shape: dict):
         max_position_embeddings=128,
         rms_norm_eps=1e-5,
         attn_implementation="eager",
-        **shape,
+        **{key: value for key, value in shape.items() if key != "family"},
     )
-    reference = LlamaModel(theirs).eval()
+    reference = getattr(transformers, f"{family}Model")(theirs).eval()
     for parameter in reference.parameters():
         # The library's own start is so small that attention would hardly matter.
         torch.nn.init.normal_(parameter, std=0.3)
@@ -131,7 +133,7 @@ def test_llama_config_reads_the_layout_of_transformers_4():
         ({"rope_scaling": {"rope_type": "yarn"}}, "unsupported rope type 'yarn'"),
         ({"num_attention_heads": 3, "num_key_value_heads": 2}, "must be a multiple"),
         ({"head_dim": 3}, "head_dim must be even"),
-        ({"model_type": "qwen2"}, "model_type='qwen2', expected 'llama'"),
+        ({"model_type": "mistral"}, "model_type='mistral', expected llama or qwen2 or qwen3"),
         ({"sliding_window": 4096}, "sliding_window=4096, expected None"),
         ({"use_sliding_window": True}, "use_sliding_window=True, expected False"),
         (
@@ -155,13 +157,14 @@ def test_llama_config_refuses_what_it_does_not_compute(change: dict, message: st
         llama_config(BASE | change)
 
 
-@pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Qwen3", "Granite", "Gemma"])
+@pytest.mark.parametrize("family", ["Mistral", "Qwen2Moe", "Qwen3Moe", "Granite", "Gemma"])
 def test_llama_config_refuses_relatives_of_llama(family: str):
     import transformers
 
     config = getattr(transformers, f"{family}Config")().to_dict()
-    with pytest.raises(ValueError, match=f"model_type='{family.lower()}', expected 'llama'"):
-        llama_config(config)
+    for read in (llama_config, language_config):
+        with pytest.raises(ValueError, match=f"model_type='{config['model_type']}', expected "):
+            read(config)
 
 
 @pytest.mark.parametrize(

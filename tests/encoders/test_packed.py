@@ -7,16 +7,33 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm2clip.encoders.layers.bert import BertConfig, BertEncoder
 from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, RopeScaling, mean_pool
-from llm2clip.encoders.text import llm_text_tower as packed
+from llm2clip.encoders.text import packed
 from llm2clip.encoders.text.caption_tokenizer import TextRow
-from llm2clip.encoders.text.llm_text_tower import passes, pooled_states
+from llm2clip.encoders.text.packed import passes, pooled_states
 
 CPU = torch.device("cpu")
 LENGTHS = [7, 30, 4, 7, 7, 12, 30, 5, 4, 1]
 
 
-def model(key_heads: int = 2, scaling: RopeScaling | None = None) -> BidirectionalLlama:
+def bert() -> BertEncoder:
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=40,
+        first_position=2,
+    )
+    return BertEncoder(config).requires_grad_(False).eval()
+
+
+def model(
+    key_heads: int = 2, scaling: RopeScaling | None = None, *, qwen: bool = False
+) -> BidirectionalLlama:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=50,
@@ -27,6 +44,8 @@ def model(key_heads: int = 2, scaling: RopeScaling | None = None) -> Bidirection
         num_key_value_heads=key_heads,
         head_dim=8,
         rope_scaling=scaling,
+        attention_bias=qwen,
+        qk_norm=qwen,
     )
     return BidirectionalLlama(config).requires_grad_(False).eval()
 
@@ -39,12 +58,12 @@ def texts(lengths=LENGTHS) -> list[TextRow]:
     ]
 
 
-def one_by_one(llama: BidirectionalLlama, rows: list[TextRow]) -> torch.Tensor:
+def one_by_one(network: torch.nn.Module, rows: list[TextRow]) -> torch.Tensor:
     means = []
     for row in rows:
         pooled = torch.zeros(1, len(row.ids))
-        pooled[:, -row.pooled :] = 1
-        means.append(mean_pool(llama(torch.tensor([row.ids])).float(), pooled))
+        pooled[:, len(row.ids) - row.after - row.pooled : len(row.ids) - row.after] = 1
+        means.append(mean_pool(network(torch.tensor([row.ids])).float(), pooled))
     return torch.cat(means)
 
 
@@ -58,6 +77,13 @@ def test_pooled_states_reads_each_text_as_if_alone(monkeypatch, key_heads: int, 
     llama, rows = model(key_heads, scaling), texts()
     got = pooled_states(llama, rows, device=CPU)
     torch.testing.assert_close(got, one_by_one(llama, rows), atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("network", [bert(), model(qwen=True)], ids=["BERT", "Qwen"])
+def test_pooled_states_of_other_models_and_first_tokens(network):
+    rows = texts() + [TextRow(row.ids, 1, after=len(row.ids) - 1) for row in texts()]
+    got = pooled_states(network, rows, device=CPU)
+    torch.testing.assert_close(got, one_by_one(network, rows), atol=2e-6, rtol=1e-5)
 
 
 def test_pooled_states_reads_own_tokens_in_bounded_passes(monkeypatch):

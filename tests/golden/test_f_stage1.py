@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from llm2clip.encoders.layers.llama import BidirectionalLlama
-from llm2clip.encoders.text.llm_checkpoint import llama_config
+from llm2clip.encoders.text.language_config import llama_config
 from llm2clip.train.core.losses import IGNORED_LABEL, contrastive_loss, masked_next_token_loss
 
 

@@ -1,0 +1,194 @@
+"""BERT and XLM-RoBERTa without a head: the encoders of multilingual-e5, BGE, MiniLM and their kin.
+
+Parameter names, shapes and operations are those of transformers' ``BertModel`` and ``XLMRobertaModel``, which differ
+only in where positions begin, so their checkpoints load unchanged; a test holds them equal. ``layers.llama`` says why
+it is not transformers' own.
+
+Shape suffixes: B texts, L token positions, D hidden width, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from llm2clip.encoders.core.files import MOST_LAYERS, check_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertConfig:
+    """Shape of a BERT; the fields carry the names of a published ``config.json``."""
+
+    vocab_size: int
+    """Rows of the token embedding."""
+    hidden_size: int
+    """Width D of the residual stream."""
+    intermediate_size: int
+    """Width of the hidden layer of a block."""
+    num_hidden_layers: int
+    """Number of blocks."""
+    num_attention_heads: int
+    """Heads H; the width must be a multiple."""
+    max_position_embeddings: int
+    """Rows of the position embedding."""
+    type_vocab_size: int = 2
+    """Rows of the segment embedding; every token is of the first segment."""
+    layer_norm_eps: float = 1e-12
+    """Added to the variance before the root."""
+    first_position: int = 0
+    """Row of the position embedding of the first token: 0 in BERT, 1 + the padding token's id in XLM-RoBERTa."""
+
+    def __post_init__(self) -> None:
+        check_size("num_hidden_layers", self.num_hidden_layers, most=MOST_LAYERS)
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"):
+            check_size(name, getattr(self, name))
+        check_size("max_position_embeddings", self.max_position_embeddings)
+        check_size("type_vocab_size", self.type_vocab_size)
+        if self.hidden_size % self.num_attention_heads:
+            got = f"{self.hidden_size} and {self.num_attention_heads}"
+            raise ValueError(f"hidden_size must be a multiple of num_attention_heads, got {got}")
+        if not 0 < self.layer_norm_eps < 1:
+            raise ValueError(f"layer_norm_eps must be between 0 and 1, got {self.layer_norm_eps}")
+        if (
+            type(self.first_position) is not int
+            or not 0 <= self.first_position < self.max_position_embeddings
+        ):
+            raise ValueError(
+                f"first_position must be from 0 to {self.max_position_embeddings - 1}, got {self.first_position}"
+            )
+
+    @property
+    def most_tokens(self) -> int:
+        """Longest row in tokens: positions that are left from the first one on."""
+        return self.max_position_embeddings - self.first_position
+
+
+class BertEmbeddings(nn.Module):
+    """Token, position and segment embedding, added and normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.first_position = config.first_position
+        self.word_embeddings = nn.Embedding(config.vocab_size, width)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+
+    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """Shapes: (..., L), int64, and places in their rows from 0 on, (..., L) or (L,) -> (..., L, D)."""
+        hidden = self.word_embeddings(ids) + self.token_type_embeddings.weight[0]
+        output: Tensor = self.LayerNorm(hidden + self.position_embeddings(positions + self.first_position))
+        return output
+
+
+class _Projections(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+
+
+class AddNorm(nn.Module):
+    """LayerNorm(residual + Linear(x))."""
+
+    def __init__(self, inputs: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(inputs, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, states: Tensor, residual: Tensor) -> Tensor:
+        """Shapes: (..., inputs), (..., width) -> (..., width)."""
+        output: Tensor = self.LayerNorm(self.dense(states) + residual)
+        return output
+
+
+class BertAttention(nn.Module):
+    """Self-attention, added to its input and normalised."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.self = _Projections(config.hidden_size)
+        self.output = AddNorm(config.hidden_size, config.hidden_size, config.layer_norm_eps)
+
+    def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values. Shape: (..., D) -> (..., H, E) each."""
+        query, key, value = (
+            projection(hidden).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.self.query, self.self.key, self.self.value)
+        )
+        return query, key, value
+
+    def forward(self, hidden_BLD: Tensor, mask_BHLL: Tensor | None) -> Tensor:
+        """Shape: (B, L, D) -> (B, L, D)."""
+        query, key, value = (part.transpose(1, 2) for part in self.heads(hidden_BLD))
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask_BHLL)
+        output: Tensor = self.output(mixed.transpose(1, 2).flatten(2), hidden_BLD)
+        return output
+
+
+class _Inner(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+
+
+class BertBlock(nn.Module):
+    """One post-norm block: attention, then a GELU feed-forward layer."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.attention = BertAttention(config)
+        self.intermediate = _Inner(config)
+        self.output = AddNorm(config.intermediate_size, config.hidden_size, config.layer_norm_eps)
+
+    def feed_forward(self, hidden: Tensor) -> Tensor:
+        """Shape: (..., D) -> (..., D), added to the input and normalised."""
+        output: Tensor = self.output(F.gelu(self.intermediate.dense(hidden)), hidden)
+        return output
+
+    def forward(self, hidden_BLD: Tensor, mask_BHLL: Tensor | None) -> Tensor:
+        """Shape: (B, L, D) -> (B, L, D)."""
+        return self.feed_forward(self.attention(hidden_BLD, mask_BHLL))
+
+
+class _Stack(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(BertBlock(config) for _ in range(config.num_hidden_layers))
+
+
+class BertEncoder(nn.Module):
+    """Token ids to contextual states, every token seeing every other."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embeddings = BertEmbeddings(config)
+        self.encoder = _Stack(config)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks, by the name they have in ``BidirectionalLlama``."""
+        return self.encoder.layer
+
+    def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
+        """Contextual states. Shapes: (B, L), int64, and (B, L) -> (B, L, D).
+
+        Positions are counted from the row's start, so padding belongs on the right.
+        """
+        length = input_ids_BL.shape[1]
+        hidden: Tensor = self.embeddings(input_ids_BL, torch.arange(length, device=input_ids_BL.device))
+        mask = None
+        if attention_mask_BL is not None and not bool((attention_mask_BL != 0).all()):
+            mask = (attention_mask_BL != 0)[:, None, None, :].expand(-1, 1, length, -1)
+            # A padded query must see something, or its softmax is 0/0; its own state is never read.
+            mask = mask | torch.eye(length, dtype=torch.bool, device=mask.device)
+        for block in self.layers:
+            hidden = block(hidden, mask)
+        return hidden
