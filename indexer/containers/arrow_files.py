@@ -113,7 +113,8 @@ class ParquetTable(Table):
         for batch in self._file.iter_batches(
             _ROWS_AT_ONCE, row_groups=[group.number], columns=list(columns), use_threads=False
         ):
-            yield from batch.to_pylist()
+            values = {name: _values(batch.column(name)) for name in batch.schema.names}
+            yield from (dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True))
 
     def cells(self, group: Group, column: str, *, start: int, count: int) -> list[Any]:
         """Cells of one column; reading continues after the last ones, or begins at the start of the group."""
@@ -187,7 +188,7 @@ class ArrowTable(Table):
         batch = self._batches[group.number]
         for start in range(0, group.rows, _ROWS_AT_ONCE):
             part = batch.slice(start, _ROWS_AT_ONCE)
-            cells = {name: _column(part, name).to_pylist() for name in columns}
+            cells = {name: _values(_column(part, name)) for name in columns}
             for number in range(part.num_rows):
                 row: dict[str, Any] = {}
                 for name, values in cells.items():
@@ -199,6 +200,28 @@ class ArrowTable(Table):
         """Cells of one column; only their memory pages are read."""
         cells: list[Any] = self._batches[group.number].column(column).slice(start, count).to_pylist()
         return cells
+
+
+def _values(column: Any) -> list[Any]:  # noqa: ANN401
+    """The cells of a column as Python values; as text, or None, where Python has no such value."""
+    try:
+        cells: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError):  # nanoseconds, the year 0, a year after 9999
+        cells = [_cell(each) for each in column]
+    return cells
+
+
+def _cell(cell: Any) -> Any:  # noqa: ANN401
+    import pyarrow as pa
+
+    try:
+        return cell.as_py()
+    except (ValueError, OverflowError):
+        try:
+            text = str(cell.cast(pa.string()).as_py())
+        except pa.ArrowException:
+            return None
+        return None if text.startswith("<") else text.replace(" ", "T", 1)  # <value out of range: ...>
 
 
 def _column(batch: Any, name: str) -> Any:  # noqa: ANN401

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.filters.fields import COLUMNS, META, Value
 from llm2clip.indexer.filters.parser import Parser
-from llm2clip.indexer.filters.sandbox import time_limit
+from llm2clip.indexer.filters.sandbox import REPAIRED, time_limit
 from llm2clip.indexer.filters.tokenizer import WhereError
 
 __all__ = ["SECONDS", "Where", "WhereError", "compile_where"]
@@ -29,7 +29,7 @@ _COUNTED = f"(SELECT {', '.join(sorted(COLUMNS))}, {_COPIES} FROM items WHERE {_
 _LOOKED_AT = 5_000
 _PLAIN = re.compile(r"[^\W\d]\w*")
 _JSON = "(metadata,"
-_VALID_JSON = "(CASE WHEN json_valid(metadata) THEN metadata END,"
+_VALID_JSON = f"(CASE WHEN json_valid(metadata) THEN metadata ELSE {REPAIRED}(metadata) END,"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ class Where:
                 except sqlite3.OperationalError as error:
                     if "malformed JSON" not in str(error):
                         raise
-                    # NaN is JSON to Python but not to SQLite: such metadata counts as missing.
+                    # NaN is JSON to Python but not to SQLite, and earlier releases stored it.
                     ids = self._ids(connection, commit, self.condition.replace(_JSON, _VALID_JSON))
         except sqlite3.OperationalError as error:
             if "interrupted" not in str(error):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from calendar import isleap, monthrange
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
+
+from llm2clip.indexer.filters.patterns import folded
 
 Value = str | int | float | bytes
 """A value bound in an SQL statement."""
@@ -93,10 +94,17 @@ UNITS = {
 
 def number(digits: str) -> int | float:
     """A number for SQLite: integers of up to 64 bits, others as the nearest double."""
-    if re.fullmatch(r"[+-]?\d{1,18}", digits):
+    if re.fullmatch(r"[+-]?\d{1,19}", digits) and -(2**63) <= int(digits) < 2**63:
         return int(digits)
     value = float(digits)
     return int(value) if value.is_integer() and abs(value) < 2**62 else value
+
+
+def long_integer(digits: str) -> str | None:
+    """An integer of more than 64 bits as metadata hold it: as text; None for other numbers."""
+    if not re.fullmatch(r"[+-]?\d+", digits) or isinstance(number(digits), int):
+        return None
+    return digits.removeprefix("+").lstrip("0") if digits[0] != "-" else f"-{digits[1:].lstrip('0')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +174,10 @@ def _held(nanoseconds: int) -> int:
     return max(-_LAST, min(_LAST, nanoseconds))
 
 
-FOLDED = "llm2clip_like"
-"""Name of the SQL function for LIKE without case in every script."""
+LIKE, GLOB = "llm2clip_like", "llm2clip_glob"
+"""Names of the SQL functions for LIKE without case in every script, and for GLOB; of a pattern and a value."""
+_NATIVE = 100_000
+"""Characters of a pattern times those of a text, up to which SQLite's own functions take about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,12 +210,21 @@ def missing(field: Field) -> Clause:
 
 
 def compared(field: Field, sign: str, value: Value) -> Clause:
-    """A field compared with a value; values of different types have no order."""
+    """A field compared with a value. Metadata of another type is unequal to it and has no order with it."""
     clause = Clause(f"({field.sql} {sign} ?)", (*field.values, value))
-    if field.type is not Type.JSON or sign in ("=", "<>"):
+    if field.type is not Type.JSON:
         return clause
-    kinds = "'text'" if isinstance(value, str) else "'integer', 'real'"
-    sql = f"(CASE WHEN typeof({field.sql}) IN ({kinds}) THEN {clause.sql} END)"
+    if sign in ("=", "<>"):
+        return _simple(field, clause, otherwise=sign == "<>")
+    kinds = "'text'" if isinstance(value, str) else "'integer', 'real', 'true', 'false'"
+    sql = f"(CASE WHEN json_type(metadata, ?) IN ({kinds}) THEN {clause.sql} END)"
+    return Clause(sql, field.values + clause.values)
+
+
+def _simple(field: Field, clause: Clause, *, otherwise: bool) -> Clause:
+    """A condition on metadata that is neither a list nor an object; those would be compared as their JSON text."""
+    kinds = "json_type(metadata, ?) IN ('array', 'object')"
+    sql = f"(CASE WHEN {kinds} THEN {int(otherwise)} ELSE {clause.sql} END)"
     return Clause(sql, field.values + clause.values)
 
 
@@ -217,14 +236,26 @@ def compared_fields(left: Field, sign: str, right: Field) -> Clause:
 def among(field: Field, values: Sequence[Value]) -> Clause:
     """``field IN (values)``."""
     marks = ", ".join("?" * len(values))
-    return Clause(f"({field.sql} IN ({marks}))", (*field.values, *values))
+    clause = Clause(f"({field.sql} IN ({marks}))", (*field.values, *values))
+    return _simple(field, clause, otherwise=False) if field.type is Type.JSON else clause
 
 
 def like(field: Field, pattern: str) -> Clause:
     """LIKE without case: ``%`` matches anything, ``_`` one character; a backslash escapes."""
-    if pattern.isascii():
-        return Clause(f"({field.sql} LIKE ? ESCAPE '\\')", (*field.values, pattern))
-    return Clause(f"{FOLDED}(?, {field.sql})", (folded(pattern), *field.values))
+    ours = Clause(f"{LIKE}(?, {field.sql})", (folded(pattern), *field.values))
+    if not pattern.isascii():
+        return ours
+    return _where_short(field, Clause(f"{field.sql} LIKE ? ESCAPE '\\'", (pattern,)), ours)
+
+
+def _where_short(field: Field, native: Clause, ours: Clause) -> Clause:
+    """A function of SQLite on short ASCII texts: on others it ignores case differently, or may take minutes."""
+    if field.type is Type.JSON:
+        return ours
+    (pattern,) = native.values
+    longest = _NATIVE // max(1, len(str(pattern)))
+    short = f"length({field.sql}) <= {longest} AND length({field.sql}) = length(CAST({field.sql} AS BLOB))"
+    return Clause(f"(CASE WHEN {short} THEN {native.sql} ELSE {ours.sql} END)", (pattern, *ours.values))
 
 
 def escaped(text: str) -> str:
@@ -234,7 +265,8 @@ def escaped(text: str) -> str:
 
 def glob(field: Field, pattern: str) -> Clause:
     """GLOB: ``*`` matches anything, ``?`` one character, ``[a-z]`` one of a range; case-sensitive."""
-    return Clause(f"({field.sql} GLOB ?)", (*field.values, pattern))
+    ours = Clause(f"{GLOB}(?, {field.sql})", (pattern, *field.values))
+    return _where_short(field, Clause(f"{field.sql} GLOB ?", (pattern,)), ours)
 
 
 def has(field: Field, value: Value) -> Clause:
@@ -243,8 +275,3 @@ def has(field: Field, value: Value) -> Clause:
     kind = "json_type(metadata, ?)"
     sql = f"(CASE WHEN {kind} = 'object' THEN 0 WHEN {kind} <> 'null' THEN EXISTS ({elements}) END)"
     return Clause(sql, (*field.values, *field.values, *field.values, value))
-
-
-def folded(text: str) -> str:
-    """A text case-folded and in Unicode normal form C."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())

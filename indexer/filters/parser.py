@@ -23,12 +23,14 @@ from llm2clip.indexer.filters.fields import (
     has,
     joined,
     like,
+    long_integer,
     metadata_field,
     missing,
     negated,
     number,
     span,
 )
+from llm2clip.indexer.filters.patterns import glob_matcher
 from llm2clip.indexer.filters.tokenizer import Kind, Token, WhereError, nearest, tokens
 
 MAX_CONDITIONS = 256
@@ -176,8 +178,9 @@ class Parser:
             begin, end = self._span(field)
             return _within(field, _plain(sign), begin, end)
         token = self._next
-        value = self._value(field)
-        if isinstance(value, bool) and _plain(sign) not in ("=", "<>"):
+        ordered = _plain(sign) not in ("=", "<>")
+        value = self._value(field, ordered=ordered)
+        if isinstance(value, bool) and ordered:
             self._fail("TRUE and FALSE have no order: compare with = or !=", first, until=token.end)
         return compared(field, _plain(sign), value)
 
@@ -201,6 +204,10 @@ class Parser:
         if word == "CONTAINS":
             return like(field, f"%{escaped(token.value)}%")
         if word == "GLOB":
+            try:
+                glob_matcher(token.value)
+            except ValueError as error:
+                self._fail(str(error), token)
             return glob(field, token.value)
         if (len(token.value) - len(token.value.rstrip("\\"))) % 2:
             self._fail("the pattern ends in a backslash that escapes nothing: write two", token)
@@ -263,7 +270,7 @@ class Parser:
         self.fields.add(field.name)
         return field
 
-    def _value(self, field: Field) -> Value:
+    def _value(self, field: Field, *, ordered: bool = False) -> Value:
         token = self._take()
         if token.is_word("NULL"):
             self._fail("NULL cannot be compared: write IS NULL or IS NOT NULL", token)
@@ -272,7 +279,8 @@ class Parser:
         if token.kind is Kind.TEXT and field.type is not Type.NUMBER:
             return self._whole_text(token)
         if token.kind is Kind.NUMBER and field.type is not Type.TEXT:
-            return self._number(token, field)
+            exact = long_integer(token.value) if field.type is Type.JSON and not ordered else None
+            return exact or self._number(token, field)
         expected = "text, a number, TRUE or FALSE" if field.type is Type.JSON else field.type
         quotes = " (write text in single quotes)" if token.kind in (Kind.WORD, Kind.NAME) else ""
         self._fail(f"{field.name} is compared with {expected}, got {_described(token)}{quotes}", token)

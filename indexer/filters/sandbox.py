@@ -6,31 +6,35 @@ function that filters do not need, and statements have a time limit.
 
 from __future__ import annotations
 
-import re
+import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 
-from llm2clip.indexer.filters.fields import COLUMNS, FOLDED, folded
+from llm2clip.indexer.filters.fields import COLUMNS, GLOB, LIKE
+from llm2clip.indexer.filters.patterns import folded, glob_matcher, like_matcher, text_of
 
 VERSIONS = frozenset({"added", "removed"})
 """Columns with the generations of a row."""
+REPAIRED = "llm2clip_json"
+"""Name of the SQL function that makes metadata JSON which Python reads and SQLite does not, such as NaN."""
 _FUNCTIONS = frozenset(
-    {"coalesce", "count", "glob", "hex", "json_extract", "json_type", "json_valid", "like", "lower", "nullif"}
-    | {"typeof", FOLDED}
+    {"coalesce", "count", "glob", "hex", "json_extract", "json_type", "json_valid", "length", "like", "lower"}
+    | {"nullif", GLOB, LIKE, REPAIRED}
 )
 _JSON_COLUMNS = frozenset({"atom", "json", "key", "root", ""})
 _STEPS = 20_000
-"""SQLite instructions between two checks of the time limit: a few hundred microseconds."""
+"""SQLite instructions between two checks of the time limit: a few hundred microseconds without functions."""
+_LONG = 1_000
+"""Characters of a text that is worth a check of its own."""
 
 
 def guard(connection: sqlite3.Connection) -> None:
     """Restrict a connection to the items of an index to what filters need."""
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
-    connection.create_function(FOLDED, 2, _folded_like, deterministic=True)
+    connection.create_function(REPAIRED, 1, _repaired, deterministic=True)
     for limit, value in (
         (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
         (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 0),
@@ -64,6 +68,18 @@ def _allowed(
 def time_limit(connection: sqlite3.Connection, *, seconds: float) -> Iterator[None]:
     """Interrupt statements after a time, with ``sqlite3.OperationalError: interrupted``."""
     end = time.monotonic() + seconds
+
+    def text(value: object) -> str:
+        found = text_of(value)
+        if len(found) > _LONG and time.monotonic() > end:
+            connection.interrupt()
+        return found
+
+    def matched(matcher: Callable[[str], Callable[[str], bool]], prepared: Callable[[str], str]) -> Matched:
+        return lambda pattern, value: None if value is None else matcher(pattern)(prepared(text(value)))
+
+    connection.create_function(LIKE, 2, matched(like_matcher, folded), deterministic=True)
+    connection.create_function(GLOB, 2, matched(glob_matcher, str), deterministic=True)
     connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
     try:
         yield
@@ -71,30 +87,15 @@ def time_limit(connection: sqlite3.Connection, *, seconds: float) -> Iterator[No
         connection.set_progress_handler(None, 0)
 
 
-def _folded_like(pattern: str, value: object) -> bool | None:
-    """``value LIKE pattern`` without case in any script; ``pattern`` is already folded."""
-    if value is None:
+Matched = Callable[[str, object], bool | None]
+"""Whether a value matches a pattern; None without a value."""
+
+
+def _repaired(metadata: str | None) -> str | None:
+    """JSON without NaN and infinite numbers, which become null; None if it is no JSON at all."""
+    if metadata is None:
         return None
-    return _compiled(pattern).fullmatch(folded(str(value))) is not None
-
-
-@lru_cache(maxsize=512)
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """A LIKE pattern as a regular expression that takes time linear in pattern and text."""
-    parts = [""]
-    place = 0
-    while place < len(pattern):
-        char = pattern[place]
-        if char == "\\" and place + 1 < len(pattern):
-            place += 1
-            parts[-1] += re.escape(pattern[place])
-        elif char == "%":
-            parts.append("")
-        else:
-            parts[-1] += "." if char == "_" else re.escape(char)
-        place += 1
-    if len(parts) == 1:
-        return re.compile(parts[0], re.DOTALL)
-    # The first match of a piece is as good as any later one, so there is no backtracking.
-    between = "".join(f"(?>.*?{part})" for part in parts[1:-1])
-    return re.compile(f"{parts[0]}{between}.*{parts[-1]}", re.DOTALL)
+    try:
+        return json.dumps(json.loads(metadata, parse_constant=lambda _: None), ensure_ascii=False)
+    except (ValueError, RecursionError):
+        return None

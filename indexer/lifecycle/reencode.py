@@ -23,6 +23,7 @@ from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.lifecycle.update import fill
 from llm2clip.indexer.records.record import Corpus, Record
+from llm2clip.indexer.records.values import parsed
 from llm2clip.indexer.search.index import Index, open_index
 from llm2clip.indexer.storage.items_reader import ItemRow
 from llm2clip.indexer.storage.transaction import Transaction, open_for_write
@@ -130,7 +131,7 @@ class _IndexedCorpus(Corpus):
             mtime_ns=row.mtime_ns,
             sidecars=row.sidecars,
             caption=row.caption,
-            metadata=json.loads(row.metadata) if row.metadata else None,
+            metadata=parsed(row.metadata) if row.metadata else None,
         )
 
     def explain_empty(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import HEIF, MAX_IMAGE_BYTES, VIDEOS, image_endings, read_span
 from llm2clip.indexer.records.sidecars import Sidecar
+from llm2clip.indexer.records.values import storable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +48,24 @@ class Record:
     problem: str | None = None
     """Why it cannot be read, if that is known already."""
     note: str | None = None
-    """What is wrong with its caption or metadata."""
+    """What is wrong with its caption or metadata, or with its file time."""
     describe: Callable[[], Sidecar] | None = None
     """Reads its caption and metadata if listing did not; called in the order of listing; may raise ``OSError`` and
     ``ValueError``."""
+
+    def __post_init__(self) -> None:
+        """Leave out a file time and metadata that no index can hold, and note it."""
+        if self.mtime_ns is not None and not -(2**63) < self.mtime_ns < 2**63:
+            object.__setattr__(self, "mtime_ns", 0)
+            self._add_note("its file time lies before 1677 or after 2262, so it counts as unknown")
+        if self.metadata:
+            metadata, note = storable(self.metadata)
+            object.__setattr__(self, "metadata", metadata)
+            self._add_note(note)
+
+    def _add_note(self, note: str | None) -> None:
+        if note is not None and note not in (self.note or ""):
+            object.__setattr__(self, "note", note if self.note is None else f"{self.note}; {note}")
 
     def described(self) -> Record:
         """The record with its caption and metadata."""
@@ -66,7 +81,7 @@ class Record:
             sidecars=None if found.failed else self.sidecars,
             caption=found.caption,
             metadata={**(found.metadata or {}), **(self.metadata or {})} or None,
-            note=self.note or found.note,
+            note="; ".join(filter(None, (self.note, found.note))) or None,
             describe=None,
         )
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import ending
@@ -17,15 +20,18 @@ LISTS = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".txt", ".lst"])
 """Endings of lists of images."""
 
 _PATHS = (
-    "file_name filename filepath file_path image_path path file image img picture photo image_url url uri"
+    "file_name filename filepath file_path image_path image_name path file image img picture photo image_url "
+    "url uri"
 )
 PATH_COLUMNS = (*_PATHS.split(), "文件名", "文件路径", "路径", "图片")
 """Names of the column of paths, in order of preference; case does not matter."""
-CAPTION_COLUMNS = ("caption", "text", "captions", "描述", "说明", "标题")
+CAPTION_COLUMNS = ("caption", "text", "captions", "comment", "title", "描述", "说明", "标题")
 """Names of the column of captions, likewise."""
 _OTHER = re.compile(r"[^\x00-\x7f]")
 _WRONG = re.compile("[\udc80-\udcff]")
-_INT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})")
+_INT = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
+_MARKS = ",;\t|"
+_LONGEST_HEADER = 2**20
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,17}")
 
 
@@ -43,13 +49,17 @@ class Row(NamedTuple):
 
 
 def encoding_of(file: Path) -> str:
-    """Encoding of a list: UTF-8, UTF-16 with a byte-order mark, or else GB 18030.
+    """Encoding of a list: UTF-8, UTF-16, or else GB 18030.
 
     A list that is UTF-8 but for a few bytes counts as UTF-8: only the lines with those bytes are damaged.
     """
     with open(file, "rb") as stream:
-        if stream.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        start = stream.read(512)
+        if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             return "utf-16"
+        for order, zeros in (("le", start[1::2]), ("be", start[0::2])):
+            if len(zeros) > 1 and zeros.count(0) > len(zeros) // 2:  # no mark, but mostly ASCII
+                return f"utf-16-{order}"
         total = other = wrong = 0
         for text in _decoded(stream, "utf-8", "surrogateescape"):
             total += len(text)
@@ -78,12 +88,11 @@ def _decoded(stream: BinaryIO, encoding: str, errors: str) -> Iterator[str]:
 def read_rows(file: Path, *, encoding: str) -> Iterator[Row]:
     """The rows of a list, by its ending."""
     kind = ending(file.name)
-    errors = "replace" if encoding == "utf-16" else "surrogateescape"
-    with open(
-        file, encoding=encoding, errors=errors, newline="" if kind in (".csv", ".tsv") else "\n"
-    ) as stream:
-        if kind in (".csv", ".tsv"):
-            yield from _table(stream, file, tab=kind == ".tsv")
+    with _opened(file, encoding) as stream:
+        if kind in (".csv", ".tsv") or _has_header(stream):
+            found = file.stat()
+            types = _types(file, encoding, found.st_size, found.st_mtime_ns)
+            yield from _table(stream, file, types)
         elif kind in (".jsonl", ".ndjson"):
             yield from _objects(stream, file)
         else:
@@ -92,31 +101,115 @@ def read_rows(file: Path, *, encoding: str) -> Iterator[Row]:
                     yield Row(number, line.rstrip("\r\n"))
 
 
-def _table(stream: Iterator[str], file: Path, *, tab: bool) -> Iterator[Row]:
-    header = next(stream, "")
-    marks = "\t" if tab else max(",;\t|", key=header.count)
-    names = next(csv.reader([header], delimiter=marks), [])
-    columns = _columns(names, file)
-    reader = csv.reader(stream, delimiter=marks)
-    while True:
-        number = reader.line_num + 2
-        try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Row(number, "", problem=f"cannot be read: {error}")
-            continue
-        if not cells:
-            continue
-        if len(cells) != len(names):
-            yield Row(
-                number, "", problem=f"got {len(cells)} columns, expected the {len(names)} of the header"
-            )
-            continue
-        yield _row(
-            number, {name: _value(cell) for name, cell in zip(names, cells, strict=True) if cell}, columns
+def _opened(file: Path, encoding: str) -> TextIO:
+    errors = "replace" if encoding.startswith("utf-16") else "surrogateescape"
+    newline = "\n" if ending(file.name) in (".jsonl", ".ndjson") else ""
+    return open(file, encoding=encoding, errors=errors, newline=newline)
+
+
+def _has_header(stream: TextIO) -> bool:
+    """Whether a list of paths begins with the header of a table, as Flickr8k's captions.txt does."""
+    names = _cells(stream.readline(_LONGEST_HEADER))
+    stream.seek(0)
+    return len(names) > 1 and None not in (column_of(names, PATH_COLUMNS), column_of(names, CAPTION_COLUMNS))
+
+
+def _cells(line: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=max(_MARKS, key=line.count), skipinitialspace=True), [])
+    except csv.Error:
+        return []
+
+
+class _Header(NamedTuple):
+    """The header of a table, and the rows after it."""
+
+    names: list[str]
+    """Without the unnamed columns at its end."""
+    cells: Iterator[tuple[int, list[str] | csv.Error]]
+    """Line and cells of each row, or why it cannot be read."""
+
+
+def _header(stream: TextIO, file: Path) -> _Header:
+    first, skipped = stream.readline(_LONGEST_HEADER), 0
+    said = re.fullmatch(r"sep=(.)\s*", first)  # written by Excel
+    if said:
+        first, skipped = stream.readline(_LONGEST_HEADER), 1
+    if len(first) >= _LONGEST_HEADER:
+        raise CorpusError(
+            f"the first line of {file} has more than {_LONGEST_HEADER:,} characters: is it a list?"
         )
+    tab = "\t" if ending(file.name) == ".tsv" else max(_MARKS, key=first.count)
+    reader = csv.reader(chain([first], stream), delimiter=said[1] if said else tab, skipinitialspace=True)
+
+    def rest() -> Iterator[tuple[int, list[str] | csv.Error]]:
+        while True:
+            line = reader.line_num + 1 + skipped
+            try:
+                yield line, next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield line, error
+
+    rows = rest()
+    names = next(rows, (1, []))[1]
+    if isinstance(names, csv.Error):
+        raise CorpusError(f"the header of {file} cannot be read: {names}")
+    while names and not names[-1].strip():
+        names.pop()
+    return _Header([" ".join(name.split()) for name in names], rows)
+
+
+def _fitted(cells: list[str], columns: int) -> list[str] | None:
+    """The cells of a row, without empty ones after the last column; None if there are too few or too many."""
+    extra = cells[columns:]
+    return cells[:columns] if len(cells) >= columns and not any(map(str.strip, extra)) else None
+
+
+@lru_cache(maxsize=4)
+def _types(file: Path, encoding: str, _size: int, _mtime_ns: int) -> tuple[Callable[[str], Any], ...]:
+    """What reads the cells of each column: as numbers if all of them are, so that filters can compare them.
+
+    A column with 007, 1e5 or an integer of more than 64 bits is text.
+    """
+    with _opened(file, encoding) as stream:
+        header = _header(stream, file)
+        types: list[Callable[[str], Any]] = [int for _ in header.names]
+        for _, found in header.cells:
+            cells = None if isinstance(found, csv.Error) else _fitted(found, len(types))
+            for place, cell in enumerate(cells or ()):
+                if cell and types[place] is not str:
+                    types[place] = _type(cell, types[place])
+    return tuple(_number if each is float else each for each in types)
+
+
+def _type(cell: str, before: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The type of a column, ``before`` and with one more cell: ``int``, ``float`` or ``str``."""
+    if _INT.fullmatch(cell) and -(2**63) <= int(cell) < 2**63:
+        return before
+    return float if _FLOAT.fullmatch(cell) else str
+
+
+def _number(cell: str) -> int | float:
+    return int(cell) if _INT.fullmatch(cell) else float(cell)
+
+
+def _table(stream: TextIO, file: Path, types: Sequence[Callable[[str], Any]]) -> Iterator[Row]:
+    header = _header(stream, file)
+    columns = _columns(header.names, file)
+    for number, found in header.cells:
+        if isinstance(found, csv.Error):
+            yield Row(number, "", problem=f"cannot be read: {found}")
+            continue
+        cells = _fitted(found, len(header.names))
+        if cells is not None:
+            named = zip(header.names, cells, types, strict=True)
+            values = {name: cell if name in columns else read(cell) for name, cell, read in named if cell}
+            yield _row(number, values, columns)
+        elif found:
+            problem = f"got {len(found)} columns, expected the {len(header.names)} of the header"
+            yield Row(number, "", problem=problem)
 
 
 def _objects(stream: Iterator[str], file: Path) -> Iterator[Row]:
@@ -156,18 +249,11 @@ def _row(number: int, cells: Mapping[str, Any], columns: tuple[str | None, str |
     except UnicodeEncodeError:  # bytes that are no text, or half a surrogate pair: neither can be stored
         return Row(number, "", problem="is not UTF-8")
     where = cells.get(columns[0] or "")
-    if not isinstance(where, str | int | float) or not str(where).strip():
+    if not isinstance(where, str | int | float) or str(where).strip() in ("", "nan"):
         return Row(number, "", problem="names no image")
     rest = {name: value for name, value in cells.items() if name != columns[0]}
     caption, rest = split_caption(rest, columns[1])
     return Row(number, str(where).strip(), caption, rest or None)
-
-
-def _value(cell: str) -> str | int | float:
-    """Numbers as numbers, so that filters can compare them; 007 and 1e5 stay text."""
-    if _INT.fullmatch(cell):
-        return int(cell)
-    return float(cell) if _FLOAT.fullmatch(cell) else cell
 
 
 Rows = Callable[[], Iterator[Row]]
@@ -187,4 +273,6 @@ def split_caption(cells: dict[str, Any], column: str | None) -> tuple[str | None
         return value[0].strip(), cells
     if value is None or isinstance(value, list | dict):
         return None, cells
+    if isinstance(value, float) and not math.isfinite(value):
+        return None, {name: cell for name, cell in cells.items() if name != column}
     return str(value).strip() or None, {name: cell for name, cell in cells.items() if name != column}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import threading
@@ -28,6 +27,7 @@ from llm2clip.indexer.core.errors import (
 from llm2clip.indexer.core.results import Hit, IndexInfo
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.filters.compile import compile_where, metadata_names
+from llm2clip.indexer.records.values import parsed
 from llm2clip.indexer.storage.index_folder import describe_unfinished
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, connect, sqlite
 from llm2clip.indexer.storage.manifest import Manifest, encoder_mismatch, read_manifest
@@ -226,7 +226,7 @@ class Index:
                         rank=rank,
                         uri=uri_of(key, corpus=self.manifest.sources[source]),
                         caption=caption,
-                        metadata=json.loads(metadata) if metadata else {},
+                        metadata=parsed(metadata) if metadata else {},
                         width=width,
                         height=height,
                     )

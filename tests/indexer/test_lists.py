@@ -28,17 +28,17 @@ def about(corpus):
 
 def test_list_corpus_reads_csv_with_captions_and_metadata(folder, tmp_path):
     (folder / "list.csv").write_text(
-        "title,Image,CAPTION,year,price\n"
-        'one,a.png,"a dog, running",1999,2.50\n'
-        "two,./海/长城.png,长城,007,\n"
-        'three,../e.png,"two\nlines",-3,1e5\n',
+        "title,Image,CAPTION,year,price,code\n"
+        'one,a.png,"a dog, running",1999,2.50,007\n'
+        "two,./海/长城.png,长城,,,12\n"
+        'three,../e.png,"two\nlines",-3,1,1e5\n',
         "utf-8",
     )
     corpus = open_corpus(folder / "list.csv")
     assert about(corpus) == {
-        "a.png": ("a dog, running", {"title": "one", "year": 1999, "price": 2.5}, None),
-        "海/长城.png": ("长城", {"title": "two", "year": "007"}, None),
-        f"{tmp_path}/e.png": ("two\nlines", {"title": "three", "year": -3, "price": "1e5"}, None),
+        "a.png": ("a dog, running", {"title": "one", "year": 1999, "price": 2.5, "code": "007"}, None),
+        "海/长城.png": ("长城", {"title": "two", "code": "12"}, None),
+        f"{tmp_path}/e.png": ("two\nlines", {"title": "three", "year": -3, "price": 1, "code": "1e5"}, None),
     }
     assert [record.read() for record in corpus.records()] == [IMAGES[0], IMAGES[2], IMAGES[3]]
     check_located(corpus)
@@ -222,3 +222,56 @@ def test_reopen_corpus_opens_a_list_from_another_folder(folder, tmp_path, monkey
     again = reopen_corpus(identity)
     assert again.identity() == identity
     assert [record.read() for record in again.records()] == [IMAGES[0]]
+
+
+def test_list_corpus_gives_each_column_one_type(folder):
+    (folder / "l.csv").write_text(
+        "file,id,zip,long,price,\n"
+        "a.png,999999999999999998,02134,1,2,\n"
+        "b c.png,1234567890123456789,10001,9223372036854775808,2.5,\n"
+    )
+    assert about(open_corpus(folder / "l.csv")) == {
+        "a.png": (None, {"id": 999999999999999998, "zip": "02134", "long": "1", "price": 2}, None),
+        "b c.png": (
+            None,
+            {"id": 1234567890123456789, "zip": "10001", "long": "9223372036854775808", "price": 2.5},
+            None,
+        ),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.txt", 'image,caption\na.png,one\na.png,"two, too"\n'),  # Flickr8k
+        (
+            "results.csv",
+            "image_name| comment_number| comment\na.png| 0| one\na.png| 1| two, too\n",
+        ),  # Flickr30k
+        ("open_clip.csv", "filepath\ttitle\na.png\tone\na.png\ttwo, too\n"),
+        ("excel.csv", "sep=;\r\nfile_name;caption\r\na.png;one\r\na.png;two, too\r\n"),
+        ("commas.csv", 'file_name,caption\na.png,one,\na.png,"two, too",\n'),
+        ("quoted.csv", '"file\nname",caption,path\n,one,a.png\n,"two, too",a.png\n'),
+    ],
+)
+def test_list_corpus_reads_captions_as_published(folder, name, content):
+    (folder / name).write_text(content, newline="")
+    ((key, (caption, metadata, problem)),) = about(open_corpus(folder / name)).items()
+    assert (key, caption, metadata["captions"], problem) == ("a.png", "one", ["one", "two, too"], None)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_list_corpus_reads_utf16_without_a_mark(folder, encoding):
+    (folder / "l.csv").write_bytes("file_name,caption\na.png,狗\n".encode(encoding))
+    assert about(open_corpus(folder / "l.csv")) == {"a.png": ("狗", None, None)}
+
+
+def test_list_corpus_refuses_a_header_without_end(folder):
+    (folder / "l.csv").write_text("file_name," + "x" * 2**20)
+    with pytest.raises(CorpusError, match=r"first line of .* has more than 1,048,576 characters"):
+        open_corpus(folder / "l.csv")
+
+
+def test_list_corpus_takes_a_list_of_paths_with_commas_for_paths(folder):
+    (folder / "l.txt").write_text("a.png\nb, c.png\n")
+    assert list(about(open_corpus(folder / "l.txt"))) == ["a.png", "b, c.png"]

@@ -123,11 +123,32 @@ def test_where_mask_has_a_time_limit(tmp_path):
 
 
 @pytest.mark.parametrize("letter", ["a", "я"])
-def test_where_mask_of_hostile_patterns_is_linear(letter, tmp_path):
+@pytest.mark.parametrize(
+    "filter",
+    [
+        "caption LIKE '" + "%{0}" * 50 + "%b'",
+        "caption LIKE '%" + "_" * 480 + "b%'",
+        "caption CONTAINS '" + "{0}" * 900 + "b'",
+        "caption GLOB '*" + "?" * 480 + "b*'",
+        "caption GLOB '" + "*[{0}-{0}]" * 150 + "*c'",
+        "caption GLOB '*" + "[{0}-{0}]" * 150 + "c*'",
+    ],
+)
+def test_where_mask_of_hostile_patterns_is_linear(letter, filter, tmp_path):
     # A matcher that tries every way to place the pieces would need 10,000 ** 50 steps.
     items = table(tmp_path / "items.db", [{**IMAGES[0], "caption": letter * 10_000}])
-    where = compile_where(f"caption LIKE '{('%' + letter) * 50}%b'")
-    assert not where.mask(items, rows=1, commit=1).any()
+    assert not compile_where(filter.format(letter)).mask(items, rows=1, commit=1).any()
+    items.close()
+
+
+@pytest.mark.parametrize("word", ["LIKE", "GLOB"])
+def test_where_mask_stops_within_a_long_text(word, tmp_path):
+    items = table(
+        tmp_path / "items.db", [{**IMAGES[0], "key": str(n), "caption": "я" * 5000} for n in range(3)]
+    )
+    with pytest.raises(WhereError, match="stopped after 0 seconds"):
+        compile_where(f"caption {word} '*?b'").mask(items, rows=3, commit=1, seconds=0)
+    assert not compile_where(f"caption {word} '*?b'").mask(items, rows=3, commit=1).any()
     items.close()
 
 
