@@ -18,8 +18,12 @@ search_option, index_option, encoder_option, output_option, machine_option = (
 )
 """Options that ``--help`` lists in a group."""
 
-Queries = Annotated[list[str] | None, typer.Argument(metavar="QUERY", help="Text to search for.")]
-_IMAGE = "Search for images similar to this one; repeatable."
+Queries = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="QUERY", help="Text to search for; several words are one query."),
+]
+_IMAGE = "Search for images similar to this one; with text or another --image, for both together."
+_EACH = "Search for each QUERY argument and each --image separately."
 _QUERIES_FILE = "Text file with one query per line; - for standard input."
 QueriesFile = Annotated[str | None, search_option("--queries", metavar="FILE", help=_QUERIES_FILE)]
 Where = Annotated[
@@ -30,11 +34,12 @@ Where = Annotated[
     ),
 ]
 Index = Annotated[
-    str | None,
+    list[str] | None,
     index_option(
-        metavar="PATH",
-        help="Folder of the index, or sample: for the sample images.",
-        show_default="LLM2CLIP_INDEX, else the index built last, else sample:",
+        metavar="INDEX",
+        help="Folder or name of the index (see `llm2clip-index list`), or sample: for the sample images; "
+        "repeat it to search several of the same encoder together.",
+        show_default="LLM2CLIP_INDEX, else the default index, else sample:",
     ),
 ]
 Encoder = Annotated[
@@ -51,6 +56,7 @@ app = make_app()
 def search(
     queries: Queries = None,
     image: Annotated[list[Path] | None, search_option(metavar="FILE", help=_IMAGE)] = None,
+    each: Annotated[bool, search_option("--each", help=_EACH)] = False,
     queries_file: QueriesFile = None,
     k: Annotated[int, search_option("-k", min=1, metavar="N", help="Hits per query.")] = 10,
     where: Where = None,
@@ -74,10 +80,11 @@ def search(
         request = SearchRequest(
             texts=tuple(queries or ()),
             images=tuple(image or ()),
+            each=each,
             queries_file=queries_file,
             k=k,
             where=where,
-            index=index,
+            indexes=tuple(index or ()),
             encoder=encoder,
             device=device,
             output="json" if as_json else "paths" if as_paths else "table",

@@ -14,12 +14,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llm2clip.common.terminal import graceful_interrupt, log_stderr
+from llm2clip.encoders.core.errors import ImageError
 from llm2clip.indexer.commands.session import progress_bar
-from llm2clip.retrieval.results import Answer, Query, answer_json, answer_paths, answer_table, text_query
-from llm2clip.retrieval.searcher import Searcher, locate
+from llm2clip.retrieval.locate import locate
+from llm2clip.retrieval.results import (
+    Answer,
+    Query,
+    answer_json,
+    answer_paths,
+    answer_table,
+    combined_query,
+    text_query,
+)
+from llm2clip.retrieval.searcher import Searcher
 
 if TYPE_CHECKING:
-    from llm2clip.indexer import Progress
+    from llm2clip.indexer import Hit, Progress
 
 Output = Literal["table", "json", "paths"]
 
@@ -32,14 +42,18 @@ class SearchRequest:
     """The arguments of one ``llm2clip-search``."""
 
     texts: tuple[str, ...] = ()
+    """Words of one query."""
     images: tuple[Path, ...] = ()
+    """Images of the same query."""
+    each: bool = False
+    """Whether every text and every image is a query of its own."""
     queries_file: str | None = None
     """File with one text query per line, ``-`` for standard input."""
     k: int = 10
     where: str | None = None
     """Filter on the images; ``None`` for all."""
-    index: Path | str | None = None
-    """Index folder; ``None`` for the default one."""
+    indexes: tuple[str, ...] = ()
+    """Folders or names of the indexes to search together; none for the default one."""
     encoder: str | None = None
     """Encoder name or folder; ``None`` for the one the index names."""
     device: str = "auto"
@@ -51,31 +65,57 @@ class SearchRequest:
 
 def run(request: SearchRequest) -> None:
     """Search and print."""
-    texts = [*request.texts, *read_queries(request.queries_file)]
-    images = [(path, path.read_bytes()) for path in request.images]
-    if not texts and not images:
-        raise ValueError(f"{request.queries_file} has no query: it is empty or all its lines are blank")
-    queries = [text_query(text) for text in texts]
-    queries += [Query(kind="image", label=str(path), image=data) for path, data in images]
+    queries = _queries(request)
     with (
         _one_line_warnings(),
-        open_searcher(request.index, encoder=request.encoder, device=request.device) as searcher,
+        open_searcher(request.indexes, encoder=request.encoder, device=request.device) as searcher,
     ):
-        found = searcher.search(texts, k=request.k, where=request.where)
-        for path, data in images:
-            try:
-                found += searcher.search_images([data], k=request.k, where=request.where)
-            except ValueError as error:
-                raise ValueError(f"cannot search with the image {path}: {error}") from error
-        answers = [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)]
+        answers = _answers(searcher, queries, k=request.k, where=request.where)
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
-        if request.where and not any(found):
+        if request.where and not any(answer.hits for answer in answers):
             names = searcher.index.metadata_names() if "meta" in request.where.lower() else []
             known = f"; metadata fields: {', '.join(names[:40])}" if names else ""
             log_stderr(f"no image matches the filter{known}")
         if written:
             log_stderr(f"gallery written to {written}")
+
+
+def _queries(request: SearchRequest) -> list[Query]:
+    """What is searched for: the command line's one query, or each of its parts, then those of the file."""
+    images = [(str(path), path.read_bytes()) for path in request.images]
+    listed = [text_query(text) for text in read_queries(request.queries_file)]
+    if request.queries_file is not None and not (request.texts or images or listed):
+        raise ValueError(f"{request.queries_file} has no query: it is empty or all its lines are blank")
+    if request.each:
+        texts = [text_query(text) for text in request.texts]
+        return [*texts, *listed, *(Query(kind="image", label=name, image=data) for name, data in images)]
+    own = [combined_query(" ".join(request.texts), images)] if request.texts or images else []
+    return [*own, *listed]
+
+
+def _answers(searcher: Searcher, queries: Sequence[Query], *, k: int, where: str | None) -> list[Answer]:
+    """The answer of each query; texts are encoded together."""
+    texts = [query.label for query in queries if query.kind == "text"]
+    found = iter(searcher.search(texts, k=k, where=where))
+    return [
+        Answer(
+            query=query,
+            hits=next(found) if query.kind == "text" else _combined(searcher, query, k=k, where=where),
+        )
+        for query in queries
+    ]
+
+
+def _combined(searcher: Searcher, query: Query, *, k: int, where: str | None) -> list[Hit]:
+    """The hits of an image, or of a text and images together."""
+    parts = query.parts or (query,)
+    texts = [part.label for part in parts if part.kind == "text"]
+    images = [part.image for part in parts if part.image is not None]
+    try:
+        return searcher.search_combined(texts, images, k=k, where=where)
+    except ImageError as error:
+        raise ValueError(f"cannot search with the image {query.label}: {error}") from error
 
 
 def read_queries(source: str | None) -> list[str]:
@@ -95,14 +135,14 @@ def read_queries(source: str | None) -> list[str]:
 
 
 def open_searcher(
-    index: Path | str | None = None, *, encoder: str | None = None, device: str = "auto"
+    indexes: Sequence[str] = (), *, encoder: str | None = None, device: str = "auto"
 ) -> Searcher:
     """``Searcher.open``, with a note on standard error if the sample images are searched because there is no index."""
-    place = locate(index)
+    place = locate(indexes[0] if indexes else None)
     subject = "no index was built yet: " if place.fallback else ""
     subject += "searching the sample images"
     with BuildProgress(f"{subject} (building their index first)") as progress:
-        searcher = Searcher.open(index, encoder=encoder, device=device, on_progress=progress)
+        searcher = Searcher.open(list(indexes) or None, encoder=encoder, device=device, on_progress=progress)
     if place.fallback and not progress.begun:
         log_stderr(subject)
     return searcher
@@ -163,8 +203,8 @@ def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -
     """Write answers as an HTML gallery; return its absolute path."""
     from llm2clip.retrieval.gallery import write_gallery
 
-    subtitle = f"{len(searcher.index):,} images, encoder {searcher.encoder.info.name}"
-    return write_gallery(path, answers, read_image=searcher.index.read_image, subtitle=subtitle)
+    subtitle = f"{len(searcher):,} images, encoder {searcher.encoder.info.name}"
+    return write_gallery(path, answers, read_image=searcher.read_image, subtitle=subtitle)
 
 
 def _encode(*, errors: Literal["replace", "surrogateescape"], encoding: str | None = None) -> None:

@@ -32,20 +32,21 @@ _LONG = 120
 class _Page:
     """State of one page: the source of images, and the thumbnails already made."""
 
-    read_image: Callable[[int], bytes]
-    made: dict[int, str | None] = field(default_factory=dict)
+    read_image: Callable[[Hit], bytes]
+    made: dict[tuple[str | None, int], str | None] = field(default_factory=dict)
 
     def image(self, hit: Hit) -> str | None:
-        if hit.id not in self.made:
+        key = (hit.index, hit.id)
+        if key not in self.made:
             try:
-                self.made[hit.id] = thumbnail(self.read_image(hit.id))
+                self.made[key] = thumbnail(self.read_image(hit))
             except (OSError, ValueError):
-                self.made[hit.id] = None
-        return self.made[hit.id]
+                self.made[key] = None
+        return self.made[key]
 
 
 def write_gallery(
-    path: str | Path, answers: Sequence[Answer], *, read_image: Callable[[int], bytes], subtitle: str = ""
+    path: str | Path, answers: Sequence[Answer], *, read_image: Callable[[Hit], bytes], subtitle: str = ""
 ) -> Path:
     """Write ``render_gallery`` to a file, creating its folder; returns the absolute path."""
     target = Path(path).absolute()
@@ -55,11 +56,11 @@ def write_gallery(
 
 
 def render_gallery(
-    answers: Sequence[Answer], *, read_image: Callable[[int], bytes], subtitle: str = ""
+    answers: Sequence[Answer], *, read_image: Callable[[Hit], bytes], subtitle: str = ""
 ) -> str:
     """The page as a string, with one line under its heading.
 
-    ``read_image`` gives the encoded image of a hit's id, as ``Index.read_image`` does. For an image that cannot be read
+    ``read_image`` gives the encoded image of a hit, as ``Searcher.read_image`` does. For an image that cannot be read
     (``OSError``, ``ValueError``) or decoded, the page shows a message.
     """
     page = _Page(read_image)
@@ -106,6 +107,8 @@ def _contents(answers: Sequence[Answer]) -> str:
 
 def _short(query: Query) -> str:
     label = Path(query.label).name if query.kind == "image" else query.label
+    if query.kind == "combined":
+        label = " + ".join(map(_short, query.parts))
     return label if len(label) <= 60 else label[:59].rstrip() + "…"
 
 
@@ -122,8 +125,10 @@ def _heading(number: int, query: Query) -> str:
         gloss = f'<p class="gloss" lang="en">{_text(query.gloss)}</p>' if query.gloss else ""
         return f'<h2 id="h{number}" dir="auto"{kind}{_lang(query.language)}>{_text(query.label)}</h2>{gloss}'
     name = _text(_short(query))
-    image = thumbnail(query.image) if query.image else None
-    shown = f'<img src="{image}" alt="The query image, {name}">' if image else ""
+    images = [(thumbnail(part.image), part) for part in query.parts or (query,) if part.image is not None]
+    shown = "".join(
+        f'<img src="{image}" alt="The query image, {_text(_short(part))}">' for image, part in images if image
+    )
     return (
         f'<div class="asked">{shown}<h2 id="h{number}">'
         f'<span class="kind">Images like</span><bdi>{name}</bdi></h2></div>'

@@ -59,8 +59,8 @@ _TELLTALES: dict[str, tuple[frozenset[str], str]] = {
 class Query:
     """One query."""
 
-    kind: Literal["text", "image"]
-    """Whether ``label`` is the query text or the name of an image."""
+    kind: Literal["text", "image", "combined"]
+    """Whether ``label`` is the query text, the name of an image, or both joined with ``+``."""
     label: str
     """The query text, or the path or name of the query image."""
     language: str | None = None
@@ -68,7 +68,9 @@ class Query:
     gloss: str | None = None
     """An English translation."""
     image: bytes | None = None
-    """The encoded query image, for the gallery."""
+    """The encoded query image."""
+    parts: tuple[Query, ...] = ()
+    """Of a combined query its text, if any, and its images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,16 @@ class Answer:
 def text_query(text: str, *, language: str | None = None, gloss: str | None = None) -> Query:
     """A text query; without ``language``, it is guessed from the script."""
     return Query(kind="text", label=text, language=language or guess_language(text), gloss=gloss)
+
+
+def combined_query(text: str, images: Sequence[tuple[str, bytes]]) -> Query:
+    """One query of a text (if not empty) and of images, each a name and encoded bytes."""
+    parts = [text_query(text)] if text or not images else []
+    parts += [Query(kind="image", label=name, image=data) for name, data in images]
+    if len(parts) == 1:
+        return parts[0]
+    label = " + ".join(part.label for part in parts)
+    return Query(kind="combined", label=label, language=parts[0].language, parts=tuple(parts))
 
 
 def guess_language(text: str) -> str | None:
@@ -130,7 +142,7 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     from rich.text import Text
 
     label = _cut(escape_control(answer.query.label), _QUERY_CELLS)
-    heading = Text("images like " if answer.query.kind == "image" else "", style="dim")
+    heading = Text("images like " if answer.query.kind != "text" else "", style="dim")
     heading.append(label, style="bold not dim")
     if answer.query.gloss:
         heading.append(f"  ({escape_control(answer.query.gloss)})", style="dim")
@@ -184,6 +196,7 @@ def answer_record(answer: Answer) -> dict[str, Any]:
                 "width": hit.width,
                 "height": hit.height,
                 "metadata": dict(hit.metadata),
+                **({"index": hit.index} if hit.index else {}),
             }
             for hit in answer.hits
         ],

@@ -1,73 +1,27 @@
-"""Text and image search: an index and the encoder it was built with."""
+"""Text and image search: one index or several, and the encoder they were built with."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import replace
+from itertools import chain, islice
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
+from llm2clip.retrieval.locate import distinct, locate, require_same_encoder
+
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from llm2clip.encoders import Encoder, ImageSource
     from llm2clip.indexer import Hit, Index, Progress
 
 
-INDEX_VARIABLE = "LLM2CLIP_INDEX"
-"""Environment variable that names the index to search."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """The index that was chosen."""
-
-    path: Path
-    """Folder of the index."""
-    sample: bool
-    """Whether it is the index of the sample images, which can be built at any time."""
-    fallback: bool = False
-    """Whether it is the sample because no index was named and none has been built."""
-
-
-def locate(index: str | os.PathLike[str] | None = None) -> Place:
-    """Choose the index: ``index``, else ``LLM2CLIP_INDEX``, else the one built last, else the sample's.
-
-    ``"sample:"`` names the sample's.
-
-    Raises:
-        IndexNotFoundError: The index that ``LLM2CLIP_INDEX`` names, or that was built last, does not exist.
-    """
-    from llm2clip.indexer.core.index_paths import SAMPLE, current_index, sample_index_path
-
-    told = index if index is not None else os.environ.get(INDEX_VARIABLE) or None
-    if told is None:
-        last = current_index()
-        if last is None:
-            return Place(path=sample_index_path(), sample=True, fallback=True)
-        _require(last, f"the index built last, {last}, no longer exists")
-        return Place(path=last, sample=last == sample_index_path())
-    if os.fspath(told) == SAMPLE:
-        return Place(path=sample_index_path(), sample=True)
-    path = Path(told).expanduser()
-    if index is None:
-        _require(path, f"{INDEX_VARIABLE} names {path}, which does not exist")
-    return Place(path=path, sample=False)
-
-
-def _require(path: Path, problem: str) -> None:
-    from llm2clip.indexer.core.errors import IndexNotFoundError
-
-    if not path.exists():
-        raise IndexNotFoundError(
-            f"{problem}: name another with --index PATH, build one of your own images with  llm2clip-index build "
-            "FOLDER, or search the sample with --index sample:"
-        )
-
-
 class Searcher:
-    """Searches one index by text or by image.
+    """Searches one index, or several of the same encoder, by text or by image.
 
     The encoder is loaded at the first query, unless one is given.
 
@@ -77,35 +31,40 @@ class Searcher:
 
     def __init__(
         self,
-        index: Index,
+        index: Index | Sequence[Index],
         *,
         encoder: Encoder | str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> None:
-        """Search an open index; the other arguments are those of ``open``."""
-        self.index = index
+        """Search open indexes; the other arguments and the errors are those of ``open``."""
+        self.indexes: tuple[Index, ...] = tuple(index) if isinstance(index, list | tuple) else (index,)  # type: ignore[assignment]
+        """The indexes that are searched together."""
+        self.index = self.indexes[0]
+        """The first of them."""
         self._source = encoder if isinstance(encoder, str | os.PathLike) else None
         self._device = device
         self._loading = Lock()
         self._encoder: Encoder | None = None
+        for other in self.indexes[1:]:
+            require_same_encoder(self.index, other)
         if encoder is not None and not isinstance(encoder, str | os.PathLike):
-            index.require_encoder(encoder.info)
+            self.index.require_encoder(encoder.info)
             self._encoder = encoder
 
     @classmethod
     def open(
         cls,
-        index_path: str | os.PathLike[str] | None = None,
+        index_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
         *,
         encoder: Encoder | str | os.PathLike[str] | None = None,
         device: str = "auto",
         on_progress: Callable[[Progress], None] | None = None,
     ) -> Searcher:
-        """Open an index for searching.
+        """Open an index for searching, or several to search together.
 
         Args:
-            index_path: Folder of the index, or ``"sample:"``. ``None``: the one that ``LLM2CLIP_INDEX`` names, else
-                the index built last, else the sample's.
+            index_path: Folder or name of the index, or ``"sample:"``; a list of them: several. ``None``: the one that
+                ``LLM2CLIP_INDEX`` names, else the default one, else the sample's.
             encoder: The encoder, or its name or folder. ``None``: the one the index names.
             device: Where the encoder runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ...; on a named CUDA device, vectors are
                 searched there too.
@@ -113,20 +72,35 @@ class Searcher:
 
         Raises:
             IndexerError: The index is missing, unfinished, damaged or of another format version.
-            EncoderMismatchError: ``encoder`` is not the one the index was built with.
+            EncoderMismatchError: ``encoder`` is not the one the index was built with, or two indexes were built with
+                different ones.
         """
-        place = locate(index_path)
-        if not place.sample:
-            from llm2clip.indexer import open_index
+        told: list[str | os.PathLike[str] | None] = (
+            list(index_path) if isinstance(index_path, list | tuple) else [index_path]  # type: ignore[list-item]
+        )
+        if not told:
+            raise ValueError("got no index to search: name at least one, or None for the default one")
+        opened: list[Index] = []
+        try:
+            for place in distinct(map(locate, told)):
+                if place.sample:
+                    sample, encoder = _open_sample(encoder, device=device, on_progress=on_progress)
+                    opened.append(sample)
+                else:
+                    from llm2clip.indexer import open_index
 
-            index_device = device if device.startswith("cuda") else "cpu"
-            return cls(open_index(place.path, device=index_device), encoder=encoder, device=device)
-        from llm2clip.encoders import load_encoder
-        from llm2clip.retrieval.sample_index import open_sample, sample_encoder
+                    opened.append(
+                        open_index(place.path, device=device if device.startswith("cuda") else "cpu")
+                    )
+            return cls(opened, encoder=encoder, device=device)
+        except BaseException:
+            for each in opened:
+                each.close()
+            raise
 
-        if encoder is None or isinstance(encoder, str | os.PathLike):
-            encoder = load_encoder(encoder or sample_encoder(), device=device)
-        return cls(open_sample(encoder, on_progress=on_progress), encoder=encoder, device=device)
+    def __len__(self) -> int:
+        """Number of images that can be found."""
+        return sum(map(len, self.indexes))
 
     @property
     def encoder(self) -> Encoder:
@@ -184,7 +158,7 @@ class Searcher:
         _check_texts(texts)
         _check_k(k)
         self._check_where(where)
-        found = self.index.search(self.encoder.encode_texts(texts), k=k, where=where) if texts else []
+        found = self._search(self.encoder.encode_texts(texts), k=k, where=where) if texts else []
         return found[0] if isinstance(query, str) else found
 
     def search_images(
@@ -212,11 +186,68 @@ class Searcher:
             )
         _check_k(k)
         self._check_where(where)
-        return self.index.search(self.encoder.encode_images(images), k=k, where=where) if images else []
+        return self._search(self.encoder.encode_images(images), k=k, where=where) if images else []
+
+    def search_combined(
+        self,
+        texts: Sequence[str],
+        images: Sequence[ImageSource],
+        *,
+        k: int = 10,
+        where: str | None = None,
+    ) -> list[Hit]:
+        """The ``k`` images nearest to texts and images together: to the mean of their vectors, scaled to unit length.
+
+        Args:
+            texts: Texts, as for ``search``; may be empty if there are images.
+            images: Images, as for ``search_images``; may be empty if there are texts.
+            k: Number of hits; fewer if the index holds fewer images.
+            where: As for ``search``.
+
+        Returns:
+            The hits, best first.
+
+        Raises:
+            ImageError: An image cannot be read.
+            ValueError: There is neither text nor image, a text is blank, or ``k`` is below 1.
+            WhereError: The filter is invalid.
+            EncoderMismatchError: The encoder is not the one the index was built with.
+        """
+        import numpy as np
+
+        _check_texts(texts)
+        _check_k(k)
+        self._check_where(where)
+        parts = [self.encoder.encode_texts(list(texts))] if texts else []
+        parts += [self.encoder.encode_images(list(images))] if images else []
+        if not parts:
+            raise ValueError("got neither a text nor an image to search for")
+        mean = np.concatenate(parts).mean(axis=0, dtype=np.float64)
+        unit = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+        return self._search(unit[None], k=k, where=where)[0]
+
+    def _search(self, vectors: NDArray[np.float32], *, k: int, where: str | None) -> list[list[Hit]]:
+        """The hits of each query in all indexes. Shape: (n, dim), float32, unit rows."""
+        found = [index.search(vectors, k=k, where=where) for index in self.indexes]
+        if len(found) == 1:
+            return found[0]
+        names = [str(index.path) for index in self.indexes]
+        return [_merged(dict(zip(names, hits, strict=True)), k=k) for hits in zip(*found, strict=True)]
+
+    def read_image(self, hit: Hit) -> bytes:
+        """The encoded image of a hit of this searcher, as it is in the corpus now.
+
+        Raises:
+            OSError: The corpus no longer exists.
+            IndexerError: The image changed since it was indexed.
+        """
+        index = next((each for each in self.indexes if str(each.path) == hit.index), self.index)
+        return index.read_image(hit.id)
 
     def close(self) -> None:
-        """Close the index."""
-        self.index.close()
+        """Close the indexes."""
+        for index in self.indexes:
+            index.close()
 
     def __enter__(self) -> Searcher:
         return self
@@ -233,6 +264,30 @@ class Searcher:
             from llm2clip.indexer import compile_where
 
             compile_where(where)
+
+
+def _open_sample(
+    encoder: Encoder | str | os.PathLike[str] | None,
+    *,
+    device: str,
+    on_progress: Callable[[Progress], None] | None,
+) -> tuple[Index, Encoder]:
+    """The sample's index, built if needed, and its encoder."""
+    from llm2clip.encoders import load_encoder
+    from llm2clip.retrieval.sample_index import open_sample, sample_encoder
+
+    if encoder is None or isinstance(encoder, str | os.PathLike):
+        encoder = load_encoder(encoder or sample_encoder(), device=device)
+    return open_sample(encoder, on_progress=on_progress), encoder
+
+
+def _merged(found: dict[str, list[Hit]], *, k: int) -> list[Hit]:
+    """The best of the hits of several indexes, each image once; equal scores in the order of the indexes."""
+    of_index = [[replace(hit, index=name) for hit in hits] for name, hits in found.items()]
+    best: dict[str, Hit] = {}
+    for hit in sorted(chain.from_iterable(of_index), key=lambda hit: -hit.score):
+        best.setdefault(hit.uri, hit)
+    return [replace(hit, rank=rank) for rank, hit in enumerate(islice(best.values(), k), start=1)]
 
 
 def _check_texts(texts: Sequence[str]) -> None:

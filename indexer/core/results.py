@@ -222,3 +222,5 @@ class Hit:
     """Width as shown (after EXIF rotation), in pixels."""
     height: int
     """Height as shown, in pixels."""
+    index: str | None = None
+    """Folder of its index, where several are searched together."""

@@ -29,7 +29,7 @@ def records(result: Result) -> list[dict]:
 
 
 def test_search_command_prints_a_table_per_query(corpus: Corpus, search: Search):
-    result = search("red", "blue", "-k", 2, "--index", corpus.index)
+    result = search("--each", "red", "blue", "-k", 2, "--index", corpus.index)
     assert (result.exit_code, result.stderr) == (0, "")
     lines = result.stdout.splitlines()
     assert lines == [line.rstrip() for line in lines]
@@ -44,7 +44,17 @@ def test_search_command_prints_a_table_per_query(corpus: Corpus, search: Search)
 
 def test_search_command_json_has_one_object_per_query(corpus: Corpus, search: Search):
     red, image = records(
-        search("red", "--image", corpus.folder / "cold/blue.png", "-k", 3, "--json", "--index", corpus.index)
+        search(
+            "--each",
+            "red",
+            "--image",
+            corpus.folder / "cold/blue.png",
+            "-k",
+            3,
+            "--json",
+            "--index",
+            corpus.index,
+        )
     )
     assert (red["query"], red["kind"], red["language"]) == ("red", "text", None)
     assert (image["query"], image["kind"]) == (str(corpus.folder / "cold/blue.png"), "image")
@@ -61,7 +71,7 @@ def test_search_command_json_has_one_object_per_query(corpus: Corpus, search: Se
 
 
 def test_search_command_paths_are_one_per_line(corpus: Corpus, search: Search):
-    result = search("red", "blue", "-k", 1, "--paths", "--index", corpus.index)
+    result = search("--each", "red", "blue", "-k", 1, "--paths", "--index", corpus.index)
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout.splitlines() == [
         str(corpus.folder / "warm/red.png"),
@@ -97,7 +107,7 @@ def test_read_queries_reads_a_file_or_stdin(corpus: Corpus, search: Search, tmp_
 def test_search_command_answers_texts_before_images(corpus: Corpus, search: Search, tmp_path: Path):
     (tmp_path / "q.txt").write_text("blue\n")
     (tmp_path / "p.png").write_bytes(image("#00ff00"))
-    arguments = ("--image", tmp_path / "p.png", "--queries", tmp_path / "q.txt", "red", "--json")
+    arguments = ("--each", "--image", tmp_path / "p.png", "--queries", tmp_path / "q.txt", "red", "--json")
     found = records(search(*arguments, "--index", corpus.index))
     assert [record["query"] for record in found] == ["red", "blue", str(tmp_path / "p.png")]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from llm2clip.indexer import Hit
 from llm2clip.retrieval.gallery import render_gallery, thumbnail, write_gallery
 from llm2clip.retrieval.results import Answer, Query, text_query
 
@@ -55,7 +56,7 @@ def png(colour: str = "red", size: tuple[int, int] = (32, 16), mode: str = "RGB"
     return buffer.getvalue()
 
 
-def render(*answers: Answer, read: Callable[[int], bytes] = lambda _: png()) -> Page:
+def render(*answers: Answer, read: Callable[[Hit], bytes] = lambda _: png()) -> Page:
     return Page(render_gallery(answers, read_image=read))
 
 
@@ -204,8 +205,8 @@ def test_thumbnail_of_a_huge_image_is_none():
 
 
 def test_gallery_names_an_unreadable_image_and_shows_the_rest():
-    def read(number: int) -> bytes:
-        if number == 1:
+    def read(shown: Hit) -> bytes:
+        if shown.id == 1:
             raise FileNotFoundError("gone")
         return png()
 
@@ -217,7 +218,7 @@ def test_gallery_names_an_unreadable_image_and_shows_the_rest():
 def test_gallery_reads_an_image_once():
     reads: list[int] = []
     answers = [Answer(query=text_query(word), hits=[hit(1), hit(2)]) for word in ("a", "b")]
-    render_gallery(answers, read_image=lambda number: reads.append(number) or png())
+    render_gallery(answers, read_image=lambda shown: reads.append(shown.id) or png())
     assert sorted(reads) == [1, 2]
 
 
