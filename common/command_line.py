@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -12,15 +12,39 @@ _DEFAULT_IN_WORDS = re.compile(r"\[default: \((.+)\)([;\]])")
 """typer writes a default that is given in words as ``[default: (all)]``."""
 
 
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from llm2clip.common.installation import DISTRIBUTION, package_version
+
+        typer.echo(f"{DISTRIBUTION} {package_version() or '(not installed)'}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version),
+]
+
+
 def make_app(summary: str | None = None) -> typer.Typer:
-    """An application whose ``--help`` is plain text and imports nothing heavy."""
-    return typer.Typer(
-        add_completion=False,
+    """An application whose ``--help`` is plain text and imports nothing heavy; ``summary``: of several commands."""
+    app = typer.Typer(
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         no_args_is_help=summary is not None,
         help=summary,
+        context_settings=HELP_NAMES,
     )
+    if summary is not None:
+
+        def with_version(version: VersionOption = False) -> None:
+            pass
+
+        app.callback()(with_version)
+    return app
 
 
 class GroupedCommand(TyperCommand):
@@ -28,6 +52,11 @@ class GroupedCommand(TyperCommand):
 
     Arguments and options are shown by their metavar alone, without the names of Python types.
     """
+
+    def get_help_option_names(self, ctx: Any) -> list[str]:  # noqa: ANN401 (typer's or click's own)
+        """``-h`` and ``--help``."""
+        ctx.help_option_names = HELP_NAMES["help_option_names"]
+        return list(super().get_help_option_names(ctx))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ANN401 (typer's or click's own)
         """``[OPTIONS] FOLDER [NAMES]...``."""

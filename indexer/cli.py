@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -11,84 +10,28 @@ import typer
 from llm2clip.common import entrypoint
 from llm2clip.common.command_line import GroupedCommand, make_app
 from llm2clip.common.terminal import one_line_errors, one_of, renamed
+from llm2clip.indexer.cli_manage import delete, list_indexes, move, undo, use
+from llm2clip.indexer.cli_options import (
+    BatchOption,
+    CorpusArgument,
+    DtypeOption,
+    EncoderOption,
+    FrameIntervalOption,
+    IndexOption,
+    JsonOption,
+    NewEncoderOption,
+    NewIndexOption,
+    WhereOption,
+    corpus_option,
+    index_option,
+    machine_option,
+    output_option,
+    search_option,
+)
 
 if TYPE_CHECKING:
     from llm2clip.indexer.lifecycle.export import Format
 
-corpus_option, encoder_option, index_option, search_option, output_option, machine_option = (
-    partial(typer.Option, rich_help_panel=group)
-    for group in ("Corpus", "Encoder", "Index", "Search", "Output", "Machine")
-)
-"""Options that ``--help`` lists in a group."""
-
-IndexOption = Annotated[
-    Path | None,
-    index_option(
-        "--index",
-        metavar="PATH",
-        help="Folder of the index.",
-        show_default="LLM2CLIP_INDEX, else the index built last",
-    ),
-]
-JsonOption = Annotated[bool, output_option("--json", help="Print one JSON object.")]
-BatchOption = Annotated[
-    int | None,
-    machine_option(
-        "--batch-size", min=1, metavar="N", help="Images per batch.", show_default="chosen by measurement"
-    ),
-]
-EncoderOption = Annotated[
-    str | None,
-    encoder_option(
-        "--encoder",
-        metavar="NAME",
-        help="Name or folder of the index's encoder, if it was moved.",
-        show_default="the index's encoder",
-    ),
-]
-WhereOption = Annotated[
-    str | None,
-    corpus_option("--where", metavar="FILTER", help="Only images that match this filter (docs/filters.md)."),
-]
-DtypeOption = Annotated[
-    str,
-    machine_option(
-        "--dtype",
-        metavar="DTYPE",
-        help="Precision of the encoder: auto, float32, bfloat16 (faster where supported) or float16.",
-        callback=one_of("auto", "float32", "bfloat16", "float16"),
-    ),
-]
-
-CorpusArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="CORPUS",
-        help="A folder of images; a .tar, .zip, .parquet or .arrow file, a folder of them, or shards/{00..03}.tar; "
-        "a list of images (.csv, .tsv, .jsonl, .txt), or - for paths from standard input; a video; a URL of any "
-        "of these; or sample: for the sample images. See docs/corpora.md.",
-    ),
-]
-FrameIntervalOption = Annotated[
-    float | None,
-    corpus_option(
-        "--frame-interval",
-        metavar="SECONDS",
-        help="Index one frame of each video per interval.",
-        show_default="10 for a video; in a folder, videos are skipped",
-    ),
-]
-NewEncoderOption = Annotated[
-    str | None,
-    encoder_option(
-        metavar="NAME",
-        help="Name or folder of the encoder; see `llm2clip-index encoders`.",
-        show_default="the index's encoder; prompts if there is none",
-    ),
-]
-NewIndexOption = Annotated[
-    Path | None, index_option(metavar="PATH", help="Folder of the index.", show_default="one per corpus")
-]
 _FROM = "Re-encode the images of this index with another encoder."
 _RAM = "Memory budget for search, such as 4GB."
 _RECALL = "Target recall@10; 1 means exact search."
@@ -162,6 +105,9 @@ def add(
 @app.command(cls=GroupedCommand)
 def update(
     index: IndexOption = None,
+    prune: Annotated[
+        bool, corpus_option("--prune", help="Remove the images of a source that is gone or empty.")
+    ] = False,
     encoder: EncoderOption = None,
     batch_size: BatchOption = None,
     dtype: DtypeOption = "auto",
@@ -174,7 +120,15 @@ def update(
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_update
 
-        run_update(index, corpora=None, encoder=encoder, batch_size=batch_size, dtype=dtype, as_json=as_json)
+        run_update(
+            index,
+            corpora=None,
+            encoder=encoder,
+            batch_size=batch_size,
+            dtype=dtype,
+            prune=prune,
+            as_json=as_json,
+        )
 
 
 @app.command(cls=GroupedCommand)
@@ -198,18 +152,27 @@ def remove(
             help="Also remove images that match this filter (docs/filters.md).",
         ),
     ] = None,
+    dry_run: Annotated[bool, corpus_option("--dry-run", help="Only list what would be removed.")] = False,
     index: IndexOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Remove images from an index.
 
-    `update` does not add them again; `add` with their paths does.
+    `update` does not add them again; `add` with their paths does, and `undo` brings them back.
     """
     with one_line_errors():
         from llm2clip.indexer.commands.maintain import run_remove
         from llm2clip.indexer.lifecycle.remove import Selection
 
-        run_remove(index, Selection(keys=keys or (), matching=matching, where=where), as_json=as_json)
+        selection = Selection(keys=keys or (), matching=matching, where=where)
+        run_remove(index, selection, dry_run=dry_run, as_json=as_json)
+
+
+app.command("undo", cls=GroupedCommand)(undo)
+app.command("move", cls=GroupedCommand)(move)
+app.command("list", cls=GroupedCommand)(list_indexes)
+app.command("use", cls=GroupedCommand)(use)
+app.command("delete", cls=GroupedCommand)(delete)
 
 
 @app.command(cls=GroupedCommand)

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.command_line import GroupedCommand, make_app
+from llm2clip.common.command_line import GroupedCommand, VersionOption, make_app
 from llm2clip.common.terminal import one_line_errors
 
 search_option, index_option, encoder_option, output_option, machine_option = (
@@ -68,6 +68,7 @@ def search(
         Path | None, output_option(metavar="FILE", help="Also write a self-contained HTML gallery.")
     ] = None,
     device: Annotated[str, machine_option(metavar="DEVICE", help=_DEVICE)] = "auto",
+    version: VersionOption = False,
 ) -> None:
     """Search images by meaning: by text in any language the encoder knows, or by image."""
     with one_line_errors():

@@ -11,12 +11,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
 from llm2clip.common.terminal import graceful_interrupt, log_stderr
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.indexer.commands.session import progress_bar
-from llm2clip.retrieval.locate import locate
+from llm2clip.indexer.core.index_paths import locate
 from llm2clip.retrieval.results import (
     Answer,
     Query,
@@ -77,8 +78,21 @@ def run(request: SearchRequest) -> None:
             names = searcher.index.metadata_names() if "meta" in request.where.lower() else []
             known = f"; metadata fields: {', '.join(names[:40])}" if names else ""
             log_stderr(f"no image matches the filter{known}")
+        if missing := frozenset().union(*(answer.missing for answer in answers)):
+            log_stderr(_missing_note(searcher, missing, answers))
         if written:
             log_stderr(f"gallery written to {written}")
+
+
+def _missing_note(searcher: Searcher, missing: frozenset[str], answers: Sequence[Answer]) -> str:
+    """What to say of hits whose files are not there, and of their folder if that is gone."""
+    shown = len({hit.uri for answer in answers for hit in answer.hits})
+    note = f"note: the files of {len(missing):,} of {shown:,} images are missing"
+    roots = [str(source.get("root", "")) for index in searcher.indexes for source in index.manifest.sources]
+    gone = next((root for root in roots if os.path.isabs(root) and not os.path.exists(root)), None)
+    if gone is None:
+        return f"{note}; bring the index up to date with  llm2clip-index update"
+    return f"{note}: {gone} is gone. If it was moved:  llm2clip-index move {quote(gone)} NEW"
 
 
 def _queries(request: SearchRequest) -> list[Query]:

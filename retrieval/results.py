@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -80,6 +81,19 @@ class Answer:
     query: Query
     hits: Sequence[Hit]
 
+    @property
+    def missing(self) -> frozenset[str]:
+        """URIs of the hits whose local file is not there now: moved, deleted, or on a disk that is not mounted."""
+        return frozenset(hit.uri for hit in self.hits if _is_missing(hit))
+
+
+def _is_missing(hit: Hit) -> bool:
+    """Whether the local file of a hit, of a member its container, is not there."""
+    if "://" in hit.uri or os.path.exists(hit.uri):
+        return False
+    container, _, member = hit.uri.rpartition("#")
+    return not (member and os.path.exists(container))
+
 
 def text_query(text: str, *, language: str | None = None, gloss: str | None = None) -> Query:
     """A text query; without ``language``, it is guessed from the script."""
@@ -155,13 +169,17 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     table.add_column("score", justify="right", width=6)
     table.add_column("image", max_width=image_cells, no_wrap=True)
     table.add_column("caption", max_width=caption_cells)
+    missing = answer.missing
     for hit in answer.hits:
         table.add_row(
             str(hit.rank),
             f"{hit.score:.3f}",
-            Text(image_name(hit, cells=image_cells)),
+            Text(image_name(hit, cells=image_cells), style="strike" if hit.uri in missing else ""),
             # Lines break at words, so fewer cells are filled than there are.
-            Text(_shown_caption(hit, answer.query.language, int(_CAPTION_LINES * caption_cells * 0.9))),
+            Text(
+                ("(file is missing) " if hit.uri in missing else "")
+                + _shown_caption(hit, answer.query.language, int(_CAPTION_LINES * caption_cells * 0.9))
+            ),
         )
     return Group(heading, table, Text())
 
@@ -180,7 +198,11 @@ def image_name(hit: Hit, *, cells: int) -> str:
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:
-    """An answer as JSON-ready values: ``query``, ``kind``, ``language`` and ``hits``, best first."""
+    """An answer as JSON-ready values: ``query``, ``kind``, ``language`` and ``hits``, best first.
+
+    ``missing`` of a hit says that its local file is not there now.
+    """
+    missing = answer.missing
     return {
         "query": answer.query.label,
         "kind": answer.query.kind,
@@ -196,6 +218,7 @@ def answer_record(answer: Answer) -> dict[str, Any]:
                 "width": hit.width,
                 "height": hit.height,
                 "metadata": dict(hit.metadata),
+                "missing": hit.uri in missing,
                 **({"index": hit.index} if hit.index else {}),
             }
             for hit in answer.hits

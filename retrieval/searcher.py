@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
-from llm2clip.retrieval.locate import distinct, locate, require_same_encoder
+from llm2clip.indexer.core.index_paths import Place, locate
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,7 +46,7 @@ class Searcher:
         self._loading = Lock()
         self._encoder: Encoder | None = None
         for other in self.indexes[1:]:
-            require_same_encoder(self.index, other)
+            _require_same_encoder(self.index, other)
         if encoder is not None and not isinstance(encoder, str | os.PathLike):
             self.index.require_encoder(encoder.info)
             self._encoder = encoder
@@ -82,7 +82,7 @@ class Searcher:
             raise ValueError("got no index to search: name at least one, or None for the default one")
         opened: list[Index] = []
         try:
-            for place in distinct(map(locate, told)):
+            for place in _distinct(map(locate, told)):
                 if place.sample:
                     sample, encoder = _open_sample(encoder, device=device, on_progress=on_progress)
                     opened.append(sample)
@@ -264,6 +264,25 @@ class Searcher:
             from llm2clip.indexer import compile_where
 
             compile_where(where)
+
+
+def _distinct(places: Iterable[Place]) -> list[Place]:
+    """The places, each index once."""
+    return list({os.path.realpath(place.path): place for place in places}.values())
+
+
+def _require_same_encoder(first: Index, other: Index) -> None:
+    """Refuse two indexes whose scores cannot be compared."""
+    from llm2clip.indexer.core.errors import EncoderMismatchError
+    from llm2clip.indexer.storage.manifest import encoder_mismatch
+
+    if encoder_mismatch(first.manifest.encoder, other.manifest.encoder):
+        names = [str(index.manifest.encoder["name"]) for index in (first, other)]
+        which = f"{names[0]} and {names[1]}" if names[0] != names[1] else f"different versions of {names[0]}"
+        raise EncoderMismatchError(
+            f"{first.path} and {other.path} were built with {which}, whose scores cannot be compared: search them one "
+            f"at a time, or re-encode one with  llm2clip-index build --from INDEX --encoder {names[0]}"
+        )
 
 
 def _open_sample(

@@ -25,6 +25,7 @@ from llm2clip.indexer.core.errors import EncoderMismatchError, IndexConflictErro
 from llm2clip.indexer.core.index_paths import (
     INDEX_VARIABLE,
     SAMPLE,
+    current_index,
     default_index_path,
     sample_index_path,
     set_current_index,
@@ -33,9 +34,10 @@ from llm2clip.indexer.core.results import BuildOptions, BuildReport, Progress, S
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.lifecycle.commit import Planner, rebuild_ann
+from llm2clip.indexer.lifecycle.move import indexes_below, moved_from
 from llm2clip.indexer.storage.index_folder import items_files, recorded_encoder
 from llm2clip.indexer.storage.items_reader import NEVER, query
-from llm2clip.indexer.storage.manifest import DEFAULT_PLAN
+from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, read_manifest
 
 UNPLANNED_ROWS = 50_000
 """Without a budget an index of so many images or fewer is searched exactly: nothing is tried."""
@@ -121,7 +123,33 @@ def _place(request: BuildRequest) -> Path:
                 "choose a folder with --index"
             )
         place = None
-    return (place or default_index_path(request.corpus)).expanduser().absolute()
+    if place is None:
+        place = default_index_path(request.corpus)
+        if not place.exists():
+            place = _index_of_moved(request.corpus) or place
+    return place.expanduser().absolute()
+
+
+def _index_of_moved(corpus: str) -> Path | None:
+    """The index of a folder that was moved after it was indexed, and of which ``move`` was told.
+
+    Raises:
+        IndexConflictError: no one told: a new index would embed every image again.
+    """
+    if not os.path.isdir(os.path.expanduser(corpus)):
+        return None
+    here = os.path.abspath(os.path.expanduser(corpus))
+    for path in indexes_below(here):
+        if dict(read_manifest(path).corpus).get("root") == here:
+            return path
+    if found := moved_from(corpus):
+        path, old = found
+        raise IndexConflictError(
+            f"{corpus} has the images of {old}, which {path} indexes and which is gone. If it was moved:  "
+            f"llm2clip-index move {shlex.quote(old)} {shlex.quote(corpus)}  keeps that index; for another, add "
+            "--index PATH"
+        )
+    return None
 
 
 def _require_same(request: BuildRequest, folder: Path, name: str) -> None:
@@ -153,7 +181,7 @@ def _finish(report: BuildReport, *, as_json: bool) -> None:
     if report.corpus != SAMPLE:
         with suppress(OSError):  # the index is built all the same, and the command that is printed names it
             set_current_index(report.path)
-            current = True
+            current = current_index() == Path(report.path)
     if as_json:
         print(json.dumps(asdict(report), ensure_ascii=False))
     else:

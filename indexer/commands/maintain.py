@@ -29,6 +29,7 @@ def run_update(
     encoder: str | None,
     batch_size: int | None,
     dtype: str = "auto",
+    prune: bool = False,
     as_json: bool,
 ) -> None:
     """Update an index, or add to it, and print what was done."""
@@ -38,7 +39,7 @@ def run_update(
         return load(encoder or read_manifest(folder).encoder_source, dtype=dtype)
 
     with working(interrupted=_interrupted) as show:
-        options = BuildOptions(batch_size=batch_size, on_progress=show)
+        options = BuildOptions(batch_size=batch_size, prune=prune, on_progress=show)
         if corpora is None:
             report = update_index(folder, encoder=load_named, options=options)
         else:
@@ -50,13 +51,18 @@ def _interrupted() -> str:
     return "embedded images are kept; run the same command again to continue"
 
 
-def run_remove(index: Path | None, selection: Selection, *, as_json: bool) -> None:
-    """Remove images from an index and print how many."""
-    report = remove_images(place_of(index), selection)
-    hint = (
-        ["Updates do not add removed images again; llm2clip-index add PATH does."] if report.removed else []
-    )
-    print_change(report, as_json=as_json, hint=hint)
+def run_remove(index: Path | None, selection: Selection, *, dry_run: bool = False, as_json: bool) -> None:
+    """Remove images from an index and print which, or only print them."""
+    report = remove_images(place_of(index), selection, dry_run=dry_run)
+    keys, removed = report.removed_keys, report.removed
+    lines = [f"Index: {report.path}"]
+    lines += [f"{'Would remove' if dry_run else 'Removed'} {images(removed)}:"] if removed else []
+    lines += [f"  {key}" for key in keys[:SHOWN]]
+    lines += [f"  and {removed - SHOWN:,} more"] if removed > SHOWN else []
+    lines.append(f"{images(report.items)} in the index.")
+    if removed and not dry_run:
+        lines.append("Updates do not add them again; llm2clip-index undo brings them back.")
+    print_report(report, as_json=as_json, lines=lines, notes=report.notes)
 
 
 def print_change(report: ChangeReport, *, as_json: bool, hint: Sequence[str] = ()) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from llm2clip.common.terminal import escape_control, graceful_interrupt, log_stderr
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import IndexNotFoundError
-from llm2clip.indexer.core.index_paths import INDEX_VARIABLE, SAMPLE, current_index, sample_index_path
+from llm2clip.indexer.core.index_paths import SAMPLE, locate
 from llm2clip.indexer.core.results import Progress
 
 if TYPE_CHECKING:
@@ -34,16 +33,12 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> ImageEncode
 
 
 def place_of(index: Path | None) -> Path:
-    """The folder of the index that ``--index`` names, else the environment, else the one built last."""
-    if index is None and (named := os.environ.get(INDEX_VARIABLE)):
-        index = Path(named)
-    if index is not None:
-        return sample_index_path() if str(index) == SAMPLE else index.expanduser().absolute()
-    last = current_index()
-    if last is None:
-        sample = f", or use --index {SAMPLE} (the sample images)" if sample_index_path().exists() else ""
+    """The folder of the index that ``--index`` names, else the environment, else the default one."""
+    place = locate(index)
+    if place.fallback:
+        sample = f", or use --index {SAMPLE} (the sample images)" if place.path.exists() else ""
         raise IndexNotFoundError(f"no index was built yet: name one with --index PATH, or build one{sample}")
-    return last
+    return place.path
 
 
 def open_named(index: Path | None) -> Index:

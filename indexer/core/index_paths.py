@@ -6,16 +6,22 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
+from typing import Any
 
 from llm2clip.common.files import write_atomic
 from llm2clip.common.installation import data_home
-from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.core.errors import CorpusError, IndexNotFoundError
 
 INDEX_VARIABLE = "LLM2CLIP_INDEX"
 """Environment variable that names the index of commands that name none."""
 SAMPLE = "sample:"
 """Name of the corpus that ships with the package."""
+_MANIFEST = "manifest.json"
+_DIGITS = re.compile(r"-[0-9a-f]{8}$")
 
 
 def default_index_path(corpus: str | os.PathLike[str]) -> Path:
@@ -50,18 +56,135 @@ def _pointer() -> Path:
     return data_home() / "current.json"
 
 
-def current_index() -> Path | None:
-    """The index last built from the user's own images, whether or not it still exists; None if there was none."""
+def _recorded() -> dict[str, Any]:
+    """What earlier commands noted: ``index``, built last; ``chosen`` by ``use``; ``known`` ones elsewhere."""
     try:
         recorded = json.loads(_pointer().read_text("utf-8"))
     except (OSError, ValueError):
-        return None
-    place = recorded.get("index") if isinstance(recorded, dict) else None
+        return {}
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _record(entries: Mapping[str, Any]) -> None:
+    pointer = _pointer()
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    kept = {name: value for name, value in entries.items() if value}
+    write_atomic(pointer, json.dumps(kept, indent=2) + "\n")
+
+
+def current_index() -> Path | None:
+    """The default index: the chosen one, else the one built last of the user's own images, even if it is gone."""
+    recorded = _recorded()
+    place = recorded.get("chosen") or recorded.get("index")
     return Path(place) if isinstance(place, str) else None
 
 
 def set_current_index(index: str | os.PathLike[str]) -> None:
-    """Make ``index`` the one that is searched by default."""
-    pointer = _pointer()
-    pointer.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(pointer, json.dumps({"index": os.path.abspath(index)}, indent=2) + "\n")
+    """Note that ``index`` was built: it is the default, unless another was chosen, and ``known_indexes`` has it."""
+    recorded, path = _recorded(), os.path.abspath(index)
+    known = _texts(recorded.get("known"))
+    if Path(path).parent != _indexes() and path not in known:
+        known.append(path)
+    _record({**recorded, "index": path, "known": known})
+
+
+def choose_index(index: str | os.PathLike[str] | None) -> None:
+    """Make ``index`` the default whatever is built later; None: the one built last again."""
+    _record({**_recorded(), "chosen": None if index is None else os.path.abspath(index)})
+
+
+def forget_index(index: str | os.PathLike[str]) -> None:
+    """Forget an index that was deleted."""
+    recorded, path = _recorded(), os.path.abspath(index)
+    kept = {name: value for name, value in recorded.items() if value != path}
+    _record({**kept, "known": [each for each in _texts(recorded.get("known")) if each != path]})
+
+
+def known_indexes() -> dict[str, Path]:
+    """Name -> folder of the indexes in the data home and of those built elsewhere that still exist.
+
+    A name is that of the folder without ``.index`` and the digits of the corpus, as far as it is the only one.
+    """
+    inside = sorted(_indexes().iterdir()) if _indexes().is_dir() else []
+    elsewhere = map(Path, _texts(_recorded().get("known")))
+    paths = [path for path in (*inside, *elsewhere) if (path / _MANIFEST).is_file()]
+    whole = [path.name.removesuffix(".index") or path.name for path in paths]
+    short = [_DIGITS.sub("", name) for name in whole]
+    found: dict[str, Path] = {}
+    for path, name, brief in zip(paths, whole, short, strict=True):
+        alone = brief if short.count(brief) == 1 else name
+        found[alone if alone not in found else str(path)] = path
+    return found
+
+
+def _indexes() -> Path:
+    return data_home() / "indexes"
+
+
+def _texts(value: object) -> list[str]:
+    return [each for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """The index that was chosen."""
+
+    path: Path
+    """Folder of the index."""
+    sample: bool
+    """Whether it is the index of the sample images, which can be built at any time."""
+    fallback: bool = False
+    """Whether it is the sample because no index was named and none has been built."""
+
+
+def locate(index: str | os.PathLike[str] | None = None) -> Place:
+    """Choose the index: ``index``, else ``LLM2CLIP_INDEX``, else the default one, else the sample's.
+
+    Args:
+        index: a folder, a name of ``known_indexes``, or ``"sample:"``.
+
+    Raises:
+        IndexNotFoundError: the index that ``LLM2CLIP_INDEX`` names, or the default one, does not exist; or a folder of
+            images was named rather than its index.
+    """
+    told = index if index is not None else os.environ.get(INDEX_VARIABLE) or None
+    if told is None:
+        current = current_index()
+        if current is None:
+            return Place(path=sample_index_path(), sample=True, fallback=True)
+        _require(current, f"the default index, {current}, no longer exists")
+        return Place(path=current, sample=current == sample_index_path())
+    if os.fspath(told) == SAMPLE:
+        return Place(path=sample_index_path(), sample=True)
+    path = _named(os.fspath(told))
+    if index is None:
+        _require(path, f"{INDEX_VARIABLE} names {path}, which does not exist")
+    _refuse_images(path)
+    return Place(path=path, sample=False)
+
+
+def _named(told: str) -> Path:
+    path = Path(told).expanduser().absolute()
+    if path.exists() or os.sep in told:
+        return path
+    return known_indexes().get(told, path)
+
+
+def _refuse_images(folder: Path) -> None:
+    """Refuse a folder of images that has an index elsewhere: the index is what is to be named."""
+    if not folder.is_dir() or (folder / _MANIFEST).exists():
+        return
+    place = default_index_path(folder)
+    name = next((name for name, path in known_indexes().items() if path == place), None)
+    if name is not None:
+        raise IndexNotFoundError(
+            f"{folder} is a folder of images; its index is {place}: name that, or --index {quote(name)}"
+        )
+
+
+def _require(path: Path, problem: str) -> None:
+    if not path.exists():
+        raise IndexNotFoundError(
+            f"{problem}: name another with --index (see  llm2clip-index list), build one of your own images with  "
+            "llm2clip-index build FOLDER, or take the sample with --index sample:"
+        )

@@ -67,6 +67,8 @@ class BuildOptions:
     search."""
     replan: bool = False
     """Plan again although there is an ANN index."""
+    prune: bool = False
+    """Whether an update believes a source that is gone or empty, and removes its images."""
     require: Callable[[int, int], None] | None = None
     """Called with the number of images and the dimension before any is embedded; may raise."""
     on_progress: Callable[[Progress], None] | None = None
@@ -152,6 +154,8 @@ class ChangeReport(Report):
     bad_pictures = property(attrgetter("bad_images"), doc="Old name of ``bad_images``.")
     tombstones: int
     """Vectors of no item; ``compact`` drops them."""
+    removed_keys: tuple[str, ...] = ()
+    """Of ``remove`` the keys of the removed images, the first thousand."""
 
 
 @dataclass(frozen=True, kw_only=True)

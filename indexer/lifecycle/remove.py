@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.core.results import ChangeReport
 from llm2clip.indexer.corpora.locator import root_of
 from llm2clip.indexer.lifecycle.commit import commit
-from llm2clip.indexer.lifecycle.sync import SyncResult
+from llm2clip.indexer.lifecycle.sync import LISTED, SyncResult
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader
 from llm2clip.indexer.storage.manifest import Manifest
 from llm2clip.indexer.storage.transaction import Transaction, open_for_write
@@ -36,12 +36,15 @@ class Selection:
     """A filter in the language of docs/filters.md."""
 
 
-def remove_images(path: str | os.PathLike[str], selection: Selection) -> ChangeReport:
+def remove_images(
+    path: str | os.PathLike[str], selection: Selection, *, dry_run: bool = False
+) -> ChangeReport:
     """Remove images from an index; no update adds them again, ``add_images`` does.
 
     Args:
         path: folder of the index.
         selection: which.
+        dry_run: only report what would be removed.
 
     Raises:
         IndexerError: a key is not in the index, or nothing was selected.
@@ -57,8 +60,11 @@ def remove_images(path: str | os.PathLike[str], selection: Selection) -> ChangeR
     with open_for_write(folder) as manifest:
         chosen = _chosen(folder, manifest, selection)
         result = SyncResult(manifest=manifest, unchanged=manifest.items - len(chosen), began=began)
+        result.removed_keys = [row.key for row in islice(chosen.values(), LISTED)]
         if not chosen:
             result.notes.append("no image matches: nothing was removed")
+        if not chosen or dry_run:
+            result.removed = len(chosen)
             return result.report(folder)
         with Transaction.begin(folder, manifest) as transaction:
             result.removed = transaction.remove(sorted(chosen))

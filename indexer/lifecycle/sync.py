@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, NamedTuple
 
 from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder, Prepared
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.results import BadImage, BuildOptions, ChangeReport, Progress
+from llm2clip.indexer.corpora.locator import root_of
 from llm2clip.indexer.corpora.subset import PathListCorpus
 from llm2clip.indexer.ingest.decode_pipeline import (
     CommittedVectors,
@@ -72,6 +74,8 @@ class SyncResult:
     moved: int = 0
     """Images that went from one key to another."""
     removed: int = 0
+    removed_keys: list[str] = field(default_factory=list)
+    """Keys of images that the user removed, the first thousand."""
     unchanged: int = 0
     embedded: int = 0
     """Images that were run through the encoder."""
@@ -111,6 +115,7 @@ class SyncResult:
             "path": str(folder),
             "changed_anything": self.committed,
             "bad_images": tuple(self.bad_images),
+            "removed_keys": tuple(self.removed_keys),
             "items": self.manifest.items,
             "tombstones": self.manifest.tombstones,
             "notes": tuple(dict.fromkeys(self.notes)),
@@ -222,13 +227,26 @@ def _list(
     )
     empty_list = isinstance(corpus, PathListCorpus) and corpus.folders_are_there
     if not listing.total and not empty_list:
-        listing.changed.close()
-        raise CorpusError(corpus.explain_empty())
+        known = len(listing.gone) if mode.delete_missing else 0
+        believed = items is not None and mode.delete_missing and (mode.options.prune or not known)
+        if not believed:
+            listing.changed.close()
+            raise CorpusError(
+                unmounted(root_of(corpus.identity()), known) if known else corpus.explain_empty()
+            )
     result.unchanged += listing.unchanged + listing.kept
     if listing.kept:
         result.notes.append(f"{listing.kept:,} images whose folder or file cannot be read now were kept")
     result.notes += [*corpus.notes, *filter(None, [corpus.skipped_note()])]
     return listing
+
+
+def unmounted(root: str, known: int) -> str:
+    """What to say of a source that is gone or empty, and of which an index has ``known`` images."""
+    return (
+        f"{root} looks unmounted: 0 of {known:,} images are there, and nothing was changed. If it was moved:  "
+        f"llm2clip-index move {quote(root)} NEW. If the images are gone for good: run update with --prune"
+    )
 
 
 def _caches(
@@ -254,7 +272,10 @@ def _remove(transaction: Transaction, work: _Work, items: ItemsReader | None, re
 
 def _unreadable(folder: Path, works: Sequence[_Work], result: SyncResult) -> str:
     if result.manifest.generation:
-        return f"no image of {folder} can be read any more: nothing was changed. If they are gone, delete the index"
+        return (
+            f"no image of {folder} can be read any more: nothing was changed. If they are gone, delete the index with  "
+            f"llm2clip-index delete {quote(str(folder))}"
+        )
     some = "; ".join(f"{bad.key}: {bad.reason}" for bad in result.bad_images[:3])
     return f"none of the images in {works[0].corpus.spec} can be read ({some}): nothing was indexed"
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
-from llm2clip.indexer.core.errors import EncoderMismatchError
+from llm2clip.indexer.core.errors import CorpusError, EncoderMismatchError
 from llm2clip.indexer.core.results import BuildOptions, ChangeReport
 from llm2clip.indexer.corpora.open import open_corpus, reopen_corpus
 from llm2clip.indexer.corpora.subset import PathListCorpus, SubfolderCorpus
-from llm2clip.indexer.lifecycle.sync import SyncMode, sync
+from llm2clip.indexer.lifecycle.sync import SyncMode, sync, unmounted
 from llm2clip.indexer.records.files import ending, image_endings
 from llm2clip.indexer.records.record import Corpus
 from llm2clip.indexer.storage.index_folder import check_files
@@ -41,17 +41,25 @@ def update_index(
         options: None: as ``BuildOptions()``.
 
     Raises:
-        CorpusError: a source does not exist, or has no images any more.
+        CorpusError: a source does not exist, or has no images any more, and ``options.prune`` is not set.
         EncoderMismatchError: ``encoder`` is another one.
         IndexConflictError: another process writes.
         IndexDamagedError: the index is damaged.
         IndexWriteError: an I/O error occurred (for example a full disk); what was done is kept.
     """
+    options = options or BuildOptions()
 
     def sources(folder: Path, base: Manifest) -> Iterator[Corpus]:
-        return (_reopened(folder, base, number) for number in range(len(base.sources)))
+        for number, source in enumerate(base.sources):
+            known = _missing(folder, base, number)
+            if known is None:
+                yield _reopened(folder, base, number)
+            elif options.prune or not known:
+                yield PathListCorpus(tuple, source=source)
+            else:
+                raise CorpusError(unmounted(source["root"], known))
 
-    return _sync(path, sources, SyncMode(encoder=_loader(encoder), options=options or BuildOptions()))
+    return _sync(path, sources, SyncMode(encoder=_loader(encoder), options=options))
 
 
 def add_images(
@@ -118,6 +126,19 @@ def _sync(
     with open_for_write(folder) as found:
         base = check_files(folder, found)
         return sync(folder, base, opened(folder, base), replace(mode, encoder=load)).report(folder)
+
+
+def _missing(folder: Path, manifest: Manifest, number: int) -> int | None:
+    """The number of images of a source whose local folder is gone; None if it is there."""
+    root = manifest.sources[number].get("root", "")
+    if (
+        manifest.sources[number]["kind"] in ("sample", "stdin")
+        or not os.path.isabs(root)
+        or os.path.exists(root)
+    ):
+        return None
+    with closing(ItemsReader(folder / manifest.items_file, generation=manifest.generation)) as items:
+        return int(items.visible("count(*)", "AND source = ?", number)[0][0])
 
 
 def _reopened(folder: Path, manifest: Manifest, number: int) -> Corpus:

@@ -115,6 +115,30 @@ class ItemsWriter:
             checksum += sum(each for (each,) in gone)
         return removed, checksum
 
+    def revert(self, generation: int) -> tuple[list[str], list[str], int]:
+        """Show items and errors as they were before a generation, the last that was committed.
+
+        Returns:
+            The keys that came back, those that went, and what to add to the sum of the checksums. Items whose hash was
+            cleared stay away.
+        """
+        lasting, ended = f"added = ? AND removed = {NEVER}", "added < ? AND removed = ?"
+        gone = self._write(f"SELECT key, checksum FROM items WHERE {lasting}", generation)
+        back = self._write(
+            f"SELECT key, checksum FROM items WHERE {ended} AND length(hash)", generation, generation
+        )
+        for table, columns, usable in (
+            ("items", f"{ITEM}, checksum", "AND length(hash)"),
+            ("errors", ERROR, ""),
+        ):
+            self._write(f"UPDATE {table} SET removed = ? WHERE {lasting}", self.generation, generation)
+            self._write(
+                f"INSERT INTO {table} ({columns}, added) SELECT {columns}, ? FROM {table} WHERE {ended} {usable}",
+                *(self.generation, generation, generation),
+            )
+        checksum = sum(each for _, each in back) - sum(each for _, each in gone)
+        return [key for key, _ in back], [key for key, _ in gone], checksum
+
     def clear_hashes(self, ids: Sequence[int]) -> None:
         """Forget the content hashes of removed items."""
         for part in map(json.dumps, parts(ids)):

@@ -7,7 +7,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -55,6 +55,13 @@ def roll_back(folder: Path, manifest: Manifest) -> None:
     clean(folder)
 
 
+def sources_before(path: Path, generation: int) -> tuple[Mapping[str, str], ...] | None:
+    """The sources that an index had before a generation; None if that generation wrote the items anew."""
+    found = query(path, "SELECT value FROM meta WHERE key = 'before'")
+    sources = json.loads(found[0][0]).get(str(generation)) if found else None
+    return None if sources is None else tuple(sources)
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turn an ``OSError`` into an ``IndexWriteError`` that says what to do."""
@@ -100,7 +107,14 @@ class Transaction:
     @classmethod
     def begin(cls, folder: Path, base: Manifest) -> Transaction:
         """Change a committed index, under its lock and after ``roll_back``."""
-        items = ItemsWriter(folder / base.items_file, generation=next_generation(folder))
+        path, generation = folder / base.items_file, next_generation(folder)
+        # The sources of before, for ``undo_change``; also of the last commit, in case this one never happens.
+        before = {str(generation): read_manifest(folder).sources}
+        if (sources := sources_before(path, base.generation)) is not None:
+            before[str(base.generation)] = sources
+        items = ItemsWriter(path, generation=generation)
+        with writing(folder):
+            items.set_meta({"before": json.dumps(before)})
         return cls(folder, items, base=base)
 
     @classmethod
@@ -175,6 +189,14 @@ class Transaction:
         self._checksum = (self._checksum - checksum) % MODULUS
         self.items -= removed
         return removed
+
+    def revert(self) -> tuple[list[str], list[str]]:
+        """Show the items as they were before the last commit; returns the keys that came back, and those that went."""
+        with writing(self._folder):
+            back, gone, checksum = self._items.revert(self.base.generation)
+        self._checksum = (self._checksum + checksum) % MODULUS
+        self.items += len(back) - len(gone)
+        return back, gone
 
     def remove_errors(self, keys: Sequence[str], *, source: int) -> None:
         """Forget that some images could not be read."""

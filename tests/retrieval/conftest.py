@@ -58,7 +58,7 @@ def hit(rank: int = 1, **changes: object) -> Hit:
         "key": f"p{rank}.png",
         "score": 0.75 - rank / 8,
         "rank": rank,
-        "uri": f"/images/p{rank}.png",
+        "uri": f"s3://images/p{rank}.png",
     }
     return Hit(**{"width": 640, "height": 480, **values, **changes})
 

@@ -60,7 +60,8 @@ def test_search_command_json_has_one_object_per_query(corpus: Corpus, search: Se
     assert (image["query"], image["kind"]) == (str(corpus.folder / "cold/blue.png"), "image")
     assert [hit["rank"] for hit in red["hits"]] == [1, 2, 3]
     first = image["hits"][0]
-    assert first.keys() == {"rank", "score", "id", "key", "uri", "caption", "width", "height", "metadata"}
+    names = "rank score id key uri caption width height metadata missing"
+    assert first.keys() == set(names.split())
     assert (first["key"], first["caption"], first["metadata"]) == (
         "cold/blue.png",
         "a blue square",
@@ -267,7 +268,7 @@ def test_locate_prefers_the_environment_to_the_last_index(corpus: Corpus, search
 
 def test_locate_never_replaces_a_missing_index_by_the_sample(search: Search, tmp_path: Path):
     set_current_index(tmp_path / "gone")
-    assert f"the index built last, {tmp_path / 'gone'}, no longer exists" in failure(search("red"))
+    assert f"the default index, {tmp_path / 'gone'}, no longer exists" in failure(search("red"))
     message = failure(search("red", LLM2CLIP_INDEX=str(tmp_path / "away")))
     assert f"LLM2CLIP_INDEX names {tmp_path / 'away'}, which does not exist" in message
     assert "--index sample:" in message

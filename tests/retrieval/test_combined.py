@@ -13,9 +13,9 @@ from typer.testing import Result
 from llm2clip.encoders import FakeEncoder, ImageError
 from llm2clip.indexer import EncoderMismatchError, build_index
 from llm2clip.retrieval import Searcher
-from llm2clip.retrieval.results import combined_query
+from llm2clip.retrieval.results import Answer, combined_query, text_query
 
-from .conftest import Corpus, image
+from .conftest import Corpus, hit, image
 
 Search = Callable[..., Result]
 
@@ -151,3 +151,33 @@ def test_search_refuses_indexes_of_different_encoders(corpus: Corpus, search: Se
     result = search("red", "--index", corpus.index, "--index", tmp_path / "b")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.count("\n") == 1
+
+
+def test_search_says_which_originals_are_missing(corpus: Corpus, search: Search, tmp_path: Path):
+    options = ("red", "-k", 3, "--index", corpus.index)
+    assert "missing" not in search(*options).stderr
+    (corpus.folder / "warm" / "red.png").unlink()
+    result = search(*options)
+    assert result.stderr == (
+        "note: the files of 1 of 3 images are missing; bring the index up to date with  llm2clip-index update\n"
+    )
+    assert [line.split()[2] for line in result.stdout.splitlines() if "is missing" in line] == [
+        "warm/red.png"
+    ]
+    [found] = records(search(*options, "--json"))
+    assert [hit["missing"] for hit in found["hits"]] == [True, False, False]
+    corpus.folder.rename(tmp_path / "renamed")
+    result = search(*options)
+    assert result.stderr == (
+        f"note: the files of 3 of 3 images are missing: {corpus.folder} is gone. If it was moved:  "
+        f"llm2clip-index move {corpus.folder} NEW\n"
+    )
+
+
+def test_a_member_of_a_tar_is_missing_only_with_its_tar(tmp_path: Path):
+    (tmp_path / "a.tar").write_bytes(b"")
+    (tmp_path / "b#c.png").write_bytes(b"")
+    uris = ["a.tar#x.png", "b#c.png", "d.tar#x.png", "e.png"]
+    answer = Answer(query=text_query("q"), hits=[hit(uri=str(tmp_path / uri)) for uri in uris])
+    assert answer.missing == {str(tmp_path / uri) for uri in ("d.tar#x.png", "e.png")}
+    assert not Answer(query=text_query("q"), hits=[hit(uri="s3://bucket/a.png")]).missing

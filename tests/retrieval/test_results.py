@@ -163,11 +163,12 @@ def test_answer_json_carries_everything():
                 "score": 0.625,
                 "id": 1,
                 "key": "p1.png",
-                "uri": "/images/p1.png",
+                "uri": "s3://images/p1.png",
                 "caption": "giraffe",
                 "width": 640,
                 "height": 480,
                 "metadata": metadata,
+                "missing": False,
             }
         ],
     }
@@ -183,6 +184,6 @@ def test_answer_json_escapes_a_name_that_is_not_utf8():
 
 def test_answer_paths_are_the_uris():
     assert list(answer_paths(Answer(query=text_query("q"), hits=[hit(1), hit(2, uri="/s.tar#m.webp")]))) == [
-        "/images/p1.png",
+        "s3://images/p1.png",
         "/s.tar#m.webp",
     ]

@@ -17,11 +17,11 @@ from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import EncoderMismatchError, Index, IndexDamagedError, Progress, build_index, open_index
 from llm2clip.indexer.containers import tar as shards
 from llm2clip.indexer.core import index_paths as location
+from llm2clip.indexer.core.index_paths import locate
 from llm2clip.indexer.corpora import locator
 from llm2clip.retrieval import Searcher
 from llm2clip.retrieval import commands as command
 from llm2clip.retrieval.sample_index import open_sample
-from llm2clip.retrieval.searcher import locate
 
 from .conftest import COLOURS, Corpus, write_coloured_shard
 
