@@ -165,9 +165,9 @@ def locate(index: str | os.PathLike[str] | None = None) -> Place:
 
 def _named(told: str) -> Path:
     path = Path(told).expanduser().absolute()
-    if path.exists() or os.sep in told:
+    if (path / _MANIFEST).exists() or os.sep in told:
         return path
-    return known_indexes().get(told, path)
+    return known_indexes().get(told, path)  # also where a folder of images of that name lies here
 
 
 def _refuse_images(folder: Path) -> None:
