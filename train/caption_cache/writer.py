@@ -113,10 +113,39 @@ def write_features(
     """
     options = options or FeatureOptions()
     files = caption_files(sources)
-    work = _Work(Path(folder), files, maker, options)
+    described = [{"name": path.name, "bytes": path.stat().st_size} for path in files]
+    captions = read_captions(files, field=options.field)
+    return write_rows(captions, Path(folder), described, maker=maker, options=options, tell=tell)
+
+
+def write_rows(
+    captions: Iterator[Caption],
+    folder: Path,
+    described: list[dict[str, Any]],
+    *,
+    maker: Maker,
+    options: FeatureOptions,
+    tell: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Write a row for each caption, or for whatever ``maker`` makes of its text, resuming an interrupted call.
+
+    Args:
+        captions: In the same order in every call.
+        folder: Where to write.
+        described: What they come from, for the manifest; a resumed call needs the same.
+        maker: Computes the features.
+        options: How they are written.
+        tell: Called after each block on disk.
+
+    Raises:
+        CaptionError: The captions have changed since the run began.
+        FeatureError: The folder has other features, or another process writes to it.
+        OSError: The disk is full or cannot be written.
+    """
+    work = _Work(folder, described, maker, options)
     with alone(work.folder):
         progress = work.begin()
-        blocks = _blocks(files, options)
+        blocks = _blocks(captions, options)
         if not progress.complete:
             _skip(blocks, progress)
             for block in blocks:
@@ -140,10 +169,10 @@ class _Block:
         return sha.hexdigest()
 
 
-def _blocks(files: Sequence[Path], options: FeatureOptions) -> Iterator[_Block]:
+def _blocks(all_captions: Iterator[Caption], options: FeatureOptions) -> Iterator[_Block]:
     captions: list[Caption] = []
     left_out: list[Caption] = []
-    for caption in read_captions(files, field=options.field):
+    for caption in all_captions:
         (left_out if caption.problem else captions).append(caption)
         if len(captions) + len(left_out) == options.block:
             yield _Block(captions, left_out)
@@ -171,7 +200,9 @@ def _skip(blocks: Iterator[_Block], progress: Progress) -> None:
 class _Work:
     """The files of one folder."""
 
-    def __init__(self, folder: Path, files: Sequence[Path], maker: Maker, options: FeatureOptions) -> None:
+    def __init__(
+        self, folder: Path, described: list[dict[str, Any]], maker: Maker, options: FeatureOptions
+    ) -> None:
         self.folder, self.maker, self.options = folder, maker, options
         self._what = {
             "format": FORMAT,
@@ -179,7 +210,7 @@ class _Work:
             "dim": maker.dim,
             "dtype": "float16",
             "made_by": maker.identity,
-            "sources": [{"name": path.name, "bytes": path.stat().st_size} for path in files],
+            "sources": described,
             "options": asdict(options),
         }
 

@@ -41,7 +41,7 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device, *, minutes: float = 10) -> Iterator[None]:
+def joined(device: torch.device, *, minutes: float = 60) -> Iterator[None]:
     """Inside, the processes that ``torchrun`` started form a group; without ``torchrun`` nothing happens.
 
     Args:
@@ -88,6 +88,15 @@ def share_of(count: int) -> range:
         )
     part = count // world
     return range(process_number() * part, (process_number() + 1) * part)
+
+
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Inside, processes work one after another, the first one first: what it writes the others find."""
+    for number in range(process_count()):
+        if number == process_number():
+            yield
+        wait_for_all()
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""Stage 2: a vision tower and two adapters aligned with a frozen text model."""
