@@ -188,7 +188,8 @@ def _given_features(texts: Sequence[str], config: AlignConfig) -> TextFeatures:
     missing = [text for text in texts if text.strip() not in where]
     if missing:
         raise RunError(
-            f"{config.text.features} lacks features of {len(missing):,} of {len(texts):,} captions, first {missing[0]!r}; "
+            f"{config.text.features} lacks features of {len(missing):,} of {len(texts):,} captions, first "
+            f"{missing[0]!r}; "
             "make them from files with all captions, or leave text.features out"
         )
     rows = np.array([where[text.strip()] for text in texts], np.int64)

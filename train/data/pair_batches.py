@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from llm2clip.train.data.captions import Caption, CaptionFileError
 
 _ORDER, _DRAW = 11, 12
-_TRIES = 8
+_TRIES = 40
 
 
 @dataclass(frozen=True)
