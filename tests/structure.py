@@ -39,7 +39,7 @@ FOLDERS = {
         "nano_report",
         "commands",
     ),
-    "train": ("core", "data", "synthetic", "nano", "caption_cache", "cc"),
+    "train": ("core", "data", "synthetic", "nano", "caption_cache", "cc", "align"),
 }
 """Areas in order, and in each area its sub-packages in order. An area's own files come after its sub-packages."""
 AREAS = tuple(FOLDERS)
