@@ -35,6 +35,12 @@ _SAMPLE = "Also write the sample corpus to this folder."
 _FEATURES = "Folder for the features; an unfinished one is resumed."
 _FIELD = partial(data_option, metavar="NAME", help="JSON field with the text or the list of texts.")
 _MODEL = "Name or folder of the encoder or language model."
+_RECIPE = "Recipe by name (llm2clip-train recipes), or a .toml or .json file."
+_SET = "Set a field, such as cc.tune.lr=1e-4; may be given several times."
+_CAPTIONS = "Captions: .jsonl, .csv, .tsv, .parquet or .tar files, or folders of them."
+_TEXT_MODEL = "Name or folder of the language model or text encoder to begin with."
+_CC_OUT = "Run folder: history, checkpoints, and the text model in its folder model."
+_NAME = "Recipe to show; without it all are listed."
 _DTYPES = "Precision of the language model: auto, float32, float16, bfloat16, int8 or int4."
 
 
@@ -108,6 +114,49 @@ def features(
             typer.echo(
                 make_features(captions, out, encoder=encoder, dtype=dtype, field=field, machine=machine)
             )
+
+
+@app.command(cls=GroupedCommand)
+def cc(
+    captions: Annotated[
+        list[Path] | None,
+        typer.Argument(help=_CAPTIONS, metavar="CAPTIONS", show_default="those of the recipe"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        model_option("--model", metavar="NAME", help=_TEXT_MODEL, show_default="that of the recipe"),
+    ] = None,
+    recipe: Annotated[str, training_option("--recipe", metavar="NAME", help=_RECIPE)] = "own-images",
+    settings: Annotated[list[str] | None, training_option("--set", metavar="FIELD=VALUE", help=_SET)] = None,
+    out: Annotated[Path, output_option("--out", metavar="PATH", help=_CC_OUT)] = Path("runs/cc"),
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Fine-tune a text model on captions (stage 1).
+
+    Captions of one image come to lie close together (caption contrast).
+
+    An interrupted or killed run resumes when started again.
+    """
+    with _one_line_errors():
+        from llm2clip.train.cc_command import make_cc
+        from llm2clip.train.core.device import Machine
+
+        machine = Machine(device=device, threads=threads)
+        given = tuple(map(str, captions or ()))
+        typer.echo(make_cc(recipe, out, model=model, data=given, settings=settings or [], machine=machine))
+
+
+@app.command(cls=GroupedCommand)
+def recipes(
+    name: Annotated[str | None, typer.Argument(help=_NAME, metavar="NAME", show_default=False)] = None,
+    as_json: Annotated[bool, output_option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List recipes, or show every setting of one."""
+    with _one_line_errors():
+        from llm2clip.train.cc_command import show_recipes
+
+        typer.echo(show_recipes(name, as_json=as_json))
 
 
 def _one_line_errors() -> AbstractContextManager[None]:

@@ -1,0 +1,99 @@
+"""Large contrastive batches in little memory: gradient caching (Gao et al. 2021).
+
+The loss of a row depends on every text, so the losses of micro-batches cannot simply be added up. All texts are encoded
+without gradients first; the loss of these vectors gives the gradient of each; then every micro-batch is encoded again,
+with gradients, and the gradients of its vectors are passed back. The result is that of the whole batch at the price of
+a second forward pass, in which dropout repeats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from llm2clip.train.core.distributed import process_count, process_number
+
+Item = TypeVar("Item")
+
+
+def cached_backward(
+    encode: Callable[[Sequence[Item]], Tensor],
+    items: Sequence[Item],
+    *,
+    micro_batch: int,
+    loss_of: Callable[[Tensor], Tensor],
+    size_of: Callable[[Item], int] = lambda item: 0,
+) -> Tensor:
+    """Add the gradients of a loss over all items, a micro-batch at a time; the loss is returned.
+
+    With several processes each encodes its share of the items and computes the loss over all, so all pass the same
+    items; the mean of their gradients is that of the whole batch.
+
+    Args:
+        encode: Items to vectors with gradients. Shape: (len(items), D).
+        items: All items of the batch.
+        micro_batch: Items encoded at a time.
+        loss_of: Vectors of all items, in their order, to the loss. Shape: (len(items), D) -> ().
+        size_of: Items of one size are encoded together.
+    """
+    own = list(range(len(items)))[process_number() :: process_count()]
+    own.sort(key=lambda number: size_of(items[number]))
+    pieces = [own[start : start + micro_batch] for start in range(0, len(own), micro_batch)]
+    if len(pieces) == 1 and process_count() == 1:
+        loss = loss_of(_restored(encode([items[number] for number in own]), own))
+        loss.backward()
+        return loss.detach()
+    states, parts = [], []
+    with torch.no_grad():
+        for piece in pieces:
+            states.append(_random_state())
+            parts.append(encode([items[number] for number in piece]))
+    vectors = _restored(*_gathered(torch.cat(parts), own, len(items))).requires_grad_()
+    after = _random_state()
+    loss = loss_of(vectors)
+    loss.backward()
+    assert vectors.grad is not None
+    for piece, state in zip(pieces, states, strict=True):
+        _set_random_state(state)
+        gradient = vectors.grad[torch.tensor(piece, device=vectors.device)] * process_count()
+        encode([items[number] for number in piece]).backward(gradient)
+    _set_random_state(after)
+    return loss.detach()
+
+
+def _restored(vectors: Tensor, order: Sequence[int]) -> Tensor:
+    """Rows of items that were encoded in another order, in theirs."""
+    back = torch.empty(len(order), dtype=torch.int64)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return vectors[back.to(vectors.device)]
+
+
+def _gathered(vectors: Tensor, own: Sequence[int], total: int) -> tuple[Tensor, list[int]]:
+    """Vectors of all processes, and the number of the item that each row belongs to."""
+    world = process_count()
+    if world == 1:
+        return vectors, list(own)
+    most = -(-total // world)
+    padded = vectors.new_zeros(most, vectors.shape[1])
+    padded[: len(vectors)] = vectors
+    numbers = torch.full((most,), -1, device=vectors.device)
+    numbers[: len(own)] = torch.tensor(own, device=vectors.device)
+    all_vectors = [torch.empty_like(padded) for _ in range(world)]
+    all_numbers = [torch.empty_like(numbers) for _ in range(world)]
+    distributed.all_gather(all_vectors, padded)
+    distributed.all_gather(all_numbers, numbers)
+    where = torch.cat(all_numbers)
+    return torch.cat(all_vectors)[where >= 0], where[where >= 0].tolist()
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _set_random_state(state: tuple[Tensor, list[Tensor]]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1]:
+        torch.cuda.set_rng_state_all(state[1])

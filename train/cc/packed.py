@@ -1,0 +1,152 @@
+"""Forward passes without padding that gradients go through: the training side of ``encoders.text.llm_text_tower``.
+
+Tokens of all texts stand in one row; everything but attention treats them one by one, and attention is done for the
+texts of one length at a time, without a mask. A test holds the results to the padded forward pass of the model.
+
+Shape suffixes: T tokens of all texts, D hidden width, H heads, E head width, N texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from llm2clip.encoders.layers.llama import BidirectionalLlama
+
+if TYPE_CHECKING:
+    from llm2clip.encoders.layers.llama import Attention, LlamaBlock
+    from llm2clip.encoders.text.caption_tokenizer import TextRow
+
+
+@dataclass(frozen=True)
+class Run:
+    """Consecutive texts of one length."""
+
+    first: int
+    """Index of its first token."""
+    texts: int
+    """Number of texts."""
+    length: int
+    """Tokens of each."""
+    pooled: int
+    """Pooled tokens of each, at its end."""
+
+    def of(self, states: Tensor) -> Tensor:
+        """Its part of (T, ...), by text. Shape: (texts, length, ...)."""
+        own = states[self.first : self.first + self.texts * self.length]
+        return own.view(self.texts, self.length, *own.shape[1:])
+
+
+def pooled_states(
+    model: BidirectionalLlama, rows: Sequence[TextRow], *, device: torch.device, checkpointing: bool = False
+) -> Tensor:
+    """Mean states of the texts' own tokens, in the order given. Shape: (len(rows), D), float32, any scale.
+
+    Args:
+        model: The text model, whose linear layers may be wrapped (LoRA).
+        rows: Tokens of each text.
+        device: Where the model is.
+        checkpointing: Recompute blocks in the backward pass.
+    """
+    order = sorted(range(len(rows)), key=lambda number: (len(rows[number].ids), rows[number].pooled))
+    arranged = [rows[number] for number in order]
+    runs = list(_runs(arranged))
+    hidden_TD = token_states(model, arranged, runs, device=device, checkpointing=checkpointing)
+    means = torch.cat([run.of(hidden_TD)[:, -run.pooled :].float().mean(1) for run in runs])
+    back = torch.empty(len(order), dtype=torch.int64)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return means[back.to(device)]
+
+
+def token_states(
+    model: BidirectionalLlama,
+    rows: Sequence[TextRow],
+    runs: Sequence[Run],
+    *,
+    device: torch.device,
+    checkpointing: bool = False,
+) -> Tensor:
+    """States after the final norm of rows in which equal lengths stand together. Shape: (T, D)."""
+    ids_T = torch.tensor([token for row in rows for token in row.ids], device=device)
+    hidden_TD, blocks = _llama(model, ids_T, runs)
+    for block in blocks:
+        hidden_TD = checkpoint(block, hidden_TD, use_reentrant=False) if checkpointing else block(hidden_TD)
+    states: Tensor = model.norm(hidden_TD)
+    return states
+
+
+def runs_of(rows: Sequence[TextRow]) -> list[Run]:
+    """Runs of rows in which equal lengths stand together."""
+    return list(_runs(rows))
+
+
+def _runs(rows: Sequence[TextRow]) -> Iterator[Run]:
+    first = 0
+    for (length, pooled), texts in groupby(rows, key=lambda row: (len(row.ids), row.pooled)):
+        count = len(list(texts))
+        yield Run(first, count, length, pooled)
+        first += count * length
+
+
+def _positions(runs: Sequence[Run], device: torch.device) -> Tensor:
+    return torch.cat([torch.arange(run.length, device=device).repeat(run.texts) for run in runs])
+
+
+def _llama(
+    model: BidirectionalLlama, ids_T: Tensor, runs: Sequence[Run]
+) -> tuple[Tensor, list[Callable[[Tensor], Tensor]]]:
+    hidden_TD: Tensor = model.embed_tokens(ids_T)
+    cos_LE, sin_LE = model.rotary(max(run.length for run in runs), hidden_TD)
+    half = cos_LE.shape[-1] // 2
+    positions_T = _positions(runs, ids_T.device)
+    rotary = cos_LE[positions_T, None, :half], sin_LE[positions_T, None, :half]
+    return hidden_TD, [
+        partial(_llama_block, cast("LlamaBlock", block), rotary, runs) for block in model.layers
+    ]
+
+
+def _llama_block(
+    block: LlamaBlock, rotary: tuple[Tensor, Tensor], runs: Sequence[Run], hidden_TD: Tensor
+) -> Tensor:
+    hidden_TD = hidden_TD + _attended(block.self_attn, block.input_layernorm(hidden_TD), rotary, runs)
+    transformed: Tensor = block.mlp(block.post_attention_layernorm(hidden_TD))
+    return hidden_TD + transformed
+
+
+def _attended(
+    attention: Attention, normed_TD: Tensor, rotary: tuple[Tensor, Tensor], runs: Sequence[Run]
+) -> Tensor:
+    query, key, value = (
+        projection(normed_TD).unflatten(-1, (-1, attention.head_dim))
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    mixed_THE = _attend(
+        _turned(query, *rotary), _turned(key, *rotary), value, runs, grouped=attention.grouped
+    )
+    output: Tensor = attention.o_proj(mixed_THE.flatten(1))
+    return output
+
+
+def _turned(states_THE: Tensor, cos_T1E: Tensor, sin_T1E: Tensor) -> Tensor:
+    """Rotary embedding."""
+    cos_T1E, sin_T1E = cos_T1E.to(states_THE.dtype), sin_T1E.to(states_THE.dtype)
+    first, second = states_THE.chunk(2, dim=-1)
+    return torch.cat((first * cos_T1E - second * sin_T1E, second * cos_T1E + first * sin_T1E), dim=-1)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], *, grouped: bool) -> Tensor:
+    """Attention within each text. Shape: (T, H, E) each -> (T, H, E)."""
+    mixed = []
+    for run in runs:
+        asked, keys, values = (run.of(states).transpose(1, 2) for states in (query, key, value))
+        seen = F.scaled_dot_product_attention(asked, keys, values, enable_gqa=grouped)
+        mixed.append(seen.transpose(1, 2).flatten(0, 1))
+    return torch.cat(mixed)

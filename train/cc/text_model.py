@@ -1,0 +1,130 @@
+"""The text model that stage 1 trains: opened from a supported checkpoint, run without padding, written as a folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from llm2clip.common.files import atomic_folder
+from llm2clip.encoders.core.files import read_object
+from llm2clip.encoders.text.llm_source import LanguageSource, language_source
+from llm2clip.encoders.weights.safetensors_io import Weights, stream_tensors
+from llm2clip.train.cc.packed import pooled_states, runs_of, token_states
+
+if TYPE_CHECKING:
+    from llm2clip.encoders.layers.llama import BidirectionalLlama
+    from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRow
+    from llm2clip.train.cc.config import TuneSettings
+
+
+@dataclass
+class TextModel:
+    """A text model in training: tokens and pooling are those of the encoder it becomes."""
+
+    source: LanguageSource
+    """Where it came from."""
+    module: BidirectionalLlama
+    """The network."""
+    reader: TextReader
+    """Tokenizer with the rules of inference."""
+    device: torch.device
+    """Where it computes."""
+    settings: TuneSettings
+    """Precision and checkpointing."""
+
+    def features(self, rows: Sequence[TextRow]) -> Tensor:
+        """Mean states of the texts' own tokens, with gradients if they are on. Shape: (len(rows), D), float32."""
+        recompute = self.settings.checkpointing and torch.is_grad_enabled()
+        with self.computing():
+            return pooled_states(self.module, rows, device=self.device, checkpointing=recompute)
+
+    def tokens(self, rows: Sequence[TextRow]) -> Tensor:
+        """States of all tokens of rows in which equal lengths stand together. Shape: (tokens, D)."""
+        recompute = self.settings.checkpointing and torch.is_grad_enabled()
+        with self.computing():
+            return token_states(self.module, rows, runs_of(rows), device=self.device, checkpointing=recompute)
+
+    def encode(self, texts: Sequence[str], *, tokens: int = 8192) -> Tensor:
+        """Features of any number of texts without gradients, so many tokens at a time. Shape: (len(texts), D)."""
+        rows = self.reader.rows(texts)
+        order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
+        found: list[Tensor] = []
+        with torch.no_grad():
+            while len(found) < len(order):
+                piece, size = order[len(found) :], 0
+                for count, number in enumerate(piece):
+                    size += len(rows[number].ids)
+                    if size > tokens and count:
+                        piece = piece[:count]
+                        break
+                found += self.features([rows[number] for number in piece])
+        back = torch.empty(len(order), dtype=torch.int64)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return torch.stack(found)[back.to(self.device)]
+
+    def token_head(self) -> Tensor:
+        """What maps states to tokens: the checkpoint's head, or the embedding where they are one. Shape: (V, D)."""
+        name = "lm_head.weight"
+        found = Weights(self.source.plan.folder).header.get(name)
+        table = self.module.embed_tokens.weight
+        if found is None:
+            return table
+        return dict(stream_tensors(found[1], [name], dtype=table.dtype, device=self.device))[name]
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Inside, matrix products are computed in the chosen precision."""
+        if self.settings.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def instructed(self, instruction: str) -> TextReader:
+        """A reader that puts an instruction in front of texts, which is attended to and not pooled."""
+        if not instruction:
+            return self.reader
+        rules = self.source.text_rules("native")
+        longer = replace(rules, header=rules.header + instruction.rstrip() + " ")
+        return replace(self.source, rules=longer).reader("native")
+
+
+def open_text_model(name: str | Path, settings: TuneSettings, *, device: torch.device) -> TextModel:
+    """The text model of that name or in that folder, frozen; ``ModelError`` if there is none or it cannot be read."""
+    source = language_source(name)
+    module = source.plan.load("bfloat16" if settings.precision == "bfloat16" else "float32", device=device)
+    return TextModel(source, module, source.reader("native"), device, settings)
+
+
+def save_text_model(model: TextModel, folder: Path, *, store: str = "auto") -> None:
+    """Write a folder in transformers' layout that ``load_encoder`` opens; no updates may be in the model.
+
+    Args:
+        model: What to write.
+        folder: Where to; it appears when everything is in it.
+        store: Precision of the weights; ``auto``: that of the model it began with.
+
+    Raises:
+        FileExistsError: The folder is there.
+        OSError: A file cannot be written.
+    """
+    source = model.source.plan.folder
+    dtype = model.source.plan.stored if store == "auto" else store
+    weights = {
+        name: tensor.detach().to(getattr(torch, dtype)).cpu().contiguous()
+        for name, tensor in model.module.state_dict().items()
+    }
+    config = read_object(source / "config.json") | {"dtype": dtype, "architectures": ["LlamaModel"]}
+    config.pop("torch_dtype", None)
+    with atomic_folder(folder) as draft:
+        save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
+        (draft / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, draft / name)
