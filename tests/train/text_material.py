@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from llm2clip.encoders.layers.bert import BertEncoder
 from llm2clip.encoders.layers.llama import BidirectionalLlama
-from llm2clip.encoders.text.llm_checkpoint import llama_config
+from llm2clip.encoders.text.language_config import language_config
 
 NOUNS = ("dog", "cat", "bird", "car", "boat", "tree", "child", "horse", "ball", "house", "river", "train")
 VERBS = ("runs", "sleeps", "jumps", "waits", "plays", "stands", "turns", "falls")
@@ -25,6 +26,18 @@ LLAMA = {
     "num_key_value_heads": 2,
     "rope_theta": 1000.0,
     "tie_word_embeddings": True,
+}
+
+
+BERT = {
+    "model_type": "bert",
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 40,
+    "hidden_act": "gelu",
 }
 
 
@@ -43,10 +56,22 @@ def llama_folder(folder: Path, *, seed: int = 0) -> Path:
     """A random Llama of two layers that reads words."""
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = BidirectionalLlama(llama_config(LLAMA))
+    model = BidirectionalLlama(language_config(LLAMA))
     weights = {name: torch.randn(tensor.shape) * 0.3 for name, tensor in model.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(LLAMA))
+    word_tokenizer().save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def bert_folder(folder: Path, *, seed: int = 0) -> Path:
+    """A random BERT of two layers with the name of an E5, so that "query: " stands before texts."""
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
+    model = BertEncoder(language_config(BERT))
+    weights = {name: torch.randn(tensor.shape) * 0.3 for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(BERT))
     word_tokenizer().save(str(folder / "tokenizer.json"))
     return folder
 

@@ -111,8 +111,9 @@ class MntpStage(_Stage):
         super().__init__(model, settings)
         self.texts, self.head, self.size, self.share = texts, head, size, share
         # What stands behind a caption is not to be predicted: it is always the same.
-        self.behind = model.reader.count_tokens([""])[0]
-        own = _body(model.reader.rows([mask])[0], self.behind)
+        self.reader = model.caption_reader()
+        self.behind = self.reader.count_tokens([""])[0]
+        own = _body(self.reader.rows([mask])[0], self.behind)
         if len(own) != 1:
             raise ValueError(f"mask must be one token of the tokenizer, but {mask!r} is {len(own)}")
         self.mask_id = own[0]
@@ -120,7 +121,7 @@ class MntpStage(_Stage):
     def step(self, number: int, rng: np.random.Generator) -> StepLosses:
         """Loss and gradients of a step's texts."""
         chosen = _own_share(rng.integers(len(self.texts), size=self.size))
-        rows = self.model.reader.rows([self.texts[n] for n in chosen])
+        rows = self.reader.rows([self.texts[n] for n in chosen])
         masked = [masked_row(row, self.behind, self.mask_id, len(self.head), self.share, rng) for row in rows]
         total = sum(len(places) for _, places in masked)
         order = sorted(range(len(masked)), key=lambda n: len(masked[n][0].ids))

@@ -1,4 +1,4 @@
-"""Forward passes without padding that gradients go through: the training side of ``encoders.text.llm_text_tower``.
+"""Forward passes without padding that gradients go through: the training side of ``encoders.text.packed``.
 
 Tokens of all texts stand in one row; everything but attention treats them one by one, and attention is done for the
 texts of one length at a time, without a mask. A test holds the results to the padded forward pass of the model.
@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from llm2clip.encoders.layers.llama import BidirectionalLlama
+from llm2clip.encoders.layers.bert import BertEncoder
 
 if TYPE_CHECKING:
-    from llm2clip.encoders.layers.llama import Attention, LlamaBlock
+    from llm2clip.encoders.layers.bert import BertBlock
+    from llm2clip.encoders.layers.llama import Attention, BidirectionalLlama, LlamaBlock
     from llm2clip.encoders.text.caption_tokenizer import TextRow
+    from llm2clip.encoders.text.language_config import LanguageModule
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,14 @@ class Run:
     length: int
     """Tokens of each."""
     pooled: int
-    """Pooled tokens of each, at its end."""
+    """Pooled tokens of each, which stand together."""
+    after: int
+    """Tokens of each after those."""
+
+    def mean(self, hidden_TD: Tensor) -> Tensor:
+        """Mean of the pooled states of each text. Shape: (T, D) -> (texts, D), float32."""
+        stop = self.length - self.after
+        return self.of(hidden_TD)[:, stop - self.pooled : stop].float().mean(1)
 
     def of(self, states: Tensor) -> Tensor:
         """Its part of (T, ...), by text. Shape: (texts, length, ...)."""
@@ -46,9 +55,9 @@ class Run:
 
 
 def pooled_states(
-    model: BidirectionalLlama, rows: Sequence[TextRow], *, device: torch.device, checkpointing: bool = False
+    model: LanguageModule, rows: Sequence[TextRow], *, device: torch.device, checkpointing: bool = False
 ) -> Tensor:
-    """Mean states of the texts' own tokens, in the order given. Shape: (len(rows), D), float32, any scale.
+    """Mean states of the texts' pooled tokens, in the order given. Shape: (len(rows), D), float32, any scale.
 
     Args:
         model: The text model, whose linear layers may be wrapped (LoRA).
@@ -56,48 +65,63 @@ def pooled_states(
         device: Where the model is.
         checkpointing: Recompute blocks in the backward pass.
     """
-    order = sorted(range(len(rows)), key=lambda number: (len(rows[number].ids), rows[number].pooled))
+    order = sorted(range(len(rows)), key=lambda number: _form(rows[number]))
     arranged = [rows[number] for number in order]
-    runs = list(_runs(arranged))
-    hidden_TD = token_states(model, arranged, runs, device=device, checkpointing=checkpointing)
-    means = torch.cat([run.of(hidden_TD)[:, -run.pooled :].float().mean(1) for run in runs])
+    hidden_TD = token_states(model, arranged, device=device, checkpointing=checkpointing)
+    means = torch.cat([run.mean(hidden_TD) for run in _runs(arranged)])
     back = torch.empty(len(order), dtype=torch.int64)
     back[torch.tensor(order)] = torch.arange(len(order))
     return means[back.to(device)]
 
 
 def token_states(
-    model: BidirectionalLlama,
-    rows: Sequence[TextRow],
-    runs: Sequence[Run],
-    *,
-    device: torch.device,
-    checkpointing: bool = False,
+    model: LanguageModule, rows: Sequence[TextRow], *, device: torch.device, checkpointing: bool = False
 ) -> Tensor:
-    """States after the final norm of rows in which equal lengths stand together. Shape: (T, D)."""
+    """States of all tokens of rows in which equal lengths stand together. Shape: (T, D)."""
+    runs = list(_runs(rows))
     ids_T = torch.tensor([token for row in rows for token in row.ids], device=device)
+    if isinstance(model, BertEncoder):
+        hidden_TD, blocks = _bert(model, ids_T, runs)
+        return _through(blocks, hidden_TD, checkpointing=checkpointing)
     hidden_TD, blocks = _llama(model, ids_T, runs)
-    for block in blocks:
-        hidden_TD = checkpoint(block, hidden_TD, use_reentrant=False) if checkpointing else block(hidden_TD)
-    states: Tensor = model.norm(hidden_TD)
+    states: Tensor = model.norm(_through(blocks, hidden_TD, checkpointing=checkpointing))
     return states
 
 
-def runs_of(rows: Sequence[TextRow]) -> list[Run]:
-    """Runs of rows in which equal lengths stand together."""
-    return list(_runs(rows))
+def _through(
+    blocks: Sequence[Callable[[Tensor], Tensor]], hidden_TD: Tensor, *, checkpointing: bool
+) -> Tensor:
+    for block in blocks:
+        hidden_TD = checkpoint(block, hidden_TD, use_reentrant=False) if checkpointing else block(hidden_TD)
+    return hidden_TD
+
+
+def _form(row: TextRow) -> tuple[int, int, int]:
+    return len(row.ids), row.pooled, row.after
 
 
 def _runs(rows: Sequence[TextRow]) -> Iterator[Run]:
     first = 0
-    for (length, pooled), texts in groupby(rows, key=lambda row: (len(row.ids), row.pooled)):
+    for (length, pooled, after), texts in groupby(rows, key=_form):
         count = len(list(texts))
-        yield Run(first, count, length, pooled)
+        yield Run(first, count, length, pooled, after)
         first += count * length
 
 
 def _positions(runs: Sequence[Run], device: torch.device) -> Tensor:
     return torch.cat([torch.arange(run.length, device=device).repeat(run.texts) for run in runs])
+
+
+def _bert(
+    model: BertEncoder, ids_T: Tensor, runs: Sequence[Run]
+) -> tuple[Tensor, list[Callable[[Tensor], Tensor]]]:
+    hidden_TD: Tensor = model.embeddings(ids_T, _positions(runs, ids_T.device))
+    return hidden_TD, [partial(_bert_block, cast("BertBlock", block), runs) for block in model.layers]
+
+
+def _bert_block(block: BertBlock, runs: Sequence[Run], hidden_TD: Tensor) -> Tensor:
+    mixed_THE = _attend(*block.attention.heads(hidden_TD), runs, grouped=False)
+    return block.feed_forward(block.attention.output(mixed_THE.flatten(1), hidden_TD))
 
 
 def _llama(
@@ -124,10 +148,7 @@ def _llama_block(
 def _attended(
     attention: Attention, normed_TD: Tensor, rotary: tuple[Tensor, Tensor], runs: Sequence[Run]
 ) -> Tensor:
-    query, key, value = (
-        projection(normed_TD).unflatten(-1, (-1, attention.head_dim))
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-    )
+    query, key, value = attention.heads(normed_TD)
     mixed_THE = _attend(
         _turned(query, *rotary), _turned(key, *rotary), value, runs, grouped=attention.grouped
     )

@@ -16,13 +16,16 @@ from torch import Tensor
 
 from llm2clip.common.files import atomic_folder
 from llm2clip.encoders.core.files import read_object
+from llm2clip.encoders.layers.bert import BertEncoder
+from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.text.llm_source import LanguageSource, language_source
+from llm2clip.encoders.text.text_rules import write_text_rules
 from llm2clip.encoders.weights.safetensors_io import Weights, stream_tensors
-from llm2clip.train.cc.packed import pooled_states, runs_of, token_states
+from llm2clip.train.cc.packed import pooled_states, token_states
 
 if TYPE_CHECKING:
-    from llm2clip.encoders.layers.llama import BidirectionalLlama
     from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRow
+    from llm2clip.encoders.text.language_config import LanguageModule
     from llm2clip.train.cc.config import TuneSettings
 
 
@@ -32,7 +35,7 @@ class TextModel:
 
     source: LanguageSource
     """Where it came from."""
-    module: BidirectionalLlama
+    module: LanguageModule
     """The network."""
     reader: TextReader
     """Tokenizer with the rules of inference."""
@@ -51,7 +54,7 @@ class TextModel:
         """States of all tokens of rows in which equal lengths stand together. Shape: (tokens, D)."""
         recompute = self.settings.checkpointing and torch.is_grad_enabled()
         with self.computing():
-            return token_states(self.module, rows, runs_of(rows), device=self.device, checkpointing=recompute)
+            return token_states(self.module, rows, device=self.device, checkpointing=recompute)
 
     def encode(self, texts: Sequence[str], *, tokens: int = 8192) -> Tensor:
         """Features of any number of texts without gradients, so many tokens at a time. Shape: (len(texts), D)."""
@@ -73,6 +76,11 @@ class TextModel:
 
     def token_head(self) -> Tensor:
         """What maps states to tokens: the checkpoint's head, or the embedding where they are one. Shape: (V, D)."""
+        if isinstance(self.module, BertEncoder):
+            raise ValueError(
+                f"{self.source.name} is a BERT: it attends both ways already, so masked next-token prediction is of no "
+                "use; leave cc.mntp out"
+            )
         name = "lm_head.weight"
         found = Weights(self.source.plan.folder).header.get(name)
         table = self.module.embed_tokens.weight
@@ -85,6 +93,11 @@ class TextModel:
         if self.settings.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    def caption_reader(self) -> TextReader:
+        """The same tokens, with the caption's own marked as pooled whatever the rules pool."""
+        rules = self.source.text_rules("native")
+        return replace(self.source, rules=replace(rules, pool="caption")).reader("native")
 
     def instructed(self, instruction: str) -> TextReader:
         """A reader that puts an instruction in front of texts, which is attended to and not pooled."""
@@ -120,11 +133,14 @@ def save_text_model(model: TextModel, folder: Path, *, store: str = "auto") -> N
         name: tensor.detach().to(getattr(torch, dtype)).cpu().contiguous()
         for name, tensor in model.module.state_dict().items()
     }
-    config = read_object(source / "config.json") | {"dtype": dtype, "architectures": ["LlamaModel"]}
+    config = read_object(source / "config.json") | {"dtype": dtype}
     config.pop("torch_dtype", None)
+    if isinstance(model.module, BidirectionalLlama):
+        config.pop("architectures", None)  # it has no head of a language model any more
     with atomic_folder(folder) as draft:
         save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
         (draft / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (source / name).is_file():
                 shutil.copyfile(source / name, draft / name)
+        write_text_rules(draft, model.source.text_rules("native"))
