@@ -127,6 +127,35 @@ def test_encode_images_gives_unit_rows_in_any_batches(images_encoder: Encoder):
     close(images_encoder.encode_images(images()[::-1], batch_size=2), vectors[::-1])
 
 
+def top_ten(queries: np.ndarray, vectors: np.ndarray) -> list[list[int]]:
+    return np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :10].tolist()
+
+
+@pytest.mark.filterwarnings("ignore::llm2clip.encoders.TextTooLongWarning")
+def test_a_vector_does_not_depend_on_its_neighbours(encoder: Encoder, case: Case):
+    # Lengths differ, so that texts are padded differently, and one is cut to the limit.
+    texts = ["a", *TEXTS, *(f"{one} {two}" for one in TEXTS for two in TEXTS[:2]), "a red ball " * 30]
+    alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    vectors, kinds = alone, [(encoder.encode_texts, texts, alone)]
+    if case.reads_images:
+        rng = np.random.default_rng(1)
+        several = [
+            *images(),
+            *(Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)) for _ in range(12)),
+        ]
+        vectors = np.concatenate([encoder.encode_images([each]) for each in several])
+        kinds.append((encoder.encode_images, several, vectors))
+    best = top_ten(alone, vectors)
+    for encode, items, expected in kinds:
+        for size in (2, 7, 64):
+            together = encode(items, batch_size=size)
+            assert (together * expected).sum(1).min() >= 0.99999
+            if items is not texts:
+                assert top_ten(alone, together) == best
+            else:
+                assert top_ten(together, vectors) == best
+
+
 def test_encode_prepared_is_encode_images(images_encoder: Encoder):
     expected = images_encoder.encode_images(images())
     prepared = [images_encoder.prepare(image) for image in images()]
