@@ -58,6 +58,7 @@ def start(module: str) -> None:
     Args:
         module: Dotted name of a module that holds a typer application under this name.
     """
+    _open_streams()
     try:
         import signal
         from importlib import import_module
@@ -73,3 +74,14 @@ def start(module: str) -> None:
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+
+
+def _open_streams() -> None:
+    """Open what a service or a launcher closed: otherwise a file that is written becomes standard output."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            try:
+                os.fstat(number)
+            except OSError:
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115

@@ -18,11 +18,27 @@ _RECLAIMABLE = ("inactive_file", "active_file")
 """Page cache: counted as used by a cgroup, released on demand."""
 
 
+class NoHomeError(OSError):
+    """The user has no home folder, as services and containers may."""
+
+
 def data_home() -> Path:
-    """The folder of everything made without a path given: ``$LLM2CLIP_HOME``, else the platform's data folder."""
+    """The folder of everything made without a path given: ``$LLM2CLIP_HOME``, else the platform's data folder.
+
+    Raises:
+        NoHomeError: The user has no home folder, and the variable is not set.
+    """
     if told := os.environ.get("LLM2CLIP_HOME"):
-        return Path(told).expanduser().absolute()
-    return user_data_path("llm2clip", appauthor=False)
+        return Path(os.path.expanduser(told)).absolute()
+    try:
+        home = user_data_path("llm2clip", appauthor=False)
+    except RuntimeError:  # old releases of platformdirs return the ~ instead
+        home = Path("~")
+    if home.parts[0].startswith("~"):
+        raise NoHomeError(
+            "this user has no home folder: set HOME or LLM2CLIP_HOME to a folder, or name every path"
+        )
+    return home
 
 
 def models_home() -> Path:

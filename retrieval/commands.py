@@ -145,7 +145,8 @@ def read_queries(source: str | None) -> list[str]:
             f"{name} must be UTF-8 text, got byte 0x{data[error.start]:02x} at offset {error.start}: "
             "convert it, such as with iconv -t UTF-8"
         ) from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    # Not splitlines, which also splits at characters inside a line, such as U+2028 of a text from the web.
+    return [line.strip() for line in re.split(r"\r\n|\n|\r", text) if line.strip()]
 
 
 def open_searcher(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -44,6 +45,7 @@ class Searcher:
         self._source = encoder if isinstance(encoder, str | os.PathLike) else None
         self._device = device
         self._loading = Lock()
+        self._process: int | None = os.getpid()
         self._encoder: Encoder | None = None
         for other in self.indexes[1:]:
             _require_same_encoder(self.index, other)
@@ -110,6 +112,7 @@ class Searcher:
             ModelError: It cannot be loaded.
             EncoderMismatchError: It is not the one the index was built with.
         """
+        self._require_usable()
         with self._loading:
             if self._encoder is None:
                 from llm2clip.encoders import ModelError, load_encoder
@@ -139,7 +142,8 @@ class Searcher:
     ) -> list[Hit] | list[list[Hit]]:
         """The ``k`` images nearest to a text, or to each of several.
 
-        A text longer than ``encoder.info.max_text_tokens`` is truncated with a ``TextTooLongWarning``.
+        A text longer than ``encoder.info.max_text_tokens`` is truncated with a ``TextTooLongWarning``. Full-width
+        letters are made ordinary ones and invisible characters removed first (docs/encoders.md).
 
         Args:
             query: A text, or a list of texts.
@@ -150,15 +154,16 @@ class Searcher:
             Hits, best first; for a list of texts, a list of them in the order of the texts.
 
         Raises:
-            ValueError: A text is empty or blank, or ``k`` is below 1.
+            ValueError: A text is empty or blank, ``k`` is below 1, or the searcher is closed or of another process.
             WhereError: The filter is invalid; the message points at the place.
             EncoderMismatchError: The encoder is not the one the index was built with.
         """
-        texts = [query] if isinstance(query, str) else list(query)
+        self._require_usable()
+        texts = [query] if isinstance(query, str | bytes) else list(query)
         _check_texts(texts)
-        _check_k(k)
+        k = _whole(k)
         self._check_where(where)
-        found = self._search(self.encoder.encode_texts(texts), k=k, where=where) if texts else []
+        found = self._search(self._text_vectors(texts), k=k, where=where) if texts else []
         return found[0] if isinstance(query, str) else found
 
     def search_images(
@@ -184,7 +189,8 @@ class Searcher:
             raise ValueError(
                 f"images must be a list of images, got {type(images).__name__}: put the image in a list"
             )
-        _check_k(k)
+        self._require_usable()
+        k = _whole(k)
         self._check_where(where)
         return self._search(self.encoder.encode_images(images), k=k, where=where) if images else []
 
@@ -215,16 +221,23 @@ class Searcher:
         """
         import numpy as np
 
+        self._require_usable()
         _check_texts(texts)
-        _check_k(k)
+        k = _whole(k)
         self._check_where(where)
-        parts = [self.encoder.encode_texts(list(texts))] if texts else []
+        parts = [self._text_vectors(texts)] if texts else []
         parts += [self.encoder.encode_images(list(images))] if images else []
         if not parts:
             raise ValueError("got neither a text nor an image to search for")
         mean = np.concatenate(parts).mean(axis=0, dtype=np.float64)
         unit = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
         return self._search(unit[None], k=k, where=where)[0]
+
+    def _text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Unit vectors of texts as they were meant. Shape: (len(texts), dim), float32."""
+        meant = [text if text.isascii() else _cleaned(text) for text in texts]
+        _check_texts(meant)
+        return self.encoder.encode_texts(meant)
 
     def _search(self, vectors: NDArray[np.float32], *, k: int, where: str | None) -> list[list[Hit]]:
         """The hits of each query in all indexes. Shape: (n, dim), float32, unit rows."""
@@ -245,9 +258,20 @@ class Searcher:
         return index.read_image(hit.id)
 
     def close(self) -> None:
-        """Close the indexes."""
+        """Close the indexes; the searcher cannot be used afterwards."""
+        self._process = None
         for index in self.indexes:
             index.close()
+
+    def _require_usable(self) -> None:
+        """Refuse what would read a closed file, or hang: threads and open databases do not survive a fork."""
+        if self._process is None:
+            raise ValueError("the searcher is closed: open another with Searcher.open")
+        if self._process != os.getpid():
+            raise ValueError(
+                "the searcher was opened before this process was forked, and would hang in it: open one in each "
+                "process (gunicorn: without --preload), or start them with multiprocessing.get_context('spawn')"
+            )
 
     def __enter__(self) -> Searcher:
         return self
@@ -262,6 +286,9 @@ class Searcher:
         """Refuse an invalid filter before an encoder is loaded."""
         if where is not None:
             from llm2clip.indexer import compile_where
+
+            if not isinstance(where, str):
+                raise ValueError(f"where must be text, such as 'width > 1000', got {type(where).__name__}")
 
             compile_where(where)
 
@@ -320,6 +347,17 @@ def _check_texts(texts: Sequence[str]) -> None:
             raise ValueError(f"{which} is empty; give at least one word, such as 'bicycle'")
 
 
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}")
+def _whole(k: int) -> int:
+    try:
+        number = operator.index(k)  # of NumPy's integers too
+    except TypeError as error:
+        raise ValueError(f"k must be a whole number, got {k!r}") from error
+    if number < 1:
+        raise ValueError(f"k must be at least 1, got {number}")
+    return number
+
+
+def _cleaned(text: str) -> str:
+    from llm2clip.retrieval.query_text import cleaned
+
+    return cleaned(text)

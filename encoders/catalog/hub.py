@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm2clip.common.files import format_bytes
-from llm2clip.common.installation import models_home
+from llm2clip.common.installation import NoHomeError, models_home
 from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_encoder, language_of
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
@@ -64,8 +64,9 @@ def missing_files(folder: Path, files: Sequence[str]) -> list[str]:
 
 def find_cached(wanted: HubFiles) -> Path | None:
     """The folder on this machine that holds all of the files, or ``None``. Downloads nothing."""
-    if wanted.home.is_dir() and not missing_files(wanted.home, wanted.files):
-        return wanted.home
+    with suppress(NoHomeError):
+        if wanted.home.is_dir() and not missing_files(wanted.home, wanted.files):
+            return wanted.home
     cache = _hub_cache() / f"models--{wanted.repository.replace('/', '--')}"
     commit = wanted.commit
     with suppress(OSError):  # no branch: a commit

@@ -1,4 +1,4 @@
-"""Read ``preprocessor_config.json`` of transformers as ``Preprocess``."""
+"""Read the image settings of transformers as ``Preprocess``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from llm2clip.encoders.core.files import from_json, read_object, to_json
 from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
 
 FILE = "preprocessor_config.json"
+_NESTED = "processor_config.json", "image_processor"
+"""Where transformers 5 saves them instead: a file, and the key in it. It has the last word, as in transformers."""
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 """Channel mean and standard deviation of CLIP's training images."""
@@ -26,8 +28,7 @@ def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess
     size = vision.get("image_size", 224) if isinstance(vision, dict) else 224
     if type(size) is not int or size < 1:
         raise ModelError(f"{folder / 'config.json'}: unsupported vision_config.image_size: {size!r}")
-    path = folder / FILE
-    settings: dict[str, Any] = read_object(path) if path.is_file() else {}
+    path, settings = _settings(folder) or (folder / FILE, {})
     mode = _mode(settings, default.mode)
     square: object = {"height": size, "width": size}
     allowed: dict[str, tuple[object, ...]] = {
@@ -52,6 +53,22 @@ def read_preprocess(folder: Path, config: Mapping[str, Any], default: Preprocess
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         data[ours] = settings.get(theirs, data[ours])
     return from_json(Preprocess, data, where=str(path))
+
+
+def settings_file(folder: Path) -> str | None:
+    """Name of the file that holds a folder's image settings; None without any."""
+    found = _settings(folder)
+    return found[0].name if found else None
+
+
+def _settings(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    name, key = _NESTED
+    path = folder / name
+    nested: object = read_object(path).get(key) if path.is_file() else None
+    if isinstance(nested, dict):
+        return path, nested
+    path = folder / FILE
+    return (path, read_object(path)) if path.is_file() else None
 
 
 def _mode(settings: Mapping[str, Any], default: ResizeMode) -> ResizeMode:

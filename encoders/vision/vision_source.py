@@ -22,8 +22,7 @@ from llm2clip.encoders.catalog.hub import encoder_files, resolve_files
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
-from llm2clip.encoders.images.hf_preprocessor import FILE as IMAGE_SETTINGS
-from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD, read_preprocess
+from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD, read_preprocess, settings_file
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.vision.vision_tower import VisionPlan, open_vision
 from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint, read_conversion
@@ -76,7 +75,7 @@ class VisionSource:
             order=Order.RESIZE_FIRST if kind == "eva" else Order.CONVERT_FIRST,
             parity=parity,
         )
-        if not self.has_settings:
+        if settings_file(self.folder) is None:
             return default
         size = {"vision_config": {"image_size": self.plan.image_size}}
         return read_preprocess(self.folder, size, default)
@@ -87,14 +86,10 @@ class VisionSource:
         return (self.entry.preprocessing if self.entry else "") or _USUAL[self.plan.layout]
 
     @property
-    def has_settings(self) -> bool:
-        """Whether ``preprocessor_config.json`` is beside the weights."""
-        return (self.folder / IMAGE_SETTINGS).is_file()
-
-    @property
     def found(self) -> tuple[str, ...]:
         """What the files turned out to be, in words."""
-        how = f"as {IMAGE_SETTINGS} says" if self.has_settings else f"those of {self.kind}"
+        file = settings_file(self.folder)
+        how = f"as {file} says" if file else f"those of {self.kind}"
         whose = (self.entry.note,) if self.entry is not None and not self.entry.repository else ()
         return (f"{self.plan.layout} tower", *whose, *self.plan.found, f"images prepared {how}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -36,14 +36,21 @@ class ImageRef:
     """How many bytes of the file; None: all of it."""
     in_base64: bool = False
     """Whether those bytes are base64 text, as in Chinese-CLIP's ``*_imgs.tsv``."""
+    fetch: Callable[[], bytes] | None = None
+    """Reads it where it is no span of the file: in a zip or a table."""
 
     def read(self) -> bytes:
         """The encoded image.
 
         Raises:
-            DatasetError: It is not valid base64 where it should be.
+            DatasetError: It is not valid base64 where it should be, or its part of a container is damaged.
             OSError: The file cannot be read, or ends before the image does.
         """
+        if self.fetch is not None:
+            try:
+                return self.fetch()
+            except ValueError as error:
+                raise DatasetError(f"{self.file}: image {self.key}: {error}") from error
         if self.offset is None or self.size is None:
             return self.file.read_bytes()
         content = read_span(self.file, offset=self.offset, size=self.size)

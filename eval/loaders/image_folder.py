@@ -22,7 +22,7 @@ _SIDECARS = (".txt", ".json")
 
 
 def load_data(path: str | Path, *, language: str | None = None, name: str | None = None) -> RetrievalSet:
-    """Read a folder of images, a tar or tars, each image with its captions beside it.
+    """Read a folder of images, a tar, zip, table or list, each image with its captions beside it.
 
     ``<image>.json`` holds ``caption`` (a text or a list of texts), or ``captions`` or ``names`` by language: a
     text, a list of texts, or a list of ``{"captions": [...], "kind": ...}``. ``<image>.txt`` holds one caption.
@@ -37,7 +37,9 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
     Raises:
         DatasetError: It cannot be read whole, no image has a caption, or a declared protocol has this name.
     """
-    title = name or Path(path).expanduser().absolute().name.removesuffix(".tar")
+    title = name or Path(path).expanduser().absolute().name
+    for kind in (".tar", ".zip", ".parquet", ".arrow"):
+        title = title.removesuffix(kind)
     _require_free(title)
     records = _records(path)
     language = language or _only_language(records)
@@ -47,7 +49,7 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
     for record in records:
         where = f"{path}, {record.key}"
         size = record.size if record.offset is not None else None
-        ref = ImageRef(key=record.key, file=record.file, offset=record.offset, size=size)
+        ref = ImageRef(key=record.key, file=record.file, offset=record.offset, size=size, fetch=record.fetch)
         found.image(record.key, ref, where=where)
         for text, kind in _captions(record, language):
             found.caption(text, record.key, where=where)
@@ -99,7 +101,9 @@ def _records(path: str | Path) -> list[Record]:
     except CorpusError as error:
         raise DatasetError(str(error)) from error
     for record in records:
-        if trouble := record.problem or record.note:
+        # A file time or a number in the metadata that no index can hold is noted too, and does not matter here.
+        left_out = record.note if record.note and "left out" in record.note else None
+        if trouble := record.problem or left_out:
             raise DatasetError(f"{path}, {record.key}: {trouble}; expected whole images with whole captions")
     return records
 

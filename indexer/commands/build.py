@@ -211,7 +211,7 @@ def _print_build(report: BuildReport, *, search: str) -> None:
 
 def _search_command(report: BuildReport, *, current: bool) -> str:
     """The command that searches the index, to be copied."""
-    if report.path == str(sample_index_path()):
+    if report.corpus == SAMPLE and report.path == str(sample_index_path()):
         return 'llm2clip-search --index sample: "an animal with a long neck"'
     query = "an animal with a long neck" if report.corpus == SAMPLE else "a red bicycle in the rain"
     if current and not os.environ.get(INDEX_VARIABLE):

@@ -1,12 +1,13 @@
-"""Free memory: the least of what the system and the container's cgroup report."""
+"""Free memory: the least of what the system and the container's cgroup report; and users without a home folder."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from llm2clip.common.installation import free_memory
+from llm2clip.common.installation import NoHomeError, data_home, free_memory
 
 
 @pytest.mark.parametrize(
@@ -30,3 +31,15 @@ def test_free_memory_respects_the_cgroup_limit(
     assert free_memory(tmp_path) == 2_500_000
     (group / limit).write_text("max\n")
     assert free_memory(tmp_path) > 2_500_000
+
+
+def test_data_home_names_the_remedy_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    for name in ("LLM2CLIP_HOME", "HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(
+        os.path, "expanduser", lambda path: path
+    )  # as where there is no entry in passwd either
+    with pytest.raises(NoHomeError, match="no home folder: set HOME or LLM2CLIP_HOME"):
+        data_home()
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path))
+    assert data_home() == tmp_path

@@ -121,6 +121,28 @@ def test_read_preprocess_reads_old_notation(folder: Path, saved: Path):
     assert load_encoder(folder).info.preprocessing == load_encoder(saved).info.preprocessing
 
 
+@pytest.mark.parametrize("old_file_too", [False, True])
+def test_read_preprocess_reads_what_transformers_5_saves(folder: Path, old_file_too: bool):
+    from transformers import CLIPImageProcessorPil, CLIPModel
+
+    half = [0.5] * 3
+    settings = CLIPImageProcessorPil(
+        size={"height": 28, "width": 28}, do_center_crop=False, image_mean=half, image_std=half
+    )
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings.to_dict()}))
+    if not old_file_too:  # where both say something, transformers follows the new one
+        (folder / "preprocessor_config.json").unlink()
+    wide = [each.resize((90, 30)) for each in sample_images()]
+    with torch.inference_mode():
+        pixels = settings(images=wide, return_tensors="pt")
+        expected = CLIPModel.from_pretrained(folder).eval().get_image_features(**pixels).pooler_output
+    expected = torch.nn.functional.normalize(expected, dim=-1).numpy()
+    assert (load_encoder(folder).encode_images(wide) * expected).sum(1).min() > 0.999999
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": {"resample": 0}}))
+    with pytest.raises(ModelError, match=r"processor_config.json: unsupported resample: 0"):
+        load_encoder(folder)
+
+
 def test_load_encoder_names_missing_files(folder: Path):
     for name in ("tokenizer.json", "vocab.json", "merges.txt"):
         (folder / name).unlink(missing_ok=True)

@@ -93,7 +93,7 @@ def test_search_command_writes_a_gallery(corpus: Corpus, search: Search, tmp_pat
 
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"], ids=["plain", "byte-order-mark"])
 def test_read_queries_reads_a_file_or_stdin(corpus: Corpus, search: Search, tmp_path: Path, start: bytes):
-    content = start + "red\n\n  \r\n  blue \r\n綠 green".encode()
+    content = start + "red\n\n  \r\n  blue \r\n綠\x0bgreen".encode()
     (tmp_path / "q.txt").write_bytes(content)
     options = ("-k", 1, "--json", "--index", corpus.index)
     for result in (
@@ -101,7 +101,7 @@ def test_read_queries_reads_a_file_or_stdin(corpus: Corpus, search: Search, tmp_
         search("--queries", "-", *options, stdin=content),
     ):
         found = records(result)
-        assert [record["query"] for record in found] == ["red", "blue", "綠 green"]
+        assert [record["query"] for record in found] == ["red", "blue", "綠\x0bgreen"]
         assert [Path(record["hits"][0]["key"]).stem for record in found] == ["red", "blue", "green"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,8 @@ def test_searcher_search_refuses_k_below_1(searcher: Searcher, k: int):
 def test_searcher_search_refuses_wrong_kinds_of_query(searcher: Searcher):
     with pytest.raises(ValueError, match="query 1 must be text, got bytes"):
         searcher.search([b"red"])
+    with pytest.raises(ValueError, match="query 1 must be text, got bytes"):
+        searcher.search(b"red")
     with pytest.raises(ValueError, match="images must be a list of images, got str"):
         searcher.search_images("red.png")
     with pytest.raises(ImageError, match="not an image"):
@@ -171,5 +174,47 @@ def test_searcher_open_refuses_a_missing_index_first(tmp_path: Path):
 def test_searcher_close_closes_the_index(corpus: Corpus):
     with Searcher.open(corpus.index, encoder=corpus.encoder) as searcher:
         searcher.search("red")
-    with pytest.raises(Exception, match="closed"):
+    with pytest.raises(ValueError, match=r"the searcher is closed: open another with Searcher\.open"):
         searcher.search("red")
+    with pytest.raises(ValueError, match="the searcher is closed"):
+        searcher.search_images([image("red")])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_searcher_refuses_another_process_at_once(searcher: Searcher):
+    searcher.search("red")
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            searcher.search("red")
+        except ValueError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        assert "opened before this process was forked" in answer.read()
+    os.waitpid(child, 0)
+    assert names(searcher.search("red", k=1)) == ["red"]
+
+
+@pytest.mark.parametrize("where", [None, "width > 1"])
+def test_searcher_search_takes_integers_of_numpy(searcher: Searcher, where: str | None):
+    assert searcher.search("red", k=np.int64(3), where=where) == searcher.search("red", k=3, where=where)
+
+
+@pytest.mark.parametrize("k", ["3", 2.0, None])
+def test_searcher_search_refuses_k_of_other_types(searcher: Searcher, k: Any):
+    with pytest.raises(ValueError, match=f"k must be a whole number, got {k!r}"):
+        searcher.search("red", k=k)
+
+
+def test_searcher_search_refuses_a_filter_that_is_no_text(searcher: Searcher):
+    with pytest.raises(ValueError, match="where must be text, such as 'width > 1000', got int"):
+        searcher.search("red", where=5)
+
+
+def test_searcher_search_reads_pasted_text_as_it_was_meant(searcher: Searcher):
+    assert searcher.search("\u202aｒｅｄ\u202c\ufeff") == searcher.search("red")
+    with pytest.raises(ValueError, match="the query is empty"):
+        searcher.search("\u200f\ufeff")

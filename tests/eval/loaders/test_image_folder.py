@@ -147,3 +147,30 @@ def test_load_data_checks_sidecars_in_tars(tmp_path, tars):
     refuses(tars.members(place, *files), EMPTY + r".*2\.png")
     blank = {"1": (image, {"captions": {"de": ["rot", " "]}})}
     refuses(tars.write(place, blank), EMPTY + r".*1\.png", language="de")
+
+
+def test_load_data_reads_zips_and_tables(tmp_path, tars, linked):
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "mine.zip", "w") as archive:
+        for name, colour in (("red", RED), ("green", GREEN)):
+            archive.writestr(f"{name}.png", tars.colour(colour))
+            archive.writestr(f"{name}.txt", f"a {name} thing")
+    found = load_data(tmp_path / "mine.zip")
+    assert found.id == "mine"
+    assert sorted(linked(found)) == [
+        ("a green thing", ["mine.zip#green.png"]),
+        ("a red thing", ["mine.zip#red.png"]),
+    ]
+    for _ in range(2):
+        assert {image.key: image.read() for image in found.images}["mine.zip#green.png"] == tars.colour(GREEN)
+
+
+def test_load_data_reads_a_parquet_file(tmp_path, tars):
+    pa = pytest.importorskip("pyarrow")
+    pq = pytest.importorskip("pyarrow.parquet")
+    columns = {"image": [tars.colour(RED), tars.colour(BLUE)], "text": ["red", "blue"]}
+    pq.write_table(pa.table(columns), tmp_path / "mine.parquet")
+    found = load_data(tmp_path / "mine.parquet")
+    assert (found.id, found.captions) == ("mine", ("red", "blue"))
+    assert [image.read() for image in found.images] == columns["image"]
