@@ -13,6 +13,8 @@ from llm2clip.encoders.images.preprocess import Preprocess, Resample, ResizeMode
 FILE = "preprocessor_config.json"
 _NESTED = "processor_config.json", "image_processor"
 """Where transformers 5 saves them instead: a file, and the key in it. It has the last word, as in transformers."""
+FILES = (_NESTED[0], FILE)
+"""Files that may hold image settings."""
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 """Channel mean and standard deviation of CLIP's training images."""

@@ -22,7 +22,13 @@ from llm2clip.encoders.catalog.hub import encoder_files, resolve_files
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
-from llm2clip.encoders.images.hf_preprocessor import OPENAI_MEAN, OPENAI_STD, read_preprocess, settings_file
+from llm2clip.encoders.images.hf_preprocessor import (
+    FILES,
+    OPENAI_MEAN,
+    OPENAI_STD,
+    read_preprocess,
+    settings_file,
+)
 from llm2clip.encoders.images.preprocess import Crop, Order, Preprocess, ResizeMode
 from llm2clip.encoders.vision.vision_tower import VisionPlan, open_vision
 from llm2clip.encoders.weights.pickle_conversion import convert_checkpoint, read_conversion
@@ -75,7 +81,7 @@ class VisionSource:
             order=Order.RESIZE_FIRST if kind == "eva" else Order.CONVERT_FIRST,
             parity=parity,
         )
-        if settings_file(self.folder) is None:
+        if self.settings_file is None:
             return default
         size = {"vision_config": {"image_size": self.plan.image_size}}
         return read_preprocess(self.folder, size, default)
@@ -85,11 +91,16 @@ class VisionSource:
         """Kind of preprocessing: ``"clip"``, ``"eva"`` or ``"siglip"``."""
         return (self.entry.preprocessing if self.entry else "") or _USUAL[self.plan.layout]
 
+    @cached_property
+    def settings_file(self) -> str | None:
+        """Name of the file of image settings beside the weights; None without any."""
+        beside = any((self.folder / name).is_file() for name in FILES)
+        return settings_file(self.folder) if beside else None
+
     @property
     def found(self) -> tuple[str, ...]:
         """What the files turned out to be, in words."""
-        file = settings_file(self.folder)
-        how = f"as {file} says" if file else f"those of {self.kind}"
+        how = f"as {self.settings_file} says" if self.settings_file else f"those of {self.kind}"
         whose = (self.entry.note,) if self.entry is not None and not self.entry.repository else ()
         return (f"{self.plan.layout} tower", *whose, *self.plan.found, f"images prepared {how}")
 
