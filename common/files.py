@@ -25,17 +25,42 @@ def atomic_path(path: Path, *, alone: bool = False) -> Iterator[Path]:
     draft = path.with_name(f".{path.name}.tmp" if alone else f".{path.name}.{os.urandom(4).hex()}.tmp")
     try:
         yield draft
-        with open(draft, "rb+") as stream:
-            os.fsync(stream.fileno())
+        sync_file(draft)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def sync_file(path: Path) -> None:
+    """Flush a file to the disk.
+
+    Raises:
+        OSError: It cannot be: the disk may be full.
+    """
+    with open(path, "rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def write_atomic(path: Path, content: str | bytes, *, alone: bool = False) -> None:
     """Write a file at once, text as UTF-8; see :func:`atomic_path`."""
     with atomic_path(path, alone=alone) as draft:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a file that the user named, whole or not at all; creates its folder.
+
+    A link is followed, and what is no regular file, such as ``/dev/stdout``, is written to as it is.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.is_file():
+        target.write_bytes(content.encode() if isinstance(content, str) else content)
+    else:
+        write_atomic(target, content)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from string import Template
 from typing import TYPE_CHECKING
 
+from llm2clip.common.files import write_output
 from llm2clip.common.terminal import escape_control
 from llm2clip.retrieval.results import Answer, Query, caption_for
 
@@ -50,8 +51,7 @@ def write_gallery(
 ) -> Path:
     """Write ``render_gallery`` to a file, creating its folder; returns the absolute path."""
     target = Path(path).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(render_gallery(answers, read_image=read_image, subtitle=subtitle), encoding="utf-8")
+    write_output(target, render_gallery(answers, read_image=read_image, subtitle=subtitle))
     return target
 
 

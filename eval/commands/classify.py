@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm2clip.common.files import write_output
 from llm2clip.common.terminal import escape_control, graceful_interrupt, log_stderr, one_line_errors
 from llm2clip.eval.commands.options import (
     CacheOption,
@@ -23,6 +24,7 @@ from llm2clip.eval.commands.options import (
     ProtocolsOption,
     data_option,
 )
+from llm2clip.indexer.records.values import finite
 
 if TYPE_CHECKING:
     from llm2clip.eval.runner.zero_shot_run import ClassReport, ClassTask
@@ -165,9 +167,8 @@ def _show(reports: Sequence[ClassReport], json_file: Path | None) -> None:
         for line in report.notes:
             log_stderr(escape_control(line))
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([report.as_json() for report in reports], ensure_ascii=False, indent=1)
-        json_file.write_text(text + "\n", encoding="utf-8")
+        content = finite([report.as_json() for report in reports])
+        write_output(json_file, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
 
 def _percent(interval: Interval) -> str:

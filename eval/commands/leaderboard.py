@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm2clip.common.files import write_output
 from llm2clip.common.terminal import log_stderr, one_line_errors
 from llm2clip.eval.commands.options import RESULTS, ResultsArgument, output_option
 
@@ -85,6 +86,5 @@ def _console() -> Console:
 
 
 def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_output(path, text)
     log_stderr(f"wrote {path}")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from llm2clip.common.files import write_output
 from llm2clip.common.terminal import graceful_interrupt, one_line_errors
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def write_board(results: list[Result], out: Path) -> None:
         ("leaderboard.md", markdown(board, limit=5)),
         ("leaderboard.csv", csv_text(board)),
     ):
-        (out / name).write_text(text, encoding="utf-8")
+        write_output(out / name, text)
 
 
 def _sets(made: Path, own: list[str], *, quick: bool) -> Iterator[RetrievalSet]:

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from llm2clip.common.files import write_output
 from llm2clip.common.terminal import graceful_interrupt, one_line_errors
 from llm2clip.eval.commands.options import JsonOption, data_option, encoder_option, output_option
+from llm2clip.indexer.records.values import finite
 
 if TYPE_CHECKING:
     from llm2clip.eval.nano_report.report import NanoOptions, NanoReport
@@ -70,8 +72,7 @@ def report_nano(name: str, options: NanoOptions, json_file: Path | None) -> None
         _print(report)
     finally:
         if json_file:
-            text = json.dumps(report.as_json(), ensure_ascii=False, indent=1)
-            json_file.write_text(text + "\n", encoding="utf-8")
+            write_output(json_file, json.dumps(finite(report.as_json()), ensure_ascii=False, indent=1) + "\n")
 
 
 def _require_writable(path: Path) -> None:

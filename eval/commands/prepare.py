@@ -9,6 +9,7 @@ import typer
 
 from llm2clip.common.terminal import escape_control, log_stderr, one_line_errors
 from llm2clip.eval.commands.options import DataFolderOption, data_option, output_option
+from llm2clip.indexer.records.values import finite
 
 
 def prepare(
@@ -39,7 +40,7 @@ def prepare(
             return
         report = check_files.prepare(name, data=folder, language=language, images=images)
         if as_json:
-            typer.echo(json.dumps(report.as_json(), ensure_ascii=False, indent=1))
+            typer.echo(json.dumps(finite(report.as_json()), ensure_ascii=False, indent=1))
         else:
             typer.echo("\n".join(escape_control(line) for line in check_files.as_text(report)))
     if not report.complete:

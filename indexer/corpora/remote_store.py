@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from llm2clip.common.files import atomic_path
+from llm2clip.common.files import atomic_path, write_atomic
 from llm2clip.common.installation import data_home
 from llm2clip.indexer.core.errors import CorpusError, require_extra
 from llm2clip.indexer.records.files import MAX_IMAGE_BYTES, require_span
@@ -112,7 +112,7 @@ def _refresh(file: Path, store: Any, path: str, url: str) -> None:  # noqa: ANN4
         changed = mtime_ns_of(info)
         os.utime(draft, ns=(changed, changed))
         note.unlink(missing_ok=True)
-    note.write_text(json.dumps(about, ensure_ascii=False), "utf-8")
+    write_atomic(note, json.dumps(about, ensure_ascii=False))
 
 
 def mtime_ns_of(info: Mapping[str, Any]) -> int:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from llm2clip.common.files import atomic_path, sync_file
 from llm2clip.indexer.core.errors import IndexConflictError, IndexerError, IndexWriteError
 from llm2clip.indexer.corpora.locator import uri_of
+from llm2clip.indexer.records.values import parsed
 from llm2clip.indexer.search.index import Index, open_index
 from llm2clip.indexer.storage.items_reader import ItemRow
 from llm2clip.indexer.storage.vector_segments import Rows
@@ -51,9 +54,14 @@ def export_index(
             folder.mkdir(parents=True, exist_ok=True)
             if taken := [name for name in names if (folder / name).exists()]:
                 raise IndexConflictError(f"{folder / taken[0]} already exists: choose another folder")
-            (_write_npy if format == "npy" else _write_parquet)(index, folder)
+            with ExitStack() as drafts:
+                written = [drafts.enter_context(atomic_path(folder / name)) for name in names]
+                (_write_npy if format == "npy" else _write_parquet)(index, *written)
+                for draft in written:  # all of them are on the disk before the first gets its name
+                    sync_file(draft)
         except OSError as error:
-            raise IndexWriteError(f"cannot write to {folder}: {error.strerror or error}") from error
+            reason = error.strerror or " ".join(str(error).split())
+            raise IndexWriteError(f"cannot write to {folder}: {reason}") from error
         return ExportReport(
             path=str(folder),
             files=names,
@@ -84,23 +92,20 @@ def _described(index: Index, row: ItemRow) -> dict[str, Any]:
     }
 
 
-def _write_npy(index: Index, folder: Path) -> None:
-    out = np.lib.format.open_memmap(
-        folder / "vectors.npy", mode="w+", dtype=np.dtype("<f2"), shape=(len(index), index.manifest.dim)
-    )
-    start = 0
-    with open(folder / "items.jsonl", "w", encoding="utf-8") as file:
+def _write_npy(index: Index, vectors_file: Path, items_file: Path) -> None:
+    header = {"descr": "<f2", "fortran_order": False, "shape": (len(index), index.manifest.dim)}
+    # Not a memory map: where the disk is full, writing to one ends the process without a word.
+    with open(vectors_file, "wb") as out, open(items_file, "w", encoding="utf-8") as file:
+        np.lib.format.write_array_header_1_0(out, header)
         for rows, vectors in _blocks(index):
-            out[start : start + len(rows)] = vectors
-            start += len(rows)
+            out.write(np.ascontiguousarray(vectors, dtype="<f2").tobytes())
             for row in rows:
                 described = _described(index, row)
-                described["metadata"] = json.loads(row.metadata) if row.metadata else {}
+                described["metadata"] = parsed(row.metadata) if row.metadata else {}
                 file.write(json.dumps(described, ensure_ascii=False) + "\n")
-    out.flush()
 
 
-def _write_parquet(index: Index, folder: Path) -> None:
+def _write_parquet(index: Index, file: Path) -> None:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -114,7 +119,7 @@ def _write_parquet(index: Index, folder: Path) -> None:
     columns |= {"width": pa.int32(), "height": pa.int32()}
     vector = pa.list_(pa.float32(), index.manifest.dim)
     schema = pa.schema([*columns.items(), ("vector", vector)])
-    with pq.ParquetWriter(folder / "items.parquet", schema) as writer:
+    with pq.ParquetWriter(file, schema) as writer:
         for rows, vectors in _blocks(index):
             described = [_described(index, row) for row in rows]
             arrays = [pa.array([each[name] for each in described], type) for name, type in columns.items()]

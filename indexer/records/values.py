@@ -34,15 +34,20 @@ def _storable(value: Any, deep: int) -> tuple[Any, bool]:  # noqa: ANN401
         return (value, True) if math.isfinite(value) else (None, False)
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return str(value), True
-    if not isinstance(value, list | dict):
+    if not isinstance(value, list | tuple | dict):
         return value, True
     if not deep:
         raise RecursionError
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         parts = [_storable(each, deep - 1) for each in value]
         return [part for part, _ in parts], all(whole for _, whole in parts)
     named = {name: _storable(each, deep - 1) for name, each in value.items()}
     return {name: part for name, (part, _) in named.items()}, all(whole for _, whole in named.values())
+
+
+def finite(value: Any) -> Any:  # noqa: ANN401
+    """A value whose JSON every reader takes: null for numbers that are not finite."""
+    return _storable(value, _DEEPEST)[0]
 
 
 def parsed(metadata: str) -> dict[str, Any]:

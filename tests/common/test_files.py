@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.common.files import atomic_folder, file_sha256, format_bytes, write_atomic
+from llm2clip.common.files import atomic_folder, file_sha256, format_bytes, write_atomic, write_output
 
 
 def test_format_bytes_rounds_to_a_unit():
@@ -58,3 +58,16 @@ def test_atomic_folder_appears_whole_or_not_at_all(tmp_path: Path):
     assert (tmp_path / "x" / "made" / "a").read_text() == "1"
     with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "x" / "made") as draft:
         pass
+
+
+def test_write_output_follows_a_link_and_leaves_special_files(tmp_path: Path):
+    (tmp_path / "link.html").symlink_to(tmp_path / "kept.html")
+    write_output(tmp_path / "link.html", "page")
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "kept.html").read_text() == "page"
+    write_output(tmp_path / "new" / "page.html", b"bytes")
+    assert (tmp_path / "new" / "page.html").read_bytes() == b"bytes"
+    write_output(Path(os.devnull), "nothing")
+    assert not Path(os.devnull).is_file()
+    with pytest.raises(IsADirectoryError):
+        write_output(tmp_path, "page")

@@ -10,6 +10,7 @@ from llm2clip.indexer import (
     BuildOptions,
     IndexConflictError,
     IndexerError,
+    IndexWriteError,
     add_images,
     build_index,
     open_index,
@@ -61,6 +62,22 @@ def test_export_index_writes_parquet(index, tmp_path):
     assert (report.items, len(table)) == (33, 33)
     row = next(row for row in table if row["key"] == "summer/013.png")
     np.testing.assert_array_equal(np.array(row["vector"], np.float16), expected_vector(13))
+
+
+@pytest.mark.parametrize("format", ["npy", "parquet"])
+def test_export_index_leaves_nothing_on_a_full_disk(index, tmp_path, format):
+    resource = pytest.importorskip("resource", reason="no limits on file sizes here")
+    if format == "parquet":
+        pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, limits[1]))
+    try:
+        with pytest.raises(IndexWriteError, match=r"^cannot write to .*out: [^\n]+$"):
+            export_index(index, tmp_path / "out", format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list((tmp_path / "out").iterdir()) == []
+    assert export_index(index, tmp_path / "out", format=format).items == 33
 
 
 def test_export_index_names_the_other_format_without_pyarrow(index, tmp_path, monkeypatch):
