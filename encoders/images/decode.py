@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from io import BytesIO
 from typing import IO
 
@@ -18,6 +20,8 @@ from PIL import Image, ImageFile, JpegImagePlugin
 
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.encoders.core.image_source import ImageSource
+from llm2clip.encoders.images.cost import JPEG, PNG, is_cheap, pixels_only
+from llm2clip.encoders.images.guard import Decoded, decode_apart
 
 MAX_PIXELS = 64_000_000
 """Images of more pixels are refused by their header, before anything is decoded."""
@@ -26,8 +30,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM
 """Formats that are read, known by their signatures; HEIF (HEIC) with the extra ``heic``. No EPS (it starts a program)
 and nothing rare: every parser is attack surface."""
 
-# What Pillow's parsers raise on damaged data; RuntimeError comes from AVIF, MemoryError from sizes that a damaged
-# file asks for. Warnings are listed for processes that turn them into errors.
+# What Pillow's parsers raise on damaged data; RuntimeError comes from AVIF. Warnings are listed for processes that turn
+# them into errors. MemoryError is not among them: what a file may ask for is bounded, so the machine is short of it.
 _PARSE_ERRORS = (
     OSError,
     ValueError,
@@ -39,7 +43,6 @@ _PARSE_ERRORS = (
     AttributeError,
     ArithmeticError,
     RuntimeError,
-    MemoryError,
     struct.error,
     zlib.error,
     Warning,
@@ -63,40 +66,100 @@ _TURNED = (5, 6, 7, 8)
 _ORIENTATION = 0x0112
 
 
+MAX_BYTES = 256 * 2**20
+"""Larger files are not read."""
+_STRIP = 2**20
+"""Pixels that are blended at once."""
+_END = b"\xff\xd9"
+
+
 def read_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode an image: first frame, upright, 8 bits per channel, blended over white. Thread-safe.
 
     16-bit grey is scaled to 8 bits, not clipped; integers and floats without a defined range (TIFF) are stretched
-    from their smallest to their largest value. ``ImageError`` says the reason in a few words.
+    from their smallest to their largest value. ``ImageError`` says the reason in a few words; ``MemoryError``: memory
+    is short at present.
     """
     return decode(source, max_pixels=max_pixels)[0]
 
 
 def decode(
-    source: ImageSource, *, upright: bool = True, draft: int = 0, max_pixels: int = MAX_PIXELS
+    source: ImageSource, *, draft: int = 0, max_pixels: int = MAX_PIXELS
 ) -> tuple[Image.Image, int, int]:
     """Decode an image, and give width and height of the original in pixels. Thread-safe.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps ``draft`` pixels; the decoder averages
-    blocks, so nothing aliases. Without ``upright`` the first frame is given in the stored mode and orientation.
+    blocks, so nothing aliases.
     """
+    content = content_of(source, max_pixels)
+    if isinstance(content, Image.Image):
+        return decode_here(content, max_pixels=max_pixels)
+    return within_budget(partial(decode_here, draft=draft, max_pixels=max_pixels), content)
+
+
+def within_budget(decode: Callable[[bytes], Decoded], content: bytes) -> Decoded:
+    """Decode an image in this process if it is cheap, else in one of its own; see ``decode_apart``."""
+    return decode(content) if is_cheap(content) else decode_apart(decode, content)
+
+
+def content_of(source: ImageSource, max_pixels: int) -> bytes | Image.Image:
+    """The encoded image, read from its file if there is one; an array, or an image of Pillow, as such an image."""
     if isinstance(source, np.ndarray):
-        image = _from_array(source, max_pixels)
-        return image, image.width, image.height
-    if isinstance(source, Image.Image):
-        return _load(source, upright, 0, max_pixels)
-    if not isinstance(source, bytes | str | os.PathLike):
+        return _from_array(source, max_pixels)
+    if isinstance(source, bytes | Image.Image):
+        return source
+    if not isinstance(source, str | os.PathLike):
         raise ImageError(f"expected a path, bytes, a PIL image or an array, got {type(source).__name__}")
     try:
-        with (
-            BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream,
-            _open(stream) as image,
-        ):
-            return _load(image, upright, draft, max_pixels)
+        with open(source, "rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
     except IsADirectoryError as error:
         raise ImageError("a folder, not a file") from error
     except OSError as error:
         raise ImageError((error.strerror or str(error)).lower()) from error
+    if len(content) > MAX_BYTES:
+        raise ImageError(f"more than {MAX_BYTES:,} bytes")
+    return content
+
+
+def decode_here(
+    source: bytes | Image.Image, *, upright: bool = True, draft: int = 0, max_pixels: int = MAX_PIXELS
+) -> Decoded:
+    """Decode an image in this process, whatever it costs.
+
+    Without ``upright`` the first frame is given in the stored mode and orientation.
+    """
+    if isinstance(source, Image.Image):
+        return _load(source, upright, 0, max_pixels)
+    try:
+        return _decoded(source, upright, draft, max_pixels)
+    except ImageError as error:
+        # Valid images that Pillow refuses: large or damaged metadata, a missing end mark.
+        if source.startswith(PNG) and len(less := pixels_only(source)) < len(source):
+            return _decoded(less, upright, draft, max_pixels)
+        if source.startswith(JPEG) and str(error) == "truncated file" and _END not in source[-64:]:
+            return _without_end(source, upright, draft, max_pixels)
+        raise
+
+
+def _decoded(content: bytes, upright: bool, draft: int, max_pixels: int) -> Decoded:
+    try:
+        with BytesIO(content) as stream, _open(stream) as image:
+            return _load(image, upright, draft, max_pixels)
+    except OSError as error:
+        raise ImageError((error.strerror or str(error)).lower()) from error
+
+
+def _without_end(content: bytes, upright: bool, draft: int, max_pixels: int) -> Decoded:
+    """Decode a JPEG without its end mark, if no pixel is missing: then no pixel depends on what would follow."""
+    found = None
+    for more in (b"\x00", b"\x55", b"\xaa"):
+        again = _decoded(content + more * 256 + _END, upright, draft, max_pixels)
+        if found is not None and again.image.tobytes() != found.image.tobytes():
+            raise ImageError("truncated file")
+        found = again
+    assert found is not None
+    return found
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -148,7 +211,7 @@ def _register_heif() -> None:
         register_heif_opener()
 
 
-def _load(image: Image.Image, upright: bool, draft: int, max_pixels: int) -> tuple[Image.Image, int, int]:
+def _load(image: Image.Image, upright: bool, draft: int, max_pixels: int) -> Decoded:
     """Decode an opened image, unless it has too many pixels."""
     width, height = image.size
     _check_size(width, height, max_pixels)
@@ -157,16 +220,14 @@ def _load(image: Image.Image, upright: bool, draft: int, max_pixels: int) -> tup
         image.draft(image.mode, (width // by, height // by))
     try:
         image.load()
-    except MemoryError as error:
-        raise ImageError("damaged file, or not enough memory") from error
     except _PARSE_ERRORS as error:
         reason = "truncated file" if "truncated" in str(error).lower() else "damaged file"
         raise ImageError(reason) from error
     if not upright:
-        return image.copy(), width, height  # what a file is decoded into goes on using the file
+        return Decoded(image.copy(), width, height)  # what a file is decoded into goes on using the file
     if _orientation(image) in _TURNED:
         width, height = height, width
-    return _upright_rgb(image), width, height
+    return Decoded(_upright_rgb(image), width, height)
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:
@@ -200,22 +261,36 @@ def _rgb(image: Image.Image) -> Image.Image:
         return Image.fromarray(_eight_bits(image)).convert("RGB")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
-    over = image.convert("RGBA")
-    white = Image.new("RGBA", over.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, over).convert("RGB")
+    whole = Image.new("RGB", image.size)
+    for box in _strips(image.width, image.height):  # an image at the limit would take a gigabyte at once
+        over = image.crop(box).convert("RGBA")
+        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+        whole.paste(Image.alpha_composite(white, over).convert("RGB"), box[:2])
+    return whole
+
+
+def _strips(width: int, height: int) -> Iterator[tuple[int, int, int, int]]:
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(height, top + rows)
 
 
 def _eight_bits(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return ((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8)
-    values = np.asarray(image).astype(np.float64)
-    low, high = float(values.min()), float(values.max())
+    values = np.asarray(image)
+    grey = np.empty(values.shape, np.uint8)
+    deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
+    low, high = (0.0, 0.0) if deep else (float(values.min()), float(values.max()))
     if not np.isfinite(high - low):
         raise ImageError("pixel values that are not finite")
-    # In place: an image at the limit is half a gigabyte here.
-    values -= low
-    values *= 255 / (high - low) if high > low else 0
-    return np.rint(values, out=values).astype(np.uint8)
+    for _, top, _, bottom in _strips(image.width, image.height):
+        part = values[top:bottom]
+        if deep:
+            grey[top:bottom] = (part.astype(np.uint32) + 128) // 257
+        else:
+            grey[top:bottom] = np.rint(
+                (part.astype(np.float64) - low) * (255 / (high - low) if high > low else 0)
+            )
+    return grey
 
 
 def _from_array(array: NDArray[np.uint8], max_pixels: int) -> Image.Image:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Literal, final
 
 import numpy as np
@@ -20,7 +20,8 @@ from PIL import Image
 from llm2clip.encoders.core.dual_encoder import ImageTower, to_array
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
-from llm2clip.encoders.images.decode import MAX_PIXELS, decode, to_rgb
+from llm2clip.encoders.images.decode import MAX_PIXELS, content_of, decode_here, to_rgb, within_budget
+from llm2clip.encoders.images.guard import Decoded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -124,12 +125,20 @@ class Preprocess:
         self, source: ImageSource, *, draft: bool = False, max_pixels: int = MAX_PIXELS
     ) -> PreparedImage:
         """Decode an image and bring it to size; ``draft`` as in ``Encoder.prepare``. Thread-safe."""
+        content = content_of(source, max_pixels)
+        work = partial(self._fitted, keep=_REDUCING_GAP * self.size if draft else 0, max_pixels=max_pixels)
+        done = work(content) if isinstance(content, Image.Image) else within_budget(work, content)
+        return PreparedImage(
+            pixels=np.array(done.image, dtype=np.uint8), width=done.width, height=done.height
+        )
+
+    def _fitted(self, content: bytes | Image.Image, *, keep: int, max_pixels: int) -> Decoded:
+        """Decode and resize in this process; only the small image has to leave it."""
         native = self.parity == "native"
-        keep = _REDUCING_GAP * self.size if draft else 0
-        image, width, height = decode(source, upright=native, draft=keep, max_pixels=max_pixels)
+        image, width, height = decode_here(content, upright=native, draft=keep, max_pixels=max_pixels)
         if not native and self.order is Order.CONVERT_FIRST:
             image = to_rgb(image)
-        return PreparedImage(pixels=self.resize(image), width=width, height=height)
+        return Decoded(Image.fromarray(self.resize(image)), width, height)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
         """Bring an image to size, and to RGB if it is not. Shape: (size, size, 3), uint8."""

@@ -52,7 +52,6 @@ def test_read_image_refuses_damaged_avif():
 @pytest.mark.parametrize(
     ("error", "why"),
     [
-        (MemoryError(), "damaged file, or not enough memory"),
         (RuntimeError("anything"), "damaged file"),
         (ZeroDivisionError(), "damaged file"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from llm2clip.encoders import ImageError
-from llm2clip.encoders.images.decode import read_image
+from llm2clip.encoders.images.decode import decode_here, read_image
 
 from .image_files import refused_of_flipped
 
@@ -76,4 +76,4 @@ def test_read_image_names_the_missing_extra(monkeypatch):
     with pytest.raises(
         ImageError, match=r"^HEIC: reading it needs pip install 'llm2clip-retrieval\[heic\]'$"
     ):
-        read_image(data)
+        decode_here(data)
