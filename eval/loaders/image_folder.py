@@ -25,7 +25,7 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
     """Read a folder of images, a tar, zip, table or list, each image with its captions beside it.
 
     ``<image>.json`` holds ``caption`` (a text or a list of texts), or ``captions`` or ``names`` by language: a
-    text, a list of texts, or a list of ``{"captions": [...], "kind": ...}``. ``<image>.txt`` holds one caption.
+    text, a list of texts, or a list of ``{"captions": [...], "kind": ...}``. ``<image>.txt`` holds a caption a line.
     Images without a caption stay in the gallery.
 
     Args:

@@ -110,16 +110,16 @@ class ContainerCorpus(Corpus):
 
     def _list(self) -> Iterator[Record]:
         """All images, file by file, in their order."""
-        self.skipped = Counter()
-        damaged: tuple[type[BaseException], ...] = (OSError, ValueError, *self._damage())
+        self._restart()
         for name in self.files.names:
             done = 0
             try:
                 for record in self._inside(self.files.container(name)):
                     yield record
                     done += 1
-            except damaged as error:
+            except Exception as error:  # a damaged container may make its reader raise anything
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+                reason = reason or type(error).__name__
                 path = self.files.path(name)
                 problem = f"{self.what} cannot be read after {done} images: {reason}"
                 yield Record(key=printable(path), uri=printable(name), file=Path(name), problem=problem)
@@ -137,17 +137,13 @@ class ContainerCorpus(Corpus):
     def _names(self, container: Container) -> Iterator[str]:
         """What a file holds, by ending or column, for ``explain_empty``."""
 
-    def _damage(self) -> tuple[type[BaseException], ...]:
-        """What ``_inside`` raises for a damaged file, other than ``OSError`` and ``ValueError``."""
-        return ()
-
     def explain_empty(self) -> str:
         """What the files hold instead."""
         if not self.files.names:
             return f"no {self.what} in {self.spec}"
         found: Counter[str] = Counter()
         for name in self.files.names:
-            with suppress(OSError, ValueError, *self._damage()):
+            with suppress(Exception):
                 found.update(self._names(self.files.container(name)))
         return describe_empty(f"the {len(self.files.names)} shards of {self.spec}", found)
 

@@ -37,11 +37,6 @@ class TableCorpus(ContainerCorpus):
         super().__init__(spec, files or Files.found(spec, endings=TABLES, deep=True))
         require_extra("pyarrow", extra="parquet", what="reading Parquet and Arrow files")
 
-    def _damage(self) -> tuple[type[BaseException], ...]:
-        import pyarrow as pa
-
-        return (pa.ArrowException,)
-
     def _names(self, container: Container) -> Iterator[str]:
         return (f"a column {name}" for name in open_table(container.file).schema.names)
 

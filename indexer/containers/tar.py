@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, NamedTuple, final
+from typing import BinaryIO, Final, final
 
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files, member_problem
+from llm2clip.indexer.containers.tar_members import Member, members
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import SAMPLE, sample_folder, sample_shards
-from llm2clip.indexer.records.files import ending, image_endings, other_image_endings, printable, read_span
+from llm2clip.indexer.records.files import (
+    START,
+    ending,
+    image_endings,
+    may_be_image,
+    other_image_endings,
+    printable,
+    read_span,
+    starts_like_image,
+)
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar
+from llm2clip.indexer.records.sidecars import Sidecar, composed, limited, read_sidecar
 
-
-class _Member(NamedTuple):
-    """A member of a tar."""
-
-    name: str
-    offset: int  # of its content, from the start of the tar
-    size: int
+_KINDS = (".json", ".txt")
 
 
 @dataclass(kw_only=True)
@@ -32,8 +36,26 @@ class _Sample:
     """Consecutive members whose names are equal up to the first dot."""
 
     stem: str
-    images: list[_Member] = field(default_factory=list)
-    sidecars: dict[str, _Member] = field(default_factory=dict)
+    images: list[Member] = field(default_factory=list)
+    sidecars: list[Member] = field(default_factory=list)
+
+    def of(self, image: Member) -> dict[str, Member]:
+        """The captions and metadata of an image, by their ending.
+
+        Those of its own name (``2024.05.01 beach``) come first, then those of the sample (``0001`` for
+        ``0001.left.png``), then a single one of the sample if no image has it as its own.
+        """
+        found: dict[str, Member] = {}
+        own, names = _stem(image.name), {_stem(each.name) for each in self.images}
+        for kind in _KINDS:
+            there = [each for each in self.sidecars if ending(each.name) == kind]
+            chosen = [each for each in there if composed(_stem(each.name)) == composed(own)]
+            chosen = chosen or [each for each in there if self.stem in (_stem(each.name), own)]
+            if not chosen and len(there) == 1 and _stem(there[0].name) not in names:
+                chosen = there
+            if chosen:
+                found[kind] = chosen[0]
+        return found
 
 
 class _Shards(ContainerCorpus):
@@ -41,22 +63,28 @@ class _Shards(ContainerCorpus):
 
     what: Final = "tar"  # type: ignore[misc]
 
-    def _damage(self) -> tuple[type[BaseException], ...]:
-        return (tarfile.TarError,)
-
     def _names(self, container: Container) -> Iterator[str]:
-        return (ending(member.name.rpartition("/")[2]) for member in _members(container.file))
+        return (ending(member.name.rpartition("/")[2]) for member in members(container.file))
 
     def _inside(self, container: Container) -> Iterator[Record]:
         file = container.file
         changed = file.stat().st_mtime_ns
         seen: set[int] = set()
+        apart = _Apart(file)
         for sample in _samples(file, self.skipped):
-            describe = _sidecar_reader(file, sample.sidecars)
+            used = set[str]()
             for image in sample.images:
-                problem = member_problem(image.name, seen)
+                beside = sample.of(image)
+                used.update(each.name for each in beside.values())
+                beside = {
+                    kind: each if each.link is None else apart.linked(each)[0]
+                    for kind, each in beside.items()
+                }
+                image, problem = (image, image.problem) if image.link is None else apart.linked(image)
+                problem = member_problem(image.name, seen) or problem
                 # A member that cannot be told apart by its name gets its offset as well: keys must differ.
-                name = printable(image.name) + (f"@{image.offset}" if problem else "")
+                twice = problem is not None and problem.startswith(("second", "member name"))
+                name = printable(image.name) + (f"@{image.offset}" if twice else "")
                 yield Record(
                     key=f"{container.path}#{name}",
                     uri=f"{container.uri}#{name}",
@@ -66,8 +94,55 @@ class _Shards(ContainerCorpus):
                     size=image.size,
                     mtime_ns=changed,
                     problem=problem,
-                    describe=describe,
+                    describe=_sidecar_reader(file, beside or apart.of(image)),
                 )
+            apart.left += [each.name for each in sample.sidecars if each.name not in used]
+        self._unclaimed(name for name in apart.left if name not in apart.used)
+
+
+class _Apart:
+    """What lies elsewhere in a tar: captions that do not follow their image, members that links stand for.
+
+    The tar is read a second time for them, when the first image needs it.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.left: list[str] = []
+        """Names of captions and metadata that are not beside an image of theirs."""
+        self.used: set[str] = set()
+        """Names of those that ``of`` gave."""
+        self._captions: dict[str, dict[str, Member]] | None = None
+        self._members: dict[str, Member] | None = None
+
+    def of(self, image: Member) -> dict[str, Member]:
+        """The captions and metadata of an image that has none beside it."""
+        if self._captions is None:
+            self._captions = {}
+            with suppress(Exception):  # the first reading reports it
+                for sample in _samples(self._file, Counter()):
+                    for each in () if sample.images else sample.sidecars:
+                        self._captions.setdefault(composed(_stem(each.name)), {})[ending(each.name)] = each
+        found = self._captions.get(composed(_stem(image.name)), {})
+        self.used.update(each.name for each in found.values())
+        return found
+
+    def linked(self, link: Member) -> tuple[Member, str | None]:
+        """A link with the place of the member that it stands for, and what is wrong with it."""
+        if self._members is None:
+            with suppress(Exception):  # the first reading reports it
+                self._members = {}
+                for each in members(self._file):
+                    self._members[each.name] = each
+        target = link
+        for _ in range(8):
+            found = (self._members or {}).get(target.link or "")
+            if found is None:
+                return link, f"a link to {printable(link.link or '')}, which is not in the tar"
+            if found.link is None:
+                return link._replace(offset=found.offset, size=found.size), found.problem
+            target = found
+        return link, "a link to links"
 
 
 @final
@@ -103,74 +178,27 @@ class SampleCorpus(_Shards):
         return {"kind": self.kind, "spec": self.spec}
 
 
-def _members(file: Path) -> Iterator[_Member]:
-    """The regular members of a tar.
-
-    Plain headers, which nearly all are, are parsed here; tarfile, ten times as slow, parses the others.
-    """
-    offset = 0
-    with open(file, "rb", buffering=0) as stream, tarfile.open(file, "r:") as tar:
-        while (header := _block(stream, offset)).strip(b"\0"):
-            plain = _plain(header)
-            if plain is not None:
-                name, size = plain
-                yield _Member(name.removeprefix("./"), offset + tarfile.BLOCKSIZE, size)
-                offset += tarfile.BLOCKSIZE + -(-size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                continue
-            tar.firstmember, tar.offset, tar.members = None, offset, []  # type: ignore[attr-defined]
-            if tar.fileobj is not None:
-                tar.fileobj.seek(offset)
-            member = tar.next()
-            if member is None:
-                raise tarfile.ReadError(f"damaged at byte {offset:,}")
-            if member.isreg() and not member.issparse():
-                yield _Member(member.name.removeprefix("./"), member.offset_data, member.size)
-            offset = tar.offset
-
-
-def _block(stream: BinaryIO, offset: int) -> bytes:
-    stream.seek(offset)
-    block = stream.read(tarfile.BLOCKSIZE)
-    if len(block) < tarfile.BLOCKSIZE:
-        raise tarfile.ReadError(f"truncated: the end marker is missing at byte {offset:,}")
-    return block
-
-
-def _plain(header: bytes) -> tuple[str, int] | None:
-    """Name and size of a regular file from a header without extensions; None for any other header."""
-    try:
-        whole = int(header[148:156].strip(b" \0"), 8) == sum(header) - sum(header[148:156]) + 8 * 32
-        size = int(header[124:136].strip(b" \0"), 8)
-    except ValueError:
-        return None
-    if not whole or header[156] not in b"0\0" or header[257:262] not in (b"ustar", b"\0" * 5) or size < 0:
-        return None
-    name = header[:100].partition(b"\0")[0]
-    if header[257:263] == b"ustar\0" and header[345]:
-        name = header[345:500].partition(b"\0")[0] + b"/" + name
-    return None if name.endswith(b"/") else (name.decode("utf-8", "surrogateescape"), size)
-
-
 def _samples(file: Path, skipped: Counter[str]) -> Iterator[_Sample]:
     sample: _Sample | None = None
     try:
-        for member in _members(file):
-            folder, _, base = member.name.rpartition("/")
-            if base.startswith("."):
-                continue
-            stem = f"{folder}/{base.partition('.')[0]}"
-            if sample is None or sample.stem != stem:
-                if sample is not None:
-                    yield sample
-                sample = _Sample(stem=stem)
-            kind = ending(base)
-            if kind in image_endings():
-                sample.images.append(member)
-            elif kind in (".json", ".txt"):
-                sample.sidecars.setdefault(kind, member)
-            elif kind in other_image_endings():
-                skipped[kind] += 1
-    except (OSError, tarfile.TarError):
+        with open(file, "rb") as stream:
+            for member in members(file):
+                folder, _, base = member.name.rpartition("/")
+                if base.startswith("."):
+                    continue
+                stem = f"{folder}/{base.partition('.')[0]}".removeprefix("/")
+                if sample is None or sample.stem != stem:
+                    if sample is not None:
+                        yield sample
+                    sample = _Sample(stem=stem)
+                kind = ending(base)
+                if kind in image_endings() or (may_be_image(base) and _begins(stream, member)):
+                    sample.images.append(member)
+                elif kind in _KINDS:
+                    sample.sidecars.append(member)
+                elif kind in other_image_endings():
+                    skipped[kind] += 1
+    except Exception:
         if sample is not None:
             yield sample  # what comes before the damage is read
         raise
@@ -178,10 +206,23 @@ def _samples(file: Path, skipped: Counter[str]) -> Iterator[_Sample]:
         yield sample
 
 
-def _sidecar_reader(file: Path, beside: Mapping[str, _Member]) -> Callable[[], Sidecar] | None:
+def _begins(stream: BinaryIO, member: Member) -> bool:
+    """Whether the content of a member begins like an image."""
+    if member.link is not None or member.problem is not None:
+        return False
+    stream.seek(member.offset)
+    return starts_like_image(stream.read(min(START, member.size)))
+
+
+def _stem(name: str) -> str:
+    return name[: len(name) - len(ending(name.rpartition("/")[2]))]
+
+
+def _sidecar_reader(file: Path, beside: Mapping[str, Member]) -> Callable[[], Sidecar] | None:
     if not beside:
         return None
     parts = {
-        kind: partial(read_span, file, offset=each.offset, size=each.size) for kind, each in beside.items()
+        kind: partial(limited, partial(read_span, file, offset=each.offset, size=each.size), each.size)
+        for kind, each in beside.items()
     }
-    return partial(read_sidecar, parts, max(member.size for member in beside.values()))
+    return partial(read_sidecar, parts)

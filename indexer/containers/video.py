@@ -13,7 +13,7 @@ from llm2clip.indexer.containers.container import Container, ContainerCorpus, Fi
 from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
 from llm2clip.indexer.core.errors import CorpusError, require_extra
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.records.sidecars import sidecar_of
+from llm2clip.indexer.records.sidecars import sidecar_beside
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -61,9 +61,7 @@ def frames_of(container: Container, *, every: float) -> Iterator[Record]:
     """A record for each frame, ``every`` seconds; nothing is decoded before it is read."""
     file = container.file
     changed = file.stat().st_mtime_ns
-    names = (f"{file.stem}.json", f"{file.stem}.txt")
-    beside = frozenset(name for name in names if (file.parent / name).exists())
-    stamp, describe = sidecar_of(file.parent, file.stem, beside)  # which go to each frame
+    stamp, describe = sidecar_beside(file, root=file.parent)  # which go to each frame
     count = int(min(_MOST_FRAMES, max(0.0, _length(file) - 1e-6) // every + 1))
     chunk, first = None, 0
     for number in range(count):

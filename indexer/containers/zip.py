@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import bz2
-import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, final
@@ -16,19 +15,22 @@ from llm2clip.indexer.containers.container import Container, ContainerCorpus, Fi
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import (
     MAX_IMAGE_BYTES,
+    START,
     ending,
     image_endings,
+    may_be_image,
     other_image_endings,
     printable,
     read_span,
+    starts_like_image,
 )
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar
+from llm2clip.indexer.records.sidecars import Beside, Sidecar, chinese, limited, read_sidecar
 
 _LOCAL = struct.Struct("<4s5H3I2H")
 _STORED, _DEFLATED, _BZIP2 = 0, 8, 12
 _ENCRYPTED, _UTF8 = 0x1, 0x800
-_PAIR = re.compile(rb"[\x81-\xfe][\x40-\x7e\x80-\xfe]")
+_UNICODE_PATH = 0x7075  # extra field of Info-ZIP and WinRAR
 
 
 class _Member(NamedTuple):
@@ -49,9 +51,6 @@ class ZipCorpus(ContainerCorpus):
     def __init__(self, spec: str, files: Files | None = None) -> None:
         super().__init__(spec, files or Files.found(spec, endings=frozenset([".zip"])))
 
-    def _damage(self) -> tuple[type[BaseException], ...]:
-        return (zipfile.BadZipFile,)
-
     def _names(self, container: Container) -> Iterator[str]:
         return (ending(member.name.rpartition("/")[2]) for member in _members(container.file))
 
@@ -59,13 +58,14 @@ class ZipCorpus(ContainerCorpus):
         file = container.file
         changed = file.stat().st_mtime_ns
         members = _members(file)
-        beside = {member.name: member for member in members if ending(member.name) in (".txt", ".json")}
+        named = {member.name: member for member in members if ending(member.name) in (".txt", ".json")}
+        beside = Beside(named)
         seen: set[int] = set()
         for member in members:
             kind = ending(member.name.rpartition("/")[2])
             if kind in other_image_endings():
                 self.skipped[kind] += 1
-            if kind not in image_endings():
+            if kind not in image_endings() and not _is_image(file, member):
                 continue
             problem = member_problem(member.name, seen) or _unsupported(member)
             # A member that cannot be told apart by its name gets its offset as well: keys must differ.
@@ -82,8 +82,9 @@ class ZipCorpus(ContainerCorpus):
                 inner={"zip": member.place},
                 fetch=partial(read_packed, file, member.place),
                 problem=problem,
-                describe=_sidecar_reader(file, member.name.rpartition(".")[0], beside),
+                describe=_sidecar_reader(file, [named[name] for name in beside.of(member.name).values()]),
             )
+        self._unclaimed(beside.unused)
 
 
 def _members(file: Path) -> list[_Member]:
@@ -94,7 +95,7 @@ def _members(file: Path) -> list[_Member]:
         raise zipfile.BadZipFile("truncated or damaged: no central directory") from error
     members = []
     for info in listed:
-        name = _shown(info.orig_filename, info.flag_bits)
+        name = _unicode_name(info) or _shown(info.orig_filename, info.flag_bits)
         place = (info.header_offset, info.compress_size, info.file_size, info.compress_type, info.CRC)
         if _wanted(name):
             members.append(_Member(name, place, info.flag_bits))
@@ -115,21 +116,29 @@ def _shown(name: str, flags: int) -> str:
         except UnicodeEncodeError:
             pass
         except UnicodeDecodeError:
-            name = _chinese(raw) or name
-    name = name.partition("\0")[0].replace("\\", "/")
-    return name.lstrip("/").removeprefix("./")
+            name = chinese(raw) or name
+    return _cleaned(name)
 
 
-def _chinese(raw: bytes) -> str | None:
-    """The name decoded as GBK if most of its byte pairs are common Chinese characters."""
-    pairs = _PAIR.findall(raw)
-    common = sum(pair[0] >= 0xB0 and pair[0] <= 0xF7 and pair[1] >= 0xA1 for pair in pairs)
-    if 2 * common < len(pairs):
-        return None
-    try:
-        return raw.decode("gb18030")
-    except UnicodeDecodeError:
-        return None
+def _unicode_name(info: zipfile.ZipInfo) -> str | None:
+    """The name in the extra field for Unicode names, unless it belongs to another name; None without one."""
+    extra, place = info.extra, 0
+    while place + 4 <= len(extra):
+        kind, size = struct.unpack_from("<2H", extra, place)
+        field = extra[place + 4 : place + 4 + size]
+        place += 4 + size
+        if kind == _UNICODE_PATH and len(field) > 5 and field[0] == 1:
+            plain = info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437", "replace")
+            if struct.unpack_from("<I", field, 1)[0] == zlib.crc32(plain):
+                try:
+                    return _cleaned(field[5:].decode("utf-8"))
+                except UnicodeDecodeError:
+                    return None
+    return None
+
+
+def _cleaned(name: str) -> str:
+    return name.partition("\0")[0].replace("\\", "/").lstrip("/").removeprefix("./")
 
 
 def _unsupported(member: _Member) -> str | None:
@@ -141,12 +150,30 @@ def _unsupported(member: _Member) -> str | None:
     return None
 
 
-def _sidecar_reader(file: Path, stem: str, beside: Mapping[str, _Member]) -> Callable[[], Sidecar] | None:
-    found = {kind: beside[name] for kind in (".json", ".txt") if (name := f"{stem}{kind}") in beside}
+def _sidecar_reader(file: Path, found: Sequence[_Member]) -> Callable[[], Sidecar] | None:
     if not found:
         return None
-    parts = {kind: partial(read_packed, file, member.place) for kind, member in found.items()}
-    return partial(read_sidecar, parts, max(member.place[2] for member in found.values()))
+    parts = {
+        ending(member.name): partial(limited, partial(read_packed, file, member.place), member.place[2])
+        for member in found
+    }
+    return partial(read_sidecar, parts)
+
+
+def _is_image(file: Path, member: _Member) -> bool:
+    """Whether a member whose name says nothing begins like an image."""
+    offset, packed, _, method, _ = member.place
+    if not may_be_image(member.name.rpartition("/")[2]) or method not in (_STORED, _DEFLATED):
+        return False
+    try:
+        header = _LOCAL.unpack(read_span(file, offset=offset, size=_LOCAL.size))
+        size = min(packed, 2**12)
+        start = read_span(file, offset=offset + _LOCAL.size + header[9] + header[10], size=size)
+        if method == _DEFLATED:
+            start = zlib.decompressobj(-15).decompress(start, START)
+        return starts_like_image(start[:START])
+    except (OSError, ValueError, struct.error, zlib.error):
+        return False
 
 
 def read_packed(file: Path, place: Sequence[Any]) -> bytes:

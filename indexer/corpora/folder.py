@@ -11,9 +11,27 @@ from pathlib import Path
 from typing import Final, NamedTuple, final
 
 from llm2clip.indexer.containers.container import Container
-from llm2clip.indexer.records.files import VIDEOS, ending, image_endings, other_image_endings, printable
+from llm2clip.indexer.records.files import (
+    VIDEOS,
+    ending,
+    image_endings,
+    may_be_image,
+    other_image_endings,
+    printable,
+    start_of,
+    starts_like_image,
+)
 from llm2clip.indexer.records.record import Corpus, Record, describe_empty
-from llm2clip.indexer.records.sidecars import sidecar_of
+from llm2clip.indexer.records.sidecars import Beside, sidecar_of
+
+LISTS_BESIDE = ("metadata.jsonl", "metadata.csv")
+"""Lists of captions in folders of images, as Hugging Face has them."""
+
+
+def note_of_list(file: Path, *, first: str = "") -> str:
+    """What is said of a list of captions that is not read; ``first`` has to be done before it can be."""
+    name = printable(str(file))
+    return f"captions in {name} were skipped: {first}index that file instead of the folder to include them"
 
 
 class _Folder(NamedTuple):
@@ -29,7 +47,8 @@ class _Folder(NamedTuple):
 class FolderCorpus(Corpus):
     """Images of a folder and the folders in it, by name, without hidden ones.
 
-    A file ``name.txt`` or ``name.json`` beside an image ``name.*`` is its caption or metadata. Links to folders outside
+    A file ``name.txt`` or ``name.json`` beside an image ``name.*`` is its caption or metadata, see ``Beside``. A file
+    whose ending says nothing is an image if its first bytes are those of one. Links to folders outside
     of the corpus are followed; no folder is read twice, so that loops end.
     Videos are skipped unless ``every``, the seconds between frames, is given.
     """
@@ -52,20 +71,28 @@ class FolderCorpus(Corpus):
 
     def _list(self) -> Iterator[Record]:
         """All images, folder by folder, in order of their names."""
-        self.skipped, images = Counter(), image_endings()
+        self._restart()
+        images = image_endings()
         for folder in self._folders():
             if folder.problem is not None:
                 key, uri = printable(folder.below.rstrip("/")), printable(str(folder.path))
                 yield Record(key=key, uri=uri, file=folder.path, problem=f"folder: {folder.problem}")
-            beside = frozenset(name for name in folder.names if name.endswith((".json", ".txt")))
+            beside = Beside(folder.names)
             for name in folder.names:
                 kind = ending(name)
                 if kind in images:
                     yield self._record(folder, name, beside)
                 elif kind in VIDEOS and self._every is not None:
+                    beside.of(name)
                     yield from self._frames(folder, name, self._every)
                 elif kind in VIDEOS or kind in other_image_endings():
+                    beside.of(name)
                     self.skipped[kind] += 1
+                elif may_be_image(name) and starts_like_image(start_of(folder.path / name)):
+                    yield self._record(folder, name, beside)
+                elif folder.below and name.lower() in LISTS_BESIDE:
+                    self.read_notes.append(note_of_list(folder.path / name))
+            self._unclaimed(folder.below + name for name in beside.unused)
 
     def _folders(self) -> Iterator[_Folder]:
         seen: set[tuple[int, int]] = set()
@@ -101,7 +128,7 @@ class FolderCorpus(Corpus):
             part.startswith(".") for part in os.path.relpath(target, root).split(os.sep) if part != "."
         )
 
-    def _record(self, folder: _Folder, name: str, beside: frozenset[str]) -> Record:
+    def _record(self, folder: _Folder, name: str, beside: Beside) -> Record:
         # An update without changes consists of this, so it does no more than it must.
         file, key = folder.path / name, folder.below + name
         uri = f"{self._start}{key}"
@@ -116,7 +143,7 @@ class FolderCorpus(Corpus):
             return Record(key=key, uri=uri, file=file, problem="not a regular file")
         stamp, describe = None, None
         if beside:
-            stamp, describe = sidecar_of(folder.path, os.path.splitext(name)[0], beside)
+            stamp, describe = sidecar_of(folder.path, name, beside, root=self.root)
         return Record(
             key=key,
             uri=uri,

@@ -7,9 +7,9 @@ import shutil
 import stat
 import sys
 import tempfile
+import unicodedata
 import weakref
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
@@ -19,7 +19,7 @@ from typing import BinaryIO, Final, final
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import ending, image_endings, other_image_endings, printable
 from llm2clip.indexer.records.record import Corpus, Record
-from llm2clip.indexer.records.sidecars import sidecar_of, stamp_of
+from llm2clip.indexer.records.sidecars import sidecar_beside, stamp_of
 from llm2clip.indexer.records.tabular import Row, encoding_of, read_rows
 
 STDIN = "-"
@@ -43,7 +43,7 @@ class ListedCorpus(Corpus):
 
     def _list(self) -> Iterator[Record]:
         """All images, in the order of the list."""
-        self.skipped = Counter()
+        self._restart()
         seen: set[int] = set()
         for row in _joined(self._rows()):
             if row.problem is not None:
@@ -81,6 +81,7 @@ class ListedCorpus(Corpus):
                 key=printable(key), uri=printable(key), file=file, problem="file name is not UTF-8: rename it"
             )
         try:
+            key, file = self._as_written(key, file)
             found = file.stat()
         except (OSError, ValueError) as error:  # a NUL in a name is a ValueError
             reason = getattr(error, "strerror", None) or str(error)
@@ -89,10 +90,7 @@ class ListedCorpus(Corpus):
             return Record(key=key, uri=str(file), file=file, problem=problem)
         stamp, describe = _stamp(row), None
         if stamp is None:
-            stem = os.path.splitext(file.name)[0]
-            names = (f"{stem}.json", f"{stem}.txt")
-            beside = frozenset(name for name in names if (file.parent / name).exists())
-            stamp, describe = sidecar_of(file.parent, stem, beside)
+            stamp, describe = sidecar_beside(file, root=self.root)
         return Record(
             key=key,
             uri=str(file),
@@ -104,6 +102,15 @@ class ListedCorpus(Corpus):
             metadata=row.metadata or None,
             describe=describe,
         )
+
+    def _as_written(self, key: str, file: Path) -> tuple[str, Path]:
+        """The key and file with the name as the file system has it: composed or decomposed."""
+        if not key.isascii() and not os.path.lexists(file):
+            for form in ("NFC", "NFD"):
+                name = unicodedata.normalize(form, key)
+                if os.path.lexists(self.root / name):
+                    return name, self.root / name
+        return key, file
 
     def _remote(self, key: str, row: Row) -> Record:
         from llm2clip.indexer.corpora.remote_store import read_remote
@@ -173,6 +180,8 @@ class ListCorpus(ListedCorpus):
 
     def __init__(self, spec: str, file: Path, *, root: str | None = None) -> None:
         self._file = Path(os.path.abspath(file))
+        if not self._file.is_file():
+            raise CorpusError(f"{spec} is not a regular file: expected a list of images")
         super().__init__(spec, root or str(self._file.parent))
         self._where = f"{self._base}/{self._file.name}" if root else str(self._file)
         self._encoding = encoding_of(self._file)

@@ -14,7 +14,7 @@ from llm2clip.indexer.containers.tar import SampleCorpus, TarCorpus
 from llm2clip.indexer.containers.zip import ZipCorpus
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.core.index_paths import SAMPLE
-from llm2clip.indexer.corpora.folder import FolderCorpus
+from llm2clip.indexer.corpora.folder import LISTS_BESIDE, FolderCorpus, note_of_list
 from llm2clip.indexer.corpora.list_file import STDIN, ListCorpus, StdinCorpus
 from llm2clip.indexer.records.files import VIDEOS, ending, image_endings
 from llm2clip.indexer.records.record import Corpus
@@ -160,6 +160,7 @@ def _folder(given: str, path: Path, every: float | None) -> Corpus:
         chosen, *others = found
         corpus = _CONTAINERS[chosen].opened(given, found[chosen])
         corpus.notes += [_unread(len(found[name].names), name, given, f"{chosen} files") for name in others]
+        corpus.notes += _lists(path, first=f"unpack the {chosen} files beside it, and ")
         return corpus
     if alone and any(kind in VIDEOS for kind in folder.skipped):
         from llm2clip.indexer.containers.video import EVERY
@@ -178,8 +179,8 @@ def _unread(count: int, kind: str, given: str, beside: str) -> str:
     return f"{files} in {given} were skipped, as there are {beside} beside them"
 
 
-def _lists(folder: Path) -> Iterator[str]:
-    """A note if the folder has a list of captions, as Hugging Face image folders do."""
-    names = (folder / f"metadata{kind}" for kind in (".jsonl", ".csv"))
+def _lists(folder: Path, *, first: str = "") -> Iterator[str]:
+    """A note if the folder has a list of captions."""
+    names = (folder / name for name in LISTS_BESIDE)
     for name in islice(filter(os.path.isfile, names), 1):
-        yield f"captions in {name} were skipped: index that file instead of the folder to include them"
+        yield note_of_list(name, first=first)

@@ -20,7 +20,7 @@ from llm2clip.indexer.corpora.remote_store import (
 )
 from llm2clip.indexer.records.files import VIDEOS, ending, image_endings, other_image_endings
 from llm2clip.indexer.records.record import Corpus, Record, describe_empty
-from llm2clip.indexer.records.sidecars import Sidecar, read_sidecar, stamp_of
+from llm2clip.indexer.records.sidecars import Beside, Sidecar, limited, read_sidecar, stamp_of
 
 
 def remote_files(pattern: str, *, endings: frozenset[str] = frozenset(), deep: bool = False) -> Files:
@@ -71,6 +71,8 @@ class Entry(NamedTuple):
     """See ``Record.mtime_ns``."""
     beside: Mapping[str, tuple[int, int]]
     """Name -> size and time of caption and metadata files in its folder."""
+    files: Beside
+    """The same files, by image."""
 
 
 def walk(url: str, *, deep: bool = True) -> Iterator[Entry]:
@@ -91,8 +93,9 @@ def _walk(store: Any, path: str, below: str, url: str, deep: bool) -> Iterator[E
         for name, info in files.items()
         if ending(name) in (".txt", ".json")
     }
+    by_image = Beside(beside)
     for name, info in files.items():
-        yield Entry(f"{below}{name}", name, int(info.get("size") or 0), mtime_ns_of(info), beside)
+        yield Entry(f"{below}{name}", name, int(info.get("size") or 0), mtime_ns_of(info), beside, by_image)
     for name, info in visible.items() if deep else ():
         if info.get("type") == "directory" and not info.get("islink"):
             yield from _walk(store, str(info["name"]), f"{below}{name}/", url, deep)
@@ -114,9 +117,12 @@ class RemoteFolderCorpus(Corpus):
 
     def _list(self) -> Iterator[Record]:
         """All images, folder by folder, in order of their names."""
-        self.skipped = Counter()
+        self._restart()
+        last: Beside | None = None
         for entry in walk(self._url):
-            kind = ending(entry.name)
+            if last is not None and last is not entry.files:
+                self._unclaimed(last.unused)
+            last, kind = entry.files, ending(entry.name)
             if kind in image_endings():
                 url = f"{self._url}/{entry.below}"
                 stamp, describe = _sidecar(url, entry)
@@ -132,6 +138,7 @@ class RemoteFolderCorpus(Corpus):
                 )
             elif kind in VIDEOS or kind in other_image_endings():
                 self.skipped[kind] += 1
+        self._unclaimed(last.unused if last is not None else ())
 
     def explain_empty(self) -> str:
         """What the folder holds instead."""
@@ -139,11 +146,12 @@ class RemoteFolderCorpus(Corpus):
 
 
 def _sidecar(url: str, entry: Entry) -> tuple[int | None, Callable[[], Sidecar] | None]:
-    folder, stem = url.rpartition("/")[0], entry.name.rpartition(".")[0]
-    present = [
-        (name, *entry.beside[name]) for kind in (".json", ".txt") if (name := f"{stem}{kind}") in entry.beside
-    ]
+    folder = url.rpartition("/")[0]
+    present = [(name, *entry.beside[name]) for name in entry.files.of(entry.name).values()]
     if not present:
         return None, None
-    parts = {ending(name): partial(read_remote, f"{folder}/{name}") for name, _, _ in present}
-    return stamp_of(present), partial(read_sidecar, parts, max(size for _, size, _ in present))
+    parts = {
+        ending(name): partial(limited, partial(read_remote, f"{folder}/{name}"), size)
+        for name, size, _ in present
+    }
+    return stamp_of(present), partial(read_sidecar, parts)

@@ -31,6 +31,8 @@ from llm2clip.indexer.storage.manifest import Manifest
 from llm2clip.indexer.storage.outcome import Outcome, ReusedVector, reason_of
 from llm2clip.indexer.storage.vector_segments import Rows, Vectors, map_appended
 
+SHORT = "not enough memory to decode it: the next build or update tries again"
+"""The reason of an image that is not to blame."""
 _MOST = 64
 _LARGE_FILE = 6 * 2**20
 _LOOK = 1.0
@@ -236,7 +238,7 @@ def _looked_up(records: Iterable[Record], caches: Sequence[VectorCache]) -> Iter
 def _prepare(record: Record, decode: Callable[[bytes], Prepared], caches: Sequence[VectorCache]) -> Outcome:
     try:
         content = record.read()
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever the reader of a container raises
         return Outcome(record=record, stage="read", reason=reason_of(error))
     if not content:
         return Outcome(record=record, stage="decode", reason="the file is empty")
@@ -248,6 +250,8 @@ def _prepare(record: Record, decode: Callable[[bytes], Prepared], caches: Sequen
         image = decode(content)
     except (OSError, ValueError) as error:
         return Outcome(record=record, stage="decode", reason=reason_of(error))
+    except MemoryError:  # not the image's fault: of another stage than what is tried again only if it changes
+        return Outcome(record=record, stage="memory", reason=SHORT)
     except Exception as error:
         error.add_note(f"while decoding {record.uri}")
         raise

@@ -66,6 +66,8 @@ class Listing:
     """Ids of items that it no longer has."""
     gone_errors: Sequence[str] = ()
     """Keys that could not be read and that it no longer has."""
+    noted: int = 0
+    """Of the changed images, those with something wrong about their captions or metadata."""
     kept: int = 0
     """Items that it did not list because their folder or file cannot be read now."""
 
@@ -91,7 +93,7 @@ def list_source(
 
     With ``delete_missing``, images that the source does not list are gone.
     """
-    total = unchanged = 0
+    total = unchanged = noted = 0
     unread: set[str] = set()
     spool = Spool()
     try:
@@ -100,14 +102,15 @@ def list_source(
             unread.update(record.key for record in chunk if record.problem is not None)
             same = committed.unchanged(chunk) if committed is not None else [False] * len(chunk)
             if not all(same):
-                changed = [record for record, known in zip(chunk, same, strict=True) if not known]
-                spool.write([record.described() for record in changed])
+                changed = [record.described() for record, known in zip(chunk, same, strict=True) if not known]
+                noted += sum(record.note is not None for record in changed)
+                spool.write(changed)
             unchanged += sum(same)
             progress(total)
     except BaseException:
         spool.close()
         raise
-    listing = Listing(total=total, unchanged=unchanged, changed=spool)
+    listing = Listing(total=total, unchanged=unchanged, changed=spool, noted=noted)
     return committed.compared(listing, unread) if committed is not None and delete_missing else listing
 
 

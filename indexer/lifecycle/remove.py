@@ -19,6 +19,7 @@ from llm2clip.indexer.core.results import ChangeReport
 from llm2clip.indexer.corpora.locator import root_of
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.lifecycle.sync import LISTED, SyncResult
+from llm2clip.indexer.records.sidecars import composed
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader
 from llm2clip.indexer.storage.manifest import Manifest
 from llm2clip.indexer.storage.transaction import Transaction, open_for_write
@@ -85,7 +86,8 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
     roots = [root_of(source) for source in manifest.sources]
     chosen: dict[int, ErrorRow] = {}
     nearby: dict[str, tuple[int, ErrorRow]] = {}
-    paths = {os.path.abspath(os.path.expanduser(key)): key for key in keys}
+    paths = {composed(os.path.abspath(os.path.expanduser(key))): key for key in keys}
+    paths.update({composed(key): key for key in keys})
     with closing(ItemsReader(folder / manifest.items_file, generation=manifest.generation)) as items:
         for id, source, key, size, mtime_ns in chain.from_iterable(
             items.pages("id, source, key, size, mtime_ns")
@@ -98,10 +100,13 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
             row = ErrorRow(source, key, "removed", "removed by hand", size, mtime_ns)
             if wanted or (selection.matching and fnmatchcase(key, selection.matching)):
                 chosen[id] = row
-            if path in paths:
-                nearby[paths[path]] = (id, row)
+            for name in (composed(path), composed(key)):
+                if name in paths:
+                    nearby[paths[name]] = (id, row)
     for name, (id, row) in nearby.items():
-        if not keys[name]:  # no key, but the path of an image relative to the current folder
+        if not keys[
+            name
+        ]:  # the path of an image relative to the current folder, or its name typed in another form
             keys[name], chosen[id] = True, row
     if missing := [key for key, found in keys.items() if not found]:
         more = f", and {len(missing) - 3:,} more" if len(missing) > 3 else ""

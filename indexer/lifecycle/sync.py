@@ -237,6 +237,9 @@ def _list(
     result.unchanged += listing.unchanged + listing.kept
     if listing.kept:
         result.notes.append(f"{listing.kept:,} images whose folder or file cannot be read now were kept")
+    if listing.noted:
+        images = "1 image" if listing.noted == 1 else f"{listing.noted:,} images"
+        result.notes.append(f"captions or metadata of {images} were left out: llm2clip-index errors says why")
     result.notes += [*corpus.notes, *filter(None, [corpus.skipped_note()])]
     return listing
 

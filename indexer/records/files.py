@@ -3,25 +3,69 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import stat
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 from llm2clip.indexer.core.errors import CorpusError
 
 MAX_IMAGE_BYTES = 256 * 2**20
 """Larger files are not read."""
-_ALWAYS = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp"])
+_ALWAYS = frozenset(
+    f".{kind}"
+    for kind in [
+        "jpg",
+        "jpeg",
+        "jpe",
+        "jfif",
+        "png",
+        "apng",
+        "webp",
+        "gif",
+        "tif",
+        "tiff",
+        "bmp",
+        "dib",
+        "pgm",
+        "ppm",
+        "pbm",
+        "pnm",
+    ]
+)
 _WHERE_PILLOW_CAN = {"avif": frozenset([".avif"]), "jpg_2000": frozenset([".jp2", ".j2k"])}
 HEIF = frozenset([".heic", ".heif", ".hif"])
 _NEVER = frozenset([".jxl"])
 _CAMERAS = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mrw nef nrw orf pef raf rw2 sr2 srf srw x3f"
 
-
 _VIDEOS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv"
 VIDEOS = frozenset(f".{kind}" for kind in _VIDEOS.split())
 """Endings of videos, lower case with their dot."""
+
+
+_OTHERS = """
+"7z a aac aae ai apk arrow ass bak bin bz2 c cdr cfg class cls conf cpp crdownload css csv db dll dmg doc
+docx dylib eps epub exe feather flac gz h h5 hdf5 htm html icns ico idx indd ini ipynb iso jar java js json
+jsonl lnk lock log lrv lst m4a mat md mp3 msi ndjson npy npz o obj odp ods odt ogg onnx opus otf parquet
+part pdf pickle pkl pl ply ppt pptx psd pt pth py pyc pyd rar raw rb rs rst rtf safetensors sh so sqlite srt
+stl svg tar tex tfrecord tgz thm tmp toml torrent tsv ttf txt url vtt wav woff woff2 xcf xls xlsx xml xmp xz
+yaml yml zip zst
+"""
+"""Endings of what is no image: such files are not opened."""
+_OTHER_ENDINGS = frozenset(f".{kind}" for kind in _OTHERS.split())
+START = 32
+"""Bytes from the beginning of a file that tell whether it is an image."""
+_PNM = re.compile(rb"P[1-6][ \t\r\n]+[#0-9]")
+_JPEG2000 = (b"\0\0\0\x0cjP  \r\n", b"\xff\x4f\xff\x51")
+_MARKS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")
+_BRANDS = {"avif": ("avif", "avis"), "heic": ("heic", "heix", "hevc", "hevx", "mif1", "msf1", "heim", "heis")}
+
+
+class RefusedError(CorpusError):
+    """A file that is not read, whatever it holds: no regular file, too large, or outside of the corpus."""
 
 
 @cache
@@ -46,6 +90,44 @@ def ending(name: str) -> str:
     return name[dot:].lower() if dot > 0 else ""
 
 
+def may_be_image(name: str) -> bool:
+    """Whether only its content tells if a file is an image: it has no ending, or one that says nothing.
+
+    Such are ``.jpg_large``, ``.jpg?w=1024`` and the like.
+    """
+    kind = ending(name)
+    known = kind in _OTHER_ENDINGS or kind in VIDEOS or kind in other_image_endings()
+    return not known and kind not in image_endings()
+
+
+def starts_like_image(start: bytes) -> bool:
+    """Whether a file is an image that can be read, by its first bytes."""
+    if start.startswith(_MARKS) or _PNM.match(start):
+        return True
+    if start.startswith(b"BM"):
+        return start[6:10] == b"\0\0\0\0" and start[14:18] in (
+            b"\x0c\0\0\0",
+            b"\x28\0\0\0",
+            b"\x6c\0\0\0",
+            b"\x7c\0\0\0",
+        )
+    if start[4:8] == b"ftyp":
+        brand = start[8:12].decode("latin-1")
+        return any(brand in _BRANDS[kind] and f".{kind}" in image_endings() for kind in _BRANDS)
+    if start.startswith(_JPEG2000):
+        return ".jp2" in image_endings()
+    return start[:4] == b"RIFF" and start[8:12] == b"WEBP"
+
+
+def start_of(file: str | Path) -> bytes:
+    """The first bytes of a file; none if it cannot be read."""
+    try:
+        with open_regular(file) as stream:
+            return stream.read(START)
+    except (OSError, ValueError):
+        return b""
+
+
 def printable(name: str) -> str:
     """A file name as text that can be stored: bytes that are not UTF-8 are escaped."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -56,14 +138,28 @@ def content_hash(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
+def open_regular(file: str | Path) -> BinaryIO:
+    """Open a regular file, without waiting for what is none.
+
+    Raises:
+        RefusedError: it is a pipe, a device or a folder.
+    """
+    descriptor = -1
+    if stat.S_ISREG(os.stat(file).st_mode):  # opening a device may have effects
+        descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return os.fdopen(descriptor, "rb")
+        os.close(descriptor)
+    raise RefusedError("not a regular file")
+
+
 def read_whole(file: Path) -> bytes:
     """The content of a file."""
-    found = file.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise CorpusError(f"{file} is not a regular file: expected an image")
-    if found.st_size > MAX_IMAGE_BYTES:
-        raise CorpusError(f"file of {found.st_size:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}")
-    return file.read_bytes()
+    with open_regular(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > MAX_IMAGE_BYTES:
+            raise RefusedError(f"file of {size:,} bytes, more than the limit of {MAX_IMAGE_BYTES:,}")
+        return stream.read(size)
 
 
 def require_span(offset: int, size: int) -> None:

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.records.files import HEIF, MAX_IMAGE_BYTES, VIDEOS, image_endings, read_span
+from llm2clip.indexer.records.files import (
+    HEIF,
+    MAX_IMAGE_BYTES,
+    VIDEOS,
+    image_endings,
+    printable,
+    read_span,
+    read_whole,
+)
 from llm2clip.indexer.records.sidecars import Sidecar
 from llm2clip.indexer.records.values import storable
+
+_NAMED = 3  # files that a note names
+_ABOUT = re.compile(r"(?i)(readme|licen[cs]e|notice|requirements|changelog|metadata|package|config)\b")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +62,7 @@ class Record:
     note: str | None = None
     """What is wrong with its caption or metadata, or with its file time."""
     describe: Callable[[], Sidecar] | None = None
-    """Reads its caption and metadata if listing did not; called in the order of listing; may raise ``OSError`` and
-    ``ValueError``."""
+    """Reads its caption and metadata if listing did not; called in the order of listing; may raise anything."""
 
     def __post_init__(self) -> None:
         """Leave out a file time and metadata that no index can hold, and note it."""
@@ -73,8 +84,8 @@ class Record:
             return self
         try:
             found = self.describe()
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
+        except Exception as error:  # whatever the reader of a container raises
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             found = Sidecar(note=f"caption or metadata left out: {reason}", failed=True)
         return replace(
             self,
@@ -108,7 +119,7 @@ class Record:
         if self.fetch is not None:
             return self.fetch()
         if self.offset is None:
-            return self.file.read_bytes()
+            return read_whole(self.file)
         return read_span(self.file, offset=self.offset, size=self.size or 0)
 
 
@@ -124,6 +135,8 @@ class Corpus(ABC):
         """Notes for the user about how it is read."""
         self.skipped: Counter[str] = Counter()
         """Ending -> number of unsupported images, and of videos, that the last listing skipped."""
+        self.unclaimed: Counter[str] = Counter()
+        """Caption and metadata files that belong to no image: some of their names, and how many are not named."""
         self.read_notes: list[str] = []
         """Notes for the user that arose while it was read."""
         self._begun: Iterator[Record] | None = None
@@ -140,6 +153,16 @@ class Corpus(ABC):
     @abstractmethod
     def _list(self) -> Iterator[Record]:
         """All images, always in the same order, with ``describe`` where captions have to be read."""
+
+    def _restart(self) -> None:
+        """Forget what an earlier listing counted."""
+        self.skipped, self.unclaimed, self.read_notes = Counter(), Counter(), []
+
+    def _unclaimed(self, names: Iterable[str]) -> None:
+        """Count caption files that belong to no image, other than those that come with any folder."""
+        for name in names:
+            if not _ABOUT.match(name.rpartition("/")[2]):
+                self.unclaimed[name if len(self.unclaimed) < _NAMED else ""] += 1
 
     def peek(self) -> Record | None:
         """The first image, None if there is none. The next call of ``listing`` continues from there."""
@@ -177,6 +200,12 @@ class Corpus(ABC):
             parts.append(
                 f"{_counted(videos, 'video')} skipped{_some(videos)}: --frame-interval 10 takes a frame every 10 s"
             )
+        if count := self.unclaimed.total():
+            some = ", ".join(
+                [printable(name) for name in self.unclaimed if name] + ["..."] * ("" in self.unclaimed)
+            )
+            files = "1 .txt or .json file belongs" if count == 1 else f"{count:,} .txt and .json files belong"
+            parts.append(f"{files} to no image ({some})")
         return "; ".join([*parts, *self.read_notes]) or None
 
     @abstractmethod

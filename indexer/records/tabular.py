@@ -27,11 +27,12 @@ PATH_COLUMNS = (*_PATHS.split(), "文件名", "文件路径", "路径", "图片"
 """Names of the column of paths, in order of preference; case does not matter."""
 CAPTION_COLUMNS = ("caption", "text", "captions", "comment", "title", "描述", "说明", "标题")
 """Names of the column of captions, likewise."""
+MAX_LINE = 2**20
+"""Characters in a line; of longer ones only the beginning is read."""
 _OTHER = re.compile(r"[^\x00-\x7f]")
 _WRONG = re.compile("[\udc80-\udcff]")
 _INT = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 _MARKS = ",;\t|"
-_LONGEST_HEADER = 2**20
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,17}")
 
 
@@ -94,11 +95,19 @@ def read_rows(file: Path, *, encoding: str) -> Iterator[Row]:
             types = _types(file, encoding, found.st_size, found.st_mtime_ns)
             yield from _table(stream, file, types)
         elif kind in (".jsonl", ".ndjson"):
-            yield from _objects(stream, file)
+            yield from _objects(_lines(stream), file)
         else:
-            for number, line in enumerate(stream, 1):
+            for number, line in enumerate(_lines(stream), 1):
                 if line.strip():
                     yield Row(number, line.rstrip("\r\n"))
+
+
+def _lines(stream: TextIO) -> Iterator[str]:
+    """The lines of a file; of those longer than any row the beginning, which then is no usable row."""
+    while line := stream.readline(MAX_LINE):
+        yield line
+        while len(line) == MAX_LINE and not line.endswith("\n"):
+            line = stream.readline(MAX_LINE)
 
 
 def _opened(file: Path, encoding: str) -> TextIO:
@@ -109,7 +118,7 @@ def _opened(file: Path, encoding: str) -> TextIO:
 
 def _has_header(stream: TextIO) -> bool:
     """Whether a list of paths begins with the header of a table, as Flickr8k's captions.txt does."""
-    names = _cells(stream.readline(_LONGEST_HEADER))
+    names = _cells(stream.readline(MAX_LINE))
     stream.seek(0)
     return len(names) > 1 and None not in (column_of(names, PATH_COLUMNS), column_of(names, CAPTION_COLUMNS))
 
@@ -131,16 +140,16 @@ class _Header(NamedTuple):
 
 
 def _header(stream: TextIO, file: Path) -> _Header:
-    first, skipped = stream.readline(_LONGEST_HEADER), 0
+    first, skipped = stream.readline(MAX_LINE), 0
     said = re.fullmatch(r"sep=(.)\s*", first)  # written by Excel
     if said:
-        first, skipped = stream.readline(_LONGEST_HEADER), 1
-    if len(first) >= _LONGEST_HEADER:
+        first, skipped = stream.readline(MAX_LINE), 1
+    if len(first) >= MAX_LINE:
         raise CorpusError(
-            f"the first line of {file} has more than {_LONGEST_HEADER:,} characters: is it a list?"
+            f"the first line of {file} has more than {MAX_LINE:,} characters: is it a list?"
         )
     tab = "\t" if ending(file.name) == ".tsv" else max(_MARKS, key=first.count)
-    reader = csv.reader(chain([first], stream), delimiter=said[1] if said else tab, skipinitialspace=True)
+    reader = csv.reader(chain([first], _lines(stream)), delimiter=said[1] if said else tab, skipinitialspace=True)
 
     def rest() -> Iterator[tuple[int, list[str] | csv.Error]]:
         while True:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, features
 
 from llm2clip.encoders import FakeEncoder
+from llm2clip.encoders.images import guard
 from llm2clip.indexer import CorpusError, build_index, open_index
 from llm2clip.indexer.records import record as records_module
 
@@ -129,7 +130,7 @@ def test_build_index_retries_bad_images_only_if_changed(tmp_path):
 def test_build_index_retries_images_without_permission(tmp_path, encoder, monkeypatch):
     """Tests may run as root, whom no permission stops: the refusal is simulated."""
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "locked.png": encoded((1, 2, 3))})
-    read = Path.read_bytes
+    read = records_module.read_whole
 
     def guarded(path: Path) -> bytes:
         if path.name == "locked.png":
@@ -137,7 +138,7 @@ def test_build_index_retries_images_without_permission(tmp_path, encoder, monkey
         return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", guarded)
+        patch.setattr(records_module, "read_whole", guarded)
         report = build_index(corpus, tmp_path / "i", encoder=encoder)
     assert [(bad.key, bad.reason) for bad in report.bad_images] == [("locked.png", "Permission denied")]
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
@@ -182,8 +183,41 @@ def test_build_index_lists_metadata_problems(tmp_path, encoder):
     corpus = put(tmp_path / "corpus", {"a.png": GOOD, "a.json": b"{"})
     report = build_index(corpus, tmp_path / "i", encoder=encoder)
     assert (report.items, report.bad) == (1, 0)
+    said = "captions or metadata of 1 image were left out: llm2clip-index errors says why"
+    assert report.notes == (said,)
     with open_index(tmp_path / "i") as index:
         [error] = index.errors()
         assert (error.key, error.stage) == ("a.png", "sidecar")
         assert index.verify().ok
+    assert build_index(corpus, tmp_path / "i", encoder=encoder).up_to_date
+
+
+def test_build_index_tries_an_image_again_that_memory_was_too_short_for(tmp_path, encoder):
+    corpus = put(tmp_path / "corpus", {"a.png": GOOD, "large.png": encoded((1, 2, 3))})
+
+    class Short(FakeEncoder):
+        def _prepare(self, image, *, draft):
+            if image != GOOD:
+                raise MemoryError
+            return super()._prepare(image, draft=draft)
+
+    report = build_index(corpus, tmp_path / "i", encoder=Short())
+    reason = "not enough memory to decode it: the next build or update tries again"
+    assert [(bad.key, bad.reason) for bad in report.bad_images] == [("large.png", reason)]
+    report = build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert (report.items, report.bad, report.embedded) == (2, 0, 1)
+
+
+def test_build_index_refuses_hostile_images_and_goes_on(tmp_path, encoder, monkeypatch):
+    monkeypatch.setattr(guard, "SECONDS", 1)
+    tiff = saved(NOISE, "TIFF")
+    scans = saved(Image.new("L", (2000, 2000), 128), "JPEG", progressive=True)
+    last, end = scans.rfind(b"\xff\xda"), scans.rfind(b"\xff\xd9")
+    scans = scans[:end] + scans[last:end] * 100_000 + scans[end:]
+    corpus = put(tmp_path / "corpus", {"a.png": GOOD, "scans.jpg": scans, "z.tif": tiff})
+    report = build_index(corpus, tmp_path / "i", encoder=encoder)
+    assert report.items == 2
+    assert [(bad.key, bad.reason) for bad in report.bad_images] == [
+        ("scans.jpg", "takes more than 1 s to decode")
+    ]
     assert build_index(corpus, tmp_path / "i", encoder=encoder).up_to_date

@@ -34,7 +34,7 @@ def test_folder_corpus_lists_images_by_ending_and_name(tmp_path):
     expected += ["B/1.jpg", "x/y/z.jpg"]
     put(tmp_path, *reversed(expected))
     (tmp_path / "notes.md").write_text("no image")
-    (tmp_path / "noending").write_bytes(IMAGE)
+    (tmp_path / "noimage").write_bytes(b"no image")
     assert keys(tmp_path) == expected
     assert keys(tmp_path) == expected
 
@@ -299,3 +299,113 @@ def test_folder_corpus_lists_every_visible_name_once(tmp_path_factory, names):
             (folder / f"{name}.png").write_bytes(IMAGE)
             wanted.add(f"{name}.png")
     assert keys(folder) == sorted(wanted) if wanted else keys(folder) == []
+
+
+def test_folder_corpus_knows_images_by_their_first_bytes(tmp_path):
+    names = ["noending", "twitter.jpg_large", "tumblr.pnj", "wget.jpg?w=1024", "a.jpg!v1.2"]
+    put(tmp_path, *names)
+    for name in ("words", "words.jpg_large", "archive.zip", "words.docx"):
+        (tmp_path / name).write_bytes(b"PK no image")
+    (tmp_path / "scan.pgm").write_bytes(b"P5 2 1 255\n\0\xff")
+    (tmp_path / "raw.ppmx").write_bytes(b"P6\n2 1 255\n\0\xff\0\0\xff\0")
+    (tmp_path / "BM.notes").write_bytes(b"BMW is a maker of cars and motorcycles")
+    (tmp_path / "noending.txt").write_text("with a caption")
+    found = {record.key: record.caption for record in open_corpus(tmp_path).records()}
+    assert found == dict.fromkeys([*names, "scan.pgm", "raw.ppmx"]) | {"noending": "with a caption"}
+
+
+@posix
+def test_folder_corpus_reads_no_special_file_as_a_caption(tmp_path, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "secret.txt"
+    outside.write_text("secret")
+    put(tmp_path, "1.jpg", "2.jpg", "3.jpg", "4.jpg", "5.jpg", "6.jpg", "sub/7.jpg")
+    os.mkfifo(tmp_path / "1.txt")
+    os.mkfifo(tmp_path / "2.json")
+    (tmp_path / "3.txt").symlink_to("/dev/zero")
+    (tmp_path / "4.txt").symlink_to(outside)
+    (tmp_path / "5.txt").write_bytes(b"x" * (2**20 + 1))
+    (tmp_path / "6.txt").write_text("inside")
+    (tmp_path / "sub" / "7.txt").symlink_to(tmp_path / "6.txt")
+    os.mkfifo(tmp_path / "noending")
+    for _ in range(2):
+        found = {record.key: record for record in open_corpus(tmp_path).records()}
+        assert {key: (record.caption, record.note) for key, record in found.items()} == {
+            "1.jpg": (None, "caption left out: not a regular file"),
+            "2.jpg": (None, "metadata left out: not a regular file"),
+            "3.jpg": (None, "caption left out: a link that leads out of the corpus"),
+            "4.jpg": (None, "caption left out: a link that leads out of the corpus"),
+            "5.jpg": (None, "caption left out: more than 1,048,576 bytes"),
+            "6.jpg": ("inside", None),
+            "sub/7.jpg": ("inside", None),
+        }
+        assert all(record.sidecars is not None for record in found.values())
+
+
+def test_folder_corpus_reads_captions_in_any_encoding(tmp_path):
+    chinese, french = "公园里的一只狗", "un été à la mer"
+    contents = {
+        "1": chinese.encode("gbk"),
+        "2": chinese.encode("utf-16"),
+        "3": chinese.encode("utf-8-sig"),
+        "4": french.encode("latin-1"),
+        "5": french.encode("utf-16-le"),
+        "6": french.encode("utf-16-be"),
+    }
+    put(tmp_path, *(f"{name}.png" for name in contents), "j.png", "k.png", "l.png")
+    for name, content in contents.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    for name, encoding in (("j", "gbk"), ("k", "utf-16")):
+        text = json.dumps({"caption": chinese, "ort": "北京"}, ensure_ascii=False)
+        (tmp_path / f"{name}.json").write_bytes(text.encode(encoding))
+    (tmp_path / "l.txt").write_bytes(bytes(range(128, 256)) * 4)
+    found = {record.key[0]: record for record in open_corpus(tmp_path).records()}
+    captions = {name: record.caption for name, record in found.items()}
+    assert captions == dict.fromkeys("123jk", chinese) | dict.fromkeys("456", french) | {"l": None}
+    assert (found["j"].metadata, found["k"].metadata) == ({"ort": "北京"},) * 2
+    assert found["l"].note.startswith("caption left out: neither UTF-8 nor UTF-16 nor GB 18030")
+
+
+def test_folder_corpus_finds_captions_under_other_spellings(tmp_path):
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    put(tmp_path, "1.JPG", "2.jpg", "3.jpg", f"{decomposed}.jpg", "4.jpg", "5.jpg", "6(1).jpg", "7.jpg")
+    for name in ("1.TXT", f"{composed}.txt", "4.jpg.txt", "7.txt", "7.TXT"):
+        (tmp_path / name).write_text(f"of {name}", "utf-8")
+    (tmp_path / "2.Json").write_text('{"caption": "of 2.Json"}')
+    takeout = {"title": "x", "description": "at the sea", "photoTakenTime": {"timestamp": "1"}}
+    for name in ("3.jpg.json", "5.jpg.supplemental-metadata.json", "6.jpg.supplemental-me(1).json"):
+        (tmp_path / name).write_text(json.dumps(takeout))
+    for name in ("b.txt", "c.json", "d.jpg.supplemental-metadata.json", "LICENSE.txt"):
+        (tmp_path / name).write_text("{}")
+    corpus = open_corpus(tmp_path)
+    captions = {record.key: record.caption for record in corpus.records()}
+    assert captions == {
+        "1.JPG": "of 1.TXT",
+        "2.jpg": "of 2.Json",
+        "3.jpg": "at the sea",
+        "4.jpg": "of 4.jpg.txt",
+        "5.jpg": "at the sea",
+        "6(1).jpg": "at the sea",
+        "7.jpg": "of 7.txt",
+        f"{decomposed}.jpg": f"of {composed}.txt",
+    }
+    assert corpus.skipped_note() == ("4 .txt and .json files belong to no image (7.TXT, b.txt, c.json, ...)")
+
+
+def test_folder_corpus_takes_each_line_of_a_text_as_a_caption(tmp_path):
+    put(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "a.txt").write_text("a dog\n\n a brown dog \r\na dog on grass\n")
+    (tmp_path / "b.txt").write_text("\n a cat\n")
+    a, b = open_corpus(tmp_path).records()
+    assert (a.caption, a.metadata) == ("a dog", {"captions": ["a dog", "a brown dog", "a dog on grass"]})
+    assert (b.caption, b.metadata) == ("a cat", None)
+
+
+def test_folder_corpus_names_lists_that_it_does_not_read(tmp_path):
+    put(tmp_path, "train/a.jpg", "b.jpg")
+    for name in ("metadata.jsonl", "train/metadata.csv"):
+        (tmp_path / name).write_text("file_name,caption\na.jpg,x\n")
+    corpus = open_corpus(tmp_path)
+    list(corpus.records())
+    said = "captions in {} were skipped: index that file instead of the folder to include them"
+    assert corpus.notes == [said.format(tmp_path / "metadata.jsonl")]
+    assert corpus.skipped_note() == said.format(tmp_path / "train" / "metadata.csv")

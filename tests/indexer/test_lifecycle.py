@@ -300,3 +300,10 @@ def test_build_index_encodes_copies_once(photos, tmp_path, monkeypatch):
     for number in range(30):
         one = FakeEncoder().encode_images([encoded(colour_of(number))])[0].astype(np.float16).tobytes()
         assert found[0, f"zz/copies/{number:03d}.png"][1] == one
+
+
+def test_remove_images_finds_names_in_either_form(tmp_path, encoder):
+    photos = put(tmp_path / "photos", {"cafe\u0301.png": encoded((1, 2, 3)), "b.png": encoded((3, 2, 1))})
+    build_index(photos, tmp_path / "i", encoder=encoder)
+    report = remove_images(tmp_path / "i", Selection(keys=["caf\u00e9.png"]))
+    assert (report.removed, keys_of(tmp_path / "i")) == (1, {"b.png"})

@@ -10,7 +10,7 @@ from llm2clip.indexer import CorpusError, open_corpus
 from llm2clip.indexer.corpora.list_file import StdinCorpus
 from llm2clip.indexer.corpora.open import reopen_corpus
 
-from .material import check_located, colour_of, encoded, put
+from .material import check_located, colour_of, encoded, put, records
 
 IMAGES = [encoded(colour_of(number)) for number in range(4)]
 
@@ -275,3 +275,40 @@ def test_list_corpus_refuses_a_header_without_end(folder):
 def test_list_corpus_takes_a_list_of_paths_with_commas_for_paths(folder):
     (folder / "l.txt").write_text("a.png\nb, c.png\n")
     assert list(about(open_corpus(folder / "l.txt"))) == ["a.png", "b, c.png"]
+
+
+def test_list_corpus_finds_files_whose_names_are_decomposed(tmp_path):
+    put(tmp_path, {"cafe\u0301.png": encoded((1, 2, 3)), "cafe\u0301.txt": b"a coffee"})
+    (tmp_path / "list.txt").write_text("caf\u00e9.png\n", "utf-8")
+    [record] = records(tmp_path / "list.txt")
+    assert (record.key, record.problem, record.caption) == ("cafe\u0301.png", None, "a coffee")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes")
+def test_list_corpus_waits_for_no_pipe(tmp_path):
+    put(tmp_path, {"a.png": encoded((1, 2, 3))})
+    os.mkfifo(tmp_path / "pipe.png")
+    os.mkfifo(tmp_path / "a.txt")
+    (tmp_path / "list.lst").write_text("a.png\npipe.png\n/dev/zero\n")
+    found = [(record.problem, record.note) for record in records(tmp_path / "list.lst")]
+    assert found == [
+        (None, "caption left out: not a regular file"),
+        ("not a regular file", None),
+        ("not a regular file", None),
+    ]
+    os.mkfifo(tmp_path / "list.csv")
+    with pytest.raises(CorpusError):
+        records(tmp_path / "list.csv")
+
+
+def test_list_corpus_reads_lines_of_limited_length(tmp_path):
+    put(tmp_path, {"a.png": encoded((1, 2, 3))})
+    long = "x" * 3 * 2**20
+    (tmp_path / "list.jsonl").write_text(f'{{"file_name": "{long}"}}\n{{"file_name": "a.png"}}\n')
+    (tmp_path / "list.csv").write_text(f"file_name,caption\na.png,{long}\na.png,ok\n")
+    (tmp_path / "head.csv").write_text("," * 3 * 2**20 + "\n1\n")
+    for name in ("list.jsonl", "list.csv"):
+        bad, good = records(tmp_path / name)
+        assert (bad.problem is not None, good.key, good.problem) == (True, "a.png", None)
+    with pytest.raises(CorpusError, match=r"no column of .* names the image files"):
+        records(tmp_path / "head.csv")

@@ -136,3 +136,61 @@ def test_read_packed_equals_the_libraries(tmp_path):
         raw = (tmp_path / "a.zip").read_bytes()[start : start + packed]
         assert unpack(raw) == record.read() == content
         assert (size, crc) == (len(content), zlib.crc32(content))
+
+
+def renamed(shown: str, raw: bytes) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo("x" * len(raw))
+    field = b"\1" + zlib.crc32(raw).to_bytes(4, "little") + shown.encode()
+    info.extra = b"\x55\x54\x01\x00\x00" + b"\x75\x70" + len(field).to_bytes(2, "little") + field
+    return info
+
+
+def test_zip_corpus_reads_the_unicode_names_of_winrar(tmp_path):
+    names = {"Летом/кот.png": b"?????/???.png", "写真/犬.png": "写真/犬.png".encode("shift-jis")}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for number, (shown, raw) in enumerate(names.items()):
+            packed.writestr(renamed(shown, raw), IMAGES[number])
+    content = buffer.getvalue()
+    for raw in names.values():
+        content = content.replace(b"x" * len(raw), raw)
+    (tmp_path / "a.zip").write_bytes(content)
+    found = records(tmp_path / "a.zip")
+    assert {each.key: each.read() for each in found} == {
+        f"a.zip#{shown}": IMAGES[number] for number, shown in enumerate(names)
+    }
+    (tmp_path / "a.zip").write_bytes(content.replace(names["写真/犬.png"], b"another.png"))
+    # The checksum says that the field belongs to another name.
+    assert [each.key for each in records(tmp_path / "a.zip")][1] == "a.zip#another.png"
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_zip_corpus_finds_images_and_captions_under_other_names(tmp_path, method):
+    members = {
+        "DSC1.JPG": IMAGES[0],
+        "DSC1.TXT": "upper",
+        "v1.2/noending": IMAGES[1],
+        "v1.2/noending.txt": "none",
+        "cafe\u0301.jpg_large": IMAGES[2],
+        "caf\u00e9.txt": "composed",
+        "words.jpg_large": "no image",
+        "lost.txt": "lost",
+        "x/DSC1.json": "{}",
+    }
+    (tmp_path / "a.zip").write_bytes(zip_of(members, method=method))
+    corpus = open_corpus(tmp_path / "a.zip")
+    assert [(each.key, each.caption) for each in corpus.records()] == [
+        ("a.zip#DSC1.JPG", "upper"),
+        ("a.zip#v1.2/noending", "none"),
+        ("a.zip#cafe\u0301.jpg_large", "composed"),
+    ]
+    assert corpus.skipped_note() == "2 .txt and .json files belong to no image (lost.txt, x/DSC1.json)"
+
+
+def test_open_corpus_names_a_list_of_captions_beside_archives(tmp_path):
+    put(tmp_path, {"images.zip": zip_of({"a.png": IMAGES[0]}), "metadata.jsonl": b"{}"})
+    [note] = open_corpus(tmp_path).notes
+    assert note == (
+        f"captions in {tmp_path / 'metadata.jsonl'} were skipped: unpack the zip files beside it, and index that file "
+        "instead of the folder to include them"
+    )
