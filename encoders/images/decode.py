@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
@@ -92,14 +92,9 @@ def decode(
     blocks, so nothing aliases.
     """
     content = content_of(source, max_pixels)
-    if isinstance(content, Image.Image):
-        return decode_here(content, max_pixels=max_pixels)
-    return within_budget(partial(decode_here, draft=draft, max_pixels=max_pixels), content)
-
-
-def within_budget(decode: Callable[[bytes], Decoded], content: bytes) -> Decoded:
-    """Decode an image in this process if it is cheap, else in one of its own; see ``decode_apart``."""
-    return decode(content) if is_cheap(content) else decode_apart(decode, content)
+    if isinstance(content, Image.Image) or is_cheap(content):
+        return decode_here(content, draft=draft, max_pixels=max_pixels)
+    return decode_apart(partial(decode_here, draft=draft, max_pixels=max_pixels), content)
 
 
 def content_of(source: ImageSource, max_pixels: int) -> bytes | Image.Image:
