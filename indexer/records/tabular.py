@@ -145,11 +145,11 @@ def _header(stream: TextIO, file: Path) -> _Header:
     if said:
         first, skipped = stream.readline(MAX_LINE), 1
     if len(first) >= MAX_LINE:
-        raise CorpusError(
-            f"the first line of {file} has more than {MAX_LINE:,} characters: is it a list?"
-        )
+        raise CorpusError(f"the first line of {file} has more than {MAX_LINE:,} characters: is it a list?")
     tab = "\t" if ending(file.name) == ".tsv" else max(_MARKS, key=first.count)
-    reader = csv.reader(chain([first], _lines(stream)), delimiter=said[1] if said else tab, skipinitialspace=True)
+    reader = csv.reader(
+        chain([first], _lines(stream)), delimiter=said[1] if said else tab, skipinitialspace=True
+    )
 
     def rest() -> Iterator[tuple[int, list[str] | csv.Error]]:
         while True:
