@@ -5,6 +5,7 @@
 #   make eval    make the evaluation sets, measure nano, its controls and random encoders, write the leaderboard
 # EVAL_DATA: a folder or tar of images with captions to measure on too. EVAL_MADE: folder of the sets made here,
 # by default eval in the data home, where llm2clip-eval nano looks too.
+# CLAIM_DATA: a folder of train-*.tar and val.tar for make claim, which measures what LLM2CLIP claims on real models.
 # PYTHON chooses the interpreter, TEST_WORKERS the number of test processes (0: in this one); PIP_INSTALL_ARGS,
 # PYTEST_ARGS and BENCH_ARGS add arguments.
 
@@ -21,6 +22,8 @@ DEMO_OUT ?= demo-output
 EVAL_OUT ?= eval-output
 EVAL_DATA ?=
 EVAL_MADE ?=
+CLAIM_DATA ?=
+CLAIM_ARGS ?=
 
 # A file stays in one process, so that what its tests share is made once.
 PARALLEL = -n $(TEST_WORKERS) --dist loadfile
@@ -33,7 +36,7 @@ PYTHON := $(shell for range in '(3,11)<=v<=(3,13)' '(3,11)<=v'; do \
 			&& echo "$$python" && exit; done; done)
 endif
 
-.PHONY: help install demo test check bench eval lint typecheck pytest format docs clean
+.PHONY: help install demo test check bench eval claim lint typecheck pytest format docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -87,6 +90,10 @@ bench: $(STAMP)
 eval: $(STAMP)
 	$(BIN)/python -m llm2clip.train.cli data $(addprefix --out ,$(EVAL_MADE))
 	$(BIN)/python -m llm2clip.eval.commands.make_eval --out $(EVAL_OUT) $(addprefix --made ,$(EVAL_MADE)) $(addprefix --data ,$(EVAL_DATA))
+
+claim: $(STAMP)
+	@test -n '$(CLAIM_DATA)' || { echo 'say where the images with captions are: make claim CLAIM_DATA=FOLDER' >&2; exit 1; }
+	$(BIN)/python -m benchmarks.claim --data $(CLAIM_DATA) $(CLAIM_ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python tests/test_docs.py

@@ -70,18 +70,25 @@ def caption_accuracy(
     measures, hits, tokens = {}, [], []
     for pair in pairs:
         rows = np.asarray(encode([*pair.first, *pair.second]), np.float32)
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        halves = rows[: len(pair.first)], rows[len(pair.first) :]
-        own = np.arange(len(pair.first))
-        found = [
-            best_rank(Embeddings(texts=asked, images=searched), positives=own).hits(1)
-            for asked, searched in (halves, halves[::-1])
-        ]
+        found = pair_hits(rows[: len(pair.first)], rows[len(pair.first) :])
         measures[f"cra_{pair.language}"] = 100 * float(np.mean(found))
-        hits += found
+        hits += list(found)
         tokens += [np.asarray(count_tokens(texts)) for texts in (pair.first, pair.second)]
     mean = float(np.mean(list(measures.values())))
     return {"cra": mean, **measures, **_by_length(np.concatenate(hits), np.concatenate(tokens))}
+
+
+def pair_hits(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Whether rows of one number are each other's nearest. Shapes: (n, dim), any scale -> (2, n), both ways."""
+    halves = [
+        rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (first, second)
+    ]
+    own = np.arange(len(first))
+    found = [
+        best_rank(Embeddings(texts=asked, images=searched), positives=own).hits(1)
+        for asked, searched in (halves, halves[::-1])
+    ]
+    return np.stack(found)
 
 
 def _by_length(hits: NDArray[np.float64], tokens: NDArray[np.int64]) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""What LLM2CLIP claims, measured on real models and real photographs: ``make claim CLAIM_DATA=FOLDER``."""
