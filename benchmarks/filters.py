@@ -27,7 +27,8 @@ from llm2clip.indexer.ann.plan import Budget, IndexType
 from llm2clip.indexer.filters.compile import compile_where
 from llm2clip.indexer.filters.sandbox import guard
 from llm2clip.indexer.planner.plan_index import make_ann
-from llm2clip.indexer.storage.items_reader import SCHEMA, connect
+from llm2clip.indexer.storage.items_file import connect
+from llm2clip.indexer.storage.items_schema import SCHEMA
 from llm2clip.indexer.storage.vector_segments import Vectors
 
 SHARES = (0.001, 0.01, 0.1, 0.5)

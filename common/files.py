@@ -2,11 +2,74 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
+
+_BINARY = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0)
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # opening a pipe would wait for whoever writes to it
+
+
+def open_regular(path: Path, *, writable: bool = False) -> FileIO:
+    """Open a file that a stranger may have put there: a regular file, never a link, a pipe or a device. Unbuffered.
+
+    Args:
+        path: The file; links are followed in its folder, not in its name.
+        writable: Whether it is opened for reading and writing, and created if it does not exist.
+
+    Raises:
+        OSError: There is no such file, or it is something else.
+    """
+    flags = os.O_RDWR | os.O_CREAT if writable else os.O_RDONLY
+    try:
+        descriptor = _open(path, flags | _NO_LINK | _NO_WAIT)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):  # what systems say of a link
+            raise OSError(error.errno, "it is a link, expected a regular file", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return open(descriptor, "rb+" if writable else "rb", buffering=0)
+
+
+def create_new(path: Path) -> FileIO:
+    """Create a file that is not there yet, not even as a link, for writing. Unbuffered.
+
+    Raises:
+        OSError: There is something of that name, or it cannot be written.
+    """
+    descriptor = _open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _NO_LINK)
+    return open(descriptor, "wb", buffering=0)
+
+
+def regular_size(path: Path) -> int:
+    """Size of a regular file in bytes; a link is none.
+
+    Raises:
+        OSError: There is no such file, or it is something else.
+    """
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return found.st_size
+
+
+def _open(path: Path, flags: int) -> int:
+    if os.open not in os.supports_dir_fd:
+        return os.open(path, flags | _BINARY, 0o666)
+    place, name = os.path.split(path)
+    folder = os.open(place or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return os.open(name, flags | _BINARY, 0o666, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 @contextmanager
@@ -23,12 +86,26 @@ def atomic_path(path: Path, *, alone: bool = False) -> Iterator[Path]:
         OSError: The file cannot be written.
     """
     draft = path.with_name(f".{path.name}.tmp" if alone else f".{path.name}.{os.urandom(4).hex()}.tmp")
+    if alone:
+        draft.unlink(missing_ok=True)  # it may be a link
+    create_new(draft).close()
     try:
         yield draft
         sync_file(draft)
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the entries of a folder to the disk, where the platform can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:
@@ -82,13 +159,13 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         draft.rename(folder)
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, hexadecimal.
+def file_sha256(path: Path, *, regular: bool = False) -> str:
+    """SHA-256 of a file's content, hexadecimal; with ``regular`` of one that ``open_regular`` opens.
 
     Raises:
         OSError: The file cannot be read.
     """
-    with open(path, "rb") as stream:
+    with open_regular(path) if regular else open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

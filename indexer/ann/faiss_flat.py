@@ -6,8 +6,10 @@ Its rows are the stored float16 vectors, so that either can be restored from the
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from importlib.util import find_spec
+from io import BufferedWriter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
@@ -15,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.common.files import create_new, regular_size
 from llm2clip.common.installation import package_version
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError
 
@@ -51,6 +54,51 @@ def has_gpu(faiss: ModuleType) -> bool:
     return hasattr(faiss, "StandardGpuResources")
 
 
+def read_file(path: Path, *, flags: int) -> Any:  # noqa: ANN401
+    """The index in a file of FAISS, which may be damaged or come from a stranger.
+
+    No vector in it can be longer than the file, so that FAISS allocates no more than that for any.
+
+    Raises:
+        IndexDamagedError: it is none that this FAISS reads.
+    """
+    faiss = import_faiss()
+    limits = [
+        (getattr(faiss, f"get_{name}"), getattr(faiss, f"set_{name}"))
+        for name in ("deserialization_vector_byte_limit", "deserialization_loop_limit")
+        if hasattr(faiss, f"set_{name}")  # since FAISS 1.14
+    ]
+    with _READING:  # the limits are those of the process
+        before = [get() for get, _ in limits]
+        try:
+            size = regular_size(path)
+            for _, limit in limits:
+                limit(size)
+            return faiss.read_index(os.fspath(path), flags)
+        except UNREADABLE as error:
+            said = " ".join(str(error).split())[-120:]
+            raise IndexDamagedError(
+                f"{path} cannot be read by FAISS {faiss.__version__} ({said}). Run the build command again"
+            ) from error
+        finally:
+            for (_, limit), value in zip(limits, before, strict=True):
+                limit(value)
+
+
+UNREADABLE = (
+    RuntimeError,
+    MemoryError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    AssertionError,
+)
+"""What FAISS raises for files that are not as they should be."""
+_READING = threading.Lock()
+
+
 def _empty(faiss: ModuleType, dim: int) -> Any:  # noqa: ANN401
     return faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
 
@@ -68,7 +116,7 @@ def write_faiss(
     header = bytearray(faiss.serialize_index(_empty(faiss, dim)).tobytes())
     header[8:16] = rows.to_bytes(8, "little")
     header[-8:] = (rows * dim * 2).to_bytes(8, "little")
-    with open(path, "wb") as file:
+    with create_new(path) as new, BufferedWriter(new) as file:
         file.write(header)
         for _, block in blocks:
             file.write(np.ascontiguousarray(block, dtype="<f2").data)
@@ -87,12 +135,7 @@ class FaissIndex:
     def read(cls, path: Path, *, rows: int, dim: int) -> Self:
         """Open a FAISS index file, mapped into memory where this FAISS can; refuse other rows and dim."""
         faiss = import_faiss()
-        try:
-            index = faiss.read_index(os.fspath(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
-        except RuntimeError as error:
-            raise IndexDamagedError(
-                f"{path} cannot be read by FAISS {faiss.__version__}. Run the build command again"
-            ) from error
+        index = read_file(path, flags=getattr(faiss, "IO_FLAG_MMAP_IFC", 0))
         kind = getattr(getattr(index, "sq", None), "qtype", None)
         found = (type(index).__name__, kind, index.ntotal, index.d, index.metric_type)
         fresh = _empty(faiss, dim)

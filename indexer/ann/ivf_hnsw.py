@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.ann.exact_scan import Found
-from llm2clip.indexer.ann.faiss_flat import has_gpu, import_faiss
+from llm2clip.indexer.ann.faiss_flat import UNREADABLE, has_gpu, import_faiss, read_file
 from llm2clip.indexer.ann.index_types import effort_name
 from llm2clip.indexer.ann.nearest_neighbors import post_filtered
 from llm2clip.indexer.ann.plan import Plan
@@ -24,6 +24,7 @@ from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.core.results import StoredVectors
 from llm2clip.indexer.storage.vector_segments import Rows
 
+_REBUILD = "Run  llm2clip-index verify --repair"
 _QUERY_BITS = 4
 """Bits per dimension that a query is quantised to for RaBitQ; fewer lose candidates."""
 
@@ -39,7 +40,7 @@ class FaissAnnIndex:
         self._faiss, self._index, self.plan = import_faiss(), index, plan
         self._core = _core(self._faiss, index)
         self.rows = int(index.ntotal)
-        self.effort = plan.parameters[effort_name(plan.kind)]
+        self.effort = plan.parameters.get(effort_name(plan.kind), 1)
         """nprobe of inverted lists, ef_search of a graph."""
         self._known_parameters: dict[tuple[int, int], Any] = {}
 
@@ -57,13 +58,13 @@ class FaissAnnIndex:
     def read(cls, path: Path, *, plan: Plan) -> FaissAnnIndex:
         """Open the file of an ANN index, mapped into memory where FAISS can map its type."""
         faiss = import_faiss()
+        index = read_file(path, flags=_flags(faiss, plan))
         try:
-            index = faiss.read_index(os.fspath(path), _flags(faiss, plan))
-        except RuntimeError as error:
+            fresh = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
+        except UNREADABLE as error:
             raise IndexDamagedError(
-                f"{path} cannot be read by FAISS {faiss.__version__}. Run the build command again"
+                f"the plan of the index is not one of ours: {plan.factory!r:.80}. Run  llm2clip-index compact"
             ) from error
-        fresh = faiss.index_factory(plan.dim, plan.factory, faiss.METRIC_INNER_PRODUCT)
         expected = _description(faiss, fresh, rows=plan.rows)
         found = _description(faiss, index, rows=int(index.ntotal))
         if found != expected:
@@ -131,8 +132,16 @@ class FaissAnnIndex:
         if (params := self._known_parameters.get(key)) is None:
             self._known_parameters.clear()
             params = self._known_parameters[key] = self._parameters(key[0], count=count)
-        found: Found = self._index.search(queries, count, params=params)
-        return found
+        try:
+            scores, ids = self._index.search(queries, count, params=params)
+        except UNREADABLE as error:
+            said = " ".join(str(error).split())[-120:]
+            raise IndexDamagedError(f"the ANN index is damaged ({said}). {_REBUILD}") from error
+        if ids.size and not -1 <= ids.min() <= ids.max() < self.rows:
+            raise IndexDamagedError(
+                f"the ANN index is damaged: it names vector {ids.max()} of {self.rows:,}. {_REBUILD}"
+            )
+        return scores, ids
 
     def problem(self) -> str | None:
         """What is wrong with it; None if every id is there once."""

@@ -139,7 +139,7 @@ class Plan:
             if str(content["kind"]).startswith("hnsw"):
                 names["probes"] = "ef_search"
             measured = content["measured"]
-            return cls(
+            plan = cls(
                 **{
                     **content,
                     "parameters": {names.get(name, name): n for name, n in content["parameters"].items()},
@@ -152,8 +152,28 @@ class Plan:
                     ),
                 }
             )
+            plan._check()
+            return plan
         except (TypeError, AttributeError, KeyError) as error:
             raise IndexDamagedError(f"the plan of the index has an invalid entry: {error}") from error
+
+    def _check(self) -> None:
+        """Refuse values of other types, and sizes that FAISS would allocate: the plan may come from a stranger."""
+        costs = [self.predicted, *filter(None, [self.measured]), *(each.figures for each in self.considered)]
+        numbers = [value for cost in costs for value in asdict(cost).values() if value is not None]
+        numbers += [value for value in asdict(self.budget).values() if value is not None]
+        counts = [self.rows, self.dim, *self.parameters.values()]
+        texts = [self.kind, self.factory, self.asked, self.why, *(each.kind for each in self.considered)]
+        texts += [each.why_not for each in self.considered]
+        if not all(type(value) in (int, float) for value in numbers):
+            raise TypeError("expected numbers as costs")
+        if not all(type(value) is int and 0 <= value < 2**48 for value in counts):
+            raise TypeError("expected counts as parameters")
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("expected texts")
+        most = max(self.rows, self.dim, 64)
+        if len(self.factory) > 80 or any(int(digits) > most for digits in re.findall(r"\d+", self.factory)):
+            raise TypeError(f"factory {self.factory[:80]!r} is too large for {self.rows:,} rows")
 
     def lines(self) -> list[str]:
         """The plan as text, a line per fact."""

@@ -36,7 +36,8 @@ from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.lifecycle.commit import Planner, rebuild_ann
 from llm2clip.indexer.lifecycle.move import indexes_below, moved_from
 from llm2clip.indexer.storage.index_folder import items_files, recorded_encoder
-from llm2clip.indexer.storage.items_reader import NEVER, query
+from llm2clip.indexer.storage.items_file import query
+from llm2clip.indexer.storage.items_schema import NEVER
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, read_manifest
 
 UNPLANNED_ROWS = 50_000

@@ -52,7 +52,7 @@ def read_located(
     except IndexerError:
         raise
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise IndexDamagedError(f"the index holds no usable locator for {key}: {locator}") from error
+        raise IndexDamagedError(f"the index holds no usable locator for {key}: {locator:.200}") from error
     if place and "time" not in place and hash is not None and content_hash(content) != hash:
         raise IndexerError(f"{where} changed since it was indexed: build the index again")
     return content
@@ -63,7 +63,7 @@ def _parsed(locator: str | None, key: str) -> dict[str, Any]:
         place = json.loads(locator) if locator is not None else {}
         if not isinstance(place, dict):
             raise ValueError(f"expected an object, got {type(place).__name__}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise IndexDamagedError(f"the index holds no usable locator for {key}: {error}") from error
     return place
 

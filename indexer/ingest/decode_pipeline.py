@@ -71,11 +71,12 @@ class CommittedVectors:
     def by_hash(self, hash: bytes, *, key: str) -> ReusedVector | None:
         """The vector of an image of that content, with its id if it is the one of that key; None if there is none."""
         # Vectors of removed images can be reused too, until the index is compacted.
-        columns = "id, width, height, source = ? AND key = ? AND added <= ? AND removed > ? AS own"
+        columns = "id, width, height, (source = ? AND key = ? AND added <= ? AND removed > ?) AS own"
         now = self._items.generation
-        rows = self._items.rows(
-            f"SELECT {columns} FROM items WHERE hash = ? AND id < ? ORDER BY own DESC LIMIT 1",
-            *(self._source, key, now, now, hash, len(self._vectors)),
+        rows = self._items.select(
+            columns,
+            "FROM items WHERE hash = ? AND id BETWEEN 0 AND ? ORDER BY own DESC LIMIT 1",
+            *(self._source, key, now, now, hash, len(self._vectors) - 1),
         )
         if not rows:
             return None
@@ -99,8 +100,8 @@ class UncommittedVectors:
     def kept(self, records: Sequence[Record]) -> list[ReusedVector | None]:
         """For each record its vector, if it had one and is unchanged."""
         keys = json.dumps([record.key for record in records])
-        rows = self._items.rows(
-            f"SELECT {UNFINISHED} FROM unfinished WHERE source = ? AND key IN {IN}", self._source, keys
+        rows = self._items.select(
+            UNFINISHED, f"FROM unfinished WHERE source = ? AND key IN {IN}", self._source, keys
         )
         found = {row[0]: row for row in rows}
         answers: list[ReusedVector | None] = []
@@ -112,11 +113,11 @@ class UncommittedVectors:
 
     def by_hash(self, hash: bytes, *, key: str) -> ReusedVector | None:
         """The vector of an image of that content; None if there is none."""
-        rows = self._items.rows(f"SELECT {UNFINISHED} FROM unfinished WHERE hash = ? LIMIT 1", hash)
+        rows = self._items.select(UNFINISHED, "FROM unfinished WHERE hash = ? LIMIT 1", hash)
         if not rows:
-            rows = self._items.rows(
-                f"SELECT key, size, mtime_ns, hash, width, height, {VECTOR_PLACE} FROM items "
-                "WHERE hash = ? AND id >= ? LIMIT 1",
+            rows = self._items.select(
+                f"key, size, mtime_ns, hash, width, height, {VECTOR_PLACE}",
+                "FROM items WHERE hash = ? AND id >= ? LIMIT 1",
                 *(self._items.generation, self._first, self._first, hash, self._first),
             )
         return self._reused(rows[0]) if rows else None
@@ -124,7 +125,10 @@ class UncommittedVectors:
     def _reused(self, row: _Row) -> ReusedVector | None:
         _, _, _, hash, width, height, file, number = row
         rows = self._mapped(file, number)
-        if number >= len(rows) or abs(float(np.linalg.norm(rows[number].astype(np.float32))) - 1) > 0.01:
+        if (
+            not 0 <= number < len(rows)
+            or abs(float(np.linalg.norm(rows[number].astype(np.float32))) - 1) > 0.01
+        ):
             return None
         return ReusedVector(vector=rows[number], hash=hash, width=width, height=height)
 
@@ -132,7 +136,7 @@ class UncommittedVectors:
         """The rows of a file; one that is being written grows."""
         if number >= len(self._files.get(file, ())):
             try:
-                self._files[file] = map_appended(self._folder / file, dim=self._dim)
+                self._files[file] = map_appended(self._folder, file, dim=self._dim)
             except (OSError, IndexDamagedError):
                 self._files[file] = np.empty((0, self._dim), dtype=np.float16)
         return self._files[file]

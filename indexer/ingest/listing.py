@@ -14,7 +14,8 @@ import numpy as np
 
 from llm2clip.indexer.core.errors import IndexWriteError
 from llm2clip.indexer.records.record import Corpus, Record
-from llm2clip.indexer.storage.items_reader import NEVER, ErrorRow, ItemsReader
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader
+from llm2clip.indexer.storage.items_schema import NEVER
 
 CHUNK = 512
 """Records that are looked up together, and written together at most."""

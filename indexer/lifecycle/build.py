@@ -25,14 +25,14 @@ from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.lifecycle.sync import LISTED, SyncMode, SyncResult, sync
 from llm2clip.indexer.records.record import Corpus, same_corpus
 from llm2clip.indexer.storage.index_folder import (
-    LOCK,
     check_files,
     clean,
     create_or_check_folder,
-    lock,
+    settle_items,
     unfinished_builds,
 )
 from llm2clip.indexer.storage.items_reader import ItemsReader
+from llm2clip.indexer.storage.lock import LOCK, lock
 from llm2clip.indexer.storage.manifest import (
     Manifest,
     empty_manifest,
@@ -79,6 +79,7 @@ def build_index(
     created, notes, result = create_or_check_folder(folder), list[str](), None
     try:
         with lock(folder):
+            settle_items(folder)
             manifest = None if options.overwrite else _committed(folder, new)
             if manifest is not None:
                 try:
@@ -182,7 +183,7 @@ def _bad_images(folder: Path, manifest: Manifest) -> tuple[BadImage, ...]:
     """The first thousand images that could not be read, by key, with reasons."""
     if not manifest.bad:
         return ()
-    items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
+    items = ItemsReader.of(folder, manifest)
     try:
         rows = items.errors(limit=LISTED)
     finally:

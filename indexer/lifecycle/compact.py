@@ -15,8 +15,9 @@ from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.core.results import CompactReport
 from llm2clip.indexer.lifecycle.commit import Planner, commit
 from llm2clip.indexer.search.verify import file_problems
-from llm2clip.indexer.storage.index_folder import generation_of
-from llm2clip.indexer.storage.items_reader import ItemsReader, query
+from llm2clip.indexer.storage.file_names import generation_of
+from llm2clip.indexer.storage.items_file import count_all
+from llm2clip.indexer.storage.items_reader import ItemsReader
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, MANIFEST, Manifest
 from llm2clip.indexer.storage.transaction import Transaction, open_for_write
 from llm2clip.indexer.storage.vector_segments import open_vectors
@@ -66,11 +67,7 @@ def _is_compact(folder: Path, manifest: Manifest) -> bool:
     covered = manifest.ann is not None and manifest.ann.rows == manifest.rows
     if manifest.tombstones or not covered:
         return False
-    items = "(SELECT count(*) FROM items) - ?"
-    left = query(
-        folder / manifest.items_file, f"SELECT {items} + (SELECT count(*) FROM unfinished)", manifest.items
-    )
-    return not left[0][0]
+    return count_all(folder / manifest.items_file) == manifest.items
 
 
 def _rewrite(folder: Path, manifest: Manifest, planner: Planner | None) -> Manifest:
@@ -89,7 +86,7 @@ def _rewrite(folder: Path, manifest: Manifest, planner: Planner | None) -> Manif
         files={},
     )
     vectors = open_vectors(folder, manifest.segments, dim=manifest.dim)
-    items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
+    items = ItemsReader.of(folder, manifest)
     with closing(items), Transaction.create(folder, empty) as transaction:
         for rows in items.each():
             transaction.copy(rows, vectors.take(np.array([row.id for row in rows])))
@@ -99,4 +96,4 @@ def _rewrite(folder: Path, manifest: Manifest, planner: Planner | None) -> Manif
 
 def _bytes(folder: Path) -> int:
     names = (name for name in os.listdir(folder) if name == MANIFEST or generation_of(name) is not None)
-    return sum(os.path.getsize(folder / name) for name in names)
+    return sum((folder / name).lstat().st_size for name in names)

@@ -7,7 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from llm2clip.indexer.core.errors import IndexNotFoundError, IndexWriteError
-from llm2clip.indexer.storage.index_folder import LOCK, generation_of, items_files, lock
+from llm2clip.indexer.storage.file_names import generation_of
+from llm2clip.indexer.storage.index_folder import is_manifest, items_files
+from llm2clip.indexer.storage.lock import LOCK, lock
 from llm2clip.indexer.storage.manifest import MANIFEST
 
 
@@ -18,11 +20,11 @@ def index_files(path: str | os.PathLike[str]) -> dict[str, int]:
         IndexNotFoundError: there is no index, finished or not.
     """
     folder = Path(path).expanduser().absolute()
-    if not (folder / MANIFEST).is_file() and not items_files(folder):
+    if not is_manifest(folder / MANIFEST) and not items_files(folder):
         raise IndexNotFoundError(f"no index at {folder}: nothing was deleted. See  llm2clip-index list")
     names = [name for name in os.listdir(folder) if generation_of(name) is not None]
     names += [name for name in (f"{MANIFEST}.tmp",) if (folder / name).exists()]
-    if (folder / MANIFEST).is_file():
+    if is_manifest(folder / MANIFEST):
         names.insert(0, MANIFEST)
     return {name: os.lstat(folder / name).st_size for name in names}
 

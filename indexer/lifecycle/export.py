@@ -15,9 +15,8 @@ import numpy as np
 from llm2clip.common.files import atomic_path, sync_file
 from llm2clip.indexer.core.errors import IndexConflictError, IndexerError, IndexWriteError
 from llm2clip.indexer.corpora.locator import uri_of
-from llm2clip.indexer.records.values import parsed
 from llm2clip.indexer.search.index import Index, open_index
-from llm2clip.indexer.storage.items_reader import ItemRow
+from llm2clip.indexer.storage.items_reader import ItemRow, metadata_of
 from llm2clip.indexer.storage.vector_segments import Rows
 
 Format = Literal["npy", "parquet"]
@@ -101,7 +100,7 @@ def _write_npy(index: Index, vectors_file: Path, items_file: Path) -> None:
             out.write(np.ascontiguousarray(vectors, dtype="<f2").tobytes())
             for row in rows:
                 described = _described(index, row)
-                described["metadata"] = parsed(row.metadata) if row.metadata else {}
+                described["metadata"] = metadata_of(row.metadata)
                 file.write(json.dumps(described, ensure_ascii=False) + "\n")
 
 

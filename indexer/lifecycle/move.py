@@ -159,7 +159,7 @@ def _look(
 
 def _files(folder: Path, manifest: Manifest, numbers: frozenset[int]) -> Iterator[tuple[str, int | None]]:
     """The local files of the images of some sources, and the sizes of those that are whole files."""
-    items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
+    items = ItemsReader.of(folder, manifest)
     with closing(items):
         for _, source, key, path, size in chain.from_iterable(items.pages("id, source, key, path, size")):
             root = str(manifest.sources[source].get("root", ""))

@@ -23,9 +23,8 @@ from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.lifecycle.update import fill
 from llm2clip.indexer.records.record import Corpus, Record
-from llm2clip.indexer.records.values import parsed
 from llm2clip.indexer.search.index import Index, open_index
-from llm2clip.indexer.storage.items_reader import ItemRow
+from llm2clip.indexer.storage.items_reader import ItemRow, metadata_of
 from llm2clip.indexer.storage.transaction import Transaction, open_for_write
 
 DEPTH = 10
@@ -131,7 +130,7 @@ class _IndexedCorpus(Corpus):
             mtime_ns=row.mtime_ns,
             sidecars=row.sidecars,
             caption=row.caption,
-            metadata=parsed(row.metadata) if row.metadata else None,
+            metadata=metadata_of(row.metadata) or None,
         )
 
     def explain_empty(self) -> str:

@@ -88,7 +88,7 @@ def _chosen(folder: Path, manifest: Manifest, selection: Selection) -> dict[int,
     nearby: dict[str, tuple[int, ErrorRow]] = {}
     paths = {composed(os.path.abspath(os.path.expanduser(key))): key for key in keys}
     paths.update({composed(key): key for key in keys})
-    with closing(ItemsReader(folder / manifest.items_file, generation=manifest.generation)) as items:
+    with closing(ItemsReader.of(folder, manifest)) as items:
         for id, source, key, size, mtime_ns in chain.from_iterable(
             items.pages("id, source, key, size, mtime_ns")
         ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -19,9 +18,17 @@ from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedErr
 from llm2clip.indexer.core.results import Report
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.search.verify import file_problems
-from llm2clip.indexer.storage.index_folder import lock, next_generation
-from llm2clip.indexer.storage.items_reader import ItemsReader, sqlite
-from llm2clip.indexer.storage.items_writer import row_checksum
+from llm2clip.indexer.storage.index_folder import next_generation, settle_items
+from llm2clip.indexer.storage.items_file import connect_for_writing, sqlite
+from llm2clip.indexer.storage.items_reader import ItemsReader
+from llm2clip.indexer.storage.items_writer import (
+    MODULUS,
+    ItemsWriter,
+    committed_lifetimes,
+    is_intact,
+    lifetime_checksum,
+)
+from llm2clip.indexer.storage.lock import lock
 from llm2clip.indexer.storage.manifest import KIND, FileRecord, Manifest, Segment, read_manifest
 from llm2clip.indexer.storage.transaction import Transaction, roll_back
 from llm2clip.indexer.storage.vector_segments import SegmentWriter
@@ -48,21 +55,24 @@ def repair_index(path: str | os.PathLike[str]) -> RepairReport:
     folder, began = Path(path).expanduser().absolute(), time.perf_counter()
     manifest = read_manifest(folder)
     with lock(folder):
+        settle_items(folder)
         manifest = read_manifest(folder)
         done: list[str] = []
         _repair_items(folder, manifest, done)
         roll_back(folder, manifest)
+        lost = _repair_generations(folder, manifest, done)
         wrong = {problem.partition(" ")[0] for problem in file_problems(folder, manifest)}
         gone = [each for each in manifest.segments if each.file in wrong]
         gone = [each for each in gone if not _restored(folder, manifest, each, wrong, done)]
-        lost = _altered_items(folder, manifest)
+        altered, orphans, differs = _altered_items(folder, manifest, done)
+        lost += altered
         lost += [id for each in gone for id in range(each.first_id, each.first_id + each.rows)]
         if manifest.ann is not None and (manifest.ann.file in wrong or gone):
             done.append(f"{manifest.ann.file} was rebuilt from the vectors")
             manifest = replace(manifest, ann=None)
         taken = 0
-        if gone or lost or (manifest.ann is None and manifest.rows):
-            manifest, taken = _commit(folder, manifest, gone, lost, done)
+        if gone or lost or orphans or differs or (manifest.ann is None and manifest.rows):
+            manifest, taken = _commit(folder, manifest, gone, lost, orphans, done)
     return RepairReport(
         path=str(folder),
         repaired=tuple(done),
@@ -91,7 +101,7 @@ def _repair_items(folder: Path, manifest: Manifest, done: list[str]) -> None:
     if damage is None:
         return
     try:
-        with sqlite(path), closing(sqlite3.connect(path, timeout=60.0)) as db:
+        with closing(connect_for_writing(path)) as db, sqlite(path):
             db.execute("REINDEX")
             damage = str(db.execute("PRAGMA integrity_check(1)").fetchone()[0])
     except (IndexerError, OSError) as error:
@@ -115,7 +125,7 @@ def _restored(folder: Path, manifest: Manifest, segment: Segment, wrong: set[str
             for start in range(segment.first_id, segment.first_id + segment.rows, _AT_ONCE):
                 count = min(_AT_ONCE, segment.first_id + segment.rows - start)
                 draft.append(exact.rows(start, count).astype(np.float16))
-        if file_sha256(folder / draft.name(0)) == manifest.files[segment.file].sha256:
+        if file_sha256(folder / draft.name(0), regular=True) == manifest.files[segment.file].sha256:
             os.replace(folder / draft.name(0), folder / segment.file)
             done.append(f"{segment.file} was restored from {ann.file}")
             return True
@@ -123,29 +133,62 @@ def _restored(folder: Path, manifest: Manifest, segment: Segment, wrong: set[str
     return False
 
 
-def _altered_items(folder: Path, manifest: Manifest) -> list[int]:
-    """Ids of items whose rows were altered."""
-    items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
-    with closing(items):
-        return [
-            row.id
-            for row, checksum in items.checked()
-            if row_checksum(row) != checksum or not 0 <= row.id < manifest.rows
-        ]
+def _repair_generations(folder: Path, manifest: Manifest, done: list[str]) -> list[int]:
+    """Restore generations that there cannot be; ids of the items of which that is not known, which are there now."""
+    with closing(ItemsWriter(folder / manifest.items_file, generation=manifest.generation)) as items:
+        repaired, unknown = items.repair_generations(rows=manifest.rows)
+        if repaired:
+            done.append(
+                f"{repaired:,} rows of {manifest.items_file} were restored or deleted, as there cannot be such"
+            )
+    return unknown
+
+
+def _altered_items(folder: Path, manifest: Manifest, done: list[str]) -> tuple[list[int], list[int], bool]:
+    """Ids of items whose rows were altered, ids without any row, and whether the others are not those committed."""
+    seen, count, total, lifetimes = np.zeros(manifest.rows, dtype=np.bool_), 0, 0, 0
+    altered: list[int] = []
+    with closing(ItemsReader.of(folder, manifest)) as items:
+        for row in items.stored():
+            id, is_there = row.item.id, row.removed > manifest.generation
+            lifetimes += lifetime_checksum(id, row.added, row.removed)
+            if not is_intact(row.item, row.checksum) or not 0 <= id < manifest.rows:
+                if is_there or row.item.hash:
+                    altered.append(id)
+                continue
+            seen[id] = True
+            count, total = count + is_there, total + is_there * row.checksum
+        known = committed_lifetimes(items.meta, generation=manifest.generation)
+        bad = items.count_bad()
+    renewed = known is not None and lifetimes % MODULUS != int(known, 16)
+    if renewed:
+        done.append(f"the checksum of the generations in {manifest.items_file} was renewed")
+    seen[[id for id in altered if 0 <= id < manifest.rows]] = True
+    committed = manifest.items, int(manifest.items_checksum, 16), manifest.bad
+    differs = renewed or (count, total % MODULUS, bad) != committed
+    return altered, np.flatnonzero(~seen).tolist(), differs
 
 
 def _commit(
-    folder: Path, manifest: Manifest, gone: Sequence[Segment], lost: Sequence[int], done: list[str]
+    folder: Path,
+    manifest: Manifest,
+    gone: Sequence[Segment],
+    lost: Sequence[int],
+    orphans: Sequence[int],
+    done: list[str],
 ) -> tuple[Manifest, int]:
-    plan = read_manifest(folder).ann
+    before = read_manifest(folder)
+    plan = before.ann
     manifest = _replaced(folder, manifest, gone, next_generation(folder))
     with Transaction.begin(folder, manifest) as transaction:
-        taken = transaction.remove(lost)
+        transaction.remove(lost)
         transaction.clear_hashes(lost)
+        transaction.add_tombstones(orphans)
+        transaction.recount()
+        taken = max(0, before.items - transaction.items)
         done += [f"{each.file} is lost, with {each.rows:,} vectors" for each in gone]
         if taken:
             done.append(f"{taken:,} images were removed")
-        transaction.recount()
         return commit(transaction, folder, plan=plan.plan if plan else None, cover_all=True), taken
 
 

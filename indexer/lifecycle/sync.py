@@ -143,7 +143,7 @@ def sync(folder: Path, base: Manifest, corpora: Iterable[Corpus], mode: SyncMode
     with ExitStack() as stack:
         items = None
         if base.generation:
-            items = ItemsReader(folder / base.items_file, generation=base.generation)
+            items = ItemsReader.of(folder, base)
             stack.callback(items.close)
         works: list[_Work] = []
         for corpus in corpora:

@@ -17,7 +17,8 @@ from llm2clip.indexer.lifecycle.sync import SyncMode, sync, unmounted
 from llm2clip.indexer.records.files import ending, image_endings
 from llm2clip.indexer.records.record import Corpus
 from llm2clip.indexer.storage.index_folder import check_files
-from llm2clip.indexer.storage.items_reader import NEVER, ItemsReader
+from llm2clip.indexer.storage.items_reader import ItemsReader
+from llm2clip.indexer.storage.items_schema import NEVER
 from llm2clip.indexer.storage.manifest import Manifest, encoder_mismatch
 from llm2clip.indexer.storage.transaction import open_for_write
 
@@ -137,7 +138,7 @@ def _missing(folder: Path, manifest: Manifest, number: int) -> int | None:
         or os.path.exists(root)
     ):
         return None
-    with closing(ItemsReader(folder / manifest.items_file, generation=manifest.generation)) as items:
+    with closing(ItemsReader.of(folder, manifest)) as items:
         return int(items.visible("count(*)", "AND source = ?", number)[0][0])
 
 
@@ -145,10 +146,9 @@ def _reopened(folder: Path, manifest: Manifest, number: int) -> Corpus:
     source = manifest.sources[number]
     if source["kind"] != "stdin":
         return reopen_corpus(source)
-    path = folder / manifest.items_file
 
     def known() -> Iterator[str]:
-        items = ItemsReader(path, generation=manifest.generation)
+        items = ItemsReader.of(folder, manifest)
         with closing(items):
             last = ""
             statement = f"AND source = ? AND key > ? AND removed = {NEVER} ORDER BY key LIMIT {_AT_ONCE}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llm2clip.common.files import regular_size
 from llm2clip.indexer.ann.faiss_flat import wheel
 from llm2clip.indexer.ann.index_file import describe_device, read_ann
 from llm2clip.indexer.ann.nearest_neighbors import ANN_BATCH, KnnSearcher
@@ -27,9 +28,9 @@ from llm2clip.indexer.core.errors import (
 from llm2clip.indexer.core.results import Hit, IndexInfo
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.filters.compile import compile_where, metadata_names
-from llm2clip.indexer.records.values import parsed
 from llm2clip.indexer.storage.index_folder import describe_unfinished
-from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, connect, sqlite
+from llm2clip.indexer.storage.items_file import connect, number_in, sqlite
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, metadata_of
 from llm2clip.indexer.storage.manifest import Manifest, encoder_mismatch, read_manifest
 from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
 
@@ -85,19 +86,18 @@ class Index:
         mapped = [map_segment(folder / s.file, rows=s.rows, dim=manifest.dim) for s in manifest.segments]
         self.vectors = Vectors(mapped, dim=manifest.dim)
         """The stored vectors by id: (rows, dim), float16, including tombstones."""
-        self.items = ItemsReader(folder / manifest.items_file, generation=manifest.generation)
+        self.items, path = ItemsReader.of(folder, manifest), folder / manifest.items_file
         """The items by id."""
-        meta = self.items.meta
-        if meta.get("index_id") != manifest.index_id or int(meta.get("generation", 0)) < manifest.generation:
-            self.items.close()
-            raise IndexDamagedError(
-                f"{self.items.path} belongs to another index. Run the build command again"
-            )
         try:
-            self._filter_connection = connect(self.items.path)
-        except IndexDamagedError:  # deleted just now: whoever opens the index looks for the next generation
-            self.items.close()
+            meta = self.items.meta
+            newest = number_in(meta, "generation", path=path)
+            if meta.get("index_id") != manifest.index_id or newest < manifest.generation:
+                raise IndexDamagedError(f"{path} belongs to another index. Run the build command again")
+            self._filter_connection = connect(path, known=True)
+        except IndexDamagedError:
+            self.items.close()  # or deleted just now: whoever opens the index looks for the next generation
             raise
+        self._guarded = 0
         self._filter_lock = threading.Lock()
         """Held while the connection of filters is used."""
         self._masks: dict[str, NDArray[np.bool_]] = {}
@@ -114,12 +114,18 @@ class Index:
         there[self.items.dead(rows=self.manifest.rows)] = False
         return there
 
-    @cached_property
     def _filtering(self) -> sqlite3.Connection:
-        from llm2clip.indexer.filters.sandbox import guard
+        """The connection of filters, restricted to them."""
+        self.items.settle()
+        if self._guarded != self.items.opened:
+            from llm2clip.indexer.filters.sandbox import guard
 
-        with sqlite(self.items.path):
-            guard(self._filter_connection)
+            with sqlite(self.items.path):
+                if self.items.opened > 1:  # a writer was killed that was writing the file
+                    self._filter_connection.close()
+                    self._filter_connection = connect(self.items.path)
+                guard(self._filter_connection)
+            self._guarded = self.items.opened
         return self._filter_connection
 
     @cached_property
@@ -154,9 +160,8 @@ class Index:
         with self._filter_lock:
             if (known := self._masks.pop(where, None)) is None:
                 compiled = compile_where(where)
-                self.items.settle()
                 known = compiled.mask(
-                    self._filtering, rows=self.manifest.rows, commit=self.manifest.generation
+                    self._filtering(), rows=self.manifest.rows, commit=self.manifest.generation
                 )
                 known.flags.writeable = False
             self._masks[where] = known  # the most recent ones are at the end
@@ -226,7 +231,7 @@ class Index:
                         rank=rank,
                         uri=uri_of(key, corpus=self.manifest.sources[source]),
                         caption=caption,
-                        metadata=parsed(metadata) if metadata else {},
+                        metadata=metadata_of(metadata),
                         width=width,
                         height=height,
                     )
@@ -239,9 +244,8 @@ class Index:
 
     def metadata_names(self) -> list[str]:
         """Names of the metadata, as written in filters: ``meta.author``, ..."""
-        self.items.settle()
         with self._filter_lock:
-            return metadata_names(self._filtering)
+            return metadata_names(self._filtering())
 
     def explain(self, *, where: str | None = None) -> list[str]:
         """How a query is answered and why, a sentence per step; see also ``explain_search``.
@@ -330,10 +334,11 @@ class Index:
 
 def _check_size(path: Path, expected: int, *, or_more: bool = False) -> None:
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
     except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
         raise IndexDamagedError(
-            f"{path} is missing: the index is incomplete. "
+            f"{path} {'is missing' if missing else f'is damaged: {error.strerror}'}: the index is incomplete. "
             "Try  llm2clip-index verify --repair, or run the build command again"
         ) from error
     if size < expected or (size > expected and not or_more):

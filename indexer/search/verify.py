@@ -12,8 +12,10 @@ import numpy as np
 from llm2clip.common.files import file_sha256
 from llm2clip.indexer.ann.index_file import ann_problem
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError
-from llm2clip.indexer.storage.items_reader import ItemsReader
-from llm2clip.indexer.storage.items_writer import MODULUS, row_checksum
+from llm2clip.indexer.storage.items_file import number_in
+from llm2clip.indexer.storage.items_reader import ItemsReader, StoredRow
+from llm2clip.indexer.storage.items_schema import NEVER
+from llm2clip.indexer.storage.items_writer import MODULUS, committed_lifetimes, is_intact, lifetime_checksum
 from llm2clip.indexer.storage.manifest import Manifest
 from llm2clip.indexer.storage.vector_segments import Vectors
 
@@ -73,7 +75,7 @@ def file_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     """One sentence per altered or missing file among those that never change; begins with the file name."""
     for name, record in manifest.files.items():
         try:
-            if file_sha256(folder / name) != record.sha256:
+            if file_sha256(folder / name, regular=True) != record.sha256:
                 yield f"{name} was altered: its checksum does not fit"
         except OSError as error:
             yield f"{name} cannot be read: {error.strerror or error}"
@@ -84,25 +86,60 @@ def _items(index: OpenIndex) -> Iterator[str]:
     if damage := items.damage():
         yield f"{manifest.items_file} is damaged: {damage}"
         return
-    count = total = 0
-    last, altered = -1, ""
-    for row, checksum in items.checked():
-        count, total = count + 1, total + checksum
-        if row_checksum(row) != checksum:
-            altered = altered or row.key
-        if not last < row.id < manifest.rows:
-            yield f"{manifest.items_file} has item {row.id} out of order, or without a vector"
-        last = row.id
-    if altered:
-        yield f"{manifest.items_file} was altered: the checksum of {altered!r} does not fit"
-    if count != manifest.items:
-        yield f"numbers of images differ: {manifest.items:,} in the manifest, {count:,} in {manifest.items_file}"
-    elif total % MODULUS != int(manifest.items_checksum, 16):
+    found = _Items()
+    for row in items.stored():
+        found.add(row, manifest)
+    # Read afterwards: a writer may have begun meanwhile, whose removals are of its generation.
+    meta = items.read_meta()
+    known = committed_lifetimes(meta, generation=manifest.generation)
+    if found.altered is not None:
+        yield f"{manifest.items_file} was altered: the checksum of {found.altered!r} does not fit"
+    yield from found.wrong
+    if found.count != manifest.items:
+        yield f"numbers of images differ: {manifest.items:,} in the manifest, {found.count:,} in {manifest.items_file}"
+    elif found.total % MODULUS != int(manifest.items_checksum, 16):
         yield f"{manifest.items_file} has other images than those committed"
+    elif known is not None and found.lifetimes % MODULUS != int(known, 16):
+        yield f"{manifest.items_file} was altered: generations of items are not those committed"
+    if found.ends and max(found.ends) > number_in(meta, "writing", path=items.path):
+        yield f"{manifest.items_file} has an item removed in generation {max(found.ends)}, which there cannot be"
     if (bad := items.count_bad()) != manifest.bad:
         yield f"numbers of bad images differ: {manifest.bad:,} in the manifest, {bad:,} in {manifest.items_file}"
     if len(items.dead(rows=manifest.rows)) != manifest.tombstones:
         yield f"{manifest.items_file} does not list the {manifest.tombstones:,} vectors without an image"
+
+
+class _Items:
+    """What all rows of the items file give."""
+
+    def __init__(self) -> None:
+        self.count = self.total = self.lifetimes = 0
+        self.altered: str | None = None
+        """The first key whose row does not have its checksum."""
+        self.wrong: list[str] = []
+        """The first item out of place, as a sentence."""
+        self.ends = set[int]()
+        """Generations to come in which items are removed."""
+        self._last = -1
+
+    def add(self, row: StoredRow, manifest: Manifest) -> None:
+        """Take in the next row by id."""
+        item, now = row.item, manifest.generation
+        is_there = row.removed > now
+        if not is_intact(item, row.checksum) and (is_there or item.hash):  # of others the hash may be cleared
+            self.altered = self.altered if self.altered is not None else str(item.key)
+        ended = row.removed if row.removed <= now else NEVER
+        self.lifetimes += lifetime_checksum(item.id, row.added, ended)
+        if now < row.removed < NEVER:
+            self.ends.add(row.removed)
+        if not 0 <= item.id < manifest.rows or (is_there and item.id == self._last):
+            self.wrong = self.wrong or [
+                f"{manifest.items_file} has item {item.id} out of order, or without a vector"
+            ]
+        if is_there:
+            self._last = item.id
+            self.count += 1
+            self.total += row.checksum
 
 
 def _vectors(index: OpenIndex) -> Iterator[str]:

@@ -4,7 +4,7 @@
     items-00001.db                 one SQLite row per image and change of it
     vectors-00001-00000.npy        float16 rows; the row number is the id
     candidates-00001.faiss         the ANN index, derived from the vectors
-    lock                           held by the writer
+    lock, writer                   held by the writer
 
 Names carry the generation that wrote them. Vectors that the manifest does not name belong to a transaction that was not
 committed: the next one reuses them.
@@ -12,43 +12,34 @@ committed: the next one reuses them.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import IO, Any
+from typing import Any
 
+from llm2clip.common.files import open_regular, regular_size
 from llm2clip.indexer.core.errors import IndexConflictError, IndexDamagedError, IndexerError, IndexWriteError
 from llm2clip.indexer.records.files import printable
-from llm2clip.indexer.storage.items_reader import count_all, query, unfinished_files
-from llm2clip.indexer.storage.manifest import FORMAT, MANIFEST, Manifest, committed_generation, read_manifest
+from llm2clip.indexer.storage.file_names import generation_of
+from llm2clip.indexer.storage.items_file import count_all, query, settle, unfinished_files
+from llm2clip.indexer.storage.lock import LOCK, OWNER
+from llm2clip.indexer.storage.manifest import (
+    FORMAT,
+    MANIFEST,
+    MAX_BYTES,
+    Manifest,
+    committed_generation,
+    read_manifest,
+)
+from llm2clip.indexer.storage.manifest_checks import invalid_encoder, invalid_sources
 
-LOCK = "lock"
-_OURS = re.compile(r"(?:items-(\d{5,})\.db|vectors-(\d{5,})-\d{5,}\.npy|candidates-(\d{5,})\.faiss)")
 _DRAFTS = (f"{MANIFEST}.tmp",)
 _LITTER = ("Thumbs.db", "desktop.ini")  # of file managers
-
-
-def items_name(generation: int) -> str:
-    """File name of the items of a generation."""
-    return f"items-{generation:05d}.db"
-
-
-def ann_name(generation: int) -> str:
-    """File name of the ANN index of a generation."""
-    return f"candidates-{generation:05d}.faiss"
-
-
-def generation_of(name: str) -> int | None:
-    """The generation that a file belongs to; None if it is no file of an index."""
-    match = _OURS.fullmatch(re.sub(r"-(?:journal|wal|shm)$", "", name))
-    return int(next(group for group in match.groups() if group)) if match else None
 
 
 def items_files(folder: Path) -> list[str]:
@@ -69,10 +60,23 @@ def next_generation(folder: Path) -> int:
 def _builds(folder: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Items files, the newest first, with what they say of the build that began them."""
     for name in reversed(items_files(folder)):
-        with suppress(IndexerError, LookupError, ValueError):  # killed before it had written anything
-            meta = dict(query(folder / name, "SELECT key, value FROM meta"))
+        # Killed before it had written anything, or no build of ours.
+        with suppress(IndexerError, LookupError, ValueError, TypeError, AttributeError, RecursionError):
+            meta = dict(query(folder / name, "SELECT key, value FROM meta LIMIT 100"))
             found = {key: json.loads(meta[key]) for key in ("sources", "encoder", "encoder_source", "anew")}
-            yield name, {**found, "corpus": found["sources"][0]}
+            if any(invalid_sources(found["sources"])) or any(invalid_encoder(found["encoder"])):
+                continue
+            yield (
+                name,
+                {**found, "encoder_source": str(found["encoder_source"]), "corpus": found["sources"][0]},
+            )
+
+
+def settle_items(folder: Path) -> None:
+    """Roll back what a writer left that was killed while it committed, under the lock of the index."""
+    for name in items_files(folder):
+        with suppress(IndexerError):  # whoever needs it says what is wrong with it
+            settle(folder / name)
 
 
 def describe_unfinished(folder: Path) -> str | None:
@@ -120,7 +124,7 @@ def check_files(folder: Path, manifest: Manifest) -> Manifest:
     """The manifest, if its files have the sizes that were committed; without its ANN index if only that has not."""
     for name, record in manifest.files.items():
         try:
-            size = os.path.getsize(folder / name)
+            size = regular_size(folder / name)
             problem = None if size == record.bytes else f"has {size:,} bytes, expected {record.bytes:,}"
         except OSError:
             problem = "is missing"
@@ -156,11 +160,11 @@ def create_or_check_folder(folder: Path) -> bool:
         raise IndexWriteError(
             f"cannot create the folder {folder}: {error.strerror or error}. Choose another folder with --index"
         ) from error
-    if _is_ours(folder / MANIFEST):
+    if is_manifest(folder / MANIFEST):
         return False
     names = {name for name in os.listdir(folder) if not name.startswith(".")}
     ours = {name for name in names if generation_of(name) is not None}
-    if foreign := sorted(names - ours - {LOCK, *_DRAFTS, *_LITTER, *([MANIFEST] if ours else [])}):
+    if foreign := sorted(names - ours - {LOCK, OWNER, *_DRAFTS, *_LITTER, *([MANIFEST] if ours else [])}):
         raise IndexConflictError(
             f"{folder} holds other files ({foreign[0]}, ...): expected an index, an empty folder or none. "
             "Choose another folder with --index"
@@ -168,44 +172,10 @@ def create_or_check_folder(folder: Path) -> bool:
     return False
 
 
-def _is_ours(manifest: Path) -> bool:
+def is_manifest(manifest: Path) -> bool:
+    """Whether a file is the manifest of an index, damaged or not, and not of something else."""
     try:
-        return f'"{FORMAT}"' in manifest.read_text("utf-8", "replace")
+        with open_regular(manifest) as file:
+            return f'"{FORMAT}"'.encode() in file.read(MAX_BYTES)
     except OSError:
         return False
-
-
-@contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold the lock of an index. The system releases it when the process ends, however that ends."""
-    try:
-        opened = open(folder / LOCK, "a+b")  # noqa: SIM115
-    except OSError as error:
-        raise IndexWriteError(
-            f"cannot write the index at {folder}: {error.strerror or error}. It can be searched; to change it, "
-            "copy it to a writable folder"
-        ) from error
-    with opened as file:
-        try:
-            _lock(file)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-                yield  # a file system without locks
-                return
-            raise IndexConflictError(
-                f"another process is writing {folder}: wait for it, or stop it, then run the command again"
-            ) from error
-        yield
-
-
-def _lock(file: IO[bytes]) -> None:
-    if os.name == "nt":
-        import msvcrt
-
-        locking: Any = msvcrt
-        file.seek(0)
-        locking.locking(file.fileno(), locking.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""``items-*.db``: one SQLite row per image and change of it, and one per image that could not be read.
+"""Reads the rows of ``items-*.db``: one per image and change of it, and one per image that could not be read.
 
 A row says in which generation it was ``added`` and ``removed``. A reader of generation N sees the rows with
 ``added <= N < removed``, even while another process writes: a writer uses a number that no manifest names yet. The
@@ -11,68 +11,20 @@ import json
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import suppress
+from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError, IndexWriteError
-
-NEVER = 2**63 - 1
-"""``removed`` of what is still there."""
-
-SCHEMA = f"""
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE items (
-    id INTEGER NOT NULL,            -- number of its vector
-    added INTEGER NOT NULL,         -- generation that added this row
-    removed INTEGER NOT NULL DEFAULT {NEVER},  -- generation that took it away; this number: none
-    source INTEGER NOT NULL,        -- position of its corpus among the manifest's sources
-    key TEXT NOT NULL,              -- stable name below the root of the corpus; the URI is root/key
-    path TEXT,                      -- file below the root that holds the bytes; NULL: the key is that file
-    locator TEXT,                   -- JSON: how to read the image again; NULL: it is the whole file of that key
-    size INTEGER NOT NULL,          -- bytes of the encoded image
-    mtime_ns INTEGER NOT NULL,      -- of the file that holds it, nanoseconds since 1970
-    sidecars INTEGER,               -- hash of names, sizes and times of its caption and metadata files; NULL: none
-    hash BLOB NOT NULL,             -- BLAKE2b, 16 bytes, of the encoded image
-    width INTEGER NOT NULL,         -- as shown, in pixels
-    height INTEGER NOT NULL,
-    caption TEXT,
-    metadata TEXT,                  -- JSON object; NULL: empty
-    checksum INTEGER NOT NULL,      -- of the row: see docs/index-format.md
-    PRIMARY KEY (id, added)
-) WITHOUT ROWID;
-CREATE UNIQUE INDEX items_live ON items (source, key) WHERE removed = {NEVER};
-CREATE INDEX items_hash ON items (hash);
-CREATE INDEX items_removed ON items (removed) WHERE removed < {NEVER};
-CREATE TABLE errors (
-    source INTEGER NOT NULL,
-    key TEXT NOT NULL,
-    stage TEXT NOT NULL,            -- list, read, decode or encode: not indexed; sidecar: indexed without it;
-                                    -- removed: taken out by hand, and to stay out
-    reason TEXT NOT NULL,
-    size INTEGER,
-    mtime_ns INTEGER,
-    added INTEGER NOT NULL,
-    removed INTEGER NOT NULL DEFAULT {NEVER},
-    PRIMARY KEY (source, key, added)
-) WITHOUT ROWID;
-CREATE TABLE unfinished (           -- vectors of a change that was never committed, to be taken over by the next
-    source TEXT NOT NULL,           -- JSON of the source, as in the manifest
-    key TEXT NOT NULL,
-    size INTEGER NOT NULL,
-    mtime_ns INTEGER NOT NULL,
-    hash BLOB NOT NULL,
-    width INTEGER NOT NULL,
-    height INTEGER NOT NULL,
-    file TEXT NOT NULL,             -- of vectors, not named by the manifest
-    row INTEGER NOT NULL,
-    PRIMARY KEY (source, key)
-) WITHOUT ROWID;
-CREATE INDEX unfinished_hash ON unfinished (hash);
-"""
+from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.records.values import parsed
+from llm2clip.indexer.storage.items_file import REPAIR, connect, connect_rolled_back, cut_off, sqlite
+from llm2clip.indexer.storage.items_schema import NEVER
+from llm2clip.indexer.storage.manifest import Manifest
 
 
 class ItemRow(NamedTuple):
@@ -91,6 +43,17 @@ class ItemRow(NamedTuple):
     height: int
     caption: str | None
     metadata: str | None
+
+
+class StoredRow(NamedTuple):
+    """A row of ``items`` as it is stored: its values may be of other types."""
+
+    item: ItemRow
+    added: int
+    removed: int
+    """One less than ``NEVER`` if what is stored is no generation."""
+    checksum: int
+    """-1 if what is stored is no number."""
 
 
 class StateRow(NamedTuple):
@@ -123,14 +86,6 @@ ShownRow = tuple[int, int, str, str | None, str | None, int, int]
 _SHOWN = "id, source, key, caption, metadata, width, height"
 _AT_ONCE = 10_000
 _BOUND = 500
-_PATIENCE = 60.0
-"""Seconds to wait for a writer's commit."""
-_FOR_NOW = frozenset(
-    {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOMEM}
-    | {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL}
-)
-"""Error codes of SQLite that do not mean damage."""
-
 ITEM = ", ".join(ItemRow._fields)
 ERROR = ", ".join(ErrorRow._fields)
 IN = "(SELECT value FROM json_each(?))"  # any number of values in one statement that SQLite compiles once
@@ -143,77 +98,48 @@ def parts(values: Sequence[int], size: int = _AT_ONCE) -> Iterator[Sequence[int]
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-@contextmanager
-def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
-    """Turn errors of SQLite into ours."""
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(
+        ("id", "source", "size", "mtime_ns", "width", "height", "checksum", "added", "removed"), (int,)
+    ),
+    **dict.fromkeys(("key", "file", "stage", "reason"), (str,)),
+    **dict.fromkeys(("path", "locator", "caption", "metadata"), (str, type(None))),
+    **{"sidecars": (int, type(None)), "hash": (bytes,), "row": (int,)},
+}
+"""Types of the columns. SQLite stores any type in any column, and a file may come from a stranger."""
+
+
+@cache
+def _allowed(columns: str) -> frozenset[tuple[type, ...]] | None:
+    """The types that a row of some columns may have; None if it is not of columns alone."""
+    names = columns.split(", ")
+    if not all(name in _TYPES for name in names):
+        return None
+    errors = columns == ERROR  # of an image that was never read, size and time are not known
+    unknown = (int, type(None))
+    kinds = [unknown if errors and name in ("size", "mtime_ns") else _TYPES[name] for name in names]
+    return frozenset(product(*kinds))
+
+
+def metadata_of(stored: str | None) -> dict[str, Any]:
+    """The metadata of an item.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
     try:
-        yield
-    except sqlite3.Error as error:
-        if writing:
-            raise IndexWriteError(f"cannot write {path}: {error}") from error
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in _FOR_NOW and path.is_file():  # not damage: a build would embed everything again
-            raise IndexerError(
-                f"{path} cannot be read now: {error}. Nothing was changed: run the command again"
-            ) from error
-        raise IndexDamagedError(f"{path} is damaged: {error}. Run the build command again") from error
+        return parsed(stored) if stored else {}
+    except RecursionError as error:
+        raise ValueError("its metadata is nested too deeply") from error
 
 
-def connect(path: Path) -> sqlite3.Connection:
-    """A connection that reads an items file, for any thread; also on read-only media."""
-    if not path.is_file():
-        raise IndexDamagedError(f"{path} is missing: the index is incomplete. Run the build command again")
-    with sqlite(path):
-        return open_database(path, mode="ro")
+def has_types(row: ItemRow) -> bool:
+    """Whether the values of a row have the types of its columns."""
+    return tuple(map(type, row)) in (_allowed(ITEM) or ())
 
 
-def open_database(path: Path, *, mode: str) -> sqlite3.Connection:
-    """A connection without implicit transactions, for any thread. Modes: ``ro``, ``rw``, ``rwc`` (create)."""
-    uri = f"{path.absolute().as_uri()}?mode={mode}"
-    return sqlite3.connect(uri, uri=True, check_same_thread=False, isolation_level=None, timeout=_PATIENCE)
-
-
-def _roll_back_journal(path: Path) -> None:
-    """Roll back the journal of a writer that was killed while it wrote; this needs a connection that may write."""
-    with sqlite(path), closing(open_database(path, mode="rw")) as db:
-        try:
-            db.execute("SELECT count(*) FROM meta").fetchall()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-                raise
-            raise IndexerError(
-                f"{path} was left half written by a killed process, and this user may not write to it: run  "
-                "llm2clip-index verify  once as a user with write permission"
-            ) from error
-
-
-def query(path: Path, statement: str, *values: str | int | bytes) -> list[Any]:
-    """The rows of a statement on an items file, on a connection of its own."""
-    with closing(connect(path)) as db:
-        return _run(db, path, statement, values)
-
-
-def unfinished_files(path: Path) -> frozenset[str]:
-    """Names of the vector files that the unfinished vectors of an items file lie in."""
-    return frozenset(name for (name,) in query(path, "SELECT DISTINCT file FROM unfinished"))
-
-
-def count_all(path: Path) -> int:
-    """Number of items of every generation and of unfinished vectors."""
-    return int(query(path, "SELECT (SELECT count(*) FROM items) + (SELECT count(*) FROM unfinished)")[0][0])
-
-
-def _run(
-    db: sqlite3.Connection, path: Path, statement: str, values: Sequence[str | int | bytes]
-) -> list[Any]:
-    with sqlite(path):
-        try:
-            return db.execute(statement, values).fetchall()
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_READONLY_ROLLBACK:
-                raise
-            _roll_back_journal(path)
-            return db.execute(statement, values).fetchall()
+def _any_text(stored: bytes) -> str:
+    return stored.decode("utf-8", "surrogateescape")
 
 
 class ItemsReader:
@@ -222,11 +148,24 @@ class ItemsReader:
     Raises ``IndexDamagedError`` if the file is missing or is no such file.
     """
 
-    def __init__(self, path: Path, *, generation: int) -> None:
+    def __init__(self, path: Path, *, generation: int, ids: int = 2**62, sources: int = 2**31) -> None:
         self.path, self.generation = path, generation
+        self._limits = {"id": ids, "source": sources}
         self._lock = threading.Lock()
         self._db = connect(path)
-        self.meta: dict[str, str] = dict(self.rows("SELECT key, value FROM meta"))
+        self.opened = 1
+        """How often the file was opened: again, when a writer was killed that was writing it."""
+        self.meta: dict[str, str] = self.read_meta()
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest) -> Self:
+        """Reads the committed items of an index."""
+        path, sources = folder / manifest.items_file, len(manifest.sources)
+        return cls(path, generation=manifest.generation, ids=manifest.rows, sources=sources)
+
+    def read_meta(self) -> dict[str, str]:
+        """The entries of ``meta`` as they are now."""
+        return {str(key): str(value) for key, value in self.rows("SELECT key, value FROM meta LIMIT 100")}
 
     def close(self) -> None:
         """Close the file, once nothing reads it: threads of a build that failed may still ask."""
@@ -235,18 +174,41 @@ class ItemsReader:
 
     def rows(self, statement: str, *values: str | int | bytes) -> list[Any]:
         """The rows of a statement."""
-        with self._lock:
-            return _run(self._db, self.path, statement, values)
+        with self._lock, sqlite(self.path):
+            try:
+                return self._db.execute(statement, values).fetchall()
+            except sqlite3.OperationalError as error:
+                if not cut_off(error):
+                    raise
+                self._db.close()
+                self._db = connect_rolled_back(self.path) or connect(self.path)
+                self.opened += 1
+                return self._db.execute(statement, values).fetchall()
 
     def settle(self) -> None:
-        """Roll back the journal of a killed writer; a connection with an authorizer may not."""
+        """Notice a writer that was killed while it wrote: ``opened`` is larger then."""
         self.rows("SELECT 1 FROM meta LIMIT 1")
+
+    def select(self, columns: str, rest: str, *values: str | int | bytes) -> list[Any]:
+        """Columns of the rows of a statement that goes on with ``rest``; refuses values of other types than ours."""
+        found = self.rows(f"SELECT {columns} {rest}", *values)
+        if (types := _allowed(columns)) is not None:
+            for row in found:
+                if tuple(map(type, row)) not in types:
+                    raise IndexDamagedError(f"{self.path} is damaged: {columns} are {row!r:.200}. {REPAIR}")
+        for place, name in enumerate(columns.split(", ")):
+            end = self._limits.get(name)
+            if end is not None and any(not 0 <= row[place] < end for row in found):
+                raise IndexDamagedError(
+                    f"{self.path} is damaged: an item has a {name} beyond {end:,}. {REPAIR}"
+                )
+        return found
 
     def visible(self, columns: str, condition: str = "", *values: str | int | bytes) -> list[Any]:
         """Columns of the items of this generation; ``condition`` is SQL that continues a ``WHERE`` clause."""
         now = self.generation
-        return self.rows(
-            f"SELECT {columns} FROM items WHERE added <= ? AND removed > ? {condition}", now, now, *values
+        return self.select(
+            columns, f"FROM items WHERE added <= ? AND removed > ? {condition}", now, now, *values
         )
 
     def shown(self, ids: Sequence[int]) -> dict[int, ShownRow]:
@@ -271,6 +233,8 @@ class ItemsReader:
         """Columns of all items by id, in lists; the first column is ``id``."""
         last = -1
         while found := self.visible(columns, "AND id > ? ORDER BY id LIMIT 4096", last):
+            if not last < found[0][0] <= found[-1][0]:  # or it would never end
+                raise IndexDamagedError(f"{self.path} is damaged: items are out of order. {REPAIR}")
             yield found
             last = found[-1][0]
 
@@ -279,28 +243,49 @@ class ItemsReader:
         for rows in self.pages(ITEM):
             yield [ItemRow._make(row) for row in rows]
 
-    def checked(self) -> Iterator[tuple[ItemRow, int]]:
-        """All items by id with the checksums that were stored with them."""
-        for rows in self.pages(f"{ITEM}, checksum"):
-            yield from ((ItemRow._make(row[:-1]), row[-1]) for row in rows)
+    def stored(self) -> Iterator[StoredRow]:
+        """The rows of this and all earlier generations by id, as they are stored: of any type, altered or not."""
+        columns, last = f"{ITEM}, added, removed, checksum", (-(2**63), -(2**63))
+        while found := self._as_stored(
+            f"SELECT {columns} FROM items WHERE added <= ? AND (id, added) > (?, ?) ORDER BY id, added LIMIT 4096",
+            *(self.generation, *last),
+        ):
+            for row in found:
+                place = row[0], row[-3]
+                if not all(isinstance(number, int) for number in place) or not last < place:
+                    raise IndexDamagedError(f"{self.path} is damaged: items are out of order")
+                last = place
+                removed, checksum = (number if isinstance(number, int) else -1 for number in row[-2:])
+                yield StoredRow(
+                    ItemRow._make(row[:-3]), row[-3], NEVER - 1 if removed < 0 else removed, checksum
+                )
+
+    def _as_stored(self, statement: str, *values: int) -> list[Any]:
+        with self._lock, sqlite(self.path):
+            self._db.text_factory = _any_text
+            try:
+                return self._db.execute(statement, values).fetchall()
+            finally:
+                self._db.text_factory = str
 
     def known(self, keys: Sequence[str], *, source: int) -> tuple[dict[str, StateRow], dict[str, ErrorRow]]:
         """Items and errors of some keys of a source, for a writer: nothing was removed since this generation."""
         where = f"WHERE source = ? AND key IN {IN} AND removed = {NEVER} AND added <= ?"
         values = (source, json.dumps(keys), self.generation)
-        items = self.rows(f"SELECT {', '.join(StateRow._fields)} FROM items {where}", *values)
-        errors = self.rows(f"SELECT {ERROR} FROM errors {where}", *values)
+        items = self.select(", ".join(StateRow._fields), f"FROM items {where}", *values)
+        errors = self.select(ERROR, f"FROM errors {where}", *values)
         return {row[0]: StateRow._make(row) for row in items}, {row[1]: ErrorRow._make(row) for row in errors}
 
     def dead(self, *, rows: int) -> NDArray[np.int64]:
         """Ids below ``rows`` that belong to no item of this generation. Shape: (tombstones,), int64."""
         now = self.generation
-        gone = self.rows(
-            f"SELECT DISTINCT id FROM items AS gone WHERE removed < {NEVER} AND removed <= ? AND id < ? "
+        gone = self.select(
+            "id",
+            f"FROM items AS gone WHERE removed < {NEVER} AND removed <= ? AND id BETWEEN 0 AND ? "
             "AND NOT EXISTS (SELECT 1 FROM items WHERE id = gone.id AND added <= ? AND removed > ?)",
-            *(now, rows, now, now),
+            *(now, rows - 1, now, now),
         )
-        return np.sort(np.array([id for (id,) in gone], dtype=np.int64))
+        return np.unique(np.array([id for (id,) in gone], dtype=np.int64))
 
     def count(self) -> int:
         """Number of items."""
@@ -316,9 +301,12 @@ class ItemsReader:
         """Images and sidecars that could not be read, by key; with ``every`` also images that were removed by hand."""
         now = self.generation
         stages = "" if every else "AND stage != 'removed'"
-        found = self.rows(
-            f"SELECT {ERROR} FROM errors WHERE added <= ? AND removed > ? {stages} ORDER BY key LIMIT ?",
-            *(now, now, limit),
+        found = self.select(
+            ERROR,
+            f"FROM errors WHERE added <= ? AND removed > ? {stages} ORDER BY key LIMIT ?",
+            now,
+            now,
+            limit,
         )
         return [ErrorRow._make(row) for row in found]
 

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from llm2clip.common.files import create_new
+from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.storage.items_file import REPAIR, connect_for_writing, number_in, open_database, sqlite
 from llm2clip.indexer.storage.items_reader import (
     ERROR,
     IN,
     ITEM,
-    NEVER,
     NOT_BAD,
-    SCHEMA,
     ErrorRow,
     ItemRow,
-    open_database,
+    has_types,
     parts,
-    sqlite,
 )
+from llm2clip.indexer.storage.items_schema import NEVER, SCHEMA
 from llm2clip.indexer.storage.outcome import Outcome
 from llm2clip.indexer.storage.vector_segments import SEGMENT_ROWS
 
@@ -36,7 +39,21 @@ _MARKS = ", ".join("?" * (len(ItemRow._fields) + 2))
 
 def row_checksum(row: ItemRow) -> int:
     """Checksum of a row: the first 63 bits of the BLAKE2b of its columns as JSON, the hash in hexadecimal."""
-    content = json.dumps([*row[:8], row.hash.hex(), *row[9:]], ensure_ascii=False, separators=(",", ":"))
+    return _checksum([*row[:8], row.hash.hex(), *row[9:]])
+
+
+def is_intact(row: ItemRow, checksum: object) -> bool:
+    """Whether the values of a row are those that its checksum was made of."""
+    return has_types(row) and row_checksum(row) == checksum
+
+
+def lifetime_checksum(id: int, added: int, removed: int) -> int:
+    """Checksum of the generations of a row, of the same kind."""
+    return _checksum([id, added, removed])
+
+
+def _checksum(values: list[Any]) -> int:
+    content = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
     digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -50,8 +67,12 @@ class ItemsWriter:
     def __init__(self, path: Path, *, generation: int, meta: Mapping[str, str] | None = None) -> None:
         self.path, self.generation = path, generation
         self._closed = False
+        self._lifetimes = 0
+        """Sum of the checksums of the generations of all rows."""
+        if meta is not None:
+            create_new(path).close()
         with sqlite(path, writing=True):
-            self.db = open_database(path, mode="rwc" if meta is not None else "rw")
+            self.db = connect_for_writing(path) if meta is None else open_database(path, mode="rw")
             self.db.execute("PRAGMA synchronous = FULL")
             self.db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             # A page written before the commit would lock readers out until the commit.
@@ -84,6 +105,12 @@ class ItemsWriter:
         """
         now = self.generation
         checksums = [row_checksum(item) for item in items]
+        for part in map(json.dumps, parts(again)):
+            gone = self._write(
+                f"SELECT id, added, removed FROM items WHERE added = ? AND id IN {IN}", now, part
+            )
+            self._lifetimes -= sum(lifetime_checksum(*row) for row in gone)
+        self._lifetimes += sum(lifetime_checksum(item.id, now, NEVER) for item in items)
         self._write_rows("DELETE FROM items WHERE id = ? AND added = ?", ((id, now) for id in again))
         self._write_rows(
             f"INSERT INTO items ({ITEM}, added, checksum) VALUES ({_MARKS})",
@@ -99,20 +126,20 @@ class ItemsWriter:
         """Remove items and errors of some keys; returns the keys of the items, and the sum of their checksums."""
         where = f"WHERE source = ? AND key IN {IN} AND removed = {NEVER}"
         values = (source, json.dumps(keys))
-        gone = self._write(f"SELECT key, checksum FROM items {where}", *values)
+        gone = self._write(f"SELECT id, added, checksum, key FROM items {where}", *values)
         for table in ("items", "errors"):
             self._write(f"UPDATE {table} SET removed = ? {where}", self.generation, *values)
-        return {key for key, _ in gone}, sum(checksum for _, checksum in gone)
+        return {row[3] for row in gone}, self._ended(row[:3] for row in gone)
 
     def remove_ids(self, ids: Sequence[int]) -> tuple[int, int]:
         """Remove items; returns how many were there, and the sum of their checksums."""
         removed = checksum = 0
         where = f"WHERE id IN {IN} AND removed = {NEVER}"
         for part in map(json.dumps, parts(ids)):
-            gone = self._write(f"SELECT checksum FROM items {where}", part)
+            gone = self._write(f"SELECT id, added, checksum FROM items {where}", part)
             self._write(f"UPDATE items SET removed = ? {where}", self.generation, part)
             removed += len(gone)
-            checksum += sum(each for (each,) in gone)
+            checksum += self._ended(gone)
         return removed, checksum
 
     def revert(self, generation: int) -> tuple[list[str], list[str], int]:
@@ -123,9 +150,9 @@ class ItemsWriter:
             cleared stay away.
         """
         lasting, ended = f"added = ? AND removed = {NEVER}", "added < ? AND removed = ?"
-        gone = self._write(f"SELECT key, checksum FROM items WHERE {lasting}", generation)
+        gone = self._write(f"SELECT id, added, checksum, key FROM items WHERE {lasting}", generation)
         back = self._write(
-            f"SELECT key, checksum FROM items WHERE {ended} AND length(hash)", generation, generation
+            f"SELECT id, checksum, key FROM items WHERE {ended} AND length(hash)", generation, generation
         )
         for table, columns, usable in (
             ("items", f"{ITEM}, checksum", "AND length(hash)"),
@@ -136,16 +163,66 @@ class ItemsWriter:
                 f"INSERT INTO {table} ({columns}, added) SELECT {columns}, ? FROM {table} WHERE {ended} {usable}",
                 *(self.generation, generation, generation),
             )
-        checksum = sum(each for _, each in back) - sum(each for _, each in gone)
-        return [key for key, _ in back], [key for key, _ in gone], checksum
+        checksum = sum(row[1] for row in back) - self._ended(row[:3] for row in gone)
+        self._lifetimes += sum(lifetime_checksum(row[0], self.generation, NEVER) for row in back)
+        return [row[2] for row in back], [row[3] for row in gone], checksum
+
+    def _ended(self, gone: Iterable[tuple[int, int, int]]) -> int:
+        """Count rows (id, added, checksum) as removed; returns the sum of their checksums."""
+        total = 0
+        for id, added, checksum in gone:
+            total += checksum
+            self._lifetimes += lifetime_checksum(id, added, self.generation) - lifetime_checksum(
+                id, added, NEVER
+            )
+        return total
+
+    def add_tombstones(self, ids: Iterable[int]) -> None:
+        """Write rows of removed items for vectors that have none."""
+        now = self.generation
+        rows = [ItemRow(id, 0, "", None, None, 0, 0, None, b"", 0, 0, None, None) for id in ids]
+        self._write_rows(
+            f"INSERT INTO items ({ITEM}, added, removed, checksum) VALUES ({_MARKS}, ?)",
+            ((*row, now, now, row_checksum(row)) for row in rows),
+        )
+        self._lifetimes += sum(lifetime_checksum(row.id, now, now) for row in rows)
 
     def clear_hashes(self, ids: Sequence[int]) -> None:
         """Forget the content hashes of removed items."""
         for part in map(json.dumps, parts(ids)):
             self._write(f"UPDATE items SET hash = x'' WHERE id IN {IN} AND removed < {NEVER}", part)
 
+    def repair_generations(self, *, rows: int) -> tuple[int, list[int]]:
+        """Restore generations that no row of this committed generation can have, where nothing else is open.
+
+        Rows of ids without any of the ``rows`` vectors are deleted. Returns how many rows were restored or deleted, and
+        the ids of those that are there now and may have been removed.
+        """
+        now, unknown = self.generation, list[int]()
+        gone = self._write("DELETE FROM items WHERE id NOT BETWEEN 0 AND ? RETURNING id", rows - 1)
+        found = self._write(
+            "SELECT id, added, removed FROM items WHERE typeof(added) != 'integer' OR typeof(removed) != 'integer' "
+            f"OR added NOT BETWEEN 1 AND ? OR (removed != {NEVER} AND removed NOT BETWEEN added AND ?)",
+            *(now, now),
+        )
+        for id, added, removed in found:
+            ends = removed if isinstance(removed, int) else NEVER
+            if not 0 < ends <= now:  # one flipped bit from never, or else unknown
+                if (ends ^ NEVER).bit_count() > 1:
+                    unknown.append(id)
+                ends = NEVER
+            begins = added if isinstance(added, int) and 0 < added <= min(ends, now) else min(ends, now)
+            change = "items SET added = ?, removed = ? WHERE id = ? AND added = ?"
+            try:
+                self._write(f"UPDATE {change}", begins, ends, id, added)
+            except IndexDamagedError:  # its key, or its place, is taken by a newer row
+                self._write(f"UPDATE OR REPLACE {change}", begins, now, id, added)
+        self.commit()
+        return len(found) + len(gone), unknown
+
     def recount(self) -> tuple[int, int]:
         """Number of items, and the sum of their checksums, uncommitted rows included."""
+        self._sum_lifetimes()
         with sqlite(self.path):
             checksums = self.db.execute(f"SELECT checksum FROM items WHERE removed = {NEVER}").fetchall()
         return len(checksums), sum(checksum for (checksum,) in checksums) % MODULUS
@@ -155,6 +232,32 @@ class ItemsWriter:
         with sqlite(self.path):
             statement = f"SELECT count(*) FROM errors WHERE stage NOT IN {NOT_BAD} AND removed = {NEVER}"
             return int(self.db.execute(statement).fetchone()[0])
+
+    def load_lifetimes(self, generation: int) -> None:
+        """Go on from the committed sum of a generation; of an index that has none, every row is read."""
+        known = self._committed_lifetimes(generation)
+        if known is not None:
+            self._lifetimes = int(known, 16)
+            return
+        self._sum_lifetimes()
+
+    def _sum_lifetimes(self) -> None:
+        with sqlite(self.path):
+            rows = self.db.execute("SELECT id, added, removed FROM items")
+            self._lifetimes = sum(lifetime_checksum(*row) for row in rows)
+
+    def _committed_lifetimes(self, generation: int) -> str | None:
+        with sqlite(self.path):
+            meta = dict(self.db.execute("SELECT key, value FROM meta"))
+        return committed_lifetimes(meta, generation=generation)
+
+    def commit_generation(self, base: int) -> None:
+        """Write the generation, and what verifying needs of its rows; ``base`` is the one before. Not yet committed."""
+        entries = {"generation": str(self.generation)}
+        entries["lifetimes"] = f"{self.generation} {self._lifetimes % MODULUS:016x}"
+        if (before := self._committed_lifetimes(base)) is not None:
+            entries["lifetimes_before"] = f"{base} {before}"
+        self.set_meta(entries)
 
     def set_meta(self, entries: Mapping[str, str]) -> None:
         """Write entries of ``meta``."""
@@ -178,9 +281,9 @@ class ItemsWriter:
         """
         with sqlite(self.path):
             meta = dict(self.db.execute("SELECT key, value FROM meta"))
-        writer = int(meta.get("writing", "0"))
+        writer = number_in(meta, "writing", path=self.path)
         if writer > generation:
-            for number, source in enumerate(json.loads(meta.get("sources", "[]"))):
+            for number, source in enumerate(_sources(meta, self.path)):
                 self._write(
                     f"INSERT OR REPLACE INTO unfinished (source, {UNFINISHED}) "
                     f"SELECT ?, key, size, mtime_ns, hash, width, height, {VECTOR_PLACE} "
@@ -195,7 +298,10 @@ class ItemsWriter:
             self._write(
                 f"UPDATE {table} SET removed = {NEVER} WHERE removed < {NEVER} AND removed > ?", generation
             )
-        self.set_meta({"writing": str(generation)})
+        entries = {"writing": str(generation)}
+        if (known := committed_lifetimes(meta, generation=generation)) is not None:
+            entries["lifetimes"] = f"{generation} {known}"
+        self.set_meta(entries)
         self.commit()
 
     def prune(self) -> None:
@@ -205,6 +311,24 @@ class ItemsWriter:
             f"(SELECT 1 FROM items WHERE items.hash = unfinished.hash AND items.removed = {NEVER})"
         )
         self.commit()
+
+
+def committed_lifetimes(meta: Mapping[str, str], *, generation: int) -> str | None:
+    """The sum of the checksums of the generations of all rows as of a generation, hexadecimal; None: not known."""
+    for name in ("lifetimes", "lifetimes_before"):
+        number, _, known = meta.get(name, "").partition(" ")
+        if number == str(generation) and re.fullmatch("[0-9a-f]{16}", known):
+            return known
+    return None
+
+
+def _sources(meta: Mapping[str, str], path: Path) -> list[Mapping[str, str]]:
+    """The sources that the last writer announced."""
+    with suppress(ValueError, RecursionError):
+        found = json.loads(meta.get("sources", "[]"))
+        if isinstance(found, list) and all(isinstance(source, dict) for source in found):
+            return found
+    raise IndexDamagedError(f"{path} is damaged: it does not say what was indexed. {REPAIR}")
 
 
 def source_text(source: Mapping[str, str]) -> str:

@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from llm2clip.common.files import file_sha256
+from llm2clip.common.files import create_new, file_sha256, open_regular, regular_size, sync_folder
 from llm2clip.common.installation import DISTRIBUTION, package_version
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexNotFoundError, IndexVersionError
+from llm2clip.indexer.storage.file_names import MAX_GENERATION
+from llm2clip.indexer.storage.manifest_checks import invalid_entries
 
 KIND = "flat-fp16-ip"
 """Exhaustive search over float16 vectors by inner product."""
@@ -28,6 +30,8 @@ DEFAULT_PLAN: Mapping[str, Any] = {"kind": KIND}
 FORMAT = "llm2clip-index"
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
+MAX_BYTES = 4 * 2**20
+"""Of a manifest: enough for 15,000 segments, four thousand million vectors."""
 _REBUILD = "Rebuild the index with --overwrite"
 
 
@@ -42,7 +46,7 @@ class FileRecord:
     @classmethod
     def of(cls, path: Path) -> FileRecord:
         """Size and checksum of a file as it is now."""
-        return cls(bytes=os.path.getsize(path), sha256=file_sha256(path))
+        return cls(bytes=regular_size(path), sha256=file_sha256(path, regular=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,37 +142,49 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(manifest)}
     content["checksum"] = _checksum(json.loads(json.dumps(content)))
     draft = folder / f"{MANIFEST}.tmp"
-    with open(draft, "w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
-        file.flush()
+    draft.unlink(missing_ok=True)  # of a process that was killed; or a link
+    with create_new(draft) as file:
+        text = memoryview((json.dumps(content, indent=2) + "\n").encode())
+        while text:  # an unbuffered file may write less, without an error, when the disk is full
+            text = text[file.write(text) :]
         os.fsync(file.fileno())
     # First the directory entries of its files, and the removal of SQLite's journal, which would roll the items back.
-    _sync_folder(folder)
+    sync_folder(folder)
     os.replace(draft, folder / MANIFEST)
-    _sync_folder(folder)
+    sync_folder(folder)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Flush the entries of a folder to the disk, where the platform can."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _read(folder: Path) -> Any:  # noqa: ANN401
+    """The content of the manifest as JSON; raises ``ValueError`` for anything that is not, or is far too large."""
+    with open_regular(folder / MANIFEST) as file:
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number")
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of the index in ``folder`` and verify its version, checksum and entries."""
     path = folder / MANIFEST
     try:
-        content = json.loads(path.read_text("utf-8"))
+        content = _read(folder)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise IndexNotFoundError(
             f"no index at {folder}: make one with  llm2clip-index build FOLDER"
         ) from error
     except ValueError as error:
         raise IndexDamagedError(f"{path} is damaged: it is not JSON ({error}). {_REBUILD}") from error
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise IndexDamagedError(f"{path} cannot be read: {error.strerror or error}. {_REBUILD}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise IndexDamagedError(
             f'{path} is not the manifest of an index: got no "format": "{FORMAT}". {_REBUILD}'
@@ -203,10 +219,10 @@ def empty_manifest(
 def committed_generation(folder: Path) -> int:
     """The generation in the manifest of any release; 0 where none can be read."""
     try:
-        generation = json.loads((folder / MANIFEST).read_text("utf-8"))["generation"]
+        generation = _read(folder)["generation"]
     except (OSError, ValueError, LookupError, TypeError):
         return 0
-    return generation if isinstance(generation, int) else 0
+    return generation if type(generation) is int and 0 < generation <= MAX_GENERATION else 0
 
 
 def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
@@ -216,12 +232,14 @@ def _parsed(path: Path, content: dict[str, Any]) -> Manifest:
             f"{path} has missing or unknown entries: {', '.join(sorted(wrong))}. {_REBUILD}"
         )
     try:
+        if invalid := next(invalid_entries(content), None):
+            raise ValueError(invalid)
         content["sources"] = tuple(content["sources"])
         content["segments"] = tuple(Segment(**segment) for segment in content["segments"])
         content["ann"] = Ann(**content["ann"]) if content["ann"] is not None else None
         content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
         return Manifest(**{name: content[name] for name in names})
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, LookupError, ValueError, OverflowError) as error:
         raise IndexDamagedError(f"{path} has an invalid entry: {error}. {_REBUILD}") from error
 
 

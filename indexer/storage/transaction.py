@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,11 +17,23 @@ from typing import Self
 
 import numpy as np
 
-from llm2clip.indexer.core.errors import IndexDamagedError, IndexWriteError
-from llm2clip.indexer.storage.index_folder import clean, items_name, lock, next_generation
-from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow, count_all, query, unfinished_files
+from llm2clip.common.files import regular_size
+from llm2clip.indexer.core.errors import IndexConflictError, IndexDamagedError, IndexWriteError
+from llm2clip.indexer.storage.file_names import items_name
+from llm2clip.indexer.storage.index_folder import clean, next_generation, settle_items
+from llm2clip.indexer.storage.items_file import count_all, number_in, query, unfinished_files
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow
 from llm2clip.indexer.storage.items_writer import MODULUS, ItemsWriter, error_rows, item_row
-from llm2clip.indexer.storage.manifest import FileRecord, Manifest, read_manifest, software, write_manifest
+from llm2clip.indexer.storage.lock import check_lock, lock
+from llm2clip.indexer.storage.manifest import (
+    FileRecord,
+    Manifest,
+    committed_generation,
+    read_manifest,
+    software,
+    write_manifest,
+)
+from llm2clip.indexer.storage.manifest_checks import invalid_sources
 from llm2clip.indexer.storage.outcome import Outcome
 from llm2clip.indexer.storage.vector_segments import Rows, SegmentWriter, join_small
 
@@ -35,6 +46,7 @@ def open_for_write(folder: Path) -> Iterator[Manifest]:
     """Lock an index and roll back what a killed writer left; gives its manifest."""
     read_manifest(folder)  # no lock is made where there is no index
     with lock(folder):
+        settle_items(folder)
         manifest = read_manifest(folder)
         roll_back(folder, manifest)
         yield manifest
@@ -44,9 +56,10 @@ def roll_back(folder: Path, manifest: Manifest) -> None:
     """Undo what a killed writer wrote and did not commit, under the lock of the index. Its vectors can be reused."""
     path = folder / manifest.items_file
     meta = dict(query(path, "SELECT key, value FROM meta"))
-    if meta.get("index_id") != manifest.index_id or int(meta.get("generation", 0)) < manifest.generation:
+    generation, written = (number_in(meta, name, path=path) for name in ("generation", "writing"))
+    if meta.get("index_id") != manifest.index_id or generation < manifest.generation:
         raise IndexDamagedError(f"{path} belongs to another index. Run the build command again")
-    uncommitted = int(meta.get("writing", 0)) > manifest.generation
+    uncommitted = written > manifest.generation
     if uncommitted or unfinished_files(path):
         with writing(folder), closing(ItemsWriter(path, generation=next_generation(folder))) as items:
             if uncommitted:
@@ -58,8 +71,15 @@ def roll_back(folder: Path, manifest: Manifest) -> None:
 def sources_before(path: Path, generation: int) -> tuple[Mapping[str, str], ...] | None:
     """The sources that an index had before a generation; None if that generation wrote the items anew."""
     found = query(path, "SELECT value FROM meta WHERE key = 'before'")
-    sources = json.loads(found[0][0]).get(str(generation)) if found else None
-    return None if sources is None else tuple(sources)
+    try:
+        sources = json.loads(found[0][0]).get(str(generation)) if found else None
+        if sources is None:
+            return None
+        if any(invalid_sources(sources)):
+            raise ValueError
+    except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        raise IndexDamagedError(f"{path} is damaged: it does not say what was indexed before") from error
+    return tuple(sources)
 
 
 @contextmanager
@@ -85,6 +105,7 @@ class Transaction:
 
     def __init__(self, folder: Path, items: ItemsWriter, *, base: Manifest) -> None:
         self._folder, self._items, self.base = folder, items, base
+        self._found = committed_generation(folder)
         self.generation = items.generation
         self.items = base.items
         """Number of items now."""
@@ -101,6 +122,7 @@ class Transaction:
                 "encoder": base.encoder,
                 "encoder_source": base.encoder_source,
             }
+            items.load_lifetimes(base.generation)
             items.set_meta({name: json.dumps(value) for name, value in announced.items()})
             items.commit()
 
@@ -213,6 +235,11 @@ class Transaction:
         with writing(self._folder):
             self._items.clear_hashes(ids)
 
+    def add_tombstones(self, ids: Sequence[int]) -> None:
+        """Write rows of removed items for vectors that have none, of a damaged index."""
+        with writing(self._folder):
+            self._items.add_tombstones(ids)
+
     def recount(self) -> None:
         """Recount the items: the numbers of a damaged index may be wrong."""
         with writing(self._folder):
@@ -221,6 +248,7 @@ class Transaction:
     def checkpoint(self) -> None:
         """Flush what was written, so that a later transaction can reuse it."""
         with writing(self._folder):
+            self._check_lock()
             self._segments.sync()
             self._items.commit()
         self._checkpointed = time.monotonic()
@@ -243,7 +271,8 @@ class Transaction:
         """
         folder, known = self._folder, self.base.files
         with writing(folder):
-            self._items.set_meta({"generation": str(self.generation)})
+            self._check_lock()
+            self._items.commit_generation(self.base.generation)
             bad = self._items.count_bad()
             self._items.commit()
             names = [each.file for each in (*manifest.segments, manifest.ann) if each is not None]
@@ -252,16 +281,25 @@ class Transaction:
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 written_by=software(),
                 bad=bad,
-                items_bytes=os.path.getsize(self._items.path),
+                items_bytes=regular_size(self._items.path),
                 items_checksum=f"{self._checksum:016x}",
                 files={name: known.get(name) or FileRecord.of(folder / name) for name in names},
             )
+            self._check_lock()
             write_manifest(folder, manifest)
         with suppress(IndexWriteError):  # committed; the next transaction prunes
             self._items.prune()
         self._items.close()
         clean(folder)
         return manifest
+
+    def _check_lock(self) -> None:
+        """Refuse to go on beside another writer, which took this one for dead."""
+        check_lock(self._folder)
+        if committed_generation(self._folder) != self._found:
+            raise IndexConflictError(
+                f"another process changed {self._folder} meanwhile: nothing was committed. Run the command again"
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -270,7 +308,7 @@ class Transaction:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None:  # Ctrl-C above all
-            with suppress(IndexWriteError, sqlite3.Error):
+            with suppress(IndexWriteError, IndexConflictError, sqlite3.Error):
                 self.checkpoint()
         self._segments.close(finish=False)
         self._items.close()

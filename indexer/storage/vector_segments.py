@@ -13,8 +13,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from llm2clip.common.files import file_sha256
+from llm2clip.common.files import create_new, file_sha256, open_regular
 from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.storage.file_names import is_name, segment_name
 from llm2clip.indexer.storage.manifest import Manifest, Segment
 
 SEGMENT_ROWS = 262_144
@@ -75,7 +76,7 @@ class SegmentWriter:
 
     def _next(self) -> BinaryIO:
         self._finish()
-        file = open(self._folder / self.name(len(self.rows)), "wb", buffering=0)  # noqa: SIM115
+        file = create_new(self._folder / self.name(len(self.rows)))
         self.rows.append(0)
         file.write(_header(0, self._dim))
         return file
@@ -111,22 +112,17 @@ class SegmentWriter:
         self.close(finish=error is None)
 
 
-def segment_name(generation: int, number: int) -> str:
-    """File name of a segment."""
-    return f"vectors-{generation:05d}-{number:05d}.npy"
-
-
 def map_segment(path: Path, *, rows: int, dim: int) -> Rows:
     """Map a finished segment into memory, read-only. Shape: (rows, dim), float16."""
     expected = _header(rows, dim)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             found = file.read(len(expected))
-        if found != expected or path.stat().st_size != len(expected) + rows * dim * 2:
-            raise IndexDamagedError(
-                f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. {_REPAIR}"
-            )
-        return _mapped(path, rows, dim, len(expected))
+            if found != expected or os.fstat(file.fileno()).st_size != len(expected) + rows * dim * 2:
+                raise IndexDamagedError(
+                    f"{path} is damaged: expected {rows} rows of {dim} float16 numbers. {_REPAIR}"
+                )
+            return _mapped(file, rows, dim, len(expected))
     except FileNotFoundError as error:
         raise IndexDamagedError(f"{path} is missing: the index is incomplete. {_REPAIR}") from error
 
@@ -136,16 +132,23 @@ def open_vectors(folder: Path, segments: Sequence[Segment], *, dim: int) -> Vect
     return Vectors([map_segment(folder / each.file, rows=each.rows, dim=dim) for each in segments], dim=dim)
 
 
-def map_appended(path: Path, *, dim: int) -> Rows:
-    """Map the rows of a segment that may never have been finished. Shape: (as many as it has, dim), float16."""
+def map_appended(folder: Path, name: str, *, dim: int) -> Rows:
+    """Map the rows of a segment that may never have been finished. Shape: (as many as it has, dim), float16.
+
+    Raises:
+        OSError: the file cannot be read, or is none of an index.
+    """
+    if not is_name(name, "vectors"):
+        raise FileNotFoundError(f"{name} is no file of vectors")
     header = len(_header(0, dim))
-    rows = max(0, path.stat().st_size - header) // (dim * 2)
-    return _mapped(path, rows, dim, header) if rows else np.empty((0, dim), dtype=np.float16)
+    with open_regular(folder / name) as file:
+        rows = max(0, os.fstat(file.fileno()).st_size - header) // (dim * 2)
+        return _mapped(file, rows, dim, header) if rows else np.empty((0, dim), dtype=np.float16)
 
 
-def _mapped(path: Path, rows: int, dim: int, offset: int) -> Rows:
+def _mapped(file: BinaryIO, rows: int, dim: int, offset: int) -> Rows:
     # As a plain array: small slices of np.memmap cost several times more.
-    mapped: Rows = np.memmap(path, dtype="<f2", mode="r", offset=offset, shape=(rows, dim))
+    mapped: Rows = np.memmap(file, dtype="<f2", mode="r", offset=offset, shape=(rows, dim))
     return mapped.view(np.ndarray)
 
 
@@ -195,7 +198,7 @@ def join_small(
         return tuple(found)
     while start and found[start - 1].rows <= together and found[start - 1].rows + together <= JOINED_ROWS:
         name = found[start - 1].file
-        if file_sha256(folder / name) != base.files[name].sha256:
+        if file_sha256(folder / name, regular=True) != base.files[name].sha256:
             break
         start -= 1
         together += found[start].rows

@@ -28,7 +28,7 @@ from llm2clip.indexer import (
 from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
 from llm2clip.indexer.core import index_paths as location
 from llm2clip.indexer.ingest.listing import Spool
-from llm2clip.indexer.storage import index_folder as store
+from llm2clip.indexer.storage import lock as store
 
 from .material import colour_of, encoded, numbered, put, tar_of, whole
 
@@ -220,11 +220,11 @@ def test_overwrite_replaces_a_damaged_manifest(photos, tmp_path, encoder):
     assert len(whole(tmp_path / "i")) == 30
 
 
-def test_lock_is_skipped_where_the_file_system_has_none(photos, tmp_path, encoder, monkeypatch):
+def test_build_index_works_where_the_file_system_has_no_locks(photos, tmp_path, encoder, monkeypatch):
     def no_locks(file):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(store, "_lock", no_locks)
+    monkeypatch.setattr(store, "_flock", no_locks)
     assert build_index(photos, tmp_path / "i", encoder=encoder).items == 30
 
 

@@ -7,6 +7,7 @@ import pytest
 from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.filters.compile import WhereError, compile_where
 from llm2clip.indexer.filters.parser import MAX_CONDITIONS, MAX_DEPTH, MAX_PATTERN, MAX_VALUES
+from llm2clip.indexer.filters.sandbox import guard
 from llm2clip.indexer.filters.tokenizer import MAX_LENGTH
 
 from .test_where import IMAGES, guarded, table
@@ -170,7 +171,8 @@ def test_guard_ignores_hostile_schemas(tmp_path):
         db.execute("CREATE TABLE secret (x)")
         db.execute(f"CREATE VIEW items AS SELECT {columns}, x AS caption FROM secret")
     db.close()
-    items = guarded(tmp_path / "items.db")
+    items = sqlite3.connect(tmp_path / "items.db")  # which an index refuses to open
+    guard(items)
     with pytest.raises(IndexDamagedError, match=r"prohibited|not authorized"):
         compile_where("caption = 'x'").mask(items, rows=5, commit=1)
     items.close()

@@ -9,12 +9,12 @@ from hypothesis import strategies as st
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import IndexDamagedError, IndexerError, build_index, open_index
+from llm2clip.indexer.storage.file_names import segment_name
 from llm2clip.indexer.storage.vector_segments import (
     SegmentWriter,
     Vectors,
     map_appended,
     map_segment,
-    segment_name,
 )
 
 pieces = st.lists(st.integers(0, 7), max_size=8)
@@ -34,7 +34,7 @@ def test_segment_writer_rows_come_back(tmp_path_factory, pieces, limit, dim):
         writer.append(rows[start : start + piece])
         start += piece
     # What a killed process leaves.
-    left = [map_appended(folder / writer.name(number), dim=dim) for number in range(len(writer.rows))]
+    left = [map_appended(folder, writer.name(number), dim=dim) for number in range(len(writer.rows))]
     np.testing.assert_array_equal(np.concatenate([*left, np.empty((0, dim), np.float16)]), rows)
     writer.close(finish=True)
     assert all(count <= limit for count in writer.rows)
@@ -57,9 +57,9 @@ def test_map_appended_gives_whole_rows_of_a_cut_file(tmp_path):
     writer.close(finish=False)
     path = tmp_path / segment_name(1, 0)
     path.write_bytes(path.read_bytes()[:-5])
-    np.testing.assert_array_equal(map_appended(path, dim=2), rows_of(4, 2)[:2])
+    np.testing.assert_array_equal(map_appended(tmp_path, path.name, dim=2), rows_of(4, 2)[:2])
     path.write_bytes(b"")
-    assert map_appended(path, dim=2).shape == (0, 2)
+    assert map_appended(tmp_path, path.name, dim=2).shape == (0, 2)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from llm2clip.indexer.filters.compile import WhereError, compile_where, metadata_names
 from llm2clip.indexer.filters.sandbox import guard
-from llm2clip.indexer.storage.items_reader import NEVER, SCHEMA, connect
+from llm2clip.indexer.storage.items_file import connect
+from llm2clip.indexer.storage.items_schema import NEVER, SCHEMA
 
 
 def at(text: str) -> int:
