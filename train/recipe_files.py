@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from llm2clip.train.align.config import AlignConfig
 from llm2clip.train.cc.config import CcConfig
 from llm2clip.train.core.config import ConfigError, build_config, override, read_config
 
@@ -32,6 +33,8 @@ class RecipeConfig:
     """Where its settings come from."""
     cc: CcConfig | None = None
     """Stage 1."""
+    align: AlignConfig | None = None
+    """Stage 2."""
 
 
 def load_recipe(name: str, *, settings: Sequence[str] = ()) -> RecipeConfig:

@@ -146,6 +146,7 @@ def test_recipes_can_be_read_and_overridden():
     assert [name for name, _ in list_recipes()] == list(NAMES)
     for _, recipe in list_recipes():
         assert recipe.cc
+        assert recipe.align
         assert all((recipe.title, recipe.data, recipe.hardware, recipe.hours, recipe.source))
     published = load_recipe("paper-60m").cc
     assert (published.batch.size, published.tune.lr, published.loop.warmup, published.scale) == (
@@ -155,6 +156,10 @@ def test_recipes_can_be_read_and_overridden():
         50,
     )
     assert (published.tune.lora.rank, published.tune.lora.alpha, published.loop.decay) == (16, 32, "linear")
+    aligned = load_recipe("paper-15m").align
+    assert (aligned.batch, aligned.dim, aligned.loop.clip, aligned.text.blocks) == (4096, 1280, 5.0, 4)
+    assert (aligned.groups.visual_lr, aligned.groups.visual_layer_decay) == (1e-5, 0.85)
+    assert load_recipe("siglip2").align.loss.kind == "sigmoid"
     assert load_recipe("debug", settings=["cc.tune.lora.rank=3"]).cc.tune.lora.rank == 3
     with pytest.raises(ConfigError, match=r"unknown keys: \['rang'\]; did you mean 'rank'\?"):
         load_recipe("debug", settings=["cc.tune.lora.rang=3"])
