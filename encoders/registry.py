@@ -33,7 +33,8 @@ NANO = "nano"
 _NANO_FOLDER = Path(__file__).parent / NANO
 _OPEN_CLIP, _SENTENCE = "open_clip:", "st:"
 """Prefixes of names that another library resolves."""
-_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+_GGUF = ".gguf"
+_WEIGHTS = (".safetensors", ".pt", ".pth", ".bin", _GGUF)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ def load_encoder(
         name_or_path: A name that ``list_encoders`` gives; its repository on the Hugging Face hub; ``st:NAME`` for
             a model of sentence-transformers, ``open_clip:MODEL/PRETRAINED`` for one of open_clip; or a folder:
             one that ``save_encoder`` wrote, or a local copy of a published model. A published ``.pt`` or
-            ``.safetensors`` file of LLM2CLIP works too.
+            ``.safetensors`` file of LLM2CLIP works too, and a language model in a ``.gguf`` file (texts only).
         device: ``"auto"`` (CUDA if available), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ...
         dtype: Precision of weights and computation: ``"auto"`` (float32 on a CPU), ``"float32"``, ``"float16"``,
             ``"bfloat16"``. A published language model can also be quantised to ``"int8"`` or ``"int4"`` (with
@@ -175,7 +176,7 @@ def _is_published(files: ModelFiles) -> bool:
     if files.path is None:
         return files.encoder_entry is not None and bool(files.encoder_entry.language_model)
     if files.path.is_file():
-        return True
+        return files.path.suffix != _GGUF
     if saved_family(files):
         return False
     if files.encoder_entry is not None and files.encoder_entry.layout:
@@ -217,6 +218,8 @@ def _baseline(files: ModelFiles) -> str:
 def _is_language_model(files: ModelFiles) -> bool:
     if files.path is None:
         return isinstance(files.entry, LanguageModelEntry)
+    if files.path.is_file():
+        return files.path.suffix == _GGUF
     return files.local_folder is not None and files.config.get("model_type") in (*LLAMAS, *BERTS)
 
 

@@ -19,6 +19,8 @@ from llm2clip.encoders.catalog.entries import Choice, weights_memory
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
+from llm2clip.encoders.text.gguf_conversion import SUFFIX as GGUF
+from llm2clip.encoders.text.gguf_conversion import gguf_folder
 from llm2clip.encoders.text.language_config import (
     LanguageConfig,
     LanguageModule,
@@ -150,13 +152,15 @@ class LanguagePlan:
 
 
 def open_language(folder: str | Path, *, update: str | Path | None = None) -> LanguagePlan:
-    """Inspect a language model of the published layout; no weight is read.
+    """Inspect a language model of the published layout, or a GGUF file, which is converted once; no weight is read.
 
     Llama, Qwen2, Qwen3, BERT and XLM-RoBERTa are read. Tensor names may begin with ``model.`` (``bert.``, ``roberta.``)
     or not. Heads and stored tables that are computed are left out; any other tensor that the model does not have is an
     error.
     """
     folder = Path(folder)
+    if folder.suffix == GGUF:
+        folder = gguf_folder(folder)
     try:
         config = language_config(read_object(folder / "config.json"))
     except ModelError:

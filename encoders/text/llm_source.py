@@ -23,6 +23,8 @@ from llm2clip.encoders.core.files import (
     settings_sha256,
 )
 from llm2clip.encoders.text.caption_tokenizer import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules
+from llm2clip.encoders.text.gguf_conversion import SUFFIX as GGUF
+from llm2clip.encoders.text.gguf_conversion import gguf_folder
 from llm2clip.encoders.text.llm_checkpoint import LanguagePlan, open_language
 from llm2clip.encoders.text.text_rules import TOKENIZER, stored_rules
 from llm2clip.encoders.weights.lora import is_lora_folder
@@ -155,6 +157,8 @@ def language_source(asked: str | os.PathLike[str]) -> LanguageSource:
     path = Path(name).expanduser()
     if entry is not None and not (path.is_dir() and os.sep in name):
         return LanguageSource(name=entry.name, entry=entry)
+    if path.suffix == GGUF and path.is_file():
+        return LanguageSource(name=path.stem, entry=None, given=gguf_folder(path))
     if not path.is_dir():
         known = ", ".join(item.name for item in language_models())
         raise ModelError(f"unknown language model {name!r}, and no folder of that name; known: {known}")
