@@ -42,6 +42,8 @@ def log_stderr(text: str) -> None:
 def one_line_errors(*, extra: str | None = None, interrupted: str = "") -> Iterator[None]:
     """End the process on an expected failure: one line on standard error and status 1, on Ctrl-C status 130.
 
+    Notes of the error (``add_note``) follow, each on a line: commands to run are too long for one.
+
     Args:
         extra: The optional part of the package that brings modules which may be missing, such as ``train``.
         interrupted: What follows the word "interrupted" where the interruption does not say it itself.
@@ -57,6 +59,8 @@ def one_line_errors(*, extra: str | None = None, interrupted: str = "") -> Itera
         raise SystemExit(1) from None
     except (ValueError, OSError) as error:
         log_stderr(f"error: {_reason(error)}")
+        for note in getattr(error, "__notes__", ()):
+            log_stderr(f"  {note}")
         raise SystemExit(1) from error
     except ImportError as error:
         if (error.name or "").split(".")[0] == "llm2clip":

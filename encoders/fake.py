@@ -61,7 +61,7 @@ class FakeEncoder(Encoder):
             settings_sha256=hashlib.sha256(f"fake {max_text_tokens}".encode()).hexdigest(),
             preprocessing=f"rgb-on-white/pad-square/bicubic-{image_size}/mean.5std.5",
             parameters=0,
-            languages=("en",),
+            languages=("mul",),
             licence="MIT",
             note="knows colours; for tests",
         )

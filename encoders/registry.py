@@ -157,8 +157,9 @@ def _local_files(path: Path) -> ModelFiles:
 
 def _unknown(name: str) -> str:
     names = [NANO, *(entry.name for entry in encoder_entries()), *(entry.name for entry in language_models())]
-    close = get_close_matches(name, names, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    begun = [known for known in names if known.startswith(f"{name}-")]
+    close = begun or get_close_matches(name, names, n=1)
+    hint = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
     return (
         f"unknown encoder {name!r}, and no folder of that name; {hint}known: {', '.join(RECOMMENDED)}, and "
         f"{len(names) - len(RECOMMENDED)} more that llm2clip-index encoders lists"

@@ -1,1 +1,2 @@
+from .languages import UnknownLanguageWarning as UnknownLanguageWarning
 from .searcher import Searcher as Searcher

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import unicodedata
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm2clip.common.terminal import escape_control
+from llm2clip.retrieval.languages import guess_language
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,36 +23,6 @@ _EMOJI_CHARACTERS = 40
 """Longest ``emoji`` entry of the metadata that is shown beside the caption."""
 _QUERY_CELLS = 400
 """Widest query in the heading of a table."""
-# First and last code point of a script, and the language most often written in it. Scripts of many languages, such
-# as Latin, are left out.
-_SCRIPTS: tuple[tuple[int, int, str], ...] = (
-    (0x0370, 0x03FF, "el"),
-    (0x0400, 0x04FF, "ru"),
-    (0x0530, 0x058F, "hy"),
-    (0x0590, 0x05FF, "he"),
-    (0x0600, 0x06FF, "ar"),
-    (0x0900, 0x097F, "hi"),
-    (0x0980, 0x09FF, "bn"),
-    (0x0A00, 0x0A7F, "pa"),
-    (0x0A80, 0x0AFF, "gu"),
-    (0x0B80, 0x0BFF, "ta"),
-    (0x0C00, 0x0C7F, "te"),
-    (0x0C80, 0x0CFF, "kn"),
-    (0x0D00, 0x0D7F, "ml"),
-    (0x0D80, 0x0DFF, "si"),
-    (0x0E00, 0x0E7F, "th"),
-    (0x10A0, 0x10FF, "ka"),
-    (0x1200, 0x137F, "am"),
-    (0x1780, 0x17FF, "km"),
-    (0x3040, 0x30FF, "ja"),
-    (0x4E00, 0x9FFF, "zh"),
-    (0xAC00, 0xD7AF, "ko"),
-)
-# Letters that tell another language from the main one of its script.
-_TELLTALES: dict[str, tuple[frozenset[str], str]] = {
-    "ar": (frozenset("پچژگک"), "fa"),
-    "ru": (frozenset("іїєґІЇЄҐ"), "uk"),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +65,7 @@ def _is_missing(hit: Hit) -> bool:
 
 
 def text_query(text: str, *, language: str | None = None, gloss: str | None = None) -> Query:
-    """A text query; without ``language``, it is guessed from the script."""
+    """A text query; without ``language``, it is guessed."""
     return Query(kind="text", label=text, language=language or guess_language(text), gloss=gloss)
 
 
@@ -108,26 +77,6 @@ def combined_query(text: str, images: Sequence[tuple[str, bytes]]) -> Query:
         return parts[0]
     label = " + ".join(part.label for part in parts)
     return Query(kind="combined", label=label, language=parts[0].language, parts=tuple(parts))
-
-
-def guess_language(text: str) -> str | None:
-    """BCP 47 tag of a text's probable language by its script; ``None`` if that does not tell, as for Latin script."""
-    counts = Counter(language for char in text if (language := _language_of(char)))
-    if not counts:
-        return None
-    letters = sum(unicodedata.category(char)[0] == "L" for char in text)
-    if 2 * counts.total() < letters:
-        return None
-    language = "ja" if counts["ja"] else counts.most_common(1)[0][0]
-    telltale = _TELLTALES.get(language)
-    if telltale and telltale[0] & set(text):
-        return telltale[1]
-    return language
-
-
-def _language_of(char: str) -> str | None:
-    code = ord(char)
-    return next((language for first, last, language in _SCRIPTS if first <= code <= last), None)
 
 
 def caption_for(hit: Hit, language: str | None) -> tuple[str | None, str | None]:

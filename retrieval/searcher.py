@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, islice
@@ -12,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
 from llm2clip.indexer.core.index_paths import Place, locate
+from llm2clip.retrieval.languages import UnknownLanguageWarning, language_warning
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +49,8 @@ class Searcher:
         self._loading = Lock()
         self._process: int | None = os.getpid()
         self._encoder: Encoder | None = None
+        self._warned: set[str] = set()
+        """Languages that a warning was given for."""
         for other in self.indexes[1:]:
             _require_same_encoder(self.index, other)
         if encoder is not None and not isinstance(encoder, str | os.PathLike):
@@ -123,10 +127,16 @@ class Searcher:
                 except (ValueError, OSError) as error:
                     if self._source is not None:
                         raise
-                    raise ModelError(
+                    problem = ModelError(
                         f"{self.index.path} was built with encoder '{manifest.encoder['name']}', which cannot be "
-                        f"loaded ({error}); if it was moved, name it with --encoder"
-                    ) from error
+                        f"loaded: {error}; if it was moved, name it with --encoder"
+                    )
+                    for note in getattr(error, "__notes__", ()):
+                        problem.add_note(note)
+                    problem.add_note(
+                        "meanwhile: llm2clip-index info and remove work, and indexes of encoders that are here"
+                    )
+                    raise problem from error
                 self.index.require_encoder(loaded.info)
                 self._encoder = loaded
             return self._encoder
@@ -142,8 +152,9 @@ class Searcher:
     ) -> list[Hit] | list[list[Hit]]:
         """The ``k`` images nearest to a text, or to each of several.
 
-        A text longer than ``encoder.info.max_text_tokens`` is truncated with a ``TextTooLongWarning``. Full-width
-        letters are made ordinary ones and invisible characters removed first (docs/encoders.md).
+        A text longer than ``encoder.info.max_text_tokens`` is truncated with a ``TextTooLongWarning``; one in a
+        language that the encoder was not trained on gets an ``UnknownLanguageWarning``, once for each language.
+        Full-width letters are made ordinary ones and invisible characters removed first (docs/encoders.md).
 
         Args:
             query: A text, or a list of texts.
@@ -234,9 +245,17 @@ class Searcher:
         return self._search(unit[None], k=k, where=where)[0]
 
     def _text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors of texts as they were meant. Shape: (len(texts), dim), float32."""
+        """Unit vectors of texts as they were meant; warns of languages that the encoder does not know.
+
+        Shape: (len(texts), dim), float32.
+        """
         meant = [text if text.isascii() else _cleaned(text) for text in texts]
         _check_texts(meant)
+        for text in meant:
+            found = language_warning(text, self.encoder.info)
+            if found is not None and found[0] not in self._warned:
+                self._warned.add(found[0])
+                warnings.warn(found[1], UnknownLanguageWarning, stacklevel=3)
         return self.encoder.encode_texts(meant)
 
     def _search(self, vectors: NDArray[np.float32], *, k: int, where: str | None) -> list[list[Hit]]:

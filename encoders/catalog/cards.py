@@ -18,14 +18,16 @@ from llm2clip.encoders.catalog.hub import encoder_available, language_available
 
 RECOMMENDED = (
     "nano",
-    "clip-vit-b-32",
-    "clip-vit-b-16",
-    "clip-vit-l-14",
+    "siglip2-b-16-256",
     "llm2clip-llama3.2-1b-eva02-l-14-336",
     "llm2clip-eva02-l-14-336",
     "llm2clip-openai-l-14-336",
+    "chinese-clip-b-16",
+    "clip-vit-b-32",
+    "clip-vit-b-16",
+    "clip-vit-l-14",
 )
-"""Encoders offered when a command asks for one."""
+"""Encoders offered when a command asks for one: those of many languages, of Chinese, of English."""
 _ADAPTER_BLOCKS = 4
 
 

@@ -23,6 +23,8 @@ _WHOLE = 40
 """Digits of a full commit hash; the hub accepts no shorter one."""
 _TIMEOUT = 30.0
 """Seconds in which the hub must answer."""
+_NAMED = 4
+"""Files that a message names."""
 _GATED = "meta-llama/"
 """Owner of repositories that need an accepted licence."""
 
@@ -82,7 +84,7 @@ def resolve_files(wanted: HubFiles) -> Path:
     from huggingface_hub import snapshot_download
 
     if problem := _unreachable(wanted):
-        raise ModelError(_advice(wanted, problem))
+        raise _not_here(wanted, problem)
     try:
         folder = Path(
             snapshot_download(
@@ -93,9 +95,9 @@ def resolve_files(wanted: HubFiles) -> Path:
             )
         )
     except (OSError, ValueError) as error:
-        raise ModelError(_advice(wanted, _first_line(error))) from error
+        raise _not_here(wanted, _first_line(error)) from error
     if absent := missing_files(folder, wanted.files):
-        raise ModelError(_advice(wanted, f"the repository has no {', '.join(absent)}"))
+        raise _not_here(wanted, f"the repository has no {', '.join(absent)}")
     return folder
 
 
@@ -131,21 +133,26 @@ def _not_wanted(wanted: HubFiles) -> list[str]:
     return ["*/*"] if plain else []
 
 
-def _advice(wanted: HubFiles, reason: str) -> str:
-    files = ", ".join(file.replace("|", " or ") for file in wanted.files)
+def _not_here(wanted: HubFiles, reason: str) -> ModelError:
+    """The error for files that are not available: a line, and as notes what is needed and how to get it."""
+    files = ", ".join(file.replace("|", " or ") for file in wanted.files[:_NAMED])
+    files += f" and {len(wanted.files) - _NAMED} more" if len(wanted.files) > _NAMED else ""
     chosen = [f"--include '{pattern}'" for pattern in _patterns(wanted)]
     chosen += [f"--exclude '{pattern}'" for pattern in _not_wanted(wanted)]
     size = f" ({format_bytes(wanted.size)})" if wanted.size else ""
-    known = f" (the one described here begins with {wanted.revision})" if wanted.revision else ""
-    whole = wanted.commit == wanted.revision
-    revision = f"revision {wanted.revision}" if whole else f"its newest revision{known}"
-    command = f"hf download {wanted.repository} --revision {wanted.commit} {' '.join(chosen)} --local-dir {wanted.home}"
-    hint = f" {wanted.hint}" if wanted.hint else ""
-    return (
-        f"{wanted.name} is not on this machine: searched {wanted.home} and the hub's cache {_hub_cache()}, and "
-        f"could not download it: {reason.rstrip('.')}. It needs {files}{size} from {wanted.repository} at {revision}, "
-        f"in {wanted.home}.{hint} Where there is internet, run: {command} (The encoder nano needs no files.)"
+    error = ModelError(
+        f"{wanted.name} is not on this machine and could not be downloaded: {reason.rstrip('.')}"
     )
+    error.add_note(
+        f"needed: {files}{size} from {wanted.repository}{f'; {wanted.hint}' if wanted.hint else ''}"
+    )
+    error.add_note(f"looked in: {wanted.home} and the hub's cache {_hub_cache()}")
+    error.add_note(
+        f"where there is internet: hf download {wanted.repository} --revision {wanted.commit} {' '.join(chosen)} "
+        f"--local-dir {wanted.home}"
+    )
+    error.add_note("from a mirror: the same after  export HF_ENDPOINT=https://MIRROR")
+    return error
 
 
 def _hub_cache() -> Path:
@@ -159,9 +166,7 @@ def encoder_files(entry: EncoderEntry) -> HubFiles:
     hint = ""
     if entry.language_model:
         language = language_of(entry)
-        hint = (
-            f"To read texts it needs {language.repository} ({format_bytes(language.download_bytes)}) as well."
-        )
+        hint = f"texts need {language.repository} ({format_bytes(language.download_bytes)}) as well"
     return HubFiles(
         name=entry.name,
         repository=entry.repository,
@@ -182,9 +187,7 @@ def language_files(entry: LanguageModelEntry) -> HubFiles:
         revision=entry.revision,
         files=entry.files,
         size=entry.download_bytes,
-        hint="The repository is gated: accept its licence on the hub and run hf auth login first."
-        if gated
-        else "",
+        hint="it is gated: accept its licence on the hub and run hf auth login first" if gated else "",
     )
 
 

@@ -9,10 +9,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.core.index_paths import SAMPLE
 from llm2clip.indexer.storage.index_folder import recorded_encoder
+
+if TYPE_CHECKING:
+    from llm2clip.encoders import EncoderCard
 
 VARIABLE = "LLM2CLIP_ENCODER"
 """Environment variable with the default encoder of builds."""
@@ -49,21 +53,30 @@ def source_of(encoder: str) -> str:
 
 
 def listed() -> str:
-    """The recommended encoders, numbered, with size and quality, in 80 columns."""
+    """The recommended encoders, numbered, with languages, size and quality, as wide as the terminal."""
+    from shutil import get_terminal_size
     from textwrap import fill
 
     from llm2clip.encoders import list_encoders
 
     cards = [card for card in list_encoders() if card.recommended]
     indent, lines = " " * 5, list[str]()
+    width = max(40, min(100, get_terminal_size().columns) - 1)
     for number, card in enumerate(sorted(cards, key=lambda card: card.recommended), 1):
         download = f"download: {card.download}" if card.download else "nothing to download"
-        lines.append(f"  {number}  {card.name}")
+        lines.append(f"  {number}  {_languages(card)}: {card.name}")
         for text in (card.summary, f"{card.size}, {card.quality}; {download}"):
             lines.append(
-                fill(text, 79, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
+                fill(text, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False)
             )
     return "\n".join([*lines, "  all encoders: llm2clip-index encoders"])
+
+
+def _languages(card: EncoderCard) -> str:
+    """The languages of an encoder's queries, in words."""
+    names = {"en": "English", "zh": "Chinese", "mul": "many languages"}
+    shown = " and ".join(names.get(tag, tag) for tag in card.languages[:3])
+    return f"{shown}, reads others" if card.reads_more else shown
 
 
 def _ask(ask: Callable[[str], str]) -> str:

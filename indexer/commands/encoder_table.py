@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 _RECALLS = {"R@1": "flickr30k_t2i_r1", "zh R@1": "flickr30k_cn_t2i_r1"}
 """Heading -> the published recall in that column."""
-_HEADINGS = ("", "params", "download", "memory", "dim", "px", "text", "languages", *_RECALLS, "here")
+_HEADINGS = ("", "languages", "params", "download", "memory", "dim", "px", "text", *_RECALLS, "here")
 _LEFT = frozenset({"", "languages", "here"})
-_OPTIONAL = ("params", "dim", "px", "zh R@1", "download", "text", "languages")
+_OPTIONAL = ("params", "dim", "px", "zh R@1", "text", "download", "memory", "here")
 """Columns that a narrow terminal goes without, in this order."""
 _WIDEST = 116
 """Width of the legend, in characters."""

@@ -29,7 +29,12 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> ImageEncode
     """Load an encoder by its name or folder."""
     from llm2clip.encoders import load_encoder
 
-    return load_encoder(name, device=device, dtype=dtype)
+    try:
+        return load_encoder(name, device=device, dtype=dtype)
+    except ValueError as error:
+        if getattr(error, "__notes__", ()):
+            error.add_note("meanwhile: llm2clip-index encoders lists those that are on this machine")
+        raise
 
 
 def place_of(index: Path | None) -> Path:

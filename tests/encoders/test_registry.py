@@ -25,6 +25,8 @@ def test_list_encoders_gives_complete_cards():
         "llm2clip-llama3.2-1b-eva02-l-14-336",
         "llm2clip-eva02-l-14-336",
         "llm2clip-openai-l-14-336",
+        "chinese-clip-b-16",
+        "siglip2-b-16-256",
     }
     for card in cards:
         assert card.summary, card.name
@@ -97,14 +99,17 @@ def test_load_encoder_reads_relative_folder(tiny_folder: Path, monkeypatch: pyte
 
 
 def test_load_encoder_refuses_unknown_name():
-    more = len(list_encoders()) + 3 - 7  # language models; those that are named
+    more = len(list_encoders()) + 3 - 9  # language models; those that are named
     with pytest.raises(ModelError) as caught:
         load_encoder("clip-vit-b32")
     assert str(caught.value) == (
         "unknown encoder 'clip-vit-b32', and no folder of that name; did you mean 'clip-vit-b-32'? "
-        "known: nano, clip-vit-b-32, clip-vit-b-16, clip-vit-l-14, llm2clip-llama3.2-1b-eva02-l-14-336, "
-        f"llm2clip-eva02-l-14-336, llm2clip-openai-l-14-336, and {more} more that llm2clip-index encoders lists"
+        "known: nano, siglip2-b-16-256, llm2clip-llama3.2-1b-eva02-l-14-336, llm2clip-eva02-l-14-336, "
+        "llm2clip-openai-l-14-336, chinese-clip-b-16, clip-vit-b-32, clip-vit-b-16, clip-vit-l-14, "
+        f"and {more} more that llm2clip-index encoders lists"
     )
+    with pytest.raises(ModelError, match="did you mean 'clip-vit-b-32' or 'clip-vit-b-16' or 'clip-vit-l-14'"):
+        load_encoder("clip")
     with pytest.raises(ModelError, match="no folder of that name; known: nano"):
         load_encoder("zzz")
 

@@ -155,8 +155,8 @@ def test_model_settings_names_unreadable_files(tmp_path: Path):
 def test_load_sentence_says_how_to_download(data_home: Path):
     with pytest.raises(ModelError) as caught:
         load_encoder("st:Qwen/Qwen3-VL-Embedding-2B")
-    message = str(caught.value)
-    assert message.startswith("st:Qwen/Qwen3-VL-Embedding-2B is not on this machine: searched ")
+    message = "\n".join([str(caught.value), *caught.value.__notes__])
+    assert message.startswith("st:Qwen/Qwen3-VL-Embedding-2B is not on this machine and could not ")
     assert str(data_home / "models" / "Qwen3-VL-Embedding-2B") in message
     assert "hf download Qwen/Qwen3-VL-Embedding-2B" in message
     for name in ("st:", "st:./nowhere", f"st:{data_home / 'nowhere'}"):

@@ -64,7 +64,7 @@ def test_build_without_an_encoder_lists_the_recommended(photos, loaded):
     assert max(map(len, done.stderr.splitlines())) < 80
     said = " ".join(done.stderr.split())
     for card in [card for card in list_encoders() if card.recommended]:
-        assert f"{card.recommended} {card.name} {card.summary} {card.size}, {card.quality}; " in said
+        assert f": {card.name} {card.summary} {card.size}, {card.quality}; " in said
         assert card.download in said
     assert not default_index_path(photos).exists()
 

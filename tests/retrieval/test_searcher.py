@@ -161,7 +161,7 @@ def test_searcher_names_index_and_remedy_if_the_encoder_fails(
     build_index(corpus.folder, tmp_path / "i", encoder=FakeEncoder(name="lost"))
     searcher = Searcher.open(tmp_path / "i")
     with pytest.raises(
-        ModelError, match=r"was built with encoder 'lost', which cannot be loaded .*--encoder"
+        ModelError, match=r"was built with encoder 'lost', which cannot be loaded: .*--encoder"
     ):
         searcher.search("red")
 
