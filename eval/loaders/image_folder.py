@@ -138,6 +138,8 @@ def _by_language(record: Record) -> Mapping[str, Any]:
 
 
 def _without_captions(path: str | Path, records: list[Record], language: str | None) -> str:
+    if not any(record.caption or _by_language(record) for record in records):
+        return f"{path} has {len(records):,} images and no captions: put NAME.txt beside NAME.jpg"
     languages = Counter(key for record in records for key in _by_language(record))
     there = ", ".join(f"{key} ({number:,} images)" for key, number in languages.most_common()) or "none"
     wanted = (

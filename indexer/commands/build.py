@@ -97,6 +97,7 @@ def run_build(request: BuildRequest) -> None:
         _require_same(request, folder, name)
         if name == NANO and request.corpus != SAMPLE:
             log_stderr("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
+        show(Progress(stage="loading", done=0, total=0))
         encoder = load(name, device=request.device, dtype=request.dtype)
         options = BuildOptions(
             planner=make_planner(
@@ -194,10 +195,10 @@ def _print_build(report: BuildReport, *, search: str) -> None:
     if report.up_to_date:
         print(f"Up to date: {images(report.items)}, nothing has changed.")
     else:
-        rate = f" ({report.embedded / report.seconds:,.0f}/s)" if report.embedded else ""
-        kept = f", {report.embedded:,} newly embedded," if report.kept else ""
+        per_second = report.embedded / report.seconds if report.seconds else 0.0
+        rate = f" ({per_second:,.0f}/s)" if per_second >= 1 and not report.unchanged else ""
         memory = f", memory up to {report.peak_memory / 1e6:,.0f} MB" if report.peak_memory else ""
-        print(f"Indexed {images(report.items)}{kept} in {report.seconds:,.1f} s{rate}{memory}.")
+        print(f"Indexed {images(report.items)}{_changes(report)} in {report.seconds:,.1f} s{rate}{memory}.")
     if report.bad:
         print(f"{images(report.bad)} could not be read:")
         for bad in report.bad_images[:SHOWN]:
@@ -208,6 +209,20 @@ def _print_build(report: BuildReport, *, search: str) -> None:
         log_stderr(f"note: {each}")
     print(escape_control(f"Index:  {report.path}"))
     print(escape_control(f"Search: {search}"))
+
+
+def _changes(report: BuildReport) -> str:
+    """What became of the images of an index that was there, or how many of a resumed build were embedded now."""
+    named = {
+        "new": report.new,
+        "changed": report.changed,
+        "moved": report.moved,
+        "gone": report.removed,
+        "unchanged": report.unchanged,
+    }
+    if sum(named.values()) > report.new:
+        return f": {', '.join(f'{count:,} {what}' for what, count in named.items() if count)};"
+    return f", {report.embedded:,} newly embedded," if report.kept else ""
 
 
 def _search_command(report: BuildReport, *, current: bool) -> str:

@@ -17,7 +17,7 @@ _RECALLS = {"R@1": "flickr30k_t2i_r1", "zh R@1": "flickr30k_cn_t2i_r1"}
 """Heading -> the published recall in that column."""
 _HEADINGS = ("", "languages", "params", "download", "memory", "dim", "px", "text", *_RECALLS, "here")
 _LEFT = frozenset({"", "languages", "here"})
-_OPTIONAL = ("params", "dim", "px", "zh R@1", "text", "download", "memory", "here")
+_OPTIONAL = ("params", "dim", "px", "zh R@1", "text", "download", "memory", "here", "R@1")
 """Columns that a narrow terminal goes without, in this order."""
 _WIDEST = 116
 """Width of the legend, in characters."""

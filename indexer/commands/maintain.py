@@ -12,7 +12,7 @@ from llm2clip.common.terminal import log_stderr
 from llm2clip.indexer.commands.encoder_choice import source_of
 from llm2clip.indexer.commands.session import SHOWN, images, load, place_of, print_report, working
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
-from llm2clip.indexer.core.results import BuildOptions, ChangeReport
+from llm2clip.indexer.core.results import BuildOptions, ChangeReport, Progress
 from llm2clip.indexer.lifecycle.compact import compact_index
 from llm2clip.indexer.lifecycle.export import Format, export_index
 from llm2clip.indexer.lifecycle.reencode import Overlap, reencode_index
@@ -36,6 +36,7 @@ def run_update(
     folder = place_of(index)
 
     def load_named() -> ImageEncoder:
+        show(Progress(stage="loading", done=0, total=0))
         return load(encoder or read_manifest(folder).encoder_source, dtype=dtype)
 
     with working(interrupted=_interrupted) as show:

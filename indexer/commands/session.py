@@ -84,19 +84,19 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         yield lambda progress: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[bad]}"),
     )
     bar = Bar(*columns, console=Console(stderr=True), transient=True)
-    task = bar.add_task("listing", total=None, rate="", bad="")
+    task = bar.add_task("listing", total=None, count="", rate="", bad="")
     shown = False
 
     def show(progress: Progress) -> None:
@@ -104,8 +104,9 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         if not shown:  # not before: the user may be asked something first
             bar.start()
             shown = True
-        if progress.stage == "listing":
-            bar.update(task, description=f"listing: {progress.total:,} images")
+        if progress.stage in ("listing", "loading"):
+            listing = f"listing: {progress.total:,} images"
+            bar.update(task, description=listing if progress.stage == "listing" else "loading the encoder")
             return
         speed = bar.tasks[0].speed
         bar.update(
@@ -113,6 +114,7 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
             description=progress.stage,
             completed=progress.done,
             total=progress.total,
+            count=f"{progress.done:,}/{progress.total:,}",
             rate=f"{speed:,.0f} images/s" if speed else "",
             bad=f"{progress.bad:,} bad" if progress.bad else "",
         )

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 class Progress:
     """Progress of a build or update."""
 
-    stage: Literal["listing", "embedding", "writing"]
+    stage: Literal["listing", "loading", "embedding", "writing"]
+    """``loading``: the encoder."""
     done: int
     """Images that are done, the bad ones included."""
     total: int
@@ -123,6 +124,16 @@ class BuildReport(Report):
     bad_images: tuple[BadImage, ...]
     """The first thousand of them."""
     bad_pictures = property(attrgetter("bad_images"), doc="Old name of ``bad_images``.")
+    new: int = 0
+    """Images that the index did not have, moved ones not counted."""
+    changed: int = 0
+    """Images of other content, caption or time than before."""
+    moved: int = 0
+    """Images that went from one key to another."""
+    removed: int = 0
+    """Images that are gone from the corpus, moved ones not counted."""
+    unchanged: int = 0
+    """Images that the index had as they are."""
     peak_memory: int | None = None
     """Peak resident memory of the process in bytes, weights and mapped files included; None: unknown."""
 

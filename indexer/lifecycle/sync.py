@@ -286,7 +286,7 @@ def _unreadable(folder: Path, works: Sequence[_Work], result: SyncResult) -> str
 def _tell(
     options: BuildOptions,
     result: SyncResult,
-    stage: Literal["listing", "embedding", "writing"],
+    stage: Literal["listing", "loading", "embedding", "writing"],
     done: int,
     total: int,
 ) -> None:

@@ -108,7 +108,9 @@ def test_load_encoder_refuses_unknown_name():
         "llm2clip-openai-l-14-336, chinese-clip-b-16, clip-vit-b-32, clip-vit-b-16, clip-vit-l-14, "
         f"and {more} more that llm2clip-index encoders lists"
     )
-    with pytest.raises(ModelError, match="did you mean 'clip-vit-b-32' or 'clip-vit-b-16' or 'clip-vit-l-14'"):
+    with pytest.raises(
+        ModelError, match="did you mean 'clip-vit-b-32' or 'clip-vit-b-16' or 'clip-vit-l-14'"
+    ):
         load_encoder("clip")
     with pytest.raises(ModelError, match="no folder of that name; known: nano"):
         load_encoder("zzz")

@@ -97,7 +97,7 @@ def test_load_data_refuses_what_an_index_skips(own, tmp_path):
     (folder / "a.json").write_text('{"caption": "red"')
     refuses(folder, r"a\.png: metadata left out.*expected whole images")
     (folder / "a.json").unlink()
-    refuses(folder, "1 images, expected captions without a language")
+    refuses(folder, "1 images and no captions: put NAME.txt beside NAME.jpg")
     (folder / "a.png").unlink()
     refuses(folder, "no images")
     refuses(tmp_path / "nothing", "no such file or folder")
