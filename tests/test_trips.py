@@ -53,7 +53,7 @@ from llm2clip.encoders.catalog import entries
 entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
-    "build": ("", BUILD, 40),
+    "build": ("", BUILD, 41),
     "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 25),
     "load nano": ("", 'load("nano")', 12),
     "load CLIP": ("", 'load(folder / "clip")', 15),
@@ -61,7 +61,7 @@ TRIPS = {
     "eval run": (
         "",
         'command("eval", "run", "--encoder", "nano", "--data", str(folder / "photos"), "--out", str(folder / "out"))',
-        39,
+        40,
     ),
 }
 """Name -> what comes before, what is followed, and the most files that it may enter."""

@@ -20,6 +20,9 @@ from llm2clip.indexer.records.record import Corpus, Record, describe_empty
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
 _MOST_FILES = 1_000_000
+EMPTY = "the file is empty"
+"""The problem of a member without content."""
+_MOST_EMPTY = 1000  # that are listed one by one
 
 
 class Container(NamedTuple):
@@ -112,17 +115,24 @@ class ContainerCorpus(Corpus):
         """All images, file by file, in their order."""
         self._restart()
         for name in self.files.names:
-            done = 0
+            done = empty = 0
             try:
                 for record in self._inside(self.files.container(name)):
-                    yield record
-                    done += 1
+                    empty += record.problem == EMPTY
+                    if record.problem != EMPTY or empty <= _MOST_EMPTY:
+                        yield record
+                        done += 1
             except Exception as error:  # a damaged container may make its reader raise anything
                 reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
                 reason = reason or type(error).__name__
                 path = self.files.path(name)
                 problem = f"{self.what} cannot be read after {done} images: {reason}"
                 yield Record(key=printable(path), uri=printable(name), file=Path(name), problem=problem)
+            else:
+                if empty > _MOST_EMPTY:
+                    key, uri = printable(self.files.path(name)), printable(name)
+                    problem = f"{empty - _MOST_EMPTY:,} more images in it are empty"
+                    yield Record(key=key, uri=uri, file=Path(name), problem=problem)
         if fetched := self.files.fetched:
             size = sum(fetched.values()) / 2**20
             self.read_notes = [
@@ -148,14 +158,17 @@ class ContainerCorpus(Corpus):
         return describe_empty(f"the {len(self.files.names)} shards of {self.spec}", found)
 
 
-def member_problem(name: str, seen: set[int]) -> str | None:
-    """Why a member of an archive cannot be identified by its name; None if it can. Adds it to ``seen``."""
+def member_problem(name: str, seen: set[int], *, size: int) -> str | None:
+    """Why a member of an archive is no image, or has no name of its own; None if it may be one.
+
+    Adds the name to ``seen``.
+    """
     if name != printable(name):
         return "member name is not UTF-8"
     if hash(name) in seen:
         return "second member of this name"
     seen.add(hash(name))  # hashes, not names: an archive may have millions of members
-    return None
+    return None if size else EMPTY
 
 
 def expand(pattern: str) -> list[str]:

@@ -81,7 +81,7 @@ class _Shards(ContainerCorpus):
                     for kind, each in beside.items()
                 }
                 image, problem = (image, image.problem) if image.link is None else apart.linked(image)
-                problem = member_problem(image.name, seen) or problem
+                problem = member_problem(image.name, seen, size=1 if problem else image.size) or problem
                 # A member that cannot be told apart by its name gets its offset as well: keys must differ.
                 twice = problem is not None and problem.startswith(("second", "member name"))
                 name = printable(image.name) + (f"@{image.offset}" if twice else "")

@@ -67,7 +67,7 @@ class ZipCorpus(ContainerCorpus):
                 self.skipped[kind] += 1
             if kind not in image_endings() and not _is_image(file, member):
                 continue
-            problem = member_problem(member.name, seen) or _unsupported(member)
+            problem = member_problem(member.name, seen, size=member.place[2]) or _unsupported(member)
             # A member that cannot be told apart by its name gets its offset as well: keys must differ.
             name = printable(member.name) + (
                 f"@{member.place[0]}" if problem and problem.startswith("second") else ""

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm2clip.indexer.records.files import RefusedError, ending, open_regular
+from llm2clip.indexer.records.files import RefusedError, open_regular
 
 MAX_SIDECAR_BYTES = 2**20
 """Larger caption and metadata files are not read."""
@@ -94,8 +94,9 @@ class Beside:
         self._of: dict[str, dict[str, str]] = {}
         self._unused: dict[str, None] = {}
         for name in names:
-            kind = ending(name)
-            if kind in _KINDS:
+            kind = name[-5:].lower()
+            kind = kind if kind == ".json" else kind[-4:]
+            if kind in _KINDS and len(name) > len(kind):
                 self._unused[name] = None
                 self._put(name[: -len(kind)], kind, name)
 

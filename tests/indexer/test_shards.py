@@ -149,6 +149,15 @@ def test_tar_corpus_reads_captions_of_samples_with_several_endings(tmp_path):
     assert [each.caption for each in records(tmp_path / "s.tar")] == ["of both", "of both"]
 
 
+def test_tar_corpus_lists_a_thousand_empty_members(tmp_path):
+    empty = [header(b"%d.png" % number, 0, b"0") for number in range(2500)]
+    (tmp_path / "s.tar").write_bytes(b"".join(empty) + tar_of({"z.png": RED}))
+    found = records(tmp_path / "s.tar")
+    assert [each.key for each in found if each.problem is None] == ["s.tar#z.png"]
+    problems = [each.problem for each in found if each.problem is not None]
+    assert problems == ["the file is empty"] * 1000 + ["1,500 more images in it are empty"]
+
+
 def header(name: bytes, size: int, kind: bytes) -> bytes:
     block = bytearray(512)
     block[: len(name)], block[100:108], block[136:148] = name, b"0000644\0", b"00000000000\0"
