@@ -10,7 +10,7 @@ import typer
 from llm2clip.common import entrypoint
 from llm2clip.common.command_line import GroupedCommand, make_app
 from llm2clip.common.terminal import one_line_errors, one_of, renamed
-from llm2clip.indexer.cli_manage import delete, list_indexes, move, undo, use
+from llm2clip.indexer.cli_manage import delete, list_indexes, move, trust, undo, use
 from llm2clip.indexer.cli_options import (
     BatchOption,
     CorpusArgument,
@@ -171,6 +171,7 @@ def remove(
 app.command("undo", cls=GroupedCommand)(undo)
 app.command("move", cls=GroupedCommand)(move)
 app.command("list", cls=GroupedCommand)(list_indexes)
+app.command("trust", cls=GroupedCommand)(trust)
 app.command("use", cls=GroupedCommand)(use)
 app.command("delete", cls=GroupedCommand)(delete)
 

@@ -1,4 +1,4 @@
-"""Commands of ``llm2clip-index`` on indexes as a whole: undo, move, list, use, delete."""
+"""Commands of ``llm2clip-index`` on indexes as a whole: undo, move, list, trust, use, delete."""
 
 from __future__ import annotations
 
@@ -48,6 +48,18 @@ def list_indexes(as_json: JsonOption = False) -> None:
         from llm2clip.indexer.commands.manage import run_list
 
         run_list(as_json=as_json)
+
+
+def trust(index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]) -> None:
+    """Trust an index that was built on another machine.
+
+    Until then its vectors are searched, but no image that it names is read, no URL contacted, and no encoder
+    loaded but those of the catalogue. Shows what it names.
+    """
+    with one_line_errors():
+        from llm2clip.indexer.commands.manage import run_trust
+
+        run_trust(index)
 
 
 def use(

@@ -114,6 +114,7 @@ class Searcher:
 
         Raises:
             ModelError: It cannot be loaded.
+            IndexerError: Only the index names it, and that comes from another machine.
             EncoderMismatchError: It is not the one the index was built with.
         """
         self._require_usable()
@@ -122,6 +123,8 @@ class Searcher:
                 from llm2clip.encoders import ModelError, load_encoder
 
                 manifest = self.index.manifest
+                if self._source is None:
+                    _require_named(manifest.encoder_source, self.index)
                 try:
                     loaded = load_encoder(self._source or manifest.encoder_source, device=self._device)
                 except (ValueError, OSError) as error:
@@ -310,6 +313,15 @@ class Searcher:
                 raise ValueError(f"where must be text, such as 'width > 1000', got {type(where).__name__}")
 
             compile_where(where)
+
+
+def _require_named(encoder: str, index: Index) -> None:
+    """Refuse to load what only an index of someone else names, unless it is in our catalogue."""
+    from llm2clip.encoders.catalog.entries import find_encoder
+    from llm2clip.indexer.core.trust import require_named_encoder
+
+    if find_encoder(encoder) is None:
+        require_named_encoder(encoder, index=index.path)
 
 
 def _distinct(places: Iterable[Place]) -> list[Place]:

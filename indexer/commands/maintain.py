@@ -37,7 +37,7 @@ def run_update(
 
     def load_named() -> ImageEncoder:
         show(Progress(stage="loading", done=0, total=0))
-        return load(encoder or read_manifest(folder).encoder_source, dtype=dtype)
+        return load(encoder or _encoder_source(folder), dtype=dtype)
 
     with working(interrupted=_interrupted) as show:
         options = BuildOptions(batch_size=batch_size, prune=prune, on_progress=show)
@@ -154,7 +154,7 @@ def run_reencode(
 def _text_encoders(folder: Path, new: Any) -> Any:  # noqa: ANN401
     """The old and the new encoder, for captions as queries; None where the old one cannot be loaded."""
     try:
-        return load(read_manifest(folder).encoder_source), new
+        return load(_encoder_source(folder)), new
     except (ValueError, OSError) as error:
         log_stderr(f"note: captions were not compared, the old encoder cannot be loaded: {error}")
         return None
@@ -162,3 +162,14 @@ def _text_encoders(folder: Path, new: Any) -> Any:  # noqa: ANN401
 
 def _agreement(overlap: Overlap, what: str) -> str:
     return f"{overlap.overlap:.1%} ({overlap.queries:,} {what} as queries)"
+
+
+def _encoder_source(folder: Path) -> str:
+    """The encoder that an index names; refused if the index comes from elsewhere and it is not in our catalogue."""
+    from llm2clip.encoders.catalog.entries import find_encoder
+    from llm2clip.indexer.core.trust import require_named_encoder
+
+    name = read_manifest(folder).encoder_source
+    if find_encoder(name) is None:
+        require_named_encoder(name, index=folder)
+    return name

@@ -20,6 +20,7 @@ from llm2clip.indexer.core.index_paths import (
     forget_index,
     known_indexes,
 )
+from llm2clip.indexer.core.trust import remember
 from llm2clip.indexer.lifecycle.delete import delete_index, index_files
 from llm2clip.indexer.lifecycle.move import indexes_below, move_sources
 from llm2clip.indexer.lifecycle.undo import undo_change
@@ -160,3 +161,14 @@ def run_delete(name: Path, *, yes: bool, as_json: bool) -> None:
                 f"Deleted the index {place}: {format_bytes(freed)}. Its images are where they were."
             )
         )
+
+
+def run_trust(index: Path) -> None:
+    """Let an index of another machine have its images read and its encoder loaded; print which."""
+    folder = place_of(index)
+    manifest = read_manifest(folder)
+    remember(manifest.sources, encoder=manifest.encoder_source)
+    for source in manifest.sources:
+        place = source.get("list") or source.get("shards") or source["root"]
+        print(escape_control(f"Images:  {place} ({source['kind']})"))
+    print(escape_control(f"Encoder: {manifest.encoder_source}"))

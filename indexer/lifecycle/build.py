@@ -21,6 +21,7 @@ from llm2clip.indexer.core.errors import (
     IndexNotFoundError,
 )
 from llm2clip.indexer.core.results import BadImage, BuildOptions, BuildReport
+from llm2clip.indexer.core.trust import remember
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.lifecycle.sync import LISTED, SyncMode, SyncResult, sync
 from llm2clip.indexer.records.record import Corpus, same_corpus
@@ -75,6 +76,7 @@ def build_index(
         encoder=dict(encoder.info.identity()),
         encoder_source=options.encoder_source or encoder.info.name,
     )
+    remember(new.sources, encoder=new.encoder_source)
     mode = SyncMode(encoder=lambda: encoder, options=options)
     created, notes, result = create_or_check_folder(folder), list[str](), None
     try:

@@ -13,6 +13,7 @@ from pathlib import Path
 from llm2clip.indexer.core.errors import CorpusError, IndexerError
 from llm2clip.indexer.core.index_paths import known_indexes
 from llm2clip.indexer.core.results import Report
+from llm2clip.indexer.core.trust import remember
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.storage.index_folder import check_files
 from llm2clip.indexer.storage.items_reader import ItemsReader
@@ -74,6 +75,7 @@ def move_sources(
                 f"none of the {tried:,} images that were looked for is below {target}: expected the folder that "
                 f"{place} became. Nothing was changed"
             )
+        remember(sources[number] for number in numbers)
         with Transaction.begin(folder, base) as transaction:
             manifest = commit(transaction, folder)
     return MoveReport(

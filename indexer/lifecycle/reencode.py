@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder, TextEncoder
 from llm2clip.indexer.core.errors import IndexConflictError
 from llm2clip.indexer.core.results import BuildOptions, Report
+from llm2clip.indexer.core.trust import require_named
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.lifecycle.commit import commit
@@ -72,6 +73,8 @@ def reencode_index(
     if Path(old).expanduser().resolve() == Path(path).expanduser().resolve():
         raise IndexConflictError(f"{path} is the source index: choose another folder with --index")
     with open_index(old) as index:
+        for source in index.manifest.sources:
+            require_named(source, index=index.path)
         first, *others = [_IndexedCorpus(index, number) for number in range(len(index.manifest.sources))]
         built = build_index(first, path, encoder=encoder, options=options)
         seconds = built.seconds

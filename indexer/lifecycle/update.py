@@ -11,6 +11,7 @@ from pathlib import Path
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import CorpusError, EncoderMismatchError
 from llm2clip.indexer.core.results import BuildOptions, ChangeReport
+from llm2clip.indexer.core.trust import remember, require_named
 from llm2clip.indexer.corpora.open import open_corpus, reopen_corpus
 from llm2clip.indexer.corpora.subset import PathListCorpus, SubfolderCorpus
 from llm2clip.indexer.lifecycle.sync import SyncMode, sync, unmounted
@@ -144,6 +145,7 @@ def _missing(folder: Path, manifest: Manifest, number: int) -> int | None:
 
 def _reopened(folder: Path, manifest: Manifest, number: int) -> Corpus:
     source = manifest.sources[number]
+    require_named(source, index=folder)
     if source["kind"] != "stdin":
         return reopen_corpus(source)
 
@@ -168,6 +170,7 @@ def _opened(specs: Sequence[str], manifest: Manifest) -> Iterator[Corpus]:
             named.setdefault(_owner(place, manifest), []).append(place)
             continue
         corpus = open_corpus(spec)
+        remember([corpus.identity()])
         owner = _owner(place, manifest) if corpus.kind == "folder" else -1
         if owner >= 0 and str(corpus.root) != manifest.sources[owner]["root"]:
             corpus = SubfolderCorpus(corpus, source=manifest.sources[owner])
@@ -178,6 +181,8 @@ def _opened(specs: Sequence[str], manifest: Manifest) -> Iterator[Corpus]:
             source = manifest.sources[number]
         else:
             source = next((each for each in manifest.sources if each["kind"] == "stdin"), source)
+        if source not in manifest.sources:
+            remember([source])
         yield PathListCorpus(lambda paths=paths: paths, source=source)  # type: ignore[misc]
 
 

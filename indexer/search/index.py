@@ -26,6 +26,7 @@ from llm2clip.indexer.core.errors import (
     IndexNotFoundError,
 )
 from llm2clip.indexer.core.results import Hit, IndexInfo
+from llm2clip.indexer.core.trust import require_named
 from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.filters.compile import compile_where, metadata_names
 from llm2clip.indexer.storage.index_folder import describe_unfinished
@@ -264,12 +265,14 @@ class Index:
 
         Raises:
             OSError: the corpus no longer exists.
-            IndexerError: there is no such id, or its container changed since it was indexed.
+            IndexerError: there is no such id, its container changed since it was indexed, or the index comes from
+                another machine and was not trusted on this one.
         """
         row = self.items.get(hit_id)
         if row is None:
             raise IndexerError(f"no image has the id {hit_id}: ids go from 0 to {self.manifest.rows - 1}")
         source = self.manifest.sources[row.source]
+        require_named(source, index=self.path)
         return read_located(row.locator, key=row.key, corpus=source, hash=row.hash)
 
     def info(self) -> IndexInfo:

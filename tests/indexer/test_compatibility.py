@@ -15,6 +15,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import compact_index, open_index, update_index
+from llm2clip.indexer.core.trust import remember
 from llm2clip.indexer.lifecycle.repair import repair_index
 from llm2clip.indexer.storage.manifest import read_manifest, write_manifest
 
@@ -34,6 +35,7 @@ def old(tmp_path: Path) -> Path:
         for source in manifest.sources
     )
     write_manifest(tmp_path / "index", replace(manifest, sources=moved))
+    remember(moved)  # as ``llm2clip-index trust`` does
     return tmp_path
 
 
