@@ -40,6 +40,12 @@ _SET = "Set a field, such as cc.tune.lr=1e-4; may be given several times."
 _CAPTIONS = "Captions: .jsonl, .csv, .tsv, .parquet or .tar files, or folders of them."
 _TEXT_MODEL = "Name or folder of the language model or text encoder to begin with."
 _CC_OUT = "Run folder: history, checkpoints, and the text model in its folder model."
+_IMAGES = "Images with captions: folders, tars, Parquet files, lists; as llm2clip-index build takes them."
+_BESIDE = "File of captions; may be given several times."
+_TOWER = "Name, folder or file of a vision tower."
+_FROZEN = "Name or folder of the text model, which stays frozen."
+_DRY = "Read a thousand samples, show ten, estimate hours and memory, and stop."
+_ALIGN_OUT = "Run folder: history, report, checkpoints, and the trained towers in its folder aligned."
 _NAME = "Recipe to show; without it all are listed."
 _DTYPES = "Precision of the language model: auto, float32, float16, bfloat16, int8 or int4."
 
@@ -145,6 +151,54 @@ def cc(
         machine = Machine(device=device, threads=threads)
         given = tuple(map(str, captions or ()))
         typer.echo(make_cc(recipe, out, model=model, data=given, settings=settings or [], machine=machine))
+
+
+@app.command(cls=GroupedCommand)
+def align(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(help=_IMAGES, metavar="IMAGES", show_default="those of the recipe"),
+    ] = None,
+    captions: Annotated[
+        list[str] | None,
+        data_option("--captions", metavar="PATH", help=_BESIDE, show_default="beside the images"),
+    ] = None,
+    tower: Annotated[
+        str | None,
+        model_option("--tower", metavar="NAME", help=_TOWER, show_default="that of the recipe"),
+    ] = None,
+    model: Annotated[
+        str | None,
+        model_option("--model", metavar="NAME", help=_FROZEN, show_default="that of the recipe"),
+    ] = None,
+    recipe: Annotated[str, training_option("--recipe", metavar="NAME", help=_RECIPE)] = "own-images",
+    settings: Annotated[list[str] | None, training_option("--set", metavar="FIELD=VALUE", help=_SET)] = None,
+    dry_run: Annotated[bool, training_option("--dry-run", help=_DRY)] = False,
+    out: Annotated[Path, output_option("--out", metavar="PATH", help=_ALIGN_OUT)] = Path("runs/align"),
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Align a vision tower with a text model (stage 2).
+
+    The text model stays frozen. Under torchrun several processes share each batch.
+
+    An interrupted or killed run resumes when started again.
+    """
+    with _one_line_errors():
+        from llm2clip.train.align_command import AlignRequest, make_aligned
+        from llm2clip.train.core.device import Machine
+
+        request = AlignRequest(
+            recipe=recipe,
+            images=tuple(images or ()),
+            captions=tuple(captions or ()),
+            tower=tower,
+            text_model=model,
+            settings=tuple(settings or ()),
+        )
+        machine = Machine(device=device, threads=threads)
+        with _graceful_interrupt():
+            typer.echo(make_aligned(request, out, machine=machine, dry=dry_run))
 
 
 @app.command(cls=GroupedCommand)

@@ -14,16 +14,21 @@ import numpy as np
 import torch
 from PIL import Image
 
+from llm2clip.common.terminal import one_line_errors
 from llm2clip.encoders import FakeEncoder
 from llm2clip.encoders.fake import COLOURS
 from llm2clip.train.align import material
 from llm2clip.train.align.config import AlignConfig, PairData, TextConfig, VisionConfig
 from llm2clip.train.align.pipeline import prepare, run_align
 from llm2clip.train.core.distributed import joined, process_number
+from llm2clip.train.core.loop import train
 from llm2clip.train.core.param_groups import GroupConfig
+from llm2clip.train.core.run_folder import Run
 from llm2clip.train.core.stage import LoopConfig
 
 OPENAI = Path(__file__).parent.parent / "golden/data/c_openai/clip_p14"
+EVA = OPENAI.parent.parent / "a_eva02/p14_grid_eq/weights.safetensors"
+"""A tower of our own modules: transformers takes seconds to import."""
 NAMES = [name for name in COLOURS if name not in ("black", "white")]
 CHINESE = dict(zip(NAMES, ["红", "绿", "蓝", "黄", "青", "紫"], strict=True))
 
@@ -66,16 +71,22 @@ def use_fake_texts() -> None:
     material.load_encoder = lambda *_args, **_kwargs: FakeEncoder()  # type: ignore[assignment]
 
 
+def in_processes(images: Path, **changes) -> AlignConfig:
+    """The run that several processes make."""
+    vision = VisionConfig(tower=str(EVA), trained="full")
+    groups = GroupConfig(visual_lr=1e-4, text_lr=1e-3, lr=1e-3)
+    config = small_config(images, vision=vision, groups=groups, **changes)
+    return replace(config, loop=replace(config.loop, steps=30, evaluate_every=30))
+
+
 def main(images: Path, out: Path, dies: int | None) -> None:
     torch.set_num_threads(1)
     use_fake_texts()
-    changes = json.loads(os.environ.get("CHANGES", "{}"))
-    vision = VisionConfig(tower=str(OPENAI), **changes.pop("vision", {}))
-    config = small_config(images, vision=vision, **changes)
-    config = replace(config, loop=replace(config.loop, steps=30, evaluate_every=30))
+    config = in_processes(images)
     with joined(torch.device("cpu"), minutes=1):
         if dies is None:
-            run_align(config, out)
+            with one_line_errors():
+                run_align(config, out)
             return
         stage = prepare(config, out, tell=lambda _line: None).stage
         before = stage.step
@@ -86,10 +97,6 @@ def main(images: Path, out: Path, dies: int | None) -> None:
             return before(number, rng)
 
         stage.step = step  # type: ignore[method-assign]
-        from llm2clip.common.terminal import one_line_errors
-        from llm2clip.train.core.loop import train
-        from llm2clip.train.core.run_folder import Run
-
         with one_line_errors():
             train(Run(out, seed=3), stage, config.loop)
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
+from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.train.align import material
@@ -17,6 +18,7 @@ from llm2clip.train.align.closed_form import Moments, fit_cca
 from llm2clip.train.align.config import AlignLoss, ClosedForm, PairData, TextConfig, VisionConfig
 from llm2clip.train.align.pipeline import prepare, run_align
 from llm2clip.train.align.towers import LowRank, layer_name, load_tower
+from llm2clip.train.cli import app
 from llm2clip.train.core.history import read_history
 from llm2clip.train.core.param_groups import GroupConfig, place_parameters
 from llm2clip.train.core.report import Curve, draw, render_report
@@ -163,6 +165,27 @@ def test_closed_form_start_and_views(images, tmp_path):
     assert (first - cropped).abs().max() > 0.05
     with pytest.raises(ValueError, match="at most 16 directions"):
         prepare(replace(config, dim=17), tmp_path, tell=quiet)
+
+
+def debug_command(images, out, *more):
+    options = ["--recipe", "debug", "--tower", str(OPENAI), "--model", "fake", "--out", str(out), *more]
+    return CliRunner().invoke(app, ["align", str(images), *options])
+
+
+def test_the_command_trains_and_shows_what_it_would_do(images, tmp_path):
+    told = debug_command(images, tmp_path / "dry", "--dry-run")
+    assert told.exit_code == 0, told.output
+    assert "006.png\n  [en] image 6 of" in told.stdout
+    assert "40 samples of" in told.stdout
+    assert "120 captions (en 80, zh 40)" in told.stdout
+    assert "estimated time on this machine:" in told.stdout
+    assert not (tmp_path / "dry").exists()
+    told = debug_command(images, tmp_path / "run", "--set", "align.kept_back=4", "--device", "cpu")
+    assert told.exit_code == 0, told.output
+    assert (tmp_path / "run/aligned/align.json").is_file()
+    assert (tmp_path / "run/report.html").is_file()
+    told = debug_command(images, tmp_path / "run", "--set", "align.bacth=4")
+    assert (told.exit_code, "did you mean 'batch'?" in told.stderr) == (1, True)
 
 
 def test_bad_input_is_refused_before_training(images, tmp_path):

@@ -11,12 +11,14 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 
+from llm2clip.train.core.device import Machine
 from llm2clip.train.core.run_folder import RunError
 
 _BUCKET = 2**25
@@ -38,6 +40,13 @@ def process_number() -> int:
 def is_first() -> bool:
     """Whether this process writes files and shows progress."""
     return process_number() == 0
+
+
+def local_device(machine: Machine) -> Machine:
+    """The machine as this process should use it: of several CUDA devices the one of its number on this host."""
+    if "LOCAL_RANK" in os.environ and machine.device in ("auto", "cuda") and torch.cuda.is_available():
+        return replace(machine, device=f"cuda:{os.environ['LOCAL_RANK']}")
+    return machine
 
 
 @contextmanager
