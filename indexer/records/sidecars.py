@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from llm2clip.indexer.records.files import RefusedError, open_regular
+from llm2clip.indexer.records.files import RefusedError, ending, image_endings, open_regular
 
 MAX_SIDECAR_BYTES = 2**20
 """Larger caption and metadata files are not read."""
@@ -72,7 +72,8 @@ def parse_sidecar(metadata: bytes | None, text: bytes | None) -> Sidecar:
 
 def _split(parsed: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
     # In what Google Takeout writes beside a photo, the user's words are its description.
-    names = ("caption", "text", "description") if "photoTakenTime" in parsed else ("caption", "text")
+    theirs = "photoTakenTime" in parsed or ending(str(parsed.get("title"))) in image_endings()
+    names = ("caption", "text", "description") if theirs else ("caption", "text")
     for name in names:
         value = parsed.get(name)
         if isinstance(value, str) and value.strip():

@@ -374,6 +374,7 @@ def test_folder_corpus_finds_captions_under_other_spellings(tmp_path):
     takeout = {"title": "x", "description": "at the sea", "photoTakenTime": {"timestamp": "1"}}
     for name in ("3.jpg.json", "5.jpg.supplemental-metadata.json", "6.jpg.supplemental-me(1).json"):
         (tmp_path / name).write_text(json.dumps(takeout))
+    (tmp_path / "3.jpg.json").write_text('{"title": "3.jpg", "description": "at the sea"}')
     for name in ("b.txt", "c.json", "d.jpg.supplemental-metadata.json", "LICENSE.txt"):
         (tmp_path / name).write_text("{}")
     corpus = open_corpus(tmp_path)
