@@ -16,6 +16,7 @@ COMMANDS = {
     "llm2clip-search": "llm2clip.retrieval.cli",
     "llm2clip-train": "llm2clip.train.cli",
     "llm2clip-eval": "llm2clip.eval.cli",
+    "llm2clip-serve": "llm2clip.retrieval.server.cli",
 }
 """The module of each command's typer application."""
 
@@ -44,6 +45,11 @@ def train() -> None:
 def evaluate() -> None:
     """Entry point of ``llm2clip-eval``."""
     start(COMMANDS["llm2clip-eval"])
+
+
+def serve() -> None:
+    """Entry point of ``llm2clip-serve``."""
+    start(COMMANDS["llm2clip-serve"])
 
 
 def end_at_once(*_: object) -> None:

@@ -1,0 +1,1 @@
+"""``llm2clip-serve``: HTTP API and web page over one index."""

@@ -1,0 +1,150 @@
+"""Requests and answers of the HTTP API."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+MOST_CHARACTERS = 100_000
+"""Longest text of a query."""
+MOST_INPUTS = 2_048
+"""Most inputs of one call of the embeddings endpoint, as in OpenAI's."""
+
+Text = Annotated[str, StringConstraints(min_length=1, max_length=MOST_CHARACTERS)]
+DataUri = Annotated[
+    str, StringConstraints(pattern=r"^data:image/[a-z0-9.+-]{1,40};base64,", max_length=32 * 2**20)
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SearchRequest(_Strict):
+    """What is searched for. One of ``query``, ``image`` and ``vector`` is needed; ``query`` and ``image`` add up."""
+
+    query: Text | None = Field(
+        None, description='Text, or an expression such as "2*beach at sunset" - "people".'
+    )
+    image: DataUri | None = Field(None, description="An image as a data URI.")
+    images: dict[str, DataUri] = Field(
+        default_factory=dict, max_length=16, description="Images that the expression names as image:NAME."
+    )
+    vector: list[float] | None = Field(
+        None, max_length=65_536, description="A vector of the index's dimension."
+    )
+    where: Annotated[str, StringConstraints(max_length=20_000)] | None = Field(None, description="A filter.")
+    limit: int = Field(20, ge=1, le=1000, description="Hits per page.")
+    cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        None, description="From the page before."
+    )
+    min_score: float | None = Field(
+        None, ge=-1, le=1, allow_inf_nan=False, description="Leave out lower scores."
+    )
+    explain: bool = Field(False, description="Say how the query was read and answered.")
+
+    @model_validator(mode="after")
+    def _one_query(self) -> SearchRequest:
+        if self.vector is not None and (self.query or self.image):
+            raise ValueError("vector excludes query and image")
+        if self.vector is None and not self.query and not self.image:
+            raise ValueError("one of query, image and vector is needed")
+        return self
+
+
+class HitModel(_Strict):
+    """An image found."""
+
+    id: int
+    key: str
+    rank: int
+    score: float
+    uri: str
+    caption: str | None
+    metadata: dict[str, Any]
+    width: int
+    height: int
+
+
+class SearchAnswer(_Strict):
+    """One page of hits."""
+
+    hits: list[HitModel]
+    total: int = Field(description="Images that pass the filter.")
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last.")
+    generation: int = Field(description="Generation of the index that was searched.")
+    took_ms: dict[str, float]
+    explain: list[str] | None = None
+
+
+class EmbeddingRequest(_Strict):
+    """As OpenAI's: texts, or images as data URIs."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)  # its clients send user, model and more
+
+    input: (
+        Text
+        | Annotated[
+            list[Annotated[str, StringConstraints(min_length=1, max_length=32 * 2**20)]], Field(min_length=1)
+        ]
+    )
+    model: str | None = Field(None, max_length=200)
+    dimensions: int | None = Field(None, ge=1, le=65_536)
+    encoding_format: Literal["float", "base64"] = "float"
+
+
+class EmbeddingRow(_Strict):
+    """The vector of one input."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class Usage(_Strict):
+    """Tokens that were read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingAnswer(_Strict):
+    """As OpenAI's."""
+
+    object: Literal["list"] = "list"
+    data: list[EmbeddingRow]
+    model: str
+    usage: Usage
+
+
+class ModelCard(_Strict):
+    """The encoder that is served."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = 0
+    owned_by: str = "llm2clip"
+    family: str
+    dim: int
+    max_text_tokens: int
+    languages: list[str]
+    weights_sha256: str
+    licence: str
+
+
+class ModelList(_Strict):
+    """As OpenAI's."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+def decode_data_uri(uri: str) -> bytes:
+    """The bytes of a ``data:`` URI; ``ValueError`` if it is not base64."""
+    try:
+        return base64.b64decode(uri.partition(",")[2], validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"the image is not valid base64: {error}") from error

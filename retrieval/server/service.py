@@ -1,0 +1,323 @@
+"""What the server does, without HTTP: encode queries in batches, search the newest generation, read images."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+from llm2clip.retrieval.expression import ExpressionError, Term, combine, parse
+from llm2clip.retrieval.server.batching import Batcher
+from llm2clip.retrieval.server.settings import ServerSettings
+from llm2clip.retrieval.server.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llm2clip.encoders import Encoder
+    from llm2clip.indexer import Hit, Index
+
+MOST_HITS = 1_000
+"""Most hits of one page."""
+MOST_PAGED = 100_000
+"""Hits up to which pages can be turned."""
+_SIDES = (160, 320, 640, 1280)
+_THUMBNAILS = 512
+"""Thumbnails that are kept in memory."""
+
+
+class NoSuchItemError(ValueError):
+    """There is no image of that id in the index."""
+
+
+@final
+@dataclass(eq=False)
+class _Opened:
+    """An open generation of the index, and how many requests use it."""
+
+    index: Index
+    stamp: tuple[int, int, int]
+    users: int = 0
+    retired: bool = False
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """One page of an answer."""
+
+    hits: Sequence[Hit]
+    """Best first, ranks counted over all pages."""
+    total: int
+    """Images that pass the filter."""
+    cursor: str | None
+    """Gets the next page; ``None``: this is the last."""
+    generation: int
+    """Generation of the index that was searched."""
+
+
+@final
+@dataclass
+class SearchService:
+    """One index, its encoder, and queries to them. All methods but ``vector`` may be called from any thread."""
+
+    path: Path
+    """Folder of the index."""
+    encoder: Encoder
+    """The encoder that the index was built with."""
+    settings: ServerSettings
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    device: str = "cpu"
+    """Where vectors are searched."""
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
+        self._current = self._open()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._texts: Batcher[str, NDArray[np.float32]] = self._batcher("text", self._encode_texts)
+        self._images: Batcher[bytes, NDArray[np.float32]] = self._batcher("image", self._encode_images)
+        self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
+        self._thumbnails: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
+
+    def _batcher(self, kind: str, work: Callable[[Sequence[Any]], Sequence[Any]]) -> Batcher[Any, Any]:
+        settings = self.settings
+        return Batcher(
+            work,
+            executor=self._pool,
+            max_batch=settings.max_batch,
+            max_wait=settings.max_wait,
+            max_queue=settings.max_queue,
+            on_batch=lambda size: self.telemetry.batches.labels(kind).observe(size),
+        )
+
+    # --- the index -------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def index(self) -> Iterator[Index]:
+        """The newest generation of the index; an older one stays open for as long as a request uses it."""
+        with self._lock:
+            self._renew()
+            opened = self._current
+            opened.users += 1
+        try:
+            yield opened.index
+        finally:
+            with self._lock:
+                opened.users -= 1
+                if opened.retired and not opened.users:
+                    opened.index.close()
+
+    def _open(self) -> _Opened:
+        from llm2clip.indexer import open_index
+
+        stamp = self._stamp()
+        index = open_index(self.path, device=self.device)
+        index.require_encoder(self.encoder.info)
+        self.telemetry.generation.set(index.manifest.generation)
+        self.telemetry.images.set(len(index))
+        return _Opened(index, stamp)
+
+    def _stamp(self) -> tuple[int, int, int]:
+        status = (self.path / "manifest.json").stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def _renew(self) -> None:
+        """Open a new generation if there is one; the old one answers on where the new one cannot be opened."""
+        try:
+            if self._stamp() == self._current.stamp:
+                return
+            renewed = self._open()
+        except (OSError, ValueError):
+            self.telemetry.rejected.labels("index_unreadable").inc()
+            return
+        old, self._current = self._current, renewed
+        old.retired = True
+        if not old.users:
+            old.index.close()
+        self._thumbnails.clear()
+
+    # --- queries ---------------------------------------------------------------------------------------------------
+
+    async def vector(
+        self, query: str, *, images: Mapping[str, bytes], took: dict[str, float]
+    ) -> NDArray[np.float32]:
+        """The unit vector of a query, an expression or plain text. Shape: (dim,), float32.
+
+        Args:
+            query: As ``expression.parse`` reads it.
+            images: Encoded images by the names that the query gives them.
+            took: Milliseconds of the stages are added to it.
+
+        Raises:
+            OverloadedError: Too many queries wait.
+            ValueError: The query or an image is invalid.
+        """
+        terms = parse(query)
+        found: dict[Term, NDArray[np.float32]] = {}
+        with self.telemetry.stage("encode", took):
+            for term in dict.fromkeys(terms):
+                found[term] = await self._term(term, images)
+        self.telemetry.queue.set(self._texts.waiting + self._images.waiting)
+
+        def known(asked: Sequence[Term]) -> NDArray[np.float32]:
+            import numpy as np
+
+            return np.stack([found[term] for term in asked])
+
+        return combine(terms, known)
+
+    async def _term(self, term: Term, images: Mapping[str, bytes]) -> NDArray[np.float32]:
+        if term.kind == "item":
+            return self.stored_vector(int(term.value))
+        if term.kind == "text":
+            return await self.embedded("text", term.value)
+        if term.value not in images:
+            names = ", ".join(sorted(images)) or "none"
+            raise ExpressionError(f"no image called {term.value!r} was sent; images of this request: {names}")
+        return await self.embedded("image", images[term.value])
+
+    async def embedded(self, kind: str, value: str | bytes) -> NDArray[np.float32]:
+        """The unit vector of one text or encoded image, from the cache if it is there. Shape: (dim,), float32."""
+        data = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
+        key = kind, hashlib.blake2b(data, digest_size=16).hexdigest()
+        if (known := self._cache.get(key)) is not None:
+            self._cache.move_to_end(key)
+            self.telemetry.cached.inc()
+            return known
+        self.telemetry.encoded.inc()
+        if isinstance(value, str):
+            vector = await self._texts.submit(value)
+        else:
+            vector = await self._images.submit(value)
+        self._cache[key] = vector
+        if len(self._cache) > self.settings.cached_queries:
+            self._cache.popitem(last=False)
+        return vector
+
+    def _encode_texts(self, texts: Sequence[str]) -> Sequence[NDArray[np.float32]]:
+        return list(self.encoder.encode_texts(texts, batch_size=max(1, len(texts))))
+
+    def _encode_images(self, images: Sequence[bytes]) -> Sequence[NDArray[np.float32]]:
+        return list(self.encoder.encode_images(images, batch_size=max(1, len(images))))
+
+    def stored_vector(self, item: int) -> NDArray[np.float32]:
+        """The unit vector of an image of the index. Shape: (dim,), float32; ``NoSuchItemError`` if there is none."""
+        import numpy as np
+
+        with self.index() as index:
+            if not 0 <= item < index.manifest.rows:
+                raise NoSuchItemError(f"no image has the id {item}")
+            row = index.vectors.take(np.array([item]))[0].astype(np.float32)
+        unit: NDArray[np.float32] = row / np.linalg.norm(row)
+        return unit
+
+    # --- answers ---------------------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        vector: NDArray[np.float32],
+        *,
+        limit: int,
+        where: str | None,
+        cursor: str | None,
+        min_score: float | None,
+    ) -> Page:
+        """One page of the images nearest to a unit vector. Shape: (dim,), float32.
+
+        Pages are cut by score and id, so that no image is shown twice, also where the index changes between them.
+
+        Raises:
+            ValueError: The filter or the cursor is invalid.
+        """
+        seen, last = _read_cursor(cursor) if cursor else (0, None)
+        with self.telemetry.stage("search"), self.index() as index:
+            allowed = index.allowed(where)
+            total = len(index) if where is None else int(allowed.sum()) if allowed is not None else 0
+            wanted = min(seen + limit + 1, total, MOST_PAGED)
+            hits = index.search(vector[None], k=wanted, where=where)[0] if wanted else []
+            generation = index.manifest.generation
+        if last is not None:
+            hits = [hit for hit in hits if (-hit.score, hit.id) > (-last[0], last[1])]
+        if min_score is not None:
+            hits = [hit for hit in hits if hit.score >= min_score]
+        page, more = hits[:limit], len(hits) > limit
+        following = _write_cursor(seen + len(page), page[-1]) if more and page else None
+        return Page(hits=page, total=total, cursor=following, generation=generation)
+
+    def thumbnail(self, item: int, *, side: int) -> bytes:
+        """An image as WebP that fits into a square of about ``side`` pixels.
+
+        Raises:
+            NoSuchItemError: There is none of that id.
+            OSError, ValueError: It can no longer be read.
+        """
+        from llm2clip.encoders.images.decode import read_image
+
+        side = next((known for known in _SIDES if known >= side), _SIDES[-1])
+        with self.index() as index:
+            key = index.manifest.generation, item, side
+            with self._lock:
+                if key in self._thumbnails:
+                    self._thumbnails.move_to_end(key)
+                    return self._thumbnails[key]
+            data = self.image(item)
+        with self.telemetry.stage("thumbnail"):
+            image = read_image(data)
+            image.thumbnail((side, side))
+            buffer = io.BytesIO()
+            image.save(buffer, "WEBP", quality=80, method=2)
+        with self._lock:
+            self._thumbnails[key] = buffer.getvalue()
+            if len(self._thumbnails) > _THUMBNAILS:
+                self._thumbnails.popitem(last=False)
+        return buffer.getvalue()
+
+    def image(self, item: int) -> bytes:
+        """The encoded image of an id, as it is in the corpus now.
+
+        Raises:
+            NoSuchItemError: There is none of that id.
+            OSError, ValueError: It can no longer be read.
+        """
+        with self.index() as index:
+            if not 0 <= item < index.manifest.rows or (
+                (there := index.allowed()) is not None and not there[item]
+            ):
+                raise NoSuchItemError(f"no image has the id {item}")
+            return index.read_image(item)
+
+    async def close(self) -> None:
+        """End the encoder's thread and close the index."""
+        await self._texts.close()
+        await self._images.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._current.retired = True
+            if not self._current.users:
+                self._current.index.close()
+
+
+def _write_cursor(seen: int, last: Hit) -> str:
+    return base64.urlsafe_b64encode(f"{seen}:{last.id}:{last.score!r}".encode()).decode().rstrip("=")
+
+
+def _read_cursor(cursor: str) -> tuple[int, tuple[float, int]]:
+    try:
+        text = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
+        seen, item, score = text.split(":")
+        found = int(seen), (float(score), int(item))
+    except (ValueError, binascii.Error) as error:
+        raise ValueError("the cursor is not one that this server gave; begin again without it") from error
+    if not 0 < found[0] <= MOST_PAGED:
+        raise ValueError(f"pages end after {MOST_PAGED:,} hits; narrow the query with a filter")
+    return found

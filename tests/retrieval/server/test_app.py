@@ -1,0 +1,322 @@
+"""The HTTP API over an index of coloured images, against brute force and the official clients."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import pytest
+import uvicorn
+from numpy.typing import NDArray
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import build_index, update_index
+from llm2clip.retrieval.server.app import make_app
+from llm2clip.retrieval.server.service import SearchService
+from llm2clip.retrieval.server.settings import ServerSettings
+
+COUNT = 40
+
+
+class SlowEncoder(FakeEncoder):
+    """Waits for ``go`` before it encodes texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+        self.go.set()
+
+    def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.go.wait(20)
+        return super()._text_batch(texts)
+
+
+class Served:
+    """An index, the service over it, and requests to it."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.corpus, self.path, self.encoder = folder / "corpus", folder / "photos.index", SlowEncoder()
+        self.corpus.mkdir()
+        for number in range(COUNT):
+            colour = (number * 6, 255 - number * 6, number * 37 % 256)
+            Image.new("RGB", (30, 20), colour).save(self.corpus / f"{number:02}.png")
+            (self.corpus / f"{number:02}.txt").write_text(f"colour number {number}")
+        build_index(self.corpus, self.path, encoder=self.encoder)
+        self.settings = ServerSettings(**settings)
+
+    def run(self, test: Callable[[httpx.AsyncClient, SearchService], Any]) -> Any:
+        async def whole() -> Any:
+            service = SearchService(self.path, self.encoder, self.settings)
+            transport = httpx.ASGITransport(make_app(service))
+            try:
+                async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+                    return await test(client, service)
+            finally:
+                self.encoder.go.set()
+                await service.close()
+
+        return asyncio.run(whole())
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def once(client: httpx.AsyncClient, service: SearchService) -> httpx.Response:
+            return await client.request(method, path, **options)
+
+        return self.run(once)
+
+    def search(self, **request: Any) -> dict[str, Any]:
+        response = self.ask("POST", "/v1/search", json=request)
+        assert response.status_code == 200, response.text
+        return response.json()
+
+    def ranked(self, vector: NDArray[Any]) -> list[str]:
+        """Every key, best first, by brute force over the stored precision."""
+        files = sorted(self.corpus.glob("*.png"))
+        rows = self.encoder.encode_images(files).astype(np.float16).astype(np.float64)
+        scores = (rows @ np.asarray(vector, dtype=np.float64)).astype(np.float32)
+        return [files[row].name for row in np.lexsort((np.arange(len(files)), -scores))]
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    return Served(tmp_path)
+
+
+def data_uri(file: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(file.read_bytes()).decode()
+
+
+def keys(answer: dict[str, Any]) -> list[str]:
+    return [hit["key"] for hit in answer["hits"]]
+
+
+def test_search_equals_brute_force_for_texts_images_and_sums(served: Served):
+    red, green = served.encoder.encode_texts(["red", "green"])
+    file = served.corpus / "07.png"
+    seven = served.encoder.encode_images([file])[0]
+    assert keys(served.search(query="red", limit=9)) == served.ranked(red)[:9]
+    assert keys(served.search(image=data_uri(file), limit=9)) == served.ranked(seven)[:9]
+    assert keys(served.search(query="red", image=data_uri(file), limit=9)) == served.ranked(red + seven)[:9]
+    asked = served.search(query='2*"red" - "green" + image:p', images={"p": data_uri(file)}, limit=9)
+    assert keys(asked) == served.ranked(2 * red - green + seven)[:9]
+    assert keys(served.search(vector=red.tolist(), limit=9)) == served.ranked(red)[:9]
+
+
+def test_search_by_item_finds_images_like_it(served: Served):
+    item = next(hit for hit in served.search(query="x", limit=COUNT)["hits"] if hit["key"] == "11.png")
+    found = served.search(query=f"item:{item['id']}", limit=5)
+    assert keys(found) == served.ranked(served.encoder.encode_images([served.corpus / "11.png"])[0])[:5]
+    assert served.ask("POST", "/v1/search", json={"query": "item:999"}).status_code == 404
+
+
+def test_search_turns_pages_to_the_end(served: Served):
+    async def test(client: httpx.AsyncClient, service: SearchService) -> list[str]:
+        found: list[str] = []
+        cursor = None
+        for _ in range(20):
+            body = {"query": "red", "limit": 7, "cursor": cursor, "where": "key > '05'"}
+            answer = (await client.post("/v1/search", json=body)).json()
+            assert answer["total"] == COUNT - 5
+            assert [hit["rank"] for hit in answer["hits"]] == [
+                len(found) + n + 1 for n in range(len(answer["hits"]))
+            ]
+            found += keys(answer)
+            if (cursor := answer["next_cursor"]) is None:
+                return found
+        raise AssertionError("the pages do not end")
+
+    red = served.encoder.encode_texts(["red"])[0]
+    assert served.run(test) == [key for key in served.ranked(red) if key > "05"]
+
+
+def test_search_leaves_out_low_scores(served: Served):
+    whole = served.search(query="red", limit=COUNT)["hits"]
+    least = whole[9]["score"]
+    assert keys(served.search(query="red", limit=COUNT, min_score=least)) == [
+        hit["key"] for hit in whole if hit["score"] >= least
+    ]
+    assert served.search(query="red", min_score=1)["hits"] == []
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "problem"),
+    [
+        ({}, 400, "one of query, image and vector"),
+        ({"query": "x", "limit": 0}, 400, "limit"),
+        ({"query": "x", "wher": "y"}, 400, "wher"),
+        ({"query": "x", "where": "time >"}, 400, "filter, at character"),
+        ({"query": '"x'}, 400, "quote is not closed"),
+        ({"query": "  "}, 400, "empty"),
+        ({"query": "\ud800"}, 400, "unicode"),
+        ({"query": '"a" + image:/etc/passwd'}, 400, "no image called '/etc/passwd' was sent"),
+        ({"image": "data:image/png;base64,AAAA"}, 400, "image"),
+        ({"image": "data:image/png;base64,%%%"}, 400, "base64"),
+        ({"image": "http://example.org/a.png"}, 400, "image"),
+        ({"vector": [0.0] * 16}, 400, "finite length above 0"),
+        ({"vector": [1.0]}, 400, "shape"),
+        ({"query": "x", "cursor": "abc"}, 400, "cursor"),
+        ({"query": "x", "min_score": 7}, 400, "min_score"),
+    ],
+)
+def test_search_says_what_is_wrong(served: Served, request_: dict[str, Any], status: int, problem: str):
+
+    body = json.dumps(request_)
+    response = served.ask("POST", "/v1/search", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == status, response.text
+    assert problem in response.json()["error"]["message"]
+
+
+def test_items_give_image_thumbnail_and_metadata(served: Served):
+    hit = served.search(query="red", limit=1)["hits"][0]
+    path = f"/v1/items/{hit['id']}"
+    assert {**served.ask("GET", path).json(), "score": None, "rank": None} == {
+        **hit,
+        "score": None,
+        "rank": None,
+    }
+    original = served.ask("GET", f"{path}/image")
+    assert original.content == (served.corpus / hit["key"]).read_bytes()
+    assert original.headers["content-type"] == "image/png"
+    assert "sandbox" in original.headers["content-security-policy"]
+    small = served.ask("GET", f"{path}/thumbnail?size=100")
+    with Image.open(io.BytesIO(small.content)) as opened:
+        assert (opened.format, opened.size) == ("WEBP", (30, 20))
+    (served.corpus / hit["key"]).unlink()
+    lost = served.ask("GET", f"{path}/image")
+    assert (lost.status_code, lost.json()["error"]["code"]) == (404, "image_lost")
+    assert str(served.corpus) not in lost.text
+
+
+def test_items_that_are_removed_or_unknown_are_not_found(served: Served):
+    for path in ("/v1/items/40", "/v1/items/999/image", "/v1/items/999/thumbnail"):
+        assert served.ask("GET", path).status_code == 404
+    for path in ("/v1/items/-1", "/v1/items/x", "/v1/items/99999999999999999999"):
+        assert served.ask("GET", path).status_code == 400
+
+
+def test_service_takes_up_a_new_generation_while_an_old_one_is_used(served: Served):
+    async def test(client: httpx.AsyncClient, service: SearchService) -> None:
+        first = (await client.get("/readyz")).json()
+        with service.index() as old:
+            Image.new("RGB", (30, 20), "red").save(served.corpus / "new.png")
+            await asyncio.to_thread(update_index, served.path, encoder=served.encoder)
+            answer = (await client.post("/v1/search", json={"query": "red", "limit": 1})).json()
+            assert (keys(answer), answer["generation"]) == (["new.png"], first["generation"] + 1)
+            assert len(old.search(served.encoder.encode_texts(["red"]), k=100)[0]) == COUNT
+        assert (await client.get("/readyz")).json()["images"] == COUNT + 1
+
+    served.run(test)
+
+
+def test_search_answers_429_when_too_many_wait(tmp_path: Path):
+    served = Served(tmp_path, max_batch=1, max_queue=2)
+
+    async def test(client: httpx.AsyncClient, service: SearchService) -> list[httpx.Response]:
+        served.encoder.go.clear()
+        asked = [
+            asyncio.create_task(client.post("/v1/search", json={"query": f"red {n}", "limit": 1}))
+            for n in range(8)
+        ]
+        await asyncio.sleep(0.3)
+        served.encoder.go.set()
+        return list(await asyncio.gather(*asked))
+
+    found = served.run(test)
+    statuses = [response.status_code for response in found]
+    assert set(statuses) == {200, 429}
+    assert statuses.count(200) in (
+        2,
+        3,
+    )  # those in the queue, and the one that is encoded if it was taken out before
+    refused = next(response for response in found if response.status_code == 429)
+    assert (refused.headers["retry-after"], refused.json()["error"]["code"]) == ("1", "overloaded")
+
+
+def test_search_vectors_are_the_same_alone_and_in_a_batch(served: Served):
+    texts = [f"query number {number}" for number in range(20)]
+
+    async def test(client: httpx.AsyncClient, service: SearchService) -> list[NDArray[np.float32]]:
+        return list(await asyncio.gather(*(service.embedded("text", text) for text in texts)))
+
+    together = served.run(test)
+    assert max(served.encoder.text_batches) > 1
+    assert np.array_equal(together, np.stack([served.encoder.encode_texts([text])[0] for text in texts]))
+
+
+def test_metrics_count_what_happened(served: Served):
+    async def test(client: httpx.AsyncClient, service: SearchService) -> str:
+        for query in ("red", "red", "blue"):
+            await client.post("/v1/search", json={"query": query})
+        await client.get("/v1/items/999")
+        await client.get("/readyz", headers={"host": "evil.example"})
+        return (await client.get("/metrics")).text
+
+    samples = {
+        (sample.name, *sorted(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(served.run(test))
+        for sample in family.samples
+    }
+    assert samples["llm2clip_query_cache_hits_total",] == 1
+    assert samples["llm2clip_query_cache_misses_total",] == 2
+    assert samples["llm2clip_index_images",] == COUNT
+    assert samples["llm2clip_rejected_total", ("reason", "unknown_host")] == 1
+    assert samples["llm2clip_request_seconds_count", ("route", "/v1/search"), ("status", "200")] == 3
+    assert samples["llm2clip_request_seconds_count", ("route", "/v1/items/{item}"), ("status", "404")] == 1
+    assert samples["llm2clip_batch_size_sum", ("kind", "text")] == 2
+
+
+@pytest.fixture
+def running(served: Served) -> Iterator[str]:
+    """The address of a server on a free port, in a thread."""
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    service = SearchService(served.path, served.encoder, served.settings)
+    server = uvicorn.Server(uvicorn.Config(make_app(service), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listening.close()
+
+
+def test_embeddings_answer_the_official_client(served: Served, running: str):
+    with openai.OpenAI(base_url=f"{running}/v1", api_key="unused", max_retries=0) as client:
+        texts = [f"red {number}" for number in range(600)]  # more than may wait at once
+        found = client.embeddings.create(model="any", input=texts)
+        expected = served.encoder.encode_texts(texts)
+        assert np.array_equal([row.embedding for row in found.data], expected)
+        assert (found.usage.prompt_tokens, found.model) == (1200, "fake")
+        image = served.corpus / "03.png"
+        short = client.embeddings.create(
+            model="any", input=data_uri(image), dimensions=4, encoding_format="float"
+        )
+        head = served.encoder.encode_images([image])[0][:4]
+        assert short.data[0].embedding == pytest.approx((head / np.linalg.norm(head)).tolist(), abs=1e-6)
+        assert [model.id for model in client.models.list()] == ["fake"]
+        with pytest.raises(openai.BadRequestError, match="dimensions must be at most 16"):
+            client.embeddings.create(model="any", input="x", dimensions=17)
+
+
+def test_page_asks_no_other_host(running: str):
+    for path in ("/", "/page.js", "/page.css"):
+        response = httpx.get(running + path)
+        assert response.status_code == 200
+        assert "http://" not in response.text.replace("http://www.w3.org", "")
+        assert "https://" not in response.text
+        assert "default-src 'none'" in response.headers["content-security-policy"]
+    assert httpx.get(running + "/openapi.json").json()["info"]["title"] == "llm2clip"
