@@ -18,6 +18,7 @@ from llm2clip.common.terminal import graceful_interrupt, log_stderr
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.indexer.commands.session import progress_bar
 from llm2clip.indexer.core.index_paths import locate
+from llm2clip.retrieval.expression import join
 from llm2clip.retrieval.results import (
     Answer,
     Query,
@@ -104,7 +105,7 @@ def _queries(request: SearchRequest) -> list[Query]:
     if request.each:
         texts = [text_query(text) for text in request.texts]
         return [*texts, *listed, *(Query(kind="image", label=name, image=data) for name, data in images)]
-    own = [combined_query(" ".join(request.texts), images)] if request.texts or images else []
+    own = [combined_query(join(request.texts), images)] if request.texts or images else []
     return [*own, *listed]
 
 
@@ -122,14 +123,23 @@ def _answers(searcher: Searcher, queries: Sequence[Query], *, k: int, where: str
 
 
 def _combined(searcher: Searcher, query: Query, *, k: int, where: str | None) -> list[Hit]:
-    """The hits of an image, or of a text and images together."""
+    """The hits of an image, or of texts and images together."""
     parts = query.parts or (query,)
-    texts = [part.label for part in parts if part.kind == "text"]
-    images = [part.image for part in parts if part.image is not None]
+    texts = [part for part in parts if part.kind == "text"]
+    images = [part for part in parts if part.kind == "image"]
+    weights = [part.weight for part in (*texts, *images)]
     try:
-        return searcher.search_combined(texts, images, k=k, where=where)
+        read = [part.image if part.image is not None else _indexed(searcher, part.label) for part in images]
+        return searcher.search_combined(
+            [part.label for part in texts], read, weights=weights, k=k, where=where
+        )
     except ImageError as error:
         raise ValueError(f"cannot search with the image {query.label}: {error}") from error
+
+
+def _indexed(searcher: Searcher, label: str) -> bytes:
+    """The encoded image that ``item:ID`` names in the first index."""
+    return searcher.index.read_image(int(label.removeprefix("item:")))
 
 
 def read_queries(source: str | None) -> list[str]:

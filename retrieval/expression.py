@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -83,28 +83,23 @@ def join(arguments: Sequence[str]) -> str:
     return " ".join(terms[:-1])
 
 
-def combine(
-    terms: Sequence[Term], encode: Callable[[Sequence[Term]], NDArray[np.float32]]
-) -> NDArray[np.float32]:
-    """The unit vector of the weighted sum of the terms' unit vectors. Shape: (dim,), float32.
-
-    Args:
-        terms: At least one.
-        encode: Unit vectors of terms. Returned shape: (len(terms), dim), float32.
+def weighted_sum(vectors: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32]:
+    """The sum of unit vectors, each times its weight, scaled to unit length. Shape: (n, dim) -> (dim,), float32.
 
     Raises:
-        ExpressionError: The terms cancel out.
+        ExpressionError: They cancel out.
+        ValueError: There are not as many weights as vectors.
     """
     import numpy as np
 
-    vectors = encode(terms)
-    if len(terms) == 1 and terms[0].weight > 0:
+    if len(weights) != len(vectors):
+        raise ValueError(f"expected a weight for each of {len(vectors)} texts and images, got {len(weights)}")
+    if len(vectors) == 1 and weights[0] > 0:
         one: NDArray[np.float32] = vectors[0]
         return one
-    weights = np.array([term.weight for term in terms])
-    total = weights @ vectors.astype(np.float64)
+    total = np.asarray(weights, dtype=np.float64) @ vectors.astype(np.float64)
     length = float(np.linalg.norm(total))
-    if length < 1e-6 * float(np.abs(weights).sum()):
+    if not length > 1e-6 * sum(map(abs, weights)):
         raise ExpressionError(
             "the terms of the query cancel out, so nothing is left to search for; change a weight"
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import PurePath
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm2clip.common.terminal import escape_control
+from llm2clip.retrieval.expression import Term, parse
 from llm2clip.retrieval.languages import guess_language
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class Query:
     image: bytes | None = None
     """The encoded query image."""
     parts: tuple[Query, ...] = ()
-    """Of a combined query its text, if any, and its images."""
+    """Of a combined query its texts and images."""
+    weight: float = 1.0
+    """Factor on its vector in a combined query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,13 +73,26 @@ def text_query(text: str, *, language: str | None = None, gloss: str | None = No
 
 
 def combined_query(text: str, images: Sequence[tuple[str, bytes]]) -> Query:
-    """One query of a text (if not empty) and of images, each a name and encoded bytes."""
-    parts = [text_query(text)] if text or not images else []
+    """One query of a text or expression (if not empty) and of images, each a name and encoded bytes.
+
+    Raises:
+        ExpressionError: The text begins like an expression and is not one.
+        OSError: An image that it names cannot be read.
+    """
+    parts = [_part(term) for term in parse(text)] if text or not images else []
     parts += [Query(kind="image", label=name, image=data) for name, data in images]
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0].weight == 1:
         return parts[0]
-    label = " + ".join(part.label for part in parts)
+    label = " + ".join([*filter(None, [text]), *(name for name, _ in images)])
     return Query(kind="combined", label=label, language=parts[0].language, parts=tuple(parts))
+
+
+def _part(term: Term) -> Query:
+    if term.kind == "text":
+        return replace(text_query(term.value), weight=term.weight)
+    data = Path(term.value).expanduser().read_bytes() if term.kind == "image" else None
+    label = term.value if term.kind == "image" else f"item:{term.value}"
+    return Query(kind="image", label=label, image=data, weight=term.weight)
 
 
 def caption_for(hit: Hit, language: str | None) -> tuple[str | None, str | None]:

@@ -213,14 +213,16 @@ class Searcher:
         texts: Sequence[str],
         images: Sequence[ImageSource],
         *,
+        weights: Sequence[float] | None = None,
         k: int = 10,
         where: str | None = None,
     ) -> list[Hit]:
-        """The ``k`` images nearest to texts and images together: to the mean of their vectors, scaled to unit length.
+        """The ``k`` images nearest to texts and images together: to the sum of their vectors, scaled to unit length.
 
         Args:
             texts: Texts, as for ``search``; may be empty if there are images.
             images: Images, as for ``search_images``; may be empty if there are texts.
+            weights: A factor for each text, then for each image, negative to move away from it; ``None``: 1 each.
             k: Number of hits; fewer if the index holds fewer images.
             where: As for ``search``.
 
@@ -229,11 +231,13 @@ class Searcher:
 
         Raises:
             ImageError: An image cannot be read.
-            ValueError: There is neither text nor image, a text is blank, or ``k`` is below 1.
+            ValueError: There is neither text nor image, a text is blank, the sum is zero, or ``k`` is below 1.
             WhereError: The filter is invalid.
             EncoderMismatchError: The encoder is not the one the index was built with.
         """
         import numpy as np
+
+        from llm2clip.retrieval.expression import weighted_sum
 
         self._require_usable()
         _check_texts(texts)
@@ -243,8 +247,7 @@ class Searcher:
         parts += [self.encoder.encode_images(list(images))] if images else []
         if not parts:
             raise ValueError("got neither a text nor an image to search for")
-        mean = np.concatenate(parts).mean(axis=0, dtype=np.float64)
-        unit = (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
+        unit = weighted_sum(np.concatenate(parts), weights or [1.0] * (len(texts) + len(images)))
         return self._search(unit[None], k=k, where=where)[0]
 
     def _text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -27,7 +27,7 @@ FOLDERS = {
         "lifecycle",
         "commands",
     ),
-    "retrieval": (),
+    "retrieval": (".", "server"),
     "eval": (
         "metrics",
         "stats",
@@ -41,7 +41,7 @@ FOLDERS = {
     ),
     "train": ("core", "data", "synthetic", "nano", "caption_cache", "cc", "align"),
 }
-"""Areas in order, and in each area its sub-packages in order. An area's own files come after its sub-packages."""
+"""Areas in order, and in each area its sub-packages in order. An area's own files come after them, or at ``.``."""
 AREAS = tuple(FOLDERS)
 SOURCES = sorted(path.relative_to(ROOT).as_posix() for area in AREAS for path in (ROOT / area).rglob("*.py"))
 HEAVY = {
@@ -124,7 +124,8 @@ def position(relative: str) -> tuple[int, int]:
     """Where a file stands in the order: area, then folder within the area."""
     area, *rest = relative.split("/")
     folders = FOLDERS[area]
-    return AREAS.index(area), folders.index(rest[0]) if len(rest) > 1 else len(folders)
+    own = folders.index(".") if "." in folders else len(folders)
+    return AREAS.index(area), folders.index(rest[0]) if len(rest) > 1 else own
 
 
 def arrows() -> dict[str, set[str]]:

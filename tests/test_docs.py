@@ -69,7 +69,7 @@ def module_map() -> str:
     """One line per folder and file of the package: its path and the first line of its docstring."""
     lines = []
     for area, names in FOLDERS.items():
-        for folder in (ROOT / area, *(ROOT / area / name for name in names)):
+        for folder in (ROOT / area, *(ROOT / area / name for name in names if name != ".")):
             lines += ["", _map_line(folder / "__init__.py", f"{folder.relative_to(ROOT).as_posix()}/")]
             files = sorted(path for path in folder.glob("*.py") if path.name != "__init__.py")
             lines += [_map_line(path, f"  {path.name}") for path in files]

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from llm2clip.retrieval.expression import ExpressionError, Term, combine, parse
+from llm2clip.retrieval.expression import ExpressionError, Term, parse, weighted_sum
+from llm2clip.retrieval.query_text import cleaned
 from llm2clip.retrieval.server.batching import Batcher
 from llm2clip.retrieval.server.settings import ServerSettings
 from llm2clip.retrieval.server.telemetry import Telemetry
@@ -162,19 +163,15 @@ class SearchService:
             OverloadedError: Too many queries wait.
             ValueError: The query or an image is invalid.
         """
-        terms = parse(query)
+        import numpy as np
+
+        terms = parse(cleaned(query))
         found: dict[Term, NDArray[np.float32]] = {}
         with self.telemetry.stage("encode", took):
             for term in dict.fromkeys(terms):
                 found[term] = await self._term(term, images)
         self.telemetry.queue.set(self._texts.waiting + self._images.waiting)
-
-        def known(asked: Sequence[Term]) -> NDArray[np.float32]:
-            import numpy as np
-
-            return np.stack([found[term] for term in asked])
-
-        return combine(terms, known)
+        return weighted_sum(np.stack([found[term] for term in terms]), [term.weight for term in terms])
 
     async def _term(self, term: Term, images: Mapping[str, bytes]) -> NDArray[np.float32]:
         if term.kind == "item":

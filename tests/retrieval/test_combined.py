@@ -181,3 +181,17 @@ def test_a_member_of_a_tar_is_missing_only_with_its_tar(tmp_path: Path):
     answer = Answer(query=text_query("q"), hits=[hit(uri=str(tmp_path / uri)) for uri in uris])
     assert answer.missing == {str(tmp_path / uri) for uri in ("d.tar#x.png", "e.png")}
     assert not Answer(query=text_query("q"), hits=[hit(uri="s3://bucket/a.png")]).missing
+
+
+def test_search_command_weighs_and_subtracts_terms(corpus: Corpus, search: Search, tmp_path: Path):
+    green = tmp_path / "green.png"
+    green.write_bytes(image("#00ff00"))
+    common = ("--index", corpus.index, "--encoder", "fake", "--json", "-k", 8)
+    (found,) = records(search("2*red", "-", "white", "+", f"image:{green}", *common))
+    red, white = corpus.encoder.encode_texts(["red", "white"])
+    wanted = 2 * red - white + corpus.encoder.encode_images([green])[0]
+    files = sorted(corpus.folder.rglob("*.png"))
+    rows = corpus.encoder.encode_images(files).astype(np.float16).astype(np.float64)
+    expected = [files[row].stem for row in np.argsort(-(rows @ wanted), kind="stable")]
+    assert [Path(hit["key"]).stem for hit in found["hits"]] == expected
+    assert "at character 8" in search('"red" +', *common).stderr

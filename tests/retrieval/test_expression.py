@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.retrieval.expression import ExpressionError, Term, combine, join, parse
+from llm2clip.retrieval.expression import ExpressionError, Term, join, parse, weighted_sum
 
 
 def text(value: str, weight: float = 1.0) -> Term:
@@ -103,20 +103,21 @@ def test_parse_of_join_gives_back_the_words(parts: list[tuple[str, str]]):
 
 
 @given(st.lists(st.floats(-3, 3).filter(lambda weight: abs(weight) > 0.01), min_size=2, max_size=4))
-def test_combine_equals_the_normalised_sum(weights: list[float]):
+def test_weighted_sum_equals_the_normalised_sum(weights: list[float]):
     vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0][: len(weights)].astype(
         np.float32
     )
-    terms = [text(str(number), weight) for number, weight in enumerate(weights)]
     expected = sum(
         weight * vector for weight, vector in zip(weights, vectors.astype(np.float64), strict=True)
     )
-    found = combine(terms, lambda asked: vectors[[int(term.value) for term in asked]])
+    found = weighted_sum(vectors, weights)
     assert found == pytest.approx(expected / np.linalg.norm(expected), abs=1e-6)
     assert found.dtype == np.float32
 
 
-def test_combine_refuses_terms_that_cancel_out():
-    one = np.eye(4, dtype=np.float32)[:1]
+def test_weighted_sum_refuses_terms_that_cancel_out():
+    one = np.eye(4, dtype=np.float32)[[0, 0]]
     with pytest.raises(ExpressionError, match="cancel out"):
-        combine([text("a"), text("a", -1)], lambda asked: np.repeat(one, len(asked), axis=0))
+        weighted_sum(one, [1, -1])
+    with pytest.raises(ValueError, match="a weight for each of 2"):
+        weighted_sum(one, [1])
