@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.command_line import GroupedCommand, make_app
+from llm2clip.common.command_line import GroupedCommand, VersionOption, make_app
 from llm2clip.common.terminal import one_line_errors
 
 server_option, index_option, limit_option, machine_option = (
@@ -50,6 +50,7 @@ def serve(
         float, limit_option(min=0.1, metavar="SECONDS", help="Longest time of a request.")
     ] = 30.0,
     device: Annotated[str, machine_option(metavar="DEVICE", help=_DEVICE)] = "auto",
+    version: VersionOption = False,
 ) -> None:
     """Serve an index: web page, search API and OpenAI-compatible embeddings."""
     with one_line_errors(extra="serve"):
