@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from llm2clip.encoders.catalog.entries import find_encoder
 from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import to_json
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 from llm2clip.encoders.layers.efficientnet_lite import trained_size
 from llm2clip.encoders.vision.efficientnet_checkpoint import load_efficientnet_lite
@@ -47,7 +48,7 @@ class Tower:
     source: str
     """Where it came from."""
     settings: dict[str, Any]
-    """What its tensors do not tell of its architecture."""
+    """Its sizes: fields of ``TowerShape``, or of ``EfficientNetLiteConfig``."""
 
     def blocks(self) -> nn.ModuleList:
         """The blocks that one training option or another applies to."""
@@ -90,12 +91,7 @@ def load_tower(spec: str, *, image_size: int | None = None) -> Tower:
         projection=projection,
         preprocess=source.preprocess("native"),
         source=spec,
-        settings={
-            "heads": shape.heads,
-            "head_width": shape.head_width,
-            "activation": shape.activation,
-            "rope_grid": shape.rope_grid,
-        },
+        settings=to_json(shape),
     )
 
 
