@@ -36,7 +36,7 @@ PYTHON := $(shell for range in '(3,11)<=v<=(3,13)' '(3,11)<=v'; do \
 			&& echo "$$python" && exit; done; done)
 endif
 
-.PHONY: help install demo test check bench eval claim lint typecheck pytest format docs clean
+.PHONY: help install demo test check attack bench eval claim lint typecheck pytest format docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -83,6 +83,10 @@ typecheck: $(STAMP)
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS)
+
+# Ten minutes of damaged and hostile inputs, failing writes and kills; docs/reliability.md has the figures.
+attack: $(STAMP)
+	$(BIN)/python -m tests.indexer.attack $(ATTACK_ARGS)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

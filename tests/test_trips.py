@@ -15,8 +15,8 @@ import pytest
 from .encoders.published_files import tiny_files as tiny_files
 from .encoders.test_families import references as references
 
-DEEPEST = 12
-"""Most functions of ours that may be active at once."""
+DEEPEST = 14
+"""Most functions of ours that may be active at once; opening the items of a stranger takes the last two."""
 
 SETUP = """
 import json, sys
@@ -53,8 +53,8 @@ from llm2clip.encoders.catalog import entries
 entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
-    "build": ("", BUILD, 41),
-    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 25),
+    "build": ("", BUILD, 46),
+    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 31),
     "load nano": ("", 'load("nano")', 12),
     "load CLIP": ("", 'load(folder / "clip")', 15),
     "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 22),
@@ -64,7 +64,10 @@ TRIPS = {
         40,
     ),
 }
-"""Name -> what comes before, what is followed, and the most files that it may enter."""
+"""Name -> what comes before, what is followed, and the most files that it may enter.
+
+Five of a build and of a search check what a stranger may have made: names, manifest, journal, items, regular files.
+"""
 
 
 @pytest.fixture(scope="module")
