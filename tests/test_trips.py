@@ -53,7 +53,7 @@ from llm2clip.encoders.catalog import entries
 entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
-    "build": ("", BUILD, 46),
+    "build": ("", BUILD, 47),
     "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 31),
     "load nano": ("", 'load("nano")', 12),
     "load CLIP": ("", 'load(folder / "clip")', 15),
@@ -66,7 +66,7 @@ TRIPS = {
 }
 """Name -> what comes before, what is followed, and the most files that it may enter.
 
-Five of a build and of a search check what a stranger may have made: names, manifest, journal, items, regular files.
+Six of a build and five of a search check what a stranger may have made: names, manifest, journal, items, regular files.
 """
 
 
