@@ -23,6 +23,7 @@ BENCHMARKS = {
     "encode": "query_latency",
     "images": "image_side",
     "texts": "text_side",
+    "cc": "caption_contrast",
     "quantised": "quantised",
     "ingest": "ingest",
     "filters": "filters",
