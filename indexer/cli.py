@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from llm2clip.indexer.lifecycle.export import Format
 
 _FROM = "Re-encode the images of this index with another encoder."
+_EXCLUDE = (
+    "Leave out files and folders of a folder, by name or path, such as 'thumbs' or '*/raw/*'; repeatable."
+)
 _RAM = "Memory budget for search, such as 4GB."
 _RECALL = "Target recall@10; 1 means exact search."
 _P95 = "Target 95th percentile of the search latency in milliseconds (docs/scaling.md)."
@@ -45,6 +48,7 @@ app = make_app("Build and maintain image indexes.")
 def build(
     corpus: CorpusArgument = None,
     from_index: Annotated[Path | None, corpus_option("--from", metavar="INDEX", help=_FROM)] = None,
+    exclude: Annotated[list[str] | None, corpus_option(metavar="PATTERN", help=_EXCLUDE)] = None,
     every: FrameIntervalOption = None,
     encoder: NewEncoderOption = None,
     index: NewIndexOption = None,
@@ -63,6 +67,7 @@ def build(
 ) -> None:
     """Build an index, or resume an interrupted build."""
     options = {name: value for name, value in locals().items() if name != "from_index"}
+    options["exclude"] = tuple(exclude or ())
     with one_line_errors():
         from llm2clip.indexer.commands.build import BuildRequest, run_build
 

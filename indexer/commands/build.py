@@ -21,7 +21,7 @@ from llm2clip.indexer.ann.plan import Budget, parse_bytes
 from llm2clip.indexer.commands.encoder_choice import NANO, NoEncoderError, choose_encoder, source_of
 from llm2clip.indexer.commands.session import SHOWN, images, load, working
 from llm2clip.indexer.core.encoder_protocol import TextEncoder
-from llm2clip.indexer.core.errors import EncoderMismatchError, IndexConflictError
+from llm2clip.indexer.core.errors import EncoderMismatchError, IndexConflictError, IndexerError
 from llm2clip.indexer.core.index_paths import (
     INDEX_VARIABLE,
     SAMPLE,
@@ -59,6 +59,8 @@ class BuildRequest:
     """None: chosen by measurement."""
     overwrite: bool
     as_json: bool
+    exclude: tuple[str, ...] = ()
+    """Patterns of files and folders that a folder is read without."""
     every: float | None = None
     """Seconds between the frames that are taken of videos."""
     ram: str | None = None
@@ -91,7 +93,8 @@ def run_build(request: BuildRequest) -> None:
             done = progress.done
             show(progress)
 
-        corpus = open_corpus(request.corpus, every=request.every)
+        exclude = request.exclude or _excluded_before(request, folder)
+        corpus = open_corpus(request.corpus, every=request.every, exclude=exclude)
         corpus.require_images()  # before an encoder is asked for, or fetched
         name = _choose(request, folder)
         _require_same(request, folder, name)
@@ -130,6 +133,18 @@ def _place(request: BuildRequest) -> Path:
         if not place.exists():
             place = _index_of_moved(request.corpus) or place
     return place.expanduser().absolute()
+
+
+def _excluded_before(request: BuildRequest, folder: Path) -> tuple[str, ...]:
+    """The patterns of the index that is there: they stay until others are given."""
+    if request.overwrite:
+        return ()
+    here = os.path.abspath(os.path.expanduser(request.corpus))
+    with suppress(IndexerError, OSError):
+        for source in read_manifest(folder).sources:
+            if source["kind"] == "folder" and source.get("root") == here and "exclude" in source:
+                return tuple(source["exclude"].split("\n"))
+    return ()
 
 
 def _index_of_moved(corpus: str) -> Path | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, final
@@ -34,6 +35,23 @@ def note_of_list(file: Path, *, first: str = "") -> str:
     return f"captions in {name} were skipped: {first}index that file instead of the folder to include them"
 
 
+_LITTER = frozenset(
+    [
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+        "@recycle",
+        "$recycle.bin",
+        "system volume information",
+        "__macosx",
+        "lost+found",
+    ]
+)
+"""Folders of Synology, QNAP, macOS and Windows, in lower case: thumbnails and what was deleted."""
+_THUMBNAILS = "SYNOPHOTO_THUMB"
+"""How the names of Synology's thumbnails begin."""
+
+
 class _Folder(NamedTuple):
     """A folder of the corpus."""
 
@@ -50,13 +68,18 @@ class FolderCorpus(Corpus):
     A file ``name.txt`` or ``name.json`` beside an image ``name.*`` is its caption or metadata, see ``Beside``. A file
     whose ending says nothing is an image if its first bytes are those of one. Links to folders outside
     of the corpus are followed; no folder is read twice, so that loops end.
-    Videos are skipped unless ``every``, the seconds between frames, is given.
+    Videos are skipped unless ``every``, the seconds between frames, is given. Folders that NAS systems, macOS and
+    Windows make for themselves are left out, and what ``exclude`` names: patterns (``*``, ``?``) of names, or of paths
+    below the root with forward slashes.
     """
 
     kind: Final = "folder"  # type: ignore[misc]
 
-    def __init__(self, spec: str, root: Path, *, every: float | None = None) -> None:
+    def __init__(
+        self, spec: str, root: Path, *, every: float | None = None, exclude: Sequence[str] = ()
+    ) -> None:
         super().__init__(spec, root)
+        self._exclude, self._litter = tuple(exclude), Counter[str]()
         self._every, self._start = every, f"{self.root}{os.sep}"
         self.within = self.root
         """Links to folders below this one are not followed: their images have keys of their own."""
@@ -67,11 +90,13 @@ class FolderCorpus(Corpus):
 
     def identity(self) -> dict[str, str]:
         """What the manifest stores."""
-        return super().identity() | ({} if self._every is None else {"every": f"{self._every:g}"})
+        every = {} if self._every is None else {"every": f"{self._every:g}"}
+        return super().identity() | every | ({"exclude": "\n".join(self._exclude)} if self._exclude else {})
 
     def _list(self) -> Iterator[Record]:
         """All images, folder by folder, in order of their names."""
         self._restart()
+        self._litter.clear()
         images = image_endings()
         for folder in self._folders():
             if folder.problem is not None:
@@ -93,6 +118,12 @@ class FolderCorpus(Corpus):
                 elif folder.below and name.lower() in LISTS_BESIDE:
                     self.read_notes.append(note_of_list(folder.path / name))
             self._unclaimed(folder.below + name for name in beside.unused)
+        if self._litter:
+            count = self._litter.total()
+            names = ", ".join(sorted(self._litter)[:4])
+            self.read_notes.append(
+                f"{count:,} folder{'' if count == 1 else 's'} of other programs left out ({names})"
+            )
 
     def _folders(self) -> Iterator[_Folder]:
         seen: set[tuple[int, int]] = set()
@@ -106,7 +137,10 @@ class FolderCorpus(Corpus):
                 seen.add((where.st_dev, where.st_ino))
                 with os.scandir(path) as entries:
                     visible = [
-                        (each.name, each.is_dir()) for each in entries if not each.name.startswith(".")
+                        (each.name, is_folder)
+                        for each in entries
+                        if not each.name.startswith(".")
+                        and not self._left_out(below, each.name, is_folder := each.is_dir())
                     ]
             except OSError as error:
                 if not below:
@@ -118,6 +152,15 @@ class FolderCorpus(Corpus):
                 inner = path / name
                 if not (inner.is_symlink() and self._inside(inner)):
                     waiting.append((inner, f"{below}{name}/"))
+
+    def _left_out(self, below: str, name: str, is_folder: bool) -> bool:
+        """Whether a file or folder is litter of another program, or was excluded."""
+        if is_folder and name.lower() in _LITTER:
+            self._litter[name] += 1
+            return True
+        if not is_folder and name.startswith(_THUMBNAILS):
+            return True
+        return any(fnmatchcase(name, each) or fnmatchcase(below + name, each) for each in self._exclude)
 
     def _inside(self, link: Path) -> bool:
         """Whether a link leads to a folder that is listed anyway."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -38,7 +38,9 @@ _CONTAINERS: Mapping[str, _Kind] = {
 }
 
 
-def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> Corpus:
+def open_corpus(
+    spec: str | os.PathLike[str], *, every: float | None = None, exclude: Sequence[str] = ()
+) -> Corpus:
     """Open what ``spec`` names; docs/corpora.md has the list.
 
     Args:
@@ -46,12 +48,15 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
             a brace range like ``shards/{00..03}.tar``; a list of images (.csv, .tsv, .jsonl, .txt), or ``-`` for
             paths from standard input; a video; a URL of any of these; or ``sample:``.
         every: seconds between frames of videos; None: 10 if there are only videos, else videos are skipped.
+        exclude: patterns of files and folders that a folder is read without.
 
     Raises:
         CorpusError: it is none of these, does not exist, or needs an extra that is not installed.
         OSError: it cannot be read.
     """
     given = os.fspath(spec)
+    if exclude and ("://" in given or not Path(given).expanduser().is_dir()):
+        raise CorpusError(f"got patterns to exclude from {given}: expected a folder on this machine")
     if given == SAMPLE:
         return SampleCorpus()
     if given == STDIN:
@@ -60,7 +65,7 @@ def open_corpus(spec: str | os.PathLike[str], *, every: float | None = None) -> 
         return _remote(given, every)
     path = Path(given).expanduser()
     if path.is_dir():
-        return _folder(given, path, every)
+        return _folder(given, path, every, exclude)
     kind = ending(path.name)
     if path.exists() and kind in image_endings():
         raise CorpusError(f"{given} is a single image: expected its folder, or a list of images")
@@ -100,7 +105,8 @@ def reopen_corpus(identity: Mapping[str, str]) -> Corpus:
         return _videos(spec, Files.found(identity["shards"], endings=VIDEOS), every)
     if not os.path.isdir(identity["root"]):
         raise CorpusError(f"no such folder: {identity['root']}")
-    return FolderCorpus(spec, Path(identity["root"]), every=every)
+    exclude = identity["exclude"].split("\n") if "exclude" in identity else ()
+    return FolderCorpus(spec, Path(identity["root"]), every=every, exclude=exclude)
 
 
 def _videos(spec: str, files: Files, every: float | None) -> Corpus:
@@ -146,10 +152,10 @@ def _known() -> str:
     return ", ".join(endings[:-1]) + f" or {endings[-1]}"
 
 
-def _folder(given: str, path: Path, every: float | None) -> Corpus:
+def _folder(given: str, path: Path, every: float | None, exclude: Sequence[str]) -> Corpus:
     """Open a folder: its containers if it holds no image, else its images; videos if there is nothing else."""
     root = Path(os.path.abspath(path))
-    folder = FolderCorpus(given, root, every=every)
+    folder = FolderCorpus(given, root, every=every, exclude=exclude)
     alone = folder.peek() is None
     found = {  # beside images only those at the top: others may lie among thousands of files
         name: Files.found(given, endings=kind.endings, deep=kind.deep and alone)
@@ -165,7 +171,7 @@ def _folder(given: str, path: Path, every: float | None) -> Corpus:
     if alone and any(kind in VIDEOS for kind in folder.skipped):
         from llm2clip.indexer.containers.video import EVERY
 
-        folder = FolderCorpus(given, root, every=EVERY)
+        folder = FolderCorpus(given, root, every=EVERY, exclude=exclude)
         folder.notes.append(
             f"one frame every {EVERY:g} s of each video is indexed: --frame-interval changes that"
         )

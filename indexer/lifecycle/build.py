@@ -86,8 +86,9 @@ def build_index(
             if manifest is not None:
                 try:
                     result = sync(folder, _base(folder, manifest, new, options), [source], mode)
-                    if not result.committed and options.encoder_source not in (None, manifest.encoder_source):
-                        write_manifest(folder, result.manifest)  # the encoder was moved
+                    renamed = options.encoder_source not in (None, manifest.encoder_source)
+                    if not result.committed and (renamed or result.manifest.sources != manifest.sources):
+                        write_manifest(folder, result.manifest)  # the encoder was moved, or more is excluded
                 except IndexDamagedError as error:
                     notes.append(f"the index was damaged, so every image was embedded again: {error}")
             if result is None:
@@ -123,7 +124,16 @@ def _base(folder: Path, manifest: Manifest, new: Manifest, options: BuildOptions
     roll_back(folder, manifest)
     if options.replan:
         manifest = replace(manifest, ann=None)
-    return replace(manifest, encoder=new.encoder, encoder_source=new.encoder_source)
+    sources = tuple(
+        {**known, **_excluded(new.sources[0])} if same_corpus(known, new.sources[0]) else known
+        for known in manifest.sources
+    )
+    return replace(manifest, encoder=new.encoder, encoder_source=new.encoder_source, sources=sources)
+
+
+def _excluded(source: Mapping[str, str]) -> dict[str, str]:
+    """What is excluded of a source now."""
+    return {"exclude": source["exclude"]} if "exclude" in source else {}
 
 
 def _begin(folder: Path, base: Manifest, options: BuildOptions) -> Transaction:

@@ -239,5 +239,5 @@ def _compact(value: Mapping[str, Any]) -> str:
 
 
 def same_corpus(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two identities name the same images."""
-    return {**one, "spec": ""} == {**other, "spec": ""}
+    """Whether two identities name the same images, whatever is excluded of them."""
+    return {**one, "spec": "", "exclude": ""} == {**other, "spec": "", "exclude": ""}
