@@ -54,7 +54,7 @@ entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
     "build": ("", BUILD, 47),
-    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 31),
+    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 32),
     "load nano": ("", 'load("nano")', 12),
     "load CLIP": ("", 'load(folder / "clip")', 15),
     "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 22),
