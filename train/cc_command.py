@@ -34,13 +34,14 @@ def make_cc(
     import torch
 
     from llm2clip.train.cc.pipeline import run_cc
+    from llm2clip.train.core.distributed import local_device
 
     given = [f"cc.model={json.dumps(model)}"] if model else []
     given += [f"cc.data={json.dumps(list(data))}"] if data else []
     config = load_recipe(recipe, settings=[*given, *settings]).cc
     if config is None:
         raise ConfigError(f"{recipe} has no settings of stage 1: expected a table [cc]")
-    machine.use()
+    local_device(machine).use()
     result = run_cc(config, out, device=torch.get_default_device())
     said = f"text model in {result.folder}"
     if "cra" in result.before and "cra" in result.after:
