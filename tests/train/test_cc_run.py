@@ -21,7 +21,7 @@ from llm2clip.train.core.config import ConfigError
 from llm2clip.train.data.captions import SkipReport
 from llm2clip.train.recipe_files import NAMES, list_recipes, load_recipe
 
-from .text_material import caption_file, llama_folder
+from .text_material import NOUNS, caption_file, llama_folder
 
 SETTINGS = [
     "cc.batch.size=12",
@@ -63,6 +63,7 @@ def whole(material, tmp_path_factory):
 def test_run_cc_writes_a_model_that_loads_and_finds_captions_better(whole, material):
     encoder = load_encoder(whole.folder)
     assert whole.after["cra"] > whole.before["cra"] + 20
+    assert "cra_en" in (whole.folder.parent / "report.html").read_text(encoding="utf-8")
     assert whole.before.keys() == whole.after.keys() >= {"cra", "cra_en", "cra_xx"}
     weights, first = (
         load_file(whole.folder / "model.safetensors"),
@@ -91,6 +92,30 @@ def test_run_cc_trains_all_weights_and_keeps_the_best(material, tmp_path):
     assert story["measures"]["cra"] == result.after["cra"] >= result.before["cra"]
     assert {t.dtype for t in load_file(result.folder / "model.safetensors").values()} == {torch.float16}
     assert np.isfinite(load_encoder(result.folder).encode_texts(["a dog"])).all()
+
+
+def test_run_cc_learns_a_teacher_first(material, tmp_path):
+    rows = [
+        {"row": n, "captions": {"en": f"a {noun}", "xx": f"photo of {noun}"}} for n, noun in enumerate(NOUNS)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    np.save(
+        tmp_path / "teacher.npy", np.random.default_rng(0).standard_normal((len(NOUNS), 8)).astype(np.float16)
+    )
+    given = [
+        f"cc.distil.vectors={tmp_path / 'teacher.npy'}",
+        f'cc.distil.data=["{tmp_path / "pairs.jsonl"}"]',
+    ]
+    given += [
+        "cc.distil.texts=24",
+        "cc.distil.lr=1e-2",
+        "cc.distil.loop.steps=30",
+        "cc.distil.loop.log_every=1",
+    ]
+    run_cc(config(material, *given, "cc.loop.steps=2", "cc.tune.parts=all"), tmp_path / "run")
+    losses = [loss for _, loss in history(tmp_path / "run", "distil")]
+    assert len(losses) == 30
+    assert np.mean(losses[-3:]) < 0.6 * losses[0]  # a head maps the model's 16 numbers to the teacher's 8
 
 
 def test_read_data_holds_back_the_same_images_whatever_else_is_there(material):

@@ -20,6 +20,7 @@ from llm2clip.train.cc.objectives import ContrastStage, DistilStage, MntpStage
 from llm2clip.train.cc.text_model import TextModel, open_text_model, save_text_model
 from llm2clip.train.core import distributed
 from llm2clip.train.core.loop import train
+from llm2clip.train.core.report import write_report
 from llm2clip.train.core.run_folder import Run
 from llm2clip.train.data.caption_batches import CaptionBatches
 from llm2clip.train.data.caption_files import read_groups
@@ -67,6 +68,7 @@ def run_cc(config: CcConfig, out: Path, *, device: torch.device | None = None) -
             )
             for line in report.lines():
                 log_stderr(line)
+            run.record("skipped", report.lines())
         model = open_text_model(config.model, config.tune, device=device)
         return _train(config, run, model, trained, held)
 
@@ -139,6 +141,7 @@ def _train(
         if folder.exists():  # of a run that had finished already
             shutil.rmtree(folder)
         save_text_model(model, folder, store=config.store)
+        write_report(run)
     distributed.wait_for_all()
     return CcResult(folder=folder, before=run.read().get("before", {}), after=dict(outcome.measures))
 

@@ -147,7 +147,8 @@ def _texts(value: Any) -> list[Any]:  # noqa: ANN401 - parsed JSON
 
 def _key(row: Mapping[str, Any], columns: Columns) -> str:
     if columns.key is not None:
-        return str(row.get(columns.key) or "")
+        named = row.get(columns.key)
+        return "" if named is None else str(named)
     lower = {field.lower(): field for field in row}
     found = next((row[lower[name]] for name in KEYS if lower.get(name) and row[lower[name]]), "")
     return str(found) if isinstance(found, str | int) else ""
