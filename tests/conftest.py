@@ -27,7 +27,7 @@ SLOW = {
     "indexer": "build cli cli_changes corpora crash damage encode_batches lifecycle memory nearest_neighbors planner "
     "random_changes search together",
     "retrieval": "cli demo sample",
-    "train": "align binding caption_features cli image_batches loop recipe",
+    "train": "align align_processes binding caption_features cli image_batches loop recipe",
     "golden": "d_llm2vec g_stage2",
 }
 SLOW_FILES = frozenset(
