@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 
-from llm2clip.indexer.filters.patterns import folded
+from llm2clip.indexer.filters.patterns import folded, normal
 
 Value = str | int | float | bytes
 """A value bound in an SQL statement."""
@@ -176,6 +176,8 @@ def _held(nanoseconds: int) -> int:
 
 LIKE, GLOB = "llm2clip_like", "llm2clip_glob"
 """Names of the SQL functions for LIKE without case in every script, and for GLOB; of a pattern and a value."""
+NFC = "llm2clip_nfc"
+"""Name of the SQL function that brings text into Unicode normal form C; other values stay."""
 _NATIVE = 100_000
 """Characters of a pattern times those of a text, up to which SQLite's own functions take about a millisecond."""
 
@@ -191,7 +193,7 @@ class Clause:
 
 
 def joined(word: str, clauses: Sequence[Clause]) -> Clause:
-    """Conditions joined by AND or OR, as a balanced tree."""
+    """Conditions joined by AND or OR, or values by a sign, as a balanced tree."""
     if len(clauses) == 1:
         return clauses[0]
     middle = len(clauses) // 2
@@ -209,9 +211,31 @@ def missing(field: Field) -> Clause:
     return Clause(f"({field.sql} IS NULL)", field.values)
 
 
+def _composed(field: Field, value: Value = "") -> Clause:
+    """A field as ``value`` is compared with: text in NFC, as macOS stores names decomposed (NFD)."""
+    if field.type not in (Type.TEXT, Type.JSON) or not isinstance(value, str):
+        return Clause(field.sql, field.values)
+    return Clause(_in_nfc(field.sql), field.values * 4)
+
+
+def _in_nfc(sql: str) -> str:
+    """SQL: a value with its text in NFC; our function, being slower, is called for text that is not ASCII only."""
+    return f"(CASE WHEN {_is_ascii(sql)} THEN {sql} ELSE {NFC}({sql}) END)"
+
+
+def _is_ascii(sql: str) -> str:
+    """SQL: whether a text has one byte for each character."""
+    return f"length({sql}) = length(CAST({sql} AS BLOB))"
+
+
+def _bound(value: Value) -> Value:
+    return normal(value) if isinstance(value, str) else value
+
+
 def compared(field: Field, sign: str, value: Value) -> Clause:
     """A field compared with a value. Metadata of another type is unequal to it and has no order with it."""
-    clause = Clause(f"({field.sql} {sign} ?)", (*field.values, value))
+    left = _composed(field, value)
+    clause = Clause(f"({left.sql} {sign} ?)", (*left.values, _bound(value)))
     if field.type is not Type.JSON:
         return clause
     if sign in ("=", "<>"):
@@ -230,13 +254,15 @@ def _simple(field: Field, clause: Clause, *, otherwise: bool) -> Clause:
 
 def compared_fields(left: Field, sign: str, right: Field) -> Clause:
     """Two fields of one type compared."""
-    return Clause(f"({left.sql} {sign} {right.sql})", left.values + right.values)
+    return joined(sign, [_composed(left), _composed(right)])
 
 
 def among(field: Field, values: Sequence[Value]) -> Clause:
     """``field IN (values)``."""
     marks = ", ".join("?" * len(values))
-    clause = Clause(f"({field.sql} IN ({marks}))", (*field.values, *values))
+    text = next((value for value in values if isinstance(value, str)), values[0])
+    left = _composed(field, text)
+    clause = Clause(f"({left.sql} IN ({marks}))", (*left.values, *map(_bound, values)))
     return _simple(field, clause, otherwise=False) if field.type is Type.JSON else clause
 
 
@@ -254,7 +280,7 @@ def _where_short(field: Field, native: Clause, ours: Clause) -> Clause:
         return ours
     (pattern,) = native.values
     longest = _NATIVE // max(1, len(str(pattern)))
-    short = f"length({field.sql}) <= {longest} AND length({field.sql}) = length(CAST({field.sql} AS BLOB))"
+    short = f"length({field.sql}) <= {longest} AND {_is_ascii(field.sql)}"
     return Clause(f"(CASE WHEN {short} THEN {native.sql} ELSE {ours.sql} END)", (pattern, *ours.values))
 
 
@@ -265,13 +291,15 @@ def escaped(text: str) -> str:
 
 def glob(field: Field, pattern: str) -> Clause:
     """GLOB: ``*`` matches anything, ``?`` one character, ``[a-z]`` one of a range; case-sensitive."""
+    pattern = normal(pattern)
     ours = Clause(f"{GLOB}(?, {field.sql})", (pattern, *field.values))
     return _where_short(field, Clause(f"{field.sql} GLOB ?", (pattern,)), ours)
 
 
 def has(field: Field, value: Value) -> Clause:
     """Whether a list in the metadata has a value; a single value counts as a list of one."""
-    elements = "SELECT 1 FROM json_each(metadata, ?) AS element WHERE element.atom = ?"
+    atom = _in_nfc("element.atom") if isinstance(value, str) else "element.atom"
+    elements = f"SELECT 1 FROM json_each(metadata, ?) AS element WHERE {atom} = ?"
     kind = "json_type(metadata, ?)"
     sql = f"(CASE WHEN {kind} = 'object' THEN 0 WHEN {kind} <> 'null' THEN EXISTS ({elements}) END)"
-    return Clause(sql, (*field.values, *field.values, *field.values, value))
+    return Clause(sql, (*field.values, *field.values, *field.values, _bound(value)))

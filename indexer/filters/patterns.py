@@ -15,11 +15,12 @@ Piece = tuple["str | Test", ...]
 
 def folded(text: str) -> str:
     """A text case-folded and in Unicode normal form C: ß is ss, and e with a combining accent one character."""
-    return text.lower() if text.isascii() else _normal(_normal(text).casefold())
+    return text.lower() if text.isascii() else normal(normal(text).casefold())
 
 
-def _normal(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
+def normal(text: str) -> str:
+    """A text in Unicode normal form C."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def text_of(value: object) -> str:

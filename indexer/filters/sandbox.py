@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from llm2clip.indexer.filters.fields import COLUMNS, GLOB, LIKE
-from llm2clip.indexer.filters.patterns import folded, glob_matcher, like_matcher, text_of
+from llm2clip.indexer.filters.fields import COLUMNS, GLOB, LIKE, NFC
+from llm2clip.indexer.filters.patterns import folded, glob_matcher, like_matcher, normal, text_of
 
 VERSIONS = frozenset({"added", "removed"})
 """Columns with the generations of a row."""
@@ -21,7 +21,7 @@ REPAIRED = "llm2clip_json"
 """Name of the SQL function that makes metadata JSON which Python reads and SQLite does not, such as NaN."""
 _FUNCTIONS = frozenset(
     {"coalesce", "count", "glob", "hex", "json_extract", "json_type", "json_valid", "length", "like", "lower"}
-    | {"nullif", GLOB, LIKE, REPAIRED}
+    | {"nullif", GLOB, LIKE, NFC, REPAIRED}
 )
 _JSON_COLUMNS = frozenset({"atom", "json", "key", "root", ""})
 _STEPS = 20_000
@@ -35,6 +35,7 @@ def guard(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.create_function(REPAIRED, 1, _repaired, deterministic=True)
+    connection.create_function(NFC, 1, _normal, deterministic=True)
     for limit, value in (
         (sqlite3.SQLITE_LIMIT_ATTACHED, 0),
         (sqlite3.SQLITE_LIMIT_TRIGGER_DEPTH, 0),
@@ -79,7 +80,7 @@ def time_limit(connection: sqlite3.Connection, *, seconds: float) -> Iterator[No
         return lambda pattern, value: None if value is None else matcher(pattern)(prepared(text(value)))
 
     connection.create_function(LIKE, 2, matched(like_matcher, folded), deterministic=True)
-    connection.create_function(GLOB, 2, matched(glob_matcher, str), deterministic=True)
+    connection.create_function(GLOB, 2, matched(glob_matcher, normal), deterministic=True)
     connection.set_progress_handler(lambda: time.monotonic() > end, _STEPS)
     try:
         yield
@@ -89,6 +90,10 @@ def time_limit(connection: sqlite3.Connection, *, seconds: float) -> Iterator[No
 
 Matched = Callable[[str, object], bool | None]
 """Whether a value matches a pattern; None without a value."""
+
+
+def _normal(value: str | bytes | float | None) -> str | bytes | float | None:
+    return normal(value) if isinstance(value, str) else value
 
 
 def _repaired(metadata: str | None) -> str | None:
