@@ -23,7 +23,7 @@ from llm2clip.eval.results.published_numbers import (
     of_dataset,
     same_weights,
 )
-from llm2clip.eval.results.records import Direction, Result, unpack
+from llm2clip.eval.results.records import Direction, EncoderRecord, Result, unpack
 from llm2clip.eval.stats.bootstrap import Resampling
 from llm2clip.eval.stats.languages import LanguageSummary, by_language
 from llm2clip.eval.stats.paired_tests import against_best
@@ -118,7 +118,7 @@ class Board:
 
 
 def build_board(results: Sequence[Result]) -> Board:
-    """Sort results and join them with published numbers.
+    """Sort results and join them with published numbers; encoders of one label get what tells them apart.
 
     Raises:
         ValueError: Two results are of the same encoder on the same set: one must go.
@@ -132,6 +132,7 @@ def build_board(results: Sequence[Result]) -> Board:
                 f"{result.date}: leave one out"
             )
         seen[key] = result
+    results = _told_apart(results)
     ids = sorted({result.set.id for result in results}, key=_set_order)
     return Board(
         results=tuple(results),
@@ -139,6 +140,37 @@ def build_board(results: Sequence[Result]) -> Board:
         languages=tuple(_language_rows(results)),
         comparisons=tuple((result, one) for result in results for one in compare_published(result)),
     )
+
+
+def _told_apart(results: Sequence[Result]) -> list[Result]:
+    """The results with what differs after a label that several encoders have: precision, weights, at last the hash."""
+    groups: dict[str, dict[str, EncoderRecord]] = {}
+    for result in results:
+        groups.setdefault(result.encoder.label, {})[result.encoder.key] = result.encoder
+    labels = {label: _differences(list(group.values())) for label, group in groups.items()}
+
+    def told(encoder: EncoderRecord) -> EncoderRecord:
+        said = labels[encoder.label][encoder.key]
+        return replace(encoder, label=f"{encoder.label} ({said})") if said else encoder
+
+    return [replace(result, encoder=told(result.encoder)) for result in results]
+
+
+def _differences(encoders: Sequence[EncoderRecord]) -> dict[str, str]:
+    """What tells encoders of one label apart, by key; empty for a single one."""
+    if len(encoders) == 1:
+        return {encoders[0].key: ""}
+    traits = [
+        (one.dtype, one.text_dtype, one.device.partition(":")[0], one.parity, one.weights_sha256[:8])
+        for one in encoders
+    ]
+    varied = [place for place, values in enumerate(zip(*traits, strict=True)) if len(set(values)) > 1]
+    said = [", ".join(dict.fromkeys(trait[place] for place in varied if trait[place])) for trait in traits]
+    if len(set(said)) < len(said) or not all(said):
+        said = [
+            ", ".join(filter(None, (text, one.key[:8]))) for text, one in zip(said, encoders, strict=True)
+        ]
+    return {one.key: text for one, text in zip(encoders, said, strict=True)}
 
 
 def _language_rows(results: Sequence[Result]) -> Iterator[LanguageRow]:

@@ -132,7 +132,7 @@ def row_note(row: Row, *, known: Collection[str] = ()) -> str:
         notes = [f"{row.flag.status}: {row.flag.reason}"] * bool(row.flag.status)
         notes += [f"{row.overlap.level.value}: {row.overlap.why}"] * bool(row.overlap.why)
         return "; ".join([*notes, row.source])
-    notes = ["≈ best"] * row.near_best
+    notes = ["≈ best measured"] * row.near_best
     notes += ["other images or captions than most of ours here"] * row.other_queries
     gap = max((one.tie_gap for one in row.result.directions), default=0.0)
     notes += [f"ties move recall by up to {100 * gap:.1f}: low precision or collapsed vectors"] * (

@@ -119,6 +119,45 @@ def test_build_board_marks_who_shares_the_first_place(make_result):
     assert near == {"best": True, "same": True, "less": False, "elsewhere": False}
 
 
+def test_markdown_says_best_measured_below_printed_numbers(make_result):
+    """0.2 under a printed 97.3 is the best of those measured, and no more."""
+    ours = [
+        make_result(label=name, key=name * 64, ranks=[9] * 99 + [1], protocol="flickr30k") for name in "ab"
+    ]
+    board = build_board(ours)
+    assert max(row.cells["t2i", 1].value for row in board.tables[0].published if ("t2i", 1) in row.cells) > 80
+    for text in (markdown(board, limit=3), render_page(board)):
+        assert "≈ best measured" in text
+        assert not re.search("≈ best(?! measured)|≈ 最佳", text)
+
+
+def test_build_board_tells_encoders_of_one_label_apart(make_result):
+    def labels(*changes):
+        results = [make_result(key=str(number) * 64) for number in range(len(changes))]
+        results += [make_result(key="e" * 64, label="other")]
+        changed = [
+            replace(result, encoder=replace(result.encoder, **change))
+            for result, change in zip(results, changes, strict=False)
+        ]
+        rows = build_board([*changed, *results[len(changes) :]]).tables[0].ours
+        assert len(page_data(build_board(changed), now=NOW)["results"]) == len(changes)
+        return sorted(row.label for row in rows if row.label != "other")
+
+    assert labels({}) == ["enc"]
+    half = {"dtype": "float16", "text_dtype": "float16"}
+    assert labels({}, half) == ["enc (float16)", "enc (float32)"]
+    assert labels({"weights_sha256": "a" * 64}, {"weights_sha256": "b" * 64}) == [
+        "enc (aaaaaaaa)",
+        "enc (bbbbbbbb)",
+    ]
+    assert labels({}, {}) == ["enc (00000000)", "enc (11111111)"]
+    assert labels({}, half, half) == [
+        "enc (float16, 11111111)",
+        "enc (float16, 22222222)",
+        "enc (float32, 00000000)",
+    ]
+
+
 def test_markdown_shows_intervals(make_result):
     [table] = build_board([make_result()]).tables  # by hand: a quarter to either side, within 0 and 100
     cells = {measure: (cell.value, cell.low, cell.high) for measure, cell in table.ours[0].cells.items()}
@@ -193,7 +232,7 @@ def test_render_page_has_the_same_words_in_both_languages():
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="there is no Chromium to open the page with")
 @pytest.mark.parametrize(("language", "word"), [("en", "Overview"), ("zh", "总览")])
 def test_render_page_draws_in_a_browser(tmp_path, clip, make_result, language, word):
-    evil = make_result(label="<img src=x onerror=document.title='bad'>", protocol="mine", language="en")
+    evil = make_result(label="<img src=x onerror=document.title='bad'>", protocol="flickr30k")
     place = tmp_path / "page.html"
     place.write_text(render_page(build_board([clip, evil]), now=NOW), encoding="utf-8")
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
@@ -204,6 +243,8 @@ def test_render_page_draws_in_a_browser(tmp_path, clip, make_result, language, w
     assert "&lt;img src=x onerror" in done.stdout
     assert "<img" not in done.stdout.replace("&lt;img", "")
     assert "62.2" in done.stdout
+    lead = {"en": "2 encoders measured on 1 set, beside", "zh": "实测 2 个编码器、1 个数据集"}[language]
+    assert lead in done.stdout
 
 
 def test_markdown_reports_decisive_ties(make_result):
