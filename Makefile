@@ -2,9 +2,8 @@
 #   make demo    build an index over the sample images, search it, write a gallery
 #   make test    linter, formatter, type checker, all tests
 #   make check   linter, formatter, type checker, the fast tests: the inner loop
-#   make eval    make the evaluation sets, measure nano, its controls and random encoders, write the leaderboard
-# EVAL_DATA: a folder or tar of images with captions to measure on too. EVAL_MADE: folder of the sets made here,
-# by default eval in the data home, where llm2clip-eval nano looks too.
+#   make eval    measure nano, its controls and random encoders on the sample images, write the leaderboard
+# EVAL_DATA: a folder or tar of images with captions to measure on too.
 # CLAIM_DATA: a folder of train-*.tar and val.tar for make claim, which measures what LLM2CLIP claims on real models.
 # PYTHON chooses the interpreter, TEST_WORKERS the number of test processes (0: in this one); PIP_INSTALL_ARGS,
 # PYTEST_ARGS and BENCH_ARGS add arguments.
@@ -21,7 +20,6 @@ BENCH_ARGS ?=
 DEMO_OUT ?= demo-output
 EVAL_OUT ?= eval-output
 EVAL_DATA ?=
-EVAL_MADE ?=
 CLAIM_DATA ?=
 CLAIM_ARGS ?=
 
@@ -92,8 +90,7 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 eval: $(STAMP)
-	$(BIN)/python -m llm2clip.train.cli data $(addprefix --out ,$(EVAL_MADE))
-	$(BIN)/python -m llm2clip.eval.commands.make_eval --out $(EVAL_OUT) $(addprefix --made ,$(EVAL_MADE)) $(addprefix --data ,$(EVAL_DATA))
+	$(BIN)/python -m llm2clip.eval.commands.make_eval --out $(EVAL_OUT) $(addprefix --data ,$(EVAL_DATA))
 
 claim: $(STAMP)
 	@test -n '$(CLAIM_DATA)' || { echo 'say where the images with captions are: make claim CLAIM_DATA=FOLDER' >&2; exit 1; }

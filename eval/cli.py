@@ -7,13 +7,12 @@ from llm2clip.common.command_line import GroupedCommand, make_app
 from llm2clip.common.terminal import renamed
 from llm2clip.eval.commands.classify import captions, classify
 from llm2clip.eval.commands.leaderboard import compare, leaderboard
-from llm2clip.eval.commands.nano import nano
 from llm2clip.eval.commands.prepare import prepare
 from llm2clip.eval.commands.run import run
 
 app = make_app("Evaluate encoders: retrieval quality and cost.")
 OLD_NAMES = {run: {"through": "index", "parity": "preprocessing"}, prepare: {"pictures": "images"}}
-for command in (nano, prepare, run, leaderboard, compare, classify, captions):
+for command in (prepare, run, leaderboard, compare, classify, captions):
     app.command(cls=GroupedCommand, context_settings=renamed(OLD_NAMES.get(command, {})))(command)
 
 

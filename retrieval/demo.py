@@ -22,21 +22,30 @@ if TYPE_CHECKING:
     from llm2clip.retrieval.searcher import Searcher
 
 QUERIES = (
-    ("en", "an animal with a long neck", None),
-    ("zh", "下雨天用的东西", "Chinese: something used on rainy days"),
-    ("es", "una bebida caliente", "Spanish: a hot drink"),
-    ("ar", "حيوان يعيش في الصحراء", "Arabic: an animal that lives in the desert"),
-    ("ja", "海に住む大きな動物", "Japanese: a big animal that lives in the sea"),
-    ("hi", "जन्मदिन का केक", "Hindi: birthday cake"),
-    ("de", "damit schneidet man Papier", "German: paper is cut with it"),
-    ("fr", "le camion rouge des pompiers", "French: the firefighters' red truck"),
-    ("ru", "музыкальный инструмент с клавишами", "Russian: a musical instrument with keys"),
-    ("ko", "밤하늘에 빛나는 것", "Korean: something that shines in the night sky"),
-    ("sw", "nyumba ndogo", "Swahili: a small house"),
+    ("en", "sunset over the sea", None),
+    ("zh", "雪山", "Chinese: snowy mountains"),
+    ("es", "una taza de café", "Spanish: a cup of coffee"),
+    ("ar", "قطة", "Arabic: a cat"),
+    ("ja", "吊り橋", "Japanese: a suspension bridge"),
+    ("hi", "समुद्र तट", "Hindi: a beach"),
+    ("de", "zwei Hunde", "German: two dogs"),
+    ("fr", "une abeille sur une fleur", "French: a bee on a flower"),
+    ("ru", "вулкан", "Russian: a volcano"),
+    ("ko", "은하", "Korean: a galaxy"),
+    ("sw", "mlima wenye theluji", "Swahili: a snowy mountain"),
 )
 """Language, text and translation."""
-QUERY_EMOJI = "🦒"
-"""The image query is the sample image of this emoji."""
+PARAGRAPH = (
+    "The picture was taken indoors, very close to the animal, so that its head fills the whole frame. It is a "
+    "domestic cat with short striped fur in brown, grey and a little orange, the kind that people call a tabby. "
+    "Its green eyes are wide open and look slightly past the camera; the ears stand up, the nose is pink, and "
+    "long white whiskers spread out on both sides. The fur of the chin and the chest is paler. There is nothing "
+    "else to see: no furniture, no people, no toys, only the face of this calm pet and a dark, blurred "
+    "background."
+)
+"""The long query, in English."""
+PARAGRAPH_IMAGE, IMAGE_QUERY = "sk-chelsea.webp", "sl-flower.webp"
+"""The image that the paragraph describes, and the one that is the image query."""
 CLIP_TOKENS = 77
 """Token limit of CLIP's text towers; the long query exceeds it."""
 
@@ -92,12 +101,11 @@ def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
 
 def _answers(searcher: Searcher, *, k: int) -> tuple[list[Answer], float]:
     """All answers, and the seconds that the search took."""
-    scene, shown = _choose(searcher)
-    long = scene.caption or ""
-    (tokens,) = searcher.encoder.count_tokens([long])
-    gloss = f"{tokens} tokens, CLIP reads {CLIP_TOKENS}; it describes {_name(scene)}"
+    described, shown = _chosen()
+    (tokens,) = searcher.encoder.count_tokens([PARAGRAPH])
+    gloss = f"{tokens} tokens, CLIP reads {CLIP_TOKENS}; it describes {_name(described)}"
     queries = [text_query(text, language=language, gloss=meaning) for language, text, meaning in QUERIES]
-    queries.append(text_query(long, language="en", gloss=gloss))
+    queries.append(text_query(PARAGRAPH, language="en", gloss=gloss))
     image = shown.read()
     began = time.perf_counter()
     found = searcher.search([query.label for query in queries], k=k)
@@ -107,21 +115,14 @@ def _answers(searcher: Searcher, *, k: int) -> tuple[list[Answer], float]:
     return [Answer(query=query, hits=hits) for query, hits in zip(queries, found, strict=True)], seconds
 
 
-def _choose(searcher: Searcher) -> tuple[Record, Record]:
-    """The first scene whose caption is longer than CLIP reads, and the first image of ``QUERY_EMOJI``."""
-    scene = image = None
+def _chosen() -> tuple[Record, Record]:
+    """The image that the paragraph describes, and the image query."""
     from llm2clip.indexer import open_corpus
     from llm2clip.indexer.core.index_paths import SAMPLE
 
-    for record in open_corpus(SAMPLE).records():
-        metadata = record.metadata or {}
-        if scene is None and metadata.get("kind") == "scene" and record.caption:
-            if searcher.encoder.count_tokens([record.caption])[0] > CLIP_TOKENS:
-                scene = record
-        elif image is None and metadata.get("emoji") == QUERY_EMOJI:
-            image = record
-        if scene is not None and image is not None:
-            return scene, image
+    found = {_name(record): record for record in open_corpus(SAMPLE).records()}
+    if PARAGRAPH_IMAGE in found and IMAGE_QUERY in found:
+        return found[PARAGRAPH_IMAGE], found[IMAGE_QUERY]
     raise ValueError(
         "the sample corpus lacks the images that the demo uses as queries: reinstall the package"
     )
@@ -137,7 +138,7 @@ def _next() -> str:
     rows = (
         (f'{search} "a red flower"', "the sample images, with your own words"),
         (f'{search} "一只猫" --html cats.html', "as a page with images"),
-        (f"{index} build YOUR_PHOTOS", "an index of your own; it asks which encoder to use"),
+        (f"{index} build YOUR_PHOTOS", "an index of your own"),
         (f"{search} --help", "images as queries, JSON, many queries at once"),
     )
     width = max(cell_len(command) for command, _ in rows)

@@ -22,12 +22,11 @@ SLOW = {
     "encoders": "baseline_memory baseline_table clip contract export families hostile_weights llm2clip long_clip "
     "memory published quantise sentence text tower_memory towers",
     "eval/loaders": "chinese english long_captions multilingual",
-    "eval": "bootstrap classification leaderboard make_eval nano nano_controls paired_tests rank_positions "
-    "recall run",
+    "eval": "bootstrap classification leaderboard make_eval paired_tests rank_positions recall run",
     "indexer": "build cli cli_changes corpora crash damage encode_batches lifecycle memory nearest_neighbors planner "
     "random_changes search together",
     "retrieval": "cli demo sample",
-    "train": "align align_processes binding caption_features cli image_batches loop recipe",
+    "train": "align align_processes caption_features cli loop nano",
     "golden": "d_llm2vec g_stage2",
 }
 SLOW_FILES = frozenset(

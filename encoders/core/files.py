@@ -81,7 +81,7 @@ def from_json(cls: type[Config], data: object, *, where: str) -> Config:
         if get_origin(hint) in (Union, types.UnionType) and (
             value is not None or type(None) in get_args(hint)
         ):
-            hint = next(arm for arm in get_args(hint) if (arm is type(None)) == (value is None))
+            hint = _arm([arm for arm in get_args(hint) if (arm is type(None)) == (value is None)], value)
         read = from_json if isinstance(hint, type) and is_dataclass(hint) else _value
         values[name] = read(hint, value, where=inner)
     try:
@@ -90,6 +90,14 @@ def from_json(cls: type[Config], data: object, *, where: str) -> Config:
         raise
     except ValueError as error:
         raise ModelError(f"{where}: {error}") from error
+
+
+def _arm(arms: Sequence[Any], value: object) -> Any:  # noqa: ANN401
+    """The arm of a union that a value is read as: the first dataclass that knows all of its keys."""
+    keys = set(value) if isinstance(value, Mapping) else set()
+    return next(
+        (arm for arm in arms if is_dataclass(arm) and keys <= {field.name for field in fields(arm)}), arms[0]
+    )
 
 
 def _value(hint: Any, value: Any, *, where: str) -> Any:  # noqa: ANN401

@@ -7,6 +7,7 @@ model, a text query never loads the vision tower. Unknown keys and tensors are e
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,9 +25,13 @@ from llm2clip.encoders.core.dual_encoder import DualEncoder, TextTower, pick_dev
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json, read_object, settings_sha256, to_json
 from llm2clip.encoders.images.preprocess import PixelTower, Preprocess
-from llm2clip.encoders.layers.llama import AdapterConfig, BidirectionalLlama, LlamaConfig, TextAdapter
-from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower
+from llm2clip.encoders.layers.bert import BertConfig
+from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig
+from llm2clip.encoders.layers.llama import AdapterConfig, LlamaConfig, TextAdapter
 from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
+from llm2clip.encoders.text.language_config import build_language
+from llm2clip.encoders.text.packed import pooled_states
+from llm2clip.encoders.weights.int8_storage import stored_specs, unpack_int8
 from llm2clip.encoders.weights.safetensors_io import (
     DTYPES,
     TensorSpec,
@@ -49,7 +54,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Module = TypeVar("Module", bound=nn.Module)
-StoredDtype = Literal["float16", "bfloat16", "float32"]
+StoredDtype = Literal["float16", "bfloat16", "float32", "int8"]
 
 _FOR_PEOPLE = frozenset({"name", "note", "licence", "languages"})
 _IDENTIFIED = frozenset({"crop", "order", "parity"})
@@ -68,9 +73,9 @@ class Llm2ClipConfig:
     """Licence of the weights."""
     languages: tuple[str, ...]
     """Language codes of the texts it was trained on."""
-    vision: NanoVisionConfig
+    vision: LiteTowerConfig
     """The vision tower."""
-    text: LlamaConfig
+    text: LlamaConfig | BertConfig
     """The language model."""
     adapter: AdapterConfig
     """From the language model to the shared space."""
@@ -79,7 +84,7 @@ class Llm2ClipConfig:
     text_rules: TextRules
     """Wrapper and length limits of texts."""
     dtype: StoredDtype = "float16"
-    """Dtype of the stored weights."""
+    """Dtype of the stored weights; ``int8``: matrices as whole numbers with a scale for each row."""
 
     def __post_init__(self) -> None:
         if self.vision.batch_norm:
@@ -175,7 +180,7 @@ class _VisionModule(nn.Sequential):
 
     def __init__(self, config: Llm2ClipConfig) -> None:
         super().__init__()
-        self.vision = NanoVisionTower(config.vision)
+        self.vision = LiteTower(config.vision)
         self.visual_projection = nn.Linear(self.vision.width, config.adapter.dim, bias=False)
 
 
@@ -185,7 +190,7 @@ class _TextModule(nn.Module):
     def __init__(self, config: Llm2ClipConfig) -> None:
         super().__init__()
         shape = config.adapter
-        self.language_model = BidirectionalLlama(config.text)
+        self.language_model = build_language(config.text)
         self.text_adapter = TextAdapter(
             shape.width,
             shape.dim,
@@ -204,11 +209,11 @@ class _FolderTextTower(TextTower):
         load: Callable[[], nn.Module],
         *,
         reader: Callable[[], TextReader],
-        device: object,
+        device: torch.device,
         dtype: object,
     ) -> None:
         super().__init__(load, device=device, dtype=dtype)
-        self._make_reader = reader
+        self._make_reader, self._place = reader, device
 
     @cached_property
     def reader(self) -> TextReader:
@@ -220,10 +225,10 @@ class _FolderTextTower(TextTower):
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         module: _TextModule = self.module()
-        input_ids, attention_mask, embed_mask = (part.to(self.device) for part in self.reader.batch(texts))
         with torch.inference_mode():
-            hidden = module.language_model(input_ids, attention_mask)
-            return to_array(module.text_adapter(self.reader.pool(hidden, embed_mask)))
+            states = pooled_states(module.language_model, self.reader.rows(texts), device=self._place)
+            weight = next(module.text_adapter.parameters())
+            return to_array(module.text_adapter(states.to(weight.dtype)))
 
 
 def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> DualEncoder:
@@ -235,31 +240,49 @@ def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> D
     header = read_header(weights)
     with _NoInit():
         vision, text = _VisionModule(config), _TextModule(config)
-    expected = {
-        name: TensorSpec(tuple(tensor.shape), DTYPES[config.dtype])
-        for module in (vision, text)
-        for name, tensor in module.state_dict().items()
+    shapes = {
+        name: tuple(tensor.shape) for module in (vision, text) for name, tensor in module.state_dict().items()
     }
-    check_tensors(header, expected | {LOGIT_SCALE: TensorSpec((), "F32")}, path=weights)
+    check_tensors(header, _expected(shapes, config.dtype), path=weights)
     images = PixelTower(
-        lambda: _filled(vision, read_tensors(weights, list(vision.state_dict()), dtype=kind), device=place),
+        lambda: _filled(vision, _read(weights, vision, config, dtype=kind), device=place),
         preprocess=config.preprocessing,
         device=place,
         dtype=kind,
     )
     texts = _FolderTextTower(
-        lambda: _filled(text, read_tensors(weights, list(text.state_dict()), dtype=kind), device=place),
+        lambda: _filled(text, _read(weights, text, config, dtype=kind), device=place),
         reader=lambda: _reader(folder, config),
         device=place,
         dtype=kind,
     )
-    parameters = sum(spec.size for spec in header.values())
+    parameters = sum(math.prod(shape) for shape in shapes.values()) + 1
     return DualEncoder(
         images,
         texts,
         describe=lambda: _describe(folder, config, capacity=texts.reader.capacity, parameters=parameters),
         source=folder,
     )
+
+
+def _expected(shapes: Mapping[str, tuple[int, ...]], dtype: StoredDtype) -> dict[str, TensorSpec]:
+    """The tensors of a weights file."""
+    if dtype == "int8":
+        stored = stored_specs(shapes)
+    else:
+        stored = {name: TensorSpec(shape, DTYPES[dtype]) for name, shape in shapes.items()}
+    return stored | {LOGIT_SCALE: TensorSpec((), "F32")}
+
+
+def _read(
+    weights: Path, module: nn.Module, config: Llm2ClipConfig, *, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The tensors of a module, in the dtype it computes in."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if config.dtype != "int8":
+        return read_tensors(weights, list(shapes), dtype=dtype)
+    stored = read_tensors(weights, list(stored_specs(shapes)), dtype=torch.float32)
+    return {name: tensor.to(dtype) for name, tensor in unpack_int8(stored).items()}
 
 
 def _filled(module: Module, tensors: dict[str, Tensor], *, device: torch.device) -> Module:

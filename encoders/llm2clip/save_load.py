@@ -34,6 +34,7 @@ from llm2clip.encoders.text.text_rules import RULES_FILE, TOKENIZER
 from llm2clip.encoders.vision.vision_export import save_clip_vision
 from llm2clip.encoders.vision.vision_source import VisionSource
 from llm2clip.encoders.vision.vision_tower import open_vision
+from llm2clip.encoders.weights.int8_storage import pack_int8
 from llm2clip.encoders.weights.tensor_names import (
     ADAPTER,
     CONFIG_FILE,
@@ -300,17 +301,21 @@ def save_llm2clip(
     """Write trained parts as an encoder folder, once they have proved to load; replaces files of the same names.
 
     ``vision`` has its batch normalisation folded, ``projection`` no bias, ``language_model`` the parameter names of
-    ``BidirectionalLlama``. ``logit_scale`` is the learnt logarithm of the scale; ``tokenizer_json`` a file or its text.
+    ``BidirectionalLlama`` or ``BertEncoder``. ``logit_scale`` is the learnt logarithm of the scale, ``tokenizer_json``
+    a file or its text.
     """
     if dtype is not None:
         config = dataclasses.replace(config, dtype=_dtype_name(dtype))
-    stored = getattr(torch, config.dtype)
     parts = {VISION: vision, PROJECTION: projection, LANGUAGE_MODEL: language_model, ADAPTER: adapter}
-    tensors = {
-        prefix + name: tensor.detach().cpu().to(stored)
+    whole = {
+        prefix + name: tensor.detach().cpu()
         for prefix, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
+    if config.dtype == "int8":
+        tensors = pack_int8(whole)
+    else:
+        tensors = {name: tensor.to(getattr(torch, config.dtype)) for name, tensor in whole.items()}
     tensors[LOGIT_SCALE] = torch.as_tensor(logit_scale).detach().cpu().to(torch.float32).reshape(())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -319,8 +324,9 @@ def save_llm2clip(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
         draft = Path(name)
         (draft / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        (draft / WEIGHTS_FILE).write_bytes(save(whole))
+        (draft / WEIGHTS_FILE).write_bytes(
+            save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        )
         write_config(draft, config)
         load_folder(draft, device="cpu").load_all()
         for file in (WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE):

@@ -12,6 +12,7 @@ from llm2clip.eval.datasets.retrieval_set import RetrievalSet
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.image_folder import data_languages, load_data
 from llm2clip.eval.runner.run import Candidate
+from llm2clip.indexer.core.index_paths import sample_folder
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 ALL = "all"
 """Stands for every language that there is."""
 
+SAMPLE = "sample"
+"""Name of the set of sample images, which needs no files."""
 Mode = Literal["native", "reference"]
 """How images and texts are prepared, as ``load_encoder`` takes it."""
 
@@ -59,7 +62,11 @@ def load_sets(
         raise DatasetError(
             "no data set was named; name a protocol (--dataset ID) or images of your own (--data PATH)"
         )
-    chosen = ((name, language) for name in protocols for language in _protocol_languages(name, languages))
+    declared = [name for name in protocols if name.partition(":")[0] != SAMPLE]
+    for name in protocols:
+        if name not in declared:
+            yield from _sample_sets(name.partition(":")[2], languages)
+    chosen = ((name, language) for name in declared for language in _protocol_languages(name, languages))
     for base, language in dict.fromkeys((name.partition(":")[0], language) for name, language in chosen):
         from llm2clip.eval.loaders.load import default_data, load_protocol
 
@@ -75,6 +82,13 @@ def load_sets(
                     "--data NAME=PATH"
                 )
             yield found
+
+
+def _sample_sets(language: str, asked: Sequence[str]) -> Iterator[RetrievalSet]:
+    """The shipped sample images with their captions in one language, those asked for, or all."""
+    folder = sample_folder()
+    for each in [language] if language else _folder_languages(folder, asked or [ALL]):
+        yield load_data(folder, language=each, name=SAMPLE)
 
 
 def _protocol_languages(name: str, asked: Sequence[str]) -> Sequence[str | None]:

@@ -1,4 +1,4 @@
-"""What ``make eval`` runs: nano, its controls and random encoders, on the sets of ``llm2clip-train data``.
+"""What ``make eval`` runs: nano, its controls and random encoders, on the sample corpus.
 
 The user's own images (``--data``) are measured on too. An interrupted run continues where it stopped.
 """
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from llm2clip.eval.results.records import Result
     from llm2clip.eval.runner.run import Candidate
 
-EMOJI, SCENES = "openmoji.tar", "scenes.tar"
-_LANGUAGES = {EMOJI: ("en", "zh", "ar", "de", "hi", "ja", "ru", "sw"), SCENES: ("en", "zh")}
+LANGUAGES = ("en", "zh", "es", "ar", "hi", "ja")
 _OWN_LANGUAGES = ("en", "zh")
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -32,9 +31,6 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
 def make_eval(
     *,
     out: Annotated[Path, typer.Option(help="Folder of results and page.")] = Path("eval-output"),
-    made: Annotated[
-        Path | None, typer.Option(help="Folder of openmoji.tar and scenes.tar.", show_default="data home")
-    ] = None,
     data: Annotated[
         list[str] | None, typer.Option(help="Your own folder or tar, PATH or NAME=PATH; repeatable.")
     ] = None,
@@ -42,30 +38,30 @@ def make_eval(
 ) -> None:
     """Measure nano, its controls and random encoders, and write the leaderboard."""
     with one_line_errors(extra="cpu", interrupted=": run the same command again to continue"):
-        from llm2clip.common.installation import data_home
         from llm2clip.eval.commands.run import TerminalReporter
         from llm2clip.eval.runner.run import RunOptions, run
 
         options = RunOptions(out=out / "results", cache=out / "vectors")
         with graceful_interrupt(), TerminalReporter() as reporter:
-            sets = list(_sets(made or data_home() / "eval", data or [], quick=quick))
+            sets = list(_sets(data or [], quick=quick))
             found = list(run(list(candidates(out / "encoders")), sets, options=options, reporter=reporter))
         write_board(found, out)
         typer.echo(out / "leaderboard.html")
 
 
 def candidates(folder: Path) -> Iterator[Candidate]:
-    """nano, nano with its language model's blocks off, and encoders with random weights."""
+    """nano, its variants, and encoders with random weights."""
     from llm2clip.encoders import load_encoder
-    from llm2clip.eval.nano_report import controls
+    from llm2clip.eval.runner import controls
     from llm2clip.eval.runner.run import Candidate
 
     def random(family: str) -> Encoder:
         return load_encoder(controls.make_random(family, folder / f"random-{family}"))
 
     yield Candidate(label="nano", open=lambda: load_encoder("nano"))
-    bare = partial(controls.nano_without_blocks, folder / "nano-without-blocks")
-    yield Candidate(label="nano, blocks off", open=bare)
+    for name in controls.CONTROLS:
+        variant = partial(controls.nano_control, name, folder / f"nano-{name}")
+        yield Candidate(label=f"nano, {name}", open=variant)
     for family in controls.FAMILIES:
         yield Candidate(label=f"random {family}", open=partial(random, family))
 
@@ -86,13 +82,12 @@ def write_board(results: list[Result], out: Path) -> None:
         write_output(out / name, text)
 
 
-def _sets(made: Path, own: list[str], *, quick: bool) -> Iterator[RetrievalSet]:
+def _sets(own: list[str], *, quick: bool) -> Iterator[RetrievalSet]:
     from llm2clip.eval.commands.arguments import labelled
     from llm2clip.eval.loaders.image_folder import data_languages, load_data
-    from llm2clip.eval.nano_report.data import require_sets
+    from llm2clip.indexer.core.index_paths import sample_folder
 
-    require_sets(made, [EMOJI, SCENES])
-    wanted = [("emoji", made / EMOJI, _LANGUAGES[EMOJI]), ("scenes", made / SCENES, _LANGUAGES[SCENES])]
+    wanted: list[tuple[str, Path, tuple[str, ...]]] = [("sample", sample_folder(), LANGUAGES)]
     wanted += [(name, Path(path), _OWN_LANGUAGES) for name, path in map(labelled, own)]
     for name, path, preferred in wanted:
         there = data_languages(path)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from llm2clip.common.terminal import escape_control, log_stderr
 from llm2clip.indexer.ann.plan import Budget, parse_bytes
-from llm2clip.indexer.commands.encoder_choice import NANO, NoEncoderError, choose_encoder, source_of
+from llm2clip.indexer.commands.encoder_choice import NoEncoderError, choose_encoder, source_of
 from llm2clip.indexer.commands.session import SHOWN, images, load, working
 from llm2clip.indexer.core.encoder_protocol import TextEncoder
 from llm2clip.indexer.core.errors import EncoderMismatchError, IndexConflictError, IndexerError
@@ -98,8 +98,6 @@ def run_build(request: BuildRequest) -> None:
         corpus.require_images()  # before an encoder is asked for, or fetched
         name = _choose(request, folder)
         _require_same(request, folder, name)
-        if name == NANO and request.corpus != SAMPLE:
-            log_stderr("note: nano was trained on emoji and drawn scenes; it is no good at photographs")
         show(Progress(stage="loading", done=0, total=0))
         encoder = load(name, device=request.device, dtype=request.dtype)
         options = BuildOptions(
@@ -243,8 +241,8 @@ def _changes(report: BuildReport) -> str:
 def _search_command(report: BuildReport, *, current: bool) -> str:
     """The command that searches the index, to be copied."""
     if report.corpus == SAMPLE and report.path == str(sample_index_path()):
-        return 'llm2clip-search --index sample: "an animal with a long neck"'
-    query = "an animal with a long neck" if report.corpus == SAMPLE else "a red bicycle in the rain"
+        return 'llm2clip-search --index sample: "snowy mountains"'
+    query = "snowy mountains" if report.corpus == SAMPLE else "a red bicycle in the rain"
     if current and not os.environ.get(INDEX_VARIABLE):
         return f'llm2clip-search "{query}"'
     return f'llm2clip-search --index {shlex.quote(report.path)} "{query}"'

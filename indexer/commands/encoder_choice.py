@@ -1,6 +1,6 @@
-"""Chooses the encoder of a build: the one named, that of its index, or the answer to a prompt.
+"""Chooses the encoder of a build: the one named, that of its index, ``nano``, or the answer to a prompt.
 
-``nano`` is never chosen implicitly for the user's own images: it does not work on photographs.
+``nano``, which ships with the package, is taken where nothing was said and no other encoder is on the machine.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from llm2clip.common.terminal import log_stderr
 from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.core.index_paths import SAMPLE
 from llm2clip.indexer.storage.index_folder import recorded_encoder
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 VARIABLE = "LLM2CLIP_ENCODER"
 """Environment variable with the default encoder of builds."""
 NANO = "nano"
-"""The encoder that ships with the package, made for the sample images."""
+"""The encoder that ships with the package."""
 
 
 class NoEncoderError(IndexerError):
@@ -31,6 +32,11 @@ class NoEncoderError(IndexerError):
 def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[[str], str] | None) -> str:
     """The name for ``load_encoder``: ``told``, or that of the index, or the answer to a question on the terminal."""
     chosen = told or recorded_encoder(index) or (NANO if corpus == SAMPLE else os.environ.get(VARIABLE))
+    if not chosen and (better := _better_than_nano()):
+        log_stderr(
+            f"note: using {NANO}, the small encoder that ships with this package; {better} finds more: --encoder NAME"
+        )
+        chosen = NANO
     if not chosen:
         if ask is None:
             raise NoEncoderError(
@@ -39,6 +45,16 @@ def choose_encoder(corpus: str, index: Path, *, told: str | None, ask: Callable[
             )
         chosen = _ask(ask)
     return chosen
+
+
+def _better_than_nano() -> str | None:
+    """The recommended encoder to download, if no encoder but nano is on this machine."""
+    from llm2clip.encoders import list_encoders
+
+    cards = [card for card in list_encoders() if card.name != NANO]
+    if any(card.available for card in cards):
+        return None
+    return max((card for card in cards if card.recommended), key=lambda card: card.recommended).name
 
 
 def source_of(encoder: str) -> str:

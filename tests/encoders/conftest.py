@@ -12,8 +12,9 @@ from tokenizers.models import BPE
 from torch import nn
 
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLiteConfig
+from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig
 from llm2clip.encoders.layers.llama import AdapterConfig, BidirectionalLlama, LlamaConfig, TextAdapter
-from llm2clip.encoders.layers.nano_vision import NanoVisionConfig, NanoVisionTower
 from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextRules
@@ -32,7 +33,7 @@ class Parts:
     """The modules of an encoder, in float32, and what is saved beside them."""
 
     config: Llm2ClipConfig
-    vision: NanoVisionTower
+    vision: LiteTower
     projection: nn.Linear
     language_model: BidirectionalLlama
     adapter: TextAdapter
@@ -66,7 +67,7 @@ def byte_tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def parts() -> Parts:
     torch.manual_seed(7)
-    vision = NanoVisionConfig(image_size=32, widths=(8, 12, 16), blocks=(1, 1, 1), layers=1, heads=2)
+    vision = LiteTowerConfig(trunk=EfficientNetLiteConfig(variant=0, image_size=32))
     text = LlamaConfig(
         vocab_size=258,
         hidden_size=24,
@@ -90,8 +91,8 @@ def parts() -> Parts:
     )
     return Parts(
         config=config,
-        vision=NanoVisionTower(vision).eval(),
-        projection=nn.Linear(16, 20, bias=False),
+        vision=LiteTower(vision).eval(),
+        projection=nn.Linear(1280, 20, bias=False),
         language_model=BidirectionalLlama(text).eval(),
         adapter=TextAdapter(24, 20, blocks=2).eval(),
         tokenizer=byte_tokenizer(),

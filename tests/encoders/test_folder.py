@@ -197,7 +197,7 @@ def test_load_folder_refuses_values_that_are_not_finite(folder: Path):
         ({"version": 2}, r"format version 2, this release reads 1; use the release that wrote it"),
         ({"version": None}, r"format version None"),
         ({"family": "clip"}, r"expected family 'llm2clip', got 'clip'"),
-        ({"dtype": "float64"}, r"dtype: expected one of \['float16', 'bfloat16', 'float32'\], got 'float64'"),
+        ({"dtype": "float64"}, r"dtype: expected one of \['float16', 'bfloat16', 'float32', 'int8'\], got "),
         ({"languages": "en"}, r"languages: expected a list, got str"),
         ({"name": 3}, r"name: expected str, got int 3"),
         ({"auto_map": {"AutoModel": "x.Y"}}, r"unknown keys: \['auto_map'\]"),
@@ -211,7 +211,11 @@ def test_read_config_names_wrong_value(folder: Path, change: dict, message: str)
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("vision", {"batch_norm": True}, "vision.batch_norm is for training; fold it"),
+        (
+            "vision",
+            {"trunk": {"variant": 0, "image_size": 32, "batch_norm": True}},
+            "vision.batch_norm is for training; fold it",
+        ),
         ("preprocessing", {"size": 40}, "preprocessing.size is 40, but vision.image_size is 32"),
         ("adapter", {"width": 25}, "adapter.width is 25, but text.hidden_size is 24"),
         ("text", {"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads"),
@@ -220,8 +224,8 @@ def test_read_config_names_wrong_value(folder: Path, change: dict, message: str)
         ("preprocessing", {"mode": "stretch"}, "expected one of"),
         (
             "vision",
-            {"image_sise": 64},
-            r"vision: unknown keys: \['image_sise'\]; did you mean 'image_size'\?",
+            {"sharpnes": 0.5},
+            r"vision: unknown keys: \['sharpnes'\]; did you mean 'sharpness'\?",
         ),
     ],
 )
@@ -304,7 +308,7 @@ def test_save_llm2clip_refuses_parts_that_do_not_fit(parts: Parts, tmp_path: Pat
 
 
 def test_save_llm2clip_refuses_float16_overflow(parts: Parts, tmp_path: Path):
-    large = nn.Linear(16, 20, bias=False)
+    large = nn.Linear(1280, 20, bias=False)
     large.weight.data.fill_(1e5)
     with pytest.raises(ModelError, match=r"not finite in: visual_projection\.weight"):
         dataclasses.replace(parts, projection=large).save(tmp_path / "x", dtype=torch.float16)
@@ -313,11 +317,13 @@ def test_save_llm2clip_refuses_float16_overflow(parts: Parts, tmp_path: Path):
 def test_save_llm2clip_failure_leaves_the_folder_unchanged(parts: Parts, folder: Path):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(ModelError):
-        dataclasses.replace(parts, projection=nn.Linear(16, 21, bias=False)).save(folder)
+        dataclasses.replace(parts, projection=nn.Linear(1280, 21, bias=False)).save(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_save_llm2clip_refuses_other_dtypes(parts: Parts, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"stored as float16 or bfloat16 or float32, got torch\.float64"):
+    with pytest.raises(
+        ValueError, match=r"stored as float16 or bfloat16 or float32 or int8, got torch\.float64"
+    ):
         parts.save(tmp_path / "x", dtype=torch.float64)

@@ -42,10 +42,9 @@ def vectors(encoder: Encoder) -> np.ndarray:
         ("config.json", lambda data: data["text"].update(rope_theta=500.0)),
         ("config.json", lambda data: data["text"].update(rms_norm_eps=0.1)),
         ("config.json", lambda data: data["adapter"].update(normalize_input=False)),
-        ("config.json", lambda data: data["vision"].update(heads=4)),
         ("tokenizer.json", lambda data: data.update(normalizer={"type": "Lowercase"})),
     ],
-    ids=["header", "max_tokens", "rope_theta", "rms_norm_eps", "normalize_input", "heads", "tokenizer"],
+    ids=["header", "max_tokens", "rope_theta", "rms_norm_eps", "normalize_input", "tokenizer"],
 )
 @pytest.mark.filterwarnings("ignore:the text is too long")
 def test_identity_changes_with_vectors(

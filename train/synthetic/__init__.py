@@ -1,1 +1,0 @@
-"""nano's data: emoji artwork and annotations from packages, composed scenes, captions in many languages."""
