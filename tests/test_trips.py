@@ -53,18 +53,20 @@ from llm2clip.encoders.catalog import entries
 entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
-    "build": ("", BUILD, 47),
-    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 32),
-    "load nano": ("", 'load("nano")', 12),
+    "build": ("", BUILD, 51),
+    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 40),
+    "load nano": ("", 'load("nano")', 17),
     "load CLIP": ("", 'load(folder / "clip")', 15),
     "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 22),
     "eval run": (
         "",
         'command("eval", "run", "--encoder", "nano", "--data", str(folder / "photos"), "--out", str(folder / "out"))',
-        40,
+        45,
     ),
 }
 """Name -> what comes before, what is followed, and the most files that it may enter.
+
+Five of nano are its two networks, reading without padding, and weights of eight bits.
 
 Six of a build and five of a search check what a stranger may have made: names, manifest, journal, items, regular files.
 """
