@@ -256,6 +256,45 @@ def language_of(entry: EncoderEntry) -> LanguageModelEntry:
     return next(language for language in language_models() if language.name == entry.language_model)
 
 
+@dataclass(frozen=True, kw_only=True)
+class NameCheck:
+    """Whether an encoder is the published one that it is called like."""
+
+    state: Literal["", "verified", "unverified", "other"]
+    """``verified`` by the hash of the weights, ``unverified`` where the shape is right and no hash is known, ``other``
+    where shape or hash differ; empty for a name that is not published."""
+    note: str = ""
+    """One line for people, unless it is verified."""
+
+
+def check_name(name: str, *, family: str, dim: int, parameters: int, weights_sha256: str) -> NameCheck:
+    """Compare an encoder with the catalogue's entry of its name, if there is one.
+
+    All are as in ``EncoderInfo``; of LLM2CLIP ``parameters`` include those of any language model.
+    """
+    entry = find_encoder(name)
+    if entry is None:
+        return NameCheck(state="")
+    differences = [
+        f"{what} {got}, expected {expected}"
+        for what, got, expected in (("family", family, entry.family), ("vectors of length", dim, entry.dim))
+        if got != expected
+    ]
+    fewer, more = 0.99 * entry.parameters, 1.01 * entry.parameters
+    if entry.parameters and not fewer <= parameters <= (float("inf") if entry.language_model else more):
+        differences.append(f"{parameters:,} parameters, expected {entry.parameters:,}")
+    if entry.weights_sha256 and entry.weights_sha256 != weights_sha256:
+        got = weights_sha256[:12] or "none"
+        differences.append(f"weights with SHA-256 {got}, expected {entry.weights_sha256[:12]}")
+    if differences:
+        note = f"this is not the published {entry.name}: got {'; '.join(differences)}"
+        return NameCheck(state="other", note=note)
+    if entry.weights_sha256:
+        return NameCheck(state="verified")
+    note = f"unverified: the sizes are those of the published {entry.name}, whose hash is not known here"
+    return NameCheck(state="unverified", note=note)
+
+
 def pairing_problem(name: str, *, width: int, language: str, hidden: int) -> str:
     """What to say when an adapter that reads ``width`` cannot read a language model that gives ``hidden``."""
     entry = find_encoder(name)

@@ -88,6 +88,8 @@ class Protocol:
     """Keys of images that are known to be in it: without them it is another split."""
     image_ids_sha256: str | None = None
     """SHA-256 of all image keys, sorted, one a line with a final newline; None: not known."""
+    numbered_images: bool = False
+    """Whether images are but numbered, so that any folder of as many has the right names."""
     traps: tuple[str, ...] = ()
 
     def expected(self, language: str | None = None) -> Counts:

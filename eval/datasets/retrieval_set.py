@@ -19,6 +19,8 @@ PARTIAL = "+partial"
 
 Direction = Literal["t2i", "i2t"]
 DIRECTIONS: tuple[Direction, ...] = ("t2i", "i2t")
+_NUMBERED = "images unverified: their names are numbers and no hashes of them are known, so any would pass"
+"""Note on a set whose images cannot be told from others."""
 _NAMED = 3
 """How many culprits a message names."""
 
@@ -217,6 +219,8 @@ class UncheckedSet:
             raise DatasetError(
                 f"{label}: none of the {len(missing):,} images exists, expected {some(missing)}"
             )
+        if protocol is not None and protocol.numbered_images:
+            self.notes.append(_NUMBERED)
         notes = [*self.notes, *self.lacking]
         if missing:
             notes.append(f"{len(missing):,} of {len(self.images):,} images are missing: {some(missing)}")

@@ -17,7 +17,7 @@ from typing import Any
 from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import PARTIAL
 from llm2clip.eval.report.leaderboard import DIRECTIONS, KS, Board, Row, published_table, title_of
-from llm2clip.eval.report.markdown import TIE_GAP, verdict
+from llm2clip.eval.report.markdown import TIE_GAP, published_note, verdict
 from llm2clip.eval.results.encoder_record import code_version
 from llm2clip.eval.results.published_numbers import Comparison, licence_note, published_rows
 from llm2clip.eval.results.records import DirectionResult, Result, Share
@@ -95,7 +95,7 @@ def _result(result: Result, *, row: Row) -> dict[str, Any]:
         "images": of.images,
         "captions": of.captions,
         "setHash": of.sha256,
-        "notes": list(of.notes),
+        "notes": [*published_note(result), *of.notes],
         "encoder": encoder.label,
         "key": encoder.key,
         "hub": encoder.repository,

@@ -132,7 +132,7 @@ def row_note(row: Row, *, known: Collection[str] = ()) -> str:
         notes = [f"{row.flag.status}: {row.flag.reason}"] * bool(row.flag.status)
         notes += [f"{row.overlap.level.value}: {row.overlap.why}"] * bool(row.overlap.why)
         return "; ".join([*notes, row.source])
-    notes = ["≈ best measured"] * row.near_best
+    notes = [*published_note(row.result), *["≈ best measured"] * row.near_best]
     notes += ["other images or captions than most of ours here"] * row.other_queries
     gap = max((one.tie_gap for one in row.result.directions), default=0.0)
     notes += [f"ties move recall by up to {100 * gap:.1f}: low precision or collapsed vectors"] * (
@@ -143,6 +143,15 @@ def row_note(row: Row, *, known: Collection[str] = ()) -> str:
         losses = ", ".join(f"R@{at.k} {100 * (at.index_recall - at.exact):+.1f}" for at in one.at)
         notes.append(f"through {one.index}{f' where {one.where}' if one.where else ''}: {losses}")
     return "; ".join([*notes, *(note for note in row.result.set.notes if note not in known)])
+
+
+def published_note(result: Result) -> list[str]:
+    """Whether an encoder was checked to be the published one of its name; nothing if it was, or has another name."""
+    said = {
+        "unverified": "weights unverified: only their sizes were compared with the published ones",
+        "other": f"not the published {result.encoder.name}",
+    }
+    return [said[result.encoder.published]] if result.encoder.published in said else []
 
 
 def comparison_lines(board: Board) -> Iterator[list[str]]:

@@ -29,6 +29,7 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "faiss-c
 def describe(encoder: Encoder, *, label: str = "", parity: str = "native") -> EncoderRecord:
     """Record an encoder."""
     info, runtime = encoder.info, encoder.runtime
+    repository, published = _published(info)
     decisive = {
         **{name: value for name, value in info.identity().items() if name != "name"},
         "dtype": runtime.image_dtype,
@@ -40,7 +41,7 @@ def describe(encoder: Encoder, *, label: str = "", parity: str = "native") -> En
         label=label or info.name,
         name=info.name,
         family=info.family,
-        repository=_repository(info),
+        repository=repository,
         dim=info.dim,
         image_size=info.image_size,
         max_text_tokens=info.max_text_tokens,
@@ -55,18 +56,23 @@ def describe(encoder: Encoder, *, label: str = "", parity: str = "native") -> En
         device=runtime.device,
         parity=parity,
         key=hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest(),
+        published=published,
     )
 
 
-def _repository(info: EncoderInfo) -> str:
-    """The hub's name of a published encoder; empty for one whose weights are known to be others."""
-    from llm2clip.encoders.catalog.entries import find_encoder
+def _published(info: EncoderInfo) -> tuple[str, str]:
+    """The hub's name of a published encoder, empty for one known to be another; and how far that was checked."""
+    from llm2clip.encoders.catalog.entries import check_name, find_encoder
 
     row = find_encoder(info.name)
-    if row is None or (row.family, row.dim) != (info.family, info.dim):
-        return ""
-    other = row.weights_sha256 and row.weights_sha256 != info.weights_sha256
-    return "" if other else row.repository
+    state = check_name(
+        info.name,
+        family=info.family,
+        dim=info.dim,
+        parameters=info.parameters,
+        weights_sha256=info.weights_sha256,
+    ).state
+    return "" if row is None or state == "other" else row.repository, state
 
 
 def store_key(record: EncoderRecord) -> str:

@@ -202,6 +202,9 @@ class EncoderRecord:
     """``native``, or ``reference`` with known mistakes of the original code."""
     key: str
     """Hash of what decides its vectors."""
+    published: str = ""
+    """Whether it is the published encoder of its name: ``verified`` by the hash of its weights, ``unverified``
+    where only sizes could be checked, ``other`` where something differs; empty for other names and in older files."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,17 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.common.terminal import escape_control, log_stderr
 from llm2clip.indexer.ann.plan import Budget, parse_bytes
-from llm2clip.indexer.commands.encoder_choice import NoEncoderError, choose_encoder, source_of
+from llm2clip.indexer.commands.encoder_choice import NANO, NoEncoderError, choose_encoder, source_of
 from llm2clip.indexer.commands.session import SHOWN, images, load, working
 from llm2clip.indexer.core.encoder_protocol import TextEncoder
 from llm2clip.indexer.core.errors import EncoderMismatchError, IndexConflictError, IndexerError
@@ -39,6 +39,9 @@ from llm2clip.indexer.storage.index_folder import items_files, recorded_encoder
 from llm2clip.indexer.storage.items_file import query
 from llm2clip.indexer.storage.items_schema import NEVER
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, read_manifest
+
+if TYPE_CHECKING:
+    from llm2clip.encoders import Encoder, EncoderInfo
 
 UNPLANNED_ROWS = 50_000
 """Without a budget an index of so many images or fewer is searched exactly: nothing is tried."""
@@ -112,9 +115,25 @@ def run_build(request: BuildRequest) -> None:
             on_progress=follow,
         )
         report = build_index(corpus, folder, encoder=encoder, options=options)
+        if not report.up_to_date and name != NANO:
+            report = replace(report, notes=(*report.notes, *_name_note(cast("Encoder", encoder).info)))
     for line in planned:
         log_stderr(line)
     _finish(report, as_json=request.as_json)
+
+
+def _name_note(info: EncoderInfo) -> list[str]:
+    """Whether an encoder that is called like a published one was checked to be it; nothing if it was."""
+    from llm2clip.encoders.catalog.entries import check_name
+
+    note = check_name(
+        info.name,
+        family=info.family,
+        dim=info.dim,
+        parameters=info.parameters,
+        weights_sha256=info.weights_sha256,
+    ).note
+    return [note] if note else []
 
 
 def _place(request: BuildRequest) -> Path:

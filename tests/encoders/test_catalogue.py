@@ -11,6 +11,7 @@ from llm2clip.encoders import ModelError
 from llm2clip.encoders.catalog import entries as catalogue
 from llm2clip.encoders.catalog.cards import adapter_parameters
 from llm2clip.encoders.catalog.entries import (
+    check_name,
     encoder_entries,
     find_encoder,
     find_language,
@@ -142,3 +143,29 @@ def test_language_of_refuses_unknown_language_model(table: Path):
     table.write_text(ROW + 'language_model = "b"\n')
     with pytest.raises(ModelError, match="the catalogue has no language model 'b', which a needs"):
         language_of(encoder_entries()[0])
+
+
+CLIP = {"family": "clip", "dim": 512, "parameters": 149_620_737, "weights_sha256": "a" * 64}
+"""ViT-B/16 as OpenAI published it."""
+EVA_SHA256 = "408f4c9dfd708155972af4a4d224a7bf42bb2e71420e9b9a82377dee737dedbb"
+EVA = {"family": "llm2clip", "dim": 1280, "parameters": 8_000_000_000}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "state", "note"),
+    [
+        ("clip-vit-b-16", CLIP, "unverified", "sizes are those of the published clip-vit-b-16"),
+        ("CLIP-ViT-base-patch16", CLIP, "unverified", "published clip-vit-b-16"),
+        ("clip-vit-b-16", {**CLIP, "parameters": 151_277_313}, "other", "151,277,313 parameters, expected 149"),
+        ("clip-vit-b-16", {**CLIP, "dim": 16, "parameters": 90_000}, "other", "length 16, expected 512; 90,000"),
+        ("clip-vit-b-16", {**CLIP, "family": "siglip"}, "other", "family siglip, expected clip"),
+        ("my-clip", {**CLIP, "dim": 16}, "", ""),
+        ("llm2clip-eva02-l-14-336", {**EVA, "weights_sha256": EVA_SHA256}, "verified", ""),
+        ("llm2clip-eva02-l-14-336", {**EVA, "weights_sha256": "f" * 64}, "other", "ffffffffffff, expected 408f"),
+    ],
+)  # fmt: skip
+def test_check_name_compares_sizes_and_hash(name, given, state, note):
+    found = check_name(name, **given)
+    assert found.state == state
+    assert note in found.note
+    assert bool(found.note) == (state in ("unverified", "other"))

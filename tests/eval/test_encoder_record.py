@@ -51,6 +51,16 @@ def test_describe_key_depends_on_weights_settings_and_preprocessing(monkeypatch,
     assert describe(ENCODER).key != usual
 
 
+def test_describe_marks_what_is_only_called_like_a_published_encoder(monkeypatch):
+    """A toy of two layers under the name of CLIP B/16 is not compared with its printed numbers."""
+    published = replace(ENCODER.info, name="clip-vit-b-16", family="clip", dim=512, parameters=149_620_737)
+    found = []
+    for info in (published, replace(published, parameters=90_000), ENCODER.info):
+        monkeypatch.setattr(FakeEncoder, "info", property(lambda _, info=info: info))
+        found.append((describe(ENCODER).published, describe(ENCODER).repository))
+    assert found == [("unverified", "openai/clip-vit-base-patch16"), ("other", ""), ("", "")]
+
+
 def test_store_key_depends_on_the_release(monkeypatch):
     record = describe(ENCODER)
     usual = store_key(record)

@@ -131,6 +131,18 @@ def test_markdown_says_best_measured_below_printed_numbers(make_result):
         assert not re.search("≈ best(?! measured)|≈ 最佳", text)
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("other", "not the published clip-vit-b-16"), ("unverified", "weights unverified"), ("verified", "")],
+)
+def test_markdown_says_whether_weights_were_checked(clip, state, said):
+    board = build_board([replace(clip, encoder=replace(clip.encoder, published=state))])
+    [notes] = [one["notes"] for one in page_data(board, now=NOW)["results"]]
+    assert said in markdown(board, limit=0)
+    assert said in " ".join(notes)
+    assert bool(notes) == bool(said)
+
+
 def test_build_board_tells_encoders_of_one_label_apart(make_result):
     def labels(*changes):
         results = [make_result(key=str(number) * 64) for number in range(len(changes))]

@@ -56,7 +56,9 @@ def test_urban1k_pairs_by_number_and_takes_the_first_line(folder, linked):
     found = folder.load("urban1k")
     assert (found.protocol, found.complete) == ("urban1k", True)
     assert linked(found)[8:10] == [("A street, number 9.", ["9.jpg"]), ("First line.", ["10.jpg"])]
-    assert found.notes == ("1 caption files have more lines; only the first is used",)
+    longer, unverified = found.notes
+    assert longer == "1 caption files have more lines; only the first is used"
+    assert unverified.startswith("images unverified: their names are numbers")
     before = found.files["Urban1k/caption/"]
     folder.text("Urban1k/caption/10.txt", "First line.\nAnother second line.\n")
     assert folder.load("urban1k").files["Urban1k/caption/"] != before
