@@ -135,9 +135,9 @@ class ContainerCorpus(Corpus):
                     yield Record(key=key, uri=uri, file=Path(name), problem=problem)
         if fetched := self.files.fetched:
             size = sum(fetched.values()) / 2**20
-            self.read_notes = [
+            self.read_notes.append(
                 f"fetched {len(fetched):,} files ({size:,.1f} MB), kept in {data_home() / 'fetched'}"
-            ]
+            )
 
     @abstractmethod
     def _inside(self, container: Container) -> Iterator[Record]:

@@ -29,6 +29,10 @@ from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import Sidecar, composed, limited, read_sidecar
 
 _KINDS = (".json", ".txt")
+_DOTTED = (
+    "names with several dots: captions were matched by an image's whole name, not by WebDataset's rule "
+    "(up to the first dot)"
+)
 
 
 @dataclass(kw_only=True)
@@ -57,6 +61,13 @@ class _Sample:
                 found[kind] = chosen[0]
         return found
 
+    def dotted(self, image: Member, beside: Mapping[str, Member]) -> bool:
+        """Whether captions were found by the whole name of an image, where WebDataset's rule would go by less."""
+        own = _stem(image.name)
+        return own != self.stem and any(
+            composed(_stem(each.name)) == composed(own) for each in beside.values()
+        )
+
 
 class _Shards(ContainerCorpus):
     """Images of tar files; the key of each is ``shard.tar#member``."""
@@ -71,11 +82,13 @@ class _Shards(ContainerCorpus):
         changed = file.stat().st_mtime_ns
         seen: set[int] = set()
         apart = _Apart(file)
+        dotted = False
         for sample in _samples(file, self.skipped):
             used = set[str]()
             for image in sample.images:
                 beside = sample.of(image)
                 used.update(each.name for each in beside.values())
+                dotted = dotted or sample.dotted(image, beside)
                 beside = {
                     kind: each if each.link is None else apart.linked(each)[0]
                     for kind, each in beside.items()
@@ -98,6 +111,8 @@ class _Shards(ContainerCorpus):
                 )
             apart.left += [each.name for each in sample.sidecars if each.name not in used]
         self._unclaimed(name for name in apart.left if name not in apart.used)
+        if dotted and _DOTTED not in self.read_notes:
+            self.read_notes.append(_DOTTED)
 
 
 class _Apart:

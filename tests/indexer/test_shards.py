@@ -141,12 +141,23 @@ def test_tar_corpus_keeps_captions_of_names_with_dots_apart(tmp_path):
         (tmp_path / "s.tar").write_bytes(tar_of(order))
         found = {each.key.removeprefix("s.tar#"): each.caption for each in records(tmp_path / "s.tar")}
         assert found == {name: (name[11:-4] if "none" not in name else None) for name in found}
+    for number in range(2):  # two shards, said once
+        (tmp_path / f"t{number}.tar").write_bytes(tar_of(order))
+    corpus = open_corpus(f"{tmp_path}/t{{0..1}}.tar")
+    for _ in range(2):
+        assert len(list(corpus.records())) == 6
+        assert corpus.skipped_note() == (
+            "names with several dots: captions were matched by an image's whole name, not by WebDataset's rule "
+            "(up to the first dot)"
+        )
 
 
 def test_tar_corpus_reads_captions_of_samples_with_several_endings(tmp_path):
     members = {"0.rgb.png": RED, "0.depth.png": BLUE, "0.prompt.txt": b"of both"}
     (tmp_path / "s.tar").write_bytes(tar_of(members))
-    assert [each.caption for each in records(tmp_path / "s.tar")] == ["of both", "of both"]
+    corpus = open_corpus(tmp_path / "s.tar")
+    assert [each.caption for each in corpus.records()] == ["of both", "of both"]
+    assert corpus.skipped_note() is None
 
 
 def test_tar_corpus_lists_a_thousand_empty_members(tmp_path):
