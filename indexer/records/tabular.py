@@ -8,10 +8,11 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO, TypeGuard
 
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import ending
@@ -32,6 +33,7 @@ MAX_LINE = 2**20
 _OTHER = re.compile(r"[^\x00-\x7f]")
 _WRONG = re.compile("[\udc80-\udcff]")
 _INT = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
+_LONG = re.compile(r"\d{19}")
 _MARKS = ",;\t|"
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,17}")
 
@@ -95,7 +97,10 @@ def read_rows(file: Path, *, encoding: str) -> Iterator[Row]:
             types = _types(file, encoding, found.st_size, found.st_mtime_ns)
             yield from _table(stream, file, types)
         elif kind in (".jsonl", ".ndjson"):
-            yield from _objects(_lines(stream), file)
+            found = file.stat()
+            yield from _objects(
+                _lines(stream), _long_fields(file, encoding, found.st_size, found.st_mtime_ns)
+            )
         else:
             for number, line in enumerate(_lines(stream), 1):
                 if line.strip():
@@ -221,7 +226,27 @@ def _table(stream: TextIO, file: Path, types: Sequence[Callable[[str], Any]]) ->
             yield Row(number, "", problem=problem)
 
 
-def _objects(stream: Iterator[str], file: Path) -> Iterator[Row]:
+@lru_cache(maxsize=4)
+def _long_fields(file: Path, encoding: str, _size: int, _mtime_ns: int) -> frozenset[str]:
+    """Fields of JSON lines with an integer of more than 64 bits in some line: all their integers are kept as text."""
+    found = set[str]()
+    with _opened(file, encoding) as stream:
+        for line in _lines(stream):
+            if _LONG.search(line):  # few lines have so many digits, and only those are parsed
+                with suppress(ValueError, RecursionError):
+                    parsed = json.loads(line)
+                    cells = parsed.items() if isinstance(parsed, dict) else ()
+                    found.update(
+                        name for name, cell in cells if _is_integer(cell) and not -(2**63) <= cell < 2**63
+                    )
+    return frozenset(found)
+
+
+def _is_integer(cell: object) -> TypeGuard[int]:
+    return isinstance(cell, int) and not isinstance(cell, bool)
+
+
+def _objects(stream: Iterator[str], long: frozenset[str]) -> Iterator[Row]:
     for number, line in enumerate(stream, 1):
         if not line.strip():
             continue
@@ -232,6 +257,11 @@ def _objects(stream: Iterator[str], file: Path) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             yield Row(number, "", problem=f"no usable JSON: {error}")
             continue
+        if long:
+            parsed = {
+                name: str(cell) if name in long and _is_integer(cell) else cell
+                for name, cell in parsed.items()
+            }
         columns = _columns(list(parsed), None)
         if columns[0] is None:
             yield Row(number, "", problem=f"no field names the image file: {_expected()}")

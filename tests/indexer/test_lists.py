@@ -240,6 +240,17 @@ def test_list_corpus_gives_each_column_one_type(folder):
     }
 
 
+def test_list_corpus_gives_long_integers_of_json_lines_one_type(folder):
+    lines = [
+        {"file": "a.png", "id": 7, "n": 7, "tags": [2**63, 1], "ok": True},
+        {"file": "b c.png", "id": -(2**63) - 1, "n": 2**63 - 1, "ok": 2**64},
+    ]
+    (folder / "l.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines) + "9" * 20 + "\n")
+    found = about(open_corpus(folder / "l.jsonl"))
+    assert found["a.png"][1] == {"id": "7", "n": 7, "tags": ["9223372036854775808", 1], "ok": True}
+    assert found["b c.png"][1] == {"id": "-9223372036854775809", "n": 2**63 - 1, "ok": str(2**64)}
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
