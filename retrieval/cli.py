@@ -33,6 +33,10 @@ Where = Annotated[
         help="Only images that match this filter (docs/filters.md), such as \"time >= '2024' AND width > height\".",
     ),
 ]
+_FROM = "Only images of this time or later: a year, month, day or more, such as 2019-06 (docs/filters.md)."
+From = Annotated[str | None, search_option("--from", metavar="TIME", help=_FROM)]
+_TO = "Only images up to the end of this year, month, day, ..."
+To = Annotated[str | None, search_option("--to", metavar="TIME", help=_TO)]
 Index = Annotated[
     list[str] | None,
     index_option(
@@ -60,6 +64,8 @@ def search(
     queries_file: QueriesFile = None,
     k: Annotated[int, search_option("-k", min=1, metavar="N", help="Hits per query.")] = 10,
     where: Where = None,
+    begin: From = None,
+    end: To = None,
     index: Index = None,
     encoder: Encoder = None,
     as_json: Annotated[bool, output_option("--json", help=_JSON)] = False,
@@ -85,6 +91,8 @@ def search(
             queries_file=queries_file,
             k=k,
             where=where,
+            begin=begin,
+            end=end,
             indexes=tuple(index or ()),
             encoder=encoder,
             device=device,

@@ -54,6 +54,10 @@ class SearchRequest:
     k: int = 10
     where: str | None = None
     """Filter on the images; ``None`` for all."""
+    begin: str | None = None
+    """First year, month, day, ... of the images; ``None`` for any."""
+    end: str | None = None
+    """Last one, included."""
     indexes: tuple[str, ...] = ()
     """Folders or names of the indexes to search together; none for the default one."""
     encoder: str | None = None
@@ -68,21 +72,44 @@ class SearchRequest:
 def run(request: SearchRequest) -> None:
     """Search and print."""
     queries = _queries(request)
+    where = _within(request.where, begin=request.begin, end=request.end)
     with (
         _one_line_warnings(),
         open_searcher(request.indexes, encoder=request.encoder, device=request.device) as searcher,
     ):
-        answers = _answers(searcher, queries, k=request.k, where=request.where)
+        answers = _answers(searcher, queries, k=request.k, where=where)
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
-        if request.where and not any(answer.hits for answer in answers):
-            names = searcher.index.metadata_names() if "meta" in request.where.lower() else []
+        if where and not any(answer.hits for answer in answers):
+            names = searcher.index.metadata_names() if "meta" in where.lower() else []
             known = f"; metadata fields: {', '.join(names[:40])}" if names else ""
             log_stderr(f"no image matches the filter{known}")
         if missing := frozenset().union(*(answer.missing for answer in answers)):
             log_stderr(_missing_note(searcher, missing, answers))
         if written:
             log_stderr(f"gallery written to {written}")
+
+
+def _within(where: str | None, *, begin: str | None, end: str | None) -> str | None:
+    """A filter that also asks for a range of time; both ends are periods, and included."""
+    if begin is None and end is None:
+        return where
+    from llm2clip.indexer.filters.fields import span
+
+    parts = [] if where is None else [f"({where})"]
+    for option, sign, text in (("--from", ">=", begin), ("--to", "<=", end)):
+        try:
+            if text is not None and span(text):
+                parts.append(f"time {sign} '{text}'")
+        except ValueError as error:
+            raise ValueError(
+                f"{option} takes a time such as 2019, 2019-06 or 2019-06-15, got {text!r}"
+            ) from error
+    if where is not None:
+        from llm2clip.indexer import compile_where
+
+        compile_where(where)  # so that a mistake is shown where it stands
+    return " AND ".join(parts)
 
 
 def _missing_note(searcher: Searcher, missing: frozenset[str], answers: Sequence[Answer]) -> str:

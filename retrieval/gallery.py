@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from llm2clip.common.files import write_output
 from llm2clip.common.terminal import escape_control
-from llm2clip.retrieval.results import Answer, Query, caption_for
+from llm2clip.retrieval.results import Answer, Query, caption_for, capture_day
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Hit
@@ -139,6 +139,8 @@ def _card(hit: Hit, query: Query, page: _Page) -> str:
     caption, language = caption_for(hit, query.language)
     name = PurePath(hit.key.rpartition("#")[2]).name
     caption = caption or name
+    day = capture_day(hit)
+    taken = f'<time datetime="{_text(day)}">{_text(day)}</time>' if day else ""
     image = page.image(hit)
     if image:
         shown = f'<img src="{image}" alt="{_text(caption)}"{_lang(language)} loading="lazy" decoding="async">'
@@ -150,6 +152,6 @@ def _card(hit: Hit, query: Query, page: _Page) -> str:
         f'<span class="caption" dir="auto"{_lang(language)} title="{_text(caption)}">{_text(caption)}</span>'
         f'<span class="meta"><span class="rank">{hit.rank}</span>'
         f'<span class="key" title="{_text(hit.key)}">{_text(name)}</span>'
-        f'<span class="score">{hit.score:.3f}</span></span>'
+        f'{taken}<span class="score">{hit.score:.3f}</span></span>'
         "</figcaption></figure></li>"
     )

@@ -128,18 +128,22 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     if not answer.hits:
         return Group(heading, Text("  nothing found", style="dim"), Text())
     image_cells = max(12, min(30, width // 3))
-    caption_cells = max(10, width - image_cells - 18)
+    days = [capture_day(hit) or "" for hit in answer.hits]
+    caption_cells = max(10, width - image_cells - (30 if any(days) else 18))
     table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("rank", justify="right", width=4)
     table.add_column("score", justify="right", width=6)
     table.add_column("image", max_width=image_cells, no_wrap=True)
+    if any(days):
+        table.add_column("taken", width=10)
     table.add_column("caption", max_width=caption_cells)
     missing = answer.missing
-    for hit in answer.hits:
+    for hit, day in zip(answer.hits, days, strict=True):
         table.add_row(
             str(hit.rank),
             f"{hit.score:.3f}",
             Text(image_name(hit, cells=image_cells), style="strike" if hit.uri in missing else ""),
+            *([day] if any(days) else []),
             # Lines break at words, so fewer cells are filled than there are.
             Text(
                 ("(file is missing) " if hit.uri in missing else "")
@@ -147,6 +151,11 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
             ),
         )
     return Group(heading, table, Text())
+
+
+def capture_day(hit: Hit) -> str | None:
+    """The day on which the image was taken, as ISO 8601; None if only the time of its file is known."""
+    return None if hit.time is None or hit.time_source == "file" else escape_control(hit.time)[:10]
 
 
 def image_name(hit: Hit, *, cells: int) -> str:
@@ -183,6 +192,8 @@ def answer_record(answer: Answer) -> dict[str, Any]:
                 "width": hit.width,
                 "height": hit.height,
                 "metadata": dict(hit.metadata),
+                "time": hit.time,
+                "time_source": hit.time_source,
                 "missing": hit.uri in missing,
                 **({"index": hit.index} if hit.index else {}),
             }

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Final, final
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
 from llm2clip.indexer.core.errors import CorpusError, require_extra
+from llm2clip.indexer.records.embedded import video_time
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.sidecars import sidecar_beside
+from llm2clip.indexer.records.values import with_embedded
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -25,6 +27,7 @@ EVERY: Final = 10.0
 _AT_ONCE = 16
 _SEEK_FROM = 4.0  # seconds: about the distance of keyframes
 _MOST_FRAMES = 10_000_000
+_MADE = ("com.apple.quicktime.creationdate", "creation_time", "date")  # the first has a zone
 
 
 @final
@@ -62,7 +65,8 @@ def frames_of(container: Container, *, every: float) -> Iterator[Record]:
     file = container.file
     changed = file.stat().st_mtime_ns
     stamp, describe = sidecar_beside(file, root=file.parent)  # which go to each frame
-    count = int(min(_MOST_FRAMES, max(0.0, _length(file) - 1e-6) // every + 1))
+    length, made = _length(file)
+    count = int(min(_MOST_FRAMES, max(0.0, length - 1e-6) // every + 1))
     chunk, first = None, 0
     for number in range(count):
         if chunk is None or number == first + _AT_ONCE:
@@ -81,7 +85,7 @@ def frames_of(container: Container, *, every: float) -> Iterator[Record]:
             sidecars=stamp,
             inner={"time": seconds},
             fetch=partial(chunk.take, number - first),
-            metadata={"time": seconds},
+            metadata=with_embedded({"time": seconds}, made),
             describe=describe,
         )
 
@@ -118,20 +122,31 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error)
 
 
-def _length(file: Path) -> float:
-    """Seconds from the first frame to the end of the last."""
+def _length(file: Path) -> tuple[float, dict[str, Any] | None]:
+    """Seconds from the first frame to the end of the last, and when the video was made."""
     container, stream = _opened(file)
     with container:
-        base = float(stream.time_base or 0)
-        if stream.duration and base:
-            return stream.duration * base
-        if container.duration:
-            from_zero = "matroska" in container.format.name  # which states its end, not its length
-            return container.duration / 1e6 - (_start(stream) if from_zero else 0.0)
-        last = 0.0
-        for packet in container.demux(stream):  # some files do not state it; packets are read, not decoded
-            last = max(last, float((packet.pts or 0) + (packet.duration or 0)) * base)
-        return last - _start(stream)
+        return _seconds(container, stream), _made(container)
+
+
+def _made(container: InputContainer) -> dict[str, Any] | None:
+    """When a video was made, as its file says."""
+    written = container.metadata
+    found = (video_time(written[name]) for name in _MADE if name in written)
+    return next((each for each in found if each is not None), None)
+
+
+def _seconds(container: InputContainer, stream: VideoStream) -> float:
+    base = float(stream.time_base or 0)
+    if stream.duration and base:
+        return stream.duration * base
+    if container.duration:
+        from_zero = "matroska" in container.format.name  # which states its end, not its length
+        return container.duration / 1e6 - (_start(stream) if from_zero else 0.0)
+    last = 0.0
+    for packet in container.demux(stream):  # some files do not state it; packets are read, not decoded
+        last = max(last, float((packet.pts or 0) + (packet.duration or 0)) * base)
+    return last - _start(stream)
 
 
 def read_frames(file: Path, *, times: Sequence[float]) -> list[bytes | Exception]:

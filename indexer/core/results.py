@@ -232,7 +232,12 @@ class Hit:
     """Where the image is: a file path, or the path of a tar, ``#`` and the member."""
     caption: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
-    """What else came with the image, as read from its JSON."""
+    """What else came with the image, as read from its JSON, and what the image file says of camera, place and so on."""
+    time: str | None = None
+    """When the image was taken, as its camera's clock showed it, with a zone if that is known; else when its file was
+    changed, in UTC. ISO 8601."""
+    time_source: str | None = None
+    """Where ``time`` is from: ``exif``, ``xmp``, ``iptc``, ``png``, ``video`` or ``file``."""
     width: int
     """Width as shown (after EXIF rotation), in pixels."""
     height: int

@@ -17,6 +17,7 @@ from llm2clip.indexer.filters.fields import COLUMNS, META, Value
 from llm2clip.indexer.filters.parser import Parser
 from llm2clip.indexer.filters.sandbox import REPAIRED, time_limit
 from llm2clip.indexer.filters.tokenizer import WhereError
+from llm2clip.indexer.records.values import EMBEDDED
 
 __all__ = ["SECONDS", "Where", "WhereError", "compile_where"]
 
@@ -105,7 +106,7 @@ def metadata_names(connection: sqlite3.Connection) -> list[str]:
             ).fetchall()
     except sqlite3.DatabaseError as error:
         raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error
-    names = sorted(str(name) for (name,) in found)
+    names = sorted(str(name) for (name,) in found if name != EMBEDDED)
     return [f"{META}.{name}" if _PLAIN.fullmatch(name) else f'{META}."{name}"' for name in names]
 
 

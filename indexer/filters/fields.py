@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 
 from llm2clip.indexer.filters.patterns import folded, normal
+from llm2clip.indexer.records.values import EMBEDDED
 
 Value = str | int | float | bytes
 """A value bound in an SQL statement."""
@@ -46,13 +47,19 @@ def _field(name: str, type: Type, sql: str) -> Field:
     return Field(name=name, type=type, sql=sql)
 
 
+def _told(name: str) -> str:
+    """What the image file says of its capture time (``EMBEDDED``), once that time is a number."""
+    kind = f"json_type(metadata, '$.\"{EMBEDDED}\".ns')"
+    return f"WHEN {kind} = 'integer' THEN json_extract(metadata, '$.\"{EMBEDDED}\".{name}')"
+
+
 # An unknown size or time is stored as 0.
 FIELDS = {
     field.name: field
     for field in (
         _field("key", Type.TEXT, "key"),
         _field("path", Type.TEXT, "coalesce(path, key)"),
-        _field("time", Type.TIME, "nullif(mtime_ns, 0)"),
+        _field("time", Type.TIME, f"(CASE {_told('ns')} ELSE nullif(mtime_ns, 0) END)"),
         _field("size", Type.NUMBER, "nullif(size, 0)"),
         _field("width", Type.NUMBER, "width"),
         _field("height", Type.NUMBER, "height"),
@@ -60,6 +67,7 @@ FIELDS = {
         _field("caption", Type.TEXT, "caption"),
         _field("hash", Type.TEXT, "lower(hex(hash))"),
         _field("copies", Type.NUMBER, "copies"),
+        _field("time_source", Type.TEXT, f"(CASE {_told('source')} WHEN mtime_ns <> 0 THEN 'file' END)"),
     )
 }
 """Fields other than metadata, by name."""

@@ -14,8 +14,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,9 +24,10 @@ from llm2clip.indexer.core.encoder_protocol import Prepared
 from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.ingest.encode_batches import AdaptiveBatchSize
 from llm2clip.indexer.ingest.listing import chunks, same_error
-from llm2clip.indexer.records.files import content_hash
+from llm2clip.indexer.records.files import content_hash, embedded_parts
 from llm2clip.indexer.records.record import Record
-from llm2clip.indexer.storage.items_reader import IN, ErrorRow, ItemsReader
+from llm2clip.indexer.records.values import EMBEDDED, split_embedded, with_embedded
+from llm2clip.indexer.storage.items_reader import IN, ErrorRow, ItemsReader, metadata_of
 from llm2clip.indexer.storage.items_writer import UNFINISHED, VECTOR_PLACE, source_text
 from llm2clip.indexer.storage.manifest import Manifest
 from llm2clip.indexer.storage.outcome import Outcome, ReusedVector, reason_of
@@ -37,6 +39,8 @@ _MOST = 64
 _LARGE_FILE = 6 * 2**20
 _LOOK = 1.0
 _Row = tuple[str, int, int, bytes, int, int, str, int]
+_Unread = tuple[Record, ReusedVector | None]
+"""An image to be read, and its vector if only what it says of itself is to be read."""
 
 
 class VectorCache(Protocol):
@@ -58,12 +62,14 @@ class CommittedVectors:
     def kept(self, records: Sequence[Record]) -> list[ReusedVector | ErrorRow | None]:
         """For each record its vector, or why it could not be decoded; None if it has to be read."""
         items, errors = self._items.known([record.key for record in records], source=self._source)
+        told = self._told([item.id for item in items.values()])
         found: list[ReusedVector | ErrorRow | None] = []
         for record in records:
             item, error = items.get(record.key), errors.get(record.key)
             now = (record.size or 0, record.mtime_ns or 0)
             if item is not None and record.problem is None and now == (item.size, item.mtime_ns):
-                found.append(self._reused(item.id, item.hash, item.width, item.height, own=True))
+                known = self._reused(item.id, item.hash, item.width, item.height, own=True)
+                found.append(replace(known, told=told[item.id]) if item.id in told else known)
             else:
                 found.append(error if error is not None and same_error(record, error) else None)
         return found
@@ -82,6 +88,13 @@ class CommittedVectors:
             return None
         [(id, width, height, own)] = rows
         return self._reused(id, hash, width, height, own=bool(own))
+
+    def _told(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """What the files of some items said of themselves when they were read."""
+        rows = self._items.of_ids("id, metadata", ids)
+        return {
+            id: split_embedded(metadata_of(stored))[1] for id, stored in rows if stored and EMBEDDED in stored
+        }
 
     def _reused(self, id: int, hash: bytes, width: int, height: int, *, own: bool) -> ReusedVector:
         vector = self._vectors.take(np.array([id]))[0]
@@ -130,7 +143,7 @@ class UncommittedVectors:
             or abs(float(np.linalg.norm(rows[number].astype(np.float32))) - 1) > 0.01
         ):
             return None
-        return ReusedVector(vector=rows[number], hash=hash, width=width, height=height)
+        return ReusedVector(vector=rows[number], hash=hash, width=width, height=height, unread=True)
 
     def _mapped(self, file: str, number: int) -> Rows:
         """The rows of a file; one that is being written grows."""
@@ -153,7 +166,9 @@ class _Reader:
     hundreds of megabytes each.
     """
 
-    def __init__(self, prepare: Callable[[Record], Outcome], workers: int | None) -> None:
+    def __init__(
+        self, prepare: Callable[[Record, ReusedVector | None], Outcome], workers: int | None
+    ) -> None:
         processors = os.cpu_count() or 1
         self._prepare = prepare
         self.workers = workers or min(16, processors)
@@ -163,9 +178,9 @@ class _Reader:
         self._pool = ThreadPoolExecutor(max_workers=self._limit, thread_name_prefix="decode")
         self._began, self._busy, self._starved = time.perf_counter(), time.process_time(), 0.0
 
-    def begin(self, record: Record) -> Future[Outcome]:
+    def begin(self, image: _Unread) -> Future[Outcome]:
         """Read and decode an image when a thread is free."""
-        return self._pool.submit(self._work, record)
+        return self._pool.submit(self._work, image)
 
     def result(self, waiting: Future[Outcome] | Outcome) -> Outcome:
         """Wait for an outcome; allows more threads if that takes long while processors are idle."""
@@ -192,9 +207,9 @@ class _Reader:
         """Cancel what has not begun."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _work(self, record: Record) -> Outcome:
-        with self._permits, self._large if (record.size or 0) >= _LARGE_FILE else nullcontext():
-            return self._prepare(record)
+    def _work(self, image: _Unread) -> Outcome:
+        with self._permits, self._large if (image[0].size or 0) >= _LARGE_FILE else nullcontext():
+            return self._prepare(*image)
 
 
 def decode_images(
@@ -210,11 +225,11 @@ def decode_images(
     Vectors are reused from the first cache that has one. ``decode`` raises ``ValueError`` if it cannot. Without
     ``workers`` there is a thread per processor, and more where they wait for the storage.
     """
-    reader = _Reader(lambda record: _prepare(record, decode, caches), workers)
+    reader = _Reader(lambda record, known: _prepare(record, known, decode, caches), workers)
     waiting: deque[Future[Outcome] | Outcome] = deque()
     try:
         for settled in _looked_up(records, caches):
-            waiting.append(reader.begin(settled) if isinstance(settled, Record) else settled)
+            waiting.append(settled if isinstance(settled, Outcome) else reader.begin(settled))
             while len(waiting) >= 3 * size.size + reader.workers:
                 yield reader.result(waiting.popleft())
         while waiting:
@@ -223,7 +238,7 @@ def decode_images(
         reader.close()
 
 
-def _looked_up(records: Iterable[Record], caches: Sequence[VectorCache]) -> Iterator[Record | Outcome]:
+def _looked_up(records: Iterable[Record], caches: Sequence[VectorCache]) -> Iterator[_Unread | Outcome]:
     for chunk in chunks(records):
         answers: list[ReusedVector | ErrorRow | None] = [None] * len(chunk)
         for cache in caches:
@@ -236,20 +251,31 @@ def _looked_up(records: Iterable[Record], caches: Sequence[VectorCache]) -> Iter
             elif isinstance(answer, ErrorRow):
                 yield Outcome(record=record, kept=True, stage=answer.stage, reason=answer.reason)
             else:
-                yield answer.outcome(record) if answer is not None else record
+                unread = answer is None or answer.unread
+                yield (record, answer) if unread or answer is None else answer.outcome(record)
 
 
-def _prepare(record: Record, decode: Callable[[bytes], Prepared], caches: Sequence[VectorCache]) -> Outcome:
+def _prepare(
+    record: Record,
+    known: ReusedVector | None,
+    decode: Callable[[bytes], Prepared],
+    caches: Sequence[VectorCache],
+) -> Outcome:
     try:
         content = record.read()
     except Exception as error:  # whatever the reader of a container raises
+        if known is not None:
+            return known.outcome(record)
         return Outcome(record=record, stage="read", reason=reason_of(error))
     if not content:
         return Outcome(record=record, stage="decode", reason="the file is empty")
+    record = _with_embedded(record, content)
+    if known is not None:
+        return known.outcome(record)
     hash = content_hash(content)
     for cache in caches:
-        if (known := cache.by_hash(hash, key=record.key)) is not None:
-            return known.outcome(record)
+        if (same := cache.by_hash(hash, key=record.key)) is not None:
+            return same.outcome(record)
     try:
         image = decode(content)
     except (OSError, ValueError) as error:
@@ -260,3 +286,14 @@ def _prepare(record: Record, decode: Callable[[bytes], Prepared], caches: Sequen
         error.add_note(f"while decoding {record.uri}")
         raise
     return Outcome(record=record, pixels=image.pixels, hash=hash, width=image.width, height=image.height)
+
+
+def _with_embedded(record: Record, content: bytes) -> Record:
+    """The record with what its file says of itself."""
+    parts = embedded_parts(content)
+    if not any(parts):
+        return record
+    from llm2clip.indexer.records.embedded import read_embedded
+
+    told = read_embedded(parts)
+    return replace(record, metadata=with_embedded(record.metadata, told)) if told else record

@@ -16,7 +16,7 @@ from llm2clip.common.files import atomic_path, sync_file
 from llm2clip.indexer.core.errors import IndexConflictError, IndexerError, IndexWriteError
 from llm2clip.indexer.corpora.locator import uri_of
 from llm2clip.indexer.search.index import Index, open_index
-from llm2clip.indexer.storage.items_reader import ItemRow, metadata_of
+from llm2clip.indexer.storage.items_reader import ItemRow, shown_metadata
 from llm2clip.indexer.storage.vector_segments import Rows
 
 Format = Literal["npy", "parquet"]
@@ -77,12 +77,15 @@ def _blocks(index: Index) -> Iterator[tuple[list[ItemRow], Rows]]:
 
 def _described(index: Index, row: ItemRow) -> dict[str, Any]:
     source: Mapping[str, str] = index.manifest.sources[row.source]
+    metadata, time, time_source = shown_metadata(row.metadata, mtime_ns=row.mtime_ns)
     return {
         "id": row.id,
         "key": row.key,
         "uri": uri_of(row.key, corpus=source),
         "caption": row.caption,
-        "metadata": row.metadata,
+        "metadata": metadata,
+        "time": time,
+        "time_source": time_source,
         "size": row.size,
         "mtime_ns": row.mtime_ns,
         "hash": row.hash.hex(),
@@ -99,9 +102,7 @@ def _write_npy(index: Index, vectors_file: Path, items_file: Path) -> None:
         for rows, vectors in _blocks(index):
             out.write(np.ascontiguousarray(vectors, dtype="<f2").tobytes())
             for row in rows:
-                described = _described(index, row)
-                described["metadata"] = metadata_of(row.metadata)
-                file.write(json.dumps(described, ensure_ascii=False) + "\n")
+                file.write(json.dumps(_described(index, row), ensure_ascii=False) + "\n")
 
 
 def _write_parquet(index: Index, file: Path) -> None:
@@ -115,12 +116,17 @@ def _write_parquet(index: Index, file: Path) -> None:
         ) from error
     columns = {"id": pa.int64(), "key": pa.string(), "uri": pa.string(), "caption": pa.string()}
     columns |= {"metadata": pa.string(), "size": pa.int64(), "mtime_ns": pa.int64(), "hash": pa.string()}
+    columns |= {"time": pa.string(), "time_source": pa.string()}
     columns |= {"width": pa.int32(), "height": pa.int32()}
     vector = pa.list_(pa.float32(), index.manifest.dim)
     schema = pa.schema([*columns.items(), ("vector", vector)])
     with pq.ParquetWriter(file, schema) as writer:
         for rows, vectors in _blocks(index):
             described = [_described(index, row) for row in rows]
+            for each in described:
+                each["metadata"] = (
+                    json.dumps(each["metadata"], ensure_ascii=False) if each["metadata"] else None
+                )
             arrays = [pa.array([each[name] for each in described], type) for name, type in columns.items()]
             flat = pa.array(vectors.astype(np.float32).ravel())
             arrays.append(pa.FixedSizeListArray.from_arrays(flat, index.manifest.dim))

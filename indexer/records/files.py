@@ -1,4 +1,4 @@
-"""File types of images and videos; reads files and byte spans of limited size."""
+"""File types of images and videos; reads files, byte spans of limited size, and the metadata in an image file."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import hashlib
 import os
 import re
 import stat
+import struct
+from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from llm2clip.indexer.core.errors import CorpusError
 
@@ -182,3 +184,104 @@ def read_span(file: Path, *, offset: int, size: int) -> bytes:
     if len(content) < size:
         raise OSError(f"{file} ends {size - len(content):,} bytes early")
     return content
+
+
+_MOST_PARTS = 8192
+_MOST_METADATA = 2**18
+"""Longer parts of metadata are not read."""
+_PIXELS = frozenset([b"IDAT", b"fdAT", b"VP8 ", b"VP8L", b"ALPH", b"ANMF"])
+_EXIF_SEGMENT = b"Exif\0\0"
+_XMP_SEGMENT, _IPTC_SEGMENT = b"http://ns.adobe.com/xap/1.0/\0", b"Photoshop 3.0\0"
+_XMP_BEGIN, _XMP_END = b"<x:xmpmeta", b"</x:xmpmeta>"
+_TIFFS = (b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08")
+
+
+class EmbeddedParts(NamedTuple):
+    """The parts of a file that hold metadata; empty where there are none."""
+
+    exif: bytes = b""
+    xmp: bytes = b""
+    iptc: bytes = b""
+    created: bytes = b""
+    """The text "Creation Time" of a PNG."""
+
+
+def embedded_parts(content: bytes) -> EmbeddedParts:
+    """The metadata of an image file as bytes. Nothing is decoded, and every length and count is bounded."""
+    if content.startswith(b"\xff\xd8"):
+        return _of_jpeg(content)
+    if content.startswith(b"\x89PNG"):
+        return _of_png(content)
+    if content.startswith(b"RIFF"):
+        found = dict(_chunks(content, start=12, order="<", extra=0))
+        return EmbeddedParts(exif=found.get(b"EXIF", b""), xmp=found.get(b"XMP ", b""))
+    if content[:4] in (b"II*\0", b"MM\0*"):
+        return EmbeddedParts(exif=content)
+    xmp = content.find(_XMP_BEGIN)
+    packet = content[xmp : content.find(_XMP_END, xmp)] if xmp >= 0 else b""
+    places = [content.find(mark) for mark in _TIFFS] if content[4:8] == b"ftyp" else []
+    exif = min((place for place in places if place >= 0), default=len(content))
+    return EmbeddedParts(exif=content[exif : exif + _MOST_METADATA], xmp=packet[:_MOST_METADATA])
+
+
+def _of_jpeg(content: bytes) -> EmbeddedParts:
+    """From the segments before the first scan."""
+    exif = xmp = iptc = b""
+    place = 2
+    for _ in range(_MOST_PARTS):
+        if place + 4 > len(content):
+            break
+        mark, kind, length = struct.unpack_from(">BBH", content, place)
+        if mark != 0xFF or kind == 0xDA:
+            break
+        if kind == 0xFF:  # padding
+            place += 1
+            continue
+        body = place + 4
+        if kind == 0xE1 and not exif and content.startswith(_EXIF_SEGMENT, body):
+            exif = content[body + len(_EXIF_SEGMENT) : place + 2 + length]
+        elif kind == 0xE1 and not xmp and content.startswith(_XMP_SEGMENT, body):
+            xmp = content[body + len(_XMP_SEGMENT) : place + 2 + length]
+        elif kind == 0xED and not iptc and content.startswith(_IPTC_SEGMENT, body):
+            iptc = _iptc_resource(content[body + len(_IPTC_SEGMENT) : place + 2 + length])
+        place += 2 + length
+    return EmbeddedParts(exif=exif, xmp=xmp, iptc=iptc)
+
+
+def _iptc_resource(block: bytes) -> bytes:
+    """The IPTC among the resources of Photoshop."""
+    place = 0
+    while place + 12 <= len(block) and block[place : place + 4] == b"8BIM":
+        kind, name = struct.unpack_from(">HB", block, place + 4)
+        place += 6 + (name + 2) // 2 * 2
+        length = int.from_bytes(block[place : place + 4])
+        if kind == 0x0404:
+            return block[place + 4 : place + 4 + length]
+        place += 4 + (length + 1) // 2 * 2
+    return b""
+
+
+def _of_png(content: bytes) -> EmbeddedParts:
+    exif = xmp = created = b""
+    for kind, body in _chunks(content, start=8, order=">", extra=4):
+        if kind == b"eXIf":
+            exif = body
+        elif kind == b"iTXt" and body.startswith(b"XML:com.adobe.xmp\0\0"):
+            xmp = body
+        elif kind in (b"tEXt", b"iTXt") and body.startswith(b"Creation Time\0"):
+            created = body.rpartition(b"\0")[2]
+    return EmbeddedParts(exif=exif, xmp=xmp, created=created)
+
+
+def _chunks(content: bytes, *, start: int, order: str, extra: int) -> Iterator[tuple[bytes, bytes]]:
+    """Type and content of the chunks of a PNG or WebP, of at most ``_MOST_METADATA``."""
+    place = start
+    for _ in range(_MOST_PARTS):
+        if place + 8 > len(content):
+            return
+        length, kind = struct.unpack_from(order + "I4s", content, place)
+        if order == "<":
+            kind, length = struct.unpack_from("<4sI", content, place)
+        if length <= _MOST_METADATA and kind not in _PIXELS:
+            yield kind, content[place + 8 : place + 8 + length]
+        place += 8 + length + extra + (length % 2 if order == "<" else 0)

@@ -60,3 +60,42 @@ def parsed(metadata: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"expected an object, got {type(found).__name__}")
     return found
+
+
+EMBEDDED = "@image"
+"""Name in stored metadata of what the image file says of itself: its capture time, and which other names it gave."""
+
+
+def with_embedded(
+    metadata: Mapping[str, Any] | None, told: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
+    """Metadata with what the image file says of itself, where nothing else says it.
+
+    Args:
+        metadata: may have such an entry already, which stays without ``told``.
+        told: ``time``, ``ns`` and ``source`` of the capture time, and ``values``: metadata by name; each may be absent.
+    """
+    own, stored = split_embedded(metadata)
+    told = told or stored
+    if not told:
+        return own or None
+    values: Mapping[str, Any] = told.get("values", {})
+    free = {name: value for name, value in values.items() if name not in own}
+    entry = {name: told[name] for name in ("time", "ns", "source") if name in told}
+    entry |= {"names": list(free)} if free else {}
+    entry |= {"hidden": {n: v for n, v in values.items() if n in own}} if len(free) < len(values) else {}
+    return {**own, **free, EMBEDDED: entry}
+
+
+def split_embedded(metadata: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Metadata without what the image file says of itself; and that, as ``with_embedded`` takes it."""
+    own = dict(metadata or {})
+    entry = own.pop(EMBEDDED, None)
+    if not isinstance(entry, dict):
+        return own, {}
+    names, hidden = entry.get("names"), entry.get("hidden")
+    listed = [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+    values = dict(hidden) if isinstance(hidden, dict) else {}
+    values |= {name: own.pop(name) for name in listed if name in own}
+    told = {name: entry[name] for name in ("time", "ns", "source") if name in entry}
+    return own, told | ({"values": values} if values else {})

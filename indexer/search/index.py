@@ -31,7 +31,7 @@ from llm2clip.indexer.corpora.locator import read_located, uri_of
 from llm2clip.indexer.filters.compile import compile_where, metadata_names
 from llm2clip.indexer.storage.index_folder import describe_unfinished
 from llm2clip.indexer.storage.items_file import connect, number_in, sqlite
-from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, metadata_of
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, shown_metadata
 from llm2clip.indexer.storage.manifest import Manifest, encoder_mismatch, read_manifest
 from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
 
@@ -223,7 +223,8 @@ class Index:
         hits: list[Hit] = []
         try:
             for rank, (id, score) in enumerate(found, 1):
-                _, source, key, caption, metadata, width, height = rows[id]
+                _, source, key, caption, metadata, width, height, mtime_ns = rows[id]
+                own, time, time_source = shown_metadata(metadata, mtime_ns=mtime_ns)
                 hits.append(
                     Hit(
                         id=id,
@@ -232,7 +233,9 @@ class Index:
                         rank=rank,
                         uri=uri_of(key, corpus=self.manifest.sources[source]),
                         caption=caption,
-                        metadata=metadata_of(metadata),
+                        metadata=own,
+                        time=time,
+                        time_source=time_source,
                         width=width,
                         height=height,
                     )

@@ -12,6 +12,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime, timedelta
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.core.errors import IndexDamagedError
-from llm2clip.indexer.records.values import parsed
+from llm2clip.indexer.records.values import EMBEDDED, parsed
 from llm2clip.indexer.storage.items_file import REPAIR, connect, connect_rolled_back, cut_off, sqlite
 from llm2clip.indexer.storage.items_schema import NEVER
 from llm2clip.indexer.storage.manifest import Manifest
@@ -81,9 +82,9 @@ class ErrorRow(NamedTuple):
     mtime_ns: int | None
 
 
-ShownRow = tuple[int, int, str, str | None, str | None, int, int]
-"""id, source, key, caption, metadata, width, height."""
-_SHOWN = "id, source, key, caption, metadata, width, height"
+ShownRow = tuple[int, int, str, str | None, str | None, int, int, int]
+"""id, source, key, caption, metadata, width, height, mtime_ns."""
+_SHOWN = "id, source, key, caption, metadata, width, height, mtime_ns"
 _AT_ONCE = 10_000
 _BOUND = 500
 ITEM = ", ".join(ItemRow._fields)
@@ -131,6 +132,22 @@ def metadata_of(stored: str | None) -> dict[str, Any]:
         return parsed(stored) if stored else {}
     except RecursionError as error:
         raise ValueError("its metadata is nested too deeply") from error
+
+
+def shown_metadata(stored: str | None, *, mtime_ns: int) -> tuple[dict[str, Any], str | None, str | None]:
+    """The metadata of an item; its time as ISO 8601, None if unknown; and where that is from.
+
+    Raises:
+        ValueError: the metadata is no JSON object.
+    """
+    metadata = metadata_of(stored)
+    told = metadata.pop(EMBEDDED, None)
+    if isinstance(told, dict) and type(told.get("ns")) is int:
+        return metadata, str(told.get("time")), str(told.get("source"))
+    if not mtime_ns:
+        return metadata, None, None
+    moment = datetime(1970, 1, 1) + timedelta(microseconds=mtime_ns // 1000)
+    return metadata, f"{moment.isoformat(timespec='seconds')}Z", "file"
 
 
 def has_types(row: ItemRow) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.records.record import Record
+from llm2clip.indexer.records.values import with_embedded
 from llm2clip.indexer.storage.vector_segments import Rows
 
 
@@ -54,9 +57,15 @@ class ReusedVector:
     """As shown, in pixels."""
     id: int | None = None
     """The id that the image keeps; None: the vector is copied to a new one."""
+    told: Mapping[str, Any] | None = None
+    """What its file says of itself, if that is known without reading it."""
+    unread: bool = False
+    """Whether its file has to be read for what it says of itself."""
 
     def outcome(self, record: Record) -> Outcome:
         """The outcome of a record that gets this vector."""
+        if self.told:
+            record = replace(record, metadata=with_embedded(record.metadata, self.told))
         found = Outcome(record=record, kept=True, vector=self.vector, id=self.id, hash=self.hash)
         found.width, found.height = self.width, self.height
         return found

@@ -65,6 +65,8 @@ class HitModel(_Strict):
     uri: str
     caption: str | None
     metadata: dict[str, Any]
+    time: str | None = Field(description="When it was taken, else when its file was changed; ISO 8601.")
+    time_source: str | None = Field(description="exif, xmp, iptc, png, video or file.")
     width: int
     height: int
 

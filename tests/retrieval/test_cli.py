@@ -60,7 +60,7 @@ def test_search_command_json_has_one_object_per_query(corpus: Corpus, search: Se
     assert (image["query"], image["kind"]) == (str(corpus.folder / "cold/blue.png"), "image")
     assert [hit["rank"] for hit in red["hits"]] == [1, 2, 3]
     first = image["hits"][0]
-    names = "rank score id key uri caption width height metadata missing"
+    names = "rank score id key uri caption width height metadata time time_source missing"
     assert first.keys() == set(names.split())
     assert (first["key"], first["caption"], first["metadata"]) == (
         "cold/blue.png",

@@ -172,6 +172,8 @@ def test_answer_json_carries_everything():
                 "width": 640,
                 "height": 480,
                 "metadata": metadata,
+                "time": None,
+                "time_source": None,
                 "missing": False,
             }
         ],
