@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from html import unescape
 from typing import Any
@@ -44,7 +45,7 @@ def _told(parts: EmbeddedParts) -> dict[str, Any] | None:
         exif = read_exif(parts.exif.removeprefix(b"Exif\0\0"))
     packet = (parts.xmp or exif.xmp)[:_MOST_BYTES].decode("utf-8", "replace")
     iptc_time, iptc_keywords = _iptc(parts.iptc or exif.iptc)
-    times = (
+    times: tuple[tuple[str, Callable[[], Moment | None]], ...] = (
         ("exif", lambda: exif.original),
         ("xmp", lambda: _xmp_time(packet, _TAKEN)),
         ("iptc", lambda: iptc_time),
