@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from typer.testing import Result
 
-from llm2clip.indexer import WhereError
+from llm2clip.indexer import WhereError, update_index
 from llm2clip.retrieval import Searcher
 
 from .conftest import COLOURS, Corpus
@@ -60,3 +62,27 @@ def test_search_command_points_at_a_wrong_filter(corpus: Corpus, search: Search)
             "error: filter, at character 25: caption is compared with text, got a number. "
             "Here: width > 1 AND caption = >>3<<\n"
         )
+
+
+def test_search_command_takes_whole_periods_of_time(corpus: Corpus, search: Search):
+    year = 2019
+    for number, file in enumerate(sorted(corpus.folder.rglob("*.png"))):
+        moment = datetime(year, 1 + number, 28 if number else 1, 23, 59, tzinfo=UTC).timestamp()
+        os.utime(file, (moment, moment))
+    update_index(corpus.index, encoder=corpus.encoder)
+    everything = ("red", "--index", corpus.index, "--json", "-k", 50)
+
+    def months(*options: str) -> list[str]:
+        (answer,) = map(json.loads, search(*everything, *options).stdout.splitlines())
+        return sorted(hit["time"][:7] for hit in answer["hits"])
+
+    assert months("--from", "2019-02", "--to", "2019-03") == ["2019-02", "2019-03"]
+    assert months("--to", "2019-01-01", "--where", "width < 0 OR width > 0") == ["2019-01"]
+    assert months("--from", "2020") == []
+    wrong = search(*everything, "--from", "last summer")
+    assert wrong.exit_code == 1
+    assert (
+        wrong.stderr == "error: --from takes a time such as 2019, 2019-06 or 2019-06-15, got 'last summer'\n"
+    )
+    wrong = search(*everything, "--from", "2019", "--where", "widht > 1")
+    assert "filter, at character 1: no field 'widht'" in wrong.stderr
