@@ -180,3 +180,18 @@ def test_video_corpus_checks_the_interval_and_the_extra(tmp_path, monkeypatch):
     for spec in (tmp_path, tmp_path / "a.mp4"):
         with pytest.raises(CorpusError, match=r"needs av: pip install 'llm2clip-retrieval\[video\]'"):
             open_corpus(spec)
+
+
+def test_frames_have_the_time_at_which_the_video_was_made(tmp_path):
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        container.metadata["creation_time"] = "2019-05-04T03:02:01.000000Z"
+        stream = container.add_stream("mpeg4", rate=RATE)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        container.mux(
+            stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 96, 3), np.uint8), format="rgb24"))
+        )
+        container.mux(stream.encode())
+    [frame] = records(tmp_path / "a.mp4")
+    assert frame.metadata["time"] == 0
+    made = {"time": "2019-05-04T03:02:01.000000Z", "ns": 1556938921 * 10**9, "source": "video"}
+    assert frame.metadata["@image"] | {"time": made["time"]} == made

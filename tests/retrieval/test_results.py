@@ -193,3 +193,13 @@ def test_answer_paths_are_the_uris():
         "s3://images/p1.png",
         "/s.tar#m.webp",
     ]
+
+
+def test_answer_table_shows_the_day_of_capture_where_it_is_known():
+    taken = hit(1, time="2019-05-04T23:30:15+10:00", time_source="exif")
+    changed = hit(2, time="2024-03-01T12:00:00Z", time_source="file")
+    text = "\n".join(printed(Answer(query=text_query("q"), hits=[taken, changed])))
+    assert "taken" in text
+    assert "2019-05-04" in text
+    assert "2024" not in text
+    assert "taken" not in "\n".join(printed(Answer(query=text_query("q"), hits=[changed])))
