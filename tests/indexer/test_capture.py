@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from llm2clip.encoders import FakeEncoder
-from llm2clip.indexer import Hit, build_index, open_index, update_index
+from llm2clip.indexer import BuildOptions, Hit, build_index, open_index, update_index
 from llm2clip.indexer.lifecycle.export import export_index
 from llm2clip.indexer.records.embedded import read_embedded
 from llm2clip.indexer.records.exif import moment
@@ -227,3 +227,23 @@ def test_mutated_metadata_never_ends_a_build(tmp_path):
         put(photos, f"{number}.jpg", bytes(mutated))
     report = build_index(photos, tmp_path / "i", encoder=FakeEncoder())
     assert report.items + report.bad == 24
+
+
+def test_interrupted_build_goes_on_with_capture_times(tmp_path):
+    photos = tmp_path / "photos"
+    for number in range(60):
+        put(photos, f"{number:02d}.jpg", saved("JPEG", number, exif=exif()))
+    encoder = FakeEncoder()
+    encode = encoder.encode_prepared
+
+    def fail_late(rows):  # after some vectors are on the disk
+        if len(encoder.image_batches) >= 3:
+            raise OSError("unplugged")
+        return encode(rows)
+
+    encoder.encode_prepared = fail_late
+    with pytest.raises(OSError, match="unplugged"):
+        build_index(photos, tmp_path / "i", encoder=encoder, options=BuildOptions(batch_size=8))
+    report = build_index(photos, tmp_path / "i", encoder=FakeEncoder(), options=BuildOptions(batch_size=8))
+    assert (report.items, report.kept > 0) == (60, True)
+    assert len(hits(tmp_path / "i", "time = '2019' AND meta.camera = 'NIKON D850'")) == 60
