@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import ExactScan
-from llm2clip.indexer.ann.faiss_flat import import_faiss
+from llm2clip.indexer.ann.faiss_flat import ExactScan, import_faiss
 from llm2clip.indexer.ann.index_types import effort_name, plan_for
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher

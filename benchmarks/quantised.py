@@ -91,8 +91,7 @@ def _run(work: Path, way: str, clock_name: str) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from llm2clip.encoders.text.llm_source import language_source
-    from llm2clip.encoders.text.llm_text_tower import LlmTextTower
+    from llm2clip.encoders.text.llm_text_tower import LlmTextTower, language_source
     from llm2clip.encoders.weights.quantization import QUANTISED, weight_quantizer
 
     torch.set_num_threads(1)

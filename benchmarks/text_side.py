@@ -190,7 +190,7 @@ def write_texts(path: Path, model: Path, *, count: int) -> int:
     """Texts of the mix, and how long each is in tokens with what is put around it; returns the sum."""
     import random
 
-    from llm2clip.encoders.text.llm_source import language_source
+    from llm2clip.encoders.text.llm_text_tower import language_source
 
     reader = language_source(model).reader("native")
     words = WORDS.split()
@@ -258,8 +258,7 @@ def _ours(job: dict[str, Any]) -> dict[str, float]:
     import numpy as np
     import torch
 
-    from llm2clip.encoders.text.llm_source import language_source
-    from llm2clip.encoders.text.llm_text_tower import LlmTextTower
+    from llm2clip.encoders.text.llm_text_tower import LlmTextTower, language_source
 
     torch.set_num_threads(1)
     clock = getattr(time, job["clock"])

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from llm2clip.common import entrypoint
-from llm2clip.common.command_line import GroupedCommand, make_app
-from llm2clip.common.terminal import renamed
+from llm2clip.common.terminal import GroupedCommand, make_app, renamed
 from llm2clip.eval.commands.classify import captions, classify
 from llm2clip.eval.commands.leaderboard import compare, leaderboard
 from llm2clip.eval.commands.prepare import prepare

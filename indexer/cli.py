@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.command_line import GroupedCommand, make_app
-from llm2clip.common.terminal import one_line_errors, one_of, renamed
+from llm2clip.common.terminal import GroupedCommand, make_app, one_line_errors, one_of, renamed
 from llm2clip.indexer.cli_manage import delete, list_indexes, move, trust, undo, use
 from llm2clip.indexer.cli_options import (
     BatchOption,

@@ -18,7 +18,7 @@ from llm2clip.common.terminal import graceful_interrupt, log_stderr
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.indexer.commands.session import progress_bar
 from llm2clip.indexer.core.index_paths import locate
-from llm2clip.retrieval.expression import join
+from llm2clip.retrieval.query import join
 from llm2clip.retrieval.results import (
     Answer,
     Query,
@@ -77,13 +77,22 @@ def run(request: SearchRequest) -> None:
         _one_line_warnings(),
         open_searcher(request.indexes, encoder=request.encoder, device=request.device) as searcher,
     ):
-        answers = _answers(searcher, queries, k=request.k, where=where)
+        k = request.k
+        # Texts are encoded together.
+        found = iter(
+            searcher.search([query.label for query in queries if query.kind == "text"], k=k, where=where)
+        )
+        answers = [
+            Answer(
+                query=query,
+                hits=next(found) if query.kind == "text" else _combined(searcher, query, k=k, where=where),
+            )
+            for query in queries
+        ]
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
         if where and not any(answer.hits for answer in answers):
-            names = searcher.index.metadata_names() if "meta" in where.lower() else []
-            known = f"; metadata fields: {', '.join(names[:40])}" if names else ""
-            log_stderr(f"no image matches the filter{known}")
+            log_stderr(_no_match_note(searcher, where))
         if missing := frozenset().union(*(answer.missing for answer in answers)):
             log_stderr(_missing_note(searcher, missing, answers))
         if written:
@@ -112,6 +121,13 @@ def _within(where: str | None, *, begin: str | None, end: str | None) -> str | N
     return " AND ".join(parts)
 
 
+def _no_match_note(searcher: Searcher, where: str) -> str:
+    """What to say if no image matches a filter: also the names of the metadata, if it asks for some."""
+    names = searcher.index.metadata_names() if "meta" in where.lower() else []
+    known = f"; metadata fields: {', '.join(names[:40])}" if names else ""
+    return f"no image matches the filter{known}"
+
+
 def _missing_note(searcher: Searcher, missing: frozenset[str], answers: Sequence[Answer]) -> str:
     """What to say of hits whose files are not there, and of their folder if that is gone."""
     shown = len({hit.uri for answer in answers for hit in answer.hits})
@@ -134,19 +150,6 @@ def _queries(request: SearchRequest) -> list[Query]:
         return [*texts, *listed, *(Query(kind="image", label=name, image=data) for name, data in images)]
     own = [combined_query(join(request.texts), images)] if request.texts or images else []
     return [*own, *listed]
-
-
-def _answers(searcher: Searcher, queries: Sequence[Query], *, k: int, where: str | None) -> list[Answer]:
-    """The answer of each query; texts are encoded together."""
-    texts = [query.label for query in queries if query.kind == "text"]
-    found = iter(searcher.search(texts, k=k, where=where))
-    return [
-        Answer(
-            query=query,
-            hits=next(found) if query.kind == "text" else _combined(searcher, query, k=k, where=where),
-        )
-        for query in queries
-    ]
 
 
 def _combined(searcher: Searcher, query: Query, *, k: int, where: str | None) -> list[Hit]:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.cells import cell_len
 
-from llm2clip.common.command_line import GroupedCommand, make_app
-from llm2clip.common.terminal import one_line_errors
+from llm2clip.common.terminal import GroupedCommand, make_app, one_line_errors
 from llm2clip.retrieval.results import Answer, Query, text_query
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm2clip.common.terminal import escape_control
-from llm2clip.retrieval.expression import Term, parse
-from llm2clip.retrieval.languages import guess_language
+from llm2clip.retrieval.query import Term, guess_language, parse
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

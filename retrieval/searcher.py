@@ -12,8 +12,10 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
-from llm2clip.indexer.core.index_paths import Place, locate
-from llm2clip.retrieval.languages import UnknownLanguageWarning, language_warning
+from llm2clip.indexer.core.errors import EncoderMismatchError, IndexerError
+from llm2clip.indexer.core.index_paths import Place, locate, require_named_encoder
+from llm2clip.retrieval.query import UnknownLanguageWarning, language_warning, weighted_sum
+from llm2clip.retrieval.query_text import cleaned
 
 if TYPE_CHECKING:
     import numpy as np
@@ -173,11 +175,10 @@ class Searcher:
             EncoderMismatchError: The encoder is not the one the index was built with.
         """
         self._require_usable()
-        texts = [query] if isinstance(query, str | bytes) else list(query)
-        _check_texts(texts)
+        texts = _meant([query] if isinstance(query, str | bytes) else list(query))
         k = _whole(k)
         self._check_where(where)
-        found = self._search(self._text_vectors(texts), k=k, where=where) if texts else []
+        found = self._search(self._text_vectors(texts, self.encoder), k=k, where=where) if texts else []
         return found[0] if isinstance(query, str) else found
 
     def search_images(
@@ -237,32 +238,28 @@ class Searcher:
         """
         import numpy as np
 
-        from llm2clip.retrieval.expression import weighted_sum
-
         self._require_usable()
-        _check_texts(texts)
+        texts = _meant(texts)
         k = _whole(k)
         self._check_where(where)
-        parts = [self._text_vectors(texts)] if texts else []
+        parts = [self._text_vectors(texts, self.encoder)] if texts else []
         parts += [self.encoder.encode_images(list(images))] if images else []
         if not parts:
             raise ValueError("got neither a text nor an image to search for")
         unit = weighted_sum(np.concatenate(parts), weights or [1.0] * (len(texts) + len(images)))
         return self._search(unit[None], k=k, where=where)[0]
 
-    def _text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors of texts as they were meant; warns of languages that the encoder does not know.
+    def _text_vectors(self, texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
+        """Unit vectors of texts; warns of languages that the encoder does not know.
 
         Shape: (len(texts), dim), float32.
         """
-        meant = [text if text.isascii() else _cleaned(text) for text in texts]
-        _check_texts(meant)
-        for text in meant:
-            found = language_warning(text, self.encoder.info)
+        for text in texts:
+            found = language_warning(text, encoder.info)
             if found is not None and found[0] not in self._warned:
                 self._warned.add(found[0])
                 warnings.warn(found[1], UnknownLanguageWarning, stacklevel=3)
-        return self.encoder.encode_texts(meant)
+        return encoder.encode_texts(texts)
 
     def _search(self, vectors: NDArray[np.float32], *, k: int, where: str | None) -> list[list[Hit]]:
         """The hits of each query in all indexes. Shape: (n, dim), float32, unit rows."""
@@ -320,11 +317,13 @@ class Searcher:
 
 def _require_named(encoder: str, index: Index) -> None:
     """Refuse to load what only an index of someone else names, unless it is in our catalogue."""
-    from llm2clip.encoders.catalog.entries import find_encoder
-    from llm2clip.indexer.core.trust import require_named_encoder
-
-    if find_encoder(encoder) is None:
+    try:
         require_named_encoder(encoder, index=index.path)
+    except IndexerError:
+        from llm2clip.encoders.catalog.entries import find_encoder
+
+        if find_encoder(encoder) is None:
+            raise
 
 
 def _distinct(places: Iterable[Place]) -> list[Place]:
@@ -334,7 +333,6 @@ def _distinct(places: Iterable[Place]) -> list[Place]:
 
 def _require_same_encoder(first: Index, other: Index) -> None:
     """Refuse two indexes whose scores cannot be compared."""
-    from llm2clip.indexer.core.errors import EncoderMismatchError
     from llm2clip.indexer.storage.manifest import encoder_mismatch
 
     if encoder_mismatch(first.manifest.encoder, other.manifest.encoder):
@@ -370,6 +368,14 @@ def _merged(found: dict[str, list[Hit]], *, k: int) -> list[Hit]:
     return [replace(hit, rank=rank) for rank, hit in enumerate(islice(best.values(), k), start=1)]
 
 
+def _meant(texts: Sequence[str]) -> list[str]:
+    """The texts as they were meant, none of them blank."""
+    _check_texts(texts)
+    meant = [text if text.isascii() else cleaned(text) for text in texts]
+    _check_texts(meant)
+    return meant
+
+
 def _check_texts(texts: Sequence[str]) -> None:
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
@@ -389,9 +395,3 @@ def _whole(k: int) -> int:
     if number < 1:
         raise ValueError(f"k must be at least 1, got {number}")
     return number
-
-
-def _cleaned(text: str) -> str:
-    from llm2clip.retrieval.query_text import cleaned
-
-    return cleaned(text)

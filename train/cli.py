@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.command_line import GroupedCommand, make_app
+from llm2clip.common.terminal import GroupedCommand, make_app
 
 app = make_app("Train encoders.")
 data_option, training_option, model_option, output_option, machine_option = (

@@ -13,8 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm2clip.common.files import format_bytes
-from llm2clip.common.installation import NoHomeError, models_home
+from llm2clip.common.files import NoHomeError, format_bytes, models_home
 from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_encoder, language_of
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object

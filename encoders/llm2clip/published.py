@@ -18,8 +18,7 @@ from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions, pick_d
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import settings_sha256
 from llm2clip.encoders.images.preprocess import PixelTower
-from llm2clip.encoders.text.llm_source import LanguageSource, language_source
-from llm2clip.encoders.text.llm_text_tower import LlmTextTower
+from llm2clip.encoders.text.llm_text_tower import LanguageSource, LlmTextTower, language_source
 from llm2clip.encoders.vision.vision_source import VisionSource, local_vision, published_vision
 from llm2clip.encoders.weights.memory_fit import pick_precision
 

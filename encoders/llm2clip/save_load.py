@@ -29,8 +29,8 @@ from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig, StoredDtype, load_folder, write_config
 from llm2clip.encoders.llm2clip.published import FAMILY, PublishedFiles, assemble
 from llm2clip.encoders.text.caption_tokenizer import TextRules
-from llm2clip.encoders.text.llm_source import LORA_FOLDER, LanguageSource, language_source
-from llm2clip.encoders.text.text_rules import RULES_FILE, TOKENIZER
+from llm2clip.encoders.text.language_config import RULES_FILE, TOKENIZER
+from llm2clip.encoders.text.llm_text_tower import LORA_FOLDER, LanguageSource, language_source
 from llm2clip.encoders.vision.vision_export import save_clip_vision
 from llm2clip.encoders.vision.vision_source import VisionSource
 from llm2clip.encoders.vision.vision_tower import open_vision

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from llm2clip.common.installation import models_home
+from llm2clip.common.files import models_home
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import refuse_outside, refuse_pointer
 from llm2clip.encoders.layers.transformers_modules import import_quietly

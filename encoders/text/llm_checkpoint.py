@@ -25,10 +25,12 @@ from llm2clip.encoders.text.language_config import (
     LanguageConfig,
     LanguageModule,
     build_language,
+    inferred_rules,
     language_config,
     layout_of,
+    open_reader,
+    stored_rules,
 )
-from llm2clip.encoders.text.text_rules import inferred_rules, open_reader, stored_rules
 from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora
 from llm2clip.encoders.weights.memory_fit import compute_dtype, release_memory
 from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, weight_quantizer

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llm2clip.common.installation import models_home
+from llm2clip.common.files import models_home
 from llm2clip.encoders.catalog.entries import (
     EncoderEntry,
     encoder_entries,

@@ -14,8 +14,7 @@ from typing import Literal, Protocol, cast, get_args
 
 import torch
 
-from llm2clip.common.files import format_bytes
-from llm2clip.common.installation import free_memory
+from llm2clip.common.files import format_bytes, free_memory
 from llm2clip.encoders.catalog.entries import Choice
 from llm2clip.encoders.core.dual_encoder import pick_dtype
 from llm2clip.encoders.core.errors import ModelError

@@ -18,8 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from llm2clip.common.files import atomic_path, file_sha256, write_atomic
-from llm2clip.common.installation import models_home
+from llm2clip.common.files import atomic_path, file_sha256, models_home, write_atomic
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json, read_object, refuse_outside, refuse_pointer, to_json
 from llm2clip.encoders.weights.safetensors_io import STORED

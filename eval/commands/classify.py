@@ -141,7 +141,7 @@ def _bar(images: int) -> Iterator[Callable[[int], None]]:
 
 
 def _cache() -> Path:
-    from llm2clip.common.installation import data_home
+    from llm2clip.common.files import data_home
 
     return data_home() / "eval-vectors"
 

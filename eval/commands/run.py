@@ -67,7 +67,7 @@ def run(
     run continues where it stopped.
     """
     with one_line_errors(extra="cpu", interrupted=": run the same command again to continue"):
-        from llm2clip.common.installation import data_home
+        from llm2clip.common.files import data_home
         from llm2clip.eval.commands.arguments import candidates, load_sets
         from llm2clip.eval.runner.measure import MeasureOptions
         from llm2clip.eval.runner.run import RunOptions

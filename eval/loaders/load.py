@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from llm2clip.common.installation import data_home
+from llm2clip.common.files import data_home
 from llm2clip.eval.datasets.protocols import find_protocol
 from llm2clip.eval.datasets.retrieval_set import RetrievalSet, UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError

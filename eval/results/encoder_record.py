@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm2clip.common.installation import package_version
+from llm2clip.common.files import package_version
 from llm2clip.eval.results.records import EncoderRecord
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import SLACK, Found
+from llm2clip.indexer.ann.faiss_flat import SLACK, Found
 from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.core.results import StoredVectors
 

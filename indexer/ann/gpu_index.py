@@ -12,8 +12,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import ExactScan, Found
-from llm2clip.indexer.ann.faiss_flat import import_faiss
+from llm2clip.indexer.ann.faiss_flat import ExactScan, Found, import_faiss
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import post_filtered
 from llm2clip.indexer.ann.plan import Plan

@@ -15,8 +15,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import Found
-from llm2clip.indexer.ann.faiss_flat import UNREADABLE, has_gpu, import_faiss, read_file
+from llm2clip.indexer.ann.faiss_flat import UNREADABLE, Found, has_gpu, import_faiss, read_file
 from llm2clip.indexer.ann.index_types import effort_name
 from llm2clip.indexer.ann.nearest_neighbors import post_filtered
 from llm2clip.indexer.ann.plan import Plan

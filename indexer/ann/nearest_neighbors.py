@@ -14,7 +14,7 @@ from typing import Protocol, final
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import ExactScan, Found, Ranked, exact_scores, merged, rerank
+from llm2clip.indexer.ann.faiss_flat import ExactScan, Found, Ranked, exact_scores, merged, rerank
 from llm2clip.indexer.core.results import StoredVectors
 
 SCAN_ROWS = 20_000

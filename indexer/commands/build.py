@@ -18,8 +18,16 @@ from numpy.typing import NDArray
 
 from llm2clip.common.terminal import escape_control, log_stderr
 from llm2clip.indexer.ann.plan import Budget, parse_bytes
-from llm2clip.indexer.commands.encoder_choice import NANO, NoEncoderError, choose_encoder, source_of
-from llm2clip.indexer.commands.session import SHOWN, images, load, working
+from llm2clip.indexer.commands.session import (
+    NANO,
+    SHOWN,
+    NoEncoderError,
+    choose_encoder,
+    images,
+    load,
+    source_of,
+    working,
+)
 from llm2clip.indexer.core.encoder_protocol import TextEncoder
 from llm2clip.indexer.core.errors import EncoderMismatchError, IndexConflictError, IndexerError
 from llm2clip.indexer.core.index_paths import (

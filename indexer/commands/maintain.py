@@ -9,8 +9,7 @@ from typing import Any
 
 from llm2clip.common.files import format_bytes
 from llm2clip.common.terminal import log_stderr
-from llm2clip.indexer.commands.encoder_choice import source_of
-from llm2clip.indexer.commands.session import SHOWN, images, load, place_of, print_report, working
+from llm2clip.indexer.commands.session import SHOWN, images, load, place_of, print_report, source_of, working
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.results import BuildOptions, ChangeReport, Progress
 from llm2clip.indexer.lifecycle.compact import compact_index
@@ -167,7 +166,7 @@ def _agreement(overlap: Overlap, what: str) -> str:
 def _encoder_source(folder: Path) -> str:
     """The encoder that an index names; refused if the index comes from elsewhere and it is not in our catalogue."""
     from llm2clip.encoders.catalog.entries import find_encoder
-    from llm2clip.indexer.core.trust import require_named_encoder
+    from llm2clip.indexer.core.index_paths import require_named_encoder
 
     name = read_manifest(folder).encoder_source
     if find_encoder(name) is None:

@@ -19,8 +19,8 @@ from llm2clip.indexer.core.index_paths import (
     current_index,
     forget_index,
     known_indexes,
+    remember,
 )
-from llm2clip.indexer.core.trust import remember
 from llm2clip.indexer.lifecycle.delete import delete_index, index_files
 from llm2clip.indexer.lifecycle.move import indexes_below, move_sources
 from llm2clip.indexer.lifecycle.undo import undo_change

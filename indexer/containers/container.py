@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from llm2clip.common.installation import data_home
+from llm2clip.common.files import data_home
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import printable
 from llm2clip.indexer.records.record import Corpus, Record, describe_empty

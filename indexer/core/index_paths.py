@@ -1,4 +1,8 @@
-"""Paths of indexes and of the sample corpus."""
+"""Where indexes lie, how their files are named, and which corpora and encoders the user named on this machine.
+
+An index can come from someone else, and its manifest names folders, URLs and an encoder. They are read, contacted or
+loaded only if the user named the same here, or trusts the index.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,24 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Any
+from typing import Any, Literal
 
-from llm2clip.common.files import write_atomic
-from llm2clip.common.installation import data_home
-from llm2clip.indexer.core.errors import CorpusError, IndexNotFoundError
+from llm2clip.common.files import data_home, write_atomic
+from llm2clip.indexer.core.errors import CorpusError, IndexerError, IndexNotFoundError
 
 INDEX_VARIABLE = "LLM2CLIP_INDEX"
 """Environment variable that names the index of commands that name none."""
 SAMPLE = "sample:"
 """Name of the corpus that ships with the package."""
 _MANIFEST = "manifest.json"
-_DIGITS = re.compile(r"-[0-9a-f]{8}$")
+_CORPUS_DIGITS = re.compile(r"-[0-9a-f]{8}$")
+BY_NAME = frozenset(["list", "stdin"])
+"""Types of corpus that may name files anywhere: lists."""
 
 
 def default_index_path(corpus: str | os.PathLike[str]) -> Path:
@@ -50,6 +56,24 @@ def sample_folder() -> Path:
 def sample_shards() -> list[Path]:
     """The tar shards of the sample corpus, in order; empty where the installation has none."""
     return sorted(sample_folder().glob("*.tar"))
+
+
+def root_of(identity: Mapping[str, str]) -> str:
+    """The folder or URL of a corpus; that of the sample corpus moves with the installation."""
+    return str(sample_folder()) if identity["kind"] == "sample" else identity["root"]
+
+
+def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:
+    """The path or URL of an image, with ``#`` and its place in a container."""
+    root = root_of(corpus)
+    if is_elsewhere(key) and corpus["kind"] in BY_NAME:
+        return key
+    return f"{root.rstrip('/')}/{key}" if "://" in root else f"{root.rstrip(os.sep)}{os.sep}{key}"
+
+
+def is_elsewhere(path: str) -> bool:
+    """Whether a path is absolute or a URL."""
+    return "://" in path or os.path.isabs(path) or bool(os.path.splitdrive(path)[0])
 
 
 def _pointer() -> Path:
@@ -109,7 +133,7 @@ def known_indexes() -> dict[str, Path]:
     elsewhere = map(Path, _texts(_recorded().get("known")))
     paths = [path for path in (*inside, *elsewhere) if (path / _MANIFEST).is_file()]
     whole = [path.name.removesuffix(".index") or path.name for path in paths]
-    short = [_DIGITS.sub("", name) for name in whole]
+    short = [_CORPUS_DIGITS.sub("", name) for name in whole]
     found: dict[str, Path] = {}
     for path, name, brief in zip(paths, whole, short, strict=True):
         alone = brief if short.count(brief) == 1 else name
@@ -188,3 +212,109 @@ def _require(path: Path, problem: str) -> None:
             f"{problem}: name another with --index (see  llm2clip-index list), build one of your own images with  "
             "llm2clip-index build FOLDER, or take the sample with --index sample:"
         )
+
+
+_DIGITS = r"(\d{5,18})"  # fits into 64 bits
+_NAMES = {
+    "items": re.compile(rf"items-{_DIGITS}\.db", re.ASCII),
+    "vectors": re.compile(rf"vectors-{_DIGITS}-\d{{5,18}}\.npy", re.ASCII),
+    "candidates": re.compile(rf"candidates-{_DIGITS}\.faiss", re.ASCII),
+}
+MAX_GENERATION = 10**18 - 1
+"""Largest number of a generation."""
+
+
+def items_name(generation: int) -> str:
+    """File name of the items of a generation."""
+    return f"items-{generation:05d}.db"
+
+
+def ann_name(generation: int) -> str:
+    """File name of the ANN index of a generation."""
+    return f"candidates-{generation:05d}.faiss"
+
+
+def segment_name(generation: int, number: int) -> str:
+    """File name of a segment of vectors."""
+    return f"vectors-{generation:05d}-{number:05d}.npy"
+
+
+def is_name(name: object, kind: Literal["items", "vectors", "candidates"]) -> bool:
+    """Whether something is the name of a file of a kind: never a path, so never a file outside the folder."""
+    return isinstance(name, str) and _NAMES[kind].fullmatch(name) is not None
+
+
+def generation_of(name: str) -> int | None:
+    """The generation that a file belongs to; None if it is no file of an index."""
+    bare = re.sub(r"-(?:journal|wal|shm)$", "", name)
+    found = next(filter(None, (pattern.fullmatch(bare) for pattern in _NAMES.values())), None)
+    return int(found[1]) if found else None
+
+
+_OWN_KINDS = frozenset(["sample"])
+_noted: set[str] = set()
+"""What this process noted, also where the data home cannot be written."""
+
+
+def remember(sources: Iterable[Mapping[str, str]] = (), *, encoder: str | None = None) -> None:
+    """Note corpora, and the encoder, that the user named."""
+    marks = {_mark(source) for source in sources} | ({_mark(encoder)} if encoder is not None else set())
+    _noted.update(marks)
+    with suppress(OSError):
+        if new := sorted(marks - _kept()):
+            _file().parent.mkdir(parents=True, exist_ok=True)
+            with open(_file(), "a", encoding="ascii") as stream:  # one write: processes may do this at once
+                stream.write("".join(f"{mark}\n" for mark in new))
+
+
+def require_named(source: Mapping[str, str], *, index: Path) -> None:
+    """Refuse a corpus that only the index names.
+
+    Raises:
+        IndexerError: it was not named on this machine.
+    """
+    if source["kind"] in _OWN_KINDS or _known(_mark(source)):
+        return
+    place = source.get("list") or source.get("shards") or source["root"]
+    raise IndexerError(
+        f"{index} was not built on this machine, and names the images in {place}: to let them be read, run  "
+        f"llm2clip-index trust {quote(str(index))}"
+    )
+
+
+def require_named_encoder(name: str, *, index: Path) -> None:
+    """Refuse an encoder that only the index names; the catalogue's need not be asked for.
+
+    Raises:
+        IndexerError: it was not named on this machine.
+    """
+    if _known(_mark(name)):
+        return
+    raise IndexerError(
+        f"{index} was not built on this machine, and names the encoder {name!r}: name one with --encoder, or, to let "
+        f"that be loaded, run  llm2clip-index trust {quote(str(index))}"
+    )
+
+
+def _known(mark: str) -> bool:
+    return mark in _noted or mark in _kept()
+
+
+def _kept() -> frozenset[str]:
+    try:
+        return frozenset(_file().read_text("ascii").split())
+    except (OSError, ValueError):
+        return frozenset()
+
+
+def _file() -> Path:
+    return data_home() / "named.txt"
+
+
+def _mark(named: Mapping[str, str] | str) -> str:
+    """A digest, so that the file tells nothing. Of a corpus all but the user's spelling counts."""
+    if isinstance(named, str):
+        content: object = ["encoder", os.path.abspath(named) if os.path.isdir(named) else named]
+    else:
+        content = ["corpus", sorted((name, value) for name, value in named.items() if name != "spec")]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

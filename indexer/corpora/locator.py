@@ -8,30 +8,13 @@ containers. It may come from an untrusted index, so it is checked before it is u
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError
-from llm2clip.indexer.core.index_paths import sample_folder
+from llm2clip.indexer.core.index_paths import BY_NAME, is_elsewhere, uri_of
 from llm2clip.indexer.records.files import content_hash, read_span, read_whole
-
-_BY_NAME = frozenset(["list", "stdin"])
-"""Types of corpus that may name files anywhere: lists."""
-
-
-def root_of(identity: Mapping[str, str]) -> str:
-    """The folder or URL of a corpus; that of the sample corpus moves with the installation."""
-    return str(sample_folder()) if identity["kind"] == "sample" else identity["root"]
-
-
-def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:
-    """The path or URL of an image, with ``#`` and its place in a container."""
-    root = root_of(corpus)
-    if _elsewhere(key) and corpus["kind"] in _BY_NAME:
-        return key
-    return f"{root.rstrip('/')}/{key}" if "://" in root else f"{root.rstrip(os.sep)}{os.sep}{key}"
 
 
 def read_located(
@@ -44,7 +27,7 @@ def read_located(
     place = _parsed(locator, key)
     path = place.pop("path", None)
     within = key if locator is None else path
-    if not isinstance(within, str) or (corpus["kind"] not in _BY_NAME and _leads_out(within)):
+    if not isinstance(within, str) or (corpus["kind"] not in BY_NAME and _leads_out(within)):
         raise IndexDamagedError(f"the index names a file outside its corpus: {within!r}")
     where = uri_of(within, corpus=corpus)
     try:
@@ -68,13 +51,8 @@ def _parsed(locator: str | None, key: str) -> dict[str, Any]:
     return place
 
 
-def _elsewhere(path: str) -> bool:
-    """Whether a path is absolute or a URL."""
-    return "://" in path or os.path.isabs(path) or bool(os.path.splitdrive(path)[0])
-
-
 def _leads_out(path: str) -> bool:
-    return _elsewhere(path) or ".." in path.replace("\\", "/").split("/")
+    return is_elsewhere(path) or ".." in path.replace("\\", "/").split("/")
 
 
 def _read(where: str, place: Mapping[str, Any]) -> bytes:

@@ -17,8 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from llm2clip.common.files import atomic_path, write_atomic
-from llm2clip.common.installation import data_home
+from llm2clip.common.files import atomic_path, data_home, write_atomic
 from llm2clip.indexer.core.errors import CorpusError, require_extra
 from llm2clip.indexer.records.files import MAX_IMAGE_BYTES, require_span
 from llm2clip.indexer.records.sidecars import stamp_of

@@ -20,14 +20,15 @@ from llm2clip.indexer.core.errors import (
     IndexDamagedError,
     IndexNotFoundError,
 )
+from llm2clip.indexer.core.index_paths import remember
 from llm2clip.indexer.core.results import BadImage, BuildOptions, BuildReport
-from llm2clip.indexer.core.trust import remember
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.lifecycle.sync import LISTED, SyncMode, SyncResult, sync
 from llm2clip.indexer.records.record import Corpus, same_corpus
 from llm2clip.indexer.storage.index_folder import (
     check_files,
     clean,
+    committed_files,
     create_or_check_folder,
     settle_items,
     unfinished_builds,
@@ -97,7 +98,7 @@ def build_index(
                         folder, new, [source], replace(mode, begin=partial(_begin, options=options))
                     )
                 except CorpusError:
-                    clean(folder)
+                    clean(folder, needed=committed_files(folder))
                     raise
             result.notes[:0] = notes
             return _report(folder, source, encoder, result, began)

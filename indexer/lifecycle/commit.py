@@ -9,8 +9,8 @@ from typing import Any
 
 from llm2clip.indexer.ann.faiss_flat import write_faiss
 from llm2clip.indexer.ann.plan import Plan
+from llm2clip.indexer.core.index_paths import ann_name
 from llm2clip.indexer.core.results import StoredVectors
-from llm2clip.indexer.storage.file_names import ann_name
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, KIND, Ann, Manifest
 from llm2clip.indexer.storage.transaction import Transaction, writing
 from llm2clip.indexer.storage.vector_segments import open_vectors

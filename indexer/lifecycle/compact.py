@@ -12,10 +12,10 @@ import numpy as np
 
 from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.core.index_paths import generation_of
 from llm2clip.indexer.core.results import CompactReport
 from llm2clip.indexer.lifecycle.commit import Planner, commit
 from llm2clip.indexer.search.verify import file_problems
-from llm2clip.indexer.storage.file_names import generation_of
 from llm2clip.indexer.storage.items_file import count_all
 from llm2clip.indexer.storage.items_reader import ItemsReader
 from llm2clip.indexer.storage.manifest import DEFAULT_PLAN, MANIFEST, Manifest

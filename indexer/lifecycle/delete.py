@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from llm2clip.indexer.core.errors import IndexNotFoundError, IndexWriteError
-from llm2clip.indexer.storage.file_names import generation_of
+from llm2clip.indexer.core.index_paths import generation_of
 from llm2clip.indexer.storage.index_folder import is_manifest, items_files
 from llm2clip.indexer.storage.lock import LOCK, lock
 from llm2clip.indexer.storage.manifest import MANIFEST

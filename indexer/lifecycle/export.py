@@ -14,7 +14,7 @@ import numpy as np
 
 from llm2clip.common.files import atomic_path, sync_file
 from llm2clip.indexer.core.errors import IndexConflictError, IndexerError, IndexWriteError
-from llm2clip.indexer.corpora.locator import uri_of
+from llm2clip.indexer.core.index_paths import uri_of
 from llm2clip.indexer.search.index import Index, open_index
 from llm2clip.indexer.storage.items_reader import ItemRow, shown_metadata
 from llm2clip.indexer.storage.vector_segments import Rows

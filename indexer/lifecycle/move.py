@@ -11,9 +11,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from llm2clip.indexer.core.errors import CorpusError, IndexerError
-from llm2clip.indexer.core.index_paths import known_indexes
+from llm2clip.indexer.core.index_paths import known_indexes, remember
 from llm2clip.indexer.core.results import Report
-from llm2clip.indexer.core.trust import remember
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.storage.index_folder import check_files
 from llm2clip.indexer.storage.items_reader import ItemsReader

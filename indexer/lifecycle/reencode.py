@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder, TextEncoder
 from llm2clip.indexer.core.errors import IndexConflictError
+from llm2clip.indexer.core.index_paths import require_named, uri_of
 from llm2clip.indexer.core.results import BuildOptions, Report
-from llm2clip.indexer.core.trust import require_named
-from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.corpora.locator import read_located
 from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.lifecycle.update import fill

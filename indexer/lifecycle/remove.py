@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.core.errors import IndexerError
+from llm2clip.indexer.core.index_paths import root_of
 from llm2clip.indexer.core.results import ChangeReport
-from llm2clip.indexer.corpora.locator import root_of
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.lifecycle.sync import LISTED, SyncResult
 from llm2clip.indexer.records.sidecars import composed

@@ -15,8 +15,8 @@ from typing import Any, Literal, NamedTuple
 from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder, Prepared
 from llm2clip.indexer.core.errors import CorpusError
+from llm2clip.indexer.core.index_paths import root_of
 from llm2clip.indexer.core.results import BadImage, BuildOptions, ChangeReport, Progress
-from llm2clip.indexer.corpora.locator import root_of
 from llm2clip.indexer.corpora.subset import PathListCorpus
 from llm2clip.indexer.ingest.decode_pipeline import (
     CommittedVectors,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import CorpusError, EncoderMismatchError
+from llm2clip.indexer.core.index_paths import remember, require_named
 from llm2clip.indexer.core.results import BuildOptions, ChangeReport
-from llm2clip.indexer.core.trust import remember, require_named
 from llm2clip.indexer.corpora.open import open_corpus, reopen_corpus
 from llm2clip.indexer.corpora.subset import PathListCorpus, SubfolderCorpus
 from llm2clip.indexer.lifecycle.sync import SyncMode, sync, unmounted

@@ -15,8 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.common.files import format_bytes
-from llm2clip.common.installation import free_memory
+from llm2clip.common.files import format_bytes, free_memory
 from llm2clip.indexer.ann.faiss_flat import write_faiss
 from llm2clip.indexer.ann.index_types import APPROXIMATE, estimate_cost, plan_for, unsupported_reason
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex, sample_of

@@ -15,7 +15,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.indexer.ann.exact_scan import ExactScan, rerank
+from llm2clip.indexer.ann.faiss_flat import ExactScan, rerank
 from llm2clip.indexer.ann.index_types import effort_name
 from llm2clip.indexer.ann.ivf_hnsw import FaissAnnIndex
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher

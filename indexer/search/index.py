@@ -25,14 +25,14 @@ from llm2clip.indexer.core.errors import (
     IndexerError,
     IndexNotFoundError,
 )
+from llm2clip.indexer.core.index_paths import require_named, uri_of
 from llm2clip.indexer.core.results import Hit, IndexInfo
-from llm2clip.indexer.core.trust import require_named
-from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.corpora.locator import read_located
 from llm2clip.indexer.filters.compile import compile_where, metadata_names
 from llm2clip.indexer.storage.index_folder import describe_unfinished
 from llm2clip.indexer.storage.items_file import connect, number_in, sqlite
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, shown_metadata
-from llm2clip.indexer.storage.manifest import Manifest, encoder_mismatch, read_manifest
+from llm2clip.indexer.storage.manifest import KIND, Manifest, encoder_mismatch, read_manifest
 from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ class Index:
     @cached_property
     def _searcher(self) -> KnnSearcher:
         ann, candidates = self.manifest.ann, None
-        if ann is not None:
+        # An exact scan on the CPU reads the vectors alone.
+        if ann is not None and (self.device, ann.plan.get("kind")) != ("cpu", KIND):
             path = self.path / ann.file
             try:
                 candidates = read_ann(

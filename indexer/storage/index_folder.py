@@ -24,8 +24,8 @@ from typing import Any
 
 from llm2clip.common.files import open_regular, regular_size
 from llm2clip.indexer.core.errors import IndexConflictError, IndexDamagedError, IndexerError, IndexWriteError
+from llm2clip.indexer.core.index_paths import generation_of
 from llm2clip.indexer.records.files import printable
-from llm2clip.indexer.storage.file_names import generation_of
 from llm2clip.indexer.storage.items_file import count_all, query, settle, unfinished_files
 from llm2clip.indexer.storage.lock import LOCK, OWNER
 from llm2clip.indexer.storage.manifest import (
@@ -34,9 +34,10 @@ from llm2clip.indexer.storage.manifest import (
     MAX_BYTES,
     Manifest,
     committed_generation,
+    invalid_encoder,
+    invalid_sources,
     read_manifest,
 )
-from llm2clip.indexer.storage.manifest_checks import invalid_encoder, invalid_sources
 
 _DRAFTS = (f"{MANIFEST}.tmp",)
 _LITTER = ("Thumbs.db", "desktop.ini")  # of file managers
@@ -91,9 +92,8 @@ def describe_unfinished(folder: Path) -> str | None:
     return unknown if items_files(folder) else None
 
 
-def clean(folder: Path, *, keep: AbstractSet[str] = frozenset()) -> None:
-    """Delete the files that neither the manifest, nor its unfinished vectors, nor ``keep`` need."""
-    needed = keep | committed_files(folder)
+def clean(folder: Path, *, needed: AbstractSet[str]) -> None:
+    """Delete the files of an index but those needed, which ``committed_files`` tells."""
     for name in os.listdir(folder):
         if name not in needed and (generation_of(name) is not None or name in _DRAFTS):
             with suppress(OSError):  # on Windows a reader may hold it open: the next commit tries again

@@ -19,9 +19,9 @@ from typing import Any
 
 from llm2clip.common.files import format_bytes, open_regular
 from llm2clip.indexer.core.errors import IndexDamagedError, IndexerError, IndexWriteError
-from llm2clip.indexer.storage.file_names import is_name
+from llm2clip.indexer.core.index_paths import is_name
 from llm2clip.indexer.storage.items_schema import SCHEMA
-from llm2clip.indexer.storage.journal import check_journal, journal_of, rolled_back
+from llm2clip.indexer.storage.journal import MAGIC, rolled_back
 
 _PATIENCE = 60.0
 """Seconds to wait for a writer's commit."""
@@ -122,6 +122,39 @@ def cut_off(error: sqlite3.OperationalError) -> bool:
     return getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY_ROLLBACK
 
 
+def journal_of(path: Path) -> Path:
+    """Where SQLite writes the journal of a file."""
+    return path.with_name(f"{path.name}-journal")
+
+
+def check_journal(path: Path) -> bool:
+    """Whether a database has a journal beside it; refuses one that no writer of ours leaves.
+
+    Raises:
+        IndexDamagedError: the journal is no regular file, names another file, or there is one of another mode.
+    """
+    for beside in (f"{path}-wal", f"{path}-shm"):
+        if os.path.lexists(beside):
+            raise IndexDamagedError(
+                f"{beside} is no file of an index: delete it if you know how it came there"
+            )
+    journal = journal_of(path)
+    try:
+        with open_regular(journal) as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - len(MAGIC)))
+            if file.read() != MAGIC:
+                return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise IndexDamagedError(f"{journal} is no journal: {error.strerror or error}") from error
+    raise IndexDamagedError(
+        f"{journal} names another file, which SQLite would delete. No writer of an index leaves that: do not use "
+        "this index, or delete the journal"
+    )
+
+
 def connect_rolled_back(path: Path) -> Database | None:
     """A connection to a copy in memory of an items file of which a commit was cut off, as it was before that.
 
@@ -212,7 +245,8 @@ def number_in(meta: Mapping[str, str], name: str, *, path: Path) -> int:
 
 def unfinished_files(path: Path) -> frozenset[str]:
     """Names of the vector files that the unfinished vectors of an items file lie in."""
-    found = query(path, "SELECT DISTINCT file FROM unfinished")
+    with closing(connect(path)) as db:
+        found = run(db, path, "SELECT DISTINCT file FROM unfinished", ())
     return frozenset(name for (name,) in found if is_name(name, "vectors"))
 
 

@@ -7,13 +7,8 @@ is known to be harmless. The format: https://www.sqlite.org/fileformat2.html#the
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
-from llm2clip.common.files import open_regular
-from llm2clip.indexer.core.errors import IndexDamagedError
-
-_MAGIC = bytes.fromhex("d9d505f920a163d7")
+MAGIC = bytes.fromhex("d9d505f920a163d7")
+"""What a journal begins with, and ends with if it names another file."""
 _HEADER = 28
 _UNCOUNTED = 2**32 - 1
 """Number of records in a header that was never completed: as many as the file has."""
@@ -21,44 +16,11 @@ _LOCK_BYTE = 0x40000000
 """The page with this byte holds no data."""
 
 
-def journal_of(path: Path) -> Path:
-    """Where SQLite writes the journal of a file."""
-    return path.with_name(f"{path.name}-journal")
-
-
-def check_journal(path: Path) -> bool:
-    """Whether a database has a journal beside it; refuses one that no writer of ours leaves.
-
-    Raises:
-        IndexDamagedError: the journal is no regular file, names another file, or there is one of another mode.
-    """
-    for beside in (f"{path}-wal", f"{path}-shm"):
-        if os.path.lexists(beside):
-            raise IndexDamagedError(
-                f"{beside} is no file of an index: delete it if you know how it came there"
-            )
-    journal = journal_of(path)
-    try:
-        with open_regular(journal) as file:
-            size = file.seek(0, 2)
-            file.seek(max(0, size - len(_MAGIC)))
-            if file.read() != _MAGIC:
-                return True
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise IndexDamagedError(f"{journal} is no journal: {error.strerror or error}") from error
-    raise IndexDamagedError(
-        f"{journal} names another file, which SQLite would delete. No writer of an index leaves that: do not use "
-        "this index, or delete the journal"
-    )
-
-
 def rolled_back(content: bytes, journal: bytes) -> bytes:
     """A database of which a commit was cut off, as it was before it."""
     database, place, seen = bytearray(content), 0, set[int]()
     page_size = pages = 0
-    while journal[place : place + 8] == _MAGIC and len(journal) >= place + _HEADER:
+    while journal[place : place + 8] == MAGIC and len(journal) >= place + _HEADER:
         count, nonce, before, sector, size = (_number(journal, place + 8 + 4 * n) for n in range(5))
         if not place:
             if not _is_size(size, 512, 65_536) or not _is_size(sector, 32, 65_536):

@@ -19,8 +19,8 @@ import numpy as np
 
 from llm2clip.common.files import regular_size
 from llm2clip.indexer.core.errors import IndexConflictError, IndexDamagedError, IndexWriteError
-from llm2clip.indexer.storage.file_names import items_name
-from llm2clip.indexer.storage.index_folder import clean, next_generation, settle_items
+from llm2clip.indexer.core.index_paths import items_name
+from llm2clip.indexer.storage.index_folder import clean, committed_files, next_generation, settle_items
 from llm2clip.indexer.storage.items_file import count_all, number_in, query, unfinished_files
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow
 from llm2clip.indexer.storage.items_writer import MODULUS, ItemsWriter, error_rows, item_row
@@ -29,11 +29,11 @@ from llm2clip.indexer.storage.manifest import (
     FileRecord,
     Manifest,
     committed_generation,
+    invalid_sources,
     read_manifest,
     software,
     write_manifest,
 )
-from llm2clip.indexer.storage.manifest_checks import invalid_sources
 from llm2clip.indexer.storage.outcome import Outcome
 from llm2clip.indexer.storage.vector_segments import Rows, SegmentWriter, join_small
 
@@ -65,7 +65,7 @@ def roll_back(folder: Path, manifest: Manifest) -> None:
             if uncommitted:
                 items.stash_uncommitted(generation=manifest.generation, rows=manifest.rows)
             items.prune()
-    clean(folder)
+    clean(folder, needed=committed_files(folder))
 
 
 def sources_before(path: Path, generation: int) -> tuple[Mapping[str, str], ...] | None:
@@ -145,7 +145,7 @@ class Transaction:
 
         With ``overwrite`` the index that is committed in the folder must not be reused.
         """
-        clean(folder)
+        clean(folder, needed=committed_files(folder))
         generation = next_generation(folder)
         base = replace(base, items_file=items_name(generation))
         meta = {"index_id": base.index_id, "anew": json.dumps(overwrite)}
@@ -163,7 +163,7 @@ class Transaction:
         except BaseException:
             items.close()
             raise
-        clean(folder, keep={items_file, *unfinished_files(items.path)})
+        clean(folder, needed={items_file, *unfinished_files(items.path), *committed_files(folder)})
         return cls(folder, items, base=replace(base, index_id=index_id, items_file=items_file))
 
     @property
@@ -290,7 +290,7 @@ class Transaction:
         with suppress(IndexWriteError):  # committed; the next transaction prunes
             self._items.prune()
         self._items.close()
-        clean(folder)
+        clean(folder, needed=committed_files(folder))
         return manifest
 
     def _check_lock(self) -> None:

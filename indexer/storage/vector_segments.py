@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llm2clip.common.files import create_new, file_sha256, open_regular
 from llm2clip.indexer.core.errors import IndexDamagedError
-from llm2clip.indexer.storage.file_names import is_name, segment_name
+from llm2clip.indexer.core.index_paths import is_name, segment_name
 from llm2clip.indexer.storage.manifest import Manifest, Segment
 
 SEGMENT_ROWS = 262_144

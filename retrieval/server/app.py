@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from llm2clip.common.installation import versions
+from llm2clip.common.files import versions
 from llm2clip.retrieval.server.batching import OverloadedError
 from llm2clip.retrieval.server.guard import Guard, error_body
 from llm2clip.retrieval.server.schemas import (
@@ -166,7 +166,7 @@ _DROPPED = "(the image sent)"
 
 
 def _beside_image(query: str) -> str:
-    from llm2clip.retrieval.expression import join, parse
+    from llm2clip.retrieval.query import join, parse
 
     terms = parse(query)
     if len(terms) == 1 and terms[0].kind == "text" and terms[0].value == query:
@@ -209,7 +209,7 @@ def _item(service: SearchService, item: int) -> HitModel:
 
 
 def _explain(service: SearchService, request: SearchRequest) -> list[str]:
-    from llm2clip.retrieval.expression import parse
+    from llm2clip.retrieval.query import parse
 
     said = []
     if request.query:

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.command_line import GroupedCommand, VersionOption, make_app
-from llm2clip.common.terminal import one_line_errors
+from llm2clip.common.terminal import GroupedCommand, VersionOption, make_app, one_line_errors
 
 server_option, index_option, limit_option, machine_option = (
     partial(typer.Option, rich_help_panel=group) for group in ("Server", "Index", "Limits", "Machine")

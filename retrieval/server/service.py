@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from llm2clip.retrieval.expression import ExpressionError, Term, parse, weighted_sum
+from llm2clip.retrieval.query import ExpressionError, Term, parse, weighted_sum
 from llm2clip.retrieval.query_text import cleaned
 from llm2clip.retrieval.server.batching import Batcher
 from llm2clip.retrieval.server.settings import ServerSettings

@@ -3,8 +3,7 @@ from typing import Annotated
 import typer
 from typer.testing import CliRunner
 
-from llm2clip.common.command_line import GroupedCommand, make_app
-from llm2clip.common.terminal import one_of, renamed
+from llm2clip.common.terminal import GroupedCommand, make_app, one_of, renamed
 
 app = make_app("Do things.")
 

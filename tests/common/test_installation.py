@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.common.installation import NoHomeError, data_home, free_memory
+from llm2clip.common.files import NoHomeError, data_home, free_memory
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.layers.bert import BertEncoder
 from llm2clip.encoders.text.caption_tokenizer import TextRules
-from llm2clip.encoders.text.language_config import bert_config
+from llm2clip.encoders.text.language_config import RULES_FILE, bert_config, write_text_rules
 from llm2clip.encoders.text.llm_checkpoint import open_language
-from llm2clip.encoders.text.text_rules import RULES_FILE, write_text_rules
 
 pytestmark = pytest.mark.filterwarnings("ignore::llm2clip.encoders.TextTooLongWarning")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.common.installation import models_home
+from llm2clip.common.files import models_home
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.catalog.hub import HubFiles, find_cached, missing_files, resolve_files
 

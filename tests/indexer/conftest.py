@@ -70,7 +70,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 @pytest.fixture
 def sample(shards: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The shards in place of the sample corpus."""
-    for module in ("core.index_paths", "containers.tar", "corpora.locator"):
+    for module in ("core.index_paths", "containers.tar"):
         monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: shards)
     return shards
 

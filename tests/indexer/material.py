@@ -10,7 +10,8 @@ from PIL import Image
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import Corpus, Index, Record, open_corpus, open_index
-from llm2clip.indexer.corpora.locator import read_located, uri_of
+from llm2clip.indexer.core.index_paths import uri_of
+from llm2clip.indexer.corpora.locator import read_located
 from llm2clip.indexer.lifecycle.commit import Planner, commit
 from llm2clip.indexer.storage.manifest import empty_manifest
 from llm2clip.indexer.storage.outcome import Outcome

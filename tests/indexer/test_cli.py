@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder, list_encoders
 from llm2clip.indexer import build_index, cli
-from llm2clip.indexer.commands import encoder_choice as choosing
+from llm2clip.indexer.commands import session as choosing
 from llm2clip.indexer.commands.encoder_table import table
 from llm2clip.indexer.core.index_paths import current_index, default_index_path, sample_index_path
 

@@ -15,7 +15,7 @@ import pytest
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import compact_index, open_index, update_index
-from llm2clip.indexer.core.trust import remember
+from llm2clip.indexer.core.index_paths import remember
 from llm2clip.indexer.lifecycle.repair import repair_index
 from llm2clip.indexer.storage.manifest import read_manifest, write_manifest
 

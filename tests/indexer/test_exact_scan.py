@@ -9,9 +9,8 @@ import torch
 
 from llm2clip.indexer import IndexerError
 from llm2clip.indexer.ann import index_file
-from llm2clip.indexer.ann.exact_scan import TOGETHER, ExactScan
 from llm2clip.indexer.ann.exact_scan_torch import TorchScan
-from llm2clip.indexer.ann.faiss_flat import import_faiss, wheel
+from llm2clip.indexer.ann.faiss_flat import TOGETHER, ExactScan, import_faiss, wheel
 from llm2clip.indexer.ann.gpu_index import GpuIndex
 from llm2clip.indexer.ann.index_file import describe_device, faiss_on_gpu, is_gpu, open_searcher
 from llm2clip.indexer.ann.index_types import plan_for

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from llm2clip.indexer import Hit, Index, IndexerError
 from llm2clip.indexer.ann import nearest_neighbors
-from llm2clip.indexer.ann.exact_scan import rerank
+from llm2clip.indexer.ann.faiss_flat import rerank
 from llm2clip.indexer.ann.nearest_neighbors import KnnSearcher
 from llm2clip.indexer.filters.compile import WhereError
 from llm2clip.indexer.storage.vector_segments import Vectors

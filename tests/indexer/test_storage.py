@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import IndexDamagedError, IndexerError, build_index, open_index
-from llm2clip.indexer.storage.file_names import segment_name
+from llm2clip.indexer.core.index_paths import segment_name
 from llm2clip.indexer.storage.vector_segments import (
     SegmentWriter,
     Vectors,

@@ -11,7 +11,7 @@ import pytest
 
 from llm2clip.indexer import IndexerError, build_index, open_index, update_index
 from llm2clip.indexer.commands.manage import run_trust
-from llm2clip.indexer.core import trust
+from llm2clip.indexer.core import index_paths
 from llm2clip.indexer.lifecycle.move import move_sources
 from llm2clip.indexer.lifecycle.reencode import reencode_index
 from llm2clip.retrieval import Searcher
@@ -28,7 +28,7 @@ def elsewhere(monkeypatch, tmp_path):
     """Another machine: nothing was named there."""
 
     def go():
-        monkeypatch.setattr(trust, "_noted", set())
+        monkeypatch.setattr(index_paths, "_noted", set())
         monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "other"))
 
     return go
@@ -44,11 +44,11 @@ def rewritten(index, **entries):
 
 def test_an_index_built_here_is_read_wherever_it_lies(index, encoder, tmp_path):
     shutil.move(index, tmp_path / "moved")
-    trust._noted.clear()  # another process of the same user
+    index_paths._noted.clear()  # another process of the same user
     with open_index(tmp_path / "moved") as opened:
         assert opened.read_image(0)
     assert update_index(tmp_path / "moved", encoder=encoder).changed_anything is False
-    named = (trust.data_home() / "named.txt").read_text()
+    named = (index_paths.data_home() / "named.txt").read_text()
     assert all(len(line) == 64 for line in named.split())
 
 

@@ -17,8 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from llm2clip.encoders import load_encoder
-from llm2clip.encoders.text.llm_source import language_source
-from llm2clip.encoders.text.llm_text_tower import LlmTextTower
+from llm2clip.encoders.text.llm_text_tower import LlmTextTower, language_source
 from llm2clip.train.caption_cache.sources import CaptionError, caption_files, read_captions
 from llm2clip.train.caption_cache.store import CaptionFeatures, FeatureError
 from llm2clip.train.caption_cache.writer import FeatureOptions, Maker, maker_of, write_features

@@ -18,8 +18,8 @@ from llm2clip.common.files import atomic_folder
 from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.layers.bert import BertEncoder
 from llm2clip.encoders.layers.llama import BidirectionalLlama
-from llm2clip.encoders.text.llm_source import LanguageSource, language_source
-from llm2clip.encoders.text.text_rules import write_text_rules
+from llm2clip.encoders.text.language_config import write_text_rules
+from llm2clip.encoders.text.llm_text_tower import LanguageSource, language_source
 from llm2clip.encoders.weights.safetensors_io import Weights, stream_tensors
 from llm2clip.train.cc.packed import pooled_states, token_states
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llm2clip.common.files import write_atomic
-from llm2clip.common.installation import versions
+from llm2clip.common.files import versions, write_atomic
 
 PACKAGES = ("llm2clip-retrieval", "torch", "numpy", "tokenizers", "safetensors", "pillow")
 """Packages whose versions are recorded."""

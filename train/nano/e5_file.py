@@ -22,7 +22,7 @@ from tokenizers.models import Unigram
 
 from llm2clip.encoders.layers.bert import BertConfig
 from llm2clip.encoders.text.caption_tokenizer import TextRules
-from llm2clip.encoders.text.text_rules import write_text_rules
+from llm2clip.encoders.text.language_config import write_text_rules
 from llm2clip.train.nano.packages import SourceError
 
 BLOCK: Final = 32
