@@ -53,20 +53,20 @@ from llm2clip.encoders.catalog import entries
 entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
-    "build": ("", BUILD, 44),
-    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 30),
-    "load nano": ("", 'load("nano")', 17),
+    "build": ("", BUILD, 45),
+    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 31),
+    "load nano": ("", 'load("nano")', 18),
     "load CLIP": ("", 'load(folder / "clip")', 15),
     "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 22),
     "eval run": (
         "",
         'command("eval", "run", "--encoder", "nano", "--data", str(folder / "photos"), "--out", str(folder / "out"))',
-        40,
+        41,
     ),
 }
 """Name -> what comes before, what is followed, and the most files that it may enter.
 
-Five of them are the two networks of nano, reading without padding, and weights of eight bits.
+Six of them are the two networks of nano, reading without padding, weights of eight bits, and its configuration.
 """
 
 

@@ -44,6 +44,8 @@ _FROZEN = "Name or folder of the text model, which stays frozen."
 _DRY = "Read a thousand samples, show ten, estimate hours and memory, and stop."
 _ALIGN_OUT = "Run folder: history, report, checkpoints, and the trained towers in its folder aligned."
 _NAME = "Recipe to show; without it all are listed."
+_STORED = "Precision of the stored weights: float16, bfloat16, float32 or int8."
+_MOVED = "Name or folder of the text model, if it was moved since."
 _DTYPES = "Precision of the language model: auto, float32, float16, bfloat16, int8 or int4."
 
 
@@ -203,6 +205,24 @@ def recipes(
         from llm2clip.train.cc_command import show_recipes
 
         typer.echo(show_recipes(name, as_json=as_json))
+
+
+@app.command(cls=GroupedCommand)
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder of llm2clip-train align.", metavar="RUN")],
+    out: Annotated[Path, output_option("--out", metavar="FOLDER", help="Folder for the encoder.")],
+    name: Annotated[str | None, output_option(metavar="NAME", show_default="that of the folder")] = None,
+    dtype: Annotated[str, output_option(metavar="DTYPE", help=_STORED)] = "float16",
+    text_model: Annotated[str | None, model_option(metavar="NAME", help=_MOVED)] = None,
+) -> None:
+    """Write a trained encoder as one folder.
+
+    The folder holds both sides, low-rank updates merged, and is what --encoder and load_encoder take.
+    """
+    with _one_line_errors():
+        from llm2clip.train.export import export_run
+
+        typer.echo(export_run(run, out, name=name, dtype=dtype, text_model=text_model))
 
 
 def _one_line_errors() -> AbstractContextManager[None]:

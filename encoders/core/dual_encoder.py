@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, final
 
 from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity, Runtime
 from llm2clip.encoders.core.errors import ModelError
@@ -145,6 +145,25 @@ class TextTower(Tower, ABC):
     def project(self, features: Any) -> Any:  # noqa: ANN401
         """States of the language model in the shared space. Shape: (n, width) -> (n, dim), tensors."""
         raise ModelError("this encoder has no adapter that reads states of a language model")
+
+
+Reader = TypeVar("Reader")
+
+
+class ReaderTower(TextTower, Generic[Reader]):
+    """A text tower whose tokenizer is read apart from its weights, on first use."""
+
+    def __init__(
+        self, load: Callable[[], Any], *, reader: Callable[[], Reader], device: object, dtype: object
+    ) -> None:
+        """``reader`` opens the tokenizer; the rest as for :class:`Tower`."""
+        super().__init__(load, device=device, dtype=dtype)
+        self._make_reader = reader
+
+    @cached_property
+    def reader(self) -> Reader:
+        """The tokenizer."""
+        return self._make_reader()
 
 
 @final

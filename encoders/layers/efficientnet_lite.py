@@ -21,7 +21,9 @@ from llm2clip.encoders.core.files import check_size
 
 STRIDE: Final = 32
 """Pixels of the image along a side of one cell of the final grid."""
-_STEM, _HEAD = 32, 1280
+HEAD_WIDTH: Final = 1280
+"""Channels of the final grid, the same for all variants."""
+_STEM = 32
 _EPS, _MOMENTUM = 1e-3, 0.01
 _VARIANTS: Final = {0: (1.0, 1.0, 224), 1: (1.0, 1.1, 240), 2: (1.1, 1.2, 260)}
 """Variant -> multiples of width and depth, and the side of the images it was trained on."""
@@ -173,13 +175,13 @@ class EfficientNetLite(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.trunk_width = inputs
         """Channels of :meth:`trunk`."""
-        self.head = ConvUnit(inputs, _HEAD, 1, batch_norm=norm)
-        self.classifier = nn.Linear(_HEAD, config.classes) if config.classes else None
+        self.head = ConvUnit(inputs, HEAD_WIDTH, 1, batch_norm=norm)
+        self.classifier = nn.Linear(HEAD_WIDTH, config.classes) if config.classes else None
 
     @property
     def width(self) -> int:
         """Channels C of :meth:`grid`, and length of the pooled state."""
-        return _HEAD
+        return HEAD_WIDTH
 
     def trunk(self, pixels_B3SS: Tensor) -> Tensor:
         """What the last block gives. Shape: (B, 3, S, S) -> (B, trunk_width, G, G), of any sign."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
+from llm2clip.encoders.layers.efficientnet_lite import HEAD_WIDTH, EfficientNetLite, EfficientNetLiteConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,11 @@ class LiteTowerConfig:
                 "sharpness must be positive with a classifier and 0 without, got "
                 f"{self.sharpness} and trunk.classes {self.trunk.classes}"
             )
+
+    @property
+    def width(self) -> int:
+        """Length of the state."""
+        return self.trunk.classes if self.sharpness else HEAD_WIDTH
 
     @property
     def image_size(self) -> int:
@@ -58,7 +63,7 @@ class LiteTower(nn.Module):
     @property
     def width(self) -> int:
         """Length of the state."""
-        return self.config.trunk.classes if self.config.sharpness else self.trunk.width
+        return self.config.width
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """Shape: (B, 3, S, S), normalised pixels -> (B, width), not unit length."""

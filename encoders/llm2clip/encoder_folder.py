@@ -6,13 +6,9 @@ model, a text query never loads the vision tower. Unknown keys and tensors are e
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, final
+from typing import TYPE_CHECKING, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +17,19 @@ from torch.overrides import TorchFunctionMode
 
 from llm2clip.common.files import file_sha256
 from llm2clip.encoders.core.base import EncoderInfo
-from llm2clip.encoders.core.dual_encoder import DualEncoder, TextTower, pick_device, pick_dtype, to_array
+from llm2clip.encoders.core.dual_encoder import DualEncoder, ReaderTower, pick_device, pick_dtype, to_array
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.files import from_json, read_object, settings_sha256, to_json
-from llm2clip.encoders.images.preprocess import PixelTower, Preprocess
-from llm2clip.encoders.layers.bert import BertConfig
-from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig
-from llm2clip.encoders.layers.llama import AdapterConfig, LlamaConfig, TextAdapter
-from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
-from llm2clip.encoders.text.language_config import build_language
+from llm2clip.encoders.core.files import settings_sha256
+from llm2clip.encoders.images.preprocess import PixelTower
+from llm2clip.encoders.layers.lite_tower import LiteTower
+from llm2clip.encoders.layers.llama import TextAdapter
+from llm2clip.encoders.llm2clip.folder_config import HeadConfig, Llm2ClipConfig, StoredDtype, read_config
+from llm2clip.encoders.text.caption_tokenizer import TextReader
+from llm2clip.encoders.text.language_config import build_language, open_reader
 from llm2clip.encoders.text.packed import pooled_states
-from llm2clip.encoders.weights.int8_storage import stored_specs, unpack_int8
+from llm2clip.encoders.vision.tower_detection import TowerShape
+from llm2clip.encoders.vision.vision_tower import build_tower
+from llm2clip.encoders.weights.int8_storage import SCALE, stored_specs, unpack_int8
 from llm2clip.encoders.weights.safetensors_io import (
     DTYPES,
     TensorSpec,
@@ -40,12 +38,11 @@ from llm2clip.encoders.weights.safetensors_io import (
     read_tensors,
 )
 from llm2clip.encoders.weights.tensor_names import (
-    CONFIG_FILE,
     FAMILY,
-    FORMAT,
     LOGIT_SCALE,
+    PROJECTION,
     TOKENIZER_FILE,
-    VERSION,
+    VISION,
     WEIGHTS_FILE,
 )
 
@@ -54,93 +51,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Module = TypeVar("Module", bound=nn.Module)
-StoredDtype = Literal["float16", "bfloat16", "float32", "int8"]
-
-_FOR_PEOPLE = frozenset({"name", "note", "licence", "languages"})
-_IDENTIFIED = frozenset({"crop", "order", "parity"})
-"""Preprocessing settings that are newer than the first indexes; they count through its identifier only."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Llm2ClipConfig:
-    """Everything about an LLM2CLIP encoder but its weights: what ``config.json`` holds."""
-
-    name: str
-    """Name of the encoder."""
-    note: str
-    """One line: what it is good at and what it is not."""
-    licence: str
-    """Licence of the weights."""
-    languages: tuple[str, ...]
-    """Language codes of the texts it was trained on."""
-    vision: LiteTowerConfig
-    """The vision tower."""
-    text: LlamaConfig | BertConfig
-    """The language model."""
-    adapter: AdapterConfig
-    """From the language model to the shared space."""
-    preprocessing: Preprocess
-    """Image preprocessing."""
-    text_rules: TextRules
-    """Wrapper and length limits of texts."""
-    dtype: StoredDtype = "float16"
-    """Dtype of the stored weights; ``int8``: matrices as whole numbers with a scale for each row."""
-
-    def __post_init__(self) -> None:
-        if self.vision.batch_norm:
-            raise ValueError("vision.batch_norm is for training; fold it into the convolutions first")
-        if self.preprocessing.size != self.vision.image_size:
-            side = self.vision.image_size
-            raise ValueError(
-                f"preprocessing.size is {self.preprocessing.size}, but vision.image_size is {side}"
-            )
-        if self.adapter.width != self.text.hidden_size:
-            width = self.text.hidden_size
-            raise ValueError(f"adapter.width is {self.adapter.width}, but text.hidden_size is {width}")
-
-    def settings(self) -> dict[str, Any]:
-        """The settings that shape vectors: all but name, note, licence and languages."""
-        told = {key: value for key, value in to_json(self).items() if key not in _FOR_PEOPLE}
-        told["preprocessing"] = {k: v for k, v in told["preprocessing"].items() if k not in _IDENTIFIED}
-        return told
-
-
-def read_config(folder: Path) -> Llm2ClipConfig:
-    """The configuration of an encoder folder."""
-    if not folder.is_dir():
-        raise ModelError(f"no such encoder folder: {folder}")
-    absent = [name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE) if not (folder / name).is_file()]
-    if absent:
-        raise ModelError(
-            f"{folder} is not an encoder folder: it has no {', '.join(absent)} "
-            f"(expected {CONFIG_FILE}, {WEIGHTS_FILE} and {TOKENIZER_FILE})"
-        )
-    path = folder / CONFIG_FILE
-    data = read_object(path)
-    _check_format(data, path)
-    own = {key: value for key, value in data.items() if key not in ("format", "version", "family")}
-    return from_json(Llm2ClipConfig, own, where=str(path))
-
-
-def write_config(folder: Path, config: Llm2ClipConfig) -> None:
-    """Write ``config.json``, the same bytes for the same configuration."""
-    data = {"format": FORMAT, "version": VERSION, "family": FAMILY} | to_json(config)
-    text = json.dumps(data, indent=2, ensure_ascii=False) + "\n"
-    (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-
-
-def _check_format(data: Mapping[str, Any], path: Path) -> None:
-    if data.get("format") != FORMAT:
-        raise ModelError(
-            f"{path}: expected format {FORMAT!r}, got {data.get('format')!r}; it is another kind of folder"
-        )
-    if data.get("version") != VERSION:
-        raise ModelError(
-            f"{path}: format version {data.get('version')!r}, this release reads {VERSION}; "
-            "use the release that wrote it, or export the encoder again"
-        )
-    if data.get("family") != FAMILY:
-        raise ModelError(f"{path}: expected family {FAMILY!r}, got {data.get('family')!r}")
+_IMAGES = (VISION, PROJECTION)
+"""Prefixes of the tensors of the image side."""
 
 
 _FILLS = frozenset(
@@ -156,7 +68,7 @@ _FILLS = frozenset(
 )
 
 
-class _NoInit(TorchFunctionMode):
+class NoInit(TorchFunctionMode):
     """Leaves new parameters unfilled, as they are about to be replaced.
 
     The meta device would do the same, at a second for what it imports.
@@ -175,16 +87,34 @@ class _NoInit(TorchFunctionMode):
         return func(*args, **named)
 
 
-class _VisionModule(nn.Sequential):
-    """Tower and projection. Shape: (B, 3, S, S), normalised pixels -> (B, dim), not normalised."""
+class VisionModule(nn.Sequential):
+    """Tower and head. Shape: (B, 3, S, S), normalised pixels -> (B, dim), not normalised."""
 
     def __init__(self, config: Llm2ClipConfig) -> None:
         super().__init__()
-        self.vision = LiteTower(config.vision)
-        self.visual_projection = nn.Linear(self.vision.width, config.adapter.dim, bias=False)
+        shape = config.vision
+        self.vision = (
+            build_tower(shape, projection=False) if isinstance(shape, TowerShape) else LiteTower(shape)
+        )
+        self.visual_projection = build_head(config.image_head, width=shape.width, dim=config.adapter.dim)
 
 
-class _TextModule(nn.Module):
+def build_head(config: HeadConfig, *, width: int, dim: int) -> nn.Module:
+    """A module from states of a vision tower to vectors. Shape: (B, width) -> (B, dim)."""
+    if config.kind == "none":
+        return nn.Identity()
+    if config.kind == "linear":
+        return nn.Linear(width, dim, bias=config.bias)
+    return TextAdapter(
+        width,
+        dim,
+        blocks=config.blocks,
+        expansion=config.expansion,
+        normalize_input=config.normalize_input,
+    )
+
+
+class TextModule(nn.Module):
     """Language model and adapter; between them the states of the caption's own tokens are averaged."""
 
     def __init__(self, config: Llm2ClipConfig) -> None:
@@ -201,34 +131,36 @@ class _TextModule(nn.Module):
 
 
 @final
-class _FolderTextTower(TextTower):
-    """Texts through the tokenizer and the language model of the folder."""
-
-    def __init__(
-        self,
-        load: Callable[[], nn.Module],
-        *,
-        reader: Callable[[], TextReader],
-        device: torch.device,
-        dtype: object,
-    ) -> None:
-        super().__init__(load, device=device, dtype=dtype)
-        self._make_reader, self._place = reader, device
-
-    @cached_property
-    def reader(self) -> TextReader:
-        """The tokenizer; read on first use."""
-        return self._make_reader()
+class FolderTextTower(ReaderTower[TextReader]):
+    """Texts through the tokenizer, the language model and the adapter of the folder."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before cutting."""
         return list(self.reader.count_tokens(texts))
 
     def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        module: _TextModule = self.module()
+        """Shape: (len(texts), dim), float32, any scale."""
+        return to_array(self.project(self.features(texts)))
+
+    def features(self, texts: Sequence[str]) -> Tensor:
+        """Pooled states of the language model. Shape: (len(texts), width), float32, any scale."""
+        module: TextModule = self.module()
+        return pooled_states(module.language_model, self.reader.rows(texts), device=torch.device(self.device))
+
+    def pooled(self, ids_BL: Tensor, attention_BL: Tensor, pooled_BL: Tensor) -> Tensor:
+        """States of what ``TextReader.batch`` gave. Shape: (B, width), float32, any scale."""
+        module: TextModule = self.module()
         with torch.inference_mode():
-            states = pooled_states(module.language_model, self.reader.rows(texts), device=self._place)
-            weight = next(module.text_adapter.parameters())
-            return to_array(module.text_adapter(states.to(weight.dtype)))
+            return self.reader.pool(module.language_model(ids_BL, attention_BL).float(), pooled_BL)
+
+    def project(self, features: Tensor) -> Tensor:
+        """Stored states in the shared space. Shape: (B, width) -> (B, dim), not normalised."""
+        module: TextModule = self.module()
+        weight = next(module.text_adapter.parameters())
+        features = torch.as_tensor(features).to(weight.device, weight.dtype)
+        with torch.inference_mode():
+            projected: Tensor = module.text_adapter(features)
+        return projected
 
 
 def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> DualEncoder:
@@ -238,25 +170,25 @@ def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> D
     kind = pick_dtype(dtype, device=place, stored=config.dtype)
     weights = folder / WEIGHTS_FILE
     header = read_header(weights)
-    with _NoInit():
-        vision, text = _VisionModule(config), _TextModule(config)
-    shapes = {
-        name: tuple(tensor.shape) for module in (vision, text) for name, tensor in module.state_dict().items()
-    }
-    check_tensors(header, _expected(shapes, config.dtype), path=weights)
+    _check_sizes(weights, header, config)
+    with NoInit():
+        text = TextModule(config)
+        # transformers, which has these towers, takes seconds to import: a text query goes without.
+        vision = None if isinstance(config.vision, TowerShape) else VisionModule(config)
+    _check(weights, header, config, vision=vision, text=text)
     images = PixelTower(
-        lambda: _filled(vision, _read(weights, vision, config, dtype=kind), device=place),
+        lambda: _load_vision(weights, header, config, dtype=kind, device=place),
         preprocess=config.preprocessing,
         device=place,
         dtype=kind,
     )
-    texts = _FolderTextTower(
+    texts = FolderTextTower(
         lambda: _filled(text, _read(weights, text, config, dtype=kind), device=place),
-        reader=lambda: _reader(folder, config),
+        reader=lambda: open_reader(folder, config.text_rules, config=config.text, name=config.name),
         device=place,
         dtype=kind,
     )
-    parameters = sum(math.prod(shape) for shape in shapes.values()) + 1
+    parameters = sum(spec.size for name, spec in header.items() if not _is_scale(name, header))
     return DualEncoder(
         images,
         texts,
@@ -265,20 +197,68 @@ def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> D
     )
 
 
+def _check_sizes(weights: Path, header: Mapping[str, TensorSpec], config: Llm2ClipConfig) -> None:
+    """Refuse sizes that the file cannot have before memory is taken for them."""
+    held = sum(spec.size for spec in header.values())
+    large = {part: size for part, size in config.largest.items() if size > held}
+    if large or config.depth > len(header):
+        said = ", ".join(f"{part} has a matrix of {size:,} numbers" for part, size in large.items())
+        raise ModelError(
+            f"{weights} does not fit its config.json: it holds {held:,} numbers in {len(header):,} tensors, but "
+            f"{said or f'there are {config.depth:,} blocks'}"
+        )
+
+
+def _check(
+    weights: Path,
+    header: Mapping[str, TensorSpec],
+    config: Llm2ClipConfig,
+    *,
+    vision: nn.Module | None,
+    text: nn.Module,
+) -> None:
+    """Compare the file with the modules; a vision tower that is not built yet is compared when it is loaded."""
+    others = {name: spec for name, spec in header.items() if vision or not name.startswith(_IMAGES)}
+    shapes = (_shapes(vision) if vision is not None else {}) | _shapes(text)
+    expected = _expected(shapes, config.dtype) | {LOGIT_SCALE: TensorSpec((), "F32")}
+    check_tensors(others, expected, path=weights)
+
+
+def _load_vision(
+    weights: Path,
+    header: Mapping[str, TensorSpec],
+    config: Llm2ClipConfig,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> VisionModule:
+    with NoInit():
+        module = VisionModule(config)
+    mine = {name: spec for name, spec in header.items() if name.startswith(_IMAGES)}
+    check_tensors(mine, _expected(_shapes(module), config.dtype), path=weights)
+    return _filled(module, _read(weights, module, config, dtype=dtype), device=device)
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
 def _expected(shapes: Mapping[str, tuple[int, ...]], dtype: StoredDtype) -> dict[str, TensorSpec]:
-    """The tensors of a weights file."""
+    """Tensors of these shapes as they are stored."""
     if dtype == "int8":
-        stored = stored_specs(shapes)
-    else:
-        stored = {name: TensorSpec(shape, DTYPES[dtype]) for name, shape in shapes.items()}
-    return stored | {LOGIT_SCALE: TensorSpec((), "F32")}
+        return stored_specs(shapes)
+    return {name: TensorSpec(shape, DTYPES[dtype]) for name, shape in shapes.items()}
+
+
+def _is_scale(name: str, header: Mapping[str, TensorSpec]) -> bool:
+    return name.endswith(SCALE) and name.removesuffix(SCALE) in header
 
 
 def _read(
     weights: Path, module: nn.Module, config: Llm2ClipConfig, *, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """The tensors of a module, in the dtype it computes in."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    shapes = _shapes(module)
     if config.dtype != "int8":
         return read_tensors(weights, list(shapes), dtype=dtype)
     stored = read_tensors(weights, list(stored_specs(shapes)), dtype=torch.float32)
@@ -292,25 +272,6 @@ def _filled(module: Module, tensors: dict[str, Tensor], *, device: torch.device)
             tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
     module.load_state_dict(tensors, assign=True)
     return module.requires_grad_(False).eval().to(device)
-
-
-def _reader(folder: Path, config: Llm2ClipConfig) -> TextReader:
-    from tokenizers import Tokenizer
-
-    path = folder / TOKENIZER_FILE
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise ModelError(f"{path} is not a tokenizer file: {error}") from error
-    if tokenizer.get_vocab_size() > config.text.vocab_size:
-        raise ModelError(
-            f"{path} has {tokenizer.get_vocab_size()} tokens, but {CONFIG_FILE} says text.vocab_size is "
-            f"{config.text.vocab_size}; they are not of the same model"
-        )
-    try:
-        return TextReader(tokenizer, config.text_rules)
-    except ValueError as error:
-        raise ModelError(f"{folder / CONFIG_FILE}: text_rules: {error}") from error
 
 
 def _describe(folder: Path, config: Llm2ClipConfig, *, capacity: int, parameters: int) -> EncoderInfo:

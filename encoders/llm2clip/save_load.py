@@ -26,12 +26,14 @@ from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json, refuse_outside, to_json
 from llm2clip.encoders.images.preprocess import Preprocess
-from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig, StoredDtype, load_folder, write_config
+from llm2clip.encoders.llm2clip.encoder_folder import load_folder
+from llm2clip.encoders.llm2clip.folder_config import Llm2ClipConfig, StoredDtype, read_config, write_config
 from llm2clip.encoders.llm2clip.published import FAMILY, PublishedFiles, assemble
 from llm2clip.encoders.text.caption_tokenizer import TextRules
 from llm2clip.encoders.text.language_config import RULES_FILE, TOKENIZER
 from llm2clip.encoders.text.llm_text_tower import LORA_FOLDER, LanguageSource, language_source
-from llm2clip.encoders.vision.vision_export import save_clip_vision
+from llm2clip.encoders.vision.tower_detection import TowerShape
+from llm2clip.encoders.vision.vision_export import check_clip_vision, save_clip_vision, write_clip_vision
 from llm2clip.encoders.vision.vision_source import VisionSource
 from llm2clip.encoders.vision.vision_tower import open_vision
 from llm2clip.encoders.weights.int8_storage import pack_int8
@@ -130,14 +132,33 @@ def save_encoder(
 
 
 def save_vision_tower(encoder: Encoder, folder: str | os.PathLike[str]) -> None:
-    """Write the vision tower of a published LLM2CLIP alone, as a folder of transformers' ``CLIPVisionModel``.
+    """Write the vision tower of an LLM2CLIP alone, as a folder of transformers' ``CLIPVisionModel``.
 
     Raises:
         ModelError: The tower is not one of OpenAI's layout.
-        ValueError: The encoder is not a published LLM2CLIP, or ``folder`` is there and not empty.
+        ValueError: The encoder is not an LLM2CLIP, or ``folder`` is there and not empty.
         OSError: A file cannot be written.
     """
-    save_clip_vision(_files(encoder).vision, Path(folder))
+    source = encoder.source if isinstance(encoder, DualEncoder) else None
+    if isinstance(source, Path) and isinstance(encoder, DualEncoder):
+        _save_vision_of_folder(encoder, source, Path(folder))
+    else:
+        save_clip_vision(_files(encoder).vision, Path(folder))
+
+
+def _save_vision_of_folder(encoder: DualEncoder, source: Path, folder: Path) -> None:
+    config, tower = read_config(source), encoder.image_tower
+    shape = config.vision
+    if not isinstance(shape, TowerShape) or tower is None:
+        check_clip_vision("efficientnet-lite", name=config.name)
+        return
+    check_clip_vision(shape.layout, name=config.name)
+    prefix = "model."  # the class of transformers within the module
+    tensors = {
+        name.removeprefix(prefix): tensor.contiguous()
+        for name, tensor in tower.module().vision.state_dict().items()
+    }
+    write_clip_vision(folder, tensors, shape=shape, preprocess=config.preprocessing)
 
 
 def _files(encoder: Encoder) -> PublishedFiles:
@@ -300,7 +321,7 @@ def save_llm2clip(
 ) -> None:
     """Write trained parts as an encoder folder, once they have proved to load; replaces files of the same names.
 
-    ``vision`` has its batch normalisation folded, ``projection`` no bias, ``language_model`` the parameter names of
+    ``vision`` has its batch normalisation folded and no projection, ``language_model`` the parameter names of
     ``BidirectionalLlama`` or ``BertEncoder``. ``logit_scale`` is the learnt logarithm of the scale, ``tokenizer_json``
     a file or its text.
     """

@@ -14,6 +14,7 @@ from sentence_transformers.base.modules import InputModule
 from torch import Tensor
 
 from llm2clip.encoders.core.dual_encoder import DualEncoder
+from llm2clip.encoders.llm2clip.encoder_folder import FolderTextTower
 from llm2clip.encoders.text.llm_text_tower import LlmTextTower
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class CaptionModule(InputModule):
     """Texts to unit vectors, as the first and only module of a ``SentenceTransformer``."""
 
-    def __init__(self, tower: LlmTextTower, *, name: str, dim: int) -> None:
+    def __init__(self, tower: LlmTextTower | FolderTextTower, *, name: str, dim: int) -> None:
         """Take the text tower of an encoder; it is loaded when the first text is read."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.tower = tower
@@ -64,10 +65,10 @@ def as_sentence_transformer(encoder: Encoder) -> SentenceTransformer:
     """A ``SentenceTransformer`` whose ``encode`` gives what ``encoder.encode_texts`` gives.
 
     Raises:
-        ValueError: The encoder is not a published LLM2CLIP encoder.
+        ValueError: The encoder is not an LLM2CLIP encoder.
     """
     tower = encoder.text_tower if isinstance(encoder, DualEncoder) else None
-    if not isinstance(tower, LlmTextTower):
-        raise ValueError(f"{encoder.info.name!r} is not a published LLM2CLIP encoder")
+    if not isinstance(tower, LlmTextTower | FolderTextTower):
+        raise ValueError(f"{encoder.info.name!r} is not an LLM2CLIP encoder")
     module = CaptionModule(tower, name=encoder.info.name, dim=encoder.info.dim)
     return SentenceTransformer(modules=[module], device=tower.device)

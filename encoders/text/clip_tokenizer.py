@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, final
+from typing import TYPE_CHECKING, cast, final
 
 import torch
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
-from llm2clip.encoders.core.dual_encoder import TextTower, to_array
+from llm2clip.encoders.core.dual_encoder import ReaderTower, to_array
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import refuse_outside
 
@@ -108,25 +107,8 @@ class TokenReader:
 
 
 @final
-class TokenTower(TextTower):
-    """Texts through a tokenizer and a module that reads token ids."""
-
-    def __init__(
-        self,
-        load: Callable[[], Any],
-        *,
-        reader: Callable[[], TokenReader],
-        device: object,
-        dtype: object,
-    ) -> None:
-        """``load`` gives a module from ids (B, L) and a mask (B, L) or ``None`` to vectors (B, dim)."""
-        super().__init__(load, device=device, dtype=dtype)
-        self._make_reader = reader
-
-    @cached_property
-    def reader(self) -> TokenReader:
-        """The tokenizer; read on first use."""
-        return self._make_reader()
+class TokenTower(ReaderTower[TokenReader]):
+    """Texts through a tokenizer and a module from ids (B, L) and a mask (B, L), or ``None``, to vectors (B, dim)."""
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text before cutting."""

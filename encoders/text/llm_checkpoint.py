@@ -42,7 +42,7 @@ from llm2clip.encoders.weights.safetensors_io import (
     stream_tensors,
 )
 
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_NAMES: dict[str, Choice] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LanguagePlan:
         return sum(place.spec.size for place in self.places.values())
 
     @property
-    def stored(self) -> str:
+    def stored(self) -> Choice:
         """Dtype of most of its numbers: ``"bfloat16"``, ``"float32"`` or ``"float16"``."""
         sizes: dict[str, int] = defaultdict(int)
         for place in self.places.values():

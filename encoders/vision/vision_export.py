@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from llm2clip.encoders.vision.tower_detection import TowerShape
 from llm2clip.encoders.weights.safetensors_io import DTYPES, read_header, read_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from llm2clip.encoders.vision.vision_source import VisionSource
 
 _FILTERS = {Resample.LANCZOS: 1, Resample.BILINEAR: 2, Resample.BICUBIC: 3}
@@ -28,28 +31,42 @@ _FILTERS = {Resample.LANCZOS: 1, Resample.BILINEAR: 2, Resample.BICUBIC: 3}
 def save_clip_vision(vision: VisionSource, folder: Path) -> None:
     """Write a tower of the OpenAI layout as ``CLIPVisionModel.from_pretrained`` and ``CLIPImageProcessor`` read it."""
     import torch
-    from safetensors.torch import save_file
 
     plan = vision.plan
-    if plan.layout != "openai":
-        raise ModelError(
-            f"{vision.name} has a tower of the layout {plan.layout}, which CLIPVisionModel does not support; "
-            "it supports those of llm2clip-openai-b-16, llm2clip-openai-l-14-224 and llm2clip-openai-l-14-336"
-        )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is not empty; name another folder")
+    check_clip_vision(plan.layout, name=vision.name)
     header = read_header(plan.path)
     names = [name for rows in plan.tower.rows for name in rows.theirs if name.startswith(TRANSFORMERS)]
     stored = {ours: theirs for theirs, ours in DTYPES.items()}[header[names[0]].dtype]
     tensors = read_tensors(plan.path, names, dtype=getattr(torch, stored))
+    write_clip_vision(folder, tensors, shape=plan.shape, preprocess=vision.preprocess("native"))
+
+
+def check_clip_vision(layout: str, *, name: str) -> None:
+    """Raise ``ModelError`` where a tower is not one of ``CLIPVisionModel``."""
+    if layout != "openai":
+        raise ModelError(
+            f"{name} has a tower of the layout {layout}, which CLIPVisionModel does not support; "
+            "it supports those of llm2clip-openai-b-16, llm2clip-openai-l-14-224 and llm2clip-openai-l-14-336"
+        )
+
+
+def write_clip_vision(
+    folder: Path, tensors: Mapping[str, Tensor], *, shape: TowerShape, preprocess: Preprocess
+) -> None:
+    """Write the tensors ``vision_model.*`` of a tower with what the two classes of transformers need beside them."""
+    from safetensors.torch import save_file
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} is not empty; name another folder")
+    stored = str(next(iter(tensors.values())).dtype).removeprefix("torch.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         draft = Path(name) / "draft"
         draft.mkdir()
         # transformers refuses files that do not say which library's they are.
-        save_file(tensors, draft / "model.safetensors", metadata={"format": "pt"})
-        _write(draft / "config.json", _model_settings(plan.shape, stored))
-        _write(draft / IMAGE_SETTINGS, _image_settings(vision.preprocess("native")))
+        save_file(dict(tensors), draft / "model.safetensors", metadata={"format": "pt"})
+        _write(draft / "config.json", _model_settings(shape, stored))
+        _write(draft / IMAGE_SETTINGS, _image_settings(preprocess))
         if folder.exists():
             folder.rmdir()
         draft.rename(folder)

@@ -142,7 +142,7 @@ class VisionPlan:
     def build(self) -> nn.Module:
         """The tower without weights: parameters on the meta device, computed buffers real."""
         with torch.device("meta"):
-            return _build(self.shape)
+            return build_tower(self.shape)
 
     def load(self, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> nn.Module:
         """The tower with its weights, without gradients; see :meth:`build`."""
@@ -336,6 +336,25 @@ def _eva02_config(shape: TowerShape, rope_grid: int) -> Eva02Config:
         dim=shape.dim,
         rope_grid=rope_grid,
     )
+
+
+def build_tower(shape: TowerShape, *, projection: bool = True) -> nn.Module:
+    """A tower with new weights. Shape: (B, 3, S, S), normalised -> (B, dim), or (B, width) without its projection."""
+    tower = _build(shape)
+    if not projection:
+        take_projection(tower, shape.layout)
+    return tower
+
+
+def take_projection(tower: nn.Module, layout: LayoutName) -> nn.Linear | None:
+    """The projection of a tower, with an identity in its place; ``None`` if the layout has none."""
+    owner: Any = tower if layout == "eva02" else getattr(tower, "model", None)
+    name = {"eva02": "head", "openai": "visual_projection"}.get(layout)
+    if name is None:
+        return None
+    taken: nn.Linear = getattr(owner, name)
+    setattr(owner, name, nn.Identity())
+    return taken
 
 
 def _build(shape: TowerShape) -> nn.Module:

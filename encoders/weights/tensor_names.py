@@ -6,9 +6,11 @@ from typing import Final
 
 FORMAT: Final = "llm2clip-encoder"
 VERSION: Final = 1
+FOLDER_VERSIONS: Final = (1, 2)
 FAMILY: Final = "llm2clip"
 PUBLISHED: Final = "llm2clip-published"
-"""``config.json``: format, its version, and the family of our own encoders and of saved published ones."""
+"""``config.json``: format, its versions of saved published encoders and of our own (those that are read, the last one
+is written), and the families of our own and of saved published ones."""
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 TOKENIZER_FILE, README_FILE = "tokenizer.json", "README.md"

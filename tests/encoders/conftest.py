@@ -15,7 +15,7 @@ from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLiteConfig
 from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig
 from llm2clip.encoders.layers.llama import AdapterConfig, BidirectionalLlama, LlamaConfig, TextAdapter
-from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
+from llm2clip.encoders.llm2clip.folder_config import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextRules
 

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 
 from llm2clip.encoders import ModelError, load_encoder, save_encoder
-from llm2clip.encoders.llm2clip.encoder_folder import read_config
+from llm2clip.encoders.llm2clip.folder_config import read_config
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.weights.safetensors_io import read_header
 
@@ -72,7 +73,7 @@ def test_save_llm2clip_round_trips_weights(parts: Parts, tiny_folder: Path):
 
 def test_write_config_round_trips_every_kind_of_value(parts: Parts, tmp_path: Path):
     from llm2clip.encoders.layers.llama import RopeScaling
-    from llm2clip.encoders.llm2clip.encoder_folder import write_config
+    from llm2clip.encoders.llm2clip.folder_config import write_config
 
     scaling = RopeScaling(
         factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
@@ -194,7 +195,7 @@ def test_load_folder_refuses_values_that_are_not_finite(folder: Path):
             {"format": "other"},
             r"expected format 'llm2clip-encoder', got 'other'; it is another kind of folder",
         ),
-        ({"version": 2}, r"format version 2, this release reads 1; use the release that wrote it"),
+        ({"version": 7}, r"format version 7, this release reads 1 and 2; use the release that wrote it"),
         ({"version": None}, r"format version None"),
         ({"family": "clip"}, r"expected family 'llm2clip', got 'clip'"),
         ({"dtype": "float64"}, r"dtype: expected one of \['float16', 'bfloat16', 'float32', 'int8'\], got "),
@@ -214,8 +215,23 @@ def test_read_config_names_wrong_value(folder: Path, change: dict, message: str)
         (
             "vision",
             {"trunk": {"variant": 0, "image_size": 32, "batch_norm": True}},
-            "vision.batch_norm is for training; fold it",
+            "is for training; fold it",
         ),
+        (
+            "vision",
+            {"trunk": {"variant": 0, "image_sise": 32}},
+            "trunk: unknown keys: .*did you mean 'image_size'",
+        ),
+        (
+            "image_head",
+            {"kind": "none"},
+            "without an image head the vectors have the tower's width 1280, but adapt",
+        ),
+        ("text", {"vocab_size": 1 << 24}, "but text has a matrix of 402,653,184 numbers"),
+        ("text", {"num_hidden_layers": 1000}, "but there are 1,002 blocks"),
+        ("adapter", {"dim": 1 << 40}, "adapter has a matrix of"),
+        ("image_head", {"blocks": 65}, "image_head: blocks must be from 0 to 64"),
+        ("adapter", {"expansion": 1 << 40}, "adapter: blocks must be from 0 to 64 and expansion from 1"),
         ("preprocessing", {"size": 40}, "preprocessing.size is 40, but vision.image_size is 32"),
         ("adapter", {"width": 25}, "adapter.width is 25, but text.hidden_size is 24"),
         ("text", {"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads"),
@@ -234,10 +250,33 @@ def test_read_config_refuses_values_that_do_not_fit(folder: Path, section: str, 
     refused(folder, message)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"depth": 1 << 20}, r"vision\.depth must be a whole number from 1 to 1,024"),
+        ({"width": -1}, r"vision\.width must be a whole number"),
+        ({"hidden": 1 << 24}, "vision has a matrix of"),
+        ({"heads": 3}, "width must be a multiple of heads"),
+        ({"patch_size": 0}, r"vision\.patch_size must be a whole number"),
+        ({"activation": "x"}, "activation one of"),
+        ({"layout": "other"}, r"layout: expected one of"),
+        ({"width": 40, "heads": 2}, "missing tensors: vision"),
+    ],
+)
+def test_folder_of_a_published_tower_is_not_trusted(folder: Path, change: dict, message: str):
+    shape = {"layout": "openai", "image_size": 32, "patch_size": 16, "width": 1280, "depth": 1, "heads": 20}
+    sizes = shape | {"hidden": 64, "dim": 20} | change
+    edit_config(folder, lambda data: data.update(vision=sizes))
+    edit_weights(folder, lambda tensors: [tensors.pop(n) for n in list(tensors) if n.startswith("vision.")])
+    with pytest.raises(ModelError, match=message) as caught:
+        load_encoder(folder, device="cpu").encode_images([Image.new("RGB", (9, 9))])
+    assert "\n" not in str(caught.value)
+
+
 def test_load_folder_refuses_rules_without_room(folder: Path):
     edit_config(folder, lambda data: data["text_rules"].update(max_tokens=2))
     encoder = load_encoder(folder, device="cpu")
-    with pytest.raises(ModelError, match=r"config\.json: text_rules: max_tokens 2 leaves no room"):
+    with pytest.raises(ModelError, match=r"does not fit the rules of tiny: max_tokens 2 leaves no room"):
         encoder.encode_texts(["a"])
 
 
@@ -287,8 +326,8 @@ def words(*words: str) -> str:
     [
         ("{}", r"tokenizer\.json is not a tokenizer file: "),
         ('{"version": "1.0", "trunc', r"tokenizer\.json is not a tokenizer file: "),
-        (words("a", "b", "?"), r"config\.json: text_rules: the tokenizer has no token '<\|eot_id\|>'"),
-        (words(*map(str, range(260))), r"has 260 tokens, but config\.json says text\.vocab_size is 258"),
+        (words("a", "b", "?"), r"does not fit the rules of tiny: the tokenizer has no token '<\|eot_id\|>'"),
+        (words(*map(str, range(260))), r"has 260 tokens, but .*config\.json says vocab_size is 258"),
     ],
     ids=["empty", "cut short", "no end token", "more tokens"],
 )

@@ -25,7 +25,7 @@ from llm2clip.encoders.layers.bert import BertEncoder
 from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite
 from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig
 from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
-from llm2clip.encoders.llm2clip.encoder_folder import Llm2ClipConfig
+from llm2clip.encoders.llm2clip.folder_config import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
 from llm2clip.encoders.text.packed import pooled_states
