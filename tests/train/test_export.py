@@ -240,3 +240,33 @@ def test_export_command_says_where_the_encoder_is(tmp_path, text_folder):
     assert load_encoder(tmp_path / "mine").info.name == "ours"
     wrong = CliRunner().invoke(app, [*arguments, "--dtype", "int3"])
     assert (wrong.exit_code, "Traceback" in wrong.output) == (1, False)
+
+
+def test_export_takes_what_align_writes(tmp_path, text_folder):
+    from llm2clip.train.align.config import TextConfig, VisionConfig
+    from llm2clip.train.align.pipeline import run_align
+    from llm2clip.train.core.stage import LoopConfig
+
+    from .align_material import EVA, small_config, write_images
+
+    images = write_images(tmp_path / "images", count=24)
+    config = small_config(
+        images,
+        vision=VisionConfig(tower=str(EVA)),
+        text=TextConfig(model=str(text_folder), blocks=1),
+        batch=6,
+        micro_batch=6,
+        loop=LoopConfig(steps=2, warmup=1, evaluate_every=2, checkpoint_every=2, log_every=1),
+    )
+    aligned = run_align(config, tmp_path / "run")
+    encoder = load_encoder(export(tmp_path / "run", tmp_path / "mine", dtype="float32"))
+    tensors = load_file(aligned / "model.safetensors")
+    adapter = TextAdapter(WIDTH, config.dim, blocks=1)
+    prefix = "text_adapter."
+    adapter.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    states = torch.from_numpy(load_encoder(text_folder).language_features(TEXTS))
+    expected = F.normalize(adapter(states), dim=-1).detach().numpy()
+    assert np.abs(encoder.encode_texts(TEXTS) - expected).max() < 1e-5
+    vectors = encoder.encode_images(sorted(images.glob("*.png")))
+    assert vectors.shape == (24, config.dim)
+    assert np.linalg.matrix_rank(vectors) > 3
