@@ -61,7 +61,7 @@ TRIPS = {
     "eval run": (
         "",
         'command("eval", "run", "--encoder", "nano", "--data", str(folder / "photos"), "--out", str(folder / "out"))',
-        41,
+        44,
     ),
 }
 """Name -> what comes before, what is followed, and the most files that it may enter.

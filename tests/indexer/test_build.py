@@ -300,8 +300,7 @@ def test_build_options_are_checked(options):
 
 def test_sample_corpus_moves_with_the_installation(shards, tmp_path, encoder, monkeypatch):
     monkeypatch.setattr(location, "sample_folder", lambda: tmp_path / "nowhere")
-    for module in ("containers.tar", "corpora.locator"):
-        monkeypatch.setattr(f"llm2clip.indexer.{module}.sample_folder", lambda: location.sample_folder())
+    monkeypatch.setattr("llm2clip.indexer.containers.tar.sample_folder", lambda: location.sample_folder())
     with pytest.raises(CorpusError, match="this installation has no sample images"):
         build_index("sample:", tmp_path / "i", encoder=encoder)
     monkeypatch.setattr(location, "sample_folder", lambda: shards)

@@ -17,7 +17,6 @@ from llm2clip import indexer
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer.containers import tar as shards
 from llm2clip.indexer.core import index_paths as location
-from llm2clip.indexer.corpora import locator
 from llm2clip.retrieval import Searcher, demo
 
 from .conftest import image, write_shard
@@ -35,7 +34,7 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_by_name: obje
         members[f"{name}.png"] = image(colour)
         members[f"{name}.json"] = json.dumps({"caption": name, "kind": "photograph"}).encode()
     write_shard(folder / "sample-000.tar", members)
-    for module in (location, shards, locator):
+    for module in (location, shards):
         monkeypatch.setattr(module, "sample_folder", lambda: folder)
     monkeypatch.setattr("llm2clip.encoders.load_encoder", lambda *_, **__: FakeEncoder(max_text_tokens=200))
     monkeypatch.setattr(demo, "PARAGRAPH", LONG)

@@ -18,7 +18,6 @@ from llm2clip.indexer import EncoderMismatchError, Index, IndexDamagedError, Pro
 from llm2clip.indexer.containers import tar as shards
 from llm2clip.indexer.core import index_paths as location
 from llm2clip.indexer.core.index_paths import locate
-from llm2clip.indexer.corpora import locator
 from llm2clip.retrieval import Searcher
 from llm2clip.retrieval import commands as command
 from llm2clip.retrieval.sample_index import open_sample
@@ -35,8 +34,7 @@ def sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     long_ago = time.time() - 1000
     os.utime(folder / "colours-000.tar", (long_ago, long_ago))
     monkeypatch.setattr(location, "sample_folder", lambda: folder)
-    for module in (shards, locator):
-        monkeypatch.setattr(module, "sample_folder", lambda: folder)
+    monkeypatch.setattr(shards, "sample_folder", lambda: folder)
     return folder / "colours-000.tar"
 
 
