@@ -15,6 +15,7 @@ from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from llm2clip.common.files import versions
@@ -354,6 +355,4 @@ def _add_errors(app: FastAPI) -> None:
 
 
 async def _in_thread(work: Callable[..., Result], /, *args: Any, **options: Any) -> Result:  # noqa: ANN401
-    from anyio import to_thread
-
-    return await to_thread.run_sync(partial(work, *args, **options))
+    return await run_in_threadpool(partial(work, *args, **options))

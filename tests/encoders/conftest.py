@@ -64,6 +64,14 @@ def byte_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def lively(tower: nn.Module) -> nn.Module:
+    """Convolutions that keep the scale of what they read: a default tower gives every image nearly one vector."""
+    for module in tower.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=(2 / module.weight[0].numel()) ** 0.5)
+    return tower
+
+
 @pytest.fixture(scope="session")
 def parts() -> Parts:
     torch.manual_seed(7)
@@ -91,7 +99,7 @@ def parts() -> Parts:
     )
     return Parts(
         config=config,
-        vision=LiteTower(vision).eval(),
+        vision=lively(LiteTower(vision).eval()),
         projection=nn.Linear(1280, 20, bias=False),
         language_model=BidirectionalLlama(text).eval(),
         adapter=TextAdapter(24, 20, blocks=2).eval(),
