@@ -28,7 +28,8 @@ BRIEF = {
     "llm2clip-index": ["encoders"],
     "llm2clip-search": ["--help"],
     "llm2clip-train": ["nano", "--help"],
-    "llm2clip-eval": ["nano", "--help"],
+    "llm2clip-eval": ["run", "--help"],
+    "llm2clip-serve": ["--help"],
 }
 """Something for each command to do that is soon done."""
 

@@ -121,11 +121,14 @@ class Index:
         if self._guarded != self.items.opened:
             from llm2clip.indexer.filters.sandbox import guard
 
-            with sqlite(self.items.path):
-                if self.items.opened > 1:  # a writer was killed that was writing the file
-                    self._filter_connection.close()
-                    self._filter_connection = connect(self.items.path)
-                guard(self._filter_connection)
+            try:
+                with sqlite(self.items.path):
+                    guard(self._filter_connection)
+            except IndexDamagedError:  # a writer was killed that was writing the file
+                self._filter_connection.close()
+                self._filter_connection = connect(self.items.path)
+                with sqlite(self.items.path):
+                    guard(self._filter_connection)
             self._guarded = self.items.opened
         return self._filter_connection
 

@@ -136,7 +136,7 @@ def test_load_long_clip_names_wrong_tensors(change: dict[str, Tensor | None], me
 
 def test_load_long_clip_borrows_tokenizer(saved: Path, folder: Path, data_home: Path):
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"tokenizer\.json from openai/clip-vit-base-patch16 at"):
+    with pytest.raises(ModelError, match=r"tokenizer\.json from openai/clip-vit-base-patch16"):
         load_encoder(folder).encode_texts(["cat"])
     (data_home / "models" / "clip-vit-base-patch16").mkdir(parents=True)
     shutil.copy(saved / "tokenizer.json", data_home / "models" / "clip-vit-base-patch16")

@@ -29,7 +29,7 @@ LLAMA_LIES = [
     ("head_dim", -8, "head_dim must be a whole number from 1 to "),
     ("rms_norm_eps", float("nan"), "rms_norm_eps must be between 0 and 1"),
     ("rope_theta", -1, "rope_theta positive, got 1e-05 and -1.0"),
-    ("rope_scaling", [1], "is no Llama that can be read: "),
+    ("rope_scaling", [1], "is no language model that can be read: "),
     (
         "rope_scaling",
         {
@@ -73,7 +73,7 @@ def test_open_language_refuses_impossible_sizes(key: str, value: object, message
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(ModelError) as caught:
         open_language(folder)
-    assert str(caught.value).startswith(f"{folder / 'config.json'} is no Llama that can be read: ")
+    assert str(caught.value).startswith(f"{folder / 'config.json'} is no language model that can be read: ")
     assert message in str(caught.value)
 
 

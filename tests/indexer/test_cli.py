@@ -343,7 +343,7 @@ def test_encoder_table_without_a_width_has_all_columns():
     headings = "languages params download memory dim px text R@1 zh R@1 here"
     assert lines[0].split() == headings.split()
     nano = next(line for line in lines if line.startswith("  nano "))
-    assert nano.split()[1:4] == ["mul", "7M", "-"]
+    assert nano.split()[1:4] == ["mul", "52M", "-"]
     assert "wider" not in "\n".join(lines)
 
 

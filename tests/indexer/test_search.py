@@ -44,6 +44,7 @@ def test_search_returns_hits_with_all_fields(index_of):
     index = index_of(np.eye(8, dtype=np.float32))
     [[first, second]] = index.search(np.eye(8, dtype=np.float32)[5:6], k=2)
     names = {"key": "5.png", "uri": "/p/5.png", "caption": "number 5"}
+    names |= {"time": "1970-01-01T00:00:00Z", "time_source": "file"}
     assert first == Hit(id=5, score=1.0, rank=1, metadata={}, width=6, height=1, **names)
     assert (second.id, second.score, second.rank) == (0, 0.0, 2)
     assert len(index) == 8

@@ -43,9 +43,8 @@ def losses(tmp_path_factory):
     ]
     command = [sys.executable, "-c", PROGRAM, str(folder / "run2"), *settings]
     processes = [subprocess.Popen(command, env=place, stderr=subprocess.PIPE, text=True) for place in places]
-    for process in processes:
-        _, said = process.communicate(timeout=250)
-        assert process.returncode == 0, said
+    said = [process.communicate(timeout=250)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     return _result(folder / "run1"), _result(folder / "run2")
 
 
