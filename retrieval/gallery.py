@@ -74,16 +74,21 @@ def render_gallery(
 
 def thumbnail(data: bytes) -> str | None:
     """A thumbnail as a ``data:`` URI, decoded as the encoders do; ``None`` if it cannot be decoded or is too large."""
-    from llm2clip.encoders.images.decode import read_image
-
     try:
-        image = read_image(data)
+        return "data:image/webp;base64," + base64.b64encode(small_webp(data, side=_SIDE)).decode("ascii")
     except ValueError:
         return None
-    image.thumbnail((_SIDE, _SIDE))
+
+
+def small_webp(data: bytes, *, side: int) -> bytes:
+    """An encoded image as WebP of at most ``side`` pixels a side; ``ValueError`` if it cannot be decoded."""
+    from llm2clip.encoders.images.decode import read_image
+
+    image = read_image(data)
+    image.thumbnail((side, side))
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", quality=82, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()
 
 
 def _text(text: str) -> str:

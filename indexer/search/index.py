@@ -250,6 +250,11 @@ class Index:
             ) from error
         return hits
 
+    def hit(self, id: int) -> Hit | None:
+        """An image as a search for itself gives it, with rank 1 and score 1; None if there is none of that id."""
+        rows = self.items.shown([id])
+        return self._hits([(id, 1.0)], rows)[0] if rows else None
+
     def metadata_names(self) -> list[str]:
         """Names of the metadata, as written in filters: ``meta.author``, ..."""
         with self._filter_lock:

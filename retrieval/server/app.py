@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.resources import files
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, HTTPException, Path, Query, Request, Response
@@ -19,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from llm2clip.common.files import versions
+from llm2clip.retrieval.query import Term, parse
 from llm2clip.retrieval.server.batching import OverloadedError
 from llm2clip.retrieval.server.guard import Guard, error_body
 from llm2clip.retrieval.server.schemas import (
@@ -36,7 +36,6 @@ from llm2clip.retrieval.server.schemas import (
 )
 from llm2clip.retrieval.server.service import NoSuchItemError, Page, SearchService
 
-Result = TypeVar("Result")
 ItemId = Annotated[int, Path(ge=0, lt=2**63, description="Id of an image, as in a hit.")]
 
 _PAGE = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
@@ -98,28 +97,31 @@ def _add_search(app: FastAPI, service: SearchService) -> None:
     async def search(request: SearchRequest) -> SearchAnswer:
         """Images nearest to a text, an image, an expression of both, or a vector."""
         took: dict[str, float] = {}
-        vector = await _query_vector(service, request, took)
-        with service.telemetry.stage("total", took):
-            page = await _in_thread(
-                service.search,
-                vector,
-                limit=request.limit,
-                where=request.where,
-                cursor=request.cursor,
-                min_score=request.min_score,
-            )
-        explained = await _in_thread(_explain, service, request) if request.explain else None
+        terms = _terms(request)
+        vector = await _query_vector(service, request, terms, took)
+        page = await run_in_threadpool(
+            service.search,
+            vector,
+            limit=request.limit,
+            where=request.where,
+            cursor=request.cursor,
+            min_score=request.min_score,
+            took=took,
+        )
+        explained = None
+        if request.explain:
+            explained = await run_in_threadpool(_explain, service, terms, request.where)
         return _search_answer(page, took, explained)
 
     @app.get("/v1/items/{item}")
     async def item(item: ItemId) -> HitModel:
         """What the index knows about an image."""
-        return await _in_thread(_item, service, item)
+        return _hit(await run_in_threadpool(service.item, item))
 
     @app.get("/v1/items/{item}/image", response_class=Response)
     async def image(item: ItemId) -> Response:
         """The image as it is in the corpus; formats that browsers do not show are a download."""
-        data = await _in_thread(service.image, item)
+        data = await run_in_threadpool(service.image, item)
         kind = next((name for start, name in _SIGNATURES.items() if data.startswith(start)), None)
         if kind is None and data[:4] == b"RIFF" and data[8:12] == b"WEBP":
             kind = "image/webp"
@@ -136,7 +138,7 @@ def _add_search(app: FastAPI, service: SearchService) -> None:
         item: ItemId, size: Annotated[int, Query(ge=1, le=1280, description="Longest side in pixels.")] = 320
     ) -> Response:
         """The image as a small WebP."""
-        data = await _in_thread(service.thumbnail, item, side=size)
+        data = await run_in_threadpool(service.thumbnail, item, side=size)
         return Response(data, media_type="image/webp", headers={"Cache-Control": "private, max-age=300"})
 
     @app.get("/v1/errors")
@@ -147,32 +149,27 @@ def _add_search(app: FastAPI, service: SearchService) -> None:
             with service.index() as index:
                 return [{"key": row.key, "reason": row.reason} for row in index.errors(limit=limit)]
 
-        return {"errors": await _in_thread(listed)}
+        return {"errors": await run_in_threadpool(listed)}
+
+
+_SENT = "(the image sent)"
+"""Name of the image that goes with a query without being named in it."""
+
+
+def _terms(request: SearchRequest) -> tuple[Term, ...]:
+    terms = parse(request.query) if request.query else ()
+    return (*terms, Term(kind="image", value=_SENT)) if request.image is not None else terms
 
 
 async def _query_vector(
-    service: SearchService, request: SearchRequest, took: dict[str, float]
+    service: SearchService, request: SearchRequest, terms: Sequence[Term], took: dict[str, float]
 ) -> NDArray[np.float32]:
     if request.vector is not None:
         return _unit(request.vector)
     images = {name: decode_data_uri(uri) for name, uri in request.images.items()}
-    query = request.query or ""
     if request.image is not None:
-        images[_DROPPED] = decode_data_uri(request.image)
-        query = f'image:"{_DROPPED}"' if not query else _beside_image(query)
-    return await service.vector(query, images=images, took=took)
-
-
-_DROPPED = "(the image sent)"
-
-
-def _beside_image(query: str) -> str:
-    from llm2clip.retrieval.query import join, parse
-
-    terms = parse(query)
-    if len(terms) == 1 and terms[0].kind == "text" and terms[0].value == query:
-        return join([query, "+", f'image:"{_DROPPED}"'])
-    return f'{query} + image:"{_DROPPED}"'
+        images[_SENT] = decode_data_uri(request.image)
+    return await service.vector(terms, images=images, took=took)
 
 
 def _unit(values: list[float]) -> NDArray[np.float32]:
@@ -199,25 +196,10 @@ def _hit(hit: Any) -> HitModel:  # noqa: ANN401 - Hit is imported late elsewhere
     return HitModel(**fields)
 
 
-def _item(service: SearchService, item: int) -> HitModel:
-    vector = service.stored_vector(item)
+def _explain(service: SearchService, terms: Sequence[Term], where: str | None) -> list[str]:
+    said = [f"{term.weight:+g} x {term.kind} {term.value[:200]!r}" for term in terms]
     with service.index() as index:
-        found = index.search(vector[None], k=min(len(index), 64))[0]
-    hit = next((hit for hit in found if hit.id == item), None)
-    if hit is None:
-        raise NoSuchItemError(f"no image has the id {item}")
-    return _hit(hit)
-
-
-def _explain(service: SearchService, request: SearchRequest) -> list[str]:
-    from llm2clip.retrieval.query import parse
-
-    said = []
-    if request.query:
-        for term in parse(request.query):
-            said.append(f"{term.weight:+g} x {term.kind} {term.value[:200]!r}")
-    with service.index() as index:
-        return said + index.explain(where=request.where)
+        return said + index.explain(where=where)
 
 
 def _add_embeddings(app: FastAPI, service: SearchService) -> None:
@@ -234,7 +216,7 @@ def _add_embeddings(app: FastAPI, service: SearchService) -> None:
             raise HTTPException(400, f"dimensions must be at most {dim}, got {request.dimensions}")
         vectors = await _embed_all(service, inputs)
         texts = [text for text in inputs if not text.startswith("data:image/")]
-        counted = await _in_thread(service.encoder.count_tokens, texts) if texts else []
+        counted = await run_in_threadpool(service.encoder.count_tokens, texts) if texts else []
         tokens = sum(min(count, service.encoder.info.max_text_tokens) for count in counted)
         rows = [
             EmbeddingRow(index=number, embedding=_as_asked(vector, request))
@@ -294,7 +276,7 @@ def _add_health(app: FastAPI, service: SearchService) -> None:
             with service.index() as index:
                 return {"status": "ok", "images": len(index), "generation": index.manifest.generation}
 
-        return await _in_thread(state)
+        return await run_in_threadpool(state)
 
     @app.get("/metrics", response_class=Response)
     async def metrics() -> Response:
@@ -352,7 +334,3 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(OSError)
     async def lost(request: Request, error: Exception) -> JSONResponse:
         return answer(404, "image_lost", "the image can no longer be read where it was indexed")
-
-
-async def _in_thread(work: Callable[..., Result], /, *args: Any, **options: Any) -> Result:  # noqa: ANN401
-    return await run_in_threadpool(partial(work, *args, **options))

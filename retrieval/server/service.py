@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
-from llm2clip.retrieval.query import ExpressionError, Term, parse, weighted_sum
+from llm2clip.retrieval.gallery import small_webp
+from llm2clip.retrieval.query import ExpressionError, Term, weighted_sum
 from llm2clip.retrieval.query_text import cleaned
 from llm2clip.retrieval.server.batching import Batcher
 from llm2clip.retrieval.server.settings import ServerSettings
@@ -87,6 +88,7 @@ class SearchService:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
         self._texts: Batcher[str, NDArray[np.float32]] = self._batcher("text", self._encode_texts)
         self._images: Batcher[bytes, NDArray[np.float32]] = self._batcher("image", self._encode_images)
+        self.telemetry.queue.set_function(lambda: self._texts.waiting + self._images.waiting)
         self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
         self._thumbnails: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
 
@@ -150,34 +152,32 @@ class SearchService:
     # --- queries ---------------------------------------------------------------------------------------------------
 
     async def vector(
-        self, query: str, *, images: Mapping[str, bytes], took: dict[str, float]
+        self, terms: Sequence[Term], *, images: Mapping[str, bytes], took: dict[str, float]
     ) -> NDArray[np.float32]:
-        """The unit vector of a query, an expression or plain text. Shape: (dim,), float32.
+        """The unit vector of a query. Shape: (dim,), float32.
 
         Args:
-            query: As ``expression.parse`` reads it.
-            images: Encoded images by the names that the query gives them.
+            terms: What ``query.parse`` gave.
+            images: Encoded images by the names that the terms give them.
             took: Milliseconds of the stages are added to it.
 
         Raises:
             OverloadedError: Too many queries wait.
-            ValueError: The query or an image is invalid.
+            ValueError: A text or an image is invalid.
         """
         import numpy as np
 
-        terms = parse(cleaned(query))
         found: dict[Term, NDArray[np.float32]] = {}
         with self.telemetry.stage("encode", took):
             for term in dict.fromkeys(terms):
                 found[term] = await self._term(term, images)
-        self.telemetry.queue.set(self._texts.waiting + self._images.waiting)
         return weighted_sum(np.stack([found[term] for term in terms]), [term.weight for term in terms])
 
     async def _term(self, term: Term, images: Mapping[str, bytes]) -> NDArray[np.float32]:
         if term.kind == "item":
-            return self.stored_vector(int(term.value))
+            return await asyncio.to_thread(self.stored_vector, int(term.value))
         if term.kind == "text":
-            return await self.embedded("text", term.value)
+            return await self.embedded("text", cleaned(term.value))
         if term.value not in images:
             names = ", ".join(sorted(images)) or "none"
             raise ExpressionError(f"no image called {term.value!r} was sent; images of this request: {names}")
@@ -212,8 +212,7 @@ class SearchService:
         import numpy as np
 
         with self.index() as index:
-            if not 0 <= item < index.manifest.rows:
-                raise NoSuchItemError(f"no image has the id {item}")
+            _require_item(index, item)
             row = index.vectors.take(np.array([item]))[0].astype(np.float32)
         unit: NDArray[np.float32] = row / np.linalg.norm(row)
         return unit
@@ -228,16 +227,18 @@ class SearchService:
         where: str | None,
         cursor: str | None,
         min_score: float | None,
+        took: dict[str, float],
     ) -> Page:
         """One page of the images nearest to a unit vector. Shape: (dim,), float32.
 
         Pages are cut by score and id, so that no image is shown twice, also where the index changes between them.
+        ``took`` as for ``vector``.
 
         Raises:
             ValueError: The filter or the cursor is invalid.
         """
         seen, last = _read_cursor(cursor) if cursor else (0, None)
-        with self.telemetry.stage("search"), self.index() as index:
+        with self.telemetry.stage("search", took), self.index() as index:
             allowed = index.allowed(where)
             total = len(index) if where is None else int(allowed.sum()) if allowed is not None else 0
             wanted = min(seen + limit + 1, total, MOST_PAGED)
@@ -258,8 +259,6 @@ class SearchService:
             NoSuchItemError: There is none of that id.
             OSError, ValueError: It can no longer be read.
         """
-        from llm2clip.encoders.images.decode import read_image
-
         side = next((known for known in _SIDES if known >= side), _SIDES[-1])
         with self.index() as index:
             key = index.manifest.generation, item, side
@@ -269,15 +268,12 @@ class SearchService:
                     return self._thumbnails[key]
             data = self.image(item)
         with self.telemetry.stage("thumbnail"):
-            image = read_image(data)
-            image.thumbnail((side, side))
-            buffer = io.BytesIO()
-            image.save(buffer, "WEBP", quality=80, method=2)
+            small = small_webp(data, side=side)
         with self._lock:
-            self._thumbnails[key] = buffer.getvalue()
+            self._thumbnails[key] = small
             if len(self._thumbnails) > _THUMBNAILS:
                 self._thumbnails.popitem(last=False)
-        return buffer.getvalue()
+        return small
 
     def image(self, item: int) -> bytes:
         """The encoded image of an id, as it is in the corpus now.
@@ -287,11 +283,13 @@ class SearchService:
             OSError, ValueError: It can no longer be read.
         """
         with self.index() as index:
-            if not 0 <= item < index.manifest.rows or (
-                (there := index.allowed()) is not None and not there[item]
-            ):
-                raise NoSuchItemError(f"no image has the id {item}")
+            _require_item(index, item)
             return index.read_image(item)
+
+    def item(self, item: int) -> Hit:
+        """What the index knows about an image; ``NoSuchItemError`` if there is none of that id."""
+        with self.index() as index:
+            return _require_item(index, item)
 
     async def close(self) -> None:
         """End the encoder's thread and close the index."""
@@ -302,6 +300,13 @@ class SearchService:
             self._current.retired = True
             if not self._current.users:
                 self._current.index.close()
+
+
+def _require_item(index: Index, item: int) -> Hit:
+    hit = index.hit(item)
+    if hit is None:
+        raise NoSuchItemError(f"no image has the id {item}")
+    return hit
 
 
 def _write_cursor(seen: int, last: Hit) -> str:

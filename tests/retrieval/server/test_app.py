@@ -112,6 +112,10 @@ def test_search_equals_brute_force_for_texts_images_and_sums(served: Served):
     asked = served.search(query='2*"red" - "green" + image:p', images={"p": data_uri(file)}, limit=9)
     assert keys(asked) == served.ranked(2 * red - green + seven)[:9]
     assert keys(served.search(vector=red.tolist(), limit=9)) == served.ranked(red)[:9]
+    wide = served.search(query="ｒｅｄ", images={"写真（１）": data_uri(file)}, limit=9)
+    assert keys(wide) == served.ranked(red)[:9]
+    named = served.search(query='image:"写真（１）"', images={"写真（１）": data_uri(file)}, limit=9)
+    assert keys(named) == served.ranked(seven)[:9]
 
 
 def test_search_by_item_finds_images_like_it(served: Served):
@@ -204,6 +208,14 @@ def test_items_that_are_removed_or_unknown_are_not_found(served: Served):
         assert served.ask("GET", path).status_code == 404
     for path in ("/v1/items/-1", "/v1/items/x", "/v1/items/99999999999999999999"):
         assert served.ask("GET", path).status_code == 400
+    removed = next(
+        hit["id"] for hit in served.search(query="x", limit=COUNT)["hits"] if hit["key"] == "11.png"
+    )
+    (served.corpus / "11.png").unlink()
+    update_index(served.path, encoder=served.encoder)
+    for path in (f"/v1/items/{removed}", f"/v1/items/{removed}/image"):
+        assert served.ask("GET", path).status_code == 404
+    assert served.ask("POST", "/v1/search", json={"query": f"item:{removed}"}).status_code == 404
 
 
 def test_service_takes_up_a_new_generation_while_an_old_one_is_used(served: Served):
