@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from llm2clip.common.files import write_output
 from llm2clip.common.terminal import escape_control
-from llm2clip.retrieval.results import Answer, Query, caption_for, capture_day
+from llm2clip.retrieval.results import Answer, Query, caption_for, capture_day, signed_sum
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Hit
@@ -113,7 +113,7 @@ def _contents(answers: Sequence[Answer]) -> str:
 def _short(query: Query) -> str:
     label = Path(query.label).name if query.kind == "image" else query.label
     if query.kind == "combined":
-        label = " + ".join(map(_short, query.parts))
+        label = signed_sum((part.weight, _short(part)) for part in query.parts)
     return label if len(label) <= 60 else label[:59].rstrip() + "…"
 
 

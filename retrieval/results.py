@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
@@ -82,8 +82,17 @@ def combined_query(text: str, images: Sequence[tuple[str, bytes]]) -> Query:
     parts += [Query(kind="image", label=name, image=data) for name, data in images]
     if len(parts) == 1 and parts[0].weight == 1:
         return parts[0]
-    label = " + ".join([*filter(None, [text]), *(name for name, _ in images)])
+    label = signed_sum((part.weight, part.label) for part in parts)
     return Query(kind="combined", label=label, language=parts[0].language, parts=tuple(parts))
+
+
+def signed_sum(terms: Iterable[tuple[float, str]]) -> str:
+    """Weights and names as one reads a sum of them: ``2*beach - people``."""
+    label = ""
+    for weight, name in terms:
+        factor = "" if abs(weight) == 1 else f"{abs(weight):g}*"
+        label += f"{' - ' if weight < 0 else ' + '}{factor}{name}"
+    return label.removeprefix(" + ").lstrip()
 
 
 def _part(term: Term) -> Query:

@@ -194,4 +194,8 @@ def test_search_command_weighs_and_subtracts_terms(corpus: Corpus, search: Searc
     rows = corpus.encoder.encode_images(files).astype(np.float16).astype(np.float64)
     expected = [files[row].stem for row in np.argsort(-(rows @ wanted), kind="stable")]
     assert [Path(hit["key"]).stem for hit in found["hits"]] == expected
+    assert found["query"] == f"2*red - white + {green}"
+    page = tmp_path / "found.html"
+    search("2*red", "-", "white", "+", f"image:{green}", *common, "--html", page)
+    assert "<bdi>2*red - white + green.png</bdi>" in page.read_text(encoding="utf-8")
     assert "at character 8" in search('"red" +', *common).stderr
