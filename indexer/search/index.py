@@ -121,14 +121,11 @@ class Index:
         if self._guarded != self.items.opened:
             from llm2clip.indexer.filters.sandbox import guard
 
-            try:
-                with sqlite(self.items.path):
-                    guard(self._filter_connection)
-            except IndexDamagedError:  # a writer was killed that was writing the file
-                self._filter_connection.close()
-                self._filter_connection = connect(self.items.path)
-                with sqlite(self.items.path):
-                    guard(self._filter_connection)
+            with sqlite(self.items.path):
+                if self.items.opened > 1:  # a writer was killed that was writing the file
+                    self._filter_connection.close()
+                    self._filter_connection = connect(self.items.path)
+                guard(self._filter_connection)
             self._guarded = self.items.opened
         return self._filter_connection
 

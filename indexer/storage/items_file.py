@@ -92,13 +92,14 @@ def sqlite(path: Path, *, writing: bool = False) -> Iterator[None]:
 def connect(path: Path, *, known: bool = False) -> Database:
     """A connection that reads an items file, for any thread; also on read-only media. It can write nothing.
 
-    ``known``: another connection has just read the file.
+    ``known``: another connection has just read the file, so that it is looked at again only beside a journal, which
+    a killed writer may have left.
 
     Raises:
         IndexDamagedError: the file is missing, or is none of ours.
     """
     size = _check_head(path)
-    if known:
+    if known and not os.path.lexists(journal_of(path)):
         with sqlite(path):
             return open_database(path, mode="ro", size=size)
     check_journal(path)

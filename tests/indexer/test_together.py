@@ -224,11 +224,15 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-@pytest.mark.parametrize("opened_before", [False, True])
-def test_reader_sees_the_index_as_it_was_before_a_commit_that_was_cut_off(index, photos, opened_before):
+@pytest.mark.parametrize(("opened_before", "filtered_before"), [(False, False), (True, False), (True, True)])
+def test_reader_sees_the_index_as_it_was_before_a_commit_that_was_cut_off(
+    index, photos, opened_before, filtered_before
+):
     """A journal beside the items is the mark of it. A reader writes nothing; the next writer undoes the commit."""
     before = (index / "items-00001.db").read_bytes()
     earlier = open_index(index)
+    if filtered_before:
+        assert len(earlier.search(QUERY, k=100, where="width >= 11")[0]) == 30
     subprocess.run([sys.executable, "-c", HALF_A_COMMIT, str(index / "items-00001.db")], check=False)
     left = {file.name: file.read_bytes() for file in index.iterdir()}
     assert "items-00001.db-journal" in left
