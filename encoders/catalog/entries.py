@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json
+
+if TYPE_CHECKING:
+    from llm2clip.encoders.core.base import EncoderInfo
 
 Choice = Literal["float32", "bfloat16", "float16", "int8", "int4"]
 """Precision in which a language model is loaded, or to which it is quantised."""
@@ -267,24 +270,27 @@ class NameCheck:
     """One line for people, unless it is verified."""
 
 
-def check_name(name: str, *, family: str, dim: int, parameters: int, weights_sha256: str) -> NameCheck:
+def check_name(info: EncoderInfo) -> NameCheck:
     """Compare an encoder with the catalogue's entry of its name, if there is one.
 
-    All are as in ``EncoderInfo``; of LLM2CLIP ``parameters`` include those of any language model.
+    The parameters of LLM2CLIP include those of any language model.
     """
-    entry = find_encoder(name)
+    entry = find_encoder(info.name)
     if entry is None:
         return NameCheck(state="")
     differences = [
         f"{what} {got}, expected {expected}"
-        for what, got, expected in (("family", family, entry.family), ("vectors of length", dim, entry.dim))
+        for what, got, expected in (
+            ("family", info.family, entry.family),
+            ("vectors of length", info.dim, entry.dim),
+        )
         if got != expected
     ]
     fewer, more = 0.99 * entry.parameters, 1.01 * entry.parameters
-    if entry.parameters and not fewer <= parameters <= (float("inf") if entry.language_model else more):
-        differences.append(f"{parameters:,} parameters, expected {entry.parameters:,}")
-    if entry.weights_sha256 and entry.weights_sha256 != weights_sha256:
-        got = weights_sha256[:12] or "none"
+    if entry.parameters and not fewer <= info.parameters <= (float("inf") if entry.language_model else more):
+        differences.append(f"{info.parameters:,} parameters, expected {entry.parameters:,}")
+    if entry.weights_sha256 and entry.weights_sha256 != info.weights_sha256:
+        got = info.weights_sha256[:12] or "none"
         differences.append(f"weights with SHA-256 {got}, expected {entry.weights_sha256[:12]}")
     if differences:
         note = f"this is not the published {entry.name}: got {'; '.join(differences)}"

@@ -65,13 +65,7 @@ def _published(info: EncoderInfo) -> tuple[str, str]:
     from llm2clip.encoders.catalog.entries import check_name, find_encoder
 
     row = find_encoder(info.name)
-    state = check_name(
-        info.name,
-        family=info.family,
-        dim=info.dim,
-        parameters=info.parameters,
-        weights_sha256=info.weights_sha256,
-    ).state
+    state = check_name(info).state
     return "" if row is None or state == "other" else row.repository, state
 
 

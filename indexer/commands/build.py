@@ -134,13 +134,7 @@ def _name_note(info: EncoderInfo) -> list[str]:
     """Whether an encoder that is called like a published one was checked to be it; nothing if it was."""
     from llm2clip.encoders.catalog.entries import check_name
 
-    note = check_name(
-        info.name,
-        family=info.family,
-        dim=info.dim,
-        parameters=info.parameters,
-        weights_sha256=info.weights_sha256,
-    ).note
+    note = check_name(info).note
     return [note] if note else []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llm2clip.encoders import ModelError
+from llm2clip.encoders import EncoderInfo, ModelError
 from llm2clip.encoders.catalog import entries as catalogue
 from llm2clip.encoders.catalog.cards import adapter_parameters
 from llm2clip.encoders.catalog.entries import (
@@ -165,7 +165,14 @@ EVA = {"family": "llm2clip", "dim": 1280, "parameters": 8_000_000_000}
     ],
 )  # fmt: skip
 def test_check_name_compares_sizes_and_hash(name, given, state, note):
-    found = check_name(name, **given)
+    other = {
+        "image_size": 224,
+        "max_text_tokens": 77,
+        "settings_sha256": "",
+        "preprocessing": "",
+        "languages": (),
+    }
+    found = check_name(EncoderInfo(name=name, licence="", note="", **given | other))
     assert found.state == state
     assert note in found.note
     assert bool(found.note) == (state in ("unverified", "other"))
