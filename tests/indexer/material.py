@@ -33,6 +33,14 @@ def put(folder: Path, files: Mapping[str, bytes]) -> Path:
     return folder
 
 
+IMAGE = encoded((1, 2, 3))
+
+
+def put_images(folder: Path, *names: str) -> None:
+    """Write the same image under these names."""
+    put(folder, dict.fromkeys(names, IMAGE))
+
+
 def numbered(numbers: Iterable[int], *, name: str = "{:03d}.png", colours: int = 0) -> dict[str, bytes]:
     """Images named by their numbers, each of a colour of its own."""
     return {name.format(number): encoded(colour_of(colours + number)) for number in numbers}

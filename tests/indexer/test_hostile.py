@@ -4,10 +4,7 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import tracemalloc
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +12,6 @@ import pytest
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import IndexDamagedError, IndexerError, build_index, open_index
 from llm2clip.indexer.storage import items_file
-from llm2clip.indexer.storage.journal import rolled_back
 
 from .hostile import (
     ANN,
@@ -357,45 +353,6 @@ def forked(path: Path) -> None:
     content += leaf
     content[28:32] = (len(content) // 512).to_bytes(4, "big")
     path.write_bytes(content)
-
-
-HALF_A_COMMIT = """
-import os, signal, sqlite3, sys
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("PRAGMA cache_size = 5")
-db.execute("PRAGMA cache_spill = 1")
-db.execute("BEGIN IMMEDIATE")
-db.execute("UPDATE items SET caption = hex(randomblob(4000))")
-db.execute("DELETE FROM meta")
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-def test_rolled_back_agrees_with_sqlite(index):
-    """A commit that was cut off, undone by us and by SQLite: the same bytes."""
-    path, journal = index / ITEMS, index / f"{ITEMS}-journal"
-    before = path.read_bytes()
-    subprocess.run([sys.executable, "-c", HALF_A_COMMIT, str(path)], check=False)
-    left = path.read_bytes()
-    assert left != before
-    assert rolled_back(left, journal.read_bytes()) == before
-    with sqlite3.connect(path) as db:
-        db.execute("SELECT count(*) FROM meta").fetchall()
-    db.close()
-    assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("cut", [0, 7, 27, 600, -1])
-def test_rolled_back_stops_where_a_journal_was_not_flushed(index, cut):
-    path, journal = index / ITEMS, index / f"{ITEMS}-journal"
-    subprocess.run([sys.executable, "-c", HALF_A_COMMIT, str(path)], check=False)
-    content, part = path.read_bytes(), journal.read_bytes()[:cut]
-    found = rolled_back(content, part)
-    journal.write_bytes(part)
-    with sqlite3.connect(path) as db, suppress(sqlite3.DatabaseError):
-        db.execute("PRAGMA page_count").fetchall()
-    db.close()
-    assert path.read_bytes() == found
 
 
 def test_a_journal_of_anything_is_harmless(index, made):

@@ -32,7 +32,7 @@ from llm2clip.indexer.storage import items_file as items
 from llm2clip.indexer.storage import lock as store
 from llm2clip.indexer.storage import transaction
 
-from .material import colour_of, encoded, numbered, put, whole
+from .material import colour_of, encoded, numbered, put
 
 QUERY = np.eye(1, 16, dtype=np.float32)
 READER = """
@@ -211,48 +211,3 @@ def test_items_reader_does_not_take_a_lock_for_damage(index, photos, monkeypatch
                 change()
         db.execute("ROLLBACK")
     assert {file.name: file.read_bytes() for file in index.iterdir()} == before
-
-
-HALF_A_COMMIT = """
-import os, signal, sqlite3, sys
-db = sqlite3.connect(sys.argv[1], isolation_level=None)
-db.execute("PRAGMA cache_size = 5")
-db.execute("PRAGMA cache_spill = 1")
-db.execute("BEGIN IMMEDIATE")
-db.execute("UPDATE items SET caption = hex(randomblob(3000))")
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.parametrize(("opened_before", "filtered_before"), [(False, False), (True, False), (True, True)])
-def test_reader_sees_the_index_as_it_was_before_a_commit_that_was_cut_off(
-    index, photos, opened_before, filtered_before
-):
-    """A journal beside the items is the mark of it. A reader writes nothing; the next writer undoes the commit."""
-    before = (index / "items-00001.db").read_bytes()
-    earlier = open_index(index)
-    if filtered_before:
-        assert len(earlier.search(QUERY, k=100, where="width >= 11")[0]) == 30
-    subprocess.run([sys.executable, "-c", HALF_A_COMMIT, str(index / "items-00001.db")], check=False)
-    left = {file.name: file.read_bytes() for file in index.iterdir()}
-    assert "items-00001.db-journal" in left
-    assert left["items-00001.db"] != before
-    with earlier, open_index(index) if not opened_before else earlier as opened:
-        assert len(opened.search(QUERY, k=100, where="width >= 12")[0]) == 30
-        assert opened.verify().problems == ()
-    assert {file.name: file.read_bytes() for file in index.iterdir()} == left
-    remove_images(index, Selection(keys=["000.png"]))
-    assert not (index / "items-00001.db-journal").exists()
-    assert len(whole(index)) == 29
-
-
-def test_reader_says_what_to_do_about_a_large_file_that_was_cut_off(index, monkeypatch):
-    path = index / "items-00001.db"
-    before = path.read_bytes()
-    subprocess.run([sys.executable, "-c", HALF_A_COMMIT, str(path)], check=False)
-    monkeypatch.setattr(items, "_MAX_IN_MEMORY", len(before) - 1)
-    with pytest.raises(IndexerError, match=r"items-00001\.db was left half written .*: run  llm2clip-index"):
-        open_index(index)
-    assert repair_index(index).repaired == ()
-    assert path.read_bytes() == before
-    assert len(whole(index)) == 30
