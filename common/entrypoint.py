@@ -64,7 +64,6 @@ def start(module: str) -> None:
     Args:
         module: Dotted name of a module that holds a typer application under this name.
     """
-    _open_streams()
     try:
         import signal
         from importlib import import_module
@@ -72,6 +71,7 @@ def start(module: str) -> None:
         interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if interruptible:
             signal.signal(signal.SIGINT, end_at_once)
+        _open_streams()
         try:
             import_module(module).app()
         finally:

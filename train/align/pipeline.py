@@ -100,9 +100,8 @@ def run_align(config: AlignConfig, out: Path, *, tell: Tell | None = None) -> Pa
         OSError: A file cannot be read or written.
     """
     tell = tell or (lambda _line: None)
-    run = Run(out, seed=config.seed) if is_first() else None
-    wait_for_all()
-    run = run or Run(out, seed=config.seed)
+    with in_turn():
+        run = Run(out, seed=config.seed)
     parts = prepare(config, out, tell=tell)
     if is_first():
         run.record("data", _described(parts))

@@ -59,7 +59,8 @@ def run_cc(config: CcConfig, out: Path, *, device: torch.device | None = None) -
     """
     device = device or torch.device("cpu")
     with distributed.joined(device):
-        run = Run(out, seed=config.seed)
+        with distributed.in_turn():
+            run = Run(out, seed=config.seed)
         report = SkipReport()
         trained, held = read_data(config, report=report)
         if distributed.is_first():
