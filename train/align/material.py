@@ -49,17 +49,11 @@ class Samples:
     """What was left out."""
 
 
-def read_samples(
-    data: PairData, folder: Path, *, tower: Tower, larger: bool, tell: Tell, limit: int | None = None
-) -> Samples:
-    """List images with captions and decode them into ``folder``.
-
-    ``larger`` keeps a margin for crops; ``limit`` takes only the first ones.
-    """
+def read_samples(data: PairData, folder: Path, *, tower: Tower, larger: bool, tell: Tell) -> Samples:
+    """List images with captions and decode them into ``folder``; ``larger`` keeps a margin for crops."""
     report = SkipReport()
-    most = min(filter(None, (limit, data.limit)), default=None)
     found = read_pairs(data.images, data.captions, columns=data.columns, report=report)
-    pairs = list(islice(found, most))
+    pairs = list(islice(found, data.limit or None))
     size = tower.preprocess.size
     preprocess = replace(tower.preprocess, size=ceil(size * _MARGIN)) if larger else tower.preprocess
     pixels = cache_pixels(

@@ -22,6 +22,7 @@ from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 from llm2clip.encoders.layers.efficientnet_lite import trained_size
 from llm2clip.encoders.vision.efficientnet_checkpoint import load_efficientnet_lite
 from llm2clip.encoders.vision.vision_source import local_vision, published_vision
+from llm2clip.encoders.vision.vision_tower import take_projection
 from llm2clip.encoders.weights.safetensors_io import read_header
 from llm2clip.train.align.config import VisionConfig
 
@@ -83,7 +84,7 @@ def load_tower(spec: str, *, image_size: int | None = None) -> Tower:
     if image_size not in (None, shape.image_size):
         raise ModelError(f"{spec} reads images of {shape.image_size} pixels, got image_size {image_size}")
     module = source.plan.load(dtype=torch.float32, device=torch.get_default_device())
-    projection = _take_projection(module, shape.layout)
+    projection = take_projection(module, shape.layout)
     return Tower(
         module=module,
         layout=shape.layout,
@@ -101,7 +102,7 @@ def prepare_training(tower: Tower, config: VisionConfig) -> None:
     module.requires_grad_(config.trained == "full")
     module.eval()  # batch normalisation keeps its statistics, and no tower has dropout
     if config.trained == "lora":
-        _add_lora(module, config)
+        _add_lora(tower.blocks(), config)
     if config.patch_dropout:
         _drop_patches(tower, config.patch_dropout)
     if config.checkpointing:
@@ -157,8 +158,7 @@ class LowRank(nn.Module):
         return self.base
 
 
-def _add_lora(module: nn.Module, config: VisionConfig) -> None:
-    blocks = max((m for m in module.modules() if isinstance(m, nn.ModuleList)), key=len)
+def _add_lora(blocks: nn.ModuleList, config: VisionConfig) -> None:
     replaced = 0
     for part in list(blocks.modules()):
         for name, child in list(part.named_children()):
@@ -195,24 +195,6 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
         return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return recomputed
-
-
-def _take_projection(module: nn.Module, layout: str) -> nn.Linear | None:
-    """The tower's projection, with an identity in its place."""
-    owner: Any = module if layout == "eva02" else getattr(module, "model", None)
-    name = {"eva02": "head", "openai": "visual_projection"}.get(layout)
-    if name is None:
-        return None
-    projection: nn.Linear = getattr(owner, name)
-    setattr(owner, name, nn.Identity())
-    return projection
-
-
-def put_back(module: nn.Module, layout: str, projection: nn.Linear) -> nn.Module:
-    """Give a tower a projection in the place of the one that :func:`load_tower` took off, in place."""
-    owner: Any = module if layout == "eva02" else getattr(module, "model", None)
-    setattr(owner, {"eva02": "head", "openai": "visual_projection"}[layout], projection)
-    return module
 
 
 def _is_efficientnet(path: Path) -> bool:
