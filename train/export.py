@@ -21,8 +21,8 @@ from llm2clip.encoders.core.files import from_json, read_object
 from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
 from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig
-from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
-from llm2clip.encoders.llm2clip.encoder_folder import FolderTextTower, build_head
+from llm2clip.encoders.layers.llama import AdapterConfig
+from llm2clip.encoders.llm2clip.encoder_folder import FolderTextTower, build_adapter, build_head
 from llm2clip.encoders.llm2clip.folder_config import HeadConfig, Llm2ClipConfig, StoredDtype
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.language_config import TOKENIZER
@@ -31,15 +31,13 @@ from llm2clip.encoders.vision.tower_detection import TowerShape
 from llm2clip.encoders.vision.vision_tower import build_tower
 from llm2clip.encoders.weights.safetensors_io import TensorSpec, check_tensors, read_header, read_tensors
 from llm2clip.encoders.weights.tensor_names import ADAPTER, LOGIT_SCALE, TOKENIZER_FILE, VISION, WEIGHTS_FILE
+from llm2clip.train.align.output import ALIGNED, CONFIG, FORMAT, VERSION, WEIGHTS
+from llm2clip.train.align.towers import EFFICIENTNET
 
 if TYPE_CHECKING:
     from llm2clip.encoders.text.caption_tokenizer import TextRules
     from llm2clip.encoders.text.language_config import LanguageModule
 
-ALIGNED, SETTINGS = "aligned", "align.json"
-"""Folder of stage 2's result in its run's folder, and the file that describes it."""
-_FORMAT, _VERSION = "llm2clip-aligned", 1
-_LITE = "efficientnet-lite"
 _HEAD = "image_head."
 _LOGIT_BIAS = "logit_bias"
 """Of the sigmoid loss; search does not use it."""
@@ -114,12 +112,12 @@ def export(
     """
     folder = _aligned(Path(run))
     said = _read_settings(folder)
-    head = from_json(_Head, said["image_head"], where=f"{folder / SETTINGS}.image_head")
-    adapter = from_json(AdapterConfig, said["text_adapter"], where=f"{folder / SETTINGS}.text_adapter")
-    preprocess = from_json(Preprocess, said["preprocessing"], where=f"{folder / SETTINGS}.preprocessing")
-    text = from_json(_Text, said["text_model"], where=f"{folder / SETTINGS}.text_model")
+    head = from_json(_Head, said["image_head"], where=f"{folder / CONFIG}.image_head")
+    adapter = from_json(AdapterConfig, said["text_adapter"], where=f"{folder / CONFIG}.text_adapter")
+    preprocess = from_json(Preprocess, said["preprocessing"], where=f"{folder / CONFIG}.preprocessing")
+    text = from_json(_Text, said["text_model"], where=f"{folder / CONFIG}.text_model")
     language = _language(text, text_model)
-    shape, vision = _empty_tower(said["vision"], where=folder / SETTINGS)
+    shape, vision = _empty_tower(said["vision"], where=folder / CONFIG)
     card = card or Card(name=Path(out).resolve().name)
     try:
         config = Llm2ClipConfig(
@@ -136,10 +134,10 @@ def export(
             image_head=_head_config(head),
         )
     except ValueError as error:
-        raise ModelError(f"{folder / SETTINGS} does not fit {text_model or text.name}: {error}") from error
+        raise ModelError(f"{folder / CONFIG} does not fit {text_model or text.name}: {error}") from error
     projection = build_head(config.image_head, width=head.width, dim=head.dim)
-    text_adapter = _adapter(adapter)
-    scale = _fill({VISION: vision, _HEAD: projection, ADAPTER: text_adapter}, folder / WEIGHTS_FILE)
+    text_adapter = build_adapter(adapter)
+    scale = _fill({VISION: vision, _HEAD: projection, ADAPTER: text_adapter}, folder / WEIGHTS)
     save_llm2clip(
         out,
         config=config,
@@ -165,19 +163,19 @@ def export_run(run: Path, out: Path, *, name: str | None, dtype: str, text_model
 
 def _aligned(run: Path) -> Path:
     for folder in (run / ALIGNED, run):
-        if (folder / SETTINGS).is_file():
+        if (folder / CONFIG).is_file():
             return folder
     raise ModelError(
-        f"{run} holds no result of llm2clip-train align: expected {ALIGNED}/{SETTINGS}; has it ended?"
+        f"{run} holds no result of llm2clip-train align: expected {ALIGNED}/{CONFIG}; has it ended?"
     )
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / SETTINGS
+    path = folder / CONFIG
     said = read_object(path)
-    if (said.get("format"), said.get("version")) != (_FORMAT, _VERSION):
+    if (said.get("format"), said.get("version")) != (FORMAT, VERSION):
         got = f"{said.get('format')!r} version {said.get('version')!r}"
-        raise ModelError(f"{path}: expected format {_FORMAT!r} version {_VERSION}, got {got}")
+        raise ModelError(f"{path}: expected format {FORMAT!r} version {VERSION}, got {got}")
     needed = ("vision", "preprocessing", "image_head", "text_adapter", "text_model")
     if missing := [key for key in needed if key not in said]:
         raise ModelError(f"{path}: missing keys: {missing}")
@@ -187,7 +185,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _empty_tower(said: object, *, where: Path) -> tuple[LiteTowerConfig | TowerShape, nn.Module]:
     """The tower as ``config.json`` says it, and a module as it was trained."""
     data = dict(said) if isinstance(said, dict) else {}
-    if data.get("layout") == _LITE:
+    if data.get("layout") == EFFICIENTNET:
         sizes = {key: data.get(key) for key in ("variant", "image_size")}
         trunk = from_json(EfficientNetLiteConfig, sizes, where=f"{where}.vision")
         trained = EfficientNetLite(replace(trunk, batch_norm=bool(data.get("batch_norm", True))))
@@ -208,16 +206,6 @@ def _head_config(head: _Head) -> HeadConfig:
     )
 
 
-def _adapter(config: AdapterConfig) -> TextAdapter:
-    return TextAdapter(
-        config.width,
-        config.dim,
-        blocks=config.blocks,
-        expansion=config.expansion,
-        normalize_input=config.normalize_input,
-    )
-
-
 def _fill(modules: dict[str, nn.Module], weights: Path) -> Tensor:
     """Read the trained weights into the modules, strictly; returns the learnt logarithm of the scale."""
     header = read_header(weights)
@@ -232,7 +220,7 @@ def _fill(modules: dict[str, nn.Module], weights: Path) -> Tensor:
     }
     scalars = {name: TensorSpec((), "F32") for name in (LOGIT_SCALE, _LOGIT_BIAS) if name in header}
     check_tensors(
-        header, {LOGIT_SCALE: TensorSpec((), "F32")} | expected | scalars, path=weights, what=SETTINGS
+        header, {LOGIT_SCALE: TensorSpec((), "F32")} | expected | scalars, path=weights, what=CONFIG
     )
     read = read_tensors(weights, header, dtype=torch.float32)
     for prefix, module in modules.items():

@@ -22,7 +22,7 @@ from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import settings_sha256
 from llm2clip.encoders.images.preprocess import PixelTower
 from llm2clip.encoders.layers.lite_tower import LiteTower
-from llm2clip.encoders.layers.llama import TextAdapter
+from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
 from llm2clip.encoders.llm2clip.folder_config import HeadConfig, Llm2ClipConfig, StoredDtype, read_config
 from llm2clip.encoders.text.caption_tokenizer import TextReader
 from llm2clip.encoders.text.language_config import build_language, open_reader
@@ -114,20 +114,24 @@ def build_head(config: HeadConfig, *, width: int, dim: int) -> nn.Module:
     )
 
 
+def build_adapter(config: AdapterConfig) -> TextAdapter:
+    """A text adapter with new weights."""
+    return TextAdapter(
+        config.width,
+        config.dim,
+        blocks=config.blocks,
+        expansion=config.expansion,
+        normalize_input=config.normalize_input,
+    )
+
+
 class TextModule(nn.Module):
     """Language model and adapter; between them the states of the caption's own tokens are averaged."""
 
     def __init__(self, config: Llm2ClipConfig) -> None:
         super().__init__()
-        shape = config.adapter
         self.language_model = build_language(config.text)
-        self.text_adapter = TextAdapter(
-            shape.width,
-            shape.dim,
-            blocks=shape.blocks,
-            expansion=shape.expansion,
-            normalize_input=shape.normalize_input,
-        )
+        self.text_adapter = build_adapter(config.adapter)
 
 
 @final

@@ -22,9 +22,11 @@ from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
 from llm2clip.train.align.config import AlignConfig
 from llm2clip.train.align.heads import Scales
 from llm2clip.train.align.towers import Tower
+from llm2clip.train.core.config import config_data
 
 FORMAT, VERSION = "llm2clip-aligned", 1
-CONFIG, WEIGHTS = "align.json", "model.safetensors"
+ALIGNED, CONFIG, WEIGHTS = "aligned", "align.json", "model.safetensors"
+"""Folder of the result in its run's folder, and its files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ def _description(trained: Trained, config: AlignConfig) -> dict[str, Any]:
             "made_by": trained.text_features,
             "dtype": text.dtype,
         },
-        "config": json.loads(json.dumps(to_json(config))),
+        "config": config_data(config),
     }
 
 

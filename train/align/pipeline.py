@@ -30,7 +30,7 @@ from llm2clip.train.align.material import (
     text_features,
     unique_texts,
 )
-from llm2clip.train.align.output import Trained, write_aligned
+from llm2clip.train.align.output import ALIGNED, Trained, write_aligned
 from llm2clip.train.align.stage import AlignStage, Images
 from llm2clip.train.align.towers import Tower, load_tower, merged, prepare_training
 from llm2clip.train.core.distributed import in_turn, is_first, wait_for_all
@@ -40,8 +40,6 @@ from llm2clip.train.core.run_folder import Run
 from llm2clip.train.data.crops import Crops, augment
 from llm2clip.train.data.pair_batches import PairBatches
 
-ALIGNED = "aligned"
-"""Folder of the result in the run's folder."""
 _BLOCK = 512
 """Images of a forward pass while measuring, and pairs of a block of the closed form."""
 
