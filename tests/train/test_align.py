@@ -244,6 +244,20 @@ def test_cca_weights_count_as_repetitions_and_ridge_by_hand():
     assert fitted.image(np.array([[0.0]]))[0, 0] == pytest.approx(0.0)
 
 
+def test_cca_finds_the_directions_that_both_sides_share():
+    rng = np.random.default_rng(4)
+    shared = rng.standard_normal((500, 2))
+    left = shared @ rng.standard_normal((2, 6)) + 0.01 * rng.standard_normal((500, 6)) + 3
+    right = shared @ rng.standard_normal((2, 9)) + 0.01 * rng.standard_normal((500, 9)) - 1
+    moments = Moments(9, 6)
+    moments.add(right, left, np.ones(500))
+    maps = fit_cca(moments, text_ridge=1e-6, image_ridge=1e-6, dim=2)
+    ours, theirs = maps.text(left), maps.image(right)
+    for column in range(2):
+        assert np.corrcoef(ours[:, column], theirs[:, column])[0, 1] > 0.999
+    assert abs(np.corrcoef(ours.T)[0, 1]) < 0.01
+
+
 def test_layers_of_every_tower_get_their_place():
     names = {
         "model.vision_model.embeddings.class_embedding": 1,

@@ -1,1 +1,1 @@
-"""Training without emoji: losses, parameter groups, the run folder and its loop, text states."""
+"""What all training shares: configurations, losses, parameter groups, optimisers, the loop, run folder and report."""

@@ -3,7 +3,7 @@
 1. texts and their meanings, the trimmed text encoder, the teacher's vectors;
 2. stage 1, ``cc``: the last blocks of the text encoder learn the teacher's space (``text_stage``);
 3. the text encoder, frozen from here on, reads the names of classes and the phrases of ``data/visual_words.txt``;
-4. stage 2: adapter and projection in closed form (``fit``), from codes of prototypes and mixtures of them;
+4. stage 2: adapter and projection in closed form, from codes of prototypes and mixtures of them;
 5. export, and adapters for the controls.
 """
 
@@ -31,10 +31,11 @@ from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
 from llm2clip.encoders.text.packed import pooled_states
 from llm2clip.encoders.vision.efficientnet_checkpoint import load_efficientnet_lite
 from llm2clip.eval.runner.controls import CONTROLS, CONTROLS_FILE, control_blocks, cut_blocks
+from llm2clip.train.align.closed_form import CanonicalMaps, Matrix, Moments, fit_cca
+from llm2clip.train.align.heads import before_last, set_last
 from llm2clip.train.core.loop import train
 from llm2clip.train.core.run_folder import Run
 from llm2clip.train.nano.e5_file import SentenceModel, read_e5
-from llm2clip.train.nano.fit import Maps, fit_maps
 from llm2clip.train.nano.packages import find_file
 from llm2clip.train.nano.text_stage import FrozenStates, TextStage, TextStageConfig, put_back
 from llm2clip.train.nano.texts import (
@@ -218,24 +219,27 @@ def make_pairs(material: Material, tower: LiteTower, config: NanoConfig) -> Pair
     return Pairs(phrases, torch.stack(rows), np.array(weights))
 
 
-def fit(states: Tensor, pairs: Pairs, config: FitConfig) -> tuple[TextAdapter, Maps]:
-    """The adapter for states of the phrases, and the maps it was taken from. Shape: (phrases, width)."""
+@dataclass(frozen=True)
+class Fitted:
+    """Stage 2."""
+
+    adapter: TextAdapter
+    """Of the text encoder's states."""
+    maps: CanonicalMaps
+    """What its linear layer was taken from, and the projection of codes."""
+    centre: Matrix
+    """Mean code. Shape: (classes,)."""
+
+
+def fit(states: Tensor, pairs: Pairs, config: FitConfig) -> Fitted:
+    """Stage 2 from the text encoder's states of the phrases. Shape: (phrases, width)."""
     adapter = TextAdapter(states.shape[1], config.dim, blocks=0).eval()
-    norm, linear = adapter.adaptor[0], adapter.adaptor[1]
-    assert isinstance(linear, nn.Linear), "behind the norm stands the linear layer"
+    moments = Moments(pairs.codes.shape[1], states.shape[1])
     with torch.no_grad():
-        inputs = norm(nn.functional.normalize(states, dim=-1)).numpy()
-        maps = fit_maps(
-            inputs,
-            pairs.codes.numpy(),
-            weights=pairs.weights,
-            text_ridge=config.text_ridge,
-            image_ridge=config.image_ridge,
-            dim=config.dim,
-        )
-        linear.weight.copy_(torch.from_numpy(maps.text.T))
-        linear.bias.copy_(torch.from_numpy(-(maps.text_mean @ maps.text)))
-    return adapter, maps
+        moments.add(pairs.codes.numpy(), before_last(adapter, states).numpy(), pairs.weights)
+    maps = fit_cca(moments, dim=config.dim, image_ridge=config.image_ridge, text_ridge=config.text_ridge)
+    set_last(adapter, maps.text)
+    return Fitted(adapter, maps, moments.means()[0])
 
 
 def make_tower(vision: EfficientNetLite, config: NanoConfig) -> LiteTower:
@@ -253,12 +257,12 @@ def train_nano(run: Run, material: Material, config: NanoConfig) -> Path:
     pairs = make_pairs(material, tower, config)
     reader = text_reader(material.language, config)
     states = pooled_states(language, reader.rows(pairs.phrases), device=torch.device("cpu"))
-    adapter, maps = fit(states, pairs, config.fit)
+    fitted = fit(states, pairs, config.fit)
     projection = nn.Linear(tower.width, config.fit.dim, bias=False)
     with torch.no_grad():
         assert tower.centre is not None, "the tower gives codes"
-        tower.centre.copy_(torch.from_numpy(maps.image_mean))
-        projection.weight.copy_(torch.from_numpy(maps.image.T))
+        tower.centre.copy_(torch.from_numpy(fitted.centre))
+        projection.weight.copy_(torch.from_numpy(fitted.maps.image.weight))
     folder = run.folder / "nano"
     save_llm2clip(
         folder,
@@ -266,7 +270,7 @@ def train_nano(run: Run, material: Material, config: NanoConfig) -> Path:
         vision=tower,
         projection=projection,
         language_model=language,
-        adapter=adapter,
+        adapter=fitted.adapter,
         logit_scale=float(np.log(100.0)),
         tokenizer_json=material.language.tokenizer().to_str(),
     )
@@ -305,13 +309,12 @@ def _save_controls(
         cut = cut_blocks(whole, name, keep=keep)
         short.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in cut.items()})
         states = pooled_states(short, reader.rows(pairs.phrases), device=torch.device("cpu"))
-        _, maps = fit(states, pairs, config.fit)
-        bias = -(maps.text_mean @ maps.text)
+        fitted = fit(states, pairs, config.fit)
         parts = {
-            "text.weight": maps.text.T,
-            "text.bias": bias,
-            "centre": maps.image_mean,
-            "image": maps.image.T,
+            "text.weight": fitted.maps.text.weight,
+            "text.bias": fitted.maps.text.bias,
+            "centre": fitted.centre,
+            "image": fitted.maps.image.weight,
         }
         tensors |= {f"{name}.{part}": torch.from_numpy(array.copy()).half() for part, array in parts.items()}
         tensors[f"{name}.blocks"] = torch.tensor(keep)
