@@ -33,7 +33,7 @@ _GPU_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """Consecutive texts of one length."""
 
     first: int
@@ -93,29 +93,33 @@ def pooled_states(model: LanguageModule, rows: Sequence[TextRow], *, device: tor
 
 def _one_pass(model: LanguageModule, rows: Sequence[TextRow], device: torch.device) -> Tensor:
     """Mean states of rows in which equal lengths stand together. Shape: (len(rows), D), float32."""
-    runs = list(_runs(rows))
+    runs = list(runs_of(rows))
     ids_T = torch.tensor([token for row in rows for token in row.ids], device=device)
     states = _bert_states if isinstance(model, BertEncoder) else _llama_states
     hidden_TD = states(model, ids_T, runs)  # type: ignore[arg-type]
     return torch.cat([run.mean(hidden_TD) for run in runs])
 
 
-def _runs(rows: Sequence[TextRow]) -> Iterator[_Run]:
+def form(row: TextRow) -> tuple[int, int, int]:
+    """What rows of one run have in common: their tokens, those that are pooled, those after them."""
+    return len(row.ids), row.pooled, row.after
+
+
+def runs_of(rows: Sequence[TextRow]) -> Iterator[Run]:
+    """The runs of rows, in their order."""
     first = 0
-    for (length, pooled, after), texts in groupby(
-        rows, key=lambda row: (len(row.ids), row.pooled, row.after)
-    ):
+    for (length, pooled, after), texts in groupby(rows, key=form):
         count = len(list(texts))
-        yield _Run(first, count, length, pooled, after)
+        yield Run(first, count, length, pooled, after)
         first += count * length
 
 
-def _positions(runs: Sequence[_Run], *, device: torch.device) -> Tensor:
+def positions_of(runs: Sequence[Run], *, device: torch.device) -> Tensor:
     """Place of each token in its text. Shape: (T,), int64."""
     return torch.cat([torch.arange(run.length, device=device).repeat(run.texts) for run in runs])
 
 
-def _mixed(query: Tensor, key: Tensor, value: Tensor, runs: Sequence[_Run], *, grouped: bool) -> Tensor:
+def _mixed(query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], *, grouped: bool) -> Tensor:
     """Attention within each text. Shapes: (T, heads, E) each -> (T, heads * E)."""
     mixed = torch.empty_like(query)
     for run in runs:
@@ -125,9 +129,9 @@ def _mixed(query: Tensor, key: Tensor, value: Tensor, runs: Sequence[_Run], *, g
     return mixed.flatten(1)
 
 
-def _bert_states(model: BertEncoder, ids_T: Tensor, runs: Sequence[_Run]) -> Tensor:
+def _bert_states(model: BertEncoder, ids_T: Tensor, runs: Sequence[Run]) -> Tensor:
     """Contextual states. Shape: (T, D), dtype of the weights."""
-    hidden_TD: Tensor = model.embeddings(ids_T, _positions(runs, device=ids_T.device))
+    hidden_TD: Tensor = model.embeddings(ids_T, positions_of(runs, device=ids_T.device))
     for module in model.layers:
         block = cast("BertBlock", module)
         mixed = _mixed(*block.attention.heads(hidden_TD), runs, grouped=False)
@@ -135,11 +139,11 @@ def _bert_states(model: BertEncoder, ids_T: Tensor, runs: Sequence[_Run]) -> Ten
     return hidden_TD
 
 
-def _llama_states(model: BidirectionalLlama, ids_T: Tensor, runs: Sequence[_Run]) -> Tensor:
+def _llama_states(model: BidirectionalLlama, ids_T: Tensor, runs: Sequence[Run]) -> Tensor:
     """Contextual states after the final norm. Shape: (T, D), dtype of the weights."""
     hidden_TD: Tensor = model.embed_tokens(ids_T)
     cos_LE, sin_LE = model.rotary(max(run.length for run in runs), hidden_TD)
-    positions_T = _positions(runs, device=ids_T.device)
+    positions_T = positions_of(runs, device=ids_T.device)
     # One half of each table, as the halves are equal; between them an axis for the heads.
     half = cos_LE.shape[-1] // 2
     rotary = cos_LE[positions_T, None, :half], sin_LE[positions_T, None, :half]
@@ -149,14 +153,14 @@ def _llama_states(model: BidirectionalLlama, ids_T: Tensor, runs: Sequence[_Run]
     return states
 
 
-def _block(block: LlamaBlock, hidden_TD: Tensor, rotary: tuple[Tensor, Tensor], runs: Sequence[_Run]) -> None:
+def _block(block: LlamaBlock, hidden_TD: Tensor, rotary: tuple[Tensor, Tensor], runs: Sequence[Run]) -> None:
     """Apply a block in place."""
     hidden_TD.add_(_attended(block.self_attn, block.input_layernorm(hidden_TD), rotary, runs))
     hidden_TD.add_(_transformed(block.mlp, block.post_attention_layernorm(hidden_TD)))
 
 
 def _attended(
-    attention: Attention, normed_TD: Tensor, rotary: tuple[Tensor, Tensor], runs: Sequence[_Run]
+    attention: Attention, normed_TD: Tensor, rotary: tuple[Tensor, Tensor], runs: Sequence[Run]
 ) -> Tensor:
     query, key, value = attention.heads(normed_TD)
     _turn(query, *rotary)

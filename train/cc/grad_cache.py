@@ -66,9 +66,7 @@ def cached_backward(
 
 def _restored(vectors: Tensor, order: Sequence[int]) -> Tensor:
     """Rows of items that were encoded in another order, in theirs."""
-    back = torch.empty(len(order), dtype=torch.int64)
-    back[torch.tensor(order)] = torch.arange(len(order))
-    return vectors[back.to(vectors.device)]
+    return vectors[torch.tensor(order).argsort().to(vectors.device)]
 
 
 def _gathered(vectors: Tensor, own: Sequence[int], total: int) -> tuple[Tensor, list[int]]:

@@ -8,10 +8,8 @@ Shape suffixes: T tokens of all texts, D hidden width, H heads, E head width, N 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -20,38 +18,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from llm2clip.encoders.layers.bert import BertEncoder
+from llm2clip.encoders.text.packed import Run, form, positions_of, runs_of
 
 if TYPE_CHECKING:
     from llm2clip.encoders.layers.bert import BertBlock
     from llm2clip.encoders.layers.llama import Attention, BidirectionalLlama, LlamaBlock
     from llm2clip.encoders.text.caption_tokenizer import TextRow
     from llm2clip.encoders.text.language_config import LanguageModule
-
-
-@dataclass(frozen=True)
-class Run:
-    """Consecutive texts of one length."""
-
-    first: int
-    """Index of its first token."""
-    texts: int
-    """Number of texts."""
-    length: int
-    """Tokens of each."""
-    pooled: int
-    """Pooled tokens of each, which stand together."""
-    after: int
-    """Tokens of each after those."""
-
-    def mean(self, hidden_TD: Tensor) -> Tensor:
-        """Mean of the pooled states of each text. Shape: (T, D) -> (texts, D), float32."""
-        stop = self.length - self.after
-        return self.of(hidden_TD)[:, stop - self.pooled : stop].float().mean(1)
-
-    def of(self, states: Tensor) -> Tensor:
-        """Its part of (T, ...), by text. Shape: (texts, length, ...)."""
-        own = states[self.first : self.first + self.texts * self.length]
-        return own.view(self.texts, self.length, *own.shape[1:])
 
 
 def pooled_states(
@@ -65,20 +38,18 @@ def pooled_states(
         device: Where the model is.
         checkpointing: Recompute blocks in the backward pass.
     """
-    order = sorted(range(len(rows)), key=lambda number: _form(rows[number]))
+    order = sorted(range(len(rows)), key=lambda number: form(rows[number]))
     arranged = [rows[number] for number in order]
     hidden_TD = token_states(model, arranged, device=device, checkpointing=checkpointing)
-    means = torch.cat([run.mean(hidden_TD) for run in _runs(arranged)])
-    back = torch.empty(len(order), dtype=torch.int64)
-    back[torch.tensor(order)] = torch.arange(len(order))
-    return means[back.to(device)]
+    means = torch.cat([run.mean(hidden_TD) for run in runs_of(arranged)])
+    return means[torch.tensor(order).argsort().to(device)]
 
 
 def token_states(
     model: LanguageModule, rows: Sequence[TextRow], *, device: torch.device, checkpointing: bool = False
 ) -> Tensor:
     """States of all tokens of rows in which equal lengths stand together. Shape: (T, D)."""
-    runs = list(_runs(rows))
+    runs = list(runs_of(rows))
     ids_T = torch.tensor([token for row in rows for token in row.ids], device=device)
     if isinstance(model, BertEncoder):
         hidden_TD, blocks = _bert(model, ids_T, runs)
@@ -96,26 +67,10 @@ def _through(
     return hidden_TD
 
 
-def _form(row: TextRow) -> tuple[int, int, int]:
-    return len(row.ids), row.pooled, row.after
-
-
-def _runs(rows: Sequence[TextRow]) -> Iterator[Run]:
-    first = 0
-    for (length, pooled, after), texts in groupby(rows, key=_form):
-        count = len(list(texts))
-        yield Run(first, count, length, pooled, after)
-        first += count * length
-
-
-def _positions(runs: Sequence[Run], device: torch.device) -> Tensor:
-    return torch.cat([torch.arange(run.length, device=device).repeat(run.texts) for run in runs])
-
-
 def _bert(
     model: BertEncoder, ids_T: Tensor, runs: Sequence[Run]
 ) -> tuple[Tensor, list[Callable[[Tensor], Tensor]]]:
-    hidden_TD: Tensor = model.embeddings(ids_T, _positions(runs, ids_T.device))
+    hidden_TD: Tensor = model.embeddings(ids_T, positions_of(runs, device=ids_T.device))
     return hidden_TD, [partial(_bert_block, cast("BertBlock", block), runs) for block in model.layers]
 
 
@@ -130,7 +85,7 @@ def _llama(
     hidden_TD: Tensor = model.embed_tokens(ids_T)
     cos_LE, sin_LE = model.rotary(max(run.length for run in runs), hidden_TD)
     half = cos_LE.shape[-1] // 2
-    positions_T = _positions(runs, ids_T.device)
+    positions_T = positions_of(runs, device=ids_T.device)
     rotary = cos_LE[positions_T, None, :half], sin_LE[positions_T, None, :half]
     return hidden_TD, [
         partial(_llama_block, cast("LlamaBlock", block), rotary, runs) for block in model.layers
@@ -167,7 +122,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, runs: Sequence[Run], *, g
     """Attention within each text. Shape: (T, H, E) each -> (T, H, E)."""
     mixed = []
     for run in runs:
-        asked, keys, values = (run.of(states).transpose(1, 2) for states in (query, key, value))
+        asked, keys, values = (run.split(states).transpose(1, 2) for states in (query, key, value))
         seen = F.scaled_dot_product_attention(asked, keys, values, enable_gqa=grouped)
         mixed.append(seen.transpose(1, 2).flatten(0, 1))
     return torch.cat(mixed)

@@ -20,6 +20,7 @@ from llm2clip.encoders.layers.bert import BertEncoder
 from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.text.language_config import write_text_rules
 from llm2clip.encoders.text.llm_text_tower import LanguageSource, language_source
+from llm2clip.encoders.text.packed import passes
 from llm2clip.encoders.weights.safetensors_io import Weights, stream_tensors
 from llm2clip.train.cc.packed import pooled_states, token_states
 
@@ -59,20 +60,12 @@ class TextModel:
     def encode(self, texts: Sequence[str], *, tokens: int = 8192) -> Tensor:
         """Features of any number of texts without gradients, so many tokens at a time. Shape: (len(texts), D)."""
         rows = self.reader.rows(texts)
-        order = sorted(range(len(rows)), key=lambda number: len(rows[number].ids))
-        found: list[Tensor] = []
+        found = torch.empty(len(rows), self.module.config.hidden_size, device=self.device)
         with torch.no_grad():
-            while len(found) < len(order):
-                piece, size = order[len(found) :], 0
-                for count, number in enumerate(piece):
-                    size += len(rows[number].ids)
-                    if size > tokens and count:
-                        piece = piece[:count]
-                        break
-                found += self.features([rows[number] for number in piece])
-        back = torch.empty(len(order), dtype=torch.int64)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return torch.stack(found)[back.to(self.device)]
+            for chosen in passes([len(row.ids) for row in rows], tokens=tokens):
+                places = torch.tensor(chosen, device=self.device)
+                found[places] = self.features([rows[number] for number in chosen])
+        return found
 
     def token_head(self) -> Tensor:
         """What maps states to tokens: the checkpoint's head, or the embedding where they are one. Shape: (V, D)."""
