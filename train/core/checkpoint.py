@@ -22,17 +22,12 @@ FORMAT = 1
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
     """The parameters that are trained, and the buffers; of sharded ones the whole, which all processes must ask for."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return {
-        name: _whole(tensor.detach()) for name, tensor in module.state_dict().items() if name not in frozen
-    }
+    return {name: _whole(tensor.detach()) for name, tensor in _trained(module).items()}
 
 
 def load_trained(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
     """Load a ``trained_state``; ``RunError`` if it is of another model."""
-    own = {
-        name: tensor for name, tensor in module.state_dict().items() if name in trained_state_names(module)
-    }
+    own = _trained(module)
     wrong = sorted(own.keys() ^ state.keys()) or sorted(
         name for name, tensor in own.items() if tensor.shape != state[name].shape
     )
@@ -44,12 +39,6 @@ def load_trained(module: nn.Module, state: Mapping[str, Tensor], *, where: str) 
     with torch.no_grad():
         for name, tensor in own.items():
             _assign(tensor, state[name])
-
-
-def trained_state_names(module: nn.Module) -> set[str]:
-    """Names in a ``trained_state``."""
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    return set(module.state_dict()) - frozen
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -95,6 +84,11 @@ def load_optimizer(optimizer: Any, state: Any) -> None:  # noqa: ANN401 (what to
     if any(distributed.is_sharded(parameter) for parameter in parameters):
         state = {**state, "state": _sharded_state(state["state"], parameters)}
     optimizer.load_state_dict(state)
+
+
+def _trained(module: nn.Module) -> dict[str, Tensor]:
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
 
 
 def _sharded_state(state: Mapping[int, Any], parameters: list[nn.Parameter]) -> dict[int, Any]:

@@ -75,10 +75,8 @@ def _tracker(name: str, folder: Path, stage: str) -> Send:
         return to_tensorboard
     # W&B and trackio share the interface of wandb.init and log.
     module = importlib.import_module(name)
-    project = os.environ.get("WANDB_PROJECT", "llm2clip")
-    module.init(
-        project=project, name=f"{folder.name}-{stage}", dir=str(folder)
-    ) if name == "wandb" else module.init(project=project, name=f"{folder.name}-{stage}")
+    own = {"dir": str(folder)} if name == "wandb" else {}
+    module.init(project=os.environ.get("WANDB_PROJECT", "llm2clip"), name=f"{folder.name}-{stage}", **own)
 
     def to_module(step: int, values: Mapping[str, float]) -> None:
         module.log({f"{stage}/{key}": value for key, value in values.items()}, step=step)

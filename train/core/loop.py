@@ -11,6 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,10 +110,10 @@ class _Loop:
                     self._one_step(display)
             except StopRequestedError:
                 self.stage.optimizer.zero_grad()
-            if self.signals.requested:
-                self._stopped()
             if self.saved != self.state.step:
                 self._save()
+            if self.signals.requested:
+                self._stopped()
         outcome = self._export()
         if distributed.is_first() and not self.run.done(self.stage.name):
             self.run.finish(
@@ -145,12 +146,8 @@ class _Loop:
         for module in self.stage.modules.values():
             module.eval()
         try:
-            with self.signals.interruptible():
-                if self.average:
-                    with self.average.applied():
-                        measured = dict(self.evaluate())
-                else:
-                    measured = dict(self.evaluate())
+            with self.signals.interruptible(), self.average.applied() if self.average else nullcontext():
+                measured = dict(self.evaluate())
         finally:
             for name, module in self.stage.modules.items():
                 module.train(training[name])
@@ -305,9 +302,7 @@ class _Loop:
         self.saved = self.state.step
 
     def _stopped(self) -> None:
-        """Checkpoint and leave, after a signal."""
-        if self.saved != self.state.step:
-            self._save()
+        """Leave after a signal."""
         name, step = self.stage.name, self.state.step
         if self.signals.requested is signal.SIGINT:
             raise KeyboardInterrupt(f" at step {step} of {name}: run the same command again to continue")

@@ -35,7 +35,7 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
             self._write({"seed": seed, "versions": versions(PACKAGES), "stages": {}})
-        found = self._read()["seed"]
+        found = self.read()["seed"]
         if found != seed:
             raise RunError(
                 f"{folder} holds a run with seed {found}, got seed {seed}; choose another folder or delete this one"
@@ -72,17 +72,19 @@ class Run:
         """Mark a stage as finished, with what came of it."""
         self._update(stage, {**result, "finished": datetime.now(UTC).isoformat(timespec="seconds")})
 
-    def result(self, stage: str) -> dict[str, Any]:
-        """What is recorded of a stage; empty if it has not begun."""
-        return self._stage(stage)
-
     def record(self, name: str, value: Any) -> None:  # noqa: ANN401 (anything JSON can hold)
         """Write something about the whole run into ``run.json``."""
-        self._write(self._read() | {name: value})
+        self._write(self.read() | {name: value})
 
     def read(self) -> dict[str, Any]:
-        """Everything in ``run.json``."""
-        return self._read()
+        """Everything in ``run.json``; ``RunError`` if it is of another kind."""
+        try:
+            saved: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
+            if not isinstance(saved["stages"], dict) or not isinstance(saved["seed"], int):
+                raise ValueError("no stages or no seed")
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{self._path} is not the record of a training run: {error}") from error
+        return saved
 
     def rng(self, stage: str, step: int) -> np.random.Generator:
         """The random numbers of one step: the same however often the run was interrupted."""
@@ -93,23 +95,14 @@ class Run:
         return self.folder / "run.json"
 
     def _stage(self, stage: str) -> dict[str, Any]:
-        found: dict[str, Any] = self._read()["stages"].get(stage, {})
+        found: dict[str, Any] = self.read()["stages"].get(stage, {})
         return found
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            saved: dict[str, Any] = json.loads(self._path.read_text(encoding="utf-8"))
-            if not isinstance(saved["stages"], dict) or not isinstance(saved["seed"], int):
-                raise ValueError("no stages or no seed")
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{self._path} is not the record of a training run: {error}") from error
-        return saved
 
     def _write(self, description: Mapping[str, Any]) -> None:
         write_atomic(self._path, json.dumps(description, indent=1, ensure_ascii=False), alone=True)
 
     def _update(self, stage: str, entry: Mapping[str, Any]) -> None:
-        description = self._read()
+        description = self.read()
         description["stages"][stage] = description["stages"].get(stage, {}) | dict(entry)
         self._write(description)
 
