@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,8 +69,9 @@ def optimiser_groups(model: nn.Module, settings: TuneSettings) -> list[dict[str,
 
 
 def _add_lora(model: nn.Module, settings: LoraSettings, *, seed: int) -> None:
-    with _quiet():
-        from peft import LoraConfig, inject_adapter_in_model
+    import_quietly()
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
@@ -87,9 +86,3 @@ def _add_lora(model: nn.Module, settings: LoraSettings, *, seed: int) -> None:
 def _final_norm(model: nn.Module) -> list[nn.Module]:
     norm = getattr(model, "norm", None)
     return [norm] if isinstance(norm, nn.Module) else []
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    import_quietly()
-    yield

@@ -5,7 +5,7 @@ Each is a ``Trainable`` of the training loop: it computes a step's loss and adds
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, final
 
 import numpy as np
@@ -45,6 +45,12 @@ class _Stage:
         self.micro_batch = settings.micro_batch
         for module in self.modules.values():
             module.train()
+
+    def _micro_batches(self, rows: Sequence[TextRow]) -> Iterator[list[int]]:
+        """Positions of rows, the short ones first, so many at a time."""
+        order = sorted(range(len(rows)), key=lambda n: _size(rows[n]))
+        for start in range(0, len(order), self.micro_batch):
+            yield order[start : start + self.micro_batch]
 
 
 @final
@@ -124,10 +130,8 @@ class MntpStage(_Stage):
         rows = self.reader.rows([self.texts[n] for n in chosen])
         masked = [masked_row(row, self.behind, self.mask_id, len(self.head), self.share, rng) for row in rows]
         total = sum(len(places) for _, places in masked)
-        order = sorted(range(len(masked)), key=lambda n: len(masked[n][0].ids))
         summed = 0.0
-        for start in range(0, len(order), self.micro_batch):
-            piece = order[start : start + self.micro_batch]
+        for piece in self._micro_batches(rows):
             loss = self._loss([masked[n] for n in piece], [rows[n] for n in piece]) / max(1, total)
             loss.backward()
             summed += float(loss.detach())
@@ -184,10 +188,8 @@ class DistilStage(_Stage):
         rows = self.model.reader.rows([self.pairs[n][0] for n in chosen])
         wanted = torch.from_numpy(np.stack([self.vectors[self.pairs[n][1]] for n in chosen]))
         wanted = wanted.to(self.model.device, torch.float32)
-        order = sorted(range(len(rows)), key=lambda n: len(rows[n].ids))
         summed = 0.0
-        for start in range(0, len(order), self.micro_batch):
-            piece = order[start : start + self.micro_batch]
+        for piece in self._micro_batches(rows):
             features = self.model.features([rows[n] for n in piece])
             if self.head is not None:
                 features = self.head(features)
