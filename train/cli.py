@@ -21,8 +21,8 @@ data_option, training_option, model_option, output_option, machine_option = (
 
 _RUN = "Run folder: configuration, history, checkpoints and the exported encoder."
 Out = Annotated[Path, output_option("--out", metavar="PATH", help=_RUN)]
-_ARTWORK = "Folder for fetched packages."
-Cache = Annotated[Path, data_option("--cache", metavar="PATH", help=_ARTWORK)]
+_CACHE = "Folder for fetched packages."
+Cache = Annotated[Path, data_option("--cache", metavar="PATH", help=_CACHE)]
 Threads = Annotated[
     int | None,
     machine_option("--threads", min=1, metavar="N", help="CPU threads.", show_default="all cores"),

@@ -12,7 +12,7 @@ from pathlib import PurePosixPath
 from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.indexer.records.record import Record
 from llm2clip.train.data.caption_files import read_groups
-from llm2clip.train.data.caption_rows import Columns, group_of
+from llm2clip.train.data.caption_rows import PLAIN, Columns, group_of
 from llm2clip.train.data.captions import Caption, CaptionFileError, SkipReport
 
 NO_CAPTION, NO_IMAGE = "image without caption", "caption without image"
@@ -116,7 +116,8 @@ def _names(key: str) -> tuple[str, ...]:
 
 def _beside(record: Record, columns: Columns, report: SkipReport) -> tuple[Caption, ...]:
     row: dict[str, object] = dict(record.metadata or {})
-    if record.caption is not None and not any(isinstance(row.get(n), list | Mapping) for n in _LISTS):
+    # A field with all texts counts more than the first of them, which a reader has taken as the caption.
+    if record.caption is not None and not any(isinstance(row.get(n), list | Mapping) for n in PLAIN):
         row["caption"] = record.caption
     if record.note is not None:
         report.skip(record.note, record.key)
@@ -129,10 +130,6 @@ def _beside(record: Record, columns: Columns, report: SkipReport) -> tuple[Capti
             for _ in range(count):
                 report.skip(reason, record.key)
     return group.captions if group else ()
-
-
-_LISTS = ("caption", "captions", "text", "texts")
-"""Fields that keep the whole list where a reader has taken its first text as the caption."""
 
 
 def _nothing(

@@ -10,7 +10,7 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,7 +96,7 @@ class SentenceModel:
             kept.add(number)
         order = sorted(kept)
         words = self.tensors[_NAMES["emb.word"]][order]
-        shape = BertConfig(**{**vars(self.config), "vocab_size": len(order)})
+        shape = replace(self.config, vocab_size=len(order))
         return SentenceModel(
             shape,
             [self.pieces[n] for n in order],
