@@ -1,4 +1,4 @@
-"""Measuring encoders and indexes: metrics as pure functions, image and caption sets, the report on nano."""
+"""Measuring encoders and indexes: metrics as pure functions; image and caption sets, runs, results, the leaderboard."""
 
 import lazy_loader
 

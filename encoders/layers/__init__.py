@@ -1,1 +1,1 @@
-"""Bare torch modules: Llama with adapter, EVA02, the vision tower of nano."""
+"""Bare torch modules: Llama with adapter, BERT, EVA02, EfficientNet-Lite."""
