@@ -76,7 +76,6 @@ PALETTE = {
     "white": (255, 255, 255),
     "black": (0, 0, 0),
 }
-EMOJI = dict(zip(PALETTE, "🍎🍏🫐🍋🥚🎱", strict=True))
 GERMAN = dict(
     zip(["rot", "grün", "blau", "gelb", "schwarz", "weiß"], [*[*PALETTE][:4], "black", "white"], strict=True)
 )
@@ -146,30 +145,7 @@ class ColourEncoder(Encoder):
 @pytest.fixture
 def colours():
     """The stub encoder and what it knows."""
-    return SimpleNamespace(Encoder=ColourEncoder, palette=PALETTE, emoji=EMOJI, german=GERMAN)
-
-
-@pytest.fixture
-def gallery_tar(tmp_path):
-    """Six images with English names, German names of which two are exchanged, and one scene."""
-
-    def make(name, style):
-        items = {}
-        for number, (word, rgb) in enumerate(PALETTE.items()):
-            german = list(GERMAN)[number]
-            names = {"en": word, "de": german} | ({"fr": "vert"} if word == "green" else {})
-            metadata = {
-                "caption": word,
-                "emoji": EMOJI[word],
-                "names": names,
-                "style": style,
-                "kind": "emoji",
-            }
-            items[f"{style}/{number}"] = (colour(rgb), metadata)
-        items["scene"] = (colour((9, 9, 9)), {"caption": "a scene", "kind": "scene", "style": style})
-        return write(tmp_path / name, items)
-
-    return make
+    return SimpleNamespace(Encoder=ColourEncoder, palette=PALETTE, german=GERMAN)
 
 
 @pytest.fixture
@@ -182,18 +158,10 @@ def scenes_tar(tmp_path):
         words = list(PALETTE)
         reverse = {english: german for german, english in GERMAN.items()}
         for left, right in itertools.permutations(words, 2):
-            other = next(word for word in words if word not in (left, right))
             english, german = (
                 f"{one}{middle} {two}" for one, two in ((left, right), (reverse[left], reverse[right]))
             )
-            metadata = {
-                "caption": english,
-                "captions": {"en": english, "de": german},
-                "kind": "scene",
-                "emoji": EMOJI[left] + EMOJI[right],
-                "objects": [left, right],
-                "twins": {"last": f"{left}{middle} {other}", "swap": f"{right}{middle} {left}"},
-            }
+            metadata = {"caption": english, "captions": {"en": english, "de": german}}
             items[f"{left}-{right}"] = (halves(PALETTE[left], PALETTE[right]), metadata)
         return write(tmp_path / name, items)
 
