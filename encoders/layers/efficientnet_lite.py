@@ -19,8 +19,6 @@ from torch import Tensor, nn
 
 from llm2clip.encoders.core.files import check_size
 
-STRIDE: Final = 32
-"""Pixels of the image along a side of one cell of the final grid."""
 HEAD_WIDTH: Final = 1280
 """Channels of the final grid, the same for all variants."""
 _STEM = 32

@@ -94,13 +94,6 @@ def query_times(
     ]
 
 
-def median_seconds(job: Callable[[], object], *, options: TimingOptions | None = None) -> float:
-    """Median time of a job over the rounds, after one call that is not counted."""
-    how = options or TimingOptions()
-    job()
-    return float(np.median([_seconds(job, how) for _ in range(how.rounds)]))
-
-
 def _best_rate(encode: Callable[[int], object], count: int, how: TimingOptions) -> tuple[float, int]:
     rates = {}
     for size in how.batch_sizes:
