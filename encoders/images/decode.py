@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from io import BytesIO
@@ -91,13 +91,20 @@ def decode(
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if its shorter side keeps ``draft`` pixels; the decoder averages
     blocks, so nothing aliases.
     """
-    content = content_of(source, max_pixels)
+    return decode_by(partial(decode_here, draft=draft, max_pixels=max_pixels), source, max_pixels=max_pixels)
+
+
+def decode_by(
+    work: Callable[[bytes | Image.Image], Decoded], source: ImageSource, *, max_pixels: int
+) -> Decoded:
+    """What ``work``, which can be pickled, makes of an image; in a process of its own if the image may be costly."""
+    content = _content_of(source, max_pixels)
     if isinstance(content, Image.Image) or is_cheap(content):
-        return decode_here(content, draft=draft, max_pixels=max_pixels)
-    return decode_apart(partial(decode_here, draft=draft, max_pixels=max_pixels), content)
+        return work(content)
+    return decode_apart(work, content)
 
 
-def content_of(source: ImageSource, max_pixels: int) -> bytes | Image.Image:
+def _content_of(source: ImageSource, max_pixels: int) -> bytes | Image.Image:
     """The encoded image, read from its file if there is one; an array, or an image of Pillow, as such an image."""
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)

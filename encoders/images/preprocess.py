@@ -20,9 +20,8 @@ from PIL import Image
 from llm2clip.encoders.core.dual_encoder import ImageTower, to_array
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
-from llm2clip.encoders.images.cost import is_cheap
-from llm2clip.encoders.images.decode import MAX_PIXELS, content_of, decode_here, to_rgb
-from llm2clip.encoders.images.guard import Decoded, decode_apart
+from llm2clip.encoders.images.decode import MAX_PIXELS, decode_by, decode_here, to_rgb
+from llm2clip.encoders.images.guard import Decoded
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -126,12 +125,8 @@ class Preprocess:
         self, source: ImageSource, *, draft: bool = False, max_pixels: int = MAX_PIXELS
     ) -> PreparedImage:
         """Decode an image and bring it to size; ``draft`` as in ``Encoder.prepare``. Thread-safe."""
-        content = content_of(source, max_pixels)
         work = partial(self._fitted, keep=_REDUCING_GAP * self.size if draft else 0, max_pixels=max_pixels)
-        if isinstance(content, Image.Image) or is_cheap(content):
-            done = work(content)
-        else:
-            done = decode_apart(work, content)
+        done = decode_by(work, source, max_pixels=max_pixels)
         return PreparedImage(
             pixels=np.array(done.image, dtype=np.uint8), width=done.width, height=done.height
         )
