@@ -19,7 +19,7 @@ from torch import Tensor
 from llm2clip.encoders.catalog.entries import Choice, LanguageModelEntry, find_language, language_models
 from llm2clip.encoders.catalog.hub import language_files, missing_files, resolve_files, update_files
 from llm2clip.encoders.core.base import Parity
-from llm2clip.encoders.core.dual_encoder import TextTower, to_array
+from llm2clip.encoders.core.dual_encoder import ReaderTower, to_array
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import (
     identity_settings,
@@ -222,7 +222,7 @@ def _reason(entry: LanguageModelEntry | None) -> str:
 
 
 @final
-class LlmTextTower(TextTower):
+class LlmTextTower(ReaderTower[TextReader]):
     """A language model with its tokenizer, and an adapter behind it unless its own states are wanted.
 
     Tokenizer, adapter and language model are each read when they are first needed.
@@ -239,7 +239,12 @@ class LlmTextTower(TextTower):
         half: bool = False,
     ) -> None:
         """``load_adapter`` is ``None`` for the states themselves; ``half`` rounds them to float16 first."""
-        super().__init__(lambda: source.plan.load(self._choice, device=device), device=device, dtype=choice)
+        super().__init__(
+            lambda: source.plan.load(self._choice, device=device),
+            reader=lambda: source.reader(parity),
+            device=device,
+            dtype=choice,
+        )
         self.source = source
         self.parity: Parity = parity
         self.half = half
@@ -264,11 +269,6 @@ class LlmTextTower(TextTower):
     def found(self) -> tuple[str, ...]:
         """What was inferred from the files, in words; downloads and opens them."""
         return self.source.found
-
-    @cached_property
-    def reader(self) -> TextReader:
-        """The tokenizer with its rules; read on first use."""
-        return self.source.reader(self.parity)
 
     @cached_property
     def adapter(self) -> TextAdapter | None:
