@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from llm2clip.encoders import Encoder
 
+_NANO = Path(str(resources.files("llm2clip.encoders"))) / "nano"
 CONTROLS_FILE = "controls.safetensors"
 """Adapters and projections of the variants, in nano's folder."""
 CONTROLS = ("no-cc", "english-words")
@@ -45,12 +46,6 @@ _FITTED = {
 """Tensor of an encoder folder -> its name in the controls."""
 FAMILIES = ("nano", *_FAMILIES)
 """The families of which :func:`make_random` can make one."""
-
-
-def encoder_folder(name: str) -> Path | None:
-    """Folder of an encoder given by path or by the name of a shipped one; ``None`` for any other name."""
-    shipped = Path(str(resources.files("llm2clip.encoders"))) / name
-    return next((one for one in (Path(name), shipped) if (one / "model.safetensors").is_file()), None)
 
 
 def control_blocks(name: str, *, blocks: int, trained: int) -> int:
@@ -83,7 +78,7 @@ def nano_control(name: str, folder: Path, *, source: Path | None = None) -> Enco
     from llm2clip.encoders import load_encoder
     from llm2clip.encoders.weights.int8_storage import unpack_int8
 
-    home = source or _nano()
+    home = source or _NANO
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     fitted = load_file(home / CONTROLS_FILE)
@@ -124,24 +119,17 @@ def make_random(family: str, folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def _nano() -> Path:
-    source = encoder_folder("nano")
-    assert source is not None, "nano is shipped with the package"
-    return source
-
-
 def _shuffle_nano(folder: Path) -> None:
     """The numbers within every tensor of nano shuffled: the same sizes and spreads, and nothing learnt."""
     import torch
     from safetensors.torch import load_file, save_file
 
-    source = _nano()
-    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    config = json.loads((source / "config.json").read_text(encoding="utf-8")) | {"name": "random-nano"}
+    shutil.copyfile(_NANO / "tokenizer.json", folder / "tokenizer.json")
+    config = json.loads((_NANO / "config.json").read_text(encoding="utf-8")) | {"name": "random-nano"}
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     mixed = {
         name: tensor.flatten()[torch.randperm(tensor.numel())].reshape(tensor.shape).contiguous()
-        for name, tensor in load_file(source / "model.safetensors").items()
+        for name, tensor in load_file(_NANO / "model.safetensors").items()
     }
     save_file(mixed, folder / "model.safetensors")
 
