@@ -19,6 +19,7 @@ from llm2clip.indexer.core.index_paths import (
     current_index,
     forget_index,
     known_indexes,
+    named_place,
     remember,
 )
 from llm2clip.indexer.lifecycle.delete import delete_index, index_files
@@ -169,6 +170,5 @@ def run_trust(index: Path) -> None:
     manifest = read_manifest(folder)
     remember(manifest.sources, encoder=manifest.encoder_source)
     for source in manifest.sources:
-        place = source.get("list") or source.get("shards") or source["root"]
-        print(escape_control(f"Images:  {place} ({source['kind']})"))
+        print(escape_control(f"Images:  {named_place(source)} ({source['kind']})"))
     print(escape_control(f"Encoder: {manifest.encoder_source}"))

@@ -63,6 +63,11 @@ def root_of(identity: Mapping[str, str]) -> str:
     return str(sample_folder()) if identity["kind"] == "sample" else identity["root"]
 
 
+def named_place(identity: Mapping[str, str]) -> str:
+    """What a user names to have a corpus read: its list, its shards, or its folder or URL."""
+    return identity.get("list") or identity.get("shards") or root_of(identity)
+
+
 def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:
     """The path or URL of an image, with ``#`` and its place in a container."""
     root = root_of(corpus)
@@ -275,10 +280,9 @@ def require_named(source: Mapping[str, str], *, index: Path) -> None:
     """
     if source["kind"] in _OWN_KINDS or _known(_mark(source)):
         return
-    place = source.get("list") or source.get("shards") or source["root"]
     raise IndexerError(
-        f"{index} was not built on this machine, and names the images in {place}: to let them be read, run  "
-        f"llm2clip-index trust {quote(str(index))}"
+        f"{index} was not built on this machine, and names the images in {named_place(source)}: to let them be read, "
+        f"run  llm2clip-index trust {quote(str(index))}"
     )
 
 

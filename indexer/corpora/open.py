@@ -13,7 +13,7 @@ from llm2clip.indexer.containers.parquet import TABLES, TableCorpus
 from llm2clip.indexer.containers.tar import SampleCorpus, TarCorpus
 from llm2clip.indexer.containers.zip import ZipCorpus
 from llm2clip.indexer.core.errors import CorpusError
-from llm2clip.indexer.core.index_paths import SAMPLE
+from llm2clip.indexer.core.index_paths import SAMPLE, named_place
 from llm2clip.indexer.corpora.folder import LISTS_BESIDE, FolderCorpus, note_of_list
 from llm2clip.indexer.corpora.list_file import STDIN, ListCorpus, StdinCorpus
 from llm2clip.indexer.records.files import VIDEOS, ending, image_endings
@@ -95,7 +95,7 @@ def reopen_corpus(identity: Mapping[str, str]) -> Corpus:
         )
     every = float(identity["every"]) if "every" in identity else None
     if "://" in identity["root"]:
-        return _remote(identity.get("list") or identity.get("shards") or identity["root"], every, spec=spec)
+        return _remote(named_place(identity), every, spec=spec)
     if kind == ListCorpus.kind:
         return ListCorpus(spec, Path(identity["list"]))
     if kind in _CONTAINERS:

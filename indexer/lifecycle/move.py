@@ -11,7 +11,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from llm2clip.indexer.core.errors import CorpusError, IndexerError
-from llm2clip.indexer.core.index_paths import known_indexes, remember
+from llm2clip.indexer.core.index_paths import known_indexes, named_place, remember
 from llm2clip.indexer.core.results import Report
 from llm2clip.indexer.lifecycle.commit import commit
 from llm2clip.indexer.storage.index_folder import check_files
@@ -132,7 +132,7 @@ def _moved(source: Mapping[str, str], old: str, new: str) -> dict[str, str] | No
     if source["kind"] == "sample" or not any(value is not None for value in changed.values()):
         return None
     whole = {**source, **{name: value for name, value in changed.items() if value is not None}}
-    return {**whole, "spec": whole.get("list") or whole.get("shards") or whole["root"]}
+    return {**whole, "spec": named_place(whole)}
 
 
 def _below(place: str, old: str, new: str) -> str | None:

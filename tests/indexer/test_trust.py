@@ -72,6 +72,12 @@ def test_an_index_of_another_machine_is_searched_and_not_read(index, encoder, el
     assert update_index(index, encoder=encoder).changed_anything is False
 
 
+def test_trust_shows_where_the_sample_lies(encoder, tmp_path, capsys):
+    build_index("sample:", tmp_path / "index", encoder=encoder)
+    run_trust(tmp_path / "index")
+    assert f"Images:  {index_paths.sample_folder()} (sample)\nEncoder: fake" in capsys.readouterr().out
+
+
 def test_a_moved_source_was_named_by_the_move(index, photos, elsewhere):
     elsewhere()
     shutil.move(photos, photos.parent / "renamed")
