@@ -59,28 +59,26 @@ def move_sources(
     place, target = _absolute(old), _absolute(new)
     with open_for_write(folder) as found:
         base = check_files(folder, found)
-        moved = [_moved(source, place, target) for source in base.sources]
-        numbers = [number for number, source in enumerate(moved) if source is not None]
+        moved, numbers = _with_moved(base, place, target)
         if not numbers:
             known = ", ".join(str(source.get("root") or source["spec"]) for source in base.sources[:3])
             raise IndexerError(f"no source of {folder} is below {place}: it has images of {known}")
         if "://" not in target and not os.path.exists(target):
             raise CorpusError(f"no such file or folder: {target}; expected the new place of {place}")
-        sources = tuple(new or dict(was) for new, was in zip(moved, base.sources, strict=True))
-        base = replace(base, sources=sources)
-        tried, there = _look(folder, base, frozenset(numbers))
+        tried, there = _look(folder, moved, numbers)
         if tried and not there:
             raise CorpusError(
                 f"none of the {tried:,} images that were looked for is below {target}: expected the folder that "
                 f"{place} became. Nothing was changed"
             )
-        remember(sources[number] for number in numbers)
-        with Transaction.begin(folder, base) as transaction:
+        places = [moved.sources[number] for number in sorted(numbers)]
+        remember(places)
+        with Transaction.begin(folder, moved) as transaction:
             manifest = commit(transaction, folder)
     return MoveReport(
         path=str(folder),
         items=manifest.items,
-        sources=tuple(str(sources[number].get("root")) for number in numbers),
+        sources=tuple(str(source.get("root")) for source in places),
         tried=tried,
         found=there,
         seconds=time.perf_counter() - began,
@@ -106,13 +104,7 @@ def moved_from(corpus: str | os.PathLike[str]) -> tuple[Path, str] | None:
             roots = {str(source.get("root", "")) for source in manifest.sources if source["kind"] == "folder"}
             for root in roots:
                 if root and not os.path.exists(root):
-                    sources = tuple(
-                        _moved(source, root, target) or dict(source) for source in manifest.sources
-                    )
-                    numbers = frozenset(
-                        n for n, each in enumerate(sources) if each != dict(manifest.sources[n])
-                    )
-                    moved = replace(manifest, sources=sources)
+                    moved, numbers = _with_moved(manifest, root, target)
                     tried, there = _look(path, moved, numbers, most=_COMPARED)
                     if tried and 2 * there > tried:
                         return path, root
@@ -124,6 +116,14 @@ def moved_from(corpus: str | os.PathLike[str]) -> tuple[Path, str] | None:
 def _absolute(place: str | os.PathLike[str]) -> str:
     spec = os.fspath(place)
     return spec.rstrip("/") if "://" in spec else os.path.abspath(os.path.expanduser(spec))
+
+
+def _with_moved(manifest: Manifest, old: str, new: str) -> tuple[Manifest, frozenset[int]]:
+    """A manifest with the sources below ``old`` at their new place, and their numbers."""
+    places = enumerate(_moved(source, old, new) for source in manifest.sources)
+    moved = {number: place for number, place in places if place is not None}
+    sources = tuple(moved.get(number, dict(was)) for number, was in enumerate(manifest.sources))
+    return replace(manifest, sources=sources), frozenset(moved)
 
 
 def _moved(source: Mapping[str, str], old: str, new: str) -> dict[str, str] | None:
