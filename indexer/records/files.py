@@ -49,7 +49,7 @@ VIDEOS = frozenset(f".{kind}" for kind in _VIDEOS.split())
 
 
 _OTHERS = """
-"7z a aac aae ai apk arrow ass bak bin bz2 c cdr cfg class cls conf cpp crdownload css csv db dll dmg doc
+7z a aac aae ai apk arrow ass bak bin bz2 c cdr cfg class cls conf cpp crdownload css csv db dll dmg doc
 docx dylib eps epub exe feather flac gz h h5 hdf5 htm html icns ico idx indd ini ipynb iso jar java js json
 jsonl lnk lock log lrv lst m4a mat md mp3 msi ndjson npy npz o obj odp ods odt ogg onnx opus otf parquet
 part pdf pickle pkl pl ply ppt pptx psd pt pth py pyc pyd rar raw rb rs rst rtf safetensors sh so sqlite srt

@@ -225,6 +225,7 @@ def test_folder_corpus_lists_every_visible_name_once(tmp_path_factory, names):
 def test_folder_corpus_knows_images_by_their_first_bytes(tmp_path):
     names = ["noending", "twitter.jpg_large", "tumblr.pnj", "wget.jpg?w=1024", "a.jpg!v1.2"]
     put_images(tmp_path, *names)
+    put_images(tmp_path, "of-an-image.zip", "of-an-image.7z")  # not opened
     for name in ("words", "words.jpg_large", "archive.zip", "words.docx"):
         (tmp_path / name).write_bytes(b"PK no image")
     (tmp_path / "scan.pgm").write_bytes(b"P5 2 1 255\n\0\xff")
