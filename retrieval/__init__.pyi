@@ -1,2 +1,2 @@
-from .query import UnknownLanguageWarning as UnknownLanguageWarning
+from .query.languages import UnknownLanguageWarning as UnknownLanguageWarning
 from .searcher import Searcher as Searcher

@@ -18,7 +18,7 @@ from llm2clip.common.terminal import graceful_interrupt, log_stderr
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.indexer.commands.session import progress_bar
 from llm2clip.indexer.core.index_paths import locate
-from llm2clip.retrieval.query import join
+from llm2clip.retrieval.query.expression import join
 from llm2clip.retrieval.results import (
     Answer,
     Query,

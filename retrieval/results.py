@@ -10,7 +10,8 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal
 
 from llm2clip.common.terminal import escape_control
-from llm2clip.retrieval.query import Term, guess_language, parse
+from llm2clip.retrieval.query.expression import Term, parse
+from llm2clip.retrieval.query.languages import guess_language
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, overload
 
 from llm2clip.indexer.core.errors import EncoderMismatchError, IndexerError
 from llm2clip.indexer.core.index_paths import Place, locate, require_named_encoder
-from llm2clip.retrieval.query import UnknownLanguageWarning, language_warning, weighted_sum
-from llm2clip.retrieval.query_text import cleaned
+from llm2clip.retrieval.query.cleaning import cleaned
+from llm2clip.retrieval.query.expression import weighted_sum
+from llm2clip.retrieval.query.languages import UnknownLanguageWarning, language_warning
 
 if TYPE_CHECKING:
     import numpy as np

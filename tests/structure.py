@@ -27,7 +27,7 @@ FOLDERS = {
         "lifecycle",
         "commands",
     ),
-    "retrieval": (".", "server"),
+    "retrieval": ("query", ".", "server"),
     "eval": (
         "metrics",
         "stats",

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from llm2clip.common.files import versions
-from llm2clip.retrieval.query import Term, parse
+from llm2clip.retrieval.query.expression import Term, parse
 from llm2clip.retrieval.server.batching import OverloadedError
 from llm2clip.retrieval.server.guard import Guard, error_body
 from llm2clip.retrieval.server.schemas import (

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
 from llm2clip.retrieval.gallery import small_webp
-from llm2clip.retrieval.query import ExpressionError, Term, weighted_sum
-from llm2clip.retrieval.query_text import cleaned
+from llm2clip.retrieval.query.cleaning import cleaned
+from llm2clip.retrieval.query.expression import ExpressionError, Term, weighted_sum
 from llm2clip.retrieval.server.batching import Batcher
 from llm2clip.retrieval.server.settings import ServerSettings
 from llm2clip.retrieval.server.telemetry import Telemetry

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.retrieval.query import ExpressionError, Term, join, parse, weighted_sum
+from llm2clip.retrieval.query.expression import ExpressionError, Term, join, parse, weighted_sum
 
 
 def text(value: str, weight: float = 1.0) -> Term:

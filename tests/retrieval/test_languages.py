@@ -12,7 +12,7 @@ from typer.testing import Result
 from llm2clip.encoders import FakeEncoder, list_encoders
 from llm2clip.encoders.core.base import EncoderInfo
 from llm2clip.retrieval import Searcher, UnknownLanguageWarning
-from llm2clip.retrieval.query import language_warning
+from llm2clip.retrieval.query.languages import language_warning
 
 from .conftest import Corpus
 

@@ -1,0 +1,1 @@
+"""What a query says: expressions, characters as they were meant, languages."""
