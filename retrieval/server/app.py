@@ -19,6 +19,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from llm2clip.common.files import versions
 from llm2clip.retrieval.query.expression import Term, parse
+from llm2clip.retrieval.query.languages import language_warning
 from llm2clip.retrieval.server.batching import OverloadedError
 from llm2clip.retrieval.server.guard import Guard, error_body
 from llm2clip.retrieval.server.schemas import (
@@ -111,7 +112,7 @@ def _add_search(app: FastAPI, service: SearchService) -> None:
         explained = None
         if request.explain:
             explained = await run_in_threadpool(_explain, service, terms, request.where)
-        return _search_answer(page, took, explained)
+        return _search_answer(page, took, _notes(service, terms), explained)
 
     @app.get("/v1/items/{item}")
     async def item(item: ItemId) -> HitModel:
@@ -180,13 +181,22 @@ def _unit(values: list[float]) -> NDArray[np.float32]:
     return (vector / length).astype(np.float32)
 
 
-def _search_answer(page: Page, took: dict[str, float], explained: list[str] | None) -> SearchAnswer:
+def _notes(service: SearchService, terms: Sequence[Term]) -> list[str]:
+    """A sentence for each language of the query that the encoder was not trained on."""
+    found = (language_warning(term.value, service.encoder.info) for term in terms if term.kind == "text")
+    return list(dict(note for note in found if note is not None).values())
+
+
+def _search_answer(
+    page: Page, took: dict[str, float], notes: list[str], explained: list[str] | None
+) -> SearchAnswer:
     return SearchAnswer(
         hits=[_hit(hit) for hit in page.hits],
         total=page.total,
         next_cursor=page.cursor,
         generation=page.generation,
         took_ms=took,
+        notes=notes,
         explain=explained,
     )
 

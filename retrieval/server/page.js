@@ -117,6 +117,7 @@ function show(answer, more) {
   const shown = state.hits.length.toLocaleString(), total = answer.total.toLocaleString();
   say(!state.hits.length ? (answer.total ? "Nothing found." : "No image passes the filter.")
     : `${shown} of ${total} images, best first; ${Math.round(took)} ms${state.cursor ? "" : "; no more"}`);
+  for (const note of answer.notes) $("status").append(document.createElement("br"), note);
 }
 
 function say(text, bad = false) { $("status").textContent = text; $("status").classList.toggle("bad", bad); }

@@ -79,6 +79,7 @@ class SearchAnswer(_Strict):
     next_cursor: str | None = Field(description="Cursor of the next page; null on the last.")
     generation: int = Field(description="Generation of the index that was searched.")
     took_ms: dict[str, float]
+    notes: list[str] = Field(description="Of languages in the query that the encoder was not trained on.")
     explain: list[str] | None = None
 
 

@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,17 @@ def test_search_equals_brute_force_for_texts_images_and_sums(served: Served):
     assert keys(wide) == served.ranked(red)[:9]
     named = served.search(query='image:"写真（１）"', images={"写真（１）": data_uri(file)}, limit=9)
     assert keys(named) == served.ranked(seven)[:9]
+
+
+def test_search_notes_languages_that_the_encoder_was_not_trained_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert served.search(query="一只狗")["notes"] == []
+    info = replace(served.encoder.info, name="clip-vit-b-32", languages=("en",))
+    monkeypatch.setattr(SlowEncoder, "info", info)
+    [note] = served.search(query='"一只狗" + "草地" - "red"')["notes"]
+    assert "looks Chinese, and clip-vit-b-32 was trained on English" in note
+    assert served.search(query="the dog and the cat")["notes"] == []
 
 
 def test_search_by_item_finds_images_like_it(served: Served):
