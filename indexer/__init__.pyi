@@ -16,6 +16,8 @@ from .core.results import BuildOptions as BuildOptions
 from .core.results import BuildReport as BuildReport
 from .core.results import ChangeReport as ChangeReport
 from .core.results import CompactReport as CompactReport
+from .core.results import Facet as Facet
+from .core.results import Facets as Facets
 from .core.results import Hit as Hit
 from .core.results import IndexInfo as IndexInfo
 from .core.results import Progress as Progress

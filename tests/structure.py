@@ -27,7 +27,7 @@ FOLDERS = {
         "lifecycle",
         "commands",
     ),
-    "retrieval": ("query", ".", "server"),
+    "retrieval": ("query", ".", "service", "server"),
     "eval": (
         "metrics",
         "stats",

@@ -51,6 +51,30 @@ class StoredVectors(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Facet:
+    """A value that some images have in common."""
+
+    value: str
+    """A year, a folder with its separator, or an ending."""
+    count: int
+    """How many have it."""
+    where: str
+    """The filter that they pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facets:
+    """How many images there are of each year, folder and type."""
+
+    years: tuple[Facet, ...]
+    """The newest first; images without a time are in none."""
+    folders: tuple[Facet, ...]
+    """Below the folder that holds all of the images, those with the most images first."""
+    types: tuple[Facet, ...]
+    """Endings of the files' names, the most frequent first."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildOptions:
     """How to build."""
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.core.errors import IndexDamagedError
-from llm2clip.indexer.filters.fields import COLUMNS, META, Value
+from llm2clip.indexer.filters.fields import COLUMNS, FIELDS, META, Value
 from llm2clip.indexer.filters.parser import Parser
 from llm2clip.indexer.filters.sandbox import REPAIRED, time_limit
 from llm2clip.indexer.filters.tokenizer import WhereError
@@ -92,6 +94,21 @@ class Where:
             values = (*there, *self.values)
         found = connection.execute(statement, values)
         return np.fromiter((row[0] for row in found), dtype=np.int64)
+
+
+def every(connection: sqlite3.Connection, fields: Sequence[str], *, commit: int) -> Iterator[tuple[Any, ...]]:
+    """Id and fields (of ``FIELDS``) of each image up to a generation, those removed by then included; the newest last.
+
+    Over a connection after ``guard``; ``IndexDamagedError`` if the items cannot be read.
+    """
+    columns = ", ".join(FIELDS[name].sql for name in fields)
+    # NaN is JSON to Python but not to SQLite, and earlier releases stored it.
+    columns = columns.replace(_JSON, _VALID_JSON)
+    statement = f"SELECT id, {columns} FROM items WHERE added <= ? ORDER BY id, added"
+    try:
+        yield from connection.execute(statement, (commit,))
+    except sqlite3.DatabaseError as error:
+        raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error
 
 
 def metadata_names(connection: sqlite3.Connection) -> list[str]:

@@ -26,9 +26,10 @@ from llm2clip.indexer.core.errors import (
     IndexNotFoundError,
 )
 from llm2clip.indexer.core.index_paths import require_named, uri_of
-from llm2clip.indexer.core.results import Hit, IndexInfo
+from llm2clip.indexer.core.results import Facets, Hit, IndexInfo
 from llm2clip.indexer.corpora.locator import read_located
 from llm2clip.indexer.filters.compile import compile_where, metadata_names
+from llm2clip.indexer.search.overview import Overview
 from llm2clip.indexer.storage.index_folder import describe_unfinished
 from llm2clip.indexer.storage.items_file import connect, number_in, sqlite
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, shown_metadata
@@ -251,6 +252,30 @@ class Index:
         """An image as a search for itself gives it, with rank 1 and score 1; None if there is none of that id."""
         rows = self.items.shown([id])
         return self._hits([(id, 1.0)], rows)[0] if rows else None
+
+    @cached_property
+    def _overview(self) -> Overview:
+        with self._filter_lock:
+            return Overview.read(self._filtering(), rows=self.manifest.rows, commit=self.manifest.generation)
+
+    def _passing(self, where: str | None) -> NDArray[np.int64]:
+        allowed = self.allowed(where)
+        return np.arange(self.manifest.rows) if allowed is None else np.flatnonzero(allowed)
+
+    def facets(self, *, where: str | None = None) -> Facets:
+        """How many images of each year, folder and type pass a filter; ``WhereError`` if it is not valid."""
+        return self._overview.facets(self._passing(where))
+
+    def newest(
+        self, *, limit: int, where: str | None = None, after: int | None = None
+    ) -> tuple[list[Hit], int]:
+        """At most ``limit`` images that pass a filter, by time, as ``hit`` gives them; and how many pass it.
+
+        The newest come first, or those that follow on the image of the id ``after``; those of unknown time come last.
+        """
+        passing = self._passing(where)
+        ids = self._overview.newest(passing, limit=limit, after=after).tolist()
+        return self._hits([(id, 1.0) for id in ids], self.items.shown(ids)), len(passing)
 
     def metadata_names(self) -> list[str]:
         """Names of the metadata, as written in filters: ``meta.author``, ..."""

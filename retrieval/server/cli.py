@@ -54,7 +54,7 @@ def serve(
     """Serve an index: web page, search API and OpenAI-compatible embeddings."""
     with one_line_errors(extra="serve"):
         from llm2clip.retrieval.server.run import run_server
-        from llm2clip.retrieval.server.settings import ServerSettings, token_of_environment
+        from llm2clip.retrieval.service.settings import ServerSettings, token_of_environment
 
         settings = ServerSettings(
             host=host,

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, final
 from urllib.parse import urlsplit
 
-from llm2clip.retrieval.server.settings import ServerSettings, is_loopback
-from llm2clip.retrieval.server.telemetry import Telemetry
+from llm2clip.retrieval.service.settings import ServerSettings, is_loopback
+from llm2clip.retrieval.service.telemetry import Telemetry
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -19,8 +19,10 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/page.js", "/page.css"})
-"""What needs no token: the page asks for one itself, and health checks have none."""
+PAGE_FILES = "/page/"
+"""Where the files of the page are."""
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})
+"""What needs no token, beside ``PAGE_FILES``: the page asks for one itself, and health checks have none."""
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -104,7 +106,8 @@ class Guard:
         if int(length[:20]) > self._settings.max_body:
             raise _too_large(self._settings.max_body)
         token = self._settings.token
-        if token is not None and scope["path"] not in OPEN_PATHS:
+        is_open = scope["path"] in OPEN_PATHS or scope["path"].startswith(PAGE_FILES)
+        if token is not None and not is_open:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
                 raise RefusedError(401, "no_token", "send the server's token as  Authorization: Bearer TOKEN")

@@ -10,7 +10,7 @@ from llm2clip.common.terminal import escape_control
 from llm2clip.retrieval.searcher import Searcher
 
 if TYPE_CHECKING:
-    from llm2clip.retrieval.server.settings import ServerSettings
+    from llm2clip.retrieval.service.settings import ServerSettings
 
 
 def run_server(settings: ServerSettings, *, index: str | None, encoder: str | None, device: str) -> None:
@@ -23,7 +23,7 @@ def run_server(settings: ServerSettings, *, index: str | None, encoder: str | No
     import uvicorn
 
     from llm2clip.retrieval.server.app import make_app
-    from llm2clip.retrieval.server.service import SearchService
+    from llm2clip.retrieval.service.search_service import SearchService
 
     listening = _listen(settings)
     with Searcher.open(index, encoder=encoder, device=device) as searcher:

@@ -6,6 +6,8 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 MOST_CHARACTERS = 100_000
@@ -55,13 +57,11 @@ class SearchRequest(_Strict):
         return self
 
 
-class HitModel(_Strict):
-    """An image found."""
+class ItemModel(_Strict):
+    """An image of the index."""
 
     id: int
     key: str
-    rank: int
-    score: float
     uri: str
     caption: str | None
     metadata: dict[str, Any]
@@ -71,6 +71,38 @@ class HitModel(_Strict):
     height: int
 
 
+class HitModel(ItemModel):
+    """An image found."""
+
+    rank: int
+    score: float
+
+
+class ItemsAnswer(_Strict):
+    """One page of the images that pass a filter, the newest first."""
+
+    items: list[ItemModel]
+    total: int = Field(description="Images that pass the filter.")
+    next_cursor: str | None = Field(description="Cursor of the next page; null on the last.")
+    generation: int = Field(description="Generation of the index.")
+
+
+class FacetModel(_Strict):
+    """A value that some images have in common."""
+
+    value: str = Field(description="A year, a folder with its separator, or the ending of a file's name.")
+    count: int
+    where: str = Field(description="The filter that these images pass.")
+
+
+class FacetsAnswer(_Strict):
+    """How many of the images that pass a filter are of each year, folder and type."""
+
+    years: list[FacetModel] = Field(description="The newest first.")
+    folders: list[FacetModel] = Field(description="Below the folder that holds all of these images.")
+    types: list[FacetModel]
+
+
 class SearchAnswer(_Strict):
     """One page of hits."""
 
@@ -78,8 +110,9 @@ class SearchAnswer(_Strict):
     total: int = Field(description="Images that pass the filter.")
     next_cursor: str | None = Field(description="Cursor of the next page; null on the last.")
     generation: int = Field(description="Generation of the index that was searched.")
+    language: str | None = Field(description="Probable language of the query's text, a BCP 47 tag.")
+    notes: list[str] = Field(description="What to know about the answer, such as a language not trained on.")
     took_ms: dict[str, float]
-    notes: list[str] = Field(description="Of languages in the query that the encoder was not trained on.")
     explain: list[str] | None = None
 
 
@@ -143,6 +176,15 @@ class ModelList(_Strict):
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
+
+
+def unit(values: list[float]) -> NDArray[np.float32]:
+    """A vector scaled to unit length. Shape: (len(values),), float32; ``ValueError`` if it has no length."""
+    vector = np.asarray(values, dtype=np.float64)
+    length = float(np.linalg.norm(vector))
+    if not np.isfinite(length) or length == 0:
+        raise ValueError("vector must have a finite length above 0")
+    return (vector / length).astype(np.float32)
 
 
 def decode_data_uri(uri: str) -> bytes:

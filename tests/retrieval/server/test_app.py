@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import socket
 import threading
 import time
@@ -26,8 +27,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import build_index, update_index
 from llm2clip.retrieval.server.app import make_app
-from llm2clip.retrieval.server.service import SearchService
-from llm2clip.retrieval.server.settings import ServerSettings
+from llm2clip.retrieval.service.search_service import SearchService
+from llm2clip.retrieval.service.settings import ServerSettings
 
 COUNT = 40
 
@@ -125,7 +126,9 @@ def test_search_notes_languages_that_the_encoder_was_not_trained_on(
     assert served.search(query="一只狗")["notes"] == []
     info = replace(served.encoder.info, name="clip-vit-b-32", languages=("en",))
     monkeypatch.setattr(SlowEncoder, "info", info)
-    [note] = served.search(query='"一只狗" + "草地" - "red"')["notes"]
+    answer = served.search(query='"一只狗" + "草地" - "red"')
+    [note] = answer["notes"]
+    assert answer["language"] == "zh"
     assert "looks Chinese, and clip-vit-b-32 was trained on English" in note
     assert served.search(query="the dog and the cat")["notes"] == []
 
@@ -197,11 +200,8 @@ def test_search_says_what_is_wrong(served: Served, request_: dict[str, Any], sta
 def test_items_give_image_thumbnail_and_metadata(served: Served):
     hit = served.search(query="red", limit=1)["hits"][0]
     path = f"/v1/items/{hit['id']}"
-    assert {**served.ask("GET", path).json(), "score": None, "rank": None} == {
-        **hit,
-        "score": None,
-        "rank": None,
-    }
+    known = served.ask("GET", path).json()
+    assert known == {name: hit[name] for name in hit if name not in ("rank", "score")}
     original = served.ask("GET", f"{path}/image")
     assert original.content == (served.corpus / hit["key"]).read_bytes()
     assert original.headers["content-type"] == "image/png"
@@ -213,6 +213,33 @@ def test_items_give_image_thumbnail_and_metadata(served: Served):
     lost = served.ask("GET", f"{path}/image")
     assert (lost.status_code, lost.json()["error"]["code"]) == (404, "image_lost")
     assert str(served.corpus) not in lost.text
+
+
+def test_items_list_every_image_the_newest_first(served: Served):
+    for number in range(COUNT):
+        os.utime(served.corpus / f"{number:02}.png", (1e9 + number % 7, 1e9 + number % 7))
+    update_index(served.path, encoder=served.encoder)
+
+    async def test(client: httpx.AsyncClient, service: SearchService) -> list[str]:
+        found: list[str] = []
+        cursor: dict[str, str] = {}
+        for _ in range(9):
+            answer = (await client.get("/v1/items", params={"limit": 9, **cursor})).json()
+            assert answer["total"] == COUNT
+            found += [item["key"] for item in answer["items"]]
+            if answer["next_cursor"] is None:
+                return found
+            cursor = {"cursor": answer["next_cursor"]}
+        raise AssertionError("the pages do not end")
+
+    by_time = sorted(range(COUNT), key=lambda number: -(number % 7))
+    assert served.run(test) == [f"{number:02}.png" for number in by_time]
+
+
+def test_facets_count_images_that_pass_the_filter(served: Served):
+    found = served.ask("GET", "/v1/facets", params={"where": "key < '10'"}).json()
+    assert [(facet["value"], facet["count"]) for facet in found["types"]] == [("png", 10)]
+    assert served.ask("GET", "/v1/facets", params={"where": "key <"}).status_code == 400
 
 
 def test_items_that_are_removed_or_unknown_are_not_found(served: Served):
@@ -337,7 +364,7 @@ def test_embeddings_answer_the_official_client(served: Served, running: str):
 
 
 def test_page_asks_no_other_host(running: str):
-    for path in ("/", "/page.js", "/page.css"):
+    for path in ("/", "/page/page.js", "/page/page.css"):
         response = httpx.get(running + path)
         assert response.status_code == 200
         assert "http://" not in response.text.replace("http://www.w3.org", "")

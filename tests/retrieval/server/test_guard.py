@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from llm2clip.retrieval.server.guard import Guard
-from llm2clip.retrieval.server.settings import ServerSettings
-from llm2clip.retrieval.server.telemetry import Telemetry
+from llm2clip.retrieval.service.settings import ServerSettings
+from llm2clip.retrieval.service.telemetry import Telemetry
 
 TOKEN = "a token of some length"
 

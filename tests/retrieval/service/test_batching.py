@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm2clip.retrieval.server.batching import Batcher, OverloadedError
+from llm2clip.retrieval.service.batching import Batcher, OverloadedError
 
 
 class Worker:

@@ -8,19 +8,20 @@ import binascii
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from llm2clip.retrieval.gallery import small_webp
 from llm2clip.retrieval.query.cleaning import cleaned
 from llm2clip.retrieval.query.expression import ExpressionError, Term, weighted_sum
-from llm2clip.retrieval.server.batching import Batcher
-from llm2clip.retrieval.server.settings import ServerSettings
-from llm2clip.retrieval.server.telemetry import Telemetry
+from llm2clip.retrieval.service.batching import Batcher
+from llm2clip.retrieval.service.live_index import LiveIndex
+from llm2clip.retrieval.service.settings import ServerSettings
+from llm2clip.retrieval.service.telemetry import Telemetry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,17 +44,6 @@ class NoSuchItemError(ValueError):
 
 
 @final
-@dataclass(eq=False)
-class _Opened:
-    """An open generation of the index, and how many requests use it."""
-
-    index: Index
-    stamp: tuple[int, int, int]
-    users: int = 0
-    retired: bool = False
-
-
-@final
 @dataclass(frozen=True, kw_only=True)
 class Page:
     """One page of an answer."""
@@ -68,10 +58,29 @@ class Page:
     """Generation of the index that was searched."""
 
 
+class _Lookup(NamedTuple):
+    """A vector to search with. Shape: (dim,), float32."""
+
+    vector: NDArray[np.float32]
+    wanted: int
+    where: str | None
+
+
+class _Found(NamedTuple):
+    """What a search gave, in which generation, and how many images pass the filter."""
+
+    hits: Sequence[Hit]
+    total: int
+    generation: int
+
+
 @final
 @dataclass
 class SearchService:
-    """One index, its encoder, and queries to them. All methods but ``vector`` may be called from any thread."""
+    """One index, its encoder, and queries to them.
+
+    Coroutines are for one event loop; the rest may be called from any thread.
+    """
 
     path: Path
     """Folder of the index."""
@@ -84,70 +93,37 @@ class SearchService:
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
-        self._current = self._open()
+        self._live = LiveIndex(self.path, encoder=self.encoder, device=self.device, telemetry=self.telemetry)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._scans = ThreadPoolExecutor(1, thread_name_prefix="scan")
         self._texts: Batcher[str, NDArray[np.float32]] = self._batcher("text", self._encode_texts)
         self._images: Batcher[bytes, NDArray[np.float32]] = self._batcher("image", self._encode_images)
-        self.telemetry.queue.set_function(lambda: self._texts.waiting + self._images.waiting)
+        self._lookups: Batcher[_Lookup, _Found] = self._batcher("search", self._find, executor=self._scans)
+        batchers = self._texts, self._images, self._lookups
+        self.telemetry.queue.set_function(lambda: sum(batcher.waiting for batcher in batchers))
         self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
         self._thumbnails: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
 
-    def _batcher(self, kind: str, work: Callable[[Sequence[Any]], Sequence[Any]]) -> Batcher[Any, Any]:
+    def _batcher(
+        self,
+        kind: str,
+        work: Callable[[Sequence[Any]], Sequence[Any]],
+        *,
+        executor: ThreadPoolExecutor | None = None,
+    ) -> Batcher[Any, Any]:
         settings = self.settings
         return Batcher(
             work,
-            executor=self._pool,
+            executor=executor or self._pool,
             max_batch=settings.max_batch,
             max_wait=settings.max_wait,
             max_queue=settings.max_queue,
             on_batch=lambda size: self.telemetry.batches.labels(kind).observe(size),
         )
 
-    # --- the index -------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def index(self) -> Iterator[Index]:
+    def index(self) -> AbstractContextManager[Index]:
         """The newest generation of the index; an older one stays open for as long as a request uses it."""
-        with self._lock:
-            self._renew()
-            opened = self._current
-            opened.users += 1
-        try:
-            yield opened.index
-        finally:
-            with self._lock:
-                opened.users -= 1
-                if opened.retired and not opened.users:
-                    opened.index.close()
-
-    def _open(self) -> _Opened:
-        from llm2clip.indexer import open_index
-
-        stamp = self._stamp()
-        index = open_index(self.path, device=self.device)
-        index.require_encoder(self.encoder.info)
-        self.telemetry.generation.set(index.manifest.generation)
-        self.telemetry.images.set(len(index))
-        return _Opened(index, stamp)
-
-    def _stamp(self) -> tuple[int, int, int]:
-        status = (self.path / "manifest.json").stat()
-        return status.st_ino, status.st_mtime_ns, status.st_size
-
-    def _renew(self) -> None:
-        """Open a new generation if there is one; the old one answers on where the new one cannot be opened."""
-        try:
-            if self._stamp() == self._current.stamp:
-                return
-            renewed = self._open()
-        except (OSError, ValueError):
-            self.telemetry.rejected.labels("index_unreadable").inc()
-            return
-        old, self._current = self._current, renewed
-        old.retired = True
-        if not old.users:
-            old.index.close()
-        self._thumbnails.clear()
+        return self._live.newest()
 
     # --- queries ---------------------------------------------------------------------------------------------------
 
@@ -219,7 +195,7 @@ class SearchService:
 
     # --- answers ---------------------------------------------------------------------------------------------------
 
-    def search(
+    async def search(
         self,
         vector: NDArray[np.float32],
         *,
@@ -232,24 +208,52 @@ class SearchService:
         """One page of the images nearest to a unit vector. Shape: (dim,), float32.
 
         Pages are cut by score and id, so that no image is shown twice, also where the index changes between them.
-        ``took`` as for ``vector``.
+        Searches without a filter that arrive together share a scan. ``took`` as for ``vector``.
 
         Raises:
+            OverloadedError: Too many queries wait.
             ValueError: The filter or the cursor is invalid.
         """
         seen, last = _read_cursor(cursor) if cursor else (0, None)
-        with self.telemetry.stage("search", took), self.index() as index:
-            allowed = index.allowed(where)
-            total = len(index) if where is None else int(allowed.sum()) if allowed is not None else 0
-            wanted = min(seen + limit + 1, total, MOST_PAGED)
-            hits = index.search(vector[None], k=wanted, where=where)[0] if wanted else []
-            generation = index.manifest.generation
+        lookup = _Lookup(vector, min(seen + limit + 1, MOST_PAGED), where)
+        with self.telemetry.stage("search", took):
+            if where is None:
+                found = await self._lookups.submit(lookup)
+            else:  # a slow filter holds up no other search
+                (found,) = await asyncio.to_thread(self._find, [lookup])
+        hits: Sequence[Hit] = found.hits
         if last is not None:
             hits = [hit for hit in hits if (-hit.score, hit.id) > (-last[0], last[1])]
         if min_score is not None:
             hits = [hit for hit in hits if hit.score >= min_score]
         page, more = hits[:limit], len(hits) > limit
         following = _write_cursor(seen + len(page), page[-1]) if more and page else None
+        return Page(hits=page, total=found.total, cursor=following, generation=found.generation)
+
+    def _find(self, lookups: Sequence[_Lookup]) -> Sequence[_Found]:
+        """The hits of lookups of one filter, by one scan."""
+        import numpy as np
+
+        where, most = lookups[0].where, max(lookup.wanted for lookup in lookups)
+        with self.index() as index:
+            allowed = index.allowed(where)
+            total = len(index) if where is None or allowed is None else int(allowed.sum())
+            vectors = np.stack([lookup.vector for lookup in lookups])
+            found = index.search(vectors, k=min(most, total), where=where) if total else [[] for _ in lookups]
+            generation = index.manifest.generation
+        return [
+            _Found(hits[: lookup.wanted], total, generation)
+            for lookup, hits in zip(lookups, found, strict=True)
+        ]
+
+    def newest(self, *, limit: int, where: str | None, cursor: str | None) -> Page:
+        """One page of the images that pass a filter, the newest first; ``ValueError`` as for ``search``."""
+        seen, last = _read_cursor(cursor) if cursor else (0, None)
+        with self.index() as index:
+            hits, total = index.newest(limit=limit + 1, where=where, after=last[1] if last else None)
+            generation = index.manifest.generation
+        page = hits[:limit]
+        following = _write_cursor(seen + limit, page[-1]) if len(hits) > limit else None
         return Page(hits=page, total=total, cursor=following, generation=generation)
 
     def thumbnail(self, item: int, *, side: int) -> bytes:
@@ -295,11 +299,10 @@ class SearchService:
         """End the encoder's thread and close the index."""
         await self._texts.close()
         await self._images.close()
-        self._pool.shutdown(wait=True, cancel_futures=True)
-        with self._lock:
-            self._current.retired = True
-            if not self._current.users:
-                self._current.index.close()
+        await self._lookups.close()
+        for pool in (self._pool, self._scans):
+            pool.shutdown(wait=True, cancel_futures=True)
+        self._live.close()
 
 
 def _require_item(index: Index, item: int) -> Hit:
