@@ -284,9 +284,11 @@ def test_features_command_writes_and_reports(tmp_path: Path):
     command += ["--out", str(tmp_path / "f"), "--encoder", "nano", "--device", "cpu", "--threads", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path / 'f'}: 2 captions as vectors by nano, dimension 256\n"
-    expected = load_encoder("nano", device="cpu").encode_texts(["a red fruit", "ein Hund"])
-    np.testing.assert_array_equal(CaptionFeatures(tmp_path / "f").rows(0, 2), expected.astype(np.float16))
+    assert done.stdout == f"{tmp_path / 'f'}: 2 captions as states of nano, dimension 384\n"
+    nano = load_encoder("nano", device="cpu")
+    vectors = nano.encode_features(CaptionFeatures(tmp_path / "f").rows(0, 2).astype(np.float32))
+    expected = nano.encode_texts(["a red fruit", "ein Hund"])
+    np.testing.assert_allclose((vectors * expected).sum(1), 1, atol=1e-5)
     wrong = CliRunner().invoke(app, [*command[3:], "--dtype", "float64"])
     assert (wrong.exit_code, wrong.stdout) == (1, "")
     assert wrong.stderr.startswith("error: unknown dtype 'float64'")

@@ -20,6 +20,7 @@ import numpy as np
 
 from llm2clip.common.files import file_sha256, write_atomic
 from llm2clip.encoders import DualEncoder, Encoder
+from llm2clip.encoders.llm2clip.encoder_folder import FolderTextTower
 from llm2clip.encoders.text.llm_text_tower import LlmTextTower
 from llm2clip.train.caption_cache.sources import Caption, CaptionError, caption_files, read_captions
 from llm2clip.train.caption_cache.store import (
@@ -84,6 +85,10 @@ def maker_of(encoder: Encoder) -> Maker:
         width = tower.source.width or tower.source.plan.config.hidden_size
         identity["held_as"] = tower.dtype
         return Maker(kind="states", identity=identity, dim=width, make=encoder.language_features)
+    if isinstance(encoder, DualEncoder) and isinstance(tower, FolderTextTower):
+        width = tower.module().language_model.config.hidden_size
+        said = encoder.info.identity()
+        return Maker(kind="states", identity=said, dim=width, make=encoder.language_features)
     return Maker(
         kind="vectors", identity=encoder.info.identity(), dim=encoder.info.dim, make=encoder.encode_texts
     )
