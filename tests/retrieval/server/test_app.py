@@ -267,7 +267,7 @@ def test_embeddings_answer_the_official_client(served: Served, running: str):
 
 
 def test_page_asks_no_other_host(running: str):
-    for path in ("/", "/page/page.js", "/page/page.css"):
+    for path in ("/", "/page/main.js", "/page/api.js", "/page/page.css", "/page/icon.svg"):
         response = httpx.get(running + path)
         assert response.status_code == 200
         assert "http://" not in response.text.replace("http://www.w3.org", "")
