@@ -182,6 +182,11 @@ def format_bytes(size: float) -> str:
     return f"{size:,.0f} bytes"
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things for messages: ``"1 image"``, ``"2,000 images"``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 DISTRIBUTION = "llm2clip-retrieval"
 """What this package is called where it is installed from."""
 _FALLBACK = 4 * 10**9

@@ -14,6 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Literal
 
+from llm2clip.common.files import counted
 from llm2clip.common.terminal import graceful_interrupt, log_stderr
 from llm2clip.encoders.core.errors import ImageError
 from llm2clip.indexer.commands.session import progress_bar
@@ -258,7 +259,7 @@ def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -
     """Write answers as an HTML gallery; return its absolute path."""
     from llm2clip.retrieval.gallery import write_gallery
 
-    subtitle = f"{len(searcher):,} images, encoder {searcher.encoder.info.name}"
+    subtitle = f"{counted(len(searcher), 'image')}, encoder {searcher.encoder.info.name}"
     return write_gallery(path, answers, read_image=searcher.read_image, subtitle=subtitle)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm2clip.common.files import write_output
+from llm2clip.common.files import counted, write_output
 from llm2clip.common.terminal import escape_control, graceful_interrupt, log_stderr, one_line_errors
 from llm2clip.eval.commands.options import (
     CacheOption,
@@ -152,7 +152,7 @@ def _show(reports: Sequence[ClassReport], json_file: Path | None) -> None:
     for report in reports:
         result, who = report.result, escape_control(f"{report.encoder['label']} on {report.task}")
         if isinstance(result, Classification):
-            typer.echo(f"{who}: {result.images:,} images, {result.classes:,} classes")
+            typer.echo(f"{who}: {counted(result.images, 'image')}, {result.classes:,} classes")
             rows = [("top-1", result.top1), ("top-5", result.top5)]
             typer.echo(f"  {'mean over classes':<18} {100 * result.per_class:5.1f} %")
         else:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from llm2clip.common.files import counted
 from llm2clip.eval.datasets.protocols import COUNTED, Counts, Protocol, declared
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.indexer.records.files import read_span
@@ -223,9 +224,9 @@ class UncheckedSet:
             self.notes.append(_NUMBERED)
         notes = [*self.notes, *self.lacking]
         if missing:
-            notes.append(f"{len(missing):,} of {len(self.images):,} images are missing: {some(missing)}")
+            notes.append(f"{len(missing):,} of {counted(len(self.images), 'image')} missing: {some(missing)}")
         if self.empty:
-            notes.append(f"{len(self.empty):,} captions are empty and left out: {some(self.empty)}")
+            notes.append(f"{counted(len(self.empty), 'caption')} without words, left out: {some(self.empty)}")
         if protocol is not None:
             notes += self._differences(protocol, language)
         linked = self._linked({ref.key: number for number, ref in enumerate(present)}, label)

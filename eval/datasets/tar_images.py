@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llm2clip.common.files import counted
 from llm2clip.indexer.containers.tar import TarCorpus
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import read_span
@@ -120,7 +121,7 @@ def read_captioned(
         owner += [number] * len(own)
     if not texts:
         wanted = f"captions or names in language '{language}'" if language else "captions"
-        raise DatasetError(f"{tars[0]} has {len(images)} images but no text, expected {wanted}")
+        raise DatasetError(f"{tars[0]} has {counted(len(images), 'image')} but no text, expected {wanted}")
     title = name or Path(tars[0]).stem + (f"-{language}" if language else "")
     return CaptionedImages(
         name=title, images=tuple(images), texts=tuple(texts), positives=np.asarray(owner, dtype=np.int64)

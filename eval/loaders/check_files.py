@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llm2clip.common.files import counted
 from llm2clip.eval.datasets.protocols import Counts, Protocol, Source, find_protocol, protocol_ids, source
 from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet, ids_sha256, some
 from llm2clip.eval.datasets.tar_images import DatasetError
@@ -162,7 +163,7 @@ def _read(
     state, notes = "complete" if found.complete else "partial", found.notes
     if decoded is not None and (damaged := _damaged(found, decoded)):
         state = "unusable"
-        notes = (*notes, f"{len(damaged):,} images cannot be decoded: {some(damaged)}")
+        notes = (*notes, f"{counted(len(damaged), 'image')} cannot be decoded: {some(damaged)}")
     return SetReport(
         language=language,
         state=state,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from llm2clip.common.files import counted
 from llm2clip.eval.datasets.retrieval_set import UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines
@@ -59,7 +60,7 @@ def flickr30k_cn(layout: Layout) -> UncheckedSet:
             stripped += plain != text
             unchecked.caption(plain, name, where=f"{path}, image {name}")
     if stripped:
-        unchecked.notes.append(f"part-of-speech tags were removed from {stripped:,} captions")
+        unchecked.notes.append(f"part-of-speech tags were removed from {counted(stripped, 'caption')}")
     return unchecked
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from llm2clip.common.files import counted
 from llm2clip.eval.datasets.retrieval_set import UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, read_json, read_lines, take
@@ -80,7 +81,7 @@ def comma_lines(layout: Layout, path: Path) -> list[tuple[str, str]]:
             raise DatasetError(f"{path}, line {number}: got {line[:40]!r}, expected 'image.jpg,caption'")
     if quoted:
         layout.unchecked.notes.append(
-            f"the file's quotation marks were removed from {quoted:,} captions with commas"
+            f"the file's quotation marks were removed from {counted(quoted, 'caption')} with commas"
         )
     return found
 

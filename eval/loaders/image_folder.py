@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from llm2clip.common.files import counted
 from llm2clip.eval.datasets.protocols import declared
 from llm2clip.eval.datasets.retrieval_set import ImageRef, RetrievalSet, UncheckedSet, some
 from llm2clip.eval.datasets.tar_images import DatasetError, flat_texts
@@ -56,16 +57,18 @@ def load_data(path: str | Path, *, language: str | None = None, name: str | None
             kinds[kind] += 1
     if found.empty:
         raise DatasetError(
-            f"{title}: {len(found.empty):,} captions are empty, expected words: {some(found.empty)}. Write them, or "
+            f"{title}: {counted(len(found.empty), 'caption')} without words: {some(found.empty)}. Write them, or "
             "remove their files: images without a caption stay in the gallery"
         )
     if not found.captions:
         raise DatasetError(_without_captions(path, records, language))
     if bare := len(records) - len({key for _, keys in found.captions for key in keys}):
-        found.notes.append(f"{bare:,} of {len(records):,} images have no caption and stay in the gallery")
+        found.notes.append(
+            f"{bare:,} of {counted(len(records), 'image')} without a caption, kept in the gallery"
+        )
     if orphans:
         found.notes.append(
-            f"{len(orphans):,} caption files have no image of their name, and are not used: {some(orphans)}"
+            f"{counted(len(orphans), 'caption file')} without an image of that name, not used: {some(orphans)}"
         )
     if named := [(kind, number) for kind, number in kinds.most_common() if kind]:
         found.notes.append("captions by kind: " + ", ".join(f"{kind} {number:,}" for kind, number in named))
@@ -139,13 +142,15 @@ def _by_language(record: Record) -> Mapping[str, Any]:
 
 def _without_captions(path: str | Path, records: list[Record], language: str | None) -> str:
     if not any(record.caption or _by_language(record) for record in records):
-        return f"{path} has {len(records):,} images and no captions: put NAME.txt beside NAME.jpg"
+        return f"{path} has {counted(len(records), 'image')} and no captions: put NAME.txt beside NAME.jpg"
     languages = Counter(key for record in records for key in _by_language(record))
-    there = ", ".join(f"{key} ({number:,} images)" for key, number in languages.most_common()) or "none"
+    there = (
+        ", ".join(f"{key} ({counted(number, 'image')})" for key, number in languages.most_common()) or "none"
+    )
     wanted = (
         f"captions in '{language}'" if language else "captions without a language, or a language to be chosen"
     )
-    return f"{path} has {len(records):,} images, expected {wanted}; languages there: {there}"
+    return f"{path} has {counted(len(records), 'image')}, expected {wanted}; languages there: {there}"
 
 
 def _check_sidecars(records: Sequence[Record], root: Path) -> tuple[set[str], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from llm2clip.common.files import counted
 from llm2clip.eval.datasets.retrieval_set import UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, json_list, read_json, read_text, take
@@ -25,7 +26,9 @@ def sharegpt4v(layout: Layout) -> UncheckedSet:
             )
         turns = entry(record, "conversations", kind=list, where=where)
         if len(turns) < 2:
-            raise DatasetError(f"{where}: got {len(turns)} turns, expected a question and its answer")
+            raise DatasetError(
+                f"{where}: got {counted(len(turns), 'turn')}, expected a question and its answer"
+            )
         text = entry(take(turns[1], dict, where=where), "value", kind=str, where=where)
         unchecked.image(name, image(folder, name), where=where)
         unchecked.caption(text.replace("\n", " "), name, where=where)
@@ -50,7 +53,9 @@ def urban1k(layout: Layout) -> UncheckedSet:
         unchecked.caption(first.removesuffix("\r"), name, where=str(path))
     unchecked.files[layout.names("captions")[0]] = files_hash(read)
     if longer:
-        unchecked.notes.append(f"{len(longer):,} caption files have more lines; only the first is used")
+        unchecked.notes.append(
+            f"{counted(len(longer), 'caption file')} with more lines; only the first is used"
+        )
     return unchecked
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from llm2clip.common.files import counted
 from llm2clip.eval.datasets.retrieval_set import ImageRef, UncheckedSet
 from llm2clip.eval.datasets.tar_images import DatasetError
 from llm2clip.eval.loaders.annotations import entry, json_lines, read_lines, take
@@ -28,7 +29,7 @@ def xm3600(layout: Layout) -> UncheckedSet:
         total += sum(len(every) for every in each if isinstance(every, list))
     expected = layout.protocol.total_captions
     if expected is not None and total != expected:
-        said = f"got {total:,} captions in all languages together, expected {expected:,}"
+        said = f"got {counted(total, 'caption')} in all languages together, expected {expected:,}"
         if total > expected:
             raise DatasetError(f"{path}: {said}: another version of the file")
         unchecked.lacking.append(said)
@@ -46,7 +47,7 @@ def aligned(layout: Layout) -> UncheckedSet:
         columns.append(lines := read_lines(path))
         if len(lines) != len(names):
             raise DatasetError(
-                f"{path}: got {len(lines):,} lines, expected {len(names):,}, one for each line of {names_path}"
+                f"{path}: got {counted(len(lines), 'line')}, expected {len(names):,}, one for each line of {names_path}"
             )
     for number, name in enumerate(names):
         file = name if ending(name) else f"{name}.jpg"

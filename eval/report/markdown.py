@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 
+from llm2clip.common.files import counted
 from llm2clip.common.terminal import escape_control
 from llm2clip.eval.report.leaderboard import DIRECTIONS, KS, Board, Cell, LanguageRow, Row, Table, title_of
 from llm2clip.eval.results.published_numbers import Comparison, licence_note
@@ -69,11 +70,6 @@ def markdown(board: Board, *, limit: int) -> str:
     heads = ("encoder", "set", "encoder hash", "preprocessing", "precision", "set hash", "code", "date")
     parts += _md_table(heads, map(_provenance, board.results))
     return "\n".join([*parts, licence_note(), ""])
-
-
-def counted(number: int, what: str) -> str:
-    """``1 image``, ``2 images``."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def heading(table: Table) -> str:

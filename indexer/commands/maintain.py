@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from llm2clip.common.files import format_bytes
+from llm2clip.common.files import counted, format_bytes
 from llm2clip.common.terminal import log_stderr
 from llm2clip.indexer.commands.session import SHOWN, images, load, place_of, print_report, source_of, working
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
@@ -78,10 +78,8 @@ def print_change(report: ChangeReport, *, as_json: bool, hint: Sequence[str] = (
     }
     parts = ", ".join(f"{count:,} {what}" for what, count in named.items() if count)
     lines = [f"{images(report.items)} in the index: {parts or 'none'}."]
-    if report.moved == 1:
-        lines.append("1 image was moved: it counts as new and as removed.")
-    elif report.moved:
-        lines.append(f"{report.moved:,} images were moved: they count as new and as removed.")
+    if report.moved:
+        lines.append(f"{images(report.moved)} moved: counted as new and as removed.")
     if report.changed_anything:
         kept = f", {report.reused:,} reused (same content)" if report.reused else ""
         done = f"{report.embedded:,} embedded{kept}, in " if report.embedded or kept else "Took "
@@ -100,7 +98,7 @@ def run_compact(index: Path | None, *, as_json: bool) -> None:
     """Compact an index and print what that saved."""
     report = compact_index(place_of(index))
     sizes = f"{format_bytes(report.bytes_before)} before, {format_bytes(report.bytes_after)} now"
-    dropped = f"{report.dropped:,} vector{'' if report.dropped == 1 else 's'}"
+    dropped = counted(report.dropped, "vector")
     lines = [f"{images(report.items)} in the index; {dropped} removed; {sizes}; {report.seconds:,.1f} s."]
     print_report(report, as_json=as_json, lines=lines, notes=report.notes)
 

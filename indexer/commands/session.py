@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llm2clip.common.files import counted
 from llm2clip.common.terminal import escape_control, graceful_interrupt, log_stderr
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import IndexerError, IndexNotFoundError
@@ -155,7 +156,7 @@ def print_report(report: Any, *, as_json: bool, lines: Sequence[str], notes: Seq
 
 def images(count: int) -> str:
     """A number of images in words."""
-    return f"{count:,} image{'' if count == 1 else 's'}"
+    return counted(count, "image")
 
 
 VARIABLE = "LLM2CLIP_ENCODER"

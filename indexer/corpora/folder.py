@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final, NamedTuple, final
 
+from llm2clip.common.files import counted
 from llm2clip.indexer.containers.container import Container
 from llm2clip.indexer.records.files import (
     VIDEOS,
@@ -121,9 +122,7 @@ class FolderCorpus(Corpus):
         if self._litter:
             count = self._litter.total()
             names = ", ".join(sorted(self._litter)[:4])
-            self.read_notes.append(
-                f"{count:,} folder{'' if count == 1 else 's'} of other programs left out ({names})"
-            )
+            self.read_notes.append(f"{counted(count, 'folder')} of other programs left out ({names})")
 
     def _folders(self) -> Iterator[_Folder]:
         seen: set[tuple[int, int]] = set()

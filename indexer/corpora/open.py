@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from llm2clip.common.files import counted
 from llm2clip.indexer.containers.container import ContainerCorpus, Files, expand
 from llm2clip.indexer.containers.parquet import TABLES, TableCorpus
 from llm2clip.indexer.containers.tar import SampleCorpus, TarCorpus
@@ -181,7 +182,7 @@ def _folder(given: str, path: Path, every: float | None, exclude: Sequence[str])
 
 
 def _unread(count: int, kind: str, given: str, beside: str) -> str:
-    files = f"{count:,} {kind} file{'' if count == 1 else 's'}"
+    files = counted(count, f"{kind} file")
     return f"{files} in {given} were skipped, as there are {beside} beside them"
 
 

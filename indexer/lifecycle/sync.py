@@ -12,6 +12,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, NamedTuple
 
+from llm2clip.common.files import counted
 from llm2clip.indexer.ann.faiss_flat import import_faiss
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder, Prepared
 from llm2clip.indexer.core.errors import CorpusError
@@ -236,9 +237,9 @@ def _list(
             )
     result.unchanged += listing.unchanged + listing.kept
     if listing.kept:
-        result.notes.append(f"{listing.kept:,} images whose folder or file cannot be read now were kept")
+        result.notes.append(f"{counted(listing.kept, 'image')} kept whose folder or file cannot be read now")
     if listing.noted:
-        images = "1 image" if listing.noted == 1 else f"{listing.noted:,} images"
+        images = counted(listing.noted, "image")
         result.notes.append(f"captions or metadata of {images} were left out: llm2clip-index errors says why")
     result.notes += [*corpus.notes, *filter(None, [corpus.skipped_note()])]
     return listing

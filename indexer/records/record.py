@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from llm2clip.common.files import counted
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import (
     HEIF,
@@ -195,10 +196,13 @@ class Corpus(ABC):
             if heif:
                 remedy = "pip install 'llm2clip-retrieval[heic]' reads HEIC"
                 remedy += "; convert the others to JPEG" if heif < images.total() else ""
-            parts.append(f"{_counted(images, 'image')} of unsupported types skipped{_some(images)}: {remedy}")
+            parts.append(
+                f"{counted(images.total(), 'image')} of unsupported types skipped{_some(images)}: {remedy}"
+            )
         if videos:
             parts.append(
-                f"{_counted(videos, 'video')} skipped{_some(videos)}: --frame-interval 10 takes a frame every 10 s"
+                f"{counted(videos.total(), 'video')} skipped{_some(videos)}: "
+                "--frame-interval 10 takes a frame every 10 s"
             )
         if count := self.unclaimed.total():
             some = ", ".join(
@@ -215,11 +219,6 @@ class Corpus(ABC):
     def identity(self) -> dict[str, str]:
         """What the manifest stores: two corpora are the same if these are equal but for ``spec``."""
         return {"kind": self.kind, "spec": self.spec, "root": str(self.root)}
-
-
-def _counted(kinds: Counter[str], what: str) -> str:
-    count = kinds.total()
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _some(kinds: Counter[str]) -> str:

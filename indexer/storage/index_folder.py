@@ -22,7 +22,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from llm2clip.common.files import open_regular, regular_size
+from llm2clip.common.files import counted, open_regular, regular_size
 from llm2clip.indexer.core.errors import IndexConflictError, IndexDamagedError, IndexerError, IndexWriteError
 from llm2clip.indexer.core.index_paths import generation_of
 from llm2clip.indexer.records.files import printable
@@ -84,7 +84,7 @@ def describe_unfinished(folder: Path) -> str | None:
     """One sentence about an unfinished build and how to go on with it; None if there is none."""
     for name, begun in _builds(folder):
         return (
-            f"the index at {folder} is unfinished: {count_all(folder / name):,} images so far. "
+            f"the index at {folder} is unfinished: {counted(count_all(folder / name), 'image')} so far. "
             f"Continue with: llm2clip-index build {quote(begun['corpus']['spec'])} --index {quote(str(folder))} "
             f"--encoder {quote(begun['encoder_source'])}"
         )

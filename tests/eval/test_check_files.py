@@ -51,7 +51,7 @@ def test_prepare_of_a_partial_set_has_status_1(urban, invoke):
         seventh.write_bytes(JPEG)
     assert answer.exit_code == 1
     assert "partial   urban1k+partial: 999 images" in answer.output
-    assert "1 of 1,000 images are missing: 7.jpg" in answer.output
+    assert "1 of 1,000 images missing: 7.jpg" in answer.output
     # The ids are those that the annotations name, whether or not the images are there.
     assert report.sets[0].image_ids_sha256 == report.protocol.image_ids_sha256
 

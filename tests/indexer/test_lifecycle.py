@@ -258,7 +258,7 @@ def test_update_index_keeps_images_of_unreadable_folders_and_files(
         report = update_index(place, encoder=FakeEncoder())
     assert keys_of(place) == before
     assert (report.removed, report.bad) == (0, 1)
-    assert report.notes == (f"{lost} images whose folder or file cannot be read now were kept",)
+    assert report.notes == (f"{lost} images kept whose folder or file cannot be read now",)
     (shards / "01.tar").write_bytes(whole)
     report = update_index(place, encoder=FakeEncoder())
     assert (report.removed, report.bad, report.embedded, keys_of(place)) == (0, 0, 0, before)

@@ -94,7 +94,7 @@ def test_flickr30k_cn_removes_tags_and_notes_it(folder):
     folder.fill({FLICKR_IMAGES: CN_KNOWN, FLICKR_CN: text + f"{CN_KNOWN[1]},狗\n"})
     found = folder.load("flickr30k-cn")
     assert found.captions == ("一个戴着耳环的男人，", "一 个 男 人", "男人在 10:30 出门", "狗")
-    assert found.notes[0] == "part-of-speech tags were removed from 1 captions"
+    assert found.notes[0] == "part-of-speech tags were removed from 1 caption"
 
 
 def test_untagged_refuses_partly_tagged_captions():

@@ -17,7 +17,7 @@ MIXED = {
     ],
 }
 KEYS = [f"mine.tar#{number}.png" for number in (1, 2, 3)]
-EMPTY = "1 captions are empty, expected words: "
+EMPTY = "1 caption without words: "
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_load_data_reads_captions_by_language_in_every_form(tar, tars, linked):
     assert german.images[1].read() == tars.colour(GREEN)
     french = load_data(tar, language="fr", name="colours")
     assert (french.id, french.captions) == ("colours:fr", ("vert", "un vert"))
-    assert french.notes == ("2 of 3 images have no caption and stay in the gallery",)
+    assert french.notes == ("2 of 3 images without a caption, kept in the gallery",)
     assert data_languages(tar) == {"de": 3, "en": 1, "fr": 1}
     refuses(tar, r"expected captions in 'zh'; languages there: de \(3 images\), en", language="zh")
 
@@ -97,7 +97,7 @@ def test_load_data_refuses_what_an_index_skips(own, tmp_path):
     (folder / "a.json").write_text('{"caption": "red"')
     refuses(folder, r"a\.png: metadata left out.*expected whole images")
     (folder / "a.json").unlink()
-    refuses(folder, "1 images and no captions: put NAME.txt beside NAME.jpg")
+    refuses(folder, "1 image and no captions: put NAME.txt beside NAME.jpg")
     (folder / "a.png").unlink()
     refuses(folder, "no images")
     refuses(tmp_path / "nothing", "no such file or folder")
@@ -127,7 +127,7 @@ def test_load_data_refuses_blank_and_notes_orphan_sidecars(own):
     found = load_data(folder)
     assert len(found.captions) == 3
     assert found.notes == (
-        "2 caption files have no image of their name, and are not used: lost.json, day/lost.txt",
+        "2 caption files without an image of that name, not used: lost.json, day/lost.txt",
     )
     for blank in ("", " \n"):
         (folder / "day/b.txt").write_text(blank)
@@ -142,7 +142,7 @@ def test_load_data_refuses_blank_and_notes_orphan_sidecars(own):
 def test_load_data_checks_sidecars_in_tars(tmp_path, tars):
     image, place = tars.colour(RED), tmp_path / "y.tar"
     found = load_data(tars.members(place, ("1.png", image), ("1.txt", b"red"), ("2.txt", b"lost")))
-    assert found.notes == ("1 caption files have no image of their name, and are not used: 2.txt",)
+    assert found.notes == ("1 caption file without an image of that name, not used: 2.txt",)
     files = (("1.png", image), ("1.txt", b"red"), ("2.png", image), ("2.txt", b""))
     refuses(tars.members(place, *files), EMPTY + r".*2\.png")
     blank = {"1": (image, {"captions": {"de": ["rot", " "]}})}

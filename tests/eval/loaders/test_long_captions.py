@@ -57,7 +57,7 @@ def test_urban1k_pairs_by_number_and_takes_the_first_line(folder, linked):
     assert (found.protocol, found.complete) == ("urban1k", True)
     assert linked(found)[8:10] == [("A street, number 9.", ["9.jpg"]), ("First line.", ["10.jpg"])]
     longer, unverified = found.notes
-    assert longer == "1 caption files have more lines; only the first is used"
+    assert longer == "1 caption file with more lines; only the first is used"
     assert unverified.startswith("images unverified: their names are numbers")
     before = found.files["Urban1k/caption/"]
     folder.text("Urban1k/caption/10.txt", "First line.\nAnother second line.\n")
@@ -71,7 +71,7 @@ def test_urban1k_is_partial_without_a_caption_or_image(folder):
     found = folder.load("urban1k")
     assert (found.protocol, found.complete, found.missing) == ("urban1k+partial", False, ("5.jpg", "6.jpg"))
     assert (found.counts.images, found.counts.captions) == (998, 997)
-    assert "2 of 1,000 images are missing: 5.jpg, 6.jpg" in found.notes
+    assert "2 of 1,000 images missing: 5.jpg, 6.jpg" in found.notes
     assert any("got 999 captions, expected 1,000" in note for note in found.notes)
 
 

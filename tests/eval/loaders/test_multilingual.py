@@ -87,7 +87,7 @@ def test_aligned_xtd10_with_an_empty_caption_is_partial(folder, linked):
     found = folder.load("xtd10:de")
     assert found.id == "xtd10+partial:de"
     assert linked(found)[1] == ("Satz 2", ["COCO_train2014_000000000001.jpg"])
-    assert "1 captions are empty and left out" in found.notes[-1]
+    assert "1 caption without words, left out" in found.notes[-1]
     assert "test_1kcaptions_de.txt, line 2" in found.notes[-1]
 
 
@@ -158,7 +158,7 @@ def test_wit_rows_of_one_address_are_one_image(folder, linked):
     assert linked(found) == [("χάρτης", [map_url]), ("ο ίδιος χάρτης", [map_url]), ("σκύλος", [dog])]
     assert [image.file.name for image in found.images] == ["Map_(1897).png", "wit-test_2.jpg"]
     assert (found.id, found.missing) == ("wit-iglue+partial:el", (f"{host}/Gone.jpg",))
-    assert "1 of 3 images are missing" in found.notes[0]
+    assert "1 of 3 images missing" in found.notes[0]
 
 
 def test_wit_refuses_images_of_one_name(folder):
