@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,6 +14,8 @@ from llm2clip.indexer.records.tabular import CAPTION_COLUMNS, column_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from llm2clip.indexer.containers.arrow_files import Table
 
 _NAMES = "image img picture photo jpg jpeg png webp bytes content image_bytes data"
 _BYTES_COLUMNS = frozenset(_NAMES.split())
@@ -33,6 +36,8 @@ class Columns(NamedTuple):
     """Columns for caption and metadata."""
     labels: Mapping[str, Sequence[str]]
     """Column -> names that its numbers stand for."""
+    texts: frozenset[str] = frozenset()
+    """Columns of integers of which some have more than 64 bits with their sign: all are kept as text."""
 
 
 def columns_of(schema: pa.Schema) -> Columns:
@@ -84,13 +89,28 @@ def _holds_bytes(kind: Any, pa: Any) -> bool:  # noqa: ANN401
     return _is_bytes(kind.field("bytes").type, pa)
 
 
-def plain_values(row: Mapping[str, Any], *, labels: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def long_columns(table: Table, columns: Columns) -> frozenset[str]:
+    """The columns of unsigned integers with one of 2**63 or more, which only text can hold."""
+    import pyarrow as pa
+
+    names = [name for name in columns.others if table.schema.field(name).type == pa.uint64()]
+    found = set[str]()
+    for group in table.groups(columns.images[0]) if names else ():
+        with suppress(pa.ArrowException, OSError):  # damaged: its rows say so
+            for row in table.rows(group, columns=names):
+                found.update(name for name, value in row.items() if (value or 0) >= 2**63)
+    return frozenset(found)
+
+
+def plain_values(row: Mapping[str, Any], *, columns: Columns) -> dict[str, Any]:
     """A row as JSON values: dates as ISO 8601, labels by name; without bytes and missing values."""
     found: dict[str, Any] = {}
     for name, value in row.items():
-        names = labels.get(name)
+        names = columns.labels.get(name)
         if names is not None and isinstance(value, int) and 0 <= value < len(names):
             value = names[value]
+        elif name in columns.texts and value is not None:
+            value = str(value)
         plain = _plain(value, _DEEPEST)
         if plain is not None:
             found[name] = plain

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
-from llm2clip.indexer.containers.arrow_columns import Columns, columns_of, plain_values
+from llm2clip.indexer.containers.arrow_columns import Columns, columns_of, long_columns, plain_values
 from llm2clip.indexer.containers.arrow_files import Group, Table, open_table, shared_table
 from llm2clip.indexer.containers.container import Container, ContainerCorpus, Files
 from llm2clip.indexer.containers.read_ahead import ReadAheadGroup
@@ -49,6 +49,7 @@ class TableCorpus(ContainerCorpus):
                 f"no column holds images: got {', '.join(table.schema.names)}; expected one of bytes, or of structs "
                 "{bytes, path} as in data sets of Hugging Face"
             )
+        columns = columns._replace(texts=long_columns(table, columns))
         for group in table.groups(columns.images[0]):
             sidecars = _Sidecars(table, columns, group)
             chunks: dict[str, ReadAheadGroup] = {}
@@ -110,7 +111,7 @@ def _sidecar(row: dict[str, Any], columns: Columns) -> Sidecar:
         label = "file_name" if len(columns.images) == 1 else f"{name}.file_name"
         if path and label not in cells:
             cells[label] = path
-    caption, rest = split_caption(plain_values(cells, labels=columns.labels), columns.caption)
+    caption, rest = split_caption(plain_values(cells, columns=columns), columns.caption)
     if len(json.dumps(rest)) > MAX_SIDECAR_BYTES:
         return Sidecar(caption=caption, note=f"metadata left out: more than {MAX_SIDECAR_BYTES:,} bytes")
     return Sidecar(caption=caption, metadata=rest or None)

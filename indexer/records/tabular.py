@@ -34,6 +34,7 @@ _OTHER = re.compile(r"[^\x00-\x7f]")
 _WRONG = re.compile("[\udc80-\udcff]")
 _INT = re.compile(r"-?(?:0|[1-9][0-9]{0,18})")
 _LONG = re.compile(r"\d{19}")
+_NOTED = re.compile(r"\s*\([^()]*\)$")
 _MARKS = ",;\t|"
 _FLOAT = re.compile(r"-?(?:0|[1-9][0-9]{0,17})\.[0-9]{1,17}")
 
@@ -300,8 +301,9 @@ Rows = Callable[[], Iterator[Row]]
 
 
 def column_of(names: Sequence[str], wanted: Sequence[str]) -> str | None:
-    """The first of the wanted names that exists, as written there."""
-    written = {name.strip().lower(): name for name in reversed(names)}
+    """The first of the wanted names that exists, as written there; ``caption (English)`` counts as ``caption``."""
+    written = {_NOTED.sub("", name.strip().lower()): name for name in reversed(names)}
+    written |= {name.strip().lower(): name for name in reversed(names)}
     return next((written[name] for name in wanted if name in written), None)
 
 

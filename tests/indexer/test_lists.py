@@ -262,6 +262,7 @@ def test_list_corpus_gives_long_integers_of_json_lines_one_type(folder):
         ("open_clip.csv", "filepath\ttitle\na.png\tone\na.png\ttwo, too\n"),
         ("excel.csv", "sep=;\r\nfile_name;caption\r\na.png;one\r\na.png;two, too\r\n"),
         ("commas.csv", 'file_name,caption\na.png,one,\na.png,"two, too",\n'),
+        ("noted.csv", 'file_name,"caption\n(English)"\na.png,one\na.png,"two, too"\n'),
         ("quoted.csv", '"file\nname",caption,path\n,one,a.png\n,"two, too",a.png\n'),
     ],
 )

@@ -90,6 +90,14 @@ def test_table_corpus_converts_metadata_to_json(tmp_path, kind):
     assert second.metadata == {"label": "dog", "ok": False, "file_name": "01.png"}
 
 
+@pytest.mark.parametrize("kind", ["parquet", "stream"])
+def test_table_corpus_gives_each_column_one_type(tmp_path, kind):
+    small, large = pa.array([1, None, 2], pa.uint64()), pa.array([3, None, 2**63], pa.uint64())
+    write(kind, tmp_path / "t.parquet", pa.table({"image": IMAGES[:3], "small": small, "large": large}))
+    found = [record.metadata for record in records(tmp_path / "t.parquet")]
+    assert found == [{"small": 1, "large": "3"}, None, {"small": 2, "large": str(2**63)}]
+
+
 def test_table_corpus_reads_plain_bytes_and_several_images_per_row(tmp_path):
     pq.write_table(pa.table({"id": [1, 2], "thumb": IMAGES[:2]}), tmp_path / "one.parquet")
     found = records(tmp_path / "one.parquet")
