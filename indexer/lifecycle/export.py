@@ -53,11 +53,16 @@ def export_index(
             folder.mkdir(parents=True, exist_ok=True)
             if taken := [name for name in names if (folder / name).exists()]:
                 raise IndexConflictError(f"{folder / taken[0]} already exists: choose another folder")
-            with ExitStack() as drafts:
-                written = [drafts.enter_context(atomic_path(folder / name)) for name in names]
-                (_write_npy if format == "npy" else _write_parquet)(index, *written)
-                for draft in written:  # all of them are on the disk before the first gets its name
-                    sync_file(draft)
+            try:
+                with ExitStack() as drafts:
+                    written = [drafts.enter_context(atomic_path(folder / name)) for name in names]
+                    (_write_npy if format == "npy" else _write_parquet)(index, *written)
+                    for draft in written:  # all of them are on the disk before the first gets its name
+                        sync_file(draft)
+            except BaseException:
+                for name in names:
+                    (folder / name).unlink(missing_ok=True)
+                raise
         except OSError as error:
             reason = error.strerror or " ".join(str(error).split())
             raise IndexWriteError(f"cannot write to {folder}: {reason}") from error

@@ -12,7 +12,7 @@ from shlex import quote
 
 import numpy as np
 
-from llm2clip.common.files import file_sha256
+from llm2clip.common.files import counted, file_sha256, sync_folder
 from llm2clip.indexer.ann.faiss_flat import FaissIndex
 from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedError, IndexerError
 from llm2clip.indexer.core.results import Report
@@ -24,9 +24,10 @@ from llm2clip.indexer.storage.items_reader import ItemsReader
 from llm2clip.indexer.storage.items_writer import (
     MODULUS,
     ItemsWriter,
-    committed_lifetimes,
+    committed_sum,
     is_intact,
     lifetime_checksum,
+    sum_errors,
 )
 from llm2clip.indexer.storage.lock import lock
 from llm2clip.indexer.storage.manifest import KIND, FileRecord, Manifest, Segment, read_manifest
@@ -127,6 +128,7 @@ def _restored(folder: Path, manifest: Manifest, segment: Segment, wrong: set[str
                 draft.append(exact.rows(start, count).astype(np.float16))
         if file_sha256(folder / draft.name(0), regular=True) == manifest.files[segment.file].sha256:
             os.replace(folder / draft.name(0), folder / segment.file)
+            sync_folder(folder)
             done.append(f"{segment.file} was restored from {ann.file}")
             return True
     (folder / draft.name(0)).unlink(missing_ok=True)
@@ -137,9 +139,10 @@ def _repair_generations(folder: Path, manifest: Manifest, done: list[str]) -> li
     """Restore generations that there cannot be; ids of the items of which that is not known, which are there now."""
     with closing(ItemsWriter(folder / manifest.items_file, generation=manifest.generation)) as items:
         repaired, unknown = items.repair_generations(rows=manifest.rows)
+        repaired += items.repair_errors(sources=len(manifest.sources))
         if repaired:
             done.append(
-                f"{repaired:,} rows of {manifest.items_file} were restored or deleted, as there cannot be such"
+                f"{counted(repaired, 'row')} of {manifest.items_file} restored or deleted, as there cannot be such"
             )
     return unknown
 
@@ -158,14 +161,17 @@ def _altered_items(folder: Path, manifest: Manifest, done: list[str]) -> tuple[l
                 continue
             seen[id] = True
             count, total = count + is_there, total + is_there * row.checksum
-        known = committed_lifetimes(items.meta, generation=manifest.generation)
+        sums = {"generations": ("lifetimes", lifetimes % MODULUS)}
+        sums["images that could not be read"] = "errors", items.read_with(sum_errors)
+        known = {
+            name: committed_sum(items.meta, name, generation=manifest.generation) for name, _ in sums.values()
+        }
         bad = items.count_bad()
-    renewed = known is not None and lifetimes % MODULUS != int(known, 16)
-    if renewed:
-        done.append(f"the checksum of the generations in {manifest.items_file} was renewed")
+    renewed = [what for what, (name, found) in sums.items() if found != int(known[name] or f"{found:x}", 16)]
+    done += [f"the checksum of the {what} in {manifest.items_file} was renewed" for what in renewed]
     seen[[id for id in altered if 0 <= id < manifest.rows]] = True
     committed = manifest.items, int(manifest.items_checksum, 16), manifest.bad
-    differs = renewed or (count, total % MODULUS, bad) != committed
+    differs = bool(renewed) or (count, total % MODULUS, bad) != committed
     return altered, np.flatnonzero(~seen).tolist(), differs
 
 
@@ -188,7 +194,7 @@ def _commit(
         taken = max(0, before.items - transaction.items)
         done += [f"{each.file} is lost, with {each.rows:,} vectors" for each in gone]
         if taken:
-            done.append(f"{taken:,} images were removed")
+            done.append(f"{counted(taken, 'image')} removed")
         return commit(transaction, folder, plan=plan.plan if plan else None, cover_all=True), taken
 
 

@@ -15,7 +15,13 @@ from llm2clip.indexer.core.errors import FaissNotInstalledError, IndexDamagedErr
 from llm2clip.indexer.storage.items_file import number_in
 from llm2clip.indexer.storage.items_reader import ItemsReader, StoredRow
 from llm2clip.indexer.storage.items_schema import NEVER
-from llm2clip.indexer.storage.items_writer import MODULUS, committed_lifetimes, is_intact, lifetime_checksum
+from llm2clip.indexer.storage.items_writer import (
+    MODULUS,
+    committed_sum,
+    is_intact,
+    lifetime_checksum,
+    sum_errors,
+)
 from llm2clip.indexer.storage.manifest import Manifest
 from llm2clip.indexer.storage.vector_segments import Vectors
 
@@ -91,7 +97,9 @@ def _items(index: OpenIndex) -> Iterator[str]:
         found.add(row, manifest)
     # Read afterwards: a writer may have begun meanwhile, whose removals are of its generation.
     meta = items.read_meta()
-    known = committed_lifetimes(meta, generation=manifest.generation)
+    known, errors = (
+        committed_sum(meta, name, generation=manifest.generation) for name in ("lifetimes", "errors")
+    )
     if found.altered is not None:
         yield f"{manifest.items_file} was altered: the checksum of {found.altered!r} does not fit"
     yield from found.wrong
@@ -101,10 +109,13 @@ def _items(index: OpenIndex) -> Iterator[str]:
         yield f"{manifest.items_file} has other images than those committed"
     elif known is not None and found.lifetimes % MODULUS != int(known, 16):
         yield f"{manifest.items_file} was altered: generations of items are not those committed"
+    found.ends.update(items.last_end_of_errors())
     if found.ends and max(found.ends) > number_in(meta, "writing", path=items.path):
         yield f"{manifest.items_file} has an item removed in generation {max(found.ends)}, which there cannot be"
     if (bad := items.count_bad()) != manifest.bad:
         yield f"numbers of bad images differ: {manifest.bad:,} in the manifest, {bad:,} in {manifest.items_file}"
+    elif errors is not None and items.read_with(sum_errors) != int(errors, 16):
+        yield f"{manifest.items_file} was altered: the images that could not be read are not those committed"
     if len(items.dead(rows=manifest.rows)) != manifest.tombstones:
         yield f"{manifest.items_file} does not list the {manifest.tombstones:,} vectors without an image"
 

@@ -233,6 +233,11 @@ def run(db: sqlite3.Connection, path: Path, statement: str, values: Sequence[str
         return db.execute(statement, values).fetchall()
 
 
+def meta_of(rows: Iterable[tuple[object, object]]) -> dict[str, str]:
+    """Rows of ``meta`` as text: SQLite stores any type in any column."""
+    return {str(key): str(value) for key, value in rows}
+
+
 def number_in(meta: Mapping[str, str], name: str, *, path: Path) -> int:
     """A number of ``meta``; 0 if it is not there.
 

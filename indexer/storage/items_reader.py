@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import cache
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.core.errors import IndexDamagedError
 from llm2clip.indexer.records.values import EMBEDDED, parsed
-from llm2clip.indexer.storage.items_file import REPAIR, connect, connect_rolled_back, cut_off, sqlite
+from llm2clip.indexer.storage.items_file import REPAIR, connect, connect_rolled_back, cut_off, meta_of, sqlite
 from llm2clip.indexer.storage.items_schema import NEVER
 from llm2clip.indexer.storage.manifest import Manifest
 
@@ -155,7 +155,18 @@ def has_types(row: ItemRow) -> bool:
     return tuple(map(type, row)) in (_allowed(ITEM) or ())
 
 
-def _any_text(stored: bytes) -> str:
+def has_error_types(row: Sequence[object]) -> bool:
+    """Whether the values of a row of errors have the types of its columns, and its text is UTF-8."""
+    texts = [value for value in row if isinstance(value, str)]
+    return tuple(map(type, row)) in (_allowed(ERROR) or ()) and not any(map(_is_no_utf8, texts))
+
+
+def _is_no_utf8(text: str) -> bool:
+    return any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def any_text(stored: bytes) -> str:
+    """Text as it is stored, also what is no UTF-8."""
     return stored.decode("utf-8", "surrogateescape")
 
 
@@ -182,7 +193,7 @@ class ItemsReader:
 
     def read_meta(self) -> dict[str, str]:
         """The entries of ``meta`` as they are now."""
-        return {str(key): str(value) for key, value in self.rows("SELECT key, value FROM meta LIMIT 100")}
+        return meta_of(self.rows("SELECT key, value FROM meta LIMIT 100"))
 
     def close(self) -> None:
         """Close the file, once nothing reads it: threads of a build that failed may still ask."""
@@ -279,7 +290,7 @@ class ItemsReader:
 
     def _as_stored(self, statement: str, *values: int) -> list[Any]:
         with self._lock, sqlite(self.path):
-            self._db.text_factory = _any_text
+            self._db.text_factory = any_text
             try:
                 return self._db.execute(statement, values).fetchall()
             finally:
@@ -326,6 +337,18 @@ class ItemsReader:
             limit,
         )
         return [ErrorRow._make(row) for row in found]
+
+    def last_end_of_errors(self) -> list[int]:
+        """The last generation in which an image that could not be read goes, or several did; empty if none does."""
+        return [
+            end for (end,) in self.rows(f"SELECT max(removed) FROM errors WHERE removed < {NEVER}") if end
+        ]
+
+    def read_with(self, read: Callable[[sqlite3.Connection, int], int]) -> int:
+        """What a function reads of this generation."""
+        self.settle()
+        with self._lock, sqlite(self.path):
+            return read(self._db, self.generation)
 
     def damage(self) -> str | None:
         """What is wrong with the file as such; None if nothing is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,14 @@ from typing import Any
 
 from llm2clip.common.files import create_new
 from llm2clip.indexer.core.errors import IndexDamagedError
-from llm2clip.indexer.storage.items_file import REPAIR, connect_for_writing, number_in, open_database, sqlite
+from llm2clip.indexer.storage.items_file import (
+    REPAIR,
+    connect_for_writing,
+    meta_of,
+    number_in,
+    open_database,
+    sqlite,
+)
 from llm2clip.indexer.storage.items_reader import (
     ERROR,
     IN,
@@ -20,16 +28,19 @@ from llm2clip.indexer.storage.items_reader import (
     NOT_BAD,
     ErrorRow,
     ItemRow,
+    any_text,
+    has_error_types,
     has_types,
     parts,
 )
 from llm2clip.indexer.storage.items_schema import NEVER, SCHEMA
-from llm2clip.indexer.storage.outcome import Outcome
 from llm2clip.indexer.storage.vector_segments import SEGMENT_ROWS
 
 MODULUS = 2**63
 """Checksums of rows and their sums are taken modulo this."""
 _CACHE_KIB = 65_536
+_SUMS = ("lifetimes", "errors")
+"""Entries of ``meta``: see ``committed_sum``."""
 UNFINISHED = "key, size, mtime_ns, hash, width, height, file, row"
 """Columns of ``unfinished`` after its source."""
 VECTOR_PLACE = f"printf('vectors-%05d-%05d.npy', ?, (id - ?) / {SEGMENT_ROWS}), (id - ?) % {SEGMENT_ROWS}"
@@ -52,8 +63,23 @@ def lifetime_checksum(id: int, added: int, removed: int) -> int:
     return _checksum([id, added, removed])
 
 
+def sum_errors(db: sqlite3.Connection, generation: int) -> int:
+    """Sum of the checksums of all errors as of a generation, whatever their values are; modulo ``MODULUS``."""
+    ends = f"CASE WHEN typeof(removed) = 'integer' AND removed > ? THEN {NEVER} ELSE removed END"
+    before, db.text_factory = db.text_factory, any_text
+    try:
+        rows = db.execute(
+            f"SELECT {ERROR}, added, {ends} FROM errors WHERE added <= ?", (generation, generation)
+        )
+        return sum(_checksum(list(row)) for row in rows) % MODULUS
+    finally:
+        db.text_factory = before
+
+
 def _checksum(values: list[Any]) -> int:
-    content = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    content = json.dumps(
+        values, ensure_ascii=False, separators=(",", ":"), default=repr
+    )  # a blob, if altered
     digest = hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -69,6 +95,8 @@ class ItemsWriter:
         self._closed = False
         self._lifetimes = 0
         """Sum of the checksums of the generations of all rows."""
+        self._errors_off = 0
+        """By how much the sum of the checksums of all errors is not that committed: 0, unless they were altered."""
         if meta is not None:
             create_new(path).close()
         with sqlite(path, writing=True):
@@ -220,9 +248,35 @@ class ItemsWriter:
         self.commit()
         return len(found) + len(gone), unknown
 
+    def repair_errors(self, *, sources: int) -> int:
+        """Delete errors that there cannot be in this committed generation, where nothing else is open; how many.
+
+        Those that end in a generation to come are there again.
+        """
+        now = self.generation
+        self._write(
+            f"UPDATE OR IGNORE errors SET removed = {NEVER} WHERE removed > ? AND removed < {NEVER}", now
+        )
+        with sqlite(self.path):
+            self.db.text_factory = any_text
+            rows = self.db.execute(
+                f"SELECT {ERROR}, added, removed, CAST(key AS BLOB) FROM errors"
+            ).fetchall()
+            self.db.text_factory = str
+        odd = [
+            (key, row[0], added)
+            for *row, added, removed, key in rows
+            if not (has_error_types(row) and type(added) is type(removed) is int)
+            or not (0 <= row[0] < sources and 0 < added <= now and added <= removed)
+        ]
+        self._write_rows("DELETE FROM errors WHERE CAST(key AS BLOB) = ? AND source IS ? AND added IS ?", odd)
+        self.commit()
+        return len(odd)
+
     def recount(self) -> tuple[int, int]:
         """Number of items, and the sum of their checksums, uncommitted rows included."""
         self._sum_lifetimes()
+        self._errors_off = 0
         with sqlite(self.path):
             checksums = self.db.execute(f"SELECT checksum FROM items WHERE removed = {NEVER}").fetchall()
         return len(checksums), sum(checksum for (checksum,) in checksums) % MODULUS
@@ -233,30 +287,37 @@ class ItemsWriter:
             statement = f"SELECT count(*) FROM errors WHERE stage NOT IN {NOT_BAD} AND removed = {NEVER}"
             return int(self.db.execute(statement).fetchone()[0])
 
-    def load_lifetimes(self, generation: int) -> None:
-        """Go on from the committed sum of a generation; of an index that has none, every row is read."""
-        known = self._committed_lifetimes(generation)
-        if known is not None:
-            self._lifetimes = int(known, 16)
-            return
-        self._sum_lifetimes()
+    def load_sums(self, generation: int) -> None:
+        """Go on from the committed sums of a generation; of an index that has none, every row is read."""
+        lifetimes, errors = (self._committed(name, generation) for name in _SUMS)
+        if lifetimes is None:
+            self._sum_lifetimes()
+        else:
+            self._lifetimes = int(lifetimes, 16)
+        self._errors_off = int(errors, 16) - self._sum_errors() if errors is not None else 0
 
     def _sum_lifetimes(self) -> None:
         with sqlite(self.path):
             rows = self.db.execute("SELECT id, added, removed FROM items")
             self._lifetimes = sum(lifetime_checksum(*row) for row in rows)
 
-    def _committed_lifetimes(self, generation: int) -> str | None:
+    def _sum_errors(self) -> int:
         with sqlite(self.path):
-            meta = dict(self.db.execute("SELECT key, value FROM meta"))
-        return committed_lifetimes(meta, generation=generation)
+            return sum_errors(self.db, self.generation)
+
+    def _committed(self, name: str, generation: int) -> str | None:
+        with sqlite(self.path):
+            meta = meta_of(self.db.execute("SELECT key, value FROM meta"))
+        return committed_sum(meta, name, generation=generation)
 
     def commit_generation(self, base: int) -> None:
         """Write the generation, and what verifying needs of its rows; ``base`` is the one before. Not yet committed."""
         entries = {"generation": str(self.generation)}
-        entries["lifetimes"] = f"{self.generation} {self._lifetimes % MODULUS:016x}"
-        if (before := self._committed_lifetimes(base)) is not None:
-            entries["lifetimes_before"] = f"{base} {before}"
+        now = self._lifetimes, self._sum_errors() + self._errors_off
+        for name, total in zip(_SUMS, now, strict=True):
+            entries[name] = f"{self.generation} {total % MODULUS:016x}"
+            if (before := self._committed(name, base)) is not None:
+                entries[f"{name}_before"] = f"{base} {before}"
         self.set_meta(entries)
 
     def set_meta(self, entries: Mapping[str, str]) -> None:
@@ -280,7 +341,7 @@ class ItemsWriter:
         ``generation`` is 0 if none was committed; it has ``rows`` vectors. Nothing else may be open in the file.
         """
         with sqlite(self.path):
-            meta = dict(self.db.execute("SELECT key, value FROM meta"))
+            meta = meta_of(self.db.execute("SELECT key, value FROM meta"))
         writer = number_in(meta, "writing", path=self.path)
         if writer > generation:
             for number, source in enumerate(_sources(meta, self.path)):
@@ -290,7 +351,8 @@ class ItemsWriter:
                     f"FROM items WHERE id >= ? AND source = ? AND removed = {NEVER}",
                     *(source_text(source), writer, rows, rows, rows, number),
                 )
-        touched = f"SELECT id FROM items WHERE removed < {NEVER} AND removed > ?"
+        # New rows of old ids: their items changed, or an undo brought back what this generation had removed.
+        touched = f"SELECT id FROM items WHERE removed < {NEVER} AND removed >= ?"
         self._write("DELETE FROM items WHERE id >= ?", rows)
         self._write(f"DELETE FROM items WHERE added > ? AND id IN ({touched})", generation, generation)
         self._write("DELETE FROM errors WHERE added > ?", generation)
@@ -299,8 +361,9 @@ class ItemsWriter:
                 f"UPDATE {table} SET removed = {NEVER} WHERE removed < {NEVER} AND removed > ?", generation
             )
         entries = {"writing": str(generation)}
-        if (known := committed_lifetimes(meta, generation=generation)) is not None:
-            entries["lifetimes"] = f"{generation} {known}"
+        for name in _SUMS:
+            if (known := committed_sum(meta, name, generation=generation)) is not None:
+                entries[name] = f"{generation} {known}"
         self.set_meta(entries)
         self.commit()
 
@@ -313,10 +376,13 @@ class ItemsWriter:
         self.commit()
 
 
-def committed_lifetimes(meta: Mapping[str, str], *, generation: int) -> str | None:
-    """The sum of the checksums of the generations of all rows as of a generation, hexadecimal; None: not known."""
-    for name in ("lifetimes", "lifetimes_before"):
-        number, _, known = meta.get(name, "").partition(" ")
+def committed_sum(meta: Mapping[str, str], name: str, *, generation: int) -> str | None:
+    """``lifetimes`` or ``errors`` of ``meta`` as of a generation, hexadecimal; None: not known.
+
+    They are sums over all rows: of the checksums of the generations of the items, and of those of the errors.
+    """
+    for entry in (name, f"{name}_before"):
+        number, _, known = meta.get(entry, "").partition(" ")
         if number == str(generation) and re.fullmatch("[0-9a-f]{16}", known):
             return known
     return None
@@ -334,33 +400,3 @@ def _sources(meta: Mapping[str, str], path: Path) -> list[Mapping[str, str]]:
 def source_text(source: Mapping[str, str]) -> str:
     """A source as it stands in ``unfinished``: without the spelling that the user chose."""
     return json.dumps({**source, "spec": ""}, sort_keys=True)
-
-
-def item_row(id: int, outcome: Outcome, source: int) -> ItemRow:
-    """The row of an image that has a vector."""
-    record = outcome.record
-    return ItemRow(
-        id=id,
-        source=source,
-        key=record.key,
-        path=record.path,
-        locator=record.locator,
-        size=record.size or 0,
-        mtime_ns=record.mtime_ns or 0,
-        sidecars=record.sidecars,
-        hash=outcome.hash,
-        width=outcome.width,
-        height=outcome.height,
-        caption=record.caption,
-        metadata=json.dumps(record.metadata, ensure_ascii=False) if record.metadata else None,
-    )
-
-
-def error_rows(outcome: Outcome, source: int) -> list[ErrorRow]:
-    """What was wrong with an image, or with its sidecars."""
-    record = outcome.record
-    if outcome.reason is not None:
-        return [ErrorRow(source, record.key, outcome.stage, outcome.reason, record.size, record.mtime_ns)]
-    if record.note is not None:
-        return [ErrorRow(source, record.key, "sidecar", record.note, record.size, record.mtime_ns)]
-    return []

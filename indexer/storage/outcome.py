@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from llm2clip.indexer.records.record import Record
 from llm2clip.indexer.records.values import with_embedded
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow
 from llm2clip.indexer.storage.vector_segments import Rows
 
 
@@ -36,6 +38,34 @@ class Outcome:
     """Where it failed: list, read, decode, encode."""
     reason: str | None = None
     """Why it failed; None if it did not."""
+
+    def item_row(self, id: int, source: int) -> ItemRow:
+        """The row of an image that has a vector."""
+        record = self.record
+        return ItemRow(
+            id=id,
+            source=source,
+            key=record.key,
+            path=record.path,
+            locator=record.locator,
+            size=record.size or 0,
+            mtime_ns=record.mtime_ns or 0,
+            sidecars=record.sidecars,
+            hash=self.hash,
+            width=self.width,
+            height=self.height,
+            caption=record.caption,
+            metadata=json.dumps(record.metadata, ensure_ascii=False) if record.metadata else None,
+        )
+
+    def error_rows(self, source: int) -> list[ErrorRow]:
+        """What was wrong with the image, or with its sidecars."""
+        record = self.record
+        if self.reason is not None:
+            return [ErrorRow(source, record.key, self.stage, self.reason, record.size, record.mtime_ns)]
+        if record.note is not None:
+            return [ErrorRow(source, record.key, "sidecar", record.note, record.size, record.mtime_ns)]
+        return []
 
 
 def reason_of(error: Exception) -> str:

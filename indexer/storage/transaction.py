@@ -21,9 +21,9 @@ from llm2clip.common.files import regular_size
 from llm2clip.indexer.core.errors import IndexConflictError, IndexDamagedError, IndexWriteError
 from llm2clip.indexer.core.index_paths import items_name
 from llm2clip.indexer.storage.index_folder import clean, committed_files, next_generation, settle_items
-from llm2clip.indexer.storage.items_file import count_all, number_in, query, unfinished_files
+from llm2clip.indexer.storage.items_file import count_all, meta_of, number_in, query, unfinished_files
 from llm2clip.indexer.storage.items_reader import ErrorRow, ItemRow
-from llm2clip.indexer.storage.items_writer import MODULUS, ItemsWriter, error_rows, item_row
+from llm2clip.indexer.storage.items_writer import MODULUS, ItemsWriter
 from llm2clip.indexer.storage.lock import check_lock, lock
 from llm2clip.indexer.storage.manifest import (
     FileRecord,
@@ -55,7 +55,7 @@ def open_for_write(folder: Path) -> Iterator[Manifest]:
 def roll_back(folder: Path, manifest: Manifest) -> None:
     """Undo what a killed writer wrote and did not commit, under the lock of the index. Its vectors can be reused."""
     path = folder / manifest.items_file
-    meta = dict(query(path, "SELECT key, value FROM meta"))
+    meta = meta_of(query(path, "SELECT key, value FROM meta"))
     generation, written = (number_in(meta, name, path=path) for name in ("generation", "writing"))
     if meta.get("index_id") != manifest.index_id or generation < manifest.generation:
         raise IndexDamagedError(f"{path} belongs to another index. Run the build command again")
@@ -122,7 +122,7 @@ class Transaction:
                 "encoder": base.encoder,
                 "encoder_source": base.encoder_source,
             }
-            items.load_lifetimes(base.generation)
+            items.load_sums(base.generation)
             items.set_meta({name: json.dumps(value) for name, value in announced.items()})
             items.commit()
 
@@ -159,7 +159,7 @@ class Transaction:
         items = ItemsWriter(folder / items_file, generation=next_generation(folder))
         try:
             items.stash_uncommitted(generation=0, rows=0)
-            index_id = dict(query(items.path, "SELECT key, value FROM meta"))["index_id"]
+            index_id = meta_of(query(items.path, "SELECT key, value FROM meta"))["index_id"]
         except BaseException:
             items.close()
             raise
@@ -182,8 +182,8 @@ class Transaction:
             keys = [outcome.record.key for outcome in outcomes]
             replaced, checksum = self._items.remove_keys(keys, source=source)
             ids = [next(numbers) if outcome.id is None else outcome.id for outcome in good]
-            items = [item_row(id, outcome, source) for id, outcome in zip(ids, good, strict=True)]
-            errors = [row for outcome in outcomes for row in error_rows(outcome, source)]
+            items = [outcome.item_row(id, source) for id, outcome in zip(ids, good, strict=True)]
+            errors = [row for outcome in outcomes for row in outcome.error_rows(source)]
             again = [outcome.id for outcome in good if outcome.id is not None]
             added = self._items.append(items, errors, again=again)
         self._checksum = (self._checksum + added - checksum) % MODULUS

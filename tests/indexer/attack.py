@@ -4,13 +4,14 @@
 
 Every attempt runs in a batch of its own process, so that a crash or an endless loop is seen and counted. Ends with
 status 1 if anything crashed, hung, ended in a traceback, or changed a file outside its index. A new kind of input is a
-function in ``ATTACKS``: it takes a folder to work in and a random generator, makes an attempt and says what came of it.
+function in ``ATTACKS``: it takes a folder to work in and a random generator, and yields what came of each attempt.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import resource
 import shutil
@@ -20,18 +21,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import build_index, open_index
 
+from .faults import concurrent_readers, failing_exports, failing_steps, power_losses
 from .hostile import alter_items, alter_manifest, operations, tree
 from .material import numbered, put
 from .mutating import mutated
 
 SLOWEST = 10
 """Seconds that one attempt may take."""
+_PATIENCE = 60
+"""Seconds after which an attempt is ended."""
 _BATCH = 20
 FINE = frozenset(["answered", "refused"])
 """All that may come of an attempt."""
@@ -44,6 +48,7 @@ def small_index(work: Path) -> tuple[Path, Path]:
         put(photos, numbered(range(12)))
         for number in range(12):
             (photos / f"{number:03d}.txt").write_text(f"caption {number}")
+        put(photos, {"bad.png": b"no image", "worse.png": b"\x89PNG"})
         build_index(photos, index, encoder=FakeEncoder())
     fresh = work / "now" / "i"
     shutil.rmtree(work / "now", ignore_errors=True)
@@ -62,7 +67,7 @@ def attempt(index: Path, photos: Path, name: str) -> str:
     return "answered"
 
 
-def mutated_file(work: Path, rng: random.Random) -> str:
+def mutated_file(work: Path, rng: random.Random) -> Iterator[str]:
     """A file of the index is changed at random; half of the time the manifest has its new size."""
     index, photos = small_index(work)
     file = rng.choice([path for path in sorted(index.iterdir()) if path.name not in ("lock", "writer")])
@@ -77,10 +82,10 @@ def mutated_file(work: Path, rng: random.Random) -> str:
                 else content.update(items_bytes=size)
             ),
         )
-    return attempt(index, photos, rng.choice(list(operations(index, photos))))
+    yield attempt(index, photos, rng.choice(list(operations(index, photos))))
 
 
-def odd_manifest(work: Path, rng: random.Random) -> str:
+def odd_manifest(work: Path, rng: random.Random) -> Iterator[str]:
     """An entry of the manifest, at any depth, is replaced by a value of any type, under the right checksum."""
     index, photos = small_index(work)
     odd = [
@@ -111,28 +116,30 @@ def odd_manifest(work: Path, rng: random.Random) -> str:
             place = place[key]
 
     alter_manifest(index, change)
-    return attempt(index, photos, rng.choice(list(operations(index, photos))))
+    yield attempt(index, photos, rng.choice(list(operations(index, photos))))
 
 
-def odd_items(work: Path, rng: random.Random) -> str:
+def odd_items(work: Path, rng: random.Random) -> Iterator[str]:
     """A column of some rows of the items is set to a value of any type."""
     index, photos = small_index(work)
-    table = rng.choice(["items", "items", "items", "meta"])
-    columns = (
-        "id added removed source key path locator size mtime_ns sidecars hash width caption metadata checksum"
-    )
-    column = rng.choice(columns.split()) if table == "items" else "value"
+    table = rng.choice(["items", "items", "items", "errors", "meta"])
+    columns = {
+        "items": "id added removed source key path locator size mtime_ns sidecars hash width caption metadata checksum",
+        "errors": "source key stage reason size mtime_ns added removed",
+        "meta": "value",
+    }
+    column = rng.choice(columns[table].split())
     values = ["x'ff'", "CAST(x'ff41' AS TEXT)", "'x'", "-1", "1 << 40", "1e300", "''", "zeroblob(100000)"]
     values += ["'[1]'", f"{column} + 1", "replace(hex(zeroblob(40000)), '0', '[')", "'../../x'"]
     value = rng.choice(values)
     try:
         alter_items(index, f"UPDATE OR IGNORE {table} SET {column} = {value} WHERE random() % 3 = 0")
     except Exception:
-        return "answered"  # SQLite does not store it
-    return attempt(index, photos, rng.choice(list(operations(index, photos))))
+        return  # SQLite does not store it
+    yield attempt(index, photos, rng.choice(list(operations(index, photos))))
 
 
-def failing_writes(work: Path, rng: random.Random) -> str:
+def failing_writes(work: Path, rng: random.Random) -> Iterator[str]:
     """Files may not grow beyond some size, or no more files may be opened: as on a full disk. The next run mends it."""
     index, photos = small_index(work)
     put(photos, numbered(range(12, 16)))
@@ -147,20 +154,24 @@ def failing_writes(work: Path, rng: random.Random) -> str:
         found = attempt(index, photos, name)
     finally:
         resource.setrlimit(which, before)
-    if found not in FINE:
-        return found
-    with open_index(index) as opened:
-        if problems := opened.verify().problems:
-            return f"{name}: damaged: {problems[0]}"
+    if found in FINE:
+        with open_index(index) as opened:
+            if problems := opened.verify().problems:
+                found = f"{name}: damaged: {problems[0]}"
+    yield found
     again = attempt(index, photos, "update")
-    return found if again == "answered" else f"{name}: then update {again}"
+    yield again if again == "answered" else f"{name}: then update {again}"
 
 
-ATTACKS: dict[str, Callable[[Path, random.Random], str]] = {
+ATTACKS: dict[str, Callable[[Path, random.Random], Iterator[str]]] = {
     "mutated files": mutated_file,
     "odd manifests": odd_manifest,
     "odd items": odd_items,
     "failing writes": failing_writes,
+    "failing steps": failing_steps,
+    "failing exports": failing_exports,
+    "power losses": power_losses,
+    "answers to concurrent readers": concurrent_readers,
 }
 
 
@@ -172,12 +183,16 @@ def batch(what: str, count: int, seed: int) -> Counter[str]:
         (work / "outside").mkdir()
         (work / "outside" / "victim").write_text("precious")
         before = tree(work / "outside")
+        os.environ["LLM2CLIP_HOME"] = str(work / "home")
         for number in range(count):
-            signal.alarm(3 * SLOWEST)
+            signal.alarm(_PATIENCE)
             began = time.process_time()
-            found[ATTACKS[what](work, random.Random(seed + number))] += 1
-            if time.process_time() - began > SLOWEST:
-                found["hang"] += 1
+            for outcome in ATTACKS[what](work, random.Random(seed + number)):
+                found[outcome] += 1
+                if time.process_time() - began > SLOWEST:
+                    found[f"hang: {outcome}"] += 1
+                signal.alarm(_PATIENCE)
+                began = time.process_time()
             if tree(work / "outside") != before:
                 found["write outside"] += 1
     return found

@@ -36,6 +36,7 @@ def made(tmp_path_factory) -> tuple[Path, Path]:
     for number in range(12):
         (photos / f"{number:03d}.txt").write_text(f"caption of number {number}")
         (photos / f"{number:03d}.json").write_text('{"a": 1}')
+    put(photos, {"bad.png": b"no image", "worse.png": b"\x89PNG"})
     build_index(photos, folder / "i", encoder=FakeEncoder())
     remove_images(folder / "i", Selection(keys=["003.png"]))
     (photos / "005.txt").write_text("another caption")
@@ -113,9 +114,7 @@ def test_verify_knows_generations_that_there_cannot_be(index, made):
     execute(index, "UPDATE items SET removed = ? WHERE key = '007.png'", NEVER ^ 1 << 40)
     [problem] = problems(index)
     assert problem == f"{ITEMS} has an item removed in generation {NEVER ^ 1 << 40}, which there cannot be"
-    assert repair_index(index).repaired == (
-        f"1 rows of {ITEMS} were restored or deleted, as there cannot be such",
-    )
+    assert repair_index(index).repaired == (f"1 row of {ITEMS} restored or deleted, as there cannot be such",)
     assert whole(index) == expected
     assert update_index(index, encoder=FakeEncoder()).new == 0, "it is not added twice"
 
@@ -158,6 +157,40 @@ def test_verify_of_an_index_that_is_being_written(index):
 @pytest.mark.parametrize(
     "change",
     [
+        "reason = reason || 'x'",
+        "stage = 'removed'",
+        "size = size + 1",
+        "mtime_ns = NULL",
+        "source = 1",
+        "added = added + 1",
+        f"removed = {NEVER ^ 1 << 40}",
+        "removed = 1",
+        "key = 'another.png'",
+        "key = CAST(x'ff41' AS TEXT)",
+        "reason = CAST(x'ff41' AS TEXT)",
+        "reason = x'00'",
+        "size = 'x'",
+    ],
+)
+def test_verify_finds_an_altered_row_of_an_image_that_could_not_be_read(index, made, change):
+    expected = whole(index)
+    execute(index, f"UPDATE errors SET {change} WHERE key = 'bad.png'")
+    assert problems(index) != ()
+    one_line(lambda: open_index(index).errors())
+    one_line(lambda: remove_images(index, Selection(keys=["000.png"])))
+    assert problems(index) != (), "what others change does not hide it"
+    repair_index(index)
+    assert problems(index) == ()
+    update_index(index, encoder=FakeEncoder())
+    del expected[0, "000.png"]
+    assert {key: row for key, row in whole(index).items() if key[1] != "000.png"} == expected
+    with open_index(index) as opened:
+        assert {row.key for row in opened.items.errors()} >= {"worse.png"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
         "UPDATE items SET caption = CAST(x'ff41' AS TEXT) WHERE key = '007.png'",
         "UPDATE items SET key = CAST(x'ff41' AS TEXT) WHERE key = '007.png'",
         "UPDATE items SET metadata = CAST(x'ff41' AS TEXT) WHERE key = '007.png'",
@@ -191,7 +224,7 @@ def test_random_bits_of_the_file(index, made, tmp_path):
         except IndexDamagedError:
             continue
         again = whole(copy)
-        again.pop((0, "003.png"), None)  # that it was removed by hand is a row without a checksum
+        again.pop((0, "003.png"), None)  # the note that it was removed by hand may be lost
         assert again == expected
         whole_again += 1
     assert whole_again > 10

@@ -1,6 +1,8 @@
 """Exports, explanations, and an index made again with another encoder."""
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
@@ -78,6 +80,22 @@ def test_export_index_leaves_nothing_on_a_full_disk(index, tmp_path, format):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list((tmp_path / "out").iterdir()) == []
     assert export_index(index, tmp_path / "out", format=format).items == 33
+
+
+def test_export_index_can_be_repeated_after_an_error(index, tmp_path, monkeypatch):
+    renamed, real = [], os.replace
+
+    def replace(old, new):
+        renamed.append(new)
+        if len(renamed) == 2:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        real(old, new)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(IndexWriteError, match="Input/output error"):
+        export_index(index, tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    assert export_index(index, tmp_path / "out").files == ("vectors.npy", "items.jsonl")
 
 
 def test_export_index_names_the_other_format_without_pyarrow(index, tmp_path, monkeypatch):
