@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from itertools import chain, islice
+from collections.abc import Callable, Mapping, Sequence
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
-from llm2clip.indexer.core.errors import EncoderMismatchError, IndexerError
-from llm2clip.indexer.core.index_paths import Place, locate, require_named_encoder
-from llm2clip.retrieval.query.cleaning import cleaned
-from llm2clip.retrieval.query.expression import weighted_sum
+from llm2clip.retrieval.opening import load_encoder_of, open_indexes, require_same_encoder
+from llm2clip.retrieval.query.cleaning import meant
+from llm2clip.retrieval.query.encoding import text_vectors
+from llm2clip.retrieval.query.expression import Term, parse, query_vector
 from llm2clip.retrieval.query.languages import UnknownLanguageWarning, language_warning
+from llm2clip.retrieval.ranking.options import Page, SearchOptions
+from llm2clip.retrieval.ranking.page import Ranking, merged
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +23,10 @@ if TYPE_CHECKING:
 
     from llm2clip.encoders import Encoder, ImageSource
     from llm2clip.indexer import Hit, Index, Progress
+    from llm2clip.retrieval.ranking.calibration import Calibration
+
+_MOST_CALIBRATED = 1_000_000_000
+"""Parameters of an encoder up to which scores are calibrated unasked: larger ones take minutes for it."""
 
 
 class Searcher:
@@ -52,10 +55,11 @@ class Searcher:
         self._loading = Lock()
         self._process: int | None = os.getpid()
         self._encoder: Encoder | None = None
+        self._known: dict[Index, Calibration | None] = {}
         self._warned: set[str] = set()
         """Languages that a warning was given for."""
         for other in self.indexes[1:]:
-            _require_same_encoder(self.index, other)
+            require_same_encoder(self.index, other)
         if encoder is not None and not isinstance(encoder, str | os.PathLike):
             self.index.require_encoder(encoder.info)
             self._encoder = encoder
@@ -84,26 +88,11 @@ class Searcher:
             EncoderMismatchError: ``encoder`` is not the one the index was built with, or two indexes were built with
                 different ones.
         """
-        told: list[str | os.PathLike[str] | None] = (
-            list(index_path) if isinstance(index_path, list | tuple) else [index_path]  # type: ignore[list-item]
-        )
-        if not told:
-            raise ValueError("got no index to search: name at least one, or None for the default one")
-        opened: list[Index] = []
+        indexes, encoder = open_indexes(index_path, encoder=encoder, device=device, on_progress=on_progress)
         try:
-            for place in _distinct(map(locate, told)):
-                if place.sample:
-                    sample, encoder = _open_sample(encoder, device=device, on_progress=on_progress)
-                    opened.append(sample)
-                else:
-                    from llm2clip.indexer import open_index
-
-                    opened.append(
-                        open_index(place.path, device=device if device.startswith("cuda") else "cpu")
-                    )
-            return cls(opened, encoder=encoder, device=device)
+            return cls(indexes, encoder=encoder, device=device)
         except BaseException:
-            for each in opened:
+            for each in indexes:
                 each.close()
             raise
 
@@ -123,28 +112,7 @@ class Searcher:
         self._require_usable()
         with self._loading:
             if self._encoder is None:
-                from llm2clip.encoders import ModelError, load_encoder
-
-                manifest = self.index.manifest
-                if self._source is None:
-                    _require_named(manifest.encoder_source, self.index)
-                try:
-                    loaded = load_encoder(self._source or manifest.encoder_source, device=self._device)
-                except (ValueError, OSError) as error:
-                    if self._source is not None:
-                        raise
-                    problem = ModelError(
-                        f"{self.index.path} was built with encoder '{manifest.encoder['name']}', which cannot be "
-                        f"loaded: {error}; if it was moved, name it with --encoder"
-                    )
-                    for note in getattr(error, "__notes__", ()):
-                        problem.add_note(note)
-                    problem.add_note(
-                        "meanwhile: llm2clip-index info and remove work, and indexes of encoders that are here"
-                    )
-                    raise problem from error
-                self.index.require_encoder(loaded.info)
-                self._encoder = loaded
+                self._encoder = load_encoder_of(self.index, source=self._source, device=self._device)
             return self._encoder
 
     @overload
@@ -158,7 +126,7 @@ class Searcher:
     ) -> list[Hit] | list[list[Hit]]:
         """The ``k`` images nearest to a text, or to each of several.
 
-        A text longer than ``encoder.info.max_text_tokens`` is truncated with a ``TextTooLongWarning``; one in a
+        A text longer than ``encoder.info.max_text_tokens`` is read in parts, with a ``LongTextWarning``; one in a
         language that the encoder was not trained on gets an ``UnknownLanguageWarning``, once for each language.
         Full-width letters are made ordinary ones and invisible characters removed first (docs/encoders.md).
 
@@ -176,10 +144,10 @@ class Searcher:
             EncoderMismatchError: The encoder is not the one the index was built with.
         """
         self._require_usable()
-        texts = _meant([query] if isinstance(query, str | bytes) else list(query))
-        k = _whole(k)
+        texts = meant([query] if isinstance(query, str | bytes) else list(query))
+        k = SearchOptions(k=k).k
         self._check_where(where)
-        found = self._search(self._text_vectors(texts, self.encoder), k=k, where=where) if texts else []
+        found = self._search(self._text_vectors(texts), k=k, where=where) if texts else []
         return found[0] if isinstance(query, str) else found
 
     def search_images(
@@ -206,7 +174,7 @@ class Searcher:
                 f"images must be a list of images, got {type(images).__name__}: put the image in a list"
             )
         self._require_usable()
-        k = _whole(k)
+        k = SearchOptions(k=k).k
         self._check_where(where)
         return self._search(self.encoder.encode_images(images), k=k, where=where) if images else []
 
@@ -240,35 +208,121 @@ class Searcher:
         import numpy as np
 
         self._require_usable()
-        texts = _meant(texts)
-        k = _whole(k)
+        texts = meant(texts)
+        k = SearchOptions(k=k).k
         self._check_where(where)
-        parts = [self._text_vectors(texts, self.encoder)] if texts else []
+        parts = [self._text_vectors(texts)] if texts else []
         parts += [self.encoder.encode_images(list(images))] if images else []
         if not parts:
             raise ValueError("got neither a text nor an image to search for")
-        unit = weighted_sum(np.concatenate(parts), weights or [1.0] * (len(texts) + len(images)))
-        return self._search(unit[None], k=k, where=where)[0]
+        vectors = np.concatenate(parts)
+        factors = [1.0] * len(vectors) if weights is None else list(weights)
+        if len(factors) != len(vectors):
+            raise ValueError(
+                f"expected a weight for each of {len(vectors)} texts and images, got {len(factors)}"
+            )
+        terms = [Term(kind="text", value="", weight=factor) for factor in factors]
+        return self._search(query_vector(terms, vectors)[None], k=k, where=where)[0]
 
-    def _text_vectors(self, texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
+    def find(
+        self,
+        query: str | Sequence[Term],
+        *,
+        images: Mapping[str, ImageSource] | None = None,
+        options: SearchOptions | None = None,
+    ) -> Page:
+        """A page of the images that fit a query: copies folded, with confidences, and a cursor for the next page.
+
+        Args:
+            query: A text or expression (docs/searching.md), or its terms.
+            images: The images that the expression names with ``image:``; others are paths on this machine.
+            options: What the page shows; ``None``: the ten best.
+
+        Raises:
+            ExpressionError: The expression is invalid; the message points at the character.
+            OSError, ImageError: An image cannot be read.
+            ValueError: A text is blank, the cursor is not one, an item does not exist, or ``min_confidence`` is given
+                for a query that has none: one with images, or that takes something away.
+            WhereError: The filter is invalid.
+            EncoderMismatchError: The encoder is not the one the index was built with.
+        """
+        return self.find_all([query], images=images, options=options)[0]
+
+    def find_all(
+        self,
+        queries: Sequence[str | Sequence[Term]],
+        *,
+        images: Mapping[str, ImageSource] | None = None,
+        options: SearchOptions | None = None,
+    ) -> list[Page]:
+        """``find`` for each of several queries, whose texts are encoded together."""
+        self._require_usable()
+        options = options or SearchOptions()
+        self._check_where(options.where)
+        asked = [parse(query) if isinstance(query, str) else tuple(query) for query in queries]
+        rankings = self._rankings(asked, images or {}, calibrate=options.min_confidence is not None)
+        return [ranking.page(options) for ranking in rankings]
+
+    def _rankings(
+        self, queries: Sequence[Sequence[Term]], images: Mapping[str, ImageSource], *, calibrate: bool
+    ) -> list[Ranking]:
+        import numpy as np
+
+        terms = list(dict.fromkeys(term for query in queries for term in query))
+        words = [term for term in terms if term.kind == "text"]
+        vectors = dict(zip(words, self._text_vectors(meant([term.value for term in words])), strict=True))
+        for term in terms:
+            if term.kind == "image":
+                image = images.get(term.value) or os.path.expanduser(term.value)
+                vectors[term] = self.encoder.encode_images([image])[0]
+            elif term.kind == "item":
+                vectors[term] = self._stored(int(term.value))
+        rankings = []
+        for query in queries:
+            plain = all(term.kind == "text" and term.weight > 0 and not term.excluded for term in query)
+            vector = query_vector(query, np.stack([vectors[term] for term in query]))
+            known = self._calibrations(compute=calibrate) if plain else ()
+            text = query[0].value if plain and len(query) == 1 else None
+            rankings.append(Ranking(indexes=self.indexes, vector=vector, text=text, calibrations=known))
+        return rankings
+
+    def _stored(self, item: int) -> NDArray[np.float32]:
+        """The unit vector of an image of the first index. Shape: (dim,), float32."""
+        import numpy as np
+
+        if self.index.hit(item) is None:
+            raise ValueError(f"no image has the id {item}")
+        row = self.index.vectors.take(np.array([item]))[0].astype(np.float32)
+        unit: NDArray[np.float32] = row / np.linalg.norm(row)
+        return unit
+
+    def _calibrations(self, *, compute: bool) -> tuple[Calibration | None, ...]:
+        """What scores mean in each index; ``compute`` although it takes long."""
+        from llm2clip.retrieval.ranking.calibration import calibration_of
+
+        compute = compute or self.encoder.info.parameters <= _MOST_CALIBRATED
+        missing = [index for index in self.indexes if self._known.get(index) is None]
+        self._known |= {index: calibration_of(index, self.encoder, compute=compute) for index in missing}
+        return tuple(self._known[index] for index in self.indexes)
+
+    def _text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Unit vectors of texts; warns of languages that the encoder does not know.
 
         Shape: (len(texts), dim), float32.
         """
         for text in texts:
-            found = language_warning(text, encoder.info)
+            found = language_warning(text, self.encoder.info)
             if found is not None and found[0] not in self._warned:
                 self._warned.add(found[0])
                 warnings.warn(found[1], UnknownLanguageWarning, stacklevel=3)
-        return encoder.encode_texts(texts)
+        return text_vectors(texts, self.encoder)
 
     def _search(self, vectors: NDArray[np.float32], *, k: int, where: str | None) -> list[list[Hit]]:
         """The hits of each query in all indexes. Shape: (n, dim), float32, unit rows."""
         found = [index.search(vectors, k=k, where=where) for index in self.indexes]
         if len(found) == 1:
             return found[0]
-        names = [str(index.path) for index in self.indexes]
-        return [_merged(dict(zip(names, hits, strict=True)), k=k) for hits in zip(*found, strict=True)]
+        return [merged(self.indexes, hits)[:k] for hits in zip(*found, strict=True)]
 
     def read_image(self, hit: Hit) -> bytes:
         """The encoded image of a hit of this searcher, as it is in the corpus now.
@@ -314,85 +368,3 @@ class Searcher:
                 raise ValueError(f"where must be text, such as 'width > 1000', got {type(where).__name__}")
 
             compile_where(where)
-
-
-def _require_named(encoder: str, index: Index) -> None:
-    """Refuse to load what only an index of someone else names, unless it is in our catalogue."""
-    try:
-        require_named_encoder(encoder, index=index.path)
-    except IndexerError:
-        from llm2clip.encoders.catalog.entries import find_encoder
-
-        if find_encoder(encoder) is None:
-            raise
-
-
-def _distinct(places: Iterable[Place]) -> list[Place]:
-    """The places, each index once."""
-    return list({os.path.realpath(place.path): place for place in places}.values())
-
-
-def _require_same_encoder(first: Index, other: Index) -> None:
-    """Refuse two indexes whose scores cannot be compared."""
-    from llm2clip.indexer.storage.manifest import encoder_mismatch
-
-    if encoder_mismatch(first.manifest.encoder, other.manifest.encoder):
-        names = [str(index.manifest.encoder["name"]) for index in (first, other)]
-        which = f"{names[0]} and {names[1]}" if names[0] != names[1] else f"different versions of {names[0]}"
-        raise EncoderMismatchError(
-            f"{first.path} and {other.path} were built with {which}, whose scores cannot be compared: search them one "
-            f"at a time, or re-encode one with  llm2clip-index build --from INDEX --encoder {names[0]}"
-        )
-
-
-def _open_sample(
-    encoder: Encoder | str | os.PathLike[str] | None,
-    *,
-    device: str,
-    on_progress: Callable[[Progress], None] | None,
-) -> tuple[Index, Encoder]:
-    """The sample's index, built if needed, and its encoder."""
-    from llm2clip.encoders import load_encoder
-    from llm2clip.retrieval.sample_index import open_sample, sample_encoder
-
-    if encoder is None or isinstance(encoder, str | os.PathLike):
-        encoder = load_encoder(encoder or sample_encoder(), device=device)
-    return open_sample(encoder, on_progress=on_progress), encoder
-
-
-def _merged(found: dict[str, list[Hit]], *, k: int) -> list[Hit]:
-    """The best of the hits of several indexes, each image once; equal scores in the order of the indexes."""
-    of_index = [[replace(hit, index=name) for hit in hits] for name, hits in found.items()]
-    best: dict[str, Hit] = {}
-    for hit in sorted(chain.from_iterable(of_index), key=lambda hit: -hit.score):
-        best.setdefault(hit.uri, hit)
-    return [replace(hit, rank=rank) for rank, hit in enumerate(islice(best.values(), k), start=1)]
-
-
-def _meant(texts: Sequence[str]) -> list[str]:
-    """The texts as they were meant, none of them blank."""
-    _check_texts(texts)
-    meant = [text if text.isascii() else cleaned(text) for text in texts]
-    _check_texts(meant)
-    return meant
-
-
-def _check_texts(texts: Sequence[str]) -> None:
-    for number, text in enumerate(texts, start=1):
-        if not isinstance(text, str):
-            raise ValueError(
-                f"query {number} must be text, got {type(text).__name__}; for images use search_images"
-            )
-        if not text.strip():
-            which = "the query" if len(texts) == 1 else f"query {number} of {len(texts)}"
-            raise ValueError(f"{which} is empty; give at least one word, such as 'bicycle'")
-
-
-def _whole(k: int) -> int:
-    try:
-        number = operator.index(k)  # of NumPy's integers too
-    except TypeError as error:
-        raise ValueError(f"k must be a whole number, got {k!r}") from error
-    if number < 1:
-        raise ValueError(f"k must be at least 1, got {number}")
-    return number

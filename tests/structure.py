@@ -27,7 +27,7 @@ FOLDERS = {
         "lifecycle",
         "commands",
     ),
-    "retrieval": ("query", ".", "service", "server"),
+    "retrieval": ("query", "ranking", ".", "service", "server"),
     "eval": (
         "metrics",
         "stats",

@@ -268,3 +268,7 @@ class Hit:
     """Height as shown, in pixels."""
     index: str | None = None
     """Folder of its index, where several are searched together."""
+    confidence: float | None = None
+    """How sure it is that the query is not of something else, 0 to 1; set by ``Searcher`` where it is known."""
+    duplicates: tuple[Hit, ...] = ()
+    """Copies of the same image that ``Searcher`` folded into this hit, best first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner."""
@@ -32,6 +33,29 @@ def cleaned(text: str) -> str:
         parts += [unicodedata.normalize("NFKC", visible[end : kept.start()]), kept[0]]
         end = kept.end()
     return "".join([*parts, unicodedata.normalize("NFKC", visible[end:])])
+
+
+def meant(texts: Sequence[str]) -> list[str]:
+    """Texts as they were meant.
+
+    Raises:
+        ValueError: One is empty, blank or no text.
+    """
+    _check(texts)
+    found = [text if text.isascii() else cleaned(text) for text in texts]
+    _check(found)
+    return found
+
+
+def _check(texts: Sequence[str]) -> None:
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise ValueError(
+                f"query {number} must be text, got {type(text).__name__}; for images use search_images"
+            )
+        if not text.strip():
+            which = "the query" if len(texts) == 1 else f"query {number} of {len(texts)}"
+            raise ValueError(f"{which} is empty; give at least one word, such as 'bicycle'")
 
 
 def _kept(found: re.Match[str], text: str) -> str:

@@ -3,7 +3,7 @@
 Grammar (docs/searching.md)::
 
     expression = [sign] term {sign term}
-    sign       = "+" | "-"                        alone between spaces
+    sign       = "+" | "-" | "NOT"                alone between spaces
     term       = [number "*"] (text | image | item)
     text       = '"' ... '"' | words              a quote or backslash within quotes follows a backslash
     image      = "image:" name                    up to the next sign; in quotes if it holds one
@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ _SHOWN = 24
 _WEIGHT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\*\s*")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 _OPERAND = re.compile(r"(image|item):")
-_SIGN = re.compile(r"([+-])(?=\s|$)")
-_NEXT = re.compile(r"\s[+-](?=\s|$)")
+_SIGN = re.compile(r"([+-]|NOT)(?=\s|$)")
+_NEXT = re.compile(r"\s(?:[+-]|NOT)(?=\s|$)")
 _EXPLICIT = re.compile(r'\s*(?:[+-]\s+)?(?:(?:\d+(?:\.\d*)?|\.\d+)\*\s*\S|"|(?:image|item):)')
 
 
@@ -52,7 +52,10 @@ class Term:
     value: str
     """The text, name or id."""
     weight: float = 1.0
-    """Factor on its unit vector; negative for what is to be absent."""
+    """Factor on its unit vector; negative to move away from it."""
+    excluded: bool = False
+    """Whether its direction is taken out of the other terms' sum, so that the query says nothing of it; the weight does
+    not matter then."""
 
 
 def parse(query: str) -> tuple[Term, ...]:
@@ -83,23 +86,34 @@ def join(arguments: Sequence[str]) -> str:
     return " ".join(terms[:-1])
 
 
-def weighted_sum(vectors: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32]:
-    """The sum of unit vectors, each times its weight, scaled to unit length. Shape: (n, dim) -> (dim,), float32.
+def query_vector(terms: Sequence[Term], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The unit vector of a query: the weighted sum of its terms, less its projection on the excluded ones.
+
+    Args:
+        terms: The terms.
+        vectors: Their unit vectors. Shape: (len(terms), dim), float32.
+
+    Returns:
+        Shape: (dim,), float32, of unit length.
 
     Raises:
-        ExpressionError: They cancel out.
-        ValueError: There are not as many weights as vectors.
+        ExpressionError: The terms cancel out.
     """
     import numpy as np
 
-    if len(weights) != len(vectors):
-        raise ValueError(f"expected a weight for each of {len(vectors)} texts and images, got {len(weights)}")
-    if len(vectors) == 1 and weights[0] > 0:
+    if len(vectors) == 1 and terms[0].weight > 0 and not terms[0].excluded:
         one: NDArray[np.float32] = vectors[0]
         return one
-    total = np.asarray(weights, dtype=np.float64) @ vectors.astype(np.float64)
+    exact = vectors.astype(np.float64)
+    weights = np.array([0.0 if term.excluded else term.weight for term in terms])
+    total = weights @ exact
+    excluded = exact[[term.excluded for term in terms]]
+    if len(excluded):
+        directions, sizes, _ = np.linalg.svd(excluded.T, full_matrices=False)
+        directions = directions[:, sizes > 1e-3]
+        total = total - directions @ (directions.T @ total)
     length = float(np.linalg.norm(total))
-    if not length > 1e-6 * sum(map(abs, weights)):
+    if not length > 1e-6 * float(np.abs(weights).sum()):
         raise ExpressionError(
             "the terms of the query cancel out, so nothing is left to search for; change a weight"
         )
@@ -124,7 +138,8 @@ class _Parser:
         self._skip()
         sign = self._sign() or "+"
         while True:
-            found.append(self._term(-1.0 if sign == "-" else 1.0))
+            term = self._term(-1.0 if sign == "-" else 1.0)
+            found.append(replace(term, excluded=True) if sign == "NOT" else term)
             if len(found) > MOST_TERMS:
                 raise self._error(f"a query has at most {MOST_TERMS} terms")
             self._skip()
@@ -132,7 +147,7 @@ class _Parser:
                 return tuple(found)
             next_sign = self._sign()
             if next_sign is None:
-                raise self._error("expected + or - between spaces before the next term")
+                raise self._error("expected +, - or NOT between spaces before the next term")
             sign = next_sign
 
     def _skip(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from llm2clip.retrieval.gallery import small_webp
 from llm2clip.retrieval.query.cleaning import cleaned
-from llm2clip.retrieval.query.expression import ExpressionError, Term, weighted_sum
+from llm2clip.retrieval.query.expression import ExpressionError, Term, query_vector
 from llm2clip.retrieval.service.batching import Batcher
 from llm2clip.retrieval.service.live_index import LiveIndex
 from llm2clip.retrieval.service.settings import ServerSettings
@@ -147,7 +147,7 @@ class SearchService:
         with self.telemetry.stage("encode", took):
             for term in dict.fromkeys(terms):
                 found[term] = await self._term(term, images)
-        return weighted_sum(np.stack([found[term] for term in terms]), [term.weight for term in terms])
+        return query_vector(terms, np.stack([found[term] for term in terms]))
 
     async def _term(self, term: Term, images: Mapping[str, bytes]) -> NDArray[np.float32]:
         if term.kind == "item":

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.retrieval.query.expression import ExpressionError, Term, join, parse, weighted_sum
+from llm2clip.retrieval.query.expression import ExpressionError, Term, join, parse, query_vector
 
 
 def text(value: str, weight: float = 1.0) -> Term:
@@ -50,7 +50,7 @@ def test_parse_reads_every_kind_of_term():
     ("query", "column", "problem"),
     [
         ('"open', 1, "quote is not closed"),
-        ('"a" "b"', 5, "expected + or -"),
+        ('"a" "b"', 5, "expected +, - or NOT"),
         ('"a" +', 6, "expected a text"),
         ('"a" + + "b"', 7, "expected a text"),
         ('0*"a"', 1, "above 0"),
@@ -103,21 +103,43 @@ def test_parse_of_join_gives_back_the_words(parts: list[tuple[str, str]]):
 
 
 @given(st.lists(st.floats(-3, 3).filter(lambda weight: abs(weight) > 0.01), min_size=2, max_size=4))
-def test_weighted_sum_equals_the_normalised_sum(weights: list[float]):
+def test_query_vector_equals_the_normalised_sum(weights: list[float]):
     vectors = np.linalg.qr(np.random.default_rng(0).standard_normal((8, 8)))[0][: len(weights)].astype(
         np.float32
     )
     expected = sum(
         weight * vector for weight, vector in zip(weights, vectors.astype(np.float64), strict=True)
     )
-    found = weighted_sum(vectors, weights)
+    found = query_vector([text("a", weight) for weight in weights], vectors)
     assert found == pytest.approx(expected / np.linalg.norm(expected), abs=1e-6)
     assert found.dtype == np.float32
 
 
-def test_weighted_sum_refuses_terms_that_cancel_out():
+def test_query_vector_takes_out_the_directions_of_excluded_terms():
+    vectors = np.random.default_rng(0).standard_normal((4, 8))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    terms = parse('"a" + 2*b NOT "c" NOT "d"')
+    assert [term.excluded for term in terms] == [False, False, True, True]
+    found = query_vector(terms, vectors)
+    assert vectors[2:] @ found == pytest.approx([0, 0], abs=1e-6)
+    # Of all unit vectors without c and d it is the nearest to a + 2 b: least squares says the same.
+    total = vectors[0] + 2 * vectors[1]
+    rest = total - vectors[2:].T @ np.linalg.lstsq(vectors[2:].T, total, rcond=None)[0]
+    assert found == pytest.approx(rest / np.linalg.norm(rest), abs=1e-5)
+
+
+def test_parse_reads_not_within_expressions_only():
+    assert parse('"beach" NOT people') == (
+        text("beach"),
+        Term(kind="text", value="people", excluded=True),
+    )
+    assert parse("DO NOT ENTER") == (text("DO NOT ENTER"),)
+    assert join(["DO", "NOT", "ENTER"]) == "DO NOT ENTER"
+
+
+def test_query_vector_refuses_terms_that_cancel_out():
     one = np.eye(4, dtype=np.float32)[[0, 0]]
     with pytest.raises(ExpressionError, match="cancel out"):
-        weighted_sum(one, [1, -1])
-    with pytest.raises(ValueError, match="a weight for each of 2"):
-        weighted_sum(one, [1])
+        query_vector(parse('"a" - "a"'), one)
+    with pytest.raises(ExpressionError, match="cancel out"):
+        query_vector(parse('"a" NOT "a"'), one)

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from llm2clip.encoders import FakeEncoder, ImageError, ModelError, TextTooLongWarning
+from llm2clip.encoders import FakeEncoder, ImageError, ModelError
 from llm2clip.indexer import EncoderMismatchError, IndexNotFoundError, build_index, open_index
-from llm2clip.retrieval import Searcher
+from llm2clip.retrieval import LongTextWarning, Searcher
 
 from .conftest import COLOURS, Corpus, image
 
@@ -102,13 +102,19 @@ def test_searcher_search_refuses_wrong_kinds_of_query(searcher: Searcher):
         searcher.search_images([b"words"])
 
 
-def test_searcher_search_truncates_a_long_text_with_a_warning(corpus: Corpus):
-    searcher = Searcher.open(corpus.index, encoder=corpus.encoder)
+def test_searcher_search_reads_a_long_text_in_parts_with_a_warning(corpus: Corpus, searcher: Searcher):
     limit = corpus.encoder.info.max_text_tokens
     last_word_counts = "thing " * (limit - 1) + "green"
     assert names(searcher.search(last_word_counts, k=1)) == ["green"]
-    with pytest.warns(TextTooLongWarning, match=f"{limit} of {limit + 3} tokens"):
-        searcher.search(last_word_counts + " and more words")
+    first, second = "a red thing. " * (limit // 3), "Then many words of the second part, all blue."
+    with pytest.warns(LongTextWarning, match=f"the text has {limit // 3 * 3 + 9} tokens.*in 2 parts"):
+        found = searcher.search(f"{first}{second}", k=8)
+    sentences = f"{first}{second}".split(". ")
+    halves = [". ".join(part) for part in (sentences[:12], sentences[12:])]
+    weights = [len(half.split()) for half in halves]
+    expected = searcher.search_combined(halves, [], weights=weights, k=8)
+    assert [hit.key for hit in found] == [hit.key for hit in expected]
+    assert [hit.score for hit in found] == pytest.approx([hit.score for hit in expected], abs=1e-6)
 
 
 def test_searcher_loads_the_encoder_once_on_first_use(corpus: Corpus, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,1 @@
+"""From the nearest images to an answer: confidence, duplicates, diversity, words, pages."""

@@ -1,0 +1,221 @@
+"""From the vector of a query to a page of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from llm2clip.retrieval.ranking.cursor import MOST_PAGED, Cursor
+from llm2clip.retrieval.ranking.options import Page, SearchOptions
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llm2clip.indexer import Hit, Index
+    from llm2clip.retrieval.ranking.calibration import Calibration
+
+_SPARE = 16
+"""Hits fetched beyond those of a page, since some may be copies of others."""
+NOTHING = "nothing like that here"
+"""What is said if no image reaches ``min_confidence``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """The images of one or several indexes, ranked for one query."""
+
+    indexes: Sequence[Index]
+    """Indexes of one encoder, not empty."""
+    vector: NDArray[np.float32]
+    """Unit vector of the query. Shape: (dim,), float32."""
+    text: str | None = None
+    """The query, if it is a text alone: for file names and captions."""
+    calibrations: Sequence[Calibration | None] = ()
+    """Of each index, None where it is not known; empty for queries with images, which have none."""
+
+    def page(self, options: SearchOptions) -> Page:
+        """One page.
+
+        Raises:
+            ValueError: The filter or the cursor is invalid, or ``min_confidence`` is given for a query without
+                calibrations.
+        """
+        cursor = Cursor.of(options.cursor) if options.cursor else None
+        generation = "-".join(str(index.manifest.generation) for index in self.indexes)
+        seen = cursor.seen if cursor else 0
+        allowed = sum(self._allowed(options.where))
+        if options.min_confidence is not None:
+            hits = self._above(options.min_confidence, where=options.where)
+            total = len(hits)
+            hits = self._arranged(hits, options)
+        else:
+            hits, total = self._best(seen + options.k + 1, options, most=allowed), allowed
+        if cursor is not None and cursor.generation != generation and _is_by_score(options):
+            # The index changed: go on after the last hit that was shown, so that none is shown twice.
+            rest = [hit for hit in hits if (-hit.score, hit.id) > (-cursor.score, cursor.id)]
+        else:
+            rest = hits[seen:]
+        shown = rest[: options.k]
+        if options.sort == "date" and options.min_confidence is None:
+            shown = newest_first(shown)
+        last = min(rest[: options.k], key=lambda hit: (hit.score, -hit.id), default=None)
+        following = None
+        if last is not None and len(rest) > options.k and seen + len(shown) <= MOST_PAGED:
+            following = Cursor(seen=seen + len(shown), generation=generation, score=last.score, id=last.id)
+        notes = []
+        if options.min_confidence is not None and not hits:
+            notes.append(NOTHING)
+        return Page(
+            hits=[replace(hit, rank=rank) for rank, hit in enumerate(self._sure(shown), start=seen + 1)],
+            total=total,
+            cursor=str(following) if following else None,
+            generation=generation,
+            notes=tuple(notes),
+        )
+
+    def _allowed(self, where: str | None) -> list[int]:
+        """How many images of each index pass a filter."""
+        masks = [index.allowed(where) for index in self.indexes]
+        return [
+            len(index) if mask is None else int(mask.sum())
+            for index, mask in zip(self.indexes, masks, strict=True)
+        ]
+
+    def index_of(self, hit: Hit) -> Index:
+        """The index that a hit is from."""
+        return next((index for index in self.indexes if str(index.path) == hit.index), self.indexes[0])
+
+    def nearest(self, vector: NDArray[np.float32], *, k: int, where: str | None) -> list[Hit]:
+        """The ``k`` images of all indexes that are nearest to a unit vector, best first."""
+        found = [index.search(vector[None], k=k, where=where)[0] for index in self.indexes]
+        return found[0] if len(found) == 1 else merged(self.indexes, found)[:k]
+
+    def _best(self, wanted: int, options: SearchOptions, *, most: int) -> list[Hit]:
+        """At least the first ``wanted`` hits, if there are as many, in the order asked for."""
+        wanted = max(wanted, _pool(options))
+        count = min(wanted + _SPARE * options.fold, most, MOST_PAGED)
+        while count:
+            found = self.nearest(self.vector, k=count, where=options.where)
+            hits = self._arranged(found, options)
+            if len(hits) >= wanted or count >= min(most, MOST_PAGED):
+                return hits
+            count = min(4 * count, most, MOST_PAGED)
+        return []
+
+    def _above(self, confidence: float, *, where: str | None) -> list[Hit]:
+        """All images of at least a confidence, up to ``MOST_PAGED``, best score first."""
+        found = [self._of_index(place, confidence, where=where) for place in range(len(self.indexes))]
+        hits = found[0] if len(found) == 1 else merged(self.indexes, found)
+        return hits[:MOST_PAGED]
+
+    def _of_index(self, place: int, confidence: float, *, where: str | None) -> list[Hit]:
+        import numpy as np
+
+        index, calibration = self.indexes[place], self._calibration(place)
+        if calibration is None:
+            raise ValueError(
+                "confidence is known only for queries of texts; leave out the least confidence for images"
+            )
+        # A search for the centred query ranks by the centred score.
+        moved = self.vector.astype(np.float64) - calibration.centre
+        length = float(np.linalg.norm(moved))
+        if not length:
+            return []
+        least, count = calibration.least(confidence) / length, 64
+        unit = (moved / length).astype(np.float32)[None]
+        while True:
+            hits = index.search(unit, k=count, where=where)[0]
+            if len(hits) < count or hits[-1].score < least or count >= MOST_PAGED:
+                break
+            count = min(8 * count, MOST_PAGED)
+        passed = [hit for hit in hits if hit.score >= least]
+        scores = self._scores(index, [hit.id for hit in passed])
+        scored = [replace(hit, score=float(score)) for hit, score in zip(passed, scores, strict=True)]
+        return sorted(scored, key=lambda hit: (-hit.score, hit.id))
+
+    def _scores(self, index: Index, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Scores as ``Index.search`` gives them. Shape: (len(ids),), float32."""
+        import numpy as np
+
+        from llm2clip.indexer.ann.faiss_flat import exact_scores
+
+        return exact_scores(index.vectors.take(np.array(ids, dtype=np.int64)), self.vector)
+
+    def _calibration(self, place: int) -> Calibration | None:
+        return self.calibrations[place] if self.calibrations else None
+
+    def _sure(self, hits: Sequence[Hit]) -> list[Hit]:
+        """The hits with their confidences, where they are known."""
+        if not any(self.calibrations) or not hits:
+            return list(hits)
+        import numpy as np
+
+        from llm2clip.retrieval.ranking.duplicates import stored_vectors
+
+        vectors = stored_vectors(hits, self.index_of)
+        confident = []
+        for hit, vector in zip(hits, vectors, strict=True):
+            calibration = self._calibration(self.indexes.index(self.index_of(hit)))
+            if calibration is not None:
+                centred = np.float64(hit.score) - vector.astype(np.float64) @ calibration.centre
+                hit = replace(hit, confidence=float(calibration.confidence(centred)))
+            confident.append(hit)
+        return confident
+
+    def _arranged(self, hits: list[Hit], options: SearchOptions) -> list[Hit]:
+        """The hits, best score first, as the options want them: copies folded, in another order."""
+        if options.fold:
+            from llm2clip.retrieval.ranking.duplicates import folded
+
+            hits = folded(hits, self.index_of)
+        if options.diverse:
+            hits = self._diverse(hits)
+        if options.sort == "date" and options.min_confidence is not None:
+            hits = newest_first(hits)
+        return hits
+
+    def _diverse(self, hits: list[Hit]) -> list[Hit]:
+        import numpy as np
+
+        from llm2clip.retrieval.ranking.diversity import POOL, diverse_order
+        from llm2clip.retrieval.ranking.duplicates import stored_vectors
+
+        pool = hits[:POOL]
+        scores = np.array([hit.score for hit in pool], dtype=np.float64)
+        order = diverse_order(scores, stored_vectors(pool, self.index_of))
+        return [pool[place] for place in order] + hits[POOL:]
+
+
+def newest_first(hits: Sequence[Hit]) -> list[Hit]:
+    """Hits by their times as clocks showed them, those without one last; equal times as they were."""
+    timed = sorted((hit for hit in hits if hit.time), key=lambda hit: str(hit.time)[:19], reverse=True)
+    return [*timed, *(hit for hit in hits if not hit.time)]
+
+
+def merged(indexes: Sequence[Index], found: Sequence[Sequence[Hit]]) -> list[Hit]:
+    """The hits of several indexes, best first, each image once; equal scores in the order of the indexes."""
+    of_index = [
+        [replace(hit, index=str(index.path)) for hit in hits]
+        for index, hits in zip(indexes, found, strict=True)
+    ]
+    best: dict[str, Hit] = {}
+    for hit in sorted(chain.from_iterable(of_index), key=lambda hit: -hit.score):
+        best.setdefault(hit.uri, hit)
+    return [replace(hit, rank=rank) for rank, hit in enumerate(best.values(), start=1)]
+
+
+def _is_by_score(options: SearchOptions) -> bool:
+    """Whether pages follow one another by score."""
+    return not options.diverse and (options.sort == "score" or options.min_confidence is None)
+
+
+def _pool(options: SearchOptions) -> int:
+    """How many hits are needed at least, since they are put into another order."""
+    if not options.diverse:
+        return 0
+    from llm2clip.retrieval.ranking.diversity import POOL
+
+    return POOL
