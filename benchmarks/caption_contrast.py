@@ -182,7 +182,8 @@ def _captions(count: int) -> list[tuple[str, str]]:
 def _write_model(folder: Path) -> Path:
     from safetensors.torch import save_file
 
-    from llm2clip.encoders.text.language_config import build_language, language_config
+    from llm2clip.encoders.text.language_config import language_config
+    from llm2clip.encoders.text.packed import build_language
 
     folder.mkdir(parents=True)
     vocabulary = {

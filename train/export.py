@@ -19,13 +19,16 @@ from llm2clip.encoders.core.dual_encoder import DualEncoder
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json, read_object
 from llm2clip.encoders.images.preprocess import Preprocess
-from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
-from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig
+from llm2clip.encoders.layers.efficientnet_lite import (
+    EfficientNetLite,
+    EfficientNetLiteConfig,
+    LiteTower,
+    LiteTowerConfig,
+)
 from llm2clip.encoders.layers.llama import AdapterConfig
 from llm2clip.encoders.llm2clip.encoder_folder import FolderTextTower, build_adapter, build_head
 from llm2clip.encoders.llm2clip.folder_config import HeadConfig, Llm2ClipConfig, StoredDtype
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
-from llm2clip.encoders.text.language_config import TOKENIZER
 from llm2clip.encoders.text.llm_text_tower import LlmTextTower
 from llm2clip.encoders.vision.tower_detection import TowerShape
 from llm2clip.encoders.vision.vision_tower import build_tower
@@ -36,7 +39,7 @@ from llm2clip.train.align.towers import EFFICIENTNET
 
 if TYPE_CHECKING:
     from llm2clip.encoders.text.caption_tokenizer import TextRules
-    from llm2clip.encoders.text.language_config import LanguageModule
+    from llm2clip.encoders.text.packed import LanguageModule
 
 _HEAD = "image_head."
 _LOGIT_BIAS = "logit_bias"
@@ -251,7 +254,9 @@ def _language(said: _Text, given: str | Path | None) -> _Language:
     tower = encoder.text_tower if isinstance(encoder, DualEncoder) else None
     if isinstance(tower, LlmTextTower):
         plan = tower.source.plan
-        return _Language(plan.load(plan.stored), tower.source.text_rules("native"), plan.folder / TOKENIZER)
+        return _Language(
+            plan.load(plan.stored), tower.source.text_rules("native"), plan.folder / TOKENIZER_FILE
+        )
     if isinstance(tower, FolderTextTower) and isinstance(encoder, DualEncoder):
         assert isinstance(encoder.source, Path), "it came from a folder"
         return _Language(tower.module().language_model, tower.reader.rules, encoder.source / TOKENIZER_FILE)

@@ -249,6 +249,7 @@ class DualEncoder(Encoder):
         return tower.vectors(pixels)
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.text_tower.module()
         return self.text_tower.vectors(texts)
 
     def _count_tokens(self, texts: Sequence[str]) -> list[int]:

@@ -85,14 +85,6 @@ class BertEmbeddings(nn.Module):
         return output
 
 
-class _Projections(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-
-
 class AddNorm(nn.Module):
     """LayerNorm(residual + Linear(x))."""
 
@@ -113,14 +105,14 @@ class BertAttention(nn.Module):
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.head_dim = config.hidden_size // config.num_attention_heads
-        self.self = _Projections(config.hidden_size)
-        self.output = AddNorm(config.hidden_size, config.hidden_size, config.layer_norm_eps)
+        width = config.hidden_size
+        self.self = nn.ModuleDict({name: nn.Linear(width, width) for name in ("query", "key", "value")})
+        self.output = AddNorm(width, width, config.layer_norm_eps)
 
     def heads(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values. Shape: (..., D) -> (..., H, E) each."""
         query, key, value = (
-            projection(hidden).unflatten(-1, (-1, self.head_dim))
-            for projection in (self.self.query, self.self.key, self.self.value)
+            projection(hidden).unflatten(-1, (-1, self.head_dim)) for projection in self.self.values()
         )
         return query, key, value
 
@@ -132,35 +124,23 @@ class BertAttention(nn.Module):
         return output
 
 
-class _Inner(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
-
-
 class BertBlock(nn.Module):
     """One post-norm block: attention, then a GELU feed-forward layer."""
 
     def __init__(self, config: BertConfig) -> None:
         super().__init__()
         self.attention = BertAttention(config)
-        self.intermediate = _Inner(config)
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = AddNorm(config.intermediate_size, config.hidden_size, config.layer_norm_eps)
 
     def feed_forward(self, hidden: Tensor) -> Tensor:
         """Shape: (..., D) -> (..., D), added to the input and normalised."""
-        output: Tensor = self.output(F.gelu(self.intermediate.dense(hidden)), hidden)
+        output: Tensor = self.output(F.gelu(self.intermediate["dense"](hidden)), hidden)
         return output
 
     def forward(self, hidden_BLD: Tensor, mask_BHLL: Tensor | None) -> Tensor:
         """Shape: (B, L, D) -> (B, L, D)."""
         return self.feed_forward(self.attention(hidden_BLD, mask_BHLL))
-
-
-class _Stack(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList(BertBlock(config) for _ in range(config.num_hidden_layers))
 
 
 class BertEncoder(nn.Module):
@@ -170,12 +150,15 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = BertEmbeddings(config)
-        self.encoder = _Stack(config)
+        blocks = nn.ModuleList(BertBlock(config) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layer": blocks})
 
     @property
     def layers(self) -> nn.ModuleList:
         """The blocks, by the name they have in ``BidirectionalLlama``."""
-        return self.encoder.layer
+        blocks = self.encoder["layer"]
+        assert isinstance(blocks, nn.ModuleList), "they were made so"
+        return blocks
 
     def forward(self, input_ids_BL: Tensor, attention_mask_BL: Tensor | None = None) -> Tensor:
         """Contextual states. Shapes: (B, L), int64, and (B, L) -> (B, L, D).

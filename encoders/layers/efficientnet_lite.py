@@ -1,9 +1,14 @@
-"""EfficientNet-Lite0 to Lite2: the mobile form of EfficientNet (arXiv 1905.11946), ReLU6 and no squeeze-and-excitation.
+"""EfficientNet-Lite0 to Lite2, and the vision tower that is made of one: its pooled state, or a code of its classes.
 
+The mobile form of EfficientNet (arXiv 1905.11946): ReLU6 and no squeeze-and-excitation.
 Sizes are those of the TensorFlow TPU repository (Apache-2.0), operations those of the PyTorch port whose weights are
 published; a test holds them equal. Padding is TensorFlow's ``SAME``, so that images of any size are read.
 
-Shape suffixes: B images, S side in pixels, G cells along a side of the final grid, C channels there.
+The code of an image is exp(sharpness * (score - best score)) of each class, of unit length. Unlike scores themselves it
+leaves out the many classes that fit badly in many ways, so a linear map of codes reaches things and scenes that are no
+class but resemble several.
+
+Shape suffixes: B images, S side in pixels.
 """
 
 from __future__ import annotations
@@ -20,7 +25,7 @@ from torch import Tensor, nn
 from llm2clip.encoders.core.files import check_size
 
 HEAD_WIDTH: Final = 1280
-"""Channels of the final grid, the same for all variants."""
+"""Channels of the final grid, and length of the pooled state: the same for all variants."""
 _STEM = 32
 _EPS, _MOMENTUM = 1e-3, 0.01
 _VARIANTS: Final = {0: (1.0, 1.0, 224), 1: (1.0, 1.1, 240), 2: (1.1, 1.2, 260)}
@@ -66,14 +71,6 @@ class EfficientNetLiteConfig:
         check_size("image_size", self.image_size, most=4096)
         if self.classes != 0:
             check_size("classes", self.classes)
-
-    @property
-    def grid(self) -> int:
-        """Cells G along a side of the final grid."""
-        side = self.image_size
-        for _ in range(5):
-            side = (side + 1) // 2
-        return side
 
 
 def trained_size(variant: int) -> int:
@@ -123,14 +120,14 @@ class ConvUnit(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """See the class."""
         if self.stride > 1:
-            features = F.pad(features, [*self._around(features.shape[3]), *self._around(features.shape[2])])
+            height, width = (
+                max(0, (-(-side // self.stride) - 1) * self.stride + self.kernel - side)
+                for side in features.shape[2:]
+            )
+            # Zeros on both sides of an axis; the odd one comes after.
+            features = F.pad(features, [width // 2, (width + 1) // 2, height // 2, (height + 1) // 2])
         output: Tensor = self.norm(self.conv(features))
         return output
-
-    def _around(self, side: int) -> tuple[int, int]:
-        """Zeros before and after an axis; the odd one comes after."""
-        spare = max(0, (-(-side // self.stride) - 1) * self.stride + self.kernel - side)
-        return spare // 2, spare - spare // 2
 
 
 class InvertedResidual(nn.Module):
@@ -156,7 +153,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """Normalised pixels to a grid of features, and to their mean."""
+    """Normalised pixels to their pooled state, which the classifier, if there is one, reads."""
 
     def __init__(self, config: EfficientNetLiteConfig) -> None:
         super().__init__()
@@ -171,37 +168,15 @@ class EfficientNetLite(nn.Module):
                 blocks.append(InvertedResidual(inputs, stage, stride=stride, batch_norm=norm))
                 inputs = stage.width
         self.blocks = nn.ModuleList(blocks)
-        self.trunk_width = inputs
-        """Channels of :meth:`trunk`."""
         self.head = ConvUnit(inputs, HEAD_WIDTH, 1, batch_norm=norm)
         self.classifier = nn.Linear(HEAD_WIDTH, config.classes) if config.classes else None
 
-    @property
-    def width(self) -> int:
-        """Channels C of :meth:`grid`, and length of the pooled state."""
-        return HEAD_WIDTH
-
-    def trunk(self, pixels_B3SS: Tensor) -> Tensor:
-        """What the last block gives. Shape: (B, 3, S, S) -> (B, trunk_width, G, G), of any sign."""
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        """Mean over the final grid. Shape: (B, 3, S, S), normalised pixels -> (B, HEAD_WIDTH), not unit length."""
         features: Tensor = F.relu6(self.stem(pixels_B3SS))
         for block in self.blocks:
             features = block(features)
-        return features
-
-    def grid(self, pixels_B3SS: Tensor) -> Tensor:
-        """What the last convolution gives; its mean is pooled. Shape: (B, 3, S, S) -> (B, C, G, G), 0 to 6."""
-        return F.relu6(self.head(self.trunk(pixels_B3SS)))
-
-    def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """Shape: (B, 3, S, S), normalised pixels -> (B, C), the mean over the grid, not unit length."""
-        return self.grid(pixels_B3SS).mean((2, 3))
-
-    def logits(self, pixels_B3SS: Tensor) -> Tensor:
-        """Scores of the classes. Shape: (B, 3, S, S) -> (B, classes)."""
-        if self.classifier is None:
-            raise ValueError("this EfficientNet-Lite was made without a classifier (classes=0)")
-        output: Tensor = self.classifier(self(pixels_B3SS))
-        return output
+        return F.relu6(self.head(features)).mean((2, 3))
 
     def folded(self, *, classes: bool = False) -> EfficientNetLite:
         """A copy for inference with each normalisation folded into its convolution, with or without the classifier.
@@ -233,3 +208,67 @@ def _fold(source: nn.Module, *, into: ConvUnit) -> None:
         into.conv.bias.copy_(norm.bias - norm.running_mean * gain)
     else:
         into.conv.load_state_dict(source.conv.state_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiteTowerConfig:
+    """Shape of the tower."""
+
+    trunk: EfficientNetLiteConfig
+    """The EfficientNet-Lite; with a classifier if ``sharpness`` is given."""
+    sharpness: float = 0.0
+    """Factor on the scores of the classes; 0 for the pooled state itself."""
+
+    def __post_init__(self) -> None:
+        if self.sharpness < 0 or bool(self.sharpness) != bool(self.trunk.classes):
+            raise ValueError(
+                "sharpness must be positive with a classifier and 0 without, got "
+                f"{self.sharpness} and trunk.classes {self.trunk.classes}"
+            )
+
+    @property
+    def width(self) -> int:
+        """Length of the state."""
+        return self.trunk.classes if self.sharpness else HEAD_WIDTH
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.trunk.image_size
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether the trunk still has batch normalisation of its own."""
+        return self.trunk.batch_norm
+
+
+class LiteTower(nn.Module):
+    """Pixels to one state per image."""
+
+    def __init__(self, config: LiteTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = EfficientNetLite(config.trunk)
+        self.centre: nn.Parameter | None = None
+        if config.sharpness:
+            self.centre = nn.Parameter(torch.zeros(config.trunk.classes))
+            """Mean code, which is subtracted."""
+
+    @property
+    def width(self) -> int:
+        """Length of the state."""
+        return self.config.width
+
+    def forward(self, pixels_B3SS: Tensor) -> Tensor:
+        """Shape: (B, 3, S, S), normalised pixels -> (B, width), not unit length."""
+        pooled: Tensor = self.trunk(pixels_B3SS)
+        if self.centre is None:
+            return pooled
+        assert self.trunk.classifier is not None, "the configuration has classes"
+        return class_code(self.trunk.classifier(pooled), self.config.sharpness) - self.centre
+
+
+def class_code(scores: Tensor, sharpness: float) -> Tensor:
+    """exp(sharpness * (score - best score)), of unit length. Shape: (B, classes) -> (B, classes)."""
+    scores = scores.float()
+    return F.normalize(torch.exp(sharpness * (scores - scores.amax(-1, keepdim=True))), dim=-1)

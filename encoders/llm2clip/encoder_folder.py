@@ -1,12 +1,15 @@
 """An encoder in a folder of this library's own format: ``config.json``, ``model.safetensors``, ``tokenizer.json``.
 
-Each tower is read from the one weights file when it is first used: building an index never loads the language
-model, a text query never loads the vision tower. Unknown keys and tensors are errors.
+Each tower is built and read from the one weights file when it is first used: building an index never loads the
+language model, a text query never loads the vision tower. Unknown keys and tensors are errors. Where ``dtype`` is
+``int8``, matrices and kernels are stored as whole numbers from -127 to 127 with a scale for each row, a quarter of
+float32; computing stays in floating point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, final
 
@@ -21,15 +24,13 @@ from llm2clip.encoders.core.dual_encoder import DualEncoder, ReaderTower, pick_d
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import settings_sha256
 from llm2clip.encoders.images.preprocess import PixelTower
-from llm2clip.encoders.layers.lite_tower import LiteTower
+from llm2clip.encoders.layers.efficientnet_lite import LiteTower
 from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
-from llm2clip.encoders.llm2clip.folder_config import HeadConfig, Llm2ClipConfig, StoredDtype, read_config
-from llm2clip.encoders.text.caption_tokenizer import TextReader
-from llm2clip.encoders.text.language_config import build_language, open_reader
-from llm2clip.encoders.text.packed import pooled_states
+from llm2clip.encoders.llm2clip.folder_config import HeadConfig, Llm2ClipConfig, read_config
+from llm2clip.encoders.text.caption_tokenizer import TextReader, open_reader
+from llm2clip.encoders.text.packed import build_language, pooled_states
 from llm2clip.encoders.vision.tower_detection import TowerShape
 from llm2clip.encoders.vision.vision_tower import build_tower
-from llm2clip.encoders.weights.int8_storage import SCALE, stored_specs, unpack_int8
 from llm2clip.encoders.weights.safetensors_io import (
     DTYPES,
     TensorSpec,
@@ -38,7 +39,9 @@ from llm2clip.encoders.weights.safetensors_io import (
     read_tensors,
 )
 from llm2clip.encoders.weights.tensor_names import (
+    ADAPTER,
     FAMILY,
+    LANGUAGE_MODEL,
     LOGIT_SCALE,
     PROJECTION,
     TOKENIZER_FILE,
@@ -51,9 +54,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Module = TypeVar("Module", bound=nn.Module)
-_IMAGES = (VISION, PROJECTION)
-"""Prefixes of the tensors of the image side."""
-
+_IMAGES, _TEXTS = (VISION, PROJECTION), (LANGUAGE_MODEL, ADAPTER)
+"""Prefixes of the tensors of each tower."""
+SCALE = ".scale"
+"""Ends the name of the scales of a tensor that is stored as whole numbers."""
+_MOST_INT8 = 127
 
 _FILLS = frozenset(
     {
@@ -168,128 +173,144 @@ class FolderTextTower(ReaderTower[TextReader]):
 
 
 def load_folder(folder: Path, *, device: str = "auto", dtype: str = "auto") -> DualEncoder:
-    """Open a folder of the format that ``save_llm2clip`` writes; no weight is read yet."""
+    """Open a folder of the format that ``save_llm2clip`` writes; a tower is built and read when it is first used."""
     config = read_config(folder)
     place = pick_device(device)
-    kind = pick_dtype(dtype, device=place, stored=config.dtype)
-    weights = folder / WEIGHTS_FILE
-    header = read_header(weights)
-    _check_sizes(weights, header, config)
-    with NoInit():
-        text = TextModule(config)
-        # transformers, which has these towers, takes seconds to import: a text query goes without.
-        vision = None if isinstance(config.vision, TowerShape) else VisionModule(config)
-    _check(weights, header, config, vision=vision, text=text)
+    file = _WeightsFile(
+        path=folder / WEIGHTS_FILE,
+        header=read_header(folder / WEIGHTS_FILE),
+        config=config,
+        dtype=pick_dtype(dtype, device=place, stored=config.dtype),
+        device=place,
+    )
+    file.check_sizes()
     images = PixelTower(
-        lambda: _load_vision(weights, header, config, dtype=kind, device=place),
+        lambda: file.load(VisionModule, prefixes=_IMAGES),
         preprocess=config.preprocessing,
         device=place,
-        dtype=kind,
+        dtype=file.dtype,
     )
     texts = FolderTextTower(
-        lambda: _filled(text, _read(weights, text, config, dtype=kind), device=place),
+        lambda: file.load(TextModule, prefixes=_TEXTS),
         reader=lambda: open_reader(folder, config.text_rules, config=config.text, name=config.name),
         device=place,
-        dtype=kind,
+        dtype=file.dtype,
     )
-    parameters = sum(spec.size for name, spec in header.items() if not _is_scale(name, header))
     return DualEncoder(
         images,
         texts,
-        describe=lambda: _describe(folder, config, capacity=texts.reader.capacity, parameters=parameters),
+        describe=lambda: _describe(folder, file, capacity=texts.reader.capacity),
         source=folder,
     )
 
 
-def _check_sizes(weights: Path, header: Mapping[str, TensorSpec], config: Llm2ClipConfig) -> None:
-    """Refuse sizes that the file cannot have before memory is taken for them."""
-    held = sum(spec.size for spec in header.values())
-    large = {part: size for part, size in config.largest.items() if size > held}
-    if large or config.depth > len(header):
-        said = ", ".join(f"{part} has a matrix of {size:,} numbers" for part, size in large.items())
-        raise ModelError(
-            f"{weights} does not fit its config.json: it holds {held:,} numbers in {len(header):,} tensors, but "
-            f"{said or f'there are {config.depth:,} blocks'}"
+@dataclass(frozen=True, kw_only=True)
+class _WeightsFile:
+    """The weights of both towers, and how a tower is made of them."""
+
+    path: Path
+    header: Mapping[str, TensorSpec]
+    config: Llm2ClipConfig
+    dtype: torch.dtype
+    """What it computes in."""
+    device: torch.device
+
+    def check_sizes(self) -> None:
+        """Refuse sizes that the file cannot have, before memory is taken for them, and tensors of neither tower."""
+        held, config = sum(spec.size for spec in self.header.values()), self.config
+        large = {part: size for part, size in config.largest.items() if size > held}
+        if large or config.depth > len(self.header):
+            said = ", ".join(f"{part} has a matrix of {size:,} numbers" for part, size in large.items())
+            raise ModelError(
+                f"{self.path} does not fit its config.json: it holds {held:,} numbers in {len(self.header):,} "
+                f"tensors, but {said or f'there are {config.depth:,} blocks'}"
+            )
+        others = {
+            name: spec for name, spec in self.header.items() if not name.startswith((*_IMAGES, *_TEXTS))
+        }
+        check_tensors(others, {LOGIT_SCALE: TensorSpec((), "F32")}, path=self.path)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the file without the scales of rows."""
+        return sum(
+            spec.size
+            for name, spec in self.header.items()
+            if not (name.endswith(SCALE) and name.removesuffix(SCALE) in self.header)
         )
 
-
-def _check(
-    weights: Path,
-    header: Mapping[str, TensorSpec],
-    config: Llm2ClipConfig,
-    *,
-    vision: nn.Module | None,
-    text: nn.Module,
-) -> None:
-    """Compare the file with the modules; a vision tower that is not built yet is compared when it is loaded."""
-    others = {name: spec for name, spec in header.items() if vision or not name.startswith(_IMAGES)}
-    shapes = (_shapes(vision) if vision is not None else {}) | _shapes(text)
-    expected = _expected(shapes, config.dtype) | {LOGIT_SCALE: TensorSpec((), "F32")}
-    check_tensors(others, expected, path=weights)
-
-
-def _load_vision(
-    weights: Path,
-    header: Mapping[str, TensorSpec],
-    config: Llm2ClipConfig,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> VisionModule:
-    with NoInit():
-        module = VisionModule(config)
-    mine = {name: spec for name, spec in header.items() if name.startswith(_IMAGES)}
-    check_tensors(mine, _expected(_shapes(module), config.dtype), path=weights)
-    return _filled(module, _read(weights, module, config, dtype=dtype), device=device)
+    def load(self, make: Callable[[Llm2ClipConfig], Module], *, prefixes: tuple[str, ...]) -> Module:
+        """The module of one tower with its weights, for inference; every tensor is compared with it."""
+        with NoInit():
+            module = make(self.config)
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        whole = self.config.dtype == "int8"
+        if whole:
+            expected = stored_specs(shapes)
+        else:
+            expected = {name: TensorSpec(shape, DTYPES[self.config.dtype]) for name, shape in shapes.items()}
+        mine = {name: spec for name, spec in self.header.items() if name.startswith(prefixes)}
+        check_tensors(mine, expected, path=self.path)
+        tensors = read_tensors(self.path, expected, dtype=torch.float32 if whole else self.dtype)
+        if whole:
+            tensors = {name: tensor.to(self.dtype) for name, tensor in unpack_int8(tensors).items()}
+        for name, tensor in tensors.items():
+            if tensor.ndim == 4:
+                tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
+        module.load_state_dict(tensors, assign=True)
+        return module.requires_grad_(False).eval().to(self.device)
 
 
-def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-
-
-def _expected(shapes: Mapping[str, tuple[int, ...]], dtype: StoredDtype) -> dict[str, TensorSpec]:
-    """Tensors of these shapes as they are stored."""
-    if dtype == "int8":
-        return stored_specs(shapes)
-    return {name: TensorSpec(shape, DTYPES[dtype]) for name, shape in shapes.items()}
-
-
-def _is_scale(name: str, header: Mapping[str, TensorSpec]) -> bool:
-    return name.endswith(SCALE) and name.removesuffix(SCALE) in header
-
-
-def _read(
-    weights: Path, module: nn.Module, config: Llm2ClipConfig, *, dtype: torch.dtype
-) -> dict[str, Tensor]:
-    """The tensors of a module, in the dtype it computes in."""
-    shapes = _shapes(module)
-    if config.dtype != "int8":
-        return read_tensors(weights, list(shapes), dtype=dtype)
-    stored = read_tensors(weights, list(stored_specs(shapes)), dtype=torch.float32)
-    return {name: tensor.to(dtype) for name, tensor in unpack_int8(stored).items()}
-
-
-def _filled(module: Module, tensors: dict[str, Tensor], *, device: torch.device) -> Module:
-    """The module with its weights, for inference."""
-    for name, tensor in tensors.items():
-        if tensor.ndim == 4:
-            tensors[name] = tensor.contiguous(memory_format=torch.channels_last)
-    module.load_state_dict(tensors, assign=True)
-    return module.requires_grad_(False).eval().to(device)
-
-
-def _describe(folder: Path, config: Llm2ClipConfig, *, capacity: int, parameters: int) -> EncoderInfo:
+def _describe(folder: Path, file: _WeightsFile, *, capacity: int) -> EncoderInfo:
+    config = file.config
     return EncoderInfo(
         name=config.name,
         family=FAMILY,
         dim=config.adapter.dim,
         image_size=config.preprocessing.size,
         max_text_tokens=capacity,
-        weights_sha256=file_sha256(folder / WEIGHTS_FILE),
+        weights_sha256=file_sha256(file.path),
         settings_sha256=settings_sha256(config.settings(), files=[folder / TOKENIZER_FILE]),
         preprocessing=config.preprocessing.identifier,
-        parameters=parameters,
+        parameters=file.parameters,
         languages=config.languages,
         licence=config.licence,
         note=config.note,
     )
+
+
+def stored_specs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
+    """The tensors of a file that holds tensors of these shapes."""
+    specs: dict[str, TensorSpec] = {}
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            specs[name] = TensorSpec(shape, "F16")
+        else:
+            specs[name] = TensorSpec(shape, "I8")
+            specs[name + SCALE] = TensorSpec(shape[:1], "F32")
+    return specs
+
+
+def pack_int8(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as they are stored. Rows of a kernel are its outputs."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.ndim < 2:
+            packed[name] = tensor.half()
+            continue
+        rows = tensor.float().flatten(1)
+        scale = rows.abs().amax(1).clamp(min=1e-12) / _MOST_INT8
+        packed[name] = (rows / scale[:, None]).round().to(torch.int8).view(tensor.shape)
+        packed[name + SCALE] = scale
+    return packed
+
+
+def unpack_int8(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What :func:`pack_int8` stored, in float32, within half a scale."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in stored.items():
+        if name.endswith(SCALE):
+            continue
+        scale = stored.get(name + SCALE)
+        tensors[name] = tensor if scale is None else tensor * scale.view(-1, *[1] * (tensor.ndim - 1))
+    return tensors

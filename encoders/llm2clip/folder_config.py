@@ -18,7 +18,7 @@ from llm2clip.encoders.core.files import (
 )
 from llm2clip.encoders.images.preprocess import Preprocess
 from llm2clip.encoders.layers.bert import BertConfig
-from llm2clip.encoders.layers.lite_tower import LiteTowerConfig
+from llm2clip.encoders.layers.efficientnet_lite import LiteTowerConfig
 from llm2clip.encoders.layers.llama import AdapterConfig, LlamaConfig
 from llm2clip.encoders.text.caption_tokenizer import TextRules
 from llm2clip.encoders.vision.tower_detection import TowerShape

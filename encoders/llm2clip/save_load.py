@@ -26,17 +26,16 @@ from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json, refuse_outside, to_json
 from llm2clip.encoders.images.preprocess import Preprocess
-from llm2clip.encoders.llm2clip.encoder_folder import load_folder
+from llm2clip.encoders.llm2clip.encoder_folder import load_folder, pack_int8
 from llm2clip.encoders.llm2clip.folder_config import Llm2ClipConfig, StoredDtype, read_config, write_config
 from llm2clip.encoders.llm2clip.published import FAMILY, PublishedFiles, assemble
 from llm2clip.encoders.text.caption_tokenizer import TextRules
-from llm2clip.encoders.text.language_config import RULES_FILE, TOKENIZER
+from llm2clip.encoders.text.language_config import RULES_FILE
 from llm2clip.encoders.text.llm_text_tower import LORA_FOLDER, LanguageSource, language_source
 from llm2clip.encoders.vision.tower_detection import TowerShape
 from llm2clip.encoders.vision.vision_export import check_clip_vision, save_clip_vision, write_clip_vision
 from llm2clip.encoders.vision.vision_source import VisionSource
 from llm2clip.encoders.vision.vision_tower import open_vision
-from llm2clip.encoders.weights.int8_storage import pack_int8
 from llm2clip.encoders.weights.tensor_names import (
     ADAPTER,
     CONFIG_FILE,
@@ -58,7 +57,7 @@ if TYPE_CHECKING:
     from llm2clip.encoders.core.base import EncoderInfo
 
 LANGUAGE_FOLDER = "language_model"
-_TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", RULES_FILE)
+_TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "special_tokens_map.json", RULES_FILE)
 
 
 @dataclass(frozen=True, kw_only=True)

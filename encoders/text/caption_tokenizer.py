@@ -11,18 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from llm2clip.encoders.core.base import Parity
-from llm2clip.encoders.core.files import NEWER
-from llm2clip.encoders.layers.llama import mean_pool
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.core.files import NEWER, read_object, refuse_outside
+from llm2clip.encoders.layers.bert import BertConfig
+from llm2clip.encoders.layers.llama import LlamaConfig, mean_pool
+from llm2clip.encoders.weights.tensor_names import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
 
 LLAMA3_HEADER = "<|start_header_id|>user<|end_header_id|>\n\n"
 LLAMA3_FOOTER = "<|eot_id|>"
@@ -233,3 +236,48 @@ def _added_by_post_processor(tokenizer: Tokenizer) -> tuple[list[int], list[int]
         raise ValueError("the tokenizer reads 'a' as nothing: is it the tokenizer of this model?")
     first, last = added.index(0), len(added) - added[::-1].index(0)
     return encoded.ids[:first], encoded.ids[last:]
+
+
+def open_reader(folder: Path, rules: TextRules, *, config: LlamaConfig | BertConfig, name: str) -> TextReader:
+    """The tokenizer of a folder, under rules that its model must be able to follow."""
+    tokenizer, known = read_tokenizer(folder), config.vocab_size
+    if (size := tokenizer.get_vocab_size()) > known:
+        raise ModelError(
+            f"{folder / TOKENIZER_FILE} has {size} tokens, but {folder / 'config.json'} says vocab_size is {known}; "
+            "they are not of the same model"
+        )
+    if isinstance(config, BertConfig) and rules.max_tokens > config.most_tokens:
+        raise ModelError(
+            f"{name} has positions for {config.most_tokens} tokens, but its text rules allow {rules.max_tokens}"
+        )
+    try:
+        return TextReader(tokenizer, rules, pad_id=_pad_id(folder, tokenizer))
+    except ValueError as error:
+        raise ModelError(f"{folder / TOKENIZER_FILE} does not fit the rules of {name}: {error}") from error
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer in ``tokenizer.json``, of any kind."""
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER_FILE
+    if not path.is_file():
+        raise ModelError(f"{folder} has no {TOKENIZER_FILE}; copy it from the model's repository")
+    refuse_outside(path)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises nothing more specific
+        raise ModelError(f"{path} is not a tokenizer file: {error}") from error
+
+
+def _pad_id(folder: Path, tokenizer: Tokenizer) -> int:
+    """Id of the padding token in the tokenizer settings, else of the end token."""
+    path = folder / "tokenizer_config.json"
+    settings = read_object(path, folder=folder) if path.is_file() else {}
+    for key in ("pad_token", "eos_token"):
+        name = settings.get(key)
+        name = name.get("content") if isinstance(name, dict) else name
+        number = tokenizer.token_to_id(name) if isinstance(name, str) else None
+        if number is not None:
+            return number
+    return 0

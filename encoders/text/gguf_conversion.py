@@ -24,7 +24,8 @@ from llm2clip.common.files import models_home
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import refuse_outside, refuse_pointer
 from llm2clip.encoders.layers.transformers_modules import import_quietly
-from llm2clip.encoders.text.language_config import build_language, language_config, layout_of
+from llm2clip.encoders.text.language_config import language_config, layout_of
+from llm2clip.encoders.text.packed import build_language
 
 SUFFIX = ".gguf"
 _DONE = "config.json"

@@ -10,22 +10,22 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from llm2clip.common.files import write_atomic
 from llm2clip.encoders.catalog.entries import BERTS, LLAMAS
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.core.files import check_keys, from_json, read_object, refuse_outside, to_json
-from llm2clip.encoders.layers.bert import BertConfig, BertEncoder
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, RopeScaling
-from llm2clip.encoders.text.caption_tokenizer import LLAMA3_FOOTER, LLAMA3_HEADER, Pool, TextReader, TextRules
-
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-
-LanguageConfig = LlamaConfig | BertConfig
-LanguageModule = BidirectionalLlama | BertEncoder
+from llm2clip.encoders.core.files import check_keys, from_json, read_object, to_json
+from llm2clip.encoders.layers.bert import BertConfig
+from llm2clip.encoders.layers.llama import LlamaConfig, RopeScaling
+from llm2clip.encoders.text.caption_tokenizer import (
+    LLAMA3_FOOTER,
+    LLAMA3_HEADER,
+    Pool,
+    TextRules,
+    read_tokenizer,
+)
+from llm2clip.encoders.text.packed import LanguageConfig
 
 _NEUTRAL_LLAMA: Mapping[str, object] = {
     "hidden_act": "silu",
@@ -91,11 +91,6 @@ _BERT = Layout(
 def layout_of(config: LanguageConfig) -> Layout:
     """The names of its tensors in published files."""
     return _LLAMA if isinstance(config, LlamaConfig) else _BERT
-
-
-def build_language(config: LanguageConfig) -> LanguageModule:
-    """A module of that shape, with new weights."""
-    return BidirectionalLlama(config) if isinstance(config, LlamaConfig) else BertEncoder(config)
 
 
 def language_config(config: Mapping[str, Any]) -> LanguageConfig:
@@ -192,7 +187,6 @@ def _refuse(name: str, config: Mapping[str, Any], neutral: Mapping[str, object])
             raise ValueError(f"unsupported {name} config: {key}={config[key]!r}, expected {expected!r}")
 
 
-TOKENIZER: Final = "tokenizer.json"
 RULES_FILE: Final = "llm2clip.json"
 """Holds the rules of a language model beside its weights."""
 _FORMAT, _VERSION = "llm2clip-language-model", 1
@@ -277,50 +271,6 @@ def _pool(folder: Path) -> Pool:
 def _settings(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     return read_object(path, folder=folder) if path.is_file() else {}
-
-
-def open_reader(folder: Path, rules: TextRules, *, config: LanguageConfig, name: str) -> TextReader:
-    """The tokenizer of a folder, under rules that its model must be able to follow."""
-    tokenizer, known = read_tokenizer(folder), config.vocab_size
-    if (size := tokenizer.get_vocab_size()) > known:
-        raise ModelError(
-            f"{folder / TOKENIZER} has {size} tokens, but {folder / 'config.json'} says vocab_size is {known}; "
-            "they are not of the same model"
-        )
-    if isinstance(config, BertConfig) and rules.max_tokens > config.most_tokens:
-        raise ModelError(
-            f"{name} has positions for {config.most_tokens} tokens, but its text rules allow {rules.max_tokens}"
-        )
-    try:
-        return TextReader(tokenizer, rules, pad_id=_pad_id(folder, tokenizer))
-    except ValueError as error:
-        raise ModelError(f"{folder / TOKENIZER} does not fit the rules of {name}: {error}") from error
-
-
-def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer in ``tokenizer.json``, of any kind."""
-    from tokenizers import Tokenizer
-
-    path = folder / TOKENIZER
-    if not path.is_file():
-        raise ModelError(f"{folder} has no {TOKENIZER}; copy it from the model's repository")
-    refuse_outside(path)
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises nothing more specific
-        raise ModelError(f"{path} is not a tokenizer file: {error}") from error
-
-
-def _pad_id(folder: Path, tokenizer: Tokenizer) -> int:
-    """Id of the padding token in the tokenizer settings, else of the end token."""
-    settings = _settings(folder, "tokenizer_config.json")
-    for key in ("pad_token", "eos_token"):
-        name = settings.get(key)
-        name = name.get("content") if isinstance(name, dict) else name
-        number = tokenizer.token_to_id(name) if isinstance(name, str) else None
-        if number is not None:
-            return number
-    return 0
 
 
 def _special(text: str) -> list[str]:

@@ -18,19 +18,11 @@ from torch import Tensor, nn
 from llm2clip.encoders.catalog.entries import Choice, weights_memory
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
-from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
+from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules, open_reader
 from llm2clip.encoders.text.gguf_conversion import SUFFIX as GGUF
 from llm2clip.encoders.text.gguf_conversion import gguf_folder
-from llm2clip.encoders.text.language_config import (
-    LanguageConfig,
-    LanguageModule,
-    build_language,
-    inferred_rules,
-    language_config,
-    layout_of,
-    open_reader,
-    stored_rules,
-)
+from llm2clip.encoders.text.language_config import inferred_rules, language_config, layout_of, stored_rules
+from llm2clip.encoders.text.packed import LanguageConfig, LanguageModule, build_language
 from llm2clip.encoders.weights.lora import LowRankUpdate, open_lora
 from llm2clip.encoders.weights.memory_fit import compute_dtype, release_memory
 from llm2clip.encoders.weights.quantization import QUANTISED, SmallTable, weight_quantizer

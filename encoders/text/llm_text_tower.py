@@ -31,11 +31,12 @@ from llm2clip.encoders.core.files import (
 from llm2clip.encoders.text.caption_tokenizer import LLAMA3_FOOTER, LLAMA3_HEADER, TextReader, TextRules
 from llm2clip.encoders.text.gguf_conversion import SUFFIX as GGUF
 from llm2clip.encoders.text.gguf_conversion import gguf_folder
-from llm2clip.encoders.text.language_config import TOKENIZER, stored_rules
+from llm2clip.encoders.text.language_config import stored_rules
 from llm2clip.encoders.text.llm_checkpoint import LanguagePlan, open_language
 from llm2clip.encoders.text.packed import pooled_states
 from llm2clip.encoders.weights.lora import is_lora_folder
 from llm2clip.encoders.weights.memory_fit import check_choice, pick_choice
+from llm2clip.encoders.weights.tensor_names import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,7 +89,7 @@ class LanguageSource:
         if update is not None:
             weights += sorted(path for path in update.glob("adapter_*") if path.is_file())
         samples = {path.name: sampled_sha256(path) for path in weights}
-        tokenizer = folder / TOKENIZER
+        tokenizer = folder / TOKENIZER_FILE
         return settings_sha256(
             {"config": identity_settings(self.plan.config), "weights": samples},
             files=[tokenizer] if tokenizer.is_file() else [],

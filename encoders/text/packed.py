@@ -1,8 +1,9 @@
-"""Forward passes without padding: the tokens of texts of different lengths stand in one row after the other.
+"""Language models of both kinds, and their forward pass without padding.
 
-Everything but attention treats tokens one by one, so it is done for all texts at once; attention is done for the texts
-of one length at a time, and needs no mask. Results are those of the modules' own ``forward``, to which a test holds
-them. For inference: no gradient passes, and large intermediate results are overwritten.
+The tokens of texts of different lengths stand in one row after the other. Everything but attention treats tokens one by
+one, so it is done for all texts at once; attention is done for the texts of one length at a time, and needs no mask.
+Results are those of the modules' own ``forward``, to which a test holds them. For inference: no gradient passes, and
+large intermediate results are overwritten.
 
 Shape suffixes: T tokens of all texts, D hidden width, X width of one projection, N texts of one length, L their length.
 """
@@ -18,18 +19,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm2clip.encoders.layers.bert import BertEncoder
+from llm2clip.encoders.layers.bert import BertConfig, BertEncoder
+from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
 
 if TYPE_CHECKING:
     from llm2clip.encoders.layers.bert import BertBlock
-    from llm2clip.encoders.layers.llama import Attention, BidirectionalLlama, FeedForward, LlamaBlock
+    from llm2clip.encoders.layers.llama import Attention, FeedForward, LlamaBlock
     from llm2clip.encoders.text.caption_tokenizer import TextRow
-    from llm2clip.encoders.text.language_config import LanguageModule
+
+LanguageConfig = LlamaConfig | BertConfig
+LanguageModule = BidirectionalLlama | BertEncoder
 
 _CPU_TOKENS = 1024
 """Tokens of one pass on a CPU: enough for matrix products at full speed, few enough for its caches."""
 _GPU_TOKENS = 16_384
 """Tokens of one pass on a GPU: the hidden layer of an 8B model takes half a gigabyte then."""
+
+
+def build_language(config: LanguageConfig) -> LanguageModule:
+    """A module of that shape, with new weights."""
+    return BidirectionalLlama(config) if isinstance(config, LlamaConfig) else BertEncoder(config)
 
 
 @dataclass(frozen=True)

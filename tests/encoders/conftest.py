@@ -12,8 +12,7 @@ from tokenizers.models import BPE
 from torch import nn
 
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
-from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLiteConfig
-from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLiteConfig, LiteTower, LiteTowerConfig
 from llm2clip.encoders.layers.llama import AdapterConfig, BidirectionalLlama, LlamaConfig, TextAdapter
 from llm2clip.encoders.llm2clip.folder_config import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip

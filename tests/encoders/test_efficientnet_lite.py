@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig, stages
+from llm2clip.encoders.layers.efficientnet_lite import HEAD_WIDTH, EfficientNetLite, EfficientNetLiteConfig
 from llm2clip.encoders.vision.efficientnet_checkpoint import load_efficientnet_lite, published_name
 
 RECORDED = Path(__file__).parent / "data" / "efficientnet_lite.json"
@@ -59,13 +59,12 @@ def checkpoints(tmp_path_factory) -> dict[int, Path]:
 def test_efficientnet_lite_gives_what_the_port_gave(checkpoints, variant, side):
     model = load_efficientnet_lite(checkpoints[variant], image_size=side, dtype=torch.float64)
     recorded = json.loads(RECORDED.read_text())[f"lite{variant}-{side}"]
-    scores, grid = (torch.tensor(recorded[key], dtype=torch.float64) for key in ("scores", "channels"))
+    scores, channels = (torch.tensor(recorded[key], dtype=torch.float64) for key in ("scores", "channels"))
     for network in (model, model.folded(classes=True)):
-        cells = network.grid(pixels(side))
-        assert cells.shape == (2, network.width, model.config.grid, model.config.grid)
-        torch.testing.assert_close(cells.mean((2, 3))[:, : grid.shape[1]], grid, atol=1e-6, rtol=0)
-        torch.testing.assert_close(network.logits(pixels(side)), scores, atol=1e-6, rtol=0)
-    assert network.trunk_width == stages(variant)[-1].width
+        pooled = network(pixels(side))
+        assert pooled.shape == (2, HEAD_WIDTH)
+        torch.testing.assert_close(pooled[:, : channels.shape[1]], channels, atol=1e-6, rtol=0)
+        torch.testing.assert_close(network.classifier(pooled), scores, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("variant", [0, 1, 2])
@@ -79,15 +78,13 @@ def test_efficientnet_lite_equals_the_port(variant, tmp_path):
     torch.save(reference.state_dict(), tmp_path / "lite.pth")
     model = load_efficientnet_lite(tmp_path / "lite.pth", image_size=96)
     given = pixels(96).float()
-    torch.testing.assert_close(model.logits(given), reference(given), atol=1e-5, rtol=0)
+    torch.testing.assert_close(model.classifier(model(given)), reference(given), atol=1e-5, rtol=0)
 
 
 def test_efficientnet_lite_without_batch_norm_folds_to_itself():
     model = EfficientNetLite(EfficientNetLiteConfig(variant=0, image_size=64)).eval()
     given = pixels(64).float()
     assert torch.equal(model.folded()(given), model(given))
-    with pytest.raises(ValueError, match="without a classifier"):
-        model.logits(given)
 
 
 def test_efficientnet_lite_reads_each_image_as_if_alone(checkpoints):

@@ -7,9 +7,13 @@ import math
 import pytest
 import torch
 
-from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLiteConfig
-from llm2clip.encoders.layers.lite_tower import LiteTower, LiteTowerConfig, class_code
-from llm2clip.encoders.weights.int8_storage import pack_int8, stored_specs, unpack_int8
+from llm2clip.encoders.layers.efficientnet_lite import (
+    EfficientNetLiteConfig,
+    LiteTower,
+    LiteTowerConfig,
+    class_code,
+)
+from llm2clip.encoders.llm2clip.encoder_folder import pack_int8, stored_specs, unpack_int8
 
 
 def test_class_code_leaves_out_classes_that_fit_badly():
@@ -27,7 +31,7 @@ def test_lite_tower_gives_the_code_of_its_classifier_less_the_centre():
     pixels = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         tower.centre.copy_(torch.arange(5) / 10)
-        expected = class_code(tower.trunk.logits(pixels), 0.5) - tower.centre
+        expected = class_code(tower.trunk.classifier(tower.trunk(pixels)), 0.5) - tower.centre
         assert torch.equal(tower(pixels), expected)
     assert tower.width == 5
 

@@ -17,7 +17,7 @@ from llm2clip.encoders import ModelError, as_sentence_transformer, load_encoder,
 from llm2clip.encoders.core.files import to_json
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 from llm2clip.encoders.layers.bert import BertConfig, BertEncoder
-from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, EfficientNetLiteConfig
+from llm2clip.encoders.layers.efficientnet_lite import HEAD_WIDTH, EfficientNetLite, EfficientNetLiteConfig
 from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
 from llm2clip.encoders.text.caption_tokenizer import TextRules
 from llm2clip.encoders.text.language_config import write_text_rules
@@ -71,7 +71,7 @@ class Trained:
         self.folder = folder / "run"
         if layout == "efficientnet-lite":
             self.tower = EfficientNetLite(EfficientNetLiteConfig(variant=0, image_size=32, batch_norm=True))
-            width, size = self.tower.width, 32
+            width, size = HEAD_WIDTH, 32
             vision = {"variant": 0, "image_size": size, "batch_norm": True}
         else:
             sizes = {"image_size": 28, "patch_size": 14, "depth": 2, "heads": 2, "dim": DIM}

@@ -18,13 +18,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from llm2clip.encoders.layers.bert import BertEncoder
-from llm2clip.encoders.text.packed import Run, form, positions_of, runs_of
+from llm2clip.encoders.text.packed import LanguageModule, Run, form, positions_of, runs_of
 
 if TYPE_CHECKING:
     from llm2clip.encoders.layers.bert import BertBlock
     from llm2clip.encoders.layers.llama import Attention, BidirectionalLlama, LlamaBlock
     from llm2clip.encoders.text.caption_tokenizer import TextRow
-    from llm2clip.encoders.text.language_config import LanguageModule
 
 
 def pooled_states(

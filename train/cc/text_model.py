@@ -26,7 +26,7 @@ from llm2clip.train.cc.packed import pooled_states, token_states
 
 if TYPE_CHECKING:
     from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRow
-    from llm2clip.encoders.text.language_config import LanguageModule
+    from llm2clip.encoders.text.packed import LanguageModule
     from llm2clip.train.cc.config import TuneSettings
 
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from llm2clip.encoders.layers.lite_tower import LiteTower, class_code
+from llm2clip.encoders.layers.efficientnet_lite import LiteTower, class_code
 
 STEP = 2.0
 """Length of the step from the mean feature to a prototype, in centred rows of the classifier."""
