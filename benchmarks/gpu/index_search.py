@@ -10,11 +10,10 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-from rich.console import Console
 
 from benchmarks.index_data import synthetic
 from benchmarks.measuring import Row
-from benchmarks.run import table
+from benchmarks.report import table, terminal_columns
 from llm2clip.indexer.ann.exact_scan_torch import TorchScan
 from llm2clip.indexer.ann.faiss_flat import wheel
 from llm2clip.indexer.ann.gpu_index import GpuIndex
@@ -64,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rows.append(
                 Row(benchmark=name, what=f"{many} at once", value=rate, unit="queries/s", better="higher")
             )
-    Console().print(table(rows))
+    print(table(rows, columns=terminal_columns()))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
 

@@ -12,11 +12,10 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from benchmarks.measuring import Row
 from benchmarks.query_latency import SHORT
-from benchmarks.run import table
+from benchmarks.report import table, terminal_columns
 from llm2clip.encoders import Encoder, load_encoder
 from llm2clip.indexer import BuildOptions, build_index
 
@@ -39,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for batch in BATCHES:
             rows += _rates(encoder, dtype=dtype, batch=batch)
     rows.append(_build(options.encoder, options.corpus, options.device))
-    Console().print(table(rows))
+    print(table(rows, columns=terminal_columns()))
     if options.json:
         options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", "utf-8")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -45,29 +44,74 @@ def test_seconds_leaves_out_the_first_call():
     assert seconds(call, times=3, clock=lambda: now) == [1.0, 2.0, 3.0]
 
 
-def test_report_and_table_say_what_is_met_and_where(tmp_path):
-    from benchmarks.measuring import Row, machine
-    from benchmarks.run import report, table
+def test_table_has_one_line_per_figure():
+    from benchmarks.measuring import Row
+    from benchmarks.report import table
 
     rows = [
         Row(benchmark="build", what="ratio", value=0.5, unit="ratio", aim=0.8, better="higher"),
-        Row(benchmark="cold", what="whole", value=2.04, unit="s", aim=2.5, note="of 15"),
-        Row(benchmark="cold", what="imports", value=1234.5, unit="s"),
+        Row(benchmark="search", what="1,000 vectors: whole", value=2.04, unit="s", aim=2.5, note="of 15"),
+        Row(benchmark="search", what="1,000 vectors: imports", value=1234.5, unit="s"),
     ]
-    console = Console(width=100, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
-    with console.file:
-        console.print(table(rows))
-    lines = [line.split() for line in console.export_text().splitlines()]
-    assert lines[1:] == [
-        ["build", "ratio", "0.5", "≥", "0.8", "missed"],
-        ["cold", "whole", "2.04", "s", "≤", "2.5", "met", "of", "15"],
+    narrow = table(rows, columns=80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert [line.split() for line in narrow.splitlines() if line] == [
+        ["build"],
+        ["ratio", "0.5", "≥", "0.8", "missed"],
+        ["search"],
+        ["1,000", "vectors"],
+        ["whole", "2.04", "s", "≤", "2.5", "met"],
         ["imports", "1,234", "s"],
+        ["1", "of", "2", "aims", "met"],
+        ["How", "each", "was", "measured:", "in", "120", "columns,", "or", "--json."],
+    ]
+    piped = table(rows, columns=None).splitlines()
+    assert [line.split()[-2:] for line in piped if "whole" in line] == [["of", "15"]]
+
+
+def test_report_names_machine_and_settings():
+    from benchmarks.measuring import Row, machine
+    from benchmarks.report import report
+
+    rows = [
+        Row(benchmark="build", what="ratio", value=0.5, unit="ratio", aim=0.8, better="higher"),
+        Row(benchmark="cold", what="whole", value=2.04, unit="s", aim=2.5),
+        Row(benchmark="cold", what="imports", value=1234.5, unit="s"),
     ]
     written = json.loads(json.dumps(report(rows, where=machine(), settings={"json": "x", "quick": True})))
     assert [row["met"] for row in written["rows"]] == [False, True, None]
     assert written["settings"] == {"quick": True}
     assert written["machine"]["cores"] == os.cpu_count()
     assert written["machine"]["versions"]["torch"]
+
+
+def test_compare_takes_the_median_of_ratios_of_shared_figures():
+    from benchmarks.against import compare, comparison_table
+
+    def row(value: float) -> dict[str, object]:
+        return {"value": value, "unit": "s", "better": "lower"}
+
+    rounds = [
+        ({("cold", "whole"): row(2.0), ("cold", "new"): row(1.0)}, {("cold", "whole"): row(1.0)}),
+        ({("cold", "whole"): row(3.0)}, {("cold", "whole"): row(6.0)}),
+        ({("cold", "whole"): row(9.0)}, {("cold", "whole"): row(6.0)}),
+    ]
+    (found,) = compare(rounds)
+    assert (found.benchmark, found.what) == ("cold", "whole")
+    assert (found.here, found.there, found.ratio) == (3.0, 6.0, 1.5)
+    shown = comparison_table([found], commit="0123456789abcdef").splitlines()
+    assert shown[-1].split() == ["whole", "3", "s", "6", "s", "1.50"]
+    assert max(map(len, shown)) <= 80
+
+
+def test_other_tree_refuses_an_unknown_commit(tmp_path):
+    from benchmarks.against import other_tree
+
+    with (
+        pytest.raises(ValueError, match="no commit 'no-such-commit'"),
+        other_tree("no-such-commit", tmp_path),
+    ):
+        pass
 
 
 def test_write_random_index_is_searched_like_any_other(tmp_path):
