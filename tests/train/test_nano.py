@@ -15,8 +15,10 @@ from llm2clip.encoders.layers.bert import BertConfig, BertEncoder
 from llm2clip.train.core.loop import train
 from llm2clip.train.core.run_folder import Run
 from llm2clip.train.core.stage import LoopConfig
-from llm2clip.train.nano import packages, texts
+from llm2clip.train.nano import packages, pipeline, texts
+from llm2clip.train.nano.config import FitConfig, NanoConfig
 from llm2clip.train.nano.e5_file import SentenceModel, read_e5, unpack_q4
+from llm2clip.train.nano.material import Pairs
 from llm2clip.train.nano.packages import SourceError
 from llm2clip.train.nano.sample_corpus import DRAWINGS, listed, webp
 from llm2clip.train.nano.text_stage import (
@@ -28,7 +30,7 @@ from llm2clip.train.nano.text_stage import (
     relation_loss,
 )
 from llm2clip.train.nano.use_teacher import UseTeacher
-from llm2clip.train.nano.visual_words import clamped_mean, load_concepts, read_concepts
+from llm2clip.train.nano.visual_words import bare, clamped_mean, load_concepts, read_concepts
 
 SHAPE = BertConfig(
     vocab_size=40,
@@ -308,11 +310,60 @@ def test_texts_are_unique_and_the_same_every_time():
     for number, language in enumerate(texts.LANGUAGES):
         for name in names:
             name.names.setdefault(language, f"{name.names['en']}{number}")
-    made = texts.make_texts(names, [["tench", "Tinca tinca"]], ["A sentence about something."])
-    assert made == texts.make_texts(names, [["tench", "Tinca tinca"]], ["A sentence about something."])
+    material = (
+        names,
+        [{"en": "zebra", "de": "Zebra", "hi": "ज़ेबरा"}],
+        [["tench", "Tinca tinca"]],
+        ["A sentence."],
+    )
+    made = texts.make_texts(*material)
+    assert made == texts.make_texts(*material)
     assert len({(text.text, text.language) for text in made}) == len(made)
     assert texts.Text("Hund", "de", ("dog",)) in made
     assert texts.Text("a photo of a tench", "en", ("a photo of a tench",)) in made
+    assert texts.Text("ज़ेबरा", "hi", ("zebra", "a photo of a zebra")) in made
+    places = {text.meaning[0].removeprefix("zebra ") for text in made if text.text.startswith("Zebra ")}
+    assert places < set(texts.load_grammar()["parts"]["en"]["p"])
+    assert len(places) == 1
+
+
+def test_shipped_words_are_in_every_language_and_say_what_they_look_like():
+    words = texts.read_words()
+    english = [word["en"] for word in words]
+    assert len(set(english)) == len(english) > 1000
+    assert set(texts.LANGUAGES[:17]) <= set(words[0])
+    assert all(own and own == own.strip() for word in words for own in word.values())
+    phrases = {bare(phrase) for concept in load_concepts() for phrase in concept.phrases}
+    assert sum(word in phrases for word in english) > 700
+
+
+def test_goals_are_the_teachers_vectors_and_what_they_look_like(monkeypatch, tmp_path):
+    vectors = np.random.default_rng(4).standard_normal((9, 512)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    known = [f"thing {number}" for number in range(9)]
+
+    class Teacher:
+        def __init__(self, weights, pieces):
+            assert (weights, pieces) == (tmp_path / "weights.npz", tmp_path / "sp.model")
+
+        def encode(self, asked):
+            return np.stack([vectors[known.index(text)] for text in asked])
+
+    monkeypatch.setattr(pipeline, "UseTeacher", Teacher)
+    codes = F.normalize(torch.eye(4).repeat_interleave(2, 0) + 0.1, dim=1)
+    pairs = Pairs(known[:8], codes, np.ones(8))
+    asked = [texts.Text("Ding", "de", ("thing 1",)), texts.Text("choses", "fr", ("thing 2", "thing 8"))]
+    config = NanoConfig(fit=FitConfig(dim=3, text_ridge=0.01, image_ridge=0.01))
+    own = [texts.Text(name, "en", (name,)) for name in known[:8]]
+    goals = pipeline.make_goals(asked + own, pairs, tmp_path / "weights.npz", config).astype(np.float32)
+    assert goals.shape == (10, 512 + 3)
+    assert np.allclose(np.linalg.norm(goals, axis=1), 1, atol=2e-3)
+    mean = vectors[2] + vectors[8]
+    assert np.allclose(goals[1, :512] * np.sqrt(2), mean / np.linalg.norm(mean), atol=2e-3)
+    assert np.array_equal(goals[0], goals[3])
+    seen = goals[2:, 512:] @ goals[2:, 512:].T
+    np.fill_diagonal(seen, -1)
+    assert seen.argmax(1).tolist() == [1, 0, 3, 2, 5, 4, 7, 6]  # phrases of one code look alike
 
 
 def test_listed_images_have_a_licence_that_allows_redistribution():

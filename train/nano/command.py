@@ -7,7 +7,9 @@ from pathlib import Path
 
 from llm2clip.train.core.device import Machine
 from llm2clip.train.core.run_folder import Run
-from llm2clip.train.nano.pipeline import NanoConfig, annotations_folder, gather_material, train_nano
+from llm2clip.train.nano.config import NanoConfig
+from llm2clip.train.nano.material import annotations_folder, gather_material
+from llm2clip.train.nano.pipeline import train_nano
 from llm2clip.train.nano.sample_corpus import write_sample
 from llm2clip.train.nano.texts import read_names
 
@@ -26,7 +28,7 @@ def make_nano(out: Path, cache: Path, *, machine: Machine, debug: bool = False) 
     machine.use()
     config = recipe(debug=debug)
     run = Run(out, seed=config.seed)
-    folder = train_nano(run, gather_material(config, cache, out), config)
+    folder = train_nano(run, gather_material(config, cache), config)
     return f"nano is in {folder}; use it with --encoder {folder}"
 
 

@@ -18,30 +18,13 @@ import numpy as np
 
 LANGUAGES: Final = (
     *("en", "zh", "ja", "ko", "es", "fr", "de", "it", "pt", "ru", "ar", "hi", "id", "vi", "th", "tr", "sw"),
-    *(
-        "nl",
-        "pl",
-        "uk",
-        "cs",
-        "sv",
-        "da",
-        "fi",
-        "no",
-        "ro",
-        "hu",
-        "el",
-        "he",
-        "fa",
-        "bn",
-        "ta",
-        "ur",
-        "ms",
-        "fil",
-        "te",
-    ),
+    *("nl", "pl", "uk", "cs", "sv", "da", "fi", "no", "ro", "hu", "el", "he", "fa", "bn", "ta", "ur", "ms"),
+    *("fil", "te"),
 )
 """Languages of the names; those of the captions are the first 17."""
 SYMBOLS: Final = re.compile(r"clock|button|arrow|square|circle|zodiac|letter|moon face")
+_SHARE: Final = 0.6
+"""Share of the languages in which a caption or a pair is written."""
 _EMOJI: Final = ((0x1F300, 0x1FAFF), (0x2600, 0x27BF))
 _NO_SPACES: Final = frozenset({"zh", "ja", "th"})
 _STOPS: Final = {"zh": "。", "ja": "。", "hi": "।"}
@@ -104,12 +87,16 @@ def load_grammar() -> dict[str, Any]:
 
 
 def make_texts(
-    names: Sequence[Name], classes: Sequence[Sequence[str]], sentences: Sequence[str]
+    names: Sequence[Name],
+    words: Sequence[Mapping[str, str]],
+    classes: Sequence[Sequence[str]],
+    sentences: Sequence[str],
 ) -> list[Text]:
-    """All texts of stage 1, each once, in an order decided by a fixed seed.
+    """All texts of stage 1, each once, decided by a fixed seed.
 
     Args:
         names: Things in all languages.
+        words: Visible things in several languages, by language.
         classes: English names of the classes of the vision tower.
         sentences: English sentences that stand for themselves.
     """
@@ -121,8 +108,8 @@ def make_texts(
         texts += [Text(name, "en", (name,)) for name in (*of, f"a photo of a {of[0]}")]
     texts += [Text(sentence, "en", (sentence,)) for sentence in sentences]
     texts += _paragraphs(sentences, grammar["parts"], rng)
-    unique = list({(text.text, text.language): text for text in texts}.values())
-    return [unique[n] for n in rng.permutation(len(unique))]
+    texts += _word_texts(words, grammar, rng)
+    return list({(text.text, text.language): text for text in texts}.values())
 
 
 def _name_texts(
@@ -132,38 +119,65 @@ def _name_texts(
         english = name.names["en"]
         for language, own in name.names.items():
             yield Text(own, language, (english,))
-            if language in frames and rng.random() < 0.45:
+            if language in frames and rng.random() < 0.25:
                 frame = frames[language][int(rng.integers(len(frames[language])))]
                 meaning = f"a photo of {english}" if rng.random() < 0.5 else english
                 yield Text(frame.replace("{}", own), language, (meaning,))
 
 
 def _pair_texts(
-    names: Sequence[Name], joins: Mapping[str, Sequence[str]], rng: np.random.Generator, *, count: int = 320
+    names: Sequence[Name], joins: Mapping[str, Sequence[str]], rng: np.random.Generator, *, count: int = 400
 ) -> Iterator[Text]:
-    """Two things side by side, ``count`` times in each language."""
-    for language in LANGUAGES:
-        known = [name for name in names if language in name.names]
-        for _ in range(count):
-            first, second = (known[n] for n in rng.choice(len(known), 2, replace=False))
-            forms = joins.get(language, ("{} {}", "{}, {}"))
-            text = forms[int(rng.integers(len(forms)))].format(first.names[language], second.names[language])
-            yield Text(text, language, (f"{first.names['en']} and {second.names['en']}",))
+    """Two things side by side: ``count`` pairs, each in most languages."""
+    for _ in range(count):
+        first, second = (names[n] for n in rng.choice(len(names), 2, replace=False))
+        for language in LANGUAGES:
+            lot = rng.random()
+            if lot < _SHARE and language in first.names and language in second.names:
+                forms = joins.get(language, ("{} {}", "{}, {}"))
+                form = forms[int(rng.integers(len(forms)))]
+                text = form.format(first.names[language], second.names[language])
+                yield Text(text, language, (f"{first.names['en']} and {second.names['en']}",))
 
 
-def _captions(parts: Mapping[str, Any], rng: np.random.Generator, *, count: int = 650) -> Iterator[Text]:
-    """Parts of captions, and ``count`` captions in each language, some without action or place."""
-    sizes = {part: len(parts["en"][part]) for part in "sap"}
+def _captions(parts: Mapping[str, Any], rng: np.random.Generator, *, count: int = 1000) -> Iterator[Text]:
+    """Parts of captions, and ``count`` captions, each in most languages, some without action or place."""
     for language, own in parts.items():
         for part in "sap":
             for text, english in zip(own[part], parts["en"][part], strict=True):
                 yield Text(text, language, (english,))
-        for _ in range(count):
-            chosen: dict[str, int | None] = {part: int(rng.integers(sizes[part])) for part in "sap"}
-            lot = rng.random()
-            if lot < 0.3:
-                chosen["p" if lot < 0.15 else "a"] = None
-            yield Text(put_together(own, chosen), language, (put_together(parts["en"], chosen),))
+    for _ in range(count):
+        chosen: dict[str, int | None] = {part: int(rng.integers(len(parts["en"][part]))) for part in "sap"}
+        lot = rng.random()
+        if lot < 0.3:
+            chosen["p" if lot < 0.15 else "a"] = None
+        meaning = (put_together(parts["en"], chosen),)
+        for language, own in parts.items():
+            if rng.random() < _SHARE:
+                yield Text(put_together(own, chosen), language, meaning)
+
+
+def _word_texts(
+    words: Sequence[Mapping[str, str]], grammar: Mapping[str, Any], rng: np.random.Generator
+) -> Iterator[Text]:
+    """Each word alone, in a frame and at a place."""
+    frames, parts = grammar["frames"], grammar["parts"]
+    for word in words:
+        meaning = (word["en"], f"a photo of a {word['en']}")
+        place = int(rng.integers(len(parts["en"]["p"])))
+        for language, own in word.items():
+            yield Text(own, language, meaning)
+            if language in frames:
+                frame = frames[language][int(rng.integers(len(frames[language])))]
+                yield Text(frame.replace("{}", own), language, meaning)
+            if language in parts:
+                of, english = parts[language], parts["en"]
+                yield Text(_placed(of, own, place), language, (_placed(english, word["en"], place),))
+
+
+def _placed(own: Mapping[str, Any], subject: str, place: int) -> str:
+    """A subject of one's own at one of the places of a language."""
+    return str(own["without_action"].format(s=subject, p=own["p"][place]))
 
 
 def put_together(own: Mapping[str, Any], chosen: Mapping[str, int | None]) -> str:
@@ -177,12 +191,12 @@ def _paragraphs(
     sentences: Sequence[str], parts: Mapping[str, Any], rng: np.random.Generator
 ) -> Iterator[Text]:
     """Several sentences in a row; they mean what each of them means."""
-    for _ in range(900 if sentences else 0):
+    for _ in range(600 if sentences else 0):
         chosen = [sentences[n] for n in rng.choice(len(sentences), rng.integers(3, 7))]
         yield Text(" ".join(f"{sentence.rstrip('.')}." for sentence in chosen), "en", tuple(chosen))
     for language, own in parts.items():
         space, stop = "" if language in _NO_SPACES else " ", _STOPS.get(language, ".")
-        for _ in range(60):
+        for _ in range(40):
             picks = [
                 {part: int(rng.integers(len(own[part]))) for part in "sap"} for _ in range(rng.integers(2, 6))
             ]
@@ -190,7 +204,7 @@ def _paragraphs(
             yield Text(text, language, tuple(put_together(parts["en"], pick) for pick in picks))
 
 
-def wordnet_sentences(folder: Path, *, most: int = 9000) -> list[str]:
+def wordnet_sentences(folder: Path, *, most: int = 7000) -> list[str]:
     """Examples and some glosses of pictured things and visible actions, from WordNet's data files."""
     rng = np.random.default_rng(11)
     found: list[str] = []
@@ -217,6 +231,17 @@ def class_sentences(path: Path) -> list[str]:
         for sentence in split.split(entry["description"])[:2]
         if len(sentence) < 260
     ]
+
+
+def read_words() -> list[dict[str, str]]:
+    """Everyday visible things of ``data/words.tsv``, each by language.
+
+    Raises:
+        ValueError: A line has too many or too few fields.
+    """
+    text = resources.files("llm2clip.train").joinpath("data/words.tsv").read_text("utf-8")
+    head, *rows = (line.split("\t") for line in text.splitlines())
+    return [dict(zip(head, row, strict=True)) for row in rows]
 
 
 def own_sentences() -> list[str]:

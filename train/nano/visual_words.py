@@ -8,6 +8,7 @@ that mean plus twice the centred row, clamped at 0; what the classifier says of 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -89,6 +90,11 @@ def _classes(token: str, groups: dict[str, list[int]]) -> list[int]:
     if not first.isdigit() or (last and not last.isdigit()):
         raise ValueError(f"{token!r} is no group and no class number")
     return list(range(int(first), int(last or first) + 1))
+
+
+def bare(phrase: str) -> str:
+    """A phrase in lower case without its article: ``A dog`` -> ``dog``."""
+    return re.sub(r"^(a|an|the) ", "", phrase.lower())
 
 
 def load_concepts() -> list[Concept]:
