@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from llm2clip.common import entrypoint
-from llm2clip.common.terminal import GroupedCommand, VersionOption, make_app, one_line_errors
+from llm2clip.common.terminal import GroupedCommand, VersionOption, make_app, one_line_errors, one_of
+
+if TYPE_CHECKING:
+    from llm2clip.retrieval.ranking.options import By, Sort
+
+_BYS = ("auto", "image", "caption", "all")
+_SORTS = ("score", "date")
 
 search_option, index_option, encoder_option, output_option, machine_option = (
     partial(typer.Option, rich_help_panel=group)
@@ -36,6 +42,14 @@ _FROM = "Only images of this time or later: a year, month, day or more, such as 
 From = Annotated[str | None, search_option("--from", metavar="TIME", help=_FROM)]
 _TO = "Only images up to the end of this year, month, day, ..."
 To = Annotated[str | None, search_option("--to", metavar="TIME", help=_TO)]
+_LEAST = "Only images of at least this confidence, 0 to 1, and exit code 1 if there is none; try 0.8."
+_BY = "What texts are compared with: image, caption (words that came with it), all, or auto (docs/searching.md)."
+_SORT = "score, or date: newest first."
+_DUPLICATES = "Show copies of an image too, which are folded into one hit otherwise."
+_DIVERSE = "Prefer images that differ from those before them."
+_PAGE = "Number of the page, from 1."
+_CURSOR = "From the page before (--json), to go on after it even if the index has changed."
+_EXPLAIN = "Say how the query was read and answered."
 Index = Annotated[
     list[str] | None,
     index_option(
@@ -65,6 +79,14 @@ def search(
     where: Where = None,
     begin: From = None,
     end: To = None,
+    min_confidence: Annotated[float | None, search_option(min=0, max=1, metavar="SHARE", help=_LEAST)] = None,
+    by: Annotated[str, search_option(metavar="WHAT", help=_BY, callback=one_of(*_BYS))] = "auto",
+    sort: Annotated[str, search_option(metavar="ORDER", help=_SORT, callback=one_of(*_SORTS))] = "score",
+    duplicates: Annotated[bool, search_option("--duplicates", help=_DUPLICATES)] = False,
+    diverse: Annotated[bool, search_option("--diverse", help=_DIVERSE)] = False,
+    page: Annotated[int, search_option(min=1, metavar="N", help=_PAGE)] = 1,
+    cursor: Annotated[str | None, search_option(metavar="CURSOR", help=_CURSOR)] = None,
+    explain: Annotated[bool, search_option("--explain", help=_EXPLAIN)] = False,
     index: Index = None,
     encoder: Encoder = None,
     as_json: Annotated[bool, output_option("--json", help=_JSON)] = False,
@@ -81,15 +103,30 @@ def search(
             raise typer.BadParameter("got no query; pass text, --image FILE or --queries FILE")
         if as_json and as_paths:
             raise typer.BadParameter("--json and --paths exclude each other: choose one")
+        if sort == "date" and diverse:
+            raise typer.BadParameter("--sort date and --diverse exclude each other: choose one")
+        if cursor and page > 1:
+            raise typer.BadParameter("--cursor and --page exclude each other: choose one")
         from llm2clip.retrieval.commands import SearchRequest, run
+        from llm2clip.retrieval.ranking.options import SearchOptions
 
         request = SearchRequest(
             texts=tuple(queries or ()),
             images=tuple(image or ()),
             each=each,
             queries_file=queries_file,
-            k=k,
-            where=where,
+            options=SearchOptions(
+                k=k,
+                where=where,
+                min_confidence=min_confidence,
+                by=cast("By", by),
+                sort=cast("Sort", sort),
+                fold=not duplicates,
+                diverse=diverse,
+                page=page,
+                cursor=cursor,
+                explain=explain,
+            ),
             begin=begin,
             end=end,
             indexes=tuple(index or ()),
@@ -98,7 +135,8 @@ def search(
             output="json" if as_json else "paths" if as_paths else "table",
             html=html,
         )
-        run(request)
+        if not run(request):
+            raise typer.Exit(1)
 
 
 if __name__ == "__main__":

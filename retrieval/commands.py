@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Literal
 
 from llm2clip.common.files import counted
 from llm2clip.common.terminal import graceful_interrupt, log_stderr
-from llm2clip.encoders.core.errors import ImageError
 from llm2clip.indexer.commands.session import progress_bar
 from llm2clip.indexer.core.index_paths import locate
 from llm2clip.retrieval.query.expression import join
+from llm2clip.retrieval.ranking.options import SearchOptions
 from llm2clip.retrieval.results import (
     Answer,
     Query,
@@ -32,7 +32,7 @@ from llm2clip.retrieval.results import (
 from llm2clip.retrieval.searcher import Searcher
 
 if TYPE_CHECKING:
-    from llm2clip.indexer import Hit, Progress
+    from llm2clip.indexer import Progress
 
 Output = Literal["table", "json", "paths"]
 
@@ -52,9 +52,8 @@ class SearchRequest:
     """Whether every text and every image is a query of its own."""
     queries_file: str | None = None
     """File with one text query per line, ``-`` for standard input."""
-    k: int = 10
-    where: str | None = None
-    """Filter on the images; ``None`` for all."""
+    options: SearchOptions = field(default_factory=SearchOptions)
+    """What is shown of the ranked images."""
     begin: str | None = None
     """First year, month, day, ... of the images; ``None`` for any."""
     end: str | None = None
@@ -70,34 +69,27 @@ class SearchRequest:
     """File to write a gallery to."""
 
 
-def run(request: SearchRequest) -> None:
-    """Search and print."""
+def run(request: SearchRequest) -> bool:
+    """Search and print; returns whether anything was found."""
     queries = _queries(request)
-    where = _within(request.where, begin=request.begin, end=request.end)
+    where = _within(request.options.where, begin=request.begin, end=request.end)
     with (
         _one_line_warnings(),
         open_searcher(request.indexes, encoder=request.encoder, device=request.device) as searcher,
     ):
-        k = request.k
-        # Texts are encoded together.
-        found = iter(
-            searcher.search([query.label for query in queries if query.kind == "text"], k=k, where=where)
-        )
-        answers = [
-            Answer(
-                query=query,
-                hits=next(found) if query.kind == "text" else _combined(searcher, query, k=k, where=where),
-            )
-            for query in queries
-        ]
+        answers = _answers(searcher, queries, options=replace(request.options, where=where))
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
-        if where and not any(answer.hits for answer in answers):
+        found = any(answer.hits for answer in answers)
+        if notes := {note: None for answer in answers if not answer.hits for note in answer.notes}:
+            log_stderr("; ".join(notes))
+        elif where and not found:
             log_stderr(_no_match_note(searcher, where))
         if missing := frozenset().union(*(answer.missing for answer in answers)):
             log_stderr(_missing_note(searcher, missing, answers))
         if written:
             log_stderr(f"gallery written to {written}")
+    return found
 
 
 def _within(where: str | None, *, begin: str | None, end: str | None) -> str | None:
@@ -153,24 +145,22 @@ def _queries(request: SearchRequest) -> list[Query]:
     return [*own, *listed]
 
 
-def _combined(searcher: Searcher, query: Query, *, k: int, where: str | None) -> list[Hit]:
-    """The hits of an image, or of texts and images together."""
-    parts = query.parts or (query,)
-    texts = [part for part in parts if part.kind == "text"]
-    images = [part for part in parts if part.kind == "image"]
-    weights = [part.weight for part in (*texts, *images)]
-    try:
-        read = [part.image if part.image is not None else _indexed(searcher, part.label) for part in images]
-        return searcher.search_combined(
-            [part.label for part in texts], read, weights=weights, k=k, where=where
+def _answers(searcher: Searcher, queries: Sequence[Query], *, options: SearchOptions) -> list[Answer]:
+    """The answers to queries, whose texts are encoded together."""
+    parts = [part for query in queries for part in query.parts or (query,)]
+    images = {part.label: part.image for part in parts if part.image is not None}
+    pages = searcher.find_all([query.terms for query in queries], images=images, options=options)
+    return [
+        Answer(
+            query=query,
+            hits=page.hits,
+            total=page.total,
+            cursor=page.cursor,
+            notes=page.notes,
+            explanation=page.explanation,
         )
-    except ImageError as error:
-        raise ValueError(f"cannot search with the image {query.label}: {error}") from error
-
-
-def _indexed(searcher: Searcher, label: str) -> bytes:
-    """The encoded image that ``item:ID`` names in the first index."""
-    return searcher.index.read_image(int(label.removeprefix("item:")))
+        for query, page in zip(queries, pages, strict=True)
+    ]
 
 
 def read_queries(source: str | None) -> list[str]:

@@ -113,7 +113,7 @@ def _contents(answers: Sequence[Answer]) -> str:
 def _short(query: Query) -> str:
     label = Path(query.label).name if query.kind == "image" else query.label
     if query.kind == "combined":
-        label = signed_sum((part.weight, _short(part)) for part in query.parts)
+        label = signed_sum((part, _short(part)) for part in query.parts)
     return label if len(label) <= 60 else label[:59].rstrip() + "…"
 
 

@@ -15,9 +15,11 @@ from llm2clip.retrieval.query.languages import guess_language
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
     from llm2clip.indexer import Hit
 
+_ITEM = "item:"
 _CAPTION_LINES = 2
 """Most lines of a caption in the table."""
 _EMOJI_CHARACTERS = 40
@@ -44,6 +46,13 @@ class Query:
     """Of a combined query its texts and images."""
     weight: float = 1.0
     """Factor on its vector in a combined query."""
+    excluded: bool = False
+    """Whether its direction is taken out of the combined query."""
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The query as ``Searcher.find`` takes it; images by their labels."""
+        return tuple(_term(part) for part in self.parts or (self,))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +61,14 @@ class Answer:
 
     query: Query
     hits: Sequence[Hit]
+    total: int | None = None
+    """Images on all pages; ``None``: not counted."""
+    cursor: str | None = None
+    """Gets the next page; ``None``: there is none."""
+    notes: tuple[str, ...] = ()
+    """Sentences about the answer."""
+    explanation: tuple[str, ...] = ()
+    """How it was found, a sentence per step; empty unless asked for."""
 
     @property
     def missing(self) -> frozenset[str]:
@@ -83,25 +100,38 @@ def combined_query(text: str, images: Sequence[tuple[str, bytes]]) -> Query:
     parts += [Query(kind="image", label=name, image=data) for name, data in images]
     if len(parts) == 1 and parts[0].weight == 1:
         return parts[0]
-    label = signed_sum((part.weight, part.label) for part in parts)
+    label = signed_sum((part, part.label) for part in parts)
     return Query(kind="combined", label=label, language=parts[0].language, parts=tuple(parts))
 
 
-def signed_sum(terms: Iterable[tuple[float, str]]) -> str:
-    """Weights and names as one reads a sum of them: ``2*beach - people``."""
+def signed_sum(terms: Iterable[tuple[Query, str]]) -> str:
+    """Parts of a query, each with a name, as one reads a sum of them: ``2*beach - people``."""
     label = ""
-    for weight, name in terms:
-        factor = "" if abs(weight) == 1 else f"{abs(weight):g}*"
-        label += f"{' - ' if weight < 0 else ' + '}{factor}{name}"
+    for part, name in terms:
+        factor = "" if abs(part.weight) == 1 else f"{abs(part.weight):g}*"
+        sign = "NOT" if part.excluded else "-" if part.weight < 0 else "+"
+        label += f" {sign} {factor}{name}"
     return label.removeprefix(" + ").lstrip()
 
 
 def _part(term: Term) -> Query:
     if term.kind == "text":
-        return replace(text_query(term.value), weight=term.weight)
+        return replace(text_query(term.value), weight=term.weight, excluded=term.excluded)
     data = Path(term.value).expanduser().read_bytes() if term.kind == "image" else None
-    label = term.value if term.kind == "image" else f"item:{term.value}"
-    return Query(kind="image", label=label, image=data, weight=term.weight)
+    label = term.value if term.kind == "image" else f"{_ITEM}{term.value}"
+    return Query(kind="image", label=label, image=data, weight=term.weight, excluded=term.excluded)
+
+
+def _term(part: Query) -> Term:
+    if part.kind == "image" and part.image is None and part.label.startswith(_ITEM):
+        return Term(
+            kind="item",
+            value=part.label.removeprefix(_ITEM),
+            weight=part.weight,
+            excluded=part.excluded,
+        )
+    kind: Literal["text", "image"] = "text" if part.kind == "text" else "image"
+    return Term(kind=kind, value=part.label, weight=part.weight, excluded=part.excluded)
 
 
 def caption_for(hit: Hit, language: str | None) -> tuple[str | None, str | None]:
@@ -135,13 +165,17 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     if answer.query.gloss:
         heading.append(f"  ({escape_control(answer.query.gloss)})", style="dim")
     if not answer.hits:
-        return Group(heading, Text("  nothing found", style="dim"), Text())
+        said = answer.notes[0] if answer.notes else "nothing found"
+        return Group(heading, Text(f"  {said}", style="dim"), *_after(answer), Text())
     image_cells = max(12, min(30, width // 3))
     days = [capture_day(hit) or "" for hit in answer.hits]
-    caption_cells = max(10, width - image_cells - (30 if any(days) else 18))
+    sure = any(hit.confidence is not None for hit in answer.hits)
+    caption_cells = max(10, width - image_cells - (30 if any(days) else 18) - (6 if sure else 0))
     table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("rank", justify="right", width=4)
     table.add_column("score", justify="right", width=6)
+    if sure:
+        table.add_column("sure", justify="right", width=4)
     table.add_column("image", max_width=image_cells, no_wrap=True)
     if any(days):
         table.add_column("taken", width=10)
@@ -151,15 +185,34 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
         table.add_row(
             str(hit.rank),
             f"{hit.score:.3f}",
+            *([_percent(hit)] if sure else []),
             Text(image_name(hit, cells=image_cells), style="strike" if hit.uri in missing else ""),
             *([day] if any(days) else []),
             # Lines break at words, so fewer cells are filled than there are.
             Text(
                 ("(file is missing) " if hit.uri in missing else "")
+                + (f"(+{len(hit.duplicates)}) " if hit.duplicates else "")
                 + _shown_caption(hit, answer.query.language, int(_CAPTION_LINES * caption_cells * 0.9))
             ),
         )
-    return Group(heading, table, Text())
+    return Group(heading, table, *_after(answer), Text())
+
+
+def _percent(hit: Hit) -> str:
+    return "" if hit.confidence is None else f"{hit.confidence:.0%}"
+
+
+def _after(answer: Answer) -> list[Text]:
+    """Lines below a table: how many images there are, and how they were found."""
+    from rich.text import Text
+
+    lines = []
+    if answer.hits and answer.cursor and answer.total is not None:
+        first, last = answer.hits[0].rank, answer.hits[-1].rank
+        page = (last - 1) // max(1, last - first + 1) + 2
+        lines.append(f"  {first} to {last} of {answer.total:,}; more with --page {page}")
+    lines += [f"  {escape_control(step)}" for step in answer.explanation]
+    return [Text(line, style="dim") for line in lines]
 
 
 def capture_day(hit: Hit) -> str | None:
@@ -183,7 +236,7 @@ def image_name(hit: Hit, *, cells: int) -> str:
 def answer_record(answer: Answer) -> dict[str, Any]:
     """An answer as JSON-ready values: ``query``, ``kind``, ``language`` and ``hits``, best first.
 
-    ``missing`` of a hit says that its local file is not there now.
+    ``missing`` of a hit says that its local file is not there now, ``duplicates`` where the copies folded into it are.
     """
     missing = answer.missing
     return {
@@ -194,6 +247,7 @@ def answer_record(answer: Answer) -> dict[str, Any]:
             {
                 "rank": hit.rank,
                 "score": round(float(hit.score), 6),
+                "confidence": None if hit.confidence is None else round(hit.confidence, 4),
                 "id": hit.id,
                 "key": hit.key,
                 "uri": hit.uri,
@@ -204,10 +258,15 @@ def answer_record(answer: Answer) -> dict[str, Any]:
                 "time": hit.time,
                 "time_source": hit.time_source,
                 "missing": hit.uri in missing,
+                "duplicates": [copy.uri for copy in hit.duplicates],
                 **({"index": hit.index} if hit.index else {}),
             }
             for hit in answer.hits
         ],
+        "total": answer.total,
+        "cursor": answer.cursor,
+        "notes": list(answer.notes),
+        **({"explanation": list(answer.explanation)} if answer.explanation else {}),
     }
 
 

@@ -273,8 +273,7 @@ class Searcher:
         vectors = dict(zip(words, self._text_vectors(meant([term.value for term in words])), strict=True))
         for term in terms:
             if term.kind == "image":
-                image = images.get(term.value) or os.path.expanduser(term.value)
-                vectors[term] = self.encoder.encode_images([image])[0]
+                vectors[term] = self._image_vector(term.value, images)
             elif term.kind == "item":
                 vectors[term] = self._stored(int(term.value))
         rankings = []
@@ -283,8 +282,33 @@ class Searcher:
             vector = query_vector(query, np.stack([vectors[term] for term in query]))
             known = self._calibrations(compute=calibrate) if plain else ()
             text = query[0].value if plain and len(query) == 1 else None
-            rankings.append(Ranking(indexes=self.indexes, vector=vector, text=text, calibrations=known))
+            rankings.append(
+                Ranking(
+                    indexes=self.indexes, vector=vector, text=text, read=self._read(query), calibrations=known
+                )
+            )
         return rankings
+
+    def _image_vector(self, name: str, images: Mapping[str, ImageSource]) -> NDArray[np.float32]:
+        """The unit vector of an image that was given by name, or else lies at that path. Shape: (dim,), float32."""
+        from llm2clip.encoders import ImageError
+
+        try:
+            found: NDArray[np.float32] = self.encoder.encode_images(
+                [images.get(name, os.path.expanduser(name))]
+            )[0]
+        except ImageError as error:
+            raise ImageError(f"cannot search with the image {name}: {error}") from error
+        return found
+
+    def _read(self, query: Sequence[Term]) -> tuple[str, ...]:
+        """What was read of a query, a sentence per term."""
+        steps = []
+        for term in query:
+            sign = "taken out" if term.excluded else f"weight {term.weight:g}"
+            what = f"{term.kind} {term.value!r}"
+            steps.append(f"read {what} with {self.encoder.info.name}, {sign}")
+        return tuple(steps)
 
     def _stored(self, item: int) -> NDArray[np.float32]:
         """The unit vector of an image of the first index. Shape: (dim,), float32."""

@@ -38,8 +38,10 @@ class SearchOptions:
     """Show copies of one image once, with the others in ``Hit.duplicates``."""
     diverse: bool = False
     """Prefer images that differ from those before them (maximal marginal relevance)."""
+    page: int = 1
+    """Number of the page, where there is no cursor."""
     cursor: str | None = None
-    """From the page before; ``None``: the first page."""
+    """From the page before, which goes on after it even if the index has changed."""
     explain: bool = False
     """Whether ``Page.explanation`` is wanted."""
 
@@ -50,6 +52,8 @@ class SearchOptions:
             raise ValueError(f"k must be a whole number, got {self.k!r}") from error
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
+        if self.page < 1 or (self.page > 1 and self.cursor):
+            raise ValueError(f"page is a number from 1, without a cursor; got {self.page}")
         least = self.min_confidence
         if least is not None and not (0 <= least <= 1 and math.isfinite(least)):
             raise ValueError(f"the least confidence must be from 0 to 1, got {least}")

@@ -33,6 +33,8 @@ class Ranking:
     """Unit vector of the query. Shape: (dim,), float32."""
     text: str | None = None
     """The query, if it is a text alone: for file names and captions."""
+    read: tuple[str, ...] = ()
+    """What was read of the query, for ``Page.explanation``."""
     calibrations: Sequence[Calibration | None] = ()
     """Of each index, None where it is not known; empty for queries with images, which have none."""
 
@@ -45,7 +47,9 @@ class Ranking:
         """
         cursor = Cursor.of(options.cursor) if options.cursor else None
         generation = "-".join(str(index.manifest.generation) for index in self.indexes)
-        seen = cursor.seen if cursor else 0
+        seen = cursor.seen if cursor else (options.page - 1) * options.k
+        if seen > MOST_PAGED:
+            raise ValueError(f"pages end after {MOST_PAGED:,} hits; narrow the query with a filter")
         allowed = sum(self._allowed(options.where))
         if options.min_confidence is not None:
             hits = self._above(options.min_confidence, where=options.where)
@@ -74,7 +78,13 @@ class Ranking:
             cursor=str(following) if following else None,
             generation=generation,
             notes=tuple(notes),
+            explanation=self._explanation(options) if options.explain else (),
         )
+
+    def _explanation(self, options: SearchOptions) -> tuple[str, ...]:
+        from llm2clip.retrieval.ranking.explain import explain
+
+        return explain(options, read=self.read, indexes=self.indexes, calibrations=self.calibrations)
 
     def _allowed(self, where: str | None) -> list[int]:
         """How many images of each index pass a filter."""

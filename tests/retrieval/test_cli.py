@@ -34,11 +34,12 @@ def test_search_command_prints_a_table_per_query(corpus: Corpus, search: Search)
     lines = result.stdout.splitlines()
     assert lines == [line.rstrip() for line in lines]
     assert lines[0] == "red"
-    assert lines[1].split() == ["rank", "score", "image", "caption"]
-    assert lines[2].split()[0:1] + lines[2].split()[2:] == ["1", "warm/red.png", "a", "red", "square"]
+    assert lines[1].split() == ["rank", "score", "sure", "image", "caption"]
+    assert lines[2].split()[0:1] + lines[2].split()[3:] == ["1", "warm/red.png", "a", "red", "square"]
     assert 0.7 < float(lines[2].split()[1]) <= 1
-    assert lines[5] == "blue"
-    assert lines[7].split()[0:1] + lines[7].split()[2:] == ["1", "cold/blue.png", "a", "blue", "square"]
+    assert lines[4].strip() == "1 to 2 of 8; more with --page 2"
+    assert lines[6] == "blue"
+    assert lines[8].split()[0:1] + lines[8].split()[3:] == ["1", "cold/blue.png", "a", "blue", "square"]
     assert max(cell_len(line) for line in lines) <= 80
 
 
@@ -60,7 +61,9 @@ def test_search_command_json_has_one_object_per_query(corpus: Corpus, search: Se
     assert (image["query"], image["kind"]) == (str(corpus.folder / "cold/blue.png"), "image")
     assert [hit["rank"] for hit in red["hits"]] == [1, 2, 3]
     first = image["hits"][0]
-    names = "rank score id key uri caption width height metadata time time_source missing"
+    names = (
+        "rank score confidence id key uri caption width height metadata time time_source missing duplicates"
+    )
     assert first.keys() == set(names.split())
     assert (first["key"], first["caption"], first["metadata"]) == (
         "cold/blue.png",
@@ -216,13 +219,13 @@ def test_search_command_reports_an_unwritable_gallery(corpus: Corpus, search: Se
     assert str(tmp_path / "file") in result.stderr
 
 
-def test_search_command_warns_of_a_truncated_text(corpus: Corpus, search: Search):
+def test_search_command_warns_of_a_long_text(corpus: Corpus, search: Search):
     result = search("red " * 100, "--json", "-k", 1, "--index", corpus.index)
     (record,) = records(result)
     assert record["hits"][0]["key"] == "warm/red.png"
     (line,) = result.stderr.splitlines()
     assert line.startswith("warning: ")
-    assert "64 of 100 tokens" in line
+    assert "100 tokens, and fake reads 64 at once: it was read in 2 parts" in line
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_search_says_which_originals_are_missing(corpus: Corpus, search: Search,
     assert result.stderr == (
         "note: the files of 1 of 3 images are missing; bring the index up to date with  llm2clip-index update\n"
     )
-    assert [line.split()[2] for line in result.stdout.splitlines() if "is missing" in line] == [
+    assert [line.split()[3] for line in result.stdout.splitlines() if "is missing" in line] == [
         "warm/red.png"
     ]
     [found] = records(search(*options, "--json"))

@@ -47,7 +47,7 @@ def test_search_command_filters(corpus: Corpus, search: Search):
 
 def test_search_command_says_that_nothing_matches(corpus: Corpus, search: Search):
     result = search("red", "--index", corpus.index, "--where", "width > 1000", "--paths")
-    assert (result.exit_code, result.stdout) == (0, "")
+    assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "no image matches the filter\n"
     result = search("red", "--index", corpus.index, "--where", "meta.moods = 'calm'", "--paths")
     assert result.stderr == "no image matches the filter; metadata fields: meta.mood\n"

@@ -165,6 +165,7 @@ def test_answer_json_carries_everything():
             {
                 "rank": 1,
                 "score": 0.625,
+                "confidence": None,
                 "id": 1,
                 "key": "p1.png",
                 "uri": "s3://images/p1.png",
@@ -175,8 +176,12 @@ def test_answer_json_carries_everything():
                 "time": None,
                 "time_source": None,
                 "missing": False,
+                "duplicates": [],
             }
         ],
+        "total": None,
+        "cursor": None,
+        "notes": [],
     }
     assert json.loads(answer_json(answer, ascii_only=True)) == json.loads(line)
     assert answer_json(answer, ascii_only=True).isascii()

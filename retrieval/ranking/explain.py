@@ -1,0 +1,56 @@
+"""How a page was found, a sentence per step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llm2clip.indexer import Index
+    from llm2clip.retrieval.ranking.calibration import Calibration
+    from llm2clip.retrieval.ranking.options import SearchOptions
+
+
+def explain(
+    options: SearchOptions,
+    *,
+    read: Sequence[str],
+    indexes: Sequence[Index],
+    calibrations: Sequence[Calibration | None],
+) -> tuple[str, ...]:
+    """What was read, which path answered, and what was done with the images found; arguments as of ``Ranking``."""
+    from llm2clip.indexer.search.explain import explain_search
+
+    steps = list(read)
+    several = len(indexes) > 1
+    for place, index in enumerate(indexes):
+        begin = f"{index.path}: " if several else ""
+        steps += [f"{begin}{step}" for step in explain_search(index, where=options.where).steps]
+        calibration = calibrations[place] if calibrations else None
+        if calibration is not None:
+            marks = ", ".join(f"{calibration.least(share):.3f} is {share:.0%}" for share in (0.5, 0.8, 0.95))
+            steps.append(
+                f"{begin}confidence: the score less the image's mean over {calibration.captions} unrelated captions; "
+                f"of these differences, {marks}"
+            )
+    if not any(calibrations):
+        steps.append("confidence: not known for queries with images, or that take something away")
+    if options.min_confidence is not None:
+        steps.append(
+            f"all images of a confidence of at least {options.min_confidence:g} were found by a search for the query "
+            "less the mean caption, and then ranked by score"
+        )
+    if options.fold:
+        steps.append("copies of an image are folded into the best of them")
+    if options.diverse:
+        from llm2clip.retrieval.ranking.diversity import POOL, RELEVANCE
+
+        steps.append(
+            f"the best {POOL} are in the order of maximal marginal relevance, {RELEVANCE:.0%} relevance and "
+            f"{1 - RELEVANCE:.0%} difference from the hits before"
+        )
+    if options.sort == "date":
+        what = "the hits of a page" if options.min_confidence is None else "all hits above the cut-off"
+        steps.append(f"{what} are sorted by capture time, newest first")
+    return tuple(steps)
