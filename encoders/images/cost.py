@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 from llm2clip.encoders.core.errors import ImageError
+from llm2clip.encoders.images.raw import STARTS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8\xff"
@@ -16,8 +17,8 @@ _MOST_PARTS = 8192
 _MOST_GIF_BYTES = 2**18  # Pillow's work grows with the square of a comment
 _MOST_BYTES = 2**26
 _PIXEL_CHUNKS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"])
-_SLOW = (b"II", b"MM", b"P", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51")
-"""TIFF, PPM and JPEG 2000; what else is an image and not here begins with the size of a box ``ftyp``."""
+_SLOW = (b"II", b"MM", b"P", b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", *STARTS)
+"""TIFF, PPM, JPEG 2000 and raw files; what else is an image and not here begins with the size of a box ``ftyp``."""
 
 
 def is_cheap(content: bytes) -> bool:

@@ -22,13 +22,14 @@ from llm2clip.encoders.core.errors import ImageError
 from llm2clip.encoders.core.image_source import ImageSource
 from llm2clip.encoders.images.cost import JPEG, PNG, is_cheap, pixels_only
 from llm2clip.encoders.images.guard import Decoded, decode_apart
+from llm2clip.encoders.images.raw import Preview, is_raw, read_preview
 
 MAX_PIXELS = 64_000_000
 """Images of more pixels are refused by their header, before anything is decoded."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "HEIF")
-"""Formats that are read, known by their signatures; HEIF (HEIC) with the extra ``heic``. No EPS (it starts a program)
-and nothing rare: every parser is attack surface."""
+"""Formats that are read, known by their signatures; HEIF (HEIC) with the extra ``heic``, and besides them raw files of
+cameras with ``raw``. No EPS (it starts a program) and nothing rare: every parser is attack surface."""
 
 # What Pillow's parsers raise on damaged data; RuntimeError comes from AVIF. Warnings are listed for processes that turn
 # them into errors. MemoryError is not among them: what a file may ask for is bounded, so the machine is short of it.
@@ -133,6 +134,8 @@ def decode_here(
     """
     if isinstance(source, Image.Image):
         return _load(source, upright, 0, max_pixels)
+    if is_raw(source) and (preview := read_preview(source)) is not None:
+        return _of_preview(preview, upright, max_pixels)
     try:
         return _decoded(source, upright, draft, max_pixels)
     except ImageError as error:
@@ -142,6 +145,21 @@ def decode_here(
         if source.startswith(JPEG) and str(error) == "truncated file" and _END not in source[-64:]:
             return _without_end(source, upright, draft, max_pixels)
         raise
+
+
+def _of_preview(preview: Preview, upright: bool, max_pixels: int) -> Decoded:
+    """The preview of a raw file; width and height are those of the photograph."""
+    width, height, own = preview.width, preview.height, 1
+    if isinstance(preview.image, Image.Image):
+        image = _load(preview.image, upright, 0, max_pixels).image
+    else:
+        image = _decoded(preview.image, upright, 0, max_pixels).image
+        with BytesIO(preview.image) as stream, _open(stream) as stored:
+            own = _orientation(stored)
+    turn = preview.orientation if own == 1 else own
+    if upright and own == 1 and turn in _TURNS:
+        image = image.transpose(_TURNS[turn])
+    return Decoded(image, height, width) if upright and turn in _TURNED else Decoded(image, width, height)
 
 
 def _decoded(content: bytes, upright: bool, draft: int, max_pixels: int) -> Decoded:

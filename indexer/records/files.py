@@ -41,7 +41,9 @@ _ALWAYS = frozenset(
 _WHERE_PILLOW_CAN = {"avif": frozenset([".avif"]), "jpg_2000": frozenset([".jp2", ".j2k"])}
 HEIF = frozenset([".heic", ".heif", ".hif"])
 _NEVER = frozenset([".jxl"])
-_CAMERAS = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mrw nef nrw orf pef raf rw2 sr2 srf srw x3f"
+_RAW = "3fr arw cr2 cr3 crw dcr dng erf iiq kdc mrw nef nrw orf pef raf rw2 sr2 srf srw x3f"
+CAMERAS = frozenset(f".{kind}" for kind in _RAW.split())
+"""Endings of raw files of cameras."""
 
 _VIDEOS = "3gp avi flv m2ts m4v mkv mov mp4 mpeg mpg mts ogv webm wmv"
 VIDEOS = frozenset(f".{kind}" for kind in _VIDEOS.split())
@@ -72,18 +74,19 @@ class RefusedError(CorpusError):
 
 @cache
 def image_endings() -> frozenset[str]:
-    """Endings of images that this Pillow and its HEIF plugin decode, lower case with their dot."""
+    """Endings of images that Pillow, its HEIF plugin and rawpy decode here, lower case with their dot."""
     from PIL import features
 
-    more = HEIF if find_spec("pillow_heif") else frozenset()
+    more = (HEIF if find_spec("pillow_heif") else frozenset()) | (
+        CAMERAS if find_spec("rawpy") else frozenset()
+    )
     return _ALWAYS.union(more, *(kinds for name, kinds in _WHERE_PILLOW_CAN.items() if features.check(name)))
 
 
 @cache
 def other_image_endings() -> frozenset[str]:
-    """Endings of images that Pillow cannot decode: raw formats of cameras, HEIF without its plugin."""
-    cameras = (f".{kind}" for kind in _CAMERAS.split())
-    return _NEVER.union(HEIF, cameras, *_WHERE_PILLOW_CAN.values()) - image_endings()
+    """Endings of images that cannot be decoded here: without their extras those of cameras and HEIF."""
+    return _NEVER.union(HEIF, CAMERAS, *_WHERE_PILLOW_CAN.values()) - image_endings()
 
 
 def ending(name: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 from llm2clip.common.files import counted
 from llm2clip.indexer.core.errors import CorpusError
 from llm2clip.indexer.records.files import (
+    CAMERAS,
     HEIF,
     MAX_IMAGE_BYTES,
     VIDEOS,
@@ -189,13 +190,15 @@ class Corpus(ABC):
     def skipped_note(self) -> str | None:
         """What was skipped, and ``read_notes``, for the user; None if there is nothing."""
         videos = Counter({kind: number for kind, number in self.skipped.items() if kind in VIDEOS})
-        heif = sum(number for kind, number in self.skipped.items() if kind in HEIF)
         parts = []
         if images := self.skipped - videos:
-            remedy = "convert them to JPEG to index them"
-            if heif:
-                remedy = "pip install 'llm2clip-retrieval[heic]' reads HEIC"
-                remedy += "; convert the others to JPEG" if heif < images.total() else ""
+            left, remedies = set(images), list[str]()
+            for extra, kinds, what in (("heic", HEIF, "HEIC"), ("raw", CAMERAS, "raw files of cameras")):
+                if left & kinds:
+                    left -= kinds
+                    remedies.append(f"pip install 'llm2clip-retrieval[{extra}]' reads {what}")
+            others = "convert the others to JPEG" if remedies else "convert them to JPEG to index them"
+            remedy = "; ".join([*remedies, *([others] if left else [])])
             parts.append(
                 f"{counted(images.total(), 'image')} of unsupported types skipped{_some(images)}: {remedy}"
             )

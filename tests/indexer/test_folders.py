@@ -45,46 +45,61 @@ def test_folder_corpus_lists_what_this_pillow_decodes(tmp_path, feature, names):
         assert corpus.skipped.total() == len(names)
 
 
-def test_folder_corpus_counts_skipped_images(tmp_path):
+HEIC = "pip install 'llm2clip-retrieval[heic]' reads HEIC"
+RAW = "pip install 'llm2clip-retrieval[raw]' reads raw files of cameras"
+
+
+@pytest.fixture
+def without_extras(monkeypatch):
+    for name in ("pillow_heif", "rawpy"):
+        monkeypatch.setitem(sys.modules, name, None)
+    for cached in (files.image_endings, files.other_image_endings):
+        cached.cache_clear()
+    yield
+    for cached in (files.image_endings, files.other_image_endings):
+        cached.cache_clear()
+
+
+def test_folder_corpus_counts_skipped_images(tmp_path, without_extras):
     put_images(tmp_path, "a.jfif", "b.JPE", "c.arw", "d/e.ARW", "d/f.cr2", "g.mov", ".h.arw")
     corpus = open_corpus(tmp_path)
     for _ in range(2):
         assert [record.key for record in corpus.records()] == ["a.jfif", "b.JPE"]
-    images = "3 images of unsupported types skipped (2 .arw, 1 .cr2): convert them to JPEG to index them"
+    images = f"3 images of unsupported types skipped (2 .arw, 1 .cr2): {RAW}"
     videos = "1 video skipped (1 .mov): --frame-interval 10 takes a frame every 10 s"
     assert corpus.skipped_note() == f"{images}; {videos}"
     put_images(tmp_path, "i.nef", "j.dng", "k.jxl")
     (tmp_path / "g.mov").unlink()
     list(corpus.records(captions=False))
     assert corpus.skipped_note().startswith("6 images of unsupported types skipped (2 .arw, ")
-    assert ", ...): " in corpus.skipped_note()
+    assert f", ...): {RAW}; convert the others to JPEG" in corpus.skipped_note()
+
+
+def test_folder_corpus_lists_raw_files_of_cameras_where_they_can_be_read(tmp_path):
+    pytest.importorskip("rawpy")
+    put_images(tmp_path, "a.ARW", "b.jxl")
+    assert [record.key for record in open_corpus(tmp_path).records()] == ["a.ARW"]
 
 
 @pytest.mark.parametrize(
     ("names", "note"),
     [
-        (["a.heic"], "1 image of unsupported types skipped (1 .heic): EXTRA"),
+        (["a.heic"], f"1 image of unsupported types skipped (1 .heic): {HEIC}"),
         (
-            ["a.heic", "b.hif", "c.cr2"],
-            "3 images of unsupported types skipped (1 .heic, 1 .hif, 1 .cr2): EXTRA; "
-            "convert the others to JPEG",
+            ["a.heic", "b.hif", "c.jxl"],
+            "3 images of unsupported types skipped (1 .heic, 1 .hif, 1 .jxl): "
+            f"{HEIC}; convert the others to JPEG",
         ),
+        (["a.cr2"], f"1 image of unsupported types skipped (1 .cr2): {RAW}"),
+        (["a.heic", "b.cr2"], f"2 images of unsupported types skipped (1 .heic, 1 .cr2): {HEIC}; {RAW}"),
     ],
 )
-def test_skipped_note_names_the_extra_for_heic(tmp_path, monkeypatch, names, note):
-    for cached in (files.image_endings, files.other_image_endings):
-        cached.cache_clear()
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    try:
-        put_images(tmp_path, *names)
-        corpus = open_corpus(tmp_path)
-        assert list(corpus.records()) == []
-        said = note.replace("EXTRA", "pip install 'llm2clip-retrieval[heic]' reads HEIC")
-        assert corpus.skipped_note() == said
-        assert corpus.explain_empty().endswith(f"; {said}")
-    finally:
-        for cached in (files.image_endings, files.other_image_endings):
-            cached.cache_clear()
+def test_skipped_note_names_the_extras(tmp_path, without_extras, names, note):
+    put_images(tmp_path, *names)
+    corpus = open_corpus(tmp_path)
+    assert list(corpus.records()) == []
+    assert corpus.skipped_note() == note
+    assert corpus.explain_empty().endswith(f"; {note}")
 
 
 def test_folder_corpus_omits_hidden_files(tmp_path):
