@@ -71,8 +71,8 @@ def lively(tower: nn.Module) -> nn.Module:
     return tower
 
 
-@pytest.fixture(scope="session")
-def parts() -> Parts:
+def tiny_parts() -> Parts:
+    """An encoder with random weights."""
     torch.manual_seed(7)
     vision = LiteTowerConfig(trunk=EfficientNetLiteConfig(variant=0, image_size=32))
     text = LlamaConfig(
@@ -104,6 +104,11 @@ def parts() -> Parts:
         adapter=TextAdapter(24, 20, blocks=2).eval(),
         tokenizer=byte_tokenizer(),
     )
+
+
+@pytest.fixture(scope="session")
+def parts() -> Parts:
+    return tiny_parts()
 
 
 @pytest.fixture(scope="session")

@@ -27,16 +27,17 @@ from pathlib import Path
 from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import build_index, open_index
 
+from ..encoders.mutated_folders import hostile_encoders
 from .faults import concurrent_readers, failing_exports, failing_steps, power_losses
 from .hostile import alter_items, alter_manifest, operations, tree
 from .material import numbered, put
-from .mutating import mutated
+from .mutating import mutated, set_odd
 
 SLOWEST = 10
 """Seconds that one attempt may take."""
 _PATIENCE = 60
 """Seconds after which an attempt is ended."""
-_BATCH = 20
+_BATCH = 50
 FINE = frozenset(["answered", "refused"])
 """All that may come of an attempt."""
 
@@ -88,34 +89,7 @@ def mutated_file(work: Path, rng: random.Random) -> Iterator[str]:
 def odd_manifest(work: Path, rng: random.Random) -> Iterator[str]:
     """An entry of the manifest, at any depth, is replaced by a value of any type, under the right checksum."""
     index, photos = small_index(work)
-    odd = [
-        None,
-        -1,
-        0,
-        2**70,
-        1.5,
-        "",
-        "../x",
-        "/etc/passwd",
-        [],
-        {},
-        [[]],
-        True,
-        "x" * 1000,
-        "\ud800",
-        "a\0b",
-    ]
-
-    def change(content: object) -> None:
-        place = content
-        while isinstance(place, dict | list) and place:
-            key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
-            if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.3:
-                place[key] = rng.choice(odd)
-                return
-            place = place[key]
-
-    alter_manifest(index, change)
+    alter_manifest(index, lambda content: set_odd(content, rng))
     yield attempt(index, photos, rng.choice(list(operations(index, photos))))
 
 
@@ -171,6 +145,7 @@ ATTACKS: dict[str, Callable[[Path, random.Random], Iterator[str]]] = {
     "failing steps": failing_steps,
     "failing exports": failing_exports,
     "power losses": power_losses,
+    "hostile encoders": hostile_encoders,
     "answers to concurrent readers": concurrent_readers,
 }
 

@@ -68,6 +68,20 @@ def mutated(content: bytes, other: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
+_ODD = (None, -1, 0, 2**70, 1.5, "", "../x", "/etc/passwd", [], {}, [[]], True, "x" * 1000, "\ud800", "a\0b")
+
+
+def set_odd(content: object, rng: random.Random) -> None:
+    """Replace a value of a JSON document, at any depth, by one of any type."""
+    place = content
+    while isinstance(place, dict | list) and place:
+        key = rng.choice(list(place)) if isinstance(place, dict) else rng.randrange(len(place))
+        if not isinstance(place[key], dict | list) or not place[key] or rng.random() < 0.3:
+            place[key] = rng.choice(_ODD)
+            return
+        place = place[key]
+
+
 def images() -> Iterator[bytes]:
     """Small images in every format, mode and layout that Pillow writes."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
