@@ -10,10 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
 from llm2clip.retrieval.opening import load_encoder_of, open_indexes, require_same_encoder
-from llm2clip.retrieval.query.cleaning import meant
-from llm2clip.retrieval.query.encoding import text_vectors
 from llm2clip.retrieval.query.expression import Term, parse, query_vector
 from llm2clip.retrieval.query.languages import UnknownLanguageWarning, language_warning
+from llm2clip.retrieval.query.texts import meant, text_vectors
 from llm2clip.retrieval.ranking.options import Page, SearchOptions
 from llm2clip.retrieval.ranking.page import Ranking, merged
 

@@ -54,7 +54,7 @@ entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
     "build": ("", BUILD, 41),
-    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 28),
+    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 35),
     "load nano": ("", 'load("nano")', 15),
     "load CLIP": ("", 'load(folder / "clip")', 15),
     "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 22),
@@ -66,7 +66,8 @@ TRIPS = {
 }
 """Name -> what comes before, what is followed, and the most files that it may enter.
 
-Nano is two networks of different kinds: a build enters the images' one, a search the texts'.
+Nano is two networks of different kinds: a build enters the images' one, a search the texts'. A search also folds copies and
+tells how sure it is, with scores that are calibrated the first time.
 """
 
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from llm2clip.retrieval.gallery import small_webp
-from llm2clip.retrieval.query.cleaning import cleaned
 from llm2clip.retrieval.query.expression import ExpressionError, Term, query_vector
+from llm2clip.retrieval.query.texts import cleaned
 from llm2clip.retrieval.service.batching import Batcher
 from llm2clip.retrieval.service.live_index import LiveIndex
 from llm2clip.retrieval.service.settings import ServerSettings

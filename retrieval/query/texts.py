@@ -1,10 +1,18 @@
-"""Queries as they are typed and pasted: letters of other widths, and characters that cannot be seen."""
+"""Texts as they are typed and pasted, to vectors: characters that cannot be seen, and more than an encoder reads."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
+import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llm2clip.encoders import Encoder
 
 _JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner."""
@@ -19,6 +27,69 @@ _LETTERS = re.compile(
 """Arabic, Indic, Burmese, Khmer and Mongolian scripts, in which joiners are part of the spelling."""
 _KEPT = re.compile("[\u0e33\u0eb3\u3297\u3299\U0001f000-\U0001faff]|.[\ufe0e\ufe0f]", re.DOTALL)
 """What compatibility forms would spell otherwise than people do: Thai and Lao AM; or turn from emoji into letters."""
+_SENTENCE = re.compile(r"(?<=[.!?;:…])\s+|(?<=[。！？；：])|(?<=[।॥؟۔])\s*|\n+")
+_SPACE = re.compile(r"\s+")
+
+
+class LongTextWarning(UserWarning):
+    """A text is longer than the encoder reads at once, and was read in parts."""
+
+
+def text_vectors(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
+    """Unit vectors of texts; one that is too long is the mean of its parts, weighted by their tokens.
+
+    Returns:
+        Shape: (len(texts), dim), float32.
+
+    Raises:
+        ValueError: A text is empty, blank or no valid Unicode.
+
+    Warns:
+        LongTextWarning: For each text that was read in parts.
+    """
+    import numpy as np
+
+    limit = encoder.info.max_text_tokens
+    if all(4 * len(text) <= limit for text in texts):  # no tokenizer makes more than four of a character
+        return encoder.encode_texts(texts)
+    tokens = encoder.count_tokens(texts)
+    if max(tokens, default=0) <= limit:
+        return encoder.encode_texts(texts)
+    parts = [
+        split(text, encoder) if count > limit else [text] for text, count in zip(texts, tokens, strict=True)
+    ]
+    encoded = encoder.encode_texts([part for each in parts for part in each])
+    vectors = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
+    at = 0
+    for row, each in enumerate(parts):
+        own, at = encoded[at : at + len(each)], at + len(each)
+        mean = own[0]
+        if len(each) > 1:
+            warnings.warn(
+                f"the text has {tokens[row]:,} tokens, and {encoder.info.name} reads {limit} at once: it was read in "
+                f"{len(each)} parts, and their vectors were averaged",
+                LongTextWarning,
+                stacklevel=3,
+            )
+            total = np.array(encoder.count_tokens(each), dtype=np.float64) @ own.astype(np.float64)
+            mean = (total / np.linalg.norm(total)).astype(np.float32)
+        vectors[row] = mean
+    return vectors
+
+
+def split(text: str, encoder: Encoder) -> list[str]:
+    """A text in parts that the encoder reads whole, cut between sentences, else between words, near the middle."""
+    text = text.strip()
+    if len(text) < 2 or encoder.count_tokens([text])[0] <= encoder.info.max_text_tokens:
+        return [text] if text else []
+    for boundary in (_SENTENCE, _SPACE):
+        places = [found.end() for found in boundary.finditer(text) if 0 < found.end() < len(text)]
+        if places:
+            middle = min(places, key=lambda place: abs(2 * place - len(text)))
+            break
+    else:
+        middle = len(text) // 2
+    return split(text[:middle], encoder) + split(text[middle:], encoder)
 
 
 def cleaned(text: str) -> str:

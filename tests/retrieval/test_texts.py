@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.retrieval.query.cleaning import cleaned
+from llm2clip.retrieval.query.texts import cleaned
 
 
 @pytest.mark.parametrize(
