@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+import torch
+
 from benchmarks.claim.material import ClaimSettings, write_section
 
 PARTS = {"a": "contrast", "b": "chinese", "c": "own_images"}
@@ -22,8 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work=options.work,
         steps=options.steps,
         batch=options.batch,
+        photographs=options.photographs,
         text_model=options.text_model,
     )
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     for name in options.parts or PARTS:
         lines = import_module(f"benchmarks.claim.{PARTS[name]}").measure(settings)
         write_section(options.out, name, lines)
@@ -37,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--work", type=Path, default=Path("runs/claim"), help="folder for models and runs")
     parser.add_argument("--steps", type=int, default=100, help="most steps of a training")
     parser.add_argument("--batch", type=int, default=64, help="images of a batch of stage 1")
-    parser.add_argument("--text-model", default=ClaimSettings.text_model, help="text model of parts b and c")
+    parser.add_argument("--photographs", type=int, default=2000, help="training photographs of parts a and b")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument("--text-model", default=ClaimSettings.text_model, help="text model of part c")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file of results")
     return parser
 

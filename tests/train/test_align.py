@@ -130,6 +130,37 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(images, tmp_path, t
     assert gradients[0].abs().max() > 1e-3
 
 
+def test_a_compiled_tower_has_the_losses_of_a_plain_one(images, tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_without_inductor(module):
+        compiled.append(module)
+        return compile_module(module, backend="eager")
+
+    compile_module = torch.compile
+    monkeypatch.setattr(torch, "compile", compile_without_inductor)
+    config = small_config(images)
+    vision = replace(config.vision, trained="lora", views=1)
+    config = replace(config, vision=vision, loop=replace(config.loop, steps=3, warmup=0, evaluate_every=3))
+    run_align(config, tmp_path / "plain")
+    assert not compiled
+    run_align(replace(config, vision=replace(vision, compiled=True)), tmp_path / "compiled")
+    assert len(compiled) == 1
+    one, two = ([line["loss"] for line in history(tmp_path / name)] for name in ("plain", "compiled"))
+    assert len(one) == 3
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+def test_bfloat16_changes_losses_by_its_rounding_only(images, tmp_path):
+    config = small_config(images)
+    config = replace(config, loop=replace(config.loop, steps=3, warmup=0, evaluate_every=3))
+    run_align(config, tmp_path / "float32")
+    run_align(replace(config, precision="bfloat16"), tmp_path / "bfloat16")
+    exact, rounded = ([line["loss"] for line in history(tmp_path / name)] for name in ("float32", "bfloat16"))
+    assert exact != rounded
+    np.testing.assert_allclose(rounded, exact, rtol=0.02)
+
+
 def test_low_rank_updates_are_merged_into_the_same_function():
     torch.manual_seed(0)
     base = nn.Linear(6, 4)

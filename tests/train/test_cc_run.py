@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from llm2clip.encoders import load_encoder
+from llm2clip.train.cc import text_model
 from llm2clip.train.cc.evaluate import caption_accuracy, caption_pairs
 from llm2clip.train.cc.pipeline import read_data, run_cc
 from llm2clip.train.cli import app
@@ -21,7 +23,7 @@ from llm2clip.train.core.config import ConfigError
 from llm2clip.train.data.captions import SkipReport
 from llm2clip.train.recipe_files import NAMES, list_recipes, load_recipe
 
-from .text_material import NOUNS, caption_file, llama_folder
+from .text_material import NOUNS, bert_folder, caption_file, llama_folder
 
 SETTINGS = [
     "cc.batch.size=12",
@@ -116,6 +118,29 @@ def test_run_cc_learns_a_teacher_first(material, tmp_path):
     losses = [loss for _, loss in history(tmp_path / "run", "distil")]
     assert len(losses) == 30
     assert np.mean(losses[-3:]) < 0.6 * losses[0]  # a head maps the model's 16 numbers to the teacher's 8
+
+
+def test_run_cc_trains_a_bert(tmp_path_factory, material, tmp_path):
+    """All of one of E5's kind, in bfloat16, with its weights in several files."""
+    model = bert_folder(tmp_path_factory.mktemp("bert") / "tiny-e5-small")
+    chosen = config((model, material[1]), "cc.tune.parts=all", "cc.tune.lr=5e-3", "cc.scale=20")
+    chosen = replace(chosen, loop=replace(chosen.loop, steps=48))
+    plain = run_cc(replace(chosen, loop=replace(chosen.loop, steps=3)), tmp_path / "float32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_model, "FILE_BYTES", 6000)
+        result = run_cc(replace(chosen, tune=replace(chosen.tune, precision="bfloat16")), tmp_path / "run")
+    exact, rounded = history(plain.folder.parent), history(tmp_path / "run")
+    assert rounded[0][1] == pytest.approx(exact[0][1], rel=0.02)
+    assert rounded != exact
+    assert result.after["cra"] > result.before["cra"] + 20
+    files = sorted(result.folder.glob("*.safetensors"))
+    assert len(files) > 3
+    assert max(path.stat().st_size for path in files) < 10_000
+    pairs = caption_pairs(read_data(chosen, report=SkipReport())[1])
+    encoder = load_encoder(result.folder)
+    found = caption_accuracy(encoder.encode_texts, pairs, count_tokens=encoder.count_tokens)
+    assert found["cra"] == pytest.approx(result.after["cra"], abs=6)  # of 18 captions one may tip over
+    assert json.loads((result.folder / "llm2clip.json").read_text())["text_rules"]["prompt"] == "query: "
 
 
 def test_read_data_holds_back_the_same_images_whatever_else_is_there(material):

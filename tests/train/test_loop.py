@@ -1,11 +1,13 @@
 """The training loop: every way to stop, and that a resumed run is the run that was not stopped."""
 
+import importlib.machinery
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 from dataclasses import replace
 from pathlib import Path
 
@@ -284,3 +286,30 @@ def test_configurations_that_cannot_work(tmp_path):
         LoopConfig(steps=5, patience=2)
     with pytest.raises(ValueError, match="unknown tracker 'mlflow'"):
         run_toy(tmp_path, Toy(), replace(CONFIG, trackers=("mlflow",)))
+
+
+def test_tensorboard_follows_a_run(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run_toy(tmp_path, Toy(), replace(CONFIG, steps=9, warmup=0, trackers=("tensorboard",)))
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("toy/loss")]
+    lines = [line for line in read_history(tmp_path / "history.jsonl") if line["kind"] == "train"]
+    assert shown == [(line["step"], pytest.approx(line["loss"])) for line in lines]
+    assert len(events.Scalars("toy/score")) == 2
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_wandb_and_trackio_follow_a_run(tmp_path, monkeypatch, name):
+    """By the two functions that both have; the programs themselves want an account or a server."""
+    started, sent = [], []
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    module.init = lambda **options: started.append(options)
+    module.log = lambda values, step: sent.append((step, values))
+    monkeypatch.setitem(sys.modules, name, module)
+    run_toy(tmp_path / "mine", Toy(), replace(CONFIG, steps=9, warmup=0, trackers=(name,)))
+    assert [(each["project"], each["name"]) for each in started] == [("llm2clip", "mine-toy")]
+    assert [step for step, values in sent if "toy/loss" in values] == list(range(1, 10))
+    assert [step for step, values in sent if "toy/score" in values] == [0, 9]

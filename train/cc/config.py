@@ -54,6 +54,8 @@ class TuneSettings:
     """What is computed in; with bfloat16 trained weights stay float32."""
     checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its intermediate results."""
+    sharded: bool = False
+    """Spread weights, gradients and optimiser over the processes (FSDP2), for models that one device cannot train."""
 
     def __post_init__(self) -> None:
         if self.micro_batch < 1 or self.last_layers < 1 or self.lr <= 0:

@@ -40,10 +40,12 @@ def cached_backward(
         size_of: Items of one size are encoded together.
     """
     own = list(range(len(items)))[process_number() :: process_count()]
-    own.sort(key=lambda number: size_of(items[number]))
-    pieces = [own[start : start + micro_batch] for start in range(0, len(own), micro_batch)]
+    # Every process encodes as often as the others, who may wait for it: one with less repeats an item.
+    spare = -(-len(items) // process_count()) - len(own)
+    encoded = sorted([*own, *[0] * spare], key=lambda number: size_of(items[number]))
+    pieces = [encoded[start : start + micro_batch] for start in range(0, len(encoded), micro_batch)]
     if len(pieces) == 1 and process_count() == 1:
-        loss = loss_of(_restored(encode([items[number] for number in own]), own))
+        loss = loss_of(_restored(encode([items[number] for number in encoded]), encoded))
         loss.backward()
         return loss.detach()
     states, parts = [], []
@@ -51,14 +53,16 @@ def cached_backward(
         for piece in pieces:
             states.append(_random_state())
             parts.append(encode([items[number] for number in piece]))
-    vectors = _restored(*_gathered(torch.cat(parts), own, len(items))).requires_grad_()
+    counted = torch.tensor([not spare or number > 0 for number in encoded], device=parts[0].device)
+    vectors = _restored(*_gathered(torch.cat(parts), encoded, counted)).requires_grad_()
     after = _random_state()
     loss = loss_of(vectors)
     loss.backward()
     assert vectors.grad is not None
-    for piece, state in zip(pieces, states, strict=True):
+    own_gradients = vectors.grad[torch.tensor(encoded, device=vectors.device)] * process_count()
+    gradients = (own_gradients * counted[:, None]).split([len(piece) for piece in pieces])
+    for piece, state, gradient in zip(pieces, states, gradients, strict=True):
         _set_random_state(state)
-        gradient = vectors.grad[torch.tensor(piece, device=vectors.device)] * process_count()
         encode([items[number] for number in piece]).backward(gradient)
     _set_random_state(after)
     return loss.detach()
@@ -69,20 +73,16 @@ def _restored(vectors: Tensor, order: Sequence[int]) -> Tensor:
     return vectors[torch.tensor(order).argsort().to(vectors.device)]
 
 
-def _gathered(vectors: Tensor, own: Sequence[int], total: int) -> tuple[Tensor, list[int]]:
-    """Vectors of all processes, and the number of the item that each row belongs to."""
+def _gathered(vectors: Tensor, numbers: Sequence[int], counted: Tensor) -> tuple[Tensor, list[int]]:
+    """The counted vectors of all processes, which have equally many, and the number of the item of each."""
     world = process_count()
     if world == 1:
-        return vectors, list(own)
-    most = -(-total // world)
-    padded = vectors.new_zeros(most, vectors.shape[1])
-    padded[: len(vectors)] = vectors
-    numbers = torch.full((most,), -1, device=vectors.device)
-    numbers[: len(own)] = torch.tensor(own, device=vectors.device)
-    all_vectors = [torch.empty_like(padded) for _ in range(world)]
-    all_numbers = [torch.empty_like(numbers) for _ in range(world)]
-    distributed.all_gather(all_vectors, padded)
-    distributed.all_gather(all_numbers, numbers)
+        return vectors, list(numbers)
+    own_numbers = torch.tensor(numbers, device=vectors.device).where(counted, -1)
+    all_vectors = [torch.empty_like(vectors) for _ in range(world)]
+    all_numbers = [torch.empty_like(own_numbers) for _ in range(world)]
+    distributed.all_gather(all_vectors, vectors)
+    distributed.all_gather(all_numbers, own_numbers)
     where = torch.cat(all_numbers)
     return torch.cat(all_vectors)[where >= 0], where[where >= 0].tolist()
 

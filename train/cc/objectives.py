@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from llm2clip.train.cc.grad_cache import cached_backward
 from llm2clip.train.cc.lora import optimiser_groups
-from llm2clip.train.core.distributed import process_count, process_number
+from llm2clip.train.core.distributed import mean_of, share_of
 from llm2clip.train.core.losses import candidate_loss
 from llm2clip.train.core.optimizer import make_optimizer
+from llm2clip.train.core.sharding import shard
 from llm2clip.train.core.stage import StepLosses
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class _Stage:
         groups = optimiser_groups(model.module, settings)
         if head is not None:
             modules["head"] = head
+            if settings.sharded:
+                shard(head, [])
             groups += optimiser_groups(head, settings)
         if not groups:
             raise ValueError("nothing is to be trained: no parameter of the text model has gradients")
@@ -129,10 +132,11 @@ class MntpStage(_Stage):
         chosen = _own_share(rng.integers(len(self.texts), size=self.size))
         rows = self.reader.rows([self.texts[n] for n in chosen])
         masked = [masked_row(row, self.behind, self.mask_id, len(self.head), self.share, rng) for row in rows]
-        total = sum(len(places) for _, places in masked)
+        # The mean over processes, as their gradients are averaged.
+        total = mean_of({"masked": sum(len(places) for _, places in masked)})["masked"]
         summed = 0.0
         for piece in self._micro_batches(rows):
-            loss = self._loss([masked[n] for n in piece], [rows[n] for n in piece]) / max(1, total)
+            loss = self._loss([masked[n] for n in piece], [rows[n] for n in piece]) / max(1.0, total)
             loss.backward()
             summed += float(loss.detach())
         return StepLosses(losses={"loss": summed}, items=len(rows), keys=tuple(self.texts[n] for n in chosen))
@@ -243,8 +247,9 @@ def _body(row: TextRow, behind: int) -> list[int]:
 
 
 def _own_share(chosen: NDArray[np.int64]) -> list[int]:
-    """Those that this process computes."""
-    own: list[int] = chosen[process_number() :: process_count()].tolist()
+    """Those that this process computes: as many as any other."""
+    mine = share_of(len(chosen))
+    own: list[int] = chosen[mine.start : mine.stop].tolist()
     return own
 
 

@@ -9,12 +9,11 @@ Shape suffixes: T tokens of all texts, D hidden width, H heads, E head width, N 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from llm2clip.encoders.layers.bert import BertEncoder
@@ -22,79 +21,79 @@ from llm2clip.encoders.text.packed import LanguageModule, Run, form, positions_o
 
 if TYPE_CHECKING:
     from llm2clip.encoders.layers.bert import BertBlock
-    from llm2clip.encoders.layers.llama import Attention, BidirectionalLlama, LlamaBlock
+    from llm2clip.encoders.layers.llama import Attention, LlamaBlock
     from llm2clip.encoders.text.caption_tokenizer import TextRow
 
 
-def pooled_states(
-    model: LanguageModule, rows: Sequence[TextRow], *, device: torch.device, checkpointing: bool = False
-) -> Tensor:
-    """Mean states of the texts' pooled tokens, in the order given. Shape: (len(rows), D), float32, any scale.
+class PackedText(nn.Module):
+    """The forward pass of a text model over the tokens of many texts; its parameters are those of the model.
 
-    Args:
-        model: The text model, whose linear layers may be wrapped (LoRA).
-        rows: Tokens of each text.
-        device: Where the model is.
-        checkpointing: Recompute blocks in the backward pass.
+    Embedding, blocks and norm are reached through ``forward`` of modules, as ``fully_shard`` needs it.
     """
-    order = sorted(range(len(rows)), key=lambda number: form(rows[number]))
-    arranged = [rows[number] for number in order]
-    hidden_TD = token_states(model, arranged, device=device, checkpointing=checkpointing)
-    means = torch.cat([run.mean(hidden_TD) for run in runs_of(arranged)])
-    return means[torch.tensor(order).argsort().to(device)]
+
+    def __init__(self, model: LanguageModule, *, checkpointing: bool) -> None:
+        """Refer to the parts of ``model``; with ``checkpointing`` blocks are recomputed in the backward pass."""
+        super().__init__()
+        bert = isinstance(model, BertEncoder)
+        self.embed = model.embeddings if isinstance(model, BertEncoder) else model.embed_tokens
+        block = _bert_block if bert else _llama_block
+        self.blocks = nn.ModuleList(
+            _PackedBlock(part, block, checkpointing=checkpointing) for part in model.layers
+        )
+        self.norm = None if isinstance(model, BertEncoder) else model.norm
+        self._rotary = None if isinstance(model, BertEncoder) else model.rotary
+
+    def forward(self, rows: Sequence[TextRow], device: torch.device) -> Tensor:
+        """States of all tokens of rows in which equal lengths stand together. Shape: (T, D)."""
+        runs = list(runs_of(rows))
+        ids_T = torch.tensor([token for row in rows for token in row.ids], device=device)
+        positions_T = positions_of(runs, device=device)
+        if self._rotary is None:
+            hidden_TD: Tensor = self.embed(ids_T, positions_T)
+            shared: tuple[object, ...] = (runs,)
+        else:
+            hidden_TD = self.embed(ids_T)
+            cos_LE, sin_LE = self._rotary(max(run.length for run in runs), hidden_TD)
+            half = cos_LE.shape[-1] // 2
+            shared = (runs, cos_LE[positions_T, None, :half], sin_LE[positions_T, None, :half])
+        for block in self.blocks:
+            hidden_TD = block(hidden_TD, *shared)
+        return hidden_TD if self.norm is None else self.norm(hidden_TD)
+
+    def pooled(self, rows: Sequence[TextRow], device: torch.device) -> Tensor:
+        """Mean states of the texts' pooled tokens, in the order given. Shape: (len(rows), D), float32, any scale."""
+        order = sorted(range(len(rows)), key=lambda number: form(rows[number]))
+        arranged = [rows[number] for number in order]
+        hidden_TD = self(arranged, device)
+        means = torch.cat([run.mean(hidden_TD) for run in runs_of(arranged)])
+        return means[torch.tensor(order).argsort().to(device)]
 
 
-def token_states(
-    model: LanguageModule, rows: Sequence[TextRow], *, device: torch.device, checkpointing: bool = False
-) -> Tensor:
-    """States of all tokens of rows in which equal lengths stand together. Shape: (T, D)."""
-    runs = list(runs_of(rows))
-    ids_T = torch.tensor([token for row in rows for token in row.ids], device=device)
-    if isinstance(model, BertEncoder):
-        hidden_TD, blocks = _bert(model, ids_T, runs)
-        return _through(blocks, hidden_TD, checkpointing=checkpointing)
-    hidden_TD, blocks = _llama(model, ids_T, runs)
-    states: Tensor = model.norm(_through(blocks, hidden_TD, checkpointing=checkpointing))
-    return states
+class _PackedBlock(nn.Module):
+    def __init__(self, block: nn.Module, compute: Callable[..., Tensor], *, checkpointing: bool) -> None:
+        super().__init__()
+        self.block, self._compute, self._checkpointing = block, compute, checkpointing
+
+    def forward(self, hidden_TD: Tensor, *shared: object) -> Tensor:
+        """Shape: (T, D) -> (T, D)."""
+        if self._checkpointing and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(
+                self._compute, self.block, hidden_TD, *shared, use_reentrant=False
+            )
+            return recomputed
+        return self._compute(self.block, hidden_TD, *shared)
 
 
-def _through(
-    blocks: Sequence[Callable[[Tensor], Tensor]], hidden_TD: Tensor, *, checkpointing: bool
-) -> Tensor:
-    for block in blocks:
-        hidden_TD = checkpoint(block, hidden_TD, use_reentrant=False) if checkpointing else block(hidden_TD)
-    return hidden_TD
-
-
-def _bert(
-    model: BertEncoder, ids_T: Tensor, runs: Sequence[Run]
-) -> tuple[Tensor, list[Callable[[Tensor], Tensor]]]:
-    hidden_TD: Tensor = model.embeddings(ids_T, positions_of(runs, device=ids_T.device))
-    return hidden_TD, [partial(_bert_block, cast("BertBlock", block), runs) for block in model.layers]
-
-
-def _bert_block(block: BertBlock, runs: Sequence[Run], hidden_TD: Tensor) -> Tensor:
+def _bert_block(block: BertBlock, hidden_TD: Tensor, runs: Sequence[Run]) -> Tensor:
     mixed_THE = _attend(*block.attention.heads(hidden_TD), runs, grouped=False)
     return block.feed_forward(block.attention.output(mixed_THE.flatten(1), hidden_TD))
 
 
-def _llama(
-    model: BidirectionalLlama, ids_T: Tensor, runs: Sequence[Run]
-) -> tuple[Tensor, list[Callable[[Tensor], Tensor]]]:
-    hidden_TD: Tensor = model.embed_tokens(ids_T)
-    cos_LE, sin_LE = model.rotary(max(run.length for run in runs), hidden_TD)
-    half = cos_LE.shape[-1] // 2
-    positions_T = positions_of(runs, device=ids_T.device)
-    rotary = cos_LE[positions_T, None, :half], sin_LE[positions_T, None, :half]
-    return hidden_TD, [
-        partial(_llama_block, cast("LlamaBlock", block), rotary, runs) for block in model.layers
-    ]
-
-
 def _llama_block(
-    block: LlamaBlock, rotary: tuple[Tensor, Tensor], runs: Sequence[Run], hidden_TD: Tensor
+    block: LlamaBlock, hidden_TD: Tensor, runs: Sequence[Run], cos_T1E: Tensor, sin_T1E: Tensor
 ) -> Tensor:
-    hidden_TD = hidden_TD + _attended(block.self_attn, block.input_layernorm(hidden_TD), rotary, runs)
+    normed_TD = block.input_layernorm(hidden_TD)
+    hidden_TD = hidden_TD + _attended(block.self_attn, normed_TD, (cos_T1E, sin_T1E), runs)
     transformed: Tensor = block.mlp(block.post_attention_layernorm(hidden_TD))
     return hidden_TD + transformed
 

@@ -15,7 +15,6 @@ import torch
 from llm2clip.common.terminal import log_stderr
 from llm2clip.train.cc.config import CcConfig, DistilSettings, MntpSettings, TuneSettings
 from llm2clip.train.cc.evaluate import Pairs, caption_accuracy, caption_pairs
-from llm2clip.train.cc.lora import choose_trained, merge_lora
 from llm2clip.train.cc.objectives import ContrastStage, DistilStage, MntpStage
 from llm2clip.train.cc.text_model import TextModel, open_text_model, save_text_model
 from llm2clip.train.core import distributed
@@ -116,11 +115,11 @@ def _train(
     measure = _Measure(run, model, pairs) if pairs else None
 
     def run_stage(make: Callable[[], Trainable], tune: TuneSettings, loop: LoopConfig) -> Outcome:
-        choose_trained(model.module, tune, seed=config.seed)
+        model.begin(tune, seed=config.seed)
         if measure is None:
             loop = replace(loop, keep_best=None, patience=None)
         outcome = train(run, make(), loop, evaluate=measure, settings=config, free=_FREE)
-        merge_lora(model.module)
+        model.end()
         return outcome
 
     if (mntp := config.mntp) is not None:

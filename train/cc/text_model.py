@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from llm2clip.common.files import atomic_folder
 from llm2clip.encoders.core.files import read_object
@@ -21,13 +22,19 @@ from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.text.language_config import write_text_rules
 from llm2clip.encoders.text.llm_text_tower import LanguageSource, language_source
 from llm2clip.encoders.text.packed import passes
-from llm2clip.encoders.weights.safetensors_io import Weights, stream_tensors
-from llm2clip.train.cc.packed import pooled_states, token_states
+from llm2clip.encoders.weights.safetensors_io import INDEX, Weights, stream_tensors
+from llm2clip.train.cc.lora import choose_trained, merge_lora
+from llm2clip.train.cc.packed import PackedText
+from llm2clip.train.core.distributed import full, is_sharded
+from llm2clip.train.core.sharding import make_whole, shard
 
 if TYPE_CHECKING:
     from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRow
     from llm2clip.encoders.text.packed import LanguageModule
     from llm2clip.train.cc.config import TuneSettings
+
+FILE_BYTES = 4 * 2**30
+"""Most bytes of weights in memory that one file is written from."""
 
 
 @dataclass
@@ -43,19 +50,34 @@ class TextModel:
     device: torch.device
     """Where it computes."""
     settings: TuneSettings
-    """Precision and checkpointing."""
+    """Precision, checkpointing, sharding."""
+
+    def __post_init__(self) -> None:
+        self._packed = self._make_packed()
+
+    def begin(self, settings: TuneSettings, *, seed: int) -> None:
+        """Choose what is trained, and spread it over the processes if asked for; an optimiser is made afterwards."""
+        choose_trained(self.module, settings, seed=seed)
+        self._packed = self._make_packed()
+        if settings.sharded:
+            shard(self._packed, list(self._packed.blocks))
+
+    def end(self) -> None:
+        """Merge what was trained; every process has the whole model again."""
+        make_whole(self.module)
+        merge_lora(self.module)
+        self._packed = self._make_packed()
 
     def features(self, rows: Sequence[TextRow]) -> Tensor:
         """Mean states of the texts' own tokens, with gradients if they are on. Shape: (len(rows), D), float32."""
-        recompute = self.settings.checkpointing and torch.is_grad_enabled()
         with self.computing():
-            return pooled_states(self.module, rows, device=self.device, checkpointing=recompute)
+            return self._packed.pooled(rows, self.device)
 
     def tokens(self, rows: Sequence[TextRow]) -> Tensor:
         """States of all tokens of rows in which equal lengths stand together. Shape: (tokens, D)."""
-        recompute = self.settings.checkpointing and torch.is_grad_enabled()
         with self.computing():
-            return token_states(self.module, rows, device=self.device, checkpointing=recompute)
+            states: Tensor = self._packed(rows, self.device)
+            return states
 
     def encode(self, texts: Sequence[str], *, tokens: int = 8192) -> Tensor:
         """Features of any number of texts without gradients, so many tokens at a time. Shape: (len(texts), D)."""
@@ -78,8 +100,16 @@ class TextModel:
         found = Weights(self.source.plan.folder).header.get(name)
         table = self.module.embed_tokens.weight
         if found is None:
-            return table
+            if is_sharded(table) and table.requires_grad:
+                raise ValueError(
+                    f"{self.source.name} predicts tokens with its embedding, which cc.tune.sharded spreads over "
+                    "processes: set cc.tune.parts to lora or last, or leave cc.mntp out"
+                )
+            return full(table)
         return dict(stream_tensors(found[1], [name], dtype=table.dtype, device=self.device))[name]
+
+    def _make_packed(self) -> PackedText:
+        return PackedText(self.module, checkpointing=self.settings.checkpointing)
 
     def computing(self) -> AbstractContextManager[object]:
         """Inside, matrix products are computed in the chosen precision."""
@@ -122,18 +152,28 @@ def save_text_model(model: TextModel, folder: Path, *, store: str = "auto") -> N
     """
     source = model.source.plan.folder
     dtype = model.source.plan.stored if store == "auto" else store
-    weights = {
-        name: tensor.detach().to(getattr(torch, dtype)).cpu().contiguous()
-        for name, tensor in model.module.state_dict().items()
-    }
     config = read_object(source / "config.json") | {"dtype": dtype}
     config.pop("torch_dtype", None)
     if isinstance(model.module, BidirectionalLlama):
         config.pop("architectures", None)  # it has no head of a language model any more
     with atomic_folder(folder) as draft:
-        save_file(weights, draft / "model.safetensors", metadata={"format": "pt"})
+        _write_weights(model.module, draft, dtype=getattr(torch, dtype))
         (draft / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
         for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
             if (source / name).is_file():
                 shutil.copyfile(source / name, draft / name)
         write_text_rules(draft, model.source.text_rules("native"))
+
+
+def _write_weights(module: nn.Module, folder: Path, *, dtype: torch.dtype) -> None:
+    """One file, or several with an index, as transformers writes them; a file at a time is copied in memory."""
+    state = module.state_dict()
+    plan = split_torch_state_dict_into_shards(
+        state, filename_pattern="model{suffix}.safetensors", max_shard_size=FILE_BYTES
+    )
+    for file, names in plan.filename_to_tensors.items():
+        weights = {name: state[name].detach().to(dtype).cpu().contiguous() for name in names}
+        save_file(weights, folder / file, metadata={"format": "pt"})
+    if plan.is_sharded:
+        index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

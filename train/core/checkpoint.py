@@ -21,8 +21,8 @@ FORMAT = 1
 
 
 def trained_state(module: nn.Module) -> dict[str, Tensor]:
-    """The parameters that are trained, and the buffers; of sharded ones the whole, which all processes must ask for."""
-    return {name: _whole(tensor.detach()) for name, tensor in _trained(module).items()}
+    """The parameters that are trained, and the buffers, as :func:`whole` gives them."""
+    return {name: whole(tensor.detach()) for name, tensor in _trained(module).items()}
 
 
 def load_trained(module: nn.Module, state: Mapping[str, Tensor], *, where: str) -> None:
@@ -38,7 +38,7 @@ def load_trained(module: nn.Module, state: Mapping[str, Tensor], *, where: str) 
         )
     with torch.no_grad():
         for name, tensor in own.items():
-            _assign(tensor, state[name])
+            assign(tensor, state[name])
 
 
 def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
@@ -74,7 +74,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def optimizer_state(optimizer: Any) -> Any:  # noqa: ANN401 (what torch's optimisers give)
-    """The state of an optimiser with sharded tensors made whole."""
+    """The state of an optimiser, its tensors as :func:`whole` gives them."""
     return _mapped(optimizer.state_dict())
 
 
@@ -84,6 +84,25 @@ def load_optimizer(optimizer: Any, state: Any) -> None:  # noqa: ANN401 (what to
     if any(distributed.is_sharded(parameter) for parameter in parameters):
         state = {**state, "state": _sharded_state(state["state"], parameters)}
     optimizer.load_state_dict(state)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor for a checkpoint; a sharded one, which all processes must ask for, in the first one's main memory."""
+    if not distributed.is_sharded(tensor):
+        return tensor
+    gathered = distributed.full(tensor)
+    return gathered.cpu() if distributed.is_first() else gathered.new_empty(0)
+
+
+def assign(tensor: Tensor, value: Tensor) -> None:
+    """Copy a whole tensor, the same in all processes, into one that may be sharded."""
+    if not distributed.is_sharded(tensor):
+        tensor.copy_(value)
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(tensor, DTensor)
+    tensor.copy_(distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements))
 
 
 def _trained(module: nn.Module) -> dict[str, Tensor]:
@@ -108,22 +127,7 @@ def _sharded_state(state: Mapping[int, Any], parameters: list[nn.Parameter]) -> 
 
 def _mapped(value: Any) -> Any:  # noqa: ANN401 (nested state)
     if isinstance(value, Tensor):
-        return _whole(value)
+        return whole(value)
     if isinstance(value, dict):
         return {key: _mapped(entry) for key, entry in value.items()}
     return [_mapped(entry) for entry in value] if isinstance(value, list) else value
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    whole: Tensor = tensor.full_tensor() if distributed.is_sharded(tensor) else tensor  # type: ignore[attr-defined]
-    return whole
-
-
-def _assign(tensor: Tensor, value: Tensor) -> None:
-    if not distributed.is_sharded(tensor):
-        tensor.copy_(value)
-        return
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(tensor, DTensor)
-    tensor.copy_(distribute_tensor(value.to(tensor.device), tensor.device_mesh, tensor.placements))

@@ -163,14 +163,10 @@ def is_sharded(tensor: Tensor) -> bool:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
-def same_everywhere(modules: Sequence[nn.Module]) -> None:
-    """Give every process the first one's weights."""
-    if process_count() == 1:
-        return
-    for module in modules:
-        for tensor in module.state_dict().values():
-            if not is_sharded(tensor):
-                distributed.broadcast(tensor, 0)
+def full(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be sharded, which all processes must ask for."""
+    whole: Tensor = tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return whole
 
 
 def _average(gradients: Sequence[Tensor]) -> None:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from llm2clip.train.core.checkpoint import assign, whole
+
 
 class WeightAverage:
     """Float32 averages of the trained parameters of named modules.
@@ -56,14 +58,17 @@ class WeightAverage:
 
     def state(self) -> dict[str, object]:
         """What a checkpoint stores."""
-        return {"updates": self.updates, "averages": self.averages}
+        return {
+            "updates": self.updates,
+            "averages": {name: whole(average) for name, average in self.averages.items()},
+        }
 
     @torch.no_grad()
     def load(self, *, updates: int, averages: Mapping[str, Tensor]) -> None:
         """Take over a stored state."""
         self.updates = updates
         for name, average in self.averages.items():
-            average.copy_(averages[name])
+            assign(average, averages[name])
 
     @torch.no_grad()
     def _write(self, weights: Mapping[str, Tensor]) -> None:

@@ -41,12 +41,15 @@ class History:
         for send in self._followers:
             send(step, values)
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines after ``step``, which will be trained again, and a last line that was cut off."""
+    def rewind(self, step: int, *, evaluated: int) -> None:
+        """Drop the lines of steps and evaluations after these, which will come again, and a last one cut off."""
         if not self._path.exists():
             return
+        last = {"train": step, "evaluation": evaluated}
         kept = [
-            line for line in read_history(self._path) if line["stage"] != self._stage or line["step"] <= step
+            line
+            for line in read_history(self._path)
+            if line["stage"] != self._stage or line["step"] <= last[line["kind"]]
         ]
         write_atomic(self._path, "".join(json.dumps(line) + "\n" for line in kept), alone=True)
 

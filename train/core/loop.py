@@ -99,7 +99,7 @@ class _Loop:
         if self.checkpoint.exists():
             self._load()
         if self.history:
-            self.history.rewind(self.state.step)
+            self.history.rewind(self.state.step, evaluated=self.state.evaluated)
         began = time.monotonic()
         shown = Display(
             self.stage.name, total=self.config.steps, step=self.state.step, shown=distributed.is_first()
@@ -230,7 +230,7 @@ class _Loop:
         distributed.average_gradients(parameters)
         limit = self.config.clip if self.config.clip is not None else math.inf
         norm = nn.utils.clip_grad_norm_(parameters, limit)
-        return done, float(norm.full_tensor() if distributed.is_sharded(norm) else norm)  # type: ignore[attr-defined]
+        return done, float(distributed.full(norm))
 
     def _shrink(self, error: BaseException, display: Display) -> None:
         stage = self.stage

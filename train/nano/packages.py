@@ -45,7 +45,7 @@ class Package:
 
 @cache
 def package(name: str) -> Package:
-    """One of ``data/packages.toml``: everything that nano and the sample corpus are made from."""
+    """One of ``data/packages.toml``: everything that nano, the sample corpus and ``make claim`` are made from."""
     text = resources.files("llm2clip.train").joinpath("data/packages.toml").read_text("utf-8")
     entries = tomllib.loads(text)
     if name not in entries:
