@@ -69,17 +69,16 @@ def print_change(report: ChangeReport, *, as_json: bool, hint: Sequence[str] = (
     """Print what a change did, in numbers."""
     same = max(0, min(report.unchanged, report.items - report.new - report.changed - report.described))
     named = {
-        "new": report.new,
+        "new": report.new - report.moved,
+        "moved": report.moved,
         "changed": report.changed,
         "with new caption or time": report.described,
-        "removed": report.removed,
+        "removed": report.removed - report.moved,
         "unchanged": same,
         "skipped (unreadable or removed)": report.unchanged - same,
     }
     parts = ", ".join(f"{count:,} {what}" for what, count in named.items() if count)
     lines = [f"{images(report.items)} in the index: {parts or 'none'}."]
-    if report.moved:
-        lines.append(f"{images(report.moved)} moved: counted as new and as removed.")
     if report.changed_anything:
         kept = f", {report.reused:,} reused (same content)" if report.reused else ""
         done = f"{report.embedded:,} embedded{kept}, in " if report.embedded or kept else "Took "

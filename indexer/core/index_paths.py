@@ -17,7 +17,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, Literal
 
-from llm2clip.common.files import data_home, write_atomic
+from llm2clip.common.files import data_home, open_regular, write_atomic
 from llm2clip.indexer.core.errors import CorpusError, IndexerError, IndexNotFoundError
 
 INDEX_VARIABLE = "LLM2CLIP_INDEX"
@@ -25,6 +25,8 @@ INDEX_VARIABLE = "LLM2CLIP_INDEX"
 SAMPLE = "sample:"
 """Name of the corpus that ships with the package."""
 _MANIFEST = "manifest.json"
+_MOST_BYTES = 4 * 2**20
+"""Longest manifest."""
 _CORPUS_DIGITS = re.compile(r"-[0-9a-f]{8}$")
 BY_NAME = frozenset(["list", "stdin"])
 """Types of corpus that may name files anywhere: lists."""
@@ -203,12 +205,20 @@ def _refuse_images(folder: Path) -> None:
     """Refuse a folder of images that has an index elsewhere: the index is what is to be named."""
     if not folder.is_dir() or (folder / _MANIFEST).exists():
         return
-    place = default_index_path(folder)
-    name = next((name for name, path in known_indexes().items() if path == place), None)
-    if name is not None:
-        raise IndexNotFoundError(
-            f"{folder} is a folder of images; its index is {place}: name that, or --index {quote(name)}"
-        )
+    for name, path in known_indexes().items():
+        if path == default_index_path(folder) or str(folder) in _roots(path):
+            raise IndexNotFoundError(
+                f"{folder} is a folder of images; its index is {path}: name that, or --index {quote(name)}"
+            )
+
+
+def _roots(index: Path) -> list[str]:
+    """Where the images of an index are, as far as its manifest can be read."""
+    with suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
+        with open_regular(index / _MANIFEST) as file:
+            content = json.loads(file.read(_MOST_BYTES))
+        return [str(source.get("root")) for source in content["sources"]]
+    return []
 
 
 def _require(path: Path, problem: str) -> None:

@@ -255,6 +255,13 @@ def test_two_folders_of_one_name_keep_their_digits(run: Run, tmp_path: Path, pho
     assert all(name.startswith("photos-") for name in known_indexes())
 
 
+def test_a_folder_of_images_names_its_index_wherever_that_is(photos: Path, run: Run, tmp_path: Path):
+    run("build", photos, "--encoder", "fake", "--index", tmp_path / "elsewhere")
+    result = run("info", "--index", photos)
+    its = f"its index is {tmp_path / 'elsewhere'}: name that, or --index elsewhere"
+    assert result.stderr == f"error: {photos} is a folder of images; {its}\n"
+
+
 def test_a_folder_of_images_is_no_index_and_a_moved_one_is_not_built_anew(
     photos: Path, run: Run, tmp_path: Path
 ):
