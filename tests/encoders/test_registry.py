@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import llm2clip.encoders
 from llm2clip.encoders import DualEncoder, ModelError, list_encoders, load_encoder
@@ -84,6 +87,31 @@ def test_load_encoder_finds_nano_in_the_package():
     assert encoder.info.name == "nano"
     assert megabytes <= 60
     assert card.size == f"{megabytes:.0f} MB"
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_nano_gives_the_same_vectors_alone_in_a_batch_and_on_any_number_of_threads(threads):
+    encoder = load_encoder("nano", device="cpu")
+    texts = ["zebra", "una cebra", "лиса в снегу", "狗", "a red bicycle. " * 60]
+    with tarfile.open(NANO.parents[1] / "indexer" / "sample" / "photographs.tar") as tar:
+        members = [member for member in tar if not member.name.endswith(".json")][:4]
+        images = [tar.extractfile(member).read() for member in members]
+    threads(2)
+    expected = encoder.encode_texts(texts), encoder.encode_images(images)
+    for count in (1, 2):
+        threads(count)
+        alone = (
+            np.concatenate([encoder.encode_texts([text]) for text in texts]),
+            np.concatenate([encoder.encode_images([image]) for image in images]),
+        )
+        for found, wanted in zip(alone, expected, strict=True):
+            assert (found * wanted).sum(1).min() >= 0.99999
 
 
 def test_load_encoder_reads_folder(tiny_folder: Path):

@@ -54,7 +54,7 @@ class TextStageConfig:
     head_lr: float = 1e-3
     """That of the head, which maps states to the teacher's space and is discarded afterwards."""
     loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=800, warmup=40, floor=0.02, checkpoint_every=100)
+        default_factory=lambda: LoopConfig(steps=700, warmup=40, floor=0.02, checkpoint_every=100)
     )
     """Length and schedule."""
 
