@@ -10,8 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite
-from llm2clip.encoders.layers.lite_tower import LiteTower
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, LiteTower
 from llm2clip.encoders.vision.efficientnet_checkpoint import load_efficientnet_lite
 from llm2clip.train.nano.config import NanoConfig
 from llm2clip.train.nano.e5_file import SentenceModel, read_e5
