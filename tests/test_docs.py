@@ -13,6 +13,8 @@ import ast
 import importlib
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -25,8 +27,11 @@ import pytest
 from llm2clip.common.entrypoint import COMMANDS
 
 if __package__:
+    from .forked import Forked
+    from .forked import forked as forked
     from .structure import FOLDERS
 else:  # run as a script
+    from forked import Forked
     from structure import FOLDERS
 
 ROOT = Path(__file__).parent.parent
@@ -38,6 +43,13 @@ HELP_BLOCK = re.compile(r"(<!-- help: (?P<command>.+?) -->\n```text\n)(?P<body>.
 MODULE_MAP = re.compile(r"(<!-- module map -->\n)(?P<body>.*?)(<!-- /module map -->)", re.DOTALL)
 FENCE = re.compile(r"^```(?P<kind>\w+)\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?P<target>[^)#\s]+)(?:#[^)]*)?\)")
+SHELL = re.compile(r"[|&;<>$`]")
+CALL = """
+import sys
+from importlib.metadata import entry_points
+sys.argv = {0!r}
+entry_points(group="console_scripts")[sys.argv[0]].load()()
+"""
 
 
 def helps() -> Iterator[tuple[str, str]]:
@@ -137,36 +149,65 @@ def assert_in_order(expected: list[str], output: str) -> None:
         assert any(re.search(pattern, candidate) for candidate in lines), f"{line!r} is not in\n{output}"
 
 
+@pytest.fixture(scope="module")
+def environment() -> dict[str, str]:
+    """An environment with our commands on the path."""
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
+    return {**os.environ, "PATH": path, "COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb"}
+
+
+@pytest.fixture(scope="module")
+def sample_home(
+    forked: Forked, environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A data home with an index of the sample images, which the first search without an index makes."""
+    home = tmp_path_factory.mktemp("sample-home")
+    search = CALL.format(["llm2clip-search", "a dog"])
+    status, output = forked.run(search, folder=home, environment=environment | {"LLM2CLIP_HOME": str(home)})
+    assert status == 0, output
+    return home
+
+
 @pytest.fixture
-def workplace(tmp_path: Path, data_home: Path) -> tuple[Path, dict[str, str]]:
-    """A folder with three images, and an environment with our commands on the path."""
+def workplace(
+    tmp_path: Path, data_home: Path, sample_home: Path, environment: dict[str, str]
+) -> tuple[Path, dict[str, str]]:
+    """A folder with three images, and an environment with a data home of its own."""
     from PIL import Image
 
     (tmp_path / "photos").mkdir()
     for name, colour in (("red", "#c02020"), ("green", "#20c020"), ("blue", "#2020c0")):
         Image.new("RGB", (320, 240), colour).save(tmp_path / "photos" / f"{name}.jpg")
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    return tmp_path, {**os.environ, "PATH": path, "COLUMNS": "110", "NO_COLOR": "1", "TERM": "dumb"}
+    shutil.copytree(sample_home, data_home, dirs_exist_ok=True)
+    return tmp_path, environment | {"LLM2CLIP_HOME": str(data_home)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_snippets_run(document, workplace):
+def test_snippets_run(document, workplace, forked):
     folder, environment = workplace
     blocks = [
         (match["kind"], match["body"]) for match in FENCE.finditer(document.read_text(encoding="utf-8"))
     ]
     runs = [run for kind, body in blocks if kind == "console" for run in commands(body)]
     for command, expected in runs:
-        output = _run(["bash", "-c", command], folder, environment)
+        if command.startswith("llm2clip-") and not SHELL.search(command):
+            status, output = forked.run(
+                CALL.format(shlex.split(command)), folder=folder, environment=environment
+            )
+        else:
+            status, output = _run_in_shell(command, folder, environment)
+        assert status == 0, f"{command}\n{output}"
         assert_in_order(expected, output)
     program = "\n".join(body for kind, body in blocks if kind == "python")
     if program:
-        _run([sys.executable, "-W", "error", "-c", program], folder, environment)
+        strict = "import warnings\nwarnings.simplefilter('error')\n"
+        status, output = forked.run(strict + program, folder=folder, environment=environment)
+        assert status == 0, output
 
 
-def _run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+def _run_in_shell(command: str, folder: Path, environment: dict[str, str]) -> tuple[int, str]:
     done = subprocess.run(
-        command,
+        ["bash", "-c", command],
         cwd=folder,
         env=environment,
         stdin=subprocess.DEVNULL,
@@ -175,8 +216,7 @@ def _run(command: list[str], folder: Path, environment: dict[str, str]) -> str:
         text=True,
         timeout=200,
     )
-    assert done.returncode == 0, f"{command[-1]}\n{done.stdout}"
-    return done.stdout
+    return done.returncode, done.stdout
 
 
 def test_the_order_of_output_is_checked():

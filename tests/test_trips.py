@@ -1,19 +1,20 @@
 """How many files of ours a reader has to open to follow a run, and how deep its calls go: held to a budget.
 
-Each trip runs in an interpreter of its own, so that what others have imported or cached does not shorten it.
+Each trip runs in a process of its own, so that what others have cached does not shorten it; imports do not count.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 
 from .encoders.published_files import tiny_files as tiny_files
 from .encoders.test_families import references as references
+from .forked import Forked
+from .forked import forked as forked
 
 DEEPEST = 15
 """Most functions of ours that may be active at once; while a network of nano is made, six are its constructors."""
@@ -24,10 +25,10 @@ from importlib import import_module
 from pathlib import Path
 from PIL import Image
 from typer.testing import CliRunner
-sys.path.insert(0, sys.argv[1])
+sys.path.insert(0, here)
 from trips import follow
 AREAS = ("common", "encoders", "indexer", "retrieval", "eval", "train")
-folder = Path(sys.argv[2])
+folder = Path(folder)
 
 def command(module, *arguments):
     app = import_module(f"llm2clip.{module}.cli").app
@@ -53,8 +54,8 @@ from llm2clip.encoders.catalog import entries
 entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
-    "build": ("", BUILD, 41),
-    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 35),
+    "build": ("", BUILD, 42),
+    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 33),
     "load nano": ("", 'load("nano")', 15),
     "load CLIP": ("", 'load(folder / "clip")', 15),
     "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 22),
@@ -88,13 +89,13 @@ def folder(tmp_path_factory, references, tiny_files):
 
 
 @pytest.mark.parametrize("name", TRIPS)
-def test_trip_keeps_to_its_budget(name, folder, monkeypatch):
+def test_trip_keeps_to_its_budget(name: str, folder: Path, forked: Forked, monkeypatch: pytest.MonkeyPatch):
     before, followed, budget = TRIPS[name]
     monkeypatch.setenv("LLM2CLIP_HOME", str(folder))
-    program = f"{SETUP}\n{before}\ntrip = follow({followed}, AREAS)\n{REPORT}"
-    command = [sys.executable, "-W", "ignore", "-c", program, str(Path(__file__).parent), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    trip = json.loads(done.stdout.splitlines()[-1])
+    places = f"here, folder = {str(Path(__file__).parent)!r}, {str(folder)!r}"
+    program = f"{places}\n{SETUP}\n{before}\ntrip = follow({followed}, AREAS)\n{REPORT}"
+    status, output = forked.run(program, folder=folder, environment=os.environ)
+    assert status == 0, output
+    trip = json.loads(output.splitlines()[-1])
     assert len(trip["files"]) <= budget, "\n".join(trip["files"])
     assert trip["depth"] <= DEEPEST, "\n".join(trip["deepest"])
