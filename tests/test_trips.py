@@ -54,15 +54,15 @@ from llm2clip.encoders.catalog import entries
 entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
-    "build": ("", BUILD, 42),
-    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 33),
+    "build": ("", BUILD, 43),
+    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 35),
     "load nano": ("", 'load("nano")', 15),
     "load CLIP": ("", 'load(folder / "clip")', 15),
     "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 22),
     "eval run": (
         "",
         'command("eval", "run", "--encoder", "nano", "--data", str(folder / "photos"), "--out", str(folder / "out"))',
-        41,
+        42,
     ),
 }
 """Name -> what comes before, what is followed, and the most files that it may enter.
