@@ -77,7 +77,12 @@ def run(request: SearchRequest) -> bool:
         _one_line_warnings(),
         open_searcher(request.indexes, encoder=request.encoder, device=request.device) as searcher,
     ):
-        answers = _answers(searcher, queries, options=replace(request.options, where=where))
+        pages = searcher.find_all(
+            [query.terms for query in queries],
+            images={name: image for query in queries for name, image in query.images.items()},
+            options=replace(request.options, where=where),
+        )
+        answers = [Answer.of(query, page) for query, page in zip(queries, pages, strict=True)]
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
         found = any(answer.hits for answer in answers)
@@ -143,24 +148,6 @@ def _queries(request: SearchRequest) -> list[Query]:
         return [*texts, *listed, *(Query(kind="image", label=name, image=data) for name, data in images)]
     own = [combined_query(join(request.texts), images)] if request.texts or images else []
     return [*own, *listed]
-
-
-def _answers(searcher: Searcher, queries: Sequence[Query], *, options: SearchOptions) -> list[Answer]:
-    """The answers to queries, whose texts are encoded together."""
-    parts = [part for query in queries for part in query.parts or (query,)]
-    images = {part.label: part.image for part in parts if part.image is not None}
-    pages = searcher.find_all([query.terms for query in queries], images=images, options=options)
-    return [
-        Answer(
-            query=query,
-            hits=page.hits,
-            total=page.total,
-            cursor=page.cursor,
-            notes=page.notes,
-            explanation=page.explanation,
-        )
-        for query, page in zip(queries, pages, strict=True)
-    ]
 
 
 def read_queries(source: str | None) -> list[str]:

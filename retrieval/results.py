@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from llm2clip.indexer import Hit
+    from llm2clip.retrieval.ranking.options import Page
 
 _ITEM = "item:"
 _CAPTION_LINES = 2
@@ -54,6 +55,11 @@ class Query:
         """The query as ``Searcher.find`` takes it; images by their labels."""
         return tuple(_term(part) for part in self.parts or (self,))
 
+    @property
+    def images(self) -> dict[str, bytes]:
+        """The encoded images of the query, by the labels that ``terms`` has."""
+        return {part.label: part.image for part in self.parts or (self,) if part.image is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
@@ -69,6 +75,18 @@ class Answer:
     """Sentences about the answer."""
     explanation: tuple[str, ...] = ()
     """How it was found, a sentence per step; empty unless asked for."""
+
+    @classmethod
+    def of(cls, query: Query, page: Page) -> Answer:
+        """A page of a query's answer."""
+        return cls(
+            query=query,
+            hits=page.hits,
+            total=page.total,
+            cursor=page.cursor,
+            notes=page.notes,
+            explanation=page.explanation,
+        )
 
     @property
     def missing(self) -> frozenset[str]:

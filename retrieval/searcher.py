@@ -146,7 +146,8 @@ class Searcher:
         texts = meant([query] if isinstance(query, str | bytes) else list(query))
         k = SearchOptions(k=k).k
         self._check_where(where)
-        found = self._search(self._text_vectors(texts), k=k, where=where) if texts else []
+        self._warn_of_languages(texts)
+        found = self._search(text_vectors(texts, self.encoder), k=k, where=where) if texts else []
         return found[0] if isinstance(query, str) else found
 
     def search_images(
@@ -210,7 +211,8 @@ class Searcher:
         texts = meant(texts)
         k = SearchOptions(k=k).k
         self._check_where(where)
-        parts = [self._text_vectors(texts)] if texts else []
+        self._warn_of_languages(texts)
+        parts = [text_vectors(texts, self.encoder)] if texts else []
         parts += [self.encoder.encode_images(list(images))] if images else []
         if not parts:
             raise ValueError("got neither a text nor an image to search for")
@@ -255,38 +257,34 @@ class Searcher:
         options: SearchOptions | None = None,
     ) -> list[Page]:
         """``find`` for each of several queries, whose texts are encoded together."""
+        import numpy as np
+
         self._require_usable()
         options = options or SearchOptions()
         self._check_where(options.where)
         asked = [parse(query) if isinstance(query, str) else tuple(query) for query in queries]
-        rankings = self._rankings(asked, images or {}, calibrate=options.min_confidence is not None)
-        return [ranking.page(options) for ranking in rankings]
-
-    def _rankings(
-        self, queries: Sequence[Sequence[Term]], images: Mapping[str, ImageSource], *, calibrate: bool
-    ) -> list[Ranking]:
-        import numpy as np
-
-        terms = list(dict.fromkeys(term for query in queries for term in query))
+        terms = list(dict.fromkeys(term for query in asked for term in query))
         words = [term for term in terms if term.kind == "text"]
-        vectors = dict(zip(words, self._text_vectors(meant([term.value for term in words])), strict=True))
+        texts = meant([term.value for term in words])
+        self._warn_of_languages(texts)
+        vectors = dict(zip(words, text_vectors(texts, self.encoder), strict=True))
         for term in terms:
             if term.kind == "image":
-                vectors[term] = self._image_vector(term.value, images)
+                vectors[term] = self._image_vector(term.value, images or {})
             elif term.kind == "item":
                 vectors[term] = self._stored(int(term.value))
-        rankings = []
-        for query in queries:
+        pages = []
+        for query in asked:
             plain = all(term.kind == "text" and term.weight > 0 and not term.excluded for term in query)
-            vector = query_vector(query, np.stack([vectors[term] for term in query]))
-            known = self._calibrations(compute=calibrate) if plain else ()
-            text = query[0].value if plain and len(query) == 1 else None
-            rankings.append(
-                Ranking(
-                    indexes=self.indexes, vector=vector, text=text, read=self._read(query), calibrations=known
-                )
+            ranking = Ranking(
+                indexes=self.indexes,
+                vector=query_vector(query, np.stack([vectors[term] for term in query])),
+                text=query[0].value if plain and len(query) == 1 else None,
+                read=self._read(query) if options.explain else (),
+                calibrations=self._calibrations(compute=options.min_confidence is not None) if plain else (),
             )
-        return rankings
+            pages.append(ranking.page(options))
+        return pages
 
     def _image_vector(self, name: str, images: Mapping[str, ImageSource]) -> NDArray[np.float32]:
         """The unit vector of an image that was given by name, or else lies at that path. Shape: (dim,), float32."""
@@ -328,17 +326,13 @@ class Searcher:
         self._known |= {index: calibration_of(index, self.encoder, compute=compute) for index in missing}
         return tuple(self._known[index] for index in self.indexes)
 
-    def _text_vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Unit vectors of texts; warns of languages that the encoder does not know.
-
-        Shape: (len(texts), dim), float32.
-        """
+    def _warn_of_languages(self, texts: Sequence[str]) -> None:
+        """Warn of languages that the encoder does not know, once for each."""
         for text in texts:
             found = language_warning(text, self.encoder.info)
             if found is not None and found[0] not in self._warned:
                 self._warned.add(found[0])
                 warnings.warn(found[1], UnknownLanguageWarning, stacklevel=3)
-        return text_vectors(texts, self.encoder)
 
     def _search(self, vectors: NDArray[np.float32], *, k: int, where: str | None) -> list[list[Hit]]:
         """The hits of each query in all indexes. Shape: (n, dim), float32, unit rows."""

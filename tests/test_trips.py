@@ -67,8 +67,8 @@ TRIPS = {
 }
 """Name -> what comes before, what is followed, and the most files that it may enter.
 
-Nano is two networks of different kinds: a build enters the images' one, a search the texts'. A search also folds copies and
-tells how sure it is, with scores that are calibrated the first time.
+Nano is two networks of different kinds: a build enters the images' one, a search the texts'. A search also folds
+copies and tells how sure it is, with scores that are calibrated the first time.
 """
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -75,12 +75,17 @@ def calibrate(index: Index, captions: NDArray[np.float32]) -> Calibration:
     usable = lengths > 1e-6
     moved, lengths = moved[usable] / lengths[usable, None], lengths[usable]
     best = np.array([hits[0].score for hits in index.search(moved, k=1)]) * lengths
+    return fitted(best, captions)
+
+
+def fitted(best: NDArray[np.floating[Any]], captions: NDArray[np.float32]) -> Calibration:
+    """The calibration of an index in which the captions have these best centred scores. Shapes: (m,), (n, dim)."""
     low, middle = np.quantile(best, [_LOW, _MIDDLE]) if len(best) else (0.0, 0.0)
     # The quantile function of the standard Gumbel distribution is -ln(-ln p).
     at_low, at_middle = (-math.log(-math.log(p)) for p in (_LOW, _MIDDLE))
     scale = max(float(middle - low) / (at_middle - at_low), _LEAST_SCALE)
     location = float(middle) - scale * at_middle
-    return Calibration(centre=centre, location=location, scale=scale, captions=len(captions))
+    return Calibration(centre=captions.mean(axis=0), location=location, scale=scale, captions=len(captions))
 
 
 def calibration_of(index: Index, encoder: Encoder, *, compute: bool = True) -> Calibration | None:
