@@ -1,88 +1,106 @@
-"""Stage 2: what caching saves, whether the loader keeps up with a tower, and the memory of a batch of 8,192.
-
-python -m benchmarks.align_speed IMAGES --tower FILE [--model nano]
-"""
+"""Stage 2: what caching saves, whether the loader keeps up with a tower, and the memory of a batch of 8,192."""
 
 from __future__ import annotations
 
-import argparse
-import resource
-import time
+import statistics
 from collections.abc import Callable
 from itertools import islice
 
 import torch
 
+from benchmarks.measuring import Row, Settings, peak_beyond, seconds
 from llm2clip.encoders import load_encoder
+from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
+from llm2clip.encoders.layers.efficientnet_lite import (
+    HEAD_WIDTH,
+    EfficientNetLite,
+    EfficientNetLiteConfig,
+    trained_size,
+)
 from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.train.align.config import AlignLoss
 from llm2clip.train.align.heads import Scales, loss_of
-from llm2clip.train.align.towers import load_tower
 from llm2clip.train.caption_cache.writer import maker_of
 from llm2clip.train.data.image_text import read_pairs
 
-_PAIRS, _DIM, _WIDE, _LARGE = 128, 256, 1280, 8192
+PAIRS, DIM, LARGE = 128, 256, 8192
+_VARIANT = 2
+"""EfficientNet-Lite2: the smallest tower that anybody trains with here, so the hardest for the loader to feed."""
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("images")
-    parser.add_argument("--tower", required=True)
-    parser.add_argument("--model", default="nano")
-    options = parser.parse_args()
-    pairs = list(islice(read_pairs([options.images]), _PAIRS))
-    print(caching([pair.captions[0].text for pair in pairs], options.model))
-    tower = load_tower(options.tower)
-    decoding = seconds(lambda: [tower.preprocess.prepare(p.record.read(), draft=True) for p in pairs])
-    side = tower.preprocess.size
-    with torch.no_grad():
-        passing = seconds(lambda: tower.module(torch.zeros(_PAIRS // 4, 3, side, side))) * 4
-    print(
-        f"loader alone {_PAIRS / decoding:,.0f} images/s, tower alone {_PAIRS / passing:,.0f} images/s: "
-        f"{passing / decoding:.1f} x"
-    )
-    print(large_batch())
+def measure(settings: Settings) -> list[Row]:
+    """All three, on one thread."""
+    torch.set_num_threads(1)
+    pairs = list(islice(read_pairs(["sample:"]), PAIRS))
+    files = [pair.record.read() for pair in pairs[: settings.times(64)]]
+    return [
+        _caching([pair.captions[0].text for pair in pairs], settings),
+        _loader(files, settings),
+        _large_batch(),
+    ]
 
 
-def caching(texts: list[str], model: str) -> str:
+def _caching(texts: list[str], settings: Settings) -> Row:
     """A step with cached text features against the same step computing them."""
-    maker = maker_of(load_encoder(model))
+    maker = maker_of(load_encoder(settings.encoder))
     stored = torch.from_numpy(maker.make(texts)).float()
-    heads = torch.nn.Linear(_WIDE, _DIM), TextAdapter(maker.dim, _DIM)
-    images, scales = torch.randn(len(texts), _WIDE), Scales(AlignLoss())
+    heads = torch.nn.Linear(HEAD_WIDTH, DIM), TextAdapter(maker.dim, DIM)
+    images, scales = torch.randn(len(texts), HEAD_WIDTH), Scales(AlignLoss())
 
     def step(features: Callable[[], torch.Tensor]) -> None:
         loss_of(heads[0](images), heads[1](features()), scales, AlignLoss()).backward()
 
-    cached = seconds(lambda: step(lambda: stored))
-    computed = seconds(lambda: step(lambda: torch.from_numpy(maker.make(texts)).float()))
-    return (
-        f"step of {len(texts)}: cached {cached * 1e3:.0f} ms, recomputed {computed * 1e3:.0f} ms: "
-        f"{computed / cached:.1f} x"
+    cached = _median(lambda: step(lambda: stored), settings)
+    computed = _median(lambda: step(lambda: torch.from_numpy(maker.make(texts)).float()), settings)
+    return Row(
+        benchmark="align",
+        what="step computing text features / step with cached ones",
+        value=computed / cached,
+        unit="ratio",
+        aim=1.3,
+        better="higher",
+        note=f"{len(texts)} pairs, text model {settings.encoder}, heads only; cached {cached * 1e3:.0f} ms",
     )
 
 
-def large_batch() -> str:
-    """Peak memory that a step of 8,192 cached pairs adds."""
-    heads = torch.nn.Linear(_WIDE, _DIM), TextAdapter(384, _DIM)
-    images, texts, scales = torch.randn(_LARGE, _WIDE), torch.randn(_LARGE, 384), Scales(AlignLoss())
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    loss_of(heads[0](images), heads[1](texts), scales, AlignLoss()).backward()
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return f"a step of {_LARGE:,} cached pairs adds at most {(after - before) / 1024:,.0f} MB"
+def _loader(files: list[bytes], settings: Settings) -> Row:
+    """Decoding and resizing against the tower's forward pass on the same number of images, each on one thread."""
+    side = trained_size(_VARIANT)
+    preprocess = Preprocess(size=side, mode=ResizeMode.SHORTEST_CROP, mean=(0.5,) * 3, std=(0.5,) * 3)
+    tower = EfficientNetLite(EfficientNetLiteConfig(variant=_VARIANT, image_size=side)).eval()
+    pixels = torch.zeros(len(files), 3, side, side)
+    decoding = _median(lambda: [preprocess.prepare(file, draft=True) for file in files], settings)
+    with torch.inference_mode():
+        passing = _median(lambda: [tower(part) for part in pixels.split(16)], settings)
+    return Row(
+        benchmark="align",
+        what="images read / images through the tower, per second",
+        value=passing / decoding,
+        unit="ratio",
+        aim=3,
+        better="higher",
+        note=f"EfficientNet-Lite2 at {side} px, forward only: {len(files) / passing:.0f} images/s and thread",
+    )
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """The fastest of three calls, after one that warms up."""
-    work()
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
+def _large_batch() -> Row:
+    heads = torch.nn.Linear(HEAD_WIDTH, DIM), TextAdapter(384, DIM)
+    images, texts, scales = torch.randn(LARGE, HEAD_WIDTH), torch.randn(LARGE, 384), Scales(AlignLoss())
+    one = torch.randn(8, HEAD_WIDTH), torch.randn(8, 384)
+
+    def step(images: torch.Tensor, texts: torch.Tensor) -> None:
+        loss_of(heads[0](images), heads[1](texts), scales, AlignLoss()).backward()
+
+    step(*one)  # gradients and what the first call sets up are there whatever the batch
+    return Row(
+        benchmark="align",
+        what=f"memory that a step of {LARGE:,} cached pairs adds",
+        value=peak_beyond(lambda: step(images, texts)),
+        unit="MB",
+        aim=2000,
+        note=f"scores alone are {LARGE**2 * 4 / 1e6:.0f} MB",
+    )
 
 
-if __name__ == "__main__":
-    main()
+def _median(work: Callable[[], object], settings: Settings) -> float:
+    return statistics.median(seconds(work, times=settings.times(5), clock=settings.clock))

@@ -68,7 +68,7 @@ WORDS = [
     "quiet",
     "road",
 ]
-SHAPE = {
+SHAPE: dict[str, object] = {
     "model_type": "bert",
     "architectures": ["BertModel"],
     "hidden_size": 256,
@@ -86,8 +86,8 @@ SHAPE = {
 def measure(settings: Settings) -> list[Row]:
     """Tokens per second of both trainers, and their quotient."""
     torch.set_num_threads(1)
-    folder = _write_model(settings.work / "bert")
-    pairs = _captions(PAIRS * settings.times(20))
+    folder = write_model(settings.work / "bert", SHAPE)
+    pairs = captions(PAIRS * settings.times(20))
     ours = _ours(folder, pairs, settings.clock)
     rows = [Row(benchmark="cc", what="llm2clip-train cc, BERT of 4 layers", value=ours, unit="tokens/s")]
     if not all(find_spec(name) for name in ("datasets", "accelerate")):
@@ -170,7 +170,8 @@ def _theirs(folder: Path, pairs: list[tuple[str, str]], settings: Settings) -> f
     return tokens / run(whole)
 
 
-def _captions(count: int) -> list[tuple[str, str]]:
+def captions(count: int) -> list[tuple[str, str]]:
+    """Pairs of made-up captions of 6 to 40 words."""
     draw = random.Random(0)
 
     def caption() -> str:
@@ -179,7 +180,8 @@ def _captions(count: int) -> list[tuple[str, str]]:
     return [(caption(), caption()) for _ in range(count)]
 
 
-def _write_model(folder: Path) -> Path:
+def write_model(folder: Path, shape: dict[str, object]) -> Path:
+    """A random text model in transformers' layout that reads the words above."""
     from safetensors.torch import save_file
 
     from llm2clip.encoders.text.language_config import language_config
@@ -199,7 +201,7 @@ def _write_model(folder: Path) -> Path:
     names = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "unk_token": "[UNK]"}
     kind = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128}
     (folder / "tokenizer_config.json").write_text(json.dumps(names | kind))
-    (folder / "config.json").write_text(json.dumps(SHAPE))
+    (folder / "config.json").write_text(json.dumps(shape))
     torch.manual_seed(0)
-    save_file(build_language(language_config(SHAPE)).state_dict(), folder / "model.safetensors")
+    save_file(build_language(language_config(shape)).state_dict(), folder / "model.safetensors")
     return folder

@@ -97,8 +97,8 @@ def main(arguments: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def write_tower(folder: Path, *, small: bool) -> int:
-    """OpenAI's ViT-B/16 with projection and an adapter that reads 2048 numbers; returns how many numbers it has."""
+def write_tower(folder: Path, *, small: bool, cut: Mapping[str, int] | None = None) -> int:
+    """OpenAI's ViT-B/16, or other sizes by ``cut``, with projection and an adapter; returns how many numbers it has."""
     import torch
 
     from llm2clip.encoders.layers.llama import TextAdapter
@@ -116,6 +116,7 @@ def write_tower(folder: Path, *, small: bool) -> int:
         dim=1280,
     )
     shape = replace(shape, depth=1, hidden=96, dim=64) if small else shape
+    shape = replace(shape, **(cut or {}))
     with torch.device("meta"):
         adapter = TextAdapter(64 if small else 2048, shape.dim).state_dict()
     shapes: dict[str, tuple[int, ...]] = {"logit_scale": ()}
@@ -125,7 +126,10 @@ def write_tower(folder: Path, *, small: bool) -> int:
         for name, axes in row.theirs.items()
     }
     shapes |= {f"text_adapter.{name}": tuple(value.shape) for name, value in adapter.items()}
-    settings = {"model_type": "clip", "vision_config": {"hidden_size": 768, "patch_size": 16}}
+    settings = {
+        "model_type": "clip",
+        "vision_config": {"hidden_size": shape.width, "patch_size": shape.patch_size},
+    }
     return _write(folder, shapes, settings)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
@@ -87,6 +89,28 @@ def seconds(call: Callable[[], object], *, times: int, clock: Callable[[], float
         call()
         measured.append(clock() - began)
     return measured
+
+
+def _memory(name: str) -> float:
+    """A line of this process' status, in MB: ``VmRSS`` or ``VmHWM``. NaN where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return float("nan")
+    return next(int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith(name))
+
+
+def peak_beyond(call: Callable[[], object]) -> float:
+    """How much the most memory during a call lies above that before it, in MB."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed is not there for this one
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    except OSError:
+        return float("nan")
+    before = _memory("VmRSS")
+    call()
+    return _memory("VmHWM") - before
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -8,7 +8,6 @@ one thread, and both must come to the same recalls.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import statistics
@@ -16,14 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measuring import Row, Settings
+from benchmarks.measuring import Row, Settings, peak_beyond
 
 if TYPE_CHECKING:
     import torch
@@ -153,28 +150,6 @@ def product(texts: NDArray[np.float32], images: NDArray[np.float32], *, way: str
         np.matmul(part, gallery, out=room[: len(part)])
 
 
-def _memory(name: str) -> float:
-    """A line of this process' status, in MB: ``VmRSS`` or ``VmHWM``. NaN where the system does not tell."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
-        return float("nan")
-    return next(int(line.split()[1]) / 1e3 for line in status.splitlines() if line.startswith(name))
-
-
-def _peak_beyond(call: Callable[[], object]) -> float:
-    """How much the most memory during a call lies above that before it, in MB."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what earlier calls freed is not there for this one
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    except OSError:
-        return float("nan")
-    before = _memory("VmRSS")
-    call()
-    return _memory("VmHWM") - before
-
-
 def _main(way: str, repeats: int, clock: Callable[[], float], *, quick: bool) -> dict[str, object]:
     texts, images, owner = vectors(quick=quick)
     count = {"ours": ours, "whole": whole_matrix}[way]
@@ -190,7 +165,7 @@ def _main(way: str, repeats: int, clock: Callable[[], float], *, quick: bool) ->
     return {
         "product": statistics.median(bare),
         "total": statistics.median(total),
-        "memory": _peak_beyond(lambda: count(texts, images, owner)),
+        "memory": peak_beyond(lambda: count(texts, images, owner)),
         "recall": [round(value, 9) for value in recall],
     }
 

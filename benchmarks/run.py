@@ -22,6 +22,7 @@ BENCHMARKS = {
     "images": "image_side",
     "texts": "text_side",
     "cc": "caption_contrast",
+    "align": "align_speed",
     "quantised": "quantised",
     "ingest": "ingest",
     "filters": "filters",

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Everything that wants a GPU, in one command: the tests marked gpu, throughput, searching an index, and nano
-# trained from nothing.
+# Everything that wants a GPU, in one command: the tests marked gpu, throughput, searching an index, both stages of
+# training at the sizes of the paper (ViT-L/14, 8B), and nano trained from nothing.
 #
-#   benchmarks/gpu/run.sh [STEP ...]      steps: tests throughput index train; all four if none is named
+#   benchmarks/gpu/run.sh [STEP ...]      steps: tests throughput index stage1 stage2 train; all if none is named
 #
 # PYTHON chooses the interpreter (default: .venv/bin/python, else python3); it needs a torch built for CUDA.
 # The step index uses FAISS on the GPU where the installed wheel has it (faiss-gpu, faiss-gpu-cuvs), else torch.
-# DEBUG=1 trains a few steps of each stage, to see that it runs.
+# stage1 and stage2 use all GPUs of the machine; 80 GB each are enough.
+# DEBUG=1 trains small shapes for a few steps, to see that it runs.
 # Results with date, GPU and versions go to benchmarks/results/gpu-DATE/: report.json and one log per step.
 # The trained model and its checkpoints are large and go to runs/gpu-DATE/.
 # Exit status: 0 if every step passed, 1 if one failed, 2 for misuse, 3 without a usable GPU.
@@ -16,9 +17,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 fail() { echo "benchmarks/gpu/run.sh: $2" >&2; exit "$1"; }
 
 STEPS=("$@")
-[ ${#STEPS[@]} -gt 0 ] || STEPS=(tests throughput index train)
+[ ${#STEPS[@]} -gt 0 ] || STEPS=(tests throughput index stage1 stage2 train)
 for step in "${STEPS[@]}"; do
-	case $step in tests | throughput | index | train) ;; *) fail 2 "unknown step '$step', expected tests, throughput, index or train" ;; esac
+	case $step in
+	tests | throughput | index | stage1 | stage2 | train) ;;
+	*) fail 2 "unknown step '$step', expected tests, throughput, index, stage1, stage2 or train" ;;
+	esac
 done
 
 if [ -z "${PYTHON:-}" ]; then
@@ -46,6 +50,10 @@ for step in "${STEPS[@]}"; do
 	tests) command=("$PYTHON" -m pytest -m gpu --slow -q) ;;
 	throughput) command=("$PYTHON" -m benchmarks.gpu.throughput --json "$OUT/throughput.json") ;;
 	index) command=("$PYTHON" -m benchmarks.gpu.index_search --json "$OUT/index.json") ;;
+	stage1 | stage2)
+		command=("$PYTHON" -m torch.distributed.run --nproc-per-node gpu -m benchmarks.gpu.training "$step" --json "$OUT/$step.json")
+		[ -z "${DEBUG:-}" ] || command+=(--tiny)
+		;;
 	train)
 		command=("$PYTHON" -m llm2clip.train.cli nano --out "runs/$NAME" --cache "${CACHE:-runs/cache}")
 		[ -z "${DEBUG:-}" ] || command+=(--debug)

@@ -18,7 +18,7 @@ def summarise(folder: Path) -> dict[str, object]:
         "command": "benchmarks/gpu/run.sh",
         "machine": machine() | gpu(),
         "steps": {name: {"passed": code == "0", "seconds": int(took)} for name, code, took in steps},
-        **{name: _left(folder / f"{name}.json") for name in ("throughput", "index")},
+        **{name: _left(folder / f"{name}.json") for name in ("throughput", "index", "stage1", "stage2")},
     }
     (folder / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return report

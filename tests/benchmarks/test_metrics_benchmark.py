@@ -22,9 +22,9 @@ def test_metrics_both_ways_agree_with_sorting(monkeypatch):
 
 
 def test_peak_beyond_is_what_a_call_needs():
-    from benchmarks.metrics import _peak_beyond
+    from benchmarks.measuring import peak_beyond
 
-    peak = _peak_beyond(lambda: bytearray(50_000_000).count(1))
+    peak = peak_beyond(lambda: bytearray(50_000_000).count(1))
     if np.isnan(peak):
         pytest.skip("this system does not tell the peak memory of a process")
     assert 40 < peak < 70
