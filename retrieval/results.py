@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 _ITEM = "item:"
 _CAPTION_LINES = 2
 """Most lines of a caption in the table."""
-_EMOJI_CHARACTERS = 40
-"""Longest ``emoji`` entry of the metadata that is shown beside the caption."""
 _QUERY_CELLS = 400
 """Widest query in the heading of a table."""
 
@@ -304,11 +302,7 @@ def answer_paths(answer: Answer) -> Iterator[str]:
 
 def _shown_caption(hit: Hit, language: str | None, cells: int) -> str:
     caption, _ = caption_for(hit, language)
-    text = _cut(escape_control(caption or ""), cells)
-    emoji = hit.metadata.get("emoji")
-    if isinstance(emoji, str) and 0 < len(emoji) <= _EMOJI_CHARACTERS:
-        text = f"{text}  {escape_control(emoji)}" if text else escape_control(emoji)
-    return text
+    return _cut(escape_control(caption or ""), cells)
 
 
 def _cut(text: str, cells: int) -> str:

@@ -66,8 +66,8 @@ def test_one_line_errors_exits_130_on_interrupt(capsys):
 
 
 def test_one_line_errors_names_the_extra_of_a_missing_module(capsys):
-    missing = ModuleNotFoundError("No module named 'resvg_py'", name="resvg_py")
-    start = "error: No module named 'resvg_py'; this command needs it, install it with: pip install "
+    missing = ModuleNotFoundError("No module named 'pyarrow'", name="pyarrow")
+    start = "error: No module named 'pyarrow'; this command needs it, install it with: pip install "
     assert ended(missing, capsys, extra="train") == (1, f"{start}'llm2clip-retrieval[train]'\n")
     assert ended(missing, capsys) == (1, f"{start}'llm2clip-retrieval'\n")
 

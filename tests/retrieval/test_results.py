@@ -120,9 +120,9 @@ def test_answer_table_aligns_columns_in_any_script():
 
 
 def test_answer_table_caption_follows_the_query_language():
-    giraffe = hit(1, caption="giraffe", metadata={"emoji": "🦒", "names": {"zh": "长颈鹿"}})
-    assert "长颈鹿  🦒" in "\n".join(printed(Answer(query=text_query("脖子很长的动物"), hits=[giraffe])))
-    assert "giraffe  🦒" in "\n".join(printed(Answer(query=text_query("long neck"), hits=[giraffe])))
+    giraffe = hit(1, caption="giraffe", metadata={"names": {"zh": "长颈鹿"}})
+    assert "长颈鹿" in "\n".join(printed(Answer(query=text_query("脖子很长的动物"), hits=[giraffe])))
+    assert "giraffe" in "\n".join(printed(Answer(query=text_query("long neck"), hits=[giraffe])))
 
 
 def test_answer_table_shows_the_gloss():
@@ -152,7 +152,7 @@ def test_image_name_keeps_the_end():
 
 
 def test_answer_json_carries_everything():
-    metadata = {"emoji": "🦒", "names": {"zh": "长颈鹿"}}
+    metadata = {"year": 2024, "names": {"zh": "长颈鹿"}}
     answer = Answer(query=text_query("长颈鹿"), hits=[hit(1, caption="giraffe", metadata=metadata)])
     line = answer_json(answer)
     assert "\n" not in line
