@@ -42,7 +42,7 @@ _FROM = "Only images of this time or later: a year, month, day or more, such as 
 From = Annotated[str | None, search_option("--from", metavar="TIME", help=_FROM)]
 _TO = "Only images up to the end of this year, month, day, ..."
 To = Annotated[str | None, search_option("--to", metavar="TIME", help=_TO)]
-_LEAST = "Only images of at least this confidence, 0 to 1, and exit code 1 if there is none; try 0.8."
+_LEAST = "Only images of at least this confidence, 0 to 1, and exit code 1 if there is none; try 0.7."
 _BY = "What texts are compared with: image, caption (words that came with it), all, or auto (docs/searching.md)."
 _SORT = "score, or date: newest first."
 _DUPLICATES = "Show copies of an image too, which are folded into one hit otherwise."

@@ -8,8 +8,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-POOL = 500
-"""Best hits that are put into another order; those after them keep theirs."""
 RELEVANCE = 0.5
 """Weight of relevance; the rest is that of being different."""
 

@@ -16,6 +16,7 @@ def explain(
     options: SearchOptions,
     *,
     read: Sequence[str],
+    fused: bool,
     indexes: Sequence[Index],
     calibrations: Sequence[Calibration | None],
 ) -> tuple[str, ...]:
@@ -41,14 +42,22 @@ def explain(
             f"all images of a confidence of at least {options.min_confidence:g} were found by a search for the query "
             "less the mean caption, and then ranked by score"
         )
+    if options.by == "caption":
+        steps.append("captions with all words of the query are ranked by BM25; images were not compared")
+    elif fused:
+        steps.append(
+            "file names"
+            + (", captions and metadata" if options.by == "all" else "")
+            + " that hold the query are put first, by reciprocal rank fusion with the ranking of images"
+        )
     if options.fold:
         steps.append("copies of an image are folded into the best of them")
     if options.diverse:
-        from llm2clip.retrieval.ranking.diversity import POOL, RELEVANCE
+        from llm2clip.retrieval.ranking.diversity import RELEVANCE
 
         steps.append(
-            f"the best {POOL} are in the order of maximal marginal relevance, {RELEVANCE:.0%} relevance and "
-            f"{1 - RELEVANCE:.0%} difference from the hits before"
+            "the best hits are in the order of maximal marginal relevance, "
+            f"{RELEVANCE:.0%} relevance and {1 - RELEVANCE:.0%} difference from the hits before"
         )
     if options.sort == "date":
         what = "the hits of a page" if options.min_confidence is None else "all hits above the cut-off"

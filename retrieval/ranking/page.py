@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING
 
 from llm2clip.retrieval.ranking.cursor import MOST_PAGED, Cursor
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _SPARE = 16
 """Hits fetched beyond those of a page, since some may be copies of others."""
+POOL = 500
+"""Best hits that are put into another order; those after them keep theirs."""
 NOTHING = "nothing like that here"
 """What is said if no image reaches ``min_confidence``."""
 
@@ -51,13 +53,15 @@ class Ranking:
         if seen > MOST_PAGED:
             raise ValueError(f"pages end after {MOST_PAGED:,} hits; narrow the query with a filter")
         allowed = sum(self._allowed(options.where))
-        if options.min_confidence is not None:
-            hits = self._above(options.min_confidence, where=options.where)
+        if options.by == "caption":
+            hits = self._arranged(self._worded(options), options)
             total = len(hits)
-            hits = self._arranged(hits, options)
+        elif options.min_confidence is not None:
+            hits = self._arranged(self._above(options.min_confidence, where=options.where), options)
+            total = len(hits)
         else:
             hits, total = self._best(seen + options.k + 1, options, most=allowed), allowed
-        if cursor is not None and cursor.generation != generation and _is_by_score(options):
+        if cursor is not None and cursor.generation != generation and self._is_by_score(options):
             # The index changed: go on after the last hit that was shown, so that none is shown twice.
             rest = [hit for hit in hits if (-hit.score, hit.id) > (-cursor.score, cursor.id)]
         else:
@@ -84,7 +88,13 @@ class Ranking:
     def _explanation(self, options: SearchOptions) -> tuple[str, ...]:
         from llm2clip.retrieval.ranking.explain import explain
 
-        return explain(options, read=self.read, indexes=self.indexes, calibrations=self.calibrations)
+        return explain(
+            options,
+            read=self.read,
+            fused=self._is_fused(options),
+            indexes=self.indexes,
+            calibrations=self.calibrations,
+        )
 
     def _allowed(self, where: str | None) -> list[int]:
         """How many images of each index pass a filter."""
@@ -105,7 +115,7 @@ class Ranking:
 
     def _best(self, wanted: int, options: SearchOptions, *, most: int) -> list[Hit]:
         """At least the first ``wanted`` hits, if there are as many, in the order asked for."""
-        wanted = max(wanted, _pool(options))
+        wanted = max(wanted, 0 if self._is_by_score(options) else POOL)
         count = min(wanted + _SPARE * options.fold, most, MOST_PAGED)
         while count:
             found = self.nearest(self.vector, k=count, where=options.where)
@@ -177,6 +187,8 @@ class Ranking:
 
     def _arranged(self, hits: list[Hit], options: SearchOptions) -> list[Hit]:
         """The hits, best score first, as the options want them: copies folded, in another order."""
+        if self._is_fused(options):
+            hits = self._fused(hits, self._worded(options))
         if options.fold:
             from llm2clip.retrieval.ranking.duplicates import folded
 
@@ -187,10 +199,60 @@ class Ranking:
             hits = newest_first(hits)
         return hits
 
+    def _is_fused(self, options: SearchOptions) -> bool:
+        """Whether words count beside the score: where that is asked for, or the query looks like a file name."""
+        if options.by != "auto" or self.text is None or not any(char in ".0123456789" for char in self.text):
+            return options.by == "all" and self.text is not None
+        from llm2clip.retrieval.ranking.words import is_name
+
+        return is_name(self.text)
+
+    def _is_by_score(self, options: SearchOptions) -> bool:
+        """Whether pages follow one another by score."""
+        sorted_by_time = options.sort == "date" and options.min_confidence is not None
+        return not (options.diverse or sorted_by_time or options.by == "caption" or self._is_fused(options))
+
+    def _worded(self, options: SearchOptions) -> list[Hit]:
+        """The images found by words: those named so first, then those with all words, best first."""
+        from llm2clip.retrieval.ranking.words import matching, named
+
+        if self.text is None:
+            raise ValueError("only a query of one text can be compared with captions")
+        found: list[list[Hit]] = []
+        for index in self.indexes:
+            ids = [] if options.by == "caption" else named(index, self.text)
+            if options.by != "auto":
+                ids += matching(index, self.text, captions_only=options.by == "caption")
+            allowed = index.allowed(options.where)
+            ids = [id for id in dict.fromkeys(ids) if allowed is None or allowed[id]]
+            hits = [hit for id in ids if (hit := index.hit(id)) is not None]
+            scores = self._scores(index, [hit.id for hit in hits])
+            place = str(index.path) if len(self.indexes) > 1 else None
+            found.append(
+                [
+                    replace(hit, score=float(score), index=place)
+                    for hit, score in zip(hits, scores, strict=True)
+                ]
+            )
+        return [hit for rank in zip_longest(*found) for hit in rank if hit is not None]
+
+    def _fused(self, hits: list[Hit], worded: Sequence[Hit]) -> list[Hit]:
+        """Hits by score, the first of them fused with those found by words."""
+        from llm2clip.retrieval.ranking.words import fused
+
+        pool = {(hit.index, hit.id): hit for hit in [*worded, *hits[:POOL]]}
+        places = {key: place for place, key in enumerate(pool)}
+        by_score = [places[hit.index, hit.id] for hit in hits[:POOL]]
+        order = fused(by_score, [places[hit.index, hit.id] for hit in worded])
+        known = list(pool.values())
+        return [known[place] for place in order] + [
+            hit for hit in hits[POOL:] if (hit.index, hit.id) not in pool
+        ]
+
     def _diverse(self, hits: list[Hit]) -> list[Hit]:
         import numpy as np
 
-        from llm2clip.retrieval.ranking.diversity import POOL, diverse_order
+        from llm2clip.retrieval.ranking.diversity import diverse_order
         from llm2clip.retrieval.ranking.duplicates import stored_vectors
 
         pool = hits[:POOL]
@@ -215,17 +277,3 @@ def merged(indexes: Sequence[Index], found: Sequence[Sequence[Hit]]) -> list[Hit
     for hit in sorted(chain.from_iterable(of_index), key=lambda hit: -hit.score):
         best.setdefault(hit.uri, hit)
     return [replace(hit, rank=rank) for rank, hit in enumerate(best.values(), start=1)]
-
-
-def _is_by_score(options: SearchOptions) -> bool:
-    """Whether pages follow one another by score."""
-    return not options.diverse and (options.sort == "score" or options.min_confidence is None)
-
-
-def _pool(options: SearchOptions) -> int:
-    """How many hits are needed at least, since they are put into another order."""
-    if not options.diverse:
-        return 0
-    from llm2clip.retrieval.ranking.diversity import POOL
-
-    return POOL
