@@ -118,7 +118,8 @@ def words(text: str) -> list[str]:
 def test_help_blocks_are_current():
     current = dict(helps())
     for block in HELP_BLOCK.finditer(MANUAL.read_text(encoding="utf-8")):
-        assert words(block["body"]) == words(current[block["command"]]), f"{block['command']} --help changed: run make docs"
+        command = block["command"]
+        assert words(block["body"]) == words(current[command]), f"{command} --help changed: run make docs"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

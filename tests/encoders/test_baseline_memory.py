@@ -46,9 +46,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @on_linux
-@pytest.mark.parametrize(
-    ("tower", "dtype"), [("vision", "bfloat16"), ("text", "float32")]
-)
+@pytest.mark.parametrize(("tower", "dtype"), [("vision", "bfloat16"), ("text", "float32")])
 def test_load_tower_takes_little_more_than_its_weights(tower: str, dtype: str, large: Path):
     weights = weights_loaded(SETUP, str(large), tower, dtype)
     assert weights > (200_000_000 if dtype == "float32" else 100_000_000)

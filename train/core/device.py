@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 
 def use_device(name: str) -> torch.device:
@@ -22,11 +19,6 @@ def use_device(name: str) -> torch.device:
         raise ValueError(f"cannot train on device {name!r}: {reason}. Use --device cpu") from error
     torch.set_default_device(device)
     return device
-
-
-def tensor_of(array: NDArray[Any]) -> Tensor:
-    """The array as a tensor on the default device; shape and dtype are kept."""
-    return torch.from_numpy(array).to(torch.get_default_device())
 
 
 @dataclass(frozen=True, kw_only=True)
