@@ -86,9 +86,10 @@ def run(request: SearchRequest) -> bool:
         written = save_gallery(searcher, answers, path=request.html) if request.html else None
         print_answers(answers, output=request.output)
         found = any(answer.hits for answer in answers)
-        if notes := {note: None for answer in answers if not answer.hits for note in answer.notes}:
+        notes = {note: None for answer in answers if not answer.hits for note in answer.notes}
+        if notes and request.output != "table":  # which says it itself
             log_stderr("; ".join(notes))
-        elif where and not found:
+        elif where and not (notes or found):
             log_stderr(_no_match_note(searcher, where))
         if missing := frozenset().union(*(answer.missing for answer in answers)):
             log_stderr(_missing_note(searcher, missing, answers))

@@ -186,12 +186,12 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     image_cells = max(12, min(30, width // 3))
     days = [capture_day(hit) or "" for hit in answer.hits]
     sure = any(hit.confidence is not None for hit in answer.hits)
-    caption_cells = max(10, width - image_cells - (30 if any(days) else 18) - (6 if sure else 0))
+    caption_cells = max(10, width - image_cells - (30 if any(days) else 18) - (7 if sure else 0))
     table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("rank", justify="right", width=4)
     table.add_column("score", justify="right", width=6)
     if sure:
-        table.add_column("sure", justify="right", width=4)
+        table.add_column("conf.", justify="right", width=5)
     table.add_column("image", max_width=image_cells, no_wrap=True)
     if any(days):
         table.add_column("taken", width=10)

@@ -34,7 +34,7 @@ def test_search_command_prints_a_table_per_query(corpus: Corpus, search: Search)
     lines = result.stdout.splitlines()
     assert lines == [line.rstrip() for line in lines]
     assert lines[0] == "red"
-    assert lines[1].split() == ["rank", "score", "sure", "image", "caption"]
+    assert lines[1].split() == ["rank", "score", "conf.", "image", "caption"]
     assert lines[2].split()[0:1] + lines[2].split()[3:] == ["1", "warm/red.png", "a", "red", "square"]
     assert 0.7 < float(lines[2].split()[1]) <= 1
     assert lines[4].strip() == "1 to 2 of 8; more with --page 2"
