@@ -35,10 +35,11 @@ PARTS = (
 
 def measure(settings: Settings) -> list[Row]:
     """Whole command, its parts, and a warm search."""
-    index = _index(settings)
+    index = build(settings)
     command = [str(Path(sys.executable).with_name("llm2clip-search")), QUERY, "--index", str(index)]
     if not Path(command[0]).exists():
         command[0:1] = [sys.executable, "-m", "llm2clip.retrieval.cli"]
+    command.append("--no-daemon")
     times = settings.times(15)
     wall, processor = zip(*(_run(command) for _ in range(times)), strict=True)
     whole, other = (processor, wall) if settings.processor_time else (wall, processor)
@@ -68,7 +69,8 @@ def measure(settings: Settings) -> list[Row]:
     return rows
 
 
-def _index(settings: Settings) -> Path:
+def build(settings: Settings) -> Path:
+    """An index of the corpus."""
     from llm2clip.encoders import load_encoder
     from llm2clip.indexer import BuildOptions, build_index
 

@@ -17,6 +17,7 @@ from benchmarks.report import report, table, terminal_columns
 BENCHMARKS = {
     "build": "build_rate",
     "cold": "cold_search",
+    "warm": "warm_search",
     "search": "search_ratio",
     "encode": "query_latency",
     "images": "image_side",

@@ -32,7 +32,7 @@ def search() -> None:
     # the modules apart at the end, would add a fifth to that and free nothing that its end does not.
     gc.disable()
     try:
-        start(COMMANDS["llm2clip-search"])
+        start(COMMANDS["llm2clip-search"], daemon="llm2clip.retrieval.daemon.server")
     finally:
         gc.freeze()
 
@@ -58,11 +58,12 @@ def end_at_once(*_: object) -> None:
     os._exit(130)
 
 
-def start(module: str) -> None:
+def start(module: str, *, daemon: str | None = None) -> None:
     """Import ``app`` of a module, run it, and end the process.
 
     Args:
         module: Dotted name of a module that holds a typer application under this name.
+        daemon: Dotted name of the module of a daemon that may run the command instead.
     """
     try:
         import signal
@@ -73,6 +74,12 @@ def start(module: str) -> None:
             signal.signal(signal.SIGINT, end_at_once)
         _open_streams()
         try:
+            if daemon is not None:
+                from llm2clip.common.daemon_client import hand_over
+
+                status = hand_over(sys.argv[1:], module=daemon)
+                if status is not None:
+                    sys.exit(status)
             import_module(module).app()
         finally:
             if interruptible:  # all is done: what remains is tidying up

@@ -96,12 +96,12 @@ def graceful_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, end_at_once)
 
 
-def one_of(*values: str) -> Callable[[str], str]:
+def one_of(*values: str) -> Callable[[str | None], str | None]:
     """The ``callback`` of an option that takes one of these values; others are a usage error."""
     from typer import BadParameter
 
-    def check(value: str) -> str:
-        if value not in values:
+    def check(value: str | None) -> str | None:
+        if value is not None and value not in values:
             raise BadParameter(f"got {value!r}, expected {', '.join(values[:-1])} or {values[-1]}")
         return value
 

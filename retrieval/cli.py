@@ -65,12 +65,17 @@ Encoder = Annotated[
 ]
 _JSON = "Print one JSON object per query, each on a line."
 _DEVICE = "Where to encode and search: auto, cpu, cuda or cuda:N."
+_NO_DAEMON = (
+    "Search in this process, without the daemon that keeps the encoder in memory (docs/searching.md)."
+)
+_DAEMON = "status or stop: show the daemon of this user and installation, or end it."
 
 app = make_app()
 
 
 @app.command(cls=GroupedCommand)
 def search(
+    context: typer.Context,
     queries: Queries = None,
     image: Annotated[list[Path] | None, search_option(metavar="FILE", help=_IMAGE)] = None,
     each: Annotated[bool, search_option("--each", help=_EACH)] = False,
@@ -95,10 +100,21 @@ def search(
         Path | None, output_option(metavar="FILE", help="Also write a self-contained HTML gallery.")
     ] = None,
     device: Annotated[str, machine_option(metavar="DEVICE", help=_DEVICE)] = "auto",
+    no_daemon: Annotated[bool, machine_option("--no-daemon", help=_NO_DAEMON)] = False,
+    daemon: Annotated[
+        str | None,
+        machine_option("--daemon", metavar="ACTION", help=_DAEMON, callback=one_of("status", "stop")),
+    ] = None,
+    verbose: Annotated[bool, machine_option("--verbose", help="Say why no daemon is used.")] = False,
     version: VersionOption = False,
 ) -> None:
     """Search images by meaning: by text in any language the encoder knows, or by image."""
     with one_line_errors():
+        if daemon is not None:
+            from llm2clip.retrieval.daemon_status import manage_daemon
+
+            manage_daemon(daemon)
+            return
         if not (queries or image or queries_file):
             raise typer.BadParameter("got no query; pass text, --image FILE or --queries FILE")
         if as_json and as_paths:
@@ -135,7 +151,7 @@ def search(
             output="json" if as_json else "paths" if as_paths else "table",
             html=html,
         )
-        if not run(request):
+        if not run(request, searchers=context.obj):
             raise typer.Exit(1)
 
 

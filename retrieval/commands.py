@@ -7,12 +7,12 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from llm2clip.common.files import counted
 from llm2clip.common.terminal import graceful_interrupt, log_stderr
@@ -69,13 +69,34 @@ class SearchRequest:
     """File to write a gallery to."""
 
 
-def run(request: SearchRequest) -> bool:
-    """Search and print; returns whether anything was found."""
+class Searchers(Protocol):
+    """Opens searchers: the daemon's keep what they opened."""
+
+    def open(
+        self,
+        index_path: Sequence[str] | None = None,
+        *,
+        encoder: str | None = None,
+        device: str = "auto",
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> AbstractContextManager[Searcher]:
+        """As ``Searcher.open``, until the context ends."""
+
+
+def run(request: SearchRequest, *, searchers: Searchers | None = None) -> bool:
+    """Search and print; returns whether anything was found.
+
+    Args:
+        request: What to search for.
+        searchers: Opens the indexes; None: ``Searcher``.
+    """
     queries = _queries(request)
     where = _within(request.options.where, begin=request.begin, end=request.end)
     with (
         _one_line_warnings(),
-        open_searcher(request.indexes, encoder=request.encoder, device=request.device) as searcher,
+        open_searcher(
+            request.indexes, encoder=request.encoder, device=request.device, searchers=searchers
+        ) as searcher,
     ):
         pages = searcher.find_all(
             [query.terms for query in queries],
@@ -169,14 +190,19 @@ def read_queries(source: str | None) -> list[str]:
 
 
 def open_searcher(
-    indexes: Sequence[str] = (), *, encoder: str | None = None, device: str = "auto"
-) -> Searcher:
+    indexes: Sequence[str] = (),
+    *,
+    encoder: str | None = None,
+    device: str = "auto",
+    searchers: Searchers | None = None,
+) -> AbstractContextManager[Searcher]:
     """``Searcher.open``, with a note on standard error if the sample images are searched because there is no index."""
     place = locate(indexes[0] if indexes else None)
     subject = "no index was built yet: " if place.fallback else ""
     subject += "searching the sample images"
     with BuildProgress(f"{subject} (building their index first)") as progress:
-        searcher = Searcher.open(list(indexes) or None, encoder=encoder, device=device, on_progress=progress)
+        source: Searchers = searchers or Searcher
+        searcher = source.open(list(indexes) or None, encoder=encoder, device=device, on_progress=progress)
     if place.fallback and not progress.begun:
         log_stderr(subject)
     return searcher

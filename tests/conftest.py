@@ -13,6 +13,7 @@ import pytest
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(variable, "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LLM2CLIP_DAEMON"] = "0"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 TESTS = Path(__file__).parent
@@ -26,6 +27,7 @@ SLOW = {
     "indexer": "build cli cli_changes corpora crash damage encode_batches lifecycle memory nearest_neighbors planner "
     "random_changes search together",
     "retrieval": "cli demo sample",
+    "retrieval/daemon": "daemon",
     "train": "align align_processes caption_features cli loop nano",
     "golden": "d_llm2vec g_stage2",
 }
