@@ -11,12 +11,8 @@ import torch
 from benchmarks.measuring import Row, Settings, peak_beyond, seconds
 from llm2clip.encoders import load_encoder
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
-from llm2clip.encoders.layers.efficientnet_lite import (
-    HEAD_WIDTH,
-    EfficientNetLite,
-    EfficientNetLiteConfig,
-    trained_size,
-)
+from llm2clip.encoders.layers.configs import HEAD_WIDTH, EfficientNetLiteConfig, trained_size
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite
 from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.train.align.config import AlignLoss
 from llm2clip.train.align.heads import Scales, loss_of

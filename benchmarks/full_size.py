@@ -138,7 +138,8 @@ def write_llama(folder: Path, *, small: bool, tokenizer: Path, cut: Mapping[str,
     import torch
 
     from llm2clip.encoders.catalog.entries import find_language
-    from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+    from llm2clip.encoders.layers.configs import LlamaConfig
+    from llm2clip.encoders.layers.llama import BidirectionalLlama
 
     row = find_language("llama-3.2-1b-cc")
     assert row is not None

@@ -12,7 +12,6 @@ from llm2clip import encoders, indexer
 from llm2clip.indexer.core.errors import CorpusError, EncoderMismatchError, IndexerError
 from llm2clip.indexer.core.index_paths import SAMPLE, sample_index_path, sample_shards
 from llm2clip.indexer.core.results import BuildOptions, Progress
-from llm2clip.indexer.lifecycle.build import build_index
 from llm2clip.indexer.storage.manifest import encoder_mismatch, read_manifest
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def open_sample(
             "this installation has no sample images; build an index of your own with  llm2clip-index build FOLDER"
         )
     options = BuildOptions(overwrite=not fits, on_progress=on_progress)
-    build_index(SAMPLE, place, encoder=encoder, options=options)
+    indexer.build_index(SAMPLE, place, encoder=encoder, options=options)
     # A build without changes leaves the manifest alone: mark it as checked.
     os.utime(place / _MANIFEST)
     return indexer.open_index(place)

@@ -10,8 +10,11 @@ import tomllib
 
 import pytest
 import typer
+from PIL import Image
 
 from llm2clip.common.entrypoint import COMMANDS
+from llm2clip.encoders import load_encoder
+from llm2clip.indexer import build_index
 
 from .structure import AREAS, HEAVY, ROOT
 
@@ -53,3 +56,17 @@ def test_help_loads_nothing_heavy(script):
     assert loaded & (HEAVY | {"numpy"}) == set()
     for words in commands:
         assert f"Usage: {' '.join(words)} " in output
+
+
+def test_text_search_with_nano_loads_no_torch(tmp_path):
+    (tmp_path / "images").mkdir()
+    for name, colour in (("red", (200, 30, 20)), ("blue", (10, 40, 220))):
+        Image.new("RGB", (60, 50), colour).save(tmp_path / "images" / f"{name}.png")
+    build_index(tmp_path / "images", tmp_path / "index", encoder=load_encoder("nano", device="cpu"))
+    arguments = ["llm2clip-search", "--index", str(tmp_path / "index"), "something red"]
+    program = f"import sys\nfrom llm2clip.common.entrypoint import search\nsys.argv = {arguments}\n"
+    loaded, output = run_and_list(
+        f"{program}try:\n    search()\nexcept SystemExit as end:\n    assert not end.code"
+    )
+    assert "red.png" in output
+    assert loaded & {"torch", "transformers", "sentence_transformers"} == set()

@@ -54,11 +54,11 @@ from llm2clip.encoders.catalog import entries
 entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
-    "build": ("", BUILD, 43),
+    "build": ("", BUILD, 44),
     "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 35),
     "load nano": ("", 'load("nano")', 15),
     "load CLIP": ("", 'load(folder / "clip")', 15),
-    "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 22),
+    "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 23),
     "eval run": (
         "",
         'command("eval", "run", "--encoder", "nano", "--data", str(folder / "photos"), "--out", str(folder / "out"))',

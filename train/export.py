@@ -19,15 +19,11 @@ from llm2clip.encoders.core.dual_encoder import DualEncoder
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json, read_object
 from llm2clip.encoders.images.preprocess import Preprocess
-from llm2clip.encoders.layers.efficientnet_lite import (
-    EfficientNetLite,
-    EfficientNetLiteConfig,
-    LiteTower,
-    LiteTowerConfig,
-)
-from llm2clip.encoders.layers.llama import AdapterConfig
-from llm2clip.encoders.llm2clip.encoder_folder import FolderTextTower, build_adapter, build_head
+from llm2clip.encoders.layers.configs import AdapterConfig, EfficientNetLiteConfig, LiteTowerConfig
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, LiteTower
+from llm2clip.encoders.llm2clip.encoder_folder import FolderTextTower
 from llm2clip.encoders.llm2clip.folder_config import HeadConfig, Llm2ClipConfig, StoredDtype
+from llm2clip.encoders.llm2clip.folder_modules import build_adapter, build_head
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.llm_text_tower import LlmTextTower
 from llm2clip.encoders.vision.tower_detection import TowerShape

@@ -25,7 +25,7 @@ from benchmarks.caption_contrast import captions, write_model
 from benchmarks.full_size import write_tower
 from benchmarks.measuring import Row
 from benchmarks.report import table, terminal_columns
-from llm2clip.encoders.layers.llama import LlamaConfig
+from llm2clip.encoders.layers.configs import LlamaConfig
 from llm2clip.encoders.text.packed import build_language
 from llm2clip.train.align.config import AlignConfig, PairData, TextConfig, VisionConfig
 from llm2clip.train.align.heads import make_image_head, make_text_adapter

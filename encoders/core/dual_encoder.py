@@ -7,7 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, final
 
 from llm2clip.encoders.core.base import Encoder, EncoderInfo, Parity, Runtime
@@ -56,8 +56,17 @@ def pick_device(name: str) -> torch.device:
     """The device of that name; ``"auto"`` is CUDA if available, else the CPU."""
     import torch
 
+    return torch.device(device_name(name))
+
+
+def device_name(name: str) -> str:
+    """The name of a device that is there, for ``"auto"`` too; loads no torch on a machine without CUDA's driver."""
+    if name == "cpu" or (name == "auto" and not _has_cuda_driver()):
+        return "cpu"
+    import torch
+
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -66,19 +75,38 @@ def pick_device(name: str) -> torch.device:
         raise ValueError(
             f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices; use 'cpu'"
         )
-    return device
+    return str(device)
+
+
+@cache
+def _has_cuda_driver() -> bool:
+    """Whether torch could find a device that it calls CUDA: NVIDIA's driver or AMD's is there."""
+    import ctypes
+
+    for library in ("nvcuda.dll",) if os.name == "nt" else ("libcuda.so.1", "libamdhip64.so"):
+        try:
+            ctypes.CDLL(library)
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def pick_dtype(name: str, *, device: torch.device, stored: str) -> torch.dtype:
     """The dtype of that name; ``"auto"`` is float32 on a CPU (fastest there), else ``stored``."""
     import torch
 
+    dtype: torch.dtype = getattr(torch, dtype_name(name, device=str(device), stored=stored))
+    return dtype
+
+
+def dtype_name(name: str, *, device: str, stored: str) -> str:
+    """The name of the dtype that :func:`pick_dtype` gives."""
     if name == "auto":
-        name = "float32" if device.type == "cpu" else stored
+        name = "float32" if device == "cpu" else stored
     if name not in _DTYPES:
         raise ValueError(f"unknown dtype {name!r}, expected 'auto' or one of {', '.join(_DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return name
 
 
 class Tower:
@@ -106,6 +134,10 @@ class Tower:
     def loaded(self) -> bool:
         """Whether its weights are in memory."""
         return self._module is not None
+
+    def load(self) -> None:
+        """Read what it computes with, unless it is in memory."""
+        self.module()
 
     def module(self) -> Any:  # noqa: ANN401
         """The module that computes; loaded on first use."""
@@ -220,8 +252,8 @@ class DualEncoder(Encoder):
         Raises:
             ModelError: Something is missing, damaged, or does not fit into memory.
         """
-        loaded = [tower.module() for tower in self._towers.values()]
-        assert all(module is not None for module in loaded)
+        for tower in self._towers.values():
+            tower.load()
         self.count_tokens(["."])
 
     def language_features(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -245,11 +277,11 @@ class DualEncoder(Encoder):
 
     def _image_batch(self, pixels: Any) -> NDArray[np.float32]:  # noqa: ANN401
         tower = self._images
-        tower.module()  # weights first: a shorter traceback when they are damaged
+        tower.load()  # weights first: a shorter traceback when they are damaged
         return tower.vectors(pixels)
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        self.text_tower.module()
+        self.text_tower.load()
         return self.text_tower.vectors(texts)
 
     def _count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -269,6 +301,10 @@ Llm2ClipEncoder = PublishedEncoder = LanguageEncoder = DualEncoder
 
 
 def to_array(vectors: Any) -> NDArray[np.float32]:  # noqa: ANN401
-    """A tensor of any float dtype on any device, as a float32 array."""
+    """A tensor of any float dtype on any device, or an array, as a float32 array."""
+    import numpy as np
+
+    if isinstance(vectors, np.ndarray):
+        return vectors.astype(np.float32, copy=False)
     array: NDArray[np.float32] = vectors.float().cpu().numpy()
     return array

@@ -9,61 +9,11 @@ Shape suffixes: B texts, L token positions, D hidden width, H heads, E head widt
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm2clip.encoders.core.files import MOST_LAYERS, check_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class BertConfig:
-    """Shape of a BERT; the fields carry the names of a published ``config.json``."""
-
-    vocab_size: int
-    """Rows of the token embedding."""
-    hidden_size: int
-    """Width D of the residual stream."""
-    intermediate_size: int
-    """Width of the hidden layer of a block."""
-    num_hidden_layers: int
-    """Number of blocks."""
-    num_attention_heads: int
-    """Heads H; the width must be a multiple."""
-    max_position_embeddings: int
-    """Rows of the position embedding."""
-    type_vocab_size: int = 2
-    """Rows of the segment embedding; every token is of the first segment."""
-    layer_norm_eps: float = 1e-12
-    """Added to the variance before the root."""
-    first_position: int = 0
-    """Row of the position embedding of the first token: 0 in BERT, 1 + the padding token's id in XLM-RoBERTa."""
-
-    def __post_init__(self) -> None:
-        check_size("num_hidden_layers", self.num_hidden_layers, most=MOST_LAYERS)
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"):
-            check_size(name, getattr(self, name))
-        check_size("max_position_embeddings", self.max_position_embeddings)
-        check_size("type_vocab_size", self.type_vocab_size)
-        if self.hidden_size % self.num_attention_heads:
-            got = f"{self.hidden_size} and {self.num_attention_heads}"
-            raise ValueError(f"hidden_size must be a multiple of num_attention_heads, got {got}")
-        if not 0 < self.layer_norm_eps < 1:
-            raise ValueError(f"layer_norm_eps must be between 0 and 1, got {self.layer_norm_eps}")
-        if (
-            type(self.first_position) is not int
-            or not 0 <= self.first_position < self.max_position_embeddings
-        ):
-            raise ValueError(
-                f"first_position must be from 0 to {self.max_position_embeddings - 1}, got {self.first_position}"
-            )
-
-    @property
-    def most_tokens(self) -> int:
-        """Longest row in tokens: positions that are left from the first one on."""
-        return self.max_position_embeddings - self.first_position
+from llm2clip.encoders.layers.configs import BertConfig
 
 
 class BertEmbeddings(nn.Module):

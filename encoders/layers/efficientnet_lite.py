@@ -15,21 +15,22 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm2clip.encoders.core.files import check_size
+from llm2clip.encoders.layers.configs import (
+    HEAD_WIDTH,
+    LITE_VARIANTS,
+    EfficientNetLiteConfig,
+    LiteTowerConfig,
+)
 
-HEAD_WIDTH: Final = 1280
-"""Channels of the final grid, and length of the pooled state: the same for all variants."""
 _STEM = 32
 _EPS, _MOMENTUM = 1e-3, 0.01
-_VARIANTS: Final = {0: (1.0, 1.0, 224), 1: (1.0, 1.1, 240), 2: (1.1, 1.2, 260)}
-"""Variant -> multiples of width and depth, and the side of the images it was trained on."""
 
 
 class _Stage(NamedTuple):
@@ -52,35 +53,9 @@ _STAGES: Final = (
 """Of Lite0; the first and the last stage always have one block."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class EfficientNetLiteConfig:
-    """Which EfficientNet-Lite."""
-
-    variant: int
-    """0, 1 or 2."""
-    image_size: int
-    """Side S of the square input in pixels."""
-    classes: int = 0
-    """Outputs of the classifier; 0 for none."""
-    batch_norm: bool = False
-    """Normalise after each convolution; on while training, folded into the convolutions for inference."""
-
-    def __post_init__(self) -> None:
-        if type(self.variant) is not int or self.variant not in _VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(map(str, _VARIANTS))}, got {self.variant!r}")
-        check_size("image_size", self.image_size, most=4096)
-        if self.classes != 0:
-            check_size("classes", self.classes)
-
-
-def trained_size(variant: int) -> int:
-    """Side of the images, in pixels, that the published weights were trained on."""
-    return _VARIANTS[variant][2]
-
-
 def stages(variant: int) -> list[_Stage]:
     """The stages of a variant; widths are rounded to a multiple of 8 that is no more than a tenth smaller."""
-    wide, deep, _ = _VARIANTS[variant]
+    wide, deep, _ = LITE_VARIANTS[variant]
     return [
         stage._replace(width=_rounded(stage.width * wide), blocks=math.ceil(stage.blocks * deep))
         if stage.blocks > 1
@@ -208,38 +183,6 @@ def _fold(source: nn.Module, *, into: ConvUnit) -> None:
         into.conv.bias.copy_(norm.bias - norm.running_mean * gain)
     else:
         into.conv.load_state_dict(source.conv.state_dict())
-
-
-@dataclass(frozen=True, kw_only=True)
-class LiteTowerConfig:
-    """Shape of the tower."""
-
-    trunk: EfficientNetLiteConfig
-    """The EfficientNet-Lite; with a classifier if ``sharpness`` is given."""
-    sharpness: float = 0.0
-    """Factor on the scores of the classes; 0 for the pooled state itself."""
-
-    def __post_init__(self) -> None:
-        if self.sharpness < 0 or bool(self.sharpness) != bool(self.trunk.classes):
-            raise ValueError(
-                "sharpness must be positive with a classifier and 0 without, got "
-                f"{self.sharpness} and trunk.classes {self.trunk.classes}"
-            )
-
-    @property
-    def width(self) -> int:
-        """Length of the state."""
-        return self.trunk.classes if self.sharpness else HEAD_WIDTH
-
-    @property
-    def image_size(self) -> int:
-        """Side of the square input in pixels."""
-        return self.trunk.image_size
-
-    @property
-    def batch_norm(self) -> bool:
-        """Whether the trunk still has batch normalisation of its own."""
-        return self.trunk.batch_norm
 
 
 class LiteTower(nn.Module):

@@ -11,99 +11,12 @@ Shape suffixes: B texts, L token positions, D hidden width, H heads, K key/value
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm2clip.encoders.core.files import MOST_LAYERS, NEWER, check_size
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeScaling:
-    """The ``llama3`` rule (Llama 3.1 and later): low frequencies stretch beyond the original context."""
-
-    factor: float
-    """How many times slower the lowest frequencies turn."""
-    low_freq_factor: float
-    """Wavelengths longer than original context / this are stretched fully."""
-    high_freq_factor: float
-    """Wavelengths shorter than original context / this are left alone."""
-    original_max_position_embeddings: int
-    """Context length in tokens before stretching."""
-
-    def __post_init__(self) -> None:
-        factors = self.factor, self.low_freq_factor, self.high_freq_factor
-        if not all(0 < factor < math.inf for factor in factors) or not factors[1] < factors[2]:
-            raise ValueError(
-                "factor, low_freq_factor and high_freq_factor must be positive, the second below the third, "
-                f"got {factors}"
-            )
-        check_size("original_max_position_embeddings", self.original_max_position_embeddings)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LlamaConfig:
-    """Shape of a Llama; the fields carry the names of a published ``config.json``."""
-
-    vocab_size: int
-    """Rows of the token embedding."""
-    hidden_size: int
-    """Width D of the residual stream."""
-    intermediate_size: int
-    """Width of the SwiGLU hidden layer."""
-    num_hidden_layers: int
-    """Number of blocks."""
-    num_attention_heads: int
-    """Query heads H."""
-    num_key_value_heads: int
-    """Key/value heads K; H must be a multiple (grouped-query attention)."""
-    head_dim: int
-    """Width E of one head."""
-    rms_norm_eps: float = 1e-5
-    """Added to the mean square before the root."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary frequencies."""
-    rope_scaling: RopeScaling | None = None
-    """Llama 3.1 frequency stretching, or none."""
-    attention_bias: bool = field(default=False, metadata=NEWER)
-    """Whether queries, keys and values have a bias (Qwen2)."""
-    qk_norm: bool = field(default=False, metadata=NEWER)
-    """Whether each head's query and key are normalised before the rotary embedding (Qwen3)."""
-
-    def __post_init__(self) -> None:
-        check_size("num_hidden_layers", self.num_hidden_layers, most=MOST_LAYERS)
-        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"):
-            check_size(name, getattr(self, name))
-        check_size("num_key_value_heads", self.num_key_value_heads)
-        check_size("head_dim", self.head_dim)
-        if not 0 < self.rms_norm_eps < 1 or not 0 < self.rope_theta < math.inf:
-            got = f"{self.rms_norm_eps} and {self.rope_theta}"
-            raise ValueError(f"rms_norm_eps must be between 0 and 1, rope_theta positive, got {got}")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads must be a multiple of num_key_value_heads, "
-                f"got {self.num_attention_heads} and {self.num_key_value_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary embedding, got {self.head_dim}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    """Shape of the text adapter."""
-
-    width: int
-    """Width of the language model's pooled state."""
-    dim: int
-    """Length of the vectors of both towers."""
-    blocks: int = 4
-    """Residual blocks."""
-    expansion: int = 2
-    """Inner width of a block in multiples of ``width``."""
-    normalize_input: bool = True
-    """Scale the pooled state to unit length first."""
+from llm2clip.encoders.layers.configs import LlamaConfig
 
 
 def rotary_frequencies(config: LlamaConfig) -> Tensor:

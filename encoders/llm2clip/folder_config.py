@@ -1,4 +1,9 @@
-"""``config.json`` of an encoder folder: everything about an encoder but its weights. Unknown keys are errors."""
+"""What an encoder folder states in ``config.json``, and what its weights file must hold then.
+
+Unknown keys and tensors are errors. Where ``dtype`` is ``int8``, matrices and kernels are stored as whole numbers from
+-127 to 127 with a scale for each row, a quarter of float32; computing stays in floating point. Importing this loads no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -17,23 +22,32 @@ from llm2clip.encoders.core.files import (
     to_json,
 )
 from llm2clip.encoders.images.preprocess import Preprocess
-from llm2clip.encoders.layers.bert import BertConfig
-from llm2clip.encoders.layers.efficientnet_lite import LiteTowerConfig
-from llm2clip.encoders.layers.llama import AdapterConfig, LlamaConfig
+from llm2clip.encoders.layers.configs import AdapterConfig, BertConfig, LiteTowerConfig, LlamaConfig
 from llm2clip.encoders.text.caption_tokenizer import TextRules
 from llm2clip.encoders.vision.tower_detection import TowerShape
+from llm2clip.encoders.weights.safetensors_io import DTYPES, TensorSpec, check_tensors
 from llm2clip.encoders.weights.tensor_names import (
+    ADAPTER,
     CONFIG_FILE,
     FAMILY,
     FOLDER_VERSIONS,
     FORMAT,
+    LANGUAGE_MODEL,
+    LOGIT_SCALE,
+    PROJECTION,
     TOKENIZER_FILE,
+    VISION,
     WEIGHTS_FILE,
 )
 
 StoredDtype = Literal["float16", "bfloat16", "float32", "int8"]
 
 ACTIVATIONS = ("quick_gelu", "gelu", "gelu_pytorch_tanh", "silu")
+IMAGES, TEXTS = (VISION, PROJECTION), (LANGUAGE_MODEL, ADAPTER)
+"""Prefixes of the tensors of each tower."""
+SCALE = ".scale"
+"""Ends the name of the scales of a tensor that is stored as whole numbers."""
+
 _MOST_BLOCKS, _MOST_SIDE = 64, 4096
 _FOR_PEOPLE = frozenset({"name", "note", "licence", "languages"})
 _IDENTIFIED = frozenset({"crop", "order", "parity"})
@@ -208,3 +222,61 @@ def _check_format(data: Mapping[str, Any], path: Path) -> None:
         )
     if data.get("family") != FAMILY:
         raise ModelError(f"{path}: expected family {FAMILY!r}, got {data.get('family')!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderWeights:
+    """The weights of both towers."""
+
+    path: Path
+    """The file."""
+    header: Mapping[str, TensorSpec]
+    """What it holds."""
+    config: Llm2ClipConfig
+    """What it should hold."""
+
+    def check_sizes(self) -> None:
+        """Refuse sizes that the file cannot have, before memory is taken for them, and tensors of neither tower."""
+        held, config = sum(spec.size for spec in self.header.values()), self.config
+        large = {part: size for part, size in config.largest.items() if size > held}
+        if large or config.depth > len(self.header):
+            said = ", ".join(f"{part} has a matrix of {size:,} numbers" for part, size in large.items())
+            raise ModelError(
+                f"{self.path} does not fit its config.json: it holds {held:,} numbers in {len(self.header):,} "
+                f"tensors, but {said or f'there are {config.depth:,} blocks'}"
+            )
+        others = {name: spec for name, spec in self.header.items() if not name.startswith((*IMAGES, *TEXTS))}
+        check_tensors(others, {LOGIT_SCALE: TensorSpec((), "F32")}, path=self.path)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the file without the scales of rows."""
+        return sum(
+            spec.size
+            for name, spec in self.header.items()
+            if not (name.endswith(SCALE) and name.removesuffix(SCALE) in self.header)
+        )
+
+    def check(
+        self, shapes: Mapping[str, tuple[int, ...]], *, prefixes: tuple[str, ...]
+    ) -> dict[str, TensorSpec]:
+        """The stored tensors of a tower, which has tensors of these shapes; ``ModelError`` if the file differs."""
+        if self.config.dtype == "int8":
+            expected = stored_specs(shapes)
+        else:
+            expected = {name: TensorSpec(shape, DTYPES[self.config.dtype]) for name, shape in shapes.items()}
+        mine = {name: spec for name, spec in self.header.items() if name.startswith(prefixes)}
+        check_tensors(mine, expected, path=self.path)
+        return expected
+
+
+def stored_specs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorSpec]:
+    """The tensors of a file that holds tensors of these shapes."""
+    specs: dict[str, TensorSpec] = {}
+    for name, shape in shapes.items():
+        if len(shape) < 2:
+            specs[name] = TensorSpec(shape, "F16")
+        else:
+            specs[name] = TensorSpec(shape, "I8")
+            specs[name + SCALE] = TensorSpec(shape[:1], "F32")
+    return specs

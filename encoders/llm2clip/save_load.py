@@ -26,8 +26,9 @@ from llm2clip.encoders.core.dual_encoder import DualEncoder, LoadOptions
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import from_json, refuse_outside, to_json
 from llm2clip.encoders.images.preprocess import Preprocess
-from llm2clip.encoders.llm2clip.encoder_folder import load_folder, pack_int8
+from llm2clip.encoders.llm2clip.encoder_folder import load_folder
 from llm2clip.encoders.llm2clip.folder_config import Llm2ClipConfig, StoredDtype, read_config, write_config
+from llm2clip.encoders.llm2clip.folder_modules import pack_int8
 from llm2clip.encoders.llm2clip.published import FAMILY, PublishedFiles, assemble
 from llm2clip.encoders.text.caption_tokenizer import TextRules
 from llm2clip.encoders.text.language_config import RULES_FILE

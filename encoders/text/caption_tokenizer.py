@@ -9,23 +9,20 @@ Shape suffixes: B texts, L token positions, D hidden width.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-import torch
-from torch import Tensor
-
 from llm2clip.encoders.core.base import Parity
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import NEWER, read_object, refuse_outside
-from llm2clip.encoders.layers.bert import BertConfig
-from llm2clip.encoders.layers.llama import LlamaConfig, mean_pool
+from llm2clip.encoders.layers.configs import BertConfig, LlamaConfig
 from llm2clip.encoders.weights.tensor_names import TOKENIZER_FILE
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from torch import Tensor
 
 LLAMA3_HEADER = "<|start_header_id|>user<|end_header_id|>\n\n"
 LLAMA3_FOOTER = "<|eot_id|>"
@@ -85,6 +82,20 @@ class TextRow:
     """Number of positions after them."""
 
 
+def passes(lengths: Sequence[int], *, tokens: int) -> Iterator[list[int]]:
+    """Positions of texts, the short ones first, in groups of at most so many tokens (or of one text)."""
+    group: list[int] = []
+    size = 0
+    for position in sorted(range(len(lengths)), key=lambda position: lengths[position]):
+        if group and size + lengths[position] > tokens:
+            yield group
+            group, size = [], 0
+        group.append(position)
+        size += lengths[position]
+    if group:
+        yield group
+
+
 class TextReader:
     """Texts to token rows with masks, under one set of rules.
 
@@ -129,6 +140,8 @@ class TextReader:
 
     def batch(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids, attention mask and mask of the pooled states of a batch. Shape of each: (B, L), int64."""
+        import torch
+
         if not texts:
             raise ValueError("expected at least one text, got none")
         rows = self.rows(texts)
@@ -150,6 +163,8 @@ class TextReader:
 
     def pool(self, hidden_BLD: Tensor, embed_mask_BL: Tensor) -> Tensor:
         """Mean of the selected states; of all in an ``upstream`` row without any. Shape: (B, L, D) -> (B, D)."""
+        from llm2clip.encoders.layers.llama import mean_pool
+
         if self._upstream:
             embed_mask_BL = embed_mask_BL.masked_fill(embed_mask_BL.sum(dim=1, keepdim=True) == 0, 1)
         return mean_pool(hidden_BLD, embed_mask_BL)

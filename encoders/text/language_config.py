@@ -16,8 +16,7 @@ from llm2clip.common.files import write_atomic
 from llm2clip.encoders.catalog.entries import BERTS, LLAMAS
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import check_keys, from_json, read_object, to_json
-from llm2clip.encoders.layers.bert import BertConfig
-from llm2clip.encoders.layers.llama import LlamaConfig, RopeScaling
+from llm2clip.encoders.layers.configs import BertConfig, LlamaConfig, RopeScaling
 from llm2clip.encoders.text.caption_tokenizer import (
     LLAMA3_FOOTER,
     LLAMA3_HEADER,

@@ -19,8 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm2clip.encoders.layers.bert import BertConfig, BertEncoder
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.bert import BertEncoder
+from llm2clip.encoders.layers.configs import BertConfig, LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama
+from llm2clip.encoders.text.caption_tokenizer import passes
 
 if TYPE_CHECKING:
     from llm2clip.encoders.layers.bert import BertBlock
@@ -75,20 +77,6 @@ class Run:
 def tokens_of_a_pass(device: torch.device) -> int:
     """Tokens of one forward pass on a device."""
     return _CPU_TOKENS if device.type == "cpu" else _GPU_TOKENS
-
-
-def passes(lengths: Sequence[int], *, tokens: int) -> Iterator[list[int]]:
-    """Positions of texts, the short ones first, in groups of at most so many tokens (or of one text)."""
-    group: list[int] = []
-    size = 0
-    for position in sorted(range(len(lengths)), key=lambda position: lengths[position]):
-        if group and size + lengths[position] > tokens:
-            yield group
-            group, size = [], 0
-        group.append(position)
-        size += lengths[position]
-    if group:
-        yield group
 
 
 def pooled_states(model: LanguageModule, rows: Sequence[TextRow], *, device: torch.device) -> Tensor:

@@ -8,12 +8,8 @@ from pathlib import Path
 import torch
 
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.encoders.layers.efficientnet_lite import (
-    EfficientNetLite,
-    EfficientNetLiteConfig,
-    stages,
-    trained_size,
-)
+from llm2clip.encoders.layers.configs import EfficientNetLiteConfig, trained_size
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, stages
 from llm2clip.encoders.weights.pickle_conversion import convert_into_home
 from llm2clip.encoders.weights.safetensors_io import (
     TensorSpec,

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import read_object
+from llm2clip.encoders.layers.configs import AdapterConfig
 from llm2clip.encoders.layers.eva02 import Eva02Config, Eva02Tower, rotary_tables
-from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.encoders.layers.transformers_modules import build_clip_vision, build_siglip_vision
 from llm2clip.encoders.vision.layouts import EVA, TRANSFORMERS, LayoutName
 from llm2clip.encoders.vision.tower_detection import (

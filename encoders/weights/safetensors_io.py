@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from io import BufferedReader
 
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
@@ -204,6 +205,25 @@ def read_tensors(
 ) -> dict[str, Tensor]:
     """Tensors by name, converted to ``dtype``; nothing else in the file is read."""
     return dict(stream_tensors(path, names, dtype=dtype, device=device))
+
+
+def read_arrays(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
+    """Arrays by name as they are stored, which must not be bfloat16; loads no torch.
+
+    Raises:
+        ModelError: The file cannot be read, lacks one, or has values that are not finite.
+    """
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            arrays = {name: np.array(file.get_tensor(name)) for name in names}
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from error
+    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise ModelError(f"{path} has values that are not finite in: {_some(broken)}")
+    return arrays
 
 
 def stream_tensors(

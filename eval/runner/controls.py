@@ -76,7 +76,7 @@ def nano_control(name: str, folder: Path, *, source: Path | None = None) -> Enco
     from safetensors.torch import load_file, save_file
 
     from llm2clip.encoders import load_encoder
-    from llm2clip.encoders.llm2clip.encoder_folder import unpack_int8
+    from llm2clip.encoders.llm2clip.folder_modules import unpack_int8
 
     home = source or _NANO
     shutil.rmtree(folder, ignore_errors=True)

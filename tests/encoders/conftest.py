@@ -12,8 +12,14 @@ from tokenizers.models import BPE
 from torch import nn
 
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
-from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLiteConfig, LiteTower, LiteTowerConfig
-from llm2clip.encoders.layers.llama import AdapterConfig, BidirectionalLlama, LlamaConfig, TextAdapter
+from llm2clip.encoders.layers.configs import (
+    AdapterConfig,
+    EfficientNetLiteConfig,
+    LiteTowerConfig,
+    LlamaConfig,
+)
+from llm2clip.encoders.layers.efficientnet_lite import LiteTower
+from llm2clip.encoders.layers.llama import BidirectionalLlama, TextAdapter
 from llm2clip.encoders.llm2clip.folder_config import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextRules

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.layers.efficientnet_lite import HEAD_WIDTH, EfficientNetLite, EfficientNetLiteConfig
+from llm2clip.encoders.layers.configs import HEAD_WIDTH, EfficientNetLiteConfig
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite
 from llm2clip.encoders.vision.efficientnet_checkpoint import load_efficientnet_lite, published_name
 
 RECORDED = Path(__file__).parent / "data" / "efficientnet_lite.json"

@@ -72,7 +72,7 @@ def test_save_llm2clip_round_trips_weights(parts: Parts, tiny_folder: Path):
 
 
 def test_write_config_round_trips_every_kind_of_value(parts: Parts, tmp_path: Path):
-    from llm2clip.encoders.layers.llama import RopeScaling
+    from llm2clip.encoders.layers.configs import RopeScaling
     from llm2clip.encoders.llm2clip.folder_config import write_config
 
     scaling = RopeScaling(

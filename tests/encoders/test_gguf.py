@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llm2clip.encoders import ModelError, load_encoder
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.configs import LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.text.llm_checkpoint import open_language
 
 gguf = pytest.importorskip("gguf", reason="the gguf package is not installed")

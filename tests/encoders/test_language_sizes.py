@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from llm2clip.encoders.catalog.entries import language_models
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.configs import LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.text.llm_checkpoint import open_language
 
 from .checkpoints import BYTES, hollow

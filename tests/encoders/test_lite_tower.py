@@ -7,13 +7,10 @@ import math
 import pytest
 import torch
 
-from llm2clip.encoders.layers.efficientnet_lite import (
-    EfficientNetLiteConfig,
-    LiteTower,
-    LiteTowerConfig,
-    class_code,
-)
-from llm2clip.encoders.llm2clip.encoder_folder import pack_int8, stored_specs, unpack_int8
+from llm2clip.encoders.layers.configs import EfficientNetLiteConfig, LiteTowerConfig
+from llm2clip.encoders.layers.efficientnet_lite import LiteTower, class_code
+from llm2clip.encoders.llm2clip.folder_config import stored_specs
+from llm2clip.encoders.llm2clip.folder_modules import pack_int8, unpack_int8
 
 
 def test_class_code_leaves_out_classes_that_fit_badly():

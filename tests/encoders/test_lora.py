@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.configs import LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.text.llm_checkpoint import open_language
 from llm2clip.encoders.weights.lora import open_lora
 

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from llm2clip.encoders import ModelError
 from llm2clip.encoders.catalog.entries import LlamaShape, find_language, language_models
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.configs import LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.weights import memory_fit as memory
 from llm2clip.encoders.weights.memory_fit import needs, pick_choice
 

@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm2clip.encoders.layers.bert import BertConfig, BertEncoder
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig, RopeScaling, mean_pool
+from llm2clip.encoders.layers.bert import BertEncoder
+from llm2clip.encoders.layers.configs import BertConfig, LlamaConfig, RopeScaling
+from llm2clip.encoders.layers.llama import BidirectionalLlama, mean_pool
 from llm2clip.encoders.text import packed
-from llm2clip.encoders.text.caption_tokenizer import TextRow
-from llm2clip.encoders.text.packed import passes, pooled_states
+from llm2clip.encoders.text.caption_tokenizer import TextRow, passes
+from llm2clip.encoders.text.packed import pooled_states
 
 CPU = torch.device("cpu")
 LENGTHS = [7, 30, 4, 7, 7, 12, 30, 5, 4, 1]

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from llm2clip.encoders import ModelError, load_encoder
 from llm2clip.encoders.catalog.entries import LlamaShape
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.configs import LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.text.llm_checkpoint import open_language
 from llm2clip.encoders.weights import quantization as quantise
 from llm2clip.encoders.weights.quantization import has_torchao, weight_quantizer

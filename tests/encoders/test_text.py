@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
-from llm2clip.encoders.layers.llama import BidirectionalLlama, LlamaConfig
+from llm2clip.encoders.layers.configs import LlamaConfig
+from llm2clip.encoders.layers.llama import BidirectionalLlama
 from llm2clip.encoders.text.caption_tokenizer import (
     LLAMA3_FOOTER,
     LLAMA3_HEADER,

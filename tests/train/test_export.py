@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from llm2clip.encoders import ModelError, as_sentence_transformer, load_encoder, save_vision_tower
 from llm2clip.encoders.core.files import to_json
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
-from llm2clip.encoders.layers.bert import BertConfig, BertEncoder
-from llm2clip.encoders.layers.efficientnet_lite import HEAD_WIDTH, EfficientNetLite, EfficientNetLiteConfig
-from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
+from llm2clip.encoders.layers.bert import BertEncoder
+from llm2clip.encoders.layers.configs import HEAD_WIDTH, AdapterConfig, BertConfig, EfficientNetLiteConfig
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.encoders.text.caption_tokenizer import TextRules
 from llm2clip.encoders.text.language_config import write_text_rules
 from llm2clip.encoders.text.llm_checkpoint import open_language

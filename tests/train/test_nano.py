@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from llm2clip.encoders.layers.bert import BertConfig, BertEncoder
+from llm2clip.encoders.layers.bert import BertEncoder
+from llm2clip.encoders.layers.configs import BertConfig
 from llm2clip.train.core.loop import train
 from llm2clip.train.core.run_folder import Run
 from llm2clip.train.core.stage import LoopConfig

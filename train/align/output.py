@@ -18,7 +18,8 @@ from torch import nn
 
 from llm2clip.common.files import atomic_folder, file_sha256
 from llm2clip.encoders.core.files import to_json
-from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
+from llm2clip.encoders.layers.configs import AdapterConfig
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.train.align.config import AlignConfig
 from llm2clip.train.align.heads import Scales
 from llm2clip.train.align.towers import Tower

@@ -19,7 +19,7 @@ from llm2clip.encoders.catalog.entries import find_encoder
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import to_json
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
-from llm2clip.encoders.layers.efficientnet_lite import HEAD_WIDTH, trained_size
+from llm2clip.encoders.layers.configs import HEAD_WIDTH, trained_size
 from llm2clip.encoders.vision.efficientnet_checkpoint import load_efficientnet_lite
 from llm2clip.encoders.vision.vision_source import local_vision, published_vision
 from llm2clip.encoders.vision.vision_tower import take_projection

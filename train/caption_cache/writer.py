@@ -86,9 +86,8 @@ def maker_of(encoder: Encoder) -> Maker:
         identity["held_as"] = tower.dtype
         return Maker(kind="states", identity=identity, dim=width, make=encoder.language_features)
     if isinstance(encoder, DualEncoder) and isinstance(tower, FolderTextTower):
-        width = tower.module().language_model.config.hidden_size
         said = encoder.info.identity()
-        return Maker(kind="states", identity=said, dim=width, make=encoder.language_features)
+        return Maker(kind="states", identity=said, dim=tower.width, make=encoder.language_features)
     return Maker(
         kind="vectors", identity=encoder.info.identity(), dim=encoder.info.dim, make=encoder.encode_texts
     )

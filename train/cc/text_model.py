@@ -19,9 +19,9 @@ from llm2clip.common.files import atomic_folder
 from llm2clip.encoders.core.files import read_object
 from llm2clip.encoders.layers.bert import BertEncoder
 from llm2clip.encoders.layers.llama import BidirectionalLlama
+from llm2clip.encoders.text.caption_tokenizer import passes
 from llm2clip.encoders.text.language_config import write_text_rules
 from llm2clip.encoders.text.llm_text_tower import LanguageSource, language_source
-from llm2clip.encoders.text.packed import passes
 from llm2clip.encoders.weights.safetensors_io import INDEX, Weights, stream_tensors
 from llm2clip.train.cc.lora import choose_trained, merge_lora
 from llm2clip.train.cc.packed import PackedText

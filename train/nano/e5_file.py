@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import Unigram
 
-from llm2clip.encoders.layers.bert import BertConfig
+from llm2clip.encoders.layers.configs import BertConfig
 from llm2clip.encoders.text.caption_tokenizer import TextRules
 from llm2clip.encoders.text.language_config import write_text_rules
 from llm2clip.train.nano.packages import SourceError

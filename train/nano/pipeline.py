@@ -22,8 +22,9 @@ from llm2clip.common.files import atomic_path
 from llm2clip.common.terminal import log_stderr
 from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
 from llm2clip.encoders.layers.bert import BertEncoder
-from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, LiteTower, LiteTowerConfig
-from llm2clip.encoders.layers.llama import AdapterConfig, TextAdapter
+from llm2clip.encoders.layers.configs import AdapterConfig, LiteTowerConfig
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, LiteTower
+from llm2clip.encoders.layers.llama import TextAdapter
 from llm2clip.encoders.llm2clip.folder_config import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
