@@ -143,20 +143,39 @@ def _heading(number: int, query: Query) -> str:
 def _card(hit: Hit, query: Query, page: _Page) -> str:
     caption, language = caption_for(hit, query.language)
     name = PurePath(hit.key.rpartition("#")[2]).name
+    shown_name = f'<span class="key" title="{_text(hit.key)}">{_text(name)}</span>' if caption else ""
     caption = caption or name
     day = capture_day(hit)
     taken = f'<time datetime="{_text(day)}">{_text(day)}</time>' if day else ""
-    image = page.image(hit)
-    if image:
-        shown = f'<img src="{image}" alt="{_text(caption)}"{_lang(language)} loading="lazy" decoding="async">'
-        frame = f'<div class="image">{shown}</div>'
-    else:
-        frame = '<div class="image lost">This image can no longer be read.</div>'
+    copies = f'<span title="copies of this image">+{len(hit.duplicates)}</span>' if hit.duplicates else ""
+    sure = f" · {hit.confidence:.0%}" if hit.confidence is not None else ""
     return (
-        f"<li><figure>{frame}<figcaption>"
+        f"<li><figure>{_frame(hit, page, caption=caption, language=language)}<figcaption>"
         f'<span class="caption" dir="auto"{_lang(language)} title="{_text(caption)}">{_text(caption)}</span>'
-        f'<span class="meta"><span class="rank">{hit.rank}</span>'
-        f'<span class="key" title="{_text(hit.key)}">{_text(name)}</span>'
-        f'{taken}<span class="score">{hit.score:.3f}</span></span>'
+        f'<span class="meta"><span class="rank">{hit.rank}</span>{shown_name}'
+        f'{taken}{copies}<span class="score">{hit.score:.3f}{sure}</span></span>'
         "</figcaption></figure></li>"
     )
+
+
+def _frame(hit: Hit, page: _Page, *, caption: str, language: str | None) -> str:
+    """The thumbnail, which opens the original where that has a file of its own; or where the original was."""
+    image = page.image(hit)
+    if not image:
+        return (
+            '<div class="image lost"><span>This image can no longer be read:<br>'
+            f'<span class="path" dir="ltr">{_text(hit.uri)}</span></span></div>'
+        )
+    shown = f'<img src="{image}" alt="{_text(caption)}"{_lang(language)} loading="lazy" decoding="async">'
+    original = _original(hit)
+    if original is None:
+        return f'<div class="image">{shown}</div>'
+    return f'<a class="image" href="{_text(original)}" target="_blank" rel="noreferrer">{shown}</a>'
+
+
+def _original(hit: Hit) -> str | None:
+    """A URL that a browser opens; None for a member of a container, or what lies in a storage service."""
+    if hit.uri.startswith(("https://", "http://")):
+        return hit.uri
+    path = Path(hit.uri)
+    return path.as_uri() if "://" not in hit.uri and path.is_absolute() and path.is_file() else None

@@ -211,8 +211,38 @@ def test_gallery_names_an_unreadable_image_and_shows_the_rest():
         return png()
 
     page = render(Answer(query=text_query("q"), hits=[hit(1), hit(2)]), read=read)
-    assert "This image can no longer be read." in page.texts
+    assert page.texts[page.texts.index("This image can no longer be read:") + 1] == "s3://images/p1.png"
     assert len(page.all("img")) == 1
+
+
+def test_gallery_opens_originals_that_have_a_file_of_their_own(tmp_path: Path):
+    original = tmp_path / "é & #1.png"
+    original.write_bytes(png())
+    uris = [
+        str(original),
+        str(tmp_path / "gone.png"),
+        f"{original}#member.png",
+        "https://example.org/a.png",
+        "javascript:alert(1)",
+        "s3://bucket/a.png",
+    ]
+    hits = [hit(rank, uri=uri) for rank, uri in enumerate(uris, start=1)]
+    page = render(Answer(query=text_query("q"), hits=hits))
+    assert [link["href"] for link in page.all("a")] == [original.as_uri(), "https://example.org/a.png"]
+    assert len(page.all("img")) == len(hits)
+
+
+def test_gallery_names_an_image_without_a_caption_once():
+    page = render(Answer(query=text_query("q"), hits=[hit(1), hit(2, caption="a dog")]))
+    assert page.texts.count("p1.png") == 1
+    assert [page.texts.count(text) for text in ("a dog", "p2.png")] == [1, 1]
+
+
+def test_gallery_shows_confidence_and_number_of_copies():
+    shown = hit(1, confidence=0.934, duplicates=(hit(2), hit(3)))
+    texts = render(Answer(query=text_query("q"), hits=[shown])).texts
+    assert "0.625 · 93%" in texts
+    assert "+2" in texts
 
 
 def test_gallery_reads_an_image_once():
