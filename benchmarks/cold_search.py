@@ -132,7 +132,7 @@ mark()
 found = index.search(vectors, k=10)
 mark()
 from llm2clip.retrieval.results import Answer, text_query
-llm2clip.retrieval.commands.print_answers([Answer(query=text_query(sys.argv[3]), hits=found[0])])
+llm2clip.retrieval.printing.print_answers([Answer(query=text_query(sys.argv[3]), hits=found[0])])
 mark()
 print(json.dumps(marks), file=sys.stderr)
 gc.freeze()

@@ -12,6 +12,7 @@ from llm2clip.common import entrypoint
 from llm2clip.common.terminal import GroupedCommand, VersionOption, make_app, one_line_errors, one_of
 
 if TYPE_CHECKING:
+    from llm2clip.retrieval.printing import Output
     from llm2clip.retrieval.ranking.options import By, Sort
 
 _BYS = ("auto", "image", "caption", "all")
@@ -64,6 +65,13 @@ Encoder = Annotated[
     encoder_option(metavar="NAME", help="Name or folder of the encoder.", show_default="the index's encoder"),
 ]
 _JSON = "Print one JSON object per query, each on a line."
+_JSONL = "Print one JSON object per hit, each on a line."
+_TSV = "Print one line per hit, with columns between tabs and their names first."
+_PATHS = "Print only the paths of the images."
+_NULL = "Print only their paths, each ended by a null byte, as xargs -0 reads them."
+_HTML = "Also write a self-contained HTML gallery."
+_COPY = "Also copy the images of the hits to this new or empty folder."
+_SYMLINK = "Also make links to them in this new or empty folder."
 _DEVICE = "Where to encode and search: auto, cpu, cuda or cuda:N."
 _NO_DAEMON = (
     "Search in this process, without the daemon that keeps the encoder in memory (docs/searching.md)."
@@ -95,10 +103,13 @@ def search(
     index: Index = None,
     encoder: Encoder = None,
     as_json: Annotated[bool, output_option("--json", help=_JSON)] = False,
-    as_paths: Annotated[bool, output_option("--paths", help="Print only the paths of the images.")] = False,
-    html: Annotated[
-        Path | None, output_option(metavar="FILE", help="Also write a self-contained HTML gallery.")
-    ] = None,
+    as_jsonl: Annotated[bool, output_option("--jsonl", help=_JSONL)] = False,
+    as_tsv: Annotated[bool, output_option("--tsv", help=_TSV)] = False,
+    as_paths: Annotated[bool, output_option("--paths", help=_PATHS)] = False,
+    null: Annotated[bool, output_option("--null", "-0", help=_NULL)] = False,
+    html: Annotated[Path | None, output_option(metavar="FILE", help=_HTML)] = None,
+    copy_to: Annotated[Path | None, output_option(metavar="FOLDER", help=_COPY)] = None,
+    symlink_to: Annotated[Path | None, output_option(metavar="FOLDER", help=_SYMLINK)] = None,
     device: Annotated[str, machine_option(metavar="DEVICE", help=_DEVICE)] = "auto",
     no_daemon: Annotated[bool, machine_option("--no-daemon", help=_NO_DAEMON)] = False,
     daemon: Annotated[
@@ -117,8 +128,6 @@ def search(
             return
         if not (queries or image or queries_file):
             raise typer.BadParameter("got no query; pass text, --image FILE or --queries FILE")
-        if as_json and as_paths:
-            raise typer.BadParameter("--json and --paths exclude each other: choose one")
         if sort == "date" and diverse:
             raise typer.BadParameter("--sort date and --diverse exclude each other: choose one")
         if cursor and page > 1:
@@ -148,11 +157,24 @@ def search(
             indexes=tuple(index or ()),
             encoder=encoder,
             device=device,
-            output="json" if as_json else "paths" if as_paths else "table",
+            output=_output(
+                {"json": as_json, "jsonl": as_jsonl, "tsv": as_tsv, "paths": as_paths, "null": null}
+            ),
             html=html,
+            copy_to=copy_to,
+            symlink_to=symlink_to,
         )
         if not run(request, searchers=context.obj):
             raise typer.Exit(1)
+
+
+def _output(asked: dict[str, bool]) -> Output:
+    """The one output that was asked for, else the table."""
+    names = [name for name, wanted in asked.items() if wanted]
+    if len(names) > 1:
+        named = " and ".join(f"--{name}" for name in names)
+        raise typer.BadParameter(f"{named} exclude each other: choose one")
+    return cast("Output", names[0] if names else "table")
 
 
 if __name__ == "__main__":

@@ -9,35 +9,22 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from io import TextIOWrapper
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llm2clip.common.files import counted
 from llm2clip.common.terminal import graceful_interrupt, log_stderr
 from llm2clip.indexer.commands.session import progress_bar
 from llm2clip.indexer.core.index_paths import locate
+from llm2clip.retrieval.printing import Output, print_answers
 from llm2clip.retrieval.query.expression import join
 from llm2clip.retrieval.ranking.options import SearchOptions
-from llm2clip.retrieval.results import (
-    Answer,
-    Query,
-    answer_json,
-    answer_paths,
-    answer_table,
-    combined_query,
-    text_query,
-)
+from llm2clip.retrieval.results import Answer, Query, combined_query, text_query
 from llm2clip.retrieval.searcher import Searcher
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Progress
-
-Output = Literal["table", "json", "paths"]
-
-_TRAILING_SPACES = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
-"""Padding of the last column, before escape sequences that end a style."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +54,10 @@ class SearchRequest:
     output: Output = "table"
     html: Path | None = None
     """File to write a gallery to."""
+    copy_to: Path | None = None
+    """Empty folder to copy the images of hits to."""
+    symlink_to: Path | None = None
+    """Empty folder to link them from."""
 
 
 class Searchers(Protocol):
@@ -104,7 +95,7 @@ def run(request: SearchRequest, *, searchers: Searchers | None = None) -> bool:
             options=replace(request.options, where=where),
         )
         answers = [Answer.of(query, page) for query, page in zip(queries, pages, strict=True)]
-        written = save_gallery(searcher, answers, path=request.html) if request.html else None
+        written = _write(searcher, answers, request)
         print_answers(answers, output=request.output)
         found = any(answer.hits for answer in answers)
         notes = {note: None for answer in answers if not answer.hits for note in answer.notes}
@@ -114,9 +105,23 @@ def run(request: SearchRequest, *, searchers: Searchers | None = None) -> bool:
             log_stderr(_no_match_note(searcher, where))
         if missing := frozenset().union(*(answer.missing for answer in answers)):
             log_stderr(_missing_note(searcher, missing, answers))
-        if written:
-            log_stderr(f"gallery written to {written}")
+        for line in written:
+            log_stderr(line)
     return found
+
+
+def _write(searcher: Searcher, answers: Sequence[Answer], request: SearchRequest) -> list[str]:
+    """Write the files that were asked for; says what was written."""
+    from llm2clip.retrieval.collecting import copy_images, link_images
+
+    lines = []
+    if request.html:
+        lines.append(f"gallery written to {save_gallery(searcher, answers, path=request.html)}")
+    if request.copy_to:
+        lines.append(copy_images(answers, request.copy_to, read_image=searcher.read_image))
+    if request.symlink_to:
+        lines.append(link_images(answers, request.symlink_to))
+    return lines
 
 
 def _within(where: str | None, *, begin: str | None, end: str | None) -> str | None:
@@ -236,40 +241,12 @@ class BuildProgress:
         self._open.close()
 
 
-def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> None:
-    """Print answers to standard output."""
-    if output == "table":
-        from rich.console import Console
-
-        _encode(errors="replace")
-        console = Console(highlight=False)
-        with console.capture() as printed:
-            for answer in answers:
-                console.print(answer_table(answer, width=console.width))
-        console.file.write(_TRAILING_SPACES.sub(r"\1", printed.get()))
-    elif output == "json":
-        ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
-        print("\n".join(answer_json(answer, ascii_only=ascii_only) for answer in answers))
-    else:
-        # The bytes of the file's name, even if they are not UTF-8.
-        _encode(errors="surrogateescape", encoding="utf-8" if os.name == "posix" else None)
-        for answer in answers:
-            for place in answer_paths(answer):
-                print(place)
-    sys.stdout.flush()
-
-
 def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -> Path:
     """Write answers as an HTML gallery; return its absolute path."""
     from llm2clip.retrieval.gallery import write_gallery
 
     subtitle = f"{counted(len(searcher), 'image')}, encoder {searcher.encoder.info.name}"
     return write_gallery(path, answers, read_image=searcher.read_image, subtitle=subtitle)
-
-
-def _encode(*, errors: Literal["replace", "surrogateescape"], encoding: str | None = None) -> None:
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(encoding=encoding, errors=errors)
 
 
 @contextmanager

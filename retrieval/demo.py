@@ -77,7 +77,8 @@ def demo(
 def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
     """Build or reuse the index, search, print tables and write the gallery; returns the answers shown."""
     from llm2clip.encoders import load_encoder
-    from llm2clip.retrieval.commands import BuildProgress, print_answers, save_gallery
+    from llm2clip.retrieval.commands import BuildProgress, save_gallery
+    from llm2clip.retrieval.printing import print_answers
     from llm2clip.retrieval.sample_index import SAMPLE_ENCODER, open_sample
     from llm2clip.retrieval.searcher import Searcher
 
