@@ -37,23 +37,25 @@ def folded(hits: Sequence[Hit], index_of: Callable[[Hit], Index]) -> list[Hit]:
     for position, hit in enumerate(hits):
         first = by_hash.get(hashes[position])
         if first is None and kept:
-            near = np.array(kept[-WINDOW:])
-            cosines = vectors[near] @ vectors[position]
-            first = next(
-                (
-                    int(near[place])
-                    for place in np.argsort(-cosines, kind="stable")
-                    if cosines[place] >= SAME_NAME and _are_copies(hits[near[place]], hit, cosines[place])
-                ),
-                None,
+            before = kept[-WINDOW:]
+            cosines = vectors[before] @ vectors[position]
+            close = np.flatnonzero(cosines >= SAME_NAME)
+            alike = (
+                before[place]
+                for place in close[np.argsort(-cosines[close], kind="stable")]
+                if _are_copies(hits[before[place]], hit, cosines[place])
             )
+            first = next(alike, None)
         if first is None:
             kept.append(position)
             by_hash[hashes[position]] = position
         else:
             by_hash.setdefault(hashes[position], first)
             copies.setdefault(first, []).append(hit)
-    return [replace(hits[position], duplicates=tuple(copies.get(position, ()))) for position in kept]
+    return [
+        replace(hits[position], duplicates=tuple(copies[position])) if position in copies else hits[position]
+        for position in kept
+    ]
 
 
 def _are_copies(one: Hit, other: Hit, cosine: float) -> bool:
