@@ -25,6 +25,7 @@ BENCHMARKS = {
     "cc": "caption_contrast",
     "align": "align_speed",
     "quantised": "quantised",
+    "serving": "serving",
     "ingest": "ingest",
     "filters": "filters",
     "metrics": "metrics",

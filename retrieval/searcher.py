@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
 from llm2clip.retrieval.opening import load_encoder_of, open_indexes, require_same_encoder
-from llm2clip.retrieval.query.expression import Term, parse, query_vector
+from llm2clip.retrieval.query.expression import Term, is_plain, parse, query_vector
 from llm2clip.retrieval.query.languages import UnknownLanguageWarning, language_warning
 from llm2clip.retrieval.query.texts import meant, text_vectors
+from llm2clip.retrieval.ranking.explain import reading
 from llm2clip.retrieval.ranking.options import Page, SearchOptions
 from llm2clip.retrieval.ranking.page import Ranking, merged
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from llm2clip.encoders import Encoder, ImageSource
     from llm2clip.indexer import Hit, Index, Progress
     from llm2clip.retrieval.ranking.calibration import Calibration
-
-_MOST_CALIBRATED = 1_000_000_000
-"""Parameters of an encoder up to which scores are calibrated unasked: larger ones take minutes for it."""
 
 
 class Searcher:
@@ -275,12 +273,12 @@ class Searcher:
                 vectors[term] = self._stored(int(term.value))
         pages = []
         for query in asked:
-            plain = all(term.kind == "text" and term.weight > 0 and not term.excluded for term in query)
+            plain = is_plain(query)
             ranking = Ranking(
                 indexes=self.indexes,
                 vector=query_vector(query, np.stack([vectors[term] for term in query])),
                 text=query[0].value if plain and len(query) == 1 else None,
-                read=self._read(query) if options.explain else (),
+                read=reading(query, self.encoder.info) if options.explain else (),
                 calibrations=self._calibrations(compute=options.min_confidence is not None) if plain else (),
             )
             pages.append(ranking.page(options))
@@ -298,15 +296,6 @@ class Searcher:
             raise ImageError(f"cannot search with the image {name}: {error}") from error
         return found
 
-    def _read(self, query: Sequence[Term]) -> tuple[str, ...]:
-        """What was read of a query, a sentence per term."""
-        steps = []
-        for term in query:
-            sign = "taken out" if term.excluded else f"weight {term.weight:g}"
-            what = f"{term.kind} {term.value!r}"
-            steps.append(f"read {what} with {self.encoder.info.name}, {sign}")
-        return tuple(steps)
-
     def _stored(self, item: int) -> NDArray[np.float32]:
         """The unit vector of an image of the first index. Shape: (dim,), float32."""
         import numpy as np
@@ -319,9 +308,9 @@ class Searcher:
 
     def _calibrations(self, *, compute: bool) -> tuple[Calibration | None, ...]:
         """What scores mean in each index; ``compute`` although it takes long."""
-        from llm2clip.retrieval.ranking.calibration import calibration_of
+        from llm2clip.retrieval.ranking.calibration import MOST_CALIBRATED, calibration_of
 
-        compute = compute or self.encoder.info.parameters <= _MOST_CALIBRATED
+        compute = compute or self.encoder.info.parameters <= MOST_CALIBRATED
         missing = [index for index in self.indexes if self._known.get(index) is None]
         self._known |= {index: calibration_of(index, self.encoder, compute=compute) for index in missing}
         return tuple(self._known[index] for index in self.indexes)

@@ -109,6 +109,10 @@ def dtype_name(name: str, *, device: str, stored: str) -> str:
     return name
 
 
+NO_GRID = "this encoder's image tower has no grid of features that match texts"
+"""Why it cannot be said where in an image a query matches."""
+
+
 class Tower:
     """One half of a :class:`DualEncoder`; its weights are read on first use, once for all threads."""
 
@@ -157,6 +161,10 @@ class ImageTower(Tower, ABC):
     @abstractmethod
     def vectors(self, pixels: Any) -> NDArray[np.float32]:  # noqa: ANN401
         """Shape: (n, size, size, 3), uint8, or a list of arrays -> (n, dim), float32, any scale."""
+
+    def cells(self, image: ImageSource) -> NDArray[np.float32]:
+        """Vectors of the parts of an image in a grid over all of it. Shape: (rows, columns, dim), any scale."""
+        raise ModelError(NO_GRID)
 
 
 class TextTower(Tower, ABC):
@@ -271,6 +279,19 @@ class DualEncoder(Encoder):
                 ``l2v.encode``.
         """
         return self._unit_rows(to_array(self.text_tower.project(features)), "a text")
+
+    def image_cells(self, image: ImageSource) -> NDArray[np.float32]:
+        """Unit vectors of the parts of an image, in a grid over all of it.
+
+        Returns:
+            Shape: (rows, columns, dim), float32; from the top left.
+
+        Raises:
+            ImageError: The image cannot be read.
+            ModelError: The image tower has no such grid. Of the encoders here, nano has one.
+        """
+        cells = self._images.cells(image)
+        return self._unit_rows(cells.reshape(-1, cells.shape[-1]), "a part of an image").reshape(cells.shape)
 
     def _prepare(self, image: ImageSource, *, draft: bool) -> PreparedImage:
         return self._images.prepare(image, draft=draft)

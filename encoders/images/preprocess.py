@@ -8,17 +8,17 @@ that resize first treat palette indices as brightness (golden case j). Upright 8
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, Literal, Protocol, final, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from llm2clip.encoders.core.dual_encoder import ImageTower, to_array
-from llm2clip.encoders.core.errors import ImageError
+from llm2clip.encoders.core.dual_encoder import NO_GRID, ImageTower, to_array
+from llm2clip.encoders.core.errors import ImageError, ModelError
 from llm2clip.encoders.core.image_source import ImageSource, PreparedImage
 from llm2clip.encoders.images.decode import MAX_PIXELS, decode_by, decode_here, to_rgb
 from llm2clip.encoders.images.guard import Decoded
@@ -191,6 +191,12 @@ def _short(values: tuple[float, ...]) -> str:
     return texts[0] if len(set(texts)) == 1 else ",".join(texts)
 
 
+@runtime_checkable
+class _HasCells(Protocol):
+    def cells(self, pixels_B3SS: Tensor) -> Tensor:
+        """Shape: (B, 3, S, S), normalised pixels -> (B, G, G, dim)."""
+
+
 @final
 class PixelTower(ImageTower):
     """Images through :class:`Preprocess`, then through a module that reads normalised pixels."""
@@ -236,6 +242,21 @@ class PixelTower(ImageTower):
         module = self.module()
         with torch.inference_mode():
             return to_array(module(self.normalised(pixels)))
+
+    def cells(self, image: ImageSource) -> NDArray[np.float32]:
+        """See ``ImageTower.cells``.
+
+        At twice the size, so that a thing in a quarter of the image is seen as large as one that fills it.
+        """
+        import torch
+
+        module = self.module()
+        if not isinstance(module, _HasCells):
+            raise ModelError(NO_GRID)
+        whole = replace(self.preprocess, size=2 * self.preprocess.size, mode=ResizeMode.SQUASH)
+        pixels = whole.prepare(image).pixels
+        with torch.inference_mode():
+            return to_array(module.cells(self.normalised(pixels[None]))[0])
 
     @cached_property
     def _levels(self) -> tuple[Tensor, Tensor]:

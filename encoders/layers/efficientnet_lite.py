@@ -204,14 +204,21 @@ class LiteTower(nn.Module):
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """Shape: (B, 3, S, S), normalised pixels -> (B, width), not unit length."""
-        pooled: Tensor = self.trunk(pixels_B3SS)
+        return self._states(self.trunk(pixels_B3SS))
+
+    def cells(self, pixels_B3SS: Tensor) -> Tensor:
+        """What each cell of the grid would give alone. Shape: (B, 3, S, S) -> (B, G, G, width), not unit length."""
+        return self._states(self.trunk.grid(pixels_B3SS).permute(0, 2, 3, 1))
+
+    def _states(self, features: Tensor) -> Tensor:
+        """Shape: (..., C) -> (..., width)."""
         if self.centre is None:
-            return pooled
+            return features
         assert self.trunk.classifier is not None, "the configuration has classes"
-        return class_code(self.trunk.classifier(pooled), self.config.sharpness) - self.centre
+        return class_code(self.trunk.classifier(features), self.config.sharpness) - self.centre
 
 
 def class_code(scores: Tensor, sharpness: float) -> Tensor:
-    """exp(sharpness * (score - best score)), of unit length. Shape: (B, classes) -> (B, classes)."""
+    """exp(sharpness * (score - best score)), of unit length. Shape: (..., classes) -> the same."""
     scores = scores.float()
     return F.normalize(torch.exp(sharpness * (scores - scores.amax(-1, keepdim=True))), dim=-1)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
+from llm2clip.encoders.core.dual_encoder import NO_GRID
+from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.layers.configs import AdapterConfig
 from llm2clip.encoders.layers.efficientnet_lite import LiteTower
 from llm2clip.encoders.layers.llama import TextAdapter
@@ -64,6 +66,17 @@ class VisionModule(nn.Sequential):
             build_tower(shape, projection=False) if isinstance(shape, TowerShape) else LiteTower(shape)
         )
         self.visual_projection = build_head(config.image_head, width=shape.width, dim=config.adapter.dim)
+
+    def cells(self, pixels_B3SS: Tensor) -> Tensor:
+        """A vector of each cell of the tower's grid. Shape: (B, 3, S, S) -> (B, G, G, dim), not normalised.
+
+        Raises:
+            ModelError: The tower has no grid whose cells could be read alone.
+        """
+        if not isinstance(self.vision, LiteTower):
+            raise ModelError(NO_GRID)
+        vectors: Tensor = self.visual_projection(self.vision.cells(pixels_B3SS))
+        return vectors
 
 
 def build_head(config: HeadConfig, *, width: int, dim: int) -> nn.Module:

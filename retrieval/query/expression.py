@@ -69,6 +69,11 @@ def parse(query: str) -> tuple[Term, ...]:
     return _Parser(query).terms()
 
 
+def is_plain(terms: Sequence[Term]) -> bool:
+    """Whether a query is of texts alone and takes nothing away, so that its scores can be calibrated."""
+    return all(term.kind == "text" and term.weight > 0 and not term.excluded for term in terms)
+
+
 def join(arguments: Sequence[str]) -> str:
     """One query from the words of a command line, in which ``+`` and ``-`` alone are signs of an expression."""
     if not any(word in ("+", "-") for word in arguments):

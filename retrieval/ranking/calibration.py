@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
     from llm2clip.indexer import Index
 
+MOST_CALIBRATED = 1_000_000_000
+"""Parameters of an encoder up to which scores are calibrated unasked: larger ones take minutes for it."""
 _LOW, _MIDDLE = 0.25, 0.5
 """Quantiles of the null captions' best scores that the distribution is fitted to."""
 _LEAST_SCALE = 1e-4

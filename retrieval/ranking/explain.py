@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from llm2clip.encoders import EncoderInfo
     from llm2clip.indexer import Index
+    from llm2clip.retrieval.query.expression import Term
     from llm2clip.retrieval.ranking.calibration import Calibration
     from llm2clip.retrieval.ranking.options import SearchOptions
+
+
+def reading(terms: Sequence[Term], encoder: EncoderInfo) -> tuple[str, ...]:
+    """What was read of a query, a sentence per term."""
+    steps = []
+    for term in terms:
+        sign = "taken out" if term.excluded else f"weight {term.weight:g}"
+        steps.append(f"read {term.kind} {term.value!r} with {encoder.name}, {sign}")
+    return tuple(steps)
 
 
 def explain(

@@ -39,6 +39,8 @@ class Ranking:
     """What was read of the query, for ``Page.explanation``."""
     calibrations: Sequence[Calibration | None] = ()
     """Of each index, None where it is not known; empty for queries with images, which have none."""
+    known: Sequence[Hit] = ()
+    """The nearest images without a filter, as many as are known already."""
 
     def page(self, options: SearchOptions) -> Page:
         """One page.
@@ -110,13 +112,19 @@ class Ranking:
 
     def nearest(self, vector: NDArray[np.float32], *, k: int, where: str | None) -> list[Hit]:
         """The ``k`` images of all indexes that are nearest to a unit vector, best first."""
+        if where is None and vector is self.vector and k <= len(self.known):
+            return list(self.known[:k])
         found = [index.search(vector[None], k=k, where=where)[0] for index in self.indexes]
         return found[0] if len(found) == 1 else merged(self.indexes, found)[:k]
+
+    def looked_at(self, wanted: int, options: SearchOptions) -> int:
+        """How many of the nearest images are fetched to show so many hits."""
+        return max(wanted, 0 if self._is_by_score(options) else POOL) + _SPARE * options.fold
 
     def _best(self, wanted: int, options: SearchOptions, *, most: int) -> list[Hit]:
         """At least the first ``wanted`` hits, if there are as many, in the order asked for."""
         wanted = max(wanted, 0 if self._is_by_score(options) else POOL)
-        count = min(wanted + _SPARE * options.fold, most, MOST_PAGED)
+        count = min(self.looked_at(wanted, options), most, MOST_PAGED)
         while count:
             found = self.nearest(self.vector, k=count, where=options.where)
             hits = self._arranged(found, options)

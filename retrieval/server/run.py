@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import socket
 import sys
+import warnings
 from typing import TYPE_CHECKING
 
 from llm2clip.common.terminal import escape_control
+from llm2clip.retrieval.query.texts import LongTextWarning
 from llm2clip.retrieval.searcher import Searcher
 
 if TYPE_CHECKING:
@@ -29,8 +31,10 @@ def run_server(settings: ServerSettings, *, index: str | None, encoder: str | No
     with Searcher.open(index, encoder=encoder, device=device) as searcher:
         path, loaded = searcher.index.path, searcher.encoder
         images = len(searcher.index)
+    warnings.simplefilter("ignore", LongTextWarning)  # answers say it
     loaded.encode_texts(["warm"])
     service = SearchService(path, loaded, settings, device=device if device.startswith("cuda") else "cpu")
+    service.calibrate()
     address = f"http://{_shown(settings.host)}:{listening.getsockname()[1]}/"
     print(f"{images:,} images of {escape_control(str(path))} at {address}", file=sys.stderr)
     print("stop with Ctrl-C", file=sys.stderr)

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from llm2clip.retrieval.ranking.options import By, Sort
+
 MOST_CHARACTERS = 100_000
 """Longest text of a query."""
 MOST_INPUTS = 2_048
@@ -25,7 +27,7 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class SearchRequest(_Strict):
+class QueryModel(_Strict):
     """What is searched for. One of ``query``, ``image`` and ``vector`` is needed; ``query`` and ``image`` add up."""
 
     query: Text | None = Field(
@@ -38,23 +40,47 @@ class SearchRequest(_Strict):
     vector: list[float] | None = Field(
         None, max_length=65_536, description="A vector of the index's dimension."
     )
-    where: Annotated[str, StringConstraints(max_length=20_000)] | None = Field(None, description="A filter.")
-    limit: int = Field(20, ge=1, le=1000, description="Hits per page.")
-    cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
-        None, description="From the page before."
-    )
-    min_score: float | None = Field(
-        None, ge=-1, le=1, allow_inf_nan=False, description="Leave out lower scores."
-    )
-    explain: bool = Field(False, description="Say how the query was read and answered.")
 
     @model_validator(mode="after")
-    def _one_query(self) -> SearchRequest:
+    def _one_query(self) -> QueryModel:
         if self.vector is not None and (self.query or self.image):
             raise ValueError("vector excludes query and image")
         if self.vector is None and not self.query and not self.image:
             raise ValueError("one of query, image and vector is needed")
         return self
+
+
+class SearchRequest(QueryModel):
+    """What is searched for, and how it is answered."""
+
+    where: Annotated[str, StringConstraints(max_length=20_000)] | None = Field(None, description="A filter.")
+    limit: int = Field(20, ge=1, le=1000, description="Hits per page.")
+    cursor: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        None, description="From the page before."
+    )
+    min_confidence: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Leave out images of lower confidence; for texts only.",
+    )
+    min_score: float | None = Field(
+        None, ge=-1, le=1, allow_inf_nan=False, description="Leave out lower scores."
+    )
+    by: By = Field("auto", description="What the query is compared with; see docs/searching.md.")
+    sort: Sort = Field("score", description="date: newest first; see docs/searching.md.")
+    fold: bool = Field(True, description="Show copies of one image once, with the others as its duplicates.")
+    diverse: bool = Field(False, description="Prefer images that differ from those before them.")
+    explain: bool = Field(False, description="Say how the query was read and answered.")
+
+
+class HeatAnswer(_Strict):
+    """Where an image matches a query."""
+
+    cosines: list[list[float]] = Field(
+        description="Of the query and each part of the image, row by row from the top left, in a grid over all of it."
+    )
 
 
 class ItemModel(_Strict):
@@ -76,6 +102,10 @@ class HitModel(ItemModel):
 
     rank: int
     score: float
+    confidence: float | None = Field(
+        description="How sure it is that the query is not of something else, 0 to 1; null: not known."
+    )
+    duplicates: list[ItemModel] = Field(description="Copies of the same image.")
 
 
 class ItemsAnswer(_Strict):
@@ -107,7 +137,7 @@ class SearchAnswer(_Strict):
     """One page of hits."""
 
     hits: list[HitModel]
-    total: int = Field(description="Images that pass the filter.")
+    total: int = Field(description="Images that pass the filter and min_confidence, copies included.")
     next_cursor: str | None = Field(description="Cursor of the next page; null on the last.")
     generation: int = Field(description="Generation of the index that was searched.")
     language: str | None = Field(description="Probable language of the query's text, a BCP 47 tag.")

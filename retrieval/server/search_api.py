@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from fastapi import APIRouter, Path, Query, Response
@@ -12,22 +13,27 @@ from starlette.concurrency import run_in_threadpool
 
 from llm2clip.retrieval.query.expression import Term, parse
 from llm2clip.retrieval.query.languages import guess_language, language_warning
+from llm2clip.retrieval.ranking.options import Page, SearchOptions
 from llm2clip.retrieval.server.schemas import (
     FacetModel,
     FacetsAnswer,
+    HeatAnswer,
     HitModel,
     ItemModel,
     ItemsAnswer,
+    QueryModel,
     SearchAnswer,
     SearchRequest,
     decode_data_uri,
     unit,
 )
-from llm2clip.retrieval.service.search_service import Page, SearchService
+from llm2clip.retrieval.service.search_service import SearchService
+
+if TYPE_CHECKING:
+    from llm2clip.indexer import Hit
 
 ItemId = Annotated[int, Path(ge=0, lt=2**63, description="Id of an image, as in a hit.")]
 Where = Annotated[str | None, Query(max_length=20_000, description="A filter.")]
-Model = TypeVar("Model", bound=ItemModel)
 
 _SENT = "(the image sent)"
 """Name of the image that goes with a query without being named in it."""
@@ -54,18 +60,21 @@ def _add_search(router: APIRouter, service: SearchService) -> None:
         """Images nearest to a text, an image, an expression of both, or a vector."""
         took: dict[str, float] = {}
         terms = _terms(request)
-        page = await service.search(
-            await _query_vector(service, request, terms, took),
-            limit=request.limit,
+        options = SearchOptions(
+            k=request.limit,
             where=request.where,
             cursor=request.cursor,
-            min_score=request.min_score,
-            took=took,
+            min_confidence=request.min_confidence,
+            by=request.by,
+            sort=request.sort,
+            fold=request.fold,
+            diverse=request.diverse,
+            explain=request.explain,
         )
-        explained = None
-        if request.explain:
-            explained = await run_in_threadpool(_explain, service, terms, request.where)
-        return _search_answer(page, terms, service, took=took, explained=explained)
+        vector = await _query_vector(service, request, terms, took)
+        page = await service.search(vector, terms, options, took=took)
+        notes = [*page.notes, *await run_in_threadpool(_notes, service, terms)]
+        return _search_answer(_above(page, request.min_score), terms, notes=notes, took=took)
 
     @router.get("/v1/items")
     async def items(
@@ -76,10 +85,10 @@ def _add_search(router: APIRouter, service: SearchService) -> None:
         """The images that pass a filter, the newest first."""
         page = await run_in_threadpool(service.newest, limit=limit, where=where, cursor=cursor)
         return ItemsAnswer(
-            items=[_model(hit, ItemModel) for hit in page.hits],
+            items=[_item(hit) for hit in page.hits],
             total=page.total,
             next_cursor=page.cursor,
-            generation=page.generation,
+            generation=int(page.generation),
         )
 
     @router.get("/v1/facets")
@@ -112,7 +121,13 @@ def _add_images(router: APIRouter, service: SearchService) -> None:
     @router.get("/v1/items/{item}")
     async def item(item: ItemId) -> ItemModel:
         """What the index knows about an image."""
-        return _model(await run_in_threadpool(service.item, item), ItemModel)
+        return _item(await run_in_threadpool(service.item, item))
+
+    @router.post("/v1/items/{item}/heat")
+    async def heat(item: ItemId, request: QueryModel) -> HeatAnswer:
+        """Where an image matches a query, for encoders whose image tower has a grid of features."""
+        vector = await _query_vector(service, request, _terms(request), {})
+        return HeatAnswer(cosines=(await service.heat(item, vector)).tolist())
 
     @router.get("/v1/items/{item}/image", response_class=Response)
     async def image(item: ItemId) -> Response:
@@ -138,13 +153,13 @@ def _add_images(router: APIRouter, service: SearchService) -> None:
         return Response(data, media_type="image/webp", headers={"Cache-Control": "private, max-age=300"})
 
 
-def _terms(request: SearchRequest) -> tuple[Term, ...]:
+def _terms(request: QueryModel) -> tuple[Term, ...]:
     terms = parse(request.query) if request.query else ()
     return (*terms, Term(kind="image", value=_SENT)) if request.image is not None else terms
 
 
 async def _query_vector(
-    service: SearchService, request: SearchRequest, terms: Sequence[Term], took: dict[str, float]
+    service: SearchService, request: QueryModel, terms: Sequence[Term], took: dict[str, float]
 ) -> NDArray[np.float32]:
     if request.vector is not None:
         return unit(request.vector)
@@ -154,33 +169,58 @@ async def _query_vector(
     return await service.vector(terms, images=images, took=took)
 
 
-def _search_answer(
-    page: Page,
-    terms: Sequence[Term],
-    service: SearchService,
-    *,
-    took: dict[str, float],
-    explained: list[str] | None,
-) -> SearchAnswer:
+def _above(page: Page, min_score: float | None) -> Page:
+    """The hits of a page of at least a score; it is the last if some are lower."""
+    hits = [hit for hit in page.hits if min_score is None or hit.score >= min_score]
+    return page if len(hits) == len(page.hits) else replace(page, hits=hits, cursor=None)
+
+
+def _notes(service: SearchService, terms: Sequence[Term]) -> list[str]:
+    """A sentence for each language of the query that the encoder was not trained on, and for each text that is long."""
+    encoder = service.encoder
     texts = [term.value for term in terms if term.kind == "text"]
-    warned = dict(filter(None, (language_warning(text, service.encoder.info) for text in texts)))
+    notes = dict(filter(None, (language_warning(text, encoder.info) for text in texts)))
+    limit = encoder.info.max_text_tokens
+    long = [text for text in texts if 4 * len(text) > limit]
+    counts = encoder.count_tokens(long) if long else []
+    return [
+        *notes.values(),
+        *(
+            f"a text of {count:,} tokens was read in parts, since {encoder.info.name} reads {limit} at once"
+            for count in counts
+            if count > limit
+        ),
+    ]
+
+
+def _search_answer(
+    page: Page, terms: Sequence[Term], *, notes: list[str], took: dict[str, float]
+) -> SearchAnswer:
     return SearchAnswer(
-        hits=[_model(hit, HitModel) for hit in page.hits],
+        hits=[_hit(hit) for hit in page.hits],
         total=page.total,
         next_cursor=page.cursor,
-        generation=page.generation,
-        language=guess_language(" ".join(texts)),
-        notes=list(warned.values()),
+        generation=int(page.generation),
+        language=guess_language(" ".join(term.value for term in terms if term.kind == "text")),
+        notes=notes,
         took_ms=took,
-        explain=explained,
+        explain=list(page.explanation) or None,
     )
 
 
-def _model(hit: Any, kind: type[Model]) -> Model:  # noqa: ANN401 - Hit is imported late elsewhere
-    return kind(**{name: getattr(hit, name) for name in kind.model_fields})
+def _fields(hit: Hit) -> dict[str, Any]:
+    return {name: getattr(hit, name) for name in ItemModel.model_fields}
 
 
-def _explain(service: SearchService, terms: Sequence[Term], where: str | None) -> list[str]:
-    said = [f"{term.weight:+g} x {term.kind} {term.value[:200]!r}" for term in terms]
-    with service.index() as index:
-        return said + index.explain(where=where)
+def _item(hit: Hit) -> ItemModel:
+    return ItemModel(**_fields(hit))
+
+
+def _hit(hit: Hit) -> HitModel:
+    return HitModel(
+        **_fields(hit),
+        rank=hit.rank,
+        score=hit.score,
+        confidence=hit.confidence,
+        duplicates=[_item(copy) for copy in hit.duplicates],
+    )

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
+from llm2clip.encoders.core.errors import ModelError
 from llm2clip.retrieval.gallery import small_webp
-from llm2clip.retrieval.query.expression import ExpressionError, Term, query_vector
-from llm2clip.retrieval.query.texts import cleaned
+from llm2clip.retrieval.query.expression import ExpressionError, Term, is_plain, query_vector
+from llm2clip.retrieval.query.texts import cleaned, text_vectors
+from llm2clip.retrieval.ranking.calibration import MOST_CALIBRATED, Calibration, calibration_of
+from llm2clip.retrieval.ranking.explain import reading
+from llm2clip.retrieval.ranking.options import Page, SearchOptions
+from llm2clip.retrieval.ranking.page import Ranking
 from llm2clip.retrieval.service.batching import Batcher
 from llm2clip.retrieval.service.live_index import LiveIndex
 from llm2clip.retrieval.service.settings import ServerSettings
@@ -30,10 +34,6 @@ if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
     from llm2clip.indexer import Hit, Index
 
-MOST_HITS = 1_000
-"""Most hits of one page."""
-MOST_PAGED = 100_000
-"""Hits up to which pages can be turned."""
 _SIDES = (160, 320, 640, 1280)
 _THUMBNAILS = 512
 """Thumbnails that are kept in memory."""
@@ -43,35 +43,12 @@ class NoSuchItemError(ValueError):
     """There is no image of that id in the index."""
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Page:
-    """One page of an answer."""
-
-    hits: Sequence[Hit]
-    """Best first, ranks counted over all pages."""
-    total: int
-    """Images that pass the filter."""
-    cursor: str | None
-    """Gets the next page; ``None``: this is the last."""
-    generation: int
-    """Generation of the index that was searched."""
-
-
 class _Lookup(NamedTuple):
-    """A vector to search with. Shape: (dim,), float32."""
+    """A query to be answered: its unit vector, its terms (none for a bare vector), and how to answer it."""
 
     vector: NDArray[np.float32]
-    wanted: int
-    where: str | None
-
-
-class _Found(NamedTuple):
-    """What a search gave, in which generation, and how many images pass the filter."""
-
-    hits: Sequence[Hit]
-    total: int
-    generation: int
+    terms: Sequence[Term]
+    options: SearchOptions
 
 
 @final
@@ -98,10 +75,12 @@ class SearchService:
         self._scans = ThreadPoolExecutor(1, thread_name_prefix="scan")
         self._texts: Batcher[str, NDArray[np.float32]] = self._batcher("text", self._encode_texts)
         self._images: Batcher[bytes, NDArray[np.float32]] = self._batcher("image", self._encode_images)
-        self._lookups: Batcher[_Lookup, _Found] = self._batcher("search", self._find, executor=self._scans)
+        self._lookups: Batcher[_Lookup, Page] = self._batcher("search", self._find, executor=self._scans)
         batchers = self._texts, self._images, self._lookups
         self.telemetry.queue.set_function(lambda: sum(batcher.waiting for batcher in batchers))
         self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
+        self._calibrated: Calibration | None = None
+        self._calibrated_for = -1
         self._thumbnails: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
 
     def _batcher(
@@ -178,7 +157,7 @@ class SearchService:
         return vector
 
     def _encode_texts(self, texts: Sequence[str]) -> Sequence[NDArray[np.float32]]:
-        return list(self.encoder.encode_texts(texts, batch_size=max(1, len(texts))))
+        return list(text_vectors(texts, self.encoder))
 
     def _encode_images(self, images: Sequence[bytes]) -> Sequence[NDArray[np.float32]]:
         return list(self.encoder.encode_images(images, batch_size=max(1, len(images))))
@@ -198,63 +177,109 @@ class SearchService:
     async def search(
         self,
         vector: NDArray[np.float32],
+        terms: Sequence[Term],
+        options: SearchOptions,
         *,
-        limit: int,
-        where: str | None,
-        cursor: str | None,
-        min_score: float | None,
         took: dict[str, float],
     ) -> Page:
         """One page of the images nearest to a unit vector. Shape: (dim,), float32.
 
-        Pages are cut by score and id, so that no image is shown twice, also where the index changes between them.
-        Searches without a filter that arrive together share a scan. ``took`` as for ``vector``.
+        Searches without a filter that arrive together share a scan. Arguments as for ``vector``; a bare vector has no
+        terms.
 
         Raises:
             OverloadedError: Too many queries wait.
-            ValueError: The filter or the cursor is invalid.
+            ValueError: An option is invalid.
         """
-        seen, last = _read_cursor(cursor) if cursor else (0, None)
-        lookup = _Lookup(vector, min(seen + limit + 1, MOST_PAGED), where)
+        lookup = _Lookup(vector, terms, options)
         with self.telemetry.stage("search", took):
-            if where is None:
-                found = await self._lookups.submit(lookup)
-            else:  # a slow filter holds up no other search
-                (found,) = await asyncio.to_thread(self._find, [lookup])
-        hits: Sequence[Hit] = found.hits
-        if last is not None:
-            hits = [hit for hit in hits if (-hit.score, hit.id) > (-last[0], last[1])]
-        if min_score is not None:
-            hits = [hit for hit in hits if hit.score >= min_score]
-        page, more = hits[:limit], len(hits) > limit
-        following = _write_cursor(seen + len(page), page[-1]) if more and page else None
-        return Page(hits=page, total=found.total, cursor=following, generation=found.generation)
+            if options.where is None:
+                return await self._lookups.submit(lookup)
+            (page,) = await asyncio.to_thread(self._find, [lookup])  # a slow filter holds up no other search
+            return page
 
-    def _find(self, lookups: Sequence[_Lookup]) -> Sequence[_Found]:
-        """The hits of lookups of one filter, by one scan."""
+    def _find(self, lookups: Sequence[_Lookup]) -> Sequence[Page]:
         import numpy as np
 
-        where, most = lookups[0].where, max(lookup.wanted for lookup in lookups)
         with self.index() as index:
-            allowed = index.allowed(where)
-            total = len(index) if where is None or allowed is None else int(allowed.sum())
-            vectors = np.stack([lookup.vector for lookup in lookups])
-            found = index.search(vectors, k=min(most, total), where=where) if total else [[] for _ in lookups]
-            generation = index.manifest.generation
-        return [
-            _Found(hits[: lookup.wanted], total, generation)
-            for lookup, hits in zip(lookups, found, strict=True)
-        ]
+            needed = any(lookup.options.min_confidence is not None for lookup in lookups)
+            calibration = self._calibration(index, needed=needed)
+            rankings = [
+                Ranking(
+                    indexes=(index,),
+                    vector=lookup.vector,
+                    text=lookup.terms[0].value if len(lookup.terms) == 1 and is_plain(lookup.terms) else None,
+                    read=reading(lookup.terms, self.encoder.info) if lookup.options.explain else (),
+                    calibrations=(calibration,) if lookup.terms and is_plain(lookup.terms) else (),
+                )
+                for lookup in lookups
+            ]
+            options = [lookup.options for lookup in lookups]
+            shared = [place for place, one in enumerate(options) if _shares_a_scan(one)]
+            if shared and len(index):
+                wanted = max(
+                    rankings[place].looked_at(options[place].k + 1, options[place]) for place in shared
+                )
+                vectors = np.stack([lookups[place].vector for place in shared])
+                nearest = index.search(vectors, k=min(wanted, len(index)))
+                for place, hits in zip(shared, nearest, strict=True):
+                    rankings[place] = replace(rankings[place], known=hits)
+            return [ranking.page(one) for ranking, one in zip(rankings, options, strict=True)]
+
+    def _calibration(self, index: Index, *, needed: bool) -> Calibration | None:
+        """What scores mean; that of an earlier generation, while the encoder's thread makes the next unless needed."""
+        generation = index.manifest.generation
+        with self._lock:
+            known, current = self._calibrated, self._calibrated_for == generation
+            if not current and not needed:
+                self._calibrated_for = generation
+        if current or len(index) == 0:
+            return known
+        made = self._pool.submit(self.calibrate)
+        return made.result() if needed else known
+
+    def calibrate(self) -> Calibration | None:
+        """Calibrate the scores of the newest generation, in the thread that calls."""
+        compute = self.encoder.info.parameters <= MOST_CALIBRATED
+        with self.index() as index:
+            made = calibration_of(index, self.encoder, compute=compute)
+            with self._lock:
+                self._calibrated, self._calibrated_for = made, index.manifest.generation
+        return made
 
     def newest(self, *, limit: int, where: str | None, cursor: str | None) -> Page:
-        """One page of the images that pass a filter, the newest first; ``ValueError`` as for ``search``."""
-        seen, last = _read_cursor(cursor) if cursor else (0, None)
+        """One page of the images that pass a filter, the newest first; ``ValueError`` if an argument is invalid."""
+        if cursor is not None and not re.fullmatch(r"\d{1,18}", cursor, re.ASCII):
+            raise ValueError("the cursor is not one that this server gave; begin again without it")
+        after = int(cursor) if cursor else None
         with self.index() as index:
-            hits, total = index.newest(limit=limit + 1, where=where, after=last[1] if last else None)
-            generation = index.manifest.generation
-        page = hits[:limit]
-        following = _write_cursor(seen + limit, page[-1]) if len(hits) > limit else None
-        return Page(hits=page, total=total, cursor=following, generation=generation)
+            hits, total = index.newest(limit=limit + 1, where=where, after=after)
+            generation = str(index.manifest.generation)
+        following = str(hits[limit - 1].id) if len(hits) > limit else None
+        return Page(hits=hits[:limit], total=total, cursor=following, generation=generation)
+
+    async def heat(self, item: int, vector: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Where an image of the index matches a query: cosines of its parts, from the top left.
+
+        Shape: (dim,), float32 -> (rows, columns), float32.
+
+        Raises:
+            NoSuchItemError: There is none of that id.
+            OSError, ValueError: It can no longer be read, or the encoder cannot tell (``ModelError``).
+        """
+        data = await asyncio.to_thread(self.image, item)
+        loop = asyncio.get_running_loop()
+        cells = await loop.run_in_executor(self._pool, self._cells, data)
+        found: NDArray[np.float32] = cells @ vector
+        return found
+
+    def _cells(self, data: bytes) -> NDArray[np.float32]:
+        from llm2clip.encoders.core.dual_encoder import NO_GRID, DualEncoder
+
+        if not isinstance(self.encoder, DualEncoder):
+            raise ModelError(NO_GRID)
+        with self.telemetry.stage("heat"):
+            return self.encoder.image_cells(data)
 
     def thumbnail(self, item: int, *, side: int) -> bytes:
         """An image as WebP that fits into a square of about ``side`` pixels.
@@ -312,17 +337,6 @@ def _require_item(index: Index, item: int) -> Hit:
     return hit
 
 
-def _write_cursor(seen: int, last: Hit) -> str:
-    return base64.urlsafe_b64encode(f"{seen}:{last.id}:{last.score!r}".encode()).decode().rstrip("=")
-
-
-def _read_cursor(cursor: str) -> tuple[int, tuple[float, int]]:
-    try:
-        text = base64.urlsafe_b64decode(cursor.encode("ascii") + b"=" * (-len(cursor) % 4)).decode("ascii")
-        seen, item, score = text.split(":")
-        found = int(seen), (float(score), int(item))
-    except (ValueError, binascii.Error) as error:
-        raise ValueError("the cursor is not one that this server gave; begin again without it") from error
-    if not 0 < found[0] <= MOST_PAGED:
-        raise ValueError(f"pages end after {MOST_PAGED:,} hits; narrow the query with a filter")
-    return found
+def _shares_a_scan(options: SearchOptions) -> bool:
+    """Whether a page begins with the nearest images of all."""
+    return options.where is None and options.min_confidence is None and not options.cursor

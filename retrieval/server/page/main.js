@@ -2,20 +2,20 @@
 
 import { imageAddress, json, openOriginal, thumbnail } from "./api.js";
 import * as facets from "./facets.js";
-import { imageTerm, itemTerms, quoted, runsLeft, withTerm, withoutTerm } from "./query.js";
+import { imageTerm, isExpression, itemTerms, runsLeft, withTerm, withoutTerm } from "./query.js";
 import { focusTile, makeTile, neighbour, tiles } from "./tiles.js";
-import { cropped, setUpViewer, view, viewed } from "./viewer.js";
+import { cropped, hint, paint, setUpViewer, view, viewed } from "./viewer.js";
 
 const EXAMPLES = [
   ["en", "a dog running on the beach"], ["zh", "雪山下的湖"], ["es", "una calle de noche"],
   ["ar", "قطة نائمة"], ["hi", "लाल फूल"], ["ja", "料理の皿"], ["de", "\"ein Strand\" - \"Menschen\""],
 ];
-const PAGE = 60, MOST_BYTES = 16e6;
+const PAGE = 60, MOST_BYTES = 16e6, CUT_OFF = 0.8;
 const $ = (id) => document.getElementById(id);
 const state = {
   images: new Map(),   // name in the query -> data URI
   regions: new Map(),  // name in the query -> [id, [x, y, width, height]]: images that the address can hold
-  hits: [], cursor: null, asked: 0, language: null,
+  hits: [], cursor: null, asked: 0, language: null, cutOff: null, weaker: false,
   selected: new Map(), last: null,
 };
 
@@ -47,7 +47,12 @@ async function request(query, where, more) {
     if (query.includes(imageTerm(name)) && !images[name]) state.images.set(name, images[name] = await cropped(id, box));
   }
   showTerms();
-  return { query, images, limit: PAGE, ...(where && { where }), ...(more && { cursor: state.cursor }) };
+  // The cut-off is for texts: scores of images mean something else.
+  state.cutOff = isExpression(query) || state.weaker ? null : CUT_OFF;
+  return {
+    query, images, limit: PAGE, sort: $("sort").value, min_confidence: state.cutOff,
+    ...(where && { where }), ...(more && { cursor: state.cursor }),
+  };
 }
 
 async function listed(where, more) {
@@ -65,11 +70,14 @@ function show(answer, { query, more }) {
   $("notes").replaceChildren(...answer.notes.map((note) => Object.assign(document.createElement("li"), { textContent: note })));
   $("notes").hidden = !answer.notes.length;
   const total = answer.total.toLocaleString(), images = answer.total === 1 ? "image" : "images";
-  if (!answer.total) say(facets.combined($("where").value.trim()) ? "No image passes the filter." : "The index holds no image.");
-  else if (!state.hits.length) say("Nothing like that here.");
-  else if (query) say(`The best of ${total} ${images}, ${Math.round(Object.values(answer.took_ms).reduce((sum, part) => sum + part, 0))} ms`);
+  const cut = Boolean(query) && state.cutOff !== null, took = Object.values(answer.took_ms || {}).reduce((sum, part) => sum + part, 0);
+  $("weaker").hidden = !cut || Boolean(state.cursor);
+  $("sort").hidden = !query;
+  if (cut) say(state.hits.length ? `${total} ${images}, ${Math.round(took)} ms` : "Nothing like that here.");
+  else if (!answer.total) say(facets.combined($("where").value.trim()) ? "No image passes the filter." : "The index holds no image.");
+  else if (query) say(`The best of ${total} ${images}, ${Math.round(took)} ms`);
   else say(`${total} ${images}, the newest first`);
-  $("end").textContent = state.cursor || !state.hits.length ? "" : "No more images.";
+  $("end").textContent = state.cursor || !state.hits.length ? "" : cut ? "No more above the cut-off." : "No more images.";
 }
 
 function say(text, { bad = false, busy = false } = {}) {
@@ -80,7 +88,7 @@ function say(text, { bad = false, busy = false } = {}) {
 
 // --- the query -------------------------------------------------------------------------------------------------------
 
-function ask(text) { $("query").value = text; grow(); scrollTo({ top: 0 }); search(); }
+function ask(text) { $("query").value = text; state.weaker = false; grow(); scrollTo({ top: 0 }); search(); }
 
 function addTerm(sign, term) { ask(withTerm($("query").value, sign, term)); }
 
@@ -126,6 +134,8 @@ function address(query, typed) {
   const parameters = new URLSearchParams();
   if (query) parameters.set("q", query);
   if (typed) parameters.set("where", typed);
+  if (state.weaker) parameters.set("weaker", "1");
+  if ($("sort").value !== "score") parameters.set("sort", $("sort").value);
   facets.toAddress(parameters);
   for (const [name, [id, box]] of state.regions) {
     if (query.includes(imageTerm(name))) parameters.append("part", [id, ...box, name].join(","));
@@ -138,6 +148,8 @@ function fromAddress() {
   const parameters = new URLSearchParams(location.search);
   $("query").value = parameters.get("q") || "";
   $("where").value = parameters.get("where") || "";
+  state.weaker = parameters.has("weaker");
+  $("sort").value = parameters.get("sort") === "date" ? "date" : "score";
   facets.fromAddress(parameters);
   for (const part of parameters.getAll("part")) {
     const [id, x, y, width, height, ...name] = part.split(",");
@@ -178,6 +190,16 @@ const hitOf = (item) => state.hits.find((hit) => hit.id === Number(item?.dataset
 
 const actions = {
   view: (hit) => view(hit, state.language),
+  why: async (hit) => {
+    const query = $("query").value.trim();
+    if (!query) return hint("Search for something first; then this shows where the image matches.");
+    hint("Looking …");
+    try {
+      const { images } = await request(query, "", false);
+      const { cosines } = await json(`v1/items/${hit.id}/heat`, { query, images });
+      if (viewed() === hit) paint(cosines);
+    } catch (error) { hint(error.message); }
+  },
   like: (hit) => { $("viewer").close(); ask(`item:${hit.id}`); },
   plus: (hit) => { $("viewer").close(); addTerm("+", `item:${hit.id}`); },
   minus: (hit) => { $("viewer").close(); addTerm("-", `item:${hit.id}`); },
@@ -234,7 +256,7 @@ function download(text, name) {
 
 const RIGHT = { ltr: "next", rtl: "before" }, LEFT = { ltr: "before", rtl: "next" };
 const ways = () => ({ ArrowRight: RIGHT[$("main").dir || "ltr"], ArrowLeft: LEFT[$("main").dir || "ltr"], ArrowDown: "down", ArrowUp: "up" });
-const ON_IMAGE = { Enter: "view", m: "like", "+": "plus", "-": "minus", y: "copy", o: "original", " ": "select" };
+const ON_IMAGE = { Enter: "view", m: "like", w: "why", "+": "plus", "-": "minus", y: "copy", o: "original", " ": "select" };
 
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || $("dialog").open) return;
@@ -251,7 +273,7 @@ document.addEventListener("keydown", (event) => {
   if (way && viewed()) { event.preventDefault(); actions.turn({ down: "next", up: "before" }[way] || way); return; }
   if (way && !target.closest("details")) { event.preventDefault(); focusTile(neighbour(item, way)); return; }
   const name = ON_IMAGE[event.key];
-  if (!name || !hit || target.closest("button, label")) return;
+  if (!name || (name === "why" && !viewed()) || !hit || target.closest("button, label")) return;
   event.preventDefault();
   if (name === "view" && viewed()) $("viewer").close();
   else if (name === "select" && event.shiftKey) select(hit, { on: true, range: true });
@@ -282,10 +304,11 @@ async function showErrors() {
 
 function grow() { $("query").style.height = "auto"; $("query").style.height = `${$("query").scrollHeight}px`; }
 
-$("form").onsubmit = (event) => { event.preventDefault(); search(); };
+$("form").onsubmit = (event) => { event.preventDefault(); ask($("query").value); };
 $("query").oninput = grow;
-$("query").onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); search(); } };
-$("where").onchange = () => search();
+$("query").onkeydown = (event) => { if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); ask($("query").value); } };
+$("where").onchange = $("sort").onchange = () => search();
+$("weaker").onclick = () => { state.weaker = true; search(); };
 $("pick").onclick = () => $("file").click();
 $("file").onchange = () => { readImage($("file").files[0]); $("file").value = ""; };
 $("more").onclick = () => { if (state.cursor) search({ more: true }); };

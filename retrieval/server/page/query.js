@@ -4,7 +4,7 @@ export const quoted = (text) => `"${text.replace(/["\\]/g, "\\$&")}"`;
 
 export const imageTerm = (name) => `image:${quoted(name)}`;
 
-const isExpression = (text) => /^\s*(?:[+-]\s+)?(?:(?:\d+(?:\.\d*)?|\.\d+)\*\s*\S|"|(?:image|item):)/.test(text);
+export const isExpression = (text) => /^\s*(?:[+-]\s+)?(?:(?:\d+(?:\.\d*)?|\.\d+)\*\s*\S|"|(?:image|item):)/.test(text);
 
 export function withTerm(text, sign, term) {
   text = text.trim();

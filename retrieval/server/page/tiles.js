@@ -61,6 +61,9 @@ export function makeTile(hit, language) {
   time.title = hit.time ? dateSource(hit) : "";
   item.querySelector(".folder").textContent = folderOf(hit);
   item.querySelector(".score").textContent = scoreOf(hit);
+  const copies = hit.duplicates?.length || 0;
+  item.querySelector(".copies").textContent = copies ? `+${copies}` : "";
+  item.querySelector(".copies").title = copies ? `${copies} more of the same image:\n${hit.duplicates.map((copy) => copy.uri).join("\n")}` : "";
   if (typeof hit.score === "number") item.querySelector(".score").title = `rank ${hit.rank}, score ${hit.score.toFixed(3)}`;
   seen.observe(link);
   return item;

@@ -12,7 +12,7 @@ export const viewed = () => ($("viewer").open ? shown : null);
 export function setUpViewer(given) {
   actions = given;
   $("actions").append(...[
-    ["like", "Similar", "m"], ["plus", "Add", "+"], ["minus", "Subtract", "-"], ["select", "Select", "space"],
+    ["why", "Why?", "w"], ["like", "Similar", "m"], ["plus", "Add", "+"], ["minus", "Subtract", "-"], ["select", "Select", "space"],
     ["copy", "Copy path", "y"], ["original", "Original", "o"],
   ].map(([name, label, key]) => {
     const button = document.createElement("button");
@@ -27,6 +27,21 @@ export function setUpViewer(given) {
   $("viewer").addEventListener("click", (event) => { if (event.target === $("viewer")) $("viewer").close(); });
   setUpRegion();
 }
+
+// Paint where the image matches: none below a cosine of 0, and the full colour at the best one or at 0.3.
+export function paint(cosines) {
+  const canvas = $("heat"), image = drawn(), outer = $("stage").getBoundingClientRect();
+  const most = Math.max(0.3, ...cosines.flat());
+  [canvas.height, canvas.width] = [cosines.length, cosines[0].length];
+  const pixels = canvas.getContext("2d").createImageData(canvas.width, canvas.height);
+  cosines.flat().forEach((cosine, place) => pixels.data.set([255, 90, 0, 255 * Math.max(0, cosine / most) ** 1.5], 4 * place));
+  canvas.getContext("2d").putImageData(pixels, 0, 0);
+  Object.assign(canvas.style, { left: `${image.left - outer.left}px`, top: `${image.top - outer.top}px`, width: `${image.width}px`, height: `${image.height}px` });
+  canvas.hidden = false;
+  $("hint").textContent = "What matches the search is coloured; strong colour is a strong match.";
+}
+
+export function hint(text) { $("hint").textContent = text; }
 
 export async function view(hit, language) {
   shown = hit;
@@ -54,6 +69,7 @@ function facts(hit) {
   if (hit.time) told.push(["Date", `${dateOf(hit)}, ${hit.time.slice(11, 16)} (${dateSource(hit)})`]);
   told.push(["Size", `${hit.width} × ${hit.height}`]);
   if (typeof hit.score === "number") told.push(["Match", `${scoreOf(hit)} (rank ${hit.rank}, score ${hit.score.toFixed(3)})`]);
+  if (hit.duplicates?.length) told.push(["Copies", hit.duplicates.map((copy) => copy.uri).join("\n")]);
   for (const [name, value] of Object.entries(hit.metadata || {})) {
     if (["string", "number", "boolean"].includes(typeof value)) told.push([name, String(value)]);
   }
@@ -62,8 +78,8 @@ function facts(hit) {
 
 // Where the image is drawn within its element, which is as large as the stage.
 export function drawn() {
-  const picture = $("large"), box = picture.getBoundingClientRect();
-  const scale = Math.min(box.width / picture.naturalWidth, box.height / picture.naturalHeight);
+  const picture = $("large"), box = picture.getBoundingClientRect(), padding = 2 * parseFloat(getComputedStyle(picture).paddingLeft);
+  const scale = Math.min((box.width - padding) / picture.naturalWidth, (box.height - padding) / picture.naturalHeight);
   const width = picture.naturalWidth * scale, height = picture.naturalHeight * scale;
   return { left: box.left + (box.width - width) / 2, top: box.top + (box.height - height) / 2, width, height };
 }

@@ -19,6 +19,8 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 
 from llm2clip.indexer import update_index
+from llm2clip.retrieval import Searcher
+from llm2clip.retrieval.ranking.options import SearchOptions
 from llm2clip.retrieval.service.search_service import SearchService
 
 from .serving import COUNT, Served, SlowEncoder, data_uri, keys
@@ -65,7 +67,7 @@ def test_search_turns_pages_to_the_end(served: Served):
         found: list[str] = []
         cursor = None
         for _ in range(20):
-            body = {"query": "red", "limit": 7, "cursor": cursor, "where": "key > '05'"}
+            body = {"query": "red", "limit": 7, "cursor": cursor, "where": "key > '05'", "fold": False}
             answer = (await client.post("/v1/search", json=body)).json()
             assert answer["total"] == COUNT - 5
             assert [hit["rank"] for hit in answer["hits"]] == [
@@ -78,6 +80,28 @@ def test_search_turns_pages_to_the_end(served: Served):
 
     red = served.encoder.encode_texts(["red"])[0]
     assert served.run(test) == [key for key in served.ranked(red) if key > "05"]
+
+
+ASKED = ({}, {"sort": "date"}, {"diverse": True}, {"min_confidence": 0.3}, {"where": "key < '2'"})
+
+
+def test_search_gives_the_hits_of_the_searcher(served: Served):
+    """Confidences, folded copies, order by date and cut-off are the same as in Python."""
+
+    async def test(client: httpx.AsyncClient, service: SearchService) -> list[dict[str, Any]]:
+        await asyncio.to_thread(service.calibrate)
+        bodies = [{"query": "red", "limit": 6, **asked} for asked in ASKED]
+        return [(await client.post("/v1/search", json=body)).json() for body in bodies]
+
+    answers = served.run(test)
+    with Searcher.open(served.path, encoder=served.encoder) as searcher:
+        for asked, answer in zip(ASKED, answers, strict=True):
+            expected = searcher.find("red", options=SearchOptions(k=6, **asked))
+            assert keys(answer) == [hit.key for hit in expected.hits], asked
+            assert [hit["confidence"] for hit in answer["hits"]] == [hit.confidence for hit in expected.hits]
+            copies = [[copy["key"] for copy in hit["duplicates"]] for hit in answer["hits"]]
+            assert copies == [[copy.key for copy in hit.duplicates] for hit in expected.hits]
+            assert (answer["total"], answer["notes"]) == (expected.total, list(expected.notes))
 
 
 def test_search_leaves_out_low_scores(served: Served):
@@ -107,6 +131,8 @@ def test_search_leaves_out_low_scores(served: Served):
         ({"vector": [1.0]}, 400, "shape"),
         ({"query": "x", "cursor": "abc"}, 400, "cursor"),
         ({"query": "x", "min_score": 7}, 400, "min_score"),
+        ({"query": "item:1", "min_confidence": 0.5}, 400, "only for queries of texts"),
+        ({"query": "x", "sort": "date", "diverse": True}, 400, "exclude each other"),
     ],
 )
 def test_search_says_what_is_wrong(served: Served, request_: dict[str, Any], status: int, problem: str):
@@ -121,7 +147,8 @@ def test_items_give_image_thumbnail_and_metadata(served: Served):
     hit = served.search(query="red", limit=1)["hits"][0]
     path = f"/v1/items/{hit['id']}"
     known = served.ask("GET", path).json()
-    assert known == {name: hit[name] for name in hit if name not in ("rank", "score")}
+    assert known == {name: hit[name] for name in hit if name in known}
+    assert set(hit) - set(known) == {"rank", "score", "confidence", "duplicates"}
     original = served.ask("GET", f"{path}/image")
     assert original.content == (served.corpus / hit["key"]).read_bytes()
     assert original.headers["content-type"] == "image/png"
