@@ -93,7 +93,7 @@ def make_index(path: Path, *, encoder: str, vectors: int) -> Path:
     from llm2clip.retrieval.sample_index import open_sample
 
     loaded = load_encoder(encoder, device="cpu")
-    with open_sample(loaded, path=path.parent / "sample.index") as sample:
+    with open_sample(loaded) as sample:
         real = sample.vectors.take(np.arange(len(sample))).astype(np.float32)
     random = np.random.default_rng(7)
     a, b, c = random.integers(0, len(real), (3, vectors))

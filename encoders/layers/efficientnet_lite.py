@@ -148,10 +148,14 @@ class EfficientNetLite(nn.Module):
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
         """Mean over the final grid. Shape: (B, 3, S, S), normalised pixels -> (B, HEAD_WIDTH), not unit length."""
+        return self.grid(pixels_B3SS).mean((2, 3))
+
+    def grid(self, pixels_B3SS: Tensor) -> Tensor:
+        """What the last convolution gives. Shape: (B, 3, S, S) -> (B, HEAD_WIDTH, G, G), 0 to 6."""
         features: Tensor = F.relu6(self.stem(pixels_B3SS))
         for block in self.blocks:
             features = block(features)
-        return F.relu6(self.head(features)).mean((2, 3))
+        return F.relu6(self.head(features))
 
     def folded(self, *, classes: bool = False) -> EfficientNetLite:
         """A copy for inference with each normalisation folded into its convolution, with or without the classifier.

@@ -19,6 +19,7 @@ _INDEX = "Folder or name of the index (see `llm2clip-index list`), or sample: fo
 _HOST = "Address to listen on; others than this machine's need a token in LLM2CLIP_TOKEN."
 _ALLOW = "Another name of this server, for a reverse proxy; repeatable."
 _QUEUE = "Queries that may wait; further ones get status 429."
+_MCP = "Serve tools for a language model over standard input and output (MCP) instead."
 _DEVICE = "Where to encode and search: auto, cpu, cuda or cuda:N."
 
 app = make_app()
@@ -49,10 +50,18 @@ def serve(
         float, limit_option(min=0.1, metavar="SECONDS", help="Longest time of a request.")
     ] = 30.0,
     device: Annotated[str, machine_option(metavar="DEVICE", help=_DEVICE)] = "auto",
+    mcp: Annotated[bool, server_option("--mcp", help=_MCP)] = False,
     version: VersionOption = False,
 ) -> None:
     """Serve an index: web page, search API and OpenAI-compatible embeddings."""
-    with one_line_errors(extra="serve"):
+    with one_line_errors(extra="mcp" if mcp else "serve"):
+        if mcp:
+            from llm2clip.retrieval.searcher import Searcher
+            from llm2clip.retrieval.server.mcp_tools import make_tools
+
+            with Searcher.open(index, encoder=encoder, device=device) as searcher:
+                make_tools(searcher).run()
+            return
         from llm2clip.retrieval.server.run import run_server
         from llm2clip.retrieval.service.settings import ServerSettings, token_of_environment
 

@@ -55,6 +55,7 @@ def _listen(settings: ServerSettings) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
+        listening.listen()  # from now on clients wait rather than fail
     except OSError as error:
         listening.close()
         raise OSError(

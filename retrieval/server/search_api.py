@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from llm2clip.indexer import Hit
 
 ItemId = Annotated[int, Path(ge=0, lt=2**63, description="Id of an image, as in a hit.")]
-Where = Annotated[str | None, Query(max_length=20_000, description="A filter.")]
+Where = Annotated[str | None, Query(max_length=4_000, description="A filter.")]
+"""Of a GET request: shorter than in a body, since a URL may have 64 KB."""
 
 _SENT = "(the image sent)"
 """Name of the image that goes with a query without being named in it."""

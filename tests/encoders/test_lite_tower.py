@@ -33,6 +33,22 @@ def test_lite_tower_gives_the_code_of_its_classifier_less_the_centre():
     assert tower.width == 5
 
 
+def test_lite_tower_cells_are_states_of_the_places_of_the_grid():
+    torch.manual_seed(0)
+    pixels = torch.randn(2, 3, 64, 64)
+    plain = LiteTower(LiteTowerConfig(trunk=EfficientNetLiteConfig(variant=0, image_size=64))).eval()
+    trunk = EfficientNetLiteConfig(variant=0, image_size=64, classes=5)
+    coded = LiteTower(LiteTowerConfig(trunk=trunk, sharpness=0.5)).eval()
+    with torch.inference_mode():
+        cells = plain.cells(pixels)
+        assert cells.shape == (2, 2, 2, plain.width)
+        assert torch.allclose(cells.mean((1, 2)), plain(pixels), atol=1e-6)
+        coded.centre.copy_(torch.arange(5) / 10)
+        one = coded.trunk.grid(pixels)[1, :, 0, 1]  # second image, first row, second column
+        expected = class_code(coded.trunk.classifier(one), 0.5) - coded.centre
+        assert torch.allclose(coded.cells(pixels)[1, 0, 1], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(("classes", "sharpness"), [(0, 0.5), (5, 0.0), (5, -1.0)])
 def test_lite_tower_refuses_a_code_without_classes(classes, sharpness):
     trunk = EfficientNetLiteConfig(variant=0, image_size=32, classes=classes)
