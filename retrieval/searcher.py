@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
+from llm2clip.retrieval.notebook import Hits
 from llm2clip.retrieval.opening import load_encoder_of, open_indexes, require_same_encoder
 from llm2clip.retrieval.query.expression import Term, is_plain, parse, query_vector
 from llm2clip.retrieval.query.languages import UnknownLanguageWarning, language_warning
@@ -281,7 +283,8 @@ class Searcher:
                 read=reading(query, self.encoder.info) if options.explain else (),
                 calibrations=self._calibrations(compute=options.min_confidence is not None) if plain else (),
             )
-            pages.append(ranking.page(options))
+            page = ranking.page(options)
+            pages.append(replace(page, hits=Hits(page.hits, read_image=self.read_image)))
         return pages
 
     def _image_vector(self, name: str, images: Mapping[str, ImageSource]) -> NDArray[np.float32]:
@@ -326,9 +329,12 @@ class Searcher:
     def _search(self, vectors: NDArray[np.float32], *, k: int, where: str | None) -> list[list[Hit]]:
         """The hits of each query in all indexes. Shape: (n, dim), float32, unit rows."""
         found = [index.search(vectors, k=k, where=where) for index in self.indexes]
-        if len(found) == 1:
-            return found[0]
-        return [merged(self.indexes, hits)[:k] for hits in zip(*found, strict=True)]
+        best = (
+            found[0]
+            if len(found) == 1
+            else [merged(self.indexes, hits)[:k] for hits in zip(*found, strict=True)]
+        )
+        return [Hits(hits, read_image=self.read_image) for hits in best]
 
     def read_image(self, hit: Hit) -> bytes:
         """The encoded image of a hit of this searcher, as it is in the corpus now.
