@@ -107,7 +107,7 @@ def make_index(path: Path, *, encoder: str, vectors: int) -> Path:
         encoder=loaded.info.identity(),
         encoder_source=encoder,
     )
-    outcomes = (
+    outcomes = [
         Outcome(
             record=Record(
                 key=f"{n // 1000}/{n}.jpg",
@@ -123,7 +123,7 @@ def make_index(path: Path, *, encoder: str, vectors: int) -> Path:
             height=1200,
         )
         for n, row in enumerate(rows.astype(np.float16))
-    )
+    ]
     path.mkdir()
     with Transaction.create(path, base) as transaction:
         transaction.append(outcomes)

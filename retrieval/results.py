@@ -1,13 +1,14 @@
-"""Queries and their hits, and how they are shown: tables, JSON lines, paths."""
+"""Queries and their hits, and how they are shown: tables, JSON lines, paths, and images in a notebook."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, final
 
 from llm2clip.common.terminal import escape_control
 from llm2clip.retrieval.query.expression import Term, parse
@@ -25,6 +26,13 @@ _CAPTION_LINES = 2
 """Most lines of a caption in the table."""
 _QUERY_CELLS = 400
 """Widest query in the heading of a table."""
+_MOST_SHOWN = 60
+"""Images that a notebook shows."""
+_TILE = (
+    "margin:0 8px 8px 0;display:inline-block;vertical-align:top;width:180px;font-size:12px;line-height:1.35"
+)
+_IMAGE = "width:180px;height:130px;object-fit:cover;border-radius:6px;display:block"
+_TEXT = "overflow:hidden;text-overflow:ellipsis;white-space:nowrap"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,3 +323,40 @@ def _cut(text: str, cells: int) -> str:
         text = text[:-1]
     at_word = text.rpartition(" ")[0]
     return f"{(at_word if 2 * len(at_word) > len(text) else text).rstrip()} …"
+
+
+@final
+class Hits(list["Hit"]):
+    """The hits of one query, best first: a list that Jupyter shows as a gallery. Copies of it are ordinary lists."""
+
+    def __init__(self, hits: Iterable[Hit], *, read_image: Callable[[Hit], bytes]) -> None:
+        """``read_image`` gives the encoded image of a hit, as ``Searcher.read_image`` does."""
+        super().__init__(hits)
+        self._read_image = read_image
+
+    def __reduce__(self) -> tuple[type[list[Hit]], tuple[list[Hit]]]:
+        return list, (list(self),)
+
+    def _repr_html_(self) -> str:
+        if not self:
+            return "<p>Nothing found.</p>"
+        rest = f"<p>and {len(self) - _MOST_SHOWN:,} more</p>" if len(self) > _MOST_SHOWN else ""
+        return f"<div>{''.join(map(self._figure, self[:_MOST_SHOWN]))}</div>{rest}"
+
+    def _figure(self, hit: Hit) -> str:
+        from llm2clip.retrieval.gallery import thumbnail
+
+        try:
+            image = thumbnail(self._read_image(hit))
+        except (OSError, ValueError):
+            image = None
+        name = hit.caption or hit.key.rpartition("/")[2]
+        caption, place = (escape(escape_control(text), quote=True) for text in (name, hit.uri))
+        sure = f"{hit.score:.3f}" if hit.confidence is None else f"{hit.score:.3f}, {hit.confidence:.0%} sure"
+        shown = (
+            f'<img src="{image}" alt="{caption}" style="{_IMAGE}">' if image else "The original is missing."
+        )
+        return (
+            f'<figure title="{place}" style="{_TILE}">{shown}<figcaption style="{_TEXT}"><b>{hit.rank}</b> '
+            f"{caption}<br>{sure}</figcaption></figure>"
+        )

@@ -10,7 +10,6 @@ from threading import Lock
 from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
-from llm2clip.retrieval.notebook import Hits
 from llm2clip.retrieval.opening import load_encoder_of, open_indexes, require_same_encoder
 from llm2clip.retrieval.query.expression import Term, is_plain, parse, query_vector
 from llm2clip.retrieval.query.languages import UnknownLanguageWarning, language_warning
@@ -18,6 +17,7 @@ from llm2clip.retrieval.query.texts import meant, text_vectors
 from llm2clip.retrieval.ranking.explain import reading
 from llm2clip.retrieval.ranking.options import Page, SearchOptions
 from llm2clip.retrieval.ranking.page import Ranking, merged
+from llm2clip.retrieval.results import Hits
 
 if TYPE_CHECKING:
     import numpy as np
