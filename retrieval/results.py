@@ -329,10 +329,10 @@ def _cut(text: str, cells: int) -> str:
 class Hits(list["Hit"]):
     """The hits of one query, best first: a list that Jupyter shows as a gallery. Copies of it are ordinary lists."""
 
-    def __init__(self, hits: Iterable[Hit], *, read_image: Callable[[Hit], bytes]) -> None:
-        """``read_image`` gives the encoded image of a hit, as ``Searcher.read_image`` does."""
+    def __init__(self, hits: Iterable[Hit], *, thumbnail: Callable[[Hit], str | None]) -> None:
+        """``thumbnail`` gives an image as a ``data:`` URI; ``None`` or an ``OSError`` if it cannot be shown."""
         super().__init__(hits)
-        self._read_image = read_image
+        self._thumbnail = thumbnail
 
     def __reduce__(self) -> tuple[type[list[Hit]], tuple[list[Hit]]]:
         return list, (list(self),)
@@ -344,10 +344,8 @@ class Hits(list["Hit"]):
         return f"<div>{''.join(map(self._figure, self[:_MOST_SHOWN]))}</div>{rest}"
 
     def _figure(self, hit: Hit) -> str:
-        from llm2clip.retrieval.gallery import thumbnail
-
         try:
-            image = thumbnail(self._read_image(hit))
+            image = self._thumbnail(hit)
         except (OSError, ValueError):
             image = None
         name = hit.caption or hit.key.rpartition("/")[2]

@@ -284,7 +284,7 @@ class Searcher:
                 calibrations=self._calibrations(compute=options.min_confidence is not None) if plain else (),
             )
             page = ranking.page(options)
-            pages.append(replace(page, hits=Hits(page.hits, read_image=self.read_image)))
+            pages.append(replace(page, hits=Hits(page.hits, thumbnail=self._thumbnail)))
         return pages
 
     def _image_vector(self, name: str, images: Mapping[str, ImageSource]) -> NDArray[np.float32]:
@@ -334,7 +334,7 @@ class Searcher:
             if len(found) == 1
             else [merged(self.indexes, hits)[:k] for hits in zip(*found, strict=True)]
         )
-        return [Hits(hits, read_image=self.read_image) for hits in best]
+        return [Hits(hits, thumbnail=self._thumbnail) for hits in best]
 
     def read_image(self, hit: Hit) -> bytes:
         """The encoded image of a hit of this searcher, as it is in the corpus now.
@@ -345,6 +345,11 @@ class Searcher:
         """
         index = next((each for each in self.indexes if str(each.path) == hit.index), self.index)
         return index.read_image(hit.id)
+
+    def _thumbnail(self, hit: Hit) -> str | None:
+        from llm2clip.retrieval.gallery import thumbnail
+
+        return thumbnail(self.read_image(hit))
 
     def close(self) -> None:
         """Close the indexes; the searcher cannot be used afterwards."""

@@ -16,7 +16,17 @@ shoot() { # ADDRESS FILE WIDTH,HEIGHT
 llm2clip-search --index sample: --each "sunset over the sea" "雪山" -k 5 --html "$work/gallery.html" >/dev/null
 shoot "file://$work/gallery.html" gallery.png 1180,1040
 
+{
+    echo '<!DOCTYPE html><meta charset="utf-8"><style>body{margin:0;padding:14px 18px;background:#16181b;color:#e6e3dd}'
+    echo 'pre{margin:0;font:14px/1.45 "DejaVu Sans Mono","Noto Sans Mono CJK SC",monospace}b{color:#6cc9b0}</style><pre>'
+    for query in "sunset over the sea" "雪山"; do
+        echo "<b>\$ llm2clip-search \"$query\" -k 4</b>"
+        COLUMNS=80 llm2clip-search --index sample: "$query" -k 4 2>/dev/null | python -c 'import html, sys; print(html.escape(sys.stdin.read()))'
+    done
+} >"$work/terminal.html"
+shoot "file://$work/terminal.html" terminal.png 760,470
+
 llm2clip-serve --index sample: --port 8765 &
 server=$!
 until python -c 'import urllib.request as r; r.urlopen("http://127.0.0.1:8765/readyz")' 2>/dev/null; do sleep 1; done
-shoot "http://127.0.0.1:8765/?q=%22a+beach%22+-+%22clouds%22" page.png 1180,820
+shoot "http://127.0.0.1:8765/?q=snowy+mountains" page.png 1180,820
