@@ -28,7 +28,7 @@ VARIABLE = "LLM2CLIP_DAEMON"
 IDLE_VARIABLE = "LLM2CLIP_DAEMON_IDLE"
 """Seconds without a search after which a daemon ends."""
 IDLE_SECONDS = 15 * 60
-HERE = frozenset(["--no-daemon", "--daemon", "--interactive", "-i", "--help", "-h", "--version"])
+HERE = frozenset(["--no-daemon", "--daemon", "--help", "-h", "--version"])
 """Options of commands that run in the process of the user."""
 _PATIENCE = 2.0
 """Seconds until a daemon that is busy with another search is not waited for."""
@@ -61,7 +61,7 @@ def hand_over(arguments: Sequence[str], *, module: str) -> int | None:
             with suppress(_EndsError):
                 return _run(connection, arguments)
         return _run(_start(path, module=module, allowed=start), arguments)
-    except (DaemonError, OSError) as error:
+    except (DaemonError, OSError, LookupError, TypeError, ValueError) as error:
         if "--verbose" in options:
             print(f"searching without a daemon: {error}", file=sys.stderr)
         return None

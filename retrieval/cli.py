@@ -77,6 +77,9 @@ _NO_DAEMON = (
     "Search in this process, without the daemon that keeps the encoder in memory (docs/searching.md)."
 )
 _DAEMON = "status or stop: show the daemon of this user and installation, or end it."
+DaemonAction = Annotated[
+    str | None, machine_option("--daemon", metavar="ACTION", help=_DAEMON, callback=one_of("status", "stop"))
+]
 
 app = make_app()
 
@@ -112,10 +115,7 @@ def search(
     symlink_to: Annotated[Path | None, output_option(metavar="FOLDER", help=_SYMLINK)] = None,
     device: Annotated[str, machine_option(metavar="DEVICE", help=_DEVICE)] = "auto",
     no_daemon: Annotated[bool, machine_option("--no-daemon", help=_NO_DAEMON)] = False,
-    daemon: Annotated[
-        str | None,
-        machine_option("--daemon", metavar="ACTION", help=_DAEMON, callback=one_of("status", "stop")),
-    ] = None,
+    daemon: DaemonAction = None,
     verbose: Annotated[bool, machine_option("--verbose", help="Say why no daemon is used.")] = False,
     version: VersionOption = False,
 ) -> None:
@@ -128,10 +128,10 @@ def search(
             return
         if not (queries or image or queries_file):
             raise typer.BadParameter("got no query; pass text, --image FILE or --queries FILE")
-        if sort == "date" and diverse:
-            raise typer.BadParameter("--sort date and --diverse exclude each other: choose one")
-        if cursor and page > 1:
-            raise typer.BadParameter("--cursor and --page exclude each other: choose one")
+        _only_one({"--sort date": sort == "date", "--diverse": diverse})
+        _only_one({"--cursor": cursor is not None, "--page": page > 1})
+        outputs = {"json": as_json, "jsonl": as_jsonl, "tsv": as_tsv, "paths": as_paths, "null": null}
+        _only_one({f"--{name}": asked for name, asked in outputs.items()})
         from llm2clip.retrieval.commands import SearchRequest, run
         from llm2clip.retrieval.ranking.options import SearchOptions
 
@@ -157,9 +157,7 @@ def search(
             indexes=tuple(index or ()),
             encoder=encoder,
             device=device,
-            output=_output(
-                {"json": as_json, "jsonl": as_jsonl, "tsv": as_tsv, "paths": as_paths, "null": null}
-            ),
+            output=cast("Output", next((name for name, asked in outputs.items() if asked), "table")),
             html=html,
             copy_to=copy_to,
             symlink_to=symlink_to,
@@ -168,13 +166,11 @@ def search(
             raise typer.Exit(1)
 
 
-def _output(asked: dict[str, bool]) -> Output:
-    """The one output that was asked for, else the table."""
-    names = [name for name, wanted in asked.items() if wanted]
-    if len(names) > 1:
-        named = " and ".join(f"--{name}" for name in names)
-        raise typer.BadParameter(f"{named} exclude each other: choose one")
-    return cast("Output", names[0] if names else "table")
+def _only_one(options: dict[str, bool]) -> None:
+    """Refuse a command line with two of these options."""
+    given = [name for name, asked in options.items() if asked]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{' and '.join(given)} exclude each other: choose one")
 
 
 if __name__ == "__main__":

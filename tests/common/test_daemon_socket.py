@@ -132,7 +132,7 @@ def test_start_conditions_have_what_is_read_once(monkeypatch: pytest.MonkeyPatch
         (["cat"], "0", None),
         (["--no-daemon", "cat", "--verbose"], "1", None),
         (["--daemon=status", "--verbose"], "1", None),
-        (["--interactive", "--verbose"], "1", None),
+        (["--version", "--verbose"], "1", None),
         ([], "1", None),
     ],
 )
