@@ -20,15 +20,17 @@ TESTS = Path(__file__).parent
 SLOW = {
     "": "contributing docs import_cost interrupts packaging trips",
     "benchmarks": "index report text_side",
-    "encoders": "baseline_memory baseline_table clip contract export families hostile_weights llm2clip long_clip "
-    "memory published quantise sentence text tower_memory towers",
+    "encoders": "baseline_memory baseline_table clip contract export families guard hostile_weights identity "
+    "language_sizes llm2clip long_clip memory published quantise registry sentence text tower_memory towers",
     "eval/loaders": "chinese english long_captions multilingual",
-    "eval": "bootstrap classification leaderboard make_eval paired_tests rank_positions recall run",
-    "indexer": "build cli cli_changes corpora crash damage encode_batches lifecycle memory nearest_neighbors planner "
-    "random_changes search together",
+    "eval": "bootstrap classification classify leaderboard make_eval paired_tests rank_positions recall run",
+    "indexer": "bad_images bitrot build cli cli_changes corpora crash damage encode_batches exporting "
+    "faults hostile_ann journal lifecycle manage memory nearest_neighbors planner random_changes sandbox search "
+    "together trust",
     "retrieval": "cli demo sample",
     "retrieval/daemon": "daemon",
-    "train": "align align_processes caption_features cli loop nano",
+    "retrieval/server": "app page robustness",
+    "train": "align align_processes caption_features cc_processes cc_run cli export loop nano",
     "golden": "d_llm2vec g_stage2",
 }
 SLOW_FILES = frozenset(

@@ -160,13 +160,13 @@ def test_build_index_lists_images_that_vanish(tmp_path, encoder, monkeypatch):
 
 
 def test_build_index_notes_skipped_images(tmp_path, encoder):
-    files = {"a.jpe": JPEG, "b.jfif": JPEG, "c.arw": b"x", "d.CR2": b"x", "e.arw": b"x"}
+    files = {"a.jpe": JPEG, "b.jfif": JPEG, "c.jxl": b"x", "d.JXL": b"x", "e.jxl": b"x"}
     corpus = put(tmp_path / "corpus", files)
     for up_to_date in (False, True):
         report = build_index(corpus, tmp_path / "i", encoder=encoder)
         assert (report.items, report.bad, report.up_to_date) == (2, 0, up_to_date)
         assert report.notes == (
-            "3 images of unsupported types skipped (2 .arw, 1 .cr2): convert them to JPEG to index them",
+            "3 images of unsupported types skipped (3 .jxl): convert them to JPEG to index them",
         )
 
 

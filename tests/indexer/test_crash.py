@@ -113,13 +113,10 @@ def test_killed_build_keeps_its_work(tmp_path, monkeypatch, name, point, encoded
     assert crashes.holds() == hashed(after)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_writers_killed_at_random_leave_what_was_committed(seed):
+def test_writers_killed_at_random_leave_what_was_committed():
     """``crashing.py`` kills three hundred with one command."""
-    command = [sys.executable, str(Path(__file__).with_name("crashing.py")), "--kills", "20"]
-    done = subprocess.run(
-        [*command, "--seed", str(seed)], capture_output=True, text=True, timeout=250, check=False
-    )
+    command = [sys.executable, str(Path(__file__).with_name("crashing.py")), "--kills", "20", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout)
     assert found["total"] >= 20
@@ -267,7 +264,7 @@ def test_full_disk_leaves_the_index_as_it_was(small_disk, photos):
     assert compact_index(index).items == 119
 
 
-@pytest.mark.parametrize("limit", [1_000, 40_000, 700_000])
+@pytest.mark.parametrize("limit", [1_000, 700_000])
 def test_file_size_limit_is_reported_in_one_line(many, tmp_path, limit):
     """Stands in for a full disk or quota where no file system can be mounted; the limit hits files of all kinds."""
     arguments = ["build", str(many), "--index", str(tmp_path / "i"), "--encoder", "fake2048"]

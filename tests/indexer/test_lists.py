@@ -97,7 +97,7 @@ def test_list_corpus_joins_consecutive_captions_of_an_image(folder):
 
 def test_list_corpus_reports_unusable_rows(folder):
     (folder / "l.csv").write_text(
-        "path,caption\na.png,one,more\n,nothing\ngone.png,x\n海,x\nl.csv,x\nf.heif.cr2,x\nb c.png,good\n",
+        "path,caption\na.png,one,more\n,nothing\ngone.png,x\n海,x\nl.csv,x\nf.heif.jxl,x\nb c.png,good\n",
         "utf-8",
     )
     spec = str(folder / "l.csv")
@@ -110,7 +110,7 @@ def test_list_corpus_reports_unusable_rows(folder):
         "l.csv": (None, None, "its ending .csv is not that of an image"),
         "b c.png": ("good", None, None),
     }
-    assert corpus.skipped == {".cr2": 1}
+    assert corpus.skipped == {".jxl": 1}
 
 
 def test_list_corpus_reads_sidecars_of_a_plain_list(folder):

@@ -56,7 +56,7 @@ FOLDER = {
     "photos/x/长城.png": IMAGES[1],
     "photos/x/长城.json": json.dumps({"caption": "wall", "year": 1}).encode(),
     "photos/.hidden/b.png": IMAGES[2],
-    "photos/c.cr2": b"raw",
+    "photos/c.jxl": b"raw",
     "photos/film.mov": b"film",
 }
 
@@ -72,7 +72,7 @@ def test_remote_folder_corpus_reads_a_folder(store, reads):
     assert [record.uri for record in found] == ["memory://b/photos/a.png", "memory://b/photos/x/长城.png"]
     assert [record.size for record in found] == [len(IMAGES[0]), len(IMAGES[1])]
     assert all(record.mtime_ns > 1e18 for record in found)
-    assert corpus.skipped == {".cr2": 1, ".mov": 1}
+    assert corpus.skipped == {".jxl": 1, ".mov": 1}
     reads.clear()
     assert [record.read() for record in found] == IMAGES[:2]
     assert reads == ["/b/photos/a.png", "/b/photos/x/长城.png"]

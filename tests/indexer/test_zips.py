@@ -33,7 +33,7 @@ def test_zip_corpus_reads_images_captions_and_metadata(tmp_path, method):
         "notes.md": "nothing",
         "__MACOSX/b.png": IMAGES[2],
         ".hidden/c.png": IMAGES[2],
-        "raw.cr2": b"x",
+        "new.jxl": b"x",
     }
     (tmp_path / "相册.zip").write_bytes(zip_of(members, method=method))
     corpus = open_corpus(tmp_path / "相册.zip")
@@ -45,7 +45,7 @@ def test_zip_corpus_reads_images_captions_and_metadata(tmp_path, method):
     assert [first.read(), second.read()] == IMAGES[:2]
     assert first.uri == f"{tmp_path}/相册.zip#été/长城.png"
     assert [first.size, second.size] == [len(IMAGES[0]), len(IMAGES[1])]
-    assert corpus.skipped == {".cr2": 1}
+    assert corpus.skipped == {".jxl": 1}
     check_located(corpus)
 
 
