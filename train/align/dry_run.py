@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -20,12 +20,12 @@ from llm2clip.train.align.material import text_maker
 from llm2clip.train.align.towers import Tower, load_tower, prepare_training
 from llm2clip.train.caption_cache.writer import Maker
 from llm2clip.train.core.display import duration
-from llm2clip.train.data.captions import CaptionFileError, SkipReport
+from llm2clip.train.data.captions import Caption, CaptionFileError, SkipReport
 from llm2clip.train.data.image_text import Pair, read_pairs
 from llm2clip.train.data.pair_batches import PairBatches
 
 SAMPLES = 1000
-_SHOWN, _TIMED_IMAGES, _TIMED_TEXTS = 10, 48, 48
+_SHOWN, _CAPTIONS, _TIMED_IMAGES, _TIMED_TEXTS = 10, 4, 48, 48
 _TRAINED_COST = 3.0
 """Forward and backward pass of a tower in multiples of the forward pass alone."""
 
@@ -91,6 +91,7 @@ def _estimate(
     vision = config.vision
     listed = sum(1 for spec in config.train.images for _ in open_corpus(spec).records(captions=False))
     images = min(filter(None, (listed, config.train.limit)))
+    config = replace(config, batch=max(2, min(config.batch, images)))  # no batch has an image twice
     batches = PairBatches([pair.captions for pair in pairs], size=config.batch, mix=config.mix, seed=0)
     texts = round(len(batches.texts) / len(pairs) * images)
     frozen = vision.trained == "frozen"
@@ -156,12 +157,23 @@ def _shown(pairs: Sequence[Pair]) -> list[str]:
     lines = []
     for pair in pairs:
         lines.append(escape_control(pair.key))
-        for caption in pair.captions[:4]:
+        for caption in _varied(pair.captions)[:_CAPTIONS]:
             label = " ".join(filter(None, (caption.language, caption.kind)))
             lines.append(f"  {f'[{label}] ' if label else ''}{escape_control(caption.text[:120])}")
-        if len(pair.captions) > 4:
-            lines.append(f"  and {len(pair.captions) - 4} more")
+        if len(pair.captions) > _CAPTIONS:
+            lines.append(f"  and {len(pair.captions) - _CAPTIONS} more")
     return lines
+
+
+def _varied(captions: Sequence[Caption]) -> list[Caption]:
+    """The first of each language and kind before the second ones."""
+    seen: Counter[tuple[str | None, str]] = Counter()
+    turns = []
+    for caption in captions:
+        form = caption.language, caption.kind
+        turns.append(seen[form])
+        seen[form] += 1
+    return [captions[n] for n in sorted(range(len(captions)), key=lambda n: turns[n])]
 
 
 def _counted(config: AlignConfig, pairs: Sequence[Pair], report: SkipReport) -> list[str]:

@@ -49,9 +49,12 @@ def write_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         with atomic_path(path, alone=True) as draft:
             torch.save({"format": FORMAT, **content}, draft)
     except (OSError, RuntimeError) as error:
-        # torch's own writer reports a full disk as a RuntimeError.
+        # torch's own writer reports a full disk as a RuntimeError about a position in the file.
+        reason = (
+            str(error) if isinstance(error, OSError) else "the disk is full, or files may not grow so large"
+        )
         raise RunError(
-            f"the checkpoint {path} cannot be written: {str(error).splitlines()[0]}; the one before it is still there. "
+            f"the checkpoint {path} cannot be written: {reason}; the one before it, if any, is still there. "
             "Free space and run the same command again"
         ) from error
 
@@ -66,8 +69,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:
         # torch raises UnpicklingError, RuntimeError, EOFError, KeyError and more for damaged files.
+        reason = (str(error) or type(error).__name__).splitlines()[0].partition(". ")[0]
         raise RunError(
-            f"{path} cannot be read as a checkpoint: {(str(error) or type(error).__name__).splitlines()[0]}; "
+            f"{path} cannot be read as a checkpoint: {reason}; "
             "delete it to train this stage from its beginning"
         ) from error
     return state

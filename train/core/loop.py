@@ -340,4 +340,14 @@ def _out_of_memory(error: BaseException) -> bool:
 
 
 def _words(measured: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+    """All values; those of ``en/R@1`` and ``en/R@5`` stand together behind ``en``."""
+    plain = [f"{name} {value:.4g}" for name, value in measured.items() if "/" not in name]
+    rows: dict[str, list[float]] = {}
+    for name, value in measured.items():
+        if "/" in name:
+            rows.setdefault(name.partition("/")[0], []).append(value)
+    if rows:
+        columns = dict.fromkeys(name.partition("/")[2] for name in measured if "/" in name)
+        said = ", ".join(f"{name} {' '.join(f'{value:.1f}' for value in row)}" for name, row in rows.items())
+        plain.append(f"{' '.join(columns)} of {said}")
+    return ", ".join(plain)
