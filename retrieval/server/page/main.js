@@ -273,7 +273,8 @@ document.addEventListener("keydown", (event) => {
   if (way && viewed()) { event.preventDefault(); actions.turn({ down: "next", up: "before" }[way] || way); return; }
   if (way && !target.closest("details")) { event.preventDefault(); focusTile(neighbour(item, way)); return; }
   const name = ON_IMAGE[event.key];
-  if (!name || (name === "why" && !viewed()) || !hit || target.closest("button, label")) return;
+  const onButton = target.closest("button, label") && (!viewed() || ["Enter", " "].includes(event.key));
+  if (!name || (name === "why" && !viewed()) || !hit || onButton) return;
   event.preventDefault();
   if (name === "view" && viewed()) $("viewer").close();
   else if (name === "select" && event.shiftKey) select(hit, { on: true, range: true });

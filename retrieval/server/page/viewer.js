@@ -56,7 +56,7 @@ export async function view(hit, language) {
     name.textContent = term; value.textContent = told; value.dir = "auto";
     return [name, value];
   }));
-  if (!$("viewer").open) $("viewer").showModal();
+  if (!$("viewer").open) { $("viewer").showModal(); $("viewer").focus(); }  // on no button: Enter closes
   $("hint").textContent = "Drag a box on the image to search for that part of it.";
   try {
     const address = await imageAddress(thumbnail(hit.id, LARGE));
