@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from typer.testing import CliRunner
 
-from llm2clip.encoders import FakeEncoder
+from llm2clip.encoders import FakeEncoder, load_encoder
+from llm2clip.encoders.layers.efficientnet_lite import class_code
 from llm2clip.train.align import material
 from llm2clip.train.align.closed_form import Moments, fit_cca
 from llm2clip.train.align.config import AlignLoss, ClosedForm, PairData, TextConfig, VisionConfig
@@ -95,6 +96,20 @@ def test_features_of_a_frozen_tower_are_those_of_the_published_model(finished, i
         pooled = model.model.vision_model(pixel_values=tower.normalised(pixels)).pooler_output[0]
     stored = parts.stage.images.features[0][3].float()
     torch.testing.assert_close(stored, pooled, atol=2e-3, rtol=2e-3)  # stored as float16
+
+
+def test_load_tower_takes_the_vision_tower_of_nano():
+    """Its features through nano's own classifier, code and projection are nano's vectors."""
+    pixels = np.random.default_rng(2).integers(0, 256, (2, 240, 240, 3), dtype=np.uint8)
+    nano = load_encoder("nano", device="cpu")
+    tower = load_tower("nano")
+    with torch.no_grad():
+        features = tower.module(tower.normalised(torch.from_numpy(pixels).permute(0, 3, 1, 2).float()))
+        whole = nano.image_tower.module()
+        code = class_code(whole.vision.trunk.classifier(features), whole.vision.config.sharpness)
+        vectors = F.normalize(whole.visual_projection(code - whole.vision.centre), dim=-1)
+    assert tower.width == features.shape[1]
+    np.testing.assert_allclose(vectors, nano.encode_prepared(pixels), atol=1e-5)
 
 
 def test_a_second_call_changes_nothing(finished, images):

@@ -35,7 +35,8 @@ class VisionConfig:
     """The vision tower and what follows it."""
 
     tower: str
-    """Name, folder or file of a tower that ``encoders`` holds: OpenAI CLIP, EVA02, SigLIP2, EfficientNet-Lite."""
+    """Name, folder or file of a tower that ``encoders`` holds: OpenAI CLIP, EVA02, SigLIP2, EfficientNet-Lite; or one
+    of an encoder folder, such as ``nano``."""
     image_size: int | None = None
     """Side of the input in pixels, where the architecture leaves it open (EfficientNet-Lite)."""
     trained: Trained = "frozen"

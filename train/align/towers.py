@@ -15,15 +15,22 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
+from llm2clip.encoders import load_encoder
 from llm2clip.encoders.catalog.entries import find_encoder
+from llm2clip.encoders.core.dual_encoder import DualEncoder
 from llm2clip.encoders.core.errors import ModelError
 from llm2clip.encoders.core.files import to_json
-from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
+from llm2clip.encoders.images.preprocess import PixelTower, Preprocess, ResizeMode
 from llm2clip.encoders.layers.configs import HEAD_WIDTH, trained_size
+from llm2clip.encoders.layers.efficientnet_lite import LiteTower
+from llm2clip.encoders.llm2clip.folder_config import read_config
+from llm2clip.encoders.registry import NANO, resolve, saved_family
 from llm2clip.encoders.vision.efficientnet_checkpoint import load_efficientnet_lite
+from llm2clip.encoders.vision.tower_detection import TowerShape
 from llm2clip.encoders.vision.vision_source import local_vision, published_vision
 from llm2clip.encoders.vision.vision_tower import take_projection
 from llm2clip.encoders.weights.safetensors_io import read_header
+from llm2clip.encoders.weights.tensor_names import FAMILY
 from llm2clip.train.align.config import VisionConfig
 
 EFFICIENTNET = "efficientnet-lite"
@@ -74,6 +81,8 @@ def load_tower(spec: str, *, image_size: int | None = None) -> Tower:
     entry = find_encoder(spec)
     if path.is_file() and _is_efficientnet(path):
         return _efficientnet(path, image_size)
+    if (spec == NANO or path.is_dir()) and saved_family(resolve(spec)) == FAMILY:
+        return _of_encoder(spec, image_size)
     if path.exists():
         source = local_vision(path)
     elif entry is not None:
@@ -195,6 +204,26 @@ def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
         return torch.utils.checkpoint.checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     return recomputed
+
+
+def _of_encoder(spec: str, image_size: int | None) -> Tower:
+    """The tower of nano, or of another encoder folder."""
+    encoder = load_encoder(spec, device=str(torch.get_default_device()), dtype="float32")
+    assert isinstance(encoder, DualEncoder), "an encoder folder has two towers"
+    assert isinstance(encoder.image_tower, PixelTower), "an encoder folder reads pixels"
+    preprocess = encoder.image_tower.preprocess
+    if image_size not in (None, preprocess.size):
+        raise ModelError(f"{spec} reads images of {preprocess.size} pixels, got image_size {image_size}")
+    module = encoder.image_tower.module().vision
+    if isinstance(module, LiteTower):
+        # Without its classifier, and without the normalisation that is folded into its convolutions.
+        trunk = module.trunk.folded()
+        variant = trunk.config.variant
+        settings = {"variant": variant, "image_size": preprocess.size, "batch_norm": False}
+        return Tower(trunk, EFFICIENTNET, HEAD_WIDTH, None, preprocess, spec, settings)
+    shape = read_config(Path(spec).expanduser()).vision
+    assert isinstance(shape, TowerShape), "it is no EfficientNet"
+    return Tower(module, shape.layout, shape.width, None, preprocess, spec, to_json(shape))
 
 
 def _is_efficientnet(path: Path) -> bool:
