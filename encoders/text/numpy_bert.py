@@ -9,11 +9,13 @@ Shape suffixes: T tokens of all texts, D hidden width, N texts of one length, L 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from llm2clip.encoders.layers.configs import AdapterConfig, BertConfig
 from llm2clip.encoders.text.caption_tokenizer import TextRow, passes
@@ -24,6 +26,8 @@ STORED = ("float16", "float32", "int8")
 """What NumPy reads of the precisions of a folder."""
 _PASS_TOKENS = 1024
 """Tokens of one pass: enough for matrix products at full speed, few enough for the caches."""
+_FEW_TOKENS = 400
+"""Tokens of a pass below which one thread is as fast as several, which would mostly wait for each other."""
 _ADAPTER_EPS = 1e-5
 _BLOCK, _EMBEDDINGS = "encoder.layer.", "embeddings."
 
@@ -86,8 +90,11 @@ class NumpyBert:
     def states(self, rows: Sequence[TextRow]) -> Floats:
         """Mean states of the texts' pooled tokens, read in bounded passes. Shape: (len(rows), D), any scale."""
         pooled = np.empty((len(rows), self.config.hidden_size), np.float32)
-        for chosen in passes([len(row.ids) for row in rows], tokens=_PASS_TOKENS):
-            pooled[chosen] = self._one_pass([rows[n] for n in chosen])
+        lengths = [len(row.ids) for row in rows]
+        for chosen in passes(lengths, tokens=_PASS_TOKENS):
+            few = sum(lengths[n] for n in chosen) < _FEW_TOKENS
+            with _blas().limit(limits=1 if few else None, user_api="blas"):
+                pooled[chosen] = self._one_pass([rows[n] for n in chosen])
         return pooled
 
     def project(self, states: Floats) -> Floats:
@@ -168,6 +175,12 @@ _Linear = tuple[Floats, Floats]
 _Norm = tuple[Floats, Floats]
 """Gain and bias."""
 _Block = tuple[_Linear, _Linear, _Norm, _Linear, _Linear, _Norm]
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    """What sets the number of threads of NumPy's matrix products."""
+    return ThreadpoolController()
 
 
 def _affine(rows: Floats, layer: _Linear) -> Floats:
