@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         steps=options.steps,
         batch=options.batch,
         photographs=options.photographs,
+        plots=options.out.parent,
         measured=options.measured,
         text_model=options.text_model,
     )

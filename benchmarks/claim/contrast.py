@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks.claim.material import ClaimSettings, package_file, write_captions
-from benchmarks.claim.photographs import table
+from benchmarks.claim.photographs import cell, recalls, table
+from benchmarks.claim.plot import plot
 from benchmarks.claim.text_models import Captions, aligned, caption_features, pairs_found
-from llm2clip.eval.stats.bootstrap import bootstrap_interval
+from llm2clip.eval.stats.bootstrap import Interval, bootstrap_interval
 from llm2clip.train.cc.config import CcConfig, EvaluationSettings, LoraSettings, TuneSettings
 from llm2clip.train.cc.pipeline import run_cc
 from llm2clip.train.core.stage import LoopConfig
@@ -40,21 +38,27 @@ def measure(settings: ClaimSettings) -> list[str]:
     )
     held_back = len(captions.held_back.read_text(encoding="utf-8").splitlines())
     contrasted = run_cc(_config(raw, settings), work / "cc").folder
-    models = {"raw": raw, f"after cc, {settings.steps} steps of {settings.batch} images": contrasted}
+    models = {"raw": raw, "after cc": contrasted}
     rows, tables = [], []
+    plotted: list[tuple[str, Interval]] = []
     for number, (name, model) in enumerate(models.items()):
         features = caption_features(model, captions, work / f"features-{number}")
-        rows.append(_row(name, pairs_found(features, pairs=held_back)))
+        accuracy = bootstrap_interval(100 * pairs_found(features, pairs=held_back).mean(0))
+        rows.append(f"| SmolLM2-135M {name} | {cell(accuracy)} |")
+        plotted.append((f"{name}: caption to caption, R@1", accuracy))
         for start, closed_form in _STARTS.items():
             out = work / f"stage-2-{number}-{start.replace(' ', '-')}"
             parts = aligned(
                 settings, model, captions, features, out, languages=_ENGLISH, closed_form=closed_form
             )
-            tables += ["", f"SmolLM2-135M {name}, stage 2 with a {start} start:", "", *table(parts, _ENGLISH)]
+            found = recalls(parts, _ENGLISH)
+            tables += ["", f"SmolLM2-135M {name}, stage 2 with a {start} start:", "", *table(found)]
+            plotted.append((f"{name}: to photograph, R@10, {start} start", found["en"][-1]))
     return [
         "## a. Contrast is the key",
         "",
-        f"SmolLM2-135M, LoRA of rank 16 on English captions. Measured on {held_back:,} held-back photographs.",
+        f"SmolLM2-135M, LoRA of rank 16 on English captions: {settings.steps} steps of {settings.batch} images. "
+        f"Measured on {held_back:,} held-back photographs.",
         "",
         "| text model | caption finds the other one of its image, R@1 % |",
         "|---|---|",
@@ -62,6 +66,8 @@ def measure(settings: ClaimSettings) -> list[str]:
         "",
         f"Stage 2 on {settings.photographs:,} photographs with two captions each, EfficientNet-Lite2 frozen.",
         *tables,
+        "",
+        plot(settings.plots / "claim-a.svg", plotted, title="Contrast is the key: found, in %"),
     ]
 
 
@@ -84,8 +90,3 @@ def _config(model: Path, settings: ClaimSettings) -> CcConfig:
         evaluation=EvaluationSettings(holdout=100),
         store="float16",
     )
-
-
-def _row(name: str, hits: NDArray[np.float64]) -> str:
-    found = bootstrap_interval(100 * hits.mean(0))
-    return f"| SmolLM2-135M {name} | {found.value:.1f} [{found.low:.1f}, {found.high:.1f}] |"

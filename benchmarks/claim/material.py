@@ -31,6 +31,8 @@ class ClaimSettings:
     """Folder of ``train-*.tar`` and ``val.tar``."""
     work: Path
     """Folder for models and runs; a run that was stopped continues in it."""
+    plots: Path
+    """Folder for plots, beside the file of results."""
     steps: int
     """Most steps of a training."""
     batch: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from benchmarks.claim.material import ClaimSettings
-from benchmarks.claim.photographs import own_images, table, trained
+from benchmarks.claim.photographs import own_images, recalls, table, trained
 
 
 def measure(settings: ClaimSettings) -> list[str]:
@@ -19,5 +19,5 @@ def measure(settings: ClaimSettings) -> list[str]:
         f"{settings.text_model}; {len(parts.validation.keys):,} others searched. "
         f"{(time.monotonic() - began) / 60:.0f} minutes on a CPU, what was cached not counted.",
         "",
-        *table(parts),
+        *table(recalls(parts)),
     ]

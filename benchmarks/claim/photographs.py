@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import load_file
 
 from benchmarks.claim.material import ClaimSettings, package_file
-from llm2clip.eval.stats.bootstrap import bootstrap_interval
+from llm2clip.eval.stats.bootstrap import Interval, bootstrap_interval
 from llm2clip.train.align.config import AlignConfig, PairData
-from llm2clip.train.align.evaluate import KS, Queries, best_ranks
+from llm2clip.train.align.evaluate import KS, best_ranks
 from llm2clip.train.align.output import WEIGHTS
 from llm2clip.train.align.pipeline import Parts, prepare, run_align
 from llm2clip.train.data.pair_batches import CaptionMix, Weight
@@ -51,8 +51,8 @@ def trained(config: AlignConfig, out: Path) -> Parts:
     return parts
 
 
-def table(parts: Parts, languages: Sequence[str] = LANGUAGES) -> list[str]:
-    """Recall by language in Markdown, with 95 % intervals over images."""
+def recalls(parts: Parts, languages: Sequence[str] = LANGUAGES) -> dict[str, list[Interval]]:
+    """By language R@1, R@5 and R@10 in percent, with 95 % intervals over images."""
     adapter = parts.stage.text_adapter
     queries = [each for each in parts.queries if each.language in languages]
     ranks = best_ranks(
@@ -60,13 +60,21 @@ def table(parts: Parts, languages: Sequence[str] = LANGUAGES) -> list[str]:
         images=parts.validation_vectors(),
         text_vectors=lambda numbers: adapter(parts.texts.take(numbers)).detach(),
     )
-    rows = ["| language | captions | R@1 % | R@5 % | R@10 % |", "|---|---|---|---|---|"]
-    for each in queries:
-        cells = [_cell(each, 100 * ranks[each.language].hits(k)) for k in KS]
-        rows.append(f"| {each.language} | {len(each.texts):,} | {' | '.join(cells)} |")
+    return {
+        each.language: [
+            bootstrap_interval(100 * ranks[each.language].hits(k), clusters=each.images) for k in KS
+        ]
+        for each in queries
+    }
+
+
+def table(found: Mapping[str, Sequence[Interval]]) -> list[str]:
+    """What :func:`recalls` found, in Markdown."""
+    rows = ["| language | R@1 % | R@5 % | R@10 % |", "|---|---|---|---|"]
+    rows += [f"| {language} | {' | '.join(map(cell, intervals))} |" for language, intervals in found.items()]
     return rows
 
 
-def _cell(queries: Queries, hits: object) -> str:
-    found = bootstrap_interval(hits, clusters=queries.images)  # type: ignore[arg-type]
-    return f"{found.value:.1f} [{found.low:.1f}, {found.high:.1f}]"
+def cell(interval: Interval) -> str:
+    """A value with its interval."""
+    return f"{interval.value:.1f} [{interval.low:.1f}, {interval.high:.1f}]"

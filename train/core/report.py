@@ -25,7 +25,7 @@ _STYLE = """
 :root{color-scheme:light dark}
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
-.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr));gap:1rem}
+.curves{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,520px),1fr));gap:1rem;margin-top:1.5rem}
 figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}
 svg text{font-size:12px;fill:currentColor}svg .grid{stroke:currentColor;opacity:.15}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
@@ -130,7 +130,7 @@ def _summary(record: Mapping[str, Any]) -> str:
 def _state(entry: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> str:
     if "finished" in entry:
         weights = f"; the weights of step {entry['exported']:,} were kept" if "exported" in entry else ""
-        took = f" after {duration(entry['seconds'])} of the last part" if "seconds" in entry else ""
+        took = f" after {duration(entry['seconds'])} since it was last started" if "seconds" in entry else ""
         return f"Finished at {entry['finished']}{took}, {entry.get('steps', 0):,} steps{weights}."
     return f"Unfinished; the last line is of step {max((line['step'] for line in lines), default=0):,}."
 
