@@ -19,7 +19,7 @@ from llm2clip.train.core.stage import LoopConfig
 from llm2clip.train.nano import packages, pipeline, texts
 from llm2clip.train.nano.config import FitConfig, NanoConfig
 from llm2clip.train.nano.e5_file import SentenceModel, read_e5, unpack_q4
-from llm2clip.train.nano.material import Pairs
+from llm2clip.train.nano.material import Pairs, with_translations
 from llm2clip.train.nano.packages import SourceError
 from llm2clip.train.nano.sample_corpus import DRAWINGS, listed, webp
 from llm2clip.train.nano.text_stage import (
@@ -365,6 +365,16 @@ def test_goals_are_the_teachers_vectors_and_what_they_look_like(monkeypatch, tmp
     seen = goals[2:, 512:] @ goals[2:, 512:].T
     np.fill_diagonal(seen, -1)
     assert seen.argmax(1).tolist() == [1, 0, 3, 2, 5, 4, 7, 6]  # phrases of one code look alike
+
+
+def test_words_of_other_languages_look_like_their_english():
+    codes = F.normalize(torch.arange(6.0).reshape(2, 3) + 1, dim=1)
+    pairs = Pairs(["a Zebra", "dog"], codes, np.array([3.0, 1.0]))
+    words = [{"en": "zebra", "hi": "ज़ेबरा", "sw": "punda milia"}, {"en": "unheard of", "hi": "?"}]
+    found = with_translations(pairs, words, weight=0.5)
+    assert found.phrases == ["a Zebra", "dog", "ज़ेबरा", "punda milia"]
+    assert torch.equal(found.codes, codes[[0, 1, 0, 0]])
+    assert found.weights.tolist() == [3, 1, 0.5, 0.5]
 
 
 def test_listed_images_have_a_licence_that_allows_redistribution():

@@ -13,12 +13,16 @@ class FitConfig:
 
     dim: int = 256
     """Length of the vectors."""
-    text_ridge: float = 3.0
+    text_ridge: float = 1.0
     """Shrinks rare directions of texts."""
+    teacher_ridge: float = 3.0
+    """The same of the teacher's vectors, where they are fitted for the goals of stage 1."""
     image_ridge: float = 2.0
     """The same of codes."""
     concepts: float = 3.0
     """Weight of a hand-written phrase; that of a class's name is 1."""
+    translations: float = 1.0
+    """Weight of an everyday word in another language than English."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,7 +80,7 @@ class Pairs:
     """What stage 2 is fitted on: phrases, and the codes of what they name."""
 
     phrases: list[str]
-    """English phrases."""
+    """What is named."""
     codes: Tensor
     """Shape: (phrases, classes), unit rows."""
     weights: NDArray[np.float64]
@@ -110,3 +110,20 @@ def make_pairs(material: Material, tower: LiteTower, config: NanoConfig) -> Pair
             rows.append(known[word["en"]])
             weights.append(config.fit.concepts)
     return Pairs(phrases, torch.stack(rows), np.array(weights))
+
+
+def with_translations(pairs: Pairs, words: list[dict[str, str]], *, weight: float) -> Pairs:
+    """Pairs, and everyday words in the other languages with the code of their English."""
+    codes = {bare(phrase): code for phrase, code in zip(pairs.phrases, pairs.codes, strict=True)}
+    more = [
+        (own, codes[word["en"]])
+        for word in words
+        if word["en"] in codes
+        for language, own in word.items()
+        if language != "en"
+    ]
+    return Pairs(
+        [*pairs.phrases, *(own for own, _ in more)],
+        torch.cat([pairs.codes, torch.stack([code for _, code in more])]),
+        np.concatenate([pairs.weights, np.full(len(more), weight)]),
+    )

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,14 +30,14 @@ from llm2clip.encoders.llm2clip.folder_config import Llm2ClipConfig
 from llm2clip.encoders.llm2clip.save_load import save_llm2clip
 from llm2clip.encoders.text.caption_tokenizer import TextReader, TextRules
 from llm2clip.encoders.text.packed import pooled_states
-from llm2clip.eval.runner.controls import CONTROLS, CONTROLS_FILE, control_blocks, cut_blocks
+from llm2clip.eval.runner.controls import CONTROLS_FILE, control_blocks, cut_blocks
 from llm2clip.train.align.closed_form import CanonicalMaps, Matrix, Moments, fit_cca
 from llm2clip.train.align.heads import before_last, set_last
 from llm2clip.train.core.loop import train
 from llm2clip.train.core.run_folder import Run
 from llm2clip.train.nano.config import FitConfig, NanoConfig
 from llm2clip.train.nano.e5_file import SentenceModel
-from llm2clip.train.nano.material import Material, Pairs, make_pairs
+from llm2clip.train.nano.material import Material, Pairs, make_pairs, with_translations
 from llm2clip.train.nano.text_stage import FrozenStates, TextStage, put_back
 from llm2clip.train.nano.texts import LANGUAGES, Text
 from llm2clip.train.nano.use_teacher import UseTeacher
@@ -62,7 +63,8 @@ def make_goals(texts: list[Text], pairs: Pairs, weights: Path, config: NanoConfi
     row = {meaning: number for number, meaning in enumerate(meanings)}
     means = np.stack([found[[row[sentence] for sentence in text.meaning]].mean(0) for text in texts])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    maps, _ = fit_pairs(teacher.encode(pairs.phrases), pairs, config.fit)
+    ridge = replace(config.fit, text_ridge=config.fit.teacher_ridge)
+    maps, _ = fit_pairs(teacher.encode(pairs.phrases), pairs, ridge)
     seen = maps.text(means)
     seen /= np.linalg.norm(seen, axis=1, keepdims=True)
     goals: NDArray[np.float16] = (np.concatenate([means, seen], axis=1) / np.sqrt(2)).astype(np.float16)
@@ -122,8 +124,9 @@ class Fitted:
     """Mean code. Shape: (classes,)."""
 
 
-def fit(states: Tensor, pairs: Pairs, config: FitConfig) -> Fitted:
-    """Stage 2 from the text encoder's states of the phrases. Shape: (phrases, width)."""
+def fit(language: BertEncoder, reader: TextReader, pairs: Pairs, config: FitConfig) -> Fitted:
+    """Stage 2."""
+    states = pooled_states(language, reader.rows(pairs.phrases), device=torch.device("cpu"))
     adapter = TextAdapter(states.shape[1], config.dim, blocks=0).eval()
     with torch.no_grad():
         features = before_last(adapter, states).numpy()
@@ -154,8 +157,8 @@ def train_nano(run: Run, material: Material, config: NanoConfig) -> Path:
     pairs = make_pairs(material, tower, config)
     language = train_text(run, material, pairs, config)
     reader = text_reader(material.language, config)
-    states = pooled_states(language, reader.rows(pairs.phrases), device=torch.device("cpu"))
-    fitted = fit(states, pairs, config.fit)
+    translated = with_translations(pairs, material.words, weight=config.fit.translations)
+    fitted = fit(language, reader, translated, config.fit)
     projection = nn.Linear(tower.width, config.fit.dim, bias=False)
     with torch.no_grad():
         assert tower.centre is not None, "the tower gives codes"
@@ -172,7 +175,8 @@ def train_nano(run: Run, material: Material, config: NanoConfig) -> Path:
         logit_scale=float(np.log(100.0)),
         tokenizer_json=material.language.tokenizer().to_str(),
     )
-    _save_controls(folder, language, reader, pairs, config)
+    controls = {"no-cc": translated, "english-words": pairs}
+    _save_controls(folder, language, reader, controls, config)
     return folder
 
 
@@ -195,19 +199,18 @@ def encoder_config(config: NanoConfig, language: BertEncoder, tower: LiteTower) 
 
 
 def _save_controls(
-    folder: Path, language: BertEncoder, reader: TextReader, pairs: Pairs, config: NanoConfig
+    folder: Path, language: BertEncoder, reader: TextReader, pairs: Mapping[str, Pairs], config: NanoConfig
 ) -> None:
     """Adapters fitted in the same way behind fewer blocks: before stage 1, and no block at all."""
     tensors: dict[str, Tensor] = {}
     prefix = "language_model."
     whole = {prefix + name: tensor for name, tensor in language.state_dict().items()}
-    for name in CONTROLS:
+    for name, of in pairs.items():
         keep = control_blocks(name, blocks=len(language.layers), trained=config.text.blocks)
         short = BertEncoder(replace(language.config, num_hidden_layers=keep)).eval()
         cut = cut_blocks(whole, name, keep=keep)
         short.load_state_dict({key.removeprefix(prefix): tensor for key, tensor in cut.items()})
-        states = pooled_states(short, reader.rows(pairs.phrases), device=torch.device("cpu"))
-        fitted = fit(states, pairs, config.fit)
+        fitted = fit(short, reader, of, config.fit)
         parts = {
             "text.weight": fitted.maps.text.weight,
             "text.bias": fitted.maps.text.bias,
