@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from llm2clip.common.files import file_sha256
 from llm2clip.encoders.catalog.entries import EncoderEntry, LanguageModelEntry, find_language, language_models
@@ -345,9 +345,8 @@ def save_llm2clip(
     with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
         draft = Path(name)
         (draft / TOKENIZER_FILE).write_text(tokenizer, encoding="utf-8")
-        (draft / WEIGHTS_FILE).write_bytes(
-            save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        )
+        # Not by way of bytes in memory: an 8B model has 16 GB of them.
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, draft / WEIGHTS_FILE)
         write_config(draft, config)
         load_folder(draft, device="cpu").load_all()
         for file in (WEIGHTS_FILE, TOKENIZER_FILE, CONFIG_FILE):

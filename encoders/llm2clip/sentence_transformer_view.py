@@ -51,7 +51,7 @@ class CaptionModule(InputModule):
     def forward(self, features: dict[str, Tensor], **_: object) -> dict[str, Tensor]:
         """Add ``sentence_embedding``, shape (B, dim), float32, unit rows."""
         states = self.tower.pooled(features["input_ids"], features["attention_mask"], features["embed_mask"])
-        vectors = self.tower.project(states).float()
+        vectors = torch.as_tensor(self.tower.project(states)).float()  # an array where no torch is needed
         return features | {"sentence_embedding": torch.nn.functional.normalize(vectors, dim=-1)}
 
     def save(self, output_path: str, *_: object, **__: object) -> None:
