@@ -67,7 +67,12 @@ class Record:
     """Reads its caption and metadata if listing did not; called in the order of listing; may raise anything."""
 
     def __post_init__(self) -> None:
-        """Leave out a file time and metadata that no index can hold, and note it."""
+        """Leave out a size, a file time and metadata that no index can hold, and note it."""
+        if self.size is not None and not 0 <= self.size < 2**63:
+            object.__setattr__(
+                self, "problem", self.problem or "damaged: no file has the size that is told of it"
+            )
+            object.__setattr__(self, "size", None)
         if self.mtime_ns is not None and not -(2**63) < self.mtime_ns < 2**63:
             object.__setattr__(self, "mtime_ns", 0)
             self._add_note("its file time lies before 1677 or after 2262, so it counts as unknown")

@@ -99,6 +99,7 @@ def _claim(folder: Path, file: IO[bytes], *, alone: bool) -> None:
         try:
             with create_new(path) as created:
                 created.write(json.dumps(_me()).encode())
+                os.fsync(created.fileno())  # after a power loss it says whose it was, and is not waited for
             return
         except FileExistsError:
             other = _read(path)

@@ -82,12 +82,12 @@ class SegmentWriter:
         return file
 
     def _finish(self) -> None:
-        if self._file is not None:
-            self._file.seek(0)
-            self._file.write(_header(self.rows[-1], self._dim))
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with file:
+                file.seek(0)
+                file.write(_header(self.rows[-1], self._dim))
+                os.fsync(file.fileno())
 
     def sync(self) -> None:
         """Flush what was appended to the disk."""

@@ -13,6 +13,7 @@ import argparse
 import io
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,9 +27,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from llm2clip.encoders import ImageError
+from llm2clip.encoders import FakeEncoder, ImageError
 from llm2clip.encoders.images.decode import read_image
-from llm2clip.indexer import open_corpus
+from llm2clip.indexer import build_index, open_corpus
 
 _BATCH = 100
 _PATIENCE = 600.0
@@ -124,6 +125,9 @@ def containers() -> Iterator[tuple[str, bytes]]:
                 info = tarfile.TarInfo(f"{'长' * (30 if format else 1)}/{each}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
+            odd = tarfile.TarInfo("odd.png")
+            odd.pax_headers = {"size": "0", "mtime": "9" * 25, "comment": "x" * 99}
+            tar.addfile(odd)
             link = tarfile.TarInfo("link.png")
             link.type, link.linkname = tarfile.SYMTYPE, "0.png"
             tar.addfile(link)
@@ -191,11 +195,12 @@ def attack_containers(count: int, rng: random.Random) -> Counter[str]:
             with _timed(found):
                 found[_read_all(file)] += 1
             file.unlink()
+            shutil.rmtree(file.with_suffix(".index"), ignore_errors=True)
     return found
 
 
 def _read_all(file: Path) -> str:
-    """Read a corpus as a build does; says what became of it."""
+    """Read a corpus, then build an index of it; says what became of it."""
     try:
         records = list(open_corpus(file).records())
     except (ValueError, OSError):
@@ -207,6 +212,12 @@ def _read_all(file: Path) -> str:
             record.read()
         except Exception:
             continue
+    try:
+        build_index(file, file.with_suffix(".index"), encoder=FakeEncoder())
+    except (ValueError, OSError):
+        return "nothing in it"
+    except Exception as error:
+        return f"built: unexpected {type(error).__name__} from {file.suffix}: {error}"
     return "read in part" if any(record.problem for record in records) else "read"
 
 
@@ -228,7 +239,7 @@ ATTACKS: dict[str, Callable[[int, random.Random], Counter[str]]] = {
     "images": attack_images,
     "containers": attack_containers,
 }
-FINE = frozenset(["decoded", "refused", "not opened", "read", "read in part"])
+FINE = frozenset(["decoded", "refused", "not opened", "nothing in it", "read", "read in part"])
 """All that may become of an input."""
 
 

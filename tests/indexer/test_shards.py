@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm2clip.indexer import CorpusError, open_corpus
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import CorpusError, build_index, open_corpus
 from llm2clip.indexer.containers.container import expand
 from llm2clip.indexer.containers.tar_members import members
 
@@ -167,6 +168,19 @@ def test_tar_corpus_lists_a_thousand_empty_members(tmp_path):
     assert [each.key for each in found if each.problem is None] == ["s.tar#z.png"]
     problems = [each.problem for each in found if each.problem is not None]
     assert problems == ["the file is empty"] * 1000 + ["1,500 more images in it are empty"]
+
+
+@pytest.mark.parametrize("size", ["-1", str(2**63), str(2**64 + 1), "9" * 30])
+def test_build_index_lists_a_member_of_an_impossible_size(tmp_path, size):
+    """It has nowhere to end, so what follows it is lost too; the next tar is read."""
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.PAX_FORMAT) as tar:
+        member = tarfile.TarInfo("a.png")
+        member.pax_headers = {"size": size}
+        tar.addfile(member)
+    (tmp_path / "b.tar").write_bytes(tar_of({"b.png": RED}))
+    report = build_index(tmp_path / "{a,b}.tar", tmp_path / "i", encoder=FakeEncoder())
+    assert (report.items, report.bad > 0) == (1, True)
+    assert {bad.key.partition("#")[0] for bad in report.bad_images} == {"a.tar"}
 
 
 def header(name: bytes, size: int, kind: bytes) -> bytes:
