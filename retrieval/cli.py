@@ -14,9 +14,11 @@ from llm2clip.common.terminal import GroupedCommand, VersionOption, make_app, on
 if TYPE_CHECKING:
     from llm2clip.retrieval.printing import Output
     from llm2clip.retrieval.ranking.options import By, Sort
+    from llm2clip.retrieval.thumbnails import Thumbnails
 
 _BYS = ("auto", "image", "caption", "all")
 _SORTS = ("score", "date")
+_THUMBNAILS = ("auto", "never", "kitty", "iterm", "blocks")
 
 search_option, index_option, encoder_option, output_option, machine_option = (
     partial(typer.Option, rich_help_panel=group)
@@ -69,6 +71,7 @@ _JSONL = "Print one JSON object per hit, each on a line."
 _TSV = "Print one line per hit, with columns between tabs and their names first."
 _PATHS = "Print only the paths of the images."
 _NULL = "Print only their paths, each ended by a null byte, as xargs -0 reads them."
+_PICTURES = "Pictures below the table: auto, never, kitty, iterm, or blocks of 24-bit colour."
 _HTML = "Also write a self-contained HTML gallery."
 _COPY = "Also copy the images of the hits to this new or empty folder."
 _SYMLINK = "Also make links to them in this new or empty folder."
@@ -110,6 +113,9 @@ def search(
     as_tsv: Annotated[bool, output_option("--tsv", help=_TSV)] = False,
     as_paths: Annotated[bool, output_option("--paths", help=_PATHS)] = False,
     null: Annotated[bool, output_option("--null", "-0", help=_NULL)] = False,
+    thumbnails: Annotated[
+        str, output_option(metavar="HOW", help=_PICTURES, callback=one_of(*_THUMBNAILS))
+    ] = "never",
     html: Annotated[Path | None, output_option(metavar="FILE", help=_HTML)] = None,
     copy_to: Annotated[Path | None, output_option(metavar="FOLDER", help=_COPY)] = None,
     symlink_to: Annotated[Path | None, output_option(metavar="FOLDER", help=_SYMLINK)] = None,
@@ -158,6 +164,7 @@ def search(
             encoder=encoder,
             device=device,
             output=cast("Output", next((name for name, asked in outputs.items() if asked), "table")),
+            thumbnails=cast("Thumbnails", thumbnails),
             html=html,
             copy_to=copy_to,
             symlink_to=symlink_to,

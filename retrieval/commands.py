@@ -22,6 +22,7 @@ from llm2clip.retrieval.query.expression import join
 from llm2clip.retrieval.ranking.options import SearchOptions
 from llm2clip.retrieval.results import Answer, Query, combined_query, text_query
 from llm2clip.retrieval.searcher import Searcher
+from llm2clip.retrieval.thumbnails import Thumbnails, choose_protocol, draw_thumbnails
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Progress
@@ -52,6 +53,8 @@ class SearchRequest:
     device: str = "auto"
     """Where to encode; a named CUDA device also searches."""
     output: Output = "table"
+    thumbnails: Thumbnails = "never"
+    """Pictures below a table."""
     html: Path | None = None
     """File to write a gallery to."""
     copy_to: Path | None = None
@@ -96,7 +99,7 @@ def run(request: SearchRequest, *, searchers: Searchers | None = None) -> bool:
         )
         answers = [Answer.of(query, page) for query, page in zip(queries, pages, strict=True)]
         written = _write(searcher, answers, request)
-        print_answers(answers, output=request.output)
+        print_answers(answers, output=request.output, pictures=_pictures(searcher, request.thumbnails))
         found = any(answer.hits for answer in answers)
         notes = {note: None for answer in answers if not answer.hits for note in answer.notes}
         if notes and request.output != "table":  # which says it itself
@@ -108,6 +111,15 @@ def run(request: SearchRequest, *, searchers: Searchers | None = None) -> bool:
         for line in written:
             log_stderr(line)
     return found
+
+
+def _pictures(searcher: Searcher, thumbnails: Thumbnails) -> Callable[[Answer, int], Iterator[str]] | None:
+    protocol = choose_protocol(thumbnails)
+    if protocol is None:
+        return None
+    return lambda answer, width: draw_thumbnails(
+        answer.hits, protocol=protocol, width=width, read_image=searcher.read_image
+    )
 
 
 def _write(searcher: Searcher, answers: Sequence[Answer], request: SearchRequest) -> list[str]:

@@ -21,6 +21,8 @@ from llm2clip.common.terminal import escape_control
 from llm2clip.retrieval.results import Answer, Query, caption_for, capture_day, signed_sum
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from llm2clip.indexer import Hit
 
 _SIDE = 320
@@ -82,13 +84,18 @@ def thumbnail(data: bytes) -> str | None:
 
 def small_webp(data: bytes, *, side: int) -> bytes:
     """An encoded image as WebP of at most ``side`` pixels a side; ``ValueError`` if it cannot be decoded."""
+    buffer = io.BytesIO()
+    small_image(data, side=side).save(buffer, "WEBP", quality=82, method=4)
+    return buffer.getvalue()
+
+
+def small_image(data: bytes, *, side: int) -> Image:
+    """An encoded image in at most ``side`` pixels a side, RGB; ``ValueError`` if it cannot be decoded."""
     from llm2clip.encoders.images.decode import read_image
 
     image = read_image(data)
     image.thumbnail((side, side))
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=82, method=4)
-    return buffer.getvalue()
+    return image
 
 
 def _text(text: str) -> str:

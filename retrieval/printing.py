@@ -6,7 +6,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import TextIOWrapper
 from typing import Literal
 
@@ -22,17 +22,23 @@ _TRAILING_SPACES = re.compile(r" +((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
 """Padding of the last column, before escape sequences that end a style."""
 
 
-def print_answers(answers: Sequence[Answer], *, output: Output = "table") -> None:
-    """Print answers to standard output."""
+def print_answers(
+    answers: Sequence[Answer],
+    *,
+    output: Output = "table",
+    pictures: Callable[[Answer, int], Iterable[str]] | None = None,
+) -> None:
+    """Print answers to standard output; ``pictures`` gives what follows a table in a terminal of so many cells."""
     if output == "table":
         from rich.console import Console
 
         _encode(errors="replace")
         console = Console(highlight=False)
-        with console.capture() as printed:
-            for answer in answers:
+        for answer in answers:
+            with console.capture() as printed:
                 console.print(answer_table(answer, width=console.width))
-        console.file.write(_TRAILING_SPACES.sub(r"\1", printed.get()))
+            console.file.write(_TRAILING_SPACES.sub(r"\1", printed.get()))
+            console.file.writelines(pictures(answer, console.width) if pictures else ())
     elif output in ("json", "jsonl"):
         ascii_only = (sys.stdout.encoding or "").lower().replace("-", "") != "utf8"
         for answer in answers:

@@ -194,6 +194,8 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     image_cells = max(12, min(30, width // 3))
     days = [capture_day(hit) or "" for hit in answer.hits]
     sure = any(hit.confidence is not None for hit in answer.hits)
+    names = [image_name(hit, cells=image_cells) for hit in answer.hits]
+    folders = _folders(answer.hits, names, cells=image_cells)
     caption_cells = max(10, width - image_cells - (30 if any(days) else 18) - (7 if sure else 0))
     table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("rank", justify="right", width=4)
@@ -205,12 +207,13 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
         table.add_column("taken", width=10)
     table.add_column("caption", max_width=caption_cells)
     missing = answer.missing
-    for hit, day in zip(answer.hits, days, strict=True):
+    for hit, day, name, folder in zip(answer.hits, days, names, folders, strict=True):
+        image = Text(name, style="strike" if hit.uri in missing else "")
         table.add_row(
             str(hit.rank),
             f"{hit.score:.3f}",
             *([_percent(hit)] if sure else []),
-            Text(image_name(hit, cells=image_cells), style="strike" if hit.uri in missing else ""),
+            image.append(f"\n{folder}", style="dim") if folder else image,
             *([day] if any(days) else []),
             # Lines break at words, so fewer cells are filled than there are.
             Text(
@@ -220,6 +223,26 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
             ),
         )
     return Group(heading, table, *_after(answer), Text())
+
+
+def _folders(hits: Sequence[Hit], names: Sequence[str], *, cells: int) -> list[str]:
+    """For each hit whose name is another's too, its folder from where theirs differ; for the others nothing."""
+    from rich.cells import cell_len
+
+    folders = []
+    for hit in hits:
+        place = PurePath(hit.index or "", escape_control(hit.key).replace("#", "/"))
+        folders.append("/".join((*place.parent.parts, "")))
+    shown = []
+    for folder, name in zip(folders, names, strict=True):
+        alike = [other for other, its_name in zip(folders, names, strict=True) if its_name == name]
+        shared = len(os.path.commonprefix(alike))  # noqa: RUF071 (characters are meant)
+        start = folder.rfind("/", 0, shared) + 1
+        part = folder[start:] or "./"
+        if cell_len(part) > cells and shared > start + 1:
+            part = f"…{folder[shared - 1 :]}"
+        shown.append(part if len(alike) > 1 else "")
+    return shown
 
 
 def _percent(hit: Hit) -> str:

@@ -208,3 +208,28 @@ def test_answer_table_shows_the_day_of_capture_where_it_is_known():
     assert "2019-05-04" in text
     assert "2024" not in text
     assert "taken" not in "\n".join(printed(Answer(query=text_query("q"), hits=[changed])))
+
+
+def test_answer_table_shows_folders_where_names_are_the_same():
+    long = "photographs/of-many-years/"
+    keys = (f"{long}2019/05/IMG_1.jpg", f"{long}2020/05/IMG_1.jpg", f"{long}2020/05/IMG_2.jpg")
+    hits = [hit(rank, key=key, caption="c") for rank, key in enumerate(keys, start=1)]
+    rows = printed(Answer(query=text_query("q"), hits=hits), width=60)[2:]
+    assert [row.split() for row in rows[:5]] == [
+        ["1", "0.625", "…/IMG_1.jpg", "c"],
+        ["2019/05/"],
+        ["2", "0.500", "…/IMG_1.jpg", "c"],
+        ["2020/05/"],
+        ["3", "0.375", "…/IMG_2.jpg", "c"],
+    ]
+
+
+def test_answer_table_tells_indexes_and_containers_apart():
+    both = [hit(1, key="a.jpg", index="home"), hit(2, key="a.jpg", index="work")]
+    rows = printed(Answer(query=text_query("q"), hits=both))
+    assert [row.strip() for row in rows[3:6:2]] == ["home/", "work/"]
+    name = "x" * 24 + ".webp"
+    shards = [hit(1, key=f"shards-{'0' * 20}-1.tar#{name}"), hit(2, key=f"shards-{'0' * 20}-2.tar#{name}")]
+    lines = printed(Answer(query=text_query("q"), hits=shards), width=60)
+    assert max(map(cell_len, lines)) <= 60
+    assert [row.strip() for row in lines[3:6:2]] == ["…-1.tar/", "…-2.tar/"]

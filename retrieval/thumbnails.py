@@ -1,0 +1,146 @@
+"""Pictures of hits in the terminal: the kitty graphics protocol, iTerm2's inline images, or coloured half blocks."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, cast
+
+from llm2clip.common.terminal import escape_control
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from llm2clip.indexer import Hit
+
+Protocol = Literal["kitty", "iterm", "blocks"]
+Thumbnails = Literal["auto", "never", "kitty", "iterm", "blocks"]
+
+_COLUMNS = 18
+"""Cells across a thumbnail, which has at most half as many rows: a cell is about twice as high as wide."""
+_GAP = 2
+"""Cells between two thumbnails."""
+_SCALE = {"kitty": 20, "iterm": 20, "blocks": 1}
+"""Pixels across a cell; the terminal scales pictures to the cells that they are given."""
+_CHUNK = 4096
+"""Bytes of base64 in one escape sequence, which is the most that kitty takes."""
+
+
+def choose_protocol(
+    thumbnails: Thumbnails, *, environment: Mapping[str, str] = os.environ
+) -> Protocol | None:
+    """How to show pictures on standard output; ``None``: not at all.
+
+    ``auto`` shows none unless standard output is a terminal that says by its variables what it understands. Within
+    tmux and screen these are of the terminal outside, whose pictures they do not pass on: half blocks then.
+    """
+    if thumbnails != "auto":
+        return None if thumbnails == "never" else thumbnails
+    if not sys.stdout.isatty():
+        return None
+    term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
+    if not ("TMUX" in environment or term.startswith(("screen", "tmux"))):
+        if term in ("xterm-kitty", "xterm-ghostty"):
+            return "kitty"
+        if program in ("iTerm.app", "WezTerm"):
+            return "iterm"
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    return "blocks" if unicode and environment.get("COLORTERM") in ("truecolor", "24bit") else None
+
+
+def draw_thumbnails(
+    hits: Sequence[Hit], *, protocol: Protocol, width: int, read_image: Callable[[Hit], bytes]
+) -> Iterator[str]:
+    """Rows of thumbnails under their ranks, as text to write to a terminal; then the places of unreadable images.
+
+    Args:
+        hits: The hits of an answer.
+        protocol: What the terminal understands.
+        width: Cells of the terminal.
+        read_image: The encoded image of a hit, as ``Searcher.read_image``.
+    """
+    from llm2clip.retrieval.gallery import small_image
+
+    side = _COLUMNS * _SCALE[protocol]
+    per_row = max(1, (width + _GAP) // (_COLUMNS + _GAP))
+    lost = []
+    row: list[tuple[Hit, Image.Image]] = []
+    for hit in hits:
+        try:
+            row.append((hit, small_image(read_image(hit), side=side)))
+        except (OSError, ValueError):
+            lost.append(hit)
+        if len(row) == per_row:
+            yield _row(row, protocol)
+            row = []
+    if row:
+        yield _row(row, protocol)
+    for hit in lost:
+        yield f"{hit.rank}: no picture, cannot be read: {escape_control(hit.uri)}\n"
+    if hits:
+        yield "\n"
+
+
+def _row(row: Sequence[tuple[Hit, Image.Image]], protocol: Protocol) -> str:
+    from PIL import Image
+
+    step, scale = _COLUMNS + _GAP, _SCALE[protocol]
+    columns = len(row) * step - _GAP
+    rows = math.ceil(max(image.height for _, image in row) / (2 * scale))
+    sheet = Image.new("RGBA", (columns * scale, rows * 2 * scale))
+    for place, (_, image) in enumerate(row):
+        sheet.paste(image, (place * step * scale, 0))
+    ranks = "".join(f"{hit.rank:<{step}}" for hit, _ in row).rstrip()
+    return f"{ranks}\n{_ENCODERS[protocol](sheet, columns, rows)}\n"
+
+
+def _kitty(sheet: Image.Image, columns: int, rows: int) -> str:
+    data = _png(sheet)
+    chunks = [data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK)]
+    keys = [f"a=T,f=100,q=2,c={columns},r={rows},"] + [""] * (len(chunks) - 1)
+    more = [1] * (len(chunks) - 1) + [0]
+    return "".join(
+        f"\x1b_G{key}m={rest};{chunk}\x1b\\" for key, rest, chunk in zip(keys, more, chunks, strict=True)
+    )
+
+
+def _iterm(sheet: Image.Image, columns: int, rows: int) -> str:
+    return f"\x1b]1337;File=inline=1;width={columns};height={rows};preserveAspectRatio=0:{_png(sheet)}\x07"
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _blocks(sheet: Image.Image, columns: int, rows: int) -> str:
+    """Two pixels in each cell, the upper one in the colour of the text."""
+    lines = []
+    for y in range(0, 2 * rows, 2):
+        cells = [_cell(_pixel(sheet, x, y), _pixel(sheet, x, y + 1)) for x in range(columns)]
+        lines.append("".join(cells).rstrip() + "\x1b[0m")
+    return "\n".join(lines)
+
+
+def _pixel(sheet: Image.Image, x: int, y: int) -> tuple[int, ...]:
+    return cast("tuple[int, ...]", sheet.getpixel((x, y)))
+
+
+def _cell(upper: tuple[int, ...], lower: tuple[int, ...]) -> str:
+    if not (upper[3] or lower[3]):
+        return "\x1b[0m "
+    text, back, block = (upper, lower, "▀") if upper[3] else (lower, upper, "▄")
+    behind = f"48;2;{back[0]};{back[1]};{back[2]}" if back[3] else "49"
+    return f"\x1b[38;2;{text[0]};{text[1]};{text[2]};{behind}m{block}"
+
+
+_ENCODERS: dict[Protocol, Callable[[Image.Image, int, int], str]] = {
+    "kitty": _kitty,
+    "iterm": _iterm,
+    "blocks": _blocks,
+}
