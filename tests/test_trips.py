@@ -16,7 +16,7 @@ from .encoders.test_families import references as references
 from .forked import Forked
 from .forked import forked as forked
 
-DEEPEST = 15
+DEEPEST = 16
 """Most functions of ours that may be active at once; while a network of nano is made, six are its constructors."""
 
 SETUP = """

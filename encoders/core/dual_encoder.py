@@ -298,7 +298,7 @@ class DualEncoder(Encoder):
 
     def _image_batch(self, pixels: Any) -> NDArray[np.float32]:  # noqa: ANN401
         tower = self._images
-        tower.load()  # weights first: a shorter traceback when they are damaged
+        tower.module()  # weights first: a shorter traceback when they are damaged
         return tower.vectors(pixels)
 
     def _text_batch(self, texts: Sequence[str]) -> NDArray[np.float32]:

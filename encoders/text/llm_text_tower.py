@@ -276,6 +276,11 @@ class LlmTextTower(ReaderTower[TextReader]):
         """The adapter; loaded on first use."""
         return self._load_adapter() if self._load_adapter is not None else None
 
+    def load(self) -> None:
+        """Read the adapter, which is small and refuses a language model of another width, then the model."""
+        _ = self.adapter
+        super().load()
+
     @property
     def settings_sha256(self) -> str:
         """SHA-256 of which language model it is and of how texts are read; nothing is fetched for a published one."""

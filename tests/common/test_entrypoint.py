@@ -41,7 +41,7 @@ def test_every_command_completes_its_options(start: str):
         f"import sys; sys.argv = [{command!r}]; from llm2clip.common import entrypoint; entrypoint.{start}()"
     )
     variable = f"_{command.upper().replace('-', '_')}_COMPLETE"
-    asked = {variable: "complete_bash", "COMP_WORDS": f"{command} --ver", "COMP_CWORD": "1"}
+    asked = {variable: "complete_bash", "COMP_WORDS": f"{command} --vers", "COMP_CWORD": "1"}
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **asked},

@@ -54,7 +54,7 @@ def test_search_command_without_index_searches_the_sample(sample: Path, search: 
     hit = json.loads(second.stdout)["hits"][0]
     assert hit["metadata"] == {"names": {"en": "red", "zh": "red色"}, "emoji": "🟥"}
     table = search("红色红色 red", "-k", 1)
-    assert "red色  🟥" in table.stdout
+    assert "red色" in table.stdout
 
 
 def test_search_command_takes_the_sample_by_name(corpus: Corpus, sample: Path, search: Callable[..., Result]):

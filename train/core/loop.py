@@ -302,7 +302,8 @@ class _Loop:
         self.saved = self.state.step
 
     def _stopped(self) -> None:
-        """Leave after a signal."""
+        """Leave after a signal, together: a process whose peers are gone first aborts instead of ending."""
+        distributed.wait_for_all()
         name, step = self.stage.name, self.state.step
         if self.signals.requested is signal.SIGINT:
             raise KeyboardInterrupt(f" at step {step} of {name}: run the same command again to continue")
