@@ -191,12 +191,13 @@ def answer_table(answer: Answer, *, width: int) -> RenderableType:
     if not answer.hits:
         said = answer.notes[0] if answer.notes else "nothing found"
         return Group(heading, Text(f"  {said}", style="dim"), *_after(answer), Text())
-    image_cells = max(12, min(30, width // 3))
     days = [capture_day(hit) or "" for hit in answer.hits]
     sure = any(hit.confidence is not None for hit in answer.hits)
+    rest = width - (30 if any(days) else 18) - (7 if sure else 0)
+    image_cells = max(12, min(30, width // 3, rest // 2))
     names = [image_name(hit, cells=image_cells) for hit in answer.hits]
     folders = _folders(answer.hits, names, cells=image_cells)
-    caption_cells = max(10, width - image_cells - (30 if any(days) else 18) - (7 if sure else 0))
+    caption_cells = max(10, rest - image_cells)
     table = Table(box=None, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("rank", justify="right", width=4)
     table.add_column("score", justify="right", width=6)
@@ -239,7 +240,7 @@ def _folders(hits: Sequence[Hit], names: Sequence[str], *, cells: int) -> list[s
         shared = len(os.path.commonprefix(alike))  # noqa: RUF071 (characters are meant)
         start = folder.rfind("/", 0, shared) + 1
         part = folder[start:] or "./"
-        if cell_len(part) > cells and shared > start + 1:
+        if cell_len(part) > cells and shared - start > cells // 2:
             part = f"…{folder[shared - 1 :]}"
         shown.append(part if len(alike) > 1 else "")
     return shown

@@ -233,3 +233,19 @@ def test_answer_table_tells_indexes_and_containers_apart():
     lines = printed(Answer(query=text_query("q"), hits=shards), width=60)
     assert max(map(cell_len, lines)) <= 60
     assert [row.strip() for row in lines[3:6:2]] == ["…-1.tar/", "…-2.tar/"]
+
+
+def test_answer_table_has_room_for_everything_in_60_columns():
+    hits = [
+        hit(rank, key=f"photographs/{year}-a-long-holiday/IMG_1.jpg", caption="a quiet beach", confidence=0.9,
+            time=f"{year}-05-04T00:00:00Z", time_source="exif")
+        for rank, year in ((1, 2019), (2, 2020))
+    ]  # fmt: skip
+    lines = printed(Answer(query=text_query("q"), hits=hits), width=60)
+    assert max(map(cell_len, lines)) <= 60
+    assert [line.split() for line in lines[2:6]] == [
+        ["1", "0.625", "90%", "…/IMG_1.jpg", "2019-05-04", "a", "quiet"],
+        ["2019-a-long…", "beach"],
+        ["2", "0.500", "90%", "…/IMG_1.jpg", "2020-05-04", "a", "quiet"],
+        ["2020-a-long…", "beach"],
+    ]
