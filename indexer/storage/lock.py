@@ -28,6 +28,8 @@ BEAT_SECONDS = 5.0
 """How often a writer renews the time of its file."""
 STALE_SECONDS = 60.0
 """A writer that was not heard of for this time does not count."""
+_WRITTEN_SECONDS = 2.0
+"""After this, an empty file is of a writer that was killed between creating and writing it."""
 _MAX_BYTES = 4096
 _NONCE = os.urandom(8).hex()
 _TRIES = 3
@@ -95,17 +97,22 @@ def _locks(file: IO[bytes], folder: Path) -> bool:
 def _claim(folder: Path, file: IO[bytes], *, alone: bool) -> None:
     """Create the file of the writer; ``alone``: no other process of this machine writes."""
     path = folder / OWNER
+    mine = json.dumps(_me()).encode()  # before the file is there: one that is empty is waited for
     for _ in range(_TRIES):
         try:
             with create_new(path) as created:
-                created.write(json.dumps(_me()).encode())
+                created.write(mine)
                 os.fsync(created.fileno())  # after a power loss it says whose it was, and is not waited for
             return
         except FileExistsError:
             other = _read(path)
+            if empty := alone and _is_empty(path):
+                time.sleep(_WRITTEN_SECONDS)
+                other, empty = _read(path), _is_empty(path)
         except OSError as error:
             raise IndexWriteError(_read_only(folder, error)) from error
-        ended = alone and other is not None and other["machine"] == _machine()
+        # Of a process of this machine, which the lock says has ended; or killed before it could say whose it was.
+        ended = alone and (empty or (other is not None and other["machine"] == _machine()))
         age = _now(file) - _renewed(path)
         if not ended and age < STALE_SECONDS:
             who = _name(other) if other is not None else "unknown"
@@ -141,6 +148,12 @@ def _read(path: Path) -> Mapping[str, str] | None:
         return None
     wanted = isinstance(found, dict) and found.keys() == _me().keys()
     return found if wanted and all(isinstance(value, str) for value in found.values()) else None
+
+
+def _is_empty(path: Path) -> bool:
+    with suppress(OSError):
+        return path.lstat().st_size == 0
+    return False
 
 
 def _me() -> dict[str, str]:

@@ -80,7 +80,7 @@ def test_writer_that_was_killed_on_this_machine_does_not_count(index, monkeypatc
     assert remove_images(index, Selection(keys=["000.png"])).items == 29
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"machine": 5}', b"[" * 5000])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"machine": 5}', b"[" * 5000])
 def test_writer_file_of_anything_is_waited_for_and_no_longer(index, content):
     path = index / OWNER
     path.write_bytes(content)
@@ -88,6 +88,13 @@ def test_writer_file_of_anything_is_waited_for_and_no_longer(index, content):
         remove_images(index, Selection(keys=["000.png"]))
     os.utime(path, (0, 0))
     assert remove_images(index, Selection(keys=["000.png"])).items == 29
+
+
+def test_writer_that_was_killed_before_it_wrote_its_file_does_not_count(index, monkeypatch):
+    monkeypatch.setattr(locks, "_WRITTEN_SECONDS", 0.01)
+    (index / OWNER).touch()
+    assert remove_images(index, Selection(keys=["000.png"])).items == 29
+    assert not (index / OWNER).exists()
 
 
 def test_writer_renews_its_file(index, monkeypatch):
