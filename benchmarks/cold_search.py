@@ -110,7 +110,7 @@ clock = getattr(time, sys.argv[4])
 marks = [clock()]
 mark = lambda: marks.append(clock())
 gc.disable()
-import llm2clip.retrieval.cli, llm2clip.retrieval.commands, llm2clip.retrieval.results
+import llm2clip.retrieval.cli, llm2clip.retrieval.commands, llm2clip.retrieval.output.results
 import rich.console, rich.table
 import faiss, tokenizers
 import llm2clip.indexer.search.index
@@ -128,8 +128,8 @@ vectors = encoder.encode_texts([sys.argv[3]])
 mark()
 found = index.search(vectors, k=10)
 mark()
-from llm2clip.retrieval.results import Answer, text_query
-llm2clip.retrieval.printing.print_answers([Answer(query=text_query(sys.argv[3]), hits=found[0])])
+from llm2clip.retrieval.output.results import Answer, text_query
+llm2clip.retrieval.output.printing.print_answers([Answer(query=text_query(sys.argv[3]), hits=found[0])])
 mark()
 print(json.dumps(marks), file=sys.stderr)
 gc.freeze()
@@ -140,7 +140,7 @@ def _warm(index: Path, settings: Settings) -> float:
     from rich.console import Console
 
     from llm2clip.retrieval import Searcher
-    from llm2clip.retrieval.results import Answer, answer_table, text_query
+    from llm2clip.retrieval.output.results import Answer, answer_table, text_query
 
     with Searcher.open(index, encoder=settings.encoder) as searcher, open(os.devnull, "w") as nowhere:
         console = Console(file=nowhere, width=80)

@@ -12,9 +12,9 @@ from llm2clip.common import entrypoint
 from llm2clip.common.terminal import GroupedCommand, VersionOption, make_app, one_line_errors, one_of
 
 if TYPE_CHECKING:
-    from llm2clip.retrieval.printing import Output
+    from llm2clip.retrieval.output.printing import Output
+    from llm2clip.retrieval.output.thumbnails import Thumbnails
     from llm2clip.retrieval.ranking.options import By, Sort
-    from llm2clip.retrieval.thumbnails import Thumbnails
 
 _BYS = ("auto", "image", "caption", "all")
 _SORTS = ("score", "date")

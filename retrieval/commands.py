@@ -17,12 +17,12 @@ from llm2clip.common.files import counted
 from llm2clip.common.terminal import graceful_interrupt, log_stderr
 from llm2clip.indexer.commands.session import progress_bar
 from llm2clip.indexer.core.index_paths import locate
-from llm2clip.retrieval.printing import Output, print_answers
+from llm2clip.retrieval.output.printing import Output, print_answers
+from llm2clip.retrieval.output.results import Answer, Query, combined_query, text_query
+from llm2clip.retrieval.output.thumbnails import Thumbnails, choose_protocol, draw_thumbnails
 from llm2clip.retrieval.query.expression import join
 from llm2clip.retrieval.ranking.options import SearchOptions
-from llm2clip.retrieval.results import Answer, Query, combined_query, text_query
 from llm2clip.retrieval.searcher import Searcher
-from llm2clip.retrieval.thumbnails import Thumbnails, choose_protocol, draw_thumbnails
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Progress
@@ -124,7 +124,7 @@ def _pictures(searcher: Searcher, thumbnails: Thumbnails) -> Callable[[Answer, i
 
 def _write(searcher: Searcher, answers: Sequence[Answer], request: SearchRequest) -> list[str]:
     """Write the files that were asked for; says what was written."""
-    from llm2clip.retrieval.collecting import copy_images, link_images
+    from llm2clip.retrieval.output.collecting import copy_images, link_images
 
     lines = []
     if request.html:
@@ -255,7 +255,7 @@ class BuildProgress:
 
 def save_gallery(searcher: Searcher, answers: Sequence[Answer], *, path: Path) -> Path:
     """Write answers as an HTML gallery; return its absolute path."""
-    from llm2clip.retrieval.gallery import write_gallery
+    from llm2clip.retrieval.output.gallery import write_gallery
 
     subtitle = f"{counted(len(searcher), 'image')}, encoder {searcher.encoder.info.name}"
     return write_gallery(path, answers, read_image=searcher.read_image, subtitle=subtitle)

@@ -14,7 +14,7 @@ import typer
 from rich.cells import cell_len
 
 from llm2clip.common.terminal import GroupedCommand, make_app, one_line_errors
-from llm2clip.retrieval.results import Answer, Query, text_query
+from llm2clip.retrieval.output.results import Answer, Query, text_query
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Record
@@ -78,7 +78,7 @@ def run(out: Path, *, index: Path | None = None, k: int = 5) -> list[Answer]:
     """Build or reuse the index, search, print tables and write the gallery; returns the answers shown."""
     from llm2clip.encoders import load_encoder
     from llm2clip.retrieval.commands import BuildProgress, save_gallery
-    from llm2clip.retrieval.printing import print_answers
+    from llm2clip.retrieval.output.printing import print_answers
     from llm2clip.retrieval.sample_index import SAMPLE_ENCODER, open_sample
     from llm2clip.retrieval.searcher import Searcher
 

@@ -11,13 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, overload
 
 from llm2clip.retrieval.opening import load_encoder_of, open_indexes, require_same_encoder
+from llm2clip.retrieval.output.results import Hits
 from llm2clip.retrieval.query.expression import Term, is_plain, parse, query_vector
 from llm2clip.retrieval.query.languages import UnknownLanguageWarning, language_warning
 from llm2clip.retrieval.query.texts import meant, text_vectors
 from llm2clip.retrieval.ranking.explain import reading
 from llm2clip.retrieval.ranking.options import Page, SearchOptions
 from llm2clip.retrieval.ranking.page import Ranking, merged
-from llm2clip.retrieval.results import Hits
 
 if TYPE_CHECKING:
     import numpy as np
@@ -347,7 +347,7 @@ class Searcher:
         return index.read_image(hit.id)
 
     def _thumbnail(self, hit: Hit) -> str | None:
-        from llm2clip.retrieval.gallery import thumbnail
+        from llm2clip.retrieval.output.gallery import thumbnail
 
         return thumbnail(self.read_image(hit))
 

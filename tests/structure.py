@@ -27,7 +27,7 @@ FOLDERS = {
         "lifecycle",
         "commands",
     ),
-    "retrieval": ("query", "ranking", ".", "daemon", "service", "server"),
+    "retrieval": ("query", "ranking", "output", ".", "daemon", "service", "server"),
     "eval": (
         "metrics",
         "stats",

@@ -11,7 +11,7 @@ from mcp.server.mcpserver.exceptions import ToolError
 from mcp.types import ToolAnnotations
 from pydantic import Field
 
-from llm2clip.retrieval.gallery import small_webp
+from llm2clip.retrieval.output.gallery import small_webp
 from llm2clip.retrieval.query.expression import Term
 from llm2clip.retrieval.ranking.options import SearchOptions
 

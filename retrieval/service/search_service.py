@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, final
 
 from llm2clip.encoders.core.errors import ModelError
-from llm2clip.retrieval.gallery import small_webp
+from llm2clip.retrieval.output.gallery import small_webp
 from llm2clip.retrieval.query.expression import ExpressionError, Term, is_plain, query_vector
 from llm2clip.retrieval.query.texts import cleaned, text_vectors
 from llm2clip.retrieval.ranking.calibration import MOST_CALIBRATED, Calibration, calibration_of

@@ -13,7 +13,7 @@ from typer.testing import Result
 from llm2clip.encoders import FakeEncoder, ImageError
 from llm2clip.indexer import EncoderMismatchError, build_index
 from llm2clip.retrieval import Searcher
-from llm2clip.retrieval.results import Answer, combined_query, text_query
+from llm2clip.retrieval.output.results import Answer, combined_query, text_query
 
 from .conftest import Corpus, hit, image
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from llm2clip.indexer import Hit
-from llm2clip.retrieval.gallery import render_gallery, thumbnail, write_gallery
-from llm2clip.retrieval.results import Answer, Query, text_query
+from llm2clip.retrieval.output.gallery import render_gallery, thumbnail, write_gallery
+from llm2clip.retrieval.output.results import Answer, Query, text_query
 
 from .conftest import hit
 

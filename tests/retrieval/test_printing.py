@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from llm2clip.retrieval.collecting import copy_images, link_images
-from llm2clip.retrieval.printing import TSV_COLUMNS, print_answers
-from llm2clip.retrieval.results import Answer, text_query
+from llm2clip.retrieval.output.collecting import copy_images, link_images
+from llm2clip.retrieval.output.printing import TSV_COLUMNS, print_answers
+from llm2clip.retrieval.output.results import Answer, text_query
 
 from .conftest import Corpus, hit, image
 

@@ -9,7 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from llm2clip.retrieval.results import (
+from llm2clip.retrieval.output.results import (
     Answer,
     Query,
     answer_json,

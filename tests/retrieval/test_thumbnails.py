@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import Result
 
-from llm2clip.retrieval.thumbnails import choose_protocol, draw_thumbnails
+from llm2clip.retrieval.output.thumbnails import choose_protocol, draw_thumbnails
 
 from .conftest import Corpus, hit
 

@@ -12,7 +12,7 @@ from llm2clip.common.terminal import escape_control
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Hit
-    from llm2clip.retrieval.results import Answer
+    from llm2clip.retrieval.output.results import Answer
 
 _NAME_BYTES = 150
 """Longest name of a file, of the 255 bytes that file systems allow."""

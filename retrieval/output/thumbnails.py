@@ -63,7 +63,7 @@ def draw_thumbnails(
         width: Cells of the terminal.
         read_image: The encoded image of a hit, as ``Searcher.read_image``.
     """
-    from llm2clip.retrieval.gallery import small_image
+    from llm2clip.retrieval.output.gallery import small_image
 
     side = _COLUMNS * _SCALE[protocol]
     per_row = max(1, (width + _GAP) // (_COLUMNS + _GAP))

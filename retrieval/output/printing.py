@@ -11,7 +11,7 @@ from io import TextIOWrapper
 from typing import Literal
 
 from llm2clip.common.terminal import escape_control
-from llm2clip.retrieval.results import Answer, answer_json, answer_paths, answer_record, answer_table
+from llm2clip.retrieval.output.results import Answer, answer_json, answer_paths, answer_record, answer_table
 
 Output = Literal["table", "json", "jsonl", "tsv", "paths", "null"]
 """``json``: a query per line; ``jsonl``, ``tsv``: a hit per line; ``null``: paths, each ended by a null byte."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from llm2clip.common.files import write_output
 from llm2clip.common.terminal import escape_control
-from llm2clip.retrieval.results import Answer, Query, caption_for, capture_day, signed_sum
+from llm2clip.retrieval.output.results import Answer, Query, caption_for, capture_day, signed_sum
 
 if TYPE_CHECKING:
     from PIL.Image import Image
