@@ -28,7 +28,7 @@ VARIABLE = "LLM2CLIP_DAEMON"
 IDLE_VARIABLE = "LLM2CLIP_DAEMON_IDLE"
 """Seconds without a search after which a daemon ends."""
 IDLE_SECONDS = 15 * 60
-HERE = frozenset(["--no-daemon", "--daemon", "--help", "-h", "--version"])
+HERE = frozenset(["--no-daemon", "--daemon", "--interactive", "-i", "--help", "-h", "--version"])
 """Options of commands that run in the process of the user."""
 _PATIENCE = 2.0
 """Seconds until a daemon that is busy with another search is not waited for."""

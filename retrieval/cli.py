@@ -66,12 +66,24 @@ Encoder = Annotated[
     str | None,
     encoder_option(metavar="NAME", help="Name or folder of the encoder.", show_default="the index's encoder"),
 ]
+_INTERACTIVE = "Look through the images in the terminal, with keys; prints what was selected at the end."
 _JSON = "Print one JSON object per query, each on a line."
 _JSONL = "Print one JSON object per hit, each on a line."
 _TSV = "Print one line per hit, with columns between tabs and their names first."
 _PATHS = "Print only the paths of the images."
 _NULL = "Print only their paths, each ended by a null byte, as xargs -0 reads them."
-_PICTURES = "Pictures below the table: auto, never, kitty, iterm, or blocks of 24-bit colour."
+_PICTURES = (
+    "Pictures below the table, or of --interactive: auto, never, kitty, iterm, or blocks of 24-bit colour."
+)
+Thumbs = Annotated[
+    str | None,
+    output_option(
+        metavar="HOW",
+        help=_PICTURES,
+        callback=one_of(*_THUMBNAILS),
+        show_default="never; with --interactive auto",
+    ),
+]
 _HTML = "Also write a self-contained HTML gallery."
 _COPY = "Also copy the images of the hits to this new or empty folder."
 _SYMLINK = "Also make links to them in this new or empty folder."
@@ -108,14 +120,13 @@ def search(
     explain: Annotated[bool, search_option("--explain", help=_EXPLAIN)] = False,
     index: Index = None,
     encoder: Encoder = None,
+    interactive: Annotated[bool, output_option("--interactive", "-i", help=_INTERACTIVE)] = False,
     as_json: Annotated[bool, output_option("--json", help=_JSON)] = False,
     as_jsonl: Annotated[bool, output_option("--jsonl", help=_JSONL)] = False,
     as_tsv: Annotated[bool, output_option("--tsv", help=_TSV)] = False,
     as_paths: Annotated[bool, output_option("--paths", help=_PATHS)] = False,
     null: Annotated[bool, output_option("--null", "-0", help=_NULL)] = False,
-    thumbnails: Annotated[
-        str, output_option(metavar="HOW", help=_PICTURES, callback=one_of(*_THUMBNAILS))
-    ] = "never",
+    thumbnails: Thumbs = None,
     html: Annotated[Path | None, output_option(metavar="FILE", help=_HTML)] = None,
     copy_to: Annotated[Path | None, output_option(metavar="FOLDER", help=_COPY)] = None,
     symlink_to: Annotated[Path | None, output_option(metavar="FOLDER", help=_SYMLINK)] = None,
@@ -132,8 +143,15 @@ def search(
 
             manage_daemon(daemon)
             return
-        if not (queries or image or queries_file):
+        if not (queries or image or queries_file or interactive):
             raise typer.BadParameter("got no query; pass text, --image FILE or --queries FILE")
+        for name, asked in {
+            "--each": each,
+            "--queries": bool(queries_file),
+            "--page": page > 1,
+            "--cursor": bool(cursor),
+        }.items():
+            _only_one({"--interactive": interactive, name: asked})
         _only_one({"--sort date": sort == "date", "--diverse": diverse})
         _only_one({"--cursor": cursor is not None, "--page": page > 1})
         outputs = {"json": as_json, "jsonl": as_jsonl, "tsv": as_tsv, "paths": as_paths, "null": null}
@@ -164,7 +182,8 @@ def search(
             encoder=encoder,
             device=device,
             output=cast("Output", next((name for name, asked in outputs.items() if asked), "table")),
-            thumbnails=cast("Thumbnails", thumbnails),
+            interactive=interactive,
+            thumbnails=cast("Thumbnails", thumbnails or ("auto" if interactive else "never")),
             html=html,
             copy_to=copy_to,
             symlink_to=symlink_to,

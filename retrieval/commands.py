@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from llm2clip.indexer import Progress
 
 
+_FETCHED = 40
+"""Hits that are fetched at once for ``--interactive``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest:
     """The arguments of one ``llm2clip-search``."""
@@ -52,7 +56,10 @@ class SearchRequest:
     """Encoder name or folder; ``None`` for the one the index names."""
     device: str = "auto"
     """Where to encode; a named CUDA device also searches."""
+    interactive: bool = False
+    """Whether one looks through the answer at the terminal; what is selected there is printed and written."""
     output: Output = "table"
+    """With ``interactive``, a table is only paths."""
     thumbnails: Thumbnails = "never"
     """Pictures below a table."""
     html: Path | None = None
@@ -86,31 +93,60 @@ def run(request: SearchRequest, *, searchers: Searchers | None = None) -> bool:
     """
     queries = _queries(request)
     where = _within(request.options.where, begin=request.begin, end=request.end)
+    options = replace(request.options, where=where)
     with (
         _one_line_warnings(),
         open_searcher(
             request.indexes, encoder=request.encoder, device=request.device, searchers=searchers
         ) as searcher,
     ):
-        pages = searcher.find_all(
-            [query.terms for query in queries],
-            images={name: image for query in queries for name, image in query.images.items()},
-            options=replace(request.options, where=where),
-        )
-        answers = [Answer.of(query, page) for query, page in zip(queries, pages, strict=True)]
+        if request.interactive:
+            answers = [_browse(searcher, queries, options, thumbnails=request.thumbnails)]
+        else:
+            answers = _find(searcher, queries, options)
         written = _write(searcher, answers, request)
-        print_answers(answers, output=request.output, pictures=_pictures(searcher, request.thumbnails))
+        output = "paths" if request.interactive and request.output == "table" else request.output
+        print_answers(answers, output=output, pictures=_pictures(searcher, request.thumbnails))
         found = any(answer.hits for answer in answers)
         notes = {note: None for answer in answers if not answer.hits for note in answer.notes}
-        if notes and request.output != "table":  # which says it itself
+        if notes and output != "table":  # which says it itself
             log_stderr("; ".join(notes))
-        elif where and not (notes or found):
+        elif where and not (notes or found or request.interactive):
             log_stderr(_no_match_note(searcher, where))
         if missing := frozenset().union(*(answer.missing for answer in answers)):
             log_stderr(_missing_note(searcher, missing, answers))
         for line in written:
             log_stderr(line)
     return found
+
+
+def _find(searcher: Searcher, queries: Sequence[Query], options: SearchOptions) -> list[Answer]:
+    pages = searcher.find_all(
+        [query.terms for query in queries],
+        images={name: image for query in queries for name, image in query.images.items()},
+        options=options,
+    )
+    return [Answer.of(query, page) for query, page in zip(queries, pages, strict=True)]
+
+
+def _browse(
+    searcher: Searcher, queries: Sequence[Query], options: SearchOptions, *, thumbnails: Thumbnails
+) -> Answer:
+    """What somebody selects who looks through answers."""
+    from llm2clip.retrieval.output.browse import browse
+
+    options = replace(options, k=max(options.k, _FETCHED))
+
+    def find(query: Query, cursor: str | None) -> Answer:
+        asked = replace(options, cursor=cursor)
+        if any(part.kind == "image" for part in query.parts or (query,)):
+            asked = replace(asked, min_confidence=None, by="auto")  # which only texts have
+        return _find(searcher, [query], asked)[0]
+
+    first = queries[0] if queries else None
+    with graceful_interrupt():
+        hits = browse(first, find=find, read_image=searcher.read_image, thumbnails=thumbnails)
+    return Answer(query=first or text_query(""), hits=hits)
 
 
 def _pictures(searcher: Searcher, thumbnails: Thumbnails) -> Callable[[Answer, int], Iterator[str]] | None:

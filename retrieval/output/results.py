@@ -276,9 +276,16 @@ def image_name(hit: Hit, *, cells: int) -> str:
     member = key.rpartition("#")[2]
     last = PurePath(member).name
     name = next((part for part in (key, member, f"…/{last}", last) if cell_len(part) <= cells), member)
-    while cell_len(name) > cells:
-        name = f"…{name.removeprefix('…')[1:]}"
-    return name
+    return cut_front(name, cells=cells)
+
+
+def cut_front(text: str, *, cells: int) -> str:
+    """A text in at most so many columns, cut at its front."""
+    from rich.cells import cell_len
+
+    while cell_len(text) > cells:
+        text = f"…{text.removeprefix('…')[1:]}"
+    return text
 
 
 def answer_record(answer: Answer) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 from llm2clip.common.terminal import escape_control
 
@@ -16,13 +16,18 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from llm2clip.indexer import Hit
+    from llm2clip.retrieval.output.screen import Screen
+
+    Terminal = TextIO | Screen
 
 Protocol = Literal["kitty", "iterm", "blocks"]
 Thumbnails = Literal["auto", "never", "kitty", "iterm", "blocks"]
 
-_COLUMNS = 18
-"""Cells across a thumbnail, which has at most half as many rows: a cell is about twice as high as wide."""
-_GAP = 2
+COLUMNS = 18
+"""Cells across a thumbnail."""
+ROWS = 9
+"""Most rows of a thumbnail: a cell is about twice as high as wide."""
+GAP = 2
 """Cells between two thumbnails."""
 _SCALE = {"kitty": 20, "iterm": 20, "blocks": 1}
 """Pixels across a cell; the terminal scales pictures to the cells that they are given."""
@@ -31,16 +36,20 @@ _CHUNK = 4096
 
 
 def choose_protocol(
-    thumbnails: Thumbnails, *, environment: Mapping[str, str] = os.environ
+    thumbnails: Thumbnails,
+    *,
+    terminal: Terminal | None = None,
+    environment: Mapping[str, str] = os.environ,
 ) -> Protocol | None:
-    """How to show pictures on standard output; ``None``: not at all.
+    """How to show pictures on a terminal, standard output if none is given; ``None``: not at all.
 
-    ``auto`` shows none unless standard output is a terminal that says by its variables what it understands. Within
-    tmux and screen these are of the terminal outside, whose pictures they do not pass on: half blocks then.
+    ``auto`` shows none unless it is a terminal that says by its variables what it understands. Within tmux and screen
+    these are of the terminal outside, whose pictures they do not pass on: half blocks then.
     """
     if thumbnails != "auto":
         return None if thumbnails == "never" else thumbnails
-    if not sys.stdout.isatty():
+    stream = terminal or sys.stdout
+    if not stream.isatty():
         return None
     term, program = environment.get("TERM", ""), environment.get("TERM_PROGRAM", "")
     if not ("TMUX" in environment or term.startswith(("screen", "tmux"))):
@@ -48,7 +57,7 @@ def choose_protocol(
             return "kitty"
         if program in ("iTerm.app", "WezTerm"):
             return "iterm"
-    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
     return "blocks" if unicode and environment.get("COLORTERM") in ("truecolor", "24bit") else None
 
 
@@ -63,18 +72,15 @@ def draw_thumbnails(
         width: Cells of the terminal.
         read_image: The encoded image of a hit, as ``Searcher.read_image``.
     """
-    from llm2clip.retrieval.output.gallery import small_image
-
-    side = _COLUMNS * _SCALE[protocol]
-    per_row = max(1, (width + _GAP) // (_COLUMNS + _GAP))
+    readable = ((hit, read_thumbnail(hit, protocol=protocol, read_image=read_image)) for hit in hits)
     lost = []
     row: list[tuple[Hit, Image.Image]] = []
-    for hit in hits:
-        try:
-            row.append((hit, small_image(read_image(hit), side=side)))
-        except (OSError, ValueError):
+    for hit, image in readable:
+        if image is None:
             lost.append(hit)
-        if len(row) == per_row:
+        else:
+            row.append((hit, image))
+        if len(row) == thumbnails_across(width):
             yield _row(row, protocol)
             row = []
     if row:
@@ -85,17 +91,40 @@ def draw_thumbnails(
         yield "\n"
 
 
+def thumbnails_across(width: int) -> int:
+    """How many thumbnails fit beside each other into so many cells; at least one."""
+    return max(1, (width + GAP) // (COLUMNS + GAP))
+
+
+def read_thumbnail(hit: Hit, *, protocol: Protocol, read_image: Callable[[Hit], bytes]) -> Image.Image | None:
+    """An image in the size of a thumbnail; ``None`` if it cannot be read."""
+    from llm2clip.retrieval.output.gallery import small_image
+
+    try:
+        return small_image(read_image(hit), side=COLUMNS * _SCALE[protocol])
+    except (OSError, ValueError):
+        return None
+
+
 def _row(row: Sequence[tuple[Hit, Image.Image]], protocol: Protocol) -> str:
+    ranks = "".join(f"{hit.rank:<{COLUMNS + GAP}}" for hit, _ in row).rstrip()
+    return f"{ranks}\n{draw_row([image for _, image in row], protocol=protocol)}\n"
+
+
+def draw_row(images: Sequence[Image.Image | None], *, protocol: Protocol) -> str:
+    """Thumbnails beside each other, as text; an empty place for ``None``, nothing if there is no other."""
     from PIL import Image
 
-    step, scale = _COLUMNS + _GAP, _SCALE[protocol]
-    columns = len(row) * step - _GAP
-    rows = math.ceil(max(image.height for _, image in row) / (2 * scale))
+    step, scale = COLUMNS + GAP, _SCALE[protocol]
+    columns = len(images) * step - GAP
+    rows = math.ceil(max((image.height for image in images if image), default=0) / (2 * scale))
+    if not rows:
+        return ""
     sheet = Image.new("RGBA", (columns * scale, rows * 2 * scale))
-    for place, (_, image) in enumerate(row):
-        sheet.paste(image, (place * step * scale, 0))
-    ranks = "".join(f"{hit.rank:<{step}}" for hit, _ in row).rstrip()
-    return f"{ranks}\n{_ENCODERS[protocol](sheet, columns, rows)}\n"
+    for place, image in enumerate(images):
+        if image is not None:
+            sheet.paste(image, (place * step * scale, 0))
+    return _ENCODERS[protocol](sheet, columns, rows)
 
 
 def _kitty(sheet: Image.Image, columns: int, rows: int) -> str:
