@@ -21,6 +21,7 @@ from .core.results import Facets as Facets
 from .core.results import Hit as Hit
 from .core.results import IndexInfo as IndexInfo
 from .core.results import Progress as Progress
+from .core.searchable import SearchableIndex as SearchableIndex
 from .corpora.open import open_corpus as open_corpus
 from .filters.compile import Where as Where
 from .filters.compile import WhereError as WhereError

@@ -191,7 +191,24 @@ def compact(index: IndexOption = None, as_json: JsonOption = False) -> None:
 
 @app.command(cls=GroupedCommand)
 def export(
-    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.")],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="FOLDER", help="Output folder; created if missing.")
+    ] = None,
+    to: Annotated[
+        str | None,
+        output_option(
+            "--to",
+            metavar="ADDRESS",
+            help="Instead of a folder: a table of another engine, lance://FOLDER/TABLE.",
+        ),
+    ] = None,
+    sync: Annotated[
+        bool, output_option("--sync", help="Bring the table at --to up to date; only changes are sent.")
+    ] = False,
+    recall: Annotated[
+        float,
+        output_option("--recall", metavar="SHARE", help="Target recall@10 at --to; 1: an exact search."),
+    ] = 0.99,
     format: Annotated[
         str,
         output_option(
@@ -204,11 +221,19 @@ def export(
     index: IndexOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Export vectors and metadata to NumPy or Parquet files."""
-    with one_line_errors():
-        from llm2clip.indexer.commands.maintain import run_export
+    """Export vectors and metadata to NumPy or Parquet files, or to another engine.
 
-        run_export(index, out, format=cast("Format", format), as_json=as_json)
+    That then answers searches: give the address of --to wherever an index is named.
+    """
+    with one_line_errors():
+        from llm2clip.indexer.commands.maintain import run_export, run_export_to
+
+        if (out is None) == (to is None):
+            raise typer.BadParameter("expected either FOLDER or --to ADDRESS")
+        if to is not None:
+            run_export_to(index, to, sync=sync, recall=recall, as_json=as_json)
+        elif out is not None:
+            run_export(index, out, format=cast("Format", format), as_json=as_json)
 
 
 @app.command(cls=GroupedCommand)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llm2clip.indexer.core.errors import EncoderMismatchError, IndexerError
@@ -11,7 +12,7 @@ from llm2clip.indexer.core.index_paths import Place, locate, require_named_encod
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
-    from llm2clip.indexer import Index, Progress
+    from llm2clip.indexer import Progress, SearchableIndex
 
 Source = str | os.PathLike[str]
 """Name or folder of an encoder."""
@@ -23,23 +24,25 @@ def open_indexes(
     encoder: Encoder | Source | None,
     device: str,
     on_progress: Callable[[Progress], None] | None,
-) -> tuple[list[Index], Encoder | Source | None]:
+) -> tuple[list[SearchableIndex], Encoder | Source | None]:
     """The indexes that ``Searcher.open`` is told of, each once, and the encoder, which the sample's comes with."""
     told: list[str | os.PathLike[str] | None] = (
         list(index_path) if isinstance(index_path, list | tuple) else [index_path]  # type: ignore[list-item]
     )
     if not told:
         raise ValueError("got no index to search: name at least one, or None for the default one")
-    opened: list[Index] = []
+    opened: list[SearchableIndex] = []
     try:
         for place in _distinct(map(locate, told)):
             if place.sample:
                 sample, encoder = _open_sample(encoder, device=device, on_progress=on_progress)
                 opened.append(sample)
             else:
-                from llm2clip.indexer import open_index
+                from llm2clip.indexer.engines.opening import open_anywhere
 
-                opened.append(open_index(place.path, device=device if device.startswith("cuda") else "cpu"))
+                opened.append(
+                    open_anywhere(place.path, device=device if device.startswith("cuda") else "cpu")
+                )
     except BaseException:
         for each in opened:
             each.close()
@@ -47,7 +50,7 @@ def open_indexes(
     return opened, encoder
 
 
-def load_encoder_of(index: Index, *, source: Source | None, device: str) -> Encoder:
+def load_encoder_of(index: SearchableIndex, *, source: Source | None, device: str) -> Encoder:
     """Load the encoder of an index, from ``source`` or else from where the index says.
 
     Raises:
@@ -79,7 +82,7 @@ def load_encoder_of(index: Index, *, source: Source | None, device: str) -> Enco
     return loaded
 
 
-def _require_named(encoder: str, index: Index) -> None:
+def _require_named(encoder: str, index: SearchableIndex) -> None:
     """Refuse to load what only an index of someone else names, unless it is in our catalogue."""
     try:
         require_named_encoder(encoder, index=index.path)
@@ -92,10 +95,14 @@ def _require_named(encoder: str, index: Index) -> None:
 
 def _distinct(places: Iterable[Place]) -> list[Place]:
     """The places, each index once."""
-    return list({os.path.realpath(place.path): place for place in places}.values())
+    return list({_real(place): place for place in places}.values())
 
 
-def require_same_encoder(first: Index, other: Index) -> None:
+def _real(place: Place) -> object:
+    return os.path.realpath(place.path) if isinstance(place.path, Path) else place.path
+
+
+def require_same_encoder(first: SearchableIndex, other: SearchableIndex) -> None:
     """Refuse two indexes whose scores cannot be compared."""
     from llm2clip.indexer.storage.manifest import encoder_mismatch
 
@@ -113,7 +120,7 @@ def _open_sample(
     *,
     device: str,
     on_progress: Callable[[Progress], None] | None,
-) -> tuple[Index, Encoder]:
+) -> tuple[SearchableIndex, Encoder]:
     """The sample's index, built if needed, and its encoder."""
     from llm2clip.encoders import load_encoder
     from llm2clip.retrieval.sample_index import open_sample, sample_encoder

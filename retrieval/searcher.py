@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llm2clip.encoders import Encoder, ImageSource
-    from llm2clip.indexer import Hit, Index, Progress
+    from llm2clip.indexer import Hit, Progress, SearchableIndex
     from llm2clip.retrieval.ranking.calibration import Calibration
 
 
@@ -39,13 +39,13 @@ class Searcher:
 
     def __init__(
         self,
-        index: Index | Sequence[Index],
+        index: SearchableIndex | Sequence[SearchableIndex],
         *,
         encoder: Encoder | str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> None:
         """Search open indexes; the other arguments and the errors are those of ``open``."""
-        self.indexes: tuple[Index, ...] = tuple(index) if isinstance(index, list | tuple) else (index,)  # type: ignore[assignment]
+        self.indexes: tuple[SearchableIndex, ...] = tuple(index) if isinstance(index, Sequence) else (index,)
         """The indexes that are searched together."""
         self.index = self.indexes[0]
         """The first of them."""
@@ -54,7 +54,7 @@ class Searcher:
         self._loading = Lock()
         self._process: int | None = os.getpid()
         self._encoder: Encoder | None = None
-        self._known: dict[Index, Calibration | None] = {}
+        self._known: dict[SearchableIndex, Calibration | None] = {}
         self._warned: set[str] = set()
         """Languages that a warning was given for."""
         for other in self.indexes[1:]:
@@ -75,7 +75,8 @@ class Searcher:
         """Open an index for searching, or several to search together.
 
         Args:
-            index_path: Folder or name of the index, or ``"sample:"``; a list of them: several. ``None``: the one that
+            index_path: Folder or name of the index, ``"sample:"``, or the address of an exported one
+                (``"postgresql://..."``, docs/scaling.md); a list of them: several. ``None``: the one that
                 ``LLM2CLIP_INDEX`` names, else the default one, else the sample's.
             encoder: The encoder, or its name or folder. ``None``: the one the index names.
             device: Where the encoder runs: ``"auto"``, ``"cpu"``, ``"cuda"``, ...; on a named CUDA device, vectors are
@@ -305,7 +306,7 @@ class Searcher:
 
         if self.index.hit(item) is None:
             raise ValueError(f"no image has the id {item}")
-        row = self.index.vectors.take(np.array([item]))[0].astype(np.float32)
+        row = self.index.take([item])[0].astype(np.float32)
         unit: NDArray[np.float32] = row / np.linalg.norm(row)
         return unit
 

@@ -23,6 +23,7 @@ FOLDERS = {
         "ann",
         "planner",
         "search",
+        "engines",
         "ingest",
         "lifecycle",
         "commands",

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from llm2clip.common.files import counted, format_bytes
 from llm2clip.common.terminal import log_stderr
 from llm2clip.indexer.commands.session import SHOWN, images, load, place_of, print_report, source_of, working
+from llm2clip.indexer.core.address import EXAMPLE, as_address
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
+from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.core.results import BuildOptions, ChangeReport, Progress
 from llm2clip.indexer.lifecycle.compact import compact_index
 from llm2clip.indexer.lifecycle.export import Format, export_index
@@ -122,6 +125,28 @@ def run_export(index: Path | None, out: Path, *, format: Format, as_json: bool) 
     report = export_index(place_of(index), out, format=format)
     line = f"{images(report.items)}, dimension {report.dim}, {format_bytes(report.bytes)}:"
     print_report(report, as_json=as_json, lines=[line, *(f"  {report.path}/{name}" for name in report.files)])
+
+
+def run_export_to(index: Path | None, to: str, *, sync: bool, recall: float, as_json: bool) -> None:
+    """Export an index to another engine and print what was sent."""
+    from llm2clip.indexer.engines.export import export_to_engine
+
+    address = as_address(to)
+    if address is None:
+        raise IndexerError(f"--to takes an address such as {EXAMPLE}; for files name a FOLDER instead")
+    with working(interrupted=lambda: "Run the same command again: what was sent is kept.") as show:
+        report = export_to_engine(place_of(index), address, sync=sync, recall=recall, on_progress=show)
+    rate = report.sent / max(report.write_seconds, 1e-9)
+    lines = [
+        f"{report.address}: {images(report.items)}, dimension {report.dim}; {report.sent:,} written "
+        f"({rate:,.0f} a second), {report.deleted:,} deleted, counted and sampled.",
+        f"Searched exactly; prepared in {report.index_seconds:,.1f} s."
+        if not report.effort
+        else f"Index of type {report.kind}: recall@10 {report.recall:.3f} with effort {report.effort}; built and "
+        f"tuned in {report.index_seconds:,.1f} s.",
+        f"Search it:  llm2clip-search --index {quote(report.address)} QUERY",
+    ]
+    print_report(report, as_json=as_json, lines=lines)
 
 
 def run_reencode(

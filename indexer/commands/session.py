@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from llm2clip.common.files import counted
 from llm2clip.common.terminal import escape_control, graceful_interrupt, log_stderr
+from llm2clip.indexer.core.address import SCHEMES, Address
 from llm2clip.indexer.core.encoder_protocol import ImageEncoder
 from llm2clip.indexer.core.errors import IndexerError, IndexNotFoundError
 from llm2clip.indexer.core.index_paths import SAMPLE, locate
@@ -44,6 +45,11 @@ def load(name: str, *, device: str = "auto", dtype: str = "auto") -> ImageEncode
 def place_of(index: Path | None) -> Path:
     """The folder of the index that ``--index`` names, else the environment, else the default one."""
     place = locate(index)
+    if isinstance(place.path, Address) or (index and str(index).partition(":")[0] in SCHEMES):
+        raise IndexerError(
+            "this command needs the index that was exported, on this machine; an address is searched with "
+            "llm2clip-search, llm2clip-serve and Searcher.open"
+        )
     if place.fallback:
         sample = f", or use --index {SAMPLE} (the sample images)" if place.path.exists() else ""
         raise IndexNotFoundError(f"no index was built yet: name one with --index PATH, or build one{sample}")

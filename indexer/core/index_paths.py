@@ -18,6 +18,7 @@ from shlex import quote
 from typing import Any, Literal
 
 from llm2clip.common.files import data_home, open_regular, write_atomic
+from llm2clip.indexer.core.address import Address, as_address
 from llm2clip.indexer.core.errors import CorpusError, IndexerError, IndexNotFoundError
 
 INDEX_VARIABLE = "LLM2CLIP_INDEX"
@@ -160,8 +161,8 @@ def _texts(value: object) -> list[str]:
 class Place:
     """The index that was chosen."""
 
-    path: Path
-    """Folder of the index."""
+    path: Path | Address
+    """Folder of the index, or its address in another engine."""
     sample: bool
     """Whether it is the index of the sample images, which can be built at any time."""
     fallback: bool = False
@@ -172,7 +173,7 @@ def locate(index: str | os.PathLike[str] | None = None) -> Place:
     """Choose the index: ``index``, else ``LLM2CLIP_INDEX``, else the default one, else the sample's.
 
     Args:
-        index: a folder, a name of ``known_indexes``, or ``"sample:"``.
+        index: a folder, a name of ``known_indexes``, ``"sample:"``, or an address in another engine.
 
     Raises:
         IndexNotFoundError: the index that ``LLM2CLIP_INDEX`` names, or the default one, does not exist; or a folder of
@@ -187,6 +188,8 @@ def locate(index: str | os.PathLike[str] | None = None) -> Place:
         return Place(path=current, sample=current == sample_index_path())
     if os.fspath(told) == SAMPLE:
         return Place(path=sample_index_path(), sample=True)
+    if address := as_address(told):
+        return Place(path=address, sample=False)
     path = _named(os.fspath(told))
     if index is None:
         _require(path, f"{INDEX_VARIABLE} names {path}, which does not exist")
@@ -282,7 +285,7 @@ def remember(sources: Iterable[Mapping[str, str]] = (), *, encoder: str | None =
                 stream.write("".join(f"{mark}\n" for mark in new))
 
 
-def require_named(source: Mapping[str, str], *, index: Path) -> None:
+def require_named(source: Mapping[str, str], *, index: Path | Address) -> None:
     """Refuse a corpus that only the index names.
 
     Raises:
@@ -296,7 +299,7 @@ def require_named(source: Mapping[str, str], *, index: Path) -> None:
     )
 
 
-def require_named_encoder(name: str, *, index: Path) -> None:
+def require_named_encoder(name: str, *, index: Path | Address) -> None:
     """Refuse an encoder that only the index names; the catalogue's need not be asked for.
 
     Raises:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm2clip.indexer.core.errors import IndexDamagedError
+from llm2clip.indexer.filters import fields
 from llm2clip.indexer.filters.fields import COLUMNS, FIELDS, META, Value
 from llm2clip.indexer.filters.parser import Parser
 from llm2clip.indexer.filters.sandbox import REPAIRED, time_limit
@@ -30,6 +31,7 @@ _THERE = "added <= ? AND removed > ?"
 _COPIES = "count(*) OVER (PARTITION BY hash) AS copies"
 _COUNTED = f"(SELECT {', '.join(sorted(COLUMNS))}, {_COPIES} FROM items WHERE {_THERE})"
 _LOOKED_AT = 5_000
+_BOUND = 500
 _PLAIN = re.compile(r"[^\W\d]\w*")
 _JSON = "(metadata,"
 _VALID_JSON = f"(CASE WHEN json_valid(metadata) THEN metadata ELSE {REPAIRED}(metadata) END,"
@@ -96,12 +98,35 @@ class Where:
         return np.fromiter((row[0] for row in found), dtype=np.int64)
 
 
-def every(connection: sqlite3.Connection, fields: Sequence[str], *, commit: int) -> Iterator[tuple[Any, ...]]:
+def fields_of(
+    connection: sqlite3.Connection, ids: Sequence[int], names: Sequence[str], *, commit: int
+) -> dict[int, tuple[Any, ...]]:
+    """Fields (of ``FIELDS``) of some images of a generation, by id, over a connection after ``guard``."""
+    columns = ", ".join(FIELDS[name].sql for name in names).replace(_JSON, _VALID_JSON)
+    alike = (
+        "(SELECT count(*) FROM items AS other WHERE other.hash = items.hash AND added <= ? AND removed > ?)"
+    )
+    counted = (
+        f"SELECT {', '.join(sorted(COLUMNS))}, {alike} AS copies FROM items WHERE {_THERE} AND id IN ({{}})"
+    )
+    found: dict[int, tuple[Any, ...]] = {}
+    for start in range(0, len(ids), _BOUND):
+        part = ids[start : start + _BOUND]
+        statement = f"SELECT id, {columns} FROM ({counted.format(', '.join('?' * len(part)))})"
+        try:
+            rows = connection.execute(statement, (*(commit,) * 4, *part)).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error
+        found |= {row[0]: row[1:] for row in rows}
+    return found
+
+
+def every(connection: sqlite3.Connection, names: Sequence[str], *, commit: int) -> Iterator[tuple[Any, ...]]:
     """Id and fields (of ``FIELDS``) of each image up to a generation, those removed by then included; the newest last.
 
     Over a connection after ``guard``; ``IndexDamagedError`` if the items cannot be read.
     """
-    columns = ", ".join(FIELDS[name].sql for name in fields)
+    columns = ", ".join(FIELDS[name].sql for name in names)
     # NaN is JSON to Python but not to SQLite, and earlier releases stored it.
     columns = columns.replace(_JSON, _VALID_JSON)
     statement = f"SELECT id, {columns} FROM items WHERE added <= ? ORDER BY id, added"
@@ -123,7 +148,12 @@ def metadata_names(connection: sqlite3.Connection) -> list[str]:
             ).fetchall()
     except sqlite3.DatabaseError as error:
         raise IndexDamagedError(f"the items of the index cannot be read: {error}") from error
-    names = sorted(str(name) for (name,) in found if name != EMBEDDED)
+    return names_of(str(name) for (name,) in found)
+
+
+def names_of(found: Iterable[str]) -> list[str]:
+    """Names of metadata, sorted, as written in filters."""
+    names = sorted(name for name in found if name != EMBEDDED)
     return [f"{META}.{name}" if _PLAIN.fullmatch(name) else f'{META}."{name}"' for name in names]
 
 
@@ -136,6 +166,6 @@ def compile_where(text: str) -> Where:
     Raises:
         WhereError: it is not valid; the message gives the position and what was expected there.
     """
-    parser = Parser(text)
+    parser = Parser(text, fields)
     clause = parser.parse()
     return Where(text=text, condition=clause.sql, values=clause.values, fields=frozenset(parser.fields))

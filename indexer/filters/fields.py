@@ -36,6 +36,8 @@ class Field:
     """SQL over the columns of ``items``; with ``path``, a call of ``json_extract``."""
     path: str | None = None
     """Its JSON path in the metadata; None for other fields."""
+    steps: tuple[str | int, ...] = ()
+    """That path as names in objects and positions in lists, from the outermost."""
 
     @property
     def values(self) -> tuple[Value, ...]:
@@ -89,7 +91,7 @@ def metadata_field(steps: list[str | int]) -> Field:
             raise ValueError(f"a metadata name without quotes and backslashes is expected, got {step!r}")
         path += f"[{step}]" if isinstance(step, int) else f'."{step}"'
     name = META + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
-    return Field(name=name, type=Type.JSON, sql="json_extract(metadata, ?)", path=path)
+    return Field(name=name, type=Type.JSON, sql="json_extract(metadata, ?)", path=path, steps=tuple(steps))
 
 
 UNITS = {

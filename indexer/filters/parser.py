@@ -1,32 +1,23 @@
-"""Recursive-descent parser of filters (docs/filters.md); yields one SQL condition."""
+"""Recursive-descent parser of filters (docs/filters.md); yields one condition of a dialect."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Generic, NoReturn
 
+from llm2clip.indexer.filters.dialect import C, Dialect, InexpressibleError
 from llm2clip.indexer.filters.fields import (
     FIELDS,
     KNOWN,
     META,
     UNITS,
-    Clause,
     Field,
     Type,
     Value,
-    among,
-    compared,
-    compared_fields,
     escaped,
-    glob,
-    has,
-    joined,
-    like,
     long_integer,
     metadata_field,
-    missing,
-    negated,
     number,
     span,
 )
@@ -49,17 +40,17 @@ _OPERATORS = "expected a comparison: =, !=, <, <=, >, >=, BETWEEN, CONTAINS, GLO
 _RESERVED = ("AND", "FALSE", "NULL", "OR", "TRUE", *_WORDS)
 
 
-class Parser:
+class Parser(Generic[C]):
     """Parses one filter."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text
+    def __init__(self, text: str, dialect: Dialect[C]) -> None:
+        self._text, self._to = text, dialect
         self._tokens = tokens(text)
         self._at = self._depth = self._conditions = self._values = 0
         self.fields: set[str] = set()
         """Names of the fields in it."""
 
-    def parse(self) -> Clause:
+    def parse(self) -> C:
         """The whole filter as a condition."""
         if self._ended():
             self._fail("the filter is empty: write for example  width > 1000")
@@ -94,28 +85,28 @@ class Parser:
         if not self._took(word):
             self._fail(f"expected {word} {why}")
 
-    def _either(self) -> Clause:
+    def _either(self) -> C:
         clauses = [self._both()]
         while self._took("OR"):
             clauses.append(self._both())
-        return joined("OR", clauses)
+        return self._to.joined("OR", clauses)
 
-    def _both(self) -> Clause:
+    def _both(self) -> C:
         clauses = [self._opposite()]
         while self._took("AND"):
             clauses.append(self._opposite())
-        return joined("AND", clauses)
+        return self._to.joined("AND", clauses)
 
-    def _opposite(self) -> Clause:
+    def _opposite(self) -> C:
         if self._took("NOT"):
-            return negated(self._deeper(self._opposite))
+            return self._to.negated(self._deeper(self._opposite))
         if self._took("("):
             clause = self._deeper(self._either)
             self._expect(")", "to close the parenthesis")
             return clause
         return self._condition()
 
-    def _deeper(self, rule: Callable[[], Clause]) -> Clause:
+    def _deeper(self, rule: Callable[[], C]) -> C:
         self._depth += 1
         if self._depth > MAX_DEPTH:
             self._fail(f"more than {MAX_DEPTH} nested parentheses and NOTs")
@@ -123,10 +114,17 @@ class Parser:
         self._depth -= 1
         return clause
 
-    def _condition(self) -> Clause:
+    def _condition(self) -> C:
         self._conditions += 1
         if self._conditions > MAX_CONDITIONS:
             self._fail(f"more than {MAX_CONDITIONS} comparisons in one filter")
+        first = self._next
+        try:
+            return self._comparison()
+        except InexpressibleError as error:
+            self._fail(str(error), first, until=self._tokens[self._at - 1].end)
+
+    def _comparison(self) -> C:
         if self._next.kind in (Kind.TEXT, Kind.NUMBER):
             return self._reversed()
         first = self._next
@@ -137,15 +135,15 @@ class Parser:
         if self._took("IS"):
             negative = self._took("NOT")
             self._expect("NULL", "after IS")
-            return negated(missing(field)) if negative else missing(field)
+            return self._to.negated(self._to.missing(field)) if negative else self._to.missing(field)
         negative = self._took("NOT")
         word = self._take()
         if not word.is_word("BETWEEN", "CONTAINS", "GLOB", "HAS", "IN", "LIKE"):
             self._fail(f"{_OPERATORS}{nearest(word.value, [each.lower() for each in _WORDS])}", word)
         clause = self._worded(field, word.value.upper(), word)
-        return negated(clause) if negative else clause
+        return self._to.negated(clause) if negative else clause
 
-    def _reversed(self) -> Clause:
+    def _reversed(self) -> C:
         """A value first: ``1000 < width``."""
         place = self._at
         self._take()
@@ -159,7 +157,7 @@ class Parser:
         self._at = behind
         return clause
 
-    def _beside(self, field: Field, sign: str, first: Token) -> Clause:
+    def _beside(self, field: Field, sign: str, first: Token) -> C:
         second = self._next
         if second.kind is not Kind.WORD or second.is_word("TRUE", "FALSE", "NULL"):
             return self._compared(field, sign, first)
@@ -171,20 +169,20 @@ class Parser:
                 first,
                 until=second.end,
             )
-        return compared_fields(field, _plain(sign), other)
+        return self._to.compared_fields(field, _plain(sign), other)
 
-    def _compared(self, field: Field, sign: str, first: Token) -> Clause:
+    def _compared(self, field: Field, sign: str, first: Token) -> C:
         if field.type is Type.TIME:
             begin, end = self._span(field)
-            return _within(field, _plain(sign), begin, end)
+            return self._within(field, _plain(sign), begin, end)
         token = self._next
         ordered = _plain(sign) not in ("=", "<>")
         value = self._value(field, ordered=ordered)
         if isinstance(value, bool) and ordered:
             self._fail("TRUE and FALSE have no order: compare with = or !=", first, until=token.end)
-        return compared(field, _plain(sign), value)
+        return self._to.compared(field, _plain(sign), value)
 
-    def _worded(self, field: Field, word: str, at: Token) -> Clause:
+    def _worded(self, field: Field, word: str, at: Token) -> C:
         if word == "BETWEEN":
             return self._between(field)
         if word == "IN":
@@ -192,7 +190,7 @@ class Parser:
         if word == "HAS":
             if field.type is not Type.JSON:
                 self._fail(f"HAS tests lists in the metadata, but {field.name} is {field.type}", at)
-            return has(field, self._value(field))
+            return self._to.has(field, self._value(field))
         if field.type in (Type.NUMBER, Type.TIME):
             self._fail(f"{word} compares text, but {field.name} is {field.type}", at)
         token = self._take()
@@ -202,38 +200,38 @@ class Parser:
         if len(token.value) > MAX_PATTERN:
             self._fail(f"{word} takes at most {MAX_PATTERN:,} characters, got {len(token.value):,}", token)
         if word == "CONTAINS":
-            return like(field, f"%{escaped(token.value)}%")
+            return self._to.like(field, f"%{escaped(token.value)}%")
         if word == "GLOB":
             try:
                 glob_matcher(token.value)
             except ValueError as error:
                 self._fail(str(error), token)
-            return glob(field, token.value)
+            return self._to.glob(field, token.value)
         if (len(token.value) - len(token.value.rstrip("\\"))) % 2:
             self._fail("the pattern ends in a backslash that escapes nothing: write two", token)
-        return like(field, token.value)
+        return self._to.like(field, token.value)
 
-    def _between(self, field: Field) -> Clause:
+    def _between(self, field: Field) -> C:
         low = self._compared(field, ">=", self._next)
         self._expect("AND", "between the two ends")
-        return joined("AND", [low, self._compared(field, "<=", self._next)])
+        return self._to.joined("AND", [low, self._compared(field, "<=", self._next)])
 
-    def _among(self, field: Field) -> Clause:
+    def _among(self, field: Field) -> C:
         self._expect("(", "after IN")
-        spans: list[Clause] = []
+        spans: list[C] = []
         values: list[Value] = []
         while True:
             self._values += 1
             if self._values > MAX_VALUES:
                 self._fail(f"more than {MAX_VALUES:,} values in IN lists")
             if field.type is Type.TIME:
-                spans.append(_within(field, "=", *self._span(field)))
+                spans.append(self._within(field, "=", *self._span(field)))
             else:
                 values.append(self._value(field))
             if not self._took(","):
                 break
         self._expect(")", "to close the list")
-        return joined("OR", spans) if spans else among(field, values)
+        return self._to.joined("OR", spans) if spans else self._to.among(field, values)
 
     def _field(self) -> Field:
         token = self._take()
@@ -312,18 +310,19 @@ class Parser:
             )
         return found.start, found.end
 
+    def _within(self, field: Field, sign: str, start: int, end: int) -> C:
+        """A time compared with a span: > means after its end, < before its start."""
+        if sign in ("=", "<>"):
+            inside = self._to.joined(
+                "AND", [self._to.compared(field, ">=", start), self._to.compared(field, "<", end)]
+            )
+            return inside if sign == "=" else self._to.negated(inside)
+        edge, sign = {"<": (start, "<"), "<=": (end, "<"), ">": (end, ">="), ">=": (start, ">=")}[sign]
+        return self._to.compared(field, sign, edge)
+
 
 def _plain(sign: str) -> str:
     return {"==": "=", "!=": "<>"}.get(sign, sign)
-
-
-def _within(field: Field, sign: str, start: int, end: int) -> Clause:
-    """A time compared with a span: > means after its end, < before its start."""
-    if sign in ("=", "<>"):
-        inside = joined("AND", [compared(field, ">=", start), compared(field, "<", end)])
-        return inside if sign == "=" else negated(inside)
-    edge, sign = {"<": (start, "<"), "<=": (end, "<"), ">": (end, ">="), ">=": (start, ">=")}[sign]
-    return compared(field, sign, edge)
 
 
 def _described(token: Token) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from llm2clip.indexer.search.index import Index
 
 
@@ -32,26 +30,15 @@ class Explanation:
 
 def explain_search(index: Index, *, where: str | None = None) -> Explanation:
     """Explain how a search of an index is answered."""
-    manifest, allowed = index.manifest, index.allowed(where)
+    manifest = index.manifest
     covered = manifest.ann.rows if manifest.ann else 0
-    steps: list[str] = []
-    if manifest.tombstones:
-        steps.append(
-            f"{manifest.tombstones:,} of {manifest.rows:,} vectors are of images that were removed or changed and "
-            "are skipped; llm2clip-index compact removes them"
-        )
-    count = len(index) if allowed is None else int(np.count_nonzero(allowed))
-    if where is not None:
-        share = count / len(index) if len(index) else 0.0
-        steps.append(f"{count:,} of {len(index):,} images pass the filter ({100 * share:.4g}%)")
-    steps += index.explain(where=where)
     return Explanation(
         path=str(index.path),
         items=len(index),
-        allowed=count,
+        allowed=index.count(where),
         tombstones=manifest.tombstones,
         covered=covered,
         tail=manifest.rows - covered,
         ann_index=str(manifest.ann.plan.get("kind", "?")) if manifest.ann else "none",
-        steps=tuple(steps),
+        steps=tuple(index.explain(where=where)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llm2clip.common.files import regular_size
 from llm2clip.indexer.ann.faiss_flat import wheel
 from llm2clip.indexer.ann.index_file import describe_device, read_ann
 from llm2clip.indexer.ann.nearest_neighbors import ANN_BATCH, KnnSearcher
@@ -25,14 +24,16 @@ from llm2clip.indexer.core.errors import (
     IndexerError,
     IndexNotFoundError,
 )
-from llm2clip.indexer.core.index_paths import require_named, uri_of
+from llm2clip.indexer.core.index_paths import require_named
 from llm2clip.indexer.core.results import Facets, Hit, IndexInfo
 from llm2clip.indexer.corpora.locator import read_located
-from llm2clip.indexer.filters.compile import compile_where, metadata_names
+from llm2clip.indexer.filters.compile import compile_where, fields_of, metadata_names
+from llm2clip.indexer.search.checks import check_size, checked_queries, stamp_of
 from llm2clip.indexer.search.overview import Overview
+from llm2clip.indexer.search.shown import hits_of, passing_line, tombstone_lines
 from llm2clip.indexer.storage.index_folder import describe_unfinished
 from llm2clip.indexer.storage.items_file import connect, number_in, sqlite
-from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow, shown_metadata
+from llm2clip.indexer.storage.items_reader import ErrorRow, ItemsReader, ShownRow
 from llm2clip.indexer.storage.manifest import KIND, Manifest, encoder_mismatch, read_manifest
 from llm2clip.indexer.storage.vector_segments import Vectors, map_segment
 
@@ -60,12 +61,13 @@ def open_index(path: str | os.PathLike[str], *, device: str = "cpu") -> Index:
     """
     folder = Path(path).expanduser().absolute()
     while True:
+        stamp = stamp_of(folder)
         try:
             manifest = read_manifest(folder)
         except IndexNotFoundError as error:
             raise IndexNotFoundError(describe_unfinished(folder) or str(error)) from error
         try:
-            return Index(folder, manifest, device=device)
+            return Index(folder, manifest, device=device, stamp=stamp)
         except IndexDamagedError:
             # A build may have replaced this generation since the manifest was read.
             if read_manifest(folder).generation == manifest.generation:
@@ -78,12 +80,14 @@ class Index:
     ``len(index)`` is the number of images that can be found.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, device: str = "cpu") -> None:
-        self.path, self.device = folder, device
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, device: str = "cpu", stamp: object = None
+    ) -> None:
+        self.path, self.device, self._stamp = folder, device, stamp
         self.manifest = manifest
         for name, record in manifest.files.items():
-            _check_size(folder / name, record.bytes)
-        _check_size(folder / manifest.items_file, manifest.items_bytes, or_more=True)
+            check_size(folder / name, record.bytes)
+        check_size(folder / manifest.items_file, manifest.items_bytes, or_more=True)
         # Mapped and opened now, not read: a change may replace this generation and delete its files.
         mapped = [map_segment(folder / s.file, rows=s.rows, dim=manifest.dim) for s in manifest.segments]
         self.vectors = Vectors(mapped, dim=manifest.dim)
@@ -194,7 +198,7 @@ class Index:
             IndexDamagedError: a file of the index is damaged.
             FaissNotInstalledError: FAISS is not installed.
         """
-        queries = self._checked(vectors)
+        queries = checked_queries(vectors, self.manifest)
         if k < 1:
             raise IndexerError(f"k must be at least 1, got {k}")
         searcher, allowed = self._searcher, self.allowed(where)
@@ -205,48 +209,40 @@ class Index:
         rows = self.items.shown(list({id for hits in found for id, _ in hits}))
         return [self._hits(hits, rows) for hits in found]
 
-    def _checked(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-        queries = np.ascontiguousarray(vectors, dtype=np.float32)
-        if queries.ndim != 2 or queries.shape[1] != self.manifest.dim:
-            raise IndexerError(
-                f"queries must have the shape (n, {self.manifest.dim}), got {queries.shape}: this index was built "
-                f"with encoder '{self.manifest.encoder['name']}'"
-            )
-        squares = np.einsum("nd,nd->n", queries, queries)
-        low, high = (float(squares.min()), float(squares.max())) if len(squares) else (1.0, 1.0)
-        if not (low > 0.98 and high < 1.02):  # also true if one is NaN
-            raise IndexerError(
-                f"queries must be finite rows of length 1, got lengths {low**0.5:.4g} to {high**0.5:.4g}: "
-                "divide each by its length"
-            )
-        return queries
-
     def _hits(self, found: Iterable[tuple[int, float]], rows: Mapping[int, ShownRow]) -> list[Hit]:
-        hits: list[Hit] = []
-        try:
-            for rank, (id, score) in enumerate(found, 1):
-                _, source, key, caption, metadata, width, height, mtime_ns = rows[id]
-                own, time, time_source = shown_metadata(metadata, mtime_ns=mtime_ns)
-                hits.append(
-                    Hit(
-                        id=id,
-                        key=key,
-                        score=score,
-                        rank=rank,
-                        uri=uri_of(key, corpus=self.manifest.sources[source]),
-                        caption=caption,
-                        metadata=own,
-                        time=time,
-                        time_source=time_source,
-                        width=width,
-                        height=height,
-                    )
-                )
-        except (LookupError, ValueError) as error:
-            raise IndexDamagedError(
-                f"{self.items.path} is damaged at item {id} ({error}). Run the build command again"
-            ) from error
-        return hits
+        damaged = f"{self.items.path} is damaged"
+        return hits_of(found, rows, sources=self.manifest.sources, damaged=damaged)
+
+    def count(self, where: str | None = None) -> int:
+        """How many images pass a filter; ``WhereError`` if it is not valid."""
+        allowed = self.allowed(where)
+        return len(self) if allowed is None else int(np.count_nonzero(allowed))
+
+    def passing(self, ids: Iterable[int], *, where: str | None) -> list[int]:
+        """Those of some ids that pass a filter, in their order."""
+        allowed = self.allowed(where)
+        return [id for id in ids if allowed is None or allowed[id]]
+
+    def take(self, ids: Sequence[int]) -> NDArray[np.float16]:
+        """The stored vectors of images that were found. Shape: (len(ids), dim), float16."""
+        return self.vectors.take(np.array(ids, dtype=np.int64))
+
+    def hashes(self, ids: Sequence[int]) -> dict[int, bytes]:
+        """Hashes of the contents of images that were found, by id."""
+        return dict(self.items.of_ids("id, hash", ids))
+
+    def like_key(self, pattern: str, *, limit: int) -> list[tuple[int, str]]:
+        """Id and key of at most so many images whose key matches a LIKE pattern, in which a backslash escapes."""
+        return self.items.visible("id, key", "AND key LIKE ? ESCAPE '\\' LIMIT ?", pattern, limit)
+
+    def texts(self) -> Iterator[list[tuple[int, str, str | None, str | None]]]:
+        """Id, key, caption and metadata (JSON) of all images by id, in lists."""
+        return self.items.pages("id, key, caption, metadata")
+
+    def fields_of(self, ids: Sequence[int], names: Sequence[str]) -> dict[int, tuple[Any, ...]]:
+        """Fields of filters of some images, by id."""
+        with self._filter_lock:
+            return fields_of(self._filtering(), ids, names, commit=self.manifest.generation)
 
     def hit(self, id: int) -> Hit | None:
         """An image as a search for itself gives it, with rank 1 and score 1; None if there is none of that id."""
@@ -288,7 +284,9 @@ class Index:
         Raises:
             WhereError: the filter is not valid.
         """
-        steps = [describe_device(self.device), *self._searcher.explain(allowed=self.allowed(where))]
+        steps = tombstone_lines(self.manifest)
+        steps += [] if where is None else [passing_line(self.count(where), of=len(self))]
+        steps += [describe_device(self.device), *self._searcher.explain(allowed=self.allowed(where))]
         ann = self.manifest.ann
         if ann is not None and len(ann.plan) > 1:  # an unplanned exact index has no plan to explain
             steps += Plan.from_json(ann.plan).lines()
@@ -356,6 +354,10 @@ class Index:
 
         return verify_index(self)
 
+    def changed(self) -> bool:
+        """Whether a newer generation was committed since this one was opened."""
+        return stamp_of(self.path) != self._stamp
+
     def close(self) -> None:
         """Close the files; the index cannot be used afterwards."""
         self.items.close()
@@ -367,19 +369,3 @@ class Index:
 
     def __exit__(self, *exception: Any) -> None:  # noqa: ANN401
         self.close()
-
-
-def _check_size(path: Path, expected: int, *, or_more: bool = False) -> None:
-    try:
-        size = regular_size(path)
-    except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise IndexDamagedError(
-            f"{path} {'is missing' if missing else f'is damaged: {error.strerror}'}: the index is incomplete. "
-            "Try  llm2clip-index verify --repair, or run the build command again"
-        ) from error
-    if size < expected or (size > expected and not or_more):
-        raise IndexDamagedError(
-            f"{path} is damaged: got {size:,} bytes, expected {expected:,}. "
-            "Try  llm2clip-index verify --repair, or run the build command again"
-        )

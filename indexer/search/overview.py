@@ -7,6 +7,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,11 +48,16 @@ class Overview:
         Raises:
             IndexDamagedError: the items cannot be read.
         """
+        return cls.of(every(connection, ("key", "path", "time"), commit=commit), rows=rows)
+
+    @classmethod
+    def of(cls, items: Iterable[tuple[Any, ...]], *, rows: int) -> Overview:
+        """From id, key, path and time of items; of those of one id the last counts."""
         times = np.full(rows, _UNKNOWN, dtype=np.int64)
         folder_of, type_of = np.zeros(rows, dtype=np.int32), np.zeros(rows, dtype=np.int32)
         folders: dict[tuple[str, ...], int] = {(): 0}
         types = {"": 0}
-        for id, key, path, time in every(connection, ("key", "path", "time"), commit=commit):
+        for id, key, path, time in items:
             if not 0 <= id < rows:
                 continue
             times[id] = _UNKNOWN if time is None else time

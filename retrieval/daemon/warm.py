@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
-from llm2clip.indexer.core.index_paths import Place, locate
+from llm2clip.indexer.core.index_paths import locate
 from llm2clip.retrieval.searcher import Searcher
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ class _Kept:
 
     asked: tuple[object, ...]
     """Everything that says which indexes and which encoder were meant."""
-    manifests: _Times
-    """Of the indexes: every change of an index replaces its manifest."""
     loaded_from: tuple[object, ...]
     """Everything that the encoder was loaded from."""
     searcher: Searcher
@@ -59,7 +57,11 @@ class WarmSearchers:
             os.environ.get("HOME"),
         )
         kept = self._kept
-        current = kept is not None and kept.asked == asked and kept.manifests == _times(_manifests(places))
+        current = (
+            kept is not None
+            and kept.asked == asked
+            and not any(index.changed() for index in kept.searcher.indexes)
+        )
         if (
             kept is not None
             and current
@@ -71,9 +73,7 @@ class WarmSearchers:
         loaded_from = _sources(opened, encoder, device=device)
         if kept is not None and loaded_from == kept.loaded_from:
             opened = Searcher(opened.indexes, encoder=kept.searcher.encoder, device=device)
-        self._kept = _Kept(
-            asked=asked, manifests=_times(_manifests(places)), loaded_from=loaded_from, searcher=opened
-        )
+        self._kept = _Kept(asked=asked, loaded_from=loaded_from, searcher=opened)
         if kept is not None:
             kept.searcher.close()
         return nullcontext(opened)
@@ -87,10 +87,6 @@ class WarmSearchers:
             *(f"index {index.path}" for index in searcher.indexes),
             f"encoder {searcher.index.manifest.encoder['name']}",
         ]
-
-
-def _manifests(places: Sequence[Place]) -> list[Path]:
-    return [place.path / "manifest.json" for place in places]
 
 
 def _sources(searcher: Searcher, encoder: str | None, *, device: str) -> tuple[object, ...]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llm2clip.encoders import Encoder
-    from llm2clip.indexer import Index
+    from llm2clip.indexer import SearchableIndex
 
 MOST_CALIBRATED = 1_000_000_000
 """Parameters of an encoder up to which scores are calibrated unasked: larger ones take minutes for it."""
@@ -64,7 +64,7 @@ class Calibration:
         return self.location - self.scale * math.log(-math.log(confidence))
 
 
-def calibrate(index: Index, captions: NDArray[np.float32]) -> Calibration:
+def calibrate(index: SearchableIndex, captions: NDArray[np.float32]) -> Calibration:
     """Calibrate the scores of an index.
 
     Args:
@@ -90,7 +90,7 @@ def fitted(best: NDArray[np.floating[Any]], captions: NDArray[np.float32]) -> Ca
     return Calibration(centre=captions.mean(axis=0), location=location, scale=scale, captions=len(captions))
 
 
-def calibration_of(index: Index, encoder: Encoder, *, compute: bool = True) -> Calibration | None:
+def calibration_of(index: SearchableIndex, encoder: Encoder, *, compute: bool = True) -> Calibration | None:
     """The calibration of an index, from the cache in the data folder if it is there.
 
     Args:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llm2clip.indexer import Hit, Index
+    from llm2clip.indexer import Hit, SearchableIndex
 
 ALIKE = 0.97
 """Least cosine of copies that were re-encoded or resized (docs/searching.md has the measurement)."""
@@ -23,7 +23,7 @@ _SHAPE = 0.02
 """Largest difference of aspect ratios of copies."""
 
 
-def folded(hits: Sequence[Hit], index_of: Callable[[Hit], Index]) -> list[Hit]:
+def folded(hits: Sequence[Hit], index_of: Callable[[Hit], SearchableIndex]) -> list[Hit]:
     """The hits without copies of better ones, which are the ``duplicates`` of those.
 
     What is kept of the first hits does not depend on those that follow.
@@ -77,23 +77,23 @@ def _stem(hit: Hit) -> tuple[str | None, str]:
 
 
 def _content(
-    hits: Sequence[Hit], index_of: Callable[[Hit], Index]
+    hits: Sequence[Hit], index_of: Callable[[Hit], SearchableIndex]
 ) -> tuple[list[bytes], NDArray[np.float32]]:
     """Content hashes and vectors of hits. Shape: (len(hits), dim), float32."""
     hashes = [b""] * len(hits)
     for index, places in by_index(hits, index_of):
-        found = dict(index.items.of_ids("id, hash", [hits[place].id for place in places]))
+        found = index.hashes([hits[place].id for place in places])
         for place in places:
             hashes[place] = found[hits[place].id]
     return hashes, stored_vectors(hits, index_of)
 
 
-def stored_vectors(hits: Sequence[Hit], index_of: Callable[[Hit], Index]) -> NDArray[np.float32]:
+def stored_vectors(hits: Sequence[Hit], index_of: Callable[[Hit], SearchableIndex]) -> NDArray[np.float32]:
     """The stored vectors of hits. Shape: (len(hits), dim), float32."""
     import numpy as np
 
     parts = [
-        (places, index.vectors.take(np.array([hits[place].id for place in places], dtype=np.int64)))
+        (places, index.take([hits[place].id for place in places]))
         for index, places in by_index(hits, index_of)
     ]
     vectors = np.zeros((len(hits), parts[0][1].shape[1] if parts else 0), dtype=np.float32)
@@ -102,9 +102,11 @@ def stored_vectors(hits: Sequence[Hit], index_of: Callable[[Hit], Index]) -> NDA
     return vectors
 
 
-def by_index(hits: Sequence[Hit], index_of: Callable[[Hit], Index]) -> list[tuple[Index, list[int]]]:
+def by_index(
+    hits: Sequence[Hit], index_of: Callable[[Hit], SearchableIndex]
+) -> list[tuple[SearchableIndex, list[int]]]:
     """The indexes that hits are from, each with the positions of its hits."""
-    found: dict[int, tuple[Index, list[int]]] = {}
+    found: dict[int, tuple[SearchableIndex, list[int]]] = {}
     for place, hit in enumerate(hits):
         index = index_of(hit)
         found.setdefault(id(index), (index, []))[1].append(place)

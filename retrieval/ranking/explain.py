@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from llm2clip.encoders import EncoderInfo
-    from llm2clip.indexer import Index
+    from llm2clip.indexer import SearchableIndex
     from llm2clip.retrieval.query.expression import Term
     from llm2clip.retrieval.ranking.calibration import Calibration
     from llm2clip.retrieval.ranking.options import SearchOptions
@@ -28,17 +28,15 @@ def explain(
     *,
     read: Sequence[str],
     fused: bool,
-    indexes: Sequence[Index],
+    indexes: Sequence[SearchableIndex],
     calibrations: Sequence[Calibration | None],
 ) -> tuple[str, ...]:
     """What was read, which path answered, and what was done with the images found; arguments as of ``Ranking``."""
-    from llm2clip.indexer.search.explain import explain_search
-
     steps = list(read)
     several = len(indexes) > 1
     for place, index in enumerate(indexes):
         begin = f"{index.path}: " if several else ""
-        steps += [f"{begin}{step}" for step in explain_search(index, where=options.where).steps]
+        steps += [f"{begin}{step}" for step in index.explain(where=options.where)]
         calibration = calibrations[place] if calibrations else None
         if calibration is not None:
             marks = ", ".join(f"{calibration.least(share):.3f} is {share:.0%}" for share in (0.5, 0.8, 0.95))

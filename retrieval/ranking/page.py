@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from llm2clip.indexer import Hit, Index
+    from llm2clip.indexer import Hit, SearchableIndex
     from llm2clip.retrieval.ranking.calibration import Calibration
 
 _SPARE = 16
@@ -29,7 +29,7 @@ NOTHING = "nothing like that here"
 class Ranking:
     """The images of one or several indexes, ranked for one query."""
 
-    indexes: Sequence[Index]
+    indexes: Sequence[SearchableIndex]
     """Indexes of one encoder, not empty."""
     vector: NDArray[np.float32]
     """Unit vector of the query. Shape: (dim,), float32."""
@@ -54,7 +54,7 @@ class Ranking:
         seen = cursor.seen if cursor else (options.page - 1) * options.k
         if seen > MOST_PAGED:
             raise ValueError(f"pages end after {MOST_PAGED:,} hits; narrow the query with a filter")
-        allowed = sum(self._allowed(options.where))
+        allowed = sum(index.count(options.where) for index in self.indexes)
         if options.by == "caption":
             hits = self._arranged(self._worded(options), options)
             total = len(hits)
@@ -98,15 +98,7 @@ class Ranking:
             calibrations=self.calibrations,
         )
 
-    def _allowed(self, where: str | None) -> list[int]:
-        """How many images of each index pass a filter."""
-        masks = [index.allowed(where) for index in self.indexes]
-        return [
-            len(index) if mask is None else int(mask.sum())
-            for index, mask in zip(self.indexes, masks, strict=True)
-        ]
-
-    def index_of(self, hit: Hit) -> Index:
+    def index_of(self, hit: Hit) -> SearchableIndex:
         """The index that a hit is from."""
         return next((index for index in self.indexes if str(index.path) == hit.index), self.indexes[0])
 
@@ -164,13 +156,11 @@ class Ranking:
         scored = [replace(hit, score=float(score)) for hit, score in zip(passed, scores, strict=True)]
         return sorted(scored, key=lambda hit: (-hit.score, hit.id))
 
-    def _scores(self, index: Index, ids: Sequence[int]) -> NDArray[np.float32]:
+    def _scores(self, index: SearchableIndex, ids: Sequence[int]) -> NDArray[np.float32]:
         """Scores as ``Index.search`` gives them. Shape: (len(ids),), float32."""
-        import numpy as np
-
         from llm2clip.indexer.ann.faiss_flat import exact_scores
 
-        return exact_scores(index.vectors.take(np.array(ids, dtype=np.int64)), self.vector)
+        return exact_scores(index.take(ids), self.vector)
 
     def _calibration(self, place: int) -> Calibration | None:
         return self.calibrations[place] if self.calibrations else None
@@ -231,8 +221,7 @@ class Ranking:
             ids = [] if options.by == "caption" else named(index, self.text)
             if options.by != "auto":
                 ids += matching(index, self.text, captions_only=options.by == "caption")
-            allowed = index.allowed(options.where)
-            ids = [id for id in dict.fromkeys(ids) if allowed is None or allowed[id]]
+            ids = index.passing(dict.fromkeys(ids), where=options.where)
             hits = [hit for id in ids if (hit := index.hit(id)) is not None]
             scores = self._scores(index, [hit.id for hit in hits])
             place = str(index.path) if len(self.indexes) > 1 else None
@@ -275,7 +264,7 @@ def newest_first(hits: Sequence[Hit]) -> list[Hit]:
     return [*timed, *(hit for hit in hits if not hit.time)]
 
 
-def merged(indexes: Sequence[Index], found: Sequence[Sequence[Hit]]) -> list[Hit]:
+def merged(indexes: Sequence[SearchableIndex], found: Sequence[Sequence[Hit]]) -> list[Hit]:
     """The hits of several indexes, best first, each image once; equal scores in the order of the indexes."""
     of_index = [
         [replace(hit, index=str(index.path)) for hit in hits]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 if TYPE_CHECKING:
-    from llm2clip.indexer import Index
+    from llm2clip.indexer import SearchableIndex
 
 MOST_MATCHES = 200
 """Most images that are found by words."""
@@ -26,7 +26,7 @@ _NAME = re.compile(
 _WORD = re.compile(r"\w+")
 _UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 """Scripts without spaces between words, searched by characters."""
-_tables: WeakKeyDictionary[Index, tuple[sqlite3.Connection, Lock]] = WeakKeyDictionary()
+_tables: WeakKeyDictionary[SearchableIndex, tuple[sqlite3.Connection, Lock]] = WeakKeyDictionary()
 _building = Lock()
 
 
@@ -35,11 +35,11 @@ def is_name(text: str) -> bool:
     return _NAME.fullmatch(text) is not None
 
 
-def named(index: Index, text: str) -> list[int]:
+def named(index: SearchableIndex, text: str) -> list[int]:
     """Ids of the images whose file name holds a text, those that are called so first."""
     wanted = PurePosixPath(text).stem if is_name(text) and "." in text else text
     escaped = re.sub(r"([\\%_])", r"\\\1", wanted)
-    found = index.items.visible("id, key", "AND key LIKE ? ESCAPE '\\' LIMIT 10000", f"%{escaped}%")
+    found = index.like_key(f"%{escaped}%", limit=10_000)
     names = {id: PurePosixPath(key.rpartition("#")[2]) for id, key in found}
     folded = wanted.casefold()
     within = [id for id, name in names.items() if folded in name.name.casefold()]
@@ -47,7 +47,7 @@ def named(index: Index, text: str) -> list[int]:
     return order[:MOST_MATCHES]
 
 
-def matching(index: Index, text: str, *, captions_only: bool) -> list[int]:
+def matching(index: SearchableIndex, text: str, *, captions_only: bool) -> list[int]:
     """Ids of the images whose words include all of a text, best first (BM25).
 
     Args:
@@ -79,7 +79,7 @@ def fused(by_score: Sequence[int], by_words: Sequence[int]) -> list[int]:
     return sorted(points, key=lambda id: -points[id])
 
 
-def _table(index: Index) -> tuple[sqlite3.Connection, Lock]:
+def _table(index: SearchableIndex) -> tuple[sqlite3.Connection, Lock]:
     """The words of an index in memory, as a full-text table of SQLite."""
     with _building:
         if (known := _tables.get(index)) is None:
@@ -88,7 +88,7 @@ def _table(index: Index) -> tuple[sqlite3.Connection, Lock]:
                 "CREATE VIRTUAL TABLE words USING fts5(name, caption, about, content='', "
                 'tokenize="unicode61 remove_diacritics 2")'
             )
-            for rows in index.items.pages("id, key, caption, metadata"):
+            for rows in index.texts():
                 table.executemany(
                     "INSERT INTO words(rowid, name, caption, about) VALUES (?, ?, ?, ?)", map(_row, rows)
                 )

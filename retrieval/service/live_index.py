@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
     from llm2clip.encoders import Encoder
-    from llm2clip.indexer import Index
+    from llm2clip.indexer import SearchableIndex
+    from llm2clip.indexer.core.address import Address
     from llm2clip.retrieval.service.telemetry import Telemetry
 
 
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 class _Opened:
     """An open generation, and how many requests use it."""
 
-    index: Index
-    stamp: tuple[int, int, int]
+    index: SearchableIndex
     users: int = 0
     retired: bool = False
 
@@ -30,13 +30,13 @@ class _Opened:
 class LiveIndex:
     """An index that is open in its newest generation. Safe to use from several threads."""
 
-    def __init__(self, path: Path, *, encoder: Encoder, device: str, telemetry: Telemetry) -> None:
+    def __init__(self, path: Path | Address, *, encoder: Encoder, device: str, telemetry: Telemetry) -> None:
         self.path, self._encoder, self._device, self._telemetry = path, encoder, device, telemetry
         self._lock = threading.Lock()
         self._current = self._open()
 
     @contextmanager
-    def newest(self) -> Iterator[Index]:
+    def newest(self) -> Iterator[SearchableIndex]:
         """The newest generation; an older one stays open for as long as a request uses it."""
         with self._lock:
             self._renew()
@@ -56,23 +56,18 @@ class LiveIndex:
             self._retire()
 
     def _open(self) -> _Opened:
-        from llm2clip.indexer import open_index
+        from llm2clip.indexer.engines.opening import open_anywhere
 
-        stamp = self._stamp()
-        index = open_index(self.path, device=self._device)
+        index = open_anywhere(self.path, device=self._device)
         index.require_encoder(self._encoder.info)
         self._telemetry.generation.set(index.manifest.generation)
         self._telemetry.images.set(len(index))
-        return _Opened(index, stamp)
-
-    def _stamp(self) -> tuple[int, int, int]:
-        status = (self.path / "manifest.json").stat()
-        return status.st_ino, status.st_mtime_ns, status.st_size
+        return _Opened(index)
 
     def _renew(self) -> None:
         """Open a new generation if there is one; the old one answers on where the new one cannot be opened."""
         try:
-            if self._stamp() == self._current.stamp:
+            if not self._current.index.changed():
                 return
             renewed = self._open()
         except (OSError, ValueError):

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llm2clip.encoders import Encoder
-    from llm2clip.indexer import Hit, Index
+    from llm2clip.indexer import Hit, SearchableIndex
+    from llm2clip.indexer.core.address import Address
 
 _SIDES = (160, 320, 640, 1280)
 _THUMBNAILS = 512
@@ -59,7 +60,7 @@ class SearchService:
     Coroutines are for one event loop; the rest may be called from any thread.
     """
 
-    path: Path
+    path: Path | Address
     """Folder of the index."""
     encoder: Encoder
     """The encoder that the index was built with."""
@@ -100,7 +101,7 @@ class SearchService:
             on_batch=lambda size: self.telemetry.batches.labels(kind).observe(size),
         )
 
-    def index(self) -> AbstractContextManager[Index]:
+    def index(self) -> AbstractContextManager[SearchableIndex]:
         """The newest generation of the index; an older one stays open for as long as a request uses it."""
         return self._live.newest()
 
@@ -168,7 +169,7 @@ class SearchService:
 
         with self.index() as index:
             _require_item(index, item)
-            row = index.vectors.take(np.array([item]))[0].astype(np.float32)
+            row = index.take([item])[0].astype(np.float32)
         unit: NDArray[np.float32] = row / np.linalg.norm(row)
         return unit
 
@@ -226,7 +227,7 @@ class SearchService:
                     rankings[place] = replace(rankings[place], known=hits)
             return [ranking.page(one) for ranking, one in zip(rankings, options, strict=True)]
 
-    def _calibration(self, index: Index, *, needed: bool) -> Calibration | None:
+    def _calibration(self, index: SearchableIndex, *, needed: bool) -> Calibration | None:
         """What scores mean; that of an earlier generation, while the encoder's thread makes the next unless needed."""
         generation = index.manifest.generation
         with self._lock:
@@ -330,7 +331,7 @@ class SearchService:
         self._live.close()
 
 
-def _require_item(index: Index, item: int) -> Hit:
+def _require_item(index: SearchableIndex, item: int) -> Hit:
     hit = index.hit(item)
     if hit is None:
         raise NoSuchItemError(f"no image has the id {item}")

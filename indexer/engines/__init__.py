@@ -1,0 +1,1 @@
+"""Indexes in other engines: exported to Lance, PostgreSQL or Milvus, and searched there."""

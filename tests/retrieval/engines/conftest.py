@@ -1,0 +1,64 @@
+"""An index with captions and metadata of all types, and the address of a table in each engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from llm2clip.encoders import FakeEncoder
+from llm2clip.indexer import build_index
+
+METADATA = (
+    {"author": "Ann", "rating": 3, "tags": ["sea", "Über", 3], "camera": {"make": 'Ni"kon'}},
+    {"author": "ann", "rating": 4.5, "tags": "sea", "camera": {"make": "Canon"}, "done": True},
+    {"author": "Bo%b_", "rating": "3", "tags": [], "done": False},
+    {"author": "Zoë", "rating": None, "tags": [True, "3"], "nested": [["sea"]]},
+    {"rating": -1, "author": 7, "tags": ["x", "y"], "long": 12345678901234567890},
+    {},
+)
+CAPTIONS = ("a red square", "Straße bei Nacht", "100% wool_len 'quoted'", "back\\slash\nline", "長頸鹿", None)
+
+
+@pytest.fixture(scope="session")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 48 images, each with its own colour and a JSON file beside it."""
+    folder = tmp_path_factory.mktemp("album") / "album"
+    random = np.random.default_rng(5)
+    for number in range(48):
+        name = f"{('', 'summer', 'summer/Zoë')[number % 3]}/{number:03d}{('', '-Ä', '_x')[number % 3]}".strip(
+            "/"
+        )
+        file = folder / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        colour = "#" + random.integers(0, 256, 3, dtype=np.uint8).tobytes().hex()
+        Image.new("RGB", (20 + number, 16), colour).save(file)
+        told = {**METADATA[number % 6], "caption": CAPTIONS[number // 2 % 6]}
+        file.with_suffix(".json").write_text(
+            json.dumps({name: each for name, each in told.items() if each != ""})
+        )
+    (folder / "copy.png").write_bytes((folder / "000.png").read_bytes())
+    return folder
+
+
+@pytest.fixture
+def album_index(album: Path, tmp_path: Path) -> Path:
+    """Its index by ``FakeEncoder``."""
+    build_index(album, tmp_path / "album.index", encoder=FakeEncoder())
+    return tmp_path / "album.index"
+
+
+@pytest.fixture(params=["lance"])
+def new_table(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """Makes addresses of tables that do not exist, in each engine in turn."""
+    counter = iter(range(100))
+    if request.param == "lance":
+        pytest.importorskip(
+            "lancedb", reason="lancedb is not installed: pip install 'llm2clip-retrieval[servers]'"
+        )
+        return lambda: f"lance://{tmp_path}/db/t{next(counter)}"
+    raise AssertionError(request.param)
