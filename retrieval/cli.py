@@ -156,6 +156,9 @@ def search(
         _only_one({"--cursor": cursor is not None, "--page": page > 1})
         outputs = {"json": as_json, "jsonl": as_jsonl, "tsv": as_tsv, "paths": as_paths, "null": null}
         _only_one({f"--{name}": asked for name, asked in outputs.items()})
+        if not interactive:
+            for name, asked in outputs.items():
+                _only_one({"--thumbnails": thumbnails not in (None, "never"), f"--{name}": asked})
         from llm2clip.retrieval.commands import SearchRequest, run
         from llm2clip.retrieval.ranking.options import SearchOptions
 

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from llm2clip.common.files import counted
 from llm2clip.common.terminal import graceful_interrupt, log_stderr
-from llm2clip.indexer.commands.session import progress_bar
+from llm2clip.indexer.commands.session import counting_bar, progress_bar
 from llm2clip.indexer.core.index_paths import locate
 from llm2clip.retrieval.output.printing import Output, print_answers
 from llm2clip.retrieval.output.results import Answer, Query, combined_query, text_query
 from llm2clip.retrieval.output.thumbnails import Thumbnails, choose_protocol, draw_thumbnails
 from llm2clip.retrieval.query.expression import join
+from llm2clip.retrieval.query.vector_cache import VectorCache
 from llm2clip.retrieval.ranking.options import SearchOptions
 from llm2clip.retrieval.searcher import Searcher
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from llm2clip.indexer import Progress
 
 
+_QUERIES_AT_ONCE = 64
+"""Queries whose texts are encoded together; where there are more, progress is shown."""
 _FETCHED = 40
 """Hits that are fetched at once for ``--interactive``."""
 
@@ -102,8 +105,10 @@ def run(request: SearchRequest, *, searchers: Searchers | None = None) -> bool:
     ):
         if request.interactive:
             answers = [_browse(searcher, queries, options, thumbnails=request.thumbnails)]
+        elif len(queries) > _QUERIES_AT_ONCE:
+            answers = _find_many(searcher, queries, options)
         else:
-            answers = _find(searcher, queries, options)
+            answers = _find(searcher, queries, options, say=_say)
         written = _write(searcher, answers, request)
         output = "paths" if request.interactive and request.output == "table" else request.output
         print_answers(answers, output=output, pictures=_pictures(searcher, request.thumbnails))
@@ -120,11 +125,30 @@ def run(request: SearchRequest, *, searchers: Searchers | None = None) -> bool:
     return found
 
 
-def _find(searcher: Searcher, queries: Sequence[Query], options: SearchOptions) -> list[Answer]:
+def _find_many(searcher: Searcher, queries: Sequence[Query], options: SearchOptions) -> list[Answer]:
+    """``_find``, a part of the queries at a time, with progress on a terminal."""
+    answers: list[Answer] = []
+    with counting_bar("searching", total=len(queries)) as count:
+        for start in range(0, len(queries), _QUERIES_AT_ONCE):
+            answers += _find(searcher, queries[start : start + _QUERIES_AT_ONCE], options, say=_say)
+            count(len(answers))
+    return answers
+
+
+def _find(
+    searcher: Searcher,
+    queries: Sequence[Query],
+    options: SearchOptions,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Answer]:
+    """The answers; vectors of texts come from the disk where they are there."""
     pages = searcher.find_all(
         [query.terms for query in queries],
         images={name: image for query in queries for name, image in query.images.items()},
         options=options,
+        known=VectorCache(),
+        say=say,
     )
     return [Answer.of(query, page) for query, page in zip(queries, pages, strict=True)]
 
@@ -149,8 +173,13 @@ def _browse(
     return Answer(query=first or text_query(""), hits=hits)
 
 
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        log_stderr(text)
+
+
 def _pictures(searcher: Searcher, thumbnails: Thumbnails) -> Callable[[Answer, int], Iterator[str]] | None:
-    protocol = choose_protocol(thumbnails)
+    protocol = None if thumbnails == "never" else choose_protocol(thumbnails)
     if protocol is None:
         return None
     return lambda answer, width: draw_thumbnails(

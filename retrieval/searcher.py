@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from llm2clip.encoders import Encoder, ImageSource
     from llm2clip.indexer import Hit, Progress, SearchableIndex
+    from llm2clip.retrieval.query.vector_cache import VectorCache
     from llm2clip.retrieval.ranking.calibration import Calibration
 
 
@@ -256,8 +257,13 @@ class Searcher:
         *,
         images: Mapping[str, ImageSource] | None = None,
         options: SearchOptions | None = None,
+        known: VectorCache | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> list[Page]:
-        """``find`` for each of several queries, whose texts are encoded together."""
+        """``find`` for each of several queries, whose texts are encoded together.
+
+        ``known`` has vectors of texts that were encoded before; ``say`` is told of what takes long, in a sentence.
+        """
         import numpy as np
 
         self._require_usable()
@@ -268,7 +274,7 @@ class Searcher:
         words = [term for term in terms if term.kind == "text"]
         texts = meant([term.value for term in words])
         self._warn_of_languages(texts)
-        vectors = dict(zip(words, text_vectors(texts, self.encoder), strict=True))
+        vectors = dict(zip(words, text_vectors(texts, self.encoder, known=known), strict=True))
         for term in terms:
             if term.kind == "image":
                 vectors[term] = self._image_vector(term.value, images or {})
@@ -282,7 +288,9 @@ class Searcher:
                 vector=query_vector(query, np.stack([vectors[term] for term in query])),
                 text=query[0].value if plain and len(query) == 1 else None,
                 read=reading(query, self.encoder.info) if options.explain else (),
-                calibrations=self._calibrations(compute=options.min_confidence is not None) if plain else (),
+                calibrations=self._calibrations(compute=options.min_confidence is not None, say=say)
+                if plain
+                else (),
             )
             page = ranking.page(options)
             pages.append(replace(page, hits=Hits(page.hits, thumbnail=self._thumbnail)))
@@ -310,13 +318,14 @@ class Searcher:
         unit: NDArray[np.float32] = row / np.linalg.norm(row)
         return unit
 
-    def _calibrations(self, *, compute: bool) -> tuple[Calibration | None, ...]:
+    def _calibrations(self, *, compute: bool, say: Callable[[str], None]) -> tuple[Calibration | None, ...]:
         """What scores mean in each index; ``compute`` although it takes long."""
         from llm2clip.retrieval.ranking.calibration import MOST_CALIBRATED, calibration_of
 
         compute = compute or self.encoder.info.parameters <= MOST_CALIBRATED
         missing = [index for index in self.indexes if self._known.get(index) is None]
-        self._known |= {index: calibration_of(index, self.encoder, compute=compute) for index in missing}
+        for index in missing:
+            self._known[index] = calibration_of(index, self.encoder, compute=compute, say=say)
         return tuple(self._known[index] for index in self.indexes)
 
     def _warn_of_languages(self, texts: Sequence[str]) -> None:

@@ -55,7 +55,7 @@ entries._TABLES = (folder / "catalogue.toml",)
 """
 TRIPS = {
     "build": ("", BUILD, 44),
-    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 35),
+    "search": (f"{BUILD}()", 'command("retrieval", "a red disc", "--index", str(folder / "index"))', 39),
     "load nano": ("", 'load("nano")', 15),
     "load CLIP": ("", 'load(folder / "clip")', 15),
     "load published": (CATALOGUE, 'load("tiny-openai", dtype="float32")', 23),

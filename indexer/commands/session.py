@@ -88,6 +88,22 @@ def working(*, interrupted: Callable[[], str]) -> Iterator[Callable[[Progress], 
 
 
 @contextmanager
+def counting_bar(what: str, *, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error where that is a terminal, told how many are done; silence elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+@contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
     """A progress bar on standard error where that is a terminal; silence elsewhere."""
     if not sys.stderr.isatty():

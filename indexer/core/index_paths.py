@@ -29,6 +29,10 @@ _MANIFEST = "manifest.json"
 _MOST_BYTES = 4 * 2**20
 """Longest manifest."""
 _CORPUS_DIGITS = re.compile(r"-[0-9a-f]{8}$")
+_IN_CONTAINER = re.compile(
+    r"(.*?\.(?:tar|zip|parquet|arrow|feather|3gp|avi|flv|m2ts|m4v|mkv|mov|mp4|mpeg|mpg|mts|ogv|webm|wmv))#(.*)",
+    re.DOTALL | re.IGNORECASE,
+)
 BY_NAME = frozenset(["list", "stdin"])
 """Types of corpus that may name files anywhere: lists."""
 
@@ -69,6 +73,12 @@ def root_of(identity: Mapping[str, str]) -> str:
 def named_place(identity: Mapping[str, str]) -> str:
     """What a user names to have a corpus read: its list, its shards, or its folder or URL."""
     return identity.get("list") or identity.get("shards") or root_of(identity)
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """Container and place in it: ``("a.tar", "b/c.jpg")`` of ``a.tar#b/c.jpg``, ``("", "cat #2.jpg")`` of a file."""
+    found = _IN_CONTAINER.fullmatch(key)
+    return (found[1], found[2]) if found else ("", key)
 
 
 def uri_of(key: str, *, corpus: Mapping[str, str]) -> str:

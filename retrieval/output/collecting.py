@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from llm2clip.common.files import counted, create_new
 from llm2clip.common.terminal import escape_control
+from llm2clip.indexer.core.index_paths import split_key
 
 if TYPE_CHECKING:
     from llm2clip.indexer import Hit
@@ -70,7 +71,7 @@ def _named(answers: Sequence[Answer]) -> Iterator[tuple[str, Hit]]:
     for number, answer in enumerate(answers, start=1):
         query = f"{number:03d}-" if len(answers) > 1 else ""
         for hit in answer.hits:
-            own = escape_control(PurePath(hit.key.rpartition("#")[2].replace("\\", "/")).name)
+            own = escape_control(PurePath(split_key(hit.key)[1].replace("\\", "/")).name)
             while len(own.encode(errors="replace")) > _NAME_BYTES:
                 own = own[1:]
             yield f"{query}{hit.rank:03d}-{own}", hit

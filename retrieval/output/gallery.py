@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from llm2clip.common.files import write_output
 from llm2clip.common.terminal import escape_control
+from llm2clip.indexer.core.index_paths import split_key
 from llm2clip.retrieval.output.results import Answer, Query, caption_for, capture_day, signed_sum
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _heading(number: int, query: Query) -> str:
 
 def _card(hit: Hit, query: Query, page: _Page) -> str:
     caption, language = caption_for(hit, query.language)
-    name = PurePath(hit.key.rpartition("#")[2]).name
+    name = PurePath(split_key(hit.key)[1]).name
     shown_name = f'<span class="key" title="{_text(hit.key)}">{_text(name)}</span>' if caption else ""
     caption = caption or name
     day = capture_day(hit)

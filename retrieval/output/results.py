@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Literal, final
 
 from llm2clip.common.terminal import escape_control
+from llm2clip.indexer.core.index_paths import split_key
 from llm2clip.retrieval.query.expression import Term, parse
 from llm2clip.retrieval.query.languages import guess_language
 
@@ -232,7 +233,7 @@ def _folders(hits: Sequence[Hit], names: Sequence[str], *, cells: int) -> list[s
 
     folders = []
     for hit in hits:
-        place = PurePath(hit.index or "", escape_control(hit.key).replace("#", "/"))
+        place = PurePath(hit.index or "", *split_key(escape_control(hit.key)))
         folders.append("/".join((*place.parent.parts, "")))
     shown = []
     for folder, name in zip(folders, names, strict=True):
@@ -258,7 +259,8 @@ def _after(answer: Answer) -> list[Text]:
     if answer.hits and answer.cursor and answer.total is not None:
         first, last = answer.hits[0].rank, answer.hits[-1].rank
         page = (last - 1) // max(1, last - first + 1) + 2
-        lines.append(f"  {first} to {last} of {answer.total:,}; more with --page {page}")
+        shown = f"{first} to {last}" if first < last else str(first)
+        lines.append(f"  {shown} of {answer.total:,}; more with --page {page}")
     lines += [f"  {escape_control(step)}" for step in answer.explanation]
     return [Text(line, style="dim") for line in lines]
 
@@ -273,7 +275,7 @@ def image_name(hit: Hit, *, cells: int) -> str:
     from rich.cells import cell_len
 
     key = escape_control(hit.key)
-    member = key.rpartition("#")[2]
+    _, member = split_key(key)
     last = PurePath(member).name
     name = next((part for part in (key, member, f"…/{last}", last) if cell_len(part) <= cells), member)
     return cut_front(name, cells=cells)

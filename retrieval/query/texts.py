@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from llm2clip.encoders import Encoder
+    from llm2clip.retrieval.query.vector_cache import VectorCache
 
 _JOINERS = "\u200c\u200d"
 """Zero-width non-joiner and joiner."""
@@ -35,8 +36,12 @@ class LongTextWarning(UserWarning):
     """A text is longer than the encoder reads at once, and was read in parts."""
 
 
-def text_vectors(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
+def text_vectors(
+    texts: Sequence[str], encoder: Encoder, *, known: VectorCache | None = None
+) -> NDArray[np.float32]:
     """Unit vectors of texts; one that is too long is the mean of its parts, weighted by their tokens.
+
+    ``known`` has vectors of texts that were encoded before.
 
     Returns:
         Shape: (len(texts), dim), float32.
@@ -49,16 +54,19 @@ def text_vectors(texts: Sequence[str], encoder: Encoder) -> NDArray[np.float32]:
     """
     import numpy as np
 
+    def encode(texts: Sequence[str]) -> NDArray[np.float32]:
+        return known.encode(texts, encoder=encoder) if known else encoder.encode_texts(texts)
+
     limit = encoder.info.max_text_tokens
     if all(4 * len(text) <= limit for text in texts):  # no tokenizer makes more than four of a character
-        return encoder.encode_texts(texts)
+        return encode(texts)
     tokens = encoder.count_tokens(texts)
     if max(tokens, default=0) <= limit:
-        return encoder.encode_texts(texts)
+        return encode(texts)
     parts = [
         split(text, encoder) if count > limit else [text] for text, count in zip(texts, tokens, strict=True)
     ]
-    encoded = encoder.encode_texts([part for each in parts for part in each])
+    encoded = encode([part for each in parts for part in each])
     vectors = np.zeros((len(texts), encoded.shape[1]), dtype=np.float32)
     at = 0
     for row, each in enumerate(parts):

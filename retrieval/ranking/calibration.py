@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llm2clip.common.files import data_home, write_atomic
+from llm2clip.retrieval.query.vector_cache import encoder_digest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,13 +92,20 @@ def fitted(best: NDArray[np.floating[Any]], captions: NDArray[np.float32]) -> Ca
     return Calibration(centre=captions.mean(axis=0), location=location, scale=scale, captions=len(captions))
 
 
-def calibration_of(index: SearchableIndex, encoder: Encoder, *, compute: bool = True) -> Calibration | None:
+def calibration_of(
+    index: SearchableIndex,
+    encoder: Encoder,
+    *,
+    compute: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+) -> Calibration | None:
     """The calibration of an index, from the cache in the data folder if it is there.
 
     Args:
         index: The index.
         encoder: The one it was built with.
         compute: Whether to encode the captions if that was not done before.
+        say: Told, in a sentence, when that begins.
 
     Returns:
         None: the index is empty, or ``compute`` is false and the captions' vectors are not in the cache.
@@ -108,6 +117,7 @@ def calibration_of(index: SearchableIndex, encoder: Encoder, *, compute: bool = 
     if captions is None:
         if not compute:
             return None
+        say(f"encoding {len(null_captions())} captions, once for this encoder, to tell how sure its hits are")
         captions = encoder.encode_texts(null_captions())
         _write_vectors(_place(f"captions-{digest}.npy"), captions)
     name = hashlib.blake2b(index.manifest.index_id.encode(), digest_size=8).hexdigest()
@@ -131,10 +141,8 @@ def null_captions() -> tuple[str, ...]:
 
 
 def _digest(encoder: Encoder) -> str:
-    """Hash of what the captions' vectors depend on: the encoder, whatever its name, its precision, and the captions."""
-    identity = {name: value for name, value in encoder.info.identity().items() if name != "name"}
-    told = json.dumps([identity, encoder.runtime.text_dtype, null_captions()], sort_keys=True)
-    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+    """Hash of what the captions' vectors depend on."""
+    return encoder_digest(encoder, *null_captions()).hex()[:16]
 
 
 def _place(name: str) -> Path | None:

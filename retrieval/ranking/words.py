@@ -12,6 +12,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from llm2clip.indexer.core.index_paths import split_key
+
 if TYPE_CHECKING:
     from llm2clip.indexer import SearchableIndex
 
@@ -40,7 +42,7 @@ def named(index: SearchableIndex, text: str) -> list[int]:
     wanted = PurePosixPath(text).stem if is_name(text) and "." in text else text
     escaped = re.sub(r"([\\%_])", r"\\\1", wanted)
     found = index.like_key(f"%{escaped}%", limit=10_000)
-    names = {id: PurePosixPath(key.rpartition("#")[2]) for id, key in found}
+    names = {id: PurePosixPath(split_key(key)[1]) for id, key in found}
     folded = wanted.casefold()
     within = [id for id, name in names.items() if folded in name.name.casefold()]
     order = sorted(within, key=lambda id: (names[id].stem.casefold() != folded, id))
@@ -100,7 +102,7 @@ def _row(item: tuple[int, str, str | None, str | None]) -> tuple[int, str, str, 
     id, key, caption, metadata = item
     told = json.loads(metadata) if metadata else {}
     captions = [caption or "", *_texts(told.get("captions")), *_texts(told.get("names"))]
-    name, about = key.rpartition("#")[2], " ".join(_texts(told))
+    name, about = split_key(key)[1], " ".join(_texts(told))
     return id, _spaced(name), _spaced(" ".join(captions)), _spaced(about)
 
 

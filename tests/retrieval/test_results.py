@@ -9,6 +9,9 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from llm2clip.indexer.containers.parquet import TABLES
+from llm2clip.indexer.core.index_paths import split_key
+from llm2clip.indexer.records.files import VIDEOS
 from llm2clip.retrieval.output.results import (
     Answer,
     Query,
@@ -151,6 +154,17 @@ def test_image_name_keeps_the_end():
     assert cell_len(short) <= 20
 
 
+def test_image_name_of_a_file_may_hold_a_number_sign():
+    assert image_name(hit(key="照片/两只猫#2.png"), cells=20) == "照片/两只猫#2.png"
+    assert image_name(hit(key="a-long-folder/another/两只猫#2.png"), cells=20) == "…/两只猫#2.png"
+
+
+@pytest.mark.parametrize("ending", sorted({".tar", ".zip"} | TABLES | VIDEOS))
+def test_split_key_knows_every_container(ending: str):
+    assert split_key(f"a#/b{ending}#c/d#1.jpg") == (f"a#/b{ending}", "c/d#1.jpg")
+    assert split_key(f"a{ending}.d/e#1.jpg") == ("", f"a{ending}.d/e#1.jpg")
+
+
 def test_answer_json_carries_everything():
     metadata = {"year": 2024, "names": {"zh": "长颈鹿"}}
     answer = Answer(query=text_query("长颈鹿"), hits=[hit(1, caption="giraffe", metadata=metadata)])
@@ -249,3 +263,8 @@ def test_answer_table_has_room_for_everything_in_60_columns():
         ["2", "0.500", "90%", "…/IMG_1.jpg", "2020-05-04", "a", "quiet"],
         ["2020-a-long…", "beach"],
     ]
+
+
+def test_answer_table_says_which_hit_is_shown():
+    answer = Answer(query=text_query("red"), hits=[hit()], total=180, cursor="x")
+    assert "  1 of 180; more with --page 2" in printed(answer)

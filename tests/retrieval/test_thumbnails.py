@@ -166,3 +166,10 @@ def test_search_command_thumbnails_follow_the_table(corpus: Corpus, search: Sear
     red = (255, 0, 0)
     assert read_blocks(lines) == [[(red, red)] * 18] * 6
     assert search(*arguments, "--thumbnails", "auto").stdout == plain
+
+
+@pytest.mark.parametrize("output", ["--json", "--jsonl", "--tsv", "--paths", "-0"])
+def test_search_command_refuses_thumbnails_among_lines(corpus: Corpus, search: Search, output: str):
+    result = search("red", output, "--thumbnails", "blocks", "--index", corpus.index)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert search("red", output, "--thumbnails", "never", "--index", corpus.index).exit_code == 0
