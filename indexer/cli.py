@@ -199,7 +199,7 @@ def export(
         output_option(
             "--to",
             metavar="ADDRESS",
-            help="Instead of a folder: a table of another engine, lance://FOLDER/TABLE.",
+            help="Instead of a folder: a table of another engine, lance://FOLDER/TABLE or postgresql://HOST/DATABASE/TABLE.",
         ),
     ] = None,
     sync: Annotated[

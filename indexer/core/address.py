@@ -9,10 +9,10 @@ from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from llm2clip.indexer.core.errors import IndexerError
 
-SCHEMES = ("lance",)
+SCHEMES = ("lance", "postgresql")
 """Engines that an index can be exported to and searched in."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
-EXAMPLE = "lance:///data/vectors/photos"
+EXAMPLE = "postgresql://localhost/photos/vectors"
 """For messages."""
 _FORMS = {
     "lance": "lance://FOLDER/TABLE, as in lance:///data/vectors/photos",

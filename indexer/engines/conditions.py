@@ -175,9 +175,9 @@ def quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def json_text(value: Value) -> str:
-    """A value as JSON."""
-    return json.dumps(value, ensure_ascii=False)
+def json_text(value: Value, *, listed: bool = False) -> str:
+    """A value as JSON, or a list of it alone."""
+    return json.dumps([value] if listed else value, ensure_ascii=False)
 
 
 def glob_regex(pattern: str) -> str:

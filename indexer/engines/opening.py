@@ -16,6 +16,7 @@ from llm2clip.indexer.search.index import open_index
 
 _ENGINES = {
     "lance": ("lancedb", "lance", "lance"),
+    "postgresql": ("psycopg", "postgres", "postgres"),
 }
 """Scheme -> package of the client, extra that installs it, and our module."""
 

@@ -58,7 +58,11 @@ class RemoteIndex:
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        found = retried(table, table.description)
+        try:
+            found = retried(table, table.description)
+        except BaseException:
+            table.close()
+            raise
         if found is None:
             table.close()
             raise IndexNotFoundError(

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +56,31 @@ def album_index(album: Path, tmp_path: Path) -> Path:
     return tmp_path / "album.index"
 
 
-@pytest.fixture(params=["lance"])
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of the database of a server that runs for the tests."""
+    pytest.importorskip("psycopg", reason=_MISSING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where XDG_RUNTIME_DIR is not set
+        pgserver = pytest.importorskip("pgserver", reason=_MISSING)
+    # The server runs as another user if this is root, and the path of its socket is short.
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))
+    folder.chmod(0o755)
+    server = pgserver.get_server(folder / "data", cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+_MISSING = "not installed: pip install 'llm2clip-retrieval[servers]'"
+_numbers = itertools.count()
+
+
+@pytest.fixture(params=["lance", "postgresql"])
 def new_table(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
     """Makes addresses of tables that do not exist, in each engine in turn."""
-    counter = iter(range(100))
     if request.param == "lance":
-        pytest.importorskip(
-            "lancedb", reason="lancedb is not installed: pip install 'llm2clip-retrieval[servers]'"
-        )
-        return lambda: f"lance://{tmp_path}/db/t{next(counter)}"
-    raise AssertionError(request.param)
+        pytest.importorskip("lancedb", reason=_MISSING)
+        return lambda: f"lance://{tmp_path}/db/t{next(_numbers)}"
+    head, _, query = request.getfixturevalue("postgres").partition("?")
+    return lambda: f"{head}/t{next(_numbers)}?{query}"

@@ -191,7 +191,9 @@ def test_export_continues_a_draft_that_nobody_sees(album_index, new_table, monke
     address = new_table()
     target = as_address(address)
     written = []
-    kind = type(open_table(target))
+    table = open_table(target)
+    table.close()
+    kind = type(table)
     upsert, batch = kind.upsert, kind.batch
     monkeypatch.setattr(kind, "batch", 16)
 
