@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import sys
 import warnings
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run_server(settings: ServerSettings, *, index: str | None, encoder: str | None, device: str) -> None:
-    """Serve until interrupted or terminated; requests in progress are answered first.
+    """Serve until interrupted or terminated; requests in progress are answered first, new ones refused.
 
     Raises:
         OSError: The address cannot be listened on.
@@ -46,6 +47,8 @@ def run_server(settings: ServerSettings, *, index: str | None, encoder: str | No
         limit_concurrency=None,
         h11_max_incomplete_event_size=64 * 1024,
     )
+    # uvicorn raises the signal that stopped it again at its end, when all is answered: that is no failure.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     uvicorn.Server(config).run(sockets=[listening])
 
 
