@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _BYS = ("auto", "image", "caption", "all")
 _SORTS = ("score", "date")
-_THUMBNAILS = ("auto", "never", "kitty", "iterm", "blocks")
+_THUMBNAILS = ("auto", "never", "kitty", "iterm", "sixel", "blocks")
 
 search_option, index_option, encoder_option, output_option, machine_option = (
     partial(typer.Option, rich_help_panel=group)
@@ -73,7 +73,7 @@ _TSV = "Print one line per hit, with columns between tabs and their names first.
 _PATHS = "Print only the paths of the images."
 _NULL = "Print only their paths, each ended by a null byte, as xargs -0 reads them."
 _PICTURES = (
-    "Pictures below the table, or of --interactive: auto, never, kitty, iterm, or blocks of 24-bit colour."
+    "Pictures below the table or of --interactive: auto, never, kitty, iterm, sixel, blocks (24-bit colour)."
 )
 Thumbs = Annotated[
     str | None,

@@ -1,4 +1,4 @@
-"""Pictures of hits in the terminal: the kitty graphics protocol, iTerm2's inline images, or coloured half blocks."""
+"""Pictures of hits in the terminal: the kitty graphics protocol, iTerm2's inline images, sixel, or half blocks."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import base64
 import io
 import math
 import os
+import struct
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Literal, TextIO, cast
 
 from llm2clip.common.terminal import escape_control
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL import Image
 
     from llm2clip.indexer import Hit
@@ -20,8 +24,8 @@ if TYPE_CHECKING:
 
     Terminal = TextIO | Screen
 
-Protocol = Literal["kitty", "iterm", "blocks"]
-Thumbnails = Literal["auto", "never", "kitty", "iterm", "blocks"]
+Protocol = Literal["kitty", "iterm", "sixel", "blocks"]
+Thumbnails = Literal["auto", "never", "kitty", "iterm", "sixel", "blocks"]
 
 COLUMNS = 18
 """Cells across a thumbnail."""
@@ -29,8 +33,11 @@ ROWS = 9
 """Most rows of a thumbnail: a cell is about twice as high as wide."""
 GAP = 2
 """Cells between two thumbnails."""
-_SCALE = {"kitty": 20, "iterm": 20, "blocks": 1}
-"""Pixels across a cell; the terminal scales pictures to the cells that they are given."""
+_SCALE = {"kitty": 20, "iterm": 20, "sixel": 10, "blocks": 1}
+"""Pixels across a cell; the terminal scales pictures to the cells that they are given, but for sixel, which is drawn
+for the cells of 10 x 20 pixels that terminals of this kind emulate where they do not say what theirs are."""
+_COLOURS = 255
+"""Colours of a sixel picture; the terminal has 256."""
 _CHUNK = 4096
 """Bytes of base64 in one escape sequence, which is the most that kitty takes."""
 
@@ -57,6 +64,8 @@ def choose_protocol(
             return "kitty"
         if program in ("iTerm.app", "WezTerm"):
             return "iterm"
+        if term.startswith(("foot", "mlterm", "contour")) or "WT_SESSION" in environment:
+            return "sixel"
     unicode = (stream.encoding or "").lower().replace("-", "") == "utf8"
     return "blocks" if unicode and environment.get("COLORTERM") in ("truecolor", "24bit") else None
 
@@ -147,6 +156,53 @@ def _png(image: Image.Image) -> str:
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def _sixel(sheet: Image.Image, columns: int, rows: int) -> str:
+    """Bands of six lines; in each a line of text for every colour of the band: a bit for each of six pixels."""
+    import numpy as np
+
+    width, height = _pixels_of(columns, rows)
+    sheet = sheet.resize((width, height))
+    seen = np.asarray(sheet.getchannel("A")) > 127
+    reduced = sheet.convert("RGB").quantize(_COLOURS)
+    colours = np.where(seen, np.asarray(reduced), _COLOURS)  # the last one is not drawn
+    palette = reduced.getpalette() or []
+    parts = [f'\x1bP0;1q"1;1;{width};{height}']
+    for number in range(len(palette) // 3):
+        red, green, blue = (round(level / 2.55) for level in palette[3 * number : 3 * number + 3])
+        parts.append(f"#{number};2;{red};{green};{blue}")
+    for top in range(0, height, 6):
+        band = colours[top : top + 6]
+        for colour in np.unique(band[band < _COLOURS]):
+            bits = (1 << np.arange(len(band))) @ (band == colour)
+            parts.append(f"#{colour}{_run_lengths(bits + 63)}$")
+        parts.append("-")
+    return "".join([*parts, "\x1b\\"])
+
+
+def _run_lengths(codes: NDArray[np.int64]) -> str:
+    """Characters, those that repeat as ``!COUNT`` and one of them. Shape: (width,)."""
+    return "".join(
+        f"!{count}{chr(code)}" if (count := len(list(run))) > 3 else chr(code) * count
+        for code, run in groupby(codes)
+    )
+
+
+def _pixels_of(columns: int, rows: int) -> tuple[int, int]:
+    """Width and height of so many cells of this terminal in pixels."""
+    try:
+        import fcntl
+        import termios
+
+        for stream in (sys.stdout, sys.stderr):
+            told = fcntl.ioctl(stream.fileno(), termios.TIOCGWINSZ, b"\0" * 8)
+            lines, across, width, height = struct.unpack("HHHH", told)
+            if lines and across and width and height:
+                return columns * width // across, rows * height // lines
+    except (ImportError, OSError, ValueError):  # no terminal, or one that does not say
+        pass
+    return columns * _SCALE["sixel"], rows * 2 * _SCALE["sixel"]
+
+
 def _blocks(sheet: Image.Image, columns: int, rows: int) -> str:
     """Two pixels in each cell, the upper one in the colour of the text."""
     lines = []
@@ -171,5 +227,6 @@ def _cell(upper: tuple[int, ...], lower: tuple[int, ...]) -> str:
 _ENCODERS: dict[Protocol, Callable[[Image.Image, int, int], str]] = {
     "kitty": _kitty,
     "iterm": _iterm,
+    "sixel": _sixel,
     "blocks": _blocks,
 }

@@ -113,6 +113,46 @@ def test_draw_thumbnails_protocols_hold_the_pixels(
     assert not pixels[..., 3][~shown].any()
 
 
+def read_sixel(text: str) -> np.ndarray:
+    """The picture, by another way than it was written: pixel by pixel. Shape: (height, width, 4), uint8."""
+    start = re.match(r'\x1bP0;1q"1;1;(\d+);(\d+)', text)
+    assert start
+    assert text.endswith("\x1b\\")
+    width, height = int(start[1]), int(start[2])
+    pixels = np.zeros((height + 5, width, 4), dtype=np.uint8)
+    palette: dict[str, list[int]] = {}
+    colour, x, y = "", 0, 0
+    for token in re.finditer(
+        r"#(\d+)(?:;2;(\d+);(\d+);(\d+))?|!(\d+)([?-~])|([?-~])|([$-])", text[start.end() : -2]
+    ):
+        number, red, green, blue, count, repeated, one, move = token.groups()
+        if number and red:
+            palette[number] = [round(2.55 * int(level)) for level in (red, green, blue)] + [255]
+        elif number:
+            colour = number
+        elif move:
+            x, y = 0, y + (6 if move == "-" else 0)
+        else:
+            bits, end = ord(repeated or one) - 63, x + int(count or 1)
+            for line in range(6):
+                if bits >> line & 1:
+                    pixels[y + line, x:end] = palette[colour]
+            x = end
+    assert not pixels[height:].any()
+    return pixels[:height]
+
+
+def test_draw_thumbnails_sixel_holds_the_pixels_in_fewer_colours():
+    shades = np.zeros((90, 180, 3), dtype=np.uint8)
+    shades[..., 0], shades[..., 2] = np.linspace(0, 255, 180), 128
+    row, _ = drawn("sixel", [shades, np.full((30, 60, 3), (0, 255, 0), dtype=np.uint8)])
+    pixels = read_sixel(row.removesuffix("\n").split("\n", 1)[1])
+    assert pixels.shape == (100, 380, 4)  # 10 x 20 pixels a cell where the terminal does not say
+    assert np.abs(pixels[:90, :180, :3].astype(int) - shades).max() <= 8
+    assert np.abs(pixels[:30, 200:260, :3].astype(int) - [0, 255, 0]).max() <= 8
+    assert (pixels[..., 3] == 255).sum() == 90 * 180 + 30 * 60
+
+
 @pytest.mark.parametrize(("width", "per_row"), [(10, 1), (60, 3), (80, 4), (98, 5)])
 def test_draw_thumbnails_fit_the_width(width: int, per_row: int):
     *rows, _ = drawn("blocks", [noise(18, 2, seed=0)] * 5, width=width)
@@ -140,6 +180,8 @@ def test_draw_thumbnails_show_the_path_of_what_cannot_be_read():
         ({"TERM": "xterm-kitty", "COLORTERM": "truecolor"}, "kitty"),
         ({"TERM": "xterm-256color", "TERM_PROGRAM": "iTerm.app"}, "iterm"),
         ({"TERM": "tmux-256color", "TERM_PROGRAM": "iTerm.app", "TMUX": "x", "COLORTERM": "truecolor"}, "blocks"),
+        ({"TERM": "foot", "COLORTERM": "truecolor"}, "sixel"),
+        ({"TERM": "xterm-256color", "WT_SESSION": "x"}, "sixel"),
         ({"TERM": "xterm-256color", "COLORTERM": "24bit"}, "blocks"),
         ({"TERM": "xterm-256color"}, None),
         ({}, None),
