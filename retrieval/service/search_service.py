@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -82,6 +83,8 @@ class SearchService:
         self._cache: OrderedDict[tuple[str, str], NDArray[np.float32]] = OrderedDict()
         self._calibrated: Calibration | None = None
         self._calibrated_for = -1
+        # More at once would each take longer, so that a page would see its first image later.
+        self._making = threading.Semaphore(os.cpu_count() or 1)
         self._thumbnails: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
 
     def _batcher(
@@ -296,9 +299,8 @@ class SearchService:
                 if key in self._thumbnails:
                     self._thumbnails.move_to_end(key)
                     return self._thumbnails[key]
-            data = self.image(item)
-        with self.telemetry.stage("thumbnail"):
-            small = small_webp(data, side=side)
+        with self._making, self.telemetry.stage("thumbnail"):
+            small = small_webp(self.image(item), side=side)
         with self._lock:
             self._thumbnails[key] = small
             if len(self._thumbnails) > _THUMBNAILS:

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from llm2clip.indexer import Hit
-from llm2clip.retrieval.output.gallery import render_gallery, thumbnail, write_gallery
+from llm2clip.retrieval.output.gallery import render_gallery, small_image, thumbnail, write_gallery
 from llm2clip.retrieval.output.results import Answer, Query, text_query
 
 from .conftest import hit
@@ -256,3 +257,22 @@ def test_write_gallery_creates_the_folder_and_returns_the_path(tmp_path: Path):
     written = write_gallery(tmp_path / "new" / "g.html", [], read_image=lambda _: b"")
     assert written == tmp_path / "new" / "g.html"
     assert written.read_text("utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_small_image_decodes_a_large_jpeg_at_a_part_of_its_size(monkeypatch: pytest.MonkeyPatch):
+    """Which looks the same; ``Image.draft`` is what Pillow decodes smaller by."""
+    shades = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    image, buffer = Image.fromarray(shades).resize((3200, 2400), Image.Resampling.BICUBIC), io.BytesIO()
+    image.save(buffer, "JPEG", quality=95)
+    drafted: list[tuple[int, int]] = []
+    draft = JpegImagePlugin.JpegImageFile.draft
+
+    def noted(self: JpegImagePlugin.JpegImageFile, mode: str, size: tuple[int, int]) -> object:
+        drafted.append(size)
+        return draft(self, mode, size)
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", noted)
+    small = small_image(buffer.getvalue(), side=320)
+    assert (small.size, drafted[0]) == ((320, 240), (800, 600))
+    whole = image.resize((320, 240), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(small).astype(int) - np.asarray(whole)).mean() < 2
