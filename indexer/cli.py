@@ -199,7 +199,7 @@ def export(
         output_option(
             "--to",
             metavar="ADDRESS",
-            help="Instead of a folder: a table of another engine, lance://FOLDER/TABLE or postgresql://HOST/DATABASE/TABLE.",
+            help="Instead of a folder: lance://FOLDER/TABLE, postgresql://HOST/DATABASE/TABLE or milvus://HOST/TABLE.",
         ),
     ] = None,
     sync: Annotated[

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
 
 from llm2clip.indexer.core.errors import IndexerError
 
-SCHEMES = ("lance", "postgresql")
+SCHEMES = ("lance", "postgresql", "milvus")
 """Engines that an index can be exported to and searched in."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,47}")
 EXAMPLE = "postgresql://localhost/photos/vectors"

@@ -34,6 +34,9 @@ class Condition(NamedTuple):
 class TextDialect(ABC):
     """Conditions on the columns of ``Row``. What is different in each engine is left to it."""
 
+    AND, OR, NOT, TRUE = " AND ", " OR ", "NOT ", "true"
+    """Words of the language, and what is always true."""
+
     def compile(self, where: str) -> str:
         """The expression of a filter; ``WhereError`` if it is not valid or cannot be expressed."""
         return Parser(where, self).parse().yes
@@ -42,11 +45,9 @@ class TextDialect(ABC):
         """Conditions joined by ``AND`` or ``OR``."""
         if len(clauses) == 1:
             return clauses[0]
-        other = "OR" if word == "AND" else "AND"
-        return Condition(
-            "(" + f" {word} ".join(clause.yes for clause in clauses) + ")",
-            "(" + f" {other} ".join(clause.no for clause in clauses) + ")",
-        )
+        one, other = (self.AND, self.OR) if word == "AND" else (self.OR, self.AND)
+        yes, no = (clause.yes for clause in clauses), (clause.no for clause in clauses)
+        return Condition(f"({one.join(yes)})", f"({other.join(no)})")
 
     def negated(self, clause: Condition, /) -> Condition:
         """The negation."""
@@ -55,7 +56,7 @@ class TextDialect(ABC):
     def missing(self, field: Field, /) -> Condition:
         """``field IS NULL``."""
         there = self.present(field)
-        return Condition(f"(NOT {there})", there)
+        return Condition(f"({self.NOT}{there})", there)
 
     def compared(self, field: Field, sign: str, value: Value, /) -> Condition:
         """A field compared with a value."""
@@ -71,21 +72,14 @@ class TextDialect(ABC):
 
     def compared_fields(self, left: Field, sign: str, right: Field, /) -> Condition:
         """Two fields of one type compared."""
-        one = self.tested(left, self.operand(left), sign, self.operand(right))
-        return (
-            one
-            if self.present(right) == "true"
-            else Condition(f"({one.yes} AND {self.present(right)})", f"({one.no} AND {self.present(right)})")
-        )
+        return self.tested(left, self.operand(left), sign, self.operand(right), also=self.present(right))
 
     def tested(self, field: Field, left: str, sign: str, right: str, *, also: str = "") -> Condition:
         """A comparison of a field that may be missing; ``also`` holds where it has an answer."""
-        there = "" if self.present(field) == "true" else f" AND {self.present(field)}"
-        there += f" AND {also}" if also else ""
-        return Condition(
-            f"({left} {self.sign(sign)} {right}{there})",
-            f"({left} {self.sign(_OPPOSITE[sign])} {right}{there})",
-        )
+        rest = [each for each in (self.present(field), also) if each not in ("", self.TRUE)]
+        signs = sign, _OPPOSITE[sign]
+        yes, no = (self.AND.join([f"{left} {self.sign(each)} {right}", *rest]) for each in signs)
+        return Condition(f"({yes})", f"({no})")
 
     def among(self, field: Field, values: Sequence[Value], /) -> Condition:
         """``field IN (values)``."""
@@ -109,13 +103,14 @@ class TextDialect(ABC):
     def has(self, field: Field, value: Value, /) -> Condition:
         """Whether a list in the metadata has a value; a single value counts as a list of one."""
         value = self.checked(value)
-        test = f"({self.metadata_equals(field, value).yes} OR {self.metadata_contains(field, value)})"
+        test = f"({self.metadata_equals(field, value).yes}{self.OR}{self.metadata_contains(field, value)})"
         return self.matched(field, test)
 
     def matched(self, field: Field, test: str) -> Condition:
         """A test of a field that may be missing."""
         there = self.present(field)
-        return Condition(f"({there} AND {test})", f"({there} AND NOT {test})")
+        begin = "" if there == self.TRUE else f"{there}{self.AND}"
+        return Condition(f"({begin}{test})", f"({begin}{self.NOT}{test})")
 
     def checked(self, value: Value) -> Value:
         """A value as the columns hold it."""
@@ -143,7 +138,7 @@ class TextDialect(ABC):
 
     @abstractmethod
     def present(self, field: Field) -> str:
-        """That a field is not missing; ``true`` for one that never is."""
+        """That a field is not missing; ``TRUE`` for one that never is."""
 
     @abstractmethod
     def pattern(self, column: str, pattern: str) -> str:

@@ -244,7 +244,7 @@ class _LanceDialect(TextDialect):
     def present(self, field: Field) -> str:
         if field.path is not None:
             return f"({self._text(field)} IS NOT NULL)"
-        return f"({field.name} IS NOT NULL)" if field.name in OPTIONAL else "true"
+        return f"({field.name} IS NOT NULL)" if field.name in OPTIONAL else self.TRUE
 
     def pattern(self, column: str, pattern: str) -> str:
         return f"({column} LIKE {quoted(pattern)})"

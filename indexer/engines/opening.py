@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +18,7 @@ from llm2clip.indexer.search.index import open_index
 _ENGINES = {
     "lance": ("lancedb", "lance", "lance"),
     "postgresql": ("psycopg", "postgres", "postgres"),
+    "milvus": ("pymilvus", "milvus", "milvus"),
 }
 """Scheme -> package of the client, extra that installs it, and our module."""
 
@@ -29,6 +31,7 @@ def open_table(address: Address) -> Table:
         EngineError: the engine cannot be reached.
     """
     package, extra, module = _ENGINES[address.scheme]
+    os.environ.setdefault("LANCE_LOG", "error")  # or it warns of empty lists, one by one
     if find_spec(package) is None:
         raise IndexerError(f"{address} needs {package}: pip install 'llm2clip-retrieval[{extra}]'")
     return cast("Table", import_module(f"llm2clip.indexer.engines.{module}").connect(address))

@@ -295,7 +295,7 @@ class _PostgresDialect(TextDialect):
     def present(self, field: Field) -> str:
         if field.path is not None:
             return f"({self._json(field)} IS NOT NULL)"
-        return f"({field.name} IS NOT NULL)" if field.name in OPTIONAL else "true"
+        return f"({field.name} IS NOT NULL)" if field.name in OPTIONAL else self.TRUE
 
     def pattern(self, column: str, pattern: str) -> str:
         return f"({column} LIKE {quoted(pattern)})"

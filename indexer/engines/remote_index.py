@@ -20,7 +20,8 @@ from llm2clip.indexer.core.results import Facets, Hit
 from llm2clip.indexer.corpora.locator import read_located
 from llm2clip.indexer.engines.rows import located, shown_row
 from llm2clip.indexer.engines.table import Description, EngineLostError, Found, Table
-from llm2clip.indexer.filters.compile import names_of
+from llm2clip.indexer.filters.compile import WhereError, names_of
+from llm2clip.indexer.filters.patterns import folded, like_matcher
 from llm2clip.indexer.search.checks import checked_queries
 from llm2clip.indexer.search.overview import Overview
 from llm2clip.indexer.search.shown import hits_of, passing_line
@@ -144,7 +145,11 @@ class RemoteIndex:
     def like_key(self, pattern: str, *, limit: int) -> list[tuple[int, str]]:
         """Id and key of at most so many images whose key matches a LIKE pattern."""
         where = "key LIKE '{}'".format(pattern.replace("'", "''"))
-        return self._select(("id", "key"), where=where, limit=limit)
+        try:
+            return self._select(("id", "key"), where=where, limit=limit)
+        except WhereError:  # the engine has no such LIKE
+            matches = like_matcher(folded(pattern))
+            return [(id, key) for id, key in self._select(("id", "key")) if matches(folded(key))][:limit]
 
     def texts(self) -> Iterator[list[tuple[int, str, str | None, str | None]]]:
         """Id, key, caption and metadata (JSON) of all images by id, in lists."""

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,15 +79,58 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def milvus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The host and port of a server that runs for the tests; a second one beside it would not start."""
+    pytest.importorskip("pymilvus", reason=_MISSING)
+    pytest.importorskip("milvus", reason=_MISSING)
+    folder = tmp_path_factory.mktemp("milvus")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-c",
+        "import milvus; milvus.main()",
+        "--data",
+        str(folder),
+        "--proxy-port",
+        str(port),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    ) as run:
+        try:
+            _wait_for_milvus(f"http://127.0.0.1:{port}")
+            yield f"127.0.0.1:{port}"
+        finally:
+            os.killpg(run.pid, signal.SIGKILL)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _wait_for_milvus(uri: str) -> None:
+    import pymilvus
+
+    for _ in range(120):
+        with contextlib.suppress(pymilvus.MilvusException):
+            pymilvus.MilvusClient(uri=uri, timeout=1).close()
+            return
+        time.sleep(1)
+    raise TimeoutError("Milvus did not start within two minutes")
+
+
 _MISSING = "not installed: pip install 'llm2clip-retrieval[servers]'"
 _numbers = itertools.count()
 
 
-@pytest.fixture(params=["lance", "postgresql"])
+@pytest.fixture(params=["lance", "postgresql", pytest.param("milvus", marks=pytest.mark.slow)])
 def new_table(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
     """Makes addresses of tables that do not exist, in each engine in turn."""
     if request.param == "lance":
         pytest.importorskip("lancedb", reason=_MISSING)
         return lambda: f"lance://{tmp_path}/db/t{next(_numbers)}"
+    if request.param == "milvus":
+        server = request.getfixturevalue("milvus")
+        return lambda: f"milvus://{server}/t{next(_numbers)}"
     head, _, query = request.getfixturevalue("postgres").partition("?")
     return lambda: f"{head}/t{next(_numbers)}?{query}"

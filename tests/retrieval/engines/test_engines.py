@@ -16,8 +16,10 @@ from llm2clip.indexer import (
     open_index,
 )
 from llm2clip.indexer.core.address import as_address
+from llm2clip.indexer.engines import remote_index
 from llm2clip.indexer.engines.export import EngineExport, export_to_engine
 from llm2clip.indexer.engines.opening import open_anywhere, open_table
+from llm2clip.indexer.engines.table import EngineError
 from llm2clip.indexer.filters.compile import WhereError
 from llm2clip.indexer.lifecycle.remove import Selection, remove_images
 from llm2clip.retrieval import Searcher, SearchOptions
@@ -265,3 +267,37 @@ def test_export_tunes_an_ann_index_to_the_recall(new_table, tmp_path):
         assert share >= 0.9, where
     assert any(report.kind in line for line in remote.explain())
     remote.close()
+
+
+def test_open_says_in_one_line_that_milvus_is_away_and_no_password(monkeypatch):
+    pytest.importorskip("pymilvus")
+    from llm2clip.indexer.engines import milvus
+
+    monkeypatch.setattr(milvus, "_SECONDS", 0.5)
+    with pytest.raises(EngineError, match="cannot reach milvus://ann@") as caught:
+        open_anywhere(as_address("milvus://ann:s3cret@127.0.0.1:1/vectors"))
+    assert "s3cret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_search_says_when_the_collection_was_dropped_or_is_of_someone_else(milvus, album_index, monkeypatch):
+    monkeypatch.setattr(remote_index, "WAITS", (0.0,))
+    pymilvus, name = pytest.importorskip("pymilvus"), "faulty"
+    address = as_address(f"milvus://{milvus}/{name}")
+    client = pymilvus.MilvusClient(uri=f"http://{milvus}")
+    with pytest.raises(IndexNotFoundError, match="does not exist"):
+        open_anywhere(address)
+    export_to_engine(album_index, address)
+    index = open_anywhere(address)
+    query = np.eye(1, index.manifest.dim, dtype=np.float32)
+    assert len(index.search(query, k=5)[0]) == 5
+    with pytest.raises(WhereError, match="whole or by their beginning"):
+        index.search(query, where="caption CONTAINS 'red'")
+    client.drop_collection(name)
+    with pytest.raises(EngineError, match="is no longer there: it was dropped"):
+        index.search(query, k=5)
+    client.create_collection(name, dimension=8)
+    with pytest.raises(EngineError, match="is not an index that llm2clip-index export wrote"):
+        open_anywhere(address)
+    index.close()
