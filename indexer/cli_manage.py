@@ -50,7 +50,9 @@ def list_indexes(as_json: JsonOption = False) -> None:
         run_list(as_json=as_json)
 
 
-def trust(index: Annotated[Path, typer.Argument(metavar="INDEX", help="Folder of the index.")]) -> None:
+def trust(
+    index: Annotated[str, typer.Argument(metavar="INDEX", help="Folder or address of the index.")],
+) -> None:
     """Trust an index that was built on another machine.
 
     Until then its vectors are searched, but no image that it names is read, no URL contacted, and no encoder

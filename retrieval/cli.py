@@ -57,7 +57,7 @@ Index = Annotated[
     list[str] | None,
     index_option(
         metavar="INDEX",
-        help="Folder or name of the index (see `llm2clip-index list`), or sample: for the sample images; "
+        help="Folder, name (see `llm2clip-index list`) or address of the index, or sample: for the sample images; "
         "repeat it to search several of the same encoder together.",
         show_default="LLM2CLIP_INDEX, else the default index, else sample:",
     ),

@@ -6,12 +6,14 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from llm2clip.common.files import format_bytes
 from llm2clip.common.terminal import escape_control, log_stderr
 from llm2clip.indexer.commands.session import SHOWN, images, place_of, print_report
+from llm2clip.indexer.core.address import as_address
 from llm2clip.indexer.core.errors import IndexerError
 from llm2clip.indexer.core.index_paths import (
     INDEX_VARIABLE,
@@ -22,6 +24,8 @@ from llm2clip.indexer.core.index_paths import (
     named_place,
     remember,
 )
+from llm2clip.indexer.core.searchable import Described
+from llm2clip.indexer.engines.opening import open_anywhere
 from llm2clip.indexer.lifecycle.delete import delete_index, index_files
 from llm2clip.indexer.lifecycle.move import indexes_below, move_sources
 from llm2clip.indexer.lifecycle.undo import undo_change
@@ -164,10 +168,14 @@ def run_delete(name: Path, *, yes: bool, as_json: bool) -> None:
         )
 
 
-def run_trust(index: Path) -> None:
+def run_trust(index: str) -> None:
     """Let an index of another machine have its images read and its encoder loaded; print which."""
-    folder = place_of(index)
-    manifest = read_manifest(folder)
+    manifest: Described
+    if address := as_address(index):
+        with closing(open_anywhere(address)) as opened:
+            manifest = opened.manifest
+    else:
+        manifest = read_manifest(place_of(Path(index)))
     remember(manifest.sources, encoder=manifest.encoder_source)
     for source in manifest.sources:
         print(escape_control(f"Images:  {named_place(source)} ({source['kind']})"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
-from urllib.parse import parse_qs, unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 from llm2clip.indexer.core.errors import IndexerError
 
@@ -32,7 +32,7 @@ class Address:
     table: str
     """Name of the table or collection."""
     shown: str
-    """The address without password and parameters."""
+    """The address without a password."""
 
     def __str__(self) -> str:
         return self.shown
@@ -63,8 +63,8 @@ def as_address(told: str | os.PathLike[str]) -> Address | None:
         raise IndexerError(f"expected {_FORMS[scheme]}, got more than one name after the host")
     table = _checked(unquote(table), scheme)
     user = f"{parts.username}@" if parts.username else ""
-    host = parts.hostname or next(iter(parse_qs(parts.query).get("host", [])), "")
-    shown = f"{scheme}://{user}{host}{f':{port}' if port else ''}{path}/{table}"
+    rest = f"?{parts.query}" if parts.query and "password" not in unquote(parts.query).lower() else ""
+    shown = f"{scheme}://{user}{parts.hostname or ''}{f':{port}' if port else ''}{path}/{table}{rest}"
     return Address(
         scheme=scheme,
         place=urlunsplit((scheme, parts.netloc, path, parts.query, "")),

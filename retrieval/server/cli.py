@@ -15,7 +15,7 @@ server_option, index_option, limit_option, machine_option = (
 )
 """Options that ``--help`` lists in a group."""
 
-_INDEX = "Folder or name of the index (see `llm2clip-index list`), or sample: for the sample images."
+_INDEX = "Folder, name (see `llm2clip-index list`) or address of the index, or sample: for the sample images."
 _HOST = "Address to listen on; others than this machine's need a token in LLM2CLIP_TOKEN."
 _ALLOW = "Another name of this server, for a reverse proxy; repeatable."
 _QUEUE = "Queries that may wait; further ones get status 429."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,13 @@ from llm2clip.encoders import FakeEncoder
 from llm2clip.indexer import (
     EncoderMismatchError,
     IndexConflictError,
+    IndexerError,
     IndexNotFoundError,
     build_index,
     open_index,
 )
+from llm2clip.indexer.commands.manage import run_trust
+from llm2clip.indexer.core import index_paths
 from llm2clip.indexer.core.address import as_address
 from llm2clip.indexer.engines import remote_index
 from llm2clip.indexer.engines.export import EngineExport, export_to_engine
@@ -301,3 +305,45 @@ def test_search_says_when_the_collection_was_dropped_or_is_of_someone_else(milvu
     with pytest.raises(EngineError, match="is not an index that llm2clip-index export wrote"):
         open_anywhere(address)
     index.close()
+
+
+@pytest.mark.parametrize(
+    ("told", "shown"),
+    [
+        ("postgresql://ann:pw@h:5432/photos/vectors", "postgresql://ann@h:5432/photos/vectors"),
+        ("postgresql://ann:pw@/photos/vectors?host=/run/pg", "postgresql://ann@/photos/vectors?host=/run/pg"),
+        ("postgresql://h/photos/vectors?pass%77ord=pw", "postgresql://h/photos/vectors"),
+        ("milvus://ann:pw@h/photos", "milvus://ann@h/photos"),
+        ("lance:///data/vectors/", "lance:///data/vectors"),
+    ],
+)
+def test_as_address_shows_no_password(told, shown):
+    address = as_address(told)
+    assert str(address) == shown
+    assert "pw" not in f"{address!r} {address}"
+
+
+def test_as_address_refuses_what_names_no_table_and_leaves_paths_alone():
+    assert as_address("photos.index") is as_address("/data/photos") is as_address("sample:") is None
+    for told in (
+        "postgresql://h",
+        "milvus://h/a/b",
+        "postgresql://h/d/no-dash",
+        "postgresql://h:x/d/t",
+        "lance:///",
+    ):
+        with pytest.raises(IndexerError, match="expected"):
+            as_address(told)
+
+
+def test_trust_lets_the_images_of_an_address_be_read(exported, tmp_path, monkeypatch):
+    monkeypatch.setenv("LLM2CLIP_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(index_paths, "_noted", set())
+    with Searcher.open(exported, encoder=FakeEncoder()) as remote:
+        hit = remote.search("night", k=1)[0]
+        with pytest.raises(
+            IndexerError, match=f"llm2clip-index trust '?{re.escape(exported.partition(':')[0])}://"
+        ):
+            remote.read_image(hit)
+        run_trust(exported)
+        assert remote.read_image(hit) == Path(hit.uri).read_bytes()
