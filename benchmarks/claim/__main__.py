@@ -27,7 +27,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         photographs=options.photographs,
         plots=options.out.parent,
         measured=options.measured,
-        text_model=options.text_model,
     )
     torch.set_num_threads(options.threads or torch.get_num_threads())
     for name in options.parts or PARTS:
@@ -46,7 +45,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--photographs", type=int, default=2000, help="training photographs of parts a and b")
     parser.add_argument("--measured", type=int, default=1000, help="held-back photographs of parts a and b")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
-    parser.add_argument("--text-model", default=ClaimSettings.text_model, help="text model of part c")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file of results")
     return parser
 

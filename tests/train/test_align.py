@@ -13,18 +13,22 @@ from torch import nn
 from typer.testing import CliRunner
 
 from llm2clip.encoders import FakeEncoder, load_encoder
-from llm2clip.encoders.layers.efficientnet_lite import class_code
-from llm2clip.train.align import material
+from llm2clip.encoders.core.errors import ModelError
+from llm2clip.encoders.images.preprocess import Preprocess, ResizeMode
+from llm2clip.encoders.layers.configs import HEAD_WIDTH, EfficientNetLiteConfig
+from llm2clip.encoders.layers.efficientnet_lite import EfficientNetLite, class_code
+from llm2clip.train.align import material, pipeline
 from llm2clip.train.align.closed_form import Moments, fit_cca
 from llm2clip.train.align.config import AlignLoss, ClosedForm, PairData, TextConfig, VisionConfig
 from llm2clip.train.align.pipeline import prepare, run_align
-from llm2clip.train.align.towers import LowRank, layer_name, load_tower
+from llm2clip.train.align.towers import LowRank, Tower, layer_name, load_tower
 from llm2clip.train.cli import app
 from llm2clip.train.core.history import read_history
 from llm2clip.train.core.param_groups import GroupConfig, place_parameters
 from llm2clip.train.core.report import Curve, draw, render_report
 from llm2clip.train.core.run_folder import RunError
 from llm2clip.train.data.captions import CaptionFileError
+from llm2clip.train.data.crops import CropConfig
 
 from .align_material import OPENAI, small_config, write_images
 
@@ -143,6 +147,81 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(images, tmp_path, t
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     torch.testing.assert_close(gradients[0], gradients[1], atol=2e-6, rtol=1e-4)
     assert gradients[0].abs().max() > 1e-3
+
+
+@pytest.fixture
+def small_lite(monkeypatch):
+    """A random EfficientNet-Lite for small images, in the place of any tower."""
+
+    def load(_spec, *, image_size=None):
+        torch.manual_seed(4)
+        config = EfficientNetLiteConfig(variant=0, image_size=64, batch_norm=False)
+        module = EfficientNetLite(config).requires_grad_(False)
+        with torch.no_grad():  # random convolutions alone let the signal fade
+            for unit in module.modules():
+                if isinstance(unit, nn.Conv2d):
+                    unit.weight.mul_(2.2)
+        preprocess = Preprocess(size=64, mode=ResizeMode.SQUASH, mean=(0.5,) * 3, std=(0.5,) * 3)
+        settings = {"variant": 0, "image_size": 64, "batch_norm": False}
+        return Tower(module, "efficientnet-lite", HEAD_WIDTH, None, preprocess, "lite", settings)
+
+    monkeypatch.setattr(pipeline, "load_tower", load)
+
+
+def test_last_blocks_have_the_gradients_of_the_whole_tower(images, tmp_path, small_lite):
+    whole = replace(small_config(images), crop=CropConfig(smallest=1.0))
+    gradients = {}
+    for name, trained, size in (("full", "full", 12), ("last", "last", 12), ("parts", "last", 5)):
+        vision = VisionConfig(tower="lite", trained=trained, last=3)
+        config = replace(whole, vision=vision, micro_batch=size)
+        stage = prepare(config, tmp_path / name, tell=quiet).stage
+        torch.manual_seed(7)
+        stage.step(3, np.random.default_rng(3))
+        gradients[name] = {n: p.grad for n, p in stage.tower.module.named_parameters()}
+    learnt = [name for name, grad in gradients["last"].items() if grad is not None]
+    lower = [
+        name for name in gradients["full"] if name.startswith(("stem", *(f"blocks.{n}." for n in range(13))))
+    ]
+    assert sorted(learnt + lower) == sorted(gradients["full"])
+    for name in learnt:
+        wanted = gradients["full"][name]
+        for got in gradients["last"][name], gradients["parts"][name]:  # what is stored is float16
+            assert F.cosine_similarity(got.flatten(), wanted.flatten(), dim=0) > 0.999, name
+            assert float(got.norm()) == pytest.approx(float(wanted.norm()), rel=0.02), name
+
+
+def test_last_blocks_are_refused_for_a_transformer(images, tmp_path):
+    vision = VisionConfig(tower=str(OPENAI), trained="last")
+    with pytest.raises(
+        ModelError, match=r"EfficientNet-Lite towers, got .*: set align\.vision\.trained to frozen"
+    ):
+        prepare(small_config(images, vision=vision), tmp_path, tell=quiet)
+
+
+def test_run_of_last_blocks_writes_the_tower_that_was_measured(images, tmp_path, small_lite):
+    vision = VisionConfig(tower="lite", trained="last", last=3, head="adapter", blocks=1, views=2)
+    config = small_config(images, vision=vision, closed_form=ClosedForm(used=True))
+    folder = run_align(config, tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    before = pipeline.load_tower("lite").module.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(tensors[f"vision.{name}"], value)}
+    assert changed == {
+        name for name in before if name.startswith(("blocks.13", "blocks.14", "blocks.15", "head"))
+    }
+    parts = prepare(config, tmp_path, tell=quiet)
+    stage = parts.stage
+    for prefix, module in (("vision", stage.tower.module), *stage.modules.items()):
+        own = {n.removeprefix(f"{prefix}."): t for n, t in tensors.items() if n.startswith(f"{prefix}.")}
+        if prefix in ("vision", "image_head", "text_adapter") and module is not stage.modules.get("vision"):
+            module.load_state_dict(own)
+    measured = parts.measure()
+    assert measured == json.loads((folder / "align.json").read_text())["measures"]
+    pixels = (
+        torch.from_numpy(parts.validation.pixels.take(parts.validation.numbers)).permute(0, 3, 1, 2).float()
+    )
+    with torch.no_grad():
+        through = stage.image_vectors(stage.tower.module(stage.tower.normalised(pixels)))
+        torch.testing.assert_close(parts.validation_vectors(), through, atol=0.01, rtol=0.01)
 
 
 def test_a_compiled_tower_has_the_losses_of_a_plain_one(images, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from llm2clip.train.data.caption_rows import Columns
 from llm2clip.train.data.crops import CropConfig
 from llm2clip.train.data.pair_batches import CaptionMix
 
-Trained: TypeAlias = Literal["frozen", "lora", "full"]
+Trained: TypeAlias = Literal["frozen", "last", "lora", "full"]
 Head: TypeAlias = Literal["linear", "adapter", "none"]
 
 
@@ -40,7 +40,10 @@ class VisionConfig:
     image_size: int | None = None
     """Side of the input in pixels, where the architecture leaves it open (EfficientNet-Lite)."""
     trained: Trained = "frozen"
-    """``frozen``: its features are computed once and only the head learns; ``lora``: low-rank updates; ``full``."""
+    """``frozen``: its features are computed once and only the head learns; ``last``: what the lower blocks give is
+    computed once and the last blocks learn (EfficientNet-Lite); ``lora``: low-rank updates; ``full``."""
+    last: int = 10
+    """Blocks that ``last`` trains."""
     head: Head = "linear"
     """``linear``: a projection, as published; ``adapter``: residual blocks before it; ``none``: the tower's own vector
     (SigLIP2)."""
@@ -49,7 +52,7 @@ class VisionConfig:
     expansion: int = 2
     """Inner width of a block in multiples of the outer one."""
     views: int = 1
-    """Frozen: versions of each image whose features are computed: as searched, mirrored, then random crops."""
+    """Frozen and last: versions of each image that are computed: as searched, mirrored, then random crops."""
     lora_rank: int = 16
     """Rank of the updates."""
     lora_alpha: float = 32.0
@@ -64,8 +67,13 @@ class VisionConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout must be in [0, 1), got {self.patch_dropout}")
-        if self.views < 1 or self.blocks < 0 or self.expansion < 1 or self.lora_rank < 1:
-            raise ValueError("views, expansion and lora_rank must be at least 1, blocks at least 0")
+        if min(self.views, self.last, self.expansion, self.lora_rank) < 1 or self.blocks < 0:
+            raise ValueError("views, last, expansion and lora_rank must be at least 1, blocks at least 0")
+
+    @property
+    def stored(self) -> bool:
+        """Whether what frozen blocks give is computed once and kept."""
+        return self.trained in ("frozen", "last")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from llm2clip.indexer.corpora.open import open_corpus
 from llm2clip.train.align.config import AlignConfig
 from llm2clip.train.align.heads import Scales, loss_of, make_image_head, make_text_adapter
 from llm2clip.train.align.material import text_maker
+from llm2clip.train.align.split import split_tower
 from llm2clip.train.align.towers import Tower, load_tower, prepare_training
 from llm2clip.train.caption_cache.writer import Maker
 from llm2clip.train.core.display import duration
@@ -88,18 +89,15 @@ def _estimate(
     maker: Maker | None,
     decoding: float,
 ) -> Estimate:
-    vision = config.vision
     listed = sum(1 for spec in config.train.images for _ in open_corpus(spec).records(captions=False))
     images = min(filter(None, (listed, config.train.limit)))
     config = replace(config, batch=max(2, min(config.batch, images)))  # no batch has an image twice
     batches = PairBatches([pair.captions for pair in pairs], size=config.batch, mix=config.mix, seed=0)
     texts = round(len(batches.texts) / len(pairs) * images)
-    frozen = vision.trained == "frozen"
-    passes = images * vision.views if frozen else config.loop.steps * config.batch * _TRAINED_COST
     width = maker.dim if maker else 1024
     seconds = {
         "decoding images": images * decoding / max(1, torch.get_num_threads()),
-        "vision tower": passes * _seconds_per_image(tower),
+        "vision tower": _tower_seconds(config, tower, images),
         "heads and loss": config.loop.steps * _seconds_per_step(config, tower, width),
     }
     if maker is not None:
@@ -118,24 +116,33 @@ def _estimate(
 def _memory(config: AlignConfig, tower: Tower, *, images: int, texts: int, width: int) -> dict[str, float]:
     with torch.device("meta"):
         heads = make_image_head(tower, config), make_text_adapter(width, config)
+    vision = config.vision
+    parts = split_tower(tower, vision)
+    parts.upper.requires_grad_(vision.trained == "last")
     trained = sum(p.numel() for m in (tower.module, *heads) for p in m.parameters() if p.requires_grad)
-    frozen = config.vision.trained == "frozen"
     copies = 16 + (4 if config.loop.ema else 0)  # weights, gradients, two moments
     side = tower.preprocess.size
     return {
         "trained weights and optimiser": trained * copies,
-        "cached features": 2.0 * (images * tower.width * config.vision.views if frozen else 0)
+        "cached features": 2.0 * (images * parts.width * vision.views if vision.stored else 0)
         + 2.0 * texts * width * config.text.cached,
         "scores of a batch": 12.0 * config.batch**2,
-        "pixels on disk": images * 3.0 * side**2 * (1 if frozen else 1.33),
+        "pixels on disk": images * 3.0 * side**2 * (1 if vision.stored else 1.33),
     }
 
 
-def _seconds_per_image(tower: Tower) -> float:
-    side = tower.preprocess.size
+def _tower_seconds(config: AlignConfig, tower: Tower, images: int) -> float:
+    """Seconds in the frozen part, which reads each view once, and in the trained one."""
+    vision, side = config.vision, tower.preprocess.size
     pixels = torch.zeros(_TIMED_IMAGES // 3, 3, side, side)
+    steps = config.loop.steps * config.batch * _TRAINED_COST / len(pixels)
     with torch.no_grad():
-        return _timed(lambda: tower.module(pixels)) / len(pixels)
+        if not vision.stored:
+            return steps * _timed(lambda: tower.module(pixels))
+        parts = split_tower(tower, vision)
+        rows = parts.lower(pixels)
+        seconds = images * vision.views / len(pixels) * _timed(lambda: parts.lower(pixels))
+        return seconds + (steps * _timed(lambda: parts.upper(rows)) if vision.trained == "last" else 0.0)
 
 
 def _seconds_per_step(config: AlignConfig, tower: Tower, width: int) -> float:

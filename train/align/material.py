@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llm2clip.encoders import load_encoder
 from llm2clip.train.align.config import AlignConfig, PairData
+from llm2clip.train.align.split import SplitTower
 from llm2clip.train.align.towers import Tower
 from llm2clip.train.caption_cache.sources import Caption as Row
 from llm2clip.train.caption_cache.sources import caption_files, read_captions
@@ -192,9 +193,16 @@ def _given_features(texts: Sequence[str], config: AlignConfig) -> TextFeatures:
 
 
 def image_features(
-    samples: Samples, folder: Path, *, tower: Tower, view: int, config: AlignConfig, tell: Tell
+    samples: Samples,
+    folder: Path,
+    *,
+    tower: Tower,
+    frozen: SplitTower,
+    view: int,
+    config: AlignConfig,
+    tell: Tell,
 ) -> Tensor:
-    """Features of a frozen tower. Shape: (images, width), float16.
+    """What the frozen part of a tower gives. Shape: (images, width), float16.
 
     View 0 is the image as it will be searched, 1 mirrored, others random crops, every second one mirrored.
     """
@@ -202,7 +210,7 @@ def image_features(
     def make(keys: Sequence[str]) -> NDArray[np.float32]:
         numbers = np.array([int(key) for key in keys], np.int64)
         parts = [
-            encode_view(samples.pixels.take(numbers[start : start + _CHUNK]), tower, view, config)
+            encode_view(samples.pixels.take(numbers[start : start + _CHUNK]), tower, frozen, view, config)
             for start in range(0, len(numbers), _CHUNK)
         ]
         return np.concatenate(parts)
@@ -210,11 +218,12 @@ def image_features(
     identity = {
         "name": tower.source,
         "preprocess": tower.preprocess.identifier,
+        "last": config.vision.last if config.vision.trained == "last" else None,
         "view": view,
         "crop": [config.crop.smallest, config.crop.ratio] if view > 1 else None,
         "seed": config.seed if view > 1 else None,
     }
-    maker = Maker(kind="vectors", identity=identity, dim=tower.width, make=make)
+    maker = Maker(kind="vectors", identity=identity, dim=frozen.width, make=make)
     count = len(samples.numbers)
 
     def said(done: Progress) -> None:
@@ -233,9 +242,9 @@ def image_features(
 
 @torch.inference_mode()
 def encode_view(
-    pixels: NDArray[np.uint8], tower: Tower, view: int, config: AlignConfig
+    pixels: NDArray[np.uint8], tower: Tower, frozen: SplitTower, view: int, config: AlignConfig
 ) -> NDArray[np.float32]:
-    """Features of one view of a few images. Shape: (n, S, S, 3), uint8 -> (n, width)."""
+    """What the frozen part gives of one view of a few images. Shape: (n, S, S, 3), uint8 -> (n, width)."""
     changes = CropConfig(smallest=config.crop.smallest if view > 1 else 1.0, ratio=config.crop.ratio)
     # The content decides the crops, so that they do not depend on how images are grouped into blocks.
     seed = int.from_bytes(hashlib.blake2b(pixels.tobytes(), digest_size=8).digest(), "big")
@@ -243,7 +252,7 @@ def encode_view(
     if view % 2:
         crops = replace(crops, mirrored=np.ones(len(pixels), np.bool_))
     images = augment(pixels, crops, size=tower.preprocess.size)
-    return np.asarray(tower.module(tower.normalised(images)).float().cpu().numpy())
+    return np.asarray(frozen.lower(tower.normalised(images)).float().cpu().numpy())
 
 
 def _whole(features: CaptionFeatures) -> Tensor:

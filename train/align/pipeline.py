@@ -31,6 +31,7 @@ from llm2clip.train.align.material import (
     unique_texts,
 )
 from llm2clip.train.align.output import ALIGNED, Trained, write_aligned
+from llm2clip.train.align.split import SplitTower, split_tower
 from llm2clip.train.align.stage import AlignStage, Images
 from llm2clip.train.align.towers import Tower, load_tower, merged, prepare_training
 from llm2clip.train.core.distributed import in_turn, is_first, wait_for_all
@@ -55,7 +56,7 @@ class Parts:
     validation: Samples
     """Samples to measure on."""
     validation_features: Tensor | None
-    """Of a frozen tower. Shape: (images, width)."""
+    """What the frozen part of the tower gives. Shape: (images, width)."""
     queries: tuple[Queries, ...]
     """Captions of the validation images by language."""
     texts: TextFeatures
@@ -79,7 +80,7 @@ class Parts:
         parts = []
         for start in range(0, count, _BLOCK):
             if features is not None:
-                parts.append(self.stage.image_vectors(features[start : start + _BLOCK].float()))
+                parts.append(self.stage.encode_stored(features[start : start + _BLOCK].float()))
             else:
                 parts.append(self.stage.encode(_pixels(self.validation, start, self.stage.tower)))
         return torch.cat(parts)
@@ -127,10 +128,10 @@ def prepare(config: AlignConfig, out: Path, *, tell: Tell) -> Parts:
     """Read the data, compute what can be computed once, and set up the stage; errors as in :func:`run_align`."""
     torch.manual_seed(config.seed)
     vision = config.vision
-    frozen = vision.trained == "frozen"
     tower = load_tower(vision.tower, image_size=vision.image_size)
+    split_at = split_tower(tower, vision)
     with in_turn():
-        larger = not frozen and config.crop.changes
+        larger = not vision.stored and config.crop.changes
         train_set = read_samples(config.train, out / "pixels", tower=tower, larger=larger, tell=tell)
         if config.validation is None:
             train_set, validation = split(train_set, config.kept_back, seed=config.seed)
@@ -148,22 +149,25 @@ def prepare(config: AlignConfig, out: Path, *, tell: Tell) -> Parts:
         texts = text_features(list(numbers), out, config=config, tell=tell)
         views: tuple[Tensor, ...] = ()
         measured = None
-        if frozen:
-            views, measured = _frozen_features(train_set, validation, out, tower, config, tell)
+        if vision.stored:
+            views, measured = _stored_features((train_set, validation), out, tower, split_at, config, tell)
     heads = make_image_head(tower, config), make_text_adapter(texts.width, config)
     if config.closed_form.used:
         tell("fitting the closed-form start")
-        _fit_start(config, heads, views or _tower_features(train_set, tower), texts, batches)
+        seen = _of_stored(views, split_at) if views else _tower_features(train_set, tower)
+        _fit_start(config, heads, seen, texts, batches)
     prepare_training(tower, vision)
+    split_at.upper.requires_grad_(vision.trained == "last")
     pixels, places = train_set.pixels, train_set.numbers
     stage = AlignStage(
         config,
         tower=tower,
         heads=heads,
         batches=batches,
-        images=Images(views) if frozen else Images(take=lambda chosen: pixels.take(places[chosen])),
+        images=Images(views) if vision.stored else Images(take=lambda chosen: pixels.take(places[chosen])),
         texts=texts.take,
         keys=train_set.keys,
+        upper=split_at.upper if vision.stored else None,
     )
     return Parts(
         stage=stage,
@@ -175,17 +179,22 @@ def prepare(config: AlignConfig, out: Path, *, tell: Tell) -> Parts:
     )
 
 
-def _frozen_features(
-    train_set: Samples, validation: Samples, out: Path, tower: Tower, config: AlignConfig, tell: Tell
+def _stored_features(
+    samples: tuple[Samples, Samples],
+    out: Path,
+    tower: Tower,
+    frozen: SplitTower,
+    config: AlignConfig,
+    tell: Tell,
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    views = tuple(
-        image_features(
-            train_set, out / f"image-features-{view}", tower=tower, view=view, config=config, tell=tell
-        )
-        for view in range(config.vision.views)
-    )
-    place = out / "image-features-validation"
-    return views, image_features(validation, place, tower=tower, view=0, config=config, tell=tell)
+    """Of training samples in several views, and of validation samples."""
+
+    def made(of: Samples, name: str, view: int) -> Tensor:
+        place = out / f"image-features-{name}"
+        return image_features(of, place, tower=tower, frozen=frozen, view=view, config=config, tell=tell)
+
+    views = tuple(made(samples[0], str(view), view) for view in range(config.vision.views))
+    return views, made(samples[1], "validation", 0)
 
 
 def _fit_start(
@@ -200,16 +209,15 @@ def _fit_start(
     for head in heads:
         make_blocks_identities(head)
     owner = np.repeat(np.arange(len(batches.starts) - 1), np.diff(batches.starts))
-    used = np.flatnonzero(batches.shares > 0)
     width = views[0].shape[1]
     moments = Moments(width, texts.width)
     with torch.no_grad():
-        for start in range(0, len(used), 16 * _BLOCK):
-            rows = used[start : start + 16 * _BLOCK]
-            text_rows = before_last(text_adapter, texts.take(batches.text_of[rows]))
-            for view in views:
-                image_rows = before_last(image_head, view[torch.from_numpy(owner[rows])].float())
-                moments.add(image_rows.cpu().numpy(), text_rows.cpu().numpy(), batches.shares[rows])
+        image_rows = [before_last(image_head, view.float()).cpu().numpy() for view in views]
+        for start in range(0, len(owner), 16 * _BLOCK):
+            rows = slice(start, start + 16 * _BLOCK)
+            text_rows = before_last(text_adapter, texts.take(batches.text_of[rows])).cpu().numpy()
+            for of_view in image_rows:
+                moments.add(of_view[owner[rows]], text_rows, batches.shares[rows])
     closed = config.closed_form
     fitted = fit_cca(
         moments,
@@ -220,6 +228,12 @@ def _fit_start(
     )
     set_last(image_head, fitted.image)
     set_last(text_adapter, fitted.text)
+
+
+@torch.no_grad()
+def _of_stored(views: tuple[Tensor, ...], frozen: SplitTower) -> tuple[Tensor, ...]:
+    """The tower's features from what its frozen part gives."""
+    return tuple(torch.cat([frozen.upper(rows.float()) for rows in view.split(_BLOCK)]) for view in views)
 
 
 @torch.no_grad()
@@ -240,7 +254,7 @@ def _described(parts: Parts) -> dict[str, object]:
     batches = parts.stage.batches
     return {
         "images": len(parts.train.keys),
-        "captions": int((batches.shares > 0).sum()),
+        "captions": len(batches.shares),
         "texts": len(batches.texts),
         "validation_images": len(parts.validation.keys),
         "validation_captions": {each.language: len(each.texts) for each in parts.queries},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,16 +30,16 @@ TextSource = Callable[[NDArray[np.int64]], Tensor]
 
 @dataclass(frozen=True)
 class Images:
-    """Where a step's images come from: cached features of one or several views, or pixels for a trained tower."""
+    """Where a step's images come from: what the frozen part of the tower gave of their views, or pixels."""
 
     features: tuple[Tensor, ...] = ()
-    """Of each view, shape (images, width); empty for a trained tower."""
+    """Of each view, shape (images, width); empty where no part is frozen."""
     take: Callable[[NDArray[np.int64]], NDArray[np.uint8]] | None = None
     """Numbers of samples to pixels, shape (n, S, S, 3)."""
 
 
 class AlignStage:
-    """What the loop trains: a head for each side, and the tower unless it is frozen."""
+    """What the loop trains: a head for each side, and the tower or its last blocks unless it is frozen."""
 
     name = "align"
 
@@ -52,18 +53,24 @@ class AlignStage:
         images: Images,
         texts: TextSource,
         keys: tuple[str, ...],
+        upper: nn.Module | None = None,
     ) -> None:
-        """Set up the optimiser; ``heads`` are those of images and of texts."""
+        """Set up the optimiser.
+
+        ``heads`` are those of images and of texts; ``upper`` is the part of the tower that reads ``images.features``,
+        and without it the whole tower reads pixels.
+        """
         self.config, self.tower, self.batches, self.keys = config, tower, batches, keys
         self.images, self.texts = images, texts
         self.image_head, self.text_adapter = heads
         self.scales = Scales(config.loss)
+        part = tower.module if upper is None else upper
         trained = config.vision.trained != "frozen"
         self._encode: Callable[[Tensor], Tensor] = (
-            torch.compile(tower.module) if trained and config.vision.compiled else tower.module
+            torch.compile(part) if trained and config.vision.compiled else part
         )
         self.modules: Mapping[str, nn.Module] = {
-            **({"vision": tower.module} if trained else {}),
+            **({"vision": part} if trained else {}),
             "image_head": self.image_head,
             "text_adapter": self.text_adapter,
             "scales": self.scales,
@@ -100,6 +107,10 @@ class AlignStage:
         """Tower and head. Shape: (B, 3, S, S), 0 to 255 -> (B, dim)."""
         return self.image_vectors(self._encode(self.tower.normalised(pixels)))
 
+    def encode_stored(self, rows: Tensor) -> Tensor:
+        """The part of the tower that is trained, and head. Shape: (B, width of ``images.features``) -> (B, dim)."""
+        return self.image_vectors(self._encode(rows))
+
     def _text_vectors(self, features: Tensor) -> Tensor:
         vectors: Tensor = self.text_adapter(self._dropped(features, self.text_adapter))
         return vectors
@@ -113,12 +124,10 @@ class AlignStage:
         """Functions that give the vectors of a micro-batch each; random numbers are those of the whole batch."""
         if self.images.features:
             views = rng.integers(len(self.images.features), size=count)[mine.start : mine.stop]
-            features = torch.empty(len(chosen), self.tower.width)
-            for view, stored in enumerate(self.images.features):
-                rows = np.flatnonzero(views == view)
-                if len(rows):
-                    features[torch.from_numpy(rows)] = stored[torch.from_numpy(chosen[rows])].float()
-            return [lambda: self.image_vectors(features)]
+            features = self._stored(chosen, views)
+            if self.config.vision.trained == "frozen":
+                return [lambda: self.image_vectors(features)]
+            return [partial(self.encode_stored, rows) for rows in features.split(self.micro_batch)]
         assert self.images.take is not None
         take, size = self.images.take, self.tower.preprocess.size
         crops = draw_crops(count, config=self.config.crop, rng=rng).part(mine)
@@ -128,6 +137,16 @@ class AlignStage:
             return lambda: self.encode(augment(take(chosen[rows]), crops.part(rows), size=size))
 
         return [part(start) for start in range(0, len(chosen), self.micro_batch)]
+
+    def _stored(self, chosen: NDArray[np.int64], views: NDArray[np.int64]) -> Tensor:
+        """Rows of samples, each of one of its views. Shape: (n, width), float32."""
+        whole = self.images.features
+        features = torch.empty(len(chosen), whole[0].shape[1])
+        for view, stored in enumerate(whole):
+            rows = np.flatnonzero(views == view)
+            if len(rows):
+                features[torch.from_numpy(rows)] = stored[torch.from_numpy(chosen[rows])].float()
+        return features
 
     def _in_parts(self, parts: list[Callable[[], Tensor]], text_rows: Tensor, seed: int) -> Tensor:
         """Gradient caching (Gao et al. 2021): vectors first, then their gradients through one part at a time."""

@@ -44,7 +44,7 @@ class PairBatches:
     def __init__(
         self, captions: Sequence[Sequence[Caption]], *, size: int, mix: CaptionMix, seed: int
     ) -> None:
-        """Number all texts; ``CaptionFileError`` if the mix leaves less than a batch of two images.
+        """Number the texts of the mix; ``CaptionFileError`` if it leaves less than a batch of two images.
 
         Args:
             captions: Of each image.
@@ -54,21 +54,21 @@ class PairBatches:
         """
         self.seed = seed
         numbers: dict[str, int] = {}
-        starts, texts, shares = [0], [], []
+        starts, texts, shares = [0], list[int](), list[float]()
         for each in captions:
-            for caption in each:
-                texts.append(numbers.setdefault(caption.text, len(numbers)))
-            shares += _shares(each, mix)
+            for caption, share in zip(each, _shares(each, mix), strict=True):
+                if share > 0:
+                    texts.append(numbers.setdefault(caption.text, len(numbers)))
+                    shares.append(share)
             starts.append(len(texts))
         self.texts: tuple[str, ...] = tuple(numbers)
-        """All different texts."""
+        """The different texts that are drawn."""
         self.starts = np.array(starts, np.int64)
         self.text_of = np.array(texts, np.int64)
         """Of each caption the number of its text; image i has captions ``starts[i]`` to ``starts[i + 1]``."""
         self.shares = np.array(shares, np.float64)
         """Of each caption the probability of being drawn for its image."""
-        drawn = np.add.reduceat(self.shares, self.starts[:-1]) if len(shares) else np.zeros(0)
-        self.images = np.flatnonzero(drawn > 0)
+        self.images = np.flatnonzero(np.diff(self.starts))
         """Images with a caption of the mix."""
         if len(self.images) < 2:
             raise CaptionFileError(
