@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from threading import RLock
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import numpy as np
 import psycopg
@@ -39,7 +39,7 @@ _SESSION = (
     "SET hnsw.max_scan_tuples = 200000",
     "SET statement_timeout = '600s'",
 )
-_Statement = sql.SQL | sql.Composed
+_Statement: TypeAlias = sql.SQL | sql.Composed
 _SECONDS = 10
 """How long a connection may take."""
 
