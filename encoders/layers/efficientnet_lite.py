@@ -31,6 +31,8 @@ from llm2clip.encoders.layers.configs import (
 
 _STEM = 32
 _EPS, _MOMENTUM = 1e-3, 0.01
+_AT_ONCE = 2
+"""Images per thread that pass a tower together on a CPU: what the layers give is then in the cache, not in memory."""
 
 
 class _Stage(NamedTuple):
@@ -105,6 +107,11 @@ class ConvUnit(nn.Module):
         return output
 
 
+def _relu6(features: Tensor) -> Tensor:
+    """Over the output of a convolution, which nothing else reads: memory for another would cost more than the ReLU."""
+    return F.relu6(features, inplace=True)
+
+
 class InvertedResidual(nn.Module):
     """Widen with 1 x 1, filter each channel, narrow with 1 x 1; added to the input where the shapes allow."""
 
@@ -122,8 +129,8 @@ class InvertedResidual(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Shape: (B, inputs, H, W) -> (B, width, H / stride, W / stride)."""
-        inner = F.relu6(self.expand(features)) if self.expand is not None else features
-        output: Tensor = self.project(F.relu6(self.depthwise(inner)))
+        inner = _relu6(self.expand(features)) if self.expand is not None else features
+        output: Tensor = self.project(_relu6(self.depthwise(inner)))
         return features + output if self.residual else output
 
 
@@ -152,10 +159,10 @@ class EfficientNetLite(nn.Module):
 
     def grid(self, pixels_B3SS: Tensor) -> Tensor:
         """What the last convolution gives. Shape: (B, 3, S, S) -> (B, HEAD_WIDTH, G, G), 0 to 6."""
-        features: Tensor = F.relu6(self.stem(pixels_B3SS))
+        features = _relu6(self.stem(pixels_B3SS))
         for block in self.blocks:
             features = block(features)
-        return F.relu6(self.head(features))
+        return _relu6(self.head(features))
 
     def folded(self, *, classes: bool = False) -> EfficientNetLite:
         """A copy for inference with each normalisation folded into its convolution, with or without the classifier.
@@ -207,8 +214,14 @@ class LiteTower(nn.Module):
         return self.config.width
 
     def forward(self, pixels_B3SS: Tensor) -> Tensor:
-        """Shape: (B, 3, S, S), normalised pixels -> (B, width), not unit length."""
-        return self._states(self.trunk(pixels_B3SS))
+        """Shape: (B, 3, S, S), normalised pixels -> (B, width), not unit length.
+
+        On a CPU without gradients a few images after the other, which is up to twice as fast as all at once.
+        """
+        if self.training or torch.is_grad_enabled() or pixels_B3SS.device.type != "cpu":
+            return self._states(self.trunk(pixels_B3SS))
+        parts = pixels_B3SS.split(_AT_ONCE * torch.get_num_threads())
+        return torch.cat([self._states(self.trunk(part)) for part in parts])
 
     def cells(self, pixels_B3SS: Tensor) -> Tensor:
         """What each cell of the grid would give alone. Shape: (B, 3, S, S) -> (B, G, G, width), not unit length."""

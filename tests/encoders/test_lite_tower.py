@@ -77,3 +77,21 @@ def test_int8_is_within_half_a_step_of_each_row():
         error = (back[name] - tensors[name]).flatten(1).abs().amax(1)
         assert bool((error <= step / 2 + 1e-9).all())
     assert torch.equal(back["bias"], tensors["bias"].half())
+
+
+def test_lite_tower_reads_few_images_at_once_on_a_cpu():
+    torch.manual_seed(2)
+    tower = LiteTower(LiteTowerConfig(trunk=EfficientNetLiteConfig(variant=0, image_size=32))).eval()
+    pixels = torch.randn(2 * torch.get_num_threads() + 3, 3, 32, 32)
+    passes: list[int] = []
+    tower.trunk.register_forward_pre_hook(lambda _, given: passes.append(len(given[0])))
+    whole = tower(pixels)  # gradients need one graph of the whole batch
+    before = pixels.clone()
+    with torch.inference_mode():
+        parts, none = tower(pixels), tower(pixels[:0])
+    assert passes[0] == len(pixels)
+    assert max(passes[1:]) == 2 * torch.get_num_threads()
+    assert sum(passes[1:]) == len(pixels)
+    assert torch.allclose(parts, whole.detach(), atol=1e-5)
+    assert none.shape == (0, tower.width)
+    assert torch.equal(pixels, before)
